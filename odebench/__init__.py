@@ -1,0 +1,28 @@
+"""odebench: what a neural ODE costs and what it gives, by model, solver, tolerance and gradient mode.
+
+Public names are looked up on first use, so that ``import odebench`` loads neither torch nor Hydra.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_run": "odebench.training.trained",
+    "solve": "odebench.ode",
+    "Solution": "odebench.ode",
+    "SolveError": "odebench.ode",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'odebench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
