@@ -1,0 +1,30 @@
+"""The engine: ordinary differential equations solved and differentiated in PyTorch.
+
+``solve(f, y0, t)`` is the door; it returns a ``Solution`` with the states, the statistics of the solve and
+a named status. Imports torch and nothing else of odebench. Names are looked up on first use, so that the
+tables of ``odebench.ode.methods`` can be read without torch.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "solve": "odebench.ode.solving",
+    "Solution": "odebench.ode.status",
+    "SolveError": "odebench.ode.status",
+    "Stats": "odebench.ode.status",
+    "Status": "odebench.ode.status",
+    "METHODS": "odebench.ode.methods",
+    "Tableau": "odebench.ode.methods",
+    "GRADIENTS": "odebench.ode.gradients",
+    "Adjoint": "odebench.ode.gradients",
+    "Backprop": "odebench.ode.gradients",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'odebench.ode' has no attribute {name!r}")

@@ -1,0 +1,104 @@
+"""The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from odebench.ode.status import Stats
+
+
+class Problem:
+    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state.
+
+    y0: [N], all tensors of the user's state one after the other.
+    times: T floats, strictly increasing or decreasing.
+    args: the tensors inside the user's args, in order.
+    stats: counted into by every evaluation.
+    """
+
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
+        if not callable(f):
+            raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
+        self.f = f
+        leaves, self._structure = pytree.tree_flatten(y0)
+        _check_state(leaves)
+        self.shapes = [leaf.shape for leaf in leaves]
+        self._sizes = [leaf.numel() for leaf in leaves]
+        self.y0 = _flat(leaves)
+        self.t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        self.times = _check_times(self.t)
+        arg_leaves, self._args_structure = pytree.tree_flatten(args)
+        self._arg_slots = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
+        self._arg_leaves = arg_leaves
+        self.args = [arg_leaves[i] for i in self._arg_slots]
+        self.stats = Stats()
+
+    def evaluate(self, t: float, y: Tensor, counts: bool = True) -> Tensor:
+        """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
+        self.stats.nfe += 1
+        return self.rate(t, y, self.args)
+
+    def rate(self, t: float, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+        """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors."""
+        leaves = list(self._arg_leaves)
+        for slot, value in zip(self._arg_slots, args, strict=True):
+            leaves[slot] = value
+        # Time in the state's dtype and device: no float64 where the device has none, and no host copy.
+        dtype = torch.float32 if y.dtype in (torch.bfloat16, torch.float16) else y.dtype
+        time = torch.full((), t, dtype=dtype, device=y.device)
+        rate = self.f(time, self.unflatten(y), *pytree.tree_unflatten(leaves, self._args_structure))
+        return self._flatten_rate(rate)
+
+    def time_shift(self, i: int, y: Tensor) -> Tensor:
+        """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
+        with torch.no_grad():
+            f = self.evaluate(self.times[i], y)
+        return (self.t[i] - self.t[i].detach()).to(y.dtype) * f
+
+    def unflatten(self, y: Tensor) -> Any:
+        """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
+        parts = (y,) if len(self._sizes) == 1 else y.split(self._sizes, dim=-1)
+        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self._structure)
+
+    def _flatten_rate(self, rate: Any) -> Tensor:
+        leaves, structure = pytree.tree_flatten(rate)
+        if structure != self._structure:
+            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            if not isinstance(leaf, Tensor) or leaf.shape != shape:
+                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
+            if leaf.dtype != self.y0.dtype:
+                raise ValueError(f"f(t, y) must return y's dtype: {self.y0.dtype} expected, got {leaf.dtype}")
+        return _flat(leaves)
+
+
+def _flat(leaves: list[Tensor]) -> Tensor:
+    return leaves[0].reshape(-1) if len(leaves) == 1 else torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+
+def _check_state(leaves: list[Any]) -> None:
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
+    first = leaves[0]
+    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves):
+        raise ValueError("all tensors of y0 must have one dtype and one device")
+    if not first.dtype.is_floating_point:
+        raise ValueError(f"y0 must be of a real floating-point dtype, got {first.dtype}")
+
+
+def _check_times(t: Tensor) -> list[float]:
+    if t.dim() != 1 or len(t) < 2:
+        raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
+    times = t.detach().double().tolist()
+    if not all(map(math.isfinite, times)):
+        raise ValueError("t must be finite")
+    differences = [after - before for before, after in zip(times, times[1:], strict=False)]
+    if not (all(d > 0 for d in differences) or all(d < 0 for d in differences)):
+        raise ValueError("t must be strictly increasing or strictly decreasing")
+    return times

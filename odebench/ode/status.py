@@ -1,0 +1,96 @@
+"""What a solve gives back: the states, how it ended, and what it cost."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+
+class Status(Enum):
+    """How a solve ended."""
+
+    success = "success"
+    max_steps = "max_steps"
+    step_underflow = "step_underflow"
+    non_finite = "non_finite"
+
+
+@dataclass
+class Stats:
+    """What a solve cost.
+
+    nfe: evaluations of the vector field.
+    accepted, rejected: steps.
+    step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by
+        adding them to the first time.
+    backward: the same for the backward pass of a gradient mode that solves an ODE of its own (each
+        evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``, and
+        added to when several backward passes go through one solve. None where the backward pass evaluates
+        nothing.
+    """
+
+    nfe: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    step_sizes: list[float] = field(default_factory=list)
+    backward: "Stats | None" = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an integration ended, where, and with what numbers."""
+
+    status: Status
+    time: float
+    step_size: float
+    error_ratio: float
+    nfe: int
+
+    def message(self) -> str:
+        """One line for the user: what happened, where, and the way out."""
+        where = (
+            f"at t={self.time:.6g} with step size {self.step_size:.3g}, "
+            f"last error ratio {self.error_ratio:.3g}, {self.nfe} evaluations"
+        )
+        return {
+            Status.success: f"success {where}",
+            Status.max_steps: f"max_steps: step limit reached {where}; raise max_steps or loosen the tolerance",
+            Status.step_underflow: f"step_underflow: the error stays above the tolerance {where}; the field may be "
+            "discontinuous or stiff, or the tolerance too tight for its dtype",
+            Status.non_finite: f"non_finite: the vector field gave NaN or inf {where}",
+        }[self.status]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of an initial value problem.
+
+    t: [T] the times asked for.
+    y: the states at those times: the structure of y0, each tensor [T, *its shape]; NaN at times that were
+        not reached.
+    stats: what the solve cost; ``stats.backward`` is filled by the backward pass.
+    outcome: how it ended; ``status`` is its name.
+    """
+
+    t: Tensor
+    y: Any
+    stats: Stats
+    outcome: Outcome
+
+    @property
+    def status(self) -> Status:
+        """How the solve ended."""
+        return self.outcome.status
+
+
+class SolveError(RuntimeError):
+    """A solve that did not reach its last time; ``solution`` holds what was reached.
+
+    Raised from a backward pass, ``solution`` is None: there the states belong to the adjoint.
+    """
+
+    def __init__(self, outcome: Outcome, solution: Solution | None = None, during: str = "solve") -> None:
+        super().__init__(f"{during} failed: {outcome.message()}")
+        self.outcome = outcome
+        self.solution = solution

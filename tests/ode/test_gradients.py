@@ -1,0 +1,256 @@
+"""Each gradient mode against float64 finite differences, the other modes, and exact derivatives."""
+
+import pytest
+import torch
+from torch import nn
+
+from odebench.ode import Adjoint, SolveError, solve
+
+TIMES = [0.0, 0.4, 1.1, 2.0]
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+HOWS = {
+    "dopri5": TIGHT,
+    "tsit5": {"method": "tsit5", **TIGHT},
+    "bosh3": {"method": "bosh3", "rtol": 1e-7, "atol": 1e-7},
+    "rk4": {"method": "rk4", "steps": 200},
+    "midpoint": {"method": "midpoint", "steps": 300},
+    "dopri5 at fixed steps": {"method": "dopri5", "steps": 80},
+}
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def forward(self, t, y, scale=1.0):
+        return scale * self.layers(torch.cat((y, t.expand(*y.shape[:-1], 1)), -1))
+
+
+@pytest.fixture
+def field():
+    torch.manual_seed(0)
+    field = Field()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.mul_(3)  # wild enough for the tolerance to matter
+    return field
+
+
+@pytest.fixture
+def y0():
+    return torch.tensor([[1.0, -0.5], [0.3, 0.8], [-1.2, 0.1]], dtype=torch.float64, requires_grad=True)
+
+
+def loss_of(y):
+    """Weighs every output time, and is not linear."""
+    return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
+
+
+def gradients(field, y0, times=TIMES, scale=None, **how):
+    wanted = [y0, *field.parameters(), *([] if scale is None else [scale])]
+    args = () if scale is None else (scale,)
+    return torch.autograd.grad(loss_of(solve(field, y0, times, args=args, **how).y), wanted)
+
+
+def finite_difference(loss, tensor, direction, eps=1e-5):
+    """Central difference of loss() along a direction in one tensor, changed in place."""
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            tensor.add_(direction, alpha=sign * eps)
+            values.append(float(loss()))
+            tensor.sub_(direction, alpha=sign * eps)
+    return (values[0] - values[1]) / (2 * eps)
+
+
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+@pytest.mark.parametrize("times", [TIMES, TIMES[::-1]], ids=["forward", "reversed"])
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_gradients_equal_finite_differences(mode, times, how, field, y0):
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    tensors = [y0, *field.parameters(), scale]
+    found = gradients(field, y0, times, scale, gradient=mode, **how)
+    generator = torch.Generator().manual_seed(1)
+    # Adaptive: the difference quotient sees the step sizes change. Adjoint: its error is the discretisation's.
+    bound = {"bosh3": 1e-4, "midpoint": 1e-3 if mode == "adjoint" else 1e-6}.get(how.get("method", ""), 1e-6)
+    for tensor, gradient in zip(tensors, found, strict=True):
+        direction = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
+        slope = finite_difference(
+            lambda: loss_of(solve(field, y0, times, args=(scale,), **how).y), tensor, direction
+        )
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=bound, abs=bound)
+
+
+def test_the_adjoint_approaches_the_true_gradient_as_the_tolerance_falls(field, y0):
+    truth = torch.cat([g.flatten() for g in gradients(field, y0, rtol=1e-12, atol=1e-12)])
+    errors = []
+    for tol in (1e-3, 1e-5, 1e-7, 1e-9):
+        found = gradients(field, y0, gradient="adjoint", rtol=tol, atol=tol)
+        errors.append(float((torch.cat([g.flatten() for g in found]) - truth).norm() / truth.norm()))
+    assert errors[0] < 1e-2
+    assert all(later < earlier / 5 for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+def test_a_tolerance_of_its_own_makes_the_backward_solve_more_exact(field, y0):
+    truth = torch.cat([g.flatten() for g in gradients(field, y0, **TIGHT)])
+
+    def error(mode):
+        found = gradients(field, y0, gradient=mode, rtol=1e-4, atol=1e-4)
+        return float((torch.cat([g.flatten() for g in found]) - truth).norm())
+
+    assert error(Adjoint(rtol=1e-2, atol=1e-2)) > 3 * error(Adjoint(rtol=1e-7, atol=1e-7))
+
+
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_gradients_with_respect_to_times(mode, field, y0):
+    times = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
+    loss = loss_of(solve(field, y0, times, gradient=mode, **TIGHT).y)
+    (found,) = torch.autograd.grad(loss, times)
+    for i in range(len(TIMES)):
+        direction = torch.zeros(len(TIMES), dtype=torch.float64)
+        direction[i] = 1
+        slope = finite_difference(lambda: loss_of(solve(field, y0, times, **TIGHT).y), times, direction)
+        assert float(found[i]) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+def test_backprop_is_differentiable_twice(y0):
+    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def final(w):
+        return solve(lambda t, y: w * torch.sin(y), y0.detach(), [0.0, 1.0], method="rk4", steps=10).y[-1].sum()
+
+    assert torch.autograd.gradcheck(final, (weight,))
+    assert torch.autograd.gradgradcheck(final, (weight,))
+
+
+def test_the_adjoint_says_that_it_is_differentiable_once(field, y0):
+    (gradient,) = torch.autograd.grad(
+        loss_of(solve(field, y0, TIMES, gradient="adjoint").y), y0, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_tuple_states_have_the_gradients_of_their_flat_twin(mode, field, y0):
+    def halves(t, y):
+        rate = field(t, torch.stack(y, -1))
+        return rate[..., 0], rate[..., 1]
+
+    solution = solve(halves, (y0[:, 0], y0[:, 1]), TIMES, gradient=mode, **TIGHT)
+    found = torch.autograd.grad(loss_of(torch.stack(solution.y, -1)), [y0, *field.parameters()])
+    for mine, flat in zip(found, gradients(field, y0, gradient=mode, **TIGHT), strict=True):
+        torch.testing.assert_close(mine, flat, rtol=1e-7, atol=1e-7)
+
+
+# The adjoint and what f reaches: parameters are found wherever they are, and what would be lost is refused.
+
+
+def test_parameters_in_closures_get_their_gradients():
+    rate = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    start = torch.ones(2, dtype=torch.float64)
+    solve(lambda t, y: -rate * y, start, [0.0, 1.5], gradient="adjoint", **TIGHT).y[-1].sum().backward()
+    torch.testing.assert_close(rate.grad, -1.5 * torch.exp(-1.5 * rate.detach()))
+
+
+def test_a_tensor_computed_outside_the_field_is_refused_by_name():
+    rate = torch.tensor([0.5, 2.0], requires_grad=True)
+    doubled = 2 * rate
+    with pytest.raises(ValueError, match=r"computed outside of it \(by MulBackward0\).*pass it through args"):
+        solve(lambda t, y: -doubled * y, torch.ones(2), [0.0, 1.0], gradient="adjoint")
+
+
+def test_the_same_tensor_through_args_reaches_what_it_was_computed_from():
+    rate = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    start = torch.ones(2, dtype=torch.float64)
+
+    def decay(t, y, options):
+        return -options["rate"] * y
+
+    solution = solve(decay, start, [0.0, 1.5], args=({"rate": 2 * rate, "unused": 3},), gradient="adjoint", **TIGHT)
+    solution.y[-1].sum().backward()
+    torch.testing.assert_close(rate.grad, -3 * torch.exp(-3 * rate.detach()))
+
+
+def test_frozen_parameters_and_unused_ones_do_no_harm(field, y0):
+    field.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    field.layers[0].bias.requires_grad_(False)
+    loss_of(solve(field, y0, TIMES, gradient="adjoint").y).backward()
+    assert field.layers[0].bias.grad is None
+    assert field.layers[0].weight.grad.abs().sum() > 0
+    assert field.unused.grad is None or not field.unused.grad.any()
+
+
+def test_a_state_that_is_computed_passes_its_gradient_on(field, y0):
+    found = {}
+    for mode in ("backprop", "adjoint"):
+        (found[mode],) = torch.autograd.grad(loss_of(solve(field, torch.tanh(y0), TIMES, gradient=mode, **TIGHT).y), y0)
+    torch.testing.assert_close(found["adjoint"], found["backprop"], rtol=1e-6, atol=1e-7)
+
+
+# What the backward pass costs.
+
+
+def test_adjoint_statistics_count_the_backward_solve(field, y0):
+    calls = 0
+
+    def counted(t, y):
+        nonlocal calls
+        calls += 1
+        return field(t, y)
+
+    solution = solve(counted, y0, TIMES, gradient="adjoint", rtol=1e-6, atol=1e-6)
+    forward = calls
+    assert solution.stats.nfe == forward
+    assert solution.stats.backward is None
+    loss_of(solution.y).backward()
+    backward = solution.stats.backward
+    assert solution.stats.nfe == forward
+    assert backward.nfe == calls - forward
+    # Segments start warm: one evaluation each, where the state and its adjoint jump, and no search.
+    assert backward.nfe == (len(TIMES) - 1) + 6 * (backward.accepted + backward.rejected)
+    assert sum(backward.step_sizes) == pytest.approx(TIMES[0] - TIMES[-1])
+
+
+def test_adjoint_memory_does_not_grow_with_the_steps(field, y0):
+    from torch.autograd.graph import saved_tensors_hooks
+
+    def bytes_saved(mode, steps):
+        saved = 0
+
+        def pack(tensor):
+            nonlocal saved
+            saved += tensor.nbytes
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            solve(field, y0, [0.0, 1.0], method="rk4", steps=steps, gradient=mode)
+        return saved
+
+    assert bytes_saved("adjoint", 10) == bytes_saved("adjoint", 80)
+    assert bytes_saved("backprop", 80) > 7 * bytes_saved("backprop", 10)
+
+
+def test_a_backward_solve_that_fails_says_so():
+    class Turncoat(nn.Module):
+        broken = False
+
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.ones(1))
+
+        def forward(self, t, y):
+            return self.rate * y * (float("nan") if self.broken else 1.0)
+
+    f = Turncoat()
+    y = solve(f, torch.ones(1), [0.0, 1.0], gradient="adjoint").y
+    f.broken = True
+    with pytest.raises(SolveError, match="backward solve of the adjoint failed: non_finite"):
+        y[-1].sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_solves_repeat_to_the_last_bit(mode, field, y0):
+    first, second = (gradients(field, y0, gradient=mode) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,84 @@
+"""Every method has the order that its tableau claims, by convergence slopes in float64."""
+
+import math
+
+import pytest
+import torch
+
+from odebench.ode import METHODS, solve
+
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+
+
+def pendulum(t, y):
+    """Nonlinear and dependent on time, so that every order condition counts."""
+    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
+    return y0, solve(pendulum, y0, [0.0, 2.0], method="dopri5", rtol=1e-13, atol=1e-13).y[-1]
+
+
+def slope(steps, errors):
+    """Least-squares slope of log error against log step size."""
+    x = torch.tensor([-math.log(n) for n in steps])
+    y = torch.tensor([math.log(e) for e in errors])
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fixed_steps_converge_with_the_order_of_the_method(name, truth):
+    y0, exact = truth
+    steps = [20, 28, 40, 56]
+    errors = [float((solve(pendulum, y0, [0, 2], method=name, steps=n).y[-1] - exact).norm()) for n in steps]
+    assert slope(steps, errors) == pytest.approx(METHODS[name].order, abs=0.35)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_dense_output_converges_with_its_order(name):
+    """One step of size h from an exact state: the local error of the interpolant is O(h^(order + 1))."""
+    y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
+    errors, sizes = [], [0.4, 0.2, 0.1]
+    for h in sizes:
+        inside = [0.3 * h, 0.7 * h]
+        exact = solve(pendulum, y0, [0.0, *inside], rtol=1e-13, atol=1e-13).y[1:]
+        # A tolerance so loose that the first step, of the whole span, is accepted.
+        loose = solve(pendulum, y0, [0.0, *inside, h], method=name, rtol=10, atol=10, first_step=h)
+        assert loose.stats.accepted == 1
+        errors.append(float((loose.y[1:3] - exact).norm()))
+    measured = slope([1 / h for h in sizes], errors)
+    assert measured == pytest.approx(METHODS[name].dense_order + 1, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_error_falls_with_the_tolerance(name, truth):
+    y0, exact = truth
+    errors = [
+        float((solve(pendulum, y0, [0, 2], method=name, rtol=tol, atol=tol).y[-1] - exact).norm())
+        for tol in (1e-3, 1e-5, 1e-7)
+    ]
+    assert errors[0] < 1e-2
+    assert errors[1] < errors[0] / 10
+    assert errors[2] < errors[1] / 10
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tableau_is_consistent(name):
+    method = METHODS[name]
+    assert sum(method.b) == pytest.approx(1)
+    for c, row in zip(method.c, method.a, strict=True):
+        assert sum(row) == pytest.approx(c, abs=1e-13)
+    if method.adaptive:
+        assert sum(method.error) == pytest.approx(0, abs=1e-13)
+        for row, b in zip(method.dense, method.b, strict=True):
+            assert sum(row) == pytest.approx(b, abs=1e-13)
+
+
+def test_a_tableau_of_the_wrong_shape_is_refused():
+    from odebench.ode import Tableau
+
+    with pytest.raises(ValueError, match="row i of a needs i"):
+        Tableau("odd", "nobody", 1, (0.0, 1.0), ((),), (0.5, 0.5))

@@ -1,0 +1,202 @@
+"""The door: exact solutions, outputs, statistics, statuses, and clear errors."""
+
+import math
+
+import pytest
+import torch
+
+from odebench.ode import METHODS, SolveError, Status, Tableau, solve
+
+A = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+Y0 = torch.tensor([2.0, 0.5], dtype=torch.float64)
+
+
+def rotate(t, y):
+    return A @ y
+
+
+def exact(times):
+    return torch.stack([torch.matrix_exp(A * t) @ Y0 for t in times])
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.01, 0.02, 1.3, 5.0], [5.0, 4.99, 2.0, 0.0], [0.0, 5.0]], ids=str)
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5"])
+def test_outputs_lie_on_the_exact_solution_in_both_directions(method, times):
+    start = torch.linalg.solve(torch.matrix_exp(-A * times[0]), Y0)
+    solution = solve(rotate, start, times, method=method, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(solution.y, exact(times), rtol=1e-6, atol=1e-6)
+    assert solution.status is Status.success
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("how", [{"method": "rk4", "steps": 50}, {"method": "dopri5"}], ids=["rk4", "dopri5"])
+def test_both_ways_of_keeping_stages_give_the_same_numbers(how, grad):
+    times = [0.0, 0.3, 0.31, 2.0]
+    with torch.set_grad_enabled(grad):
+        solution = solve(rotate, Y0, times, **how)
+    with torch.set_grad_enabled(not grad):
+        other = solve(rotate, Y0, times, **how)
+    torch.testing.assert_close(solution.y, other.y, rtol=1e-13, atol=1e-13)
+    assert solution.stats.nfe == other.stats.nfe
+    assert solution.stats.step_sizes == pytest.approx(other.stats.step_sizes, rel=1e-9)
+
+
+def test_a_nested_state_equals_its_flat_twin():
+    def nested(t, y):
+        rate = A @ torch.stack((y["a"][0], y["b"]))
+        return {"a": (rate[0],), "b": rate[1]}
+
+    solution = solve(nested, {"a": (Y0[0],), "b": Y0[1]}, [0.0, 1.0, 2.0])
+    flat = solve(rotate, Y0, [0.0, 1.0, 2.0])
+    torch.testing.assert_close(torch.stack((solution.y["a"][0], solution.y["b"]), 1), flat.y)
+
+
+def test_every_evaluation_is_counted_and_no_other():
+    calls = 0
+
+    def counted(t, y):
+        nonlocal calls
+        calls += 1
+        return rotate(t, y)
+
+    solution = solve(counted, Y0, [0.0, 3.0], rtol=1e-6, atol=1e-6)
+    stats = solution.stats
+    # The first evaluation, one for the first step size, then six an attempt: the seventh is the next one's first.
+    assert calls == stats.nfe == 2 + 6 * (stats.accepted + stats.rejected)
+    assert sum(stats.step_sizes) == pytest.approx(3.0)
+    assert len(stats.step_sizes) == stats.accepted
+    assert stats.backward is None
+
+
+@pytest.mark.parametrize(("method", "evaluations"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 6), ("bosh3", 3)])
+def test_fixed_steps_cost_what_the_tableau_says(method, evaluations):
+    solution = solve(rotate, Y0, [0.0, 0.5, 1.0], method=method, steps=10)
+    assert solution.stats.nfe == 10 * evaluations
+    assert solution.stats.step_sizes == pytest.approx([0.1] * 10)
+
+
+def test_the_end_is_reached_without_a_sliver_step():
+    for end in torch.linspace(0.5, 5, 40).tolist():
+        sizes = solve(rotate, Y0, [0.0, end], rtol=1e-6, atol=1e-6).stats.step_sizes
+        assert sizes[-1] > 0.3 * max(sizes[1:])
+
+
+def test_outputs_inside_steps_cost_no_evaluations():
+    few = solve(rotate, Y0, [0.0, 5.0])
+    many = solve(rotate, Y0, torch.linspace(0, 5, 101))
+    assert many.stats == few.stats
+    torch.testing.assert_close(many.y[-1], few.y[-1], rtol=0, atol=0)
+
+
+def test_a_given_first_step_saves_the_search():
+    searched = solve(rotate, Y0, [0.0, 3.0])
+    given = solve(rotate, Y0, [0.0, 3.0], first_step=searched.stats.step_sizes[0])
+    assert given.stats.nfe == searched.stats.nfe - 1
+    assert given.stats.step_sizes == searched.stats.step_sizes
+
+
+def test_float32_states_stay_float32_and_see_time_in_float32():
+    seen = []
+
+    def f(t, y):
+        seen.append((t.dtype, t.shape))
+        return -y
+
+    solution = solve(f, torch.ones(3), [0.0, 1.0])
+    assert solution.y.dtype == torch.float32
+    assert set(seen) == {(torch.float32, torch.Size([]))}
+    torch.testing.assert_close(solution.y[-1], torch.full((3,), math.exp(-1)), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_states_see_time_in_float32():
+    dtypes = set()
+
+    def f(t, y):
+        dtypes.add(t.dtype)
+        return -y
+
+    solution = solve(f, torch.ones(3, dtype=torch.bfloat16), [0.0, 1.0], rtol=1e-1, atol=1e-1)
+    assert (solution.y.dtype, dtypes) == (torch.bfloat16, {torch.float32})
+
+
+def test_a_method_of_ones_own_is_taken_as_a_tableau():
+    heun = Tableau("heun", "Heun 1900", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
+    errors = [float((solve(rotate, Y0, [0, 1], method=heun, steps=n).y[-1] - exact([1])[0]).norm()) for n in (50, 100)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
+
+
+def test_an_empty_state_is_solved():
+    assert solve(lambda t, y: y, torch.zeros(0, 3), [0.0, 1.0]).y.shape == (2, 0, 3)
+
+
+# How a solve fails: by name, with its numbers, and with what it reached.
+
+
+def test_blow_up_ends_as_step_underflow_with_the_partial_solution():
+    with pytest.raises(SolveError, match="step_underflow") as caught:
+        solve(lambda t, y: y * y, torch.ones(1, dtype=torch.float64), [0.0, 0.5, 2.0])
+    solution = caught.value.solution
+    assert caught.value.outcome.time == pytest.approx(1.0, abs=1e-3)
+    assert float(solution.y[1]) == pytest.approx(2.0, rel=1e-4)
+    assert solution.y[2].isnan().all()
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "steps": 10}, {"first_step": 0.1}], ids=["search", "fixed", "given"])
+def test_nan_is_named_as_such(how):
+    with pytest.raises(SolveError, match="non_finite: the vector field gave NaN or inf"):
+        solve(lambda t, y: y * math.nan, Y0, [0.0, 1.0], **how)
+
+
+def test_a_field_that_is_nan_beyond_a_step_too_long_is_still_solved():
+    """sqrt(y) is NaN where a trial step leaves the domain; a smaller one does not."""
+    y0 = torch.ones(1, dtype=torch.float64)
+    solution = solve(lambda t, y: -torch.sqrt(y), y0, [0.0, 1.9], first_step=1.9, rtol=1e-8, atol=1e-8)
+    assert solution.stats.rejected > 0
+    assert float(solution.y[-1]) == pytest.approx((1 - 1.9 / 2) ** 2, abs=1e-6)
+
+
+def test_max_steps_is_a_status_not_only_an_error():
+    solution = solve(rotate, Y0, [0.0, 1.0, 100.0], max_steps=20, throw=False)
+    assert solution.status is Status.max_steps
+    assert solution.stats.accepted + solution.stats.rejected == 20
+    torch.testing.assert_close(solution.y[1], exact([1.0])[0], rtol=1e-3, atol=1e-3)
+    assert "raise max_steps" in solution.outcome.message()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t": [0.0]}, "two or more times"),
+        ({"t": [0.0, 1.0, 1.0]}, "strictly increasing"),
+        ({"t": [0.0, 2.0, 1.0]}, "strictly increasing"),
+        ({"t": [0.0, math.inf]}, "finite"),
+        ({"y0": torch.ones(2, dtype=torch.int64)}, "floating-point"),
+        ({"y0": (torch.ones(2), torch.ones(2, dtype=torch.float64))}, "one dtype"),
+        ({"method": "dopri6"}, "unknown method 'dopri6'; the methods are bosh3"),
+        ({"method": "rk4"}, "no error estimate: give steps"),
+        ({"steps": 3, "step_size": 0.1}, "not both"),
+        ({"steps": 0}, "steps must be positive"),
+        ({"rtol": -1}, "must not be negative"),
+        ({"rtol": 0, "atol": 0}, "nor both zero"),
+        ({"gradient": "magic"}, "unknown gradient mode 'magic'"),
+        ({"f": lambda t, y: y[:1]}, "tensors of y's shape"),
+        ({"f": lambda t, y: (y, y)}, "structure of y"),
+        ({"f": lambda t, y: y.float()}, "y's dtype"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else ",".join(value),
+)
+def test_arguments_that_cannot_be_meant_are_refused(change, message):
+    arguments = {"f": rotate, "y0": Y0, "t": [0.0, 1.0]} | change
+    with pytest.raises(ValueError, match=message):
+        solve(arguments.pop("f"), arguments.pop("y0"), arguments.pop("t"), **arguments)
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="y0 must be a tensor"):
+        solve(rotate, [1.0, 2.0], [0.0, 1.0])
+    with pytest.raises(TypeError, match="f must be callable"):
+        solve("f", Y0, [0.0, 1.0])
+
+
+def test_methods_are_listed_by_name():
+    assert set(METHODS) == {method.name for method in METHODS.values()}
