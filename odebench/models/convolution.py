@@ -1,0 +1,64 @@
+"""What the convolutional MNIST networks share: the way from an image to the state, and from the state to logits."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def stem(in_channels: int, width: int, groups: int) -> nn.Sequential:
+    """Images [B, in_channels, H, W] to states [B, width, H', W'], 28 x 28 to 6 x 6 (Chen et al. 2018, MNIST)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, kernel_size=3),
+        nn.GroupNorm(groups, width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, kernel_size=4, stride=2, padding=1),
+        nn.GroupNorm(groups, width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, kernel_size=4, stride=2, padding=1),
+    )
+
+
+def head(width: int, groups: int, num_classes: int) -> nn.Sequential:
+    """States [B, width, H, W] to logits [B, num_classes]."""
+    return nn.Sequential(
+        nn.GroupNorm(groups, width),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )
+
+
+class TimeConv2d(nn.Conv2d):
+    """A 3 x 3 convolution that sees the time as one more channel, number 0.
+
+    The textbook way prepends a constant plane to the input, x -> conv([t, x], W). Convolution is linear, so
+    that this equals conv(x, W[:, 1:]) + t conv(1, W[:, :1]): the same parameters and, to round-off, the same numbers
+    without a copy of the input, and on a channel count that fills whole blocks.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width + 1, width, kernel_size=3, padding=1)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """t: scalar; x: [B, width, H, W]; the result has x's shape."""
+        of_time = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), self.weight[:, :1], padding=1)
+        return F.conv2d(x, self.weight[:, 1:], self.bias, padding=1) + t * of_time
+
+
+class ConvField(nn.Module):
+    """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN, with time in both convolutions."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, width)
+        self.conv1 = TimeConv2d(width)
+        self.norm2 = nn.GroupNorm(groups, width)
+        self.conv2 = TimeConv2d(width)
+        self.norm3 = nn.GroupNorm(groups, width)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt at time t (scalar) and state y [B, width, H, W]."""
+        y = self.conv1(t, torch.relu_(self.norm1(y)))
+        y = self.conv2(t, torch.relu_(self.norm2(y)))
+        return self.norm3(y)

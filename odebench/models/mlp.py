@@ -1,0 +1,26 @@
+"""The smallest baseline."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from odebench import ode
+
+
+class MLP(nn.Module):
+    """One hidden layer on the pixels (LeCun, Bottou, Bengio & Haffner 1998; Chen et al. 2018, Table 1).
+
+    in_channels, image_size, num_classes: of the data, square images. hidden: units.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, hidden: int, image_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(in_channels * image_size**2, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(
+        self, images: Tensor, solve: Callable[..., ode.Solution] | None = None
+    ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
+        """Logits [B, num_classes] of float images [B, in_channels, image_size, image_size]; no ODE, so no statistics."""
+        return self.layers(images), ()
