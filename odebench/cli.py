@@ -1,0 +1,362 @@
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: verbs, and what each calls. torch and Hydra are imported where a verb needs them.
+
+Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings,
+3 diverged, 75 stopped by a signal with a checkpoint, 130 stopped by Ctrl-C before there was one.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from odebench import __version__
+from odebench.completion import complete, complete_kind, complete_setting
+from odebench.errors import UsageError, did_you_mean, unknown_name
+
+SPLITS = ("validation", "test", "train")
+
+_ABOUT = """\
+What a neural ODE costs and what it gives, by model, solver, tolerance and gradient mode.
+
+verbs:
+  train         train a model
+  eval          test a finished run, under another solver or tolerance if you like
+  predict       write a run's predictions for a split as CSV
+  resume        go on with a run that was stopped
+  list          what there is to choose from, and the runs made so far
+  tensorboard   open the dashboard of a run, or of all runs in a folder
+  doctor        what works on this machine and what does not
+
+`odebench VERB --help` explains a verb with examples."""
+
+_TRAIN = """\
+Train a model and keep a record of it in a folder under outputs/.
+
+Settings are written KEY=VALUE, in any order. Choices: model, solver, gradient, data, optim, schedule,
+experiment (`odebench list models`, `odebench list solvers`, ...). Single settings: tol, seed, device,
+trainer.epochs, solver.rtol, optim.lr, ... (`odebench train --cfg` prints all of them).
+
+examples:
+  odebench train                                          an ODE-Net on 5,000 MNIST images, no download
+  odebench train model=resnet trainer.epochs=3
+  odebench train solver=rk4 solver.steps=8 eval_solver=dopri5 eval_tol=1e-5
+  odebench train experiment=paper/mnist_odenet budget=small
+  odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, one after the other
+  odebench train model=rknet tol=1e-4 --cfg               print the settings, train nothing"""
+
+_EVAL = """\
+Evaluate a finished run and print a table. Settings are the run's own, except those given here.
+
+examples:
+  odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
+  odebench eval RUN split=test
+  odebench eval RUN solver=rk4 solver.steps=8             another solver
+  odebench eval RUN tol=1e-5                              another tolerance"""
+
+_PREDICT = """\
+Write what a run's model predicts for each sample of a split, as CSV: its label, the prediction, its probability.
+
+examples:
+  odebench predict RUN                                    the validation split, to stdout
+  odebench predict RUN split=test --output test.csv"""
+
+_RESUME = """\
+Go on with a run that was stopped (Ctrl-C, a signal, a time limit), from its last checkpoint, in its folder.
+
+example:
+  odebench resume outputs/2026-11-24/14-03-22-123456_odenet_dopri5"""
+
+_LIST = """\
+List what there is to choose from, or the runs in a folder.
+
+examples:
+  odebench list models                                    also solvers, gradients, data, optim, schedules,
+                                                          trainers, experiments
+  odebench list runs                                      those under outputs/
+  odebench list runs outputs/multirun/2026-11-24"""
+
+_TENSORBOARD = """\
+Start TensorBoard on one run or on all runs in a folder. What follows -- goes to TensorBoard.
+
+examples:
+  odebench tensorboard outputs
+  odebench tensorboard outputs -- --port 7007 --bind_all"""
+
+_DOCTOR = """\
+Check this machine: versions, device, data, compiler, SLURM, disk. One line each, with what to do."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help explains)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _make(_Parser, "odebench", _ABOUT)
+    parser.add_argument("--version", action="version", version=f"odebench {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS, required=True)
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return _make(lambda **options: verbs.add_parser(name, **options), f"odebench {name}", text)
+
+    train = verb("train", _TRAIN)
+    _add_overrides(train, "settings, such as model=odenet tol=1e-3")
+    train.add_argument(
+        "-m", "--multirun", action="store_true", help="one run for each combination of values a,b"
+    )
+    train.add_argument("--cfg", action="store_true", help="print the composed settings as YAML and stop")
+    _add_config_dir(train)
+
+    evaluate = verb("eval", _EVAL)
+    evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
+    _add_overrides(evaluate, "settings to change, and split=validation (default), test or train")
+
+    predict = verb("predict", _PREDICT)
+    predict.add_argument("run", metavar="RUN", help="the folder of a run")
+    _add_overrides(predict, "settings to change, and split=validation (default), test or train")
+    predict.add_argument("--output", metavar="FILE", type=Path, help="a new CSV file; by default stdout")
+
+    resume = verb("resume", _RESUME)
+    resume.add_argument("run", metavar="RUN", help="the folder of a run")
+
+    lists = verb("list", _LIST)
+    what = lists.add_argument("what", metavar="WHAT", help="models, solvers, ..., or runs")
+    what.completer = complete_kind  # type: ignore[attr-defined]
+    lists.add_argument("folder", metavar="DIR", nargs="?", help="where to look for runs; by default outputs")
+    _add_config_dir(lists)
+
+    board = verb("tensorboard", _TENSORBOARD)
+    board.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
+
+    doctor = verb("doctor", _DOCTOR)
+    doctor.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
+    doctor.add_argument("--data", metavar="DIR", help="the data root; by default $ODEBENCH_DATA")
+    return parser
+
+
+def _make(make: Callable[..., argparse.ArgumentParser], prog: str, text: str) -> argparse.ArgumentParser:
+    return make(
+        prog=prog,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    action = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=text)
+    action.required = False  # argparse means it, but names it among what is missing all the same
+    action.completer = complete_setting  # type: ignore[attr-defined]
+
+
+def _add_config_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config-dir", metavar="DIR", type=Path, help="a folder of your own YAML, laid out as ours"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        complete(parser)
+    verb = words[0] if words and not words[0].startswith("-") else ""
+    name = f"odebench {verb}" if verb in _VERBS else "odebench"
+    try:
+        if verb and verb not in _VERBS:
+            raise unknown_name("verb", verb, _VERBS, "verbs")
+        with console_log():
+            code = _run(parser, words)
+        sys.stdout.flush()
+        return code
+    except Exception as error:
+        return report(name, error)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def console_log() -> Iterator[None]:
+    """Sends what the logger "odebench" gets to stderr, where nothing does so yet."""
+    logger = logging.getLogger("odebench")
+    if any(type(handler) is logging.StreamHandler for handler in logger.handlers):
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def report(name: str, error: Exception) -> int:
+    """One line on stderr for an error that is the user's or the machine's, and the exit code for it.
+
+    Anything else is a fault of ours and is raised again, with its traceback.
+    """
+    if isinstance(error, UsageError):
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has gone; without this Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"{name}: {os.strerror(error.errno)}{where}", file=sys.stderr)
+        return 1
+    raise error
+
+
+def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    tail: list[str] = []
+    if "--" in words:
+        words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
+    try:
+        arguments, rest = parser.parse_known_args(words)
+    except SystemExit as stop:  # after --help or --version
+        return int(stop.code or 0)
+    if arguments.verb == "tensorboard":
+        rest += tail
+    elif tail:
+        raise UsageError(f"{tail[0]}: nothing can follow --")
+    elif "overrides" in arguments:
+        # argparse reads a list only up to the first option; what stands after it comes here.
+        arguments.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest and arguments.verb != "tensorboard":
+        known = [*_options(parser, arguments.verb)]
+        raise UsageError(
+            f"unknown option {rest[0]}{did_you_mean(rest[0], known)}"
+            if rest[0].startswith("-")
+            else f"{rest[0]} is one word too many"
+        )
+    arguments.rest = rest
+    return _VERBS[arguments.verb](arguments)
+
+
+def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return list(verbs.choices[verb]._option_string_actions)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.multirun:
+        from odebench.multirun import run_multirun
+
+        if arguments.cfg:
+            raise UsageError("--cfg prints the settings of one run; leave -m out")
+        return run_multirun(arguments.overrides, arguments.config_dir)
+    from odebench.settings import compose, read_settings
+
+    config = compose(arguments.overrides, arguments.config_dir)
+    if arguments.cfg:
+        from omegaconf import OmegaConf
+
+        sys.stdout.write(OmegaConf.to_yaml(config))
+        read_settings(config)
+        return 0
+    read_settings(config)  # a wrong setting is told before torch is imported
+    from odebench.training.run import train_run
+
+    return train_run(config, arguments.overrides).exit_code
+
+
+def _split(overrides: list[str]) -> tuple[str, list[str]]:
+    """The split named among the overrides, and the other overrides."""
+    split = "validation"
+    for word in overrides:
+        if word.startswith("split="):
+            split = word.removeprefix("split=")
+            if split not in SPLITS:
+                raise unknown_name("split", split, SPLITS, "splits")
+    return split, [word for word in overrides if not word.startswith("split=")]
+
+
+def _check_run(path: str) -> Path:
+    """The folder of a run; UsageError where it is none, before torch is imported."""
+    from odebench.record.reader import read_run
+
+    return read_run(path, metrics=False).path
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    run = _check_run(arguments.run)
+    split, overrides = _split(arguments.overrides)
+    from odebench.training.trained import evaluate_run
+
+    evaluate_run(run, overrides, split)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    run = _check_run(arguments.run)
+    split, overrides = _split(arguments.overrides)
+    from odebench.training.trained import predict_run
+
+    predict_run(run, overrides, split, arguments.output)
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    run = _check_run(arguments.run)
+    from odebench.training.run import resume_run
+
+    return resume_run(run).exit_code
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from odebench.listing import KINDS, list_options, list_runs
+
+    if arguments.what not in KINDS:
+        raise UsageError(
+            f"nothing to list called {arguments.what}{did_you_mean(arguments.what, KINDS)} "
+            f"({', '.join(KINDS)})"
+        )
+    if arguments.what == "runs":
+        list_runs(Path(arguments.folder or "outputs"))
+    elif arguments.folder is not None:
+        raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")
+    else:
+        list_options(arguments.what, arguments.config_dir)
+    return 0
+
+
+def _tensorboard(arguments: argparse.Namespace) -> int:
+    from odebench.record.schema import EVENTS
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if next(folder.rglob(EVENTS), None) is None:
+        raise UsageError(f"{folder}: no TensorBoard files here or below; `odebench list runs` shows the runs")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.rest]
+    os.execv(command[0], command)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from odebench.doctor import examine
+
+    return examine(arguments.outputs, arguments.data)
+
+
+_VERBS = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "resume": _resume,
+    "list": _list,
+    "tensorboard": _tensorboard,
+    "doctor": _doctor,
+}

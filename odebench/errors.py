@@ -1,0 +1,22 @@
+"""The error that every room may raise, and the words it is told in. Imports nothing of odebench."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Wrong usage, settings or input: one line for the user; the command line exits with 2."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the known word nearest to ``word``, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> UsageError:
+    """A name that is none of ours: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
+    known = list(known)
+    return UsageError(
+        f"unknown {kind} {name}{did_you_mean(str(name), known)} ({plural}: {', '.join(known) or 'none'})"
+    )

@@ -1,0 +1,50 @@
+"""Which classes are taken for which."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from odebench.plots import style
+
+MAX_ANNOTATED = 20
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
+    """Counts by true label (rows) and predicted label (columns); colours are logarithmic: errors show.
+
+    counts: [classes, classes], integers. Up to 20 classes the counts are written into the cells.
+    """
+    counts = np.asarray(counts)
+    num = counts.shape[0]
+    if counts.shape != (num, num):
+        raise ValueError(f"counts must be square, got {counts.shape}")
+    names = [str(index) for index in range(num)] if class_names is None else list(class_names)
+    size_in = min(max(0.46 * num + 1.2, 3.4), 9.0)
+    figure, (axes,) = style.new_figure(width_in=size_in + 0.9, height_in=size_in)
+    top = max(float(counts.max(initial=0)), 2.0)
+    shown = np.ma.masked_less_equal(counts, 0)  # no count, no colour
+    image = axes.imshow(shown, cmap="Blues", norm=LogNorm(vmin=0.7, vmax=top))
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
+    bar.set_label("images", fontsize=style.LABEL_PT)
+    bar.ax.tick_params(labelsize=style.TICK_PT)
+    if num <= MAX_ANNOTATED:
+        _write_counts(axes, counts, top)
+        axes.set_xticks(range(num), names, rotation=0 if max(map(len, names)) <= 3 else 90)
+        axes.set_yticks(range(num), names)
+    total = counts.sum()
+    errors = int(total - np.trace(counts))
+    share = f": {errors:,} of {int(total):,} wrong ({100 * errors / total:.2f} %)" if total else ""
+    style.dress(axes, f"Confusion{share}", "predicted label", "true label")
+    axes.grid(False)
+    return figure
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, top: float) -> None:
+    dark_from = top**0.55  # on the logarithmic scale, a little past the middle
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            tint = "white" if count > dark_from else "black"
+            axes.text(column, row, f"{int(count)}", ha="center", va="center", fontsize=8, color=tint)

@@ -1,0 +1,135 @@
+"""How a training went, over its steps and over its time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from odebench.plots import style
+
+SMOOTH_FROM = 60  # points; a series with more is drawn pale, with its running mean over it
+Row = Mapping[str, Any]
+
+
+class _Series(NamedTuple):
+    tag: str
+    label: str
+    colour: str
+    scale: float = 1.0
+
+
+class _Panel(NamedTuple):
+    title: str
+    y: str
+    series: tuple[_Series, ...]
+
+
+_PANELS = (
+    _Panel(
+        "Loss",
+        "loss",
+        (
+            _Series("train/loss", "train", style.BLUE),
+            _Series("val/loss", "validation", style.VERMILION),
+        ),
+    ),
+    _Panel(
+        "Accuracy",
+        "accuracy (%)",
+        (
+            _Series("train/accuracy", "train", style.BLUE, 100.0),
+            _Series("val/accuracy", "validation", style.VERMILION, 100.0),
+        ),
+    ),
+    _Panel(
+        "Evaluations of the vector field",
+        "NFE per step",
+        (
+            _Series("nfe/forward", "forward", style.BLUE),
+            _Series("nfe/backward", "backward", style.VERMILION),
+        ),
+    ),
+)
+
+
+def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
+    """Loss, accuracy and NFE against the optimiser step, from the rows of a run's metrics.
+
+    Panels without a finite number are left out; with none at all one empty panel says so.
+    """
+    panels = [panel for panel in _PANELS if any(_points(rows, "step", one)[0].size for one in panel.series)]
+    figure, all_axes = style.new_figure(max(len(panels), 1), columns=3)
+    if not panels:
+        style.dress(all_axes[0], "No numbers were logged", "optimiser step", "")
+    for panel, axes in zip(panels, all_axes, strict=False):
+        _draw_panel(axes, panel, rows)
+    if title:
+        figure.suptitle(title, fontsize=style.TITLE_PT + 1)
+    return figure
+
+
+def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/accuracy") -> Figure:
+    """Accuracy against minutes of training, one line a run: runs is label -> rows of its metrics."""
+    figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.8)
+    for index, (label, rows) in enumerate(runs.items()):
+        seconds, percent = _points(rows, "elapsed_s", _Series(tag, label, "", 100.0))
+        axes.plot(
+            seconds / 60,
+            percent,
+            color=style.colour(index),
+            marker=style.marker(index),
+            markersize=4,
+            linewidth=style.LINE_PT,
+            label=label,
+        )
+    split = {"val": "validation", "test": "test", "train": "training"}.get(tag.partition("/")[0], tag)
+    style.dress(axes, "Accuracy against training time", "time (min)", f"{split} accuracy (%)", bool(runs))
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
+    drawn = [(series, *_points(rows, "step", series)) for series in panel.series]
+    drawn = [one for one in drawn if one[1].size]
+    for series, steps, values in drawn:
+        few = values.size <= SMOOTH_FROM
+        mark = "o" if values.size <= 25 else ""
+        if not few:
+            axes.plot(steps, values, color=series.colour, linewidth=0.8, alpha=0.25)
+        smooth = values if few else _running_mean(values, values.size // 30)
+        axes.plot(
+            steps,
+            smooth,
+            color=series.colour,
+            linewidth=style.LINE_PT,
+            label=series.label if few else f"{series.label} (running mean)",
+            zorder=3,
+            marker=mark,
+            markersize=3.5,
+        )
+    if panel.title == "Loss" and style.spans_decades(np.concatenate([values for _, _, values in drawn])):
+        axes.set_yscale("log")
+    if panel.title.startswith("Evaluations"):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    style.dress(axes, panel.title, "optimiser step", panel.y, legend=True)
+
+
+def _points(rows: Sequence[Row], x: str, series: _Series) -> tuple[np.ndarray, np.ndarray]:
+    """x and scaled values of the rows where both are finite numbers."""
+    pairs = [
+        (row[x], row[series.tag])
+        for row in rows
+        if row.get(x) is not None and row.get(series.tag) is not None
+    ]
+    array = np.asarray(pairs, dtype=float).reshape(-1, 2)
+    array = array[np.isfinite(array).all(axis=1)]
+    return array[:, 0], array[:, 1] * series.scale
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over `width` points to each side, fewer at the ends."""
+    kernel = np.ones(2 * width + 1)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

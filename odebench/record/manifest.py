@@ -1,0 +1,130 @@
+"""Where and with what a run was made: command, settings, versions, machine, data."""
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import odebench
+
+if TYPE_CHECKING:
+    import torch
+
+COMMAND_TIMEOUT_S = 5.0
+_PACKAGES = ("torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_PARTITION",
+    "SLURM_RESTART_COUNT",
+)
+
+
+def gather(
+    config: DictConfig,
+    device: "torch.device",
+    data: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """All that is needed to tell where a run's numbers come from, as strict JSON holds it.
+
+    config: the composed settings, resolved here. data: provenance of the data set. seeds: each by its use.
+    command: the process's own, where None. What there is not (git in a wheel, a GPU in a CPU run) is null.
+    """
+    return {
+        "command": list(sys.argv if command is None else command),
+        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "settings": OmegaConf.to_container(config, resolve=True),
+        "seeds": dict(seeds),
+        "git": git_state(),
+        "versions": versions(),
+        "machine": machine(device),
+        "slurm": {name: os.environ[name] for name in _SLURM if name in os.environ} or None,
+        "data": dict(data),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, odebench and the packages that numbers depend on; null where one is missing."""
+    import torch
+
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "odebench": odebench.__version__,
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the odebench checkout, and whether files in it differ from it; null outside a checkout."""
+    root = Path(odebench.__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # a wheel: git would tell of the project that it is installed in
+        return None
+    status = _output("git", "-C", str(root), "status", "--porcelain")
+    if status is None:
+        return None
+    return {"commit": _output("git", "-C", str(root), "rev-parse", "HEAD"), "dirty": bool(status)}
+
+
+def machine(device: "torch.device") -> dict[str, Any]:
+    """Host, platform, processor, threads, and the GPU where the device is one."""
+    import torch
+
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu_driver": _driver() if device.type == "cuda" else None,
+    }
+
+
+def cpu_model() -> str | None:
+    """The processor's name as the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names[0] if names else "") or platform.processor() or platform.machine() or None
+
+
+def _driver() -> str | None:
+    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return lines.splitlines()[0] if lines else None
+
+
+def _output(*command: str) -> str | None:
+    """What the command prints, or None where it fails, is not there or takes too long."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # another git process may be at work
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, env=environment, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,188 @@
+"""TensorBoard's event files of a run: one writer, in the run's own folder.
+
+The HParams table is fed by three protos (experiment, session start, session end) written into that same
+writer; ``SummaryWriter.add_hparams`` would make a second run of each run.
+"""
+
+import io
+import math
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+
+from odebench.record import schema
+from odebench.record.files import write_atomically
+
+FLUSH_S = 20
+
+_TYPES = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64, bool: api_pb2.DATA_TYPE_BOOL}
+# How the table shows a run that is over; interrupted and timeout may go on.
+_ENDS = {
+    "done": api_pb2.STATUS_SUCCESS,
+    "diverged": api_pb2.STATUS_FAILURE,
+    "failed": api_pb2.STATUS_FAILURE,
+    "interrupted": api_pb2.STATUS_UNKNOWN,
+    "timeout": api_pb2.STATUS_UNKNOWN,
+}
+
+HParam = str | float | bool
+
+
+def open_writer(folder: Path, settings: Mapping[str, Any]) -> SummaryWriter:
+    """A writer in a new run's folder, with layout and HParams of the resolved settings written."""
+    writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)
+    _write_start(writer, _group(folder), settings)
+    return writer
+
+
+def reopen_writer(folder: Path, settings: Mapping[str, Any], step: int) -> SummaryWriter:
+    """A writer that goes on after `step`: what was written of later steps, and of the run's end, is void."""
+    files = sorted(folder.glob(schema.EVENTS))
+    for path in files:
+        _forget_end(path)
+    writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
+    if not files:
+        _write_start(writer, _group(folder), settings)
+    return writer
+
+
+def write_end(writer: SummaryWriter, status: str) -> None:
+    """Tell the HParams table how the run ended. A run still queued or running is told nothing of."""
+    if status in _ENDS:
+        end = plugin_data_pb2.SessionEndInfo(status=_ENDS[status], end_time_secs=time.time())
+        _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def write_png(writer: SummaryWriter, tag: str, png: bytes, step: int) -> None:
+    """Add a PNG file's bytes as an image."""
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    _add(writer, Summary.Value(tag=tag, image=image), step)
+
+
+def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
+    """The settings that the HParams table shows, by dotted name, each in its one type; nulls are left out.
+
+    The columns of `schema.HPARAMS`, and every other setting of the model (an extension's).
+    """
+    flat = _flatten(settings)
+    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith("model.")}
+    columns = {**extra, **schema.HPARAMS}
+    found = {}
+    for name, kind in columns.items():
+        value = _typed(flat.get(name), kind)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _group(folder: Path) -> str:
+    """A name of the run's own: TensorBoard takes sessions of one name for repetitions of one run."""
+    return "/".join(folder.resolve().parts[-2:])
+
+
+def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any]) -> None:
+    writer.add_custom_scalars(
+        {section: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+         for section, charts in schema.LAYOUT.items()}
+    )  # fmt: skip
+    values = hparams(settings)
+    columns = {**schema.HPARAMS, **{name: _type_of(value) for name, value in values.items()}}
+    experiment = api_pb2.Experiment(
+        time_created_secs=time.time(),
+        hparam_infos=[api_pb2.HParamInfo(name=name, type=_TYPES[kind]) for name, kind in columns.items()],
+        metric_infos=[
+            api_pb2.MetricInfo(
+                name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag)
+            )
+            for tag in schema.TAGS
+            if schema.is_closing(tag)
+        ],
+    )
+    _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
+
+    start = plugin_data_pb2.SessionStartInfo(group_name=group, start_time_secs=time.time())
+    for name, value in values.items():
+        field = {str: "string_value", float: "number_value", bool: "bool_value"}[type(value)]
+        setattr(start.hparams[name], field, value)
+    _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
+
+
+def description(tag: str) -> str:
+    """What the tag means, with its unit."""
+    unit, text = schema.TAGS[tag]
+    return f"{text} ({unit})" if unit else text
+
+
+def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
+    data = plugin_data_pb2.HParamsPluginData(**content)
+    value = Summary.Value(
+        tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+    )
+    _add(writer, value, 0)
+
+
+def _add(writer: SummaryWriter, value: Summary.Value, step: int) -> None:
+    file_writer: Any = writer.file_writer
+    file_writer.add_summary(Summary(value=[value]), step)
+
+
+def _forget_end(path: Path) -> None:
+    """Take out of an event file what a run writes at its end: TensorBoard keeps the first end it reads."""
+    kept, changed = io.BytesIO(), False
+    records = RecordWriter(kept)
+    for raw in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(raw)
+        values = [value for value in event.summary.value if not _ends_run(value.tag)]
+        if len(values) == len(event.summary.value):
+            records.write(raw)
+            continue
+        changed = True
+        if values:
+            del event.summary.value[:]
+            event.summary.value.extend(values)
+            records.write(event.SerializeToString())
+    if changed:
+        write_atomically(path, kept.getvalue())
+
+
+def _ends_run(tag: str) -> bool:
+    return tag == metadata.SESSION_END_INFO_TAG or schema.is_closing(tag)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _type_of(value: Any) -> type[str] | type[float] | type[bool]:
+    if isinstance(value, bool):
+        return bool
+    return float if isinstance(value, int | float) else str
+
+
+def _typed(value: Any, kind: type[str] | type[float] | type[bool]) -> HParam | None:
+    """`value` as `kind`, or None where it is null or of another kind."""
+    if value is None:
+        return None
+    if kind is str:
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if kind is bool:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

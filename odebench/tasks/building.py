@@ -1,0 +1,76 @@
+"""From settings to a model and to the solve it is called with."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odebench import ode
+from odebench.extensions import find
+from odebench.models import MODELS
+from odebench.settings import Gradient, Settings, Solver, options_of
+
+
+def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
+    """The model that the settings name, initialised from torch's random state.
+
+    facts: what the data fixes (in_channels, image_size, num_classes); a constructor gets those that it names.
+    """
+    model = find("MODELS", settings.model.name, MODELS, settings.extensions)
+    named = inspect.signature(model).parameters
+    return model(**{name: fact for name, fact in facts.items() if name in named}, **options_of(settings.model))
+
+
+class ChosenSolve:
+    """The engine's ``solve`` with the solver, gradient mode and precision that the settings choose.
+
+    Called as solve(f, y0, t, **more). With ``first_step="warm"`` each solve with a graph starts with the size of the
+    first step that the last one accepted; ``warm_step`` is that size and part of a training's checkpoint.
+    """
+
+    def __init__(self, solver: Solver, gradient: Gradient, precision: str, extensions: tuple[str, ...]) -> None:
+        mode = ode.GRADIENTS[gradient.name]
+        own = {field.name for field in dataclasses.fields(mode)}
+        self._bf16 = precision == "bf16"
+        self._warm = solver.first_step == "warm"
+        self.warm_step: float | None = None
+        self._options: dict[str, Any] = {
+            "method": find("METHODS", solver.name, ode.METHODS, extensions),
+            "gradient": mode(**{name: value for name, value in options_of(gradient).items() if name in own}),
+            "steps": solver.steps,
+            "step_size": solver.step_size,
+            "first_step": None if self._warm else solver.first_step,
+            "rtol": solver.rtol or 0.0,
+            "atol": solver.atol or 0.0,
+        }
+        if solver.max_steps is not None:
+            self._options["max_steps"] = solver.max_steps
+
+    def __call__(self, f: Callable[..., Any], y0: Tensor, t: Any, **more: Any) -> ode.Solution:
+        """See ``odebench.ode.solve``."""
+        options = self._options | more
+        if self._warm and torch.is_grad_enabled():
+            options["first_step"] = self.warm_step
+        if self._bf16:
+            # The field in bfloat16; states, sums and error estimates, which add small to large, in float32.
+            with torch.autocast(y0.device.type, enabled=False):
+                solution = ode.solve(_Autocast(f, y0.device.type), y0.float(), t, **options)
+        else:
+            solution = ode.solve(f, y0, t, **options)
+        if self._warm and torch.is_grad_enabled():
+            self.warm_step = abs(solution.stats.step_sizes[0])
+        return solution
+
+
+class _Autocast(nn.Module):
+    def __init__(self, f: Callable[..., Tensor], device_type: str) -> None:
+        super().__init__()
+        self.f = f
+        self.device_type = device_type
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        with torch.autocast(self.device_type, torch.bfloat16):
+            return self.f(t, y, *args).to(y.dtype)

@@ -1,0 +1,133 @@
+"""Classification of images."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odebench.data import ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
+from odebench.errors import UsageError
+from odebench.plots.confusion import confusion_matrix
+from odebench.plots.solver import step_sizes
+from odebench.settings import NO_SOLVER, Settings, options_of
+from odebench.tasks import Loss
+from odebench.tasks.building import ChosenSolve, build_model
+
+
+class Classification:
+    """Images to classes by cross-entropy. See ``odebench.tasks.Task`` for what each part means."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        """Raises UsageError where the data is missing, or smaller than a batch."""
+        trainer = settings.trainer
+        data = build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions)
+        self.note, self.provenance = data.note, data.provenance
+        self._splits = {name: split.to(device) for name, split in data.splits().items()}
+        self._crop_padding = data.crop_padding
+        self._num_classes = data.num_classes
+        self._device = device
+        self._seed = settings.seed
+        self._bf16 = trainer.precision == "bf16"
+        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
+        self.steps_per_epoch = len(data.train) // self.batch_size
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training images"
+            )
+        _, in_channels, image_size, _ = data.train.images.shape
+        self.facts = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
+        self.model = build_model(settings, self.facts).to(device)
+        self._solve = self._eval_solve = None
+        if settings.solver.name != NO_SOLVER:
+            precision, extensions = trainer.precision, settings.extensions
+            self._solve = ChosenSolve(settings.solver, settings.gradient, precision, extensions)
+            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, precision, extensions)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """uint8 images [B, C, H, W], augmented, and labels [B]."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        split = self._splits["train"]
+        chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
+        images, labels = split.images[chosen], split.labels[chosen]
+        if self._crop_padding:
+            images = random_crop(images, self._crop_padding, batch_generator(self._seed, epoch, index))
+        return images, labels
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
+        """Mean cross-entropy over the batch."""
+        images, labels = batch
+        logits, solves = self._logits(self.model.train(), images, self._solve)
+        value = F.cross_entropy(logits, labels)
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        return Loss(value, {"train/loss": value.detach(), "train/accuracy": accuracy}, solves)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
+        """loss, accuracy with the ends of its 95 % Wilson interval, images, and nfe, the mean over batches."""
+        model = (model or self.model).eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        right, nfe = 0, []
+        for images, labels in self._batches(self._splits[split]):
+            logits, solves = self._logits(model, images, self._eval_solve)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            right += int((logits.argmax(1) == labels).sum())
+            nfe.append(sum(stats.nfe for stats in solves))
+        num = len(self._splits[split])
+        low, high = binomtest(right, num).proportion_ci(method="wilson")
+        numbers = {"loss": loss.item() / num, "accuracy": right / num, "low": low, "high": high, "images": num}
+        return numbers | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
+
+    @torch.no_grad()
+    def predict(self, split: str) -> dict[str, list[Any]]:
+        """index, label, prediction and its probability for each image of a split, in the data set's order."""
+        probabilities = [
+            self._logits(self.model.eval(), images, self._eval_solve)[0].softmax(1)
+            for images, _ in self._batches(self._splits[split])
+        ]
+        probability, prediction = torch.cat(probabilities).max(1)
+        return {
+            "index": list(range(len(prediction))),
+            "label": self._splits[split].labels.tolist(),
+            "prediction": prediction.tolist(),
+            "probability": [round(p, 6) for p in probability.tolist()],
+        }
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, Figure]:
+        """The confusion matrix of the validation images, and the steps of a solve over a batch of them."""
+        rows = self.predict("validation")
+        counts = np.zeros((self._num_classes, self._num_classes), dtype=int)
+        np.add.at(counts, (rows["label"], rows["prediction"]), 1)
+        figures = {"confusion": confusion_matrix(counts)}
+        images, _ = next(self._batches(self._splits["validation"]))
+        _, solves = self._logits(self.model.eval(), images, self._eval_solve)
+        if solves:
+            sizes = solves[0].step_sizes
+            figures["step_sizes"] = step_sizes(np.cumsum([0.0, *sizes[:-1]]), sizes)
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm first step."""
+        return {"warm_step": self._solve.warm_step if self._solve else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the warm first step."""
+        if self._solve:
+            self._solve.warm_step = state["warm_step"]
+
+    def _logits(self, model: nn.Module, images: Tensor, solve: ChosenSolve | None) -> tuple[Tensor, Any]:
+        autocast = torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        with autocast:
+            logits, solves = model(to_float(images), solve)
+        return logits.float(), solves
+
+    def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(
+            split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True
+        )

@@ -1,0 +1,139 @@
+"""Checkpoints: everything a training needs to go on as if nothing had happened, and nothing that is executed."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from odebench.errors import UsageError
+from odebench.record.files import write_atomically
+from odebench.settings import Settings
+from odebench.tasks import Task
+from odebench.training.optim import build_optimizer
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    step: optimiser steps taken. best: the objective's best value, None before the first validation, had at
+    best_step; stale_epochs: validations since then.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale_epochs: int = 0
+
+
+class Training:
+    """What changes while a training runs: model, optimiser, average, the task's own state, progress."""
+
+    def __init__(self, settings: Settings, task: Task) -> None:
+        self.task = task
+        self.model_name = settings.model.name
+        self.optimizer = build_optimizer(settings.optim, task.model)
+        self.average: AveragedModel | None = None
+        if settings.trainer.average is not None:
+            average_fn = get_ema_multi_avg_fn(settings.trainer.average)
+            self.average = AveragedModel(task.model, multi_avg_fn=average_fn, use_buffers=True)
+        self.progress = Progress()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate: the average of the weights where one is kept."""
+        return self.task.model if self.average is None else self.average.module
+
+    def save(self, path: Path) -> None:
+        """Write all of it, random states included, atomically."""
+        content = {
+            "format": FORMAT,
+            "model_name": self.model_name,
+            "model": self.task.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state_dict(),
+            "progress": vars(self.progress),
+            "random": _random_states(),
+        }
+        _save(path, content)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the evaluated model alone, atomically: what ``best`` holds."""
+        content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated.state_dict()}
+        _save(path, content)
+
+    def load(self, path: Path) -> None:
+        """Go on from what ``save`` wrote. Raises UsageError for a file that is not such a checkpoint."""
+        content = _load(path)
+        load_weights(self.task.model, path, self.model_name, content)
+        if "optimizer" not in content:
+            raise UsageError(f"{path} holds weights alone, not a training to go on with")
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.task.load_state_dict(content["task"])
+        self.progress = Progress(**content["progress"])
+        _set_random_states(content["random"])
+
+
+def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Raises UsageError where the file is missing, no checkpoint, or one of another model.
+    """
+    content = _load(path) if content is None else content
+    try:
+        model.load_state_dict(content["model"])
+    except (RuntimeError, KeyError):
+        other = content.get("model_name", "unknown")
+        reason = f"it is of model {other}" if other != model_name else "its shapes differ: other model settings"
+        raise UsageError(f"{path} does not fit model {model_name}: {reason}") from None
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(f"{path} is not a readable checkpoint ({type(error).__name__}): truncated, or not ours") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a checkpoint of this version of odebench (format {FORMAT})")
+    return content
+
+
+def _random_states() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    key = np.asarray(states["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,69 @@
+"""What a training shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger(__name__)
+
+PLAIN_EVERY_S = 30.0
+
+
+class Display:
+    """Progress on stderr; everything that must last goes through the logger ``odebench`` too."""
+
+    def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int) -> None:
+        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        self._stack = ExitStack()
+        self._bar: Any = None
+        self._first_step = first_step
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        if sys.stderr.isatty():
+            self._bar = self._stack.enter_context(
+                tqdm(total=self._num_steps, initial=self._first_step, unit="step", dynamic_ncols=True, leave=False)
+            )
+            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def step(self, step: int, numbers: Mapping[str, float]) -> None:
+        """An optimiser step was taken."""
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {self._epoch(step)}", refresh=False)
+            self._bar.set_postfix_str(_brief(numbers), refresh=False)
+            self._bar.update()
+        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            log.info("step %d/%d  %s  %s to go", step, self._num_steps, _brief(numbers), self._eta(step))
+
+    def validated(self, step: int, numbers: Mapping[str, float]) -> None:
+        """An epoch ended with these numbers of the validation split."""
+        self._last_line = time.monotonic()
+        shown = "  ".join(f"{tag} {value:.4g}" for tag, value in numbers.items())
+        log.info("epoch %s  %s  %s to go", self._epoch(step), shown, self._eta(step))
+
+    def _epoch(self, step: int) -> str:
+        return f"{-(-step // self._steps_per_epoch)}/{-(-self._num_steps // self._steps_per_epoch)}"
+
+    def _eta(self, step: int) -> str:
+        taken = max(step - self._first_step, 1)
+        seconds = (time.monotonic() - self._started) / taken * (self._num_steps - step)
+        return tqdm.format_interval(seconds)
+
+
+def _brief(numbers: Mapping[str, float]) -> str:
+    names = {"train/loss": "loss", "train/accuracy": "accuracy", "nfe/forward": "NFE", "nfe/backward": "backward NFE"}
+    return "  ".join(f"{name} {numbers[tag]:.4g}" for tag, name in names.items() if tag in numbers)

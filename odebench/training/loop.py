@@ -1,0 +1,162 @@
+"""The training loop, for every task, from top to bottom."""
+
+import math
+import time
+
+import torch
+from torch import nn
+
+from odebench import ode
+from odebench.record import schema
+from odebench.record.meters import StepTimer, measure_step
+from odebench.record.writer import Record
+from odebench.settings import Settings
+from odebench.training.checkpoint import Training
+from odebench.training.display import Display
+from odebench.training.optim import lr_factor
+from odebench.training.signals import StopRequest
+
+
+class Diverged(RuntimeError):
+    """The training cannot go on: a number is not finite, a solve failed, or it needs too many evaluations."""
+
+
+def fit(training: Training, settings: Settings, record: Record, stop: StopRequest) -> bool:
+    """Train to the end; False where a signal stopped it first. The checkpoint ``last`` is current in both cases.
+
+    Raises Diverged.
+    """
+    trainer, task, progress = settings.trainer, training.task, training.progress
+    num_steps = trainer.epochs * task.steps_per_epoch
+    last_checkpoint = record.path / schema.LAST_CHECKPOINT
+    last_saved = time.monotonic()
+    timer = StepTimer()
+
+    with Display(progress.step, num_steps, task.steps_per_epoch) as display:
+        while progress.step < num_steps:
+            timer.start()
+            numbers = train_step(training, settings, num_steps)
+            timer.stop(task.batch_size)
+            progress.step += 1
+            step = progress.step
+            display.step(step, numbers)
+
+            if step % trainer.log_every == 0 or step == num_steps:
+                record.log(step, numbers | timer.read())
+
+            minutes_up = trainer.max_minutes is not None and record.elapsed_s > 60 * trainer.max_minutes
+            epoch_ends = step % task.steps_per_epoch == 0
+            if epoch_ends or minutes_up:
+                display.validated(step, validate(training, settings, record))
+                if (step // task.steps_per_epoch) % trainer.measure_every == 0 or step == num_steps:
+                    measure(training, record)
+            minutes_since_save = (time.monotonic() - last_saved) / 60
+            if epoch_ends or minutes_up or stop.name or minutes_since_save > trainer.checkpoint_minutes:
+                record.flush()
+                training.save(last_checkpoint)
+                last_saved = time.monotonic()
+            if minutes_up or (trainer.patience is not None and progress.stale_epochs > trainer.patience):
+                return True
+            if stop.name and step < num_steps:
+                return False
+    return True
+
+
+def train_step(training: Training, settings: Settings, num_steps: int) -> dict[str, float]:
+    """One optimiser step; its numbers by tag. Raises Diverged before the weights are touched."""
+    trainer, task, optimizer, step = settings.trainer, training.task, training.optimizer, training.progress.step
+    lr = settings.optim.lr * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad()
+    try:
+        loss = task.loss(task.batch(step))
+        value = loss.value.item()
+        if not math.isfinite(value):
+            raise Diverged(f"step {step + 1}: the loss is {value}; a smaller optim.lr may help")
+        loss.value.backward()
+    except ode.SolveError as error:
+        raise Diverged(f"step {step + 1}: {error}") from error
+    grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
+    if not math.isfinite(grad_norm):
+        raise Diverged(f"step {step + 1}: the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
+    nfe = sum(stats.nfe for stats in loss.solves)
+    if trainer.max_nfe is not None and nfe > trainer.max_nfe:
+        raise Diverged(f"step {step + 1}: {nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
+    optimizer.step()
+    if training.average is not None:
+        training.average.update_parameters(task.model)
+    numbers = {tag: float(number) for tag, number in loss.numbers.items()}
+    return numbers | solver_numbers(loss.solves) | {"optim/lr": lr, "optim/grad_norm": grad_norm}
+
+
+def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
+    """What the solves of one step cost, after its backward pass; nothing where there is no ODE."""
+    if not solves:
+        return {}
+    backward = [stats.backward for stats in solves if stats.backward is not None]
+    return {
+        "nfe/forward": sum(stats.nfe for stats in solves),
+        "nfe/backward": sum(stats.nfe for stats in backward),
+        "steps/accepted": sum(stats.accepted for stats in solves),
+        "steps/rejected": sum(stats.rejected for stats in solves),
+        "steps/backward_accepted": sum(stats.accepted for stats in backward),
+        "steps/backward_rejected": sum(stats.rejected for stats in backward),
+    }
+
+
+def validate(training: Training, settings: Settings, record: Record) -> dict[str, float]:
+    """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
+    progress = training.progress
+    try:
+        numbers = training.task.evaluate("validation", training.evaluated)
+    except ode.SolveError as error:
+        raise Diverged(f"validation after step {progress.step}: {error}") from error
+    tagged = {f"val/{name}": value for name, value in numbers.items() if schema.is_tag(f"val/{name}")}
+    record.log(progress.step, tagged)
+    value = tagged[settings.trainer.objective]
+    if better(settings.trainer.objective, value, progress.best):
+        progress.best, progress.best_step, progress.stale_epochs = value, progress.step, 0
+        training.save_weights(record.path / schema.BEST_CHECKPOINT)
+    else:
+        progress.stale_epochs += 1
+    return tagged
+
+
+def better(objective: str, value: float, best: float | None) -> bool:
+    """Whether a value of the objective beats the best so far: accuracies rise, all else falls."""
+    if best is None or not math.isfinite(value):
+        return best is None
+    return value > best if objective.endswith("accuracy") else value < best
+
+
+def measure(training: Training, record: Record) -> None:
+    """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace."""
+    task = training.task
+    device = next(task.model.parameters()).device
+    batch = task.batch(training.progress.step)
+    state = task.state_dict()
+    solves: list[ode.Stats] = []
+
+    def step() -> None:
+        loss = task.loss(batch)
+        loss.value.backward()
+        solves.extend(loss.solves)
+
+    training.optimizer.zero_grad()
+    # Meters see eager work only.
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        numbers = measure_step(step, device)
+    training.optimizer.zero_grad()
+    task.load_state_dict(state)
+    record.log(training.progress.step, numbers)
+    record.histogram("steps/size", [abs(h) for stats in solves for h in stats.step_sizes], training.progress.step)
+
+
+def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:
+    """The 2-norm of the gradient, which is scaled down to ``max_norm`` where it is larger."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm

@@ -1,0 +1,76 @@
+"""The machine made ready for a training: device, threads, random states, determinism."""
+
+import ctypes
+import logging
+import os
+import platform
+import random
+
+import numpy as np
+import torch
+
+from odebench.errors import UsageError
+from odebench.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError where there is none such."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= available:
+        found = f"{available} CUDA device(s) here" if available else "no CUDA device here, or a torch without CUDA"
+        raise UsageError(f"device={name}: {found}; use device=cpu or device=auto (odebench doctor says more)")
+    return device
+
+
+def prepare(settings: Settings) -> torch.device:
+    """Set threads, determinism and random states, and return the device."""
+    device = choose_device(settings.device)
+    if settings.trainer.threads is not None:
+        torch.set_num_threads(settings.trainer.threads)
+    deterministic = settings.trainer.deterministic
+    # cuBLAS reads this when it starts; only with it are its matrix products repeatable.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Determinism by default also fills every new tensor with NaN, a debugging aid that costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)  # noqa: NPY002 (the global state that third-party code draws from)
+    torch.manual_seed(settings.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next step, in place of returning them to the system.
+
+    A step allocates and frees the same large tensors again and again; by default each is a new mapping whose
+    pages the kernel zeroes anew, which can cost as much as the arithmetic.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def compile_model(model: torch.nn.Module, example: object) -> None:
+    """Compile the vector field, or the whole network where there is no ODE; with no working compiler say so and go on.
+
+    example: called once with the compiled model, to compile now rather than inside the first step.
+    """
+    part = getattr(model, "field", model)
+    part.compile(dynamic=False)
+    try:
+        example()  # type: ignore[operator]
+    except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces
+        part._compiled_call_impl = None
+        reason = str(error).strip().splitlines()
+        log.warning("trainer.compile: not compiled, going on without (%s)", reason[0] if reason else type(error).__name__)

@@ -1,0 +1,46 @@
+"""Optimisers and learning-rate schedules, as the settings choose them."""
+
+import math
+
+import torch
+from torch import nn
+
+from odebench.settings import SGD, Adam, Constant, Cosine, OneCycle, Steps
+
+
+def build_optimizer(optim: SGD | Adam, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over all parameters of the model that want a gradient."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if isinstance(optim, SGD):
+        return torch.optim.SGD(
+            parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+        )
+    build = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    return build(parameters, optim.lr, optim.betas, weight_decay=optim.weight_decay)
+
+
+def lr_factor(
+    schedule: Constant | Steps | Cosine | OneCycle, step: int, steps_per_epoch: int, num_steps: int
+) -> float:
+    """What the learning rate is multiplied with at an optimiser step, 0 to ``num_steps`` - 1.
+
+    A function of the step alone, so that resuming needs no state.
+    """
+    if isinstance(schedule, OneCycle):
+        # Smith & Topin 2018, with cosines for both halves; momentum is left alone.
+        top = schedule.rise * num_steps
+        if step < top:
+            return _cosine(schedule.start, 1.0, step / top)
+        return _cosine(1.0, schedule.final, (step - top) / max(num_steps - 1 - top, 1))
+    warmup_steps = schedule.warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if isinstance(schedule, Steps):
+        return schedule.factor ** sum(step >= m * steps_per_epoch for m in schedule.milestones)
+    if isinstance(schedule, Cosine):
+        return _cosine(1.0, schedule.final, (step - warmup_steps) / max(num_steps - warmup_steps, 1))
+    return 1.0
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

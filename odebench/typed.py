@@ -1,0 +1,129 @@
+"""One value read by its annotation: strict types and ranges, each error a line that names the key.
+
+Understands ``float int bool str``, ``dict``, ``tuple[X, ...]``, ``tuple[X, X]``, ``Literal``, ``X | None``
+and ``Annotated[X, Range(...)]``.
+"""
+
+import math
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from odebench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The bounds of a number; None: none."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def broken(self, value: float) -> str | None:
+        """The bound that ``value`` breaks, in words, or None."""
+        if self.above is not None and not value > self.above:
+            return f"must be greater than {self.above}"
+        if self.at_least is not None and not value >= self.at_least:
+            return f"must be at least {self.at_least}"
+        if self.below is not None and not value < self.below:
+            return f"must be less than {self.below}"
+        if self.at_most is not None and not value <= self.at_most:
+            return f"must be at most {self.at_most}"
+        return None
+
+
+# Shown to a user who gave something else; a key's own example where a general one would mislead.
+_EXAMPLES = {
+    "tol": "1e-3",
+    "eval_tol": "1e-5",
+    "rtol": "1e-3",
+    "atol": "1e-3",
+    "seed": "0",
+    "lr": "0.1",
+    "average": "0.999",
+}
+
+
+def read_value(annotation: Any, key: str, value: Any) -> Any:
+    """``value`` as ``annotation`` says, lists as tuples, whole numbers as floats where one is wanted."""
+    kind, *arguments = [get_origin(annotation), *get_args(annotation)]
+    if kind is Annotated:
+        number = read_value(arguments[0], key, value)
+        if problem := arguments[1].broken(number):
+            raise UsageError(f"{key}={shown(value)}: {problem}")
+        return number
+    if kind in (Union, types.UnionType):
+        return _read_union(arguments, key, value)
+    if kind is Literal:
+        if type(value) is not str or value not in arguments:
+            raise UsageError(f"{key}={shown(value)}: must be {' or '.join(map(str, arguments))}")
+        return value
+    if kind is tuple:
+        return _read_tuple(arguments, key, value)
+    if annotation is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    elif (kind or annotation) is type(value):
+        return value
+    raise UsageError(f"{key}={shown(value)}: {_needed(kind or annotation, key)}")
+
+
+def _read_union(choices: list[Any], key: str, value: Any) -> Any:
+    """None and words first, then the one type that is left, which also words the error."""
+    words: list[str] = []
+    rest: Any = None
+    for choice in choices:
+        if choice is types.NoneType:
+            words.append("null")
+            if value is None:
+                return None
+        elif get_origin(choice) is Literal:
+            words += get_args(choice)
+            if type(value) is str and value in get_args(choice):
+                return value
+        else:
+            rest = choice
+    try:
+        return read_value(rest, key, value)
+    except UsageError as error:
+        raise UsageError(f"{error}, or {' or '.join(words)}") from None
+
+
+def _read_tuple(arguments: list[Any], key: str, value: Any) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise UsageError(f"{key}={shown(value)}: a list is needed, such as {key}=[1,2]")
+    if arguments[-1] is Ellipsis:
+        arguments = [arguments[0]] * len(value)
+    if len(arguments) != len(value):
+        raise UsageError(f"{key}={shown(value)}: {len(arguments)} entries are needed")
+    return tuple(
+        read_value(a, f"{key}[{i}]", v) for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _needed(kind: Any, key: str) -> str:
+    example = _EXAMPLES.get(key.rpartition(".")[2])
+    if "[" in key:
+        return {float: "a number is needed", int: "a whole number is needed"}.get(kind, "text is needed")
+    if kind is float:
+        return f"a number is needed, such as {key}={example or '0.5'}"
+    if kind is int:
+        return f"a whole number is needed, such as {key}={example or '10'}"
+    if kind is bool:
+        return "must be true or false"
+    if kind is str:
+        return f"text is needed; a number in quotes is text, as in \"{key}='1'\""
+    return "a mapping is needed"
+
+
+def shown(value: Any) -> str:
+    """``value`` as a user writes it in YAML or on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(shown(entry) for entry in value) + "]"
+    return str(value)

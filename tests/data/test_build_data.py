@@ -1,0 +1,66 @@
+"""One door to all data sets, ours and an extension's."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from odebench.data import DATA, ImageData, ImageSplit, build_data
+from odebench.errors import UsageError
+
+MNIST5K = {"root": None, "validation": 500, "train_limit": None, "augment": True, "download": False}
+
+
+def noise(*, num: int, seed: int) -> ImageData:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (3, num, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (3, num), generator=generator)
+    train, validation, test = (ImageSplit(*split) for split in zip(images, labels, strict=True))
+    return ImageData(train, validation, test, num_classes=10, provenance={"source": "uniform noise"})
+
+
+@pytest.fixture
+def extension(monkeypatch) -> str:
+    module = types.ModuleType("their_images")
+    module.DATA = {"noise": noise, "nonsense": lambda *, num: num}
+    monkeypatch.setitem(sys.modules, "their_images", module)
+    return "their_images"
+
+
+def test_the_seed_of_the_training_does_not_move_our_splits():
+    first, second = (build_data("mnist5k", MNIST5K, seed, []) for seed in (0, 1))
+    assert first.provenance == second.provenance
+    assert set(first.provenance["splits"]) == {"train", "validation", "test"}
+    assert first.provenance["splits"]["test"]["images"] == 1000
+    assert first.provenance["splits"]["test"]["sha256"] == second.test.sha256()
+    assert first.provenance["name"] == "mnist5k"
+
+
+def test_an_extensions_data_set_has_its_settings_the_seed_and_hashes(extension):
+    first, again, other = (build_data("noise", {"num": 12}, seed, [extension]) for seed in (0, 0, 1))
+    assert torch.equal(first.train.images, again.train.images)
+    assert not torch.equal(first.train.images, other.train.images)
+    assert first.provenance["source"] == "uniform noise"
+    assert first.provenance["splits"]["train"] == {
+        "images": 12,
+        "shape": [1, 8, 8],
+        "sha256": first.train.sha256(),
+    }
+    assert first.crop_padding == 0
+
+
+def test_an_unknown_name_is_refused(extension):
+    with pytest.raises(UsageError, match="mnist5k"):
+        build_data("mnist5", MNIST5K, 0, [extension])
+
+
+def test_what_is_no_image_data_is_refused(extension):
+    with pytest.raises(UsageError, match="nonsense returned int"):
+        build_data("nonsense", {"num": 3}, 0, [extension])
+
+
+def test_every_data_set_of_ours_takes_the_same_settings():
+    for loader in DATA.values():
+        assert set(loader.__kwdefaults__ or {}) == set()
+        assert set(loader.__annotations__) - {"return"} == set(MNIST5K)

@@ -1,0 +1,124 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from odebench.plots import style
+from odebench.plots.confusion import confusion_matrix
+from odebench.plots.cost import memory_against_nfe
+from odebench.plots.curves import accuracy_against_time, training_curves
+from odebench.plots.solver import step_sizes
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "step": step,
+        "elapsed_s": 6.0 * step,
+        "train/loss": 1 / step,
+        "nfe/forward": 20 + step,
+        "nfe/backward": 32,
+    }
+    for step in range(1, 101)
+] + [
+    {"step": 50, "elapsed_s": 300.0, "val/accuracy": 0.5},
+    {"step": 100, "elapsed_s": 600.0, "val/accuracy": 0.9},
+]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def lines(axes) -> dict[str, list[tuple[float, float]]]:
+    """Points of the lines that the legend names."""
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in named}
+
+
+def test_curves_have_a_panel_for_what_was_logged_and_none_for_the_rest():
+    assert titles(training_curves(ROWS)) == ["Loss", "Accuracy", "Evaluations of the vector field"]
+    assert titles(training_curves(ROWS[-2:])) == ["Accuracy"]
+    assert titles(training_curves([{"step": 1, "train/loss": math.nan}])) == ["No numbers were logged"]
+
+
+def test_curves_show_the_numbers_in_percent_and_skip_what_is_not_finite():
+    rows: list[dict[str, Any]] = [
+        *ROWS[-2:],
+        {"step": 150, "val/accuracy": None},
+        {"step": 200, "val/accuracy": math.nan},
+    ]
+    (axes,) = training_curves(rows).axes
+    assert lines(axes) == {"validation": [(50, 50.0), (100, 90.0)]}
+
+
+def test_a_running_mean_stays_within_the_curve_and_keeps_a_constant():
+    _, _, nfe = training_curves(ROWS).axes
+    drawn = lines(nfe)
+    assert {value for _, value in drawn["backward (running mean)"]} == {32.0}
+    smooth = np.array(drawn["forward (running mean)"])
+    assert np.allclose(smooth[5:-5, 1], 20 + smooth[5:-5, 0])  # a straight line is its own running mean
+    assert smooth[:, 1].min() >= 21
+    assert smooth[:, 1].max() <= 120
+
+
+def test_time_is_in_minutes():
+    (axes,) = accuracy_against_time({"odenet": ROWS, "resnet": ROWS[-1:]}).axes
+    assert lines(axes) == {"odenet": [(5.0, 50.0), (10.0, 90.0)], "resnet": [(10.0, 90.0)]}
+    assert axes.get_xlabel() == "time (min)"
+
+
+def test_a_confusion_matrix_tells_the_share_of_errors_and_writes_each_count():
+    figure = confusion_matrix(np.array([[90, 2], [0, 108]]))
+    assert titles(figure)[0] == "Confusion: 2 of 200 wrong (1.00 %)"
+    written = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
+    assert written == {((0, 0), "90"), ((1, 0), "2"), ((1, 1), "108")}
+    with pytest.raises(ValueError, match="square"):
+        confusion_matrix(np.zeros((2, 3)))
+
+
+def test_memory_is_one_line_a_mode_in_order_of_nfe_with_tolerances_at_the_points():
+    rows = [
+        {"nfe/forward": 50, "memory/peak_mib": 30.0, "tol": 1e-4},
+        {"nfe/forward": 26, "memory/peak_mib": 20.0, "tol": 1e-3},
+    ]
+    (axes,) = memory_against_nfe({"backprop": rows, "adjoint": rows[:1]}).axes
+    assert lines(axes) == {"backprop": [(26, 20.0), (50, 30.0)], "adjoint": [(50, 30.0)]}
+    assert sorted(text.get_text() for text in axes.texts) == ["1e-3", "1e-4", "1e-4"]
+    assert axes.get_ylim()[0] == 0
+
+
+def test_steps_cover_the_time_they_take():
+    (axes,) = step_sizes([0.0, 0.1], [0.1, 0.9], rejected_times=[0.1], rejected_sizes=[2.0]).axes
+    steps: Any = axes.collections[0]
+    assert [segment.tolist() for segment in steps.get_segments()] == [
+        [[0.0, 0.1], [0.1, 0.1]],
+        [[0.1, 0.9], [1.0, 0.9]],
+    ]
+    assert lines(axes) == {"rejected (1)": [(0.1, 2.0)]}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        pytest.param(lambda: training_curves(ROWS, "title"), id="curves"),
+        pytest.param(lambda: training_curves([]), id="no curves"),
+        pytest.param(lambda: accuracy_against_time({}), id="no runs"),
+        pytest.param(lambda: confusion_matrix(np.zeros((3, 3), dtype=int)), id="no counts"),
+        pytest.param(
+            lambda: confusion_matrix(np.eye(30, dtype=int), [f"class {i}" for i in range(30)]), id="30"
+        ),
+        pytest.param(lambda: memory_against_nfe({}), id="no modes"),
+        pytest.param(lambda: step_sizes([], []), id="no steps"),
+        pytest.param(lambda: step_sizes([1.0, 0.5], [-0.5, -0.5]), id="back in time"),
+    ],
+)
+def test_every_figure_draws_without_a_warning_and_names_its_axes(tmp_path, figure):
+    made = figure()
+    made.savefig(tmp_path / "figure.png")
+    assert made.axes[0].get_xlabel()
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_series_are_told_apart_by_colour_and_marker():
+    assert len(set(style.COLOURS)) == len(style.COLOURS) == len(set(style.MARKERS))

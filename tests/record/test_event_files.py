@@ -1,0 +1,231 @@
+"""What TensorBoard makes of our event files: as its reader sees them, and as its web server answers."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+from odebench.record import schema
+from odebench.record.tensorboard import hparams
+from odebench.record.writer import Record
+
+
+def load(folder: Path) -> EventAccumulator:
+    everything = {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0, "compressedHistograms": 0}
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, round(event.value, 6)) for event in events.Scalars(tag)]
+
+
+def hparams_data(events: EventAccumulator) -> dict[str, plugin_data_pb2.HParamsPluginData]:
+    content = events.PluginTagToContent("hparams")
+    return {
+        tag.rpartition("/")[2]: plugin_data_pb2.HParamsPluginData.FromString(data)
+        for tag, data in content.items()
+    }
+
+
+def test_numbers_histograms_and_figures_read_back(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.log(10, {"train/loss": 0.5, "nfe/forward": 26, "val/accuracy": float("nan")})
+        record.log(20, {"train/loss": 0.25})
+        record.histogram("steps/size", np.array([0.1, 0.2, 0.7, np.inf]), 20)
+        record.histogram("steps/size", [], 30)
+        record.figure("confusion", Figure(figsize=(4, 2)), 20)
+    events = load(record.path)
+    assert points(events, "train/loss") == [(10, 0.5), (20, 0.25)]
+    assert points(events, "nfe/forward") == [(10, 26.0)]
+    assert np.isnan(events.Scalars("val/accuracy")[0].value)
+    (histogram,) = events.Histograms("steps/size")
+    assert histogram.step == 20
+    assert histogram.histogram_value.num == 3
+    assert histogram.histogram_value.max == 0.7
+    (image,) = events.Images("figures/confusion")
+    assert (image.step, image.width, image.height) == (20, 600, 300)
+    assert image.encoded_image_string == (record.path / "figures/confusion.png").read_bytes()
+
+
+def test_the_layout_pairs_what_belongs_together(tmp_path, create):
+    create(tmp_path / "run").close()
+    (layout,) = load(tmp_path / "run").Tensors("custom_scalars__config__")
+    read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
+    charts = {
+        chart.title: list(chart.multiline.tag) for category in read.category for chart in category.chart
+    }
+    assert charts["NFE: forward against backward"] == ["nfe/forward", "nfe/backward"]
+    assert charts["Loss: train against validation"] == ["train/loss", "val/loss"]
+    assert charts["Accuracy: train against validation"] == ["train/accuracy", "val/accuracy"]
+    assert charts["Steps: accepted against rejected"] == ["steps/accepted", "steps/rejected"]
+
+
+def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.status("done")
+    assert len(list(record.path.glob(schema.EVENTS))) == 1
+    assert {path.name for path in record.path.iterdir() if path.is_dir()} == {"checkpoints", "figures"}
+    data = hparams_data(load(record.path))
+    assert set(data) == {"experiment", "session_start_info", "session_end_info"}
+    types = {info.name: info.type for info in data["experiment"].experiment.hparam_infos}
+    assert types["solver.rtol"] == api_pb2.DATA_TYPE_FLOAT64
+    assert types["solver.first_step"] == api_pb2.DATA_TYPE_STRING
+    assert types["data.augment"] == api_pb2.DATA_TYPE_BOOL
+    kinds = {
+        "string_value": api_pb2.DATA_TYPE_STRING,
+        "number_value": api_pb2.DATA_TYPE_FLOAT64,
+        "bool_value": api_pb2.DATA_TYPE_BOOL,
+    }
+    start = data["session_start_info"].session_start_info
+    assert start.group_name == f"{tmp_path.name}/run"
+    assert {name: kinds[value.WhichOneof("kind")] for name, value in start.hparams.items()} == {
+        name: types[name] for name in start.hparams
+    }
+    assert start.hparams["solver.rtol"].number_value == 1e-3
+    metrics = {info.name.tag for info in data["experiment"].experiment.metric_infos}
+    assert metrics == {tag for tag in schema.TAGS if tag.startswith(("best/", "final/"))}
+
+
+def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
+    first = hparams({"solver": {"first_step": None, "steps": 20, "rtol": None}, "seed": 1})
+    other = hparams({"solver": {"first_step": 0.1, "steps": None, "rtol": 1e-3}, "seed": 2})
+    assert first == {"solver.steps": 20.0, "seed": 1.0}
+    assert other == {"solver.first_step": "0.1", "solver.rtol": 1e-3, "seed": 2.0}
+    mine = hparams(
+        {"model": {"name": "mine", "layers": [2, 3], "gate": True, "depth": 3}, "data": {"root": "/x"}}
+    )
+    assert mine == {"model.name": "mine", "model.layers": "2, 3", "model.gate": True, "model.depth": 3.0}
+
+
+def test_every_setting_of_our_models_has_its_column():
+    configs = Path(__file__).parents[2] / "configs"
+    for path in configs.glob("model/*.yaml"):
+        model = dict(OmegaConf.load(path).model)
+        for name, value in model.items():
+            kind = schema.HPARAMS[f"model.{name}"]
+            assert kind is (str if isinstance(value, str) else bool if isinstance(value, bool) else float), (
+                name
+            )
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ("done", api_pb2.STATUS_SUCCESS),
+        ("failed", api_pb2.STATUS_FAILURE),
+        ("diverged", api_pb2.STATUS_FAILURE),
+        ("interrupted", api_pb2.STATUS_UNKNOWN),
+        ("running", None),
+    ],
+)
+def test_the_table_shows_how_a_run_ended(tmp_path, create, status, shown):
+    with create(tmp_path / "run") as record:
+        record.status(status)
+    end = hparams_data(load(record.path)).get("session_end_info")
+    assert (end and end.session_end_info.status) == shown
+
+
+def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        for step in (10, 20, 30, 40):
+            record.log(step, {"train/loss": 1.0})
+            record.histogram("steps/size", [0.1], step)
+        record.summary({"best/accuracy": 0.5})
+        record.status("failed")
+    with Record.reopen(record.path, 20) as record:
+        for step in (30, 40, 50):
+            record.log(step, {"train/loss": 0.5})
+        record.summary({"best/accuracy": 0.9})
+        record.status("done")
+    events = load(record.path)
+    assert points(events, "train/loss") == [(10, 1.0), (20, 1.0), (30, 0.5), (40, 0.5), (50, 0.5)]
+    assert [event.step for event in events.Histograms("steps/size")] == [10, 20]
+    assert points(events, "best/accuracy") == [(50, 0.9)]
+    assert hparams_data(events)["session_end_info"].session_end_info.status == api_pb2.STATUS_SUCCESS
+    assert len(events.Tensors("custom_scalars__config__")) == 1
+
+
+def test_a_run_killed_in_the_middle_of_an_event_goes_on(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.log(10, {"train/loss": 1.0})
+        record.log(20, {"train/loss": 1.0})
+    (path,) = record.path.glob(schema.EVENTS)
+    path.write_bytes(path.read_bytes()[:-5])
+    with Record.reopen(record.path, 10) as record:
+        record.log(20, {"train/loss": 0.5})
+        record.status("done")
+    events = load(record.path)
+    assert points(events, "train/loss") == [(10, 1.0), (20, 0.5)]
+    assert "session_end_info" in hparams_data(events)
+
+
+def test_events_are_readable_after_flush_while_the_run_is_open(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.log(10, {"train/loss": 1.0})
+        record.flush()
+        assert points(load(record.path), "train/loss") == [(10, 1.0)]
+
+
+def serve(logdir: Path):
+    """A client of TensorBoard's web server, without a socket."""
+    from tensorboard.backend import application
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.core.core_plugin import CorePlugin
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+    from tensorboard.plugins.hparams.hparams_plugin import HParamsPlugin
+    from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
+    from werkzeug.test import Client
+
+    events = (
+        EventMultiplexer(tensor_size_guidance={"scalars": 100}).AddRunsFromDirectory(str(logdir)).Reload()
+    )
+    flags = Namespace(
+        generic_data="auto",
+        logdir=str(logdir),
+        logdir_spec="",
+        path_prefix="",
+        samples_per_plugin={},
+        window_title="",
+    )
+    plugins = [CorePlugin, ScalarsPlugin, CustomScalarsPlugin, HParamsPlugin]
+    return Client(
+        application.TensorBoardWSGIApp(flags, plugins, MultiplexerDataProvider(events, str(logdir)))
+    )
+
+
+def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, create):
+    for name, accuracy, status in (("a", 0.75, "done"), ("b", 0.5, "diverged")):
+        with create(tmp_path / name) as record:
+            record.log(10, {"train/loss": 0.5, "nfe/forward": 26})
+            record.summary({"best/accuracy": accuracy})
+            record.status(status)
+    client = serve(tmp_path)
+    assert client.get("/data/runs").json == ["a", "b"]
+
+    layout = client.get("/data/plugin/custom_scalars/layout").json
+    assert [category["title"] for category in layout["category"]] == list(schema.LAYOUT)
+    series = client.get("/data/plugin/scalars/scalars?run=a&tag=nfe/forward").json
+    assert [point[1:] for point in series] == [[10, 26.0]]
+
+    request = {
+        "startIndex": 0,
+        "sliceSize": 10,
+        "allowedStatuses": ["STATUS_SUCCESS", "STATUS_FAILURE"],
+        "colParams": [{"metric": {"tag": "best/accuracy", "group": ""}, "order": "ORDER_DESC"}],
+    }
+    table = client.post("/data/plugin/hparams/session_groups", json=request).json
+    assert [group["sessions"][0]["name"] for group in table["sessionGroups"]] == ["a", "b"]
+    first, second = table["sessionGroups"]
+    assert (first["sessions"][0]["status"], second["sessions"][0]["status"]) == (
+        "STATUS_SUCCESS",
+        "STATUS_FAILURE",
+    )
+    assert first["hparams"]["gradient.name"] == "adjoint"
+    assert first["metricValues"][0]["value"] == 0.75

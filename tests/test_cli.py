@@ -1,0 +1,390 @@
+"""The command line: verbs, messages, exit codes, multirun and completion. Training itself is a stand-in."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from odebench.cli import main
+from odebench.compose import CONFIGS
+from odebench.errors import UsageError
+from odebench.record import schema
+from odebench.settings import compose, read_settings
+
+VERBS = ("train", "eval", "predict", "resume", "list", "tensorboard", "doctor")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for odebench.training.run and notes what is called; hidden=N chooses the exit code N."""
+    noted = []
+
+    def result(code=0, folder="somewhere"):
+        return types.SimpleNamespace(exit_code=code, folder=Path(folder), objective=0.5)
+
+    def train_run(config, overrides):
+        settings = read_settings(config)
+        noted.append(("train", settings, overrides, list(sys.argv)))
+        code = getattr(settings.model, "hidden", 0)
+        if code == 7:
+            raise ZeroDivisionError("a fault of ours")
+        if code == 8:
+            raise OSError(28, "", "/full")
+        if code == 9:
+            raise UsageError("no data there")
+        if code == 10:
+            raise KeyboardInterrupt
+        return result(code if code in (1, 2, 3, 75) else 0, settings.run_dir or "somewhere")
+
+    def note(verb, code=0):
+        return lambda *words: noted.append((verb, *words)) or result(code)
+
+    stand_in = types.SimpleNamespace(
+        train_run=train_run,
+        resume_run=note("resume", 75),
+        evaluate_run=note("eval"),
+        predict_run=note("predict"),
+    )
+    monkeypatch.setitem(sys.modules, "odebench.training.run", stand_in)
+    return noted
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run, as far as the command line looks into it."""
+    folder = tmp_path / "runs" / "a_run"
+    folder.mkdir(parents=True)
+    OmegaConf.save(compose([]), folder / schema.SETTINGS)
+    (folder / schema.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
+    numbers = {"best/accuracy": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
+    (folder / schema.SUMMARY).write_text(json.dumps(numbers))
+    return folder
+
+
+def fails(capsys, *words, code=2):
+    """The one line on stderr of a command that fails."""
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb_is_our_own(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: odebench {verb}")
+    assert f"odebench {verb}" in out.split("example")[-1] or verb == "doctor"
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+
+
+def test_version(capsys):
+    from odebench import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"odebench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "odebench: the following arguments are required: VERB (odebench --help explains)"),
+        (["trian"], "odebench: unknown verb trian; did you mean train? (verbs: " + ", ".join(VERBS) + ")"),
+        (
+            ["eval"],
+            "odebench eval: the following arguments are required: RUN (odebench eval --help explains)",
+        ),
+        (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
+        (["resume", "/no", "tol=1"], "odebench resume: tol=1 is one word too many"),
+        (["train", "--multirn"], "odebench train: unknown option --multirn; did you mean --multirun?"),
+        (["train", "tol=abc"], "odebench train: tol=abc: a number is needed, such as tol=1e-3"),
+        (["train", "-m", "--cfg"], "odebench train: --cfg prints the settings of one run; leave -m out"),
+        (["train", "--", "x"], "odebench train: x: nothing can follow --"),
+        (["train", "--config-dir", "/no"], "odebench train: --config-dir /no: no such folder"),
+        (["list", "models", "x"], "odebench list: x: a folder goes with `list runs` only"),
+        (["list", "runs", "/no"], "odebench list: /no is not a folder"),
+        (["tensorboard", "/no"], "odebench tensorboard: /no: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line(words, line, capsys):
+    assert fails(capsys, *words) == line
+
+
+def test_a_mistyped_list_is_told(capsys):
+    line = fails(capsys, "list", "solver")
+    assert line.startswith("odebench list: nothing to list called solver; did you mean solvers? (models, ")
+
+
+def test_train_hands_over_settings_and_overrides_wherever_the_options_stand(calls):
+    assert main(["train", "model=mlp", "--config-dir", str(CONFIGS), "tol=1e-4"]) == 0
+    ((_, settings, overrides, _),) = calls
+    assert (settings.model.name, settings.tol) == ("mlp", 1e-4)
+    assert overrides == ["model=mlp", "tol=1e-4"]
+
+
+@pytest.mark.parametrize("code", [1, 3, 75])
+def test_the_exit_code_of_a_run_is_the_commands(code, calls):
+    assert main(["train", "model=mlp", f"model.hidden={code}"]) == code
+
+
+def test_errors_of_a_run_are_one_line_and_faults_of_ours_a_traceback(calls, capsys):
+    words = ["train", "model=mlp"]
+    assert fails(capsys, *words, "model.hidden=9") == "odebench train: no data there"
+    full = "odebench train: No space left on device: /full"
+    assert fails(capsys, *words, "model.hidden=8", code=1) == full
+    assert fails(capsys, *words, "model.hidden=10", code=130) == "odebench train: stopped"
+    with pytest.raises(ZeroDivisionError):
+        main([*words, "model.hidden=7"])
+
+
+def test_cfg_prints_settings_that_read_back(calls, capsys):
+    assert main(["train", "--cfg", "model=rknet", "tol=1e-5"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert read_settings(printed) == read_settings(compose(["model=rknet", "tol=1e-5"]))
+    assert calls == []
+
+
+def test_eval_takes_overrides_and_a_split(calls, run, capsys):
+    assert main(["eval", str(run)]) == 0
+    assert main(["eval", str(run), "solver=rk4", "split=test", "tol=1e-5"]) == 0
+    assert calls == [("eval", run, [], "validation"), ("eval", run, ["solver=rk4", "tol=1e-5"], "test")]
+    assert fails(capsys, "eval", str(run), "split=tset").startswith(
+        "odebench eval: unknown split tset; did you mean test?"
+    )
+
+
+def test_predict_takes_an_output_file(calls, run):
+    assert main(["predict", str(run), "--output", "p.csv", "split=train"]) == 0
+    assert calls == [("predict", run, [], "train", Path("p.csv"))]
+
+
+def test_resume_hands_over_the_folder_and_its_exit_code(calls, run):
+    assert main(["resume", str(run)]) == 75
+    assert calls == [("resume", run)]
+
+
+def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
+    (tmp_path / "solver").mkdir()
+    (tmp_path / "solver" / "mine.yaml").write_text("# My own tuning\nname: rk4\n")
+    assert main(["list", "solvers", "--config-dir", str(tmp_path)]) == 0
+    rows = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
+    listed = {name: text.strip() for name, text in rows}
+    assert listed["mine"] == "My own tuning"
+    assert listed["rk4"] == "Runge-Kutta 3/8 rule, order 4, fixed steps"
+    assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("*.yaml")} | {"mine"}
+
+
+def test_every_option_has_a_first_comment(capsys):
+    for kind in ("models", "solvers", "gradients", "data", "optim", "schedules", "trainers", "experiments"):
+        assert main(["list", kind]) == 0
+        for line in capsys.readouterr().out.splitlines():
+            assert len(line.split(maxsplit=1)) == 2, line
+
+
+def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
+    damaged = run.parent / "b_run"
+    damaged.mkdir()
+    for name in (schema.SETTINGS, schema.STATUS):
+        (damaged / name).write_bytes((run / name).read_bytes())
+    (damaged / schema.SUMMARY).write_text("{")
+    assert main(["list", "runs", str(run.parent)]) == 0
+    out, err = capsys.readouterr()
+    header, row = out.splitlines()
+    assert header.split() == ["RUN", "STATUS", "MODEL", "SOLVER", "TOL", "ACCURACY", "NFE", "MINUTES"]
+    assert row.split() == [str(run), "done", "odenet", "dopri5", "0.001", "0.9877", "20.0", "3.2"]
+    assert "b_run" in err
+    assert "damaged" in err
+
+
+def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
+    assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run))
+    (run / "events.out.tfevents.1.host").touch()
+    with pytest.raises(SystemExit):
+        main(["tensorboard", str(run.parent), "--", "--port", "7007"])
+    assert started[0][1:] == ["-m", "tensorboard.main", "--logdir", str(run.parent), "--port", "7007"]
+
+
+def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ODEBENCH_DATA", str(tmp_path))
+    assert main(["doctor", "--outputs", str(tmp_path)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"odebench", "torch", "threads", "data=mnist", "data=mnist5k", "compiler", "slurm"} <= set(lines)
+    assert lines["outputs"].split()[1] == "ok"
+    assert lines["data=mnist"].split()[1] == "missing"
+    assert all(line.split()[1] in ("ok", "missing") for name, line in lines.items() if name != "data")
+
+
+def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):
+    assert main(["doctor", "--data", str(tmp_path / "no")]) == 0
+    assert f"{tmp_path / 'no'} is no folder" in capsys.readouterr().out
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_multirun_runs_every_combination_in_folders_of_its_own(calls, in_tmp, capsys):
+    assert main(["train", "-m", "solver=dopri5,rk4", "tol=1e-2,1e-3"]) == 0
+    (sweep,) = (in_tmp / "outputs" / "multirun").glob("*/*")
+    names = ["0_odenet_dopri5", "1_odenet_dopri5", "2_odenet_rk4", "3_odenet_rk4"]
+    assert [settings.run_dir for _, settings, *_ in calls] == [str(sweep / name) for name in names]
+    assert [settings.tol for _, settings, *_ in calls] == [1e-2, 1e-3, 1e-2, 1e-3]
+    assert calls[0][2] == ["solver=dopri5", "tol=0.01"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["jobs.jsonl", "multirun.yaml"]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"4 jobs in {sweep}"
+    assert err.splitlines()[0] == "job 0: solver=dopri5 tol=0.01"
+
+
+def test_one_jobs_failure_does_not_end_the_others_and_the_worst_code_stays(calls, in_tmp, capsys):
+    """9: wrong usage (2); 3: diverged; 7: a fault of ours (1); 0 is refused by the rules (2)."""
+    assert main(["train", "-m", "model=mlp", "model.hidden=9,3,0,20"]) == 2
+    assert [settings.model.hidden for _, settings, *_ in calls] == [9, 3, 20]
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["2", "3", "2", "0"]
+    assert "odebench train: job 2: model.hidden=0: must be at least 1\n" in err
+    assert main(["train", "-m", "model=mlp", "model.hidden=7,3"]) == 1
+    assert "ZeroDivisionError: a fault of ours" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_whole_multirun(calls, in_tmp, capsys):
+    assert main(["train", "-m", "model=mlp", "model.hidden=20,75,21"]) == 75
+    assert [settings.model.hidden for _, settings, *_ in calls] == [20, 75]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 jobs in ")
+
+
+def test_ctrl_c_ends_the_whole_multirun(calls, in_tmp):
+    assert main(["train", "-m", "model=mlp", "model.hidden=10,21"]) == 130
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["model=odenet,odnet"], "unknown model odnet; did you mean odenet?"),
+        (["model.hiden=1,2"], "unknown setting model.hiden; did you mean model.hidden?"),
+        (["model=mlp,odenet", "model.hidden=3"], "model.hidden: the chosen model has no such setting"),
+        (["tol=1,2", "="], "malformed setting '='"),
+        (["hydra/launcher=jobli", "tol=1,2"], "no hydra/launcher/jobli (installed: basic"),
+        (["tol=interval(0,1)"], "BasicSweeper does not support sweep type"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_multirun_that_cannot_compose_starts_nothing(words, start, calls, in_tmp, capsys):
+    assert fails(capsys, "train", "-m", *words).startswith(f"odebench train: {start}")
+    assert calls == []
+    assert not list(in_tmp.rglob("multirun.yaml"))
+
+
+def test_multirun_restores_what_hydra_needed_and_the_job_sees_the_users_command(calls, in_tmp, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["odebench", "train", "-m", "seed=1,2"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert main() == 0
+    assert sys.argv == ["odebench", "train", "-m", "seed=1,2"]
+    assert calls[0][3] == sys.argv
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_multirun_finds_options_of_ones_own(calls, in_tmp):
+    folder = in_tmp / "my configs"
+    (folder / "solver").mkdir(parents=True)
+    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("steps: 20", "steps: 4")
+    (folder / "solver" / "coarse.yaml").write_text(coarse)
+    assert main(["train", "-m", "solver=coarse,dopri5", "--config-dir", "my configs"]) == 0
+    assert calls[0][1].solver.steps == 4
+    assert calls[0][1].config_dir == str(folder)
+    assert calls[0][2] == ["solver=coarse"]
+
+
+def test_multirun_goes_where_hydra_is_told_but_not_onto_another(calls, in_tmp, capsys):
+    words = ["train", "-m", "seed=1,2", "hydra.sweep.dir=here"]
+    assert main(words) == 0
+    assert calls[1][1].run_dir == str(in_tmp / "here" / "1_odenet_dopri5")
+    capsys.readouterr()
+    assert "holds another multirun" in fails(capsys, *words)
+
+
+NO_TORCH = """
+import contextlib, io, os, sys
+from odebench.cli import main
+from odebench.completion import complete_setting
+import argparse
+with contextlib.redirect_stdout(io.StringIO()):
+    for words in (["--version"], ["--help"], *([verb, "--help"] for verb in {verbs}), ["list", "models"],
+                  ["list", "experiments"], ["list", "runs", {runs!r}], ["train", "--cfg"]):
+        assert main(words) == 0, words
+assert complete_setting("model=", argparse.Namespace())
+assert complete_setting("trainer.precision=", argparse.Namespace())
+assert main(["train", "tol=-1"]) == 2
+loaded = {{"torch", "torchvision", "matplotlib", "tensorboard"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_no_torch_before_a_verb_needs_it(run):
+    code = NO_TORCH.format(verbs=VERBS, runs=str(run.parent))
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+
+
+def test_version_and_help_import_no_hydra():
+    code = "import sys, odebench.cli as c; c.main(['train', '--help']); assert 'hydra' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("words", [["list", "models"], ["train", "--help"]], ids=" ".join)
+def test_a_closed_pipe_is_no_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "odebench", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 128 + signal.SIGPIPE)  # 0 where argparse itself passes over it
+
+
+def completions(line):
+    """What argcomplete answers a bash that stands at the end of ``line``."""
+    pytest.importorskip("argcomplete")
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "odebench"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("odebench tr", ["train "]),
+        ("odebench train solver.r", ["solver.rtol="]),
+        ("odebench train model=od", ["odenet "]),
+        ("odebench train -m solver=dopri5,ts", ["dopri5,tsit5 "]),
+        ("odebench train tol=1 trainer.precision=", ["bf16", "float32"]),
+        ("odebench list sol", ["solvers "]),
+    ],
+)
+def test_completion_in_bash(line, expected):
+    assert sorted(completions(line)) == sorted(expected)

@@ -1,0 +1,83 @@
+"""The order of the rooms: each imports only what stands below it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "odebench"
+
+# What each room may import of odebench, besides itself. The words that all may use come first.
+EVERYBODY = {"errors"}
+BELOW = {
+    "errors": set(),
+    "typed": set(),
+    "ode": set(),
+    "plots": set(),
+    "extensions": set(),
+    "compose": {"typed"},
+    "settings": {"compose", "extensions", "typed", "ode.methods", "rules"},
+    "rules": {"compose", "extensions", "typed", "ode.methods", "settings"},
+    "models": {"ode"},
+    "data": {"extensions"},
+    "record": {"settings"},
+    "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
+    "training": {"tasks", "models", "data", "ode", "plots", "settings", "extensions", "record"},
+}
+TORCH_FREE = ["errors", "typed", "extensions", "compose", "settings", "record.schema", "record.reader", "record.files",
+              "ode.methods", "plots", "cli"]
+
+
+def imports(path):
+    """(dotted name inside odebench) of everything a file imports from odebench."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "odebench":
+            module = node.module.removeprefix("odebench").lstrip(".")
+            found |= {f"{module}.{name.name}".lstrip(".") for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {n.name.removeprefix("odebench.") for n in node.names if n.name.startswith("odebench.")}
+    return found - {"__version__"}
+
+
+def rooms():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield parts[0], path
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_only_what_stands_below_it(room):
+    allowed = BELOW[room] | EVERYBODY | {room}
+    files = [path for name, path in rooms() if name == room]
+    assert files, f"room {room} is gone; take it out of this test"
+    for path in files:
+        for name in imports(path):
+            assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path.name} imports {name}"
+
+
+def test_the_engine_could_be_published_alone():
+    for path in (PACKAGE / "ode").rglob("*.py"):
+        assert all(name == "ode" or name.startswith("ode.") for name in imports(path)), path
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_what_must_start_at_once_imports_no_torch(module):
+    code = f"import sys, odebench.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_looked_up_on_first_use():
+    code = (
+        "import sys, odebench; assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"
+        "for name in odebench.__all__: assert getattr(odebench, name) is not None, name\n"
+        "from odebench import solve; assert callable(solve)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_room_is_a_drawer():
+    banned = {"utils", "helpers", "common", "misc", "util"}
+    assert not [path for path in PACKAGE.rglob("*") if path.stem in banned]

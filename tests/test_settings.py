@@ -1,0 +1,403 @@
+"""The settings: every option composes and obeys its rules, and every wrong value is told in one line."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from odebench import rules
+from odebench.compose import CONFIGS, PLURALS, known_keys, load_option, options, parse_overrides
+from odebench.errors import UsageError
+from odebench.ode.methods import METHODS
+from odebench.settings import (
+    Settings,
+    compose,
+    options_of,
+    override_saved,
+    read_settings,
+    run_name,
+    warnings,
+)
+
+
+@functools.cache
+def composed(*overrides):
+    return compose(list(overrides))
+
+
+def read(*overrides, config_dir=None):
+    """Settings as composed. Single keys are set on a kept composition: Hydra takes a quarter of a second."""
+    choices = [word for word in overrides if word.partition("=")[0] in PLURALS]
+    singles = [word for word in overrides if word not in choices]
+    parsed = parse_overrides(singles, config_dir)
+    if config_dir is not None or any(o.is_sweep_override() for o in parsed):
+        return read_settings(compose(list(overrides), config_dir))
+    config = composed(*choices).copy()
+    for override in parsed:
+        if OmegaConf.select(config, override.key_or_group, default="absent") == "absent":
+            return read_settings(compose(list(overrides)))
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
+    return read_settings(config)
+
+
+def read_in_full(*overrides):
+    return read_settings(compose(list(overrides)))
+
+
+def message(*overrides, config_dir=None):
+    with pytest.raises(UsageError) as caught:
+        read(*overrides, config_dir=config_dir)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def every_option():
+    for group in PLURALS:
+        for name in options(group):
+            extra = ["model=resnet"] if (group, name) == ("solver", "none") else []
+            yield pytest.param([f"{group}={name}", *extra], id=f"{group}={name}")
+    for name, path in options("experiment").items():
+        for budget in OmegaConf.load(path).budgets:
+            yield pytest.param([f"experiment={name}", f"budget={budget}"], id=f"{name}-{budget}")
+
+
+@pytest.mark.parametrize("overrides", list(every_option()))
+def test_every_option_composes_and_obeys_the_rules(overrides):
+    settings = read(*overrides)
+    group, _, name = overrides[0].partition("=")
+    if group not in ("experiment", "trainer"):
+        assert getattr(settings, group).name == name
+
+
+RULES = {
+    "model": rules.MODELS,
+    "data": rules.DATA,
+    "optim": rules.OPTIM,
+    "schedule": rules.SCHEDULE,
+    "solver": dict.fromkeys([*METHODS, rules.NO_SOLVER], rules.Solver),
+    "gradient": dict.fromkeys(rules.GRADIENTS, rules.Gradient),
+    "trainer": {"default": rules.Trainer},
+}
+
+
+def test_every_group_has_rules_here():
+    assert set(RULES) == set(PLURALS) - {"experiment"}
+    assert set(PLURALS) == {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("group", RULES)
+def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
+    assert set(options(group)) == set(RULES[group])
+    for name, its_rules in RULES[group].items():
+        option = load_option(group, name)
+        node = option[group] if group == "model" else option
+        assert list(node) == [field.name for field in dataclasses.fields(its_rules)], name
+
+
+def test_top_level_keys_are_the_fields_of_settings():
+    assert set(compose([])) == {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    "its_rules", [Settings, *{rule for group in RULES.values() for rule in group.values()}]
+)
+def test_rules_hold_no_defaults(its_rules):
+    for field in dataclasses.fields(its_rules):
+        assert field.default is dataclasses.MISSING
+        assert field.default_factory is dataclasses.MISSING
+
+
+WRONG = {
+    "model.hiden=3": "unknown setting model.hiden; did you mean model.hidden?",
+    "odel=odenet": "unknown setting odel; did you mean model?",
+    "zzz=1": "unknown setting zzz; odebench train --cfg prints them all",
+    "model.blocks=3": "model.blocks: the chosen model has no such setting; odebench train --cfg prints all",
+    "tol=abc": "tol=abc: a number is needed, such as tol=1e-3",
+    "tol=null": "tol=null: a number is needed, such as tol=1e-3",
+    "tol=true": "tol=true: a number is needed, such as tol=1e-3",
+    "tol=nan": "tol=nan: a number is needed, such as tol=1e-3",
+    "tol=inf": "tol=inf: a number is needed, such as tol=1e-3",
+    "tol=-1": "tol=-1: must be greater than 0",
+    "tol=0": "tol=0: must be greater than 0",
+    "seed=-1": "seed=-1: must be at least 0",
+    "trainer.epochs=0": "trainer.epochs=0: must be at least 1",
+    "trainer.epochs=2.5": "trainer.epochs=2.5: a whole number is needed, such as trainer.epochs=10",
+    "trainer.epochs=true": "trainer.epochs=true: a whole number is needed, such as trainer.epochs=10",
+    "trainer.epochs=null": "trainer.epochs=null: a whole number is needed, such as trainer.epochs=10",
+    "trainer.compile=1": "trainer.compile=1: must be true or false",
+    "trainer.compile=yes": "trainer.compile=yes: must be true or false",
+    "trainer.precision=fp16": "trainer.precision=fp16: must be float32 or bf16",
+    "trainer.average=1": "trainer.average=1: must be less than 1, or null",
+    "trainer.max_minutes=0": "trainer.max_minutes=0: must be greater than 0, or null",
+    "outputs=3": "outputs=3: text is needed; a number in quotes is text, as in \"outputs='1'\"",
+    "extensions=a": "extensions=a: a list is needed, such as extensions=[1,2]",
+    "optim=adam optim.betas=[0.9]": "optim.betas=[0.9]: 2 entries are needed",
+    "optim=adam optim.betas=[0.9,1.0]": "optim.betas[1]=1.0: must be less than 1",
+    "optim.momentum=0 optim.nesterov=true": "optim.nesterov=true: needs a momentum; "
+    "set optim.momentum, such as optim.momentum=0.9",
+    "model=odnet": "unknown model odnet; did you mean odenet? (models: mlp, odenet, resnet, rknet)",
+    "model=": "unknown model '' (models: mlp, odenet, resnet, rknet)",
+    "solver=dopri": "unknown solver dopri; did you mean dopri5? "
+    "(solvers: bosh3, dopri5, euler, midpoint, none, rk4, tsit5)",
+    "gradient=adjont": "unknown gradient adjont; did you mean adjoint? (gradients: adjoint, backprop)",
+    "data=mnits": "unknown data mnits; did you mean mnist? (data: fashion_mnist, mnist, mnist5k)",
+    "optim=adma": "unknown optim adma; did you mean adam? (optim: adam, adamw, sgd)",
+    "schedule=step": "unknown schedule step; did you mean steps? "
+    "(schedules: constant, cosine, one_cycle, steps)",
+    "experiment=paper/mnist_odent": "unknown experiment paper/mnist_odent; did you mean paper/mnist_odenet? "
+    "(experiments: paper/mnist_mlp, paper/mnist_odenet, paper/mnist_resnet, paper/mnist_rknet)",
+    "model.name=mlp": "model.name=mlp: write model=mlp, which brings its other settings too",
+    "solver.name=rk5": "unknown solver rk5; did you mean rk4? "
+    "(solvers: euler, midpoint, rk4, bosh3, dopri5, tsit5, none)",
+    "tol": "malformed setting 'tol': write KEY=VALUE, such as tol=1e-3",
+    "=3": "malformed setting '=3': write one key, one =, one value, such as tol=1e-3",
+    "tol==1": "malformed setting 'tol==1': write one key, one =, one value, such as tol=1e-3",
+    "run_dir=a:[b": "malformed setting 'run_dir=a:[b': put the value into quotes, as in \"run_dir='a:[b'\"",
+    "tol=1e-2,1e-3": "tol=1e-2,1e-3: several values need -m (a multirun)",
+    "+foo=1": "+foo=1: settings cannot be added; write KEY=VALUE without the plus",
+    "++tol=1": "++tol=1: settings cannot be added; write KEY=VALUE without the plus",
+    "~tol": "~tol: settings cannot be removed; many can be null, as in KEY=null",
+    "model@x=odenet": "model@x=odenet: packages (@) cannot be chosen; write GROUP=OPTION",
+    "config_dir=x": "config_dir=x: write --config-dir DIR",
+    "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no step size control; "
+    "give solver.steps (20 is the default) or solver.step_size",
+    "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: "
+    "give one of them; set the other to null",
+    "solver=rk4 solver.steps=20000": "solver.steps=20000: must be at most solver.max_steps=10000",
+    "solver.rtol=null solver.atol=null": "solver.rtol=null and solver.atol=null: "
+    "adaptive steps need a tolerance; set either, or give solver.steps",
+    "solver.first_step=cold": "solver.first_step=cold: a number is needed, "
+    "such as solver.first_step=0.5, or warm or null",
+    "solver.first_step=-1": "solver.first_step=-1: must be greater than 0, or warm or null",
+    "solver=none": "solver=none: odenet solves an ODE; choose a solver, such as solver=dopri5",
+    "eval_solver=none": "eval_solver=none: odenet solves an ODE; choose a solver, or null for solver's",
+    "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri5? "
+    "(solvers: bosh3, dopri5, euler, midpoint, none, rk4, tsit5)",
+    "eval_tol=0": "eval_tol=0: must be greater than 0, or null",
+    "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE, so its gradient is backprop; "
+    "leave gradient out, or choose a model with an ODE (odenet, rknet)",
+    "model=mlp solver=rk4": "solver=rk4: mlp has no ODE; "
+    "leave solver out, or choose a model with an ODE (odenet, rknet)",
+    "model=mlp eval_solver=rk4": "eval_solver=rk4: mlp has no ODE; leave eval_solver out",
+    "gradient=backprop gradient.rtol=1e-3": "gradient.rtol=0.001: backprop solves nothing backward; "
+    "leave it null",
+    "schedule=steps schedule.milestones=[3,2]": "schedule.milestones=[3,2]: must increase",
+    "schedule=steps schedule.milestones=[2,2]": "schedule.milestones=[2,2]: must increase",
+    "schedule=steps schedule.milestones=[0,2]": "schedule.milestones[0]=0: must be at least 1",
+    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: "
+    "must be at most trainer.epochs=10",
+    "model.width=30": "model.width=30: must be a multiple of model.groups=32; change either",
+    "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
+    "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
+    "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
+    "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
+    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=128, "
+    "or no batch is whole",
+    "extensions=[nothing.here]": "extensions: no module nothing.here; "
+    "install its package, or put its folder on PYTHONPATH",
+}
+
+
+@pytest.mark.parametrize("overrides", WRONG)
+def test_a_wrong_setting_is_one_line_with_the_way_out(overrides):
+    assert message(*overrides.split(" ")) == WRONG[overrides]
+
+
+def test_values_have_their_types():
+    settings = read("optim=adam", "solver.first_step=1", "schedule=steps", "trainer.threads=2")
+    assert settings.optim.lr == 1e-3
+    assert type(settings.optim.lr) is float
+    assert settings.optim.betas == (0.9, 0.999)
+    assert type(settings.solver.first_step) is float
+    assert settings.schedule.milestones == (60, 100, 140)
+    assert settings.trainer.threads == 2
+    assert settings.extensions == ()
+
+
+def test_tol_sets_both_tolerances_and_solver_rtol_still_wins():
+    assert read_in_full("tol=1e-5").solver.rtol == read_in_full("tol=1e-5").solver.atol == 1e-5
+    settings = read_in_full("tol=1e-5", "solver.rtol=1e-2")
+    assert (settings.solver.rtol, settings.solver.atol) == (1e-2, 1e-5)
+
+
+def test_the_command_line_wins_over_the_model_and_the_model_over_the_defaults():
+    assert read_in_full().gradient.name == "adjoint"
+    assert read_in_full("model=rknet").gradient.name == "backprop"
+    assert read_in_full("model=rknet", "gradient=adjoint").gradient.name == "adjoint"
+    assert read_in_full("gradient=adjoint", "model=rknet").gradient.name == "adjoint"
+    assert read_in_full("model=resnet").solver.name == "none"
+
+
+def test_the_command_line_wins_over_the_experiment():
+    settings = read_in_full("experiment=paper/mnist_odenet", "data=mnist5k", "trainer.epochs=2")
+    assert (settings.data.name, settings.trainer.epochs) == ("mnist5k", 2)
+    assert settings.schedule.milestones == (60, 100, 140)
+    assert read_in_full("experiment=paper/mnist_odenet", "model=rknet").gradient.name == "backprop"
+
+
+def test_a_budget_chooses_among_the_experiments_own():
+    full, small = (
+        read_in_full("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small")
+    )
+    assert (full.trainer.epochs, full.schedule.milestones) == (160, (60, 100, 140))
+    assert (small.trainer.epochs, small.schedule.milestones) == (3, (1, 2))
+
+
+def test_run_name():
+    assert run_name(read()) == "odenet_dopri5"
+    assert run_name(read("model=resnet")) == "resnet"
+
+
+def test_options_of_a_choice_are_its_keys_without_the_name():
+    assert options_of(read().model) == {"width": 64, "groups": 32, "end_time": 1.0}
+
+
+def test_the_evaluation_solver_is_the_training_solver_by_default():
+    settings = read("solver=rk4")
+    assert settings.evaluation_solver == settings.solver
+
+
+def test_eval_tol_reaches_the_evaluation_solver_alone():
+    settings = read("eval_tol=1e-6")
+    assert (settings.evaluation_solver.rtol, settings.evaluation_solver.atol) == (1e-6, 1e-6)
+    assert settings.solver.rtol == 1e-3
+
+
+def test_eval_solver_comes_from_its_file_at_eval_tol_or_tol():
+    settings = read("solver=rk4", "eval_solver=dopri5", "tol=1e-4")
+    assert settings.evaluation_solver == read("tol=1e-4").solver
+    assert read("solver=rk4", "eval_solver=dopri5", "eval_tol=1e-6").evaluation_solver.rtol == 1e-6
+
+
+def test_a_warm_first_step_is_not_for_evaluation():
+    settings = read("solver.first_step=warm")
+    assert settings.solver.first_step == "warm"
+    assert settings.evaluation_solver.first_step is None
+
+
+def test_warnings_name_what_is_hardly_meant():
+    assert warnings(read()) == []
+    assert warnings(read("trainer.precision=bf16")) == []
+    (line,) = warnings(read("trainer.precision=bf16", "tol=1e-4"))
+    assert line.startswith("trainer.precision=bf16 with a tolerance of 0.0001")
+    (line,) = warnings(read("solver=rk4", "eval_tol=1e-4"))
+    assert line == "eval_tol=0.0001 has no effect: rk4 has fixed steps"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The settings of a run as they come back from its settings.yaml."""
+    OmegaConf.save(
+        compose(["eval_solver=rk4", "eval_tol=1e-2", "model.width=32"]), tmp_path / "settings.yaml"
+    )
+    return OmegaConf.load(tmp_path / "settings.yaml")
+
+
+def test_saved_settings_read_back_the_same(saved):
+    assert read_settings(saved) == read("eval_solver=rk4", "eval_tol=1e-2", "model.width=32")
+
+
+def test_a_saved_tolerance_can_be_overridden_through_tol(saved):
+    new = read_settings(override_saved(saved, ["tol=1e-5", "eval_solver=null"]))
+    assert new.solver.rtol == new.evaluation_solver.rtol == 1e-5
+    assert new.model.width == 32
+    assert read_settings(saved).solver.rtol == 1e-3, "the saved settings changed"
+
+
+def test_a_saved_solver_gives_way_to_a_fresh_one_for_the_evaluation(saved):
+    new = read_settings(override_saved(saved, ["solver.steps=3", "solver=euler"]))
+    assert new.solver == new.evaluation_solver == read("solver=euler", "solver.steps=3").solver
+
+
+def test_other_groups_of_saved_settings_come_fresh_too(saved):
+    new = read_settings(
+        override_saved(saved, ["data=mnist", "gradient=backprop", "model=resnet", "solver=none"])
+    )
+    assert (new.data, new.gradient.name) == (read("data=mnist").data, "backprop")
+    assert new.model == read("model=resnet").model
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("solver=rk5", "unknown solver rk5; did you mean rk4? "),
+        ("solver.stps=3", "unknown setting solver.stps; did you mean solver.steps?"),
+        ("modl=odenet", "unknown setting modl; did you mean model?"),
+        (
+            "experiment=paper/mnist_mlp",
+            "experiment=paper/mnist_mlp: the experiment of a finished run cannot change",
+        ),
+        ("tol=1,2", "tol=1,2: one value only"),
+        ("tol", "malformed setting 'tol'"),
+    ],
+)
+def test_a_wrong_override_of_saved_settings_is_one_line(saved, override, line):
+    with pytest.raises(UsageError) as caught:
+        override_saved(saved, [override])
+    assert str(caught.value).startswith(line)
+
+
+def test_resolvers_are_frozen_when_composed_and_refused_when_read(monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    config = compose(["data.root=${oc.env:SOMEWHERE}/images"])
+    assert OmegaConf.to_container(config, resolve=False)["data"]["root"] == "/data/images"
+    assert config._get_node("solver")._get_node("rtol")._value() == "${tol}"
+    config.data.root = "${oc.env:SOMEWHERE}"
+    with pytest.raises(UsageError, match="resolvers are not read from saved settings"):
+        read_settings(config)
+
+
+@pytest.fixture
+def own_configs(tmp_path):
+    """A user's folder, with characters in its name that Hydra's grammar must be told of."""
+    folder = tmp_path / "my configs, 'a=b'"
+    (folder / "solver").mkdir(parents=True)
+    (folder / "experiment").mkdir()
+    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("steps: 20", "steps: 4")
+    (folder / "solver" / "coarse.yaml").write_text(coarse)
+    (folder / "experiment" / "quick.yaml").write_text("# @package _global_\n# Quick\ntrainer:\n  epochs: 1\n")
+    return folder
+
+
+def test_a_folder_of_ones_own_adds_options(own_configs):
+    settings = read("solver=coarse", "experiment=quick", config_dir=own_configs)
+    assert (settings.solver.name, settings.solver.steps, settings.trainer.epochs) == ("rk4", 4, 1)
+    assert "solver coarse; did you" not in message("solver=corse")
+    assert "did you mean coarse?" in message("solver=corse", config_dir=own_configs)
+
+
+def test_a_folder_of_ones_own_is_remembered_for_evaluation(own_configs):
+    config = compose(["eval_solver=coarse"], own_configs)
+    assert read_settings(config).evaluation_solver.steps == 4
+    assert read_settings(override_saved(config, ["solver=coarse"])).solver.steps == 4
+
+
+def test_a_missing_folder_of_ones_own_is_named(tmp_path):
+    assert message(config_dir=tmp_path / "no") == f"--config-dir {tmp_path / 'no'}: no such folder"
+
+
+def test_an_option_file_must_name_every_setting(own_configs):
+    path = own_configs / "solver" / "coarse.yaml"
+    path.write_text(path.read_text().replace("max_steps: 10000\n", ""))
+    line = message("solver=coarse", config_dir=own_configs)
+    assert line == "solver.max_steps is missing; the file of that choice must name it"
+
+
+def test_known_keys_hold_every_key_of_a_composed_config():
+    keys = known_keys()
+    for overrides in ([], ["model=mlp", "optim=adam", "schedule=steps"]):
+        for group, node in OmegaConf.to_container(compose(overrides)).items():
+            expected = [f"{group}.{key}" for key in node] if group in PLURALS else [group]
+            assert set(expected) <= set(keys)
+
+
+def test_reading_settings_imports_no_torch():
+    code = (
+        "import sys; from odebench.settings import *; "
+        "read_settings(compose(['experiment=paper/mnist_odenet'])).evaluation_solver; "
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

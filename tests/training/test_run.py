@@ -1,0 +1,314 @@
+"""A training from settings to record, on real images: what it leaves, how it ends, how it goes on."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+import odebench.training.loop as loop
+from odebench.errors import UsageError
+from odebench.record.reader import read_run
+from odebench.settings import compose
+from odebench.tasks.classification import Classification
+from odebench.training.run import resume_run, train_run
+
+
+def weights(folder, name="last"):
+    content = torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)
+    return content["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_at(monkeypatch, step, how):
+    """Call how() once, right after the optimiser step of that number."""
+    take = loop.train_step
+
+    def train_step(training, *rest):
+        numbers = take(training, *rest)
+        if training.progress.step + 1 == step:
+            how()
+        return numbers
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+
+
+def losses(folder):
+    return dict(zip(*read_run(folder).series("train/loss"), strict=True))
+
+
+@pytest.mark.parametrize("model", ["odenet", "rknet", "resnet", "mlp"])
+def test_every_model_trains_tests_once_and_leaves_a_whole_record(model, train, capsys, monkeypatch):
+    splits = []
+    evaluate = Classification.evaluate
+    monkeypatch.setattr(
+        Classification, "evaluate", lambda self, split, *model: splits.append(split) or evaluate(self, split, *model)
+    )
+    result = train(f"model={model}")
+    run = read_run(result.folder)
+    assert (result.exit_code, run.status["status"], run.status["step"]) == (0, "done", 8)
+    assert splits == ["validation", "validation", "test"]
+    names = {path.name for path in result.folder.iterdir()}
+    assert names >= {"settings.yaml", "overrides.txt", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
+    assert {path.name for path in (result.folder / "figures").iterdir()} >= {"curves.png", "confusion.png"}
+    steps, values = run.series("train/loss")
+    assert steps == list(range(1, 9))
+    assert all(map(math.isfinite, values))
+    assert run.summary["test"]["images"] == 1000
+    assert run.summary["final/test_accuracy"] == run.series("test/accuracy")[1][-1]
+    assert run.summary["best/accuracy"] == max(run.series("val/accuracy")[1]) == result.objective
+    has_ode = model in ("odenet", "rknet")
+    assert ("nfe/forward" in {tag for row in run.metrics for tag in row}) == has_ode
+    if has_ode:
+        assert (run.summary["final/nfe_backward"] > 0) == (model == "odenet")
+    table = capsys.readouterr().out
+    assert f"{100 * run.summary['final/test_accuracy']:.2f} %  (95 % interval" in table
+    assert f"odebench tensorboard {result.folder}" in table
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(train):
+    first, second, other = train(), train(), train("seed=1")
+    assert same(weights(first.folder), weights(second.folder))
+    assert losses(first.folder) == losses(second.folder)
+    assert not same(weights(first.folder), weights(other.folder))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("optim=adam", "trainer.average=0.9", "solver.first_step=warm"), ("model=resnet", "schedule=cosine")],
+    ids=["default", "adam, average, warm first step", "resnet"],
+)
+@pytest.mark.parametrize("step", [3, 4, 6], ids=["mid-epoch", "at an epoch's end", "in the second epoch"])
+def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, train, monkeypatch):
+    whole = train(*overrides)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = train(*overrides)
+    assert stopped.exit_code == 75
+    status = read_run(stopped.folder).status
+    assert (status["status"], status["step"]) == ("interrupted", step)
+    assert "SIGTERM" in status["message"]
+
+    torch.manual_seed(99)  # whatever happened in between
+    resumed = resume_run(stopped.folder)
+    assert resumed.exit_code == 0
+    for name in ("last", "best"):
+        assert same(weights(resumed.folder, name), weights(whole.folder, name))
+    assert losses(resumed.folder) == losses(whole.folder)
+    mine, other = (read_run(result.folder).summary for result in (resumed, whole))
+    assert mine["test"] == other["test"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda s: s.name)
+def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
+    before = signal.getsignal(number)
+    stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
+    result = train()
+    assert result.exit_code == 75
+    assert torch.load(result.folder / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 2
+    assert signal.getsignal(number) == before
+
+
+def test_a_kill_between_checkpoints_goes_on_from_the_last_one(train, monkeypatch):
+    whole = train()
+
+    class Killed(BaseException):
+        """Nobody handles it, as nobody handles SIGKILL."""
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, kill)
+        with pytest.raises(Killed):
+            train("run_dir=" + str(whole.folder.parent / "killed"))
+    folder = whole.folder.parent / "killed"
+    assert read_run(folder).status["status"] == "running"
+    assert resume_run(folder).exit_code == 0
+    assert losses(folder) == losses(whole.folder)
+    assert same(weights(folder), weights(whole.folder))
+
+
+def test_resuming_a_finished_run_prints_its_result_and_changes_nothing(train, capsys):
+    result = train()
+    first = capsys.readouterr().out
+    before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+    again = resume_run(result.folder)
+    assert again == result
+    assert capsys.readouterr().out == first
+    assert before == {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+
+
+def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, monkeypatch):
+    evaluate = Classification.loss
+
+    def loss(self, batch):
+        found = evaluate(self, batch)
+        late = self.optimizer_steps = getattr(self, "optimizer_steps", 0) + 1
+        return found._replace(value=found.value * math.nan) if late > 6 else found
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    result = train("trainer.measure_every=100")
+    status = read_run(result.folder).status
+    assert (result.exit_code, status["status"], status["step"]) == (3, "diverged", 6)
+    assert "the loss is nan" in status["message"]
+    saved = weights(result.folder)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_a_failed_solve_and_too_many_evaluations_diverge(train):
+    for override, words in (("solver.max_steps=1", "max_steps"), ("trainer.max_nfe=3", "trainer.max_nfe=3")):
+        result = train(override)
+        status = read_run(result.folder).status
+        assert (result.exit_code, status["status"]) == (3, "diverged")
+        assert words in status["message"]
+
+
+def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkeypatch):
+    def broken(self, batch):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Classification, "loss", broken)
+    result = train()
+    status = read_run(result.folder).status
+    assert (result.exit_code, status["status"]) == (1, "failed")
+    assert "No space left on device" in status["message"]
+    assert "in broken" in status["traceback"]
+    assert "in broken" in (result.folder / "log.txt").read_text()
+
+
+def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypatch):
+    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+    result = train("trainer.epochs=9", "trainer.patience=2")
+    assert read_run(result.folder).status["step"] == 4 * (1 + 3)
+
+
+def test_max_minutes_ends_a_training_with_its_test(train):
+    result = train("trainer.max_minutes=1e-6", "trainer.epochs=50")
+    run = read_run(result.folder)
+    assert (run.status["status"], run.status["step"]) == ("done", 1)
+    assert run.summary["test"]["images"] == 1000
+
+
+def test_a_training_starts_from_another_runs_weights(train):
+    source = train()
+    result = train(f"init_from={source.folder}", "optim.lr=1e-12")
+    for key, tensor in weights(result.folder).items():
+        torch.testing.assert_close(tensor, weights(source.folder, "best")[key], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match=r"does not fit model odenet"):
+        train(f"init_from={source.folder}", "model.width=16")
+
+
+def test_the_weight_average_is_what_is_evaluated(train):
+    result = train("trainer.average=0.5")
+    assert not same(weights(result.folder, "best"), weights(result.folder, "last"))
+    last = torch.load(result.folder / "checkpoints" / "last.pt", weights_only=True)
+    averaged = {key.removeprefix("module."): x for key, x in last["average"].items() if key != "n_averaged"}
+    best_step = read_run(result.folder).summary["best/step"]
+    assert same(weights(result.folder, "best"), averaged) == (best_step == 8)
+
+
+def test_gradients_are_clipped_and_logged_before_clipping(train):
+    free, clipped = train(), train("trainer.clip_grad_norm=0.01")
+    first = [read_run(result.folder).series("optim/grad_norm")[1][0] for result in (free, clipped)]
+    assert first[0] == pytest.approx(first[1])
+    assert first[0] > 0.01
+    assert not same(weights(free.folder), weights(clipped.folder))
+
+
+def test_bf16_keeps_the_state_in_float32_and_learns(train, monkeypatch):
+    from odebench.models.convolution import ConvField
+
+    dtypes = set()
+    forward = ConvField.forward
+
+    def watched(self, t, y):
+        rate = forward(self, t, y)
+        dtypes.add((y.dtype, self.conv1(t, y).dtype))
+        return rate
+
+    monkeypatch.setattr(ConvField, "forward", watched)
+    result = train("trainer.precision=bf16")
+    assert result.exit_code == 0
+    assert dtypes == {(torch.float32, torch.bfloat16)}
+
+
+def test_training_and_evaluation_can_use_different_solvers(train):
+    result = train("solver=rk4", "solver.steps=3", "eval_solver=euler", "eval_tol=1e-2")
+    run = read_run(result.folder)
+    assert set(run.series("nfe/forward")[1]) == {12}
+    assert set(run.series("val/nfe")[1]) == {20}
+
+
+def test_measuring_leaves_no_trace_in_the_training(train):
+    often, never = train(), train("trainer.measure_every=100")
+    assert same(weights(often.folder), weights(never.folder))
+    assert read_run(often.folder).series("memory/peak_mib")[0] == [4, 8]
+    assert read_run(never.folder).series("memory/peak_mib")[0] == [8]
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(train, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty"):
+        train(f"run_dir={tmp_path / 'taken'}")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_is_written_for_settings_that_cannot_be_meant(train, tmp_path):
+    for override, words in (
+        ("trainer.batch_size=3501", "data.train_limit=64"),
+        (f"data=mnist data.download=false data.root={tmp_path / 'nothing'}", "nothing"),
+        ("device=cuda:77", "device=cuda:77"),
+        (f"init_from={tmp_path}", "not a run's folder"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train(*override.split())
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "other model"])
+def test_a_damaged_checkpoint_is_refused_by_name(damage, train, monkeypatch):
+    stop_at(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    path = train().folder / "checkpoints" / "last.pt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "foreign":
+        torch.save({"epoch": 3}, path)
+    else:
+        content = torch.load(path, weights_only=True)
+        content["model"] = {"layers.1.weight": torch.ones(3)}
+        content["model_name"] = "mlp"
+        torch.save(content, path)
+    with pytest.raises(UsageError, match=r"last\.pt.*" + {"truncated": "readable", "foreign": "not a checkpoint", "other model": "model mlp"}[damage]):
+        resume_run(path.parent.parent)
+
+
+def test_checkpoints_execute_nothing(train):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(result.folder / "executed"),))
+
+    result = train()
+    path = result.folder / "checkpoints" / "best.pt"
+    path.write_bytes(pickle.dumps(Evil()))
+    from odebench import load_run
+
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        load_run(result.folder)
+    assert not (result.folder / "executed").exists()
+
+
+def test_manifest_says_where_the_numbers_come_from(train):
+    manifest = json.loads((train("seed=3").folder / "manifest.json").read_text())
+    assert manifest["seeds"] == {"seed": 3}
+    assert manifest["settings"]["solver"]["rtol"] == 1e-3
+    assert manifest["data"]["splits"]["train"]["images"] == 64
+    assert manifest["versions"]["torch"] == torch.__version__
