@@ -45,13 +45,10 @@ def calls(monkeypatch):
     def note(verb, code=0):
         return lambda *words: noted.append((verb, *words)) or result(code)
 
-    stand_in = types.SimpleNamespace(
-        train_run=train_run,
-        resume_run=note("resume", 75),
-        evaluate_run=note("eval"),
-        predict_run=note("predict"),
-    )
-    monkeypatch.setitem(sys.modules, "odebench.training.run", stand_in)
+    started = types.SimpleNamespace(train_run=train_run, resume_run=note("resume", 75))
+    finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"))
+    monkeypatch.setitem(sys.modules, "odebench.training.run", started)
+    monkeypatch.setitem(sys.modules, "odebench.training.trained", finished)
     return noted
 
 

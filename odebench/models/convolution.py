@@ -32,9 +32,9 @@ def head(width: int, groups: int, num_classes: int) -> nn.Sequential:
 class TimeConv2d(nn.Conv2d):
     """A 3 x 3 convolution that sees the time as one more channel, number 0.
 
-    The textbook way prepends a constant plane to the input, x -> conv([t, x], W). Convolution is linear, so
-    that this equals conv(x, W[:, 1:]) + t conv(1, W[:, :1]): the same parameters and, to round-off, the same numbers
-    without a copy of the input, and on a channel count that fills whole blocks.
+    The textbook way prepends a constant plane to the input, x -> conv([t, x], W) + b. Convolution is linear, so that
+    this equals conv(x, W[:, 1:]) + (b + t conv(1, W[:, :1])): the same parameters and, to round-off, the same numbers,
+    without a copy of the input and on a channel count that fills whole blocks.
     """
 
     def __init__(self, width: int) -> None:
@@ -42,8 +42,11 @@ class TimeConv2d(nn.Conv2d):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         """t: scalar; x: [B, width, H, W]; the result has x's shape."""
-        of_time = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), self.weight[:, :1], padding=1)
-        return F.conv2d(x, self.weight[:, 1:], self.bias, padding=1) + t * of_time
+        of_time, of_state = self.weight.split((1, self.in_channels - 1), dim=1)
+        plane = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), of_time, padding=1)
+        assert self.bias is not None
+        offset = torch.addcmul(self.bias.view(1, -1, 1, 1), t, plane)
+        return F.conv2d(x, of_state, padding=1).add_(offset)
 
 
 class ConvField(nn.Module):

@@ -168,6 +168,7 @@ def _adaptive(
         quadrature.accept(direction * step)
         stats.accepted += 1
         stats.step_sizes.append(direction * step)
+        stats.warm_step = stats.warm_step or proposal
         t_next = end if last else t + direction * step
         outputs += _outputs(method, stages, t, direction * step, y, y_next, times, t_next, len(outputs))
         # A step cut short by the end says nothing against the size that was proposed for it.

@@ -24,6 +24,8 @@ class Stats:
     accepted, rejected: steps.
     step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by
         adding them to the first time.
+    warm_step: the size that the first accepted step's error would have allowed: a good ``first_step`` for another
+        solve like this one. None for fixed steps.
     backward: the same for the backward pass of a gradient mode that solves an ODE of its own (each
         evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``, and
         added to when several backward passes go through one solve. None where the backward pass evaluates
@@ -34,6 +36,7 @@ class Stats:
     accepted: int = 0
     rejected: int = 0
     step_sizes: list[float] = field(default_factory=list)
+    warm_step: float | None = None
     backward: "Stats | None" = None
 
 

@@ -27,8 +27,8 @@ def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
 class ChosenSolve:
     """The engine's ``solve`` with the solver, gradient mode and precision that the settings choose.
 
-    Called as solve(f, y0, t, **more). With ``first_step="warm"`` each solve with a graph starts with the size of the
-    first step that the last one accepted; ``warm_step`` is that size and part of a training's checkpoint.
+    Called as solve(f, y0, t, **more). With ``first_step="warm"`` each solve with a graph starts with the step that the
+    last one's first error would have allowed; ``warm_step`` is its size and part of a training's checkpoint.
     """
 
     def __init__(self, solver: Solver, gradient: Gradient, precision: str, extensions: tuple[str, ...]) -> None:
@@ -61,7 +61,7 @@ class ChosenSolve:
         else:
             solution = ode.solve(f, y0, t, **options)
         if self._warm and torch.is_grad_enabled():
-            self.warm_step = abs(solution.stats.step_sizes[0])
+            self.warm_step = solution.stats.warm_step
         return solution
 
 

@@ -95,6 +95,15 @@ def test_a_given_first_step_saves_the_search():
     assert given.stats.step_sizes == searched.stats.step_sizes
 
 
+def test_a_warm_first_step_saves_steps():
+    cold = solve(rotate, Y0, [0.0, 3.0], rtol=1e-4, atol=1e-4)
+    warm = solve(rotate, Y0, [0.0, 3.0], rtol=1e-4, atol=1e-4, first_step=cold.stats.warm_step)
+    assert cold.stats.step_sizes[0] < cold.stats.warm_step
+    assert warm.stats.rejected == 0
+    assert warm.stats.nfe < cold.stats.nfe - 1
+    torch.testing.assert_close(warm.y, cold.y, rtol=1e-3, atol=1e-3)
+
+
 def test_float32_states_stay_float32_and_see_time_in_float32():
     seen = []
 

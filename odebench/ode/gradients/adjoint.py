@@ -116,7 +116,9 @@ class _AdjointSolve(torch.autograd.Function):
         states, outcome, proposal = integrate(problem.evaluate, y0, problem.times, plan, problem.stats, f=f)
         outcomes.append(outcome)
         ctx.problem = problem
-        ctx.plan = mode.backward_plan(plan, proposal)
+        # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
+        step_sizes = problem.stats.step_sizes
+        ctx.plan = mode.backward_plan(plan, abs(step_sizes[-1]) if step_sizes else proposal)
         ctx.num_parameters = num_parameters
         ctx.save_for_backward(states, *targets)
         return states
