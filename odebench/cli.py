@@ -106,9 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = verb("train", _TRAIN)
     _add_overrides(train, "settings, such as model=odenet tol=1e-3")
-    train.add_argument(
-        "-m", "--multirun", action="store_true", help="one run for each combination of values a,b"
-    )
+    train.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of values a,b")
     train.add_argument("--cfg", action="store_true", help="print the composed settings as YAML and stop")
     _add_config_dir(train)
 
@@ -155,9 +153,7 @@ def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_config_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config-dir", metavar="DIR", type=Path, help="a folder of your own YAML, laid out as ours"
-    )
+    parser.add_argument("--config-dir", metavar="DIR", type=Path, help="a folder of your own YAML, laid out as ours")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -320,8 +316,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
     if arguments.what not in KINDS:
         raise UsageError(
-            f"nothing to list called {arguments.what}{did_you_mean(arguments.what, KINDS)} "
-            f"({', '.join(KINDS)})"
+            f"nothing to list called {arguments.what}{did_you_mean(arguments.what, KINDS)} ({', '.join(KINDS)})"
         )
     if arguments.what == "runs":
         list_runs(Path(arguments.folder or "outputs"))

@@ -183,9 +183,7 @@ def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
         if group in PLURALS:
             return unknown_name(group, name, options(group, config_dir), PLURALS[group])
         offered = re.search(r"Available options in '[^']+':\s*(.*?)\s*Config search", text, re.DOTALL)
-        return UsageError(
-            f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else "")
-        )
+        return UsageError(f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else ""))
     return UsageError(" ".join(text.split()))
 
 

@@ -97,9 +97,7 @@ def _data(root: str | None) -> Iterator[Line]:
     for name, archive in {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}.items():
         raw = folder / archive.name / "raw"
         if lacking := missing_files(archive, raw):
-            text = (
-                f"{len(lacking)} of {len(archive.files)} files are not in {raw}; the first run downloads them"
-            )
+            text = f"{len(lacking)} of {len(archive.files)} files are not in {raw}; the first run downloads them"
             yield f"data={name}", "missing", text
         else:
             yield f"data={name}", "ok", str(raw)

@@ -70,6 +70,4 @@ def check_options(kind: str, name: str, target: object, options: Mapping[str, An
             raise UsageError(f"unknown setting {where}{key}{hint or f'; {name} takes ' + ', '.join(known)}")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name in known and parameter.name not in options:
-            raise UsageError(
-                f"{where}{parameter.name} is missing; {name} needs it, and its YAML file names it"
-            )
+            raise UsageError(f"{where}{parameter.name} is missing; {name} needs it, and its YAML file names it")

@@ -135,9 +135,7 @@ def read_settings(config: DictConfig) -> Settings:
     modules = plain["extensions"]
     for group in groups:
         if not isinstance(raw.get(group), dict):
-            raise UsageError(
-                f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})"
-            )
+            raise UsageError(f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})")
     settings = Settings(
         model=_read_named("model", raw["model"], MODELS, modules),
         solver=_read(Solver, raw["solver"], "solver."),
@@ -240,8 +238,7 @@ def _check_ode(s: Settings) -> None:
         raise UsageError(f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's")
     if not s.has_ode and s.solver.name != NO_SOLVER:
         raise UsageError(
-            f"solver={s.solver.name}: {name} has no ODE; "
-            f"leave solver out, or choose a model with an ODE ({with_ode})"
+            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})"
         )
     if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
         raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out")
@@ -273,8 +270,7 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
         )
     if solver.rtol is None and solver.atol is None:
         raise UsageError(
-            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; "
-            "set either, or give solver.steps"
+            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps"
         )
 
 
@@ -288,9 +284,7 @@ def _check_training(s: Settings) -> None:
     if warmup > epochs:
         raise UsageError(f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}")
     if isinstance(s.optim, SGD) and s.optim.nesterov and s.optim.momentum == 0:
-        raise UsageError(
-            "optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9"
-        )
+        raise UsageError("optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9")
     limit = getattr(s.data, "train_limit", None)
     if limit is not None and limit < s.trainer.batch_size:
         raise UsageError(
@@ -310,7 +304,5 @@ def warnings(settings: Settings) -> list[str]:
             "costs many more evaluations; use tol=1e-3 or float32"
         )
     if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
-        found.append(
-            f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps"
-        )
+        found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
     return found

@@ -98,9 +98,7 @@ def _read_tuple(arguments: list[Any], key: str, value: Any) -> tuple[Any, ...]:
         arguments = [arguments[0]] * len(value)
     if len(arguments) != len(value):
         raise UsageError(f"{key}={shown(value)}: {len(arguments)} entries are needed")
-    return tuple(
-        read_value(a, f"{key}[{i}]", v) for i, (a, v) in enumerate(zip(arguments, value, strict=True))
-    )
+    return tuple(read_value(a, f"{key}[{i}]", v) for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
 
 
 def _needed(kind: Any, key: str) -> str:

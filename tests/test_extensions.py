@@ -68,9 +68,7 @@ def test_ours_come_first_then_theirs(module):
 
 
 def test_a_name_nobody_has_is_told_with_the_nearest(module):
-    with pytest.raises(
-        UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"
-    ):
+    with pytest.raises(UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"):
         find("MODELS", "wid", {"odenet": None}, [module])
 
 
@@ -115,9 +113,7 @@ def test_their_keys_are_checked_against_the_signature(module, configs):
     )
     with pytest.raises(UsageError, match=r"^unknown setting model\.widht; did you mean model\.width\?$"):
         read("model=wide", config_dir=configs)
-    (configs / "model" / "wide.yaml").write_text(
-        "# @package _global_\nmodel:\n  name: wide\ntask: classification\n"
-    )
+    (configs / "model" / "wide.yaml").write_text("# @package _global_\nmodel:\n  name: wide\ntask: classification\n")
     with pytest.raises(UsageError, match=r"^model\.width is missing; wide needs it"):
         read("model=wide", config_dir=configs)
 

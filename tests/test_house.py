@@ -26,8 +26,19 @@ BELOW = {
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
     "training": {"tasks", "models", "data", "ode", "plots", "settings", "extensions", "record"},
 }
-TORCH_FREE = ["errors", "typed", "extensions", "compose", "settings", "record.schema", "record.reader", "record.files",
-              "ode.methods", "plots", "cli"]
+TORCH_FREE = [
+    "errors",
+    "typed",
+    "extensions",
+    "compose",
+    "settings",
+    "record.schema",
+    "record.reader",
+    "record.files",
+    "ode.methods",
+    "plots",
+    "cli",
+]
 
 
 def imports(path):

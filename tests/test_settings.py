@@ -101,9 +101,7 @@ def test_top_level_keys_are_the_fields_of_settings():
     assert set(compose([])) == {field.name for field in dataclasses.fields(Settings)}
 
 
-@pytest.mark.parametrize(
-    "its_rules", [Settings, *{rule for group in RULES.values() for rule in group.values()}]
-)
+@pytest.mark.parametrize("its_rules", [Settings, *{rule for group in RULES.values() for rule in group.values()}])
 def test_rules_hold_no_defaults(its_rules):
     for field in dataclasses.fields(its_rules):
         assert field.default is dataclasses.MISSING
@@ -145,8 +143,7 @@ WRONG = {
     "gradient=adjont": "unknown gradient adjont; did you mean adjoint? (gradients: adjoint, backprop)",
     "data=mnits": "unknown data mnits; did you mean mnist? (data: fashion_mnist, mnist, mnist5k)",
     "optim=adma": "unknown optim adma; did you mean adam? (optim: adam, adamw, sgd)",
-    "schedule=step": "unknown schedule step; did you mean steps? "
-    "(schedules: constant, cosine, one_cycle, steps)",
+    "schedule=step": "unknown schedule step; did you mean steps? (schedules: constant, cosine, one_cycle, steps)",
     "experiment=paper/mnist_odent": "unknown experiment paper/mnist_odent; did you mean paper/mnist_odenet? "
     "(experiments: paper/mnist_mlp, paper/mnist_odenet, paper/mnist_resnet, paper/mnist_rknet)",
     "model.name=mlp": "model.name=mlp: write model=mlp, which brings its other settings too",
@@ -182,20 +179,17 @@ WRONG = {
     "model=mlp solver=rk4": "solver=rk4: mlp has no ODE; "
     "leave solver out, or choose a model with an ODE (odenet, rknet)",
     "model=mlp eval_solver=rk4": "eval_solver=rk4: mlp has no ODE; leave eval_solver out",
-    "gradient=backprop gradient.rtol=1e-3": "gradient.rtol=0.001: backprop solves nothing backward; "
-    "leave it null",
+    "gradient=backprop gradient.rtol=1e-3": "gradient.rtol=0.001: backprop solves nothing backward; leave it null",
     "schedule=steps schedule.milestones=[3,2]": "schedule.milestones=[3,2]: must increase",
     "schedule=steps schedule.milestones=[2,2]": "schedule.milestones=[2,2]: must increase",
     "schedule=steps schedule.milestones=[0,2]": "schedule.milestones[0]=0: must be at least 1",
-    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: "
-    "must be at most trainer.epochs=10",
+    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: must be at most trainer.epochs=10",
     "model.width=30": "model.width=30: must be a multiple of model.groups=32; change either",
     "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
     "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
-    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=128, "
-    "or no batch is whole",
+    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=128, or no batch is whole",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
     "install its package, or put its folder on PYTHONPATH",
 }
@@ -239,9 +233,7 @@ def test_the_command_line_wins_over_the_experiment():
 
 
 def test_a_budget_chooses_among_the_experiments_own():
-    full, small = (
-        read_in_full("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small")
-    )
+    full, small = (read_in_full("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small"))
     assert (full.trainer.epochs, full.schedule.milestones) == (160, (60, 100, 140))
     assert (small.trainer.epochs, small.schedule.milestones) == (3, (1, 2))
 
@@ -290,9 +282,7 @@ def test_warnings_name_what_is_hardly_meant():
 @pytest.fixture
 def saved(tmp_path):
     """The settings of a run as they come back from its settings.yaml."""
-    OmegaConf.save(
-        compose(["eval_solver=rk4", "eval_tol=1e-2", "model.width=32"]), tmp_path / "settings.yaml"
-    )
+    OmegaConf.save(compose(["eval_solver=rk4", "eval_tol=1e-2", "model.width=32"]), tmp_path / "settings.yaml")
     return OmegaConf.load(tmp_path / "settings.yaml")
 
 
@@ -313,9 +303,7 @@ def test_a_saved_solver_gives_way_to_a_fresh_one_for_the_evaluation(saved):
 
 
 def test_other_groups_of_saved_settings_come_fresh_too(saved):
-    new = read_settings(
-        override_saved(saved, ["data=mnist", "gradient=backprop", "model=resnet", "solver=none"])
-    )
+    new = read_settings(override_saved(saved, ["data=mnist", "gradient=backprop", "model=resnet", "solver=none"]))
     assert (new.data, new.gradient.name) == (read("data=mnist").data, "backprop")
     assert new.model == read("model=resnet").model
 

@@ -21,9 +21,7 @@ NOTE = (
 )
 
 
-def mnist5k(
-    *, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool
-) -> ImageData:
+def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool) -> ImageData:
     """500 images a class, all from MNIST's training set; 1,000 of them for test.
 
     The test images stay the same whatever validation and train_limit are. root and download are there so that

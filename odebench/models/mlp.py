@@ -16,11 +16,14 @@ class MLP(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, hidden: int, image_size: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(in_channels * image_size**2, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+            nn.Flatten(),
+            nn.Linear(in_channels * image_size**2, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_classes),
         )
 
     def forward(
         self, images: Tensor, solve: Callable[..., ode.Solution] | None = None
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
-        """Logits [B, num_classes] of float images [B, in_channels, image_size, image_size]; no ODE, so no statistics."""
+        """Logits [B, num_classes] of float images [B, in_channels, H, W]; there is no ODE, so no statistics."""
         return self.layers(images), ()

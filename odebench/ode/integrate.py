@@ -4,6 +4,7 @@ Time, step sizes and tolerances are Python floats, and the adaptive loop waits f
 when it reads the error.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def _fixed(
     """Equal steps of at most ``plan.step_size`` between each two times."""
     assert plan.step_size is not None
     outputs, status, h = [y], Status.success, plan.step_size
-    for start, end in zip(times, times[1:], strict=False):
+    for start, end in itertools.pairwise(times):
         num_steps = max(1, math.ceil(abs(end - start) / plan.step_size - 1e-9))
         if stats.accepted + num_steps > plan.max_steps:
             status = Status.max_steps
@@ -138,9 +139,7 @@ def _adaptive(
     h = plan.first_step
     if h is None:
         with torch.no_grad():
-            h = control.first_step(
-                field, t, y, stages.get(0), direction, method.order, tolerance, plan.norm
-            )
+            h = control.first_step(field, t, y, stages.get(0), direction, method.order, tolerance, plan.norm)
         if math.isnan(h):
             return outputs, Outcome(Status.non_finite, t, 0.0, ratio, stats.nfe), h
 
@@ -196,5 +195,4 @@ def _outputs(
         thetas.append((times[due] - t) / h)
         due += 1
     outputs = stages.interpolate(y, [dense_weights(method, theta) for theta in thetas], h) if thetas else []
-    return [*outputs, y_next] if due < len(times) and times[due] == t_next else outputs
-
+    return [*outputs, y_next] if due < len(times) and times[due] == t_next else [*outputs]

@@ -1,5 +1,6 @@
 """The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,7 +99,7 @@ def _check_times(t: Tensor) -> list[float]:
     times = t.detach().double().tolist()
     if not all(map(math.isfinite, times)):
         raise ValueError("t must be finite")
-    differences = [after - before for before, after in zip(times, times[1:], strict=False)]
+    differences = [after - before for before, after in itertools.pairwise(times)]
     if not (all(d > 0 for d in differences) or all(d < 0 for d in differences)):
         raise ValueError("t must be strictly increasing or strictly decreasing")
     return times

@@ -48,6 +48,4 @@ def _label(axes: Axes, number: float | None, x: float, y: float, colour: str) ->
         return
     short = f"{number:.0e}".replace("e-0", "e-")
     text = short if abs(number) < 0.5 and float(short) == number else f"{number:g}"  # 1e-3, but 20
-    axes.annotate(
-        text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
-    )
+    axes.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour)

@@ -119,11 +119,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
 
 def _points(rows: Sequence[Row], x: str, series: _Series) -> tuple[np.ndarray, np.ndarray]:
     """x and scaled values of the rows where both are finite numbers."""
-    pairs = [
-        (row[x], row[series.tag])
-        for row in rows
-        if row.get(x) is not None and row.get(series.tag) is not None
-    ]
+    pairs = [(row[x], row[series.tag]) for row in rows if row.get(x) is not None and row.get(series.tag) is not None]
     array = np.asarray(pairs, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]
     return array[:, 0], array[:, 1] * series.scale

@@ -26,9 +26,7 @@ def step_sizes(
     times, sizes = np.asarray(times, dtype=float), np.asarray(sizes, dtype=float)
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.4)
     lengths = np.abs(sizes)
-    axes.hlines(
-        lengths, times, times + sizes, color=style.BLUE, linewidth=2.2, label=f"accepted ({len(times)})"
-    )
+    axes.hlines(lengths, times, times + sizes, color=style.BLUE, linewidth=2.2, label=f"accepted ({len(times)})")
     axes.plot(times, lengths, linestyle="none", marker="o", markersize=4.5, color=style.BLUE)
     if len(rejected_times):
         axes.plot(

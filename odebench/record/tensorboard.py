@@ -101,9 +101,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any])
         time_created_secs=time.time(),
         hparam_infos=[api_pb2.HParamInfo(name=name, type=_TYPES[kind]) for name, kind in columns.items()],
         metric_infos=[
-            api_pb2.MetricInfo(
-                name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag)
-            )
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
             for tag in schema.TAGS
             if schema.is_closing(tag)
         ],
@@ -125,9 +123,7 @@ def description(tag: str) -> str:
 
 def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
     data = plugin_data_pb2.HParamsPluginData(**content)
-    value = Summary.Value(
-        tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
-    )
+    value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
     _add(writer, value, 0)
 
 

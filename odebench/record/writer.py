@@ -56,9 +56,7 @@ class Record:
         self._log = _attach_log(path / schema.LOG)
 
     @classmethod
-    def create(
-        cls, folder: Path, config: DictConfig, overrides: Sequence[str], manifest: Mapping[str, Any]
-    ) -> Self:
+    def create(cls, folder: Path, config: DictConfig, overrides: Sequence[str], manifest: Mapping[str, Any]) -> Self:
         """Start the record of a new run in `folder`, which is made where it does not exist.
 
         config: the composed settings; saved with their interpolations, so that ``tol=`` can change later.
@@ -181,9 +179,7 @@ class Record:
 
 def _claim(folder: Path) -> None:
     """Make the folder ours, or raise UsageError: of two processes that come at once, one gets it."""
-    taken = UsageError(
-        f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir"
-    )
+    taken = UsageError(f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run_dir")
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,9 +204,7 @@ def _attach_log(path: Path) -> logging.FileHandler:
     handler.setFormatter(formatter)
     logger = logging.getLogger("odebench")
     logger.addHandler(handler)
-    if (
-        logger.level == logging.NOTSET
-    ):  # else the root logger's level, WARNING, keeps the story of the run out
+    if logger.level == logging.NOTSET:  # else the root logger's level, WARNING, keeps the story of the run out
         logger.setLevel(logging.INFO)
     return handler
 

@@ -30,7 +30,7 @@ class Task(Protocol):
     steps_per_epoch: int
     batch_size: int
     note: str
-    provenance: Mapping[str, Any]
+    provenance: dict[str, Any]
 
     def batch(self, step: int) -> Any:
         """The training batch of an optimiser step, on the device."""

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
 
     facts: what the data fixes (in_channels, image_size, num_classes); a constructor gets those that it names.
     """
-    model = find("MODELS", settings.model.name, MODELS, settings.extensions)
+    model = cast(type[nn.Module], find("MODELS", settings.model.name, MODELS, settings.extensions))
     named = inspect.signature(model).parameters
     return model(**{name: fact for name, fact in facts.items() if name in named}, **options_of(settings.model))
 

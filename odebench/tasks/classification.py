@@ -37,9 +37,7 @@ class Classification:
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(data.train) // self.batch_size
         if self.steps_per_epoch == 0:
-            raise UsageError(
-                f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training images"
-            )
+            raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training images")
         _, in_channels, image_size, _ = data.train.images.shape
         self.facts = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
         self.model = build_model(settings, self.facts).to(device)
@@ -80,7 +78,13 @@ class Classification:
             nfe.append(sum(stats.nfe for stats in solves))
         num = len(self._splits[split])
         low, high = binomtest(right, num).proportion_ci(method="wilson")
-        numbers = {"loss": loss.item() / num, "accuracy": right / num, "low": low, "high": high, "images": num}
+        numbers = {
+            "loss": loss.item() / num,
+            "accuracy": right / num,
+            "low": low,
+            "high": high,
+            "images": num,
+        }
         return numbers | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
 
     @torch.no_grad()
@@ -128,6 +132,4 @@ class Classification:
         return logits.float(), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(
-            split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True
-        )
+        return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)

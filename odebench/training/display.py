@@ -29,7 +29,13 @@ class Display:
     def __enter__(self) -> "Display":
         if sys.stderr.isatty():
             self._bar = self._stack.enter_context(
-                tqdm(total=self._num_steps, initial=self._first_step, unit="step", dynamic_ncols=True, leave=False)
+                tqdm(
+                    total=self._num_steps,
+                    initial=self._first_step,
+                    unit="step",
+                    dynamic_ncols=True,
+                    leave=False,
+                )
             )
             self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
         return self
@@ -65,5 +71,10 @@ class Display:
 
 
 def _brief(numbers: Mapping[str, float]) -> str:
-    names = {"train/loss": "loss", "train/accuracy": "accuracy", "nfe/forward": "NFE", "nfe/backward": "backward NFE"}
+    names = {
+        "train/loss": "loss",
+        "train/accuracy": "accuracy",
+        "nfe/forward": "NFE",
+        "nfe/backward": "backward NFE",
+    }
     return "  ".join(f"{name} {numbers[tag]:.4g}" for tag, name in names.items() if tag in numbers)

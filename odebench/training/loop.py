@@ -64,7 +64,12 @@ def fit(training: Training, settings: Settings, record: Record, stop: StopReques
 
 def train_step(training: Training, settings: Settings, num_steps: int) -> dict[str, float]:
     """One optimiser step; its numbers by tag. Raises Diverged before the weights are touched."""
-    trainer, task, optimizer, step = settings.trainer, training.task, training.optimizer, training.progress.step
+    trainer, task, optimizer, step = (
+        settings.trainer,
+        training.task,
+        training.optimizer,
+        training.progress.step,
+    )
     lr = settings.optim.lr * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -73,4 +73,7 @@ def compile_model(model: torch.nn.Module, example: object) -> None:
     except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces
         part._compiled_call_impl = None
         reason = str(error).strip().splitlines()
-        log.warning("trainer.compile: not compiled, going on without (%s)", reason[0] if reason else type(error).__name__)
+        log.warning(
+            "trainer.compile: not compiled, going on without (%s)",
+            reason[0] if reason else type(error).__name__,
+        )

@@ -19,9 +19,7 @@ def build_optimizer(optim: SGD | Adam, model: nn.Module) -> torch.optim.Optimize
     return build(parameters, optim.lr, optim.betas, weight_decay=optim.weight_decay)
 
 
-def lr_factor(
-    schedule: Constant | Steps | Cosine | OneCycle, step: int, steps_per_epoch: int, num_steps: int
-) -> float:
+def lr_factor(schedule: Constant | Steps | Cosine | OneCycle, step: int, steps_per_epoch: int, num_steps: int) -> float:
     """What the learning rate is multiplied with at an optimiser step, 0 to ``num_steps`` - 1.
 
     A function of the step alone, so that resuming needs no state.

@@ -63,8 +63,7 @@ def accuracy_line(numbers: Mapping[str, float]) -> str:
     """An accuracy with its interval: ``97.30 %  (95 % interval 96.10 to 98.13, 1,000 images)``."""
     percent = {name: f"{100 * numbers[name]:.2f}" for name in ("accuracy", "low", "high")}
     return (
-        f"{percent['accuracy']} %  (95 % interval {percent['low']} to {percent['high']}, "
-        f"{numbers['images']:,} images)"
+        f"{percent['accuracy']} %  (95 % interval {percent['low']} to {percent['high']}, {numbers['images']:,} images)"
     )
 
 

@@ -62,7 +62,12 @@ def evaluate_run(path: Path, overrides: list[str], split: str = "validation") ->
     if "nfe" in numbers:
         rows.append(("NFE a batch", f"{numbers['nfe']:.1f}"))
     print(aligned(rows))
-    line = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "overrides": overrides, "split": split, **numbers}
+    line = {
+        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "overrides": overrides,
+        "split": split,
+        **numbers,
+    }
     with open(path / EVALUATIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return numbers

@@ -182,9 +182,7 @@ def mirror(tmp_path_factory, monkeypatch):
         thread.start()
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-        monkeypatch.setattr(
-            torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
-        )
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         yield served
         server.shutdown()
         thread.join()
@@ -231,9 +229,7 @@ def test_no_network_is_one_line_and_leaves_no_cache_folder(tmp_path, mirror, mon
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "archive", [mnist_files.MNIST, mnist_files.FASHION_MNIST], ids=lambda archive: archive.name
-)
+@pytest.mark.parametrize("archive", [mnist_files.MNIST, mnist_files.FASHION_MNIST], ids=lambda archive: archive.name)
 def test_our_table_names_the_files_that_torchvision_downloads(archive):
     torchvision = pytest.importorskip("torchvision")
     published = [name for name, _ in getattr(torchvision.datasets, archive.name).resources]
@@ -248,9 +244,7 @@ def test_the_published_files_are_accepted_and_split(name):
     archive = {"mnist": mnist_files.MNIST, "fashion_mnist": mnist_files.FASHION_MNIST}[name]
     if mnist_files.missing_files(archive, data_root(None) / archive.name / "raw"):
         pytest.skip(f"$ODEBENCH_DATA holds no {archive.name}")
-    data = getattr(mnist_files, name)(
-        root=None, validation=5000, train_limit=None, augment=True, download=False
-    )
+    data = getattr(mnist_files, name)(root=None, validation=5000, train_limit=None, augment=True, download=False)
     assert [len(split) for split in data.splits().values()] == [55000, 5000, 10000]
     assert data.train.images.shape == (55000, 1, 28, 28)
     share = (data.train.labels.bincount() + data.validation.labels.bincount()) / 60000

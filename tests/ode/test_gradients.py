@@ -1,5 +1,7 @@
 """Each gradient mode against float64 finite differences, the other modes, and exact derivatives."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -76,9 +78,7 @@ def test_gradients_equal_finite_differences(mode, times, how, field, y0):
     bound = {"bosh3": 1e-4, "midpoint": 1e-3 if mode == "adjoint" else 1e-6}.get(how.get("method", ""), 1e-6)
     for tensor, gradient in zip(tensors, found, strict=True):
         direction = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
-        slope = finite_difference(
-            lambda: loss_of(solve(field, y0, times, args=(scale,), **how).y), tensor, direction
-        )
+        slope = finite_difference(lambda: loss_of(solve(field, y0, times, args=(scale,), **how).y), tensor, direction)
         assert float((gradient * direction).sum()) == pytest.approx(slope, rel=bound, abs=bound)
 
 
@@ -89,7 +89,7 @@ def test_the_adjoint_approaches_the_true_gradient_as_the_tolerance_falls(field, 
         found = gradients(field, y0, gradient="adjoint", rtol=tol, atol=tol)
         errors.append(float((torch.cat([g.flatten() for g in found]) - truth).norm() / truth.norm()))
     assert errors[0] < 1e-2
-    assert all(later < earlier / 5 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier / 5 for earlier, later in itertools.pairwise(errors))
 
 
 def test_a_tolerance_of_its_own_makes_the_backward_solve_more_exact(field, y0):
@@ -125,9 +125,7 @@ def test_backprop_is_differentiable_twice(y0):
 
 
 def test_the_adjoint_says_that_it_is_differentiable_once(field, y0):
-    (gradient,) = torch.autograd.grad(
-        loss_of(solve(field, y0, TIMES, gradient="adjoint").y), y0, create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(loss_of(solve(field, y0, TIMES, gradient="adjoint").y), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

@@ -68,7 +68,9 @@ def test_every_evaluation_is_counted_and_no_other():
     assert stats.backward is None
 
 
-@pytest.mark.parametrize(("method", "evaluations"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 6), ("bosh3", 3)])
+@pytest.mark.parametrize(
+    ("method", "evaluations"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 6), ("bosh3", 3)]
+)
 def test_fixed_steps_cost_what_the_tableau_says(method, evaluations):
     solution = solve(rotate, Y0, [0.0, 0.5, 1.0], method=method, steps=10)
     assert solution.stats.nfe == 10 * evaluations
@@ -150,7 +152,9 @@ def test_blow_up_ends_as_step_underflow_with_the_partial_solution():
     assert solution.y[2].isnan().all()
 
 
-@pytest.mark.parametrize("how", [{}, {"method": "rk4", "steps": 10}, {"first_step": 0.1}], ids=["search", "fixed", "given"])
+@pytest.mark.parametrize(
+    "how", [{}, {"method": "rk4", "steps": 10}, {"first_step": 0.1}], ids=["search", "fixed", "given"]
+)
 def test_nan_is_named_as_such(how):
     with pytest.raises(SolveError, match="non_finite: the vector field gave NaN or inf"):
         solve(lambda t, y: y * math.nan, Y0, [0.0, 1.0], **how)

@@ -105,9 +105,7 @@ def test_steps_cover_the_time_they_take():
         pytest.param(lambda: training_curves([]), id="no curves"),
         pytest.param(lambda: accuracy_against_time({}), id="no runs"),
         pytest.param(lambda: confusion_matrix(np.zeros((3, 3), dtype=int)), id="no counts"),
-        pytest.param(
-            lambda: confusion_matrix(np.eye(30, dtype=int), [f"class {i}" for i in range(30)]), id="30"
-        ),
+        pytest.param(lambda: confusion_matrix(np.eye(30, dtype=int), [f"class {i}" for i in range(30)]), id="30"),
         pytest.param(lambda: memory_against_nfe({}), id="no modes"),
         pytest.param(lambda: step_sizes([], []), id="no steps"),
         pytest.param(lambda: step_sizes([1.0, 0.5], [-0.5, -0.5]), id="back in time"),

@@ -27,10 +27,7 @@ def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def hparams_data(events: EventAccumulator) -> dict[str, plugin_data_pb2.HParamsPluginData]:
     content = events.PluginTagToContent("hparams")
-    return {
-        tag.rpartition("/")[2]: plugin_data_pb2.HParamsPluginData.FromString(data)
-        for tag, data in content.items()
-    }
+    return {tag.rpartition("/")[2]: plugin_data_pb2.HParamsPluginData.FromString(data) for tag, data in content.items()}
 
 
 def test_numbers_histograms_and_figures_read_back(tmp_path, create):
@@ -57,9 +54,7 @@ def test_the_layout_pairs_what_belongs_together(tmp_path, create):
     create(tmp_path / "run").close()
     (layout,) = load(tmp_path / "run").Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
-    charts = {
-        chart.title: list(chart.multiline.tag) for category in read.category for chart in category.chart
-    }
+    charts = {chart.title: list(chart.multiline.tag) for category in read.category for chart in category.chart}
     assert charts["NFE: forward against backward"] == ["nfe/forward", "nfe/backward"]
     assert charts["Loss: train against validation"] == ["train/loss", "val/loss"]
     assert charts["Accuracy: train against validation"] == ["train/accuracy", "val/accuracy"]
@@ -97,9 +92,7 @@ def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
     other = hparams({"solver": {"first_step": 0.1, "steps": None, "rtol": 1e-3}, "seed": 2})
     assert first == {"solver.steps": 20.0, "seed": 1.0}
     assert other == {"solver.first_step": "0.1", "solver.rtol": 1e-3, "seed": 2.0}
-    mine = hparams(
-        {"model": {"name": "mine", "layers": [2, 3], "gate": True, "depth": 3}, "data": {"root": "/x"}}
-    )
+    mine = hparams({"model": {"name": "mine", "layers": [2, 3], "gate": True, "depth": 3}, "data": {"root": "/x"}})
     assert mine == {"model.name": "mine", "model.layers": "2, 3", "model.gate": True, "model.depth": 3.0}
 
 
@@ -109,9 +102,7 @@ def test_every_setting_of_our_models_has_its_column():
         model = dict(OmegaConf.load(path).model)
         for name, value in model.items():
             kind = schema.HPARAMS[f"model.{name}"]
-            assert kind is (str if isinstance(value, str) else bool if isinstance(value, bool) else float), (
-                name
-            )
+            assert kind is (str if isinstance(value, str) else bool if isinstance(value, bool) else float), name
 
 
 @pytest.mark.parametrize(
@@ -183,9 +174,7 @@ def serve(logdir: Path):
     from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
     from werkzeug.test import Client
 
-    events = (
-        EventMultiplexer(tensor_size_guidance={"scalars": 100}).AddRunsFromDirectory(str(logdir)).Reload()
-    )
+    events = EventMultiplexer(tensor_size_guidance={"scalars": 100}).AddRunsFromDirectory(str(logdir)).Reload()
     flags = Namespace(
         generic_data="auto",
         logdir=str(logdir),
@@ -195,9 +184,7 @@ def serve(logdir: Path):
         window_title="",
     )
     plugins = [CorePlugin, ScalarsPlugin, CustomScalarsPlugin, HParamsPlugin]
-    return Client(
-        application.TensorBoardWSGIApp(flags, plugins, MultiplexerDataProvider(events, str(logdir)))
-    )
+    return Client(application.TensorBoardWSGIApp(flags, plugins, MultiplexerDataProvider(events, str(logdir))))
 
 
 def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, create):

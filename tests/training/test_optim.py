@@ -1,5 +1,7 @@
 """Schedules by their shape, optimisers by their settings."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -39,10 +41,14 @@ def test_one_cycle_rises_then_falls():
     assert found[-1] == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize("kind", [Constant("constant", 2.0), Cosine("cosine", 2.0, 0.0), Steps("steps", 2.0, (5,), 0.1)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "kind",
+    [Constant("constant", 2.0), Cosine("cosine", 2.0, 0.0), Steps("steps", 2.0, (5,), 0.1)],
+    ids=lambda s: s.name,
+)
 def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
     found = factors(kind)
-    rises = [b - a for a, b in zip(found[:19], found[1:20], strict=True)]
+    rises = [b - a for a, b in itertools.pairwise(found)]
     assert rises == pytest.approx([rises[0]] * 19)
     assert found[0] > 0
     assert found[20] == 1

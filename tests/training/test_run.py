@@ -11,9 +11,8 @@ import torch
 import odebench.training.loop as loop
 from odebench.errors import UsageError
 from odebench.record.reader import read_run
-from odebench.settings import compose
 from odebench.tasks.classification import Classification
-from odebench.training.run import resume_run, train_run
+from odebench.training.run import resume_run
 
 
 def weights(folder, name="last"):
@@ -47,14 +46,23 @@ def test_every_model_trains_tests_once_and_leaves_a_whole_record(model, train, c
     splits = []
     evaluate = Classification.evaluate
     monkeypatch.setattr(
-        Classification, "evaluate", lambda self, split, *model: splits.append(split) or evaluate(self, split, *model)
+        Classification,
+        "evaluate",
+        lambda self, split, *model: splits.append(split) or evaluate(self, split, *model),
     )
     result = train(f"model={model}")
     run = read_run(result.folder)
     assert (result.exit_code, run.status["status"], run.status["step"]) == (0, "done", 8)
     assert splits == ["validation", "validation", "test"]
     names = {path.name for path in result.folder.iterdir()}
-    assert names >= {"settings.yaml", "overrides.txt", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
+    assert names >= {
+        "settings.yaml",
+        "overrides.txt",
+        "manifest.json",
+        "status.json",
+        "metrics.jsonl",
+        "summary.json",
+    }
     assert {path.name for path in (result.folder / "figures").iterdir()} >= {"curves.png", "confusion.png"}
     steps, values = run.series("train/loss")
     assert steps == list(range(1, 9))
@@ -80,7 +88,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(train):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("optim=adam", "trainer.average=0.9", "solver.first_step=warm"), ("model=resnet", "schedule=cosine")],
+    [
+        (),
+        ("optim=adam", "trainer.average=0.9", "solver.first_step=warm"),
+        ("model=resnet", "schedule=cosine"),
+    ],
     ids=["default", "adam, average, warm first step", "resnet"],
 )
 @pytest.mark.parametrize("step", [3, 4, 6], ids=["mid-epoch", "at an epoch's end", "in the second epoch"])
@@ -104,7 +116,9 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
     assert mine["test"] == other["test"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda s: s.name
+)
 def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
     before = signal.getsignal(number)
     stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
@@ -285,7 +299,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, train, monkeypatch):
         content["model"] = {"layers.1.weight": torch.ones(3)}
         content["model_name"] = "mlp"
         torch.save(content, path)
-    with pytest.raises(UsageError, match=r"last\.pt.*" + {"truncated": "readable", "foreign": "not a checkpoint", "other model": "model mlp"}[damage]):
+    with pytest.raises(
+        UsageError,
+        match=r"last\.pt.*"
+        + {"truncated": "readable", "foreign": "not a checkpoint", "other model": "model mlp"}[damage],
+    ):
         resume_run(path.parent.parent)
 
 

@@ -42,7 +42,9 @@ class Adjoint:
             return states, outcome
         f, parameters = _first_evaluation(problem)
         outcomes: list[Outcome] = []
-        states = _AdjointSolve.apply(self, problem, plan, f, outcomes, len(parameters), problem.y0, *parameters, *problem.args)
+        states = _AdjointSolve.apply(
+            self, problem, plan, f, outcomes, len(parameters), problem.y0, *parameters, *problem.args
+        )
         return states, outcomes[0]
 
     def backward_plan(self, plan: Plan, first_step: float) -> Plan:

@@ -82,8 +82,7 @@ DOPRI5 = Tableau(
 
 TSIT5 = Tableau(
     name="tsit5",
-    source="Tsitouras 2011, Runge-Kutta pairs of order 5(4) satisfying only the first column "
-    "simplifying assumption",
+    source="Tsitouras 2011, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption",
     order=5,
     c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
     a=(
