@@ -8,6 +8,9 @@ images), batch size 128, optimiser, tolerance and threads. The plain loop uses t
 prepended as a channel. Each runs in a process of its own, and the two take turns, some steps each, so that a drift of
 the machine's speed meets both; before each turn the plain loop takes over odebench's weights, so that both solve the
 same ODE. The numbers are the best and the median over the rounds. No GPU is used.
+
+odebench is measured twice: as it comes, each solve searching its first step as torchdiffeq does, and with
+solver.first_step=warm, where a training's solve starts with what the last one's first error allowed.
 """
 
 import argparse
@@ -15,28 +18,43 @@ import csv
 import multiprocessing
 import statistics
 import time
+from datetime import datetime
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 MODES = {"adjoint": "odenet", "backprop": "rknet"}
+FIRST_STEPS = {"search": "null", "warm": "warm"}
 
 
-def settings_of(mode: str, data: str, tol: float):
+def settings_of(mode: str, first_step: str, data: str, tol: float):
     from odebench.settings import compose, read_settings
 
     return read_settings(
-        compose([f"model={MODES[mode]}", f"data={data}", f"tol={tol}", "device=cpu", "schedule=constant"])
+        compose(
+            [
+                f"model={MODES[mode]}",
+                f"data={data}",
+                f"tol={tol}",
+                f"solver.first_step={FIRST_STEPS[first_step]}",
+                "trainer.batch_size=128",
+                "optim=sgd",
+                "optim.lr=0.1",
+                "schedule=constant",
+                "device=cpu",
+            ]
+        )
     )
 
 
-def ours(pipe: Connection, mode: str, data: str, tol: float) -> None:
+def ours(pipe: Connection, *choices) -> None:
     """The trainer's own step."""
     from odebench.tasks import build_task
     from odebench.training.checkpoint import Training
     from odebench.training.loop import train_step
     from odebench.training.machine import prepare
 
-    settings = settings_of(mode, data, tol)
+    settings = settings_of(*choices)
     task = build_task(settings, prepare(settings))
     training = Training(settings, task)
 
@@ -48,7 +66,7 @@ def ours(pipe: Connection, mode: str, data: str, tol: float) -> None:
     serve(pipe, step, task.model)
 
 
-def plain(pipe: Connection, mode: str, data: str, tol: float) -> None:
+def plain(pipe: Connection, mode: str, *choices) -> None:
     """Forward, backward, step, with torchdiffeq."""
     import torch
     from torch import nn
@@ -58,7 +76,8 @@ def plain(pipe: Connection, mode: str, data: str, tol: float) -> None:
     from odebench.data import to_float
     from odebench.tasks import build_task
 
-    settings = settings_of(mode, data, tol)
+    settings = settings_of(mode, *choices)
+    tol = settings.tol
     torch.manual_seed(settings.seed)
     task = build_task(settings, torch.device("cpu"))
     model = task.model
@@ -124,6 +143,63 @@ def serve(pipe: Connection, step, model) -> None:
         pipe.send((before, seconds, *map(statistics.mean, zip(*evaluations, strict=True))))
 
 
+def take_turns(choices: tuple, arguments: argparse.Namespace) -> dict[str, list[list[float]]]:
+    """Library -> for each round its seconds and its mean evaluations a step, forward and backward."""
+    context = multiprocessing.get_context("spawn")
+    sides = {}
+    for name, target in (("odebench", ours), ("torchdiffeq", plain)):
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=target, args=(theirs, *choices))
+        process.start()
+        assert pipe.recv() == "ready"
+        sides[name] = (pipe, process)
+    results: dict[str, list[list[float]]] = {name: [] for name in sides}
+    for number in range(arguments.rounds + 1):
+        weights = None
+        for name, (pipe, _) in sides.items():
+            pipe.send((arguments.steps if number else arguments.warmup, weights))
+            weights, *result = pipe.recv()
+            if number:
+                results[name].append(result)
+    for pipe, process in sides.values():
+        pipe.send(None)
+        process.join()
+    return results
+
+
+def row_of(mode: str, first_step: str, library: str, rounds: list[list[float]], arguments: argparse.Namespace) -> dict:
+    """One line of the table."""
+    import torch
+
+    from odebench.record.manifest import machine, versions
+
+    images = arguments.steps * 128
+    about, installed = machine(torch.device("cpu")), versions()
+    seconds = [result[0] for result in rounds]
+    row = {
+        "gradient": mode,
+        "first_step": first_step,
+        "library": library,
+        "images_per_s_best": round(images / min(seconds), 1),
+        "images_per_s_median": round(images / statistics.median(seconds), 1),
+        "nfe_forward": round(statistics.mean(result[1] for result in rounds), 1),
+        "nfe_backward": round(statistics.mean(result[2] for result in rounds), 1),
+        "tol": arguments.tol,
+        "data": arguments.data,
+        "machine": about["cpu"],
+        "cores": about["cores_usable"],
+        "threads": about["threads"],
+        "python": installed["python"],
+        "torch": installed["torch"],
+        "torchdiffeq": version("torchdiffeq"),
+        "date": f"{datetime.now():%Y-%m-%d}",
+    }
+    print(
+        f"  {library}: {row['images_per_s_median']} images/s (median), NFE {row['nfe_forward']} + {row['nfe_backward']}"
+    )
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
@@ -134,43 +210,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
-    context = multiprocessing.get_context("spawn")
     rows = []
     for mode in MODES:
-        sides = {}
-        for name, target in (("odebench", ours), ("torchdiffeq", plain)):
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=target, args=(theirs, mode, arguments.data, arguments.tol))
-            process.start()
-            assert pipe.recv() == "ready"
-            sides[name] = (pipe, process, [])
-        for number in range(arguments.rounds + 1):
-            weights = None
-            for pipe, _, results in sides.values():
-                pipe.send((arguments.steps if number else arguments.warmup, weights))
-                weights, *result = pipe.recv()
-                if number:
-                    results.append(result)
-        for pipe, process, _ in sides.values():
-            pipe.send(None)
-            process.join()
-        for name, (_, _, results) in sides.items():
-            images = arguments.steps * 128
-            seconds = [result[0] for result in results]
-            rows.append(
-                {
-                    "gradient": mode,
-                    "library": name,
-                    "images_per_s_best": round(images / min(seconds), 1),
-                    "images_per_s_median": round(images / statistics.median(seconds), 1),
-                    "nfe_forward": round(statistics.mean(result[1] for result in results), 1),
-                    "nfe_backward": round(statistics.mean(result[2] for result in results), 1),
-                }
-            )
-            print(rows[-1], flush=True)
-        for kind in ("best", "median"):
-            a, b = (row[f"images_per_s_{kind}"] for row in rows[-2:])
-            print(f"{mode}: {a / b:.2f} times as many images a second ({kind})", flush=True)
+        for first_step in FIRST_STEPS:
+            results = take_turns((mode, first_step, arguments.data, arguments.tol), arguments)
+            rows += [row_of(mode, first_step, name, rounds, arguments) for name, rounds in results.items()]
+            for kind in ("best", "median"):
+                a, b = (row[f"images_per_s_{kind}"] for row in rows[-2:])
+                print(
+                    f"{mode}, first step {first_step}: {a / b:.2f} times as many images a second ({kind})", flush=True
+                )
     if arguments.output:
         with open(arguments.output, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -1,0 +1,186 @@
+"""The numbers and pictures of the README, measured here and written by this script alone.
+
+    pip install -e ".[dev,peers]"
+    ODEBENCH_DATA=DIR python scripts/measure_results.py      all of it, about 40 minutes on two cores
+    python scripts/measure_results.py --write                from the runs made so far: CSV, pictures, README
+
+Each run is an ordinary `odebench train` with a folder of its own under outputs/results; one that is done is not run
+again, one that was stopped is resumed. docs/results/ takes a CSV for each table, machine and versions included;
+README.md takes the tables between its markers.
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from odebench.plots.cost import memory_against_nfe
+from odebench.plots.curves import accuracy_against_time
+from odebench.record.reader import is_run, read_run
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "outputs" / "results"
+RESULTS = ROOT / "docs" / "results"
+PICTURES = ROOT / "docs" / "pictures"
+
+SMALL = {name: [f"model={name}"] for name in ("odenet", "rknet", "resnet", "mlp")}
+MNIST = {
+    f"mnist_{name}": [
+        f"model={name}",
+        "data=mnist",
+        "trainer.epochs=1",
+        "trainer.batch_size=128",
+        "optim=sgd",
+        "optim.lr=0.1",
+    ]
+    for name in ("odenet", "rknet", "resnet")
+}
+TOLERANCES = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
+MEMORY = {
+    f"memory_{model}_{tol}": [
+        f"model={model}",
+        f"tol={tol}",
+        "data.train_limit=1024",
+        "trainer.batch_size=128",
+        "trainer.epochs=1",
+        "trainer.eval_batch_size=1000",
+    ]
+    for model in ("odenet", "rknet")
+    for tol in TOLERANCES
+}
+
+
+def run(name: str, overrides: list[str]) -> None:
+    """One training by the command line, unless it is done."""
+    folder = RUNS / name
+    if is_run(folder) and read_run(folder).status["status"] == "done":
+        return
+    words = ["resume", str(folder)] if is_run(folder) else ["train", *overrides, f"run_dir={folder}"]
+    print("odebench", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "odebench", *words], check=True, env={**os.environ})
+
+
+def row_of(name: str) -> dict[str, object]:
+    """The numbers of one run, with what they were measured on."""
+    record = read_run(RUNS / name)
+    summary, manifest = record.summary, record.manifest
+    command = [word for word in (RUNS / name / "overrides.txt").read_text().split() if not word.startswith("run_dir=")]
+    return {
+        "command": " ".join(["odebench train", *command]),
+        "model": record.settings.model.name,
+        "gradient": record.settings.gradient.name,
+        "tol": record.settings.tol,
+        "parameters": summary["parameters"],
+        "epochs": record.settings.trainer.epochs,
+        "test_accuracy": summary["test"]["accuracy"],
+        "test_low": round(summary["test"]["low"], 4),
+        "test_high": round(summary["test"]["high"], 4),
+        "test_images": summary["test"]["images"],
+        "nfe_forward": round(summary.get("final/nfe_forward", 0), 1),
+        "nfe_backward": round(summary.get("final/nfe_backward", 0), 1),
+        "peak_mib": round(summary["final/peak_mib"], 1),
+        "saved_mib": round(summary["final/saved_mib"], 1),
+        "step_ms": round(summary["final/step_ms"], 1),
+        "images_per_s": round(summary["final/samples_per_s"], 1),
+        "seconds": round(60 * summary["final/minutes"], 1),
+        "machine": manifest["machine"]["cpu"],
+        "cores": manifest["machine"]["cores_usable"],
+        "python": manifest["versions"]["python"],
+        "torch": manifest["versions"]["torch"],
+        "date": manifest["started"][:10],
+    }
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def accuracy_table(rows: list[dict[str, object]]) -> str:
+    """A Markdown table of trainings."""
+    lines = [
+        "| model | gradient | parameters | test accuracy (95 % interval) | NFE forward + backward | peak memory a step "
+        "| images/s | total time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        has_ode = float(row["nfe_forward"]) > 0
+        nfe = f"{row['nfe_forward']} + {row['nfe_backward']}" if has_ode else "–"
+        accuracy = f"{100 * float(row['test_accuracy']):.2f} %"
+        interval = f"{100 * float(row['test_low']):.2f} – {100 * float(row['test_high']):.2f}"
+        lines.append(
+            f"| `{row['model']}` | {row['gradient']} | {int(row['parameters']):,} | {accuracy} ({interval}) | {nfe} "
+            f"| {row['peak_mib']} MiB | {float(row['images_per_s']):.0f} | {float(row['seconds']):.0f} s |"
+        )
+    return "\n".join([*lines, "", measured_on(rows[0])])
+
+
+def measured_on(row: dict[str, object]) -> str:
+    where = f"on {row['cores']} cores ({row['machine']})"
+    return f"Measured {row['date']} {where}, Python {row['python']}, torch {row['torch']}."
+
+
+def step_table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table of the comparison with torchdiffeq."""
+    lines = [
+        "| gradient | first step | odebench, images/s (NFE) | torchdiffeq, images/s (NFE) | ratio: best, median |",
+        "|---|---|---|---|---|",
+    ]
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        ratios = [float(ours[f"images_per_s_{k}"]) / float(theirs[f"images_per_s_{k}"]) for k in ("best", "median")]
+        cells = [
+            f"{row['images_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
+        ]
+        how = f"| {ours['gradient']} | {ours['first_step']} "
+        lines.append(f"{how}| {cells[0]} | {cells[1]} | {ratios[0]:.2f}, {ratios[1]:.2f} |")
+    return "\n".join([*lines, "", measured_on(rows[0])])
+
+
+def replace_between(text: str, marker: str, content: str) -> str:
+    """README text with what stands between <!-- marker --> and <!-- end --> replaced."""
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    assert pattern.search(text), f"README.md lacks the marker {marker}"
+    return pattern.sub(lambda found: found[1] + content + found[2], text)
+
+
+def write() -> None:
+    """CSV, pictures and README from the records."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for marker, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
+        rows = [row_of(name) for name in runs]
+        write_csv(RESULTS / f"{marker}.csv", rows)
+        if marker != "memory":
+            readme = replace_between(readme, marker, accuracy_table(rows))
+        else:
+            points: dict[str, list[dict[str, float]]] = {}
+            for row in rows:
+                point = {"nfe/forward": row["nfe_forward"], "memory/peak_mib": row["peak_mib"], "tol": row["tol"]}
+                points.setdefault(str(row["gradient"]), []).append(point)  # type: ignore[arg-type]
+            memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
+    curves = {name: read_run(RUNS / name).metrics for name in SMALL}
+    accuracy_against_time(curves).savefig(PICTURES / "accuracy.png", dpi=150)
+    with open(RESULTS / "training_step.csv", encoding="utf-8") as file:
+        readme = replace_between(readme, "training_step", step_table(list(csv.DictReader(file))))
+    (ROOT / "README.md").write_text(readme, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="run nothing")
+    if not parser.parse_args().write:
+        for name, overrides in {**SMALL, **MNIST, **MEMORY}.items():
+            run(name, overrides)
+        compare = [sys.executable, str(ROOT / "scripts" / "compare_training_step.py")]
+        subprocess.run([*compare, "--output", str(RESULTS / "training_step.csv")], check=True)
+    write()
+
+
+if __name__ == "__main__":
+    main()
