@@ -33,8 +33,6 @@ MNIST = {
         "data=mnist",
         "trainer.epochs=1",
         "trainer.batch_size=128",
-        "optim=sgd",
-        "optim.lr=0.1",
     ]
     for name in ("odenet", "rknet", "resnet")
 }

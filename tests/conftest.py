@@ -1,6 +1,7 @@
-"""What all tests share: one thread, and a training small enough for a test."""
+"""What all tests share: which of them run by default, one thread, and a training small enough for a test."""
 
 import os
+import shutil
 
 import pytest
 
@@ -18,10 +19,32 @@ TINY = [
 ]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skips what this machine cannot run, and the slow tests unless asked for, each with its reason."""
+    reasons = {} if config.getoption("--slow") else {"slow": "slow; pytest --slow runs it"}
+    missing = [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]
+    if missing:
+        reasons["browser"] = f"no {' and no '.join(missing)} (Debian: apt-get install chromium chromium-driver)"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Overrides of a training of eight steps, of any model; its runs go to a temporary folder."""
     return [*TINY, f"outputs={tmp_path / 'outputs'}"]
+
+
+@pytest.fixture
+def tiny_odenet(tiny):
+    """The same of the smallest ODE-Net."""
+    return [*TINY_MODEL, *tiny]
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ WRONG = {
     "extensions=a": "extensions=a: a list is needed, such as extensions=[1,2]",
     "optim=adam optim.betas=[0.9]": "optim.betas=[0.9]: 2 entries are needed",
     "optim=adam optim.betas=[0.9,1.0]": "optim.betas[1]=1.0: must be less than 1",
-    "optim.momentum=0 optim.nesterov=true": "optim.nesterov=true: needs a momentum; "
+    "optim=sgd optim.momentum=0 optim.nesterov=true": "optim.nesterov=true: needs a momentum; "
     "set optim.momentum, such as optim.momentum=0.9",
     "model=odnet": "unknown model odnet; did you mean odenet? (models: mlp, odenet, resnet, rknet)",
     "model=": "unknown model '' (models: mlp, odenet, resnet, rknet)",
@@ -183,13 +183,13 @@ WRONG = {
     "schedule=steps schedule.milestones=[3,2]": "schedule.milestones=[3,2]: must increase",
     "schedule=steps schedule.milestones=[2,2]": "schedule.milestones=[2,2]: must increase",
     "schedule=steps schedule.milestones=[0,2]": "schedule.milestones[0]=0: must be at least 1",
-    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: must be at most trainer.epochs=10",
+    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: must be at most trainer.epochs=8",
     "model.width=30": "model.width=30: must be a multiple of model.groups=32; change either",
     "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
     "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
-    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=128, or no batch is whole",
+    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64, or no batch is whole",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
     "install its package, or put its folder on PYTHONPATH",
 }
@@ -202,7 +202,7 @@ def test_a_wrong_setting_is_one_line_with_the_way_out(overrides):
 
 def test_values_have_their_types():
     settings = read("optim=adam", "solver.first_step=1", "schedule=steps", "trainer.threads=2")
-    assert settings.optim.lr == 1e-3
+    assert settings.optim.lr == 3e-3
     assert type(settings.optim.lr) is float
     assert settings.optim.betas == (0.9, 0.999)
     assert type(settings.solver.first_step) is float

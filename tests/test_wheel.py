@@ -1,0 +1,85 @@
+"""The wheel as a user gets it: built by way of the sdist, installed where no checkout is, run from `/`."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from odebench import __version__
+from odebench.record import schema
+from odebench.record.reader import find_runs, read_run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built in an environment of its own, from the sdist, which so proves to be whole."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(wheel, tmp_path_factory):
+    """Runs a command of a new environment that holds the wheel, from `/`; returns its stdout.
+
+    The dependencies are those of the environment of the tests: its folder is put at the end of the path. The
+    path files in that folder, and with them an editable odebench, are not read there.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--quiet", wheel], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    theirs = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    (packages / "dependencies.pth").write_text("\n".join(theirs) + "\n")
+
+    def run(program, *words):
+        environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+        command = [folder / "bin" / program, *words]
+        done = subprocess.run(command, cwd="/", env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout
+
+    code = "import odebench, odebench.compose as c; print(odebench.__file__, c.CONFIGS)"
+    assert run("python", "-c", code).split() == [
+        str(packages / "odebench" / "__init__.py"),
+        str(packages / "odebench" / "configs"),
+    ]
+    return run
+
+
+def test_the_wheel_holds_code_and_configs_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "odebench").rglob("*.py")}
+    configs = {f"odebench/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {name for name in names if ".dist-info/" not in name} == code | configs
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_it_says_its_version_and_what_there_is_to_choose(run):
+    assert run("odebench", "--version") == f"odebench {__version__}\n"
+    models = [line.split()[0] for line in run("odebench", "list", "models").splitlines()]
+    assert models == sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+
+
+def test_it_trains_and_leaves_a_whole_record(run, tiny_odenet, tmp_path):
+    out = run("odebench", "train", *tiny_odenet)
+    (folder,) = find_runs(tmp_path / "outputs")
+    assert str(folder) in out
+    record = read_run(folder)
+    assert (record.status["status"], record.status["step"]) == ("done", 8)
+    assert record.manifest["versions"]["odebench"] == __version__
+    assert 0 <= record.summary["final/test_accuracy"] <= 1
+    files = [schema.OVERRIDES, schema.LOG, schema.LAST_CHECKPOINT, schema.BEST_CHECKPOINT]
+    assert [name for name in files if not (folder / name).is_file()] == []
+    assert len(list(folder.glob(schema.EVENTS))) == 1
+    assert list((folder / schema.FIGURES).glob("*.png"))
