@@ -41,10 +41,10 @@ def tiny(tmp_path):
     return [*TINY, f"outputs={tmp_path / 'outputs'}"]
 
 
-@pytest.fixture
-def tiny_odenet(tiny):
-    """The same of the smallest ODE-Net."""
-    return [*TINY_MODEL, *tiny]
+@pytest.fixture(scope="session")
+def tiny_odenet():
+    """Overrides of a training of the smallest ODE-Net, without a folder for its runs."""
+    return [*TINY_MODEL, *TINY]
 
 
 @pytest.fixture

@@ -72,8 +72,8 @@ def test_it_says_its_version_and_what_there_is_to_choose(run):
 
 
 def test_it_trains_and_leaves_a_whole_record(run, tiny_odenet, tmp_path):
-    out = run("odebench", "train", *tiny_odenet)
-    (folder,) = find_runs(tmp_path / "outputs")
+    out = run("odebench", "train", *tiny_odenet, f"outputs={tmp_path}")
+    (folder,) = find_runs(tmp_path)
     assert str(folder) in out
     record = read_run(folder)
     assert (record.status["status"], record.status["step"]) == ("done", 8)

@@ -86,16 +86,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(train):
     assert not same(weights(first.folder), weights(other.folder))
 
 
+OTHER = ("optim=sgd", "trainer.average=0.9", "solver.first_step=warm")
+RESNET = ("model=resnet", "schedule=cosine")
+
+
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("optim=adam", "trainer.average=0.9", "solver.first_step=warm"),
-        ("model=resnet", "schedule=cosine"),
-    ],
-    ids=["default", "adam, average, warm first step", "resnet"],
+    ("step", "overrides"),
+    [(3, ()), (4, ()), (6, ()), (3, OTHER), (6, RESNET)],
+    ids=["mid-epoch", "at an epoch's end", "in the second epoch", "sgd, average, warm first step", "resnet"],
 )
-@pytest.mark.parametrize("step", [3, 4, 6], ids=["mid-epoch", "at an epoch's end", "in the second epoch"])
 def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, train, monkeypatch):
     whole = train(*overrides)
     with monkeypatch.context() as patch:

@@ -1,0 +1,149 @@
+"""The pages for readers: their commands are ones that this tool takes, their links lead somewhere."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from odebench import cli
+from odebench.compose import options, parse_overrides
+from odebench.settings import compose, override_saved, read_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+SET_UP = [
+    'pip install -e ".[dev]" && odebench train model=odenet solver=dopri5 tol=1e-3',
+    'pip install -e ".[dev]" && pytest',
+]
+# What these verbs do is not done here: they are told apart from what they are given.
+NOT_RUN = ("train", "eval", "predict", "resume", "tensorboard")
+
+
+def bash_lines(text):
+    """The commands of a page's bash blocks, continued lines joined."""
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def prose(text):
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def odebench_commands(text):
+    """The words after `odebench` of every command of a page that calls it, in a block or in a line of prose."""
+    # A verb alone in prose, such as `odebench list`, is the verb's name.
+    in_prose = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
+    in_prose = [code for code in in_prose if code.startswith("odebench ") and code.count(" ") > 1]
+    for line in bash_lines(text) + in_prose:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        for is_end, words in itertools.groupby(lexer, key=lambda word: set(word) <= set("&|;<>()")):
+            words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+            if not is_end and words[0] == "odebench" and "VERB" not in words:
+                yield words[1:]
+
+
+def all_commands():
+    return [
+        pytest.param(words, id=f"{page.name}: {' '.join(words)}")
+        for page in PAGES
+        for words in odebench_commands(page.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """What the verbs that are not run were given, instead."""
+    noted = []
+    for verb in NOT_RUN:
+        monkeypatch.setitem(cli._VERBS, verb, lambda arguments: noted.append(arguments) or 0)
+    return noted
+
+
+def each_job(overrides):
+    """The overrides of each job of a multirun."""
+    choices = []
+    for override in parse_overrides(overrides):
+        several = override.is_sweep_override()
+        key = override.get_key_element()
+        values = override.sweep_string_iterator() if several else ()
+        choices.append([f"{key}={value}" for value in values] or [override.input_line])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def ours(arguments):
+    """Whether the settings need nothing of the reader's own."""
+    words = arguments.overrides
+    return getattr(arguments, "config_dir", None) is None and not any(w.startswith("extensions=") for w in words)
+
+
+@pytest.mark.parametrize("words", all_commands())
+def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("=NAME", f"={next(iter(options(word.removesuffix('=NAME'))), '')}") for word in words]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    for arguments in taken:
+        if arguments.verb == "train" and ours(arguments):
+            jobs = each_job(arguments.overrides) if arguments.multirun else [arguments.overrides]
+            assert len(jobs) > 1 or not arguments.multirun, "one run needs no -m"
+            for overrides in jobs:
+                # A run that the reader has made is none that these settings could be checked against.
+                read_settings(compose([word for word in overrides if not word.startswith("init_from=")]))
+        elif arguments.verb in ("eval", "predict"):
+            _, overrides = cli._split(arguments.overrides)
+            read_settings(override_saved(compose([]), overrides))
+
+
+def test_the_two_set_up_commands_stand_at_the_top():
+    assert bash_lines((ROOT / "README.md").read_text(encoding="utf-8"))[:2] == SET_UP
+
+
+def anchors(text):
+    """The names by which a page's headings can be linked."""
+    headings = re.findall(r"^#+ +(.*?)\s*$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(text):
+    """The targets of a page's links and images, those of other sites left out."""
+    text = prose(text)
+    found = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"^\[[^\]]+\]:\s+(\S+)", text, re.MULTILINE)
+    found += re.findall(r"""(?:src|srcset|href)=["']([^"']+)""", text)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_link_is_dead(page):
+    text = page.read_text(encoding="utf-8")
+    for target in links(text):
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{target} is not there"
+        assert not anchor or path.suffix != ".md" or anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+def test_the_reading_of_a_page_finds_what_it_should():
+    page = """
+# A page & more
+[a](x.md) ![b](<y.png> "title") <img src="z.svg"> [c](https://no.where) [d](#a-page--more)
+```bash
+# not this
+A=1 odebench train tol=1e-3 \\
+    seed=1  # nor this
+$ pip install x && odebench list models | head
+```
+```python
+`odebench no`
+```
+Say `odebench train
+--cfg`, or `odebench VERB --help`; `odebench list` is "a list", and `x` one.
+"""
+    assert list(odebench_commands(page)) == [["train", "tol=1e-3", "seed=1"], ["list", "models"], ["train", "--cfg"]]
+    assert links(page) == ["x.md", "y.png", "#a-page--more", "z.svg"]
+    assert anchors(page) == {"a-page--more"}

@@ -1,0 +1,121 @@
+"""Finished runs taken up again, from the command line and from Python."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import odebench
+from odebench.cli import main
+from odebench.record.reader import read_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished training for all tests here; none of them may change it but by evaluations.jsonl."""
+    from conftest import TINY, TINY_MODEL
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert main(["train", *TINY, *TINY_MODEL, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def evaluations(run):
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_load_run_gives_the_model_that_was_tested(run):
+    loaded = odebench.load_run(run)
+    assert not loaded.model.training
+    assert loaded.settings.tol == 1e-3
+    numbers = loaded.task.evaluate("test")
+    assert numbers == read_run(run).summary["test"]
+    with torch.no_grad():
+        logits, (stats,) = loaded.model(torch.rand(2, 1, 28, 28))
+    assert logits.shape == (2, 10)
+    assert stats.nfe > 0
+
+
+def test_eval_is_of_the_validation_split_unless_told(run, capsys):
+    assert main(["eval", str(run)]) == 0
+    assert "validation accuracy" in capsys.readouterr().out
+    assert evaluations(run)[-1]["accuracy"] == read_run(run).summary["best/accuracy"]
+    assert main(["eval", str(run), "split=test"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert evaluations(run)[-1]["split"] == "test"
+
+
+def test_eval_takes_another_solver_and_tolerance(run, capsys):
+    nfe = {}
+    for override in ("tol=1e-1", "tol=1e-6", "solver=rk4", "solver=tsit5", "solver.steps=3"):
+        assert main(["eval", str(run), override]) == 0
+        nfe[override] = evaluations(run)[-1]["nfe"]
+    assert nfe["tol=1e-1"] < nfe["tol=1e-6"]
+    assert nfe["solver=rk4"] == 80
+    assert nfe["solver.steps=3"] == 18
+    assert "rk4, 20 steps" in capsys.readouterr().out
+
+
+def test_eval_with_the_other_name_of_the_same_network(run):
+    assert main(["eval", str(run), "model=rknet", "model.width=8", "model.groups=4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["solver=dopri6"], "unknown solver dopri6; did you mean dopri5?"),
+        (["tol=-1"], "tol=-1: must be greater than 0"),
+        (["model=mlp"], "solver=dopri5: mlp has no ODE"),
+        (
+            ["model=resnet", "solver=none", "gradient=backprop"],
+            "best.pt does not fit model resnet: it is of model odenet",
+        ),
+        (["model.width=16"], "best.pt does not fit model odenet: its shapes differ"),
+        (["data=mnist", "data.root=/nowhere"], "/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_eval_refuses_what_does_not_fit_in_one_line(overrides, line, run, capsys):
+    before = (run / "checkpoints" / "best.pt").read_bytes()
+    assert main(["eval", str(run), *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("odebench eval: ")
+    assert line in err
+    assert err.count("\n") == 1
+    assert (run / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):
+    target = tmp_path / "predictions.csv"
+    assert main(["predict", str(run), "split=test", "--output", str(target)]) == 0
+    rows = list(csv.DictReader(target.read_text().splitlines()))
+    assert len(rows) == 1000
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / 1000 == read_run(run).summary["test"]["accuracy"]
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+    capsys.readouterr()
+    assert main(["predict", str(run)]) == 0
+    assert capsys.readouterr().out.count("\n") == 41
+
+
+def test_predict_writes_over_nothing(run, tmp_path, capsys):
+    target = tmp_path / "thesis.csv"
+    target.write_text("years of work")
+    assert main(["predict", str(run), "--output", str(target)]) == 2
+    assert "exists; name a new file" in capsys.readouterr().err
+    assert target.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_a_run_that_is_not_finished_is_refused(verb, run, tmp_path, capsys):
+    import shutil
+
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
+    assert main([verb, str(unfinished)]) == 2
+    assert "not finished (status interrupted)" in capsys.readouterr().err
+    assert main([verb, str(Path(run).parent / "nothing")]) == 2
+    assert "does not exist" in capsys.readouterr().err
