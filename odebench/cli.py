@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from odebench import __version__
 from odebench.completion import complete, complete_kind, complete_setting
-from odebench.errors import UsageError, did_you_mean, unknown_name
+from odebench.errors import Diverged, UsageError, did_you_mean, unknown_name
 
 SPLITS = ("validation", "test", "train")
 
@@ -25,7 +25,7 @@ What a neural ODE costs and what it gives, by model, solver, tolerance and gradi
 
 verbs:
   train         train a model
-  eval          test a finished run, under another solver or tolerance if you like
+  eval          evaluate a finished run, under another solver or tolerance if you like
   predict       write a run's predictions for a split as CSV
   resume        go on with a run that was stopped
   list          what there is to choose from, and the runs made so far
@@ -203,6 +203,9 @@ def report(name: str, error: Exception) -> int:
     if isinstance(error, UsageError):
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    if isinstance(error, Diverged):
+        print(f"{name}: {error}", file=sys.stderr)
+        return 3
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone; without this Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

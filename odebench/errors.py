@@ -1,4 +1,4 @@
-"""The error that every room may raise, and the words it is told in. Imports nothing of odebench."""
+"""The errors that every room may raise, and the words they are told in. Imports nothing of odebench."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UsageError(ValueError):
     """Wrong usage, settings or input: one line for the user; the command line exits with 2."""
+
+
+class Diverged(RuntimeError):
+    """Numbers that are not finite, or a solve that failed; one line, and the command line exits with 3."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

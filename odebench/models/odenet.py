@@ -28,5 +28,7 @@ class ODENet(nn.Module):
         self, images: Tensor, solve: Callable[..., ode.Solution] = ode.solve
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
         """Logits [B, num_classes] of float images [B, in_channels, H, W] in [0, 1], and the solve's statistics."""
-        solution = solve(self.field, self.stem(images), (0.0, self.end_time))
+        # Autocast, where it is on, is for the networks: the state keeps the precision of the weights.
+        state = self.stem(images).to(self.head[-1].weight.dtype)
+        solution = solve(self.field, state, (0.0, self.end_time))
         return self.head(solution.y[-1]), (solution.stats,)

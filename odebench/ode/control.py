@@ -37,8 +37,12 @@ class Tolerance:
 
         ``error`` is overwritten.
         """
-        scale = torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
-        return norm(error.div_(scale)).item()
+        return norm(error.div_(self.scale(torch.maximum(y0.abs(), y1.abs())))).item()
+
+    def scale(self, magnitude: Tensor) -> Tensor:
+        """The acceptable error of numbers of this magnitude, both [N]; ``magnitude`` is overwritten."""
+        scale = magnitude.mul_(self.rtol).add_(self.atol)
+        return scale if self.atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
 def next_step(h: float, ratio: float, order: int) -> float:
@@ -59,17 +63,18 @@ def first_step(
     t: float,
     y: Tensor,
     f: Tensor,
-    direction: float,
+    end: float,
     order: int,
     tolerance: Tolerance,
     norm: Norm,
 ) -> float:
-    """A first step size, positive, from y and f = f(t, y) and one more evaluation (op. cit., p. 169)."""
-    scale = y.abs().mul_(tolerance.rtol).add_(tolerance.atol)
+    """A first step size, positive, from y, f = f(t, y) and one more evaluation before ``end`` (op. cit., p. 169)."""
+    scale = tolerance.scale(y.abs())
     d0, d1 = torch.stack((norm(y / scale), norm(f / scale))).tolist()
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     if not math.isfinite(h0) or h0 == 0:
         return math.nan
+    direction, h0 = math.copysign(1.0, end - t), min(h0, abs(end - t))
     f1 = evaluate(t + direction * h0, torch.add(y, f, alpha=direction * h0))
     d2 = norm((f1 - f).div_(scale)).item() / h0
     steepest = max(d1, d2)

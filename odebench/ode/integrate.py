@@ -73,7 +73,8 @@ def integrate(
     """
     stages = Tape() if torch.is_grad_enabled() else Buffer(plan.method, y)
     loop = _fixed if plan.tolerance is None else _adaptive
-    outputs, outcome, proposal = loop(field, y, times, plan, stats, stages, f, quadrature or Quadrature())
+    with torch.autocast(y.device.type, enabled=False):
+        outputs, outcome, proposal = loop(field, y, times, plan, stats, stages, f, quadrature or Quadrature())
     if len(outputs) < len(times):
         outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
     return torch.stack(outputs), outcome, proposal
@@ -92,11 +93,13 @@ def _fixed(
     """Equal steps of at most ``plan.step_size`` between each two times."""
     assert plan.step_size is not None
     outputs, status, h = [y], Status.success, plan.step_size
+    taken = 0
     for start, end in itertools.pairwise(times):
         num_steps = max(1, math.ceil(abs(end - start) / plan.step_size - 1e-9))
-        if stats.accepted + num_steps > plan.max_steps:
+        if taken + num_steps > plan.max_steps:
             status = Status.max_steps
             break
+        taken += num_steps
         h = (end - start) / num_steps
         for n in range(num_steps):
             t = start + n * h
@@ -110,8 +113,8 @@ def _fixed(
             status = Status.non_finite
             break
         outputs.append(y)
-    reached = times[len(outputs) - 1]
-    return outputs, Outcome(status, reached, h, math.nan, stats.nfe), abs(h)
+    reached = len(outputs)
+    return outputs, Outcome(status, reached, times[reached - 1], h, math.nan, stats.nfe), abs(h)
 
 
 def _adaptive(
@@ -139,9 +142,9 @@ def _adaptive(
     h = plan.first_step
     if h is None:
         with torch.no_grad():
-            h = control.first_step(field, t, y, stages.get(0), direction, method.order, tolerance, plan.norm)
+            h = control.first_step(field, t, y, stages.get(0), end, method.order, tolerance, plan.norm)
         if math.isnan(h):
-            return outputs, Outcome(Status.non_finite, t, 0.0, ratio, stats.nfe), h
+            return outputs, Outcome(Status.non_finite, 1, t, 0.0, ratio, stats.nfe), h
 
     attempts = 0
     while True:
@@ -149,9 +152,9 @@ def _adaptive(
         last = step == abs(end - t)
         if step < min_step and not last:
             status = Status.step_underflow if math.isfinite(ratio) else Status.non_finite
-            return outputs, Outcome(status, t, direction * step, ratio, stats.nfe), h
+            return outputs, Outcome(status, len(outputs), t, direction * step, ratio, stats.nfe), h
         if attempts == plan.max_steps:
-            return outputs, Outcome(Status.max_steps, t, direction * step, ratio, stats.nfe), h
+            return outputs, Outcome(Status.max_steps, len(outputs), t, direction * step, ratio, stats.nfe), h
         attempts += 1
 
         y_next = attempt(field, method, stages, t, direction * step, y, last)
@@ -173,7 +176,7 @@ def _adaptive(
         # A step cut short by the end says nothing against the size that was proposed for it.
         h = max(proposal, h) if step < h else proposal
         if last:
-            return outputs, Outcome(Status.success, end, direction * step, ratio, stats.nfe), h
+            return outputs, Outcome(Status.success, len(times), end, direction * step, ratio, stats.nfe), h
         t, y = t_next, y_next
         stages.put(0, stages.get(method.stages - 1) if method.fsal else field(t, y, True))
 

@@ -30,8 +30,13 @@ class Problem:
         self.shapes = [leaf.shape for leaf in leaves]
         self._sizes = [leaf.numel() for leaf in leaves]
         self.y0 = _flat(leaves)
-        self.t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        self.t = _as_tensor(t)
         self.times = _check_times(self.t)
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
+        # The caller's autocast is for f alone: states, sums and error estimates add small numbers to large ones.
+        device_type = self.y0.device.type
+        self._autocast_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         arg_leaves, self._args_structure = pytree.tree_flatten(args)
         self._arg_slots = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
         self._arg_leaves = arg_leaves
@@ -51,8 +56,19 @@ class Problem:
         # Time in the state's dtype and device: no float64 where the device has none, and no host copy.
         dtype = torch.float32 if y.dtype in (torch.bfloat16, torch.float16) else y.dtype
         time = torch.full((), t, dtype=dtype, device=y.device)
-        rate = self.f(time, self.unflatten(y), *pytree.tree_unflatten(leaves, self._args_structure))
-        return self._flatten_rate(rate)
+        arguments = pytree.tree_unflatten(leaves, self._args_structure)
+        version = None if y.is_inference() else y._version
+        if self._autocast_dtype is None:
+            rate = self._flatten_rate(self.f(time, self.unflatten(y), *arguments))
+        else:
+            # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+            with torch.autocast(y.device.type, self._autocast_dtype, cache_enabled=False):
+                rate = self._flatten_rate(self.f(time, self.unflatten(y), *arguments))
+        if version is not None and y._version != version:
+            raise ValueError(
+                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+            )
+        return rate
 
     def time_shift(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
@@ -74,9 +90,17 @@ class Problem:
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
-            if leaf.dtype != self.y0.dtype:
+            if leaf.dtype != self.y0.dtype and self._autocast_dtype is None:
                 raise ValueError(f"f(t, y) must return y's dtype: {self.y0.dtype} expected, got {leaf.dtype}")
-        return _flat(leaves)
+        return _flat(leaves).to(self.y0.dtype)
+
+
+def _as_tensor(t: Any) -> Tensor:
+    if isinstance(t, Tensor):
+        return t
+    if any(isinstance(time, Tensor) for time in t):
+        return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
+    return torch.tensor(t, dtype=torch.float64)
 
 
 def _flat(leaves: list[Tensor]) -> Tensor:
@@ -96,7 +120,7 @@ def _check_state(leaves: list[Any]) -> None:
 def _check_times(t: Tensor) -> list[float]:
     if t.dim() != 1 or len(t) < 2:
         raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
-    times = t.detach().double().tolist()
+    times = t.tolist()
     if not all(map(math.isfinite, times)):
         raise ValueError("t must be finite")
     differences = [after - before for before, after in itertools.pairwise(times)]

@@ -36,13 +36,13 @@ def solve(
         comes in the state's dtype (float32 for half precision).
     y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device.
     t: [T] two or more times, strictly increasing or decreasing; where it is a tensor that requires a gradient it
-        gets the one of the exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)> (once differentiable).
+        gets the one of the exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, f taken as a constant.
     args: tuples, lists and dicts; the tensors in them get gradients.
     method: a name from ``METHODS`` or a ``Tableau``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
         most 1. Step sizes are not differentiated.
     steps, step_size: fixed steps instead: so many over the whole span, or of at most this size; each interval
-        between two times is divided evenly. A method without error estimate needs one of them.
+        between two times is divided evenly, into one step or more. A method without error estimate needs one of them.
     first_step: size of the first adaptive step; by default searched for, at the cost of one evaluation.
     max_steps: attempted steps of one solve.
     gradient: "backprop", "adjoint", or one of the classes of ``odebench.ode.gradients`` with its options.
@@ -60,9 +60,9 @@ def solve(
         initial = problem.y0
         problem.y0 = initial - problem.time_shift(0, initial)
     states, outcome = mode.integrate(problem, plan)
-    if time_wants_gradient and outcome.status is Status.success:
-        later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, len(states))]
-        states = torch.stack([initial, *later])
+    if time_wants_gradient:
+        later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
+        states = torch.stack([initial, *later, *states[outcome.reached :]])
     solution = Solution(problem.t, problem.unflatten(states), problem.stats, outcome)
     if throw and outcome.status is not Status.success:
         raise SolveError(outcome, solution)
@@ -83,7 +83,8 @@ def _plan(
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
         method = METHODS[method]
-    for name, value in (("steps", steps), ("step_size", step_size), ("first_step", first_step)):
+    numbers = {"steps": steps, "step_size": step_size, "first_step": first_step, "max_steps": max_steps}
+    for name, value in numbers.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if steps is not None and step_size is not None:
@@ -93,7 +94,7 @@ def _plan(
         return Plan(method.fixed(), None, size, None, max_steps)
     if not method.adaptive:
         raise ValueError(f"method {method.name} has no error estimate: give steps (20, say) or step_size")
-    if rtol < 0 or atol < 0 or rtol + atol <= 0:
+    if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"rtol and atol must not be negative, nor both zero; got {rtol} and {atol}")
     return Plan(method, Tolerance(rtol, atol), None, first_step, max_steps)
 

@@ -42,9 +42,10 @@ class Stats:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an integration ended, where, and with what numbers."""
+    """How an integration ended, where, and with what numbers; ``reached`` of the times have their states."""
 
     status: Status
+    reached: int
     time: float
     step_size: float
     error_ratio: float

@@ -9,6 +9,7 @@ STATUS = "status.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 LOG = "log.txt"
+EVALUATIONS = "evaluations.jsonl"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
 BEST_CHECKPOINT = "checkpoints/best.pt"
@@ -82,6 +83,11 @@ FREE_GROUP = "task/"
 def is_tag(name: str) -> bool:
     """Whether `name` may be logged as a scalar: one of TAGS, or of the free group ``task/...``."""
     return name in TAGS or (name.startswith(FREE_GROUP) and len(name) > len(FREE_GROUP))
+
+
+def is_of_the_end(name: str) -> bool:
+    """Whether the tag is logged when a run ends, and so once more where the end is repeated after a resume."""
+    return is_closing(name) or name.startswith("test/")
 
 
 def is_closing(name: str) -> bool:

@@ -152,7 +152,7 @@ def _forget_end(path: Path) -> None:
 
 
 def _ends_run(tag: str) -> bool:
-    return tag == metadata.SESSION_END_INFO_TAG or schema.is_closing(tag)
+    return tag == metadata.SESSION_END_INFO_TAG or schema.is_of_the_end(tag)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

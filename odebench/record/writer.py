@@ -82,7 +82,7 @@ class Record:
         """
         run = reader.read_run(folder)
         rows = [
-            {tag: value for tag, value in row.items() if not schema.is_closing(tag)}
+            {tag: value for tag, value in row.items() if not schema.is_of_the_end(tag)}
             for row in run.metrics
             if row["step"] <= step
         ]

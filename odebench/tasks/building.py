@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from odebench import ode
+from odebench.errors import Diverged
 from odebench.extensions import find
 from odebench.models import MODELS
 from odebench.settings import Gradient, Settings, Solver, options_of
@@ -25,16 +26,16 @@ def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
 
 
 class ChosenSolve:
-    """The engine's ``solve`` with the solver, gradient mode and precision that the settings choose.
+    """The engine's ``solve`` with the solver and the gradient mode that the settings choose.
 
-    Called as solve(f, y0, t, **more). With ``first_step="warm"`` each solve with a graph starts with the step that the
-    last one's first error would have allowed; ``warm_step`` is its size and part of a training's checkpoint.
+    Called as solve(f, y0, t, **more); raises Diverged where the solve fails. With ``first_step="warm"`` each solve with
+    a graph starts with the step that the last one's first error would have allowed; ``warm_step`` is its size and part
+    of a training's checkpoint.
     """
 
-    def __init__(self, solver: Solver, gradient: Gradient, precision: str, extensions: tuple[str, ...]) -> None:
+    def __init__(self, solver: Solver, gradient: Gradient, extensions: tuple[str, ...]) -> None:
         mode = ode.GRADIENTS[gradient.name]
         own = {field.name for field in dataclasses.fields(mode)}
-        self._bf16 = precision == "bf16"
         self._warm = solver.first_step == "warm"
         self.warm_step: float | None = None
         self._options: dict[str, Any] = {
@@ -49,28 +50,16 @@ class ChosenSolve:
         if solver.max_steps is not None:
             self._options["max_steps"] = solver.max_steps
 
-    def __call__(self, f: Callable[..., Any], y0: Tensor, t: Any, **more: Any) -> ode.Solution:
+    def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
         """See ``odebench.ode.solve``."""
         options = self._options | more
-        if self._warm and torch.is_grad_enabled():
+        warm = self._warm and torch.is_grad_enabled()
+        if warm:
             options["first_step"] = self.warm_step
-        if self._bf16:
-            # The field in bfloat16; states, sums and error estimates, which add small to large, in float32.
-            with torch.autocast(y0.device.type, enabled=False):
-                solution = ode.solve(_Autocast(f, y0.device.type), y0.float(), t, **options)
-        else:
+        try:
             solution = ode.solve(f, y0, t, **options)
-        if self._warm and torch.is_grad_enabled():
+        except ode.SolveError as error:
+            raise Diverged(str(error)) from error
+        if warm:
             self.warm_step = solution.stats.warm_step
         return solution
-
-
-class _Autocast(nn.Module):
-    def __init__(self, f: Callable[..., Tensor], device_type: str) -> None:
-        super().__init__()
-        self.f = f
-        self.device_type = device_type
-
-    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
-        with torch.autocast(self.device_type, torch.bfloat16):
-            return self.f(t, y, *args).to(y.dtype)

@@ -1,7 +1,6 @@
 """Classification of images."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -43,9 +42,8 @@ class Classification:
         self.model = build_model(settings, self.facts).to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
-            precision, extensions = trainer.precision, settings.extensions
-            self._solve = ChosenSolve(settings.solver, settings.gradient, precision, extensions)
-            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, precision, extensions)
+            self._solve = ChosenSolve(settings.solver, settings.gradient, settings.extensions)
+            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 images [B, C, H, W], augmented, and labels [B]."""
@@ -126,7 +124,7 @@ class Classification:
             self._solve.warm_step = state["warm_step"]
 
     def _logits(self, model: nn.Module, images: Tensor, solve: ChosenSolve | None) -> tuple[Tensor, Any]:
-        autocast = torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        autocast = torch.autocast(self._device.type, torch.bfloat16, self._bf16)
         with autocast:
             logits, solves = model(to_float(images), solve)
         return logits.float(), solves

@@ -26,13 +26,14 @@ class Progress:
     """How far a training has come.
 
     step: optimiser steps taken. best: the objective's best value, None before the first validation, had at
-    best_step; stale_epochs: validations since then.
+    best_step; stale_epochs: validations since then. finished: only the test is left.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int = 0
     stale_epochs: int = 0
+    finished: bool = False
 
 
 class Training:
@@ -140,5 +141,6 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
     key = np.asarray(states["numpy"]["state"]["key"], dtype=np.uint32)
     np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})  # noqa: NPY002
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
+    # Another machine may have another number of GPUs.
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from odebench import ode
+from odebench.errors import Diverged
 from odebench.record import schema
 from odebench.record.meters import StepTimer, measure_step
 from odebench.record.writer import Record
@@ -15,10 +16,6 @@ from odebench.training.checkpoint import Training
 from odebench.training.display import Display
 from odebench.training.optim import lr_factor
 from odebench.training.signals import StopRequest
-
-
-class Diverged(RuntimeError):
-    """The training cannot go on: a number is not finite, a solve failed, or it needs too many evaluations."""
 
 
 def fit(training: Training, settings: Settings, record: Record, stop: StopRequest) -> bool:
@@ -33,7 +30,7 @@ def fit(training: Training, settings: Settings, record: Record, stop: StopReques
     timer = StepTimer()
 
     with Display(progress.step, num_steps, task.steps_per_epoch) as display:
-        while progress.step < num_steps:
+        while progress.step < num_steps and not progress.finished:
             timer.start()
             numbers = train_step(training, settings, num_steps)
             timer.stop(task.batch_size)
@@ -41,23 +38,24 @@ def fit(training: Training, settings: Settings, record: Record, stop: StopReques
             step = progress.step
             display.step(step, numbers)
 
-            if step % trainer.log_every == 0 or step == num_steps:
+            minutes_up = trainer.max_minutes is not None and record.elapsed_s > 60 * trainer.max_minutes
+            last_step = step == num_steps or minutes_up
+            if step % trainer.log_every == 0 or last_step:
                 record.log(step, numbers | timer.read())
 
-            minutes_up = trainer.max_minutes is not None and record.elapsed_s > 60 * trainer.max_minutes
             epoch_ends = step % task.steps_per_epoch == 0
-            if epoch_ends or minutes_up:
+            if epoch_ends or last_step:
                 display.validated(step, validate(training, settings, record))
-                if (step // task.steps_per_epoch) % trainer.measure_every == 0 or step == num_steps:
-                    measure(training, record)
+                too_stale = trainer.patience is not None and progress.stale_epochs >= trainer.patience
+                progress.finished = last_step or too_stale
             minutes_since_save = (time.monotonic() - last_saved) / 60
-            if epoch_ends or minutes_up or stop.name or minutes_since_save > trainer.checkpoint_minutes:
+            if epoch_ends or last_step or stop.name or minutes_since_save > trainer.checkpoint_minutes:
                 record.flush()
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
-            if minutes_up or (trainer.patience is not None and progress.stale_epochs > trainer.patience):
-                return True
-            if stop.name and step < num_steps:
+            if progress.finished or (epoch_ends and (step // task.steps_per_epoch) % trainer.measure_every == 0):
+                measure(training, record)
+            if stop.name and not progress.finished:
                 return False
     return True
 
@@ -74,20 +72,20 @@ def train_step(training: Training, settings: Settings, num_steps: int) -> dict[s
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
+    loss = task.loss(task.batch(step))
+    value = loss.value.item()
+    if not math.isfinite(value):
+        raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
     try:
-        loss = task.loss(task.batch(step))
-        value = loss.value.item()
-        if not math.isfinite(value):
-            raise Diverged(f"step {step + 1}: the loss is {value}; a smaller optim.lr may help")
         loss.value.backward()
     except ode.SolveError as error:
-        raise Diverged(f"step {step + 1}: {error}") from error
+        raise Diverged(str(error)) from error
     grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
     if not math.isfinite(grad_norm):
-        raise Diverged(f"step {step + 1}: the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
+        raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
     nfe = sum(stats.nfe for stats in loss.solves)
     if trainer.max_nfe is not None and nfe > trainer.max_nfe:
-        raise Diverged(f"step {step + 1}: {nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
+        raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
     optimizer.step()
     if training.average is not None:
         training.average.update_parameters(task.model)
@@ -113,10 +111,7 @@ def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
 def validate(training: Training, settings: Settings, record: Record) -> dict[str, float]:
     """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
     progress = training.progress
-    try:
-        numbers = training.task.evaluate("validation", training.evaluated)
-    except ode.SolveError as error:
-        raise Diverged(f"validation after step {progress.step}: {error}") from error
+    numbers = training.task.evaluate("validation", training.evaluated)
     tagged = {f"val/{name}": value for name, value in numbers.items() if schema.is_tag(f"val/{name}")}
     record.log(progress.step, tagged)
     value = tagged[settings.trainer.objective]
@@ -130,8 +125,8 @@ def validate(training: Training, settings: Settings, record: Record) -> dict[str
 
 def better(objective: str, value: float, best: float | None) -> bool:
     """Whether a value of the objective beats the best so far: accuracies rise, all else falls."""
-    if best is None or not math.isfinite(value):
-        return best is None
+    if best is None or not math.isfinite(best):
+        return True
     return value > best if objective.endswith("accuracy") else value < best
 
 
@@ -149,10 +144,12 @@ def measure(training: Training, record: Record) -> None:
         solves.extend(loss.solves)
 
     training.optimizer.zero_grad()
+    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     # Meters see eager work only.
-    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
         numbers = measure_step(step, device)
     training.optimizer.zero_grad()
+    task.model.load_state_dict(buffers, strict=False)
     task.load_state_dict(state)
     record.log(training.progress.step, numbers)
     record.histogram("steps/size", [abs(h) for stats in solves for h in stats.step_sizes], training.progress.step)

@@ -11,6 +11,7 @@ import torch
 
 from odebench.errors import UsageError
 from odebench.settings import Settings
+from odebench.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +62,20 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def compile_model(model: torch.nn.Module, example: object) -> None:
+def compile_model(task: Task) -> None:
     """Compile the vector field, or the whole network where there is no ODE; with no working compiler say so and go on.
 
-    example: called once with the compiled model, to compile now rather than inside the first step.
+    One training step is tried at once, so that it is known now whether it works; its gradients are dropped.
     """
+    model = task.model
     part = getattr(model, "field", model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     part.compile(dynamic=False)
     try:
-        example()  # type: ignore[operator]
+        task.loss(task.batch(0)).value.backward()
     except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces
         part._compiled_call_impl = None
-        reason = str(error).strip().splitlines()
-        log.warning(
-            "trainer.compile: not compiled, going on without (%s)",
-            reason[0] if reason else type(error).__name__,
-        )
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        log.warning("trainer.compile: not compiled, going on without (%s)", reason[0])
+    model.zero_grad()
+    model.load_state_dict(buffers, strict=False)

@@ -2,21 +2,23 @@
 
 import logging
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
-from odebench.errors import UsageError
+from odebench.errors import Diverged, UsageError
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
-from odebench.record.reader import read_metrics, read_run
+from odebench.record.reader import RunRecord, read_metrics, read_run
 from odebench.record.writer import Record
 from odebench.settings import Settings, read_settings, run_name, warnings
 from odebench.tasks import build_task
 from odebench.training.checkpoint import Training, load_weights
-from odebench.training.loop import Diverged, fit
+from odebench.training.loop import fit
 from odebench.training.machine import compile_model, prepare
 from odebench.training.signals import StopRequest
 from odebench.training.summary import closing_numbers, describe, training_table
@@ -42,9 +44,6 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
     """
     settings = read_settings(config)
     training = _build(settings)
-    if settings.init_from is not None:
-        source = read_run(settings.init_from, metrics=False).path
-        load_weights(training.task.model, source / schema.BEST_CHECKPOINT, settings.model.name)
     device = next(training.task.model.parameters()).device
     about = manifest.gather(config, device, training.task.provenance, {"seed": settings.seed})
     with Record.create(_folder(settings), config, overrides, about) as record:
@@ -78,12 +77,22 @@ def _build(settings: Settings) -> Training:
         log.warning(warning)
     device = prepare(settings)
     task = build_task(settings, device)
-    training = Training(settings, task)
+    if settings.init_from is not None:
+        source = read_run(settings.init_from, metrics=False)
+        load_weights(task.model, source.path / schema.BEST_CHECKPOINT, settings.model.name)
+        _warn_of_leakage(source, task.provenance)
     if settings.trainer.compile:
-        batch = task.batch(0)
-        compile_model(task.model, lambda: task.loss(batch).value.backward())
-        training.optimizer.zero_grad()
-    return training
+        compile_model(task)
+    return Training(settings, task)
+
+
+def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
+    theirs, ours = source.manifest.get("data", {}), provenance
+    if theirs.get("name") == ours["name"] and theirs["splits"]["validation"] != ours["splits"]["validation"]:
+        log.warning(
+            "init_from=%s was trained with other validation images: some of these may be among its training images",
+            source.path,
+        )
 
 
 def _folder(settings: Settings) -> Path:
@@ -101,19 +110,21 @@ def _run(training: Training, settings: Settings, record: Record) -> RunResult:
     if training.task.note:
         log.info(training.task.note)
     try:
+        # A signal that comes during the test only waits for its end.
         with StopRequest() as stop:
-            finished = fit(training, settings, record, stop)
-        if not finished:
-            message = f"stopped by {stop.name} after step {progress.step}"
-            record.status("interrupted", step=progress.step, message=message)
-            log.warning("%s; go on with: odebench resume %s", message, folder)
-            return RunResult(STOPPED, folder, progress.best)
-        _finish(training, settings, record)
-        record.status("done", step=progress.step)
+            if not fit(training, settings, record, stop):
+                message = f"stopped by {stop.name} after step {progress.step}"
+                record.status("interrupted", step=progress.step, message=message)
+                log.warning("%s; go on with: odebench resume %s", message, folder)
+                return RunResult(STOPPED, folder, progress.best)
+            summary = _finish(training, settings, record)
+            record.status("done", step=progress.step)
+        print(training_table(summary, folder))
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
-        record.status("diverged", step=progress.step, message=str(error))
-        log.error("diverged: %s (record in %s)", error, folder)
+        message = f"after step {progress.step}: {error}"
+        record.status("diverged", step=progress.step, message=message)
+        log.error("diverged %s (record in %s)", message, folder)
         return RunResult(DIVERGED, folder, progress.best)
     except KeyboardInterrupt:
         record.status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
@@ -129,12 +140,11 @@ def _run(training: Training, settings: Settings, record: Record) -> RunResult:
         return RunResult(FAILED, folder, progress.best)
 
 
-def _finish(training: Training, settings: Settings, record: Record) -> None:
-    """Test the best weights, once; draw; sum up."""
+def _finish(training: Training, settings: Settings, record: Record) -> dict[str, Any]:
+    """Test the best weights, once; draw; sum up. Returns the summary."""
     task, progress, folder = training.task, training.progress, record.path
     load_weights(task.model, folder / schema.BEST_CHECKPOINT, settings.model.name)
     test = task.evaluate("test")
-    record.log(progress.step, {f"test/{name}": x for name, x in test.items() if schema.is_tag(f"test/{name}")})
     record.flush()
     rows = read_metrics(folder / schema.METRICS)
     summary = {
@@ -148,5 +158,6 @@ def _finish(training: Training, settings: Settings, record: Record) -> None:
     }
     for name, figure in {"curves": training_curves(rows), **task.figures()}.items():
         record.figure(name, figure, progress.step)
+    record.log(progress.step, {f"test/{name}": x for name, x in test.items() if schema.is_tag(f"test/{name}")})
     record.summary(summary)
-    print(training_table(summary, folder))
+    return summary

@@ -11,14 +11,13 @@ from torch import nn
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.record.files import plain
 from odebench.record.reader import read_run
 from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
-from odebench.training.machine import prepare
+from odebench.training.machine import choose_device
 from odebench.training.summary import accuracy_line, aligned, describe
-
-EVALUATIONS = "evaluations.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,20 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> Run:
     if status != "done":
         raise UsageError(f"{path} is not finished (status {status}); go on with it: odebench resume {path}")
     settings = read_settings(override_saved(run.settings, overrides or []))
-    device = prepare(settings)
-    task = build_task(settings, device)
+    _check_data(read_settings(run.settings), settings)
+    task = build_task(settings, choose_device(settings.device))
     load_weights(task.model, run.path / schema.BEST_CHECKPOINT, settings.model.name)
     task.model.eval()
     return Run(run.path, settings, task)
+
+
+def _check_data(trained: Settings, asked: Settings) -> None:
+    """UsageError where the images held out for validation would be others than in training: it saw these."""
+    if trained.data.name != asked.data.name:
+        return
+    for key in ("validation", "train_limit"):
+        if getattr(trained.data, key, None) != getattr(asked.data, key, None):
+            raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
 
 
 def evaluate_run(path: Path, overrides: list[str], split: str = "validation") -> dict[str, float]:
@@ -68,8 +76,8 @@ def evaluate_run(path: Path, overrides: list[str], split: str = "validation") ->
         "split": split,
         **numbers,
     }
-    with open(path / EVALUATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with open(path / schema.EVALUATIONS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(plain(line)) + "\n")
     return numbers
 
 

@@ -1,6 +1,7 @@
 """Each gradient mode against float64 finite differences, the other modes, and exact derivatives."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -185,6 +186,90 @@ def test_a_state_that_is_computed_passes_its_gradient_on(field, y0):
     for mode in ("backprop", "adjoint"):
         (found[mode],) = torch.autograd.grad(loss_of(solve(field, torch.tanh(y0), TIMES, gradient=mode, **TIGHT).y), y0)
     torch.testing.assert_close(found["adjoint"], found["backprop"], rtol=1e-6, atol=1e-7)
+
+
+def test_a_parameter_that_f_uses_later_only_is_found_in_a_module_and_refused_elsewhere():
+    early, late = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+
+    class Switch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.early, self.late = early, late
+
+        def forward(self, t, y):
+            return self.early(y) if t < 0.5 else self.late(y)
+
+    start = torch.ones(2, dtype=torch.float64)
+    norms = {}
+    for mode in ("backprop", "adjoint"):
+        y = solve(Switch(), start, [0.0, 1.0], method="rk4", steps=200, gradient=mode).y
+        norms[mode] = torch.autograd.grad(y[-1].sum(), late.weight)[0].norm().item()
+    assert norms["adjoint"] == pytest.approx(norms["backprop"], rel=1e-2)
+    switch = Switch()
+    y = solve(lambda t, y: switch(t, y), start, [0.0, 1.0], method="rk4", steps=20, gradient="adjoint").y
+    with pytest.raises(ValueError, match=r"a parameter at t=.* not use at the first time"):
+        y[-1].sum().backward()
+
+
+def test_a_parameter_with_a_gradient_hook_is_refused():
+    rate = torch.tensor([0.5, 2.0], requires_grad=True)
+    rate.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(ValueError, match="gradient hook"):
+        solve(lambda t, y: -rate * y, torch.ones(2), [0.0, 1.0], gradient="adjoint")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
+def test_the_adjoint_does_not_depend_on_the_scale_of_the_loss(factor):
+    """At an equilibrium nothing but the adjoint moves, so that its own error control is all there is."""
+    mean = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    y = solve(
+        lambda t, y: -20 * (y - mean), mean.detach().clone(), [0.0, 1.0], rtol=1e-3, atol=1e-3, gradient="adjoint"
+    ).y
+    (gradient,) = torch.autograd.grad(factor * y[-1].sum(), mean)
+    torch.testing.assert_close(gradient / factor, torch.ones_like(gradient), rtol=1e-2, atol=0)
+
+
+def test_several_backward_passes_go_through_one_solve(field, y0):
+    y = solve(field, y0, TIMES, method="rk4", steps=20, max_steps=25, gradient="adjoint").y
+    passes = [torch.autograd.grad(loss_of(y), y0, retain_graph=True)[0] for _ in range(3)]
+    assert torch.equal(passes[0], passes[2])
+
+
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_what_a_failed_solve_reached_is_differentiable(mode):
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    solution = solve(lambda t, y: y * y, y0, times, rtol=1e-8, atol=1e-8, gradient=mode, throw=False)
+    assert solution.outcome.reached == 2
+    by_state, by_time = torch.autograd.grad(solution.y[1].sum(), (y0, times))
+    assert float(by_state) == pytest.approx(4.0, rel=1e-4)  # y(t) = 1 / (1 / y0 - t)
+    assert by_time.tolist() == pytest.approx([-4.0, 4.0, 0.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_autocast_is_for_the_field_alone(mode):
+    layer = nn.Linear(4, 4)
+    seen = []
+
+    def f(t, y):
+        out = torch.tanh(layer(y))
+        seen.append((y.dtype, out.dtype))
+        return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.ones(1, 4))  # fills autocast's cache of the weights, graph and all
+        solutions = [solve(f, torch.ones(2, 4), [0.0, 0.3, 1.0], gradient=mode, rtol=1e-3, atol=1e-3) for _ in range(2)]
+    sum(solution.y.sum() for solution in solutions).backward()
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert {solution.y.dtype for solution in solutions} == {torch.float32}
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_a_trainable_end_time_inside_a_list_gets_its_gradient():
+    end = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    y = solve(lambda t, y: -y, torch.ones(1, dtype=torch.float64), [0.0, end], **TIGHT).y
+    y[-1].sum().backward()
+    assert float(end.grad) == pytest.approx(-math.exp(-1.5), rel=1e-6)
 
 
 # What the backward pass costs.

@@ -140,6 +140,36 @@ def test_an_empty_state_is_solved():
     assert solve(lambda t, y: y, torch.zeros(0, 3), [0.0, 1.0]).y.shape == (2, 0, 3)
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+def test_a_field_may_write_to_one_buffer_of_its_own(grad):
+    buffer = torch.empty_like(Y0)
+    with torch.set_grad_enabled(grad):
+        solution = solve(lambda t, y: torch.mv(A, y, out=buffer), Y0, [0.0, 1.0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(solution.y[-1], exact([1.0])[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_field_that_changes_its_input_is_refused():
+    with torch.no_grad(), pytest.raises(ValueError, match="changed y in place"):
+        solve(lambda t, y: y.relu_(), Y0.clone(), [0.0, 1.0])
+
+
+def test_the_first_step_search_stays_inside_the_span():
+    seen = []
+
+    def slow(t, y):
+        seen.append(float(t))
+        return 1e-6 * y
+
+    solve(slow, Y0, [0.0, 1.0])
+    assert max(seen) <= 1.0
+
+
+def test_a_zero_atol_bears_zeros_in_the_state():
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    solution = solve(lambda t, y: -y, y0, [0.0, 1.0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(solution.y[-1], y0 * math.exp(-1), rtol=1e-5, atol=0)
+
+
 # How a solve fails: by name, with its numbers, and with what it reached.
 
 
@@ -191,6 +221,8 @@ def test_max_steps_is_a_status_not_only_an_error():
         ({"steps": 0}, "steps must be positive"),
         ({"rtol": -1}, "must not be negative"),
         ({"rtol": 0, "atol": 0}, "nor both zero"),
+        ({"rtol": math.nan}, "nor both zero"),
+        ({"max_steps": 0}, "max_steps must be positive"),
         ({"gradient": "magic"}, "unknown gradient mode 'magic'"),
         ({"f": lambda t, y: y[:1]}, "tensors of y's shape"),
         ({"f": lambda t, y: (y, y)}, "structure of y"),
@@ -209,6 +241,8 @@ def test_what_is_no_tensor_is_refused():
         solve(rotate, [1.0, 2.0], [0.0, 1.0])
     with pytest.raises(TypeError, match="f must be callable"):
         solve("f", Y0, [0.0, 1.0])
+    with pytest.raises(TypeError, match="args must be a tuple"):
+        solve(rotate, Y0, [0.0, 1.0], args=Y0)
 
 
 def test_methods_are_listed_by_name():

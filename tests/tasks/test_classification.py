@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from odebench.errors import Diverged
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
-from odebench.tasks.building import ChosenSolve
 
 
 def settings_of(tiny, *overrides):
@@ -81,25 +81,9 @@ def test_a_warm_first_step_is_taken_in_training_only(tiny):
     assert other.loss(task.batch(0)).solves[0].step_sizes[0] == pytest.approx(second.warm_step)
 
 
-def test_bf16_runs_the_field_under_autocast_and_the_engine_in_float32(tiny):
-    settings = settings_of(tiny)
-    solve = ChosenSolve(settings.solver, settings.gradient, "bf16", ())
-    seen = []
-    layer = torch.nn.Linear(4, 4)
-
-    class Field(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, t, y):
-            out = self.layer(y)
-            seen.append((y.dtype, out.dtype))
-            return out
-
-    with torch.autocast("cpu", torch.bfloat16):
-        solution = solve(Field(), torch.ones(2, 4, dtype=torch.bfloat16), [0.0, 1.0])
-    solution.y[-1].sum().backward()
-    assert solution.y.dtype == torch.float32
-    assert set(seen) == {(torch.float32, torch.bfloat16)}
-    assert layer.weight.grad.abs().sum() > 0
+def test_a_failed_solve_is_a_divergence(tiny):
+    task = build_task(settings_of(tiny, "solver.max_steps=1"), torch.device("cpu"))
+    with pytest.raises(Diverged, match="max_steps"):
+        task.loss(task.batch(0))
+    with pytest.raises(Diverged, match="max_steps"):
+        task.evaluate("validation")

@@ -1,12 +1,14 @@
 """The machine made ready: devices by name, and compilation with a way out."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from odebench.errors import UsageError
+from odebench.tasks import Loss
 from odebench.training.machine import choose_device, compile_model
 
 
@@ -24,17 +26,14 @@ def test_a_broken_compiler_is_one_warning_and_an_eager_model(monkeypatch, caplog
     model = nn.Linear(2, 2)
     x = torch.ones(1, 2)
     eager = model(x)
+    task = SimpleNamespace(model=model, batch=lambda step: x, loss=lambda batch: Loss(model(batch).sum(), {}, ()))
 
-    def broken(graph, inputs):
+    def broken(*_):
         raise RuntimeError("no C++ compiler found\nand much more")
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken_call))
-
-    def broken_call(*_):
-        broken(None, None)
-
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken))
     with caplog.at_level(logging.WARNING):
-        compile_model(model, lambda: model(x))
+        compile_model(task)
     assert [record.getMessage() for record in caplog.records] == [
         "trainer.compile: not compiled, going on without (no C++ compiler found)"
     ]

@@ -48,7 +48,7 @@ def test_one_cycle_rises_then_falls():
 )
 def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
     found = factors(kind)
-    rises = [b - a for a, b in itertools.pairwise(found)]
+    rises = [b - a for a, b in itertools.pairwise(found[:20])]
     assert rises == pytest.approx([rises[0]] * 19)
     assert found[0] > 0
     assert found[20] == 1

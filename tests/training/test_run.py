@@ -198,7 +198,65 @@ def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkey
 def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypatch):
     monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
     result = train("trainer.epochs=9", "trainer.patience=2")
-    assert read_run(result.folder).status["step"] == 4 * (1 + 3)
+    assert read_run(result.folder).status["step"] == 4 * (1 + 2)
+
+
+@pytest.mark.parametrize("limit", ["trainer.patience=1", "trainer.max_minutes=1e-6", "trainer.epochs=2"])
+def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_training(limit, train, monkeypatch):
+    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+
+    def broken(self):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "figures", broken)
+        failed = train(limit)
+    assert failed.exit_code == 1
+    before = weights(failed.folder)
+    step = read_run(failed.folder).status["step"]
+    assert resume_run(failed.folder).exit_code == 0
+    run = read_run(failed.folder)
+    assert (run.status["status"], run.status["step"]) == ("done", step)
+    assert run.series("test/accuracy")[0] == [step]
+    assert same(weights(failed.folder), before)
+
+
+def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):
+    figures = Classification.figures
+
+    def slow(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return figures(self)
+
+    monkeypatch.setattr(Classification, "figures", slow)
+    result = train()
+    assert (result.exit_code, read_run(result.folder).status["status"]) == (0, "done")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(train, monkeypatch):
+    source = train()
+    whole = train(f"init_from={source.folder}")
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    folder = whole.folder.parent / "killed"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, kill)
+        with pytest.raises(Killed):
+            train(f"init_from={source.folder}", f"run_dir={folder}")
+    assert resume_run(folder).exit_code == 0
+    assert losses(folder) == losses(whole.folder)
+
+
+def test_a_validation_of_nan_does_not_stay_the_best():
+    assert loop.better("val/loss", 0.5, math.nan)
+    assert not loop.better("val/loss", math.nan, 0.5)
+    assert loop.better("val/accuracy", 0.6, 0.5)
+    assert not loop.better("val/loss", 0.6, 0.5)
 
 
 def test_max_minutes_ends_a_training_with_its_test(train):

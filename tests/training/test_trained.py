@@ -13,12 +13,10 @@ from odebench.record.reader import read_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tiny_odenet, tmp_path_factory):
     """One finished training for all tests here; none of them may change it but by evaluations.jsonl."""
-    from conftest import TINY, TINY_MODEL
-
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", *TINY, *TINY_MODEL, f"run_dir={folder}"]) == 0
+    assert main(["train", *tiny_odenet, f"run_dir={folder}"]) == 0
     return folder
 
 
@@ -74,6 +72,7 @@ def test_eval_with_the_other_name_of_the_same_network(run):
         ),
         (["model.width=16"], "best.pt does not fit model odenet: its shapes differ"),
         (["data=mnist", "data.root=/nowhere"], "/nowhere"),
+        (["data.validation=100"], "data.validation: cannot change after training"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -86,6 +85,19 @@ def test_eval_refuses_what_does_not_fit_in_one_line(overrides, line, run, capsys
     assert line in err
     assert err.count("\n") == 1
     assert (run / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def test_a_failed_solve_is_one_line_and_exit_3(run, capsys):
+    assert main(["eval", str(run), "solver.max_steps=1"]) == 3
+    assert capsys.readouterr().err.startswith("odebench eval: solve failed: max_steps")
+
+
+def test_load_run_leaves_the_callers_random_state_alone(run):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    odebench.load_run(run)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.control import Tolerance
+from odebench.ode.control import Tolerance, rms
 from odebench.ode.integrate import Plan, Quadrature, integrate
 from odebench.ode.problem import Problem
 from odebench.ode.status import Outcome, SolveError, Stats, Status
@@ -24,9 +24,10 @@ from odebench.ode.status import Outcome, SolveError, Stats, Status
 @dataclass(frozen=True)
 class Adjoint:
     """The continuous adjoint: constant memory in the number of steps; the gradient's error is of the order of the
-    tolerance. Differentiable once.
+    tolerance, relative to the gradient. Differentiable once.
 
-    rtol, atol: tolerances of the backward solve; None takes the forward solve's.
+    rtol, atol: tolerances of the backward solve; None takes the forward solve's. They hold for the state as they are,
+    and for the adjoint, divided by its size at the last time, ten times as large.
     """
 
     rtol: float | None = None
@@ -58,10 +59,15 @@ class Adjoint:
         return dataclasses.replace(plan, tolerance=tolerance, first_step=first_step, norm=_larger_half)
 
 
+# The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
+# once, while the state's error bends every later evaluation.
+ADJOINT_SLACK = 10.0
+
+
 def _larger_half(x: Tensor) -> Tensor:
-    """The larger root mean square of the two halves of x [2N]: the state's and the adjoint's."""
-    halves = x.view(2, -1)
-    return torch.linalg.vector_norm(halves, dim=1).amax() / math.sqrt(max(halves.shape[1], 1))
+    """The larger error of the two halves of x [2N]: the state's, and the adjoint's with its slack."""
+    state, adjoint = (torch.linalg.vector_norm(half) for half in x.chunk(2))
+    return torch.maximum(state, adjoint / ADJOINT_SLACK) / math.sqrt(max(len(x) // 2, 1))
 
 
 def _first_evaluation(problem: Problem) -> tuple[Tensor, list[Tensor]]:
@@ -78,7 +84,24 @@ def _first_evaluation(problem: Problem) -> tuple[Tensor, list[Tensor]]:
         assert fence is not None
         problem.stats.nfe += 1
         f = problem.rate(problem.times[0], inputs[0], inputs[1:])
+    leaves = _leaves(f, fence._sequence_nr())
+    own = set(map(id, inputs))
     found = dict.fromkeys(problem.f.parameters()) if isinstance(problem.f, nn.Module) else {}
+    parameters = [p for p in (found | leaves) if p.requires_grad and id(p) not in own]
+    if any(p._backward_hooks for p in parameters):
+        raise ValueError(
+            "gradient='adjoint': a parameter of f has a gradient hook, which would run at every evaluation of the "
+            "backward solve; use gradient='backprop', or change the gradient after backward()"
+        )
+    return f.detach(), parameters
+
+
+def _leaves(f: Tensor, fence: int = 0) -> dict[Tensor, None]:
+    """The leaf tensors that want a gradient in the graph of f, in order.
+
+    Raises ValueError for a node that was made before the one numbered ``fence``: it is outside of f.
+    """
+    found: dict[Tensor, None] = {}
     seen, todo = set(), [f.grad_fn]
     while todo:
         node = todo.pop()
@@ -88,14 +111,13 @@ def _first_evaluation(problem: Problem) -> tuple[Tensor, list[Tensor]]:
         variable = getattr(node, "variable", None)
         if variable is not None:
             found[variable] = None
-        elif node._sequence_nr() < fence._sequence_nr():
+        elif node._sequence_nr() < fence:
             raise ValueError(
                 f"gradient='adjoint': f uses a tensor that was computed outside of it (by {node.name()}) and wants a "
                 "gradient; pass it through args=(...), or use gradient='backprop'"
             )
         todo += [parent for parent, _ in node.next_functions]
-    own = set(map(id, inputs))
-    return f.detach(), [p for p in found if p.requires_grad and id(p) not in own]
+    return found
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -117,7 +139,7 @@ class _AdjointSolve(torch.autograd.Function):
     ) -> Tensor:
         states, outcome, proposal = integrate(problem.evaluate, y0, problem.times, plan, problem.stats, f=f)
         outcomes.append(outcome)
-        ctx.problem = problem
+        ctx.problem, ctx.reached = problem, outcome.reached
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
         step_sizes = problem.stats.step_sizes
         ctx.plan = mode.backward_plan(plan, abs(step_sizes[-1]) if step_sizes else proposal)
@@ -133,15 +155,18 @@ class _AdjointSolve(torch.autograd.Function):
         stats = problem.stats.backward = problem.stats.backward or Stats()
         parameters = targets[: ctx.num_parameters]
         field = _AdjointField(problem, parameters, [_leaf(arg) for arg in targets[ctx.num_parameters :]], plan, stats)
-        a = grad_states[-1]
-        for i in range(len(states) - 1, 0, -1):
-            field.restart()
-            z = torch.cat((states[i], a))
+        a = grad_states[ctx.reached - 1]
+        for i in range(ctx.reached - 1, 0, -1):
+            # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
+            # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
+            size = rms(a).item() or 1.0
+            field.restart(size)
+            z = torch.cat((states[i], a / size))
             span = [problem.times[i], problem.times[i - 1]]
             (_, z), outcome, proposal = integrate(field, z, span, plan, stats, quadrature=field)
             if outcome.status is not Status.success:
                 raise SolveError(outcome, during="backward solve of the adjoint")
-            a = z[len(a) :] + grad_states[i - 1]
+            a = size * z[len(a) :] + grad_states[i - 1]
             plan = dataclasses.replace(plan, first_step=proposal)
         gradients = iter(field.totals)
         wanted = [next(gradients) if target.requires_grad else None for target in targets]
@@ -160,6 +185,9 @@ class _AdjointField(Quadrature):
         self._method = plan.method
         self._stats = stats
         self._integrands: list[list[Tensor] | None] = []
+        self._size = 1.0
+        # A module names its parameters; what else f uses at some times only is not known in advance.
+        self._known = None if isinstance(problem.f, nn.Module) else {*parameters, *args}
         self.totals = [torch.zeros_like(target) for target in self._targets]
 
     def __call__(self, t: float, z: Tensor, counts: bool) -> Tensor:
@@ -168,6 +196,11 @@ class _AdjointField(Quadrature):
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             f = self._problem.rate(t, y, self._args)
+        if self._known is not None and (_leaves(f).keys() - self._known - {y}):
+            raise ValueError(
+                f"gradient='adjoint': f uses a parameter at t={t:.6g} that it does not use at the first time; make "
+                "f an nn.Module that holds it, pass it through args=(...), or use gradient='backprop'"
+            )
         # One call for the state's and the parameters' gradients: two would walk the same chain twice.
         inputs = [y, *self._targets] if counts else [y]
         if f.requires_grad:
@@ -177,15 +210,16 @@ class _AdjointField(Quadrature):
         self._integrands.append(list(integrand) if counts else None)
         return torch.cat((f.detach(), a_dfdy.neg()))
 
-    def restart(self) -> None:
-        """Another solve starts with this field."""
+    def restart(self, size: float) -> None:
+        """Another solve starts with this field, for an adjoint that was divided by ``size``."""
         self._integrands = []
+        self._size = size
 
     def accept(self, h: float) -> None:
         # dL/dtheta grows by the integral backward in time: h is negative where time was run forward.
         for weight, integrand in zip(self._method.b, self._integrands, strict=True):
             if weight and integrand:
-                torch._foreach_add_(self.totals, integrand, alpha=-h * weight)
+                torch._foreach_add_(self.totals, integrand, alpha=-h * weight * self._size)
         self._integrands = self._integrands[-1:] if self._method.fsal else []
 
     def reject(self) -> None:

@@ -11,7 +11,8 @@ from odebench.ode.status import Outcome
 
 @dataclass(frozen=True)
 class Backprop:
-    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of times.
+    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of
+    times (in all but t).
 
     Memory: the graph of every evaluation of an accepted step. Work backward: no evaluation.
     """

@@ -54,7 +54,8 @@ class Tape:
 
     def put(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
-        self._stages[i] = k
+        # Without a graph it may be memory that f writes to again.
+        self._stages[i] = k if k.requires_grad else k.clone()
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
