@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from odebench.errors import UsageError
@@ -46,7 +47,8 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> Run:
         raise UsageError(f"{path} is not finished (status {status}); go on with it: odebench resume {path}")
     settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(read_settings(run.settings), settings)
-    task = build_task(settings, choose_device(settings.device))
+    with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
+        task = build_task(settings, choose_device(settings.device))
     load_weights(task.model, run.path / schema.BEST_CHECKPOINT, settings.model.name)
     task.model.eval()
     return Run(run.path, settings, task)
