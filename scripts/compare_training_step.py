@@ -202,7 +202,7 @@ def row_of(mode: str, first_step: str, library: str, rounds: list[list[float]], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
     parser.add_argument("--warmup", type=int, default=20, help="steps before the first round")
     parser.add_argument("--tol", type=float, default=1e-3)
