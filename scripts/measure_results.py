@@ -20,6 +20,7 @@ from pathlib import Path
 from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time
 from odebench.record.reader import is_run, read_run
+from odebench.training.summary import training_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "outputs" / "results"
@@ -99,7 +100,7 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def accuracy_table(rows: list[dict[str, object]]) -> str:
+def accuracy_table(rows: list[dict[str, str]]) -> str:
     """A Markdown table of trainings."""
     lines = [
         "| model | gradient | parameters | test accuracy (95 % interval) | NFE forward + backward | peak memory a step "
@@ -118,7 +119,7 @@ def accuracy_table(rows: list[dict[str, object]]) -> str:
     return "\n".join([*lines, "", measured_on(rows[0])])
 
 
-def measured_on(row: dict[str, object]) -> str:
+def measured_on(row: dict[str, str]) -> str:
     where = f"on {row['cores']} cores ({row['machine']})"
     return f"Measured {row['date']} {where}, Python {row['python']}, torch {row['torch']}."
 
@@ -150,23 +151,31 @@ def write() -> None:
     """CSV, pictures and README from the records."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for marker, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
-        rows = [row_of(name) for name in runs]
-        write_csv(RESULTS / f"{marker}.csv", rows)
-        if marker != "memory":
-            readme = replace_between(readme, marker, accuracy_table(rows))
-        else:
-            points: dict[str, list[dict[str, float]]] = {}
-            for row in rows:
-                point = {"nfe/forward": row["nfe_forward"], "memory/peak_mib": row["peak_mib"], "tol": row["tol"]}
-                points.setdefault(str(row["gradient"]), []).append(point)  # type: ignore[arg-type]
-            memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
+    for name, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
+        write_csv(RESULTS / f"{name}.csv", [row_of(run) for run in runs])
     curves = {name: read_run(RUNS / name).metrics for name in SMALL}
     accuracy_against_time(curves).savefig(PICTURES / "accuracy.png", dpi=150)
-    with open(RESULTS / "training_step.csv", encoding="utf-8") as file:
-        readme = replace_between(readme, "training_step", step_table(list(csv.DictReader(file))))
-    (ROOT / "README.md").write_text(readme, encoding="utf-8")
+    points: dict[str, list[dict[str, float]]] = {}
+    for row in read_csv("memory"):
+        point = {"nfe/forward": float(row["nfe_forward"]), "memory/peak_mib": float(row["peak_mib"])}
+        points.setdefault(row["gradient"], []).append({**point, "tol": float(row["tol"])})
+    memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ends = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
+    readme = replace_between(readme, "first_run", f"```text\n{ends}\n```")
+    (ROOT / "README.md").write_text(with_tables(readme), encoding="utf-8")
+
+
+def with_tables(readme: str) -> str:
+    """The README with its tables made from docs/results."""
+    readme = replace_between(readme, "mnist5k", accuracy_table(read_csv("mnist5k")))
+    readme = replace_between(readme, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
+    return replace_between(readme, "training_step", step_table(read_csv("training_step")))
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    with open(RESULTS / f"{name}.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def main() -> None:

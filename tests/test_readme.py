@@ -1,5 +1,6 @@
 """The pages for readers: their commands are ones that this tool takes, their links lead somewhere."""
 
+import importlib.util
 import itertools
 import re
 import shlex
@@ -102,6 +103,15 @@ def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, mon
 
 def test_the_two_set_up_commands_stand_at_the_top():
     assert bash_lines((ROOT / "README.md").read_text(encoding="utf-8"))[:2] == SET_UP
+
+
+def test_the_tables_are_those_of_the_committed_results():
+    spec = importlib.util.spec_from_file_location("measure_results", ROOT / "scripts" / "measure_results.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert script.with_tables(readme) == readme
+    assert all(row["date"] in readme for row in script.read_csv("mnist5k"))
 
 
 def anchors(text):

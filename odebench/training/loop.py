@@ -127,7 +127,8 @@ def better(objective: str, value: float, best: float | None) -> bool:
     """Whether a value of the objective beats the best so far: accuracies rise, all else falls."""
     if best is None or not math.isfinite(best):
         return True
-    return value > best if objective.endswith("accuracy") else value < best
+    # Accuracies of few images often tie: then the longer trained weights are taken.
+    return value >= best if objective.endswith("accuracy") else value < best
 
 
 def measure(training: Training, record: Record) -> None:

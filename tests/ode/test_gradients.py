@@ -68,7 +68,9 @@ def finite_difference(loss, tensor, direction, eps=1e-5):
 
 
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-@pytest.mark.parametrize("times", [TIMES, TIMES[::-1]], ids=["forward", "reversed"])
+@pytest.mark.parametrize(
+    "times", [TIMES, pytest.param(TIMES[::-1], marks=pytest.mark.slow)], ids=["forward", "reversed"]
+)
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
 def test_gradients_equal_finite_differences(mode, times, how, field, y0):
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)

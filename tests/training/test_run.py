@@ -86,13 +86,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(train):
     assert not same(weights(first.folder), weights(other.folder))
 
 
+SLOW = pytest.mark.slow
 OTHER = ("optim=sgd", "trainer.average=0.9", "solver.first_step=warm")
 RESNET = ("model=resnet", "schedule=cosine")
 
 
 @pytest.mark.parametrize(
     ("step", "overrides"),
-    [(3, ()), (4, ()), (6, ()), (3, OTHER), (6, RESNET)],
+    [(3, ()), pytest.param(4, (), marks=SLOW), pytest.param(6, (), marks=SLOW), (3, OTHER), (6, RESNET)],
     ids=["mid-epoch", "at an epoch's end", "in the second epoch", "sgd, average, warm first step", "resnet"],
 )
 def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, train, monkeypatch):
@@ -116,7 +117,14 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda s: s.name
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGUSR1,
+        pytest.param(signal.SIGTERM, marks=SLOW),
+        pytest.param(signal.SIGUSR2, marks=SLOW),
+    ],
+    ids=["SIGINT", "SIGUSR1", "SIGTERM", "SIGUSR2"],
 )
 def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
     before = signal.getsignal(number)
@@ -195,13 +203,17 @@ def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkey
     assert "in broken" in (result.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypatch):
     monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
     result = train("trainer.epochs=9", "trainer.patience=2")
     assert read_run(result.folder).status["step"] == 4 * (1 + 2)
 
 
-@pytest.mark.parametrize("limit", ["trainer.patience=1", "trainer.max_minutes=1e-6", "trainer.epochs=2"])
+@pytest.mark.parametrize(
+    "limit",
+    ["trainer.patience=1", *(pytest.param(x, marks=SLOW) for x in ("trainer.max_minutes=1e-6", "trainer.epochs=2"))],
+)
 def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_training(limit, train, monkeypatch):
     monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
 
@@ -233,6 +245,7 @@ def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):
     assert (result.exit_code, read_run(result.folder).status["status"]) == (0, "done")
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(train, monkeypatch):
     source = train()
     whole = train(f"init_from={source.folder}")
@@ -284,6 +297,7 @@ def test_the_weight_average_is_what_is_evaluated(train):
     assert same(weights(result.folder, "best"), averaged) == (best_step == 8)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_logged_before_clipping(train):
     free, clipped = train(), train("trainer.clip_grad_norm=0.01")
     first = [read_run(result.folder).series("optim/grad_norm")[1][0] for result in (free, clipped)]
@@ -316,6 +330,7 @@ def test_training_and_evaluation_can_use_different_solvers(train):
     assert set(run.series("val/nfe")[1]) == {20}
 
 
+@pytest.mark.slow
 def test_measuring_leaves_no_trace_in_the_training(train):
     often, never = train(), train("trainer.measure_every=100")
     assert same(weights(often.folder), weights(never.folder))
