@@ -1,7 +1,7 @@
 """Images a second of ODE-Net's training step: odebench beside a plain loop with torchdiffeq.
 
     pip install -e ".[dev,peers]"
-    python scripts/compare_training_step.py --rounds 12 --steps 5 --output docs/results/training_step.csv
+    python scripts/compare_training_step.py --output docs/results/training_step.csv
 
 Same network, initial weights, batches (real MNIST where data.root or $ODEBENCH_DATA has it, else the 5,000
 images), batch size 128, optimiser, tolerance and threads. The plain loop uses the network as published, with the time
@@ -202,9 +202,9 @@ def row_of(mode: str, first_step: str, library: str, rounds: list[list[float]], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5, help="steps a round")
-    parser.add_argument("--warmup", type=int, default=20, help="steps before the first round")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4, help="steps a round")
+    parser.add_argument("--warmup", type=int, default=8, help="steps before the first round")
     parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--output", type=Path)

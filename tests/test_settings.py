@@ -189,7 +189,7 @@ WRONG = {
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
     "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
-    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=32, or no batch is whole",
+    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64, or no batch is whole",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
     "install its package, or put its folder on PYTHONPATH",
 }
@@ -202,7 +202,7 @@ def test_a_wrong_setting_is_one_line_with_the_way_out(overrides):
 
 def test_values_have_their_types():
     settings = read("optim=adam", "solver.first_step=1", "schedule=steps", "trainer.threads=2")
-    assert settings.optim.lr == 2e-3
+    assert settings.optim.lr == 3e-3
     assert type(settings.optim.lr) is float
     assert settings.optim.betas == (0.9, 0.999)
     assert type(settings.solver.first_step) is float
