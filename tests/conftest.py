@@ -29,6 +29,11 @@ def pytest_collection_modifyitems(config, items):
     missing = [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]
     if missing:
         reasons["browser"] = f"no {' and no '.join(missing)} (Debian: apt-get install chromium chromium-driver)"
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            reasons["gpu"] = "no CUDA device"
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):

@@ -183,7 +183,7 @@ WRONG = {
     "schedule=steps schedule.milestones=[3,2]": "schedule.milestones=[3,2]: must increase",
     "schedule=steps schedule.milestones=[2,2]": "schedule.milestones=[2,2]: must increase",
     "schedule=steps schedule.milestones=[0,2]": "schedule.milestones[0]=0: must be at least 1",
-    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: must be at most trainer.epochs=8",
+    "schedule=cosine schedule.warmup_epochs=11": "schedule.warmup_epochs=11.0: must be at most trainer.epochs=9",
     "model.width=30": "model.width=30: must be a multiple of model.groups=32; change either",
     "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",

@@ -339,3 +339,13 @@ def test_a_backward_solve_that_fails_says_so():
 def test_solves_repeat_to_the_last_bit(mode, field, y0):
     first, second = (gradients(field, y0, gradient=mode) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["backprop", "adjoint"])
+def test_a_gpu_gives_the_numbers_of_the_cpu(mode, field, y0):
+    found = gradients(field, y0, gradient=mode, rtol=1e-8, atol=1e-8)
+    there = y0.detach().cuda().requires_grad_()
+    on_gpu = gradients(field.cuda(), there, gradient=mode, rtol=1e-8, atol=1e-8)
+    for mine, theirs in zip(found, on_gpu, strict=True):
+        torch.testing.assert_close(mine, theirs.cpu(), rtol=1e-6, atol=1e-8)
