@@ -42,7 +42,8 @@ MEMORY = {
     f"memory_{model}_{tol}": [
         f"model={model}",
         f"tol={tol}",
-        "data.train_limit=1024",
+        "data.train_limit=256",
+        "data.validation=100",
         "trainer.batch_size=128",
         "trainer.epochs=1",
         "trainer.eval_batch_size=1000",
@@ -142,9 +143,9 @@ def step_table(rows: list[dict[str, str]]) -> str:
 
 def replace_between(text: str, marker: str, content: str) -> str:
     """README text with what stands between <!-- marker --> and <!-- end --> replaced."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     assert pattern.search(text), f"README.md lacks the marker {marker}"
-    return pattern.sub(lambda found: found[1] + content + found[2], text)
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
 
 
 def write() -> None:
