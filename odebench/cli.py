@@ -97,6 +97,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The verbs with their options and help; settings are left to Hydra's grammar."""
     parser = _make(_Parser, "odebench", _ABOUT)
     parser.add_argument("--version", action="version", version=f"odebench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS, required=True)

@@ -29,6 +29,8 @@ class ODENet:
 
 @dataclass(frozen=True)
 class ResNet:
+    """resnet, and its controls of one block and of none."""
+
     has_ode: ClassVar[bool] = False
     name: str
     width: Count
@@ -38,6 +40,8 @@ class ResNet:
 
 @dataclass(frozen=True)
 class MLP:
+    """mlp."""
+
     has_ode: ClassVar[bool] = False
     name: str
     hidden: Count
@@ -53,6 +57,8 @@ class Extension:
 
 @dataclass(frozen=True)
 class Solver:
+    """Any solver; rtol and atol rule adaptive steps, steps or step_size fixed ones."""
+
     name: str
     rtol: Positive | None
     atol: Positive | None
@@ -69,6 +75,8 @@ class Solver:
 
 @dataclass(frozen=True)
 class Gradient:
+    """Any gradient mode; rtol and atol are those of a backward solve, null the forward one's."""
+
     name: str
     rtol: Positive | None
     atol: Positive | None
@@ -88,6 +96,8 @@ class Images:
 
 @dataclass(frozen=True)
 class SGD:
+    """sgd."""
+
     name: str
     lr: Positive
     momentum: Share
@@ -107,6 +117,8 @@ class Adam:
 
 @dataclass(frozen=True)
 class OneCycle:
+    """one_cycle; rise is a share of the training, start and final are shares of the learning rate."""
+
     name: str
     rise: Fraction
     start: Annotated[float, Range(above=0, at_most=1)]
@@ -115,12 +127,16 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Constant:
+    """constant."""
+
     name: str
     warmup_epochs: NotNegative
 
 
 @dataclass(frozen=True)
 class Cosine:
+    """cosine; final is a share of the learning rate."""
+
     name: str
     warmup_epochs: NotNegative
     final: Annotated[float, Range(at_least=0, at_most=1)]
@@ -128,6 +144,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Steps:
+    """steps; milestones in epochs."""
+
     name: str
     warmup_epochs: NotNegative
     milestones: tuple[Count, ...]
@@ -136,6 +154,8 @@ class Steps:
 
 @dataclass(frozen=True)
 class Trainer:
+    """The loop; what each setting means stands in configs/trainer/default.yaml."""
+
     epochs: Count
     batch_size: Count
     eval_batch_size: Count

@@ -67,6 +67,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Settings:
+    """All settings of a run, read and checked: one field a group, and the top-level ones."""
+
     model: ODENet | ResNet | MLP | Extension
     solver: Solver
     gradient: Gradient

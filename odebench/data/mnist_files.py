@@ -134,6 +134,7 @@ def data_root(root: str | None) -> Path:
 
 
 def missing_files(archive: Archive, folder: Path) -> list[str]:
+    """Names of the archive's files that the folder has neither packed nor unpacked."""
     return [file.name for file in archive.files if file.find(folder) is None]
 
 
