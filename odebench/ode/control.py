@@ -1,6 +1,7 @@
 """Step sizes: the first one, the next one, and the fit to the end of the span.
 
-Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section II.4.
+Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section II.4; Soederlind 2003, Digital
+filters in adaptive time-stepping.
 """
 
 import math
@@ -10,52 +11,106 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Norm = Callable[[Tensor], Tensor]
-"""From a scaled error [N] to a non-negative scalar tensor."""
+Norm = Callable[[Tensor], float]
+"""From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Waits for the device."""
 
-SAFETY = 0.9
-MIN_FACTOR = 0.2
-MAX_FACTOR = 10.0
 # A step may grow by this much to reach the end at once: 1.1^5 SAFETY^5 < 1 for a method of order 5.
 STRETCH = 1.1
 
 
-def rms(x: Tensor) -> Tensor:
+def rms(x: Tensor) -> float:
     """Root mean square over all elements of x [N], the usual error norm; 0 for an empty state."""
-    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+    return torch.linalg.vector_norm(x).item() / math.sqrt(max(x.numel(), 1))
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """An error is acceptable when norm(error / (atol + rtol max(|y0|, |y1|))) <= 1."""
+    """An error is acceptable when norm(error / (atol + rtol max(|y0|, |y1|))) <= 1.
 
-    rtol: float
-    atol: float
-
-    def ratio(self, error: Tensor, y0: Tensor, y1: Tensor, norm: Norm) -> float:
-        """The error of a step from y0 to y1, all [N], in units of the tolerance. Waits for the device once.
-
-        ``error`` is overwritten.
-        """
-        return norm(error.div_(self.scale(torch.maximum(y0.abs(), y1.abs())))).item()
-
-    def scale(self, magnitude: Tensor) -> Tensor:
-        """The acceptable error of numbers of this magnitude, both [N]; ``magnitude`` is overwritten."""
-        scale = magnitude.mul_(self.rtol).add_(self.atol)
-        return scale if self.atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
-
-
-def next_step(h: float, ratio: float, order: int) -> float:
-    """Integral control: the size after a step of size h whose error was ``ratio`` tolerances.
-
-    ``order``: the order of the step; the embedded error estimate is taken to fall with that power of h.
+    rtol, atol: numbers, or tensors [N] for one tolerance a component.
     """
-    if not math.isfinite(ratio):
-        return h * MIN_FACTOR
-    if ratio == 0:
-        return h * MAX_FACTOR
-    floor = 1.0 if ratio <= 1 else MIN_FACTOR
-    return h * min(MAX_FACTOR, max(floor, SAFETY * ratio ** (-1 / order)))
+
+    rtol: float | Tensor
+    atol: float | Tensor
+
+    def ratio(self, error: Tensor, size0: Tensor, size1: Tensor, norm: Norm) -> float:
+        """The error of a step between states of absolute values size0 and size1, all [N], in units of the tolerance.
+
+        Waits for the device once. ``error`` may be overwritten.
+        """
+        size = torch.maximum(size0, size1)
+        if isinstance(self.rtol, float) and isinstance(self.atol, float) and 0 < self.atol < 1e30 * self.rtol:
+            # rtol is left to Python: one tensor operation less.
+            return norm(error.div_(size.add_(self.atol / self.rtol))) / self.rtol
+        return norm(error.div_(self.scale(size)))
+
+    def scale(self, size: Tensor) -> Tensor:
+        """The acceptable error of numbers of this absolute value, both [N]; ``size`` is overwritten."""
+        scale = size.mul_(self.rtol).add_(self.atol)
+        has_atol = isinstance(self.atol, Tensor) or self.atol > 0
+        return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Controller:
+    """How the next step size follows from the errors r of the last steps, in units of the tolerance:
+
+    h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, with k the power
+    of h that the error falls with.
+
+    proportional, integral, derivative: p, i and d; integral control alone is (0, 1, 0).
+    """
+
+    proportional: float = 0.0
+    integral: float = 1.0
+    derivative: float = 0.0
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.integral > 0:
+            raise ValueError(f"controller: integral must be positive, got {self.integral}")
+        if not 0 < self.safety < 1 or not 0 < self.min_factor < 1 < self.max_factor:
+            raise ValueError(
+                "controller: safety and min_factor must lie between 0 and 1, max_factor above 1, got "
+                f"{self.safety}, {self.min_factor}, {self.max_factor}"
+            )
+
+
+CONTROLLERS = {
+    "integral": Controller(),
+    # Hairer, Norsett & Wanner 1993, section IV.2 (vol. II), with beta = 0.04 at order 5.
+    "pi": Controller(proportional=0.2, integral=0.65),
+    # Kennedy & Carpenter 2003, Additive Runge-Kutta schemes for convection-diffusion-reaction equations, section 2.3.
+    "pid": Controller(proportional=0.14, integral=0.25, derivative=0.10),
+}
+
+
+class Control:
+    """A controller at work on one solve: it remembers the errors of the last two accepted steps."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._rule = controller
+        self._past = (1.0, 1.0)
+
+    def propose(self, h: float, ratio: float, accepted: bool, order: int) -> float:
+        """The size after a step of size h whose error was ``ratio`` tolerances, falling with h^order."""
+        rule = self._rule
+        if not math.isfinite(ratio):
+            return h * rule.min_factor
+        if not accepted:
+            return h * max(rule.min_factor, rule.safety * ratio ** (-1 / order))
+        p, i, d = rule.proportional, rule.integral, rule.derivative
+        ratio = max(ratio, 1e-12)
+        before, earlier = self._past
+        self._past = (ratio, before)
+        factor = rule.safety * ratio ** (-(p + i + d) / order)
+        if p or d:
+            factor *= before ** ((p + 2 * d) / order) * earlier ** (-d / order)
+        # Integral control never shrinks after an accepted step, as in the solvers it is compared with.
+        floor = rule.min_factor if p or d else 1.0
+        return h * min(rule.max_factor, max(floor, factor))
 
 
 def first_step(
@@ -68,22 +123,26 @@ def first_step(
     tolerance: Tolerance,
     norm: Norm,
 ) -> float:
-    """A first step size, positive, from y, f = f(t, y) and one more evaluation before ``end`` (op. cit., p. 169)."""
+    """A first step size, positive, from y, f = f(t, y) and one more evaluation before ``end`` (op. cit., p. 169).
+
+    NaN where y or f is not finite.
+    """
     scale = tolerance.scale(y.abs())
-    d0, d1 = torch.stack((norm(y / scale), norm(f / scale))).tolist()
+    d0, d1 = norm(y / scale), norm(f / scale)
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     if not math.isfinite(h0) or h0 == 0:
         return math.nan
     direction, h0 = math.copysign(1.0, end - t), min(h0, abs(end - t))
     f1 = evaluate(t + direction * h0, torch.add(y, f, alpha=direction * h0))
-    d2 = norm((f1 - f).div_(scale)).item() / h0
+    d2 = norm((f1 - f).div_(scale)) / h0
     steepest = max(d1, d2)
     h1 = max(1e-6, h0 * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / order)
     return min(100 * h0, h1)
 
 
-def fit_to_end(h: float, remaining: float) -> float:
+def fit_to_end(h: float, remaining: float, max_step: float = math.inf) -> float:
     """The proposed step h > 0 fitted to what remains: the end is reached exactly and without a sliver step."""
-    if h * STRETCH >= remaining:
+    h = min(h, max_step)
+    if remaining <= min(h * STRETCH, max_step):
         return remaining
     return remaining / 2 if 2 * h > remaining else h

@@ -1,56 +1,118 @@
-"""The loops: fixed and adaptive stepping of an explicit Runge-Kutta method over flat states.
+"""The loops: fixed and adaptive stepping over flat states.
 
 Time, step sizes and tolerances are Python floats, and the adaptive loop waits for the device once a step,
-when it reads the error.
+when it reads the error. What a step is, each family of methods says in its stepper.
 """
 
 import itertools
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from odebench.ode import control
-from odebench.ode.methods import Tableau
-from odebench.ode.methods.runge_kutta import Buffer, Tape, attempt, dense_weights
+from odebench.ode.dense import Extension
+from odebench.ode.events import Hit, Watch
+from odebench.ode.methods import Method
+from odebench.ode.methods.steppers import Field, Stepper, make_stepper
 from odebench.ode.status import Outcome, Stats, Status
 
-Field = Callable[..., Tensor]
-"""field(t, y [N], counts) -> dy/dt [N]; ``counts`` says whether the evaluation carries weight in a step's
-result, or starts the next step (rather than only serving the error estimate or another stage)."""
+Grid = Callable[[list[float]], list[float]]
+"""From the times asked for to the times that fixed steps go through, from the first to the last."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How to step.
 
-    method: its tableau.
-    tolerance: None for fixed steps.
-    step_size: the size of fixed steps, positive.
+    method: its description.
+    tolerance: of adaptive steps; None for fixed steps.
+    grid: of fixed steps; None for adaptive ones.
     first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
     max_steps: attempts, rejected ones included, between the first and the last time.
+    min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
+    controller: of adaptive steps.
     norm: of the scaled error.
+    forced: times that a step must end at, anywhere.
+    jumps: those of ``forced`` where f jumps: it is evaluated anew on their other side.
+    one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
+    interpolation: how outputs between the grid's times are read off: "linear" or "cubic".
+    dense: keep the continuous extension of every step.
+    compile: compile the step.
     """
 
-    method: Tableau
+    method: Method
     tolerance: control.Tolerance | None
-    step_size: float | None
-    first_step: float | None
-    max_steps: int
+    grid: Grid | None
+    first_step: float | None = None
+    max_steps: int = 100_000
+    min_step: float = 0.0
+    max_step: float = math.inf
+    controller: control.Controller = control.CONTROLLERS["integral"]
     norm: control.Norm = control.rms
+    forced: tuple[float, ...] = ()
+    jumps: frozenset[float] = frozenset()
+    one_sided: bool = False
+    interpolation: str = "cubic"
+    dense: bool = False
+    compile: bool = False
+
+    def stops(self, start: float, end: float) -> list[float]:
+        """The times from ``start`` to ``end`` that a step must end at, the last one ``end``."""
+        inside = {time for time in self.forced if min(start, end) < time < max(start, end)}
+        return [*sorted(inside, reverse=end < start), end]
 
 
-class Quadrature:
-    """What an integral along the accepted steps must be told. This one integrates nothing."""
+def even_grid(step_size: float) -> Grid:
+    """Steps of at most this size; each interval between two times is divided evenly, into one step or more."""
 
-    def accept(self, h: float) -> None:
-        """The step just attempted counts, with the signed size h."""
+    def grid(times: list[float]) -> list[float]:
+        points = [times[0]]
+        for start, end in itertools.pairwise(times):
+            num_steps = max(1, math.ceil(abs(end - start) / step_size - 1e-9))
+            h = (end - start) / num_steps
+            points += [start + n * h for n in range(1, num_steps)]
+            points.append(end)
+        return points
 
-    def reject(self) -> None:
-        """The step just attempted is repeated from the same first stage."""
+    return grid
+
+
+class Observer(Protocol):
+    """Who is told of every attempted step: its start t and y [N], and its signed size h."""
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """A step is about to be tried."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """The step just tried counts."""
+
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """The step just tried is repeated with a smaller size."""
+
+
+@dataclass
+class Result:
+    """What an integration gives.
+
+    states: [T, N], NaN where not reached.
+    outcome: how it ended.
+    next_step: the step that would come next, positive.
+    pieces: the continuous extensions of the steps, where they were asked for.
+    hits: the zeros of event functions, in the order they were met.
+    stiffness: asked when the solve is over; see ``Stats.stiffness``.
+    """
+
+    states: Tensor
+    outcome: Outcome
+    next_step: float
+    stiffness: Callable[[], float | None]
+    pieces: list[Extension] = field(default_factory=list)
+    hits: list[Hit] = field(default_factory=list)
 
 
 def integrate(
@@ -61,141 +123,194 @@ def integrate(
     stats: Stats,
     *,
     f: Tensor | None = None,
-    quadrature: Quadrature | None = None,
-) -> tuple[Tensor, Outcome, float]:
-    """States at ``times`` from y [N] at the first of them.
+    observers: Sequence[Observer] = (),
+    watch: Watch | None = None,
+) -> Result:
+    """Solve from y [N] at the first of ``times`` to the last.
 
     f: the field at the first time, where it is known already.
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
-
-    Returns the states [T, N] (NaN where not reached), the outcome, and the size of the step that would come
-    next, positive.
+    watch: looks for the zeros of event functions.
     """
-    stages = Tape() if torch.is_grad_enabled() else Buffer(plan.method, y)
     loop = _fixed if plan.tolerance is None else _adaptive
     with torch.autocast(y.device.type, enabled=False):
-        outputs, outcome, proposal = loop(field, y, times, plan, stats, stages, f, quadrature or Quadrature())
-    if len(outputs) < len(times):
-        outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
-    return torch.stack(outputs), outcome, proposal
+        stepper = make_stepper(plan.method, field, y, compiled=plan.compile, one_sided=plan.one_sided)
+        stepper.start(times[0], y, f)
+        reader = _Reader(stepper, y, times, plan, watch)
+        outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
+    outputs = reader.outputs
+    outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
+    states = torch.stack(outputs)
+    if plan.tolerance is None and outcome.status is Status.success:
+        outcome = _check_finite(states, times, outcome)
+    return Result(states, outcome, next_step, stepper.stiffness, reader.pieces, watch.hits if watch else [])
+
+
+def _check_finite(states: Tensor, times: list[float], outcome: Outcome) -> Outcome:
+    finite = torch.isfinite(states.detach()).all(dim=1).tolist()
+    reached = finite.index(False) if False in finite else len(times)
+    if reached == len(times):
+        return outcome
+    return replace(outcome, status=Status.non_finite, reached=reached, time=times[max(reached - 1, 0)])
 
 
 def _fixed(
+    stepper: Stepper,
     field: Field,
     y: Tensor,
     times: list[float],
     plan: Plan,
     stats: Stats,
-    stages: Buffer | Tape,
-    f: Tensor | None,
-    quadrature: Quadrature,
-) -> tuple[list[Tensor], Outcome, float]:
-    """Equal steps of at most ``plan.step_size`` between each two times."""
-    assert plan.step_size is not None
-    outputs, status, h = [y], Status.success, plan.step_size
-    taken = 0
-    for start, end in itertools.pairwise(times):
-        num_steps = max(1, math.ceil(abs(end - start) / plan.step_size - 1e-9))
-        if taken + num_steps > plan.max_steps:
-            status = Status.max_steps
-            break
-        taken += num_steps
-        h = (end - start) / num_steps
-        for n in range(num_steps):
-            t = start + n * h
-            stages.put(0, field(t, y, True) if f is None else f)
-            f = None
-            y = attempt(field, plan.method, stages, t, h, y, last=True)
-            quadrature.accept(h)
-            stats.accepted += 1
-            stats.step_sizes.append(h)
-        if not torch.isfinite(y.detach()).all():
-            status = Status.non_finite
-            break
-        outputs.append(y)
-    reached = len(outputs)
-    return outputs, Outcome(status, reached, times[reached - 1], h, math.nan, stats.nfe), abs(h)
+    observers: Sequence[Observer],
+    reader: "_Reader",
+) -> tuple[Outcome, float]:
+    """The steps of the plan's grid."""
+    assert plan.grid is not None
+    grid = plan.grid(times)
+    h = 0.0
+
+    def outcome(status: Status, t: float) -> Outcome:
+        return Outcome(status, len(reader.outputs), t, h, math.nan, stats.nfe)
+
+    for n, (t, t_next) in enumerate(itertools.pairwise(grid)):
+        if n == plan.max_steps:
+            return outcome(Status.max_steps, t), abs(h)
+        h = t_next - t
+        last = n == len(grid) - 2
+        for observer in observers:
+            observer.attempt(t, y, h)
+        y_next = stepper.attempt(t, h, y, last)
+        if stepper.failure is not None:
+            return outcome(stepper.failure, t), abs(h)
+        for observer in observers:
+            observer.accept(t, y, h)
+        stats.accepted += 1
+        stats.step_sizes.append(h)
+        if reader.read(t, t_next, y, y_next):
+            return outcome(Status.event, t_next), abs(h)
+        stepper.accept(t_next, y_next, last)
+        y = y_next
+    return outcome(Status.success, times[-1]), abs(h)
 
 
 def _adaptive(
+    stepper: Stepper,
     field: Field,
     y: Tensor,
     times: list[float],
     plan: Plan,
     stats: Stats,
-    stages: Buffer | Tape,
-    f: Tensor | None,
-    quadrature: Quadrature,
-) -> tuple[list[Tensor], Outcome, float]:
+    observers: Sequence[Observer],
+    reader: "_Reader",
+) -> tuple[Outcome, float]:
     """Steps as large as the tolerance allows; times inside a step are read off its continuous extension."""
-    method, tolerance = plan.method, plan.tolerance
-    assert method.error is not None
+    tolerance, controller = plan.tolerance, control.Control(plan.controller)
     assert tolerance is not None
     t, end = times[0], times[-1]
     direction = 1.0 if end > t else -1.0
+    stops = plan.stops(t, end)
     # A smaller step would not move t.
-    min_step = 8 * sys.float_info.epsilon * max(abs(t), abs(end))
-    ratio = math.nan
-    outputs = [y]
-
-    stages.put(0, field(t, y, True) if f is None else f)
-    h = plan.first_step
-    if h is None:
-        with torch.no_grad():
-            h = control.first_step(field, t, y, stages.get(0), end, method.order, tolerance, plan.norm)
-        if math.isnan(h):
-            return outputs, Outcome(Status.non_finite, 1, t, 0.0, ratio, stats.nfe), h
-
+    smallest = 8 * sys.float_info.epsilon * max(abs(t), abs(end))
+    step = ratio = math.nan
     attempts = 0
+
+    def outcome(status: Status) -> Outcome:
+        return Outcome(status, len(reader.outputs), t, direction * step, ratio, stats.nfe)
+
+    h = plan.first_step or _search(stepper, field, t, y, end, plan)
+    if math.isnan(h):
+        return outcome(Status.non_finite), h
+    with torch.no_grad():
+        size = y.abs()
+
     while True:
-        step = control.fit_to_end(h, abs(end - t))
-        last = step == abs(end - t)
-        if step < min_step and not last:
-            status = Status.step_underflow if math.isfinite(ratio) else Status.non_finite
-            return outputs, Outcome(status, len(outputs), t, direction * step, ratio, stats.nfe), h
+        step = control.fit_to_end(max(h, plan.min_step), abs(stops[0] - t), plan.max_step)
+        at_stop = step == abs(stops[0] - t)
+        last = at_stop and len(stops) == 1
+        if step < smallest and not at_stop:
+            return outcome(Status.step_underflow if ratio < math.inf else stepper.failure or Status.non_finite), h
         if attempts == plan.max_steps:
-            return outputs, Outcome(Status.max_steps, len(outputs), t, direction * step, ratio, stats.nfe), h
+            return outcome(Status.max_steps), h
         attempts += 1
 
-        y_next = attempt(field, method, stages, t, direction * step, y, last)
+        for observer in observers:
+            observer.attempt(t, y, direction * step)
+        y_next = stepper.attempt(t, direction * step, y, last)
         with torch.no_grad():
-            ratio = tolerance.ratio(stages.error(method.error, direction * step), y, y_next, plan.norm)
-        proposal = control.next_step(step, ratio, method.order)
-        if not ratio <= 1:  # NaN is a rejection too
-            quadrature.reject()
+            size_next = y_next.abs()
+            ratio = tolerance.ratio(stepper.error(), size, size_next, plan.norm)
+        # NaN is a rejection too.
+        accepted = ratio <= 1 or (step <= plan.min_step and ratio < math.inf)
+        proposal = controller.propose(step, ratio, accepted, stepper.order)
+        if not accepted:
+            for observer in observers:
+                observer.reject(t, y, direction * step)
             stats.rejected += 1
             h = proposal
             continue
 
-        quadrature.accept(direction * step)
+        for observer in observers:
+            observer.accept(t, y, direction * step)
         stats.accepted += 1
         stats.step_sizes.append(direction * step)
+        stats.error_ratios.append(ratio)
         stats.warm_step = stats.warm_step or proposal
-        t_next = end if last else t + direction * step
-        outputs += _outputs(method, stages, t, direction * step, y, y_next, times, t_next, len(outputs))
-        # A step cut short by the end says nothing against the size that was proposed for it.
+        t_next = stops[0] if at_stop else t + direction * step
+        found_end = reader.read(t, t_next, y, y_next)
+        # A step cut short by a stop says nothing against the size that was proposed for it.
         h = max(proposal, h) if step < h else proposal
-        if last:
-            return outputs, Outcome(Status.success, len(times), end, direction * step, ratio, stats.nfe), h
-        t, y = t_next, y_next
-        stages.put(0, stages.get(method.stages - 1) if method.fsal else field(t, y, True))
+        t = t_next
+        if last or found_end:
+            return outcome(Status.event if found_end else Status.success), h
+        stepper.accept(t_next, y_next, last)
+        y, size = y_next, size_next
+        if at_stop and stops.pop(0) in plan.jumps:
+            stepper.start(t, y, None)
 
 
-def _outputs(
-    method: Tableau,
-    stages: Buffer | Tape,
-    t: float,
-    h: float,
-    y: Tensor,
-    y_next: Tensor,
-    times: list[float],
-    t_next: float,
-    due: int,
-) -> list[Tensor]:
-    """The states at the times from number ``due`` on that lie in the step's (t, t_next]."""
-    thetas = []
-    while due < len(times) and (times[due] - t_next) * h < 0:
-        thetas.append((times[due] - t) / h)
-        due += 1
-    outputs = stages.interpolate(y, [dense_weights(method, theta) for theta in thetas], h) if thetas else []
-    return [*outputs, y_next] if due < len(times) and times[due] == t_next else [*outputs]
+def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: Plan) -> float:
+    """A first step, positive; NaN where the field is not finite."""
+
+    def evaluate(time: float, state: Tensor) -> Tensor:
+        return field(field.clock([time])[0], state, False)
+
+    assert plan.tolerance is not None
+    with torch.no_grad():
+        f = stepper.slope(t, y)
+        return control.first_step(evaluate, t, y, f, end, stepper.order, plan.tolerance, plan.norm)
+
+
+class _Reader:
+    """Reads the outputs off the accepted steps: the states asked for, the dense pieces, the zeros of events."""
+
+    def __init__(self, stepper: Stepper, y: Tensor, times: list[float], plan: Plan, watch: Watch | None) -> None:
+        self._stepper, self._times, self._plan, self._watch = stepper, times, plan, watch
+        self.outputs: list[Tensor] = [y]
+        self.pieces: list[Extension] = []
+
+    def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> bool:
+        """Read the step from t, y [N] to t_next, y_next [N]; whether a terminal event ends the solve inside of it."""
+        h, due = t_next - t, len(self.outputs)
+        thetas = []
+        while due < len(self._times) and (self._times[due] - t_next) * h < 0:
+            thetas.append((self._times[due] - t) / h)
+            due += 1
+        if not (thetas or self._plan.dense or self._watch):
+            if due < len(self._times) and self._times[due] == t_next:
+                self.outputs.append(y_next)
+            return False
+        return self._read_inside(t, t_next, y, y_next, thetas)
+
+    def _read_inside(self, t: float, t_next: float, y: Tensor, y_next: Tensor, thetas: list[float]) -> bool:
+        extension = self._stepper.extension(t, t_next, y, y_next, self._plan.interpolation)
+        end = self._watch.look(extension, y_next) if self._watch else None
+        if end is not None:
+            thetas = [theta for theta in thetas if theta <= end]
+        if thetas:
+            self.outputs += extension.at(thetas).unbind()
+        due = len(self.outputs)
+        if end is None and due < len(self._times) and self._times[due] == t_next:
+            self.outputs.append(y_next)
+        if self._plan.dense:
+            self.pieces.append(extension.kept())
+        return end is not None

@@ -13,15 +13,24 @@ from odebench.ode.status import Stats
 
 
 class Problem:
-    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state.
+    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state; the integrator's field.
 
-    y0: [N], all tensors of the user's state one after the other.
+    y0: [N], all tensors of the user's state one after the other; float32 for a state of half precision, in which
+        sums and error estimates would drown.
     times: T floats, strictly increasing or decreasing.
     args: the tensors inside the user's args, in order.
     stats: counted into by every evaluation.
+    time_dtype: of the times that f gets; by default that of the state, or its real part's.
     """
 
-    def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        y0: Any,
+        t: Tensor | Sequence[float],
+        args: tuple[Any, ...],
+        time_dtype: torch.dtype | None = None,
+    ) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
@@ -29,7 +38,12 @@ class Problem:
         _check_state(leaves)
         self.shapes = [leaf.shape for leaf in leaves]
         self._sizes = [leaf.numel() for leaf in leaves]
+        self.dtype = leaves[0].dtype
         self.y0 = _flat(leaves)
+        if self.dtype in (torch.bfloat16, torch.float16):
+            self.y0 = self.y0.float()
+        # The state's dtype: no float64 where the device has none.
+        self.time_dtype = time_dtype or self.y0.real.dtype
         self.t = _as_tensor(t)
         self.times = _check_times(self.t)
         if not isinstance(args, tuple | list):
@@ -43,41 +57,59 @@ class Problem:
         self.args = [arg_leaves[i] for i in self._arg_slots]
         self.stats = Stats()
 
-    def evaluate(self, t: float, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
         """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
         self.stats.nfe += 1
         return self.rate(t, y, self.args)
 
-    def rate(self, t: float, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+    def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
+        """Times as f gets them: scalar tensors on the state's device."""
+        device = self.y0.device
+        if device.type == "cpu":
+            return torch.tensor(times, dtype=self.time_dtype).unbind()
+        # Filled there: a copy from the host would wait for the device.
+        return [torch.full((), time, dtype=self.time_dtype, device=device) for time in times]
+
+    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors."""
         leaves = list(self._arg_leaves)
         for slot, value in zip(self._arg_slots, args, strict=True):
             leaves[slot] = value
-        # Time in the state's dtype and device: no float64 where the device has none, and no host copy.
-        dtype = torch.float32 if y.dtype in (torch.bfloat16, torch.float16) else y.dtype
-        time = torch.full((), t, dtype=dtype, device=y.device)
         arguments = pytree.tree_unflatten(leaves, self._args_structure)
         version = None if y.is_inference() else y._version
         if self._autocast_dtype is None:
-            rate = self._flatten_rate(self.f(time, self.unflatten(y), *arguments))
+            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments))
         else:
             # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
             with torch.autocast(y.device.type, self._autocast_dtype, cache_enabled=False):
-                rate = self._flatten_rate(self.f(time, self.unflatten(y), *arguments))
+                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments))
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
             )
         return rate
 
+    def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
+        """A tolerance as a number, or as [N] where it was given in the structure of the state."""
+        if isinstance(tolerance, int | float):
+            return float(tolerance)
+        leaves, structure = pytree.tree_flatten(tolerance)
+        if structure != self._structure:
+            raise ValueError(f"{name} must be a number, or have the structure of y0")
+        dtype, device = self.y0.real.dtype, self.y0.device
+        tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
+        return _flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.shapes, strict=True)])
+
     def time_shift(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
         with torch.no_grad():
-            f = self.evaluate(self.times[i], y)
-        return (self.t[i] - self.t[i].detach()).to(y.dtype) * f
+            f = self(self.clock([self.times[i]])[0], y)
+        return (self.t[i] - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
+        if y.dtype != self.dtype:
+            y = y.to(self.dtype)
         parts = (y,) if len(self._sizes) == 1 else y.split(self._sizes, dim=-1)
         leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self._structure)
@@ -90,8 +122,8 @@ class Problem:
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
-            if leaf.dtype != self.y0.dtype and self._autocast_dtype is None:
-                raise ValueError(f"f(t, y) must return y's dtype: {self.y0.dtype} expected, got {leaf.dtype}")
+            if leaf.dtype != self.dtype and self._autocast_dtype is None:
+                raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
         return _flat(leaves).to(self.y0.dtype)
 
 
@@ -113,8 +145,8 @@ def _check_state(leaves: list[Any]) -> None:
     first = leaves[0]
     if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves):
         raise ValueError("all tensors of y0 must have one dtype and one device")
-    if not first.dtype.is_floating_point:
-        raise ValueError(f"y0 must be of a real floating-point dtype, got {first.dtype}")
+    if not (first.dtype.is_floating_point or first.dtype.is_complex):
+        raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
 
 
 def _check_times(t: Tensor) -> list[float]:

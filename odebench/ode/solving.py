@@ -1,15 +1,19 @@
 """The door of the engine."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from odebench.ode.control import Tolerance
-from odebench.ode.gradients import GRADIENTS, Adjoint, Backprop
-from odebench.ode.integrate import Plan
-from odebench.ode.methods import METHODS, Tableau
+from odebench.ode.control import CONTROLLERS, Controller, Tolerance
+from odebench.ode.dense import DenseOutput
+from odebench.ode.events import Event, Watch
+from odebench.ode.gradients import GRADIENTS, Mode
+from odebench.ode.integrate import Observer, Plan, even_grid
+from odebench.ode.methods import METHODS, Method
 from odebench.ode.problem import Problem
 from odebench.ode.status import Solution, SolveError, Status
 
@@ -20,88 +24,164 @@ def solve(
     t: Tensor | Sequence[float],
     *,
     args: tuple[Any, ...] = (),
-    method: str | Tableau = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-6,
+    method: str | Method = "dopri5",
+    rtol: Any = 1e-5,
+    atol: Any = 1e-6,
     steps: int | None = None,
     step_size: float | None = None,
     first_step: float | None = None,
+    min_step: float = 0.0,
+    max_step: float = math.inf,
     max_steps: int = 100_000,
-    gradient: str | Backprop | Adjoint = "backprop",
+    controller: str | Controller = "integral",
+    step_t: Sequence[float] | Tensor = (),
+    jump_t: Sequence[float] | Tensor = (),
+    stepping: Literal["shared", "per_sample"] = "shared",
+    event: Event | Sequence[Event] | Callable[..., Tensor] | None = None,
+    dense: bool = False,
+    gradient: str | Mode = "backprop",
+    compile: bool = False,
     throw: bool = True,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args), y(t[0]) = y0.
 
     f: called with a scalar tensor t, the state y and args; returns the structure, shapes and dtype of y. Time
         comes in the state's dtype (float32 for half precision).
-    y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device.
+    y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device; complex states are
+        solved as they are, states of half precision in float32, f alone seeing the half.
     t: [T] two or more times, strictly increasing or decreasing; where it is a tensor that requires a gradient it
         gets the one of the exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, f taken as a constant.
     args: tuples, lists and dicts; the tensors in them get gradients.
-    method: a name from ``METHODS`` or a ``Tableau``.
+    method: a name from ``METHODS`` or a method's description, such as a ``Tableau``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
-        most 1. Step sizes are not differentiated.
+        most 1; numbers, or y0's structure with tensors that broadcast to y0's. Step sizes are not differentiated.
     steps, step_size: fixed steps instead: so many over the whole span, or of at most this size; each interval
         between two times is divided evenly, into one step or more. A method without error estimate needs one of them.
     first_step: size of the first adaptive step; by default searched for, at the cost of one evaluation.
+    min_step, max_step: bounds of an adaptive step; one of min_step is accepted whatever its error.
     max_steps: attempted steps of one solve.
-    gradient: "backprop", "adjoint", or one of the classes of ``odebench.ode.gradients`` with its options.
+    controller: of the step size: "integral", "pi", "pid" or a ``Controller``.
+    step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
+    stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
+        [B, ...], steps of its own; see ``odebench.ode.per_sample``.
+    event: one or several ``Event``, or a function event(t, y) whose zero ends the solve.
+    dense: keep the solution at all times, as ``Solution.dense``.
+    gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
+        options.
+    compile: compile the step with torch.compile; worth it for small vector fields that are solved many times.
     throw: raise SolveError for a solve that fails; False returns what was reached, with its status.
 
     Returns a Solution; ``y`` has the structure of y0, each tensor [T, *its shape].
 
     Raises ValueError or TypeError for arguments that cannot be meant, and SolveError.
     """
+    if stepping not in ("shared", "per_sample"):
+        raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
     problem = Problem(f, y0, t, args)
-    plan = _plan(method, rtol, atol, steps, step_size, first_step, max_steps, problem.times)
-    mode = _mode(gradient)
+    plan = Plan(
+        method=find_method(method),
+        tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
+        grid=None,
+        first_step=first_step,
+        min_step=min_step,
+        max_step=max_step,
+        max_steps=max_steps,
+        controller=find_controller(controller),
+        forced=tuple(map(float, (*step_t, *jump_t))),
+        jumps=frozenset(map(float, jump_t)),
+        one_sided=len(jump_t) > 0,
+        dense=dense,
+        compile=compile,
+    )
+    plan = _with_fixed_steps(plan, steps, step_size, problem.times)
+    watch = Watch.of(event, problem)
+    solution = run(problem, check_plan(plan), find_mode(gradient), watch=watch)
+    if throw and solution.status not in (Status.success, Status.event):
+        raise SolveError(solution.outcome, solution)
+    return solution
+
+
+def run(
+    problem: Problem, plan: Plan, mode: Mode, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+) -> Solution:
+    """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
     time_wants_gradient = torch.is_grad_enabled() and problem.t.requires_grad
     if time_wants_gradient:
         initial = problem.y0
         problem.y0 = initial - problem.time_shift(0, initial)
-    states, outcome = mode.integrate(problem, plan)
+    result = mode.integrate(problem, plan, observers, watch)
+    states, outcome = result.states, result.outcome
     if time_wants_gradient:
         later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
-    solution = Solution(problem.t, problem.unflatten(states), problem.stats, outcome)
-    if throw and outcome.status is not Status.success:
-        raise SolveError(outcome, solution)
-    return solution
+    problem.stats.stiffness = result.stiffness()
+    return Solution(
+        problem.t,
+        problem.unflatten(states),
+        problem.stats,
+        outcome,
+        dense=DenseOutput(result.pieces, problem.unflatten) if plan.dense and result.pieces else None,
+        events=watch.collect(result.hits) if watch else (),
+    )
 
 
-def _plan(
-    method: str | Tableau,
-    rtol: float,
-    atol: float,
-    steps: int | None,
-    step_size: float | None,
-    first_step: float | None,
-    max_steps: int,
-    times: list[float],
-) -> Plan:
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
-        method = METHODS[method]
-    numbers = {"steps": steps, "step_size": step_size, "first_step": first_step, "max_steps": max_steps}
-    for name, value in numbers.items():
+def find_method(method: str | Method) -> Method:
+    """A method by its name. Raises ValueError where there is none."""
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+    return METHODS[method]
+
+
+def find_controller(controller: str | Controller) -> Controller:
+    """A controller by its name. Raises ValueError where there is none."""
+    if isinstance(controller, Controller):
+        return controller
+    if controller not in CONTROLLERS:
+        raise ValueError(f"unknown controller {controller!r}; the controllers are {', '.join(CONTROLLERS)}")
+    return CONTROLLERS[controller]
+
+
+def find_mode(gradient: str | Mode) -> Mode:
+    """A gradient mode by its name. Raises ValueError where there is none."""
+    if not isinstance(gradient, str):
+        return gradient
+    if gradient not in GRADIENTS:
+        raise ValueError(f"unknown gradient mode {gradient!r}; the modes are {', '.join(GRADIENTS)}")
+    return GRADIENTS[gradient]()
+
+
+def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, times: list[float]) -> Plan:
+    """The plan with fixed steps, where they are asked for."""
+    for name, value in {"steps": steps, "step_size": step_size}.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
-    if steps is not None or step_size is not None:
-        size = step_size or abs(times[-1] - times[0]) / steps  # type: ignore[operator]
-        return Plan(method.fixed(), None, size, None, max_steps)
-    if not method.adaptive:
-        raise ValueError(f"method {method.name} has no error estimate: give steps (20, say) or step_size")
+    if steps is None and step_size is None:
+        return plan
+    size = step_size or abs(times[-1] - times[0]) / steps  # type: ignore[operator]
+    return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=even_grid(size))
+
+
+def check_plan(plan: Plan) -> Plan:
+    """The plan, or ValueError where its numbers cannot be meant."""
+    numbers = {"first_step": plan.first_step, "max_step": plan.max_step, "max_steps": plan.max_steps}
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not 0 <= plan.min_step <= plan.max_step:
+        raise ValueError(
+            f"min_step must lie between 0 and max_step, got min_step={plan.min_step} and max_step={plan.max_step}"
+        )
+    if plan.tolerance is None:
+        return plan
+    if not plan.method.adaptive:
+        raise ValueError(f"method {plan.method.name} has no error estimate: give steps (20, say) or step_size")
+    rtol, atol = (
+        tol if isinstance(tol, float) else tol.min().item() for tol in (plan.tolerance.rtol, plan.tolerance.atol)
+    )
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"rtol and atol must not be negative, nor both zero; got {rtol} and {atol}")
-    return Plan(method, Tolerance(rtol, atol), None, first_step, max_steps)
-
-
-def _mode(gradient: str | Backprop | Adjoint) -> Backprop | Adjoint:
-    if isinstance(gradient, str):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"unknown gradient mode {gradient!r}; the modes are {', '.join(GRADIENTS)}")
-        return GRADIENTS[gradient]()
-    return gradient
+    return plan

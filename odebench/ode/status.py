@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from odebench.ode.dense import DenseOutput
+
 
 class Status(Enum):
     """How a solve ended."""
@@ -14,6 +16,9 @@ class Status(Enum):
     max_steps = "max_steps"
     step_underflow = "step_underflow"
     non_finite = "non_finite"
+    not_converged = "not_converged"
+    unstable = "unstable"
+    event = "event"
 
 
 @dataclass
@@ -24,6 +29,10 @@ class Stats:
     accepted, rejected: steps.
     step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by
         adding them to the first time.
+    error_ratios: the error of each accepted step in units of the tolerance; empty for fixed steps.
+    stiffness: h |lambda| as the last step saw it, lambda the field's largest eigenvalue in the direction of the
+        solution; explicit methods stay near their stability limit (3.3 for dopri5) on a stiff field. None where
+        the method gives no estimate.
     warm_step: the size that the first accepted step's error would have allowed: a good ``first_step`` for another
         solve like this one. None for fixed steps.
     backward: the same for the backward pass of a gradient mode that solves an ODE of its own (each
@@ -36,6 +45,8 @@ class Stats:
     accepted: int = 0
     rejected: int = 0
     step_sizes: list[float] = field(default_factory=list)
+    error_ratios: list[float] = field(default_factory=list)
+    stiffness: float | None = None
     warm_step: float | None = None
     backward: "Stats | None" = None
 
@@ -63,7 +74,24 @@ class Outcome:
             Status.step_underflow: f"step_underflow: the error stays above the tolerance {where}; the field may be "
             "discontinuous or stiff, or the tolerance too tight for its dtype",
             Status.non_finite: f"non_finite: the vector field gave NaN or inf {where}",
+            Status.not_converged: f"not_converged: the implicit equations of a step were not solved {where}; take "
+            "smaller steps",
+            Status.unstable: f"unstable: the two halves of the reversible state drifted apart {where}; take smaller "
+            "steps",
+            Status.event: f"event: a terminal event {where}",
         }[self.status]
+
+
+@dataclass(frozen=True)
+class EventHits:
+    """Where one event function crossed zero.
+
+    t: [E] the times, differentiable.
+    y: the states there: the structure of y0, each tensor [E, *its shape], differentiable.
+    """
+
+    t: Tensor
+    y: Any
 
 
 @dataclass(frozen=True)
@@ -75,12 +103,16 @@ class Solution:
         not reached.
     stats: what the solve cost; ``stats.backward`` is filled by the backward pass.
     outcome: how it ended; ``status`` is its name.
+    dense: the solution at any time, where it was asked for.
+    events: one entry an event function, where any was given.
     """
 
     t: Tensor
     y: Any
     stats: Stats
     outcome: Outcome
+    dense: DenseOutput | None = None
+    events: tuple["EventHits", ...] = ()
 
     @property
     def status(self) -> Status:

@@ -1,8 +1,30 @@
 """The gradient modes by name: how dL/dtheta is had."""
 
-from odebench.ode.gradients.adjoint import Adjoint
+from typing import Protocol
+
+from odebench.ode.events import Watch
+from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
+from odebench.ode.integrate import Observer, Plan, Result
+from odebench.ode.problem import Problem
 
-GRADIENTS: dict[str, type[Backprop] | type[Adjoint]] = {"backprop": Backprop, "adjoint": Adjoint}
 
-__all__ = ["GRADIENTS", "Adjoint", "Backprop"]
+class Mode(Protocol):
+    """A gradient mode with its options."""
+
+    def integrate(
+        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+    ) -> Result:
+        """The states at the problem's times, with the graph that gives this mode's gradient.
+
+        Raises ValueError for a method or an option that the mode has no gradient for.
+        """
+
+
+GRADIENTS: dict[str, type[Mode]] = {
+    "backprop": Backprop,
+    "adjoint": Adjoint,
+    "interpolated_adjoint": InterpolatedAdjoint,
+}
+
+__all__ = ["GRADIENTS", "Adjoint", "Backprop", "InterpolatedAdjoint", "Mode"]

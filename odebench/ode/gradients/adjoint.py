@@ -1,24 +1,31 @@
 """The continuous adjoint method.
 
 Chen, Rubanova, Bettencourt & Duvenaud 2018, Neural Ordinary Differential Equations, section 2: with
-a = dL/dy, da/dt = -a^T df/dy and dL/dtheta = integral of a^T df/dtheta, solved backward in time. The parameter
-gradient is a quadrature over the accepted steps rather than part of the state (Kidger, Chen & Lyons 2021, "Hey,
-that's not an ODE": it need not be under error control).
+a = dL/dy, da/dt = -a^T df/dy and dL/dtheta = integral of a^T df/dtheta, solved backward in time. With a Runge-Kutta
+method the parameter gradient is a quadrature over the accepted steps rather than part of the state (Kidger, Chen &
+Lyons 2021, "Hey, that's not an ODE": it need not be under error control).
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from odebench.ode.control import Tolerance, rms
-from odebench.ode.integrate import Plan, Quadrature, integrate
+from odebench.ode.control import Norm, Tolerance, rms
+from odebench.ode.dense import DenseOutput
+from odebench.ode.events import Watch
+from odebench.ode.gradients.reach import Targets, first_evaluation
+from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
+from odebench.ode.methods import METHODS, Method, Tableau
 from odebench.ode.problem import Problem
-from odebench.ode.status import Outcome, SolveError, Stats, Status
+from odebench.ode.status import SolveError, Stats, Status
+
+# The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
+# once, while the state's error bends every later evaluation.
+ADJOINT_SLACK = 10.0
 
 
 @dataclass(frozen=True)
@@ -27,101 +34,70 @@ class Adjoint:
     tolerance, relative to the gradient. Differentiable once.
 
     rtol, atol: tolerances of the backward solve; None takes the forward solve's. They hold for the state as they are,
-    and for the adjoint, divided by its size at the last time, ten times as large.
+        and for the adjoint, divided by its size at the last time, ten times as large.
+    method, steps: of the backward solve, fixed steps over each interval between two times; None takes the forward
+        solve's.
+    norm: of the backward error: "semi" leaves the parameter gradient out of it, "full" has it under error control.
     """
 
     rtol: float | None = None
     atol: float | None = None
+    method: str | Method | None = None
+    steps: int | None = None
+    norm: Literal["semi", "full"] = "semi"
 
-    def integrate(self, problem: Problem, plan: Plan) -> tuple[Tensor, Outcome]:
-        """The states [T, N] at the problem's times, and how it ended.
+    name = "adjoint"
+    dense = False
+
+    def integrate(
+        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+    ) -> Result:
+        """The states at the problem's times, and how it ended.
 
         Raises ValueError where f reaches a tensor whose gradient this mode would lose.
         """
+        if watch is not None:
+            raise ValueError(f"gradient={self.name!r} has no events; use gradient='backprop'")
         if not torch.is_grad_enabled():
-            states, outcome, _ = integrate(problem.evaluate, problem.y0, problem.times, plan, problem.stats)
-            return states, outcome
-        f, parameters = _first_evaluation(problem)
-        outcomes: list[Outcome] = []
+            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
+        f, parameters = first_evaluation(problem, self.name)
+        results: list[Result] = []
         states = _AdjointSolve.apply(
-            self, problem, plan, f, outcomes, len(parameters), problem.y0, *parameters, *problem.args
+            self, problem, plan, observers, f, results, len(parameters), problem.y0, *parameters, *problem.args
         )
-        return states, outcomes[0]
+        return dataclasses.replace(results[0], states=states)
 
-    def backward_plan(self, plan: Plan, first_step: float) -> Plan:
-        """The plan of the backward solve: the forward one's, its first step warm, the state and its adjoint each
-        within tolerance."""
-        tolerance = plan.tolerance
+    def backward_plan(self, plan: Plan, span: float) -> Plan:
+        """The plan of the backward solve, a span of so many units of time after ``plan``."""
+        method = plan.method if self.method is None else self.method
+        if isinstance(method, str):
+            if method not in METHODS:
+                raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+            method = METHODS[method]
+        tolerance, grid = plan.tolerance, plan.grid
         if tolerance is not None:
             rtol = tolerance.rtol if self.rtol is None else self.rtol
             atol = tolerance.atol if self.atol is None else self.atol
             tolerance = Tolerance(rtol, atol)
-        return dataclasses.replace(plan, tolerance=tolerance, first_step=first_step, norm=_larger_half)
+        if self.steps is not None:
+            tolerance, grid = None, even_grid(abs(span) / self.steps)
+        elif self.method is not None and grid is None and not method.adaptive:
+            raise ValueError(f"gradient={self.name!r}: method {method.name} has no error estimate: give it steps")
+        if tolerance is None:
+            method = method.fixed()
+        return dataclasses.replace(plan, method=method, tolerance=tolerance, grid=grid, dense=False, compile=False)
 
 
-# The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
-# once, while the state's error bends every later evaluation.
-ADJOINT_SLACK = 10.0
+@dataclass(frozen=True)
+class InterpolatedAdjoint(Adjoint):
+    """The continuous adjoint along the forward solve's dense output, instead of solving the state backward once more:
+    nothing grows unstable on the way back, and the backward state is half as large. Options as those of ``Adjoint``.
 
-
-def _larger_half(x: Tensor) -> Tensor:
-    """The larger error of the two halves of x [2N]: the state's, and the adjoint's with its slack."""
-    state, adjoint = (torch.linalg.vector_norm(half) for half in x.chunk(2))
-    return torch.maximum(state, adjoint / ADJOINT_SLACK) / math.sqrt(max(len(x) // 2, 1))
-
-
-def _first_evaluation(problem: Problem) -> tuple[Tensor, list[Tensor]]:
-    """f(t0, y0), detached, and every leaf that f reaches and that wants a gradient.
-
-    The graph of this one evaluation shows what f takes from its surroundings, parameters in closures included, so
-    that none gets a silent zero. A tensor that was computed outside f cannot be reached again by the
-    backward solve and is refused.
+    Memory: the dense output, all stages of all accepted steps.
     """
-    inputs = [problem.y0.detach().requires_grad_(), *(_leaf(arg) for arg in problem.args)]
-    with torch.enable_grad():
-        # Autograd numbers its nodes in the order they are made: a smaller number was made before f ran.
-        fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
-        assert fence is not None
-        problem.stats.nfe += 1
-        f = problem.rate(problem.times[0], inputs[0], inputs[1:])
-    leaves = _leaves(f, fence._sequence_nr())
-    own = set(map(id, inputs))
-    found = dict.fromkeys(problem.f.parameters()) if isinstance(problem.f, nn.Module) else {}
-    parameters = [p for p in (found | leaves) if p.requires_grad and id(p) not in own]
-    if any(p._backward_hooks for p in parameters):
-        raise ValueError(
-            "gradient='adjoint': a parameter of f has a gradient hook, which would run at every evaluation of the "
-            "backward solve; use gradient='backprop', or change the gradient after backward()"
-        )
-    return f.detach(), parameters
 
-
-def _leaves(f: Tensor, fence: int = 0) -> dict[Tensor, None]:
-    """The leaf tensors that want a gradient in the graph of f, in order.
-
-    Raises ValueError for a node that was made before the one numbered ``fence``: it is outside of f.
-    """
-    found: dict[Tensor, None] = {}
-    seen, todo = set(), [f.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found[variable] = None
-        elif node._sequence_nr() < fence:
-            raise ValueError(
-                f"gradient='adjoint': f uses a tensor that was computed outside of it (by {node.name()}) and wants a "
-                "gradient; pass it through args=(...), or use gradient='backprop'"
-            )
-        todo += [parent for parent, _ in node.next_functions]
-    return found
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.requires_grad)
+    name = "interpolated_adjoint"
+    dense = True
 
 
 class _AdjointSolve(torch.autograd.Function):
@@ -131,96 +107,153 @@ class _AdjointSolve(torch.autograd.Function):
         mode: Adjoint,
         problem: Problem,
         plan: Plan,
+        observers: tuple[Observer, ...],
         f: Tensor,
-        outcomes: list[Outcome],
+        results: list[Result],
         num_parameters: int,
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
-        states, outcome, proposal = integrate(problem.evaluate, y0, problem.times, plan, problem.stats, f=f)
-        outcomes.append(outcome)
-        ctx.problem, ctx.reached = problem, outcome.reached
+        forward_plan = dataclasses.replace(plan, dense=True) if mode.dense else plan
+        result = integrate(problem, y0, problem.times, forward_plan, problem.stats, f=f, observers=observers)
+        results.append(result)
+        ctx.path = DenseOutput(result.pieces, problem.unflatten) if mode.dense and result.pieces else None
+        ctx.mode, ctx.problem, ctx.reached = mode, problem, result.outcome.reached
+        ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0])
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
         step_sizes = problem.stats.step_sizes
-        ctx.plan = mode.backward_plan(plan, abs(step_sizes[-1]) if step_sizes else proposal)
+        ctx.first_step = abs(step_sizes[-1]) if step_sizes else result.next_step
         ctx.num_parameters = num_parameters
-        ctx.save_for_backward(states, *targets)
-        return states
+        ctx.save_for_backward(result.states, *targets)
+        return result.states
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        states, *targets = ctx.saved_tensors
-        problem, plan = ctx.problem, ctx.plan
+        states, *tensors = ctx.saved_tensors
+        mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        parameters = targets[: ctx.num_parameters]
-        field = _AdjointField(problem, parameters, [_leaf(arg) for arg in targets[ctx.num_parameters :]], plan, stats)
+        targets = Targets(problem, mode.name, tensors[: ctx.num_parameters], tensors[ctx.num_parameters :])
+        plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
+        field = _AdjointField(problem, targets, ctx.path, mode.norm == "semi" and isinstance(plan.method, Tableau))
         a = grad_states[ctx.reached - 1]
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
             # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
-            size = rms(a).item() or 1.0
-            field.restart(size)
-            z = torch.cat((states[i], a / size))
+            size = rms(a) or 1.0
+            z = field.start(states[i], a / size)
             span = [problem.times[i], problem.times[i - 1]]
-            (_, z), outcome, proposal = integrate(field, z, span, plan, stats, quadrature=field)
-            if outcome.status is not Status.success:
-                raise SolveError(outcome, during="backward solve of the adjoint")
-            a = size * z[len(a) :] + grad_states[i - 1]
-            plan = dataclasses.replace(plan, first_step=proposal)
-        gradients = iter(field.totals)
-        wanted = [next(gradients) if target.requires_grad else None for target in targets]
-        return None, None, None, None, None, None, a, *wanted
+            quadrature = _Quadrature(field, plan.method, size)
+            plan = dataclasses.replace(plan, first_step=first_step)
+            result = integrate(field, z, span, plan, stats, observers=[quadrature])
+            if result.outcome.status is not Status.success:
+                raise SolveError(result.outcome, during="backward solve of the adjoint")
+            a = size * field.finish(result.states[1], size) + grad_states[i - 1]
+            first_step = result.next_step
+        return None, None, None, None, None, None, None, a, *targets.gradients()
 
 
-class _AdjointField(Quadrature):
-    """d/dt of (y, a) [2N], and the integral of a^T df/dtheta along the accepted steps."""
+def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
+    """The largest error of the parts of the backward state: y's, the adjoint's with its slack, and with the full norm
+    every parameter gradient's, with the slack too."""
+    num_states = 1 if mode.dense else 2
+    sizes = [n] * num_states
+    slack = [1.0, ADJOINT_SLACK][-num_states:]
+    if mode.norm == "full":
+        sizes += [target.numel() for target in targets.wanted]
+        slack += [ADJOINT_SLACK] * len(targets.wanted)
+    divisors = [s * math.sqrt(max(size, 1)) for s, size in zip(slack, sizes, strict=True)]
 
-    def __init__(
-        self, problem: Problem, parameters: Sequence[Tensor], args: Sequence[Tensor], plan: Plan, stats: Stats
-    ) -> None:
-        self._problem = problem
-        self._args = args
-        self._targets = [target for target in (*parameters, *args) if target.requires_grad]
-        self._method = plan.method
-        self._stats = stats
-        self._integrands: list[list[Tensor] | None] = []
-        self._size = 1.0
-        # A module names its parameters; what else f uses at some times only is not known in advance.
-        self._known = None if isinstance(problem.f, nn.Module) else {*parameters, *args}
-        self.totals = [torch.zeros_like(target) for target in self._targets]
+    def norm(x: Tensor) -> float:
+        parts = x[: sum(sizes)].split(sizes)
+        return max(n / d for n, d in zip(torch.stack(torch._foreach_norm(parts)).tolist(), divisors, strict=True))
 
-    def __call__(self, t: float, z: Tensor, counts: bool) -> Tensor:
-        self._stats.nfe += 1
-        y, a = z.chunk(2)
+    return norm
+
+
+class _AdjointField:
+    """d/dt of (y, a) [2N], of a [N] where y(t) is read off the ``path`` of the forward solve, and of (..., g) where
+    the gradient g [P] of the targets is part of the state; where it is not (``separate``), its integrands are kept
+    for the quadrature."""
+
+    def __init__(self, problem: Problem, targets: Targets, path: DenseOutput | None, separate: bool) -> None:
+        self._problem, self._targets, self._path, self._separate = problem, targets, path, separate
+        self._n = len(problem.y0)
+        self.clock = problem.clock
+        self.integrands: list[list[Tensor] | None] = []
+
+    def start(self, y: Tensor, a: Tensor) -> Tensor:
+        """The backward state from y and a, both [N]."""
+        self.integrands = []
+        parts = [a] if self._path is not None else [y, a]
+        if not self._separate:
+            parts += [torch.zeros_like(target).reshape(-1).to(a.dtype) for target in self._targets.wanted]
+        return torch.cat(parts)
+
+    def finish(self, z: Tensor, size: float) -> Tensor:
+        """a [N] of the backward state; the gradients in it, times ``size``, are added to the targets' totals."""
+        start = 0 if self._path is not None else self._n
+        if not self._separate:
+            totals = self._targets.totals
+            parts = z[start + self._n :].split([total.numel() for total in totals])
+            for total, part in zip(totals, parts, strict=True):
+                total.add_((part if total.is_complex() else part.real).view_as(total), alpha=size)
+        return z[start : start + self._n]
+
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+        """The derivative of the backward state y."""
+        stats = self._problem.stats.backward
+        assert stats is not None
+        stats.nfe += 1
+        y, a = self._split(t, y)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            f = self._problem.rate(t, y, self._args)
-        if self._known is not None and (_leaves(f).keys() - self._known - {y}):
-            raise ValueError(
-                f"gradient='adjoint': f uses a parameter at t={t:.6g} that it does not use at the first time; make "
-                "f an nn.Module that holds it, pass it through args=(...), or use gradient='backprop'"
-            )
+            f = self._problem.rate(t, y, self._targets.args)
+        self._targets.check(f, t, y)
         # One call for the state's and the parameters' gradients: two would walk the same chain twice.
-        inputs = [y, *self._targets] if counts else [y]
+        inputs = [y, *self._targets.wanted] if counts or not self._separate else [y]
         if f.requires_grad:
             a_dfdy, *integrand = torch.autograd.grad(f, inputs, a, allow_unused=True, materialize_grads=True)
         else:
             a_dfdy, *integrand = [torch.zeros_like(x) for x in inputs]
-        self._integrands.append(list(integrand) if counts else None)
-        return torch.cat((f.detach(), a_dfdy.neg()))
+        parts = [a_dfdy.neg()] if self._path is not None else [f.detach(), a_dfdy.neg()]
+        if self._separate:
+            self.integrands.append(list(integrand) if counts else None)
+        else:
+            parts += [part.reshape(-1).neg().to(a.dtype) for part in integrand]
+        return torch.cat(parts)
 
-    def restart(self, size: float) -> None:
-        """Another solve starts with this field, for an adjoint that was divided by ``size``."""
-        self._integrands = []
-        self._size = size
+    def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """y and a, both [N], at the time t."""
+        if self._path is None:
+            return z[: self._n], z[self._n : 2 * self._n]
+        low, high = sorted(self._path.span)
+        return self._path.flat([min(max(t.item(), low), high)])[0], z[: self._n]
 
-    def accept(self, h: float) -> None:
+
+@dataclass
+class _Quadrature:
+    """The integral of a^T df/dtheta along the accepted steps, times ``size``, with the weights of the method."""
+
+    field: _AdjointField
+    method: Method
+    size: float
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing yet."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """Add what the step's stages gathered."""
+        if not self.field.integrands:
+            return
+        assert isinstance(self.method, Tableau)
         # dL/dtheta grows by the integral backward in time: h is negative where time was run forward.
-        for weight, integrand in zip(self._method.b, self._integrands, strict=True):
+        stages = self.field.integrands[: self.method.stages]
+        for weight, integrand in zip(self.method.b, stages, strict=True):
             if weight and integrand:
-                torch._foreach_add_(self.totals, integrand, alpha=-h * weight * self._size)
-        self._integrands = self._integrands[-1:] if self._method.fsal else []
+                torch._foreach_add_(self.field._targets.totals, integrand, alpha=-h * weight * self.size)
+        self.field.integrands = stages[-1:] if self.method.fsal else []
 
-    def reject(self) -> None:
-        self._integrands = self._integrands[:1]
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """The first stage stays."""
+        self.field.integrands = self.field.integrands[:1]

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from odebench.ode.integrate import Plan, integrate
+from odebench.ode.events import Watch
+from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.problem import Problem
-from odebench.ode.status import Outcome
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,8 @@ class Backprop:
     Memory: the graph of every evaluation of an accepted step. Work backward: no evaluation.
     """
 
-    def integrate(self, problem: Problem, plan: Plan) -> tuple[Tensor, Outcome]:
-        """The states [T, N] at the problem's times, and how it ended."""
-        states, outcome, _ = integrate(problem.evaluate, problem.y0, problem.times, plan, problem.stats)
-        return states, outcome
+    def integrate(
+        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+    ) -> Result:
+        """The states at the problem's times, with their graph."""
+        return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)

@@ -1,22 +1,24 @@
-"""One step of an explicit Runge-Kutta method, written once for both ways of keeping its stages.
+"""Steps of an explicit Runge-Kutta method, written once for both ways of keeping its stages.
 
 ``Buffer`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the
 fast way where autograd does not watch. ``Tape`` keeps them as they are, for autograd to walk back.
 """
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.tableau import Tableau
+from odebench.ode.status import Status
 
 
 class Buffer:
     """Stages as the rows of one preallocated matrix [s, N]."""
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
-        self._rows = y.new_empty(method.stages, y.numel())
+        self._rows = y.new_empty(method.dense_stages, y.numel())
         self._weights: dict[tuple[float, ...], Tensor] = {}
 
     def put(self, i: int, k: Tensor) -> None:
@@ -27,18 +29,18 @@ class Buffer:
         """Stage i [N]."""
         return self._rows[i]
 
+    def first(self, count: int) -> Tensor:
+        """The first stages [count, N]."""
+        return self._rows[:count]
+
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
         """y + h sum_i weights_i k_i, [N]."""
         return torch.addmv(y, self._rows[: len(weights)].t(), self._vector(weights), alpha=h)
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
-        return torch.mv(self._rows.t(), self._vector(weights)).mul_(h)
-
-    def interpolate(self, y: Tensor, weights: Sequence[tuple[float, ...]], h: float) -> Sequence[Tensor]:
-        """``combine`` for several rows of weights: as many [N]."""
-        matrix = torch.tensor(weights, dtype=y.dtype, device=y.device)
-        return torch.addmm(y.unsqueeze(0), matrix, self._rows, alpha=h).unbind()
+        rows = self._rows[: len(weights)]
+        return torch.addmv(rows[0], rows.t(), self._vector(weights), beta=0, alpha=h)
 
     def _vector(self, weights: tuple[float, ...]) -> Tensor:
         if weights not in self._weights:
@@ -61,6 +63,10 @@ class Tape:
         """Stage i [N]."""
         return self._stages[i]
 
+    def first(self, count: int) -> list[Tensor]:
+        """The first stages, ``count`` of [N]."""
+        return [self._stages[i] for i in range(count)]
+
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
         """y + h sum_i weights_i k_i, [N]."""
         for i, weight in enumerate(weights):
@@ -77,34 +83,93 @@ class Tape:
                     total.add_(self._stages[i], alpha=h * weight)
         return total
 
-    def interpolate(self, y: Tensor, weights: Sequence[tuple[float, ...]], h: float) -> Sequence[Tensor]:
-        """``combine`` for several rows of weights: as many [N]."""
-        return [self.combine(y, row, h) for row in weights]
 
+class ExplicitRungeKutta:
+    """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
-def attempt(
-    field: Callable[..., Tensor],
-    method: Tableau,
-    stages: Buffer | Tape,
-    t: float,
-    h: float,
-    y: Tensor,
-    last: bool,
-) -> Tensor:
-    """One step of signed size h from y [N] at t; stage 0 must be in ``stages``, the others are put there.
-
-    last: no step follows, so that nothing will start from the last stage of an FSAL method.
-
-    Returns the state [N] at t + h.
+    field: gives f; compiled: compile the step; one_sided: see ``Plan``.
     """
-    for i in range(1, method.stages):
-        y_i = stages.combine(y, method.a[i], h)
-        counts = method.b[i] != 0 or (method.fsal and i == method.stages - 1 and not last)
-        stages.put(i, field(t + method.c[i] * h, y_i, counts))
-    return y_i if method.fsal else stages.combine(y, method.b, h)
 
+    failure: Status | None = None
 
-def dense_weights(method: Tableau, theta: float) -> tuple[float, ...]:
-    """Weights of the stages in the continuous extension at t + theta h; see ``Tableau.dense``."""
-    assert method.dense is not None
-    return tuple(sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in method.dense)
+    def __init__(self, method: Tableau, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+        self._method, self._field, self._one_sided = method, field, one_sided
+        self._stages: Buffer | Tape = Tape() if torch.is_grad_enabled() else Buffer(method, y)
+        self._h = 0.0
+        self._end: tuple[Tensor, Tensor] | None = None
+        self._attempted: tuple[Tensor, float] | None = None
+        self.order = method.order
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Evaluate the first stage, unless f [N] is it."""
+        self._stages.put(0, self._evaluate_start(t, y) if f is None else f)
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """The first stage."""
+        return self._stages.get(0)
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        method, stages = self._method, self._stages
+        self._h, self._end, self._attempted = h, None, (y, h)
+        clock = self._clock(t, h, method.c)
+        for i in range(1, method.stages):
+            y_i = stages.combine(y, method.a[i], h)
+            counts = method.b[i] != 0 or (method.fsal and i == method.stages - 1 and not last)
+            stages.put(i, self._field(clock[i], y_i, counts))
+        return y_i if method.fsal else stages.combine(y, method.b, h)
+
+    def error(self) -> Tensor:
+        """The difference to the embedded method [N]."""
+        assert self._method.error is not None
+        return self._stages.error(self._method.error, self._h)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The method's own extension; linear or cubic Hermite where it has none."""
+        method, h = self._method, self._h
+        if method.dense is not None:
+            clock = self._clock(t, h, method.extra_c)
+            for i, row in enumerate(method.extra_a):
+                y_i = self._stages.combine(y, row, h)
+                self._stages.put(method.stages + i, self._field(clock[i], y_i, False))
+            return Extension(t, h, y, self._stages.first(method.dense_stages), method.dense)
+        mean = (y_next - y) / h
+        if interpolation == "linear":
+            return Extension(t, h, y, [mean], LINEAR)
+        f_next = self._evaluate_start(t_next, y_next)
+        self._end = (y_next, f_next)
+        return Extension(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """The last stage becomes the first, or the first is evaluated."""
+        if last:
+            return
+        if self._method.fsal:
+            self._stages.put(0, self._stages.get(self._method.stages - 1))
+        elif self._end is not None and self._end[0] is y_next:
+            self._stages.put(0, self._end[1])
+        else:
+            self._stages.put(0, self._evaluate_start(t_next, y_next))
+
+    def stiffness(self) -> float | None:
+        """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
+        Ordinary Differential Equations II, section IV.2)."""
+        method, last = self._method, self._method.stages - 1
+        if self._attempted is None or not (method.adaptive and last > 1 and method.c[last] == method.c[last - 1]):
+            return None
+        y, h = self._attempted
+        with torch.no_grad():
+            y1, y2 = (self._stages.combine(y, method.a[i], h) for i in (last - 1, last))
+            slopes = self._stages.get(last) - self._stages.get(last - 1)
+            rise, run = torch.stack((torch.linalg.vector_norm(slopes), torch.linalg.vector_norm(y2 - y1))).tolist()
+        return abs(h) * rise / run if run > 0 else 0.0
+
+    def _evaluate_start(self, t: float, y: Tensor) -> Tensor:
+        (time,) = self._field.clock([t])
+        return self._field(torch.nextafter(time, time + 1) if self._one_sided else time, y, True)
+
+    def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
+        times = self._field.clock([t + c_i * h for c_i in c])
+        if not self._one_sided:
+            return times
+        return [torch.nextafter(time, time - h) if c_i == 1 else time for time, c_i in zip(times, c, strict=True)]

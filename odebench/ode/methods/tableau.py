@@ -16,9 +16,11 @@ class Tableau:
     b: s weights.
     error: s weights whose sum over the stages, times h, estimates the error of the step (b minus the
         embedded weights); None for a method without step size control.
-    dense: s rows of coefficients p_i1, p_i2, ... of the continuous extension
+    dense: s + e rows of coefficients p_i1, p_i2, ... of the continuous extension
         y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None where there is none.
     dense_order: order of that extension.
+    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only the extension needs:
+        to be evaluated when something inside the step is wanted. Row i has s + i coefficients.
     """
 
     name: str
@@ -30,19 +32,40 @@ class Tableau:
     error: tuple[float, ...] | None = None
     dense: tuple[tuple[float, ...], ...] | None = None
     dense_order: int | None = None
+    extra_c: tuple[float, ...] = ()
+    extra_a: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        s = len(self.c)
-        lengths_fit = len(self.b) == s and [len(row) for row in self.a] == list(range(s))
-        if not lengths_fit or any(w is not None and len(w) != s for w in (self.error, self.dense)):
-            raise ValueError(f"tableau {self.name}: c, b, error and dense need {s} entries, row i of a needs i")
+        s, e = len(self.c), len(self.extra_c)
+        rows = [len(row) for row in (*self.a, *self.extra_a)]
+        if len(self.b) != s or rows != list(range(s + e)) or (self.error is not None and len(self.error) != s):
+            raise ValueError(f"tableau {self.name}: c, b and error need {s} entries, row i of a needs i")
         if (self.error is None) != (self.dense is None):
             raise ValueError(f"tableau {self.name}: an adaptive method needs error weights and a dense output")
+        if (self.dense is None) != (self.dense_order is None):
+            raise ValueError(f"tableau {self.name}: a dense output needs its order, dense_order")
+        if len(self.dense or ()) != (s + e if self.dense else 0) or (e and not self.dense):
+            raise ValueError(f"tableau {self.name}: dense needs {s + e} rows, one a stage, extra stages included")
 
     @property
     def stages(self) -> int:
-        """Number of stages s."""
+        """Number of stages s of a step."""
         return len(self.c)
+
+    @property
+    def stiff(self) -> bool:
+        """No: an explicit step is stable only for h |lambda| of a few units."""
+        return False
+
+    @property
+    def reversible(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def dense_stages(self) -> int:
+        """Number of stages s + e of the continuous extension."""
+        return len(self.c) + len(self.extra_c)
 
     @property
     def adaptive(self) -> bool:
@@ -53,6 +76,16 @@ class Tableau:
     def fsal(self) -> bool:
         """First same as last: the last stage is f at the end of the step, the next step's first stage."""
         return self.stages > 1 and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
+
+    @property
+    def end_stage(self) -> int | None:
+        """The stage that is f at the end of the step, so that the next step need not evaluate it.
+
+        The last one of an FSAL method, else the first extra one where that is it, else None.
+        """
+        if self.fsal:
+            return self.stages - 1
+        return self.stages if self.extra_c[:1] == (1.0,) and self.extra_a[0] == self.b else None
 
     def fixed(self) -> "Tableau":
         """The same step without what only error control needs: for fixed steps."""

@@ -1,0 +1,93 @@
+"""What a vector field takes from its surroundings: found in the graph of one evaluation, or refused, never lost."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from odebench.ode.problem import Problem
+
+
+def first_evaluation(problem: Problem, mode: str) -> tuple[Tensor, list[Tensor]]:
+    """f(t0, y0) [N], detached, and every leaf that f reaches and that wants a gradient.
+
+    The graph of this one evaluation shows what f takes from its surroundings, parameters in closures included, so
+    that none gets a silent zero. A tensor that was computed outside f cannot be reached again by a
+    hand-written backward pass and is refused, in the name of the gradient ``mode``.
+    """
+    inputs = [problem.y0.detach().requires_grad_(), *(leaf(arg) for arg in problem.args)]
+    with torch.enable_grad():
+        # Autograd numbers its nodes in the order they are made: a smaller number was made before f ran.
+        fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
+        assert fence is not None
+        problem.stats.nfe += 1
+        f = problem.rate(problem.clock(problem.times[:1])[0], inputs[0], inputs[1:])
+    reached = leaves(f, mode, fence._sequence_nr())
+    own = set(map(id, inputs))
+    found = dict.fromkeys(problem.f.parameters()) if isinstance(problem.f, nn.Module) else {}
+    parameters = [p for p in (found | reached) if p.requires_grad and id(p) not in own]
+    if any(p._backward_hooks for p in parameters):
+        raise ValueError(
+            f"gradient={mode!r}: a parameter of f has a gradient hook, which would run at every evaluation of the "
+            "backward pass; use gradient='backprop', or change the gradient after backward()"
+        )
+    return f.detach(), parameters
+
+
+def leaves(f: Tensor, mode: str, fence: int = 0) -> dict[Tensor, None]:
+    """The leaf tensors that want a gradient in the graph of f, in order.
+
+    Raises ValueError for a node that was made before the one numbered ``fence``: it is outside of f.
+    """
+    found: dict[Tensor, None] = {}
+    seen, todo = set(), [f.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found[variable] = None
+        elif node._sequence_nr() < fence:
+            raise ValueError(
+                f"gradient={mode!r}: f uses a tensor that was computed outside of it (by {node.name()}) and wants a "
+                "gradient; pass it through args=(...), or use gradient='backprop'"
+            )
+        todo += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The same numbers without their graph, wanting a gradient where the tensor does."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+class Targets:
+    """Parameters and argument tensors of a backward pass, and their gradients so far.
+
+    args: the argument tensors as f is to get them.
+    wanted: what gets a gradient, parameters first; ``totals`` are their gradients.
+    """
+
+    def __init__(self, problem: Problem, mode: str, parameters: Sequence[Tensor], args: Sequence[Tensor]) -> None:
+        self._mode = mode
+        self._all = [*parameters, *args]
+        self.args = [leaf(arg) for arg in args]
+        self.wanted = [target for target in (*parameters, *self.args) if target.requires_grad]
+        self.totals = [torch.zeros_like(target) for target in self.wanted]
+        # A module names its parameters; what else f uses at some times only is not known in advance.
+        self._known = None if isinstance(problem.f, nn.Module) else {*parameters, *self.args}
+
+    def check(self, f: Tensor, t: Tensor, y: Tensor) -> None:
+        """Raises ValueError where f [N], evaluated at t and y, reaches a parameter that is not among the targets."""
+        if self._known is not None and (leaves(f, self._mode).keys() - self._known - {y}):
+            raise ValueError(
+                f"gradient={self._mode!r}: f uses a parameter at t={t.item():.6g} that it does not use at the first "
+                "time; make f an nn.Module that holds it, pass it through args=(...), or use gradient='backprop'"
+            )
+
+    def gradients(self) -> list[Tensor | None]:
+        """The totals in the order of all parameters and arguments, None where none is wanted."""
+        totals = iter(self.totals)
+        return [next(totals) if target.requires_grad else None for target in self._all]

@@ -1,0 +1,70 @@
+"""What every family of methods offers the loops, and which class steps which description."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from odebench.ode.dense import Extension
+from odebench.ode.methods import Method
+from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.status import Status
+
+
+class Field(Protocol):
+    """dy/dt [N] = field(t, y [N], counts), t a scalar tensor of ``clock``.
+
+    counts: whether the evaluation carries weight in a step's result, or starts the next step (rather than only serving
+    the error estimate or another stage).
+    """
+
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+        """One evaluation."""
+
+    def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
+        """Times as f gets them: scalar tensors."""
+
+
+class Stepper(Protocol):
+    """One method at work on one solve. Where autograd is on, every state it gives carries its graph.
+
+    order: the power of h that the error falls with; a variable-order method changes it.
+    failure: why the last attempt has no result, where it has none; its error is then infinite.
+    """
+
+    order: int
+    failure: Status | None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Forget everything and begin at y [N]; f is the field there, where it is known."""
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """The field [N] at the start of the next step."""
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] after a step of signed size h; ``last``: nothing will follow it."""
+
+    def error(self) -> Tensor:
+        """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it."""
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The continuous extension of the last attempt, to be read before ``accept``."""
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """Move on to the state after the last attempt."""
+
+    def stiffness(self) -> float | None:
+        """h |lambda| as the last attempt saw it; None where the method gives no estimate."""
+
+
+STEPPERS: dict[type, Callable[..., Any]] = {
+    Tableau: ExplicitRungeKutta,
+}
+
+
+def make_stepper(
+    method: Method, field: Field, y: Tensor, *, compiled: bool = False, one_sided: bool = False
+) -> Stepper:
+    """The stepper of a method for states like y [N]."""
+    return STEPPERS[type(method)](method, field, y, compiled=compiled, one_sided=one_sided)
