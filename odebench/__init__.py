@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_run": "odebench.training.trained",
     "solve": "odebench.ode",
+    "odeint": "odebench.ode",
+    "odeint_adjoint": "odebench.ode",
+    "odeint_event": "odebench.ode",
     "Solution": "odebench.ode",
     "SolveError": "odebench.ode",
 }

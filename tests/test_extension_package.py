@@ -46,7 +46,7 @@ MODULE = """\
 
     MODELS = {"spiral": Spiral}
     DATA = {"halves": halves}
-    METHODS = {"heun2": Tableau("heun2", "Heun 1900", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))}
+    METHODS = {"our_heun": Tableau("our_heun", "Heun 1900", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))}
     """
 
 YAML = {
@@ -55,7 +55,7 @@ YAML = {
         # A linear ODE on a small state
         defaults:
           - override /data: halves
-          - override /solver: heun2
+          - override /solver: our_heun
           - override /gradient: backprop
         task: classification
         model:
@@ -67,9 +67,9 @@ YAML = {
         name: halves
         num: 32
         """,
-    "solver/heun2.yaml": """\
+    "solver/our_heun.yaml": """\
         # Heun's method, order 2, fixed steps
-        name: heun2
+        name: our_heun
         rtol: null
         atol: null
         steps: 5
@@ -117,10 +117,10 @@ def test_it_trains_and_is_evaluated_without_naming_its_folder_again(command, tmp
     assert run.summary["final/test_accuracy"] > 0.9
     capsys.readouterr()
 
-    assert main(["eval", str(folder), "split=test", "solver=heun2", "solver.steps=3"]) == 0
+    assert main(["eval", str(folder), "split=test", "solver=our_heun", "solver.steps=3"]) == 0
     out = capsys.readouterr().out
     assert "test accuracy" in out
-    assert "heun2, 3 steps" in out
+    assert "our_heun, 3 steps" in out
     assert main(["predict", str(folder), "split=test"]) == 0
     rows = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
     assert [label for _, label, *_ in rows] == ["0", "1"] * 16
@@ -163,7 +163,7 @@ def test_its_options_are_listed(kind, row, configs, capsys):
     [
         ("model.dmi=3", "unknown setting model.dmi; did you mean model.dim?"),
         ("model=spirla", "unknown model spirla; did you mean spiral?"),
-        ("solver=heun", "unknown solver heun; did you mean heun2?"),
+        ("solver=our_heum", "unknown solver our_heum; did you mean our_heun?"),
         (
             "extensions=[no_such_lab]",
             "extensions: no module no_such_lab; install its package, or put its folder on PYTHONPATH",

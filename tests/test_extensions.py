@@ -30,7 +30,7 @@ def noise(*, num, seed):
 
 MODELS = {"wide": Wide, "anything": Anything, "odenet": Wide}
 DATA = {"noise": noise}
-METHODS = {"ralston": Tableau("ralston", "Ralston 1962", 2, (0.0, 2 / 3), ((), (2 / 3,)), (1 / 4, 3 / 4))}
+METHODS = {"our_ralston": Tableau("our_ralston", "Ralston 1962", 2, (0.0, 2 / 3), ((), (2 / 3,)), (1 / 4, 3 / 4))}
 """
 
 
@@ -51,8 +51,8 @@ def configs(tmp_path):
     head = "# @package _global_\ntask: classification\nmodel:\n"
     (folder / "model" / "wide.yaml").write_text(f"{head}  name: wide\n  width: 7\n")
     (folder / "data" / "noise.yaml").write_text("name: noise\nnum: 512\n")
-    ralston = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("rk4", "ralston")
-    (folder / "solver" / "ralston.yaml").write_text(ralston)
+    ralston = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("rk4", "our_ralston")
+    (folder / "solver" / "our_ralston.yaml").write_text(ralston)
     return folder
 
 
@@ -100,10 +100,10 @@ def test_a_missing_module_is_one_line(name):
 
 
 def test_their_model_data_and_method_are_settings(module, configs):
-    settings = read("model=wide", "data=noise", "solver=ralston", config_dir=configs)
+    settings = read("model=wide", "data=noise", "solver=our_ralston", config_dir=configs)
     assert settings.model == Extension("wide", {"width": 7})
     assert options_of(settings.data) == {"num": 512}
-    assert (settings.solver.name, settings.solver.fixed) == ("ralston", True)
+    assert (settings.solver.name, settings.solver.fixed) == ("our_ralston", True)
     assert settings.evaluation_solver == settings.solver
 
 
@@ -134,5 +134,5 @@ def test_their_model_has_an_ode_where_a_solver_is_chosen(module, configs):
 
 
 def test_their_method_without_step_size_control_needs_steps(module, configs):
-    with pytest.raises(UsageError, match=r"^solver\.steps=null: ralston has no step size control"):
-        read("solver=ralston", "solver.steps=null", config_dir=configs)
+    with pytest.raises(UsageError, match=r"^solver\.steps=null: our_ralston has no step size control"):
+        read("solver=our_ralston", "solver.steps=null", config_dir=configs)

@@ -10,6 +10,10 @@ from typing import Any
 
 _PUBLIC = {
     "solve": "odebench.ode.solving",
+    "odeint": "odebench.ode.drop_in",
+    "odeint_adjoint": "odebench.ode.drop_in",
+    "odeint_event": "odebench.ode.drop_in",
+    "OdeintError": "odebench.ode.drop_in",
     "Solution": "odebench.ode.status",
     "SolveError": "odebench.ode.status",
     "Stats": "odebench.ode.status",
@@ -19,6 +23,8 @@ _PUBLIC = {
     "GRADIENTS": "odebench.ode.gradients",
     "Adjoint": "odebench.ode.gradients",
     "Backprop": "odebench.ode.gradients",
+    "Checkpoint": "odebench.ode.gradients",
+    "InterpolatedAdjoint": "odebench.ode.gradients",
 }
 
 __all__ = list(_PUBLIC)

@@ -2,18 +2,25 @@
 
 import bisect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Weights = tuple[tuple[float, ...], ...]
 
 # Cubic Hermite interpolation from f at both ends and the step's mean slope (y_next - y) / h; order 3.
 HERMITE: Weights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))
 LINEAR: Weights = ((1.0,),)
+
+
+def weights_at(weights: Weights, thetas: Sequence[float]) -> list[list[float]]:
+    """w_i(theta) of every slope i, a row for each theta; see ``Extension``."""
+    return [[sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in weights] for theta in thetas]
 
 
 @dataclass(frozen=True)
@@ -36,61 +43,156 @@ class Extension:
 
     def at(self, thetas: Sequence[float]) -> Tensor:
         """The states [len(thetas), N] at t + theta h."""
-        rows = [[sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in self.weights] for theta in thetas]
-        slopes = self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
-        matrix = torch.tensor(rows, dtype=slopes.dtype, device=slopes.device)
+        slopes = self._stacked()
+        matrix = torch.tensor(weights_at(self.weights, thetas), dtype=slopes.dtype, device=slopes.device)
         return torch.addmm(self.y.unsqueeze(0), matrix, slopes, alpha=self.h)
+
+    def derivative(self, thetas: Sequence[float]) -> Tensor:
+        """dy/dt [len(thetas), N] at t + theta h, the derivative of the polynomial."""
+        rows = [[sum((j + 1) * p * theta**j for j, p in enumerate(row)) for row in self.weights] for theta in thetas]
+        slopes = self._stacked()
+        return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes
 
     def kept(self) -> "Extension":
         """A copy whose tensors nobody writes to again."""
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
-        return Extension(self.t, self.h, self.y, slopes, self.weights)
+        return Extension(self.t, self.h, self.y.clone(), slopes, self.weights)
+
+    def _stacked(self) -> Tensor:
+        return self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
 
 
 class DenseOutput:
-    """The solution at any time of the span, from the accepted steps; called with a time or several.
+    """The solution at any time that the solve reached, from the accepted steps; called with a time or several.
 
-    Differentiable with respect to what the solve was differentiable with, where the gradient mode is backprop; the time
-    it is called with gets no gradient.
+    Differentiable with respect to what the solve was differentiable with, where the gradient mode is backprop, and once
+    with respect to the time it is called with, where that is a tensor.
     """
 
-    def __init__(self, pieces: Sequence[Extension], unflatten: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self, pieces: Sequence[Extension], unflatten: Callable[[Tensor], Any], end: float | None = None
+    ) -> None:
+        """pieces: one extension a step, in order. end: the last time, inside the last step; None is that step's end."""
         self._pieces = list(pieces)
         self._unflatten = unflatten
         self._sign = math.copysign(1.0, pieces[0].h)
         self._starts = [self._sign * piece.t for piece in pieces]
+        self._end = pieces[-1].t + pieces[-1].h if end is None else end
 
     @property
     def span(self) -> tuple[float, float]:
         """The first and the last time covered."""
-        last = self._pieces[-1]
-        return self._pieces[0].t, last.t + last.h
+        return self._pieces[0].t, self._end
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
-        """The state at t, or the states [T, ...] at t [T], in the structure of y0.
+        """The state at t, or the states [T, ...] at t [T] in any order, in the structure of y0.
 
         Raises ValueError for a time outside the span.
         """
-        times = t.tolist() if isinstance(t, Tensor) else t
-        single = isinstance(times, float | int)
-        states = self.flat([times] if single else list(times))  # type: ignore[arg-type, list-item]
-        return self._unflatten(states[0] if single else states)
+        times, slack = _as_list(t)
+        states = self.flat(times, slack)
+        if isinstance(t, Tensor) and t.requires_grad:
+            shift = (t - t.detach()).reshape(-1, 1).to(states.device, states.real.dtype)
+            states = states + shift * self._read(times, Extension.derivative, slack).detach()
+        return self._unflatten(states if _is_several(t) else states[0])
 
-    def flat(self, times: Sequence[float]) -> Tensor:
-        """The flat states [T, N] at T times in any order."""
+    def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
+        """dy/dt at t, or [T, ...] at t [T], as the derivative of the interpolating polynomial: one order less exact."""
+        times, slack = _as_list(t)
+        rates = self._read(times, Extension.derivative, slack)
+        return self._unflatten(rates if _is_several(t) else rates[0])
+
+    def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
+        """The flat states [T, N] at T times in any order.
+
+        Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
+        """
+        return self._read(times, Extension.at, slack)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, lists and detached tensors, for torch.save; without f and without graph.
+
+        Raises TypeError for a state that is not made of tuples, lists and dicts.
+        """
+        pieces = self._pieces
+        example = self._unflatten(pieces[0].y.detach())
+        _check_plain(example)
+        tables = list(dict.fromkeys(piece.weights for piece in pieces))
+        return {
+            "t": [piece.t for piece in pieces],
+            "h": [piece.h for piece in pieces],
+            "end": self._end,
+            "y": torch.stack([piece.y.detach() for piece in pieces]),
+            "slopes": [piece._stacked().detach() for piece in pieces],
+            "weights": [[list(row) for row in table] for table in tables],
+            "weights_of_step": [tables.index(piece.weights) for piece in pieces],
+            "first_state": example,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "DenseOutput":
+        """The dense output that ``state_dict`` was taken from."""
+        tables = [tuple(tuple(row) for row in table) for table in state["weights"]]
+        columns = (state["t"], state["h"], state["y"].unbind(), state["slopes"], state["weights_of_step"])
+        pieces = [Extension(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
+        return cls(pieces, _unflatten_like(state["first_state"]), state["end"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ``state_dict`` to a file."""
+        torch.save(self.state_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> "DenseOutput":
+        """Read what ``save`` wrote, onto a device; None is the one that it was on. Runs no code from the file."""
+        return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
+
+    def _read(
+        self, times: Sequence[float], read: Callable[[Extension, Sequence[float]], Tensor], slack: float
+    ) -> Tensor:
+        """What ``read`` gives at each time, [T, N]."""
         start, end = self.span
-        slack = 1e-9 * abs(end - start)
+        slack = max(slack * max(abs(start), abs(end)), 1e-9 * abs(end - start))
         for time in times:
             if not min(start, end) - slack <= time <= max(start, end) + slack:
                 raise ValueError(f"t={time:.6g} is outside of the solution's span [{start:.6g}, {end:.6g}]")
         owners = [max(bisect.bisect_right(self._starts, self._sign * time) - 1, 0) for time in times]
-        rows: list[Tensor | None] = [None] * len(times)
+        parts, order = [self._pieces[0].y.new_empty(0, len(self._pieces[0].y))], []
         for owner in sorted(set(owners)):
-            piece = self._pieces[owner]
-            mine = [i for i, o in enumerate(owners) if o == owner]
-            states = piece.at([(times[i] - piece.t) / piece.h for i in mine])
-            for i, state in zip(mine, states, strict=True):
-                rows[i] = state
-        if not rows:
-            return self._pieces[0].y.new_empty(0, self._pieces[0].y.numel())
-        return torch.stack(rows)  # type: ignore[arg-type]
+            piece, mine = self._pieces[owner], [i for i, o in enumerate(owners) if o == owner]
+            parts.append(read(piece, [(times[i] - piece.t) / piece.h for i in mine]))
+            order += mine
+        states = torch.cat(parts)
+        return states if order == sorted(order) else states[torch.tensor(order).argsort().to(states.device)]
+
+
+def _is_several(t: Any) -> bool:
+    return t.dim() > 0 if isinstance(t, Tensor) else not isinstance(t, float | int)
+
+
+def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
+    """Times as floats, and how far rounding to their dtype may have moved them, relative to their size."""
+    if not isinstance(t, Tensor):
+        return list(map(float, t if _is_several(t) else [t])), 0.0  # type: ignore[arg-type]
+    if t.dim() > 1:
+        raise ValueError(f"t must be a time or several in one dimension, got shape {tuple(t.shape)}")
+    return t.reshape(-1).tolist(), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
+
+
+def _check_plain(state: Any) -> None:
+    if type(state) in (tuple, list, dict):
+        for part in state.values() if isinstance(state, dict) else state:
+            _check_plain(part)
+    elif not isinstance(state, Tensor):
+        raise TypeError(f"a dense output is saved for states of tuples, lists and dicts, not of {type(state).__name__}")
+
+
+def _unflatten_like(example: Any) -> Callable[[Tensor], Any]:
+    """From flat states [*batch, N] to the structure, dtype and shapes of an example, each [*batch, *shape]."""
+    leaves, structure = pytree.tree_flatten(example)
+
+    def unflatten(y: Tensor) -> Any:
+        parts = y.to(leaves[0].dtype).split([leaf.numel() for leaf in leaves], dim=-1)
+        shaped = [part.reshape(*y.shape[:-1], *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return pytree.tree_unflatten(shaped, structure)
+
+    return unflatten

@@ -1,54 +1,219 @@
-"""Events: times at which a function of the solution crosses zero."""
+"""Events: times at which a function of the solution crosses zero.
 
+Where it is found: each accepted step whose ends have different signs of the function is searched, on its continuous
+extension. Two zeros inside one step are therefore missed; ``max_step`` bounds the steps where that matters.
+
+Its derivatives: the time t* with g(t*, y(t*)) = 0 follows the implicit function theorem,
+dt* = -dg / (dg/dt + <dg/dy, f>), dg the change of g at t* held fixed, through the state and through g's own parameters;
+and the state moves along with it, dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for
+ordinary differential equations, section 3).
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from odebench.ode.dense import Extension
 from odebench.ode.problem import Problem
 from odebench.ode.status import EventHits
 
+# Where the sign of a function that is exactly zero at the start of a step is read instead.
+JUST_AFTER = 2.0**-10
+
 
 @dataclass(frozen=True)
 class Event:
     """A function whose zeros along the solution are looked for.
 
-    function: event(t, y) -> a scalar tensor; t and y as f gets them.
+    It is evaluated at the ends of every step; a zero is where its sign changes, or where it reaches zero exactly at the
+    end of a step. One that starts at zero does not count, and NaN has no sign.
+
+    function: event(t, y) -> a real tensor, t and y as f gets them; one with several elements is as many functions, of
+        which any may cross.
     terminal: its first zero ends the solve.
-    direction: +1 counts rising zeros only, -1 falling ones, 0 both.
+    direction: +1 counts rising zeros only, -1 falling ones, 0 both; along the way of the solve, so that backward in
+        time rising means growing while t falls.
     """
 
     function: Callable[..., Tensor]
     terminal: bool = True
     direction: int = 0
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"an event must be callable as event(t, y), got {type(self.function).__name__}")
+        if self.direction not in (-1, 0, 1):
+            raise ValueError(f"direction must be -1, 0 or 1, got {self.direction}")
 
-@dataclass
+
+@dataclass(frozen=True)
+class Crossing:
+    """A zero inside a step: of element ``element`` of event number ``index``, at t + theta h."""
+
+    theta: float
+    index: int
+    element: int
+
+
+@dataclass(frozen=True)
 class Hit:
-    """A zero of event function number ``index`` at ``time``, in the state [N]."""
+    """A zero of element ``element`` of event number ``index``, at ``time``; the state there is row ``row`` of the
+    result's states."""
 
     index: int
-    time: Tensor
-    state: Tensor
+    element: int
+    time: float
+    row: int
 
 
 class Watch:
-    """Looks for the zeros of event functions in each accepted step."""
+    """Looks for the zeros of event functions in each accepted step, one after the other."""
 
-    hits: list[Hit]
+    def __init__(self, events: Sequence[Event], problem: Problem) -> None:
+        self.events = tuple(events)
+        self._problem = problem
+        self._values: list[float] | None = None
+        self._owners: list[tuple[int, int]] = []
 
     @classmethod
     def of(cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: Problem) -> "Watch | None":
         """The watch for what ``solve`` got, None for nothing."""
         if event is None:
             return None
-        raise NotImplementedError
+        events = event if isinstance(event, Sequence) else [event]
+        return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
 
-    def look(self, extension: Extension, y_next: Tensor) -> float | None:
-        """Look into one step; theta of a terminal event, None where the solve goes on."""
-        raise NotImplementedError
+    @torch.no_grad()
+    def look(self, extension: Extension, t_next: float, y_next: Tensor) -> tuple[list[Crossing], bool]:
+        """The zeros inside one step in the order they come, and whether the last one ends the solve."""
+        before = self._evaluate(extension.t, extension.y) if self._values is None else self._values
+        after = self._values = self._evaluate(t_next, y_next)
+        found = []
+        for owner, start, end in zip(self._owners, before, after, strict=True):
+            theta = self._search(extension, owner, start, end)
+            if theta is not None:
+                found.append(Crossing(theta, *owner))
+        found.sort(key=lambda crossing: crossing.theta)
+        for i, crossing in enumerate(found):
+            if self.events[crossing.index].terminal:
+                return found[: i + 1], True
+        return found, False
 
-    def collect(self, hits: Sequence[Hit]) -> tuple[EventHits, ...]:
-        """The hits of each event function, in the user's structure."""
-        raise NotImplementedError
+    def collect(self, hits: Sequence[Hit], states: Tensor) -> tuple[EventHits, ...]:
+        """The hits of each event function in the user's structure, differentiable.
+
+        states: [R, N], with the graph of the gradient mode. One evaluation of the field a hit, where the event function
+        gets a gradient.
+        """
+        problem = self._problem
+        like = problem.t.detach() if problem.t.is_floating_point() else problem.t.double()
+        collected = []
+        for index in range(len(self.events)):
+            pairs = [self._differentiate(hit, states[hit.row], like) for hit in hits if hit.index == index]
+            times = torch.stack([time for time, _ in pairs]) if pairs else like[:0]
+            rows = torch.stack([y for _, y in pairs]) if pairs else states[:0]
+            collected.append(EventHits(times, problem.unflatten(rows)))
+        return tuple(collected)
+
+    def _search(self, extension: Extension, owner: tuple[int, int], start: float, end: float) -> float | None:
+        """theta of a zero between the values at both ends of a step; None where the sign does not change as wanted."""
+        index, element = owner
+        first = 0.0
+
+        def value(theta: float) -> float:
+            time = extension.t + theta * extension.h
+            return self._call(index, time, extension.at([theta])[0])[element].item()
+
+        if start == 0:
+            first, start = JUST_AFTER, value(JUST_AFTER)
+        direction = self.events[index].direction
+        rises, falls = start < 0 <= end, start > 0 >= end
+        if not ((rises and direction >= 0) or (falls and direction <= 0)):
+            return None
+        if end == 0:
+            return 1.0
+        # Of a step, the share that rounding leaves in its state, and in its time.
+        size = max(abs(extension.t), abs(extension.t + extension.h))
+        resolution = max(torch.finfo(self._problem.time_dtype).eps, math.ulp(size) / abs(extension.h))
+        return find_zero(value, (first, start), (1.0, end), 2 * resolution)
+
+    def _evaluate(self, t: float, y: Tensor) -> list[float]:
+        """All elements of all event functions, one after the other; waits for the device once."""
+        values = [self._call(index, t, y) for index in range(len(self.events))]
+        owners = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
+        if self._values is not None and owners != self._owners:
+            raise ValueError("an event function must always return as many elements as at the first time")
+        self._owners = owners
+        return torch.cat(values).tolist()
+
+    def _call(self, index: int, t: float, y: Tensor) -> Tensor:
+        """The elements [E] of an event function at t and y [N]."""
+        (time,) = self._problem.clock([t])
+        return self._elements(index, time, y)
+
+    def _elements(self, index: int, time: Tensor, y: Tensor) -> Tensor:
+        value = self.events[index].function(time, self._problem.unflatten(y))
+        if not isinstance(value, Tensor) or value.is_complex():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"an event function must return a real tensor, got {got}")
+        return value.reshape(-1)
+
+    def _differentiate(self, hit: Hit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """t*, a tensor like ``like``, and y* [N] with their derivatives, from y [N] at t* held fixed."""
+        time = like.new_tensor(hit.time)
+        if not torch.is_grad_enabled():
+            return time, y
+        g = self._call(hit.index, hit.time, y)[hit.element]
+        if not g.requires_grad:
+            return time, y
+        rate, f = self._rate(hit, y.detach())
+        # Where g does not move, only touches zero, the derivative is infinite, while the value stays.
+        shift = -(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny)
+        return time + shift, y + shift.to(y.device, y.real.dtype) * f
+
+    def _rate(self, hit: Hit, y: Tensor) -> tuple[float, Tensor]:
+        """dg/dt + <dg/dy, f> along the solution, and f [N]."""
+        (time,) = self._problem.clock([hit.time])
+        with torch.no_grad():
+            f = self._problem(time, y)
+        with torch.enable_grad():
+            leaves = (time.detach().requires_grad_(), y.requires_grad_())
+            g = self._elements(hit.index, *leaves)[hit.element]
+            if not g.requires_grad:
+                return 0.0, f
+            dgdt, dgdy = torch.autograd.grad(g, leaves, allow_unused=True, materialize_grads=True)
+        return (dgdt + torch.vdot(dgdy, f).real).item(), f
+
+
+def find_zero(
+    value: Callable[[float], float], start: tuple[float, float], end: tuple[float, float], tolerance: float
+) -> float:
+    """Where a function changes its sign between two points, each given with its value there, to within ``tolerance``.
+
+    Chandrupatla 1997, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
+    using derivatives: inverse quadratic interpolation where that is safe, else bisection. A jump through zero is found
+    too. NaN counts as having the sign at the end.
+    """
+    (a, fa), (b, fb) = end, start
+    share = 0.5
+    while True:
+        x = a + share * (b - a)
+        fx = value(x)
+        if math.isnan(fx):
+            fx = math.copysign(math.inf, end[1])
+        if (fx > 0) == (fa > 0):
+            c, fc = a, fa
+        else:
+            c, fc, b, fb = b, fb, a, fa
+        a, fa = x, fx
+        bound = tolerance / abs(b - a)
+        if fx == 0 or bound > 0.5:
+            return a if abs(fa) <= abs(fb) else b
+        xi, phi = (a - b) / (c - b), (fa - fb) / (fc - fb)
+        share = 0.5
+        if phi * phi < xi and (1 - phi) * (1 - phi) < 1 - xi:
+            share = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        share = min(1 - bound, max(bound, share))

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from odebench.ode import control
 from odebench.ode.dense import Extension
-from odebench.ode.events import Hit, Watch
+from odebench.ode.events import Crossing, Hit, Watch
 from odebench.ode.methods import Method
-from odebench.ode.methods.steppers import Field, Stepper, make_stepper
+from odebench.ode.methods.scipy_bridge import solve_span
+from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
 from odebench.ode.status import Outcome, Stats, Status
 
 Grid = Callable[[list[float]], list[float]]
@@ -99,20 +102,26 @@ class Observer(Protocol):
 class Result:
     """What an integration gives.
 
-    states: [T, N], NaN where not reached.
-    outcome: how it ended.
+    states: [R, N], NaN where not reached: at the times asked for, and at the zeros of event functions among them.
+    outcome: how it ended; so many of the R rows were reached.
     next_step: the step that would come next, positive.
-    pieces: the continuous extensions of the steps, where they were asked for.
-    hits: the zeros of event functions, in the order they were met.
     stiffness: asked when the solve is over; see ``Stats.stiffness``.
+    times: of the R rows, along the way of the solve.
+    rows: those of the times asked for.
+    hits: the zeros of event functions, in the order they were met.
+    end: where the last accepted step ended; later than the last row where a terminal event lies inside of it.
+    pieces: the continuous extensions of the steps, where they were asked for.
     """
 
     states: Tensor
     outcome: Outcome
     next_step: float
     stiffness: Callable[[], float | None]
-    pieces: list[Extension] = field(default_factory=list)
+    times: list[float]
+    rows: list[int]
+    end: float
     hits: list[Hit] = field(default_factory=list)
+    pieces: list[Extension] = field(default_factory=list)
 
 
 def integrate(
@@ -131,19 +140,51 @@ def integrate(
     f: the field at the first time, where it is known already.
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
     watch: looks for the zeros of event functions.
+
+    A method of SciPy's takes the whole solve, and nobody observes its steps.
     """
+    if isinstance(plan.method, SciPySolver):
+        return _by_scipy(plan.method, field, y, times, plan, stats, watch)
     loop = _fixed if plan.tolerance is None else _adaptive
     with torch.autocast(y.device.type, enabled=False):
-        stepper = make_stepper(plan.method, field, y, compiled=plan.compile, one_sided=plan.one_sided)
+        stepper = make_stepper(
+            plan.method,
+            field,
+            y,
+            compiled=plan.compile,
+            one_sided=plan.one_sided,
+            tolerance=plan.tolerance,
+            norm=plan.norm,
+            stats=stats,
+        )
         stepper.start(times[0], y, f)
         reader = _Reader(stepper, y, times, plan, watch)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
-    outputs = reader.outputs
-    outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
-    states = torch.stack(outputs)
+    reader.close()
+    states = torch.stack(reader.outputs)
     if plan.tolerance is None and outcome.status is Status.success:
-        outcome = _check_finite(states, times, outcome)
-    return Result(states, outcome, next_step, stepper.stiffness, reader.pieces, watch.hits if watch else [])
+        outcome = _check_finite(states, reader.times, outcome)
+    return Result(
+        states,
+        outcome,
+        next_step,
+        stepper.stiffness,
+        reader.times,
+        reader.rows,
+        reader.end,
+        reader.hits,
+        reader.pieces,
+    )
+
+
+def _by_scipy(
+    method: SciPySolver, field: Field, y: Tensor, times: list[float], plan: Plan, stats: Stats, watch: Watch | None
+) -> Result:
+    if watch is not None:
+        raise ValueError(f"method {method.name} has no events; use a method that is not SciPy's, such as dopri5")
+    with torch.autocast(y.device.type, enabled=False):
+        states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
+    return Result(states, outcome, next_step, lambda: None, times, list(range(len(times))), outcome.time)
 
 
 def _check_finite(states: Tensor, times: list[float], outcome: Outcome) -> Outcome:
@@ -186,8 +227,9 @@ def _fixed(
             observer.accept(t, y, h)
         stats.accepted += 1
         stats.step_sizes.append(h)
-        if reader.read(t, t_next, y, y_next):
-            return outcome(Status.event, t_next), abs(h)
+        event_time = reader.read(t, t_next, y, y_next)
+        if event_time is not None:
+            return outcome(Status.event, event_time), abs(h)
         stepper.accept(t_next, y_next, last)
         y = y_next
     return outcome(Status.success, times[-1]), abs(h)
@@ -213,6 +255,7 @@ def _adaptive(
     smallest = 8 * sys.float_info.epsilon * max(abs(t), abs(end))
     step = ratio = math.nan
     attempts = 0
+    variable = stepper if isinstance(stepper, VariableOrder) else None
 
     def outcome(status: Status) -> Outcome:
         return Outcome(status, len(reader.outputs), t, direction * step, ratio, stats.nfe)
@@ -241,7 +284,11 @@ def _adaptive(
             ratio = tolerance.ratio(stepper.error(), size, size_next, plan.norm)
         # NaN is a rejection too.
         accepted = ratio <= 1 or (step <= plan.min_step and ratio < math.inf)
-        proposal = controller.propose(step, ratio, accepted, stepper.order)
+        ratio_next = ratio
+        if variable is not None:
+            measure = partial(_measure, tolerance, size, size_next, plan.norm)
+            ratio_next = variable.choose_order(measure, ratio, accepted)
+        proposal = controller.propose(step, ratio_next, accepted, stepper.order)
         if not accepted:
             for observer in observers:
                 observer.reject(t, y, direction * step)
@@ -256,16 +303,24 @@ def _adaptive(
         stats.error_ratios.append(ratio)
         stats.warm_step = stats.warm_step or proposal
         t_next = stops[0] if at_stop else t + direction * step
-        found_end = reader.read(t, t_next, y, y_next)
+        event_time = reader.read(t, t_next, y, y_next)
         # A step cut short by a stop says nothing against the size that was proposed for it.
         h = max(proposal, h) if step < h else proposal
-        t = t_next
-        if last or found_end:
-            return outcome(Status.event if found_end else Status.success), h
+        t = t_next if event_time is None else event_time
+        if last or event_time is not None:
+            return outcome(Status.success if event_time is None else Status.event), h
         stepper.accept(t_next, y_next, last)
         y, size = y_next, size_next
         if at_stop and stops.pop(0) in plan.jumps:
             stepper.start(t, y, None)
+
+
+def _measure(
+    tolerance: control.Tolerance, size: Tensor, size_next: Tensor, norm: control.Norm, error: Tensor
+) -> float:
+    """An error [N] in units of the tolerance; it may be overwritten."""
+    with torch.no_grad():
+        return tolerance.ratio(error, size, size_next, norm)
 
 
 def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: Plan) -> float:
@@ -281,36 +336,64 @@ def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, pla
 
 
 class _Reader:
-    """Reads the outputs off the accepted steps: the states asked for, the dense pieces, the zeros of events."""
+    """Reads what is wanted off the accepted steps: the states asked for, the dense pieces, the zeros of events.
+
+    outputs, times: the states [N] read so far, and their times; see ``Result`` for the rest.
+    """
 
     def __init__(self, stepper: Stepper, y: Tensor, times: list[float], plan: Plan, watch: Watch | None) -> None:
-        self._stepper, self._times, self._plan, self._watch = stepper, times, plan, watch
-        self.outputs: list[Tensor] = [y]
+        self._stepper, self._asked, self._plan, self._watch = stepper, times, plan, watch
+        self.outputs, self.times, self.rows = [y], [times[0]], [0]
+        self.hits: list[Hit] = []
         self.pieces: list[Extension] = []
+        self.end = times[0]
 
-    def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> bool:
-        """Read the step from t, y [N] to t_next, y_next [N]; whether a terminal event ends the solve inside of it."""
-        h, due = t_next - t, len(self.outputs)
-        thetas = []
-        while due < len(self._times) and (self._times[due] - t_next) * h < 0:
-            thetas.append((self._times[due] - t) / h)
+    def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
+        """Read the step from t, y [N] to t_next, y_next [N]; the time of a terminal event in it."""
+        h, self.end, first = t_next - t, t_next, len(self.rows)
+        due = first
+        while due < len(self._asked) and (self._asked[due] - t_next) * h <= 0:
             due += 1
-        if not (thetas or self._plan.dense or self._watch):
-            if due < len(self._times) and self._times[due] == t_next:
-                self.outputs.append(y_next)
-            return False
-        return self._read_inside(t, t_next, y, y_next, thetas)
-
-    def _read_inside(self, t: float, t_next: float, y: Tensor, y_next: Tensor, thetas: list[float]) -> bool:
-        extension = self._stepper.extension(t, t_next, y, y_next, self._plan.interpolation)
-        end = self._watch.look(extension, y_next) if self._watch else None
-        if end is not None:
-            thetas = [theta for theta in thetas if theta <= end]
-        if thetas:
-            self.outputs += extension.at(thetas).unbind()
-        due = len(self.outputs)
-        if end is None and due < len(self._times) and self._times[due] == t_next:
-            self.outputs.append(y_next)
-        if self._plan.dense:
+        wanted = self._asked[first:due]
+        if not (wanted or self._plan.dense or self._watch):
+            return None
+        extension = None
+        if self._plan.dense or self._watch or wanted[0] != t_next:
+            extension = self._stepper.extension(t, t_next, y, y_next, self._plan.interpolation)
+        if extension is not None and self._plan.dense:
             self.pieces.append(extension.kept())
-        return end is not None
+        found: list[Crossing] = []
+        ends = False
+        if extension is not None and self._watch:
+            found, ends = self._watch.look(extension, t_next, y_next)
+        found_at = [t_next if crossing.theta == 1 else t + crossing.theta * h for crossing in found]
+        event_time = found_at[-1] if ends else None
+        if event_time is not None:
+            wanted = [time for time in wanted if (time - event_time) * h <= 0]
+        rows = self._keep(sorted({*wanted, *found_at}, reverse=h < 0), t, t_next, extension, y_next)
+        self.rows += [rows[time] for time in wanted]
+        self.hits += [Hit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
+        return event_time
+
+    def _keep(
+        self, times: list[float], t: float, t_next: float, extension: Extension | None, y_next: Tensor
+    ) -> dict[float, int]:
+        """Keep the states at times of a step, in their order; the row of each."""
+        last = len(self.times) - 1
+        # An event at the very start of a step is at the end of the one before.
+        new = [time for time in times if time != self.times[-1]]
+        thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
+        if thetas:
+            assert extension is not None
+            self.outputs += extension.at(thetas).unbind()
+        if new[-1:] == [t_next]:
+            self.outputs.append(y_next)
+        self.times += new
+        return {time: last + i for i, time in enumerate(self.times[last:])}
+
+    def close(self) -> None:
+        """The solve is over: NaN at the times that it did not reach."""
+        for time in self._asked[len(self.rows) :]:
+            self.rows.append(len(self.outputs))
+            self.outputs.append(torch.full_like(self.outputs[0], math.nan))
+            self.times.append(time)

@@ -1,5 +1,6 @@
 """The door of the engine."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import GRADIENTS, Mode
 from odebench.ode.integrate import Observer, Plan, even_grid
 from odebench.ode.methods import METHODS, Method
+from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
 from odebench.ode.problem import Problem
 from odebench.ode.status import Solution, SolveError, Status
 
@@ -64,7 +66,9 @@ def solve(
     step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
     stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
         [B, ...], steps of its own; see ``odebench.ode.per_sample``.
-    event: one or several ``Event``, or a function event(t, y) whose zero ends the solve.
+    event: one or several ``Event``, or a function event(t, y) whose zero ends the solve; found in each step where its
+        sign changes, so that two zeros inside one step are missed: ``max_step`` bounds the steps. States at times after
+        a terminal event are NaN.
     dense: keep the solution at all times, as ``Solution.dense``.
     gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
         options.
@@ -77,7 +81,7 @@ def solve(
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
-    problem = Problem(f, y0, t, args)
+    problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else Problem(f, y0, t, whole(args))
     plan = Plan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
@@ -93,9 +97,11 @@ def solve(
         dense=dense,
         compile=compile,
     )
-    plan = _with_fixed_steps(plan, steps, step_size, problem.times)
-    watch = Watch.of(event, problem)
-    solution = run(problem, check_plan(plan), find_mode(gradient), watch=watch)
+    plan = check_plan(_with_fixed_steps(plan, steps, step_size, problem))
+    if isinstance(problem, RowProblem):
+        solution = solve_rows(problem, plan, gradient, event)
+    else:
+        solution = run(problem, plan, find_mode(gradient), watch=Watch.of(event, problem))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
@@ -111,6 +117,10 @@ def run(
         problem.y0 = initial - problem.time_shift(0, initial)
     result = mode.integrate(problem, plan, observers, watch)
     states, outcome = result.states, result.outcome
+    events = watch.collect(result.hits, states) if watch else ()
+    if result.hits:
+        states = states[result.rows]
+        outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.rows, outcome.reached))
     if time_wants_gradient:
         later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
@@ -120,8 +130,8 @@ def run(
         problem.unflatten(states),
         problem.stats,
         outcome,
-        dense=DenseOutput(result.pieces, problem.unflatten) if plan.dense and result.pieces else None,
-        events=watch.collect(result.hits) if watch else (),
+        dense=DenseOutput(result.pieces, problem.unflatten, outcome.time) if plan.dense and result.pieces else None,
+        events=events,
     )
 
 
@@ -152,7 +162,7 @@ def find_mode(gradient: str | Mode) -> Mode:
     return GRADIENTS[gradient]()
 
 
-def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, times: list[float]) -> Plan:
+def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, problem: Problem | RowProblem) -> Plan:
     """The plan with fixed steps, where they are asked for."""
     for name, value in {"steps": steps, "step_size": step_size}.items():
         if value is not None and not value > 0:
@@ -161,8 +171,13 @@ def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, ti
         raise ValueError("give steps or step_size, not both")
     if steps is None and step_size is None:
         return plan
-    size = step_size or abs(times[-1] - times[0]) / steps  # type: ignore[operator]
-    return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=even_grid(size))
+    if step_size is not None:
+        grid = even_grid(step_size)
+    elif isinstance(problem, RowProblem):
+        grid = counted_grid(steps)  # type: ignore[arg-type]
+    else:
+        grid = even_grid(abs(problem.times[-1] - problem.times[0]) / steps)  # type: ignore[operator]
+    return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=grid)
 
 
 def check_plan(plan: Plan) -> Plan:

@@ -39,6 +39,11 @@ class Stats:
         evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``, and
         added to when several backward passes go through one solve. None where the backward pass evaluates
         nothing.
+    row_evaluations: with per-sample stepping the rows that the field was evaluated for, over all evaluations; there
+        ``nfe`` counts its calls, and the steps are those of all rows together, without their sizes and errors.
+    jacobians, linear_solves: those of implicit steps; an evaluation that a Jacobian needs is counted in ``nfe`` too.
+    jacobian_products: products of a Jacobian, or its transpose, with a vector; each costs about as much as two
+        evaluations.
     """
 
     nfe: int = 0
@@ -49,11 +54,18 @@ class Stats:
     stiffness: float | None = None
     warm_step: float | None = None
     backward: "Stats | None" = None
+    row_evaluations: int | None = None
+    jacobians: int = 0
+    linear_solves: int = 0
+    jacobian_products: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an integration ended, where, and with what numbers; ``reached`` of the times have their states."""
+    """How an integration ended, where, and with what numbers; ``reached`` of the times have their states.
+
+    rows: with per-sample stepping how many rows ended so, and the first of them, whose numbers these are.
+    """
 
     status: Status
     reached: int
@@ -61,11 +73,12 @@ class Outcome:
     step_size: float
     error_ratio: float
     nfe: int
+    rows: str = ""
 
     def message(self) -> str:
         """One line for the user: what happened, where, and the way out."""
         where = (
-            f"at t={self.time:.6g} with step size {self.step_size:.3g}, "
+            f"at t={self.time:.6g}{self.rows} with step size {self.step_size:.3g}, "
             f"last error ratio {self.error_ratio:.3g}, {self.nfe} evaluations"
         )
         return {
@@ -95,6 +108,23 @@ class EventHits:
 
 
 @dataclass(frozen=True)
+class RowStats:
+    """How each row of a solve with per-sample stepping ended, and what it cost.
+
+    status: B of them.
+    time: [B] the last time it reached.
+    nfe: [B] evaluations of the vector field that it took part in.
+    accepted, rejected: [B] steps.
+    """
+
+    status: tuple[Status, ...]
+    time: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+@dataclass(frozen=True)
 class Solution:
     """The solution of an initial value problem.
 
@@ -105,6 +135,7 @@ class Solution:
     outcome: how it ended; ``status`` is its name.
     dense: the solution at any time, where it was asked for.
     events: one entry an event function, where any was given.
+    rows: of each row, with per-sample stepping; t is then [T] or [B, T], and each tensor of y [T, B, ...].
     """
 
     t: Tensor
@@ -113,6 +144,7 @@ class Solution:
     outcome: Outcome
     dense: DenseOutput | None = None
     events: tuple["EventHits", ...] = ()
+    rows: RowStats | None = None
 
     @property
     def status(self) -> Status:

@@ -5,6 +5,8 @@ from typing import Protocol
 from odebench.ode.events import Watch
 from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
+from odebench.ode.gradients.checkpoint import Checkpoint
+from odebench.ode.gradients.reversible import ReversibleGradient
 from odebench.ode.integrate import Observer, Plan, Result
 from odebench.ode.problem import Problem
 
@@ -23,8 +25,10 @@ class Mode(Protocol):
 
 GRADIENTS: dict[str, type[Mode]] = {
     "backprop": Backprop,
+    "checkpoint": Checkpoint,
     "adjoint": Adjoint,
     "interpolated_adjoint": InterpolatedAdjoint,
+    "reversible": ReversibleGradient,
 }
 
-__all__ = ["GRADIENTS", "Adjoint", "Backprop", "InterpolatedAdjoint", "Mode"]
+__all__ = ["GRADIENTS", "Adjoint", "Backprop", "Checkpoint", "InterpolatedAdjoint", "Mode", "ReversibleGradient"]

@@ -56,14 +56,13 @@ class Adjoint:
 
         Raises ValueError where f reaches a tensor whose gradient this mode would lose.
         """
-        if watch is not None:
-            raise ValueError(f"gradient={self.name!r} has no events; use gradient='backprop'")
         if not torch.is_grad_enabled():
-            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
-        f, parameters = first_evaluation(problem, self.name)
+            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
+        first = first_evaluation(problem, self.name)
+        f, parameters = first.f.detach(), first.parameters
         results: list[Result] = []
         states = _AdjointSolve.apply(
-            self, problem, plan, observers, f, results, len(parameters), problem.y0, *parameters, *problem.args
+            self, problem, plan, observers, watch, f, results, len(parameters), problem.y0, *parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
@@ -108,6 +107,7 @@ class _AdjointSolve(torch.autograd.Function):
         problem: Problem,
         plan: Plan,
         observers: tuple[Observer, ...],
+        watch: Watch | None,
         f: Tensor,
         results: list[Result],
         num_parameters: int,
@@ -115,15 +115,18 @@ class _AdjointSolve(torch.autograd.Function):
         *targets: Tensor,
     ) -> Tensor:
         forward_plan = dataclasses.replace(plan, dense=True) if mode.dense else plan
-        result = integrate(problem, y0, problem.times, forward_plan, problem.stats, f=f, observers=observers)
+        result = integrate(
+            problem, y0, problem.times, forward_plan, problem.stats, f=f, observers=observers, watch=watch
+        )
         results.append(result)
         ctx.path = DenseOutput(result.pieces, problem.unflatten) if mode.dense and result.pieces else None
-        ctx.mode, ctx.problem, ctx.reached = mode, problem, result.outcome.reached
+        ctx.mode, ctx.problem, ctx.reached, ctx.times = mode, problem, result.outcome.reached, result.times
         ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0])
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
         step_sizes = problem.stats.step_sizes
         ctx.first_step = abs(step_sizes[-1]) if step_sizes else result.next_step
-        ctx.num_parameters = num_parameters
+        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
+        ctx.parameters = targets[:num_parameters]
         ctx.save_for_backward(result.states, *targets)
         return result.states
 
@@ -133,7 +136,7 @@ class _AdjointSolve(torch.autograd.Function):
         states, *tensors = ctx.saved_tensors
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(problem, mode.name, tensors[: ctx.num_parameters], tensors[ctx.num_parameters :])
+        targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
         plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
         field = _AdjointField(problem, targets, ctx.path, mode.norm == "semi" and isinstance(plan.method, Tableau))
         a = grad_states[ctx.reached - 1]
@@ -142,7 +145,7 @@ class _AdjointSolve(torch.autograd.Function):
             # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
             size = rms(a) or 1.0
             z = field.start(states[i], a / size)
-            span = [problem.times[i], problem.times[i - 1]]
+            span = [ctx.times[i], ctx.times[i - 1]]
             quadrature = _Quadrature(field, plan.method, size)
             plan = dataclasses.replace(plan, first_step=first_step)
             result = integrate(field, z, span, plan, stats, observers=[quadrature])
@@ -150,7 +153,7 @@ class _AdjointSolve(torch.autograd.Function):
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
             first_step = result.next_step
-        return None, None, None, None, None, None, None, a, *targets.gradients()
+        return None, None, None, None, None, None, None, None, a, *targets.gradients()
 
 
 def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:

@@ -1,6 +1,7 @@
 """What a vector field takes from its surroundings: found in the graph of one evaluation, or refused, never lost."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,22 +9,34 @@ from torch import Tensor, nn
 from odebench.ode.problem import Problem
 
 
-def first_evaluation(problem: Problem, mode: str) -> tuple[Tensor, list[Tensor]]:
-    """f(t0, y0) [N], detached, and every leaf that f reaches and that wants a gradient.
+@dataclass(frozen=True)
+class FirstEvaluation:
+    """f = f(t, y, args) at the first time with its graph: y [N] and args are its leaves, and so are ``parameters``."""
+
+    t: Tensor
+    y: Tensor
+    args: list[Tensor]
+    f: Tensor
+    parameters: list[Tensor]
+
+
+def first_evaluation(problem: Problem, mode: str) -> FirstEvaluation:
+    """f(t0, y0) and every leaf that f reaches and that wants a gradient.
 
     The graph of this one evaluation shows what f takes from its surroundings, parameters in closures included, so
     that none gets a silent zero. A tensor that was computed outside f cannot be reached again by a
     hand-written backward pass and is refused, in the name of the gradient ``mode``.
     """
-    inputs = [problem.y0.detach().requires_grad_(), *(leaf(arg) for arg in problem.args)]
+    y, args = problem.y0.detach().requires_grad_(), [leaf(arg) for arg in problem.args]
+    (t,) = problem.clock(problem.times[:1])
     with torch.enable_grad():
         # Autograd numbers its nodes in the order they are made: a smaller number was made before f ran.
         fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
         assert fence is not None
         problem.stats.nfe += 1
-        f = problem.rate(problem.clock(problem.times[:1])[0], inputs[0], inputs[1:])
+        f = problem.rate(t, y, args)
     reached = leaves(f, mode, fence._sequence_nr())
-    own = set(map(id, inputs))
+    own = set(map(id, (y, *args)))
     found = dict.fromkeys(problem.f.parameters()) if isinstance(problem.f, nn.Module) else {}
     parameters = [p for p in (found | reached) if p.requires_grad and id(p) not in own]
     if any(p._backward_hooks for p in parameters):
@@ -31,7 +44,7 @@ def first_evaluation(problem: Problem, mode: str) -> tuple[Tensor, list[Tensor]]
             f"gradient={mode!r}: a parameter of f has a gradient hook, which would run at every evaluation of the "
             "backward pass; use gradient='backprop', or change the gradient after backward()"
         )
-    return f.detach(), parameters
+    return FirstEvaluation(t, y, args, f, parameters)
 
 
 def leaves(f: Tensor, mode: str, fence: int = 0) -> dict[Tensor, None]:
@@ -66,14 +79,21 @@ def leaf(tensor: Tensor) -> Tensor:
 class Targets:
     """Parameters and argument tensors of a backward pass, and their gradients so far.
 
-    args: the argument tensors as f is to get them.
+    args: the argument tensors as f is to get them; leaves that stand for them may be given.
     wanted: what gets a gradient, parameters first; ``totals`` are their gradients.
     """
 
-    def __init__(self, problem: Problem, mode: str, parameters: Sequence[Tensor], args: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        mode: str,
+        parameters: Sequence[Tensor],
+        args: Sequence[Tensor],
+        leaves: Sequence[Tensor] | None = None,
+    ) -> None:
         self._mode = mode
         self._all = [*parameters, *args]
-        self.args = [leaf(arg) for arg in args]
+        self.args = [leaf(arg) for arg in args] if leaves is None else list(leaves)
         self.wanted = [target for target in (*parameters, *self.args) if target.requires_grad]
         self.totals = [torch.zeros_like(target) for target in self.wanted]
         # A module names its parameters; what else f uses at some times only is not known in advance.
@@ -86,6 +106,27 @@ class Targets:
                 f"gradient={self._mode!r}: f uses a parameter at t={t.item():.6g} that it does not use at the first "
                 "time; make f an nn.Module that holds it, pass it through args=(...), or use gradient='backprop'"
             )
+
+    def pull(self, f: Tensor, t: Tensor, y: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
+        """(df/dy)^T gradient [N] of one evaluation f = f(t, y); (df/dtheta)^T gradient is added to the totals."""
+        self.check(f, t, y)
+        return self.pull_all(y, [f], [gradient], retain)
+
+    def pull_all(
+        self, y: Tensor, results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False
+    ) -> Tensor:
+        """The same for any results of y [N] and of the targets."""
+        graphs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
+        if not graphs:
+            return torch.zeros_like(y)
+        # One call for the state's and the targets' gradients: two would walk the same chain twice.
+        pulled, *parts = torch.autograd.grad(
+            [r for r, _ in graphs], [y, *self.wanted], [g for _, g in graphs], retain_graph=retain, allow_unused=True
+        )
+        pairs = [(total, part) for total, part in zip(self.totals, parts, strict=True) if part is not None]
+        if pairs:
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        return torch.zeros_like(y) if pulled is None else pulled
 
     def gradients(self) -> list[Tensor | None]:
         """The totals in the order of all parameters and arguments, None where none is wanted."""

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods, each a tableau with its source."""
+"""Explicit Runge-Kutta methods up to order 5, each a tableau with its source."""
 
 from odebench.ode.methods.tableau import Tableau
 
@@ -20,6 +20,33 @@ MIDPOINT = Tableau(
     b=(0.0, 1.0),
 )
 
+HEUN2 = Tableau(
+    name="heun2",
+    source="Heun 1900, the trapezoidal rule",
+    order=2,
+    c=(0.0, 1.0),
+    a=((), (1.0,)),
+    b=(1 / 2, 1 / 2),
+)
+
+RALSTON = Tableau(
+    name="ralston",
+    source="Ralston 1962, the least error bound of order 2",
+    order=2,
+    c=(0.0, 2 / 3),
+    a=((), (2 / 3,)),
+    b=(1 / 4, 3 / 4),
+)
+
+HEUN3 = Tableau(
+    name="heun3",
+    source="Heun 1900",
+    order=3,
+    c=(0.0, 1 / 3, 2 / 3),
+    a=((), (1 / 3,), (0.0, 2 / 3)),
+    b=(1 / 4, 0.0, 3 / 4),
+)
+
 RK4 = Tableau(
     name="rk4",
     source="Kutta 1901, the 3/8 rule",
@@ -29,9 +56,50 @@ RK4 = Tableau(
     b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
 )
 
+RK4_CLASSIC = Tableau(
+    name="rk4_classic",
+    source="Kutta 1901, the classical method",
+    order=4,
+    c=(0.0, 1 / 2, 1 / 2, 1.0),
+    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)
+
+# Euler's method estimates the error. Dense output: cubic Hermite, from f at both ends, the latter an extra stage.
+ADAPTIVE_HEUN = Tableau(
+    name="adaptive_heun",
+    source="Heun 1900, with Euler 1768",
+    order=2,
+    c=(0.0, 1.0),
+    a=((), (1.0,)),
+    b=(1 / 2, 1 / 2),
+    error=(-1 / 2, 1 / 2),
+    extra_c=(1.0,),
+    extra_a=((1 / 2, 1 / 2),),
+    dense=((1.0, -1 / 2, 0.0), (0.0, 3 / 2, -1.0), (0.0, -1.0, 1.0)),
+    dense_order=2,
+)
+
+# Low-order classical Runge-Kutta formulas with stepsize control, the pair of orders 1 and 2. Its third stage is
+# not quite f at the end of the step: the extra one is. Dense output: cubic Hermite.
+FEHLBERG2 = Tableau(
+    name="fehlberg2",
+    source="Fehlberg 1969",
+    order=2,
+    c=(0.0, 1 / 2, 1.0),
+    a=((), (1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    error=(-1 / 512, 0.0, 1 / 512),
+    extra_c=(1.0,),
+    extra_a=((1 / 512, 255 / 256, 1 / 512),),
+    dense=((1.0, -1021 / 512, 255 / 256), (0.0, 765 / 256, -255 / 128), (0.0, 3 / 512, -1 / 256), (0.0, -1.0, 1.0)),
+    dense_order=2,
+)
+
+# A 3(2) pair of Runge-Kutta formulas. Dense output: cubic Hermite.
 BOSH3 = Tableau(
     name="bosh3",
-    source="Bogacki & Shampine 1989, A 3(2) pair of Runge-Kutta formulas; dense: cubic Hermite",
+    source="Bogacki & Shampine 1989",
     order=3,
     c=(0.0, 1 / 2, 3 / 4, 1.0),
     a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
@@ -41,12 +109,12 @@ BOSH3 = Tableau(
     dense_order=3,
 )
 
-# Error weights: b minus Shampine's embedded weights, the set that Python's solvers share, so that step
-# counts compare; Dormand and Prince's own embedded weights are another set.
+# A family of embedded Runge-Kutta formulae. Error weights: b minus Shampine's embedded weights (Some practical
+# Runge-Kutta formulas), the set that Python's solvers share, so that step counts compare; Dormand and Prince's
+# own embedded weights are another set.
 DOPRI5 = Tableau(
     name="dopri5",
-    source="Dormand & Prince 1980, A family of embedded Runge-Kutta formulae; error weights and dense "
-    "output: Shampine 1986, Some practical Runge-Kutta formulas",
+    source="Dormand & Prince 1980; error weights and dense output Shampine 1986",
     order=5,
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     a=(
@@ -80,9 +148,10 @@ DOPRI5 = Tableau(
     dense_order=4,
 )
 
+# Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption.
 TSIT5 = Tableau(
     name="tsit5",
-    source="Tsitouras 2011, Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption",
+    source="Tsitouras 2011",
     order=5,
     c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
     a=(

@@ -19,7 +19,7 @@ def trees(order: int) -> list[Tree]:
     if order == 1:
         return [()]
     smaller = [tree for n in range(1, order) for tree in trees(n)]
-    return list(_forests(order - 1, smaller, len(smaller)))
+    return _forests(order - 1, smaller, len(smaller))
 
 
 def _forests(nodes: int, pool: list[Tree], end: int) -> list[Tree]:

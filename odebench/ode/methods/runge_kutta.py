@@ -95,7 +95,7 @@ class ExplicitRungeKutta:
     def __init__(self, method: Tableau, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._stages: Buffer | Tape = Tape() if torch.is_grad_enabled() else Buffer(method, y)
-        self._h = 0.0
+        self._h, self._extended = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
         self._attempted: tuple[Tensor, float] | None = None
         self.order = method.order
@@ -111,7 +111,7 @@ class ExplicitRungeKutta:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         method, stages = self._method, self._stages
-        self._h, self._end, self._attempted = h, None, (y, h)
+        self._h, self._end, self._extended, self._attempted = h, None, False, (y, h)
         clock = self._clock(t, h, method.c)
         for i in range(1, method.stages):
             y_i = stages.combine(y, method.a[i], h)
@@ -131,7 +131,8 @@ class ExplicitRungeKutta:
             clock = self._clock(t, h, method.extra_c)
             for i, row in enumerate(method.extra_a):
                 y_i = self._stages.combine(y, row, h)
-                self._stages.put(method.stages + i, self._field(clock[i], y_i, False))
+                self._stages.put(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))
+            self._extended = True
             return Extension(t, h, y, self._stages.first(method.dense_stages), method.dense)
         mean = (y_next - y) / h
         if interpolation == "linear":
@@ -141,11 +142,12 @@ class ExplicitRungeKutta:
         return Extension(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """The last stage becomes the first, or the first is evaluated."""
+        """The stage at the end of the step becomes the first, or the first is evaluated."""
         if last:
             return
-        if self._method.fsal:
-            self._stages.put(0, self._stages.get(self._method.stages - 1))
+        end_stage = self._method.end_stage
+        if end_stage is not None and (self._method.fsal or self._extended):
+            self._stages.put(0, self._stages.get(end_stage))
         elif self._end is not None and self._end[0] is y_next:
             self._stages.put(0, self._end[1])
         else:

@@ -1,15 +1,25 @@
 """What every family of methods offers the loops, and which class steps which description."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Extension
 from odebench.ode.methods import Method
+from odebench.ode.methods.adams import FixedAdams, VariableAdams
+from odebench.ode.methods.adams_fixed import FixedAdamsStepper
+from odebench.ode.methods.adams_variable import VariableAdamsStepper
+from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.implicit_steps import ImplicitRungeKutta
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from odebench.ode.methods.reversible_steps import AsynchronousLeapfrogSteps, CoupledRungeKutta, ReversibleHeunSteps
+from odebench.ode.methods.rosenbrock import Rosenbrock
+from odebench.ode.methods.rosenbrock_steps import RosenbrockSteps
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.status import Status
+from odebench.ode.status import Stats, Status
 
 
 class Field(Protocol):
@@ -58,13 +68,48 @@ class Stepper(Protocol):
         """h |lambda| as the last attempt saw it; None where the method gives no estimate."""
 
 
+@runtime_checkable
+class VariableOrder(Protocol):
+    """What a stepper that changes its order offers besides."""
+
+    def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
+        """Choose the order of the next attempt, and give the last one's error at that order in units of the tolerance:
+        what the next step size follows from.
+
+        measure: an error [N] in units of the tolerance; overwrites it.
+        ratio: the last attempt's error in units of the tolerance; accepted: whether it counts.
+        """
+
+
 STEPPERS: dict[type, Callable[..., Any]] = {
     Tableau: ExplicitRungeKutta,
+    Reversible: CoupledRungeKutta,
+    AsynchronousLeapfrog: AsynchronousLeapfrogSteps,
+    ReversibleHeun: ReversibleHeunSteps,
+    FixedAdams: FixedAdamsStepper,
+    VariableAdams: VariableAdamsStepper,
+    ImplicitTableau: ImplicitRungeKutta,
+    Rosenbrock: RosenbrockSteps,
 }
 
 
 def make_stepper(
-    method: Method, field: Field, y: Tensor, *, compiled: bool = False, one_sided: bool = False
+    method: Method,
+    field: Field,
+    y: Tensor,
+    *,
+    compiled: bool = False,
+    one_sided: bool = False,
+    tolerance: Tolerance | None = None,
+    norm: Norm = rms,
+    stats: Stats | None = None,
 ) -> Stepper:
-    """The stepper of a method for states like y [N]."""
-    return STEPPERS[type(method)](method, field, y, compiled=compiled, one_sided=one_sided)
+    """The stepper of a method for states like y [N].
+
+    tolerance, norm: how exactly the equations of implicit steps are solved; to round-off where there is no tolerance.
+    stats: where what they cost is counted.
+    """
+    how: dict[str, Any] = {"compiled": compiled, "one_sided": one_sided}
+    if isinstance(method, ImplicitTableau | Rosenbrock):
+        how |= {"tolerance": tolerance, "norm": norm, "stats": stats}
+    return STEPPERS[type(method)](method, field, y, **how)

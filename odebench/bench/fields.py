@@ -1,0 +1,133 @@
+"""The vector fields of the works. Each sees the time as a scalar or, where rows step alone, as [B]."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odebench.models.convolution import ConvField
+
+__all__ = ["ConvField", "Flow", "Oscillators", "PublishedConvField", "Robertson", "Spiral", "VanDerPol", "mlp"]
+
+
+class Spiral(nn.Module):
+    """y^3 through one hidden layer of 50 (torchdiffeq, examples/ode_demo.py); y: [B, 2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt [B, 2]."""
+        return self.net(y**3)
+
+
+class Autonomous(nn.Module):
+    """A network of the state alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt, of y's shape."""
+        return self.net(y)
+
+
+def mlp(activation: nn.Module) -> nn.Module:
+    """4-64-64-4 with the activation; y: [B, 4]."""
+    layers = [nn.Linear(4, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 4)]
+    return Autonomous(nn.Sequential(*layers))
+
+
+class PublishedConvField(nn.Module):
+    """ConvField as in torchdiffeq's examples/odenet_mnist.py: the time is concatenated as a channel."""
+
+    def __init__(self, field: ConvField) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = field.norm1, field.norm2, field.norm3
+        self.conv1, self.conv2 = field.conv1, field.conv2
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt [B, width, H, W]."""
+        y = _concat_conv(self.conv1, t, self.relu(self.norm1(y)))
+        y = _concat_conv(self.conv2, t, self.relu(self.norm2(y)))
+        return self.norm3(y)
+
+
+def _concat_conv(conv: nn.Conv2d, t: Tensor, x: Tensor) -> Tensor:
+    plane = torch.ones_like(x[:, :1]) * t
+    return F.conv2d(torch.cat([plane, x], 1), conv.weight, conv.bias, padding=1)
+
+
+class Flow(nn.Module):
+    """dz/dt = mean over 64 units of U tanh(W z + B), with U, W, B made from t by a network.
+
+    State: z [B, 2] and log-density change [B, 1]; the trace of the Jacobian is exact, in closed form (torchdiffeq,
+    examples/cnf.py, has it by autograd).
+    """
+
+    width, hidden = 64, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, self.hidden)
+        self.fc2 = nn.Linear(self.hidden, self.hidden)
+        self.fc3 = nn.Linear(self.hidden, 7 * self.width)
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(dz/dt, -trace of its Jacobian)."""
+        z, _ = state
+        made = self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(t.reshape(1))))))
+        w, u, gate, b = made.split((2 * self.width, 2 * self.width, 2 * self.width, self.width))
+        w, u = w.view(2, self.width), (u * torch.sigmoid(gate)).view(self.width, 2) / self.width
+        h = torch.tanh(torch.addmm(b, z, w))
+        # d tanh = 1 - tanh^2, and unit i adds w_i . u_i of it to the trace.
+        return h @ u, (h * h - 1) @ (w.t() * u).sum(1, keepdim=True)
+
+
+class Robertson(nn.Module):
+    """Three reactions with rates 0.04, 3e7, 1e4 (Robertson 1966), in y1, 1e4 y2, y3: all of one size.
+
+    The parameters are the logarithms of the rates.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_rates = nn.Parameter(torch.tensor([0.04, 3e7, 1e4], dtype=torch.float64).log())
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt [3]."""
+        k1, k2, k3 = self.log_rates.exp().unbind()
+        a, b, c = y.unbind(-1)
+        b = b * 1e-4
+        slow, fast, back = k1 * a, k2 * b * b, k3 * b * c
+        return torch.stack([back - slow, 1e4 * (slow - back - fast), fast], -1)
+
+
+class VanDerPol(nn.Module):
+    """x'' = mu (1 - x^2) x' - x; y: [2]. The parameter is log mu."""
+
+    def __init__(self, mu: float) -> None:
+        super().__init__()
+        self.log_mu = nn.Parameter(torch.tensor(math.log(mu), dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt [2]."""
+        x, v = y.unbind(-1)
+        return torch.stack([v, self.log_mu.exp() * (1 - x * x) * v - x], -1)
+
+
+class Oscillators(nn.Module):
+    """Rows (x, v, mu) of van der Pol oscillators: mu stands in the row, so that any subset of rows can be solved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt [B, 3]; mu stays."""
+        x, v, mu = y.unbind(-1)
+        return torch.stack([v, self.scale * mu * (1 - x * x) * v - x, torch.zeros_like(mu)], -1)

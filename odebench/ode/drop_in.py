@@ -1,0 +1,182 @@
+"""torchdiffeq's calls, for code that was written for it: the same signatures, defaults and behaviour.
+
+R. T. Q. Chen, torchdiffeq 0.2.5, 2018-2024. ``odebench.ode.solve`` offers more than these do: statistics, a named
+status, arguments of f that get gradients, dictionaries of tensors as states, dense output.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from odebench.ode.drop_in_adjoint import BackwardOptions, backward_solve
+from odebench.ode.drop_in_options import Call, find_callbacks, pose
+from odebench.ode.events import Event, Watch
+from odebench.ode.gradients import Backprop, Mode
+from odebench.ode.integrate import Observer
+from odebench.ode.solving import run
+from odebench.ode.status import SolveError, Status
+
+
+MAX_EVENT_STEPS = 20_000
+
+
+class OdeintError(SolveError, AssertionError):
+    """A solve of ``odeint`` or ``odeint_adjoint`` that failed; torchdiffeq raised an AssertionError."""
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> Any:
+    """Solve dy/dt = func(t, y), y(t[0]) = y0, with plain autograd through the steps.
+
+    func: takes t as a scalar tensor of the state's dtype and y as y0 is.
+    y0: a tensor of any shape, or a tuple of them.
+    t: [T] times, strictly increasing or decreasing; may require a gradient.
+    rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at most 1; of
+        a tuple, the largest of its tensors'. Numbers, tensors that broadcast to y0, or one a tensor of the tuple.
+    method: a name from ``METHODS``; None is dopri5.
+    options: of adaptive methods ``norm min_step max_step first_step step_t jump_t safety ifactor dfactor
+        max_num_steps dtype``, of the others ``step_size grid_constructor interp perturb`` and of multistep ones
+        ``max_order max_iters``. Fixed steps go from time to time of t where nothing else is said.
+    event_fn: event_fn(t, y) whose zero ends the solve; of t only the start and the direction then count.
+
+    Functions named ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` among func's attributes are
+    called with (t, y, dt) at every step tried, accepted and rejected.
+
+    Returns the states [T, *shape], a tuple of them where y0 is one; with ``event_fn`` the event's time and the states
+    [2, *shape] at the start and at the event.
+
+    Raises ValueError or TypeError for arguments that cannot be meant, OdeintError for an adaptive solve that fails.
+    """
+    if _is_start_only(t, event_fn):
+        return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
+    call = pose(func, y0, t, rtol, atol, method, options, parameters_known=True)
+    return _answer(call, Backprop(), event_fn, options)
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Any:
+    """``odeint`` with the gradient of the continuous adjoint: memory does not grow with the number of steps.
+
+    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward solve by
+        default, but for its norm.
+    adjoint_options["norm"]: of the backward error: by default the largest of the norms of y, its adjoint and every
+        parameter's gradient; "seminorm" leaves the parameters out; a function gets the tuple (t, y, adjoint of
+        y, *gradients of parameters).
+    adjoint_params: what gets gradients beside y0 and t; by default the parameters of func and every other leaf tensor
+        that it reaches. Callbacks of the backward solve have names that end in ``_adjoint``.
+
+    Raises what ``odeint`` raises; from the backward pass, too.
+    """
+    if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
+        raise ValueError(
+            "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has "
+            "been passed then `adjoint_options` must be passed as well."
+        )
+    if adjoint_options is None:
+        adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
+    if _is_start_only(t, event_fn):
+        return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
+    call = pose(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)
+    if not torch.is_grad_enabled():
+        return _answer(call, Backprop(), event_fn, options)
+    given = BackwardOptions(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
+    return _answer(call, backward_solve(call, given, OdeintError), event_fn, options)
+
+
+def odeint_event(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """Solve from y0 at t0 until event_fn(t, y) changes its sign, forward in time or, with ``reverse_time``, backward.
+
+    event_fn: a tensor of several elements is as many functions, of which the first zero counts.
+    odeint_interface: ``odeint`` or ``odeint_adjoint``, called with ``kwargs`` too.
+
+    Returns the event's time and the states [2, *shape] at t0 and at the event; time and state have gradients with
+    respect to y0, t0 and the parameters of func and of event_fn (Chen, Amos & Nickel 2021, Learning neural event
+    functions for ordinary differential equations, section 3).
+
+    Raises what odeint_interface raises.
+    """
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+
+
+def _is_start_only(t: Tensor, event_fn: Any) -> bool:
+    if event_fn is not None and len(t) != 2:
+        raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
+    return isinstance(t, Tensor) and t.dim() == 1 and len(t) == 1
+
+
+def _answer(call: Call, mode: Mode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None) -> Any:
+    """What the caller gets."""
+    observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
+    if event_fn is not None:
+        return _until_event(call, mode, observers, event_fn, options)
+    solution = run(call.problem, call.plan, mode, observers)
+    # Fixed steps that end in NaN give it back, as they always did.
+    if solution.status is not Status.success and call.plan.tolerance is not None:
+        raise OdeintError(solution.outcome, solution)
+    return solution.y
+
+
+def _until_event(
+    call: Call,
+    mode: Mode,
+    observers: tuple[Observer, ...],
+    event_fn: Callable[..., Tensor],
+    options: dict[str, Any] | None,
+) -> tuple[Tensor, Any]:
+    """The event's time, and the states at the start and at the event."""
+    problem = call.problem
+    start, direction = problem.times[0], math.copysign(1.0, problem.times[1] - problem.times[0])
+    far = math.inf
+    if call.plan.tolerance is None:
+        if not options or options.get("step_size") is None:
+            raise ValueError("fixed steps until an event need options={'step_size': ...}")
+        far = MAX_EVENT_STEPS * float(options["step_size"])
+    problem.times = [start, start + direction * far]
+    solution = run(problem, call.plan, mode, observers, Watch([Event(event_fn)], problem))
+    if solution.status is not Status.event:
+        outcome = solution.outcome
+        if solution.status is Status.success:
+            outcome = dataclasses.replace(outcome, status=Status.max_steps)
+        raise OdeintError(outcome, solution)
+    event = solution.events[0]
+    states = pytree.tree_map(lambda y, at_event: torch.cat([y[:1], at_event[-1:]]), solution.y, event.y)
+    return event.t[-1], states

@@ -1,0 +1,220 @@
+"""The backward solve of ``odeint_adjoint``: the continuous adjoint with torchdiffeq's norms, options and callbacks.
+
+The equations are those of ``odebench.ode.gradients.adjoint``. What differs is what steps are chosen by: errors here
+are measured as they are, not relative to the size of the gradient, so that tolerances mean what they meant before.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odebench.ode.control import Norm, Tolerance
+from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
+from odebench.ode.events import Watch
+from odebench.ode.gradients.adjoint import _AdjointField
+from odebench.ode.gradients.reach import Targets, leaves
+from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.problem import Problem
+from odebench.ode.status import SolveError, Stats, Status
+
+Present = Callable[[Tensor], tuple[Tensor, ...]]
+"""From a backward state [2N + P] to the tuple that torchdiffeq shows: t's gradient, y, its adjoint, and those of
+parameters."""
+
+
+def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None) -> tuple[Tensor | None, list[Tensor]]:
+    """What gets gradients of a solve, beside y0 and t: the tensors ``given``, else the parameters of func and the
+    leaf tensors it reaches at the first time. Also f [N] there, where it was evaluated to see that.
+
+    Warns of a module that uses a tensor that was computed outside of it; raises ValueError where another func does.
+    """
+    if given is not None:
+        return None, list(given)
+    if getattr(func, "_is_replica", False):
+        # nn.DataParallel's copies hold plain tensors in their parameters' places.
+        attributes = [value for module in func.modules() for value in vars(module).values()]
+        return None, [x for x in attributes if isinstance(x, Tensor) and x.requires_grad]
+    y = problem.y0.detach().requires_grad_()
+    (t,) = problem.clock(problem.times[:1])
+    with torch.enable_grad():
+        # Nodes of autograd's graph are numbered as they are made: smaller numbers were made before func ran.
+        fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
+        assert fence is not None
+        f = problem(t, y)
+    parameters: dict[Tensor, None] = dict.fromkeys(func.parameters()) if isinstance(func, nn.Module) else {}
+    try:
+        parameters |= leaves(f, "adjoint", fence._sequence_nr())
+    except ValueError as error:
+        text = "func uses a tensor that was computed outside of it and wants a gradient; name it in adjoint_params"
+        if not isinstance(func, nn.Module):
+            raise ValueError(f"odeint_adjoint: {text}") from error
+        warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
+    return f.detach(), [parameter for parameter in parameters if parameter is not y]
+
+
+def present_backward(problem: Problem, parameters: Sequence[Tensor], single: bool) -> Present:
+    """How the caller sees a backward state; the y of a ``single`` tensor has its shape, that of a tuple is flat."""
+    n = len(problem.y0)
+    shapes = [problem.shapes[0] if single else torch.Size([n])] * 2 + [p.shape for p in parameters]
+
+    def present(z: Tensor) -> tuple[Tensor, ...]:
+        parts = z.split([shape.numel() for shape in shapes])
+        # Gradients of times need no equation of their own.
+        return (z.new_zeros(()), *(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+
+    return present
+
+
+def backward_norm(call: Call, parameters: Sequence[Tensor], norm: Any) -> Norm:
+    """The norm of the backward error: the caller's, or "seminorm", or None."""
+    problem, single = call.problem, call.parts is None
+    n, sizes = len(problem.y0), [parameter.numel() for parameter in parameters]
+    if callable(norm):
+        present = present_backward(problem, parameters, single)
+
+        def own(z: Tensor) -> float:
+            t, y, a, *gradients = present(z)
+            states = [y, a] if single else [*problem.unflatten(y), *problem.unflatten(a)]
+            return abs(float(norm((t, *states, *gradients))))
+
+        return own
+    if norm == "seminorm":
+        sizes = []
+    if call.own_norm is not None:
+        rest, end = largest_rms(sizes), 2 * n + sum(sizes)
+        return lambda z: max(call.norm(z[:n]), call.norm(z[n : 2 * n]), rest(z[2 * n : end]) if sizes else 0.0)
+    sizes = [shape.numel() for shape in problem.shapes] * 2 + sizes
+    largest = largest_rms(sizes)
+    return lambda z: largest(z[: sum(sizes)])
+
+
+def backward_tolerance(
+    forward: float | Tensor, given: Any, name: str, problem: Problem, parameters: Sequence[Tensor]
+) -> float | Tensor:
+    """The tolerance of the backward state: a number, or one an element.
+
+    forward: that of the forward solve, taken where nothing is ``given``; parameters get the tightest of its numbers.
+    given: a number, or one an entry of the tuple that norms get.
+    """
+    if given is None:
+        if isinstance(forward, float):
+            return forward
+        return torch.cat([forward, forward, forward.min().expand(sum(p.numel() for p in parameters))])
+    if not isinstance(given, tuple | list) and torch.as_tensor(given).dim() == 0:
+        return float(given)
+    sizes = [len(problem.y0)] * 2 + [parameter.numel() for parameter in parameters]
+    tolerances = [torch.as_tensor(x, dtype=problem.y0.real.dtype, device=problem.y0.device) for x in given]
+    if len(tolerances) != len(sizes) + 1:
+        raise ValueError(f"{name}: {len(tolerances)} tolerances for t, y, its adjoint and {len(parameters)} parameters")
+    return torch.cat([x.reshape(-1).expand(size) for x, size in zip(tolerances[1:], sizes, strict=True)])
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardOptions:
+    """What odeint_adjoint was told of the backward solve; None stands for what the forward solve has."""
+
+    rtol: Any
+    atol: Any
+    method: str | None
+    options: dict[str, Any]
+    parameters: Iterable[Tensor] | None
+
+
+def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) -> "BackwardSolve":
+    """The gradient mode of a call; what it raises when its solve fails."""
+    problem, single, norm = call.problem, call.parts is None, given.options.get("norm")
+    f, found = find_parameters(problem, call.func, given.parameters)
+    parameters = [parameter for parameter in found if parameter.requires_grad]
+    if callable(norm) and len(parameters) < len(found):
+        warnings.warn(
+            "An adjoint parameter was passed without requiring gradient. For efficiency this will be excluded from the "
+            "adjoint pass, and will not appear as a tensor in the adjoint norm.",
+            stacklevel=3,
+        )
+    rtol, atol = (
+        backward_tolerance(forward, own, name, problem, parameters)
+        for forward, own, name in (
+            (call.tolerance.rtol, given.rtol, "adjoint_rtol"),
+            (call.tolerance.atol, given.atol, "adjoint_atol"),
+        )
+    )
+    measure = backward_norm(call, parameters, norm)
+    exact = callable(norm) or call.own_norm is not None
+    asked = (call.func, call.y0, call.t[:2])
+    plan = make_plan(given.method, given.options, asked, Tolerance(rtol, atol), measure, exact=exact)
+    present = present_backward(problem, parameters, single)
+    observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
+    return BackwardSolve(plan, parameters, f, observers, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardSolve:
+    """A gradient mode: the continuous adjoint by a plan of its own, one solve between each two times.
+
+    plan: of the backward solve.
+    parameters: what gets gradients, beside the first state.
+    f: the field [N] at the first time, where it is known.
+    observers: of the backward steps.
+    error: what a failed backward solve raises.
+    """
+
+    plan: Plan
+    parameters: Sequence[Tensor]
+    f: Tensor | None
+    observers: tuple[Observer, ...]
+    error: type[SolveError]
+
+    def integrate(
+        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+    ) -> Result:
+        """The states at the problem's times, and how it ended."""
+        results: list[Result] = []
+        states = _Solve.apply(self, problem, plan, observers, watch, results, problem.y0, *self.parameters)
+        return dataclasses.replace(results[0], states=states)
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: BackwardSolve,
+        problem: Problem,
+        plan: Plan,
+        observers: tuple[Observer, ...],
+        watch: Watch | None,
+        results: list[Result],
+        y0: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        result = integrate(problem, y0, problem.times, plan, problem.stats, f=mode.f, observers=observers, watch=watch)
+        results.append(result)
+        ctx.mode, ctx.problem, ctx.times = mode, problem, result.times[: result.outcome.reached]
+        step_sizes = problem.stats.step_sizes
+        ctx.warm_step = abs(step_sizes[-1]) if mode.plan.method == plan.method and step_sizes else None
+        ctx.save_for_backward(result.states, *parameters)
+        return result.states
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        states, *parameters = ctx.saved_tensors
+        mode, problem = ctx.mode, ctx.problem
+        stats = problem.stats.backward = problem.stats.backward or Stats()
+        targets = Targets(problem, "adjoint", parameters, [])
+        field = _AdjointField(problem, targets, None, separate=False)
+        first_step = mode.plan.first_step or ctx.warm_step
+        times = ctx.times
+        a = grad_states[len(times) - 1]
+        for i in range(len(times) - 1, 0, -1):
+            z = field.start(states[i], a)
+            plan = dataclasses.replace(mode.plan, first_step=first_step)
+            result = integrate(field, z, [times[i], times[i - 1]], plan, stats, observers=mode.observers)
+            if result.outcome.status is not Status.success and plan.tolerance is not None:
+                raise mode.error(result.outcome, during="backward solve of the adjoint")
+            a = field.finish(result.states[1], 1.0) + grad_states[i - 1]
+            first_step = mode.plan.first_step or result.next_step
+        return None, None, None, None, None, None, a, *targets.gradients()

@@ -1,0 +1,335 @@
+"""torchdiffeq's arguments turned into the engine's: a problem, a plan, and who watches the steps."""
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odebench.ode.control import Controller, Norm, Tolerance, rms
+from odebench.ode.integrate import Grid, Plan
+from odebench.ode.methods import METHODS, Method
+from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
+from odebench.ode.problem import Problem
+from odebench.ode.solving import check_plan
+
+ALIASES = {"fixed_adams": "implicit_adams"}
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of torchdiffeq's in the engine's terms.
+
+    func, y0, t: as they came.
+    parts: tensors of the state, None where it is a single one.
+    own_norm: the caller's norm of the state, if any; ``norm`` is it, or the default.
+    """
+
+    func: Callable[..., Any]
+    y0: Any
+    t: Tensor
+    problem: Problem
+    parts: int | None
+    tolerance: Tolerance
+    own_norm: Callable[[Any], Any] | None
+    norm: Norm
+    plan: Plan
+
+
+def pose(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    options: dict[str, Any] | None,
+    *,
+    parameters_known: bool,
+) -> Call:
+    """The call; see ``make_problem`` and ``make_plan`` for what it raises and warns of."""
+    problem = make_problem(func, y0, t, parameters_known=parameters_known)
+    parts = len(y0) if isinstance(y0, tuple) else None
+    own_norm = (options or {}).get("norm")
+    norm = state_norm(problem, own_norm, parts)
+    tolerance = Tolerance(flat_tolerance(problem, rtol, "rtol", parts), flat_tolerance(problem, atol, "atol", parts))
+    plan = make_plan(method, options, (func, y0, t), tolerance, norm, exact=own_norm is not None)
+    return Call(func, y0, t, problem, parts, tolerance, own_norm, norm, plan)
+
+
+def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> Problem:
+    """The problem that a call of torchdiffeq's poses.
+
+    parameters_known: func reaches no parameter but its module's, or but those that the caller named.
+
+    Raises TypeError for a state that is neither a tensor nor a tuple of them, and for times that are no
+    floating-point tensor; else what ``Problem`` raises.
+    """
+    if not isinstance(y0, Tensor | tuple):
+        raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        kind = t.type() if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"`t` must be a floating point Tensor but is a {kind}")
+    if isinstance(y0, tuple):
+        # Torch's own cat mixes dtypes, and so did torchdiffeq's states.
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
+        y0 = tuple(part.to(dtype) for part in y0)
+    fitted = _Fitted(func, y0)
+    field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
+    return Problem(field, y0, t, ())
+
+
+class _Fitted(nn.Module):
+    """func with results as forgiving as torchdiffeq takes them: of another dtype, a tuple's parts of another shape
+    with as many elements, a tensor of a shape that broadcasts to the state's."""
+
+    def __init__(self, func: Callable[..., Any], y0: Tensor | tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.func = func
+        self._tuple = isinstance(y0, tuple)
+        self._like = [(part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,))]
+
+    def forward(self, t: Tensor, y: Any) -> Any:
+        """dy/dt in the structure, the shapes and the dtype of y; what does not fit is left for Problem to refuse."""
+        rate = self.func(t, y)
+        if self._tuple:
+            if len(rate) != len(self._like):
+                return rate
+            return tuple(_fit(part, shape, dtype, True) for part, (shape, dtype) in zip(rate, self._like, strict=True))
+        return _fit(rate, *self._like[0], False) if isinstance(rate, Tensor) else rate
+
+
+def _fit(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool) -> Tensor:
+    if rate.shape != shape:
+        if rate.numel() == shape.numel() and (by_elements or rate.numel() == 1):
+            rate = rate.reshape(shape)
+        elif not by_elements and rate.dim() <= len(shape) and _broadcasts(rate.shape, shape):
+            rate = rate.expand(shape)
+    return rate if rate.dtype == dtype or rate.is_complex() else rate.to(dtype)
+
+
+def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
+    return all(s in (1, n) for s, n in zip(reversed(small), reversed(large), strict=False))
+
+
+def find_method(name: str | None) -> Method:
+    """The method of this name, dopri5 for None. Raises ValueError, as torchdiffeq does, where there is none."""
+    name = ALIASES.get(name, name) if name else "dopri5"
+    if name not in METHODS:
+        names = '", "'.join([*METHODS, *ALIASES])
+        raise ValueError(f'Invalid method "{name}". Must be one of {{"{names}"}}.')
+    return METHODS[name]
+
+
+def flat_tolerance(problem: Problem, tolerance: Any, name: str, parts: int | None) -> float | Tensor:
+    """A tolerance as a number, or one an element of the state.
+
+    parts: how many the state has, None where it is a single tensor.
+    """
+    if isinstance(tolerance, Tensor) and tolerance.requires_grad:
+        raise ValueError(f"{name} cannot require gradient")
+    single = not isinstance(tolerance, tuple | list) and torch.as_tensor(tolerance).numel() == 1
+    if single and (parts is None or torch.as_tensor(tolerance).dim() == 0):
+        return float(tolerance)
+    if parts is None:
+        return problem.flat_tolerance(torch.as_tensor(tolerance), name)
+    tolerances = tuple(tolerance)
+    if len(tolerances) != parts:
+        raise ValueError(f"{name}: {len(tolerances)} tolerances for a state of {parts} tensors")
+    return problem.flat_tolerance(tolerances, name)
+
+
+def state_norm(problem: Problem, norm: Callable[[Any], Any] | None, parts: int | None) -> Norm:
+    """The caller's norm of the state, or by default the root mean square; of a tuple, the largest of its tensors'."""
+    if norm is not None:
+        return lambda x: abs(float(norm(problem.unflatten(x))))
+    return rms if parts is None else largest_rms([shape.numel() for shape in problem.shapes])
+
+
+def largest_rms(sizes: list[int]) -> Norm:
+    """The largest root mean square of consecutive parts of so many elements."""
+    divisors = [math.sqrt(max(size, 1)) for size in sizes]
+
+    def norm(x: Tensor) -> float:
+        lengths = torch.stack(torch._foreach_norm(x.split(sizes))).tolist()
+        return max((n / d for n, d in zip(lengths, divisors, strict=True)), default=0.0)
+
+    return norm
+
+
+def make_plan(
+    name: str | None,
+    options: dict[str, Any] | None,
+    asked: tuple[Callable[..., Any], Any, Tensor],
+    tolerance: Tolerance,
+    norm: Norm,
+    *,
+    exact: bool,
+) -> Plan:
+    """The plan that a method's name and options stand for.
+
+    asked: func, y0 and t.
+    tolerance, norm: of adaptive steps; ``exact``: the norm may only see errors in units of the tolerance itself.
+
+    Warns of options that the method does not have. Raises ValueError for those that cannot be meant.
+    """
+    method, options = find_method(name), dict(options or {})
+    options.pop("norm", None)
+    if exact:
+        # With numbers the engine would have it scale with its argument, as a norm does: the caller's need not be one.
+        rtol, atol = (torch.as_tensor(x, device=asked[2].device) for x in (tolerance.rtol, tolerance.atol))
+        tolerance = Tolerance(rtol, atol)
+    plan = Plan(method=method, tolerance=tolerance, grid=None, norm=norm)
+    if method.adaptive:
+        plan = _with_adaptive_options(plan, options, len(asked[2]))
+    else:
+        plan = _with_grid_options(plan, options, asked)
+    if options:
+        warnings.warn(f"{method.name}: Unexpected arguments {options}", stacklevel=4)
+    return check_plan(plan)
+
+
+def _with_adaptive_options(plan: Plan, options: dict[str, Any], num_times: int) -> Plan:
+    # Times are Python floats, on every device.
+    options.pop("dtype", None)
+    first_step = options.pop("first_step", None)
+    controller = Controller(
+        safety=float(options.pop("safety", 0.9)),
+        min_factor=float(options.pop("dfactor", 0.2)),
+        max_factor=float(options.pop("ifactor", 10.0)),
+    )
+    step_t, jump_t = ([float(time) for time in _given(options.pop(key, None))] for key in ("step_t", "jump_t"))
+    if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
+        raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
+    # torchdiffeq counts anew from each time that is asked for.
+    max_steps = int(options.pop("max_num_steps", 2**31 - 1)) * (num_times - 1)
+    return dataclasses.replace(
+        plan,
+        min_step=float(options.pop("min_step", 0.0)),
+        max_step=float(options.pop("max_step", math.inf)),
+        first_step=None if first_step is None else float(first_step),
+        controller=controller,
+        forced=(*step_t, *jump_t),
+        jumps=frozenset(jump_t),
+        one_sided=bool(step_t or jump_t),
+        max_steps=max_steps,
+    )
+
+
+def _given(times: Any) -> Any:
+    return () if times is None else times
+
+
+def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callable[..., Any], Any, Tensor]) -> Plan:
+    step_size, constructor = options.pop("step_size", None), options.pop("grid_constructor", None)
+    if step_size is not None and constructor is not None:
+        raise ValueError("step_size and grid_constructor are mutually exclusive arguments.")
+    interpolation = options.pop("interp", "linear")
+    if interpolation not in ("linear", "cubic"):
+        raise ValueError(f"Unknown interpolation method {interpolation}")
+    grid: Grid = list
+    if step_size is not None:
+        grid = functools.partial(_stepped_grid, step_size=float(step_size), dtype=asked[2].dtype)
+    elif constructor is not None:
+        grid = functools.partial(_constructed_grid, constructor=constructor, asked=asked)
+    method = plan.method
+    if isinstance(method, FixedAdams):
+        assert plan.tolerance is not None
+        method = _as_adams(method, options, plan.tolerance)
+    return dataclasses.replace(
+        plan,
+        method=method.fixed(),
+        tolerance=None,
+        grid=grid,
+        max_steps=2**31 - 1,
+        interpolation=interpolation,
+        one_sided=bool(options.pop("perturb", False)),
+    )
+
+
+def _as_adams(method: FixedAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
+    """The method with torchdiffeq's start, which raises the order step by step, and its iteration."""
+    max_order = int(options.pop("max_order", HIGHEST_ORDER))
+    max_iters = int(options.pop("max_iters", 4))
+    if max_order > HIGHEST_ORDER:
+        raise ValueError(f"max_order must be at most {HIGHEST_ORDER}")
+    if max_order < 4:
+        warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
+        return METHODS["rk4"]
+    rtol, atol = (float(torch.as_tensor(x).min()) for x in (tolerance.rtol, tolerance.atol))
+    # It counts the slopes that are kept, and the one that an implicit step makes.
+    order = max_order if method.implicit else max_order - 1
+    return dataclasses.replace(
+        method, order=order, start="growing", rtol=rtol, atol=atol, max_iters=max_iters, lenient=True
+    )
+
+
+def _stepped_grid(times: list[float], *, step_size: float, dtype: torch.dtype) -> list[float]:
+    """Every step of the full size but the last one, in the arithmetic of the times' dtype."""
+    sign = 1.0 if times[-1] > times[0] else -1.0
+    start, end = (torch.tensor(sign * time, dtype=dtype) for time in (times[0], times[-1]))
+    num_points = int(torch.ceil((end - start) / step_size + 1).item())
+    points = torch.arange(num_points, dtype=dtype) * step_size + start
+    return [times[0], *(sign * point for point in points[1:-1].tolist()), times[-1]]
+
+
+def _constructed_grid(
+    times: list[float], *, constructor: Callable[..., Tensor], asked: tuple[Callable[..., Any], Any, Tensor]
+) -> list[float]:
+    func, y0, t = asked
+    grid = constructor(func, y0, torch.tensor(times, dtype=t.dtype, device=t.device)).tolist()
+    if len(grid) < 2 or grid[0] != times[0] or grid[-1] != times[-1]:
+        raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as t has them")
+    return grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Callbacks:
+    """Calls the caller's functions (t, y, dt) at steps, dt positive: an observer.
+
+    present: the caller's state from the flat one [N].
+    dtype: of t and dt.
+    """
+
+    on_step: Callable[..., Any] | None
+    on_accept: Callable[..., Any] | None
+    on_reject: Callable[..., Any] | None
+    present: Callable[[Tensor], Any]
+    dtype: torch.dtype
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """A step is about to be tried."""
+        self._call(self.on_step, t, y, h)
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """The step just tried counts."""
+        self._call(self.on_accept, t, y, h)
+
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """The step just tried is repeated with a smaller size."""
+        self._call(self.on_reject, t, y, h)
+
+    def _call(self, callback: Callable[..., Any] | None, t: float, y: Tensor, h: float) -> None:
+        if callback is not None:
+            time, size = (torch.tensor(x, dtype=self.dtype, device=y.device) for x in (t, abs(h)))
+            callback(time, self.present(y), size)
+
+
+def find_callbacks(
+    func: Any, plan: Plan, present: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
+) -> tuple[Callbacks, ...]:
+    """The observer that calls func's callbacks, if it has any; warns of those that the method does not support."""
+    names = [name + suffix for name in CALLBACKS]
+    found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
+    adaptive = plan.tolerance is not None
+    unsupported = found.keys() - (names if adaptive else names[:1])
+    if unsupported:
+        warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
+    step, accept, reject = (None if name in unsupported else found.get(name) for name in names)
+    dtype = torch.promote_types(torch.float64, time_dtype) if adaptive else time_dtype
+    return (Callbacks(step, accept, reject, present, dtype),) if step or accept or reject else ()

@@ -1,0 +1,153 @@
+"""Adams methods as data, and the coefficients of any step, even or uneven. Needs no torch.
+
+A step from t to t + h integrates the polynomial through known slopes. Times are counted in steps, x = (time - t) / h:
+the step goes from 0 to 1, and the last slopes lie at the nodes x = 0, -1, -2, ... where all steps are equal. Given
+fractions, the functions below are exact.
+
+Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, sections III.1 and III.5.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+HIGHEST_ORDER = 12
+
+
+@dataclass(frozen=True)
+class FixedAdams:
+    """An Adams method for fixed steps, on an even grid or an uneven one: the coefficients follow the steps.
+
+    order: 1 to 12.
+    implicit: Adams-Moulton, solved by functional iteration from Adams-Bashforth's prediction, rather than
+        Adams-Bashforth.
+    start: where the first slopes come from. "accurate": steps of the 3/8 rule up to order 5, and extrapolated midpoint
+        steps above, so that the method has its order. "growing": three slopes by the 3/8 rule and then Adams methods
+        of orders that grow with every step, as torchdiffeq does; the error stays of order 4.
+    rtol, atol: the iteration ends when no number changes by more than atol + rtol |y|, or than round-off.
+    max_iters: iterations of a step.
+    lenient: go on with a warning where they do not suffice, rather than end the solve as not_converged.
+    """
+
+    name: str
+    source: str
+    order: int
+    implicit: bool
+    start: Literal["accurate", "growing"] = "accurate"
+    rtol: float = 1e-10
+    atol: float = 1e-10
+    max_iters: int = 20
+    lenient: bool = False
+
+    adaptive = False
+    stiff = False
+    reversible = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= HIGHEST_ORDER:
+            raise ValueError(f"method {self.name}: order must be 1 to {HIGHEST_ORDER}, got {self.order}")
+        if self.max_iters < 1 or not (self.rtol >= 0 and self.atol >= 0):
+            raise ValueError(f"method {self.name}: max_iters must be positive, rtol and atol not negative")
+
+    @property
+    def stages(self) -> int:
+        """Evaluations of a step, with one iteration where it is implicit."""
+        return 2 if self.implicit else 1
+
+    @property
+    def num_slopes(self) -> int:
+        """Known slopes that a step of the full order builds on."""
+        return max(self.order - 1, 1) if self.implicit else self.order
+
+    def fixed(self) -> "FixedAdams":
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
+class VariableAdams:
+    """An Adams predictor-corrector method that chooses its step size and its order, from 1 to ``highest``.
+
+    A step predicts with k slopes, evaluates, corrects with k + 1 (local extrapolation) and evaluates again.
+    """
+
+    name: str
+    source: str
+    highest: int = HIGHEST_ORDER
+
+    adaptive = True
+    stiff = False
+    reversible = False
+    stages = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.highest <= HIGHEST_ORDER:
+            raise ValueError(f"method {self.name}: highest must be 1 to {HIGHEST_ORDER}, got {self.highest}")
+
+    @property
+    def order(self) -> int:
+        """The highest order of a step."""
+        return self.highest + 1
+
+    def fixed(self) -> "VariableAdams":
+        """Raises ValueError: the error that chooses the order is compared with the tolerance."""
+        raise ValueError(f"method {self.name} chooses its order by its error: use implicit_adams for fixed steps")
+
+
+EXPLICIT_ADAMS = FixedAdams("explicit_adams", "Bashforth & Adams 1883", order=4, implicit=False)
+IMPLICIT_ADAMS = FixedAdams(
+    "implicit_adams", "Moulton 1926, predicted by Bashforth & Adams 1883", order=4, implicit=True
+)
+ADAMS = VariableAdams("adams", "Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations")
+
+
+def bashforth(order: int) -> tuple[Fraction, ...]:
+    """The weights of the slopes at 0, -1, ..., 1 - order."""
+    return tuple(weights([Fraction(-j) for j in range(order)]))
+
+
+def moulton(order: int) -> tuple[Fraction, ...]:
+    """The weights of the slopes at 1, 0, -1, ..., 2 - order."""
+    return tuple(weights([Fraction(1 - j) for j in range(order)]))
+
+
+def weights(nodes: Sequence[Any]) -> list[Any]:
+    """For each node, the integral from 0 to 1 of the polynomial that is 1 there and 0 at the other nodes."""
+    integrals = [sum(row) for row in newton_integrals(nodes)]
+    rows = divided_differences(nodes)
+    return [sum(integrals[m] * rows[m][j] for m in range(j, len(nodes))) for j in range(len(nodes))]
+
+
+def integrals(nodes: Sequence[Any]) -> list[list[Any]]:
+    """For each node, the integral from 0 to theta of that polynomial: coefficients of theta, theta^2, ..."""
+    newton, rows, count = newton_integrals(nodes), divided_differences(nodes), len(nodes)
+    # Row m of the integrals has the powers up to m + 1.
+    return [
+        [sum(newton[m][p] * rows[m][j] for m in range(max(j, p), count)) for p in range(count)] for j in range(count)
+    ]
+
+
+def divided_differences(nodes: Sequence[Any]) -> list[list[Any]]:
+    """Row m: the weights of the first m + 1 values in their divided difference."""
+    rows: list[list[Any]] = [[nodes[0] ** 0]]
+    for m in range(1, len(nodes)):
+        gaps = [nodes[j] - nodes[m] for j in range(m)]
+        last = nodes[0] ** 0
+        for gap in gaps:
+            last = last / -gap
+        rows.append([*(weight / gap for weight, gap in zip(rows[-1], gaps, strict=True)), last])
+    return rows
+
+
+def newton_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
+    """Row m: the integral from 0 to theta of (x - x_0) ... (x - x_(m-1)): coefficients of theta, theta^2, ..."""
+    product = [nodes[0] ** 0]
+    rows = []
+    for node in nodes:
+        rows.append([coefficient / (power + 1) for power, coefficient in enumerate(product)])
+        shifted = [nodes[0] * 0, *product]
+        for power, coefficient in enumerate(product):
+            shifted[power] -= node * coefficient
+        product = shifted
+    return rows

@@ -1,0 +1,187 @@
+"""Steps of the Adams method of variable order.
+
+The predictor of order k takes the polynomial through the last k slopes, and f is evaluated at what it predicts; the
+corrector takes that slope in too, and is of order k + 1; f is evaluated again at what it gives. The error of the
+corrector of order k, which leaves the oldest slope out, is estimated by the difference of the two, and those of other
+orders in the same way. Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations, chapters 5 to 7.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.dense import Extension
+from odebench.ode.methods import adams
+from odebench.ode.methods.adams import VariableAdams
+from odebench.ode.methods.slopes import keep_slopes, nodes
+from odebench.ode.status import Status
+
+# A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
+GROWTH = 2.0
+# The controller's safety: with this, an error of (SAFETY / GROWTH)^order tolerances makes it propose GROWTH.
+SAFETY = 0.9
+# So many rejections in a row say that the slopes kept are of no use.
+REJECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a step at given nodes multiplies the slopes with.
+
+    predictor: k weights, without the slope ahead.
+    corrector: k + 1 weights.
+    errors: those of the orders k, k - 1 and k - 2, as far as there are such; k + 1 weights each.
+    """
+
+    nodes: tuple[float, ...]
+    predictor: list[float]
+    corrector: list[float]
+    errors: list[list[float]]
+
+
+def make_weights(known: tuple[float, ...]) -> Weights:
+    """The weights for k known slopes."""
+    k, after = len(known), (1.0, *known)
+    errors = [error_weights(after, order) for order in range(k, max(k - 3, 0), -1)]
+    return Weights(known, adams.weights(known), adams.weights(after), errors)
+
+
+def error_weights(after: tuple[float, ...], order: int) -> list[float]:
+    """Those of the corrector of the next order minus those of the corrector of ``order``, zeros behind them."""
+    row = adams.divided_differences(after[: order + 1])[order]
+    integral = sum(adams.newton_integrals(after[: order + 1])[order])
+    return [integral * weight for weight in row] + [0.0] * (len(after) - order - 1)
+
+
+class VariableAdamsStepper:
+    """The stepper of ``VariableAdams``; see ``odebench.ode.methods.steppers.Stepper`` and ``VariableOrder``."""
+
+    failure: Status | None = None
+
+    def __init__(self, method: VariableAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+        self._field, self._one_sided, self._highest = field, one_sided, method.highest
+        self._slopes = keep_slopes(method.highest + 1, y)
+        self._times: list[float] = []
+        self._k = 1
+        self._raising = True
+        self._rejections = 0
+        self._weights = Weights((), [], [], [])
+        self._step = (0.0, 0.0, False)
+        self._y_next: Tensor | None = None
+        self._f_next: Tensor | None = None
+        self._errors: Tensor | None = None
+
+    @property
+    def order(self) -> int:
+        """The error estimate falls with h^(k + 1)."""
+        return self._k + 1
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Begin with order 1."""
+        self._slopes.clear()
+        self._slopes.push(self._evaluate(t, y) if f is None else f)
+        self._times = [t]
+        self._k, self._raising, self._rejections = 1, True, 0
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """The newest slope."""
+        return self._slopes.first(1, ahead=False)[0]
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        known = nodes(t, h, self._times[: self._k])
+        if known != self._weights.nodes:
+            self._weights = make_weights(known)
+        predicted = self._slopes.combine(y, [h * w for w in self._weights.predictor], ahead=False)
+        self._slopes.set_ahead(self._evaluate(t + h, predicted, before=h))
+        self._y_next = self._slopes.combine(y, [h * w for w in self._weights.corrector], ahead=True)
+        self._step, self._f_next = (t, h, last), None
+        return self._y_next
+
+    def error(self) -> Tensor:
+        """The difference of the correctors of orders k + 1 and k, [N]."""
+        h = self._step[1]
+        self._errors = self._slopes.combinations([[h * w for w in row] for row in self._weights.errors])
+        return self._errors[0]
+
+    def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
+        """Choose the order of the next attempt; the error that this one would have had with it."""
+        assert self._errors is not None
+        k, lower = self._k, [measure(error) for error in self._errors[1:]]
+        sinking = bool(lower) and (max(lower) <= ratio if k > 2 else lower[0] <= 0.5 * ratio)
+        if not accepted:
+            return self._retry(ratio, lower, sinking)
+        self._rejections = 0
+        t, h, last = self._step
+        if last:
+            return ratio
+        assert self._y_next is not None
+        self._f_next = self._evaluate(t + h, self._y_next)
+        if sinking:
+            self._k, self._raising = k - 1, False
+            return self._bounded(lower[0])
+        if k == self._highest:
+            self._raising = False
+            return self._bounded(ratio)
+        if self._raising:
+            self._k = k + 1
+            return self._bounded(0.0)
+        if len(self._slopes) <= k:
+            return self._bounded(ratio)
+        higher = measure(self._higher_error(t, h))
+        if k > 1 and lower[0] <= min(ratio, higher):
+            self._k = k - 1
+            return self._bounded(lower[0])
+        if higher < (ratio if k > 1 else 0.5 * ratio):
+            self._k = k + 1
+            return self._bounded(higher)
+        return self._bounded(ratio)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The integral of the polynomial that the corrector integrates, of order k + 1."""
+        known = (1.0, *self._weights.nodes)
+        weights = tuple(map(tuple, adams.integrals(known)))
+        return Extension(t, t_next - t, y, self._slopes.first(len(known), ahead=True), weights)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """Keep the slope at the end of the step."""
+        if last:
+            return
+        self._slopes.push(self._evaluate(t_next, y_next) if self._f_next is None else self._f_next)
+        self._times = [t_next, *self._times][: self._highest + 1]
+
+    def stiffness(self) -> None:
+        """No estimate."""
+
+    def _retry(self, ratio: float, lower: list[float], sinking: bool) -> float:
+        self._raising = False
+        self._rejections += 1
+        if self._rejections >= REJECTIONS:
+            self._k = 1
+        elif sinking:
+            self._k -= 1
+            return max(lower[0], 1.0)
+        return ratio
+
+    def _bounded(self, ratio: float) -> float:
+        return max(ratio, (SAFETY / GROWTH) ** self.order)
+
+    def _higher_error(self, t: float, h: float) -> Tensor:
+        """The error of order k + 1, from the slope that the step ended with: that at the prediction is not exact
+        enough."""
+        assert self._f_next is not None
+        k = self._k
+        row = error_weights((1.0, *nodes(t, h, self._times[: k + 1])), k + 1)
+        with torch.no_grad():
+            old = self._slopes.combinations([[0.0, *(h * w for w in row[1:])]])[0]
+            return torch.add(old, self._f_next, alpha=h * row[0])
+
+    def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:
+        """f just after t, or just ``before`` it in the direction of a step of this size, where f jumps."""
+        (time,) = self._field.clock([t])
+        if self._one_sided:
+            time = torch.nextafter(time, time - before if before else time + 1)
+        return self._field(time, y, True)

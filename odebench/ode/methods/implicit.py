@@ -1,0 +1,248 @@
+"""Implicit Runge-Kutta methods, for stiff fields, each a tableau with its source. Needs no torch."""
+
+from dataclasses import dataclass, replace
+from math import sqrt
+
+from odebench.ode.methods.collocation import extrapolation, integrals
+
+
+@dataclass(frozen=True)
+class ImplicitTableau:
+    """Butcher tableau of an implicit Runge-Kutta method with s stages.
+
+    Stage i is Y_i = y + h sum_j a_ij k_j with k_j = f(t + c_j h, Y_j), and the step is y + h sum_i b_i k_i.
+
+    name, source: what users call it, and where its numbers come from.
+    order: order of the step.
+    c: s nodes.
+    a: s rows of s coefficients; lower triangular ones are solved stage by stage, others all stages at once.
+    b: s weights.
+    error: s weights whose sum over the stages, times h, estimates the error of the step; None for a method without step
+        size control.
+    error_start: the weight in it of f at the start of the step.
+    error_order: the power of h that the estimate falls with.
+    smoothing: gamma of (I - h gamma df/dy)^-1, which the estimate is multiplied with so that it stays of the size of
+        the error on stiff fields; None where it does so by itself.
+    dense: s rows of coefficients p_i1, p_i2, ... of the continuous extension y(t + theta h) =
+        y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None for cubic Hermite interpolation.
+    dense_order: order of that extension.
+    """
+
+    name: str
+    source: str
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    error: tuple[float, ...] | None = None
+    error_start: float = 0.0
+    error_order: int | None = None
+    smoothing: float | None = None
+    dense: tuple[tuple[float, ...], ...] | None = None
+    dense_order: int | None = None
+
+    def __post_init__(self) -> None:
+        s = len(self.c)
+        if [len(row) for row in (self.b, self.error or self.b, *self.a)] != [s] * (s + 2):
+            raise ValueError(f"tableau {self.name}: b, error and the {s} rows of a need {s} entries")
+        if (self.error is None) != (self.error_order is None) or (self.error is None) != (self.dense_order is None):
+            raise ValueError(f"tableau {self.name}: an adaptive method needs error, error_order and dense_order")
+        if self.dense is not None and len(self.dense) != s:
+            raise ValueError(f"tableau {self.name}: dense needs {s} rows, one a stage")
+
+    @property
+    def stages(self) -> int:
+        """Number of stages s of a step."""
+        return len(self.c)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method estimates its error, and so can choose its step sizes."""
+        return self.error is not None
+
+    @property
+    def stiff(self) -> bool:
+        """Yes: stable for every h lambda of negative real part."""
+        return True
+
+    @property
+    def reversible(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def one_step(self) -> bool:
+        """Yes: a step follows from the state it starts from."""
+        return True
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """The stages that are solved together: one by one where a is lower triangular, else all."""
+        if any(any(row[i + 1 :]) for i, row in enumerate(self.a)):
+            return (range(self.stages),)
+        return tuple(range(i, i + 1) for i in range(self.stages))
+
+    @property
+    def stiffly_accurate(self) -> bool:
+        """Whether the last stage is the step, so that k_s is the field at its end."""
+        return self.c[-1] == 1 and self.a[-1] == self.b
+
+    def fixed(self) -> "ImplicitTableau":
+        """The same step without what only error control needs: for fixed steps."""
+        nothing = {"error": None, "error_order": None, "smoothing": None, "dense": None, "dense_order": None}
+        return replace(self, error_start=0.0, **nothing)  # type: ignore[arg-type]
+
+
+def _collocation(
+    name: str, source: str, order: int, c: tuple[float, ...], gamma: float | None = None
+) -> ImplicitTableau:
+    """The collocation method at the nodes c, with the error estimate of order s of Hairer & Wanner 1999, Stiff
+    differential equations solved by Radau methods, equation (10), where its gamma is given."""
+    dense = integrals(c)
+    a = tuple(tuple(sum(p * node ** (j + 1) for j, p in enumerate(row)) for row in dense) for node in c)
+    b = tuple(sum(row) for row in dense)
+    if c[-1] == 1:
+        a = (*a[:-1], b)
+    method = ImplicitTableau(name, source, order, c, a, b)
+    if gamma is None:
+        return method
+    # gamma h (f(t, y) - what the stages extrapolate to for it): zero for polynomials of degree s.
+    error = tuple(-gamma * weight for weight in extrapolation(c, 0.0))
+    s = len(c)
+    return replace(
+        method, error=error, error_start=gamma, error_order=s + 1, smoothing=gamma, dense=dense, dense_order=s
+    )
+
+
+IMPLICIT_MIDPOINT = _collocation("implicit_midpoint", "Gauss, 1 stage; A-stable", 2, (1 / 2,))
+
+GL4 = _collocation(
+    "gl4",
+    "Hammer & Hollingsworth 1955; Kuntzmann 1961, Gauss, 2 stages; A-stable",
+    4,
+    (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6),
+)
+
+GL6 = _collocation(
+    "gl6",
+    "Kuntzmann 1961; Butcher 1964, Gauss, 3 stages; A-stable",
+    6,
+    (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10),
+)
+
+# Half the difference to the explicit method: the error of either, to leading order.
+IMPLICIT_EULER = ImplicitTableau(
+    name="implicit_euler",
+    source="Euler, backward; L-stable",
+    order=1,
+    c=(1.0,),
+    a=((1.0,),),
+    b=(1.0,),
+    error=(-1 / 2,),
+    error_start=1 / 2,
+    error_order=2,
+    smoothing=1.0,
+    dense_order=1,
+)
+
+# Its estimate has one free number; this is the geometric mean of the eigenvalues of a.
+RADAU_IIA3 = _collocation("radauIIA3", "Axelsson 1969; Ehle 1969, Radau, 2 stages; L-stable", 3, (1 / 3, 1.0), 6**-0.5)
+
+# gamma is the real eigenvalue of a.
+RADAU_IIA5 = _collocation(
+    "radauIIA5",
+    "Axelsson 1969; Ehle 1969, Radau, 3 stages; error of Hairer & Wanner 1999; L-stable",
+    5,
+    ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0),
+    1 / (3 + 3 ** (2 / 3) - 3 ** (1 / 3)),
+)
+
+TRAPEZOID = ImplicitTableau(
+    name="trapezoid",
+    source="the trapezoidal rule; A-stable",
+    order=2,
+    c=(0.0, 1.0),
+    a=((0.0, 0.0), (1 / 2, 1 / 2)),
+    b=(1 / 2, 1 / 2),
+)
+
+_G2 = 1 - 1 / sqrt(2)
+
+SDIRK2 = ImplicitTableau(
+    name="sdirk2",
+    source="Alexander 1977, Diagonally implicit Runge-Kutta methods for stiff o.d.e.'s, 2 stages; L-stable",
+    order=2,
+    c=(_G2, 1.0),
+    a=((_G2, 0.0), (1 - _G2, _G2)),
+    b=(1 - _G2, _G2),
+)
+
+# The embedded method is of order 3.
+TRBDF2 = ImplicitTableau(
+    name="trbdf2",
+    source="Bank et al. 1985; Hosea & Shampine 1996, Analysis and implementation of TR-BDF2; L-stable",
+    order=2,
+    c=(0.0, 2 * _G2, 1.0),
+    a=((0.0, 0.0, 0.0), (_G2, _G2, 0.0), (sqrt(2) / 4, sqrt(2) / 4, _G2)),
+    b=(sqrt(2) / 4, sqrt(2) / 4, _G2),
+    error=(
+        sqrt(2) / 4 - (1 - sqrt(2) / 4) / 3,
+        sqrt(2) / 4 - (3 * sqrt(2) / 4 + 1) / 3,
+        _G2 - _G2 / 3,
+    ),
+    error_order=3,
+    smoothing=_G2,
+    dense_order=2,
+)
+
+
+def _kvaerno(name: str, source: str, order: int, gamma: float, rows: tuple[tuple[float, ...], ...]) -> ImplicitTableau:
+    """A pair of Kvaerno's: an explicit first stage, then gamma on the diagonal; the last two stages are the embedded
+    method and the step. Each row holds what stands left of the diagonal."""
+    s = len(rows) + 1
+    a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
+    c = (0.0, *(sum(row) for row in a[1:-2]), 1.0, 1.0)
+    error = tuple(b - embedded for b, embedded in zip(a[-1], a[-2], strict=True))
+    return ImplicitTableau(name, source, order, c, a, a[-1], error, error_order=order, dense_order=3)
+
+
+# A root of 6 x^3 - 18 x^2 + 9 x - 1, for L-stability.
+_G3 = 0.4358665215084589994
+
+KVAERNO3 = _kvaerno(
+    "kvaerno3",
+    "Kvaerno 2004, Singly diagonally implicit Runge-Kutta methods with an explicit first stage, 3(2); L-stable",
+    3,
+    _G3,
+    (
+        (_G3,),
+        ((-4 * _G3**2 + 6 * _G3 - 1) / (4 * _G3), (1 - 2 * _G3) / (4 * _G3)),
+        (
+            (6 * _G3 - 1) / (12 * _G3),
+            -1 / ((24 * _G3 - 12) * _G3),
+            (-6 * _G3**2 + 6 * _G3 - 1) / (6 * _G3 - 3),
+        ),
+    ),
+)
+
+KVAERNO5 = _kvaerno(
+    "kvaerno5",
+    "Kvaerno 2004, 5(4); L-stable",
+    5,
+    0.26,
+    (
+        (0.26,),
+        (0.13, 0.84033320996790809),
+        (0.22371961478320505, 0.47675532319799699, -0.06470895363112615),
+        (0.16648564323248321, 0.10450018841591720, 0.03631482272098715, -0.13090704451073998),
+        (0.13855640231268224, 0.0, -0.04245337201752043, 0.02446657898003141, 0.61943039072480676),
+        (
+            0.13659751177640291,
+            0.0,
+            -0.05496908796538376,
+            -0.04118626728321046,
+            0.62993304899016403,
+            0.06962479448202728,
+        ),
+    ),
+)

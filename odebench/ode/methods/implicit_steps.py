@@ -1,0 +1,211 @@
+"""Steps of an implicit Runge-Kutta method.
+
+The unknowns are W_i = h k_i rather than stage values: what is small stays exact, and k_i need not be had by evaluating
+f, which on a stiff field would amplify what the iterations left.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.control import Norm, Tolerance, rms
+from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.methods.collocation import extrapolation
+from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.jacobian import Block, linearize
+from odebench.ode.methods.newton import Accuracy, Stages, StageSystem, attach
+from odebench.ode.status import Stats, Status
+
+
+class ImplicitRungeKutta:
+    """The stepper of an ``ImplicitTableau``; see ``odebench.ode.methods.steppers.Stepper``.
+
+    tolerance, norm: of adaptive steps, which say how exactly the stages are solved.
+    stats: where Jacobians and linear systems are counted.
+    """
+
+    def __init__(
+        self,
+        method: ImplicitTableau,
+        field: Any,
+        y: Tensor,
+        *,
+        compiled: bool = False,
+        one_sided: bool = False,
+        tolerance: Tolerance | None = None,
+        norm: Norm = rms,
+        stats: Stats | None = None,
+    ) -> None:
+        self._method, self._field, self._one_sided = method, field, one_sided
+        self._accuracy = Accuracy(tolerance, norm, torch.is_grad_enabled())
+        self._stats = stats or Stats()
+        self._a, self._b = y.new_tensor(method.a), y.new_tensor(method.b)
+        self._error = None if method.error is None else y.new_tensor(method.error)
+        self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
+        self._w: Tensor = y.new_zeros(0)
+        self._previous: tuple[float, Tensor] | None = None
+        self._slope: Tensor | None = None
+        self._end: Tensor | None = None
+        self._blocks: list[Block] | None = None
+        self._systems: dict[tuple[float, ...], StageSystem] = {}
+        self.order = method.error_order or method.order
+        self.failure: Status | None = None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Nothing is evaluated before it is needed."""
+        self._slope, self._end, self._blocks, self._previous = f, None, None, None
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """f where the next step starts."""
+        if self._slope is None:
+            self._slope = self._field(self._clock_start(t), y, True)
+        return self._slope
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h; y itself where it was not found, as ``failure`` then says."""
+        self.failure, self._end = None, None
+        if h != self._attempted[1] or self._blocks is None:
+            self._systems = {}
+        self._attempted = (t, h, y)
+        clock = self._clock(t, h)
+        if self._method.a[0][0] == 0 and len(self._method.groups) > 1:
+            self.slope(t, y)
+        with torch.no_grad():
+            w = self._solve(t, h, y.detach(), clock)
+        if self.failure is not None:
+            return y
+        self._w = self._with_graph(h, y, w, clock) if torch.is_grad_enabled() else w
+        return y + self._b @ self._w
+
+    def error(self) -> Tensor:
+        """The estimate [N], infinite after a failure."""
+        t, h, y = self._attempted
+        if self.failure is not None:
+            return torch.full_like(y.detach(), math.inf)
+        assert self._error is not None
+        with torch.no_grad():
+            error = self._error @ self._w
+            if self._method.error_start:
+                error = error + (h * self._method.error_start) * self.slope(t, y)
+            if self._method.smoothing is None:
+                return error
+            system = self._system(y.new_tensor([[self._method.smoothing]]))
+            return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The method's own extension; linear or cubic Hermite where it has none."""
+        _, h, _ = self._attempted
+        if self._method.dense is not None:
+            return Extension(t, h, y, self._w / h, self._method.dense)
+        mean = (y_next - y) / h
+        if interpolation == "linear":
+            return Extension(t, h, y, [mean], LINEAR)
+        self._end = self._slope_at_end(t_next, y_next)
+        return Extension(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """The slope at the end becomes the one at the start, where it is known."""
+        if last:
+            return
+        _, h, _ = self._attempted
+        self._previous = (h, self._w.detach())
+        self._slope = self._w[-1] / h if self._method.stiffly_accurate else self._end
+        self._blocks = None
+
+    def nodes(self) -> list[tuple[float, Tensor, Tensor]]:
+        """(weight, time, state [N]) whose sum of weight g(time, state) is the method's integral of g over the last
+        attempt."""
+        t, h, y = self._attempted
+        stages = y + self._a @ self._w
+        return [
+            (h * b, time, stage)
+            for b, time, stage in zip(self._method.b, self._clock(t, h), stages.unbind(), strict=True)
+            if b
+        ]
+
+    def stiffness(self) -> float | None:
+        """None: nothing is lost on a stiff field."""
+        return None
+
+    def _solve(self, t: float, h: float, y: Tensor, clock: list[Tensor]) -> Tensor:
+        """W [s, N], group by group."""
+        w = y.new_zeros(self._method.stages, len(y))
+        for group in self._method.groups:
+            here = slice(group.start, group.stop)
+            a = self._a[here, here]
+            base = y + self._a[here, : group.start] @ w[: group.start]
+            if not self._method.a[group.start][group.start] and len(group) == 1:
+                w[here] = h * (self.slope(t, y) if group.start == 0 else self._field(clock[group.start], base[0], True))
+                continue
+            stages = Stages(
+                lambda i, stage, first=group.start: h * self._field(clock[first + i], stage, True),  # type: ignore[misc]
+                base,
+                a,
+                self._system(a),
+                lambda values, a=a: StageSystem(  # type: ignore[misc]
+                    linearize(self._field, clock[-1], values.mean(0), self._stats), h, a, self._stats
+                ),
+            )
+            w[here], self.failure = stages.solve(y, self._guess(w, group, h), self._accuracy)
+            if self.failure is not None:
+                break
+        return w
+
+    def _with_graph(self, h: float, y: Tensor, w: Tensor, clock: list[Tensor]) -> Tensor:
+        """W [s, N] with its graph, for first derivatives."""
+        done: list[Tensor] = []
+        for group in self._method.groups:
+            here = slice(group.start, group.stop)
+            a = self._a[here, here]
+            base = y.expand(len(group), -1)
+            if done:
+                base = base + self._a[here, : group.start] @ torch.cat(done)
+            if not self._method.a[group.start][group.start] and len(group) == 1:
+                slope = self._slope if group.start == 0 else self._field(clock[group.start], base[0], True)
+                assert slope is not None
+                done.append(h * slope[None])
+                continue
+            stages = list((base + a @ w[here]).unbind())
+            stages = [stage if stage.requires_grad else stage.requires_grad_() for stage in stages]
+            slopes = [self._field(clock[i], stage, True) for i, stage in zip(group, stages, strict=True)]
+            done.append(attach(w[here], slopes, stages, h, a, self._stats))
+        return torch.cat(done)
+
+    def _guess(self, w: Tensor, group: range, h: float) -> Tensor:
+        """A first W [m, N] of a group: the last slope known, or what the last step's slopes extrapolate to."""
+        if group.start > 0:
+            return w[group.start - 1 : group.start].clone()
+        if self._previous is None:
+            return torch.zeros_like(w[group.start : group.stop])
+        h_before, before = self._previous
+        c = self._method.c
+        weights = [extrapolation(c, 1 + c[i] * h / h_before) for i in group]
+        return w.new_tensor(weights) @ before * (h / h_before)
+
+    def _system(self, a: Tensor) -> StageSystem:
+        """The linear system of stages with the coefficients a, at the start of the step."""
+        t, h, y = self._attempted
+        if self._blocks is None:
+            self._blocks = linearize(self._field, self._clock_start(t), y.detach(), self._stats)
+        key = tuple(a.reshape(-1).tolist())
+        if key not in self._systems:
+            self._systems[key] = StageSystem(self._blocks, h, a, self._stats)
+        return self._systems[key]
+
+    def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
+        if self._method.stiffly_accurate:
+            return self._w[-1] / self._attempted[1]
+        return self._field(self._clock_start(t_next), y_next, True)
+
+    def _clock_start(self, t: float) -> Tensor:
+        (time,) = self._field.clock([t])
+        return torch.nextafter(time, time + 1) if self._one_sided else time
+
+    def _clock(self, t: float, h: float) -> list[Tensor]:
+        c = self._method.c
+        times = self._field.clock([t + c_i * h for c_i in c])
+        if not self._one_sided:
+            return list(times)
+        return [torch.nextafter(time, time - h) if c_i == 1 else time for time, c_i in zip(times, c, strict=True)]

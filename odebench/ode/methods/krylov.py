@@ -1,0 +1,71 @@
+"""Linear systems by their matrix's products with vectors: GMRES.
+
+Saad & Schultz 1986, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Vectors kept, and how often the search starts again from what they gave.
+DIMENSION = 100
+CYCLES = 4
+
+
+def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, tolerance: float) -> tuple[Tensor, bool]:
+    """x [n] with |b - apply(x)| <= tolerance |b|, from apply: [n] -> [n], linear, and whether that was reached.
+
+    Waits for the device once a product.
+    """
+    x, residual = torch.zeros_like(b), b
+    size = start = torch.linalg.vector_norm(b).item()
+    for _ in range(CYCLES):
+        if size <= tolerance * start or not math.isfinite(size):
+            break
+        x = x + _cycle(apply, residual, size, tolerance * start)
+        residual = b - apply(x)
+        size = torch.linalg.vector_norm(residual).item()
+    # The residual that the cycle works with drifts from the true one by round-off.
+    return x, size <= 2 * tolerance * start
+
+
+def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, goal: float) -> Tensor:
+    """The x [n] in the Krylov space of ``residual`` (of norm ``size``) that brings it below ``goal``, or near it."""
+    dimension = min(DIMENSION, len(residual))
+    basis = residual.new_empty(dimension + 1, len(residual))
+    torch.div(residual, size, out=basis[0])
+    columns: list[list[float]] = []
+    rotations: list[tuple[float, float]] = []
+    rest = [size]
+    for j in range(dimension):
+        kept, w = basis[: j + 1], apply(basis[j])
+        # Twice: once loses orthogonality.
+        first = kept @ w
+        w = torch.addmv(w, kept.t(), first, alpha=-1)
+        second = kept @ w
+        w = torch.addmv(w, kept.t(), second, alpha=-1)
+        *column, below = torch.cat((first + second, torch.linalg.vector_norm(w).reshape(1))).tolist()
+        for i, (cos, sin) in enumerate(rotations):
+            column[i], column[i + 1] = cos * column[i] + sin * column[i + 1], cos * column[i + 1] - sin * column[i]
+        radius = math.hypot(column[j], below)
+        if not (0 < radius < math.inf):
+            break
+        rotations.append((column[j] / radius, below / radius))
+        column[j] = radius
+        columns.append(column)
+        rest[j:] = [rest[j] * rotations[j][0], -rest[j] * rotations[j][1]]
+        if abs(rest[-1]) <= goal or below == 0:
+            break
+        torch.div(w, below, out=basis[j + 1])
+    weights = _back_substitute(columns, rest)
+    return torch.mv(basis[: len(weights)].t(), residual.new_tensor(weights))
+
+
+def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:
+    """The solution of the upper triangular system with these columns."""
+    weights = right[: len(columns)]
+    for i in reversed(range(len(columns))):
+        weights[i] = (weights[i] - sum(columns[k][i] * weights[k] for k in range(i + 1, len(columns)))) / columns[i][i]
+    return weights

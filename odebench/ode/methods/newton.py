@@ -1,0 +1,222 @@
+"""The equations of implicit stages: their linear systems, their solution, and its derivative.
+
+m stages with W_i = h f(t_i, Y_i), Y_i = base_i + sum_j a_ij W_j, are solved by simplified Newton iterations (Hairer &
+Wanner 1996, Solving Ordinary Differential Equations II, section IV.8): with J = df/dy at the start of the step,
+
+    (I - h a x J) dW = h f(Y) - W.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.control import Norm, Tolerance
+from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, real_size, rows
+from odebench.ode.methods.krylov import gmres
+from odebench.ode.status import Stats, Status
+
+# An iteration may end when what is left of it is this part of the tolerance.
+NEWTON_PART = 0.01
+# The linear systems of a Newton iteration are solved to this part of their right-hand sides.
+LINEAR_PART = 1e-3
+MAX_ITERATIONS = 10
+
+
+class StageSystem:
+    """(I - h a x J) X = R for m stages, J being the blocks on the diagonal of df/dy; factorized once."""
+
+    def __init__(self, blocks: Sequence[Block], h: float, a: Tensor, stats: Stats) -> None:
+        self._blocks, self._h, self._stats = blocks, h, stats
+        self._a = a.real
+        self._factors = [self._factorize(block.matrix) for block in blocks]
+        self.solved = True
+
+    def solve(self, right: Tensor, scale: Tensor, part: float = LINEAR_PART) -> Tensor:
+        """X [m, N] for R [m, N].
+
+        scale: [N] the sizes, by which the residuals are measured where J is known by its products only: down to
+            ``part`` of R; ``solved`` says whether that succeeded.
+        """
+        self._stats.linear_solves += 1
+        self.solved = True
+        parts, start = [], 0
+        real, scale = as_real(right), as_real(torch.complex(scale, scale)) if right.is_complex() else scale
+        for block, factors in zip(self._blocks, self._factors, strict=True):
+            here = slice(start, start + block.size)
+            start += block.size
+            if factors is not None:
+                flat = torch.linalg.lu_solve(*factors, real[:, here].reshape(-1, 1))
+                parts.append(flat.reshape(len(real), -1))
+            elif block.product is not None:
+                parts.append(self._solve_by_products(block.product, real[:, here], scale[here], part))
+            else:
+                parts.append(real[:, here])
+        return as_like(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), right)
+
+    def _factorize(self, matrix: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if matrix is None:
+            return None
+        system = torch.kron(self._a, matrix * -self._h) if len(self._a) > 1 else matrix * (self._a[0, 0] * -self._h)
+        system = system + torch.eye(len(system), dtype=system.dtype, device=system.device)
+        return torch.linalg.lu_factor_ex(system)[:2]
+
+    def _solve_by_products(
+        self, product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, part: float
+    ) -> Tensor:
+        def apply(x: Tensor) -> Tensor:
+            x = x.view_as(right)
+            products = torch.stack([product(row * scale) for row in x])
+            return (x - self._h * (self._a @ products) / scale).reshape(-1)
+
+        x, solved = gmres(apply, (right / scale).reshape(-1), part)
+        self.solved = self.solved and solved
+        return x.view_as(right) * scale
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How exactly stages are solved: to a part of the ``tolerance`` in its ``norm``; to round-off where there is none,
+    as for fixed steps, or where the solution is to be differentiated (``exact``)."""
+
+    tolerance: Tolerance | None
+    norm: Norm
+    exact: bool
+
+    def acceptable(self, y: Tensor, stages: Tensor) -> Tensor:
+        """The acceptable error [N] of stages [m, N] of a step from y [N]."""
+        size = torch.maximum(y.abs(), stages.abs().amax(0))
+        floor = 10 * torch.finfo(size.dtype).eps
+        if self.tolerance is None or self.exact:
+            return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(torch.finfo(size.dtype).tiny)
+        return torch.maximum(NEWTON_PART * self.tolerance.scale(size.clone()), floor * size)
+
+    @property
+    def tight(self) -> bool:
+        """Whether to go down to round-off, where iterations may stop contracting before they are acceptable."""
+        return self.tolerance is None or self.exact
+
+    @property
+    def jacobians(self) -> int:
+        """How often to try, each time with a new Jacobian; a fixed step cannot be made smaller instead."""
+        return 20 if self.tolerance is None else 3 if self.exact else 1
+
+
+@dataclass
+class Stages:
+    """The equations of m stages, to be solved by ``solve``.
+
+    evaluate: h f(t_i, Y_i) [N] of stage i.
+    base: [m, N]; a: [m, m]; see above.
+    system: of the linear equations; ``relinearize(Y)`` makes another one, at the stage values Y [m, N].
+    """
+
+    evaluate: Callable[[int, Tensor], Tensor]
+    base: Tensor
+    a: Tensor
+    system: StageSystem
+    relinearize: Callable[[Tensor], StageSystem]
+
+    def solve(self, y: Tensor, guess: Tensor, accuracy: Accuracy) -> tuple[Tensor, Status | None]:
+        """W [m, N] of a step from y [N], and why there is none."""
+        w, jacobians, iteration = guess, 1, 0
+        before = math.inf
+        while True:
+            stages = self.base + self.a @ w
+            acceptable = accuracy.acceptable(y, stages)
+            slopes = torch.stack([self.evaluate(i, stage) for i, stage in enumerate(stages.unbind())])
+            change = self.system.solve(slopes - w, acceptable)
+            w = w + change
+            size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
+            if not math.isfinite(size):
+                return w, Status.non_finite
+            rate = size / before if before > 0 else 0.0
+            iteration += 1
+            if self._converged(size, rate, iteration, accuracy):
+                return w, None
+            contracts = self.system.solved and (rate < 0.9 or iteration == 1) and iteration < MAX_ITERATIONS
+            before = size
+            if contracts:
+                continue
+            if jacobians == accuracy.jacobians:
+                return w, Status.not_converged
+            self.system = self.relinearize(self.base + self.a @ w)
+            jacobians, iteration, before = jacobians + 1, 0, math.inf
+
+    def _converged(self, size: float, rate: float, iteration: int, accuracy: Accuracy) -> bool:
+        """Whether what the iterations still miss is acceptable: size rate / (1 - rate), the sum of what would come."""
+        if iteration == 1:
+            return size <= 1
+        if rate < 1 and size * rate / (1 - rate) <= 1:
+            return True
+        return accuracy.tight and rate > 0.3 and size <= 100
+
+
+class _Solved(torch.autograd.Function):
+    """Solved stages with their derivative, by the implicit function theorem."""
+
+    @staticmethod
+    def forward(ctx: Any, slopes: Tensor, solved: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.pull = pull
+        return solved.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.pull(gradient), None, None
+
+
+def attach(w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats) -> Tensor:
+    """The solution W [m, N] with the graph of what it was solved from.
+
+    slopes: f(t_i, Y_i) [N] at the stages Y_i [N] of W, with its graph down to Y_i and beyond.
+
+    From W = h f(base + a W, theta): dW = (I - h a x J)^-1 h df, J at each stage's own value. First derivatives only.
+    """
+    rates = torch.stack([h * slope for slope in slopes])
+    if not rates.requires_grad:
+        return w
+
+    def pull(gradient: Tensor) -> Tensor:
+        # (I - h a x J)^T x = gradient
+        if real_size(w[0]) <= DENSE_SIZE:
+            return _pull_dense(gradient, slopes, stages, h, a)
+        return _pull_by_products(gradient, slopes, stages, h, a, stats)
+
+    return _Solved.apply(rates, w, pull)
+
+
+def _pull_dense(gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor) -> Tensor:
+    jacobians = [rows(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
+    real = as_real(gradient)
+    m, n = real.shape
+    system = torch.eye(m * n, dtype=real.dtype, device=real.device).view(m, n, m, n)
+    for i, jacobian in enumerate(jacobians):
+        if jacobian is not None:
+            system[i] -= torch.einsum("j,kl->kjl", h * a[i].real, jacobian)
+    solution = torch.linalg.solve(system.reshape(m * n, m * n).t(), real.reshape(-1))
+    return as_like(solution.view(m, n), gradient)
+
+
+def _pull_by_products(
+    gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats
+) -> Tensor:
+    real = as_real(gradient)
+
+    def apply(x: Tensor) -> Tensor:
+        x = x.view_as(real)
+        pulled = []
+        for f, y, row in zip(slopes, stages, x.unbind(), strict=True):
+            stats.jacobian_products += 1
+            how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+            pulled.append(as_real(torch.autograd.grad(f, y, as_like(row, f), **how)[0]))
+        return (x - h * (a.real.t() @ torch.stack(pulled))).reshape(-1)
+
+    eps = torch.finfo(real.dtype).eps
+    solution, solved = gmres(apply, real.reshape(-1), 1000 * eps)
+    if not solved:
+        raise RuntimeError("the linear system of an implicit step's gradient was not solved; take smaller steps")
+    return as_like(solution.view_as(real), gradient)

@@ -1,0 +1,154 @@
+"""Reversible methods: a step can be undone from what it leaves, so that a backward pass needs no stored states.
+
+Each carries an auxiliary half beside the state y, and each pays for it with a narrow region of stability: the halves
+drift apart as exp(|lambda| t) in a direction that the field contracts at the rate lambda. Good for fields that contract
+little over the span solved, |lambda| times the span below about 10, as those of neural ODEs do.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from odebench.ode.methods import explicit
+from odebench.ode.methods.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """The McCallum-Foster coupling, which makes a reversible method of any explicit Runge-Kutta method.
+
+    With Psi_h(t, y) the increment of the base method, a step takes two states y and z to
+
+        y' = c y + (1 - c) z + Psi_h(t, z),    z' = z - Psi_(-h)(t + h, y'),
+
+    which read backward undoes it. Order and error estimate are the base method's, the work is twice its.
+
+    base: the method that is coupled.
+    coupling: c, between 0 and 1. The halves stay together while h |lambda| < -log c (0.11 at 0.9, 0.010 at 0.99, 0.0010
+        at 0.999) for a field that contracts at the rate lambda; beyond it they part as c^n exp(|lambda| t) after n
+        steps to t. Undoing n steps multiplies their round-off by c^-n: 2.7 at 0.999 and n = 1000, 3e4 at 0.9 and n =
+        100, which is all of float32. The default, the authors' too, leaves the round-off alone and relies on spans that
+        are short against 1/|lambda|; a long contracting one wants a smaller c, few steps and float64.
+
+    Raises ValueError for a coupling outside of (0, 1).
+    """
+
+    base: Tableau
+    coupling: float = 0.999
+
+    reversible = True
+    stiff = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coupling < 1:
+            raise ValueError(f"coupling must lie between 0 and 1, got {self.coupling}")
+
+    @property
+    def name(self) -> str:
+        """The base method's, marked."""
+        return f"reversible_{self.base.name}"
+
+    @property
+    def source(self) -> str:
+        """McCallum & Foster, and the base method's."""
+        return f"McCallum & Foster 2024, Efficient, accurate and stable gradients for neural ODEs; {self.base.source}"
+
+    @property
+    def order(self) -> int:
+        """The base method's."""
+        return self.base.order
+
+    @property
+    def stages(self) -> int:
+        """Twice the base method's, without one that only error control needs."""
+        return 2 * self.base.fixed().stages
+
+    @property
+    def adaptive(self) -> bool:
+        """Where the base method is."""
+        return self.base.adaptive
+
+    @property
+    def dense_order(self) -> int | None:
+        """The base method's."""
+        return self.base.dense_order
+
+    def fixed(self) -> "Reversible":
+        """The same step without error estimate."""
+        return dataclasses.replace(self, base=self.base.fixed())
+
+
+@dataclass(frozen=True)
+class AsynchronousLeapfrog:
+    """The asynchronous leapfrog of MALI: the state y and a velocity v, at first f(t, y), one evaluation a step.
+
+    m = y + v h/2,    u = f(t + h/2, m),    v' = v + 2 eta (u - v),    y' = m + v' h/2
+
+    The error estimate is the difference to Euler's method, (v' - v) h/2.
+
+    damping: eta, above 0.5 and at most 1. At 1 the method has order 2 and the error of v never fades: it changes its
+        sign in every step, and grows in directions that the field contracts. Below 1 it fades as |1 - 2 eta|^n, but the
+        order falls to 1, and undoing n steps multiplies their round-off by |1 - 2 eta|^-n: 5e9 for eta = 0.9, n = 100.
+
+    Raises ValueError for a damping outside of (0.5, 1].
+    """
+
+    damping: float = 1.0
+    adaptive: bool = field(default=True, repr=False)
+
+    name = "alf"
+    source = "Zhuang, Dvornek, Tatikonda & Duncan 2021, MALI, algorithm 2 and appendix; Mutze 2013"
+    stages = 1
+    reversible = True
+    stiff = False
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.damping <= 1:
+            raise ValueError(f"damping must lie above 0.5 and at most at 1, got {self.damping}")
+
+    @property
+    def order(self) -> int:
+        """2, damped 1."""
+        return 2 if self.damping == 1 else 1
+
+    @property
+    def dense_order(self) -> int:
+        """That of the step: cubic Hermite with the velocities as slopes."""
+        return self.order
+
+    def fixed(self) -> "AsynchronousLeapfrog":
+        """The same step, said to have no error estimate."""
+        return dataclasses.replace(self, adaptive=False)
+
+
+@dataclass(frozen=True)
+class ReversibleHeun:
+    """The reversible Heun method: the state y and an auxiliary state x, at first y, one evaluation a step.
+
+    x' = 2 y - x + h f(t, x),    y' = y + h (f(t, x) + f(t + h, x')) / 2
+
+    The error estimate is the difference to Euler's method, h (f(t + h, x') - f(t, x)) / 2. Stable for imaginary h
+    lambda up to 1 and nowhere else: no damping.
+    """
+
+    adaptive: bool = field(default=True, repr=False)
+
+    name = "reversible_heun"
+    source = "Kidger, Foster, Li & Lyons 2021, Efficient and accurate gradients for neural SDEs, algorithm 1"
+    order = 2
+    dense_order = 2
+    stages = 1
+    reversible = True
+    stiff = False
+
+    def fixed(self) -> "ReversibleHeun":
+        """The same step, said to have no error estimate."""
+        return dataclasses.replace(self, adaptive=False)
+
+
+ALF = AsynchronousLeapfrog()
+REVERSIBLE_HEUN = ReversibleHeun()
+REVERSIBLE_MIDPOINT = Reversible(explicit.MIDPOINT)
+REVERSIBLE_RK4 = Reversible(explicit.RK4)
+REVERSIBLE_BOSH3 = Reversible(explicit.BOSH3)
+REVERSIBLE_DOPRI5 = Reversible(explicit.DOPRI5)
+REVERSIBLE_TSIT5 = Reversible(explicit.TSIT5)

@@ -1,0 +1,266 @@
+"""Steps of the reversible methods. A stepper holds the auxiliary half of the state; what it does is undone in
+``odebench.ode.gradients.reversible``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from odebench.ode.methods.runge_kutta import Buffer, Tape
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.status import Status
+
+# Steps under error control have lost their accuracy once the halves are further apart than so many times all errors
+# estimated so far and so many units of round-off.
+SLACK, ROUND_OFF = 10.0, 1e3
+
+
+class CoupledRungeKutta:
+    """The stepper of a ``Reversible``; see ``odebench.ode.methods.steppers.Stepper``.
+
+    half_next: z' [N] of the last attempt.
+    """
+
+    def __init__(self, method: Reversible, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+        self._method, self._base, self._step = method, method.base, method.base.fixed()
+        self._field, self._clock = field, _Clock(field, one_sided)
+        with_graph = torch.is_grad_enabled()
+        self._ahead: Buffer | Tape = Tape() if with_graph else Buffer(self._base, y)
+        self._behind: Buffer | Tape = Tape() if with_graph else Buffer(self._step, y)
+        self._drift = _Drift(method.adaptive)
+        self.order = method.order
+        self.failure: Status | None = None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """z = y."""
+        self._half = self.half_next = y
+        self._slope = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        self._fresh = True
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """f(t, y), which was the first stage of the last increment of z."""
+        return self._slope
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        if self.failure is not None:
+            return y
+        z, step, base = self._half, self._step, self._base
+        self._h = h
+        evaluate_stages(
+            self._ahead, step, self._field, self._clock(t, h, step.c), z, h, self._slope if self._fresh else None
+        )
+        y_next = torch.add(self._ahead.combine(z, step.b, h), y - z, alpha=self._method.coupling)
+        evaluate_stages(self._behind, step, self._field, self._clock(t + h, -h, step.c), y_next, -h)
+        self.half_next = self._behind.combine(z, step.b, h)
+        if base.end_stage is not None and base.end_stage < base.stages:
+            # Evaluated already, at a state that differs from the stage's own by c (y - z): far less than the error.
+            self._ahead.put(base.end_stage, self._behind.get(0))
+        return y_next
+
+    def error(self) -> Tensor:
+        """The base method's estimate along z [N]."""
+        if self.failure is not None:
+            return torch.full_like(self._half, torch.inf)
+        assert self._base.error is not None
+        return self._ahead.error(self._base.error, self._h)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The base method's, with the coupling added in linearly: y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
+        linear or cubic Hermite where it has none."""
+        base, h, z = self._base, self._h, self._half
+        if base.dense is None:
+            return _hermite(t, t_next - t, y, y_next, [self._slope, self._behind.get(0)], interpolation)
+        clock = self._clock(t, h, base.extra_c)
+        for i, row in enumerate(base.extra_a, start=base.stages):
+            at_end = i == base.end_stage
+            stage = self._ahead.combine(z, row, h)
+            self._ahead.put(i, self._behind.get(0) if at_end else self._field(clock[i - base.stages], stage, False))
+        slopes = [*self._ahead.first(base.dense_stages), (z - y) / h]
+        return Extension(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """z = z'."""
+        self._half, self._slope, self._fresh = self.half_next, _own(self._behind.get(0)), False
+        error = self.error() if self._method.adaptive else None
+        if self._drift.exceeds(y_next - self._half, y_next, error):
+            self.failure = Status.unstable
+
+    def stiffness(self) -> float | None:
+        """Not estimated."""
+        return None
+
+
+class AsynchronousLeapfrogSteps:
+    """The stepper of an ``AsynchronousLeapfrog``; see ``odebench.ode.methods.steppers.Stepper``.
+
+    half_next: v' [N] of the last attempt.
+    """
+
+    order = 2  # of the error estimate
+
+    def __init__(self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+        self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
+        # The error estimate of adaptive steps sees v drift; fixed steps are watched.
+        self._drift = None if method.adaptive else _Drift(False)
+        self.failure: Status | None = None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """v = f(t, y)."""
+        f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        self._half = self.half_next = _own(f)
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """v."""
+        return self._half
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        if self.failure is not None:
+            return y
+        self._h = h
+        middle = torch.add(y, self._half, alpha=h / 2)
+        u = self._field(self._clock(t, h, (0.5,))[0], middle)
+        self.half_next = torch.add(self._half, u - self._half, alpha=2 * self._method.damping)
+        return torch.add(middle, self.half_next, alpha=h / 2)
+
+    def error(self) -> Tensor:
+        """The difference to Euler's method [N]."""
+        with torch.no_grad():
+            return (self.half_next - self._half).mul_(self._h / 2)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """Linear, or cubic Hermite with the velocities as slopes."""
+        return _hermite(t, t_next - t, y, y_next, [self._half, self.half_next], interpolation)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """v = v'."""
+        if self._drift is not None and self._drift.exceeds(self.error(), y_next, None):
+            self.failure = Status.unstable
+        self._half = self.half_next
+
+    def stiffness(self) -> float | None:
+        """Not estimated."""
+        return None
+
+
+class ReversibleHeunSteps:
+    """The stepper of a ``ReversibleHeun``; see ``odebench.ode.methods.steppers.Stepper``.
+
+    half_next: x' [N] of the last attempt.
+    """
+
+    order = 2  # of the error estimate
+
+    def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+        self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
+        self._drift = _Drift(method.adaptive)
+        self.failure: Status | None = None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """x = y."""
+        self._half = self.half_next = y
+        f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        self._slope = self._slope_next = _own(f)
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """f(t, x)."""
+        return self._slope
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        if self.failure is not None:
+            return y
+        self._h = h
+        middle = torch.add(y, self._slope, alpha=h / 2)
+        self.half_next = 2 * middle - self._half
+        self._slope_next = _own(self._field(self._clock(t, h, (1.0,))[0], self.half_next))
+        return torch.add(middle, self._slope_next, alpha=h / 2)
+
+    def error(self) -> Tensor:
+        """The difference to Euler's method [N]."""
+        if self.failure is not None:
+            return torch.full_like(self._half, torch.inf)
+        with torch.no_grad():
+            return (self._slope_next - self._slope).mul_(self._h / 2)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """Linear, or cubic Hermite with f(t, x) as slopes."""
+        return _hermite(t, t_next - t, y, y_next, [self._slope, self._slope_next], interpolation)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """x = x'."""
+        error = self.error() if self._method.adaptive else None
+        if self._drift.exceeds(y_next - self.half_next, y_next, error):
+            self.failure = Status.unstable
+        self._half, self._slope = self.half_next, self._slope_next
+
+    def stiffness(self) -> float | None:
+        """Not estimated."""
+        return None
+
+
+class _Drift:
+    """Watches how far the two halves of the state are apart; waits for the device.
+
+    With fixed steps they may be as far apart as the state was large so far; steps under error control have a
+    tolerance to keep and are held to the errors that were estimated so far.
+    """
+
+    def __init__(self, adaptive: bool) -> None:
+        self._adaptive = adaptive
+        self._size = self._errors = 0.0
+
+    @torch.no_grad()
+    def exceeds(self, gap: Tensor, y: Tensor, error: Tensor | None) -> bool:
+        """Whether the halves of the accepted state y are too far apart, by ``gap``; all [N]."""
+        watched = (gap, y) if error is None else (gap, y, error)
+        apart, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in watched]).tolist()
+        self._size, self._errors = max(self._size, size), self._errors + sum(errors)
+        if not self._adaptive:
+            return apart > self._size
+        return apart > SLACK * self._errors + ROUND_OFF * torch.finfo(y.dtype).eps * self._size
+
+
+class _Clock:
+    """Times t + c_i h of a step as f gets them; ``one_sided``: those at its ends just inside of it."""
+
+    def __init__(self, field: Any, one_sided: bool) -> None:
+        self._field, self._one_sided = field, one_sided
+
+    def __call__(self, t: float, h: float, c: tuple[float, ...]) -> Any:
+        times = self._field.clock([t + c_i * h for c_i in c])
+        if not self._one_sided:
+            return times
+        # As elsewhere in the engine: a time is read as the one just after it, the end of a step as the one before.
+        inward = {0.0: 1.0, 1.0: -1.0}
+        return [
+            torch.nextafter(time, time + inward[c_i] * (h or 1.0)) if c_i in inward else time
+            for time, c_i in zip(times, c, strict=True)
+        ]
+
+
+def evaluate_stages(
+    stages: Buffer | Tape, step: Tableau, field: Any, clock: Any, y: Tensor, h: float, first: Tensor | None = None
+) -> None:
+    """The stages of a step from y [N]; ``first``: the first one, where it is known."""
+    for i in range(step.stages):
+        if i == 0:
+            k = field(clock[0], y) if first is None else first
+        else:
+            k = field(clock[i], stages.combine(y, step.a[i], h))
+        stages.put(i, k)
+
+
+def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Extension:
+    mean = (y_next - y) / h
+    if interpolation == "linear":
+        return Extension(t, h, y, [mean], LINEAR)
+    return Extension(t, h, y, [*slopes, mean], HERMITE)
+
+
+def _own(k: Tensor) -> Tensor:
+    """An evaluation that outlasts the next one; without a graph it may be memory that f writes to again."""
+    return k if k.requires_grad else k.clone()

@@ -1,0 +1,133 @@
+"""Steps of a Rosenbrock method."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.control import Norm, Tolerance, rms
+from odebench.ode.dense import Extension
+from odebench.ode.methods.jacobian import DENSE_SIZE, Block, linearize, real_size, time_derivative
+from odebench.ode.methods.newton import NEWTON_PART, Accuracy, StageSystem
+from odebench.ode.methods.rosenbrock import Rosenbrock
+from odebench.ode.status import Stats, Status
+
+# The linear systems are all that is solved, so more exactly than those of a Newton iteration.
+LINEAR_PART = 1e-2 * NEWTON_PART
+# Gauss quadrature on (0, 1), of order 4 as the steps.
+NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
+
+
+class RosenbrockSteps:
+    """The stepper of a ``Rosenbrock``; see ``odebench.ode.methods.steppers.Stepper``.
+
+    Under autograd the Jacobian carries its graph: derivatives of any order, for states of at most ``DENSE_SIZE`` real
+    numbers. tolerance, norm: of adaptive steps. stats: where Jacobians and linear systems are counted.
+    """
+
+    def __init__(
+        self,
+        method: Rosenbrock,
+        field: Any,
+        y: Tensor,
+        *,
+        compiled: bool = False,
+        one_sided: bool = False,
+        tolerance: Tolerance | None = None,
+        norm: Norm = rms,
+        stats: Stats | None = None,
+    ) -> None:
+        if torch.is_grad_enabled() and real_size(y) > DENSE_SIZE:
+            raise ValueError(
+                f"method {method.name} has no graph for states of more than {DENSE_SIZE} numbers, got {real_size(y)}; "
+                "use gradient='adjoint', or kvaerno5"
+            )
+        self._method, self._field, self._one_sided = method, field, one_sided
+        self._accuracy, self._stats = Accuracy(tolerance, norm, False), stats or Stats()
+        self._u: list[Tensor] = []
+        self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
+        self._slope: Tensor | None = None
+        self._linear: tuple[list[Block], Tensor] | None = None
+        self.order = method.order
+        self.failure: Status | None = None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Nothing is evaluated before it is needed."""
+        self._slope, self._linear = f, None
+
+    def slope(self, t: float, y: Tensor) -> Tensor:
+        """f where the next step starts."""
+        if self._slope is None:
+            self._slope = self._field(self._clock(t, 0.0)[0], y, True)
+        return self._slope
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [N] at t + h."""
+        method = self._method
+        self.failure, self._attempted = None, (t, h, y)
+        clock = self._clock(t, h)
+        if self._linear is None:
+            blocks = linearize(self._field, clock[0], y, self._stats, exact=True)
+            self._linear = blocks, time_derivative(self._field, clock[0], y, h)
+        blocks, f_t = self._linear
+        system = StageSystem(blocks, h, y.real.new_tensor([[method.gamma]]), self._stats)
+        scale = self._accuracy.acceptable(y.detach(), y.detach()[None])
+        self._u = []
+        for i in range(method.stages):
+            y_i = self._combine(y, method.a[i])
+            f = self.slope(t, y) if i == 0 else self._field(clock[i], y_i, True)
+            right = torch.add(f, f_t, alpha=h * method.gammas[i]) * (h * method.gamma)
+            right = self._combine(right, tuple(method.gamma * c for c in method.c[i]))
+            self._u.append(system.solve(right[None], scale, LINEAR_PART)[0])
+            if not system.solved:
+                self.failure = Status.not_converged
+                return y
+        return self._combine(y, method.b)
+
+    def error(self) -> Tensor:
+        """The estimate [N], infinite after a failure."""
+        y = self._attempted[2].detach()
+        if self.failure is not None:
+            return torch.full_like(y, math.inf)
+        assert self._method.error is not None
+        with torch.no_grad():
+            return self._combine(torch.zeros_like(y), self._method.error)
+
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+        """The method's own extension."""
+        h = self._attempted[1]
+        return Extension(t, h, y, torch.stack(self._u) / h, self._method.dense)
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """Nothing is carried over."""
+        self._slope, self._linear = None, None
+
+    def nodes(self) -> list[tuple[float, Tensor, Tensor]]:
+        """(weight, time, state [N]) whose sum of weight g(time, state) is the integral of g over the last attempt, to
+        the order of the method."""
+        t, h, y = self._attempted
+        states = Extension(t, h, y, torch.stack(self._u) / h, self._method.dense).at(NODES)
+        times = self._field.clock([t + theta * h for theta in NODES])
+        return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
+
+    def stiffness(self) -> float | None:
+        """None: nothing is lost on a stiff field."""
+        return None
+
+    def _combine(self, y: Tensor, weights: tuple[float, ...]) -> Tensor:
+        """y + sum_i weights_i u_i, [N]."""
+        for weight, u in zip(weights, self._u, strict=False):
+            if weight:
+                y = torch.add(y, u, alpha=weight)
+        return y
+
+    def _clock(self, t: float, h: float) -> list[Tensor]:
+        times = list(self._field.clock([t + alpha * h for alpha in self._method.alpha]))
+        if self._one_sided:
+            times[0] = torch.nextafter(times[0], times[0] + 1)
+            times[1:] = [
+                torch.nextafter(time, time - h) if alpha == 1 else time
+                for time, alpha in zip(times[1:], self._method.alpha[1:], strict=True)
+            ]
+        return times

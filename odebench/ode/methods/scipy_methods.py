@@ -1,0 +1,44 @@
+"""The solvers of SciPy as methods. Needs neither torch nor SciPy, so that methods can be listed without them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SciPySolver:
+    """A solver of SciPy's that takes a whole solve into its hands, on the CPU and in float64.
+
+    order: the highest of its steps.
+    solver: a name that ``scipy.integrate.solve_ivp`` knows, or "vode_adams".
+    stages: evaluations of a step, at least.
+    matrix: whether it keeps a matrix of N x N numbers for a state of N.
+    """
+
+    name: str
+    source: str
+    order: int
+    solver: str
+    stages: int
+    stiff: bool = False
+    matrix: bool = False
+
+    adaptive = True
+    reversible = False
+
+    def fixed(self) -> "SciPySolver":
+        """Raises ValueError: SciPy chooses the steps."""
+        raise ValueError(f"method {self.name} chooses its steps itself: give it rtol and atol, not steps or step_size")
+
+
+RK23 = SciPySolver("scipy_rk23", "Bogacki & Shampine 1989, by SciPy", 3, "RK23", stages=3)
+RK45 = SciPySolver("scipy_rk45", "Dormand & Prince 1980, by SciPy", 5, "RK45", stages=6)
+DOP853 = SciPySolver("scipy_dop853", "Hairer, Norsett & Wanner 1993, by SciPy", 8, "DOP853", stages=12)
+RADAU = SciPySolver("scipy_radau", "Hairer & Wanner 1996, by SciPy", 5, "Radau", stages=3, stiff=True, matrix=True)
+BDF = SciPySolver("scipy_bdf", "Shampine & Reichelt 1997, by SciPy", 5, "BDF", stages=1, stiff=True, matrix=True)
+LSODA = SciPySolver(
+    "scipy_lsoda", "Hindmarsh 1983 and Petzold 1983, ODEPACK by SciPy", 12, "LSODA", stages=1, stiff=True, matrix=True
+)
+VODE_ADAMS = SciPySolver(
+    "vode_adams", "Brown, Byrne & Hindmarsh 1989, VODE by SciPy, functional iteration", 12, "vode_adams", stages=1
+)
+
+SCIPY_SOLVERS = {method.solver: method for method in (RK23, RK45, DOP853, RADAU, BDF, LSODA, VODE_ADAMS)}

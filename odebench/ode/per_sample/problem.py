@@ -1,0 +1,226 @@
+"""The user's initial value problem as rows: one flat state a row, times of its own, a counted field."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from odebench.ode.status import Stats
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An argument of f with one entry a row of the state, for ``stepping="per_sample"``: f gets the entries of the rows
+    that it is called for.
+
+    tensor: [B, ...].
+    """
+
+    tensor: Tensor
+
+
+def whole(args: Any) -> Any:
+    """The arguments with the tensors of all ``Rows`` in their place: what f gets where all rows step together."""
+    return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Rows) else leaf, args)
+
+
+class RowProblem:
+    """dy/dt = f(t, y, *args) for B rows, y(t_0) = y0.
+
+    y0: [B, n], all tensors of a row's state one after the other; float32 for a state of half precision.
+    t: [T] or [B, T] as the user gave it; ``table`` [B, T] in float64 on the host, ``times`` its T columns.
+    args: the tensors inside the user's args, in order; those wrapped in ``Rows`` belong to the rows.
+    stats: counted into by every evaluation; those of each row are ``evaluations``.
+    """
+
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...]) -> None:
+        if not callable(f):
+            raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
+        self.f = f
+        leaves, self._structure = pytree.tree_flatten(y0)
+        _check_state(leaves)
+        self.num_rows = len(leaves[0])
+        self.shapes = [leaf.shape[1:] for leaf in leaves]
+        self._sizes = [shape.numel() for shape in self.shapes]
+        self.dtype = leaves[0].dtype
+        self.y0 = self._flat(leaves)
+        if self.dtype in (torch.bfloat16, torch.float16):
+            self.y0 = self.y0.float()
+        self.time_dtype = self.y0.real.dtype
+        self.t = _as_tensor(t)
+        self.table = _check_times(self.t, self.num_rows)
+        self.times = self.table.unbind(1)
+        self._read_args(args)
+        device_type = self.y0.device.type
+        self._autocast_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        self.stats = Stats(row_evaluations=0)
+        self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
+        self._rows, self._calls, self._args_of_rows = self.all_rows(), 0, self.args
+
+    def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """dy/dt [b, n] of these rows [b] at their times and flat states [b, n], counted as a forward evaluation."""
+        count(self.stats, len(y))
+        if rows is not self._rows:
+            self.evaluations()
+            self._rows, self._args_of_rows = rows, self.args_of(self.args, rows)
+        self._calls += 1
+        return self.rate(t, y, self._args_of_rows)
+
+    def evaluations(self) -> Tensor:
+        """Evaluations of each row so far [B]."""
+        # Counted row by row only when the rows change: most calls are for the same rows as the one before.
+        self._evaluations.index_add_(0, self._rows, torch.full_like(self._rows, self._calls))
+        self._calls = 0
+        return self._evaluations
+
+    def count_rows_once(self) -> None:
+        """Count an evaluation of all rows that was made, and counted in ``stats.nfe``, elsewhere."""
+        self.stats.row_evaluations = (self.stats.row_evaluations or 0) + self.num_rows
+        self._calls += 1
+
+    def args_of(self, args: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """The argument tensors with the entries of these rows only."""
+        if len(rows) == self.num_rows:
+            return list(args)
+        return [pick(arg, rows) if by_row else arg for arg, by_row in zip(args, self._by_row, strict=True)]
+
+    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+        """dy/dt [b, n] at flat states [b, n], uncounted, with ``args`` for the argument tensors."""
+        leaves = list(self._arg_leaves)
+        for slot, value in zip(self._arg_slots, args, strict=True):
+            leaves[slot] = value
+        arguments = pytree.tree_unflatten(leaves, self._args_structure)
+        version = None if y.is_inference() else y._version
+        if self._autocast_dtype is None:
+            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), len(y))
+        else:
+            # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+            with torch.autocast(y.device.type, self._autocast_dtype, cache_enabled=False):
+                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), len(y))
+        if version is not None and y._version != version:
+            raise ValueError(
+                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+            )
+        return rate
+
+    def clock(self, times: Sequence[Tensor]) -> list[Tensor]:
+        """Times as f gets them."""
+        return [self.on_device(time) for time in times]
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """Numbers of the host, times or step sizes, as the states need them."""
+        return x.to(self.y0.device, self.time_dtype, non_blocking=True)
+
+    def all_rows(self) -> Tensor:
+        """The numbers of all rows [B]."""
+        return torch.arange(self.num_rows)
+
+    def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
+        """A tolerance as a number, or as [B, n] where it was given in the structure of the state."""
+        if isinstance(tolerance, int | float):
+            return float(tolerance)
+        leaves, structure = pytree.tree_flatten(tolerance)
+        if structure != self._structure:
+            raise ValueError(f"{name} must be a number, or have the structure of y0")
+        dtype, device = self.y0.real.dtype, self.y0.device
+        tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
+        full = [x.expand(self.num_rows, *shape) for x, shape in zip(tensors, self.shapes, strict=True)]
+        return self._flat(full)
+
+    def unflatten(self, y: Tensor) -> Any:
+        """The user's structure from flat states [*batch, n]; its tensors are views, [*batch, *shape]."""
+        if y.dtype != self.dtype:
+            y = y.to(self.dtype)
+        parts = (y,) if len(self._sizes) == 1 else y.split(self._sizes, dim=-1)
+        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self._structure)
+
+    def _read_args(self, args: tuple[Any, ...]) -> None:
+        leaves, self._args_structure = pytree.tree_flatten(args)
+        self._arg_slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor | Rows)]
+        self._by_row = [isinstance(leaves[i], Rows) for i in self._arg_slots]
+        self._arg_leaves = [leaf.tensor if isinstance(leaf, Rows) else leaf for leaf in leaves]
+        self.args = [self._arg_leaves[i] for i in self._arg_slots]
+        for arg, by_row in zip(self.args, self._by_row, strict=True):
+            if by_row and arg.shape[:1] != (self.num_rows,):
+                raise ValueError(f"Rows(tensor) needs one entry a row, {self.num_rows}, got shape {tuple(arg.shape)}")
+
+    def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
+        leaves, structure = pytree.tree_flatten(rate)
+        if structure != self._structure:
+            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            if not isinstance(leaf, Tensor) or leaf.shape != (num_rows, *shape):
+                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(
+                    f"f(t, y) must return tensors of y's shape: {(num_rows, *shape)} expected, got {got}; rows that "
+                    "are done drop out, so what belongs to the rows goes into args as Rows(tensor)"
+                )
+            if leaf.dtype != self.dtype and self._autocast_dtype is None:
+                raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
+        return self._flat(leaves).to(self.y0.dtype)
+
+    def _flat(self, leaves: list[Tensor]) -> Tensor:
+        flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self._sizes, strict=True)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+
+def count(stats: Stats, num_rows: int) -> None:
+    """Count one evaluation of so many rows."""
+    stats.nfe += 1
+    stats.row_evaluations = (stats.row_evaluations or 0) + num_rows
+
+
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """The entries [b, ...] of these rows, whose numbers lie on the host."""
+    return x.index_select(0, rows.to(x.device))
+
+
+def _as_tensor(t: Any) -> Tensor:
+    if isinstance(t, Tensor):
+        return t
+    if any(isinstance(time, Tensor) for time in t):
+        return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def _check_state(leaves: list[Any]) -> None:
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
+    first = leaves[0]
+    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves):
+        raise ValueError("all tensors of y0 must have one dtype and one device")
+    if not (first.dtype.is_floating_point or first.dtype.is_complex):
+        raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
+    if first.dim() == 0 or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        raise ValueError(f"stepping='per_sample': all tensors of y0 must be [B, ...] with one B, got shapes {shapes}")
+
+
+def _check_times(t: Tensor, num_rows: int) -> Tensor:
+    """[B, T] in float64 on the host."""
+    if t.dim() not in (1, 2) or t.shape[-1] < 2 or (t.dim() == 2 and len(t) != num_rows):
+        raise ValueError(
+            f"t must hold two or more times, [T] for all rows or [{num_rows}, T] for each, got shape {tuple(t.shape)}"
+        )
+    times = t.detach().to("cpu", torch.float64)
+    if not bool(times.isfinite().all()):
+        raise ValueError("t must be finite")
+    differences = times.diff(dim=-1)
+    monotone = (differences > 0).all(-1) | (differences < 0).all(-1)
+    if not bool(monotone.all()):
+        row = "" if t.dim() == 1 else f", unlike row {int(monotone.logical_not().nonzero()[0])}"
+        raise ValueError(f"t must be strictly increasing or strictly decreasing in each row{row}")
+    return times.expand(num_rows, -1).contiguous()
+
+
+def row_norm(x: Tensor) -> Tensor:
+    """Root mean square of each row of x [b, n], [b] in float64 on the host. Waits for the device."""
+    norm = torch.linalg.vector_norm(x, dim=1) if x.shape[1] else x.new_zeros(len(x)).real
+    return norm.to("cpu", torch.float64).div(math.sqrt(max(x.shape[1], 1)))

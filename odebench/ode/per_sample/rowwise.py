@@ -1,0 +1,118 @@
+"""What ``solve`` does with the problem of rows and the plan it has made."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.ode.gradients.backprop import Backprop
+from odebench.ode.integrate import Plan
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.per_sample.checkpoint import run_checkpointed
+from odebench.ode.per_sample.events import RowWatch
+from odebench.ode.per_sample.loop import RowLoop
+from odebench.ode.per_sample.problem import RowProblem, pick
+from odebench.ode.status import Outcome, RowStats, Solution, Status
+
+# From the best to the worst; an event is as good as the end.
+SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
+MODES = ("backprop", "checkpoint")
+
+
+def solve_rows(problem: RowProblem, plan: Plan, gradient: Any, event: Any) -> Solution:
+    """The solution of each row by the same plan.
+
+    Raises ValueError for what goes with shared stepping only.
+    """
+    mode = _check(plan, gradient, event)
+    watch = RowWatch.of(event, problem)
+    loop = RowLoop(problem, plan, watch)
+    y0 = problem.y0
+    if torch.is_grad_enabled() and problem.t.requires_grad:
+        y0 = y0 - _time_shift(problem, 0, y0, problem.all_rows())
+    if mode == "checkpoint" and torch.is_grad_enabled():
+        states = run_checkpointed(loop, y0)
+    else:
+        loop.run(y0)
+        states = loop.outputs.collect()
+    if torch.is_grad_enabled() and problem.t.requires_grad:
+        states = _with_time_gradient(problem, states)
+    if plan.tolerance is None:
+        _mark_non_finite(loop, states)
+    rows = _row_stats(loop)
+    problem.stats.accepted, problem.stats.rejected = int(rows.accepted.sum()), int(rows.rejected.sum())
+    return Solution(
+        problem.t,
+        problem.unflatten(states),
+        problem.stats,
+        _outcome(loop, states),
+        events=() if watch is None else watch.collect(),
+        rows=rows,
+    )
+
+
+def _check(plan: Plan, gradient: Any, event: Any) -> str:
+    """The name of the gradient mode, once it is clear that everything asked for exists."""
+    mode = gradient if isinstance(gradient, str) else getattr(gradient, "name", "another")
+    if isinstance(gradient, Backprop):
+        mode = "backprop"
+    if mode not in MODES:
+        raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(MODES)}, not {mode}")
+    if mode == "checkpoint" and event is not None:
+        raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
+    if not isinstance(plan.method, Tableau):
+        raise ValueError(f"stepping='per_sample' takes explicit Runge-Kutta methods, not {plan.method.name}")
+    unknown = {"step_t or jump_t": plan.forced, "dense": plan.dense, "compile": plan.compile}
+    for name, value in unknown.items():
+        if value:
+            raise ValueError(f"stepping='per_sample' has no {name}; use stepping='shared'")
+    return mode
+
+
+def _row_stats(loop: RowLoop) -> RowStats:
+    ends = loop.ends
+    return RowStats(tuple(ends.status), ends.time, loop.problem.evaluations(), ends.accepted, ends.rejected)
+
+
+def _outcome(loop: RowLoop, states: Tensor) -> Outcome:
+    """That of the first of the rows that ended worst."""
+    ends, problem = loop.ends, loop.problem
+    numbers = Counter(ends.status)
+    worst = max(numbers, key=SEVERITY.index, default=Status.success)
+    reached = states.shape[0]
+    if worst is not Status.success:
+        missing = states.detach().isnan().flatten(1).any(1).tolist()
+        reached = missing.index(True) if True in missing else reached
+    if problem.num_rows == 0:
+        return Outcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
+    first = ends.status.index(worst)
+    where = "" if worst is Status.success else f" [{numbers[worst]} of {problem.num_rows} rows, first row {first}]"
+    time, step, ratio = (float(x[first]) for x in (ends.time, ends.step_size, ends.error_ratio))
+    return Outcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where)
+
+
+def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
+    """Fixed steps go on whatever comes; a row that did not stay finite has failed."""
+    bad = ~states.detach().isfinite().all(2).all(0).cpu()
+    for row in bad.nonzero().squeeze(1).tolist():
+        if loop.ends.status[row] is Status.success:
+            loop.ends.status[row] = Status.non_finite
+
+
+def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
+    """(t_i - t_i.detach()) f(t_i, y) [b, n] of these rows: zero, with the derivative f with respect to t_i."""
+    with torch.no_grad():
+        f = problem(problem.on_device(pick(problem.times[i], rows)), y, rows)
+    t = problem.t.expand(problem.num_rows, -1)[:, i]
+    return pick((t - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
+
+
+def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
+    """The same states, differentiable with respect to their times; those not reached stay as they are."""
+    shifted = [problem.y0]
+    for i in range(1, states.shape[0]):
+        rows = (~states[i].detach().isnan().any(1)).nonzero().squeeze(1).cpu()
+        shift = _time_shift(problem, i, pick(states[i], rows), rows)
+        shifted.append(states[i].index_add(0, rows.to(shift.device), shift))
+    return torch.stack(shifted)

@@ -1,0 +1,125 @@
+"""Derive the dense output of vern7 and dopri8, the numbers in odebench/ode/methods/high_order.py.
+
+    python scripts/derive_dense_output.py vern7
+
+For given stages the order conditions are linear in the weights. So an extra stage at node c is the extension of
+the stages before it, evaluated at theta = c, and the weights b_i(theta) are polynomials that satisfy the
+conditions of order p (Hairer, Norsett & Wanner, Solving ODEs I, section II.6). What that leaves free makes the
+error terms of order p + 1 small. Neighbouring steps join with a continuous derivative.
+"""
+
+import argparse
+
+import numpy as np
+
+from odebench.ode.methods.high_order import DOPRI8, VERN7
+from odebench.ode.methods.order_conditions import gamma, sigma, size, stage_weights
+
+METHODS = {"vern7": VERN7, "dopri8": DOPRI8}
+
+# Node and order of the extra stages, after f at the end of the step. Those of vern7 and the last two of dopri8
+# are the pair of tenths with the least error terms. The stages of dopri8 miss the order conditions of order 6 by
+# a multiple of theta^2 (theta - 1)^2 (theta^2 - theta + 3/14), so that its first node has order 6 for nothing.
+EXTRA_STAGES = {
+    "vern7": [(0.6, 5), (0.4, 5)],
+    "dopri8": [(0.5 + 7**0.5 / 14, 6), (0.5, 6), (0.3, 6)],
+}
+DAMPING = 1e-5  # how much the size of the weights counts beside the error terms
+
+
+def conditions(rows, order, used):
+    """What the order conditions are made of.
+
+    Returns the matrix [trees, used stages] that maps weights to elementary weights; 1 / gamma, size and 1 / sigma
+    of each tree. The last scales its elementary differential in the error.
+    """
+    weights = stage_weights(rows, order)
+    facts = np.array([(1 / gamma(tree), size(tree), 1 / sigma(tree)) for tree in weights]).T
+    return np.array(list(weights.values()))[:, used], *facts
+
+
+def solutions(matrix, right):
+    """The least x with matrix x = right, for each column of ``right``, and the null space of the matrix."""
+    u, s, v = np.linalg.svd(matrix)
+    rank = int((s > 1e-10 * s[0]).sum())
+    x = v[:rank].T @ (u[:, :rank].T @ right / s[:rank, None])
+    if np.abs(matrix @ x - right).max() > 1e-12:
+        raise ValueError("these stages do not allow this order: add one or move one")
+    return x, v[rank:].T
+
+
+def minimise(rows, x, null, basis, wishes):
+    """x + null y basis^T with the y [free, k] that brings rows (x + null y basis^T) powers near to each wish.
+
+    wishes: pairs of theta's powers [degree] and a right side [number of rows].
+    """
+    goal = np.vstack([np.kron(rows @ null, basis.T @ powers) for powers, _ in wishes])
+    missing = np.concatenate([wish - rows @ x @ powers for powers, wish in wishes])
+    y = np.linalg.lstsq(goal, missing, rcond=None)[0]
+    return x + null @ y.reshape(null.shape[1], -1) @ basis.T
+
+
+def extra_stage(rows, used, node, order):
+    """Weights [used stages] of a stage at ``node`` of the given order."""
+    matrix, right, sizes, scale = conditions(rows, order + 1, used)
+    held = sizes <= order
+    right = right * node**sizes
+    x, null = solutions(matrix[held], right[held, None])
+    goal = np.vstack([scale[~held, None] * matrix[~held], DAMPING * np.eye(len(used))])
+    wish = np.concatenate([scale[~held] * right[~held], np.zeros(len(used))])
+    return minimise(goal, x, null, np.ones((1, 1)), [(np.ones(1), wish)])[:, 0]
+
+
+def polynomials(rows, used, b, end, order):
+    """Coefficients [used stages, order] of the weights b_i(theta); stage ``end`` is f at the end of the step."""
+    matrix, right, sizes, scale = conditions(rows, order + 1, used)
+    held = sizes <= order
+    powers = np.arange(1, order + 1)
+    x, null = solutions(matrix[held], right[held, None] * (sizes[held, None] == powers))
+
+    # b'(0) is 1 for the first stage alone, b(1) is b, b'(1) is 1 for stage ``end`` alone.
+    stages = np.eye(len(rows))[used]
+    ends = np.stack([powers == 1, powers**0, powers], axis=1)
+    ends_right = np.stack([stages[:, 0], b[used], stages[:, end]], axis=1)
+    x = x + null @ null.T @ (ends_right - x @ ends) @ np.linalg.pinv(ends)
+    basis = np.linalg.svd(ends.T)[2][3:].T
+
+    goal = np.vstack([scale[~held, None] * matrix[~held], DAMPING * np.eye(len(used))])
+    wish = np.concatenate([scale[~held] * right[~held], np.zeros(len(used))])
+    thetas = (np.arange(10) + 0.5) / 10
+    x = minimise(goal, x, null, basis, [(theta**powers, theta ** (order + 1) * wish) for theta in thetas])
+    x = x + (ends_right - x @ ends) @ np.linalg.pinv(ends)  # round-off
+    x[:, 0] = stages[:, 0]
+    return x
+
+
+def derive(name):
+    """The rows of all stages, and the polynomials [stages, dense order]."""
+    method = METHODS[name]
+    rows = [*method.a] if method.fsal else [*method.a, method.b]
+    end = len(rows) - 1
+    # The stages after the first that b skips have a low order: what uses them has it too.
+    first = next(i for i in range(1, method.stages) if method.b[i] != 0)
+    for node, order in EXTRA_STAGES[name]:
+        used = [0, *range(first, len(rows))]
+        row = np.zeros(len(rows))
+        row[used] = extra_stage(rows, used, node, order)
+        rows.append(tuple(row))
+    used = [0, *range(first, len(rows))]
+    b = np.array([*method.b, *[0.0] * (len(rows) - method.stages)])
+    dense = np.zeros((len(rows), method.dense_order))
+    dense[used] = polynomials(rows, used, b, end, method.dense_order)
+    return rows, dense
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=METHODS)
+    name = parser.parse_args().name
+    rows, dense = derive(name)
+    print("extra_a =", *(tuple(map(float, row)) for row in rows[METHODS[name].stages :]), sep="\n")
+    print("dense =", *(tuple(map(float, row)) for row in dense), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
