@@ -30,6 +30,7 @@ verbs:
   resume        go on with a run that was stopped
   list          what there is to choose from, and the runs made so far
   tensorboard   open the dashboard of a run, or of all runs in a folder
+  bench         measure the solver beside the other libraries that are installed
   doctor        what works on this machine and what does not
 
 `odebench VERB --help` explains a verb with examples."""
@@ -87,6 +88,22 @@ examples:
   odebench tensorboard outputs
   odebench tensorboard outputs -- --port 7007 --bind_all"""
 
+_BENCH = """\
+Measure the solver beside torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
+(`pip install "odebench[peers]"`): time turn by turn, evaluations, errors against a float64 reference, memory.
+
+works: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
+modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
+The default takes two to three minutes on two cores and writes to outputs/bench/<date>/<time>.
+
+examples:
+  odebench bench
+  odebench bench tiny mlp --modes forward,adjoint --peers torchdiffeq
+  odebench bench conv --threads 1 --repeats 30 --output results/conv
+  odebench bench stiff --modes forward                    Robertson and van der Pol, by the implicit methods
+  odebench bench mlp --work-precision --methods dopri5    figures of error against time and evaluations
+  odebench bench mlp --compile --peers none               compiled beside eager, no other library"""
+
 _DOCTOR = """\
 Check this machine: versions, device, data, compiler, SLURM, disk. One line each, with what to do."""
 
@@ -131,6 +148,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     board = verb("tensorboard", _TENSORBOARD)
     board.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
+
+    bench = verb("bench", _BENCH)
+    works = bench.add_argument("works", metavar="WORK", nargs="*", help="what is solved")
+    works.required = False
+    bench.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
+    bench.add_argument("--peers", metavar="A,B", help="the libraries beside it, or none; by default all installed")
+    bench.add_argument("--methods", metavar="A,B", help="solvers; by default each work's own")
+    bench.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each work's own")
+    bench.add_argument("--repeats", metavar="N", type=int, default=15, help="timed runs of each; by default 15")
+    bench.add_argument("--threads", metavar="N", type=int, help="threads of PyTorch and JAX; by default PyTorch's own")
+    bench.add_argument("--compile", action="store_true", help="also with compiled steps")
+    bench.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")
+    bench.add_argument("--work-precision", action="store_true", help="several tolerances, and figures")
 
     doctor = verb("doctor", _DOCTOR)
     doctor.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
@@ -230,10 +260,11 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
         rest += tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
-    elif "overrides" in arguments:
-        # argparse reads a list only up to the first option; what stands after it comes here.
-        arguments.overrides += [word for word in rest if not word.startswith("-")]
-        rest = [word for word in rest if word.startswith("-")]
+    for name in ("overrides", "works"):
+        if name in arguments:
+            # argparse reads a list only up to the first option; what stands after it comes here.
+            getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
+            rest = [word for word in rest if word.startswith("-")]
     if rest and arguments.verb != "tensorboard":
         known = [*_options(parser, arguments.verb)]
         raise UsageError(
@@ -344,6 +375,22 @@ def _tensorboard(arguments: argparse.Namespace) -> int:
     os.execv(command[0], command)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from odebench.bench.run import make_plan, run_bench
+
+    plan = make_plan(
+        arguments.works,
+        arguments.modes,
+        arguments.peers,
+        arguments.methods,
+        arguments.tol,
+        arguments.repeats,
+        arguments.compile,
+        arguments.work_precision,
+    )
+    return run_bench(plan, arguments.output, arguments.threads, sys.argv)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from odebench.doctor import examine
 
@@ -357,5 +404,6 @@ _VERBS = {
     "resume": _resume,
     "list": _list,
     "tensorboard": _tensorboard,
+    "bench": _bench,
     "doctor": _doctor,
 }

@@ -68,8 +68,9 @@ def _words(key: str) -> list[str]:
         "data": rules.DATA,
         "optim": rules.OPTIM,
         "schedule": rules.SCHEDULE,
+        "gradient": rules.GRADIENTS,
     }
-    single = {"": Settings, "solver": rules.Solver, "trainer": rules.Trainer, "gradient": rules.Gradient}
+    single = {"": Settings, "solver": rules.Solver, "trainer": rules.Trainer}
     candidates = named[group].values() if group in named else [single[group]] if group in single else []
     for candidate in candidates:
         hint = get_type_hints(candidate).get(name)

@@ -52,7 +52,14 @@ def config_folders(config_dir: Path | str | None) -> list[Path]:
 
 
 def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]:
-    """The options of a group, name -> YAML file; ours stand before the user's of the same name."""
+    """The options of a group, name -> YAML file; ours stand before the user's of the same name.
+
+    A file whose name starts with _ is no option: others take settings from it by ``defaults: [_NAME]``.
+    """
+    return {name: path for name, path in _files(group, config_dir).items() if not name.startswith("_")}
+
+
+def _files(group: str, config_dir: Path | str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in config_folders(config_dir):
         for path in sorted((folder / group).rglob("*.yaml")):
@@ -61,11 +68,16 @@ def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]
 
 
 def load_option(group: str, name: object, config_dir: Path | str | None = None) -> DictConfig:
-    """One option's YAML as it stands, uncomposed; UsageError with the known ones where it is unknown."""
+    """One option's YAML with what its ``defaults: [_NAME]`` bring, uncomposed; UsageError where it is unknown."""
     known = options(group, config_dir)
     if name not in known:
         raise unknown_name(group, name, known, PLURALS[group])
-    return _load(known[str(name)])
+    option, files = _load(known[str(name)]), _files(group, config_dir)
+    shared = [base for base in option.get("defaults", ()) if isinstance(base, str) and base in files]
+    merged = OmegaConf.merge(*(_load(files[base]) for base in shared), option)
+    assert isinstance(merged, DictConfig)
+    merged.pop("defaults", None)
+    return merged
 
 
 def _load(path: Path) -> DictConfig:
@@ -202,8 +214,8 @@ def known_keys(config_dir: Path | None = None) -> list[str]:
     keys = []
     for group in PLURALS:
         keys.append(group)
-        for path in options(group, config_dir).values() if group != "experiment" else ():
-            option = _load(path)
+        for name in options(group, config_dir) if group != "experiment" else ():
+            option = load_option(group, name, config_dir)
             if group in option:  # a global file, such as a model's, with top-level keys beside the group's
                 top += [str(key) for key in option if key != group]
                 option = option[group]

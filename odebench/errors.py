@@ -21,4 +21,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> UsageError:
     """A name that is none of ours: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
-    return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({plural}: {', '.join(known) or 'none'})")
+    names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench list {plural} prints all"
+    return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})")

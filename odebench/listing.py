@@ -7,15 +7,29 @@ from typing import Any
 
 from odebench.compose import PLURALS, options
 from odebench.errors import UsageError
+from odebench.ode.methods import METHODS
 
 KINDS = (*PLURALS.values(), "runs")
 
 
 def list_options(kind: str, config_dir: Path | None) -> None:
-    """Name and first comment line of every option, e.g. of ``models``."""
+    """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, too."""
     group = next(group for group, plural in PLURALS.items() if plural == kind)
     found = options(group, config_dir)
-    print_table([(name, first_comment(path)) for name, path in found.items()])
+    if group == "solver":
+        header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
+        print_table([header, *(_solver_row(name, path) for name, path in found.items())])
+    else:
+        print_table([(name, first_comment(path)) for name, path in found.items()])
+
+
+def _solver_row(name: str, path: Path) -> tuple[str, ...]:
+    """What a method is; of an extension's, which the YAML file alone does not tell, only the comment."""
+    method = METHODS.get(name)
+    if method is None:
+        return (name, "-", "-", "-", "-", "-", first_comment(path), "-")
+    words = ["yes" if word else "-" for word in (method.adaptive, method.stiff, method.reversible)]
+    return (name, str(method.order), str(method.stages), *words, first_comment(path), method.source)
 
 
 def first_comment(path: Path) -> str:

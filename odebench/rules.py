@@ -57,7 +57,10 @@ class Extension:
 
 @dataclass(frozen=True)
 class Solver:
-    """Any solver; rtol and atol rule adaptive steps, steps or step_size fixed ones."""
+    """Any solver; rtol and atol rule adaptive steps, steps or step_size fixed ones.
+
+    options: what only this method has, such as the damping of alf; each is a key of its own in YAML.
+    """
 
     name: str
     rtol: Positive | None
@@ -65,7 +68,13 @@ class Solver:
     steps: Count | None
     step_size: Positive | None
     first_step: Positive | Literal["warm"] | None
+    min_step: Positive | None
+    max_step: Positive | None
     max_steps: Count | None
+    controller: Literal["integral", "pi", "pid"]
+    stepping: Literal["shared", "per_sample"]
+    compile: bool
+    options: dict[str, Any]
 
     @property
     def fixed(self) -> bool:
@@ -74,12 +83,32 @@ class Solver:
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """Any gradient mode; rtol and atol are those of a backward solve, null the forward one's."""
+class Exact:
+    """backprop and reversible, which have no options."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """checkpoint."""
+
+    name: str
+    checkpoints: Count | None
+    recompute: Literal["step", "stage"]
+    keep: Literal["states", "graphs"]
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """adjoint and interpolated_adjoint; null takes what the forward solve has."""
 
     name: str
     rtol: Positive | None
     atol: Positive | None
+    method: str | None
+    steps: Count | None
+    norm: Literal["semi", "full"]
 
 
 @dataclass(frozen=True)
@@ -178,5 +207,11 @@ MODELS: dict[str, type] = {"odenet": ODENet, "rknet": ODENet, "resnet": ResNet, 
 DATA: dict[str, type] = {"mnist": Images, "fashion_mnist": Images, "mnist5k": Images}
 OPTIM: dict[str, type] = {"sgd": SGD, "adam": Adam, "adamw": Adam}
 SCHEDULE: dict[str, type] = {"one_cycle": OneCycle, "constant": Constant, "cosine": Cosine, "steps": Steps}
-GRADIENTS = ("backprop", "adjoint")
+GRADIENTS: dict[str, type] = {
+    "backprop": Exact,
+    "checkpoint": Checkpoint,
+    "adjoint": Adjoint,
+    "interpolated_adjoint": Adjoint,
+    "reversible": Exact,
+}
 NO_SOLVER = "none"

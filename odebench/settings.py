@@ -5,6 +5,7 @@ into frozen dataclasses or raises a UsageError of one line. The rules of models 
 a name of an extension is checked against the signature of its class or function instead.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -36,10 +37,12 @@ from odebench.rules import (
     SCHEDULE,
     SGD,
     Adam,
+    Adjoint,
+    Checkpoint,
     Constant,
     Cosine,
+    Exact,
     Extension,
-    Gradient,
     Images,
     ODENet,
     OneCycle,
@@ -52,7 +55,6 @@ from odebench.rules import (
 from odebench.typed import Range, read_value, shown
 
 __all__ = [
-    "Gradient",
     "Settings",
     "Solver",
     "Trainer",
@@ -71,7 +73,7 @@ class Settings:
 
     model: ODENet | ResNet | MLP | Extension
     solver: Solver
-    gradient: Gradient
+    gradient: Exact | Checkpoint | Adjoint
     data: Images | Extension
     optim: SGD | Adam
     schedule: OneCycle | Constant | Cosine | Steps
@@ -105,7 +107,7 @@ class Settings:
         if self.eval_solver is not None:
             option = load_option("solver", self.eval_solver, self.config_dir)
             whole = OmegaConf.create({"tol": tol, "solver": option})
-            solver = _read(Solver, _resolved(whole)["solver"], "solver.")
+            solver = _read_solver(_resolved(whole)["solver"], self.extensions)
         elif self.eval_tol is not None and not self.solver.fixed:
             solver = replace(self.solver, rtol=tol, atol=tol)
         else:
@@ -140,8 +142,8 @@ def read_settings(config: DictConfig) -> Settings:
             raise UsageError(f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})")
     settings = Settings(
         model=_read_named("model", raw["model"], MODELS, modules),
-        solver=_read(Solver, raw["solver"], "solver."),
-        gradient=_read(Gradient, raw["gradient"], "gradient."),
+        solver=_read_solver(raw["solver"], modules),
+        gradient=_read_named("gradient", raw["gradient"], GRADIENTS, ()),
         data=_read_named("data", raw["data"], DATA, modules),
         optim=_read_named("optim", raw["optim"], OPTIM, ()),
         schedule=_read_named("schedule", raw["schedule"], SCHEDULE, ()),
@@ -191,6 +193,23 @@ def _read_named(group: str, node: Mapping[str, Any], own: Mapping[str, type], mo
     return Extension(name, given)
 
 
+def _read_solver(node: Mapping[str, Any], modules: Any) -> Solver:
+    """A solver; the keys that only its method has become ``Solver.options``."""
+    name = node.get("name")
+    known = [*names("METHODS", METHODS, modules), NO_SOLVER]
+    if name not in known:
+        raise unknown_name("solver", shown(name), known, "solvers")
+    method: Any = None if name == NO_SOLVER else find("METHODS", str(name), METHODS, modules)
+    own = {key: node[key] for key in getattr(method, "options", ()) if key in node}
+    hints = get_type_hints(type(method)) if own else {}
+    options = {key: read_value(hints[key], f"solver.{key}", value) for key, value in own.items()}
+    try:
+        replace(method, **options) if options else None
+    except ValueError as error:
+        raise UsageError(f"solver={name}: {error}") from error
+    return _read(Solver, {key: node[key] for key in node if key not in own} | {"options": options}, "solver.")
+
+
 def _check_budget(config: DictConfig) -> None:
     """Before resolving, because an unknown budget breaks the interpolations of an experiment."""
     budget, budgets = config.get("budget"), config.get("budgets")
@@ -209,6 +228,7 @@ def _check(s: Settings) -> None:
     _check_ode(s)
     if s.has_ode:
         _check_solver(s.solver, s.extensions)
+        _check_gradient(s)
         if s.eval_solver is not None:
             _check_solver(s.evaluation_solver, s.extensions)
     if isinstance(s.model, ODENet | ResNet) and s.model.width % s.model.groups:
@@ -219,11 +239,6 @@ def _check(s: Settings) -> None:
 
 
 def _check_names(s: Settings) -> None:
-    if s.gradient.name not in GRADIENTS:
-        raise unknown_name("gradient", s.gradient.name, GRADIENTS, "gradients")
-    known = [*names("METHODS", METHODS, s.extensions), NO_SOLVER]
-    if s.solver.name not in known:
-        raise unknown_name("solver", s.solver.name, known, "solvers")
     if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
         raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
 
@@ -249,9 +264,6 @@ def _check_ode(s: Settings) -> None:
             f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
             f"leave gradient out, or choose a model with an ODE ({with_ode})"
         )
-    for key, value in (("rtol", s.gradient.rtol), ("atol", s.gradient.atol)):
-        if s.gradient.name == "backprop" and value is not None:
-            raise UsageError(f"gradient.{key}={value}: backprop solves nothing backward; leave it null")
 
 
 def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
@@ -263,6 +275,8 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
         )
     if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
         raise UsageError(f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}")
+    if (solver.min_step or 0) > (solver.max_step or math.inf):
+        raise UsageError(f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}")
     if solver.fixed:
         return
     if not method.adaptive:
@@ -274,6 +288,23 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
         raise UsageError(
             "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps"
         )
+
+
+def _check_gradient(s: Settings) -> None:
+    """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
+    method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
+    if s.gradient.name == "reversible" and not method.reversible:
+        raise UsageError(
+            f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
+            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint"
+        )
+    recomputes = isinstance(s.gradient, Checkpoint) and (s.gradient.checkpoints or s.gradient.recompute == "stage")
+    if recomputes and s.gradient.keep == "graphs":  # type: ignore[union-attr]
+        raise UsageError("gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out")
+    if isinstance(s.gradient, Adjoint) and s.gradient.method is not None:
+        known = names("METHODS", METHODS, s.extensions)
+        if s.gradient.method not in known:
+            raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
 
 
 def _check_training(s: Settings) -> None:

@@ -17,7 +17,7 @@ from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.settings import compose, read_settings
 
-VERBS = ("train", "eval", "predict", "resume", "list", "tensorboard", "doctor")
+VERBS = ("train", "eval", "predict", "resume", "list", "tensorboard", "bench", "doctor")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ BELOW = {
     "data": {"extensions"},
     "record": {"settings"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
+    "bench": {"ode", "models", "plots", "record", "settings"},
     "training": {"tasks", "models", "data", "ode", "plots", "settings", "extensions", "record"},
 }
 TORCH_FREE = [

@@ -57,7 +57,7 @@ def message(*overrides, config_dir=None):
 def every_option():
     for group in PLURALS:
         for name in options(group):
-            extra = ["model=resnet"] if (group, name) == ("solver", "none") else []
+            extra = {"none": ["model=resnet"], "reversible": ["solver=alf"]}.get(name, [])
             yield pytest.param([f"{group}={name}", *extra], id=f"{group}={name}")
     for name, path in options("experiment").items():
         for budget in OmegaConf.load(path).budgets:
@@ -78,7 +78,7 @@ RULES = {
     "optim": rules.OPTIM,
     "schedule": rules.SCHEDULE,
     "solver": dict.fromkeys([*METHODS, rules.NO_SOLVER], rules.Solver),
-    "gradient": dict.fromkeys(rules.GRADIENTS, rules.Gradient),
+    "gradient": rules.GRADIENTS,
     "trainer": {"default": rules.Trainer},
 }
 
@@ -94,7 +94,10 @@ def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
     for name, its_rules in RULES[group].items():
         option = load_option(group, name)
         node = option[group] if group == "model" else option
-        assert list(node) == [field.name for field in dataclasses.fields(its_rules)], name
+        fields = {field.name for field in dataclasses.fields(its_rules)}
+        if group == "solver":
+            fields = fields - {"options"} | set(getattr(METHODS.get(name), "options", ()))
+        assert set(node) == fields, name
 
 
 def test_top_level_keys_are_the_fields_of_settings():
@@ -138,17 +141,29 @@ WRONG = {
     "set optim.momentum, such as optim.momentum=0.9",
     "model=odnet": "unknown model odnet; did you mean odenet? (models: mlp, odenet, resnet, rknet)",
     "model=": "unknown model '' (models: mlp, odenet, resnet, rknet)",
-    "solver=dopri": "unknown solver dopri; did you mean dopri5? "
-    "(solvers: bosh3, dopri5, euler, midpoint, none, rk4, tsit5)",
-    "gradient=adjont": "unknown gradient adjont; did you mean adjoint? (gradients: adjoint, backprop)",
+    "solver=dopri": "unknown solver dopri; did you mean dopri8? (odebench list solvers prints all)",
+    "solver=_adaptive": "unknown solver _adaptive; did you mean adaptive_heun? (odebench list solvers prints all)",
+    "solver.controller=p": "solver.controller=p: must be integral or pi or pid",
+    "solver.min_step=0": "solver.min_step=0: must be greater than 0, or null",
+    "solver=alf solver.damping=2": "solver=alf: damping must lie above 0.5 and at most at 1, got 2.0",
+    "solver=alf solver.damping=a": "solver.damping=a: a number is needed, such as solver.damping=0.5",
+    "solver.damping=0.9": "solver.damping: the chosen solver has no such setting; odebench train --cfg prints all",
+    "gradient=checkpoint gradient.checkpoints=0": "gradient.checkpoints=0: must be at least 1, or null",
+    "gradient=checkpoint gradient.checkpoints=2 gradient.keep=graphs": "gradient.keep=graphs: nothing is recomputed; "
+    "leave checkpoints and recompute out",
+    "gradient=adjoint gradient.method=dopri": "unknown gradient.method dopri; did you mean dopri8? "
+    "(odebench list solvers prints all)",
+    "gradient=reversible": "gradient=reversible: the steps of dopri5 cannot be undone; "
+    "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
+    "gradient=adjont": "unknown gradient adjont; did you mean adjoint? "
+    "(gradients: adjoint, backprop, checkpoint, interpolated_adjoint, reversible)",
     "data=mnits": "unknown data mnits; did you mean mnist? (data: fashion_mnist, mnist, mnist5k)",
     "optim=adma": "unknown optim adma; did you mean adam? (optim: adam, adamw, sgd)",
     "schedule=step": "unknown schedule step; did you mean steps? (schedules: constant, cosine, one_cycle, steps)",
     "experiment=paper/mnist_odent": "unknown experiment paper/mnist_odent; did you mean paper/mnist_odenet? "
     "(experiments: paper/mnist_mlp, paper/mnist_odenet, paper/mnist_resnet, paper/mnist_rknet)",
     "model.name=mlp": "model.name=mlp: write model=mlp, which brings its other settings too",
-    "solver.name=rk5": "unknown solver rk5; did you mean rk4? "
-    "(solvers: euler, midpoint, rk4, bosh3, dopri5, tsit5, none)",
+    "solver.name=rk5": "unknown solver rk5; did you mean rk4? (odebench list solvers prints all)",
     "tol": "malformed setting 'tol': write KEY=VALUE, such as tol=1e-3",
     "=3": "malformed setting '=3': write one key, one =, one value, such as tol=1e-3",
     "tol==1": "malformed setting 'tol==1': write one key, one =, one value, such as tol=1e-3",
@@ -171,15 +186,15 @@ WRONG = {
     "solver.first_step=-1": "solver.first_step=-1: must be greater than 0, or warm or null",
     "solver=none": "solver=none: odenet solves an ODE; choose a solver, such as solver=dopri5",
     "eval_solver=none": "eval_solver=none: odenet solves an ODE; choose a solver, or null for solver's",
-    "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri5? "
-    "(solvers: bosh3, dopri5, euler, midpoint, none, rk4, tsit5)",
+    "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri8? (odebench list solvers prints all)",
     "eval_tol=0": "eval_tol=0: must be greater than 0, or null",
     "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE, so its gradient is backprop; "
     "leave gradient out, or choose a model with an ODE (odenet, rknet)",
     "model=mlp solver=rk4": "solver=rk4: mlp has no ODE; "
     "leave solver out, or choose a model with an ODE (odenet, rknet)",
     "model=mlp eval_solver=rk4": "eval_solver=rk4: mlp has no ODE; leave eval_solver out",
-    "gradient=backprop gradient.rtol=1e-3": "gradient.rtol=0.001: backprop solves nothing backward; leave it null",
+    "gradient=backprop gradient.rtol=1e-3": "gradient.rtol: the chosen gradient has no such setting; "
+    "odebench train --cfg prints all",
     "schedule=steps schedule.milestones=[3,2]": "schedule.milestones=[3,2]: must increase",
     "schedule=steps schedule.milestones=[2,2]": "schedule.milestones=[2,2]: must increase",
     "schedule=steps schedule.milestones=[0,2]": "schedule.milestones[0]=0: must be at least 1",
@@ -344,7 +359,7 @@ def own_configs(tmp_path):
     folder = tmp_path / "my configs, 'a=b'"
     (folder / "solver").mkdir(parents=True)
     (folder / "experiment").mkdir()
-    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("steps: 20", "steps: 4")
+    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text() + "steps: 4\n"
     (folder / "solver" / "coarse.yaml").write_text(coarse)
     (folder / "experiment" / "quick.yaml").write_text("# @package _global_\n# Quick\ntrainer:\n  epochs: 1\n")
     return folder
@@ -369,9 +384,9 @@ def test_a_missing_folder_of_ones_own_is_named(tmp_path):
 
 def test_an_option_file_must_name_every_setting(own_configs):
     path = own_configs / "solver" / "coarse.yaml"
-    path.write_text(path.read_text().replace("max_steps: 10000\n", ""))
+    path.write_text("name: rk4\nrtol: null\natol: null\nsteps: 4\nstep_size: null\nfirst_step: null\n")
     line = message("solver=coarse", config_dir=own_configs)
-    assert line == "solver.max_steps is missing; the file of that choice must name it"
+    assert line == "solver.min_step is missing; the file of that choice must name it"
 
 
 def test_known_keys_hold_every_key_of_a_composed_config():

@@ -5,7 +5,6 @@ safety 0.9 and factors from 0.2 to 10, and a searched first step, as far as a li
 """
 
 import importlib.util
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,33 +79,33 @@ class Library:
 
 def solve_with_odebench(job: Job) -> Solve:
     """``odebench.ode.solve``; variants "compiled" and "per_sample"."""
-    known = inspect.signature(ode.solve).parameters
-    options: dict[str, Any] = {"controller": "integral"} if "controller" in known else {}
-    if job.variant == "compiled":
-        options["compile"] = True
-    if job.variant == "per_sample":
-        options["stepping"] = "per_sample"
-    options["gradient"] = "backprop" if job.mode == FORWARD else job.mode
 
     def solve(y0: State) -> tuple[State, Steps]:
         solution = ode.solve(
-            job.field, y0, job.times, method=job.method, rtol=job.rtol, atol=job.atol, **options
+            job.field,
+            y0,
+            job.times,
+            method=job.method,
+            rtol=job.rtol,
+            atol=job.atol,
+            controller="integral",
+            stepping="per_sample" if job.variant == "per_sample" else "shared",
+            gradient="backprop" if job.mode == FORWARD else job.mode,
+            compile=job.variant == "compiled",
         )
-        return solution.y, Steps(_total(solution.stats.accepted), _total(solution.stats.rejected))
+        return solution.y, Steps(solution.stats.accepted, solution.stats.rejected)
 
     return solve
-
-
-def _total(count: Any) -> int:
-    return int(torch.as_tensor(count).sum())
 
 
 def solve_with_torchdiffeq(job: Job) -> Solve:
     """``odeint`` and ``odeint_adjoint``; variant "seminorm" leaves the parameters out of the adjoint's error."""
     import torchdiffeq
 
+    num_elements = sum(leaf.numel() for leaf in leaves_of(job.state))
+
     def joint_norm(leaves: tuple[Tensor, ...]) -> Tensor:
-        return (sum(leaf.square().sum() for leaf in leaves) / sum(leaf.numel() for leaf in leaves)).sqrt()
+        return torch.stack([leaf.square().sum() for leaf in leaves]).sum().div(num_elements).sqrt()
 
     options: dict[str, Any] = {"method": job.method, "rtol": job.rtol, "atol": job.atol}
     if isinstance(job.state, tuple):
@@ -222,7 +221,7 @@ LIBRARIES: dict[str, Library] = {
     "odebench": Library(
         "odebench",
         tuple(mode for mode in MODES if mode == FORWARD or mode in GRADIENTS),
-        {name: name for name, tableau in METHODS.items() if getattr(tableau, "adaptive", True)},
+        {name: name for name, method in METHODS.items() if method.adaptive},
         solve_with_odebench,
     ),
     "torchdiffeq": Library(

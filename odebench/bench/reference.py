@@ -1,5 +1,5 @@
-"""The truth that errors are measured against: the ODE solved in float64 with a tight tolerance, and the gradient of that
-solution, which is the true ODE's and not that of any discrete solve."""
+"""The truth that errors are measured against: the ODE solved in float64 with a tight tolerance, and the gradient of
+that solution, which is the true ODE's and not that of any discrete solve."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from odebench.bench.works import Problem, leaves_of, like, loss
 
 @dataclass(frozen=True)
 class Reference:
-    """states: each tensor [T, *its shape]; gradients: of the parameters, then of the state; None where not asked for."""
+    """states: each tensor [T, *its shape]. gradients: of the parameters, then of the state; None if not asked for."""
 
     states: list[Tensor]
     gradients: list[Tensor] | None

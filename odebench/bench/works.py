@@ -17,7 +17,7 @@ State = Tensor | tuple[Tensor, ...]
 
 SEED = 0
 EXPLICIT = ("dopri5",)
-STIFF = ("kvaerno5", "rodas4", "rosenbrock23", "radau", "bdf", "lsoda")
+STIFF = ("kvaerno5", "rodas4", "radau", "bdf", "lsoda")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ _ALL = (
         times=(0.0, 1.0),
         tol=1e-3,
         published=fields.PublishedConvField,
-        reference_tol=1e-6,
+        # Kinks make tighter ones dear; at this one the reference's own gradient is good to 1 %.
+        reference_tol=1e-5,
         reference="engine_adjoint",
         minutes_for=("diffrax",),
     ),

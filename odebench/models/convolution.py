@@ -41,11 +41,11 @@ class TimeConv2d(nn.Conv2d):
         super().__init__(width + 1, width, kernel_size=3, padding=1)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """t: scalar; x: [B, width, H, W]; the result has x's shape."""
+        """t: scalar, or [B], one time a row; x: [B, width, H, W]; the result has x's shape."""
         of_time, of_state = self.weight.split((1, self.in_channels - 1), dim=1)
         plane = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), of_time, padding=1)
         assert self.bias is not None
-        offset = torch.addcmul(self.bias.view(1, -1, 1, 1), t, plane)
+        offset = torch.addcmul(self.bias.view(1, -1, 1, 1), t.reshape(-1, 1, 1, 1), plane)
         return F.conv2d(x, of_state, padding=1).add_(offset)
 
 
@@ -61,7 +61,7 @@ class ConvField(nn.Module):
         self.norm3 = nn.GroupNorm(groups, width)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt at time t (scalar) and state y [B, width, H, W]."""
+        """dy/dt at time t (scalar, or [B]) and state y [B, width, H, W]."""
         y = self.conv1(t, torch.relu_(self.norm1(y)))
         y = self.conv2(t, torch.relu_(self.norm2(y)))
         return self.norm3(y)

@@ -192,7 +192,7 @@ def _unflatten_like(example: Any) -> Callable[[Tensor], Any]:
 
     def unflatten(y: Tensor) -> Any:
         parts = y.to(leaves[0].dtype).split([leaf.numel() for leaf in leaves], dim=-1)
-        shaped = [part.reshape(*y.shape[:-1], *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        shaped = [part.reshape((*y.shape[:-1], *leaf.shape)) for part, leaf in zip(parts, leaves, strict=True)]
         return pytree.tree_unflatten(shaped, structure)
 
     return unflatten

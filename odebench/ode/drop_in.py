@@ -18,9 +18,9 @@ from odebench.ode.drop_in_options import Call, find_callbacks, pose
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import Backprop, Mode
 from odebench.ode.integrate import Observer
+from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.solving import run
 from odebench.ode.status import SolveError, Status
-
 
 MAX_EVENT_STEPS = 20_000
 
@@ -64,7 +64,9 @@ def odeint(
     if _is_start_only(t, event_fn):
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
     call = pose(func, y0, t, rtol, atol, method, options, parameters_known=True)
-    return _answer(call, Backprop(), event_fn, options)
+    # Autograd cannot look into SciPy.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not isinstance(call.plan.method, SciPySolver)):
+        return _answer(call, Backprop(), event_fn, options)
 
 
 def odeint_adjoint(
@@ -150,7 +152,8 @@ def _answer(call: Call, mode: Mode, event_fn: Callable[..., Tensor] | None, opti
         return _until_event(call, mode, observers, event_fn, options)
     solution = run(call.problem, call.plan, mode, observers)
     # Fixed steps that end in NaN give it back, as they always did.
-    if solution.status is not Status.success and call.plan.tolerance is not None:
+    unnoticed = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
+    if solution.status not in unnoticed:
         raise OdeintError(solution.outcome, solution)
     return solution.y
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import Watch
-from odebench.ode.gradients.adjoint import _AdjointField
+from odebench.ode.gradients.adjoint import _AdjointField, _Quadrature
 from odebench.ode.gradients.reach import Targets, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.methods import Tableau
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 
@@ -144,11 +145,13 @@ def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) 
     )
     measure = backward_norm(call, parameters, norm)
     exact = callable(norm) or call.own_norm is not None
-    asked = (call.func, call.y0, call.t[:2])
+    asked = (call.func, call.y0, call.t[:2].flip(0))
     plan = make_plan(given.method, given.options, asked, Tolerance(rtol, atol), measure, exact=exact)
     present = present_backward(problem, parameters, single)
     observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
-    return BackwardSolve(plan, parameters, f, observers, error)
+    same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
+    separate = norm == "seminorm" and isinstance(plan.method, Tableau) and same_everywhere and not observers
+    return BackwardSolve(plan, parameters, f, observers, error, separate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,7 @@ class BackwardSolve:
     f: the field [N] at the first time, where it is known.
     observers: of the backward steps.
     error: what a failed backward solve raises.
+    separate: the gradients of parameters are a quadrature over the steps, rather than part of the state.
     """
 
     plan: Plan
@@ -167,6 +171,12 @@ class BackwardSolve:
     f: Tensor | None
     observers: tuple[Observer, ...]
     error: type[SolveError]
+    separate: bool
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether a solve starts with the step where the one before ended; SciPy's grow their order from the start."""
+        return isinstance(self.plan.method, Tableau)
 
     def integrate(
         self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
@@ -192,9 +202,12 @@ class _Solve(torch.autograd.Function):
     ) -> Tensor:
         result = integrate(problem, y0, problem.times, plan, problem.stats, f=mode.f, observers=observers, watch=watch)
         results.append(result)
-        ctx.mode, ctx.problem, ctx.times = mode, problem, result.times[: result.outcome.reached]
+        ctx.mode, ctx.problem = mode, problem
+        # Fixed steps that end in NaN have a gradient of NaN.
+        ended_early = result.outcome.status is Status.event
+        ctx.times = result.times[: result.outcome.reached] if ended_early else result.times
         step_sizes = problem.stats.step_sizes
-        ctx.warm_step = abs(step_sizes[-1]) if mode.plan.method == plan.method and step_sizes else None
+        ctx.warm_step = abs(step_sizes[-1]) if mode.warm_start and mode.plan.method == plan.method else None
         ctx.save_for_backward(result.states, *parameters)
         return result.states
 
@@ -205,16 +218,16 @@ class _Solve(torch.autograd.Function):
         mode, problem = ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, "adjoint", parameters, [])
-        field = _AdjointField(problem, targets, None, separate=False)
-        first_step = mode.plan.first_step or ctx.warm_step
-        times = ctx.times
+        field = _AdjointField(problem, targets, None, mode.separate)
+        observers = [*mode.observers, _Quadrature(field, mode.plan.method, 1.0)]
+        first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         a = grad_states[len(times) - 1]
         for i in range(len(times) - 1, 0, -1):
             z = field.start(states[i], a)
             plan = dataclasses.replace(mode.plan, first_step=first_step)
-            result = integrate(field, z, [times[i], times[i - 1]], plan, stats, observers=mode.observers)
+            result = integrate(field, z, [times[i], times[i - 1]], plan, stats, observers=observers)
             if result.outcome.status is not Status.success and plan.tolerance is not None:
                 raise mode.error(result.outcome, during="backward solve of the adjoint")
             a = field.finish(result.states[1], 1.0) + grad_states[i - 1]
-            first_step = mode.plan.first_step or result.next_step
+            first_step = mode.plan.first_step or (result.next_step if mode.warm_start else None)
         return None, None, None, None, None, None, a, *targets.gradients()

@@ -14,6 +14,7 @@ from odebench.ode.control import Controller, Norm, Tolerance, rms
 from odebench.ode.integrate import Grid, Plan
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
+from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
 from odebench.ode.problem import Problem
 from odebench.ode.solving import check_plan
 
@@ -117,11 +118,17 @@ def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
     return all(s in (1, n) for s, n in zip(reversed(small), reversed(large), strict=False))
 
 
-def find_method(name: str | None) -> Method:
-    """The method of this name, dopri5 for None. Raises ValueError, as torchdiffeq does, where there is none."""
-    name = ALIASES.get(name, name) if name else "dopri5"
+def _find_method(name: str | None, options: dict[str, Any]) -> Method:
+    if name is None:
+        name = "dopri5"
+    if name == "scipy_solver":
+        solver = options.pop("solver", "LSODA")
+        if solver not in SCIPY_SOLVERS:
+            raise ValueError(f'Invalid solver "{solver}". Must be one of {sorted(SCIPY_SOLVERS)}.')
+        return SCIPY_SOLVERS[solver]
+    name = ALIASES.get(name, name)
     if name not in METHODS:
-        names = '", "'.join([*METHODS, *ALIASES])
+        names = '", "'.join([*METHODS, *ALIASES, "scipy_solver"])
         raise ValueError(f'Invalid method "{name}". Must be one of {{"{names}"}}.')
     return METHODS[name]
 
@@ -178,15 +185,18 @@ def make_plan(
 
     Warns of options that the method does not have. Raises ValueError for those that cannot be meant.
     """
-    method, options = find_method(name), dict(options or {})
+    options = dict(options or {})
     options.pop("norm", None)
+    method = _find_method(name, options)
     if exact:
         # With numbers the engine would have it scale with its argument, as a norm does: the caller's need not be one.
         rtol, atol = (torch.as_tensor(x, device=asked[2].device) for x in (tolerance.rtol, tolerance.atol))
         tolerance = Tolerance(rtol, atol)
     plan = Plan(method=method, tolerance=tolerance, grid=None, norm=norm)
-    if method.adaptive:
-        plan = _with_adaptive_options(plan, options, len(asked[2]))
+    if isinstance(method, SciPySolver):
+        plan = _with_scipy_options(plan, options)
+    elif method.adaptive:
+        plan = _with_adaptive_options(plan, options, asked[2])
     else:
         plan = _with_grid_options(plan, options, asked)
     if options:
@@ -194,7 +204,7 @@ def make_plan(
     return check_plan(plan)
 
 
-def _with_adaptive_options(plan: Plan, options: dict[str, Any], num_times: int) -> Plan:
+def _with_adaptive_options(plan: Plan, options: dict[str, Any], t: Tensor) -> Plan:
     # Times are Python floats, on every device.
     options.pop("dtype", None)
     first_step = options.pop("first_step", None)
@@ -207,7 +217,7 @@ def _with_adaptive_options(plan: Plan, options: dict[str, Any], num_times: int) 
     if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
     # torchdiffeq counts anew from each time that is asked for.
-    max_steps = int(options.pop("max_num_steps", 2**31 - 1)) * (num_times - 1)
+    max_steps = int(options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
     return dataclasses.replace(
         plan,
         min_step=float(options.pop("min_step", 0.0)),
@@ -216,9 +226,24 @@ def _with_adaptive_options(plan: Plan, options: dict[str, Any], num_times: int) 
         controller=controller,
         forced=(*step_t, *jump_t),
         jumps=frozenset(jump_t),
-        one_sided=bool(step_t or jump_t),
+        one_sided=_direction(t) if step_t or jump_t else 0.0,
         max_steps=max_steps,
     )
+
+
+def _with_scipy_options(plan: Plan, options: dict[str, Any]) -> Plan:
+    for key in ("grid_points", "eps"):
+        options.pop(key, None)
+    return dataclasses.replace(
+        plan,
+        min_step=float(options.pop("min_step", 0.0)),
+        max_step=float(options.pop("max_step", math.inf)),
+        max_steps=2**31 - 1,
+    )
+
+
+def _direction(t: Tensor) -> float:
+    return math.copysign(1.0, (t[-1] - t[0]).item())
 
 
 def _given(times: Any) -> Any:
@@ -248,7 +273,7 @@ def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callabl
         grid=grid,
         max_steps=2**31 - 1,
         interpolation=interpolation,
-        one_sided=bool(options.pop("perturb", False)),
+        one_sided=_direction(asked[2]) if options.pop("perturb", False) else 0.0,
     )
 
 
@@ -327,7 +352,8 @@ def find_callbacks(
     names = [name + suffix for name in CALLBACKS]
     found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
     adaptive = plan.tolerance is not None
-    unsupported = found.keys() - (names if adaptive else names[:1])
+    supported = names if adaptive else names[:1]
+    unsupported = found.keys() - (() if isinstance(plan.method, SciPySolver) else supported)
     if unsupported:
         warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
     step, accept, reject = (None if name in unsupported else found.get(name) for name in names)

@@ -76,7 +76,7 @@ class Watch:
         self.events = tuple(events)
         self._problem = problem
         self._values: list[float] | None = None
-        self._owners: list[tuple[int, int]] = []
+        self._owners: list[tuple[int, int]] | None = None
 
     @classmethod
     def of(cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: Problem) -> "Watch | None":
@@ -92,6 +92,7 @@ class Watch:
         before = self._evaluate(extension.t, extension.y) if self._values is None else self._values
         after = self._values = self._evaluate(t_next, y_next)
         found = []
+        assert self._owners is not None
         for owner, start, end in zip(self._owners, before, after, strict=True):
             theta = self._search(extension, owner, start, end)
             if theta is not None:
@@ -144,7 +145,7 @@ class Watch:
         """All elements of all event functions, one after the other; waits for the device once."""
         values = [self._call(index, t, y) for index in range(len(self.events))]
         owners = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
-        if self._values is not None and owners != self._owners:
+        if self._owners not in (None, owners):
             raise ValueError("an event function must always return as many elements as at the first time")
         self._owners = owners
         return torch.cat(values).tolist()

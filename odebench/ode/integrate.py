@@ -22,6 +22,7 @@ from odebench.ode.methods import Method
 from odebench.ode.methods.scipy_bridge import solve_span
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
+from odebench.ode.problem import under_vmap
 from odebench.ode.status import Outcome, Stats, Status
 
 Grid = Callable[[list[float]], list[float]]
@@ -134,12 +135,14 @@ def integrate(
     f: Tensor | None = None,
     observers: Sequence[Observer] = (),
     watch: Watch | None = None,
+    stepper: Stepper | None = None,
 ) -> Result:
     """Solve from y [N] at the first of ``times`` to the last.
 
     f: the field at the first time, where it is known already.
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
     watch: looks for the zeros of event functions.
+    stepper: of the plan's method, where an observer needs to know it; made here by default.
 
     A method of SciPy's takes the whole solve, and nobody observes its steps.
     """
@@ -147,11 +150,12 @@ def integrate(
         return _by_scipy(plan.method, field, y, times, plan, stats, watch)
     loop = _fixed if plan.tolerance is None else _adaptive
     with torch.autocast(y.device.type, enabled=False):
-        stepper = make_stepper(
+        stepper = stepper or make_stepper(
             plan.method,
             field,
             y,
             compiled=plan.compile,
+            with_stages=len(times) > 2 or plan.dense or watch is not None,
             one_sided=plan.one_sided,
             tolerance=plan.tolerance,
             norm=plan.norm,
@@ -162,7 +166,7 @@ def integrate(
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
     reader.close()
     states = torch.stack(reader.outputs)
-    if plan.tolerance is None and outcome.status is Status.success:
+    if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
         outcome = _check_finite(states, reader.times, outcome)
     return Result(
         states,
@@ -315,9 +319,7 @@ def _adaptive(
             stepper.start(t, y, None)
 
 
-def _measure(
-    tolerance: control.Tolerance, size: Tensor, size_next: Tensor, norm: control.Norm, error: Tensor
-) -> float:
+def _measure(tolerance: control.Tolerance, size: Tensor, size_next: Tensor, norm: control.Norm, error: Tensor) -> float:
     """An error [N] in units of the tolerance; it may be overwritten."""
     with torch.no_grad():
         return tolerance.ratio(error, size, size_next, norm)
@@ -330,8 +332,9 @@ def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, pla
         return field(field.clock([time])[0], state, False)
 
     assert plan.tolerance is not None
+    # With its graph: the first step is made of it too.
+    f = stepper.slope(t, y)
     with torch.no_grad():
-        f = stepper.slope(t, y)
         return control.first_step(evaluate, t, y, f, end, stepper.order, plan.tolerance, plan.norm)
 
 

@@ -2,14 +2,87 @@
 
 import itertools
 import math
+import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from odebench.ode.status import Stats
+
+_TENSOR = "tensor"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the user's state and arguments lie in flat tensors; two problems of one layout call f alike.
+
+    structure, shapes, sizes, dtype: of the state and its tensors.
+    args_structure, constants: of the arguments; ("tensor", None) or ("constant", value) for each leaf.
+    autocast: the dtype of the caller's autocast for f, None where it is off.
+    """
+
+    structure: pytree.TreeSpec
+    shapes: tuple[torch.Size, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    args_structure: pytree.TreeSpec
+    constants: tuple[tuple[str, Any], ...]
+    autocast: torch.dtype | None
+
+    def unflatten(self, y: Tensor) -> Any:
+        """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
+        if y.dtype != self.dtype:
+            y = y.to(self.dtype)
+        if self.structure.is_leaf():
+            return y.reshape((*y.shape[:-1], *self.shapes[0]))
+        parts = y.split(self.sizes, dim=-1)
+        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def arguments(self, args: Sequence[Tensor]) -> Any:
+        """The user's arguments, with these tensors."""
+        tensors = iter(args)
+        leaves = [next(tensors) if kind == _TENSOR else value for kind, value in self.constants]
+        return pytree.tree_unflatten(leaves, self.args_structure) if leaves else ()
+
+    def rate(self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+        """dy/dt [N] at a flat state y [N]. Raises ValueError where f gives anything but a rate for each number of y."""
+        if self.autocast is None:
+            return self._flatten_rate(f(t, self.unflatten(y), *self.arguments(args)), y)
+        # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+        with torch.autocast(y.device.type, self.autocast, cache_enabled=False):
+            return self._flatten_rate(f(t, self.unflatten(y), *self.arguments(args)), y)
+
+    def _flatten_rate(self, rate: Any, y: Tensor) -> Tensor:
+        if self.structure.is_leaf() and isinstance(rate, Tensor):
+            leaves = [rate]
+        else:
+            leaves, structure = pytree.tree_flatten(rate)
+            if structure != self.structure:
+                raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            if not isinstance(leaf, Tensor) or leaf.shape != shape:
+                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
+            if leaf.dtype != self.dtype and self.autocast is None:
+                raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
+        return _flat(leaves).to(y.dtype)
+
+
+@dataclass(frozen=True)
+class PureField:
+    """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``."""
+
+    f: Callable[..., Any]
+    layout: Layout
+    args: Sequence[Tensor]
+    stats: Stats
 
 
 class Problem:
@@ -34,33 +107,45 @@ class Problem:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
-        leaves, self._structure = pytree.tree_flatten(y0)
+        leaves, structure = pytree.tree_flatten(y0)
         _check_state(leaves)
-        self.shapes = [leaf.shape for leaf in leaves]
-        self._sizes = [leaf.numel() for leaf in leaves]
-        self.dtype = leaves[0].dtype
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
+        arg_leaves, args_structure = pytree.tree_flatten(args)
+        # The caller's autocast is for f alone: states, sums and error estimates add small numbers to large ones.
+        device_type = leaves[0].device.type
+        self.layout = Layout(
+            structure=structure,
+            shapes=tuple(leaf.shape for leaf in leaves),
+            sizes=tuple(leaf.numel() for leaf in leaves),
+            dtype=leaves[0].dtype,
+            args_structure=args_structure,
+            constants=tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves),
+            autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        )
         self.y0 = _flat(leaves)
-        if self.dtype in (torch.bfloat16, torch.float16):
+        if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         # The state's dtype: no float64 where the device has none.
         self.time_dtype = time_dtype or self.y0.real.dtype
         self.t = _as_tensor(t)
         self.times = _check_times(self.t)
-        if not isinstance(args, tuple | list):
-            raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
-        # The caller's autocast is for f alone: states, sums and error estimates add small numbers to large ones.
-        device_type = self.y0.device.type
-        self._autocast_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-        arg_leaves, self._args_structure = pytree.tree_flatten(args)
-        self._arg_slots = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
-        self._arg_leaves = arg_leaves
-        self.args = [arg_leaves[i] for i in self._arg_slots]
+        self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
         self.stats = Stats()
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Those of the state's tensors."""
+        return self.layout.shapes
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
         """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
         self.stats.nfe += 1
         return self.rate(t, y, self.args)
+
+    def pure(self) -> "PureField":
+        """What a compiled step makes evaluations of."""
+        return PureField(self.f, self.layout, self.args, self.stats)
 
     def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors on the state's device."""
@@ -72,17 +157,8 @@ class Problem:
 
     def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors."""
-        leaves = list(self._arg_leaves)
-        for slot, value in zip(self._arg_slots, args, strict=True):
-            leaves[slot] = value
-        arguments = pytree.tree_unflatten(leaves, self._args_structure)
         version = None if y.is_inference() else y._version
-        if self._autocast_dtype is None:
-            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments))
-        else:
-            # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
-            with torch.autocast(y.device.type, self._autocast_dtype, cache_enabled=False):
-                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments))
+        rate = self.layout.rate(self.f, t, y, args)
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
@@ -94,11 +170,11 @@ class Problem:
         if isinstance(tolerance, int | float):
             return float(tolerance)
         leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self._structure:
+        if structure != self.layout.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
         dtype, device = self.y0.real.dtype, self.y0.device
         tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
-        return _flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.shapes, strict=True)])
+        return _flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_shift(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
@@ -107,29 +183,48 @@ class Problem:
         return (self.t[i] - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
-        """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
-        if y.dtype != self.dtype:
-            y = y.to(self.dtype)
-        parts = (y,) if len(self._sizes) == 1 else y.split(self._sizes, dim=-1)
-        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
-        return pytree.tree_unflatten(leaves, self._structure)
+        """The user's structure from a flat state; see ``Layout``."""
+        return self.layout.unflatten(y)
 
-    def _flatten_rate(self, rate: Any) -> Tensor:
-        leaves, structure = pytree.tree_flatten(rate)
-        if structure != self._structure:
-            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape != shape:
-                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
-            if leaf.dtype != self.dtype and self._autocast_dtype is None:
-                raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
-        return _flat(leaves).to(self.y0.dtype)
+
+def noisy_layers(f: Callable[..., Any]) -> list[str]:
+    """The layers of f that give another result at every evaluation: batch normalisation, which learns from each, and
+    dropout, in training mode. Found in a module, a module's method, and a function's closure."""
+    cells = [cell.cell_contents for cell in getattr(f, "__closure__", None) or () if cell != types.CellType()]
+    owners = [o for o in (f, getattr(f, "__self__", None), *cells) if isinstance(o, nn.Module)]
+    return [
+        f"{name or 'f'} ({type(layer).__name__})"
+        for owner in owners
+        for name, layer in owner.named_modules()
+        if layer.training and (isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0))
+    ]
+
+
+def refuse_noisy_layers(f: Callable[..., Any]) -> None:
+    """Raises ValueError where f has ``noisy_layers``: error control would see noise, and statistics would be updated
+    at every evaluation."""
+    if layers := noisy_layers(f):
+        raise ValueError(
+            f"f has {layers[0]} in training mode, which changes at every evaluation; call .eval() on it for the solve, "
+            "take it out of f, or use GroupNorm or LayerNorm"
+        )
+
+
+def under_vmap(x: Tensor) -> bool:
+    """Whether x stands for many tensors inside ``torch.func.vmap``, so that its numbers cannot be read."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def _as_tensor(t: Any) -> Tensor:
     if isinstance(t, Tensor):
         return t
+    if not hasattr(t, "__iter__") or isinstance(t, str):
+        raise TypeError(f"t must be a tensor or a list of two or more times, got {type(t).__name__}")
     if any(isinstance(time, Tensor) for time in t):
         return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
     return torch.tensor(t, dtype=torch.float64)

@@ -14,9 +14,9 @@ from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import GRADIENTS, Mode
 from odebench.ode.integrate import Observer, Plan, even_grid
-from odebench.ode.methods import METHODS, Method
+from odebench.ode.methods import METHODS, Method, Tableau
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
-from odebench.ode.problem import Problem
+from odebench.ode.problem import Problem, refuse_noisy_layers, under_vmap
 from odebench.ode.status import Solution, SolveError, Status
 
 
@@ -81,6 +81,7 @@ def solve(
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
+    refuse_noisy_layers(f)
     problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else Problem(f, y0, t, whole(args))
     plan = Plan(
         method=find_method(method),
@@ -111,6 +112,11 @@ def run(
     problem: Problem, plan: Plan, mode: Mode, observers: tuple[Observer, ...] = (), watch: Watch | None = None
 ) -> Solution:
     """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
+    if plan.tolerance is not None and any(map(under_vmap, (problem.y0, *problem.args))):
+        raise ValueError(
+            "steps cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
+            "the whole batch with stepping='per_sample'"
+        )
     time_wants_gradient = torch.is_grad_enabled() and problem.t.requires_grad
     if time_wants_gradient:
         initial = problem.y0
@@ -186,6 +192,8 @@ def check_plan(plan: Plan) -> Plan:
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    if plan.compile and not isinstance(plan.method, Tableau):
+        raise ValueError(f"compile=True is for explicit Runge-Kutta methods; leave it out for {plan.method.name}")
     if not 0 <= plan.min_step <= plan.max_step:
         raise ValueError(
             f"min_step must lie between 0 and max_step, got min_step={plan.min_step} and max_step={plan.max_step}"

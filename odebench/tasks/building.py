@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from odebench import ode
-from odebench.errors import Diverged
+from odebench.errors import Diverged, UsageError
 from odebench.extensions import find
 from odebench.models import MODELS
-from odebench.settings import Gradient, Settings, Solver, options_of
+from odebench.settings import Settings, Solver, options_of
 
 
 def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
@@ -30,25 +30,43 @@ class ChosenSolve:
 
     Called as solve(f, y0, t, **more); raises Diverged where the solve fails. With ``first_step="warm"`` each solve with
     a graph starts with the step that the last one's first error would have allowed; ``warm_step`` is its size and part
-    of a training's checkpoint.
+    of a training's checkpoint. ``differentiable``: the solves are for training.
+
+    Raises UsageError for choices that the engine has no combination of.
     """
 
-    def __init__(self, solver: Solver, gradient: Gradient, extensions: tuple[str, ...]) -> None:
-        mode = ode.GRADIENTS[gradient.name]
-        own = {field.name for field in dataclasses.fields(mode)}
+    def __init__(self, solver: Solver, gradient: Any, extensions: tuple[str, ...], differentiable: bool = True) -> None:
+        method: Any = find("METHODS", solver.name, ode.METHODS, extensions)
         self._warm = solver.first_step == "warm"
         self.warm_step: float | None = None
-        self._options: dict[str, Any] = {
-            "method": find("METHODS", solver.name, ode.METHODS, extensions),
-            "gradient": mode(**{name: value for name, value in options_of(gradient).items() if name in own}),
+        options = {
+            "method": dataclasses.replace(method, **solver.options) if solver.options else method,
+            "gradient": ode.GRADIENTS[gradient.name](**options_of(gradient)),
+            "rtol": solver.rtol or 0.0,
+            "atol": solver.atol or 0.0,
             "steps": solver.steps,
             "step_size": solver.step_size,
             "first_step": None if self._warm else solver.first_step,
-            "rtol": solver.rtol or 0.0,
-            "atol": solver.atol or 0.0,
+            "min_step": solver.min_step,
+            "max_step": solver.max_step,
+            "max_steps": solver.max_steps,
+            "controller": solver.controller,
+            "stepping": solver.stepping,
+            "compile": solver.compile,
         }
-        if solver.max_steps is not None:
-            self._options["max_steps"] = solver.max_steps
+        # null is the engine's own default.
+        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        self._try(solver.name, differentiable)
+
+    def _try(self, name: str, differentiable: bool) -> None:
+        """UsageError where the engine has no such combination of choices, told before anything runs."""
+        y0 = torch.ones(2, 1, requires_grad=differentiable)
+        options = self._options | {"compile": False, "max_steps": 100_000}
+        with torch.set_grad_enabled(differentiable):
+            try:
+                ode.solve(lambda t, y: -y, y0, (0.0, 1e-3), **options, throw=False)
+            except ValueError as error:
+                raise UsageError(f"solver={name}: {error}") from error
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
         """See ``odebench.ode.solve``."""

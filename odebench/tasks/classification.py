@@ -43,7 +43,7 @@ class Classification:
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
             self._solve = ChosenSolve(settings.solver, settings.gradient, settings.extensions)
-            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions)
+            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 images [B, C, H, W], augmented, and labels [B]."""

@@ -59,12 +59,13 @@ def test_a_zero_is_found_to_the_tolerance_in_few_evaluations(function, zero):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, TIGHT, {"method": "rk4", "steps": 40}, {"method": "euler", "steps": 20_000}], ids=str
+    ("how", "tolerance"),
+    [({}, 1e-3), (TIGHT, 1e-9), ({"method": "rk4", "steps": 400}, 1e-7), ({"method": "euler", "steps": 9_000}, 1e-2)],
+    ids=["dopri5", "dopri5 tight", "rk4", "euler"],
 )
-def test_a_terminal_event_ends_the_solve(how):
+def test_a_terminal_event_ends_the_solve(how, tolerance):
     times = [0.0, 1.0, 3.0, 4.0, 9.0]
     solution = solve(oscillate, START, times, event=lambda t, y: y[0], **how)
-    tolerance = 1e-3 if how.get("method") == "euler" or not how else 1e-6
     assert solution.status is Status.event
     assert float(solution.events[0].t) == pytest.approx(math.pi, abs=tolerance)
     assert solution.outcome.time == pytest.approx(math.pi, abs=tolerance)
@@ -115,16 +116,17 @@ def test_zeros_inside_one_step_come_in_order_and_the_first_terminal_one_is_the_l
     assert solution.status is Status.event
     found = [hits.t.tolist() for hits in solution.events]
     assert found == [[], [pytest.approx(sign * 0.2)], [pytest.approx(sign * 0.6)], [pytest.approx(sign * 0.4)]]
-    torch.testing.assert_close(solution.y, torch.tensor([0, sign * 0.5, math.nan]).double(), equal_nan=True)
+    torch.testing.assert_close(solution.y, torch.tensor([0, sign * 0.5, math.nan], dtype=torch.float64), equal_nan=True)
 
 
 def test_any_element_of_an_event_function_may_cross():
     levels = torch.tensor([[0.9, 0.5], [2.0, 0.7]], dtype=torch.float64)
-    for terminal, expected in {True: [0.5], False: [0.5, 0.7, 0.9]}.items():
+    for terminal, crossed in {True: [0.5], False: [0.5, 0.7, 0.9]}.items():
+        expected = torch.tensor(crossed, dtype=torch.float64)
         event = Event(lambda t, y: y[0] - levels, terminal, direction=1)
         solution = solve(oscillate, START, [0.0, 1.5], event=event, **TIGHT)
-        torch.testing.assert_close(solution.events[0].t, torch.tensor(expected).double().asin(), rtol=0, atol=1e-8)
-        torch.testing.assert_close(solution.events[0].y[:, 0], torch.tensor(expected).double(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(solution.events[0].t, expected.asin(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(solution.events[0].y[:, 0], expected, rtol=0, atol=1e-8)
 
 
 def test_a_ball_that_leaves_the_floor_comes_back_to_it_though_its_step_spans_the_whole_flight():
@@ -136,7 +138,9 @@ def test_a_ball_that_leaves_the_floor_comes_back_to_it_though_its_step_spans_the
 
     solution = solve(fall, y0, [0.0, 5.0], event=lambda t, y: y[0], first_step=5.0)
     assert solution.stats.accepted == 1
-    torch.testing.assert_close(solution.events[0].t, torch.tensor([2 * 3 / 9.81]).double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        solution.events[0].t, torch.tensor([2 * 3 / 9.81], dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
 def test_a_zero_reached_at_the_end_of_a_step_counts_once():
@@ -154,7 +158,11 @@ def test_max_step_finds_what_a_long_step_misses():
     event = Event(lambda t, y: (y - 0.5) ** 2 - 0.01, terminal=False)
     y0 = torch.zeros((), dtype=torch.float64)
     counts = [
-        len(solve(lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], event=event, first_step=1.0, max_step=step).events[0].t)
+        len(
+            solve(lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], event=event, first_step=1.0, max_step=step)
+            .events[0]
+            .t
+        )
         for step in (math.inf, 0.1)
     ]
     assert counts == [0, 2]
@@ -240,7 +248,7 @@ class Field(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rates = nn.Parameter(torch.tensor([1.3, 0.2], dtype=torch.float64))
+        self.rates = nn.Parameter(torch.tensor([5.0, 0.2], dtype=torch.float64))
 
     def forward(self, t, y, push):
         return torch.stack((y[1], -self.rates[0] * torch.sin(y[0]) - self.rates[1] * y[1] + push * torch.cos(t)))
@@ -249,22 +257,26 @@ class Field(nn.Module):
 def loss_of(solution):
     """Weighs times and states of all hits, and the outputs."""
     passing, ending = solution.events
+    assert len(passing.t) >= 2
+    assert len(ending.t) == 1
     total = (passing.t**2).sum() + (passing.y[..., 1] * passing.t).sum() + torch.sin(ending.t).sum()
     return total + (ending.y**2).sum() + solution.y[: solution.outcome.reached].square().sum()
 
 
 @pytest.mark.parametrize(
-    "how", [TIGHT, {"method": "tsit5", **TIGHT}, {"method": "rk4", "steps": 400}], ids=["dopri5", "tsit5", "rk4"]
+    ("how", "end", "tolerance"),
+    # The speed at a hit is f's, not that of the interpolating polynomial, which is less exact.
+    [({"rtol": 1e-9, "atol": 1e-9}, 4.5, 1e-6), ({"method": "rk4", "steps": 200}, -4.5, 2e-5)],
+    ids=["dopri5 forward", "rk4 backward"],
 )
 @pytest.mark.parametrize("gradient", MODES)
-@pytest.mark.parametrize("end", [9.0, -9.0], ids=["forward", "backward"])
-def test_gradients_through_events_are_those_of_finite_differences(gradient, how, end):
+def test_gradients_through_events_are_those_of_finite_differences(gradient, how, end, tolerance):
     field, push = Field(), number([0.3])[0].detach().requires_grad_()
     y0, level = number([1.2, 0.1]), number(0.25)
     events = [
         Event(lambda t, y: y[0] - level * torch.cos(t), terminal=False),
         # Time-dependent too; it comes after several zeros of the first.
-        Event(lambda t, y: t**2 - 30 * level - y[1] - 10),
+        Event(lambda t, y: t**2 - 30 * level - y[1] - 5),
     ]
     wanted = [field.rates, push, y0, level]
 
@@ -273,16 +285,14 @@ def test_gradients_through_events_are_those_of_finite_differences(gradient, how,
 
     got = torch.autograd.grad(loss(gradient=gradient, **how), wanted)
     generator = torch.Generator().manual_seed(0)
-    for tensor, gradient_of_it in zip(wanted, got, strict=True):
-        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            tensor += 1e-5 * direction
-            above = loss(**how)
-            tensor -= 2e-5 * direction
-            below = loss(**how)
-            tensor += 1e-5 * direction
-        expected = float((above - below) / 2e-5)
-        assert float((gradient_of_it * direction).sum()) == pytest.approx(expected, rel=2e-6, abs=1e-7)
+    direction = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in wanted]
+    with torch.no_grad():
+        torch._foreach_add_(wanted, direction, alpha=1e-5)
+        above = loss(**how)
+        torch._foreach_add_(wanted, direction, alpha=-2e-5)
+        below = loss(**how)
+    found = sum(float((g * d).sum()) for g, d in zip(got, direction, strict=True))
+    assert found == pytest.approx(float((above - below) / 2e-5), rel=tolerance)
 
 
 @pytest.mark.parametrize("gradient", MODES)
@@ -293,10 +303,10 @@ def test_zeros_at_one_time_share_their_state(gradient):
     how = {"method": "rk4", "steps": 3, "gradient": gradient}
     solution = solve(lambda t, y: -torch.ones_like(y), y0, [0.0, 1.0, 3.0], event=events, **how)
     for hits, level in zip(solution.events, levels, strict=True):
-        torch.testing.assert_close(hits.t, torch.ones(1).double())
+        torch.testing.assert_close(hits.t, number([1.0]))
         got = torch.autograd.grad(hits.t.sum() + hits.y.sum(), [level, y0], retain_graph=True)
         # t* = y0 - c, y* = c.
-        torch.testing.assert_close(got, (number(0.0), torch.ones(1).double()), rtol=0, atol=1e-12)
+        torch.testing.assert_close(got, (number(0.0), number([1.0])), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("gradient", MODES)
@@ -304,7 +314,7 @@ def test_an_event_moves_with_the_start_time(gradient):
     t = number([0.5, 6.0])
     solution = solve(oscillate, START, t, event=lambda t, y: y[0], gradient=gradient, **TIGHT)
     (shift,) = torch.autograd.grad(solution.events[0].t.sum(), t)
-    torch.testing.assert_close(shift, torch.tensor([1.0, 0.0]).double(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(shift, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def test_a_complex_state_has_events():
@@ -313,7 +323,7 @@ def test_a_complex_state_has_events():
     z0 = torch.ones(1, dtype=torch.complex128)
     solution = solve(lambda t, z: 1j * frequency * z, z0, [0.0, 3.0], event=lambda t, z: z.imag, **TIGHT)
     time = solution.events[0].t
-    torch.testing.assert_close(time, torch.tensor([math.pi / 2]).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(time, torch.tensor([math.pi / 2], dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(torch.autograd.grad(time.sum(), frequency)[0], number(-math.pi / 4), rtol=0, atol=1e-8)
 
 
@@ -333,10 +343,12 @@ def test_evaluations_for_events_are_counted():
     assert calls == 50 * 4 + 1 + 3
 
 
-def test_a_function_that_only_touches_zero_has_an_infinite_derivative():
+def test_where_the_function_stands_still_the_value_stays_and_the_derivative_is_infinite():
+    """(t - 1)^3 + offset is zero at 1 - offset^(1/3)."""
     offset = number(0.0)
-    y0 = -torch.ones((), dtype=torch.float64)
-    event = Event(lambda t, y: torch.where(y < 0, -((y + offset) ** 2), y.detach() ** 2))
+    y0 = -torch.ones(1, dtype=torch.float64)
+    event = Event(lambda t, y: y**3 + offset)
     solution = solve(lambda t, y: torch.ones_like(y), y0, [0.0, 2.0], method="rk4", steps=2, event=event)
-    assert float(solution.events[0].t) == 1.0
-    assert solution.events[0].y.isfinite().all()
+    assert solution.events[0].t.tolist() == [1.0]
+    assert solution.events[0].y.tolist() == [[0.0]]
+    assert torch.autograd.grad(solution.events[0].t.sum(), offset)[0] < -1e300

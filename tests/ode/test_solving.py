@@ -215,7 +215,7 @@ def test_max_steps_is_a_status_not_only_an_error():
         ({"t": [0.0, math.inf]}, "finite"),
         ({"y0": torch.ones(2, dtype=torch.int64)}, "floating-point"),
         ({"y0": (torch.ones(2), torch.ones(2, dtype=torch.float64))}, "one dtype"),
-        ({"method": "dopri6"}, "unknown method 'dopri6'; the methods are bosh3"),
+        ({"method": "dopri6"}, "unknown method 'dopri6'; the methods are adams"),
         ({"method": "rk4"}, "no error estimate: give steps"),
         ({"steps": 3, "step_size": 0.1}, "not both"),
         ({"steps": 0}, "steps must be positive"),
@@ -247,3 +247,22 @@ def test_what_is_no_tensor_is_refused():
 
 def test_methods_are_listed_by_name():
     assert set(METHODS) == {method.name for method in METHODS.values()}
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+@pytest.mark.parametrize("wrap", ["module", "closure", "method"])
+def test_layers_that_change_at_every_evaluation_are_refused(layer, wrap):
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, t, y):
+            return self.layer(y)
+
+    field = Field().train()
+    f = {"module": field, "closure": lambda t, y: field(t, y), "method": field.forward}[wrap]
+    with pytest.raises(ValueError, match=r"layer \(.*\) in training mode.*call .eval\(\)"):
+        solve(f, torch.ones(4, 3), [0.0, 1.0])
+    field.eval()
+    assert solve(f, torch.ones(4, 3), [0.0, 1.0]).status is Status.success

@@ -20,6 +20,10 @@ from odebench.ode.events import Watch
 from odebench.ode.gradients.reach import Targets, first_evaluation
 from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
 from odebench.ode.methods import METHODS, Method, Tableau
+from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.jacobian import Block, linearize_rate, real_size
+from odebench.ode.methods.rosenbrock import Rosenbrock
+from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 
@@ -119,7 +123,7 @@ class _AdjointSolve(torch.autograd.Function):
             problem, y0, problem.times, forward_plan, problem.stats, f=f, observers=observers, watch=watch
         )
         results.append(result)
-        ctx.path = DenseOutput(result.pieces, problem.unflatten) if mode.dense and result.pieces else None
+        ctx.path = DenseOutput(result.pieces, lambda y: y) if mode.dense and result.pieces else None
         ctx.mode, ctx.problem, ctx.reached, ctx.times = mode, problem, result.outcome.reached, result.times
         ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0])
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
@@ -138,7 +142,7 @@ class _AdjointSolve(torch.autograd.Function):
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
         plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
-        field = _AdjointField(problem, targets, ctx.path, mode.norm == "semi" and isinstance(plan.method, Tableau))
+        field = _AdjointField(problem, targets, ctx.path, _quadrature(mode, plan.method))
         a = grad_states[ctx.reached - 1]
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
@@ -146,14 +150,36 @@ class _AdjointSolve(torch.autograd.Function):
             size = rms(a) or 1.0
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
-            quadrature = _Quadrature(field, plan.method, size)
             plan = dataclasses.replace(plan, first_step=first_step)
-            result = integrate(field, z, span, plan, stats, observers=[quadrature])
+            result = _integrate(field, z, span, plan, stats, size)
             if result.outcome.status is not Status.success:
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
             first_step = result.next_step
         return None, None, None, None, None, None, None, None, a, *targets.gradients()
+
+
+Quadrature = Literal["stages", "nodes"] | None
+"""How the parameter gradient is had: by the stages of an explicit step as they are evaluated, at the nodes of an
+accepted implicit step, or, None, as a part of the backward state."""
+
+
+def _quadrature(mode: Adjoint, method: Method) -> Quadrature:
+    if mode.norm == "full":
+        return None
+    if isinstance(method, Tableau):
+        return "stages"
+    return "nodes" if isinstance(method, ImplicitTableau | Rosenbrock) else None
+
+
+def _integrate(field: "_AdjointField", z: Tensor, span: list[float], plan: Plan, stats: Stats, size: float) -> Result:
+    """The backward solve over one interval, its parameter gradients times ``size``."""
+    if field.quadrature != "nodes":
+        return integrate(field, z, span, plan, stats, observers=[_Quadrature(field, plan.method, size)])
+    stepper: Any = make_stepper(
+        plan.method, field, z, one_sided=plan.one_sided, tolerance=plan.tolerance, norm=plan.norm, stats=stats
+    )
+    return integrate(field, z, span, plan, stats, observers=[_NodeQuadrature(field, stepper, size)], stepper=stepper)
 
 
 def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
@@ -176,11 +202,11 @@ def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
 
 class _AdjointField:
     """d/dt of (y, a) [2N], of a [N] where y(t) is read off the ``path`` of the forward solve, and of (..., g) where
-    the gradient g [P] of the targets is part of the state; where it is not (``separate``), its integrands are kept
-    for the quadrature."""
+    the gradient g [P] of the targets is part of the state; where its ``quadrature`` is by stages, their integrands are
+    kept for it."""
 
-    def __init__(self, problem: Problem, targets: Targets, path: DenseOutput | None, separate: bool) -> None:
-        self._problem, self._targets, self._path, self._separate = problem, targets, path, separate
+    def __init__(self, problem: Problem, targets: Targets, path: DenseOutput | None, quadrature: Quadrature) -> None:
+        self._problem, self._targets, self._path, self.quadrature = problem, targets, path, quadrature
         self._n = len(problem.y0)
         self.clock = problem.clock
         self.integrands: list[list[Tensor] | None] = []
@@ -189,14 +215,14 @@ class _AdjointField:
         """The backward state from y and a, both [N]."""
         self.integrands = []
         parts = [a] if self._path is not None else [y, a]
-        if not self._separate:
+        if self.quadrature is None:
             parts += [torch.zeros_like(target).reshape(-1).to(a.dtype) for target in self._targets.wanted]
         return torch.cat(parts)
 
     def finish(self, z: Tensor, size: float) -> Tensor:
         """a [N] of the backward state; the gradients in it, times ``size``, are added to the targets' totals."""
         start = 0 if self._path is not None else self._n
-        if not self._separate:
+        if self.quadrature is None:
             totals = self._targets.totals
             parts = z[start + self._n :].split([total.numel() for total in totals])
             for total, part in zip(totals, parts, strict=True):
@@ -205,33 +231,72 @@ class _AdjointField:
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
         """The derivative of the backward state y."""
-        stats = self._problem.stats.backward
-        assert stats is not None
-        stats.nfe += 1
         y, a = self._split(t, y)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            f = self._problem.rate(t, y, self._targets.args)
+            f = self._rate(t, y)
         self._targets.check(f, t, y)
         # One call for the state's and the parameters' gradients: two would walk the same chain twice.
-        inputs = [y, *self._targets.wanted] if counts or not self._separate else [y]
+        gathers = self.quadrature is None or (counts and self.quadrature == "stages")
+        inputs = [y, *self._targets.wanted] if gathers else [y]
         if f.requires_grad:
             a_dfdy, *integrand = torch.autograd.grad(f, inputs, a, allow_unused=True, materialize_grads=True)
         else:
             a_dfdy, *integrand = [torch.zeros_like(x) for x in inputs]
         parts = [a_dfdy.neg()] if self._path is not None else [f.detach(), a_dfdy.neg()]
-        if self._separate:
+        if self.quadrature == "stages":
             self.integrands.append(list(integrand) if counts else None)
         else:
             parts += [part.reshape(-1).neg().to(a.dtype) for part in integrand]
         return torch.cat(parts)
 
+    def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
+        """a^T df/dtheta of every target."""
+        y, a = self._split(t, z)
+        with torch.enable_grad():
+            f = self._rate(t, y)
+        if not (f.requires_grad and self._targets.wanted):
+            return [torch.zeros_like(target) for target in self._targets.wanted]
+        return list(torch.autograd.grad(f, self._targets.wanted, a, allow_unused=True, materialize_grads=True))
+
+    def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[Block]:
+        """df/dy of y and -(df/dy)^T of a, good enough for Newton iterations: what a gets from a change of y, and g from
+        both, comes right an iteration later."""
+        y, _ = self._split(t, z)
+        state = linearize_rate(lambda x: self._rate(t, x), y, stats)
+        blocks = [state.minus_transpose()] if self._path is not None else [state, state.minus_transpose()]
+        return [*blocks, Block(real_size(z) - sum(block.size for block in blocks))]
+
+    def differentiable(self, t: Tensor, z: Tensor, counts: bool = True) -> Tensor:
+        """What calling the field gives, with its graph down to t and z."""
+        y, a = self._split(t, z)
+        if self._path is not None and t.requires_grad:
+            y = y + (t - t.detach()) * self._path.derivative([self._within(t)])[0]
+        y = y if y.requires_grad else y.requires_grad_()
+        f = self._rate(t, y)
+        inputs = [y, *self._targets.wanted] if self.quadrature is None else [y]
+        a_dfdy, *integrand = torch.autograd.grad(
+            f, inputs, a, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        parts = [a_dfdy.neg()] if self._path is not None else [f, a_dfdy.neg()]
+        return torch.cat([*parts, *(part.reshape(-1).neg().to(a.dtype) for part in integrand)])
+
+    def _rate(self, t: Tensor, y: Tensor) -> Tensor:
+        stats = self._problem.stats.backward
+        assert stats is not None
+        stats.nfe += 1
+        return self._problem.rate(t, y, self._targets.args)
+
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and a, both [N], at the time t."""
         if self._path is None:
             return z[: self._n], z[self._n : 2 * self._n]
+        return self._path.flat([self._within(t)])[0], z[: self._n]
+
+    def _within(self, t: Tensor) -> float:
+        assert self._path is not None
         low, high = sorted(self._path.span)
-        return self._path.flat([min(max(t.item(), low), high)])[0], z[: self._n]
+        return min(max(t.item(), low), high)
 
 
 @dataclass
@@ -260,3 +325,26 @@ class _Quadrature:
     def reject(self, t: float, y: Tensor, h: float) -> None:
         """The first stage stays."""
         self.field.integrands = self.field.integrands[:1]
+
+
+@dataclass
+class _NodeQuadrature:
+    """The same for an implicit method, evaluated at the nodes of each accepted step: its iterations need no parameter
+    gradient."""
+
+    field: _AdjointField
+    stepper: Any
+    size: float
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing yet."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """Add what the step gives."""
+        if not self.field._targets.wanted:
+            return
+        for weight, time, z in self.stepper.nodes():
+            torch._foreach_add_(self.field._targets.totals, self.field.integrand(time, z), alpha=-weight * self.size)
+
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing was gathered."""

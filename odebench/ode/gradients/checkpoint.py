@@ -26,7 +26,7 @@ from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.steppers import make_stepper
-from odebench.ode.problem import Problem
+from odebench.ode.problem import Problem, PureField
 from odebench.ode.status import Outcome, Stats
 
 
@@ -81,6 +81,10 @@ class Checkpoint:
                 )
         if self.keep == "graphs" and plan.jumps:
             raise ValueError("gradient='checkpoint': keep='graphs' has no jumps; leave keep out")
+        if plan.compile and (self.keep == "graphs" or self.recompute == "stage"):
+            raise ValueError(
+                "gradient='checkpoint': a compiled step has no graphs of its own; leave keep and recompute out"
+            )
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
         first = first_evaluation(problem, self.name)
@@ -132,7 +136,7 @@ class _CheckpointSolve(torch.autograd.Function):
             a = _reverse_stages(plan, record, record.backward(plan), field.evaluate, targets, outputs)
         else:
             problem.stats.backward = stats
-            if isinstance(plan.method, Tableau):
+            if isinstance(plan.method, Tableau) and not plan.compile:
                 steps = _recompute(plan, record, field, outputs, with_graphs=mode.recompute == "step")
                 a = _reverse_stages(plan, record, steps, field.evaluate, targets, outputs)
             else:
@@ -268,6 +272,10 @@ class _StageField:
             self.stages.append(_Stage(t, y, None))
         self._stats.nfe += 1
         return self._problem.rate(t, y, self._args)
+
+    def pure(self) -> PureField:
+        """See ``Problem.pure``."""
+        return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
 
     def evaluate(self, t: Tensor, y: Tensor) -> _Stage:
         """dy/dt with a graph of its own."""
@@ -476,9 +484,11 @@ def _reading_of_last_stage(plan: Plan, record: _Record, outputs: _Outputs, n: in
 def _reverse_steps(plan: Plan, record: _States, field: _StageField, targets: Targets, outputs: _Outputs) -> Tensor:
     """The same for any method of one step, each step's graph made as a whole."""
     a = torch.zeros_like(outputs.gradients[0])
+    inside = any(outputs.inside(n)[0] for n in range(len(record.steps)))
+    how: dict[str, Any] = {"compiled": plan.compile, "with_stages": inside, "one_sided": plan.one_sided}
 
     def advance(step: _Step, y: Tensor) -> Tensor:
-        stepper = make_stepper(plan.method, field, y, one_sided=plan.one_sided)
+        stepper = make_stepper(plan.method, field, y, **how)
         stepper.start(step.t, y, None)
         return stepper.attempt(step.t, step.h, y, True)
 
@@ -487,7 +497,7 @@ def _reverse_steps(plan: Plan, record: _States, field: _StageField, targets: Tar
         a = outputs.add_end(n, a)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            stepper = make_stepper(plan.method, field, y, one_sided=plan.one_sided)
+            stepper = make_stepper(plan.method, field, y, **how)
             stepper.start(step.t, y, None)
             results = [stepper.attempt(step.t, step.h, y, True)]
             if thetas:

@@ -74,7 +74,11 @@ def _refuse(plan: Plan, watch: Watch | None) -> None:
             f"gradient='reversible': the steps of {plan.method.name} cannot be undone; use gradient='checkpoint', or a "
             f"reversible method ({names})"
         )
-    for what, given in {"events": watch is not None, "dense output": plan.dense, "jump_t": plan.jumps or plan.one_sided}.items():
+    for what, given in {
+        "events": watch is not None,
+        "dense output": plan.dense,
+        "jump_t": plan.jumps or plan.one_sided,
+    }.items():
         if given:
             raise ValueError(f"gradient='reversible' has no {what}; use gradient='backprop'")
 
@@ -145,7 +149,7 @@ class _ReversibleSolve(torch.autograd.Function):
         targets = Targets(
             problem, ReversibleGradient.name, tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
         )
-        field = _BackwardField(problem, targets, stats)
+        field = BackwardField(problem, targets, stats)
         due = ctx.reached - 1
         grad = grad_states[due]
         if steps:
@@ -165,7 +169,7 @@ Pull = Callable[[Tensor], Tensor]
 """From dL/d value to dL/dy, both [N], for a value made of y; the targets' gradients are added to their totals."""
 
 
-class _BackwardField:
+class BackwardField:
     """The field of a backward pass, counted into ``stats``; what is made of it can be pulled back."""
 
     def __init__(self, problem: Problem, targets: Targets, stats: Stats) -> None:
@@ -208,7 +212,7 @@ class CoupledRetrace:
     """The retrace of a ``Reversible``: both of its lines backward, and the transposes of their derivatives."""
 
     def __init__(
-        self, method: Reversible, field: _BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
+        self, method: Reversible, field: BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
     ) -> None:
         self._coupling, self._step, self._field = method.coupling, method.base.fixed(), field
         self.y, self.half, self.grad, self._grad_half = y, half, grad, torch.zeros_like(grad)
@@ -240,7 +244,7 @@ class AsynchronousLeapfrogRetrace:
     def __init__(
         self,
         method: AsynchronousLeapfrog,
-        field: _BackwardField,
+        field: BackwardField,
         t: float,
         y: Tensor,
         half: Tensor,
@@ -276,7 +280,7 @@ class ReversibleHeunRetrace:
     half. The evaluation at the start of a step, for its first half, is that for the last half of the step before."""
 
     def __init__(
-        self, method: ReversibleHeun, field: _BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
+        self, method: ReversibleHeun, field: BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
     ) -> None:
         self._field = field
         self.y, self.half, self.grad = y, half, grad

@@ -15,6 +15,8 @@ class Method(Protocol):
     adaptive: whether it estimates its error, and so can choose its step sizes.
     stiff: whether its steps stay stable, however stiff the field.
     reversible: whether a step can be undone exactly.
+
+    A description may name fields that are a user's to set, in a tuple ``options``.
     """
 
     @property

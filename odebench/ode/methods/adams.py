@@ -40,6 +40,7 @@ class FixedAdams:
     max_iters: int = 20
     lenient: bool = False
 
+    options = ("order",)
     adaptive = False
     stiff = False
     reversible = False
@@ -76,6 +77,7 @@ class VariableAdams:
     source: str
     highest: int = HIGHEST_ORDER
 
+    options = ("highest",)
     adaptive = True
     stiff = False
     reversible = False

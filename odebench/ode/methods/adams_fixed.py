@@ -11,7 +11,7 @@ from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods import adams, explicit
 from odebench.ode.methods.adams import FixedAdams
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
-from odebench.ode.methods.slopes import keep_slopes, nodes
+from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
 from odebench.ode.status import Status
 
 # Steps of the 3/8 rule start a method of up to this order: their local error is of this power of h.
@@ -147,8 +147,4 @@ class FixedAdamsStepper:
         return column[-1]
 
     def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:
-        """f just after t, or just ``before`` it in the direction of a step of this size, where f jumps."""
-        (time,) = self._field.clock([t])
-        if self._one_sided:
-            time = torch.nextafter(time, time - before if before else time + 1)
-        return self._field(time, y, True)
+        return evaluate(self._field, t, y, self._one_sided, before)

@@ -6,6 +6,7 @@ corrector of order k, which leaves the oldest slope out, is estimated by the dif
 orders in the same way. Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations, chapters 5 to 7.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +17,18 @@ from torch import Tensor
 from odebench.ode.dense import Extension
 from odebench.ode.methods import adams
 from odebench.ode.methods.adams import VariableAdams
-from odebench.ode.methods.slopes import keep_slopes, nodes
+from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
 from odebench.ode.status import Status
 
 # A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
 GROWTH = 2.0
-# The controller's safety: with this, an error of (SAFETY / GROWTH)^order tolerances makes it propose GROWTH.
+# A rejected step shrinks by at least this factor: the error estimates of high orders are rough, and a little less of a
+# step tends to be rejected again.
+SHRINKAGE = 0.7
+# The controller's safety: with this, an error of (SAFETY / factor)^order tolerances makes it propose that factor.
 SAFETY = 0.9
 # So many rejections in a row say that the slopes kept are of no use.
-REJECTIONS = 3
+REJECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -120,25 +124,31 @@ class VariableAdamsStepper:
             return ratio
         assert self._y_next is not None
         self._f_next = self._evaluate(t + h, self._y_next)
+        change, ratio = self._change(measure, ratio, lower, sinking)
+        self._k = k + change
+        self._raising = self._raising and change > 0
+        return max(ratio, (SAFETY / GROWTH) ** self.order)
+
+    def _change(
+        self, measure: Callable[[Tensor], float], ratio: float, lower: list[float], sinking: bool
+    ) -> tuple[int, float]:
+        """The change of order after an accepted step, and the error at the new order (op. cit., section 7.4).
+
+        The start raises the order with every step, while the steps double.
+        """
+        k = self._k
         if sinking:
-            self._k, self._raising = k - 1, False
-            return self._bounded(lower[0])
-        if k == self._highest:
-            self._raising = False
-            return self._bounded(ratio)
+            return -1, lower[0]
+        if k == self._highest or (len(self._slopes) <= k and not self._raising):
+            return 0, ratio
         if self._raising:
-            self._k = k + 1
-            return self._bounded(0.0)
-        if len(self._slopes) <= k:
-            return self._bounded(ratio)
-        higher = measure(self._higher_error(t, h))
+            return 1, 0.0
+        higher = measure(self._higher_error())
         if k > 1 and lower[0] <= min(ratio, higher):
-            self._k = k - 1
-            return self._bounded(lower[0])
+            return -1, lower[0]
         if higher < (ratio if k > 1 else 0.5 * ratio):
-            self._k = k + 1
-            return self._bounded(higher)
-        return self._bounded(ratio)
+            return 1, higher
+        return 0, ratio
 
     def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
         """The integral of the polynomial that the corrector integrates, of order k + 1."""
@@ -163,25 +173,19 @@ class VariableAdamsStepper:
             self._k = 1
         elif sinking:
             self._k -= 1
-            return max(lower[0], 1.0)
-        return ratio
+            ratio = lower[0]
+        # NaN stays NaN.
+        return ratio if math.isnan(ratio) else max(ratio, (SAFETY / SHRINKAGE) ** self.order)
 
-    def _bounded(self, ratio: float) -> float:
-        return max(ratio, (SAFETY / GROWTH) ** self.order)
-
-    def _higher_error(self, t: float, h: float) -> Tensor:
+    def _higher_error(self) -> Tensor:
         """The error of order k + 1, from the slope that the step ended with: that at the prediction is not exact
         enough."""
         assert self._f_next is not None
-        k = self._k
+        (t, h, _), k = self._step, self._k
         row = error_weights((1.0, *nodes(t, h, self._times[: k + 1])), k + 1)
         with torch.no_grad():
             old = self._slopes.combinations([[0.0, *(h * w for w in row[1:])]])[0]
             return torch.add(old, self._f_next, alpha=h * row[0])
 
     def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:
-        """f just after t, or just ``before`` it in the direction of a step of this size, where f jumps."""
-        (time,) = self._field.clock([t])
-        if self._one_sided:
-            time = torch.nextafter(time, time - before if before else time + 1)
-        return self._field(time, y, True)
+        return evaluate(self._field, t, y, self._one_sided, before)

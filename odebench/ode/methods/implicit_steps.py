@@ -176,7 +176,11 @@ class ImplicitRungeKutta:
     def _guess(self, w: Tensor, group: range, h: float) -> Tensor:
         """A first W [m, N] of a group: the last slope known, or what the last step's slopes extrapolate to."""
         if group.start > 0:
-            return w[group.start - 1 : group.start].clone()
+            c, here = self._method.c, self._method.c[group.start]
+            if here in c[: group.start]:
+                return w[c.index(here)][None].clone()
+            n = min(group.start, 3)
+            return (w.new_tensor(extrapolation(c[:n], here)) @ w[:n])[None]
         if self._previous is None:
             return torch.zeros_like(w[group.start : group.stop])
         h_before, before = self._previous

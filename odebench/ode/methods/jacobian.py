@@ -4,7 +4,7 @@ Complex states count as twice as many real numbers: f need not be holomorphic.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +27,21 @@ class Block:
 
     size: n real numbers of the state.
     matrix: [n, n], real.
-    product: from v [n], real, to the block times v.
+    product, transposed: from v [n], real, to the block, or its transpose, times v.
     """
 
     size: int
     matrix: Tensor | None = None
     product: Callable[[Tensor], Tensor] | None = None
+    transposed: Callable[[Tensor], Tensor] | None = None
+
+    def minus_transpose(self) -> "Block":
+        """-(block)^T: of the adjoint equation."""
+        if self.matrix is not None:
+            return Block(self.size, matrix=-self.matrix.t().contiguous())
+        transposed = self.transposed
+        assert transposed is not None
+        return Block(self.size, product=lambda v: -transposed(v))
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -81,7 +90,8 @@ def linearize_rate(rate: Rate, y: Tensor, stats: Stats) -> Block:
     size = real_size(y)
     if size <= DENSE_SIZE:
         return Block(size, matrix=matrix(rate, y))
-    return Block(size, product=Products(rate, y, stats).forward)
+    products = Products(rate, y, stats)
+    return Block(size, product=products.forward, transposed=products.transposed)
 
 
 def matrix(rate: Rate, y: Tensor) -> Tensor:
@@ -176,8 +186,3 @@ def time_derivative(f: Any, t: Tensor, y: Tensor, h: float) -> Tensor:
     later = t + step
     change = f(later, y, False) - (rate if differentiated else rate.detach())
     return change / (later - t)
-
-
-def size_of(blocks: Sequence[Block]) -> int:
-    """The real numbers of a state that the blocks make up."""
-    return sum(block.size for block in blocks)

@@ -137,14 +137,20 @@ class Stages:
             iteration += 1
             if self._converged(size, rate, iteration, accuracy):
                 return w, None
-            contracts = self.system.solved and (rate < 0.9 or iteration == 1) and iteration < MAX_ITERATIONS
             before = size
-            if contracts:
+            if self.system.solved and self._promises(size, rate, iteration):
                 continue
             if jacobians == accuracy.jacobians:
                 return w, Status.not_converged
             self.system = self.relinearize(self.base + self.a @ w)
             jacobians, iteration, before = jacobians + 1, 0, math.inf
+
+    def _promises(self, size: float, rate: float, iteration: int) -> bool:
+        """Whether the iterations will come down in time, if they go on as they do."""
+        if iteration < 3:
+            # What the first change leaves may look as large as it, in components that it had not reached.
+            return rate < 2
+        return rate < 0.9 and size * rate ** (MAX_ITERATIONS - iteration) <= 1
 
     def _converged(self, size: float, rate: float, iteration: int, accuracy: Accuracy) -> bool:
         """Whether what the iterations still miss is acceptable: size rate / (1 - rate), the sum of what would come."""

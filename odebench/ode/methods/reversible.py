@@ -1,8 +1,9 @@
 """Reversible methods: a step can be undone from what it leaves, so that a backward pass needs no stored states.
 
 Each carries an auxiliary half beside the state y, and each pays for it with a narrow region of stability: the halves
-drift apart as exp(|lambda| t) in a direction that the field contracts at the rate lambda. Good for fields that contract
-little over the span solved, |lambda| times the span below about 10, as those of neural ODEs do.
+drift apart as exp(|lambda| t) in a direction that the field contracts at the rate lambda. Made for fields that contract
+little over the span solved, |lambda| times the span up to about 5, as those of neural ODEs do. Halves too far apart end
+the solve with the status ``unstable``.
 """
 
 import dataclasses
@@ -26,8 +27,9 @@ class Reversible:
     coupling: c, between 0 and 1. The halves stay together while h |lambda| < -log c (0.11 at 0.9, 0.010 at 0.99, 0.0010
         at 0.999) for a field that contracts at the rate lambda; beyond it they part as c^n exp(|lambda| t) after n
         steps to t. Undoing n steps multiplies their round-off by c^-n: 2.7 at 0.999 and n = 1000, 3e4 at 0.9 and n =
-        100, which is all of float32. The default, the authors' too, leaves the round-off alone and relies on spans that
-        are short against 1/|lambda|; a long contracting one wants a smaller c, few steps and float64.
+        100, which leaves little of float32. The default, which is the authors' too, leaves the round-off alone and
+        relies on spans that contract little. A long contracting one wants a smaller c, and float64: at 0.8 the halves
+        stay together in an adaptive solve, whose steps do not grow past 0.2/|lambda|.
 
     Raises ValueError for a coupling outside of (0, 1).
     """
@@ -35,6 +37,7 @@ class Reversible:
     base: Tableau
     coupling: float = 0.999
 
+    options = ("coupling",)
     reversible = True
     stiff = False
 
@@ -96,6 +99,7 @@ class AsynchronousLeapfrog:
     adaptive: bool = field(default=True, repr=False)
 
     name = "alf"
+    options = ("damping",)
     source = "Zhuang, Dvornek, Tatikonda & Duncan 2021, MALI, algorithm 2 and appendix; Mutze 2013"
     stages = 1
     reversible = True

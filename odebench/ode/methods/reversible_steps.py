@@ -1,6 +1,7 @@
 """Steps of the reversible methods. A stepper holds the auxiliary half of the state; what it does is undone in
 ``odebench.ode.gradients.reversible``."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from odebench.ode.methods.runge_kutta import Buffer, Tape
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.status import Status
 
-# Steps under error control have lost their accuracy once the halves are further apart than so many times all errors
-# estimated so far and so many units of round-off.
-SLACK, ROUND_OFF = 10.0, 1e3
+# Under error control the halves may be apart by so many times the largest error that was accepted: the accuracy lost to
+# a contraction of exp(5) passes, one of exp(8) does not. Round-off alone is given so many units.
+SLACK, ROUND_OFF = 300.0, 1e3
 
 
 class CoupledRungeKutta:
@@ -23,7 +24,7 @@ class CoupledRungeKutta:
     half_next: z' [N] of the last attempt.
     """
 
-    def __init__(self, method: Reversible, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(self, method: Reversible, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._method, self._base, self._step = method, method.base, method.base.fixed()
         self._field, self._clock = field, _Clock(field, one_sided)
         with_graph = torch.is_grad_enabled()
@@ -36,7 +37,7 @@ class CoupledRungeKutta:
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """z = y."""
         self._half = self.half_next = y
-        self._slope = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        self._slope = _own(self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f)
         self._fresh = True
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -101,7 +102,9 @@ class AsynchronousLeapfrogSteps:
 
     order = 2  # of the error estimate
 
-    def __init__(self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(
+        self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
+    ) -> None:
         self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
         # The error estimate of adaptive steps sees v drift; fixed steps are watched.
         self._drift = None if method.adaptive else _Drift(False)
@@ -154,7 +157,7 @@ class ReversibleHeunSteps:
 
     order = 2  # of the error estimate
 
-    def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
         self._drift = _Drift(method.adaptive)
         self.failure: Status | None = None
@@ -205,39 +208,40 @@ class ReversibleHeunSteps:
 class _Drift:
     """Watches how far the two halves of the state are apart; waits for the device.
 
-    With fixed steps they may be as far apart as the state was large so far; steps under error control have a
-    tolerance to keep and are held to the errors that were estimated so far.
+    With fixed steps they may be as far apart as the state was large so far; steps under error control have a tolerance
+    to keep and are held to the errors that it accepted.
     """
 
     def __init__(self, adaptive: bool) -> None:
         self._adaptive = adaptive
-        self._size = self._errors = 0.0
+        self._size = self._error = 0.0
 
     @torch.no_grad()
     def exceeds(self, gap: Tensor, y: Tensor, error: Tensor | None) -> bool:
         """Whether the halves of the accepted state y are too far apart, by ``gap``; all [N]."""
         watched = (gap, y) if error is None else (gap, y, error)
         apart, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in watched]).tolist()
-        self._size, self._errors = max(self._size, size), self._errors + sum(errors)
+        self._size, self._error = max(self._size, size), max(self._error, *errors, 0.0)
         if not self._adaptive:
             return apart > self._size
-        return apart > SLACK * self._errors + ROUND_OFF * torch.finfo(y.dtype).eps * self._size
+        return apart > SLACK * self._error + ROUND_OFF * torch.finfo(y.dtype).eps * self._size
 
 
 class _Clock:
-    """Times t + c_i h of a step as f gets them; ``one_sided``: those at its ends just inside of it."""
+    """Times t + c_i h of a step as f gets them; where ``one_sided``, the direction of time, is not 0, those at the ends
+    of the step just inside of it. A step of size 0 is the start of one to come."""
 
-    def __init__(self, field: Any, one_sided: bool) -> None:
+    def __init__(self, field: Any, one_sided: float) -> None:
         self._field, self._one_sided = field, one_sided
 
     def __call__(self, t: float, h: float, c: tuple[float, ...]) -> Any:
         times = self._field.clock([t + c_i * h for c_i in c])
         if not self._one_sided:
             return times
-        # As elsewhere in the engine: a time is read as the one just after it, the end of a step as the one before.
-        inward = {0.0: 1.0, 1.0: -1.0}
+        inward = math.copysign(math.inf, h or self._one_sided)
+        aims = {0.0: inward, 1.0: -inward}
         return [
-            torch.nextafter(time, time + inward[c_i] * (h or 1.0)) if c_i in inward else time
+            torch.nextafter(time, torch.full_like(time, aims[c_i])) if c_i in aims else time
             for time, c_i in zip(times, c, strict=True)
         ]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.methods.compiled import CompiledStep
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.status import Status
 
@@ -49,15 +50,16 @@ class Buffer:
 
 
 class Tape:
-    """Stages as tensors with their graphs."""
+    """Stages as tensors with their graphs. ``owned``: nobody else writes to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, owned: bool = False) -> None:
+        self._owned = owned
         self._stages: dict[int, Tensor] = {}
 
     def put(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
         # Without a graph it may be memory that f writes to again.
-        self._stages[i] = k if k.requires_grad else k.clone()
+        self._stages[i] = k if k.requires_grad or self._owned else k.clone()
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
@@ -87,17 +89,31 @@ class Tape:
 class ExplicitRungeKutta:
     """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    field: gives f; compiled: compile the step; one_sided: see ``Plan``.
+    field: gives f; one_sided: see ``Plan``.
+    compiled: compile the step; with_stages: a compiled step gives its stages, for its continuous extension.
     """
 
     failure: Status | None = None
 
-    def __init__(self, method: Tableau, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(
+        self,
+        method: Tableau,
+        field: Any,
+        y: Tensor,
+        *,
+        compiled: bool = False,
+        with_stages: bool = True,
+        one_sided: bool = False,
+    ) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
-        self._stages: Buffer | Tape = Tape() if torch.is_grad_enabled() else Buffer(method, y)
+        self._step = CompiledStep(field.pure(), method, with_stages) if compiled and method.stages > 1 else None
+        self._has_stages = self._step is None or with_stages
+        tapes = torch.is_grad_enabled() or self._step is not None
+        self._stages: Buffer | Tape = Tape(owned=self._step is not None) if tapes else Buffer(method, y)
         self._h, self._extended = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
         self._attempted: tuple[Tensor, float] | None = None
+        self._error: Tensor | None = None
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
@@ -113,6 +129,11 @@ class ExplicitRungeKutta:
         method, stages = self._method, self._stages
         self._h, self._end, self._extended, self._attempted = h, None, False, (y, h)
         clock = self._clock(t, h, method.c)
+        if self._step is not None:
+            y_next, k_last, self._error, *between = self._step(clock, h, y, stages.get(0))
+            for i, k in enumerate((*between, k_last), start=1 if between else method.stages - 1):
+                stages.put(i, k)
+            return y_next
         for i in range(1, method.stages):
             y_i = stages.combine(y, method.a[i], h)
             counts = method.b[i] != 0 or (method.fsal and i == method.stages - 1 and not last)
@@ -121,6 +142,8 @@ class ExplicitRungeKutta:
 
     def error(self) -> Tensor:
         """The difference to the embedded method [N]."""
+        if self._error is not None:
+            return self._error
         assert self._method.error is not None
         return self._stages.error(self._method.error, self._h)
 
@@ -157,7 +180,8 @@ class ExplicitRungeKutta:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
         Ordinary Differential Equations II, section IV.2)."""
         method, last = self._method, self._method.stages - 1
-        if self._attempted is None or not (method.adaptive and last > 1 and method.c[last] == method.c[last - 1]):
+        usable = method.adaptive and last > 1 and method.c[last] == method.c[last - 1] and self._has_stages
+        if self._attempted is None or not usable:
             return None
         y, h = self._attempted
         with torch.no_grad():

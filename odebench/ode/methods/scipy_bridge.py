@@ -33,6 +33,9 @@ def solve_span(
     Raises ValueError for what the solver does not have, and where a gradient would have to pass through it.
     """
     _check(method, y, plan)
+    if not y.numel():
+        outcome = Outcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
+        return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
     bridge = _Bridge(method, field, y)
     outputs, status, end, step = [y], Status.success, times[0], math.nan
     with warnings.catch_warnings():
@@ -45,10 +48,11 @@ def solve_span(
                     status = Status.max_steps
                     break
                 solver.step()
-                if solver.status == "failed":
+                # LSODA and VODE go on with steps that do not move t.
+                if solver.status == "failed" or solver.t == solver.t_old:
                     status = Status.step_underflow
                     break
-                step, end = solver.t - solver.t_old, solver.t
+                step, end = float(solver.t - solver.t_old), float(solver.t)
                 _count(step, stats)
                 outputs += _read(solver, bridge, times[len(outputs) :])
         except NonFinite:
@@ -59,7 +63,7 @@ def solve_span(
 
 
 def _check(method: SciPySolver, y: Tensor, plan: "Plan") -> None:
-    lacks = {"dense output": plan.dense, "step_t or jump_t": plan.forced, "compile": plan.compile}
+    lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.forced)}
     if method.solver not in ("LSODA", "vode_adams"):
         lacks["min_step"] = plan.min_step > 0
     for what, wanted in lacks.items():
@@ -68,8 +72,8 @@ def _check(method: SciPySolver, y: Tensor, plan: "Plan") -> None:
     n = y.numel() * (2 if y.is_complex() else 1)
     if method.matrix and n > LARGEST_MATRIX:
         raise ValueError(
-            f"method {method.name} keeps a matrix of N x N numbers, {8 * n * n / 2**30:.3g} GiB for this state of {n:,}; "
-            f"at most {LARGEST_MATRIX:,} are allowed: use vode_adams or adams"
+            f"method {method.name} keeps a matrix of N x N numbers, {8 * n * n / 2**30:.3g} GiB for this state of "
+            f"{n:,}; at most {LARGEST_MATRIX:,} are allowed: use vode_adams or adams"
         )
     if torch.is_grad_enabled() and y.requires_grad:
         raise ValueError(_no_gradient(method))
@@ -125,7 +129,7 @@ def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], p
 
     assert plan.tolerance is not None
     start, end = times[0], times[-1]
-    options = {
+    options: dict[str, Any] = {
         "rtol": bridge.tolerance(plan.tolerance.rtol),
         "atol": bridge.tolerance(plan.tolerance.atol),
         "first_step": None if plan.first_step is None else min(plan.first_step, abs(end - start)),

@@ -6,6 +6,7 @@ where there is one, the slope *ahead*: that at the end of a step that is being t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,15 @@ class SlopeTape:
 def keep_slopes(count: int, y: Tensor) -> SlopeRows | SlopeTape:
     """Room for ``count`` slopes like y [N], and one ahead, kept the way that suits."""
     return SlopeTape(count) if torch.is_grad_enabled() else SlopeRows(count, y)
+
+
+def evaluate(field: Any, t: float, y: Tensor, one_sided: float, before: float = 0.0) -> Tensor:
+    """The field [N] at t; where ``one_sided`` it is taken just after t, or, in a step of this size, just before its
+    end t."""
+    (time,) = field.clock([t])
+    if one_sided:
+        time = torch.nextafter(time, time - before if before else time + one_sided)
+    return field(time, y, True)
 
 
 def nodes(t: float, h: float, times: Sequence[float]) -> tuple[float, ...]:

@@ -99,6 +99,7 @@ def make_stepper(
     y: Tensor,
     *,
     compiled: bool = False,
+    with_stages: bool = True,
     one_sided: bool = False,
     tolerance: Tolerance | None = None,
     norm: Norm = rms,
@@ -106,10 +107,14 @@ def make_stepper(
 ) -> Stepper:
     """The stepper of a method for states like y [N].
 
+    compiled: the step, as one function; with_stages: that its stages are wanted as well, for outputs inside of it.
+
     tolerance, norm: how exactly the equations of implicit steps are solved; to round-off where there is no tolerance.
     stats: where what they cost is counted.
     """
     how: dict[str, Any] = {"compiled": compiled, "one_sided": one_sided}
+    if isinstance(method, Tableau):
+        how["with_stages"] = with_stages
     if isinstance(method, ImplicitTableau | Rosenbrock):
         how |= {"tolerance": tolerance, "norm": norm, "stats": stats}
     return STEPPERS[type(method)](method, field, y, **how)

@@ -93,6 +93,7 @@ class _WayBack:
     def __init__(self, problem: RowProblem, method: Tableau, targets: Targets, grad_outputs: Tensor) -> None:
         self._problem, self._targets, self._grad_outputs = problem, targets, grad_outputs
         self._stepper = RowStepper(method, self._field, grad_outputs, problem.on_device, taped=True)
+        self._rows: Tensor | None = None
         self._args: list[Tensor] = []
 
     def step(self, record: Record, gradient: Tensor) -> Tensor:
@@ -100,7 +101,8 @@ class _WayBack:
         rows, reading = record.rows, record.reading
         with torch.enable_grad():
             y = record.y.detach().requires_grad_()
-            self._args = self._problem.args_of(self._targets.args, rows)
+            # Arguments picked for an earlier step belong to a graph that is gone.
+            self._rows = None
             k = self._field(self._problem.on_device(record.t), y, rows)
             inside = reading is not None and len(reading.owners) > 0
             step = self._stepper.attempt(rows, record.t, record.h, y, k, need_end=inside)
@@ -116,4 +118,6 @@ class _WayBack:
         stats = self._problem.stats.backward
         assert stats is not None
         count(stats, len(y))
+        if rows is not self._rows:
+            self._rows, self._args = rows, self._problem.args_of(self._targets.args, rows)
         return self._problem.rate(t, y, self._args)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.events import Event
+from odebench.ode.events import JUST_AFTER, Event
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
 from odebench.ode.status import EventHits
@@ -23,8 +23,7 @@ class RowWatch:
     def __init__(self, event: Event, problem: RowProblem) -> None:
         self._event, self._problem = event, problem
         self._g = torch.empty(0)
-        # Event times are as exact as the device allows.
-        self._dtype = torch.float64 if problem.y0.device.type != "mps" else torch.float32
+        self._like = problem.t.detach() if problem.t.is_floating_point() else problem.t.double()
         self._found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
@@ -48,19 +47,29 @@ class RowWatch:
     def look(self, stepper: RowStepper, step: Step, t_next: Tensor, accepted: Tensor) -> Tensor:
         """Time of the event in the accepted rows of a step to t_next [b]; NaN for rows without, on the host."""
         with torch.no_grad():
-            g = self._value(self._problem.on_device(t_next), step.y_next)
-            before, after = torch.sign(self._g), torch.sign(g)
-            # A zero where the row starts, or where its last step ended without it being one, is none.
-            crossed = accepted.to(g.device) & (before * after <= 0) & (before != 0)
+            moved, g = accepted.to(self._g.device), self._value(self._problem.on_device(t_next), step.y_next)
+            first, before = self._first_values(stepper, step, accepted)
+            crossed = moved & (((before < 0) & (g >= 0)) | ((before > 0) & (g <= 0)))
             if self._event.direction:
                 crossed &= before * self._event.direction < 0
-            before = self._g
-            self._g = torch.where(accepted.to(g.device), g, before)
+            self._g = torch.where(moved, g, self._g)
         at = crossed.nonzero().squeeze(1).cpu()
         hits = torch.full_like(t_next, math.nan)
         if len(at):
-            hits[at] = self._locate(stepper, step, at, pick(before, at), pick(g, at))
+            hits[at] = self._locate(stepper, step, at, pick(first, at), pick(before, at), pick(g, at))
         return hits
+
+    def _first_values(self, stepper: RowStepper, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in the step to look first [b], on the host, and the values there: at its start, or just after it in
+        rows that start at zero, which does not count."""
+        first, before = torch.zeros_like(step.t), self._g
+        at = (accepted & (before == 0).cpu()).nonzero().squeeze(1)
+        if len(at):
+            first[at] = JUST_AFTER
+            before = before.index_copy(
+                0, at.to(before.device), self._value_on(_Path(stepper, step, at), pick(first, at))
+            )
+        return first, before
 
     def select(self, rows: Tensor) -> None:
         """Go on with the rows at these positions."""
@@ -69,35 +78,31 @@ class RowWatch:
     def collect(self) -> tuple[EventHits, ...]:
         """Time [B] and state [B, ...] of each row's event; NaN where there is none."""
         problem = self._problem
-        times, states = (
-            problem.y0.new_full((problem.num_rows,), math.nan, dtype=self._dtype),
-            problem.y0.new_full(problem.y0.shape, math.nan),
-        )
+        times = self._like.new_full((problem.num_rows,), math.nan)
+        states = problem.y0.new_full(problem.y0.shape, math.nan)
         for rows, time, state in self._found:
-            times, states = times.index_copy(0, rows, time), states.index_copy(0, rows, state)
+            times = times.index_copy(0, rows.to(times.device), time)
+            states = states.index_copy(0, rows.to(states.device), state)
         return (EventHits(times, problem.unflatten(states)),)
 
-    def _locate(self, stepper: RowStepper, step: Step, at: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
-        """The event times [b'] of the rows at these positions, whose values change from g0 to g1 over the step."""
-        coefficients = stepper.extension(step, at)
-        rows, t, h, y = (pick(x, at) for x in (step.rows, step.t, step.h, step.y))
-        owners = torch.arange(len(at), device=y.device)
-
-        def value(theta: Tensor) -> Tensor:
-            return self._value(self._problem.on_device(t + theta * h), states_at(coefficients, y, owners, theta))
-
+    def _locate(
+        self, stepper: RowStepper, step: Step, at: Tensor, first: Tensor, before: Tensor, after: Tensor
+    ) -> Tensor:
+        """The event times [b'] of the rows at these positions, whose values change from ``before``, at theta =
+        ``first``, to ``after`` at the end of the step."""
+        path = _Path(stepper, step, at)
         with torch.no_grad():
-            theta = find_zeros(value, g0, g1)
-        time, state = t + theta * h, states_at(coefficients, y, owners, theta)
-        found = time.to(y.device, self._dtype)
+            theta = find_zeros(lambda theta: self._value_on(path, theta), first, before, after)
+        rows, time, state = pick(step.rows, at), path.t + theta * path.h, path.state(theta)
+        found = time.to(self._like)
         if stepper.taped:
             found, state = self._differentiable(found, state, time, rows)
-        self._found.append((rows.to(y.device), found, state))
+        self._found.append((rows, found, state))
         return time
 
     def _differentiable(self, found: Tensor, y: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same times and states with the gradient of the implicit function theorem: dt = -dg / (dg/dt + dg/dy f)."""
-        t = self._problem.on_device(time).requires_grad_()
+        """The same times and states with the implicit function theorem's gradient, dt = -dg / (dg/dt + dg/dy f)."""
+        t = self._problem.on_device(time).detach().requires_grad_()
         y_leaf = y.detach().requires_grad_()
         g = self._value(t, y_leaf)
         dg_dt, dg_dy = torch.autograd.grad(g.sum(), (t, y_leaf), allow_unused=True, materialize_grads=True)
@@ -105,9 +110,12 @@ class RowWatch:
             f = self._problem(t.detach(), y_leaf.detach(), rows)
             slope = dg_dt + (dg_dy.conj() * f).real.sum(1)
         g = self._value(t.detach(), y)
-        found = found - ((g - g.detach()) / slope).to(found.dtype)
-        shift = (found - found.detach()).to(slope.dtype)
-        return found, y + shift.unsqueeze(1) * f
+        # Where g only touches zero the derivative is infinite, while the value stays.
+        shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
+        return found + shift.to(found), y + shift.unsqueeze(1) * f
+
+    def _value_on(self, path: "_Path", theta: Tensor) -> Tensor:
+        return self._value(self._problem.on_device(path.t + theta * path.h), path.state(theta))
 
     def _value(self, t: Tensor, y: Tensor) -> Tensor:
         value = self._event.function(t, self._problem.unflatten(y))
@@ -117,13 +125,26 @@ class RowWatch:
         return value
 
 
-def find_zeros(value: Callable[[Tensor], Tensor], g0: Tensor, g1: Tensor) -> Tensor:
-    """The zeros [b] in [0, 1] of b functions whose values have opposite signs at its ends, g0 and g1; 1 where g1 is zero.
+class _Path:
+    """The way of the rows at some positions [b'] through their step: from t by h [b'], with the state inside."""
+
+    def __init__(self, stepper: RowStepper, step: Step, at: Tensor) -> None:
+        self.t, self.h, self._y = (pick(x, at) for x in (step.t, step.h, step.y))
+        self._coefficients = stepper.extension(step, at)
+        self._owners = torch.arange(len(at), device=self._y.device)
+
+    def state(self, theta: Tensor) -> Tensor:
+        """[b', n] at theta [b']."""
+        return states_at(self._coefficients, self._y, self._owners, theta)
+
+
+def find_zeros(value: Callable[[Tensor], Tensor], first: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The zeros [b] of b functions whose values have opposite signs at ``first`` and at 1: ``before`` and ``after``.
 
     The ITP method (Oliveira & Takahashi 2020, ACM Transactions on Mathematical Software 47), on the host in float64.
     """
-    low, high = torch.zeros(len(g0), dtype=torch.float64), torch.ones(len(g0), dtype=torch.float64)
-    g_low, g_high = g0.to("cpu", torch.float64), g1.to("cpu", torch.float64)
+    low, high = first, torch.ones_like(first)
+    g_low, g_high = before.to("cpu", torch.float64), after.to("cpu", torch.float64)
     for radius in (math.ldexp(EPSILON, n) for n in range(MAX_SEARCH, 0, -1)):
         width, middle = high - low, 0.5 * (low + high)
         falsi = (g_high * low - g_low * high) / (g_high - g_low)
@@ -133,9 +154,9 @@ def find_zeros(value: Callable[[Tensor], Tensor], g0: Tensor, g1: Tensor) -> Ten
         reach = radius - 0.5 * width
         theta = torch.minimum(torch.maximum(truncated, middle - reach), middle + reach)
         g = value(theta).to("cpu", torch.float64)
-        before = torch.sign(g) == torch.sign(g_low)
-        low, g_low = torch.where(before, theta, low), torch.where(before, g, g_low)
-        high, g_high = torch.where(before, high, theta), torch.where(before, g_high, g)
+        short = torch.sign(g) == torch.sign(g_low)
+        low, g_low = torch.where(short, theta, low), torch.where(short, g, g_low)
+        high, g_high = torch.where(short, high, theta), torch.where(short, g_high, g)
         if bool(((high - low <= 2 * EPSILON) | (g_high == 0)).all()):
             break
     return high

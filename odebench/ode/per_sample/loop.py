@@ -26,7 +26,7 @@ class Recorder(Protocol):
 
 @dataclass
 class Work:
-    """The rows at work: their numbers, times [b], states and first stages [b, n], and accepted steps.
+    """The rows at work: their numbers, times [b], states and first stages [b, n], and rejected steps.
 
     attempts: of each of them, as nobody waits.
     """
@@ -35,12 +35,12 @@ class Work:
     t: Tensor
     y: Tensor
     k: Tensor
-    accepted: Tensor
+    rejected: Tensor
     attempts: int = 0
 
     def select(self, at: Tensor) -> None:
         """Go on with the rows at these positions."""
-        self.rows, self.t, self.accepted = pick(self.rows, at), pick(self.t, at), pick(self.accepted, at)
+        self.rows, self.t, self.rejected = pick(self.rows, at), pick(self.t, at), pick(self.rejected, at)
         self.y, self.k = pick(self.y, at), pick(self.k, at)
 
 
@@ -58,9 +58,10 @@ class Ends:
     @classmethod
     def of(cls, problem: RowProblem) -> "Ends":
         """Before the first step."""
-        numbers = problem.table.new_full((2, problem.num_rows), math.nan)
-        counts = torch.zeros(2, problem.num_rows, dtype=torch.long)
-        return cls([Status.success] * problem.num_rows, problem.times[0].clone(), *numbers, *counts)
+        unknown = torch.full_like(problem.times[0], math.nan)
+        none = torch.zeros(problem.num_rows, dtype=torch.long)
+        status = [Status.success] * problem.num_rows
+        return cls(status, problem.times[0].clone(), unknown, unknown.clone(), none, none.clone())
 
 
 @dataclass
@@ -82,10 +83,11 @@ class RowLoop:
         """Step from y [B, n] until no row is left; k = f(t0, y), where it is known already."""
         problem, method = self.problem, self.plan.method
         assert isinstance(method, Tableau)
-        self.outputs, self.ends = Outputs(problem, y), Ends.of(problem)
+        self.outputs, self.ends = Outputs(problem, y, gridded=self.plan.tolerance is None), Ends.of(problem)
         if problem.num_rows == 0:
             return
         with torch.autocast(y.device.type, enabled=False):
+            y = y.contiguous()
             self._stepper = RowStepper(method, problem, y, problem.on_device, taped=torch.is_grad_enabled())
             self._start(y, k)
             while len(self._work.rows):
@@ -96,7 +98,8 @@ class RowLoop:
         rows = problem.all_rows()
         (t0,) = problem.clock(problem.times[:1])
         if k is None:
-            k = problem(t0, y, rows)
+            # A copy: f may write to the same memory again.
+            k = problem(t0, y, rows).clone()
         self._pace: Pace = FixedPace(problem, plan) if plan.tolerance is None else AdaptivePace(problem, plan)
         self._work = Work(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long))
         if self.watch is not None:
@@ -121,6 +124,8 @@ class RowLoop:
         step = stepper.attempt(work.rows, work.t, pace.h, work.y, work.k)
         accepted = pace.judge(stepper, step)
         all_accepted = bool(accepted.all())
+        if not all_accepted:
+            work.rejected = work.rejected + ~accepted
         if all_accepted or bool(accepted.any()):
             if not all_accepted and stepper.taped and not bool(pace.ratio.isfinite().all()):
                 # Zero times NaN is NaN: the graph of the accepted rows may not pass through the others.
@@ -130,35 +135,29 @@ class RowLoop:
     def _move(self, step: Step, accepted: Tensor, all_accepted: bool) -> None:
         """Take the accepted rows to the end of their step; those that are done leave."""
         work, pace, stepper = self._work, self._pace, self._stepper
-        work.accepted = work.accepted + accepted
-        arrived = accepted & pace.last
-        hits = None
+        if all_accepted:
+            work.t, work.y, k, arrived = pace.t_next, step.y_next, step.end, pace.last
+        else:
+            moved = accepted.to(step.y.device).unsqueeze(1)
+            work.t, arrived = torch.where(accepted, pace.t_next, step.t), accepted & pace.last
+            work.y = torch.where(moved, step.y_next, step.y)
+            k = None if step.end is None else torch.where(moved, step.end, work.k)
+        done, statuses = arrived, [Status.success] * len(arrived)
         if self.watch is not None:
             hits = self.watch.look(stepper, step, pace.t_next, accepted)
-            arrived &= hits.isnan()
-        reading = self.outputs.find(step, pace.t_next, accepted, arrived, hits)
+            hit = ~hits.isnan()
+            work.t, arrived, done = torch.where(hit, hits, work.t), arrived & ~hit, arrived | hit
+            statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
+        reading = self.outputs.find(step, work.t, arrived)
         if reading is not None:
             self.outputs.keep(read(stepper, step, reading), reading.slots)
         if self.recorder is not None:
             self.recorder.accept(step, accepted, reading)
-        done = arrived if hits is None else arrived | ~hits.isnan()
-        if all_accepted:
-            # A copy of f's result: f may write to the same memory again.
-            work.t, work.y, k = pace.t_next, step.y_next, None if step.end is None else step.end.clone()
-        else:
-            moved = accepted.to(step.y.device).unsqueeze(1)
-            work.t = torch.where(accepted, pace.t_next, step.t)
-            work.y = torch.where(moved, step.y_next, step.y)
-            k = None if step.end is None else torch.where(moved, step.end, work.k)
         if k is not None:
             work.k = k
         else:
             self._evaluate_ends(step, accepted & ~done)
         if bool(done.any()):
-            statuses = [Status.success] * len(done)
-            if hits is not None:
-                work.t = torch.where(hits.isnan(), work.t, hits)
-                statuses = [Status.success if math.isnan(hit) else Status.event for hit in hits.tolist()]
             self._retire(done, statuses)
         if stepper.taped and step.end is None:
             self._drop_non_finite()
@@ -184,7 +183,7 @@ class RowLoop:
         bad = ~work.k.isfinite().all(1).cpu()
         self._retire(bad, [Status.non_finite] * len(bad))
         if self._stepper.taped and len(work.rows):
-            work.k = self.problem(self.problem.on_device(work.t), work.y, work.rows)
+            work.k = self.problem(self.problem.on_device(work.t), work.y, work.rows).clone()
 
     def _retire(self, leaving: Tensor, statuses: list[Status]) -> None:
         """The rows ``leaving`` [b] are done, each with its status."""
@@ -196,8 +195,8 @@ class RowLoop:
         ends.time[rows], ends.step_size[rows], ends.error_ratio[rows] = (
             pick(x, at) for x in (work.t, pace.h, pace.ratio)
         )
-        ends.accepted[rows] = pick(work.accepted, at)
-        ends.rejected[rows] = work.attempts - ends.accepted[rows]
+        ends.rejected[rows] = pick(work.rejected, at)
+        ends.accepted[rows] = work.attempts - ends.rejected[rows]
         staying = (~leaving).nonzero().squeeze(1)
         work.select(staying)
         for part in (pace, self.outputs, self.watch):

@@ -30,10 +30,13 @@ class Reading:
 
 
 class Outputs:
-    """Output times of the rows at work, and the states found so far, [P, n] with their slots [P]."""
+    """Output times of the rows at work, and the states found so far, [P, n] with their slots [P].
 
-    def __init__(self, problem: RowProblem, y: Tensor) -> None:
-        self._problem = problem
+    gridded: no output time lies inside a step.
+    """
+
+    def __init__(self, problem: RowProblem, y: Tensor, gridded: bool) -> None:
+        self._problem, self._gridded = problem, gridded
         times = problem.table
         self._num_times = times.shape[1]
         self._direction = torch.sign(times[:, -1] - times[:, 0])
@@ -41,40 +44,32 @@ class Outputs:
         self._due = torch.ones(problem.num_rows, dtype=torch.long)
         self._states = [y]
         self._slots = [problem.all_rows()]
-        # Numbers for the common reading: only the rows that arrived.
-        self._nobody = torch.empty(0, dtype=torch.long)
-        self._nowhere = torch.empty(0, dtype=torch.float64)
 
-    def find(
-        self, step: Step, t_next: Tensor, accepted: Tensor, arrived: Tensor, until: Tensor | None
-    ) -> Reading | None:
-        """What to read off a step to t_next [b]: of accepted rows, of those at their end (``arrived``), and not beyond
-        an event at ``until`` [b], NaN for rows without."""
+    def find(self, step: Step, t: Tensor, arrived: Tensor) -> Reading | None:
+        """What to read off a step that has brought the rows to t [b], those that ``arrived`` to their end."""
         if self._num_times == 2:
-            ends = arrived.nonzero().squeeze(1)
-            slots = step.rows.index_select(0, ends) + self._problem.num_rows
-            return Reading(self._nobody, self._nowhere, ends, slots) if len(ends) else None
-        reach = t_next if until is None else torch.where(until.isnan(), t_next, until)
-        reach = (reach * self._direction).unsqueeze(1)
-        due = torch.maximum(torch.searchsorted(self._ordered, reach).squeeze(1), self._due)
-        due = torch.where(accepted, due, self._due)
-        exact = accepted & (self._ordered.gather(1, due.clamp(max=self._num_times - 1).unsqueeze(1)) == reach).squeeze(
-            1
-        )
-        if until is not None:
-            exact &= until.isnan()
-        inside, first = due - self._due, self._due
-        self._due = due + exact
-        return self._reading(step, inside, first, exact.nonzero().squeeze(1))
+            if not bool(arrived.any()):
+                return None
+            inside, first = torch.zeros_like(step.rows), self._due
+            ends = arrived
+        else:
+            reach = (t * self._direction).unsqueeze(1)
+            first, self._due = self._due, torch.searchsorted(self._ordered, reach, right=True).squeeze(1)
+            inside = self._due - first
+            if not bool(inside.any()):
+                return None
+            # A grid leads through all output times.
+            ends = inside > 0 if self._gridded else arrived
+            inside = inside - ends.long()
+        return self._reading(step, inside, first, ends.nonzero().squeeze(1))
 
-    def _reading(self, step: Step, inside: Tensor, first: Tensor, ends: Tensor) -> Reading | None:
+    def _reading(self, step: Step, inside: Tensor, first: Tensor, ends: Tensor) -> Reading:
         owners = torch.repeat_interleave(torch.arange(len(inside)), inside)
-        if not len(owners) and not len(ends):
-            return None
-        offsets = torch.arange(len(owners)) - torch.repeat_interleave(inside.cumsum(0) - inside, inside)
-        numbers = torch.cat((pick(first, owners) + offsets, pick(self._due, ends) - 1))
+        offsets = torch.arange(len(owners)) - pick(inside.cumsum(0) - inside, owners)
+        inner = pick(first, owners) + offsets
+        numbers = torch.cat((inner, pick(first + inside, ends)))
         slots = numbers * self._problem.num_rows + pick(step.rows, torch.cat((owners, ends)))
-        times = self._ordered[owners, numbers[: len(owners)]] * pick(self._direction, owners)
+        times = self._problem.table[pick(step.rows, owners), inner]
         thetas = (times - pick(step.t, owners)) / pick(step.h, owners)
         return Reading(owners, thetas, ends, slots)
 

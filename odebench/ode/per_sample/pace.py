@@ -1,5 +1,7 @@
-"""Step sizes of each row: chosen by its error, or given. The rules are those of ``odebench.ode.control``; all numbers of
-a row lie on the host in float64, so that a step waits for the device once, for its errors.
+"""Step sizes of each row: chosen by its error, or given.
+
+The rules are those of ``odebench.ode.control``; all numbers of a row lie on the host in float64, so that a step waits
+for the device once, for its errors.
 """
 
 import math
@@ -9,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.control import STRETCH, Controller, Tolerance
+from odebench.ode.control import STRETCH, Tolerance
 from odebench.ode.integrate import Grid, Plan, even_grid
 from odebench.ode.per_sample.problem import RowProblem, pick, row_norm
 from odebench.ode.per_sample.stepping import RowStepper, Step
@@ -51,9 +53,12 @@ class AdaptivePace:
         assert plan.tolerance is not None
         self._tolerance, self._rule, self._order = plan.tolerance, plan.controller, plan.method.order
         self._min_step, self._max_step = plan.min_step, plan.max_step
+        self._bounded = plan.min_step > 0 or plan.max_step < math.inf
         start, self._end = problem.times[0], problem.times[-1]
         self._direction = torch.sign(self._end - start)
         self._smallest = 8 * sys.float_info.epsilon * torch.maximum(start.abs(), self._end.abs())
+        self._keep = torch.ones((), dtype=torch.float64)
+        self._shrink = torch.full_like(self._keep, plan.controller.min_factor)
         self._past = torch.ones(2, len(start), dtype=torch.float64)
         self.ratio = self.h = self.t_next = self._step = torch.full_like(start, math.nan)
         self.last = torch.zeros(len(start), dtype=torch.bool)
@@ -61,15 +66,21 @@ class AdaptivePace:
 
     def offer(self, t: Tensor) -> Tensor | None:
         """The proposed step fitted to what remains, as ``control.fit_to_end`` does."""
-        h = self.proposal.clamp(min=self._min_step, max=self._max_step)
+        h = self.proposal
+        reach = h * STRETCH
+        if self._bounded:
+            h = h.clamp(self._min_step, self._max_step)
+            reach = (h * STRETCH).clamp_(max=self._max_step)
         remaining = (self._end - t).abs_()
-        reach = (h * STRETCH).clamp_(max=self._max_step)
         self.last = remaining <= reach
         self._step = torch.where(self.last, remaining, torch.minimum(h, 0.5 * remaining))
         self.h = self._step * self._direction
         self.t_next = torch.where(self.last, self._end, t + self.h)
-        lost = (self._step < self._smallest).logical_and_(~self.last)
-        return lost if bool(lost.any()) else None
+        tiny = self._step < self._smallest
+        if not bool(tiny.any()):
+            return None
+        stuck = tiny & ~self.last
+        return stuck if bool(stuck.any()) else None
 
     def judge(self, stepper: RowStepper, step: Step) -> Tensor:
         """Compare the errors with the tolerance and propose the next sizes."""
@@ -98,27 +109,25 @@ class AdaptivePace:
         return [Status.step_underflow if ratio < math.inf else Status.non_finite for ratio in self.ratio.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
-        """``control.Control.propose`` for rows: infinite and NaN errors shrink the step by the smallest factor."""
-        rule: Controller = self._rule
+        """``control.Control.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
+        rule, ratio = self._rule, self.ratio
         p, i, d = rule.proportional, rule.integral, rule.derivative
-        ratio = torch.nan_to_num(self.ratio, nan=math.inf, posinf=math.inf).clamp_(min=1e-12)
         factor = ratio.pow(-1 / self._order).mul_(rule.safety)
         if p or d or i != 1:
-            before, earlier = self._past
+            ratio = ratio.clamp(min=1e-12)
             factor_accepted = rule.safety * ratio.pow(-(p + i + d) / self._order)
             if p or d:
+                before, earlier = self._past
                 factor_accepted *= before.pow((p + 2 * d) / self._order) * earlier.pow(-d / self._order)
+                self._past = torch.where(accepted, torch.stack((ratio, before)), self._past)
             factor = torch.where(accepted, factor_accepted, factor)
-            self._past = torch.where(accepted, torch.stack((ratio, before)), self._past)
-        factor.clamp_(rule.min_factor, rule.max_factor)
-        if not (p or d):
-            # Integral control never shrinks after an accepted step.
-            factor = torch.where(accepted, factor.clamp(min=1.0), factor)
-        return self._step * factor
+        # Integral control never shrinks after an accepted step.
+        floor = self._shrink if p or d else torch.where(accepted, self._keep, self._shrink)
+        return torch.fmax(factor, floor).clamp_(max=rule.max_factor).mul_(self._step)
 
     def search(self, problem: RowProblem, rows: Tensor, t: Tensor, y: Tensor, f: Tensor) -> None:
-        """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where y or f is
-        too large for a number."""
+        """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where y or f
+        is too large for a number."""
         with torch.no_grad():
             scale = self._tolerance.scale(y.abs())
             d0, d1 = row_norm(y / scale), row_norm(f / scale)
@@ -188,6 +197,6 @@ def _ratio(tolerance: Tolerance, error: Tensor, size: Tensor) -> Tensor:
     """The error of each row [b] in units of the tolerance, on the host; both arguments [b, n] are overwritten."""
     rtol, atol = _parts(tolerance)
     if isinstance(rtol, float) and isinstance(atol, float) and 0 < atol < 1e30 * rtol:
-        # rtol is left to the row: one operation on the state less.
-        return row_norm(error.div_(size.add_(atol / rtol))).div_(rtol)
+        # rtol is left to the numbers of the rows: one operation on the states less.
+        return row_norm(error.div_(size.add_(atol / rtol)), rtol)
     return row_norm(error.div_(tolerance.scale(size)))

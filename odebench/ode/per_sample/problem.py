@@ -220,7 +220,7 @@ def _check_times(t: Tensor, num_rows: int) -> Tensor:
     return times.expand(num_rows, -1).contiguous()
 
 
-def row_norm(x: Tensor) -> Tensor:
-    """Root mean square of each row of x [b, n], [b] in float64 on the host. Waits for the device."""
+def row_norm(x: Tensor, unit: float = 1.0) -> Tensor:
+    """Root mean square of each row of x [b, n] over ``unit``, [b] in float64 on the host. Waits for the device."""
     norm = torch.linalg.vector_norm(x, dim=1) if x.shape[1] else x.new_zeros(len(x)).real
-    return norm.to("cpu", torch.float64).div(math.sqrt(max(x.shape[1], 1)))
+    return norm.to("cpu", torch.float64).div(math.sqrt(max(x.shape[1], 1)) * unit)

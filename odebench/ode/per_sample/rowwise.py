@@ -82,8 +82,8 @@ def _outcome(loop: RowLoop, states: Tensor) -> Outcome:
     worst = max(numbers, key=SEVERITY.index, default=Status.success)
     reached = states.shape[0]
     if worst is not Status.success:
-        missing = states.detach().isnan().flatten(1).any(1).tolist()
-        reached = missing.index(True) if True in missing else reached
+        missing = states[1:].detach().isnan().flatten(1).any(1).tolist()
+        reached = 1 + missing.index(True) if True in missing else reached
     if problem.num_rows == 0:
         return Outcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
     first = ends.status.index(worst)

@@ -109,7 +109,7 @@ class RowStepper:
         self._buffer_shape = torch.Size()
 
     def attempt(self, rows: Tensor, t: Tensor, h: Tensor, y: Tensor, k: Tensor, need_end: bool = True) -> Step:
-        """One step from y [b, n] with first stage k = f(t, y); ``need_end=False`` spares an FSAL method its last one."""
+        """One step from y [b, n] with first stage k = f(t, y); ``need_end=False`` spares an FSAL method its last."""
         last = self.method.stages - 1
         stages, size = self._stages_for(y), self._on_device(h).unsqueeze(1)
         clock = self._clock(t, h, self._c[: last + 1])
@@ -120,7 +120,8 @@ class RowStepper:
                 k = self._field(clock[i], y_i, rows)
                 stages.put(i, k, size)
         y_next = y_i if self.fsal else stages.combine(y, self._b)
-        return Step(rows, t, h, y, y_next, stages, k if self.fsal and need_end else None)
+        # A copy: f may write to the same memory again.
+        return Step(rows, t, h, y, y_next, stages, k.clone() if self.fsal and need_end else None)
 
     def error(self, step: Step) -> Tensor:
         """The difference to the embedded method [b, n]."""
@@ -137,7 +138,7 @@ class RowStepper:
         return Step(step.rows, step.t, step.h, step.y, y_next, part.stages, end)
 
     def extension(self, step: Step, at: Tensor) -> Tensor:
-        """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j, for the rows at these positions.
+        """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j for the rows at these positions.
 
         Evaluates the stages that only this needs; cubic Hermite where the method has no extension of its own.
         """
@@ -147,7 +148,7 @@ class RowStepper:
         if method.dense is None:
             y_next = pick(step.y_next, at)
             f_next = self._field(self._on_device(t + h), y_next, rows)
-            step.ends = at, f_next
+            step.ends = at, f_next.clone()
             slopes = torch.stack((step.stages.first(1)[0].index_select(0, at.to(y.device)), size * f_next, y_next - y))
             return torch.tensordot(self._dense, slopes, dims=1)
         slopes = step.stages.first(method.stages).index_select(1, at.to(y.device))
@@ -155,7 +156,7 @@ class RowStepper:
         for time, weights in zip(clock, self._extra_a, strict=True):
             k = self._field(time, torch.add(y, torch.tensordot(weights, slopes, dims=1)), rows)
             if len(slopes) == method.end_stage:
-                step.ends = at, k
+                step.ends = at, k.clone()
             slopes = torch.cat((slopes, (size * k).unsqueeze(0)))
         return torch.tensordot(self._dense, slopes, dims=1)
 

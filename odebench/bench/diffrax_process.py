@@ -1,0 +1,280 @@
+"""diffrax in a process of its own: ``python -m odebench.bench.diffrax_process``, JSON lines in and out.
+
+First line in: the work's name, threads, parameters, state and times. Then either {"mode", "method", "tol"}, which
+compiles a job and answers with its result, or {"run": job}, which answers with the seconds of one run, or {"bare":
+gradient}, with those of one evaluation. An answer {"error": text} says why there is none. Imports no torch.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+BARE_CALLS = 5
+
+
+def main() -> None:
+    """Answers line by line until its input ends."""
+    start = json.loads(sys.stdin.readline())
+    # XLA has as many threads as the process has cores.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: start["threads"]])
+    server = None
+    try:
+        server = Server(start)
+        answer({})
+    except Exception as error:
+        answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            assert server is not None, "diffrax could not be started"
+            answer(server.respond(message))
+        except Exception as error:
+            answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+
+
+def answer(reply: dict[str, Any]) -> None:
+    """One line out."""
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
+
+
+class Server:
+    """One problem, and the jobs compiled for it."""
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        import jax.numpy as jnp
+
+        from odebench.bench.packing import unpack
+
+        self._field = FIELDS[start["work"]]
+        self._parameters, state = ([jnp.asarray(unpack(x)) for x in start[name]] for name in ("parameters", "state"))
+        self._state = tuple(state) if len(state) > 1 else state[0]
+        self._times = jnp.asarray(unpack(start["times"]))
+        self._jobs: list[Callable[[], Any]] = []
+        self._bare: dict[bool, Any] = {}
+
+    def respond(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one line."""
+        if "bare" in message:
+            return self.bare(message["bare"])
+        return self.run(message["run"]) if "run" in message else self.prepare(**message)
+
+    def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
+        """Compile a job, run it, and count its evaluations in runs of their own."""
+        import jax
+        import numpy as np
+
+        from odebench.bench.packing import pack
+
+        inputs = (self._parameters, self._state)
+        solve, value_and_gradients = self._functions(mode, method, tol, self._field)
+        forward = jax.jit(solve)
+        states, steps = jax.block_until_ready(forward(*inputs))
+        gradients = None
+        if mode == "forward":
+            run = lambda: jax.block_until_ready(forward(*inputs))  # noqa: E731
+        else:
+            both = jax.jit(value_and_gradients)
+            gradients = [*jax.tree_util.tree_leaves(both(*inputs)[1])]
+            run = lambda: jax.block_until_ready(both(*inputs))  # noqa: E731
+        self._jobs.append(run)
+        nfe_forward, nfe_total = self._count(mode, method, tol)
+        return {
+            "job": len(self._jobs) - 1,
+            "states": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(states)],
+            "gradients": gradients and [pack(np.asarray(leaf)) for leaf in gradients],
+            "nfe_forward": nfe_forward,
+            "nfe_backward": nfe_total - nfe_forward,
+            "accepted": int(steps["num_accepted_steps"]),
+            "rejected": int(steps["num_rejected_steps"]),
+        }
+
+    def run(self, job: int) -> dict[str, float]:
+        """The seconds of one run."""
+        started = time.perf_counter()
+        self._jobs[job]()
+        return {"seconds": time.perf_counter() - started}
+
+    def bare(self, gradient: bool) -> dict[str, float]:
+        """The seconds of one evaluation, with its vector-Jacobian product where ``gradient``: the mean over a loop
+        inside one compiled function, as a solve has it."""
+        import jax
+
+        add = lambda a, b: jax.tree_util.tree_map(lambda x, y: x + 1e-6 * y, a, b)  # noqa: E731
+
+        def once(_: Any, carry: Any) -> Any:
+            rate, product = jax.vjp(lambda *carry: self._field(carry[0], self._times[0], carry[1]), *carry)
+            if gradient:  # the state goes on with the rate, the parameters with the product, so that neither is idle
+                slopes = product(rate)
+                return add(carry[0], slopes[0]), add(add(carry[1], rate), slopes[1])
+            return carry[0], add(carry[1], rate)
+
+        inputs = (self._parameters, self._state)
+        if gradient not in self._bare:
+            self._bare[gradient] = jax.jit(lambda *carry: jax.lax.fori_loop(0, BARE_CALLS, once, carry))
+            jax.block_until_ready(self._bare[gradient](*inputs))
+        started = time.perf_counter()
+        jax.block_until_ready(self._bare[gradient](*inputs))
+        return {"seconds": (time.perf_counter() - started) / BARE_CALLS}
+
+    def _functions(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> tuple[Any, Any]:
+        """The solve (parameters, state) -> (states, statistics), and the loss with its gradients."""
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+
+        adjoint = diffrax.BacksolveAdjoint() if mode == "adjoint" else diffrax.RecursiveCheckpointAdjoint()
+        term = diffrax.ODETerm(lambda t, y, parameters: field(parameters, t, y))
+        solver = getattr(diffrax, method)()
+        times = self._times
+
+        def solve(parameters: Any, state: Any) -> Any:
+            solution = diffrax.diffeqsolve(
+                term,
+                solver,
+                times[0],
+                times[-1],
+                None,
+                state,
+                parameters,
+                saveat=diffrax.SaveAt(ts=times),
+                stepsize_controller=diffrax.PIDController(rtol=tol, atol=tol),  # as it comes: integral control
+                adjoint=adjoint,
+                max_steps=2**14,
+            )
+            return solution.ys, solution.stats
+
+        def loss(parameters: Any, state: Any) -> Any:
+            states, _ = solve(parameters, state)
+            return sum(jnp.mean(leaf[1:] ** 2) for leaf in jax.tree_util.tree_leaves(states))
+
+        return solve, jax.value_and_grad(loss, argnums=(0, 1))
+
+    def _count(self, mode: str, method: str, tol: float) -> tuple[int, int]:
+        """Evaluations of the forward solve, and of the whole job, by a callback to the host in each."""
+        import jax
+
+        calls = 0
+
+        def note() -> None:
+            nonlocal calls
+            calls += 1
+
+        def counted(parameters: Any, t: Any, y: Any) -> Any:
+            jax.debug.callback(note)
+            return self._field(parameters, t, y)
+
+        totals = []
+        for function in self._functions(mode, method, tol, counted)[: 1 if mode == "forward" else 2]:
+            calls = 0
+            jax.block_until_ready(jax.jit(function)(self._parameters, self._state))
+            jax.effects_barrier()
+            totals.append(calls)
+        return totals[0], totals[-1]
+
+
+def _linear(weight: Any, bias: Any, x: Any) -> Any:
+    return x @ weight.T + bias
+
+
+def spiral(parameters: Any, t: Any, y: Any) -> Any:
+    """``fields.Spiral``."""
+    import jax.numpy as jnp
+
+    w1, b1, w2, b2 = parameters
+    return _linear(w2, b2, jnp.tanh(_linear(w1, b1, y**3)))
+
+
+def mlp(activation: str) -> Callable[..., Any]:
+    """``fields.mlp``."""
+
+    def field(parameters: Any, t: Any, y: Any) -> Any:
+        import jax
+
+        act = {"tanh": jax.numpy.tanh, "silu": jax.nn.silu}[activation]
+        w1, b1, w2, b2, w3, b3 = parameters
+        return _linear(w3, b3, act(_linear(w2, b2, act(_linear(w1, b1, y)))))
+
+    return field
+
+
+def conv(parameters: Any, t: Any, y: Any) -> Any:
+    """``fields.ConvField`` with 32 groups, the time concatenated as a channel."""
+    import jax
+    import jax.numpy as jnp
+
+    def norm(x: Any, weight: Any, bias: Any) -> Any:
+        grouped = x.reshape(x.shape[0], 32, -1)
+        centred = grouped - grouped.mean(-1, keepdims=True)
+        scaled = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return scaled.reshape(x.shape) * weight[:, None, None] + bias[:, None, None]
+
+    def convolve(x: Any, weight: Any, bias: Any) -> Any:
+        x = jnp.concatenate([jnp.full_like(x[:, :1], t), x], 1)
+        return jax.lax.conv(x, weight, (1, 1), "SAME") + bias[:, None, None]
+
+    n1w, n1b, c1w, c1b, n2w, n2b, c2w, c2b, n3w, n3b = parameters
+    y = convolve(jax.nn.relu(norm(y, n1w, n1b)), c1w, c1b)
+    y = convolve(jax.nn.relu(norm(y, n2w, n2b)), c2w, c2b)
+    return norm(y, n3w, n3b)
+
+
+def flow(parameters: Any, t: Any, state: Any) -> Any:
+    """``fields.Flow``."""
+    import jax
+    import jax.numpy as jnp
+
+    w1, b1, w2, b2, w3, b3 = parameters
+    z, _ = state
+    hidden = jnp.tanh(_linear(w2, b2, jnp.tanh(_linear(w1, b1, jnp.reshape(t, 1).astype(z.dtype)))))
+    width = len(b3) // 7
+    w, u, gate, b = jnp.split(_linear(w3, b3, hidden), [2 * width, 4 * width, 6 * width])
+    w, u = w.reshape(2, width), (u * jax.nn.sigmoid(gate)).reshape(width, 2) / width
+    h = jnp.tanh(z @ w + b)
+    return h @ u, (h * h - 1) @ (w.T * u).sum(1, keepdims=True)
+
+
+def robertson(parameters: Any, t: Any, y: Any) -> Any:
+    """``fields.Robertson``."""
+    import jax.numpy as jnp
+
+    k1, k2, k3 = jnp.exp(parameters[0])
+    a, b, c = y[0], 1e-4 * y[1], y[2]
+    slow, fast, back = k1 * a, k2 * b * b, k3 * b * c
+    return jnp.stack([back - slow, 1e4 * (slow - back - fast), fast])
+
+
+def van_der_pol(parameters: Any, t: Any, y: Any) -> Any:
+    """``fields.VanDerPol``."""
+    import jax.numpy as jnp
+
+    x, v = y
+    return jnp.stack([v, jnp.exp(parameters[0]) * (1 - x * x) * v - x])
+
+
+def oscillators(parameters: Any, t: Any, y: Any) -> Any:
+    """``fields.Oscillators``."""
+    import jax.numpy as jnp
+
+    x, v, mu = y[:, 0], y[:, 1], y[:, 2]
+    return jnp.stack([v, parameters[0] * mu * (1 - x * x) * v - x, jnp.zeros_like(mu)], 1)
+
+
+FIELDS: dict[str, Callable[..., Any]] = {
+    "tiny": spiral,
+    "mlp": mlp("tanh"),
+    "mlp_silu": mlp("silu"),
+    "conv": conv,
+    "cnf": flow,
+    "robertson": robertson,
+    "vdp": van_der_pol,
+    "mixed": oscillators,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What a contest leaves: results.json, results.csv, figures, and the tables on the screen."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from odebench.bench.peers import LIBRARIES, installed_version
+from odebench.errors import UsageError
+from odebench.plots.work_precision import work_precision
+from odebench.record import manifest
+from odebench.record.files import write_json
+
+Row = Mapping[str, Any]
+
+JSON, CSV = "results.json", "results.csv"
+# Column -> its name on the screen and its format.
+COLUMNS = {
+    "contestant": ("LIBRARY", ""),
+    "mode": ("MODE", ""),
+    "method": ("METHOD", ""),
+    "time_min_ms": ("MIN MS", ".3g"),
+    "time_median_ms": ("MEDIAN MS", ".3g"),
+    "ratio_min": ("RATIO MIN", ".2f"),
+    "ratio_median": ("RATIO MEDIAN", ".2f"),
+    "bare_ms": ("BARE F MS", ".3g"),
+    "nfe": ("NFE", ""),
+    "rows_forward": ("ROWS", "d"),
+    "steps": ("STEPS", ""),
+    "state_error": ("ERROR", ".1e"),
+    "parameter_gradient_error": ("GRAD ERROR", ".1e"),
+    "state_gradient_error": ("GRAD Y0 ERROR", ".1e"),
+    "peak_mib": ("PEAK MIB", ".3g"),
+    "operations_per_step": ("OPS/STEP", ".0f"),
+    "synchronisations_per_step": ("SYNCS/STEP", ".1f"),
+}
+# Shown only where it tells something: rows may step alone.
+ONLY_FOR = {"rows_forward": ("mixed",)}
+
+LEGEND = """\
+RATIO: the first peer's time over this one's, so that more than 1 is faster. NFE: evaluations, forward + backward.
+STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative, against the true
+ODE. BARE F: the time that the evaluations alone take. OPS, SYNCS: tensor operations and waits a step outside f."""
+
+
+def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the numbers come from: command, date, processor, threads, versions, commit."""
+    import torch
+
+    return {
+        "command": list(command),
+        "date": f"{datetime.now():%Y-%m-%d}",
+        "machine": manifest.machine(torch.device("cpu")),
+        "versions": manifest.versions() | {name: installed_version(name) for name in libraries if name != "odebench"},
+        "git": manifest.git_state(),
+        "settings": dict(settings),
+    }
+
+
+def make_folder(output: Path | None) -> Path:
+    """The folder for results, made here; by default outputs/bench/<date>/<time>.
+
+    Raises UsageError where there is something in it already.
+    """
+    folder = output or Path("outputs", "bench", *f"{datetime.now():%Y-%m-%d %H-%M-%S}".split())
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty; results go into a folder of their own")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
+    """Gives each row ``ratio_min`` and ``ratio_median``: the first peer's time over its own, in each group; 1 for that
+    peer itself, None where no peer took part."""
+    for group in groups(rows).values():
+        base = next((row for row in group if row["library"] != "odebench"), None)
+        for row in group:
+            for kind in ("min", "median"):
+                name = f"time_{kind}_ms"
+                row[f"ratio_{kind}"] = base[name] / row[name] if base is not None else None
+
+
+def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows whose times may be compared: by work, family and tolerance, in their order."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["work"], row["family"], row["tol"]), []).append(row)
+    return found
+
+
+def write(folder: Path, about: Mapping[str, Any], rows: Sequence[Row], left_out: Sequence[str]) -> None:
+    """results.json with everything, results.csv with the rows and, in each, the machine's description."""
+    write_json(folder / JSON, {**about, "rows": list(rows), "left_out": list(left_out)})
+    if not rows:
+        return
+    machine, versions = about["machine"], about["versions"]
+    where = {
+        "cpu": machine["cpu"],
+        "threads": machine["threads"],
+        "python": versions["python"],
+        "torch": versions["torch"],
+        "date": about["date"],
+    }
+    with open(folder / CSV, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.csv: numbers as numbers, empty entries as None."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
+
+
+def tables(rows: Sequence[dict[str, Any]], abouts: Mapping[str, str]) -> Iterator[str]:
+    """A table a group, under a line that says what was solved. abouts: work -> what it is."""
+    for (work, family, tol), group in groups(rows).items():
+        names = [name for name in COLUMNS if work in ONLY_FOR.get(name, (work,))]
+        lines = [[_shown(row, name) for name in names] for row in group]
+        # A column without a number says nothing.
+        kept = [i for i in range(len(names)) if any(line[i] != "-" for line in lines)]
+        header = [COLUMNS[names[i]][0] for i in kept]
+        table = _aligned([header, *([line[i] for i in kept] for line in lines)])
+        yield f"{work}: {abouts[work]}\n{family}, tol {tol:g}\n{table}"
+
+
+def _shown(row: Row, name: str) -> str:
+    if name == "contestant":
+        return f"{row['library']} {row['variant'] or ''}".rstrip()
+    if name in ("nfe", "steps"):
+        first, second = ("nfe_forward", "nfe_backward") if name == "nfe" else ("accepted", "rejected")
+        if row[first] is None:
+            return "-"
+        return f"{row[first]} + {row[second]}" if row[second] or name == "steps" else f"{row[first]}"
+    value, form = row.get(name), COLUMNS[name][1]
+    if value is None:
+        return "-"
+    text = format(value, form)
+    return f"{value:,.0f}" if form == ".3g" and abs(value) >= 1000 else text
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [all(not row[i][:1].isdigit() and row[i] != "-" for row in rows[1:]) for i in range(len(widths))]
+    return "\n".join(
+        "  ".join(
+            entry.ljust(width) if left else entry.rjust(width)
+            for entry, width, left in zip(row, widths, words, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def draw(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    """A work-precision figure for each work and family that was solved at two tolerances or more."""
+    figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        several = len({other["method"] for other in rows if other["work"] == row["work"]}) > 1
+        words = [row["library"], row["variant"], "" if row["mode"] == "forward" else row["mode"]]
+        label = " ".join(filter(None, [*words, row["method"] if several else ""]))
+        figures.setdefault((row["work"], row["family"]), {}).setdefault(label, []).append(row)
+    written = []
+    for (work, family), lines in figures.items():
+        if max(len(line) for line in lines.values()) < 2:
+            continue
+        error = "state_error" if family == "forward" else "parameter_gradient_error"
+        path = folder / f"{work}_{family.replace(' ', '_')}.png"
+        work_precision(lines, error, f"{work}, {family}").savefig(path, dpi=150)
+        written.append(path)
+    return written
+
+
+def versions_line(names: Sequence[str]) -> str:
+    """``odebench 0.1.0, torchdiffeq 0.2.5, ...`` of those installed."""
+    found = ((name, installed_version(name)) for name in LIBRARIES if name in names)
+    return ", ".join(f"{name} {number}" for name, number in found if number)

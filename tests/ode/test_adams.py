@@ -1,0 +1,374 @@
+"""Adams methods: exact coefficients, orders by convergence slopes, and a variable order that pays."""
+
+import dataclasses
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from odebench.ode import METHODS, SolveError, Status, solve
+from odebench.ode.methods.adams import VariableAdams, bashforth, integrals, moulton, weights
+from odebench.ode.methods.adams_variable import VariableAdamsStepper
+from odebench.ode.problem import Problem
+
+EXPLICIT, IMPLICIT, ADAMS = (METHODS[name] for name in ("explicit_adams", "implicit_adams", "adams"))
+Y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
+UNEVEN = [Fraction(n, 7) for n in (7, 0, -5, -6, -17, -40)]
+
+
+def pendulum(t, y):
+    """Nonlinear and dependent on time."""
+    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return solve(pendulum, Y0, [0.0, 4.0], method="dopri5", rtol=1e-14, atol=1e-14).y[-1]
+
+
+def of_order(method, order):
+    """The method at that order, its iteration run to round-off."""
+    return dataclasses.replace(method, order=order, rtol=0.0, atol=1e-15, max_iters=100)
+
+
+def slope(steps, errors):
+    """Least-squares slope of log error against log number of steps, sign turned."""
+    x = torch.tensor([math.log(n) for n in steps])
+    y = torch.tensor([math.log(e) for e in errors])
+    x, y = x - x.mean(), y - y.mean()
+    return -float((x * y).sum() / (x * x).sum())
+
+
+# Coefficients.
+
+
+def test_coefficients_are_those_of_the_literature():
+    """Hairer, Norsett & Wanner 1993, section III.1, tables 1.1 and 1.2 and equations (1.5) and (1.9)."""
+    assert bashforth(4) == tuple(Fraction(n, 24) for n in (55, -59, 37, -9))
+    assert bashforth(6) == tuple(Fraction(n, 1440) for n in (4277, -7923, 9982, -7298, 2877, -475))
+    assert moulton(4) == tuple(Fraction(n, 24) for n in (9, 19, -5, 1))
+    assert moulton(5) == tuple(Fraction(n, 720) for n in (251, 646, -264, 106, -19))
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_steps_integrate_polynomials_exactly(count):
+    even = [Fraction(1 - j) for j in range(count)]
+    for nodes in (even, [node - 1 for node in even], UNEVEN[:count]):
+        found = weights(nodes)
+        for power in range(len(nodes)):
+            assert sum(w * x**power for w, x in zip(found, nodes, strict=True)) == Fraction(1, power + 1)
+
+
+def test_extensions_integrate_polynomials_exactly_to_any_point():
+    theta = Fraction(2, 3)
+    at = [sum(p * theta ** (i + 1) for i, p in enumerate(row)) for row in integrals(UNEVEN)]
+    for power in range(len(UNEVEN)):
+        assert sum(w * x**power for w, x in zip(at, UNEVEN, strict=True)) == theta ** (power + 1) / (power + 1)
+
+
+@pytest.mark.parametrize("count", [4, 8, 13])
+def test_floats_lose_nothing(count):
+    nodes = [1.0] + [-sum(0.5 + (7 * i % 5) / 3 for i in range(j)) for j in range(count - 1)]
+    exact = weights([Fraction(node) for node in nodes])
+    assert weights(nodes) == pytest.approx([float(w) for w in exact], rel=1e-14)
+
+
+# Fixed order.
+
+
+@pytest.mark.parametrize("order", range(1, 9))
+@pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
+def test_fixed_steps_have_the_order_of_the_method(method, order, truth):
+    low, high = (40, 80) if order < 7 else (64, 104) if method is IMPLICIT else (110, 160)
+    steps = [low, (low + high) // 2, high]
+    errors = [
+        float((solve(pendulum, Y0, [0, 4], method=of_order(method, order), steps=n).y[-1] - truth).norm())
+        for n in steps
+    ]
+    # High orders are met from above: their last roots are small, and die away slowly.
+    assert order - 0.25 < slope(steps, errors) < order + 1.3
+
+
+@pytest.mark.parametrize("order", [2, 4, 6])
+@pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
+def test_uneven_grids_keep_the_order(method, order, truth):
+    steps, errors = [60, 90, 120], []
+    for n in steps:
+        grid = [4 * (i / n) ** 1.5 for i in range(n + 1)]
+        errors.append(float((solve(pendulum, Y0, grid, method=of_order(method, order), steps=1).y[-1] - truth).norm()))
+    assert slope(steps, errors) > order - 0.3
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("order", [1, 4, 7])
+@pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
+def test_dense_output_lies_between_the_steps(method, order, grad):
+    exact = solve(pendulum, Y0, [0.0, 4.0], rtol=1e-12, atol=1e-12, dense=True).dense
+    times, errors = torch.linspace(0, 4, 57).tolist(), []
+    with torch.set_grad_enabled(grad):
+        for steps in (40, 80):
+            adams = dataclasses.replace(method, order=order)
+            found = solve(pendulum, Y0, [0.0, 4.0], method=adams, steps=steps, dense=True).dense
+            errors.append(float((found(times) - exact(times)).abs().max()))
+    # The steps of the start have cubic extensions.
+    assert math.log2(errors[0] / errors[1]) > min(order, 4) - 0.4
+
+
+@pytest.mark.parametrize(("order", "start"), [(1, 0), (3, 2), (5, 4)])
+def test_a_step_of_adams_bashforth_costs_one_evaluation(order, start):
+    stats = solve(pendulum, Y0, [0.0, 4.0], method=of_order(EXPLICIT, order), steps=50).stats
+    assert stats.nfe == 50 + 3 * start
+
+
+@pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
+def test_the_way_back_ends_where_the_way_there_began(method):
+    there = solve(pendulum, Y0, [0.0, 4.0], method=of_order(method, 6), steps=60)
+    back = solve(pendulum, there.y[-1], [4.0, 0.0], method=of_order(method, 6), steps=60)
+    torch.testing.assert_close(back.y[-1], Y0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_order"),
+    [
+        ("explicit_adams", 4),
+        ("explicit_adams", 8),
+        ("implicit_adams", 4),
+        ("implicit_adams", 8),
+        ("implicit_adams", 12),
+    ],
+)
+def test_a_growing_start_gives_the_numbers_of_torchdiffeq(name, max_order):
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    times = torch.linspace(0, 4, 81, dtype=torch.float64)
+    method = METHODS[name]
+    # torchdiffeq's max_order counts the slope that only an implicit step makes.
+    order = max_order if method.implicit else max_order - 1
+    method = dataclasses.replace(method, order=order, start="growing", rtol=1e-6, atol=1e-6, max_iters=50)
+    options = {"max_order": max_order, "max_iters": 50}
+    theirs = torchdiffeq.odeint(pendulum, Y0, times, method=name, rtol=1e-6, atol=1e-6, options=options)
+    ours = solve(pendulum, Y0, times, method=method, steps=80)
+    torch.testing.assert_close(ours.y, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_an_iteration_that_does_not_converge_is_named():
+    def stiff(t, y):
+        return -100 * y
+
+    with pytest.raises(SolveError, match="not_converged"):
+        solve(stiff, Y0, [0.0, 1.0], method="implicit_adams", steps=20)
+    lenient = dataclasses.replace(IMPLICIT, lenient=True, max_iters=2)
+    with pytest.warns(UserWarning, match="implicit_adams: the iteration did not converge at t="):
+        assert solve(stiff, Y0, [0.0, 0.2], method=lenient, steps=4).status is Status.success
+
+
+@pytest.mark.parametrize("name", ["explicit_adams", "implicit_adams"])
+def test_nan_in_a_fixed_step_is_named(name):
+    with pytest.raises(SolveError, match="non_finite"):
+        solve(lambda t, y: y / (t < 0.5), Y0, [0.0, 1.0], method=name, steps=20)
+
+
+@pytest.mark.parametrize(("order", "message"), [(0, "order must be 1 to 12"), (13, "order must be 1 to 12")])
+def test_orders_that_do_not_exist_are_refused(order, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(EXPLICIT, order=order)
+
+
+# Variable order.
+
+
+def kepler(t, y):
+    r3 = (y[0] ** 2 + y[1] ** 2) ** 1.5
+    return torch.stack((y[2], y[3], -y[0] / r3, -y[1] / r3))
+
+
+def predators(t, y):
+    """DETEST B1."""
+    return torch.stack((2 * (y[0] - y[0] * y[1]), y[0] * y[1] - y[1]))
+
+
+def chain(t, y):
+    """DETEST C3: ten radioactive numbers."""
+    return torch.nn.functional.pad(y[:-1], (1, 0)) - 2 * y + torch.nn.functional.pad(y[1:], (0, 1))
+
+
+PROBLEMS = {
+    "kepler": (kepler, [0.7, 0.0, 0.0, math.sqrt(1.3 / 0.7)], 10.0),
+    "pendulum": (pendulum, [1.0, 0.3], 10.0),
+    "predators": (predators, [1.0, 3.0], 10.0),
+    "chain": (chain, [1.0] + [0.0] * 9, 10.0),
+}
+TOLERANCES = (1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
+
+
+def solve_problem(name, method, tol, grad=False):
+    f, y0, end = PROBLEMS[name]
+    with torch.set_grad_enabled(grad):
+        return solve(f, torch.tensor(y0, dtype=torch.float64), [0.0, end], method=method, rtol=tol, atol=tol)
+
+
+@pytest.fixture(scope="module")
+def ends():
+    return {name: solve_problem(name, "dopri8", 1e-13).y[-1] for name in PROBLEMS}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_error_is_proportional_to_the_tolerance(name, ends):
+    errors = [float((solve_problem(name, ADAMS, tol).y[-1] - ends[name]).norm()) for tol in TOLERANCES]
+    assert slope([1 / tol for tol in TOLERANCES], errors) == pytest.approx(1, abs=0.25)
+    assert max(error / tol for error, tol in zip(errors, TOLERANCES, strict=True)) < 3000
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_it_needs_fewer_evaluations_than_dopri5(name):
+    loose, tight = (
+        solve_problem(name, "dopri5", tol).stats.nfe / solve_problem(name, ADAMS, tol).stats.nfe for tol in (1e-6, 1e-9)
+    )
+    assert loose > 1
+    assert tight > 2
+
+
+def test_high_orders_pay():
+    """At order 4 and below the same method needs far more steps."""
+    low = solve_problem("kepler", VariableAdams("low", "", highest=4), 1e-9).stats
+    assert low.accepted > 2.5 * solve_problem("kepler", ADAMS, 1e-9).stats.accepted
+
+
+def test_evaluations_are_one_an_attempt_and_one_an_accepted_step():
+    stats = solve_problem("kepler", ADAMS, 1e-6).stats
+    assert stats.rejected > 0
+    # The start and the first step size; nothing follows the last step.
+    assert stats.nfe == 2 + stats.rejected + 2 * stats.accepted - 1
+
+
+def test_steps_grow_by_a_factor_of_two_at_most():
+    sizes = solve_problem("pendulum", ADAMS, 1e-8).stats.step_sizes
+    assert max(after / before for before, after in itertools.pairwise(sizes)) < 2.01
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.01, 0.02, 1.3, 2.0, 4.0], [4.0, 3.99, 2.0, 0.7, 0.0]], ids=str)
+@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+def test_outputs_between_steps_are_as_exact_as_the_steps(times, grad):
+    exact = solve(pendulum, Y0, times, rtol=1e-13, atol=1e-13).y
+    with torch.set_grad_enabled(grad):
+        found = solve(pendulum, Y0, times, method=ADAMS, rtol=1e-9, atol=1e-9)
+        alone = solve(pendulum, Y0, [times[0], times[-1]], method=ADAMS, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.y, exact, rtol=1e-7, atol=1e-7)
+    # All outputs but the last one lie inside steps, and cost nothing.
+    assert found.stats == alone.stats
+
+
+def test_dense_output_is_continuous_and_exact():
+    exact = solve(pendulum, Y0, [0.0, 4.0], rtol=1e-13, atol=1e-13, dense=True).dense
+    solution = solve(pendulum, Y0, [0.0, 4.0], method=ADAMS, rtol=1e-9, atol=1e-9, dense=True)
+    times = torch.linspace(0, 4, 200).tolist()
+    torch.testing.assert_close(solution.dense(times), exact(times), rtol=1e-7, atol=1e-7)
+    for piece, after in itertools.pairwise(solution.dense._pieces):
+        torch.testing.assert_close(piece.at([1.0])[0], after.y, rtol=1e-11, atol=1e-11)
+
+
+def test_the_extension_has_an_order_more_than_the_predictor():
+    """At every order k of the predictor the local error of the extension is O(h^(k + 2)), and so is the step's."""
+    exact = solve(pendulum, Y0, [0.0, 2.0], rtol=1e-13, atol=1e-13, dense=True).dense
+    for k in (1, 2, 4):
+        errors = []
+        for h in (0.1, 0.05):
+            stepper = stepper_with_history(exact, k, h)
+            y_next = stepper.attempt(1.0, h, exact(1.0), last=False)
+            extension = stepper.extension(1.0, 1.0 + h, exact(1.0), y_next, "cubic")
+            found = torch.stack((*extension.at([0.3, 0.8]), y_next))
+            errors.append(float((found - exact([1 + 0.3 * h, 1 + 0.8 * h, 1 + h])).abs().max()))
+        assert math.log2(errors[0] / errors[1]) > k + 2 - 0.35
+
+
+def stepper_with_history(path, k, h):
+    """A stepper of order k at t = 1 that knows exact slopes at steps of h before."""
+    problem = Problem(pendulum, Y0, [0.0, 1.0], ())
+    stepper = VariableAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
+    times = [1.0 - h * j for j in range(k)]
+    slopes = [pendulum(torch.tensor(time, dtype=torch.float64), path(time)) for time in times]
+    stepper.start(times[-1], path(times[-1]), slopes[-1])
+    for time, slope_there in zip(times[-2::-1], slopes[-2::-1], strict=True):
+        stepper._f_next = slope_there
+        stepper.accept(time, path(time), last=False)
+    stepper._k = k
+    return stepper
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+def test_a_rejected_attempt_leaves_nothing_behind(grad):
+    exact = solve(pendulum, Y0, [0.0, 2.0], rtol=1e-12, atol=1e-12, dense=True).dense
+    with torch.set_grad_enabled(grad):
+        once, twice = (stepper_with_history(exact, 4, 0.1) for _ in range(2))
+        twice.attempt(1.0, 0.8, exact(1.0), last=False)
+        twice.error()
+        # An order below is no better: the order stays.
+        twice.choose_order(lambda error: 10.0, 9.0, accepted=False)
+        found, expected = (s.attempt(1.0, 0.1, exact(1.0), last=False) for s in (twice, once))
+    assert torch.equal(found, expected)
+
+
+def test_taped_and_buffered_steps_give_the_same_numbers():
+    """At a tolerance far above round-off: at a tight one, round-off decides between orders that are as good."""
+    taped, buffered = (solve_problem("predators", ADAMS, 1e-4, grad) for grad in (True, False))
+    torch.testing.assert_close(taped.y, buffered.y, rtol=1e-5, atol=1e-5)
+    assert taped.stats.nfe == buffered.stats.nfe
+
+
+def test_it_starts_anew_at_jumps():
+    def kicked(t, y):
+        return -y + torch.where(t < 1.0, 0.0, 5.0)
+
+    y0 = torch.ones(1, dtype=torch.float64)
+    solution = solve(kicked, y0, [0.0, 2.0], method=ADAMS, jump_t=[1.0], rtol=1e-9, atol=1e-9)
+    kick = 5 + (math.exp(-1) - 5) * math.exp(-1)
+    assert float(solution.y[-1]) == pytest.approx(kick, abs=1e-7)
+    without = solve(kicked, y0, [0.0, 2.0], method=ADAMS, rtol=1e-9, atol=1e-9)
+    assert solution.stats.nfe < without.stats.nfe
+
+
+def test_single_precision_is_enough_for_loose_tolerances():
+    y0 = Y0.float()
+    found = solve(pendulum, y0, [0.0, 4.0], method=ADAMS, rtol=1e-5, atol=1e-5)
+    exact = solve(pendulum, Y0, [0.0, 4.0], rtol=1e-12, atol=1e-12)
+    assert found.y.dtype == torch.float32
+    torch.testing.assert_close(found.y.double(), exact.y, rtol=1e-3, atol=1e-3)
+
+
+def test_complex_states_turn():
+    y0 = torch.tensor([1.0 + 0.5j], dtype=torch.complex128)
+    with torch.no_grad():
+        found = solve(lambda t, y: 1j * y, y0, [0.0, 3.0], method=ADAMS, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.y[-1], y0 * torch.exp(torch.tensor(3j)), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint", "interpolated_adjoint"])
+@pytest.mark.parametrize("how", ["explicit_adams", "implicit_adams", "adams"])
+def test_gradients_are_those_of_the_equation(how, gradient):
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    y0 = torch.tensor([1.0, 0.3], dtype=torch.float64, requires_grad=True)
+
+    def f(t, y, rate):
+        return torch.stack((y[1], -torch.sin(y[0]) * rate + 0.5 * torch.cos(t)))
+
+    def gradients(**options):
+        solution = solve(f, y0, [0.0, 0.7, 2.0], args=(rate,), **options)
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad((solution.y**2).sum(), (y0, rate))])
+
+    steps, bound = ({}, 2e-7) if how == "adams" else ({"steps": 60}, 1e-5)
+    exact = gradients(method="dopri5", rtol=1e-11, atol=1e-11)
+    found = gradients(method=how, gradient=gradient, rtol=1e-9, atol=1e-9, **steps)
+    torch.testing.assert_close(found, exact, rtol=bound, atol=bound)
+
+
+def test_nan_and_blow_up_are_named():
+    with pytest.raises(SolveError, match="non_finite"):
+        solve(lambda t, y: y / (t < 0.5), Y0, [0.0, 1.0], method=ADAMS)
+    with pytest.raises(SolveError, match="step_underflow"):
+        solve(lambda t, y: y * y, torch.ones(1, dtype=torch.float64), [0.0, 2.0], method=ADAMS)
+
+
+def test_fixed_steps_are_refused():
+    with pytest.raises(ValueError, match="adams chooses its order by its error: use implicit_adams"):
+        solve(pendulum, Y0, [0.0, 1.0], method=ADAMS, steps=10)

@@ -1,0 +1,178 @@
+"""Dense output: the order of every interpolant, times in any order, gradients, and saved files."""
+
+import collections
+import math
+
+import pytest
+import torch
+
+from odebench.ode import METHODS, Status, solve
+from odebench.ode.dense import DenseOutput
+
+EXTENDED = [name for name, method in METHODS.items() if getattr(method, "dense_order", None)]
+# These choose their steps themselves; the others are read between fixed steps by cubic Hermite interpolation.
+FREE = ("adams", "scipy_", "vode_")
+STEPPED = [name for name in METHODS if not name.startswith(FREE)]
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+START = 0.3
+
+
+def field(t, y):
+    """u = exp(sin s), v = exp(cos s) with s = t^2: nonlinear, dependent on time, and known."""
+    return 2 * t * torch.stack((y[0] * torch.log(y[1]), -y[1] * torch.log(y[0])))
+
+
+def exact(times):
+    s = torch.as_tensor(times, dtype=torch.float64) ** 2
+    return torch.stack((torch.exp(torch.sin(s)), torch.exp(torch.cos(s))), -1)
+
+
+def slope(sizes, errors):
+    """Least-squares slope of log error against log size."""
+    x, y = torch.tensor(sizes).log(), torch.tensor(errors).log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EXTENDED)
+def test_the_extension_of_one_step_has_the_order_it_claims(name):
+    """From an exact state the error inside one step is O(h^(order + 1)), and the derivative's O(h^order)."""
+    order = METHODS[name].dense_order
+    sizes = [0.4 / 1.5**i for i in range(4)] if order > 4 else [0.08 / 1.7**i for i in range(4)]
+    thetas = torch.tensor([0.15, 0.3, 0.45, 0.6, 0.75, 0.9], dtype=torch.float64)
+    errors, rate_errors = [], []
+    for h in sizes:
+        # A step of the smallest size is accepted; implicit methods solve their equations to a part of the tolerance.
+        how = {"rtol": 1e-12, "atol": 1e-12, "min_step": 2 * h}
+        solution = solve(field, exact(START), [START, START + h], method=name, dense=True, **how)
+        assert solution.stats.accepted == 1
+        dense = solution.dense
+        times = START + h * thetas
+        errors.append(float((dense(times) - exact(times)).norm()))
+        rates = torch.stack([field(t, y) for t, y in zip(times, exact(times), strict=True)])
+        rate_errors.append(float((dense.derivative(times) - rates).norm()))
+    assert slope(sizes, errors) > order + 1 - 0.35
+    assert slope(sizes, rate_errors) > order - 0.35
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STEPPED)
+def test_between_fixed_steps_the_order_is_the_methods_or_that_of_cubic_interpolation(name):
+    steps, points = [16, 25, 40], torch.linspace(START, 2.0, 101, dtype=torch.float64)
+    errors = []
+    for n in steps:
+        dense = solve(field, exact(START), [START, 2.0], method=name, steps=n, dense=True).dense
+        errors.append(float((dense(points) - exact(points)).abs().max()))
+    assert slope([1 / n for n in steps], errors) > min(METHODS[name].order, 4) - 0.4
+
+
+@pytest.mark.parametrize("end", [2.0, -2.0], ids=["forward", "backward"])
+def test_times_may_come_in_any_order_and_any_kind(end):
+    solution = solve(field, exact(START), [START, end], dense=True, **TIGHT)
+    times = [START, end, 0.4 * end, 0.9 * end, 0.2 * end, 0.9 * end, *solution_times(solution)[1:4]]
+    assert solution.dense.span == (START, end)
+    torch.testing.assert_close(solution.dense(times), exact(times), rtol=1e-6, atol=1e-6)
+    assert torch.equal(solution.dense(torch.tensor(times, dtype=torch.float64)), solution.dense(times))
+    assert torch.equal(solution.dense(times[3]), solution.dense(times)[3])
+    assert torch.equal(solution.dense(torch.tensor(times[3], dtype=torch.float64)), solution.dense(times)[3])
+    assert solution.dense([]).shape == (0, 2)
+
+
+def solution_times(solution):
+    """Where the accepted steps start."""
+    sizes = torch.tensor([0.0, *solution.stats.step_sizes], dtype=torch.float64)
+    return (float(solution.t[0]) + sizes.cumsum(0)).tolist()
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "steps": 7}], ids=["dopri5", "rk4"])
+def test_at_the_times_asked_for_it_gives_the_states_of_the_solve(how):
+    times = torch.linspace(START, 2, 9, dtype=torch.float64)
+    solution = solve(field, exact(START), times, dense=True, **how)
+    torch.testing.assert_close(solution.dense(times), solution.y, rtol=0, atol=1e-13)
+
+
+def test_times_outside_of_the_span_are_refused_and_rounded_ones_are_not():
+    dense = solve(field, exact(START), [START, 1.1], dense=True).dense
+    for time in (START - 1e-4, 1.1 + 1e-4, math.nan):
+        with pytest.raises(ValueError, match=r"outside of the solution's span \[0.3, 1.1\]"):
+            dense(time)
+    rounded = torch.tensor([0.3, 1.1], dtype=torch.float32)
+    assert float(rounded[1]) > 1.1
+    assert dense(rounded).isfinite().all()
+    with pytest.raises(ValueError, match="one dimension"):
+        dense(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("how", [TIGHT, {"method": "rk4", "steps": 60}], ids=["dopri5", "rk4"])
+def test_gradients_flow_to_the_start_to_arguments_and_to_the_time(how):
+    """y = y0 exp(rate t): dy/dy0 = exp(rate t), dy/drate = t y, dy/dt = rate y."""
+    y0 = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.9, 0.2, 0.55], dtype=torch.float64, requires_grad=True)
+    dense = solve(lambda t, y, rate: rate * y, y0, [0.0, 1.0], args=(rate,), dense=True, **how).dense
+    got = torch.autograd.grad(dense(times).sum(), [y0, rate, times])
+    y = y0 * torch.exp(rate * times)
+    expected = torch.autograd.grad(y.sum(), [y0, rate, times])
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dense.derivative(times.detach())[:, 0], rate * y, rtol=1e-6, atol=1e-6)
+
+
+def test_a_solve_that_fails_half_way_keeps_what_it_reached():
+    how = {"dense": True, "throw": False, "rtol": 1e-8, "atol": 1e-8}
+    y0 = torch.ones(1, dtype=torch.float64)
+    solution = solve(lambda t, y: y * y, y0, [0.0, 2.0], **how)
+    assert solution.status is Status.step_underflow
+    start, end = solution.dense.span
+    assert (start, end) == (0.0, pytest.approx(1.0, abs=1e-6))
+    torch.testing.assert_close(solution.dense(0.9), torch.tensor([10.0], dtype=torch.float64), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="outside"):
+        solution.dense(1.5)
+    nothing = solve(lambda t, y: y * math.nan, y0, [0.0, 1.0], **how)
+    assert nothing.dense is None
+
+
+def test_later_changes_of_the_start_leave_it_alone():
+    y0 = torch.ones(2)
+    with torch.no_grad():
+        dense = solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True).dense
+    before = dense(0.0)
+    y0.zero_()
+    assert torch.equal(dense(0.0), before)
+
+
+@pytest.mark.parametrize("end", [1.0, -1.0], ids=["forward", "backward"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_a_saved_one_gives_the_same_numbers_in_the_same_structure(tmp_path, dtype, end):
+    y0 = {"b": (torch.ones(2, 3, dtype=dtype), [torch.ones((), dtype=dtype)]), "a": torch.ones(0, dtype=dtype), 3: ()}
+
+    def decay(t, y):
+        (matrix, (number,)), t = y["b"], t.to(dtype)
+        return {"b": (-matrix * t, [number - t]), "a": y["a"], 3: ()}
+
+    dense = solve(decay, y0, [0.0, end], dense=True, rtol=1e-2, atol=1e-2).dense
+    dense.save(tmp_path / "dense.pt")
+    loaded = DenseOutput.load(tmp_path / "dense.pt")
+    times = [0.3 * end, 0.0, end]
+    before, after = dense(times), loaded(times)
+    assert list(after) == ["b", "a", 3]
+    assert (type(after["b"]), type(after["b"][1]), after[3]) == (tuple, list, ())
+    assert (after["b"][0].dtype, after["b"][0].shape, after["a"].shape) == (dtype, (3, 2, 3), (3, 0))
+    assert loaded.span == dense.span
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    again = DenseOutput.from_state_dict(loaded.state_dict())
+    torch.testing.assert_close(again(times), before, rtol=0, atol=0)
+
+
+def test_one_of_a_trained_field_is_saved_without_its_graph_and_of_other_classes_not_at_all(tmp_path):
+    y0 = torch.ones(1, requires_grad=True)
+    dense = solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True, event=lambda t, y: y[0] - 0.5).dense
+    assert dense(0.2).requires_grad
+    dense.save(tmp_path / "dense.pt")
+    loaded = DenseOutput.load(tmp_path / "dense.pt")
+    assert not loaded(0.2).requires_grad
+    assert loaded.span == dense.span == (0.0, pytest.approx(math.log(2), abs=1e-3))
+    pair = collections.namedtuple("pair", "x")
+    named = solve(lambda t, y: pair(-y.x), pair(y0), [0.0, 1.0], dense=True).dense
+    with pytest.raises(TypeError, match="tuples, lists and dicts, not of pair"):
+        named.state_dict()
