@@ -94,7 +94,7 @@ Measure the solver beside torchdiffeq, torchode, torchdyn, SciPy and diffrax, as
 
 works: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
-The default takes two to three minutes on two cores and writes to outputs/bench/<date>/<time>.
+The default takes about three minutes on two idle cores and writes to outputs/bench/<date>/<time>.
 
 examples:
   odebench bench
@@ -156,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--peers", metavar="A,B", help="the libraries beside it, or none; by default all installed")
     bench.add_argument("--methods", metavar="A,B", help="solvers; by default each work's own")
     bench.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each work's own")
-    bench.add_argument("--repeats", metavar="N", type=int, default=15, help="timed runs of each; by default 15")
+    bench.add_argument("--repeats", metavar="N", type=int, default=10, help="timed runs of each; by default 10")
     bench.add_argument("--threads", metavar="N", type=int, help="threads of PyTorch and JAX; by default PyTorch's own")
     bench.add_argument("--compile", action="store_true", help="also with compiled steps")
     bench.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")

@@ -32,8 +32,8 @@ class Plan:
     methods: tuple[str, ...] | None = None
     tols: tuple[float, ...] | None = None
     named: bool = False
-    repeats: int = 15
-    limit_s: float = 3.0
+    repeats: int = 10
+    limit_s: float = 2.0
     compiled: bool = False
 
 
@@ -155,14 +155,14 @@ def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, C
 
 
 def _bare_ms(problem: Problem, entry: Entry, times: dict[str, measure.Times]) -> float:
-    """What the contestant's evaluations alone would take: f for each, f and its product for each that is
+    """What the contestant's evaluations alone would take at best: f for each, f and its product for each that is
     differentiated (those of the backward pass where there are any, else those of the forward one)."""
     forward, backward = entry.costs.nfe_forward, entry.costs.nfe_backward
     whose = _whose_field(problem, entry.contestant)
-    f_ms = times[f"{whose} f"].median_ms
+    f_ms = times[f"{whose} f"].min_ms
     if entry.contestant.mode == FORWARD:
         return forward * f_ms
-    both_ms = times[f"{whose} f+vjp"].median_ms
+    both_ms = times[f"{whose} f+vjp"].min_ms
     return forward * f_ms + backward * both_ms if backward else forward * both_ms
 
 

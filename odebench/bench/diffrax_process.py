@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-BARE_CALLS = 5
+BARE_CALLS = 10
 
 
 def main() -> None:
@@ -56,6 +56,7 @@ class Server:
         self._times = jnp.asarray(unpack(start["times"]))
         self._jobs: list[Callable[[], Any]] = []
         self._bare: dict[bool, Any] = {}
+        self._counts: dict[tuple[str, str, float], int] = {}
 
     def respond(self, message: dict[str, Any]) -> dict[str, Any]:
         """The answer to one line."""
@@ -71,22 +72,15 @@ class Server:
         from odebench.bench.packing import pack
 
         inputs = (self._parameters, self._state)
-        solve, value_and_gradients = self._functions(mode, method, tol, self._field)
-        forward = jax.jit(solve)
-        states, steps = jax.block_until_ready(forward(*inputs))
-        gradients = None
-        if mode == "forward":
-            run = lambda: jax.block_until_ready(forward(*inputs))  # noqa: E731
-        else:
-            both = jax.jit(value_and_gradients)
-            gradients = [*jax.tree_util.tree_leaves(both(*inputs)[1])]
-            run = lambda: jax.block_until_ready(both(*inputs))  # noqa: E731
-        self._jobs.append(run)
-        nfe_forward, nfe_total = self._count(mode, method, tol)
+        function = jax.jit(self._function(mode, method, tol, self._field))
+        (states, steps), gradients = jax.block_until_ready(function(*inputs))
+        self._jobs.append(lambda: jax.block_until_ready(function(*inputs)))
+        nfe_forward = self._count("forward", method, tol)
+        nfe_total = self._count(mode, method, tol)
         return {
             "job": len(self._jobs) - 1,
             "states": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(states)],
-            "gradients": gradients and [pack(np.asarray(leaf)) for leaf in gradients],
+            "gradients": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(gradients)] or None,
             "nfe_forward": nfe_forward,
             "nfe_backward": nfe_total - nfe_forward,
             "accepted": int(steps["num_accepted_steps"]),
@@ -121,8 +115,8 @@ class Server:
         jax.block_until_ready(self._bare[gradient](*inputs))
         return {"seconds": (time.perf_counter() - started) / BARE_CALLS}
 
-    def _functions(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> tuple[Any, Any]:
-        """The solve (parameters, state) -> (states, statistics), and the loss with its gradients."""
+    def _function(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> Callable[..., Any]:
+        """(parameters, state) -> ((states, statistics), gradients of the loss, none in mode forward)."""
         import diffrax
         import jax
         import jax.numpy as jnp
@@ -149,14 +143,21 @@ class Server:
             return solution.ys, solution.stats
 
         def loss(parameters: Any, state: Any) -> Any:
-            states, _ = solve(parameters, state)
-            return sum(jnp.mean(leaf[1:] ** 2) for leaf in jax.tree_util.tree_leaves(states))
+            states, steps = solve(parameters, state)
+            return sum(jnp.mean(leaf[1:] ** 2) for leaf in jax.tree_util.tree_leaves(states)), (states, steps)
 
-        return solve, jax.value_and_grad(loss, argnums=(0, 1))
+        def with_gradients(parameters: Any, state: Any) -> Any:
+            (_, answer), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, state)
+            return answer, gradients
 
-    def _count(self, mode: str, method: str, tol: float) -> tuple[int, int]:
-        """Evaluations of the forward solve, and of the whole job, by a callback to the host in each."""
+        return with_gradients if mode != "forward" else lambda *inputs: (solve(*inputs), ())
+
+    def _count(self, mode: str, method: str, tol: float) -> int:
+        """Evaluations of a job, by a callback to the host in each."""
         import jax
+
+        if (mode, method, tol) in self._counts:
+            return self._counts[mode, method, tol]
 
         calls = 0
 
@@ -168,13 +169,11 @@ class Server:
             jax.debug.callback(note)
             return self._field(parameters, t, y)
 
-        totals = []
-        for function in self._functions(mode, method, tol, counted)[: 1 if mode == "forward" else 2]:
-            calls = 0
-            jax.block_until_ready(jax.jit(function)(self._parameters, self._state))
-            jax.effects_barrier()
-            totals.append(calls)
-        return totals[0], totals[-1]
+        function = self._function(mode, method, tol, counted)
+        jax.block_until_ready(jax.jit(function)(self._parameters, self._state))
+        jax.effects_barrier()
+        self._counts[mode, method, tol] = calls
+        return calls
 
 
 def _linear(weight: Any, bias: Any, x: Any) -> Any:

@@ -140,26 +140,28 @@ def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
     return timed
 
 
-BARE_CALLS = 5
+BARE_S, MAX_BARE_CALLS = 5e-3, 50
 
 
 def bare(vector_field: nn.Module, t: Tensor, state: Any, gradient: bool) -> Callable[[], float]:
     """Times one evaluation of the field alone, or (``gradient``) one with its vector-Jacobian product for the state
-    and the parameters; the mean of a few calls."""
+    and the parameters; the mean over some milliseconds of calls."""
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in _leaves(state)]
     y = tuple(leaves) if isinstance(state, tuple) else leaves[0]
     inputs = [*vector_field.parameters(), *leaves]
     ones = [torch.ones_like(leaf) for leaf in leaves]
 
-    def calls() -> None:
+    def calls(number: int) -> None:
         with torch.set_grad_enabled(gradient):
-            for _ in range(BARE_CALLS):
+            for _ in range(number):
                 rate = vector_field(t, y)
                 if gradient:
                     torch.autograd.grad(list(_leaves(rate)), inputs, ones, allow_unused=True)
 
-    timed = stopwatch(calls)
-    return lambda: timed() / BARE_CALLS
+    calls(2)
+    number = int(min(MAX_BARE_CALLS, max(2, BARE_S / stopwatch(lambda: calls(1))())))
+    timed = stopwatch(lambda: calls(number))
+    return lambda: timed() / number
 
 
 def _leaves(state: Any) -> Iterator[Tensor]:

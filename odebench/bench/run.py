@@ -29,7 +29,7 @@ def make_plan(
     peers: str | None = None,
     methods: str | None = None,
     tol: str | None = None,
-    repeats: int = 15,
+    repeats: int = 10,
     compiled: bool = False,
     work_precision: bool = False,
 ) -> Plan:

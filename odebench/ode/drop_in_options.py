@@ -226,7 +226,7 @@ def _with_adaptive_options(plan: Plan, options: dict[str, Any], t: Tensor) -> Pl
         controller=controller,
         forced=(*step_t, *jump_t),
         jumps=frozenset(jump_t),
-        one_sided=_direction(t) if step_t or jump_t else 0.0,
+        one_sided=bool(step_t or jump_t),
         max_steps=max_steps,
     )
 
@@ -240,10 +240,6 @@ def _with_scipy_options(plan: Plan, options: dict[str, Any]) -> Plan:
         max_step=float(options.pop("max_step", math.inf)),
         max_steps=2**31 - 1,
     )
-
-
-def _direction(t: Tensor) -> float:
-    return math.copysign(1.0, (t[-1] - t[0]).item())
 
 
 def _given(times: Any) -> Any:
@@ -273,7 +269,7 @@ def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callabl
         grid=grid,
         max_steps=2**31 - 1,
         interpolation=interpolation,
-        one_sided=_direction(asked[2]) if options.pop("perturb", False) else 0.0,
+        one_sided=bool(options.pop("perturb", False)),
     )
 
 

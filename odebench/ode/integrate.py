@@ -65,6 +65,10 @@ class Plan:
     dense: bool = False
     compile: bool = False
 
+    def side(self, start: float, end: float) -> float:
+        """``one_sided`` as steppers get it: the direction of time, or 0."""
+        return math.copysign(1.0, end - start) if self.one_sided else 0.0
+
     def stops(self, start: float, end: float) -> list[float]:
         """The times from ``start`` to ``end`` that a step must end at, the last one ``end``."""
         inside = {time for time in self.forced if min(start, end) < time < max(start, end)}
@@ -106,7 +110,7 @@ class Result:
     states: [R, N], NaN where not reached: at the times asked for, and at the zeros of event functions among them.
     outcome: how it ended; so many of the R rows were reached.
     next_step: the step that would come next, positive.
-    stiffness: asked when the solve is over; see ``Stats.stiffness``.
+    stepper: as it was at the end; None where no step was ours.
     times: of the R rows, along the way of the solve.
     rows: those of the times asked for.
     hits: the zeros of event functions, in the order they were met.
@@ -117,7 +121,7 @@ class Result:
     states: Tensor
     outcome: Outcome
     next_step: float
-    stiffness: Callable[[], float | None]
+    stepper: Stepper | None
     times: list[float]
     rows: list[int]
     end: float
@@ -156,7 +160,7 @@ def integrate(
             y,
             compiled=plan.compile,
             with_stages=len(times) > 2 or plan.dense or watch is not None,
-            one_sided=plan.one_sided,
+            one_sided=plan.side(times[0], times[-1]),
             tolerance=plan.tolerance,
             norm=plan.norm,
             stats=stats,
@@ -172,7 +176,7 @@ def integrate(
         states,
         outcome,
         next_step,
-        stepper.stiffness,
+        stepper,
         reader.times,
         reader.rows,
         reader.end,
@@ -188,7 +192,7 @@ def _by_scipy(
         raise ValueError(f"method {method.name} has no events; use a method that is not SciPy's, such as dopri5")
     with torch.autocast(y.device.type, enabled=False):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
-    return Result(states, outcome, next_step, lambda: None, times, list(range(len(times))), outcome.time)
+    return Result(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
 
 
 def _check_finite(states: Tensor, times: list[float], outcome: Outcome) -> Outcome:
@@ -283,6 +287,8 @@ def _adaptive(
         for observer in observers:
             observer.attempt(t, y, direction * step)
         y_next = stepper.attempt(t, direction * step, y, last)
+        if stepper.failure is Status.unstable:
+            return outcome(Status.unstable), h
         with torch.no_grad():
             size_next = y_next.abs()
             ratio = tolerance.ratio(stepper.error(), size, size_next, plan.norm)

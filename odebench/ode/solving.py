@@ -130,7 +130,7 @@ def run(
     if time_wants_gradient:
         later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
-    problem.stats.stiffness = result.stiffness()
+    problem.stats.stiffness = result.stepper.stiffness() if result.stepper else None
     return Solution(
         problem.t,
         problem.unflatten(states),

@@ -90,7 +90,7 @@ class Outcome:
             Status.not_converged: f"not_converged: the implicit equations of a step were not solved {where}; take "
             "smaller steps",
             Status.unstable: f"unstable: the two halves of the reversible state drifted apart {where}; take smaller "
-            "steps",
+            "steps, a smaller coupling or a shorter span",
             Status.event: f"event: a terminal event {where}",
         }[self.status]
 

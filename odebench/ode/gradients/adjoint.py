@@ -177,7 +177,7 @@ def _integrate(field: "_AdjointField", z: Tensor, span: list[float], plan: Plan,
     if field.quadrature != "nodes":
         return integrate(field, z, span, plan, stats, observers=[_Quadrature(field, plan.method, size)])
     stepper: Any = make_stepper(
-        plan.method, field, z, one_sided=plan.one_sided, tolerance=plan.tolerance, norm=plan.norm, stats=stats
+        plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
     )
     return integrate(field, z, span, plan, stats, observers=[_NodeQuadrature(field, stepper, size)], stepper=stepper)
 
@@ -271,7 +271,8 @@ class _AdjointField:
         """What calling the field gives, with its graph down to t and z."""
         y, a = self._split(t, z)
         if self._path is not None and t.requires_grad:
-            y = y + (t - t.detach()) * self._path.derivative([self._within(t)])[0]
+            (slope,) = self._path.derivative([self._within(t)])
+            y = y + (t - t.detach()) * slope
         y = y if y.requires_grad else y.requires_grad_()
         f = self._rate(t, y)
         inputs = [y, *self._targets.wanted] if self.quadrature is None else [y]
@@ -291,12 +292,16 @@ class _AdjointField:
         """y and a, both [N], at the time t."""
         if self._path is None:
             return z[: self._n], z[self._n : 2 * self._n]
-        return self._path.flat([self._within(t)])[0], z[: self._n]
+        return self._path.flat([self._within(t)], slack=1.0)[0], z[: self._n]
 
     def _within(self, t: Tensor) -> float:
+        """t as a float, inside the path: but for the stages of implicit methods that lie well beyond the end of a step,
+        and for which the path is extrapolated."""
         assert self._path is not None
         low, high = sorted(self._path.span)
-        return min(max(t.item(), low), high)
+        time = t.item()
+        within = min(max(time, low), high)
+        return within if abs(time - within) < 1e-6 * (high - low) else time
 
 
 @dataclass

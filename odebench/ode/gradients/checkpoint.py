@@ -110,7 +110,10 @@ class _CheckpointSolve(torch.autograd.Function):
     ) -> Tensor:
         keeps_graphs = mode.keep == "graphs"
         field = _StageField(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
-        record = _Graphs(field, plan.method, first) if keeps_graphs else _States(mode.checkpoints)
+        record: _Graphs | _States = _States(mode.checkpoints)
+        if keeps_graphs:
+            assert isinstance(plan.method, Tableau)
+            record = _Graphs(field, plan.method, first)
         result = integrate(
             field, y0, problem.times, plan, problem.stats, f=first.f.detach(), observers=(*observers, record)
         )
@@ -167,6 +170,10 @@ class _Record:
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
         """Costs nothing backward."""
+
+    def side(self, plan: Plan) -> float:
+        """See ``Plan.side``."""
+        return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def close(self, outcome: Outcome) -> None:
         """The solve is over."""
@@ -265,9 +272,9 @@ class _StageField:
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
         """dy/dt [N]."""
         if self.recording and self.with_graphs:
-            stage = self.evaluate(t, y)
-            self.stages.append(stage)
-            return stage.k.detach()  # type: ignore[union-attr]
+            k, y = self.evaluate(t, y)
+            self.stages.append(_Stage(t, y, k))
+            return k.detach()
         if self.recording:
             self.stages.append(_Stage(t, y, None))
         self._stats.nfe += 1
@@ -277,12 +284,12 @@ class _StageField:
         """See ``Problem.pure``."""
         return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
 
-    def evaluate(self, t: Tensor, y: Tensor) -> _Stage:
-        """dy/dt with a graph of its own."""
+    def evaluate(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """dy/dt with a graph of its own, and the leaf that it starts from, both [N]."""
         self._stats.nfe += 1
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            return _Stage(t, y, self._problem.rate(t, y, self._args))
+            return self._problem.rate(t, y, self._args), y
 
 
 class _Graphs(_Record):
@@ -371,9 +378,9 @@ def _recompute(
     """
     method = plan.method
     assert isinstance(method, Tableau)
+    side = record.side(plan)
     short, full = (
-        ExplicitRungeKutta(tableau, field, outputs.gradients[0], compiled=False, one_sided=plan.one_sided)
-        for tableau in (method.fixed(), method)
+        ExplicitRungeKutta(tableau, field, outputs.gradients[0], one_sided=side) for tableau in (method.fixed(), method)
     )
 
     def advance(step: _Step, y: Tensor) -> Tensor:
@@ -407,13 +414,13 @@ def _reverse_stages(
     plan: Plan,
     record: _Record,
     steps: Iterator[tuple[int, list[_Stage]]],
-    evaluate: Callable[[Tensor, Tensor], _Stage],
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     targets: Targets,
     outputs: _Outputs,
 ) -> Tensor:
     """dL/dy [N] at the start of the first step, by the formulas above; the targets' gradients are added up.
 
-    evaluate: gives a stage at t and y its graph.
+    evaluate: gives k of a stage at t and y with its graph, and the graph's leaf.
     """
     method = plan.method
     assert isinstance(method, Tableau)
@@ -437,8 +444,8 @@ def _reverse_stages(
                 continue
             if i == 0 and earlier is not None:
                 pull += earlier
-            stage = evaluate(stage.t, stage.y) if stage.k is None else stage
-            rows[i].copy_(targets.pull(stage.k, stage.t, stage.y, pull, retain=retain and i == 0))
+            k, y = (stage.k, stage.y) if stage.k is not None else evaluate(stage.t, stage.y)
+            rows[i].copy_(targets.pull(k, stage.t, y, pull, retain=retain and i == 0))
         a = a + rows[:num].sum(0)
         if reading is not None:
             a += outputs.inside(n)[1].sum(0)
@@ -485,7 +492,8 @@ def _reverse_steps(plan: Plan, record: _States, field: _StageField, targets: Tar
     """The same for any method of one step, each step's graph made as a whole."""
     a = torch.zeros_like(outputs.gradients[0])
     inside = any(outputs.inside(n)[0] for n in range(len(record.steps)))
-    how: dict[str, Any] = {"compiled": plan.compile, "with_stages": inside, "one_sided": plan.one_sided}
+    side = record.side(plan)
+    how: dict[str, Any] = {"compiled": plan.compile, "with_stages": inside, "one_sided": side}
 
     def advance(step: _Step, y: Tensor) -> Tensor:
         stepper = make_stepper(plan.method, field, y, **how)

@@ -136,7 +136,7 @@ class _ReversibleSolve(torch.autograd.Function):
             result = integrate(problem, y0, problem.times[: ctx.reached], again, Stats(), f=f, observers=[steps])
         ctx.problem, ctx.method, ctx.steps = problem, plan.method, steps.taken if ctx.reached > 1 else []
         ctx.num_parameters = num_parameters
-        stepper: Any = result.stiffness.__self__  # type: ignore[attr-defined]
+        stepper: Any = result.stepper
         ctx.save_for_backward(result.states[ctx.reached - 1].clone(), stepper.half_next, *targets)
         return results[0].states
 

@@ -21,7 +21,7 @@ RK4_STARTS = 5
 class FixedAdamsStepper:
     """The stepper of a ``FixedAdams``; see ``odebench.ode.methods.steppers.Stepper``."""
 
-    def __init__(self, method: FixedAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(self, method: FixedAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._slopes = keep_slopes(method.num_slopes, y)
         self._times: list[float] = []

@@ -65,7 +65,7 @@ class VariableAdamsStepper:
 
     failure: Status | None = None
 
-    def __init__(self, method: VariableAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: bool) -> None:
+    def __init__(self, method: VariableAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._field, self._one_sided, self._highest = field, one_sided, method.highest
         self._slopes = keep_slopes(method.highest + 1, y)
         self._times: list[float] = []

@@ -196,14 +196,23 @@ TRBDF2 = ImplicitTableau(
 )
 
 
-def _kvaerno(name: str, source: str, order: int, gamma: float, rows: tuple[tuple[float, ...], ...]) -> ImplicitTableau:
+def _kvaerno(
+    name: str,
+    source: str,
+    order: int,
+    gamma: float,
+    rows: tuple[tuple[float, ...], ...],
+    dense: tuple[tuple[float, ...], ...] | None = None,
+) -> ImplicitTableau:
     """A pair of Kvaerno's: an explicit first stage, then gamma on the diagonal; the last two stages are the embedded
     method and the step. Each row holds what stands left of the diagonal."""
     s = len(rows) + 1
     a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
     c = (0.0, *(sum(row) for row in a[1:-2]), 1.0, 1.0)
     error = tuple(b - embedded for b, embedded in zip(a[-1], a[-2], strict=True))
-    return ImplicitTableau(name, source, order, c, a, a[-1], error, error_order=order, dense_order=3)
+    return ImplicitTableau(
+        name, source, order, c, a, a[-1], error, error_order=order, dense=dense, dense_order=4 if dense else 3
+    )
 
 
 # A root of 6 x^3 - 18 x^2 + 9 x - 1, for L-stability.
@@ -244,5 +253,16 @@ KVAERNO5 = _kvaerno(
             0.62993304899016403,
             0.06962479448202728,
         ),
+    ),
+    # Solved from the order conditions: of order 4, with the step's value and slope at both ends, and of the least error
+    # of order 5 that this leaves free.
+    (
+        (1.0, -2.083640857206178, 1.7136717615179766, -0.49343339253539287),
+        (0.0, 0.0, 0.0, 0.0),
+        (0.0, 0.7685888792282114, -1.7570541103179553, 0.9334961431243606),
+        (0.0, -1.0554729857981358, 1.946200902463425, -0.9319141839485021),
+        (0.0, 3.3191401328062367, -4.11854806965182, 1.4293409858357438),
+        (0.0, -0.3988182987431517, 1.0761357754144116, -0.6076926821892314),
+        (0.0, -0.5497968702869669, 1.1395937405739398, -0.3297968702869708),
     ),
 )

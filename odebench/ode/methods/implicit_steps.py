@@ -33,7 +33,7 @@ class ImplicitRungeKutta:
         y: Tensor,
         *,
         compiled: bool = False,
-        one_sided: bool = False,
+        one_sided: float = 0.0,
         tolerance: Tolerance | None = None,
         norm: Norm = rms,
         stats: Stats | None = None,
@@ -205,7 +205,7 @@ class ImplicitRungeKutta:
 
     def _clock_start(self, t: float) -> Tensor:
         (time,) = self._field.clock([t])
-        return torch.nextafter(time, time + 1) if self._one_sided else time
+        return torch.nextafter(time, time + self._one_sided) if self._one_sided else time
 
     def _clock(self, t: float, h: float) -> list[Tensor]:
         c = self._method.c

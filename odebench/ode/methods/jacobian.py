@@ -72,38 +72,77 @@ def leaf(y: Tensor) -> Tensor:
     return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
 
-def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats, exact: bool = False) -> list[Block]:
-    """df/dy at t and y [N] of a field, as blocks on its diagonal.
+def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[Block]:
+    """df/dy at t and y [N] of a field, as blocks on its diagonal, good enough for Newton iterations to converge.
 
-    A field may say how it is best linearized, by a method ``linearize(t, y, stats)``; what that gives need not be
-    ``exact``, only good enough for Newton iterations to converge.
+    A field may say how it is best linearized, by a method ``linearize(t, y, stats)``.
     """
-    if hasattr(f, "linearize") and not exact:
+    if hasattr(f, "linearize"):
         return f.linearize(t, y, stats)
-    evaluate = getattr(f, "differentiable", f)
-    return [linearize_rate(lambda state: evaluate(t, state, False), y, stats)]
+    return [linearize_rate(lambda state: f(t, state, False), y, stats)]
 
 
 def linearize_rate(rate: Rate, y: Tensor, stats: Stats) -> Block:
     """Its derivative at y [N], from one evaluation where autograd can tell it."""
-    stats.jacobians += 1
-    size = real_size(y)
-    if size <= DENSE_SIZE:
-        return Block(size, matrix=matrix(rate, y))
-    products = Products(rate, y, stats)
-    return Block(size, product=products.forward, transposed=products.transposed)
+    with recording():
+        x = leaf(y)
+        f = rate(x)
+    with torch.no_grad():
+        return _block(rate, x, f, stats)
 
 
-def matrix(rate: Rate, y: Tensor) -> Tensor:
-    """d rate/dy at y [N], [n, n] with n real numbers in y; with its graph where y has one."""
+def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, Block, Tensor]:
+    """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation where autograd can tell them; with their graphs
+    where autograd is on.
+
+    df/dt is taken by a difference over a part of h where the graph of f does not reach t. A field whose call does not
+    leave a graph offers ``differentiable``, which does.
+    """
+    evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
     with recording():
         x = y if differentiated and y.requires_grad else leaf(y)
-        f = rate(x)
-        if f.requires_grad:
-            return rows(f, x, create_graph=differentiated)
-    columns = [difference(rate, y, f, unit) for unit in torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)]
-    return torch.stack(columns, dim=1) if columns else f.real.new_zeros(0, 0)
+        time = leaf(t)
+        rate = evaluate(time, x, True)
+    block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
+    f_t = _time_derivative(rate, time)
+    if f_t is None:
+        step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
+        later = t + step
+        f_t = (f(later, y, False) - rate) / (later - t)
+    return (rate, block, f_t) if differentiated else (rate.detach(), block, f_t.detach())
+
+
+def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
+    """df/dt [N], None where the graph of f does not reach t."""
+    differentiated = torch.is_grad_enabled()
+    if not f.requires_grad:
+        return None
+    with recording():
+        u = torch.zeros_like(f).requires_grad_()
+        (g,) = torch.autograd.grad(f, t, u, create_graph=True, allow_unused=True)
+        if g is None or not g.requires_grad:
+            return None
+        return torch.autograd.grad(g, u, torch.ones_like(g), create_graph=differentiated, materialize_grads=True)[0]
+
+
+def _block(rate: Rate, y: Tensor, f: Tensor, stats: Stats) -> Block:
+    """df/dy from the graph of f = rate(y) [N]."""
+    stats.jacobians += 1
+    size = real_size(y)
+    if size <= DENSE_SIZE:
+        return Block(size, matrix=_matrix(rate, y, f))
+    products = Products(rate, y, f, stats)
+    return Block(size, product=products.forward, transposed=products.transposed)
+
+
+def _matrix(rate: Rate, y: Tensor, f: Tensor) -> Tensor:
+    """df/dy [n, n] with n real numbers in y; with its graph where autograd is on."""
+    if f.requires_grad:
+        return rows(f, y, create_graph=torch.is_grad_enabled())
+    units = torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)
+    columns = [difference(rate, y, f, unit) for unit in units]
+    return torch.stack(columns, dim=1) if columns else units
 
 
 def rows(f: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
@@ -131,25 +170,22 @@ def difference(rate: Rate, y: Tensor, f: Tensor, v: Tensor) -> Tensor:
 
 @dataclass
 class Products:
-    """Products of d rate/dy at y [N] with real vectors [n], and of its transpose, from the graph of one evaluation."""
+    """Products of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
 
     rate: Rate
     y: Tensor
+    f: Tensor
     stats: Stats
-    _f: Tensor = field(init=False)
-    _x: Tensor = field(init=False)
     _pair: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if not self.f.requires_grad:
+            return
         with recording():
-            self._x = leaf(self.y)
-            self._f = self.rate(self._x)
-            if not self._f.requires_grad:
-                return
             # J^T u is linear in u: its derivative with respect to u, times v, is J v.
-            u = torch.zeros_like(self._f).requires_grad_()
+            u = torch.zeros_like(self.f).requires_grad_()
             try:
-                (g,) = torch.autograd.grad(self._f, self._x, u, create_graph=True, materialize_grads=True)
+                (g,) = torch.autograd.grad(self.f, self.y, u, create_graph=True, materialize_grads=True)
             except RuntimeError:  # an operation that can be differentiated once only
                 return
         self._pair = (g, u) if g.requires_grad else None
@@ -158,31 +194,12 @@ class Products:
         """J v."""
         self.stats.jacobian_products += 1
         if self._pair is None:
-            return difference(self.rate, self.y, self._f, v)
+            return difference(self.rate, self.y, self.f, v)
         g, u = self._pair
         return as_real(torch.autograd.grad(g, u, as_like(v, g), retain_graph=True, materialize_grads=True)[0])
 
     def transposed(self, v: Tensor) -> Tensor:
         """J^T v. Raises RuntimeError where autograd cannot differentiate f."""
         self.stats.jacobian_products += 1
-        pulled = torch.autograd.grad(self._f, self._x, as_like(v, self._f), retain_graph=True, materialize_grads=True)
-        return as_real(pulled[0])
-
-
-def time_derivative(f: Any, t: Tensor, y: Tensor, h: float) -> Tensor:
-    """df/dt [N] at t and y [N]: exact where the graph of f reaches t, else by a difference within the step h."""
-    evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
-    differentiated = torch.is_grad_enabled()
-    with recording():
-        time = leaf(t)
-        rate = evaluate(time, y if differentiated else y.detach(), False)
-        if rate.requires_grad:
-            u = torch.zeros_like(rate).requires_grad_()
-            (g,) = torch.autograd.grad(rate, time, u, create_graph=True, allow_unused=True)
-            if g is not None and g.requires_grad:
-                (derivative,) = torch.autograd.grad(g, u, torch.ones_like(g), create_graph=differentiated)
-                return derivative
-    step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
-    later = t + step
-    change = f(later, y, False) - (rate if differentiated else rate.detach())
-    return change / (later - t)
+        how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+        return as_real(torch.autograd.grad(self.f, self.y, as_like(v, self.f), **how)[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Extension
-from odebench.ode.methods.jacobian import DENSE_SIZE, Block, linearize, real_size, time_derivative
+from odebench.ode.methods.jacobian import DENSE_SIZE, Block, expand, real_size
 from odebench.ode.methods.newton import NEWTON_PART, Accuracy, StageSystem
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.status import Stats, Status
@@ -33,7 +33,7 @@ class RosenbrockSteps:
         y: Tensor,
         *,
         compiled: bool = False,
-        one_sided: bool = False,
+        one_sided: float = 0.0,
         tolerance: Tolerance | None = None,
         norm: Norm = rms,
         stats: Stats | None = None,
@@ -48,7 +48,7 @@ class RosenbrockSteps:
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
-        self._linear: tuple[list[Block], Tensor] | None = None
+        self._linear: tuple[Tensor, Block, Tensor] | None = None
         self.order = method.order
         self.failure: Status | None = None
 
@@ -68,15 +68,14 @@ class RosenbrockSteps:
         self.failure, self._attempted = None, (t, h, y)
         clock = self._clock(t, h)
         if self._linear is None:
-            blocks = linearize(self._field, clock[0], y, self._stats, exact=True)
-            self._linear = blocks, time_derivative(self._field, clock[0], y, h)
-        blocks, f_t = self._linear
-        system = StageSystem(blocks, h, y.real.new_tensor([[method.gamma]]), self._stats)
+            self._linear = expand(self._field, clock[0], y, h, self._stats)
+        f_start, block, f_t = self._linear
+        system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
         scale = self._accuracy.acceptable(y.detach(), y.detach()[None])
         self._u = []
         for i in range(method.stages):
             y_i = self._combine(y, method.a[i])
-            f = self.slope(t, y) if i == 0 else self._field(clock[i], y_i, True)
+            f = f_start if i == 0 else self._field(clock[i], y_i, True)
             right = torch.add(f, f_t, alpha=h * method.gammas[i]) * (h * method.gamma)
             right = self._combine(right, tuple(method.gamma * c for c in method.c[i]))
             self._u.append(system.solve(right[None], scale, LINEAR_PART)[0])
@@ -125,7 +124,7 @@ class RosenbrockSteps:
     def _clock(self, t: float, h: float) -> list[Tensor]:
         times = list(self._field.clock([t + alpha * h for alpha in self._method.alpha]))
         if self._one_sided:
-            times[0] = torch.nextafter(times[0], times[0] + 1)
+            times[0] = torch.nextafter(times[0], times[0] + self._one_sided)
             times[1:] = [
                 torch.nextafter(time, time - h) if alpha == 1 else time
                 for time, alpha in zip(times[1:], self._method.alpha[1:], strict=True)

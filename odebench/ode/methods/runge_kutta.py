@@ -89,7 +89,7 @@ class Tape:
 class ExplicitRungeKutta:
     """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    field: gives f; one_sided: see ``Plan``.
+    field: gives f; one_sided: see ``make_stepper``.
     compiled: compile the step; with_stages: a compiled step gives its stages, for its continuous extension.
     """
 
@@ -103,7 +103,7 @@ class ExplicitRungeKutta:
         *,
         compiled: bool = False,
         with_stages: bool = True,
-        one_sided: bool = False,
+        one_sided: float = 0.0,
     ) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._step = CompiledStep(field.pure(), method, with_stages) if compiled and method.stages > 1 else None
@@ -192,7 +192,7 @@ class ExplicitRungeKutta:
 
     def _evaluate_start(self, t: float, y: Tensor) -> Tensor:
         (time,) = self._field.clock([t])
-        return self._field(torch.nextafter(time, time + 1) if self._one_sided else time, y, True)
+        return self._field(torch.nextafter(time, time + self._one_sided) if self._one_sided else time, y, True)
 
     def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
         times = self._field.clock([t + c_i * h for c_i in c])

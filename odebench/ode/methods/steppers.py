@@ -100,7 +100,7 @@ def make_stepper(
     *,
     compiled: bool = False,
     with_stages: bool = True,
-    one_sided: bool = False,
+    one_sided: float = 0.0,
     tolerance: Tolerance | None = None,
     norm: Norm = rms,
     stats: Stats | None = None,
@@ -109,6 +109,8 @@ def make_stepper(
 
     compiled: the step, as one function; with_stages: that its stages are wanted as well, for outputs inside of it.
 
+    one_sided: the direction of time where f is to be evaluated just after the start of a step and just before its end, 0
+        where it need not.
     tolerance, norm: how exactly the equations of implicit steps are solved; to round-off where there is no tolerance.
     stats: where what they cost is counted.
     """

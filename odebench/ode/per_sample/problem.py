@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odebench.ode.problem import Layout, _as_tensor, _check_state
 from odebench.ode.status import Stats
 
 
@@ -43,34 +44,44 @@ class RowProblem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         self.f = f
-        leaves, self._structure = pytree.tree_flatten(y0)
-        _check_state(leaves)
+        leaves, structure = pytree.tree_flatten(y0)
+        _check_rows(leaves)
+        arg_leaves, args_structure = pytree.tree_flatten(args)
+        device_type = leaves[0].device.type
         self.num_rows = len(leaves[0])
-        self.shapes = [leaf.shape[1:] for leaf in leaves]
-        self._sizes = [shape.numel() for shape in self.shapes]
-        self.dtype = leaves[0].dtype
+        self.layout = Layout(
+            structure=structure,
+            shapes=tuple(leaf.shape[1:] for leaf in leaves),
+            sizes=tuple(leaf.shape[1:].numel() for leaf in leaves),
+            dtype=leaves[0].dtype,
+            args_structure=args_structure,
+            constants=tuple(("tensor", None) if isinstance(a, Tensor | Rows) else ("constant", a) for a in arg_leaves),
+            autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        )
+        # The common case needs no trees: one tensor, of the shape of the flat states.
+        self._is_vector = structure.is_leaf() and len(self.layout.shapes[0]) == 1
         self.y0 = self._flat(leaves)
-        if self.dtype in (torch.bfloat16, torch.float16):
+        if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         self.time_dtype = self.y0.real.dtype
         self.t = _as_tensor(t)
         self.table = _check_times(self.t, self.num_rows)
         self.times = self.table.unbind(1)
-        self._read_args(args)
-        device_type = self.y0.device.type
-        self._autocast_dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        tensors = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor | Rows)]
+        self.args = [self._whole_argument(leaf) for leaf in tensors]
+        self._by_row = [isinstance(leaf, Rows) for leaf in tensors]
         self.stats = Stats(row_evaluations=0)
         self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
-        self._rows, self._calls, self._args_of_rows = self.all_rows(), 0, self.args
+        self._rows, self._calls, self._arguments = self.all_rows(), 0, self.layout.arguments(self.args)
 
     def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """dy/dt [b, n] of these rows [b] at their times and flat states [b, n], counted as a forward evaluation."""
         count(self.stats, len(y))
         if rows is not self._rows:
             self.evaluations()
-            self._rows, self._args_of_rows = rows, self.args_of(self.args, rows)
+            self._rows, self._arguments = rows, self.layout.arguments(self.args_of(self.args, rows))
         self._calls += 1
-        return self.rate(t, y, self._args_of_rows)
+        return self._evaluate(t, y, self._arguments)
 
     def evaluations(self) -> Tensor:
         """Evaluations of each row so far [B]."""
@@ -92,22 +103,7 @@ class RowProblem:
 
     def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [b, n] at flat states [b, n], uncounted, with ``args`` for the argument tensors."""
-        leaves = list(self._arg_leaves)
-        for slot, value in zip(self._arg_slots, args, strict=True):
-            leaves[slot] = value
-        arguments = pytree.tree_unflatten(leaves, self._args_structure)
-        version = None if y.is_inference() else y._version
-        if self._autocast_dtype is None:
-            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), len(y))
-        else:
-            # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
-            with torch.autocast(y.device.type, self._autocast_dtype, cache_enabled=False):
-                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), len(y))
-        if version is not None and y._version != version:
-            raise ValueError(
-                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
-            )
-        return rate
+        return self._evaluate(t, y, self.layout.arguments(args))
 
     def clock(self, times: Sequence[Tensor]) -> list[Tensor]:
         """Times as f gets them."""
@@ -126,20 +122,38 @@ class RowProblem:
         if isinstance(tolerance, int | float):
             return float(tolerance)
         leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self._structure:
+        if structure != self.layout.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
         dtype, device = self.y0.real.dtype, self.y0.device
         tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
-        full = [x.expand(self.num_rows, *shape) for x, shape in zip(tensors, self.shapes, strict=True)]
+        full = [x.expand(self.num_rows, *shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)]
         return self._flat(full)
 
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from flat states [*batch, n]; its tensors are views, [*batch, *shape]."""
-        if y.dtype != self.dtype:
-            y = y.to(self.dtype)
-        parts = (y,) if len(self._sizes) == 1 else y.split(self._sizes, dim=-1)
-        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
-        return pytree.tree_unflatten(leaves, self._structure)
+        return y if self._is_vector and y.dtype == self.layout.dtype else self.layout.unflatten(y)
+
+    def _whole_argument(self, argument: Tensor | Rows) -> Tensor:
+        if isinstance(argument, Tensor):
+            return argument
+        if argument.tensor.shape[:1] != (self.num_rows,):
+            shape = tuple(argument.tensor.shape)
+            raise ValueError(f"Rows(tensor) needs one entry a row, {self.num_rows}, got shape {shape}")
+        return argument.tensor
+
+    def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        version = None if y.is_inference() else y._version
+        if self.layout.autocast is None:
+            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), y.shape[0])
+        else:
+            # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+            with torch.autocast(y.device.type, self.layout.autocast, cache_enabled=False):
+                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), y.shape[0])
+        if version is not None and y._version != version:
+            raise ValueError(
+                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+            )
+        return rate
 
     def _read_args(self, args: tuple[Any, ...]) -> None:
         leaves, self._args_structure = pytree.tree_flatten(args)
@@ -152,22 +166,25 @@ class RowProblem:
                 raise ValueError(f"Rows(tensor) needs one entry a row, {self.num_rows}, got shape {tuple(arg.shape)}")
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
+        is_plain = self._is_vector and isinstance(rate, Tensor) and rate.dtype == self.y0.dtype == self.layout.dtype
+        if is_plain and rate.shape == (num_rows, self.layout.sizes[0]):
+            return rate
         leaves, structure = pytree.tree_flatten(rate)
-        if structure != self._structure:
+        if structure != self.layout.structure:
             raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
+        for leaf, shape in zip(leaves, self.layout.shapes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != (num_rows, *shape):
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"f(t, y) must return tensors of y's shape: {(num_rows, *shape)} expected, got {got}; rows that "
                     "are done drop out, so what belongs to the rows goes into args as Rows(tensor)"
                 )
-            if leaf.dtype != self.dtype and self._autocast_dtype is None:
-                raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
+            if leaf.dtype != self.layout.dtype and self.layout.autocast is None:
+                raise ValueError(f"f(t, y) must return y's dtype: {self.layout.dtype} expected, got {leaf.dtype}")
         return self._flat(leaves).to(self.y0.dtype)
 
     def _flat(self, leaves: list[Tensor]) -> Tensor:
-        flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self._sizes, strict=True)]
+        flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self.layout.sizes, strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
@@ -182,22 +199,9 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows.to(x.device))
 
 
-def _as_tensor(t: Any) -> Tensor:
-    if isinstance(t, Tensor):
-        return t
-    if any(isinstance(time, Tensor) for time in t):
-        return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
-    return torch.tensor(t, dtype=torch.float64)
-
-
-def _check_state(leaves: list[Any]) -> None:
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
+def _check_rows(leaves: list[Any]) -> None:
+    _check_state(leaves)
     first = leaves[0]
-    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves):
-        raise ValueError("all tensors of y0 must have one dtype and one device")
-    if not (first.dtype.is_floating_point or first.dtype.is_complex):
-        raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
     if first.dim() == 0 or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
         shapes = [tuple(leaf.shape) for leaf in leaves]
         raise ValueError(f"stepping='per_sample': all tensors of y0 must be [B, ...] with one B, got shapes {shapes}")

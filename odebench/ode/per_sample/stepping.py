@@ -18,8 +18,12 @@ class Buffer:
     """The stages of b rows times their step sizes, h k_i, as one matrix: a linear combination is one product."""
 
     def __init__(self, y: Tensor, count: int) -> None:
-        self._stages = y.new_empty(count, *y.shape)
-        self._flat = self._stages.view(count, y.numel())
+        self._all = y.new_empty(count, *y.shape)
+        self._stages = self._all.unbind()
+        flat = self._all.view(count, y.numel())
+        # A view costs as much as a small product: the columns for each number of weights are made once.
+        self._columns = [flat[: i + 1].t() for i in range(count)]
+        self._shape = y.shape
 
     def put(self, i: int, k: Tensor, h: Tensor) -> None:
         """Keep h k as stage i; k [b, n], h [b, 1]."""
@@ -27,15 +31,15 @@ class Buffer:
 
     def combine(self, y: Tensor, weights: Tensor) -> Tensor:
         """y + sum_i weights_i h k_i, [b, n]."""
-        return torch.addmv(y.view(-1), self._flat[: len(weights)].t(), weights).view(y.shape)
+        return torch.addmv(y.view(-1), self._columns[weights.shape[0] - 1], weights).view(self._shape)
 
     def error(self, weights: Tensor) -> Tensor:
         """sum_i weights_i h k_i, [b, n]."""
-        return torch.mv(self._flat[: len(weights)].t(), weights).view(self._stages.shape[1:])
+        return torch.mv(self._columns[weights.shape[0] - 1], weights).view(self._shape)
 
     def first(self, count: int) -> Tensor:
         """The first stages [count, b, n]."""
-        return self._stages[:count]
+        return self._all[:count]
 
 
 class Tape:
