@@ -19,6 +19,7 @@ from odebench.ode.gradients.adjoint import _AdjointField, _Quadrature
 from odebench.ode.gradients.reach import Targets, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
+from odebench.ode.once import differentiable_once
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 
@@ -208,13 +209,15 @@ class _Solve(torch.autograd.Function):
         ctx.times = result.times[: result.outcome.reached] if ended_early else result.times
         step_sizes = problem.stats.step_sizes
         ctx.warm_step = abs(step_sizes[-1]) if mode.warm_start and mode.plan.method == plan.method else None
+        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
+        ctx.parameters = parameters
         ctx.save_for_backward(result.states, *parameters)
         return result.states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        states, *parameters = ctx.saved_tensors
+        states, parameters = ctx.saved_tensors[0], ctx.parameters
         mode, problem = ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, "adjoint", parameters, [])

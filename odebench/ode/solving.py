@@ -35,7 +35,7 @@ def solve(
     min_step: float = 0.0,
     max_step: float = math.inf,
     max_steps: int = 100_000,
-    controller: str | Controller = "integral",
+    controller: str | Controller = "pi",
     step_t: Sequence[float] | Tensor = (),
     jump_t: Sequence[float] | Tensor = (),
     stepping: Literal["shared", "per_sample"] = "shared",

@@ -12,7 +12,11 @@ from odebench.ode.dense import DenseOutput
 EXTENDED = [name for name, method in METHODS.items() if getattr(method, "dense_order", None)]
 # These choose their steps themselves; the others are read between fixed steps by cubic Hermite interpolation.
 FREE = ("adams", "scipy_", "vode_")
-STEPPED = [name for name in METHODS if not name.startswith(FREE)]
+STEPPED = [
+    pytest.param(name, marks=[pytest.mark.slow] if method.stiff and method.adaptive else [])
+    for name, method in METHODS.items()
+    if not name.startswith(FREE)
+]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 START = 0.3
 

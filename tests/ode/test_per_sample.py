@@ -201,12 +201,12 @@ def test_a_row_that_fails_does_not_stop_the_others(grad):
         torch.set_grad_enabled(grad),
         pytest.raises(SolveError, match=r"non_finite.*\[1 of 4 rows, first row 3\]") as caught,
     ):
-        rows_of(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], rtol=1e-8, atol=1e-8)
+        rows_of(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], rtol=1e-5, atol=1e-5)
     solution = caught.value.solution
     assert solution.rows.status == (Status.success, Status.step_underflow, Status.success, Status.non_finite)
     assert solution.rows.time.tolist() == pytest.approx([2, 1, 2, 0], abs=1e-3)
-    assert solution.y[2, [0, 2], 0].tolist() == pytest.approx([1 / 8, 1 / 3], rel=1e-6)
-    assert float(solution.y[1, 1]) == pytest.approx(2.0, rel=1e-6)
+    assert solution.y[2, [0, 2], 0].tolist() == pytest.approx([1 / 8, 1 / 3], rel=1e-3)
+    assert float(solution.y[1, 1]) == pytest.approx(2.0, rel=1e-3)
     assert solution.y[2, [1, 3]].isnan().all()
     assert solution.outcome.reached == 1
 
@@ -373,6 +373,7 @@ def test_each_row_ends_at_its_own_event(how):
     assert float(found[3]) == 0
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("direction", [-1, 0, 1])
 def test_an_event_that_starts_at_zero_waits_for_its_next_zero_in_the_wanted_direction(direction):
     """sin(w t), as a rotation."""

@@ -24,6 +24,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.jacobian import Block, linearize_rate, real_size
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import make_stepper
+from odebench.ode.once import differentiable_once
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 
@@ -135,7 +136,7 @@ class _AdjointSolve(torch.autograd.Function):
         return result.states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, *tensors = ctx.saved_tensors
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step

@@ -26,6 +26,7 @@ from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.steppers import make_stepper
+from odebench.ode.once import differentiable_once
 from odebench.ode.problem import Problem, PureField
 from odebench.ode.status import Outcome, Stats
 
@@ -123,14 +124,14 @@ class _CheckpointSolve(torch.autograd.Function):
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
         ctx.parameters, ctx.reached = first.parameters, result.outcome.reached
         ctx.args = first.args if keeps_graphs else None
-        ctx.save_for_backward(*targets)
+        ctx.save_for_backward(y0, *targets)
         return result.states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         problem, plan, record, mode = ctx.problem, ctx.plan, ctx.record, ctx.mode
-        args = ctx.saved_tensors[len(ctx.parameters) :]
+        args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args)
         outputs = _Outputs(problem.times[: ctx.reached], grad_states, record)
         stats = Stats() if isinstance(record, _Graphs) else problem.stats.backward or Stats()

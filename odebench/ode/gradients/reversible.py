@@ -20,6 +20,7 @@ from odebench.ode.methods import METHODS
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.reversible_steps import evaluate_stages
 from odebench.ode.methods.runge_kutta import Tape
+from odebench.ode.once import differentiable_once
 from odebench.ode.problem import Problem
 from odebench.ode.status import Stats
 
@@ -135,20 +136,19 @@ class _ReversibleSolve(torch.autograd.Function):
             again, steps = dataclasses.replace(plan, first_step=size), _Steps([])
             result = integrate(problem, y0, problem.times[: ctx.reached], again, Stats(), f=f, observers=[steps])
         ctx.problem, ctx.method, ctx.steps = problem, plan.method, steps.taken if ctx.reached > 1 else []
-        ctx.num_parameters = num_parameters
+        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
+        ctx.parameters = targets[:num_parameters]
         stepper: Any = result.stepper
-        ctx.save_for_backward(result.states[ctx.reached - 1].clone(), stepper.half_next, *targets)
+        ctx.save_for_backward(result.states[ctx.reached - 1].clone(), stepper.half_next, y0, *targets)
         return results[0].states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        y, half, *tensors = ctx.saved_tensors
+        y, half, _, *tensors = ctx.saved_tensors
         problem, steps = ctx.problem, ctx.steps
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(
-            problem, ReversibleGradient.name, tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
-        )
+        targets = Targets(problem, ReversibleGradient.name, ctx.parameters, tensors[len(ctx.parameters) :])
         field = BackwardField(problem, targets, stats)
         due = ctx.reached - 1
         grad = grad_states[due]

@@ -17,6 +17,7 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, real_size, rows
 from odebench.ode.methods.krylov import gmres
+from odebench.ode.once import differentiable_once
 from odebench.ode.status import Stats, Status
 
 # An iteration may end when what is left of it is this part of the tolerance.
@@ -167,10 +168,11 @@ class _Solved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slopes: Tensor, solved: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.pull = pull
+        ctx.save_for_backward(slopes)
         return solved.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.pull(gradient), None, None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odebench.ode.gradients.reach import Targets, first_evaluation
 from odebench.ode.methods.tableau import Tableau
+from odebench.ode.once import differentiable_once
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.outputs import Reading, read
 from odebench.ode.per_sample.problem import RowProblem, count, pick
@@ -68,17 +69,18 @@ class _Checkpointed(torch.autograd.Function):
         loop.recorder = records = Records()
         loop.run(y0, k)
         ctx.records, ctx.problem, ctx.method = records, loop.problem, loop.plan.method
-        ctx.num_parameters = num_parameters
-        ctx.save_for_backward(*targets)
+        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
+        ctx.parameters = targets[:num_parameters]
+        ctx.save_for_backward(y0, *targets)
         return loop.outputs.collect()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         problem: RowProblem = ctx.problem
         problem.stats.backward = problem.stats.backward or Stats(row_evaluations=0)
-        targets = Targets(ctx.problem, MODE, tensors[: ctx.num_parameters], tensors[ctx.num_parameters :])
+        targets = Targets(ctx.problem, MODE, ctx.parameters, args)
         back = _WayBack(problem, ctx.method, targets, grad_states.flatten(0, 1))
         gradient = torch.zeros_like(grad_states[0])
         with torch.autocast(grad_states.device.type, enabled=False):

@@ -1,0 +1,73 @@
+"""``odebench bench``: words to a plan, and a small plan to results."""
+
+import json
+
+import pytest
+
+from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
+from odebench.bench.works import DEFAULT
+from odebench.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tyni"], "unknown work tyni; did you mean tiny? (works: tiny, mlp,"),
+        (["tiny", "--modes", "forwrd"], "unknown mode forwrd; did you mean forward? (modes: forward, backprop,"),
+        (["tiny", "--peers", "torchdifeq"], "unknown peer torchdifeq; did you mean torchdiffeq? (peers: torchdiffeq,"),
+        (["--peers", "scipy", "tiny", "mpl"], "unknown work mpl; did you mean mlp?"),
+        (["tiny", "--methods", "dopri"], "unknown method dopri; did you mean dopri5?"),
+        (["tiny", "--tol", "abc"], "--tol abc: numbers are needed, such as 1e-3 or 1e-3,1e-5"),
+        (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance lies between 0 and 1"),
+        (["tiny", "--modes", ","], "--modes needs a name, or several with commas"),
+        (["tiny", "--repeats", "0"], "--repeats must be 1 or more, got 0"),
+        (["tiny", "--threads", "0"], "--threads must be 1 or more, got 0"),
+        (["tiny", "--repeat", "3"], "unknown option --repeat; did you mean --repeats?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line(words, line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"odebench bench: {line}")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_plan_has_defaults_and_takes_names_in_order():
+    plan = make_plan([])
+    assert tuple(work.name for work in plan.works) == DEFAULT
+    assert plan.libraries[:2] == ("odebench", "torchdiffeq")
+    assert not plan.named
+    plan = make_plan(["vdp", "stiff"], "adjoint", "scipy", "radau", work_precision=True)
+    assert [work.name for work in plan.works] == ["vdp", "robertson"]
+    assert (plan.modes, plan.libraries, plan.methods) == (("adjoint",), ("odebench", "scipy"), ("radau",))
+    assert (plan.tols, plan.named) == (WORK_PRECISION_TOLS, True)
+    assert make_plan([], peers="none").libraries == ("odebench",)
+
+
+def test_a_small_bench_writes_and_prints(tmp_path, capsys):
+    folder = tmp_path / "results"
+    words = ["tiny", "--peers", "none", "--modes", "forward,adjoint", "--repeats", "2", "--output", str(folder)]
+    assert main(["bench", *words, "--tol", "1e-3,1e-5"]) == 0
+    out, err = capsys.readouterr()
+    assert "tiny, forward, tol 0.001: odebench dopri5\n" in err
+    assert "forward, tol 0.001" in out
+    assert "continuous adjoint, tol 1e-05" in out
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "tiny_continuous_adjoint.png",
+        "tiny_forward.png",
+    ]
+    content = json.loads((folder / "results.json").read_text())
+    assert len(content["rows"]) == 4
+    assert content["versions"]["torch"]
+    assert content["machine"]["threads"] >= 1
+    errors = [row["parameter_gradient_error"] for row in content["rows"] if row["mode"] == "adjoint"]
+    assert errors[0] > errors[1] > 0
+
+    assert main(["bench", *words]) == 2
+    assert f"{folder} is not empty" in capsys.readouterr().err

@@ -1,0 +1,33 @@
+import math
+
+import pytest
+
+from odebench.plots.work_precision import work_precision
+
+
+def row(time_ms, nfe, error, backward=None):
+    return {"time_median_ms": time_ms, "nfe_forward": nfe, "nfe_backward": backward, "state_error": error}
+
+
+LINES = {
+    "odebench": [row(3.0, 50, 1e-5, 20), row(1.0, 26, 1e-3, 10)],
+    "peer": [row(2.0, None, 1e-2), row(4.0, 60, math.nan), row(5.0, 70, 0.0), row(6.0, 80, None)],
+}
+
+
+def test_points_are_in_order_of_cost_and_what_is_no_positive_number_is_left_out():
+    time, nfe = work_precision(LINES, "state_error", "tiny").axes
+    drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in time.lines}
+    assert drawn == {"odebench": [(1.0, 1e-3), (3.0, 1e-5)], "peer": [(2.0, 1e-2)]}
+    assert [list(zip(*line.get_data(), strict=True)) for line in nfe.lines] == [[(36, 1e-3), (70, 1e-5)]]
+    assert {time.get_xscale(), time.get_yscale(), nfe.get_xscale()} == {"log"}
+
+
+@pytest.mark.parametrize("lines", [LINES, {}, {f"line {i}": [row(i + 1, i + 1, 0.1)] for i in range(9)}])
+def test_it_draws_without_a_warning_and_names_its_axes(tmp_path, lines):
+    figure = work_precision(lines, "state_error", "title")
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_xlabel() == "median time (ms)"
+    assert figure.axes[1].get_ylabel() == "relative error of the states"
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(looks) == len(lines)
