@@ -62,7 +62,8 @@ def _names(kind: str, text: str | None, known: Iterable[str], default: tuple[str
     words = tuple(dict.fromkeys(filter(None, text.split(","))))
     for word in words:
         if word not in known:
-            raise unknown_name(kind, word, known, f"{kind}s")
+            # Of the many methods the list of our own solvers names most.
+            raise unknown_name(kind, word, known, "solvers" if kind == "method" else f"{kind}s")
     if not words:
         raise UsageError(f"--{kind}s needs a name, or several with commas")
     return words

@@ -112,10 +112,10 @@ def _oscillators(num: int) -> Tensor:
 _ALL = (
     Work(
         "tiny",
-        "spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 2.25] (torchdiffeq's ode_demo)",
+        "spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 9] (torchdiffeq's ode_demo)",
         field=fields.Spiral,
-        state=lambda: 2 * torch.rand(20, 2) - 1,
-        times=_evenly(2.25, 10),
+        state=lambda: 4 * torch.rand(20, 2) - 2,
+        times=_evenly(9.0, 10),
         tol=1e-6,
     ),
     Work(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import Watch
-from odebench.ode.gradients.adjoint import _AdjointField, _Quadrature
+from odebench.ode.gradients.adjoint import Adjoint, Quadrature, _AdjointField, _integrate, _quadrature
 from odebench.ode.gradients.reach import Targets, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
@@ -151,8 +151,9 @@ def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) 
     present = present_backward(problem, parameters, single)
     observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
-    separate = norm == "seminorm" and isinstance(plan.method, Tableau) and same_everywhere and not observers
-    return BackwardSolve(plan, parameters, f, observers, error, separate)
+    separate = norm == "seminorm" and same_everywhere and not observers
+    quadrature = _quadrature(Adjoint(norm="semi"), plan.method) if separate else None
+    return BackwardSolve(plan, parameters, f, observers, error, quadrature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,7 @@ class BackwardSolve:
     f: the field [N] at the first time, where it is known.
     observers: of the backward steps.
     error: what a failed backward solve raises.
-    separate: the gradients of parameters are a quadrature over the steps, rather than part of the state.
+    quadrature: how the gradients of parameters are had, where they are no part of the backward state.
     """
 
     plan: Plan
@@ -172,7 +173,7 @@ class BackwardSolve:
     f: Tensor | None
     observers: tuple[Observer, ...]
     error: type[SolveError]
-    separate: bool
+    quadrature: Quadrature
 
     @property
     def warm_start(self) -> bool:
@@ -217,18 +218,20 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        states, parameters = ctx.saved_tensors[0], ctx.parameters
-        mode, problem = ctx.mode, ctx.problem
+        states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(problem, "adjoint", parameters, [])
-        field = _AdjointField(problem, targets, None, mode.separate)
-        observers = [*mode.observers, _Quadrature(field, mode.plan.method, 1.0)]
+        targets = Targets(problem, "adjoint", ctx.parameters, [])
+        field = _AdjointField(problem, targets, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         a = grad_states[len(times) - 1]
         for i in range(len(times) - 1, 0, -1):
             z = field.start(states[i], a)
             plan = dataclasses.replace(mode.plan, first_step=first_step)
-            result = integrate(field, z, [times[i], times[i - 1]], plan, stats, observers=observers)
+            span = [times[i], times[i - 1]]
+            if mode.quadrature is None:
+                result = integrate(field, z, span, plan, stats, observers=mode.observers)
+            else:
+                result = _integrate(field, z, span, plan, stats, 1.0)
             if result.outcome.status is not Status.success and plan.tolerance is not None:
                 raise mode.error(result.outcome, during="backward solve of the adjoint")
             a = field.finish(result.states[1], 1.0) + grad_states[i - 1]

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from odebench.ode import control
 from odebench.ode.dense import Extension
-from odebench.ode.events import Crossing, Hit, Watch
+from odebench.ode.events import Hit, Watch
 from odebench.ode.methods import Method
 from odebench.ode.methods.scipy_bridge import solve_span
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
 from odebench.ode.problem import under_vmap
+from odebench.ode.reading import Reader
 from odebench.ode.status import Outcome, Stats, Status
 
 Grid = Callable[[list[float]], list[float]]
@@ -166,7 +167,7 @@ def integrate(
             stats=stats,
         )
         stepper.start(times[0], y, f)
-        reader = _Reader(stepper, y, times, plan, watch)
+        reader = Reader(stepper, y, times, plan.dense, plan.interpolation, watch)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
     reader.close()
     states = torch.stack(reader.outputs)
@@ -211,7 +212,7 @@ def _fixed(
     plan: Plan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: "_Reader",
+    reader: Reader,
 ) -> tuple[Outcome, float]:
     """The steps of the plan's grid."""
     assert plan.grid is not None
@@ -251,7 +252,7 @@ def _adaptive(
     plan: Plan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: "_Reader",
+    reader: Reader,
 ) -> tuple[Outcome, float]:
     """Steps as large as the tolerance allows; times inside a step are read off its continuous extension."""
     tolerance, controller = plan.tolerance, control.Control(plan.controller)
@@ -342,67 +343,3 @@ def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, pla
     f = stepper.slope(t, y)
     with torch.no_grad():
         return control.first_step(evaluate, t, y, f, end, stepper.order, plan.tolerance, plan.norm)
-
-
-class _Reader:
-    """Reads what is wanted off the accepted steps: the states asked for, the dense pieces, the zeros of events.
-
-    outputs, times: the states [N] read so far, and their times; see ``Result`` for the rest.
-    """
-
-    def __init__(self, stepper: Stepper, y: Tensor, times: list[float], plan: Plan, watch: Watch | None) -> None:
-        self._stepper, self._asked, self._plan, self._watch = stepper, times, plan, watch
-        self.outputs, self.times, self.rows = [y], [times[0]], [0]
-        self.hits: list[Hit] = []
-        self.pieces: list[Extension] = []
-        self.end = times[0]
-
-    def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
-        """Read the step from t, y [N] to t_next, y_next [N]; the time of a terminal event in it."""
-        h, self.end, first = t_next - t, t_next, len(self.rows)
-        due = first
-        while due < len(self._asked) and (self._asked[due] - t_next) * h <= 0:
-            due += 1
-        wanted = self._asked[first:due]
-        if not (wanted or self._plan.dense or self._watch):
-            return None
-        extension = None
-        if self._plan.dense or self._watch or wanted[0] != t_next:
-            extension = self._stepper.extension(t, t_next, y, y_next, self._plan.interpolation)
-        if extension is not None and self._plan.dense:
-            self.pieces.append(extension.kept())
-        found: list[Crossing] = []
-        ends = False
-        if extension is not None and self._watch:
-            found, ends = self._watch.look(extension, t_next, y_next)
-        found_at = [t_next if crossing.theta == 1 else t + crossing.theta * h for crossing in found]
-        event_time = found_at[-1] if ends else None
-        if event_time is not None:
-            wanted = [time for time in wanted if (time - event_time) * h <= 0]
-        rows = self._keep(sorted({*wanted, *found_at}, reverse=h < 0), t, t_next, extension, y_next)
-        self.rows += [rows[time] for time in wanted]
-        self.hits += [Hit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
-        return event_time
-
-    def _keep(
-        self, times: list[float], t: float, t_next: float, extension: Extension | None, y_next: Tensor
-    ) -> dict[float, int]:
-        """Keep the states at times of a step, in their order; the row of each."""
-        last = len(self.times) - 1
-        # An event at the very start of a step is at the end of the one before.
-        new = [time for time in times if time != self.times[-1]]
-        thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
-        if thetas:
-            assert extension is not None
-            self.outputs += extension.at(thetas).unbind()
-        if new[-1:] == [t_next]:
-            self.outputs.append(y_next)
-        self.times += new
-        return {time: last + i for i, time in enumerate(self.times[last:])}
-
-    def close(self) -> None:
-        """The solve is over: NaN at the times that it did not reach."""
-        for time in self._asked[len(self.rows) :]:
-            self.rows.append(len(self.outputs))
-            self.outputs.append(torch.full_like(self.outputs[0], math.nan))
-            self.times.append(time)

@@ -58,7 +58,7 @@ def test_an_adapter_agrees_with_the_truth_and_counts(tiny, name, mode, variant):
 def test_counted_evaluations_are_the_solvers_own(tiny):
     problem, _ = tiny
     counted = Counted(problem.field)
-    stats = ode.solve(counted, problem.state, problem.times, rtol=1e-5, atol=1e-5).stats
+    stats = ode.solve(counted, problem.state, problem.times, rtol=1e-5, atol=1e-5, controller="integral").stats
     costs = prepare(problem, Contestant("odebench", "dopri5", "forward", ""), 1e-5).costs
     assert counted.calls == stats.nfe == costs.nfe_forward
     assert costs.rows_forward == 20 * stats.nfe

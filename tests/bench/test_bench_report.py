@@ -32,7 +32,7 @@ def row(library, time_ms, **changes):
         "peak_mib": None,
         "operations_per_step": 20.0,
         "synchronisations_per_step": 1.0,
-        "version": "1.0",
+        "version": "1.0.1",
         **changes,
     }
 

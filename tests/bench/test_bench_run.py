@@ -12,11 +12,11 @@ from odebench.cli import main
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["tyni"], "unknown work tyni; did you mean tiny? (works: tiny, mlp,"),
+        (["tinyy"], "unknown work tinyy; did you mean tiny? (works: tiny, mlp,"),
         (["tiny", "--modes", "forwrd"], "unknown mode forwrd; did you mean forward? (modes: forward, backprop,"),
         (["tiny", "--peers", "torchdifeq"], "unknown peer torchdifeq; did you mean torchdiffeq? (peers: torchdiffeq,"),
         (["--peers", "scipy", "tiny", "mpl"], "unknown work mpl; did you mean mlp?"),
-        (["tiny", "--methods", "dopri"], "unknown method dopri; did you mean dopri5?"),
+        (["tiny", "--methods", "dopri55"], "unknown method dopri55; did you mean dopri5?"),
         (["tiny", "--tol", "abc"], "--tol abc: numbers are needed, such as 1e-3 or 1e-3,1e-5"),
         (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance lies between 0 and 1"),
         (["tiny", "--modes", ","], "--modes needs a name, or several with commas"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench import ode
 from odebench.ode import Checkpoint, SolveError, Tableau, solve
-from odebench.ode.gradients.checkpoint import _replay, _States
+from odebench.ode.gradients.record import States, replay
 
 TABLEAUS = [name for name, method in ode.METHODS.items() if isinstance(method, Tableau)]
 ADAPTIVE = [name for name in TABLEAUS if ode.METHODS[name].adaptive]
@@ -120,7 +120,7 @@ def test_work_is_what_the_docstring_says(field):
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 40])
 def test_no_more_states_are_kept_than_asked_for(limit, num_steps):
     """Every step is given once, last first, from its own state, whatever was kept; and the record never holds more."""
-    record = _States(limit)
+    record = States(limit)
     for n in range(num_steps):
         record.accept(float(n), torch.tensor(n), 1.0)
         assert 1 <= len(record._kept) <= limit
@@ -147,7 +147,7 @@ def test_replays_are_as_few_as_revolve_allows():
             solved.append(n)
             return y + 1
 
-        assert [n for n, _ in _replay(0, length, 0, slots, advance)] == list(reversed(range(length)))
+        assert [n for n, _ in replay(0, length, 0, slots, advance)] == list(reversed(range(length)))
         assert max(solved.count(n) for n in range(length)) <= repeats
 
 

@@ -278,7 +278,7 @@ def loss_of(y):
     [
         {"method": "dopri5", "first_step": 3.0},
         {"method": "bosh3", "controller": "pi"},
-        {"method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3},
+        {"method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3, "first_step": 1.0},
         {"method": "rk4", "steps": 12},
     ],
     ids=str,

@@ -14,21 +14,22 @@ DIMENSION = 100
 CYCLES = 4
 
 
-def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, tolerance: float) -> tuple[Tensor, bool]:
-    """x [n] with |b - apply(x)| <= tolerance |b|, from apply: [n] -> [n], linear, and whether that was reached.
+def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, part: float, floor: float = 0.0) -> tuple[Tensor, bool]:
+    """x [n] with |b - apply(x)| <= max(part |b|, floor), from apply: [n] -> [n], linear, and whether that was reached.
 
     Waits for the device once a product.
     """
     x, residual = torch.zeros_like(b), b
-    size = start = torch.linalg.vector_norm(b).item()
+    size = torch.linalg.vector_norm(b).item()
+    goal = max(part * size, floor)
     for _ in range(CYCLES):
-        if size <= tolerance * start or not math.isfinite(size):
+        if size <= goal or not math.isfinite(size):
             break
-        x = x + _cycle(apply, residual, size, tolerance * start)
+        x = x + _cycle(apply, residual, size, goal)
         residual = b - apply(x)
         size = torch.linalg.vector_norm(residual).item()
     # The residual that the cycle works with drifts from the true one by round-off.
-    return x, size <= 2 * tolerance * start
+    return x, size <= 2 * goal
 
 
 def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, goal: float) -> Tensor:

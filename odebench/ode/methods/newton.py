@@ -22,8 +22,8 @@ from odebench.ode.status import Stats, Status
 
 # An iteration may end when what is left of it is this part of the tolerance.
 NEWTON_PART = 0.01
-# The linear systems of a Newton iteration are solved to this part of their right-hand sides.
-LINEAR_PART = 1e-3
+# The linear systems of a Newton iteration are solved to this part of their right-hand sides, or of what is acceptable.
+LINEAR_PART, LINEAR_FLOOR = 1e-2, 0.1
 MAX_ITERATIONS = 10
 
 
@@ -36,16 +36,19 @@ class StageSystem:
         self._factors = [self._factorize(block.matrix) for block in blocks]
         self.solved = True
 
-    def solve(self, right: Tensor, scale: Tensor, part: float = LINEAR_PART) -> Tensor:
+    def solve(
+        self, right: Tensor, acceptable: Tensor, part: float = LINEAR_PART, floor: float = LINEAR_FLOOR
+    ) -> Tensor:
         """X [m, N] for R [m, N].
 
-        scale: [N] the sizes, by which the residuals are measured where J is known by its products only: down to
-            ``part`` of R; ``solved`` says whether that succeeded.
+        Where J is known by its products only, down to residuals of ``part`` of R, or of ``floor`` times an acceptable
+        error [N]; ``solved`` says whether that succeeded.
         """
         self._stats.linear_solves += 1
         self.solved = True
         parts, start = [], 0
-        real, scale = as_real(right), as_real(torch.complex(scale, scale)) if right.is_complex() else scale
+        real = as_real(right)
+        scale = acceptable.repeat_interleave(2) if right.is_complex() else acceptable
         for block, factors in zip(self._blocks, self._factors, strict=True):
             here = slice(start, start + block.size)
             start += block.size
@@ -53,7 +56,7 @@ class StageSystem:
                 flat = torch.linalg.lu_solve(*factors, real[:, here].reshape(-1, 1))
                 parts.append(flat.reshape(len(real), -1))
             elif block.product is not None:
-                parts.append(self._solve_by_products(block.product, real[:, here], scale[here], part))
+                parts.append(self._solve_by_products(block.product, real[:, here], scale[here], part, floor))
             else:
                 parts.append(real[:, here])
         return as_like(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), right)
@@ -66,14 +69,14 @@ class StageSystem:
         return torch.linalg.lu_factor_ex(system)[:2]
 
     def _solve_by_products(
-        self, product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, part: float
+        self, product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, part: float, floor: float
     ) -> Tensor:
         def apply(x: Tensor) -> Tensor:
             x = x.view_as(right)
             products = torch.stack([product(row * scale) for row in x])
             return (x - self._h * (self._a @ products) / scale).reshape(-1)
 
-        x, solved = gmres(apply, (right / scale).reshape(-1), part)
+        x, solved = gmres(apply, (right / scale).reshape(-1), part, floor * math.sqrt(right.numel()))
         self.solved = self.solved and solved
         return x.view_as(right) * scale
 

@@ -9,12 +9,10 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Extension
 from odebench.ode.methods.jacobian import DENSE_SIZE, Block, expand, real_size
-from odebench.ode.methods.newton import NEWTON_PART, Accuracy, StageSystem
+from odebench.ode.methods.newton import Accuracy, StageSystem
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.status import Stats, Status
 
-# The linear systems are all that is solved, so more exactly than those of a Newton iteration.
-LINEAR_PART = 1e-2 * NEWTON_PART
 # Gauss quadrature on (0, 1), of order 4 as the steps.
 NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
 
@@ -45,6 +43,8 @@ class RosenbrockSteps:
             )
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy, self._stats = Accuracy(tolerance, norm, False), stats or Stats()
+        # The residuals of the linear systems: the acceptable ones, or round-off.
+        self._goal = (0.0, 1.0) if tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
@@ -71,14 +71,14 @@ class RosenbrockSteps:
             self._linear = expand(self._field, clock[0], y, h, self._stats)
         f_start, block, f_t = self._linear
         system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
-        scale = self._accuracy.acceptable(y.detach(), y.detach()[None])
+        acceptable = self._accuracy.acceptable(y.detach(), y.detach()[None])
         self._u = []
         for i in range(method.stages):
             y_i = self._combine(y, method.a[i])
             f = f_start if i == 0 else self._field(clock[i], y_i, True)
             right = torch.add(f, f_t, alpha=h * method.gammas[i]) * (h * method.gamma)
             right = self._combine(right, tuple(method.gamma * c for c in method.c[i]))
-            self._u.append(system.solve(right[None], scale, LINEAR_PART)[0])
+            self._u.append(system.solve(right[None], acceptable, *self._goal)[0])
             if not system.solved:
                 self.failure = Status.not_converged
                 return y

@@ -1,0 +1,217 @@
+"""What a forward solve leaves for a hand-written backward pass: its accepted steps, and some states or all graphs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odebench.ode.gradients.reach import FirstEvaluation
+from odebench.ode.integrate import Plan
+from odebench.ode.methods import Tableau
+from odebench.ode.problem import Problem, PureField
+from odebench.ode.status import Outcome, Stats
+
+
+@dataclass(frozen=True)
+class Step:
+    """An accepted step from t, of signed size h; ``t_next`` is where the next one starts."""
+
+    t: float
+    h: float
+    t_next: float
+
+
+class Record:
+    """The accepted steps in the order they were taken."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """A step counts."""
+        if self.steps:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=t)
+        self.steps.append(Step(t, h, t + h))
+
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """Costs nothing backward."""
+
+    def side(self, plan: Plan) -> float:
+        """See ``Plan.side``."""
+        return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
+
+    def close(self, outcome: Outcome) -> None:
+        """The solve is over."""
+        if self.steps:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=outcome.time)
+
+
+class States(Record):
+    """Keeps the states [N] that the steps start from: all of them, or at most ``limit``."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__()
+        self._limit, self._stride = limit, 1
+        self._kept: dict[int, Tensor] = {}
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing yet."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """Keep the state where its number falls on the stride, which doubles when there is no room left."""
+        n = len(self.steps)
+        super().accept(t, y, h)
+        while n % self._stride == 0 and len(self._kept) == self._limit:
+            self._stride *= 2
+            self._kept = {m: state for m, state in self._kept.items() if m % self._stride == 0}
+        if n % self._stride == 0:
+            self._kept[n] = y
+
+    def backward(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Each step's number and the state [N] that it starts from, the last step first.
+
+        advance(step, y): the state after a step, solved again.
+        """
+
+        def forward(n: int, y: Tensor) -> Tensor:
+            return advance(self.steps[n], y)
+
+        end, kept = len(self.steps), dict(self._kept)
+        for start in sorted(kept, reverse=True):
+            slots = end - start if self._limit is None else self._limit - len(kept)
+            yield from replay(start, end, kept.pop(start), slots, forward)
+            end = start
+
+
+def replay(
+    start: int, end: int, y: Tensor, slots: int, advance: Callable[[int, Tensor], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """(n, state before step n) for n = end - 1 .. start, from y before ``start``, with so many states kept on the way.
+
+    The recursion of Griewank & Walther 2000, Algorithm 799: revolve: with m slots and r replays of a step,
+    binomial(m + r, m) steps can be reversed, and the first state is kept where the rest needs one slot less.
+    """
+    length = end - start
+    if length <= 1:
+        if length == 1:
+            yield start, y
+        return
+    if slots == 0:
+        for n in range(end - 1, start - 1, -1):
+            state = y
+            for m in range(start, n):
+                state = advance(m, state)
+            yield n, state
+        return
+    replays = 1
+    while math.comb(slots + 1 + replays, replays) < length:
+        replays += 1
+    # As far as the part behind can still be reversed with one slot less and one replay more in hand.
+    middle = end - min(length - 1, math.comb(slots + replays, replays))
+    state = y
+    for m in range(start, middle):
+        state = advance(m, state)
+    yield from replay(middle, end, state, slots - 1, advance)
+    yield from replay(start, middle, y, slots, advance)
+
+
+@dataclass
+class Stage:
+    """One evaluation k = f(t, y) [N] with its graph, y [N] a leaf; k is None where the graph is still to be made."""
+
+    t: Tensor
+    y: Tensor
+    k: Tensor | None
+
+
+class StageField:
+    """f without graph. While ``recording``, its evaluations are kept in ``stages``, ``with_graphs`` or to be made again
+    one by one."""
+
+    def __init__(self, problem: Problem, args: Sequence[Tensor], stats: Stats, recording: bool) -> None:
+        self.recording, self.with_graphs = recording, True
+        self.stages: list[Stage] = []
+        self.clock = problem.clock
+        self._problem, self._args, self._stats = problem, args, stats
+
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+        """dy/dt [N]."""
+        if self.recording and self.with_graphs:
+            k, y = self.evaluate(t, y)
+            self.stages.append(Stage(t, y, k))
+            return k.detach()
+        if self.recording:
+            self.stages.append(Stage(t, y, None))
+        self._stats.nfe += 1
+        return self._problem.rate(t, y, self._args)
+
+    def pure(self) -> PureField:
+        """See ``Problem.pure``."""
+        return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
+
+    def evaluate(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """dy/dt with a graph of its own, and the leaf that it starts from, both [N]."""
+        self._stats.nfe += 1
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return self._problem.rate(t, y, self._args), y
+
+
+class Graphs(Record):
+    """Keeps the stages that ``field`` gathers, with their graphs.
+
+    The list of a step has all its stages and the extra ones of its continuous extension; the one at the end of the step
+    is at the same time the next step's first.
+    """
+
+    def __init__(self, field: StageField, method: Tableau, first: FirstEvaluation) -> None:
+        super().__init__()
+        self._field, self._method, self._complete = field, method, False
+        self._stages: list[list[Stage]] = []
+        field.stages.append(Stage(first.t, first.y, first.f))
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """A step begins with its first stage; what was gathered before belongs to the last step, or to nothing."""
+        gathered = self._field.stages
+        if self._complete:
+            following = gathered.pop() if self._method.end_stage is None else gathered[self._method.end_stage]
+            self._stages.append(gathered)
+            self._field.stages, self._complete = [following], False
+        else:
+            self._field.stages = gathered[:1]
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """The step counts; its extra stages may still come."""
+        super().accept(t, y, h)
+        self._complete = True
+
+    def close(self, outcome: Outcome) -> None:
+        """The solve is over."""
+        super().close(outcome)
+        if self._complete:
+            self._stages.append(self._field.stages)
+        self._field.stages = []
+
+    def backward(self, plan: Plan) -> Iterator[tuple[int, list[Stage]]]:
+        """Each step's number and stages, the last step first; they are given away, for their memory.
+
+        Raises RuntimeError the second time.
+        """
+        if len(self._stages) < len(self.steps):
+            raise RuntimeError(
+                "gradient='checkpoint' with keep='graphs' can go backward once: its graphs are freed on the way"
+            )
+        while self._stages:
+            n, stages = len(self._stages) - 1, self._stages.pop()
+            yield n, stages[: self._method.stages - 1] if shares_last_stage(plan, self, n) else stages
+
+
+def shares_last_stage(plan: Plan, record: Record, n: int) -> bool:
+    """Whether the last stage of step n is the first of step n + 1 and gets its gradient there."""
+    method = plan.method
+    assert isinstance(method, Tableau)
+    follows = n + 1 < len(record.steps) and record.steps[n].t_next not in plan.jumps
+    return method.fsal and not method.extra_c and follows
