@@ -26,7 +26,7 @@ from odebench.compose import (
 )
 from odebench.errors import UsageError, unknown_name
 from odebench.extensions import check_options, find, names
-from odebench.ode.methods import METHODS
+from odebench.ode.methods import METHODS, Tableau
 from odebench.rules import (
     DATA,
     GRADIENTS,
@@ -275,6 +275,11 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
         )
     if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
         raise UsageError(f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}")
+    if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
+        raise UsageError(
+            "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
+            "leave it out, or choose solver=dopri5 solver.stepping=shared"
+        )
     if (solver.min_step or 0) > (solver.max_step or math.inf):
         raise UsageError(f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}")
     if solver.fixed:

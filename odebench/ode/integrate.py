@@ -276,7 +276,8 @@ def _adaptive(
         size = y.abs()
 
     while True:
-        step = control.fit_to_end(max(h, plan.min_step), abs(stops[0] - t), plan.max_step)
+        h = max(h, plan.min_step)
+        step = control.fit_to_end(h, abs(stops[0] - t), plan.max_step)
         at_stop = step == abs(stops[0] - t)
         last = at_stop and len(stops) == 1
         if step < smallest and not at_stop:
@@ -294,7 +295,7 @@ def _adaptive(
             size_next = y_next.abs()
             ratio = tolerance.ratio(stepper.error(), size, size_next, plan.norm)
         # NaN is a rejection too.
-        accepted = ratio <= 1 or (step <= plan.min_step and ratio < math.inf)
+        accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
         ratio_next = ratio
         if variable is not None:
             measure = partial(_measure, tolerance, size, size_next, plan.norm)

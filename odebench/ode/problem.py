@@ -108,7 +108,7 @@ class Problem:
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
         leaves, structure = pytree.tree_flatten(y0)
-        _check_state(leaves)
+        check_state(leaves)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         arg_leaves, args_structure = pytree.tree_flatten(args)
@@ -128,7 +128,7 @@ class Problem:
             self.y0 = self.y0.float()
         # The state's dtype: no float64 where the device has none.
         self.time_dtype = time_dtype or self.y0.real.dtype
-        self.t = _as_tensor(t)
+        self.t = as_tensor(t)
         self.times = _check_times(self.t)
         self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
         self.stats = Stats()
@@ -220,7 +220,7 @@ def under_vmap(x: Tensor) -> bool:
     return False
 
 
-def _as_tensor(t: Any) -> Tensor:
+def as_tensor(t: Any) -> Tensor:
     if isinstance(t, Tensor):
         return t
     if not hasattr(t, "__iter__") or isinstance(t, str):
@@ -234,7 +234,7 @@ def _flat(leaves: list[Tensor]) -> Tensor:
     return leaves[0].reshape(-1) if len(leaves) == 1 else torch.cat([leaf.reshape(-1) for leaf in leaves])
 
 
-def _check_state(leaves: list[Any]) -> None:
+def check_state(leaves: list[Any]) -> None:
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]

@@ -241,11 +241,15 @@ def test_gradient_of_tuples():
 
 
 class Told(Field):
-    """Writes down what its callbacks are told."""
+    """Writes down what its callbacks are told. It is the same at all times: their backward solve has an equation for the
+    gradient of t, whose error bounds its steps."""
 
     def __init__(self):
         super().__init__()
         self.told = []
+
+    def forward(self, t, y):
+        return super().forward(torch.zeros_like(t), y)
 
 
 def tell(name):

@@ -79,6 +79,7 @@ def test_states_agree_to_round_off():
 @pytest.mark.parametrize(
     "how",
     [
+        {"controller": "integral"},
         {"controller": "pi"},
         {"controller": "pid"},
         {"first_step": 0.01},

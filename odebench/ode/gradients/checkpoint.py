@@ -82,16 +82,18 @@ class Checkpoint:
                 )
         if self.keep == "graphs" and plan.jumps:
             raise ValueError("gradient='checkpoint': keep='graphs' has no jumps; leave keep out")
+        if self.keep == "graphs" and watch is not None and plan.tolerance is None:
+            raise ValueError("gradient='checkpoint': keep='graphs' has no events at fixed steps; leave keep out")
         if plan.compile and (self.keep == "graphs" or self.recompute == "stage"):
             raise ValueError(
                 "gradient='checkpoint': a compiled step has no graphs of its own; leave keep and recompute out"
             )
         if not torch.is_grad_enabled():
-            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
+            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
         first = first_evaluation(problem, self.name)
         results: list[Result] = []
         states = _CheckpointSolve.apply(
-            self, problem, plan, observers, first, results, problem.y0, *first.parameters, *problem.args
+            self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
@@ -104,6 +106,7 @@ class _CheckpointSolve(torch.autograd.Function):
         problem: Problem,
         plan: Plan,
         observers: tuple[Observer, ...],
+        watch: Watch | None,
         first: FirstEvaluation,
         results: list[Result],
         y0: Tensor,
@@ -116,13 +119,20 @@ class _CheckpointSolve(torch.autograd.Function):
             assert isinstance(plan.method, Tableau)
             record = Graphs(field, plan.method, first)
         result = integrate(
-            field, y0, problem.times, plan, problem.stats, f=first.f.detach(), observers=(*observers, record)
+            field,
+            y0,
+            problem.times,
+            plan,
+            problem.stats,
+            f=first.f.detach(),
+            observers=(*observers, record),
+            watch=watch,
         )
-        record.close(result.outcome)
+        record.close(result.end)
         results.append(result)
         ctx.mode, ctx.problem, ctx.plan, ctx.record = mode, problem, plan, record
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters, ctx.reached = first.parameters, result.outcome.reached
+        ctx.parameters, ctx.times = first.parameters, result.times[: result.outcome.reached]
         ctx.args = first.args if keeps_graphs else None
         ctx.save_for_backward(y0, *targets)
         return result.states
@@ -133,7 +143,7 @@ class _CheckpointSolve(torch.autograd.Function):
         problem, plan, record, mode = ctx.problem, ctx.plan, ctx.record, ctx.mode
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args)
-        outputs = Outputs(problem.times[: ctx.reached], grad_states, record)
+        outputs = Outputs(ctx.times, grad_states, record)
         stats = Stats() if isinstance(record, Graphs) else problem.stats.backward or Stats()
         field = StageField(problem, targets.args, stats, False)
         if isinstance(record, States):
@@ -141,12 +151,13 @@ class _CheckpointSolve(torch.autograd.Function):
         with torch.autocast(grad_states.device.type, enabled=False):
             if isinstance(record, Graphs):
                 a = reverse_stages(plan, record, record.backward(plan), field.evaluate, targets, outputs)
-            elif isinstance(plan.method, Tableau) and not plan.compile:
+            elif isinstance(plan.method, Tableau) and not plan.compile and (plan.method.dense or outputs.at_ends):
                 steps = _recompute(plan, record, field, outputs, with_graphs=mode.recompute == "step")
                 a = reverse_stages(plan, record, steps, field.evaluate, targets, outputs)
             else:
+                # Also inside steps without an extension of their own, read off with f at both ends.
                 a = _reverse_steps(plan, record, field, targets, outputs)
-        return None, None, None, None, None, None, a + grad_states[0], *targets.gradients()
+        return None, None, None, None, None, None, None, a + grad_states[0], *targets.gradients()
 
 
 def _recompute(

@@ -12,7 +12,7 @@ from odebench.ode.gradients.reach import FirstEvaluation
 from odebench.ode.integrate import Plan
 from odebench.ode.methods import Tableau
 from odebench.ode.problem import Problem, PureField
-from odebench.ode.status import Outcome, Stats
+from odebench.ode.status import Stats
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Record:
         """See ``Plan.side``."""
         return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
-    def close(self, outcome: Outcome) -> None:
-        """The solve is over."""
+    def close(self, end: float) -> None:
+        """The solve is over; its last step ended there."""
         if self.steps:
-            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=outcome.time)
+            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=end)
 
 
 class States(Record):
@@ -188,9 +188,9 @@ class Graphs(Record):
         super().accept(t, y, h)
         self._complete = True
 
-    def close(self, outcome: Outcome) -> None:
-        """The solve is over."""
-        super().close(outcome)
+    def close(self, end: float) -> None:
+        """The solve is over; its last step ended there."""
+        super().close(end)
         if self._complete:
             self._stages.append(self._field.stages)
         self._field.stages = []

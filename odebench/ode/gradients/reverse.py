@@ -29,6 +29,11 @@ class Outputs:
             self._at_end.append(due if ends else None)
             due += ends
 
+    @property
+    def at_ends(self) -> bool:
+        """Whether all of them are at the ends of steps."""
+        return not any(thetas for thetas, _ in self._inside)
+
     def inside(self, n: int) -> tuple[list[float], Tensor]:
         """The thetas of the outputs inside step n, and their gradients [m, N]."""
         thetas, first = self._inside[n]

@@ -108,7 +108,7 @@ def make_stepper(
     """The stepper of a method for states like y [N].
 
     compiled: the step, as one function; with_stages: that its stages are wanted as well, for outputs inside of it.
-    one_sided: the direction of time where f is to be evaluated just after a step's start and just before its end, else 0.
+    one_sided: the direction of time where f is to be evaluated just after a step's start and just before its end; or 0.
     tolerance, norm: how exactly the equations of implicit steps are solved; to round-off where there is no tolerance.
     stats: where what they cost is counted.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.problem import Layout, _as_tensor, _check_state
+from odebench.ode.problem import Layout, as_tensor, check_state
 from odebench.ode.status import Stats
 
 
@@ -64,7 +64,7 @@ class RowProblem:
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         self.time_dtype = self.y0.real.dtype
-        self.t = _as_tensor(t)
+        self.t = as_tensor(t)
         self.table = _check_times(self.t, self.num_rows)
         self.times = self.table.unbind(1)
         tensors = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor | Rows)]
@@ -200,7 +200,7 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _check_rows(leaves: list[Any]) -> None:
-    _check_state(leaves)
+    check_state(leaves)
     first = leaves[0]
     if first.dim() == 0 or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
         shapes = [tuple(leaf.shape) for leaf in leaves]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.gradients.backprop import Backprop
+from odebench.ode.gradients import Backprop, Checkpoint
 from odebench.ode.integrate import Plan
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.checkpoint import run_checkpointed
@@ -59,6 +59,8 @@ def _check(plan: Plan, gradient: Any, event: Any) -> str:
         mode = "backprop"
     if mode not in MODES:
         raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(MODES)}, not {mode}")
+    if isinstance(gradient, Checkpoint) and gradient != Checkpoint():
+        raise ValueError("stepping='per_sample': gradient='checkpoint' has no options there; leave them out")
     if mode == "checkpoint" and event is not None:
         raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
     if not isinstance(plan.method, Tableau):

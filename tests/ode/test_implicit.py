@@ -1,0 +1,574 @@
+"""Implicit methods: order, stability, Newton iterations by matrix and matrix-free, stiff problems, gradients."""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, solve
+from odebench.ode.methods import jacobian, newton, rosenbrock_steps
+from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.krylov import gmres
+from odebench.ode.methods.order_conditions import gamma, size, stage_weights
+from odebench.ode.methods.rosenbrock import Rosenbrock
+
+IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, ImplicitTableau | Rosenbrock)]
+TABLEAUS = [name for name in IMPLICIT if isinstance(METHODS[name], ImplicitTableau)]
+ADAPTIVE = [name for name in IMPLICIT if METHODS[name].adaptive]
+L_STABLE = [name for name in IMPLICIT if "L-stable" in METHODS[name].source]
+# States of 2 to 4 numbers, whose Jacobians are treated as if they were too large to be kept.
+MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
+
+
+@pytest.fixture
+def matrix_free(monkeypatch):
+    for module in (jacobian, newton, rosenbrock_steps):
+        monkeypatch.setattr(module, "DENSE_SIZE", 1)
+
+
+def pendulum(t, y):
+    """Nonlinear and dependent on time, so that every order condition counts."""
+    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
+
+
+def van_der_pol(t, y):
+    return torch.stack((y[1], 1000 * (1 - y[0] ** 2) * y[1] - y[0]))
+
+
+def robertson(t, y):
+    a, b, c = y.unbind()
+    slow, back, fast = 0.04 * a, 1e4 * b * c, 3e7 * b * b
+    return torch.stack((back - slow, slow - back - fast, fast))
+
+
+def chasing(t, y):
+    """y follows cos t at the rate 1e4: Prothero & Robinson 1974."""
+    return -1e4 * (y - torch.cos(t)) - torch.sin(t)
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return solve(pendulum, double(1.0, 0.3), [0.0, 2.0], rtol=1e-13, atol=1e-13).y[-1]
+
+
+def slope(steps, errors):
+    """Least-squares slope of log error against log step size."""
+    x = torch.tensor([-math.log(n) for n in steps])
+    y = torch.tensor([math.log(e) for e in errors])
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def stability(method, z):
+    """R(z) of y' = lambda y, z = h lambda, by the method's numbers alone."""
+    s = method.stages
+    if isinstance(method, Rosenbrock):
+        u = np.zeros(s)
+        for i in range(s):
+            right = z * method.gamma * (1 + np.dot(method.a[i], u[:i])) + method.gamma * np.dot(method.c[i], u[:i])
+            u[i] = right / (1 - z * method.gamma)
+        return 1 + np.dot(method.b, u)
+    k = np.linalg.solve(np.eye(s) - z * np.array(method.a), np.ones(s))
+    return 1 + z * np.dot(method.b, k)
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_tableau_fulfils_the_order_conditions_and_no_more(name):
+    method = METHODS[name]
+    weights = stage_weights(method.a, method.order + 1)
+    residuals = {tree: abs(np.dot(method.b, u) - 1 / gamma(tree)) for tree, u in weights.items()}
+    assert max(r for tree, r in residuals.items() if size(tree) <= method.order) < 1e-14
+    assert max(r for tree, r in residuals.items() if size(tree) > method.order) > 1e-5
+    assert np.allclose(np.sum(method.a, axis=1), method.c, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_extension_fulfils_its_order_conditions(name):
+    method = METHODS[name]
+    if method.dense is None:
+        assert method.dense_order is None or method.dense_order <= 3
+        return
+    for theta in (0.3, 0.8, 1.0):
+        b = [sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in method.dense]
+        for tree, u in stage_weights(method.a, method.dense_order).items():
+            assert np.dot(b, u) == pytest.approx(theta ** size(tree) / gamma(tree), abs=2e-14)
+    assert b == pytest.approx(method.b, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_fixed_steps_converge_with_the_order_of_the_method(name, truth):
+    order = METHODS[name].order
+    steps = [4, 6, 8] if order >= 5 else [12, 17, 24]
+    with torch.no_grad():
+        errors = [
+            float((solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=n).y[-1] - truth).norm()) for n in steps
+        ]
+    assert slope(steps, errors) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_dense_output_converges_with_its_order(name):
+    """One step of size h from an exact state: the local error of the interpolant is O(h^(order + 1))."""
+    errors, sizes = [], [0.4, 0.2, 0.1]
+    for h in sizes:
+        inside = [0.3 * h, 0.7 * h]
+        with torch.no_grad():
+            exact = solve(pendulum, double(1, 0.3), [0.0, *inside], rtol=1e-13, atol=1e-13).y[1:]
+            # The tolerance accepts the step, of the whole span, but does not end the Newton iterations early.
+            loose = solve(
+                pendulum, double(1, 0.3), [0.0, *inside, h], method=name, first_step=h, min_step=h, rtol=1e-9, atol=1e-9
+            )
+        assert loose.stats.accepted == 1
+        errors.append(float((loose.y[1:3] - exact).norm()))
+    assert slope([1 / h for h in sizes], errors) == pytest.approx(METHODS[name].dense_order + 1, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_error_estimate_falls_with_its_order(name):
+    ratios, sizes = [], [0.2, 0.1, 0.05]
+    for h in sizes:
+        with torch.no_grad():
+            solution = solve(
+                pendulum, double(1, 0.3), [0.0, h], method=name, first_step=h, min_step=h, rtol=1e-9, atol=1e-9
+            )
+        ratios.append(solution.stats.error_ratios[0])
+    method = METHODS[name]
+    expected = method.order if isinstance(method, Rosenbrock) else method.error_order
+    assert slope([1 / h for h in sizes], ratios) == pytest.approx(expected, abs=0.4)
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_stiff_modes_stay_bounded_and_die_where_the_method_is_l_stable(name):
+    method = METHODS[name]
+    assert method.stiff
+    # A-stable along the imaginary axis and on the negative real one.
+    for z in (1j * 10.0 ** np.arange(-2, 4)).tolist() + (-(10.0 ** np.arange(-2, 4))).tolist():
+        assert (
+            abs(stability(method, z) if isinstance(method, ImplicitTableau) else stability(method, z.real)) < 1 + 1e-9
+        )
+    far = abs(stability(method, -1e8))
+    assert far < 1e-6 if name in L_STABLE else far > 0.99
+
+
+def test_what_is_called_l_stable_is_what_should_be():
+    assert set(IMPLICIT) - set(L_STABLE) == {"implicit_midpoint", "trapezoid", "gl4", "gl6"}
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_steps_far_beyond_the_stiff_time_scale_follow_the_slow_solution(name):
+    """h |lambda| = 1000 from a point off the slow solution; only L-stable methods get there at once."""
+    start = 1.5 if name in L_STABLE else 1.0
+    with torch.no_grad():
+        y = solve(chasing, double(start), [0.0, 2.0], method=name, steps=20).y[-1]
+    assert float(y - math.cos(2.0)) == pytest.approx(0, abs=2e-3 if METHODS[name].order > 1 else 2e-5)
+
+
+# Radau IIA of order 5 at rtol 1e-11, atol 1e-13, by SciPy's solve_ivp.
+VAN_DER_POL_2000 = (1.7061678, -0.00089280731)
+ROBERTSON_1E5 = (0.01786592114, 7.27475142e-08, 0.98213400611)
+
+
+@pytest.fixture(scope="module")
+def by_scipy():
+    """The states at the end by SciPy's Radau at tolerances far below those tested."""
+    from scipy.integrate import solve_ivp
+
+    def end(f, y0, t):
+        def rate(t, y):
+            return f(t, torch.from_numpy(y)).numpy()
+
+        return torch.from_numpy(solve_ivp(rate, (0, t), y0, method="Radau", rtol=1e-9, atol=1e-13).y[:, -1])
+
+    return {"van der Pol": end(van_der_pol, [2.0, 0.0], 2000.0), "Robertson": end(robertson, [1.0, 0.0, 0.0], 1e5)}
+
+
+@pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 150), ("rodas4", 250), ("radauIIA5", 250)])
+def test_robertson(name, steps, by_scipy):
+    with torch.no_grad():
+        s = solve(robertson, double(1, 0, 0), [0, 1e5], method=name, rtol=1e-6, atol=1e-10)
+    error = (s.y[-1] - by_scipy["Robertson"]).abs() / (1e-10 + 1e-6 * s.y[-1].abs())
+    assert float(error.max()) < 5
+    assert s.stats.accepted + s.stats.rejected < steps
+    assert float(s.y[-1].sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5"])
+def test_robertson_over_eleven_decades(name):
+    """The mass is conserved, and a and b come down together: Hairer & Wanner 1996, section IV.10 (t = 1e11)."""
+    with torch.no_grad():
+        s = solve(robertson, double(1, 0, 0), [0, 1e11], method=name, rtol=1e-7, atol=1e-13, max_steps=5000)
+    # Their reference values.
+    expected = double(0.2083340149701255e-07, 0.8333360770334713e-13, 0.9999999791665050)
+    assert torch.allclose(s.y[-1], expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 500), ("rodas4", 900)])
+def test_van_der_pol(name, steps, by_scipy):
+    with torch.no_grad():
+        s = solve(van_der_pol, double(2, 0), [0, 2000.0], method=name, rtol=1e-6, atol=1e-6)
+    # The phase's error after two fast passages is a few tolerances.
+    error = (s.y[-1] - by_scipy["van der Pol"]).abs() / (1e-6 + 1e-6 * s.y[-1].abs())
+    assert float(error.max()) < 10
+    assert s.stats.accepted + s.stats.rejected < steps
+
+
+def brusselator(n):
+    """u and v on n points inside (0, 1), diffusion 1/50: Hairer & Wanner 1996, section IV.10."""
+    weight = (n + 1) ** 2 / 50
+
+    def diffusion(u, edge):
+        padded = torch.cat((torch.full_like(u[:1], edge), u, torch.full_like(u[:1], edge)))
+        return weight * (padded[:-2] - 2 * u + padded[2:])
+
+    def f(t, y):
+        u, v = y
+        return 1 + u * u * v - 4 * u + diffusion(u, 1.0), 3 * u - u * u * v + diffusion(v, 3.0)
+
+    x = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
+    return f, (1 + torch.sin(2 * math.pi * x), torch.full_like(x, 3.0))
+
+
+@pytest.mark.parametrize("name", MATRIX_FREE)
+def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
+    f, y0 = brusselator(20)
+    with torch.no_grad():
+        dense = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
+        for module in (jacobian, newton, rosenbrock_steps):
+            monkeypatch.setattr(module, "DENSE_SIZE", 1)
+        free = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
+    assert dense.stats.jacobian_products == 0 < free.stats.jacobian_products
+    for a, b in zip(dense.y, free.y, strict=True):
+        assert torch.allclose(a[-1], b[-1], rtol=2e-5, atol=2e-5)
+    assert free.stats.accepted <= dense.stats.accepted + 2
+
+
+def test_a_thousand_unknowns_are_solved_matrix_free():
+    f, y0 = brusselator(500)
+    with torch.no_grad():
+        s = solve(f, y0, [0.0, 1.0], method="kvaerno5", rtol=1e-4, atol=1e-4)
+        coarse_f, coarse_y0 = brusselator(124)  # every fourth point
+        coarse = solve(coarse_f, coarse_y0, [0.0, 1.0], method="kvaerno5", rtol=1e-6, atol=1e-6)
+    # An explicit method would take 20,000 steps.
+    assert s.stats.accepted + s.stats.rejected < 30
+    middle, coarse_middle = s.y[0][-1, 249:251].mean(), coarse.y[0][-1, 61:63].mean()
+    assert float(middle - coarse_middle) == pytest.approx(0, abs=1e-3)
+
+
+def test_gmres_solves_to_the_part_asked_for_and_says_when_it_does_not():
+    torch.manual_seed(0)
+    matrix = torch.randn(150, 150, dtype=torch.float64) / 15 + 2 * torch.eye(150, dtype=torch.float64)
+    b = torch.randn(150, dtype=torch.float64)
+    for part in (1e-2, 1e-6, 1e-12):
+        x, solved = gmres(lambda v: matrix @ v, b, part)
+        assert solved
+        assert float((matrix @ x - b).norm()) <= 2 * part * float(b.norm())
+    assert gmres(lambda v: matrix @ v, torch.zeros_like(b), 1e-6)[0].count_nonzero() == 0
+    assert not gmres(lambda v: v.roll(1) * 0, b, 1e-6)[1]
+
+
+class Numpy(nn.Module):
+    """Computed where autograd does not see it."""
+
+    def forward(self, t, y):
+        a, b = y.detach().numpy()
+        return torch.from_numpy(np.array([b, -np.sin(a) + 0.5 * np.cos(float(t))]))
+
+
+class Doubled(torch.autograd.Function):
+    """Differentiable once, and not in batches."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        assert gradient.dim() == 1
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["matrix", "matrix-free"])
+@pytest.mark.parametrize("kind", ["numpy", "once differentiable", "in place", "branches"])
+def test_any_callable_is_a_field(kind, free, request, truth):
+    if free:
+        request.getfixturevalue("matrix_free")
+
+    def in_place(t, y):
+        rate = torch.empty_like(y)
+        rate[0], rate[1] = y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)
+        return rate
+
+    def branches(t, y):
+        return pendulum(t, y) if y[0].item() > 0 else pendulum(t, y.clone())
+
+    fields = {
+        "numpy": Numpy(),
+        "once differentiable": lambda t, y: pendulum(t, Doubled.apply(y) / 2),
+        "in place": in_place,
+        "branches": branches,
+    }
+    for name in ("kvaerno5", "rodas4"):
+        with torch.no_grad():
+            s = solve(fields[kind], double(1, 0.3), [0, 2], method=name, rtol=1e-8, atol=1e-8)
+        assert float((s.y[-1] - truth).norm()) < 3e-7
+
+
+def test_inference_mode_works(truth):
+    with torch.inference_mode():
+        s = solve(pendulum, double(1, 0.3), [0, 2], method="kvaerno5", rtol=1e-8, atol=1e-8)
+        assert float((s.y[-1] - truth).norm()) < 3e-7
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_evaluations_are_counted_to_the_last_one(name):
+    calls = 0
+
+    def counted(t, y):
+        nonlocal calls
+        calls += 1
+        return pendulum(t, y)
+
+    for how in ({"steps": 5}, {"rtol": 1e-4, "atol": 1e-4}):
+        if METHODS[name].adaptive or "steps" in how:
+            calls = 0
+            s = solve(counted, double(1, 0.3), [0, 1, 2], method=name, **how)
+            assert s.stats.nfe == calls
+            assert 0 < s.stats.jacobians <= s.stats.accepted + s.stats.rejected
+            assert s.stats.linear_solves >= s.stats.jacobians
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_backward_in_time_undoes_forward_in_time(name):
+    y0 = double(1, 0.3)
+    how = {"rtol": 1e-6, "atol": 1e-6} if METHODS[name].adaptive and METHODS[name].order > 1 else {"steps": 400}
+    with torch.no_grad():
+        there = solve(pendulum, y0, [0, 1], method=name, **how).y[-1]
+        back = solve(pendulum, there, [1, 0], method=name, **how).y[-1]
+    assert torch.allclose(back, y0, atol=3e-4 if METHODS[name].order > 1 else 5e-3)
+
+
+@pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "rodas4", "trapezoid"])
+def test_states_of_tuples_and_of_complex_numbers_are_solved_as_flat_real_ones(name, truth):
+    how = {"steps": 40} if name == "trapezoid" else {"rtol": 1e-7, "atol": 1e-7}
+
+    def pair(t, y):
+        return pendulum(t, torch.stack(y)).unbind()
+
+    def spinning(t, y):
+        """Not holomorphic."""
+        return (2j - 0.1) * y + 0.3 * y.conj() * torch.cos(t)
+
+    def spinning_real(t, y):
+        return torch.view_as_real(spinning(t, torch.view_as_complex(y)))
+
+    z0 = torch.tensor([1 + 1j, 0.5 - 2j], dtype=torch.complex128)
+    with torch.no_grad():
+        flat = solve(pendulum, double(1, 0.3), [0, 2], method=name, **how).y[-1]
+        parts = solve(pair, (double(1)[0], double(0.3)[0]), [0, 2], method=name, **how).y
+        z = solve(spinning, z0, [0, 1], method=name, **how).y[-1]
+        x = solve(spinning_real, torch.view_as_real(z0), [0, 1], method=name, **how).y[-1]
+    assert torch.allclose(torch.stack([part[-1] for part in parts]), flat, atol=1e-12)
+    assert torch.allclose(torch.view_as_real(z), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_float32_works_to_its_floor(name, truth):
+    with torch.no_grad():
+        y0 = torch.tensor([1.0, 0.3])
+        exact = solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=40).y[-1]
+        single = solve(pendulum, y0, [0, 2], method=name, steps=40).y[-1]
+        assert float((single - exact).norm()) < 2e-5
+        if METHODS[name].adaptive and METHODS[name].order > 2:
+            s = solve(pendulum, y0, [0, 2], method=name, rtol=1e-5, atol=1e-5)
+            assert float((s.y[-1] - truth).norm()) < 1e-4
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_empty_and_constant_states_are_solved(name):
+    with torch.no_grad():
+        empty = solve(lambda t, y: y, torch.zeros(0), [0, 1], method=name, steps=3)
+        assert empty.y.shape == (2, 0)
+        still = solve(lambda t, y: torch.zeros_like(y), torch.zeros(2), [0, 1], method=name, steps=3)
+        assert still.y.count_nonzero() == 0
+        steady = solve(lambda t, y: torch.ones_like(y), torch.zeros(2), [0, 1], method=name, steps=3)
+        assert torch.allclose(steady.y[-1], torch.ones(2))
+
+
+def test_a_step_whose_equations_have_no_solution_says_so():
+    """y' = y^2 + 1 with h = 2: the implicit Euler equation has none."""
+    with pytest.raises(SolveError, match="not_converged"):
+        solve(lambda t, y: y * y + 1, double(0.0), [0, 2], method="implicit_euler", steps=1)
+
+
+def test_a_field_that_is_not_finite_is_named_so():
+    for how in ({"steps": 4}, {"rtol": 1e-6, "atol": 1e-6, "first_step": 0.1}):
+        s = solve(lambda t, y: y * math.nan, double(1.0), [0, 1], method="kvaerno5", throw=False, **how)
+        assert s.status.name == "non_finite"
+
+
+def test_failed_iterations_make_an_adaptive_solve_take_smaller_steps():
+    with torch.no_grad():
+        s = solve(van_der_pol, double(2, 0), [0, 900], method="kvaerno5", first_step=500.0, rtol=1e-3, atol=1e-3)
+    assert s.stats.rejected > 0
+    assert all(math.isfinite(ratio) for ratio in s.stats.error_ratios)
+
+
+class Relaxing(nn.Module):
+    """Stiff, nonlinear and dependent on time, with parameters."""
+
+    def __init__(self, rate=20.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        self.rate = nn.Parameter(double(rate)[0])
+
+    def forward(self, t, y, scale):
+        return scale * self.layers(torch.cat((y, t.expand(1)))) - self.rate * torch.tanh(y - torch.cos(t))
+
+
+def inputs(rate=20.0):
+    field = Relaxing(rate)
+    y0 = double(1.2, -0.5).requires_grad_()
+    scale = double(1.3)[0].requires_grad_()
+    return field, y0, scale, [y0, scale, *field.parameters()]
+
+
+def loss_of(field, y0, scale, **how):
+    y = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), **how).y
+    return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
+
+
+def gradient_errors(loss, wanted, gradients, eps=1e-5):
+    """Against central differences along one random direction a tensor, relative to the gradient."""
+    for tensor, gradient in zip(wanted, gradients, strict=True):
+        direction = torch.randn_like(tensor)
+        values = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                tensor.add_(sign * eps * direction)
+            values.append(float(loss()))
+        with torch.no_grad():
+            tensor.add_(eps * direction)
+        measured = (values[0] - values[1]) / (2 * eps)
+        yield abs(measured - float((gradient * direction).sum())) / float(direction.norm() * gradient.norm() + 1e-6)
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_backprop_is_the_gradient_of_the_discrete_solve(name):
+    field, y0, scale, wanted = inputs()
+    how = {"method": name, "steps": 5}
+    gradients = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    assert max(gradient_errors(lambda: loss_of(field, y0, scale, **how), wanted, gradients)) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "trapezoid"])
+def test_matrix_free_gradient_is_the_one_with_the_matrix(name, request):
+    field, y0, scale, wanted = inputs()
+    how = {"method": name, "steps": 5}
+    dense = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    request.getfixturevalue("matrix_free")
+    free = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    for a, b in zip(dense, free, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_a_second_derivative_is_refused_but_for_rosenbrock_methods():
+    field, y0, scale, _ = inputs()
+
+    def second(name):
+        loss = loss_of(field, y0, scale, method=name, steps=4)
+        (first,) = torch.autograd.grad(loss, y0, create_graph=True)
+        return torch.autograd.grad(first[0], y0)[0]
+
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        second("kvaerno5")
+
+    def first(name):
+        (gradient,) = torch.autograd.grad(loss_of(field, y0, scale, method=name, steps=4), y0)
+        return gradient[0]
+
+    curvature, eps = second("rodas4"), 1e-5
+    with torch.no_grad():
+        y0[1] += eps
+    above = first("rodas4")
+    with torch.no_grad():
+        y0[1] -= 2 * eps
+    assert float((above - first("rodas4")) / (2 * eps)) == pytest.approx(float(curvature[1]), rel=1e-5)
+
+
+def test_a_large_state_has_no_graph_through_a_rosenbrock_method():
+    with pytest.raises(ValueError, match="kvaerno5"):
+        solve(lambda t, y: -y, torch.ones(300), [0, 1], method="rodas4", steps=2)
+
+
+@pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint", "full"])
+@pytest.mark.parametrize("name", ["kvaerno5", "rodas4", "radauIIA5"])
+def test_other_gradient_modes_give_the_gradient_to_the_tolerance(name, mode):
+    field, y0, scale, wanted = inputs(rate=5.0)
+    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-10, atol=1e-10), wanted)
+    gradient = Adjoint(norm="full") if mode == "full" else mode
+    how = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": gradient}
+    found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    total = math.sqrt(sum(float(g.norm()) ** 2 for g in exact))
+    assert math.sqrt(sum(float((a - b).norm()) ** 2 for a, b in zip(exact, found, strict=True))) < 2e-5 * total
+
+
+def test_the_adjoint_of_a_stiff_solve_is_cheap_along_its_path():
+    """Backward in time y is unstable at the rate 1000: only the path of the forward solve leads back."""
+    field, y0, scale, wanted = inputs(rate=1000.0)
+    how = {"method": "kvaerno5", "rtol": 1e-7, "atol": 1e-7}
+    exact = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    solution = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), gradient=InterpolatedAdjoint(), **how)
+    loss = (solution.y[1:] ** 2).sum() + torch.sin(solution.y[1]).sum()
+    found = torch.autograd.grad(loss, wanted)
+    # y0 is forgotten at the rate 1000.
+    for a, b in list(zip(exact, found, strict=True))[1:]:
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+    backward = solution.stats.backward
+    assert backward.accepted + backward.rejected < 150
+    assert backward.jacobians > 0
+
+
+@pytest.mark.parametrize("name", ["kvaerno5", "rodas4"])
+def test_matrix_free_adjoint(name, matrix_free):
+    field, y0, scale, wanted = inputs(rate=5.0)
+    with warnings.catch_warnings():
+        exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-10, atol=1e-10), wanted)
+        how = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": "adjoint"}
+        found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    for a, b in zip(exact, found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kvaerno5", "rodas4"])
+def test_the_gradient_of_complex_states(name):
+    weight = torch.tensor(2j - 0.1, dtype=torch.complex128, requires_grad=True)
+    z0 = torch.tensor([1 + 1j, 0.5 - 2j], dtype=torch.complex128, requires_grad=True)
+
+    def gradients(**how):
+        z = solve(lambda t, y, w: w * y + 0.3 * y.conj(), z0, [0, 1], args=(weight,), **how).y[-1]
+        return torch.autograd.grad(z.abs().sum(), [z0, weight])
+
+    exact = gradients(rtol=1e-10, atol=1e-10)
+    for how in ({"gradient": "backprop"}, {"gradient": "adjoint"}):
+        for a, b in zip(exact, gradients(method=name, rtol=1e-8, atol=1e-8, **how), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_tableau_of_the_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match="need 1 entries"):
+        ImplicitTableau("odd", "nobody", 1, (1.0,), ((1.0, 0.0),), (1.0,))
+    with pytest.raises(ValueError, match="error_order"):
+        dataclasses.replace(METHODS["sdirk2"], error=(0.5, -0.5))
+    with pytest.raises(ValueError, match="row i"):
+        dataclasses.replace(METHODS["rodas4"], a=((),) * 6)
