@@ -17,9 +17,10 @@ class Spiral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2))
-        # The example's 0.1 is hardly a dynamic before training.
-        nn.init.normal_(self.net[0].weight, std=0.3)
-        nn.init.normal_(self.net[2].weight, std=0.3)
+        for layer in (self.net[0], self.net[2]):
+            # The example's 0.1 hardly moves before it is trained.
+            nn.init.normal_(layer.weight, std=0.3)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt [B, 2]."""

@@ -14,10 +14,15 @@ from odebench.ode.control import Controller, Norm, Tolerance, rms
 from odebench.ode.integrate import Grid, Plan
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
+from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
-from odebench.ode.problem import Problem
+from odebench.ode.problem import Problem, noisy_layers
 from odebench.ode.solving import check_plan
 
+# torchdiffeq takes fixed steps with these, be there an error estimate or not.
+FIXED_STEPS = frozenset(
+    ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5", "gl4", "gl6", "sdirk2", "trbdf2"]
+)
 ALIASES = {"fixed_adams": "implicit_adams"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -68,7 +73,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
 
     parameters_known: func reaches no parameter but its module's, or but those that the caller named.
 
-    Raises TypeError for a state that is neither a tensor nor a tuple of them, and for times that are no
+    Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor a tuple of them, and for times that are no
     floating-point tensor; else what ``Problem`` raises.
     """
     if not isinstance(y0, Tensor | tuple):
@@ -80,6 +85,12 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         # Torch's own cat mixes dtypes, and so did torchdiffeq's states.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
+    if layers := noisy_layers(func):
+        warnings.warn(
+            f"func has {layers[0]} in training mode, which changes at every evaluation: error control sees noise; call "
+            ".eval() on it for the solve",
+            stacklevel=4,
+        )
     fitted = _Fitted(func, y0)
     field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
     return Problem(field, y0, t, ())
@@ -195,7 +206,7 @@ def make_plan(
     plan = Plan(method=method, tolerance=tolerance, grid=None, norm=norm)
     if isinstance(method, SciPySolver):
         plan = _with_scipy_options(plan, options)
-    elif method.adaptive:
+    elif method.adaptive and method.name not in FIXED_STEPS:
         plan = _with_adaptive_options(plan, options, asked[2])
     else:
         plan = _with_grid_options(plan, options, asked)
@@ -262,6 +273,9 @@ def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callabl
     if isinstance(method, FixedAdams):
         assert plan.tolerance is not None
         method = _as_adams(method, options, plan.tolerance)
+    if isinstance(method, ImplicitTableau):
+        # Newton's iteration is ended by its own progress.
+        options.pop("max_iters", None)
     return dataclasses.replace(
         plan,
         method=method.fixed(),

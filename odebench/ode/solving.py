@@ -35,7 +35,7 @@ def solve(
     min_step: float = 0.0,
     max_step: float = math.inf,
     max_steps: int = 100_000,
-    controller: str | Controller = "pi",
+    controller: str | Controller = "integral",
     step_t: Sequence[float] | Tensor = (),
     jump_t: Sequence[float] | Tensor = (),
     stepping: Literal["shared", "per_sample"] = "shared",
@@ -62,7 +62,8 @@ def solve(
     first_step: size of the first adaptive step; by default searched for, at the cost of one evaluation.
     min_step, max_step: bounds of an adaptive step; one of min_step is accepted whatever its error.
     max_steps: attempted steps of one solve.
-    controller: of the step size: "integral", "pi", "pid" or a ``Controller``.
+    controller: of the step size: "integral", "pi", "pid" or a ``Controller``. PI control is a little more exact over
+        many steps; over the few of a short solve it grows the steps more slowly.
     step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
     stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
         [B, ...], steps of its own; see ``odebench.ode.per_sample``.

@@ -18,6 +18,14 @@ FIXED = ["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implic
 ADAPTIVE = ["dopri5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"]
 # Their own steps of these start from a slope that is not that of the step's start: one evaluation less, a larger error.
 STALE_SLOPE = ("fehlberg2", "adaptive_heun")
+GRIDS = {
+    "step": {"step_size": 0.125},
+    "cubic": {"step_size": 0.125, "interp": "cubic"},
+    "uneven": {"step_size": 0.07, "interp": "linear"},
+    "perturb": {"step_size": 0.25, "perturb": True},
+    "constructed": {"grid_constructor": lambda f, y, t: torch.linspace(t[0].item(), t[-1].item(), 13, dtype=t.dtype)},
+    "times": {},
+}
 TIMES = torch.linspace(0, 1.5, 4, dtype=torch.float64)
 Y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-1.2, 0.1]], dtype=torch.float64)
 
@@ -95,15 +103,15 @@ def test_their_methods_are_ours():
         assert y[-1, 0].item() == pytest.approx(math.exp(-0.5), abs=0.02), name
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+@pytest.mark.parametrize(
+    ("method", "tol"),
+    [(method, tol) for method in ADAPTIVE for tol in (1e-3, 1e-6) if method not in STALE_SLOPE or tol > 1e-4],
+)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("kind", ["tensor", "tuple"])
 def test_adaptive_states(method, tol, sign, kind):
     """No evaluation more than theirs, and no larger error, where that is above the tolerance."""
     field, y0, t = Field(), as_state(Y0, kind), sign * TIMES
-    if method in STALE_SLOPE and tol < 1e-3:
-        pytest.skip("of order 2: too many steps")
     expected = truth(field, y0, t)
     nfe, errors = [], []
     for integrate, _ in LIBRARIES.values():
@@ -120,26 +128,21 @@ def test_adaptive_states(method, tol, sign, kind):
 
 
 @pytest.mark.filterwarnings("ignore:(Functional|implicit_adams. the) iteration did not converge")
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
-    "options",
+    ("method", "name"),
     [
-        {"step_size": 0.125},
-        {"step_size": 0.125, "interp": "cubic"},
-        {"step_size": 0.07, "interp": "linear"},
-        {"step_size": 0.25, "perturb": True},
-        {"grid_constructor": lambda f, y, t: torch.linspace(t[0].item(), t[-1].item(), 13, dtype=t.dtype)},
-        {},
+        (method, name)
+        for method in FIXED
+        for name in GRIDS
+        # Theirs takes uneven steps for even ones in multistep methods, and has another interpolant there.
+        if not method.endswith("adams") or name not in ("uneven", "cubic")
     ],
-    ids=["step", "cubic", "uneven", "perturb", "grid", "times"],
 )
-def test_fixed_steps(method, sign, options):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fixed_steps(method, sign, name):
     """Equal to round-off, with as many evaluations or fewer."""
-    if method in FIXED[-3:]:
-        if options.get("step_size") == 0.07 or options.get("interp"):
-            pytest.skip("theirs takes uneven steps for even ones, and another interpolant")
-        options = {**options, "max_order": 6}
+    # Of higher orders round-off grows.
+    options = {**GRIDS[name], "max_order": 6} if method.endswith("adams") else GRIDS[name]
     field, t = Field(), sign * TIMES
     states, nfe = [], []
     for integrate, _ in LIBRARIES.values():
@@ -241,8 +244,11 @@ def test_gradient_of_tuples():
 
 
 class Told(Field):
-    """Writes down what its callbacks are told. It is the same at all times: their backward solve has an equation for the
-    gradient of t, whose error bounds its steps."""
+    """Writes down what its callbacks are told.
+
+    It is the same at all times: their backward solve has an equation for the gradient of t, whose error bounds its
+    steps.
+    """
 
     def __init__(self):
         super().__init__()
@@ -282,10 +288,11 @@ def test_callbacks(kind, sign, how):
         flat(y).sum().backward()
         return forward, field.told
 
-    for a, b in zip(*pair(call), strict=True):
+    for end, a, b in zip((1.5, 0.0), *pair(call), strict=True):
         if "method" not in how:
-            a, b = a[:-4], b[: len(a) - 4]
-        assert len(b) > 4
+            in_view = [abs(abs(t) - end) < 2.2 * dt for _, t, _, dt in a].index(True)
+            a, b = a[:in_view], b[:in_view]
+        assert len(a) >= 4
         assert [(name, shape) for name, _, shape, _ in a] == [(name, shape) for name, _, shape, _ in b]
         for (_, t, _, dt), (_, own_t, _, own_dt) in zip(a, b, strict=True):
             # Theirs negates the time in the backward pass of a solve that runs backward in time.
@@ -622,6 +629,15 @@ class TestForgiving:
         assert field.layers[0].weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.Dropout(0.5)])
+def test_noisy_layers_are_told(layer):
+    """Code with them runs on; ``solve`` refuses them."""
+    field = nn.Sequential(layer, nn.Linear(2, 2))
+    field.forward = lambda t, y: field[1](field[0](y))
+    with pytest.warns(UserWarning, match="in training mode"):
+        odeint(field, torch.randn(4, 2), torch.tensor([0.0, 1.0]), method="euler")
+
+
 def test_no_gradient_is_wanted():
     field = Field()
     with torch.no_grad():
@@ -641,27 +657,17 @@ def test_scipy(solver):
     assert largest(gradients(odeint_adjoint, field, Y0, TIMES, **how)[0] - expected) < 1e-4 * largest(expected)
 
 
-NEWER = [
-    "tsit5",
-    "implicit_euler",
-    "implicit_midpoint",
-    "trapezoid",
-    "radauIIA3",
-    "gl4",
-    "radauIIA5",
-    "gl6",
-    "sdirk2",
-    "trbdf2",
-]
+NEWER = ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4", "radauIIA5", "gl6", "sdirk2", "trbdf2"]
 
 
-@pytest.mark.parametrize("method", NEWER)
+@pytest.mark.parametrize("method", ["tsit5", *NEWER])
 def test_methods_of_newer_releases(method):
+    """The implicit ones go through a grid, as theirs do."""
     field = Field()
-    options = {} if METHODS[method].adaptive else {"step_size": 0.05}
+    options = {"step_size": 0.05} if method in NEWER else {}
     expected, *_ = gradients(odeint, field, Y0[:1], TIMES)
     gradient, *_ = gradients(odeint_adjoint, field, Y0[:1], TIMES, method=method, options=options)
-    assert largest(gradient - expected) < 0.1 ** min(METHODS[method].order, 3) * 2 * largest(expected)
+    assert largest(gradient - expected) < {1: 0.3, 2: 0.02}.get(METHODS[method].order, 1e-3) * largest(expected)
 
 
 class TestEvents:

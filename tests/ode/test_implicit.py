@@ -71,7 +71,7 @@ def stability(method, z):
     """R(z) of y' = lambda y, z = h lambda, by the method's numbers alone."""
     s = method.stages
     if isinstance(method, Rosenbrock):
-        u = np.zeros(s)
+        u = np.zeros(s, dtype=complex)
         for i in range(s):
             right = z * method.gamma * (1 + np.dot(method.a[i], u[:i])) + method.gamma * np.dot(method.c[i], u[:i])
             u[i] = right / (1 - z * method.gamma)
@@ -490,7 +490,7 @@ def test_a_second_derivative_is_refused_but_for_rosenbrock_methods():
         (first,) = torch.autograd.grad(loss, y0, create_graph=True)
         return torch.autograd.grad(first[0], y0)[0]
 
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         second("kvaerno5")
 
     def first(name):

@@ -4,6 +4,7 @@ Complex states count as twice as many real numbers: f need not be holomorphic.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
     with recording():
         x = y if differentiated and y.requires_grad else leaf(y)
         time = leaf(t)
-        rate = evaluate(time, x, True)
+        # A field may turn t into a float, which is then found out.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
+            rate = evaluate(time, x, True)
     block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
     f_t = _time_derivative(rate, time)
     if f_t is None:
@@ -141,12 +145,14 @@ def _matrix(rate: Rate, y: Tensor, f: Tensor) -> Tensor:
     if f.requires_grad:
         return rows(f, y, create_graph=torch.is_grad_enabled())
     units = torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)
-    columns = [difference(rate, y, f, unit) for unit in units]
+    columns = [difference(rate, y, unit) for unit in units]
     return torch.stack(columns, dim=1) if columns else units
 
 
 def rows(f: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     """df/dy [n, n] from the graph of f [N], which is kept."""
+    if f.numel() == 0:
+        return f.real.new_zeros(0, 0)
     units = as_like(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
     how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
     try:
@@ -156,16 +162,16 @@ def rows(f: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     return as_real(result)
 
 
-def difference(rate: Rate, y: Tensor, f: Tensor, v: Tensor) -> Tensor:
-    """(d rate/dy) v [n] for a real v [n], by a difference to f = rate(y), for what autograd cannot tell."""
+def difference(rate: Rate, y: Tensor, v: Tensor) -> Tensor:
+    """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, for what autograd cannot tell."""
     with torch.no_grad():
         x = as_real(y)
-        size = torch.linalg.vector_norm(v).item()
+        size, typical = torch.stack((torch.linalg.vector_norm(v), torch.linalg.vector_norm(x))).tolist()
         if size == 0 or not math.isfinite(size):
             return torch.zeros_like(v) * size
-        typical = 1 + (torch.linalg.vector_norm(x) / math.sqrt(max(len(x), 1))).item()
-        step = math.sqrt(torch.finfo(v.dtype).eps) * typical / size
-        return as_real(rate(as_like(x + step * v, y)) - f.detach()) / step
+        step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + typical / math.sqrt(max(len(x), 1))) / size
+        above, below = (as_real(rate(as_like(x + sign * step * v, y))) for sign in (1, -1))
+        return (above - below) / (2 * step)
 
 
 @dataclass
@@ -194,7 +200,7 @@ class Products:
         """J v."""
         self.stats.jacobian_products += 1
         if self._pair is None:
-            return difference(self.rate, self.y, self.f, v)
+            return difference(self.rate, self.y, v)
         g, u = self._pair
         return as_real(torch.autograd.grad(g, u, as_like(v, g), retain_graph=True, materialize_grads=True)[0])
 

@@ -95,7 +95,9 @@ class Accuracy:
         size = torch.maximum(y.abs(), stages.abs().amax(0))
         floor = 10 * torch.finfo(size.dtype).eps
         if self.tolerance is None or self.exact:
-            return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(torch.finfo(size.dtype).tiny)
+            # Not zero, and such that numbers divided by it can be squared.
+            least = torch.finfo(size.dtype).tiny ** 0.4
+            return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(least)
         return torch.maximum(NEWTON_PART * self.tolerance.scale(size.clone()), floor * size)
 
     @property
@@ -128,12 +130,14 @@ class Stages:
         """W [m, N] of a step from y [N], and why there is none."""
         w, jacobians, iteration = guess, 1, 0
         before = math.inf
+        stages = self.base + self.a @ w
+        acceptable = accuracy.acceptable(y, stages)
         while True:
-            stages = self.base + self.a @ w
-            acceptable = accuracy.acceptable(y, stages)
             slopes = torch.stack([self.evaluate(i, stage) for i, stage in enumerate(stages.unbind())])
             change = self.system.solve(slopes - w, acceptable)
             w = w + change
+            stages = self.base + self.a @ w
+            acceptable = accuracy.acceptable(y, stages)
             size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
             if not math.isfinite(size):
                 return w, Status.non_finite
@@ -146,7 +150,7 @@ class Stages:
                 continue
             if jacobians == accuracy.jacobians:
                 return w, Status.not_converged
-            self.system = self.relinearize(self.base + self.a @ w)
+            self.system = self.relinearize(stages)
             jacobians, iteration, before = jacobians + 1, 0, math.inf
 
     def _promises(self, size: float, rate: float, iteration: int) -> bool:

@@ -1,0 +1,82 @@
+"""A compiled step gives the numbers of the plain one."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from odebench.ode import Checkpoint, solve
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
+# torch's own, while its compiler starts.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch"
+)
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    def forward(self, t, y, scale):
+        return self.net(y) * scale * torch.cos(t)
+
+
+@pytest.fixture(scope="module")
+def field():
+    torch.manual_seed(0)
+    return Field().double()
+
+
+def run(field, times, gradient, **options):
+    y0 = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    solution = solve(field, y0, times, args=(scale,), gradient=gradient, **options)
+    gradients = torch.autograd.grad((solution.y**2).sum(), [y0, scale, *field.parameters()])
+    return solution, gradients
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gradient", "times", "options"),
+    [
+        pytest.param("backprop", (0.0, 3.0), {}, id="ends"),
+        pytest.param("backprop", (0.0, 0.1, 0.2, 3.0), {}, id="inside"),
+        pytest.param(Checkpoint(), (0.0, 0.1, 0.2, 3.0), {}, id="replayed"),
+        pytest.param("backprop", (0.0, 3.0), {"method": "rk4", "steps": 5}, id="fixed"),
+    ],
+)
+def test_states_gradients_and_counts_are_those_of_the_plain_step(field, gradient, times, options):
+    plain, theirs = run(field, times, gradient, **options)
+    compiled, ours = run(field, times, gradient, compile=True, **options)
+    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-10)
+    assert compiled.stats.nfe == plain.stats.nfe
+    assert compiled.stats.accepted == plain.stats.accepted
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+    with torch.no_grad():
+        scale = torch.tensor(1.5, dtype=torch.float64)
+        again = solve(field, plain.y[0], times, args=(scale,), compile=True, **options)
+    torch.testing.assert_close(again.y, plain.y, rtol=1e-9, atol=1e-10)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_step_is_compiled_once_for_a_field_and_a_shape(field):
+    torch._dynamo.utils.counters.clear()
+    for _ in range(3):
+        run(field, (0.0, 2.0), "backprop", compile=True, rtol=1e-3, atol=1e-3)
+        run(field, (0.0, 1.0), "backprop", compile=True, first_step=0.1)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
+
+
+def test_what_cannot_be_compiled_is_refused(field):
+    with pytest.raises(ValueError, match="compile=True is for explicit Runge-Kutta methods"):
+        run(field, (0.0, 1.0), "backprop", method="gl4", steps=3, compile=True)
+    with pytest.raises(ValueError, match="leave keep and recompute out"):
+        run(field, (0.0, 1.0), Checkpoint(keep="graphs"), compile=True)
+    with pytest.raises(ValueError, match="must be hashable"):
+        solve(lambda t, y, c: -c[0] * y, torch.ones(2), (0.0, 1.0), args=({1, 2},), compile=True)
