@@ -6,25 +6,24 @@
 
 Each run is an ordinary `odebench train` with a folder of its own under outputs/results; one that is done is not run
 again, one that was stopped is resumed. docs/results/ takes a CSV for each table, machine and versions included;
-README.md takes the tables between its markers.
+README.md takes the tables between its markers, by ``render_tables.py``.
 """
 
 import argparse
 import csv
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+from render_tables import RESULTS, ROOT, read_csv, readme_with_tables, replace_between
 
 from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time
 from odebench.record.reader import is_run, read_run
 from odebench.training.summary import training_table
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "outputs" / "results"
-RESULTS = ROOT / "docs" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 
 SMALL = {name: [f"model={name}"] for name in ("odenet", "rknet", "resnet", "mlp")}
@@ -101,53 +100,6 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def accuracy_table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of trainings."""
-    lines = [
-        "| model | gradient | parameters | test accuracy (95 % interval) | NFE forward + backward | peak memory a step "
-        "| images/s | total time |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        has_ode = float(row["nfe_forward"]) > 0
-        nfe = f"{row['nfe_forward']} + {row['nfe_backward']}" if has_ode else "–"
-        accuracy = f"{100 * float(row['test_accuracy']):.2f} %"
-        interval = f"{100 * float(row['test_low']):.2f} – {100 * float(row['test_high']):.2f}"
-        lines.append(
-            f"| `{row['model']}` | {row['gradient']} | {int(row['parameters']):,} | {accuracy} ({interval}) | {nfe} "
-            f"| {row['peak_mib']} MiB | {float(row['images_per_s']):.0f} | {float(row['seconds']):.0f} s |"
-        )
-    return "\n".join([*lines, "", measured_on(rows[0])])
-
-
-def measured_on(row: dict[str, str]) -> str:
-    where = f"on {row['cores']} cores ({row['machine']})"
-    return f"Measured {row['date']} {where}, Python {row['python']}, torch {row['torch']}."
-
-
-def step_table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of the comparison with torchdiffeq."""
-    lines = [
-        "| gradient | first step | odebench, images/s (NFE) | torchdiffeq, images/s (NFE) | ratio: best, median |",
-        "|---|---|---|---|---|",
-    ]
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        ratios = [float(ours[f"images_per_s_{k}"]) / float(theirs[f"images_per_s_{k}"]) for k in ("best", "median")]
-        cells = [
-            f"{row['images_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
-        ]
-        how = f"| {ours['gradient']} | {ours['first_step']} "
-        lines.append(f"{how}| {cells[0]} | {cells[1]} | {ratios[0]:.2f}, {ratios[1]:.2f} |")
-    return "\n".join([*lines, "", measured_on(rows[0])])
-
-
-def replace_between(text: str, marker: str, content: str) -> str:
-    """README text with what stands between <!-- marker --> and <!-- end --> replaced."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-    assert pattern.search(text), f"README.md lacks the marker {marker}"
-    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
-
-
 def write() -> None:
     """CSV, pictures and README from the records."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -167,19 +119,7 @@ def write() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     ends = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
     readme = replace_between(readme, "first_run", f"```text\n{ends}\n```")
-    (ROOT / "README.md").write_text(with_tables(readme), encoding="utf-8")
-
-
-def with_tables(readme: str) -> str:
-    """The README with its tables made from docs/results."""
-    readme = replace_between(readme, "mnist5k", accuracy_table(read_csv("mnist5k")))
-    readme = replace_between(readme, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
-    return replace_between(readme, "training_step", step_table(read_csv("training_step")))
-
-
-def read_csv(name: str) -> list[dict[str, str]]:
-    with open(RESULTS / f"{name}.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    (ROOT / "README.md").write_text(readme_with_tables(readme), encoding="utf-8")
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
 
     parameters_known: func reaches no parameter but its module's, or but those that the caller named.
 
-    Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor a tuple of them, and for times that are no
-    floating-point tensor; else what ``Problem`` raises.
+    Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor
+    a tuple of them, and for times that are no floating-point tensor; else what ``Problem`` raises.
     """
     if not isinstance(y0, Tensor | tuple):
         raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")

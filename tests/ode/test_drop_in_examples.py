@@ -64,10 +64,10 @@ def test_spiral(odeint):
         batch_y = torch.stack([true_y[start + i] for i in range(8)])
         return (odeint(func, true_y[start], t[:8], rtol=1e-4, atol=1e-5) - batch_y).abs().mean()
 
-    losses = train(func.parameters(), loss_of, 30, 1e-2)
+    losses = train(func.parameters(), loss_of, 20, 3e-2)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     with torch.no_grad():
-        assert odeint(func, true_y0, t).shape == true_y.shape
+        assert odeint(func, true_y0, t, rtol=1e-5).shape == true_y.shape
 
 
 def test_latent_ode():
@@ -99,7 +99,7 @@ def test_latent_ode():
         return nll + 0.1 * kl
 
     parameters = [p for part in (func, encoder, decoder, head) for p in part.parameters()]
-    losses = train(parameters, loss_of, 25, 2e-2)
+    losses = train(parameters, loss_of, 15, 3e-2)
     assert losses[-1] < 0.5 * losses[0]
     assert func.nfe > 0
 
@@ -113,7 +113,7 @@ def test_continuous_normalizing_flow():
             self.net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
 
         def forward(self, t, states):
-            z, log_p, energy = states
+            z = states[0]
             with torch.set_grad_enabled(True):
                 z = z.requires_grad_(True)
                 dz = self.net(torch.cat([z, t.expand(len(z), 1)], 1))
@@ -161,7 +161,7 @@ class BouncingBall(nn.Module):
 
     def bounce_times(self, count, odeint_interface):
         height, speed = self.start[:1], self.start[1:]
-        state, t, times = (height, speed, torch.full((1,), 0.05)), self.t0, []
+        state, t, times = (height, speed, torch.full_like(height, 0.05)), self.t0, []
         for _ in range(count):
             t, solution = odeint_event(
                 self,
@@ -182,15 +182,15 @@ class BouncingBall(nn.Module):
 
 @INTERFACES
 def test_bouncing_ball(odeint):
-    """Learn from when it bounced; the time of an event depends on all before it."""
+    """Learn from when it bounced, in float64; the time of a bounce depends on all before it."""
     with torch.no_grad():
-        wanted = BouncingBall(9.8, 0.9).bounce_times(3, odeint)
+        wanted = BouncingBall(9.8, 0.9).double().bounce_times(3, odeint)
     fall = math.sqrt(2 * 0.95 / 9.8)
     assert wanted.tolist() == pytest.approx([fall, fall * 2.8, fall * 4.42], rel=1e-3)
-    ball = BouncingBall(7.0, 0.7)
+    ball = BouncingBall(8.0, 0.6).double()
     learned = [ball.gravity, ball.bounce]
-    losses = train(learned, lambda: ((ball.bounce_times(3, odeint) - wanted) ** 2).sum(), 30, 0.1)
-    assert losses[-1] < 0.05 * losses[0]
+    losses = train(learned, lambda: ((ball.bounce_times(3, odeint) - wanted) ** 2).sum(), 30, 0.05)
+    assert losses[-1] < 0.1 * losses[0]
     assert ball.t0.grad is not None
     assert ball.start.grad.isfinite().all()
 
@@ -212,7 +212,7 @@ def test_when_to_stop():
         )
         return (t - math.log(2)) ** 2 + 0 * y.sum()
 
-    losses = train(params, loss_of, 60, 5e-2)
+    losses = train(params, loss_of, 40, 5e-2)
     assert losses[-1] < 1e-2 * losses[0]
     assert level.item() == pytest.approx(1.0, abs=0.05)
 
@@ -291,8 +291,8 @@ def test_neural_controlled_field():
         y = odeint(func, torch.zeros(1, 1), times, method="rk4", options={"perturb": True, "interp": "cubic"})
         return ((y - wanted) ** 2).mean()
 
-    losses = train(func.parameters(), loss_of, 40, 5e-2)
-    assert losses[-1] < 0.1 * losses[0]
+    losses = train(func.parameters(), loss_of, 25, 8e-2)
+    assert losses[-1] < 0.2 * losses[0]
 
 
 def test_trainable_span():
@@ -301,7 +301,7 @@ def test_trainable_span():
 
     def loss_of():
         t = torch.stack([torch.zeros(()), end])
-        return (odeint(lambda t, y: -y, torch.ones(1), t, adjoint_params=())[-1] - 0.25).pow(2).sum()
+        return (odeint(lambda t, y: -y, torch.ones(1), t, rtol=1e-5, adjoint_params=())[-1] - 0.25).pow(2).sum()
 
-    train([end], loss_of, 80, 5e-2)
+    train([end], loss_of, 60, 4e-2)
     assert end.item() == pytest.approx(math.log(4), abs=0.02)

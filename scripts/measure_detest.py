@@ -1,0 +1,103 @@
+"""DETEST measured: what the 25 problems cost and how exact their ends are, by several methods.
+
+    pip install -e ".[dev,peers]"
+    python scripts/measure_detest.py                    about a minute; docs/results/detest.csv and docs/engine.md
+
+The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each is
+solved for its end alone; an error is the largest absolute one of any component at t = 20, and that of all problems
+their geometric mean. Evaluations do not depend on the machine.
+"""
+
+import csv
+import math
+import platform
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
+
+import torch
+from render_tables import PAGES, RESULTS, ROOT
+from torch import Tensor
+
+from odebench.ode import solve
+
+sys.path.insert(0, str(ROOT / "tests" / "ode"))
+import detest  # noqa: E402
+
+TOL = 1e-6
+SPAN = torch.tensor([0.0, detest.END], dtype=torch.float64)
+# Method and controller; that of adams changes its order by rules of its own.
+OURS = [
+    ("dopri5", "integral"),
+    ("dopri5", "pi"),
+    *((method, "integral") for method in ("tsit5", "bosh3", "dopri8", "vern7", "adams")),
+]
+
+End = Callable[[detest.TestProblem], tuple[int, Tensor]]
+
+
+def by_odebench(method: str, controller: str) -> End:
+    """From a problem to the evaluations and y(20)."""
+
+    def end(problem: detest.TestProblem) -> tuple[int, Tensor]:
+        solution = solve(
+            problem.f, problem.y0, SPAN, method=method, rtol=TOL, atol=TOL, controller=controller
+        )
+        return solution.stats.nfe, solution.y[-1]
+
+    return end
+
+
+def by_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
+    """The same by torchdiffeq's dopri5, evaluations counted inside the field."""
+    import torchdiffeq
+
+    calls = 0
+
+    def counted(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return problem.f(t, y)
+
+    y = torchdiffeq.odeint(counted, problem.y0, SPAN, rtol=TOL, atol=TOL, method="dopri5")
+    return calls, y[-1]
+
+
+@torch.no_grad()
+def measure(library: str, method: str, controller: str, end: End) -> dict[str, object]:
+    """A row of the CSV file."""
+    evaluations, logs = 0, []
+    for name, problem in detest.PROBLEMS.items():
+        calls, y = end(problem)
+        evaluations += calls
+        logs.append(math.log(float((y - detest.reference(name)).abs().max())))
+    print(library, method, controller, evaluations, flush=True)
+    return {
+        "library": library,
+        "version": version(library),
+        "method": method,
+        "controller": controller,
+        "tol": TOL,
+        "evaluations": evaluations,
+        "error": f"{math.exp(sum(logs) / len(logs)):.3g}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": f"{datetime.now():%Y-%m-%d}",
+    }
+
+
+def main() -> None:
+    """Measure, write, render."""
+    rows = [measure("odebench", *words, by_odebench(*words)) for words in OURS]
+    rows.insert(2, measure("torchdiffeq", "dopri5", "integral", by_torchdiffeq))
+    with open(RESULTS / "detest.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    page = ROOT / "docs" / "engine.md"
+    page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The tables of the pages, made from the CSV files in docs/results and from nothing else.
+
+    python scripts/render_tables.py        README.md and docs/engine.md
+
+A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``measure_results.py`` the trainings,
+``measure_detest.py`` DETEST, and ``odebench bench`` the speed, whose results.csv is copied to
+docs/results/bench_NAME.csv.
+"""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from odebench.bench import report
+from odebench.bench.works import DEFAULT, WORKS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+Row = dict[str, Any]
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    """The rows of docs/results/NAME.csv as they are written."""
+    with open(RESULTS / f"{name}.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def replace_between(text: str, marker: str, content: str) -> str:
+    """The text of a page with what stands between <!-- marker --> and <!-- end --> replaced."""
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
+    assert pattern.search(text), f"the page lacks the marker {marker}"
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+
+
+def readme_with_tables(text: str) -> str:
+    """README.md with its tables."""
+    text = replace_between(text, "mnist5k", accuracy_table(read_csv("mnist5k")))
+    text = replace_between(text, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
+    text = replace_between(text, "bench", bench_summary([row for file in bench_files() for row in file]))
+    return replace_between(text, "training_step", step_table(read_csv("training_step")))
+
+
+def engine_with_tables(text: str) -> str:
+    """docs/engine.md with its tables."""
+    text = replace_between(text, "detest", detest_table(read_csv("detest")))
+    return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
+
+
+PAGES = {ROOT / "README.md": readme_with_tables, ROOT / "docs" / "engine.md": engine_with_tables}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its rows as lines."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+
+
+def accuracy_table(rows: list[dict[str, str]]) -> str:
+    """Trainings."""
+    header = ["model", "gradient", "parameters", "test accuracy (95 % interval)", "NFE forward + backward"]
+    header += ["peak memory a step", "images/s", "total time"]
+    lines = []
+    for row in rows:
+        has_ode = float(row["nfe_forward"]) > 0
+        interval = f"{100 * float(row['test_low']):.2f} – {100 * float(row['test_high']):.2f}"
+        lines.append(
+            [
+                f"`{row['model']}`",
+                row["gradient"],
+                f"{int(row['parameters']):,}",
+                f"{100 * float(row['test_accuracy']):.2f} % ({interval})",
+                f"{row['nfe_forward']} + {row['nfe_backward']}" if has_ode else "–",
+                f"{row['peak_mib']} MiB",
+                f"{float(row['images_per_s']):.0f}",
+                f"{float(row['seconds']):.0f} s",
+            ]
+        )
+    return f"{markdown(header, lines)}\n\n{measured_on(rows[0])}"
+
+
+def step_table(rows: list[dict[str, str]]) -> str:
+    """The training step beside torchdiffeq's."""
+    header = ["gradient", "first step", "odebench, images/s (NFE)", "torchdiffeq, images/s (NFE)"]
+    lines = []
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        ratios = [float(ours[f"images_per_s_{k}"]) / float(theirs[f"images_per_s_{k}"]) for k in ("best", "median")]
+        cells = [
+            f"{row['images_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
+        ]
+        lines.append([ours["gradient"], ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
+    return f"{markdown([*header, 'ratio: best, median'], lines)}\n\n{measured_on(rows[0])}"
+
+
+def measured_on(row: dict[str, str]) -> str:
+    """When, where and with which versions."""
+    where = f"on {row['cores']} cores ({row['machine']})"
+    return f"Measured {row['date']} {where}, Python {row['python']}, torch {row['torch']}."
+
+
+def detest_table(rows: list[dict[str, str]]) -> str:
+    """Evaluations and errors of all problems together."""
+    header = ["method", "control", "evaluations", "error"]
+    lines = []
+    for row in rows:
+        method = f"`{row['method']}`"
+        if row["library"] != "odebench":
+            method = f"{row['library']} {row['version']}, {method}"
+        lines.append([method, row["controller"], f"{int(row['evaluations']):,}", f"{float(row['error']):.1e}"])
+    last = rows[0]
+    return (
+        f"{markdown(header, lines)}\n\n`rtol` = `atol` = {float(last['tol']):.0e}, float64. "
+        f"Measured {last['date']} with Python {last['python']}, torch {last['torch']}."
+    )
+
+
+NOT_YET = "*Not measured yet.*"
+FAMILY_HEADER = ["library", "mode", "method", "ms: min, median", "ratio: min, median", "bare f, ms", "NFE", "steps"]
+ERRORS = {"state_error": "error", "parameter_gradient_error": "gradient error"}
+
+
+def bench_files() -> list[list[Row]]:
+    """The rows of each docs/results/bench_*.csv."""
+    return [report.read_csv(path) for path in sorted(RESULTS.glob("bench_*.csv"))]
+
+
+def bench_tables(rows: list[Row]) -> str:
+    """Everybody in one file: a table for each work, tolerance and family of modes."""
+    parts = []
+    for (work, family, tol), group in report.groups(rows).items():
+        errors = {name: title for name, title in ERRORS.items() if any(row[name] is not None for row in group)}
+        lines = [
+            [
+                *(f"{row['library']} {row['variant'] or ''}".rstrip(), row["mode"], f"`{row['method']}`"),
+                f"{milliseconds(row['time_min_ms'])}, {milliseconds(row['time_median_ms'])}",
+                f"{row['ratio_min']:.2f}, {row['ratio_median']:.2f}" if row["ratio_min"] is not None else "–",
+                *(milliseconds(row["bare_ms"]), evaluations(row)),
+                f"{row['accepted']} + {row['rejected']}" if row["accepted"] is not None else "–",
+                *(scientific(row[name]) for name in errors),
+                f"{row['peak_mib']:.3g}" if row["peak_mib"] is not None else "–",
+            ]
+            for row in group
+        ]
+        title = f"`{work}`, {family}, tol {tol:g}. {WORKS[work].about[0].upper()}{WORKS[work].about[1:]}."
+        parts.append(f"{title}\n\n{markdown([*FAMILY_HEADER, *errors.values(), 'peak MiB'], lines)}")
+    return "\n\n".join([*parts, bench_measured_on(rows)])
+
+
+def bench_summary(rows: list[Row]) -> str:
+    """odebench beside torchdiffeq: a line for each of the usual works and modes, where both were measured."""
+    header = ["work", "mode", "odebench, ms (NFE)", "torchdiffeq, ms (NFE)", "ratio: min, median", "bare f, ms", "error"]
+    lines, used = [], []
+    for work in DEFAULT:
+        for mode in ("forward", "backprop", "adjoint"):
+            mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (work, mode, "dopri5")]
+            mine = [row for row in mine if row["tol"] == WORKS[work].tol]
+            ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
+            # Of its variants the fastest.
+            theirs = min((r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None)
+            if ours is None or theirs is None:
+                continue
+            used += [ours, theirs]
+            ratios = [theirs[f"time_{kind}_ms"] / ours[f"time_{kind}_ms"] for kind in ("min", "median")]
+            error = "state_error" if mode == "forward" else "parameter_gradient_error"
+            lines.append(
+                [
+                    *(f"`{work}`", mode),
+                    *(f"{milliseconds(row['time_min_ms'])} ({evaluations(row)})" for row in (ours, theirs)),
+                    f"{ratios[0]:.2f}, {ratios[1]:.2f}",
+                    milliseconds(ours["bare_ms"]),
+                    f"{scientific(ours[error])}, {scientific(theirs[error])}",
+                ]
+            )
+    return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
+
+
+def bench_measured_on(rows: list[Row]) -> str:
+    """When, where and with which versions."""
+    versions = dict.fromkeys(f"{row['library']} {row['version']}" for row in rows)
+    row = rows[0]
+    where = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''} of {row['cpu']}"
+    return f"Measured {row['date']} on {where}, Python {row['python']}, torch {row['torch']}; {', '.join(versions)}."
+
+
+def milliseconds(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def evaluations(row: Row) -> str:
+    """Forward, and backward where there are any."""
+    return f"{row['nfe_forward']} + {row['nfe_backward']}" if row["nfe_backward"] else f"{row['nfe_forward']}"
+
+
+def scientific(value: float | None) -> str:
+    """Two digits."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for path, with_tables in PAGES.items():
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

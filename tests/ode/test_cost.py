@@ -1,0 +1,67 @@
+"""What a step costs besides the field: tensor operations, and waits for the device."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from odebench.ode import solve
+
+VIEWS = {
+    "view",
+    "select",
+    "slice",
+    "t",
+    "unbind",
+    "split",
+    "reshape",
+    "alias",
+    "detach",
+    "_unsafe_view",
+    "expand",
+    "as_strided",
+}
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that are no views, but for those inside the field."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.waits, self.in_field = 0, 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not self.in_field and name == "_local_scalar_dense":
+            self.waits += 1
+        elif not self.in_field and name not in VIEWS:
+            self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def cost_of_a_step(method):
+    """Operations and waits a step, from two solves that differ by their number of steps."""
+
+    def cost(end):
+        with Count() as count, torch.no_grad():
+
+            def field(t, y):
+                count.in_field = True
+                rate = torch.sin(y)
+                count.in_field = False
+                return rate
+
+            # Steps bounded from above, so that each is accepted.
+            options = {"rtol": 1e-3, "atol": 1e-3, "first_step": 0.01, "max_step": 0.01}
+            stats = solve(field, torch.ones(3), [0.0, end], method=method, **options).stats
+        assert stats.rejected == 0
+        return stats.accepted, count.operations, count.waits
+
+    (few, *less), (many, *more) = cost(0.1), cost(1.1)
+    return [(b - a) / (many - few) for a, b in zip(less, more, strict=True)]
+
+
+@pytest.mark.parametrize(("method", "most"), [("dopri5", 20), ("tsit5", 20), ("bosh3", 14)])
+def test_a_step_costs_few_operations_and_one_wait(method, most):
+    operations, waits = cost_of_a_step(method)
+    assert operations <= most
+    assert waits == 1
