@@ -23,7 +23,7 @@ from torch import Tensor
 from odebench.ode import solve
 
 sys.path.insert(0, str(ROOT / "tests" / "ode"))
-import detest  # noqa: E402
+import detest
 
 TOL = 1e-6
 SPAN = torch.tensor([0.0, detest.END], dtype=torch.float64)
@@ -41,9 +41,7 @@ def by_odebench(method: str, controller: str) -> End:
     """From a problem to the evaluations and y(20)."""
 
     def end(problem: detest.TestProblem) -> tuple[int, Tensor]:
-        solution = solve(
-            problem.f, problem.y0, SPAN, method=method, rtol=TOL, atol=TOL, controller=controller
-        )
+        solution = solve(problem.f, problem.y0, SPAN, method=method, rtol=TOL, atol=TOL, controller=controller)
         return solution.stats.nfe, solution.y[-1]
 
     return end

@@ -150,7 +150,15 @@ def bench_tables(rows: list[Row]) -> str:
 
 def bench_summary(rows: list[Row]) -> str:
     """odebench beside torchdiffeq: a line for each of the usual works and modes, where both were measured."""
-    header = ["work", "mode", "odebench, ms (NFE)", "torchdiffeq, ms (NFE)", "ratio: min, median", "bare f, ms", "error"]
+    header = [
+        "work",
+        "mode",
+        "odebench, least ms (NFE)",
+        "torchdiffeq, least ms (NFE)",
+        "ratio: min, median",
+        "bare f, ms",
+        "error",
+    ]
     lines, used = [], []
     for work in DEFAULT:
         for mode in ("forward", "backprop", "adjoint"):
@@ -158,7 +166,9 @@ def bench_summary(rows: list[Row]) -> str:
             mine = [row for row in mine if row["tol"] == WORKS[work].tol]
             ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
             # Of its variants the fastest.
-            theirs = min((r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None)
+            theirs = min(
+                (r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None
+            )
             if ours is None or theirs is None:
                 continue
             used += [ours, theirs]
@@ -184,8 +194,10 @@ def bench_measured_on(rows: list[Row]) -> str:
     return f"Measured {row['date']} on {where}, Python {row['python']}, torch {row['torch']}; {', '.join(versions)}."
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: float | None) -> str:
     """Three digits."""
+    if value is None:
+        return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

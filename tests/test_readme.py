@@ -7,12 +7,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from odebench import cli
 from odebench.compose import options, parse_overrides
+from odebench.ode import GRADIENTS, METHODS, Status
 from odebench.settings import compose, override_saved, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
+ENGINE = ROOT / "docs" / "engine.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SET_UP = [
@@ -63,6 +66,8 @@ def taken(monkeypatch):
     noted = []
     for verb in NOT_RUN:
         monkeypatch.setitem(cli._VERBS, verb, lambda arguments: noted.append(arguments) or 0)
+    # The bench reads what it is to measure, and measures nothing.
+    monkeypatch.setattr("odebench.bench.run.run_bench", lambda *arguments: 0)
     return noted
 
 
@@ -105,13 +110,98 @@ def test_the_two_set_up_commands_stand_at_the_top():
     assert bash_lines((ROOT / "README.md").read_text(encoding="utf-8"))[:2] == SET_UP
 
 
-def test_the_tables_are_those_of_the_committed_results():
-    spec = importlib.util.spec_from_file_location("measure_results", ROOT / "scripts" / "measure_results.py")
+@pytest.fixture
+def tables():
+    """The script that makes the tables of the pages."""
+    spec = importlib.util.spec_from_file_location("render_tables", ROOT / "scripts" / "render_tables.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_tables_are_those_of_the_committed_results(tables):
+    for page, with_tables in tables.PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        assert with_tables(text) == text, f"{page.name}: python scripts/render_tables.py"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert script.with_tables(readme) == readme
-    assert all(row["date"] in readme for row in script.read_csv("mnist5k"))
+    assert all(row["date"] in readme for row in tables.read_csv("mnist5k"))
+
+
+def test_no_table_is_written_by_hand(tables):
+    """The numbers of another measurement would stand in every table."""
+    for page, with_tables in tables.PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        emptied = re.sub(r"(<!-- (?!first_run|end)\w+ -->\n).*?(?=<!-- end -->)", r"\1", text, flags=re.DOTALL)
+        assert emptied != text
+        assert with_tables(emptied) == text
+
+
+BENCH = {
+    "work": "mlp", "family": "forward", "mode": "forward", "method": "dopri5", "variant": "", "tol": "1e-05",
+    "bare_ms": "2.5", "nfe_forward": "50", "nfe_backward": "0", "accepted": "7", "rejected": "1", "peak_mib": "",
+    "state_error": "1.2e-05", "parameter_gradient_error": "", "cpu": "CPU", "threads": "1", "python": "3.11",
+    "torch": "2.13", "date": "2026-01-02",
+}  # fmt: skip
+
+
+def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.bench_files() == []
+    assert tables.bench_summary([]) == tables.NOT_YET
+    peers = [("odebench", "4.0", "5.0", "3.0", "2.4"), ("torchdiffeq", "12.0", "12.0", "1.0", "1.0")]
+    names = ("library", "time_min_ms", "time_median_ms", "ratio_min", "ratio_median")
+    rows = [BENCH | dict(zip(names, values, strict=True)) | {"version": "1.0"} for values in peers]
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (tmp_path / "bench_x.csv").write_text("\n".join(lines) + "\n")
+    (found,) = tables.bench_files()
+    everybody = tables.bench_tables(found)
+    assert "| odebench | forward | `dopri5` | 4, 5 | 3.00, 2.40 | 2.5 | 50 | 7 + 1 | 1.2e-05 | – |" in everybody
+    assert "gradient error" not in everybody
+    summary = tables.bench_summary(found)
+    assert "| `mlp` | forward | 4 (50) | 12 (50) | 3.00, 2.40 | 2.5 | 1.2e-05, 1.2e-05 |" in summary
+    for text in (everybody, summary):
+        assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
+
+
+def python_blocks(text):
+    """(code, what it prints) of a page's Python blocks; a block of text right behind one is what it prints."""
+    blocks = re.finditer(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, re.MULTILINE | re.DOTALL)
+    return [(block[1], block[2] or "") for block in blocks]
+
+
+def test_the_python_of_the_engines_page_prints_what_it_says(capsys):
+    names = {}
+    for code, printed in python_blocks(ENGINE.read_text(encoding="utf-8")):
+        exec(compile(code, "docs/engine.md", "exec"), names)
+        assert capsys.readouterr().out == printed, code
+
+
+def test_the_python_of_the_readme_runs(monkeypatch):
+    import odebench
+
+    monkeypatch.setattr(odebench, "load_run", lambda folder: folder, raising=False)
+    (block,) = python_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    names = {}
+    exec(compile(block[0], "README.md", "exec"), names)
+    assert names["solution"].y.shape == (2, 3)
+    assert torch.allclose(names["y"], names["solution"].y, atol=1e-5)
+
+
+def test_the_engines_page_names_every_method_with_its_order_and_cost():
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (adaptive|fixed) \|", ENGINE.read_text(encoding="utf-8"), re.M)
+    assert sorted(name for name, *_ in rows) == sorted(METHODS)
+    for name, order, evaluations, steps in rows:
+        method = METHODS[name]
+        # An explicit method's last stage may be the next step's first.
+        cost = method.stages - getattr(method, "fsal", False)
+        assert (int(order), int(evaluations)) == (method.order, cost), name
+        assert (steps == "adaptive") is method.adaptive, name
+
+
+def test_the_engines_page_names_every_gradient_mode_and_status():
+    text = ENGINE.read_text(encoding="utf-8")
+    for name in (*GRADIENTS, *(status.value for status in Status)):
+        assert f"\n| `{name}` |" in text
 
 
 def anchors(text):

@@ -1,5 +1,6 @@
 """The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
 
+import functools
 import itertools
 import math
 import types
@@ -35,21 +36,28 @@ class Layout:
     constants: tuple[tuple[str, Any], ...]
     autocast: torch.dtype | None
 
+    @functools.cached_property
+    def single(self) -> bool:
+        """Whether the state is one tensor."""
+        return self.structure.is_leaf()
+
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
         if y.dtype != self.dtype:
             y = y.to(self.dtype)
-        if self.structure.is_leaf():
-            return y.reshape((*y.shape[:-1], *self.shapes[0]))
+        if self.single:
+            return y.view((*y.shape[:-1], *self.shapes[0]))
         parts = y.split(self.sizes, dim=-1)
         leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.structure)
 
     def arguments(self, args: Sequence[Tensor]) -> Any:
         """The user's arguments, with these tensors."""
+        if not self.constants:
+            return ()
         tensors = iter(args)
         leaves = [next(tensors) if kind == _TENSOR else value for kind, value in self.constants]
-        return pytree.tree_unflatten(leaves, self.args_structure) if leaves else ()
+        return pytree.tree_unflatten(leaves, self.args_structure)
 
     def rate(self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [N] at a flat state y [N]. Raises ValueError where f gives anything but a rate for each number of y."""
@@ -60,12 +68,11 @@ class Layout:
             return self._flatten_rate(f(t, self.unflatten(y), *self.arguments(args)), y)
 
     def _flatten_rate(self, rate: Any, y: Tensor) -> Tensor:
-        if self.structure.is_leaf() and isinstance(rate, Tensor):
-            leaves = [rate]
-        else:
-            leaves, structure = pytree.tree_flatten(rate)
-            if structure != self.structure:
-                raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+        if self.single and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == y.dtype:
+            return rate.reshape(-1)
+        leaves, structure = pytree.tree_flatten(rate)
+        if structure != self.structure:
+            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
         for leaf, shape in zip(leaves, self.shapes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__

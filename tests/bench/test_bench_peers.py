@@ -105,12 +105,12 @@ def test_an_absent_library_and_a_failing_one_are_left_out_by_name(monkeypatch):
     outcome = Outcome()
     told = []
     assert [work.name for work in measure_all(plan(), outcome, told.append)] == ["tiny"]
-    assert outcome.left_out == ["torchdiffeq: not installed", "tiny, adjoint, tol 1e-06: odebench dopri5: underflow"]
+    assert outcome.left_out == ["torchdiffeq: not installed", "tiny, adjoint, tol 1e-05: odebench dopri5: underflow"]
     (row,) = outcome.rows
     assert (row["library"], row["family"], row["runs"]) == ("odebench", "forward", 2)
     assert row["time_min_ms"] > 0
     assert row["bare_ms"] > 0
-    assert 0 < row["state_error"] < 1e-4
+    assert 0 < row["state_error"] < 1e-3
     assert told[0] == "tiny: reference"
 
 

@@ -171,30 +171,19 @@ def test_steps_far_beyond_the_stiff_time_scale_follow_the_slow_solution(name):
     assert float(y - math.cos(2.0)) == pytest.approx(0, abs=2e-3 if METHODS[name].order > 1 else 2e-5)
 
 
-# Radau IIA of order 5 at rtol 1e-11, atol 1e-13, by SciPy's solve_ivp.
-VAN_DER_POL_2000 = (1.7061678, -0.00089280731)
-ROBERTSON_1E5 = (0.01786592114, 7.27475142e-08, 0.98213400611)
-
-
-@pytest.fixture(scope="module")
-def by_scipy():
-    """The states at the end by SciPy's Radau at tolerances far below those tested."""
-    from scipy.integrate import solve_ivp
-
-    def end(f, y0, t):
-        def rate(t, y):
-            return f(t, torch.from_numpy(y)).numpy()
-
-        return torch.from_numpy(solve_ivp(rate, (0, t), y0, method="Radau", rtol=1e-9, atol=1e-13).y[:, -1])
-
-    return {"van der Pol": end(van_der_pol, [2.0, 0.0], 2000.0), "Robertson": end(robertson, [1.0, 0.0, 0.0], 1e5)}
+# By SciPy's Radau with exact Jacobians at rtol 1e-12, atol 1e-14 and 1e-16, where rtol 1e-10 gives the same 9 digits.
+VAN_DER_POL_2000 = (1.7061677321704383, -0.0008928097010248463)
+ROBERTSON = {
+    1e5: (0.017865921142322477, 7.274751468528753e-08, 0.9821340061101634),
+    1e8: (2.082417512177751e-05, 8.32984142990212e-11, 0.9999791757415798),
+}
 
 
 @pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 150), ("rodas4", 250), ("radauIIA5", 250)])
-def test_robertson(name, steps, by_scipy):
+def test_robertson(name, steps):
     with torch.no_grad():
         s = solve(robertson, double(1, 0, 0), [0, 1e5], method=name, rtol=1e-6, atol=1e-10)
-    error = (s.y[-1] - by_scipy["Robertson"]).abs() / (1e-10 + 1e-6 * s.y[-1].abs())
+    error = (s.y[-1] - double(*ROBERTSON[1e5])).abs() / (1e-10 + 1e-6 * s.y[-1].abs())
     assert float(error.max()) < 5
     assert s.stats.accepted + s.stats.rejected < steps
     assert float(s.y[-1].sum()) == pytest.approx(1, abs=1e-9)
@@ -202,21 +191,20 @@ def test_robertson(name, steps, by_scipy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5"])
-def test_robertson_over_eleven_decades(name):
-    """The mass is conserved, and a and b come down together: Hairer & Wanner 1996, section IV.10 (t = 1e11)."""
+def test_robertson_over_twelve_decades(name):
+    """From steps of 1e-4 to steps of 1e7."""
     with torch.no_grad():
-        s = solve(robertson, double(1, 0, 0), [0, 1e11], method=name, rtol=1e-7, atol=1e-13, max_steps=5000)
-    # Their reference values.
-    expected = double(0.2083340149701255e-07, 0.8333360770334713e-13, 0.9999999791665050)
-    assert torch.allclose(s.y[-1], expected, rtol=1e-3, atol=0)
+        s = solve(robertson, double(1, 0, 0), [0, 1e8], method=name, rtol=1e-7, atol=1e-13)
+    assert torch.allclose(s.y[-1], double(*ROBERTSON[1e8]), rtol=1e-4, atol=0)
+    assert max(s.stats.step_sizes) > 1e10 * min(s.stats.step_sizes)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 500), ("rodas4", 900)])
-def test_van_der_pol(name, steps, by_scipy):
+def test_van_der_pol(name, steps):
     with torch.no_grad():
         s = solve(van_der_pol, double(2, 0), [0, 2000.0], method=name, rtol=1e-6, atol=1e-6)
     # The phase's error after two fast passages is a few tolerances.
-    error = (s.y[-1] - by_scipy["van der Pol"]).abs() / (1e-6 + 1e-6 * s.y[-1].abs())
+    error = (s.y[-1] - double(*VAN_DER_POL_2000)).abs() / (1e-6 + 1e-6 * s.y[-1].abs())
     assert float(error.max()) < 10
     assert s.stats.accepted + s.stats.rejected < steps
 

@@ -5,7 +5,7 @@ Complex states count as twice as many real numbers: f need not be holomorphic.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,8 +108,14 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             rate = evaluate(time, x, True)
-    block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
-    f_t = _time_derivative(rate, time)
+    if real_size(y) <= DENSE_SIZE and rate.requires_grad:
+        stats.jacobians += 1
+        matrix, f_t = rows(rate, (x, time), create_graph=differentiated)
+        block = Block(real_size(y), matrix=_or_zero(matrix, y))
+        f_t = None if f_t is None else as_like(f_t, y)
+    else:
+        block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
+        f_t = _time_derivative(rate, time)
     if f_t is None:
         step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
         later = t + step
@@ -118,8 +124,7 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
 
 
 def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
-    """df/dt [N], None where the graph of f does not reach t."""
-    differentiated = torch.is_grad_enabled()
+    """df/dt [N] without its graph, None where autograd cannot tell it."""
     if not f.requires_grad:
         return None
     with recording():
@@ -127,7 +132,7 @@ def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
         (g,) = torch.autograd.grad(f, t, u, create_graph=True, allow_unused=True)
         if g is None or not g.requires_grad:
             return None
-        return torch.autograd.grad(g, u, torch.ones_like(g), create_graph=differentiated, materialize_grads=True)[0]
+        return torch.autograd.grad(g, u, torch.ones_like(g), allow_unused=True)[0]
 
 
 def _block(rate: Rate, y: Tensor, f: Tensor, stats: Stats) -> Block:
@@ -141,25 +146,36 @@ def _block(rate: Rate, y: Tensor, f: Tensor, stats: Stats) -> Block:
 
 
 def _matrix(rate: Rate, y: Tensor, f: Tensor) -> Tensor:
-    """df/dy [n, n] with n real numbers in y; with its graph where autograd is on."""
+    """df/dy [n, n] with n real numbers in y."""
     if f.requires_grad:
-        return rows(f, y, create_graph=torch.is_grad_enabled())
+        return jacobian_of(f, y)
     units = torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)
     columns = [difference(rate, y, unit) for unit in units]
     return torch.stack(columns, dim=1) if columns else units
 
 
-def rows(f: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+def jacobian_of(f: Tensor, y: Tensor) -> Tensor:
     """df/dy [n, n] from the graph of f [N], which is kept."""
+    return _or_zero(rows(f, (y,))[0], y)
+
+
+def _or_zero(matrix: Tensor | None, y: Tensor) -> Tensor:
+    return y.real.new_zeros(real_size(y), real_size(y)) if matrix is None else matrix
+
+
+def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
+    """The derivatives of f [N] with respect to each input, [n, *], from the graph of f, which is kept; None for an
+    input that it does not reach."""
     if f.numel() == 0:
-        return f.real.new_zeros(0, 0)
+        return [None] * len(inputs)
     units = as_like(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
-    how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+    how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
-        (result,) = torch.autograd.grad(f, y, units, is_grads_batched=True, **how)
+        results = torch.autograd.grad(f, inputs, units, is_grads_batched=True, **how)
     except RuntimeError:  # an operation that cannot be batched
-        result = torch.stack([torch.autograd.grad(f, y, unit, **how)[0] for unit in units])
-    return as_real(result)
+        one_by_one = [torch.autograd.grad(f, inputs, unit, **how) for unit in units]
+        results = tuple(None if row[0] is None else torch.stack(row) for row in zip(*one_by_one, strict=True))
+    return [None if result is None else as_real(result) for result in results]
 
 
 def difference(rate: Rate, y: Tensor, v: Tensor) -> Tensor:
@@ -192,9 +208,19 @@ class Products:
             u = torch.zeros_like(self.f).requires_grad_()
             try:
                 (g,) = torch.autograd.grad(self.f, self.y, u, create_graph=True, materialize_grads=True)
-            except RuntimeError:  # an operation that can be differentiated once only
+            except RuntimeError:  # an operation that can be differentiated once only, and says so
                 return
-        self._pair = (g, u) if g.requires_grad else None
+        self._pair = (g, u) if g.requires_grad and self._agree(g, u) else None
+
+    def _agree(self, g: Tensor, u: Tensor) -> bool:
+        """Whether <v, J v> = <J^T v, v>: an operation that can be differentiated once only may cut the graph of g."""
+        v = as_real(self.f.detach())
+        v = v + torch.linalg.vector_norm(v) / math.sqrt(max(len(v), 1))
+        (product,) = torch.autograd.grad(g, u, as_like(v, g), retain_graph=True, allow_unused=True)
+        if product is None:
+            return False
+        forward, pulled = torch.stack((as_real(product), self.transposed(v))) @ v
+        return bool((forward - pulled).abs() <= 1e-3 * (forward.abs() + pulled.abs()))
 
     def forward(self, v: Tensor) -> Tensor:
         """J v."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, real_size, rows
+from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, jacobian_of, real_size
 from odebench.ode.methods.krylov import gmres
 from odebench.ode.once import differentiable_once
 from odebench.ode.status import Stats, Status
@@ -205,7 +205,7 @@ def attach(w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: T
 
 
 def _pull_dense(gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor) -> Tensor:
-    jacobians = [rows(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
+    jacobians = [jacobian_of(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
     real = as_real(gradient)
     m, n = real.shape
     system = torch.eye(m * n, dtype=real.dtype, device=real.device).view(m, n, m, n)

@@ -20,15 +20,18 @@ class Buffer:
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
         self._rows = y.new_empty(method.dense_stages, y.numel())
-        self._weights: dict[tuple[float, ...], Tensor] = {}
+        self._row = self._rows.unbind()
+        # A matrix [N, i] of the first i rows and a vector of weights for each row of the tableau, made when first used:
+        # on a small state slicing would cost as much as the product.
+        self._products: dict[int, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
 
     def put(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
-        self._rows[i].copy_(k)
+        self._row[i].copy_(k)
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
-        return self._rows[i]
+        return self._row[i]
 
     def first(self, count: int) -> Tensor:
         """The first stages [count, N]."""
@@ -36,17 +39,21 @@ class Buffer:
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
         """y + h sum_i weights_i k_i, [N]."""
-        return torch.addmv(y, self._rows[: len(weights)].t(), self._vector(weights), alpha=h)
+        rows, vector, _ = self._product(weights)
+        return torch.addmv(y, rows, vector, alpha=h)
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
-        rows = self._rows[: len(weights)]
-        return torch.addmv(rows[0], rows.t(), self._vector(weights), beta=0, alpha=h)
+        rows, vector, _ = self._product(weights)
+        return torch.addmv(self._row[0], rows, vector, beta=0, alpha=h)
 
-    def _vector(self, weights: tuple[float, ...]) -> Tensor:
-        if weights not in self._weights:
-            self._weights[weights] = self._rows.new_tensor(weights)
-        return self._weights[weights]
+    def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+        # By identity, since hashing the row would take as long; kept with it, so that the identity stays its own.
+        found = self._products.get(id(weights))
+        if found is None:
+            found = (self._rows[: len(weights)].t(), self._rows.new_tensor(weights), weights)
+            self._products[id(weights)] = found
+        return found
 
 
 class Tape:

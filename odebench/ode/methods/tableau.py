@@ -1,5 +1,6 @@
 """A Runge-Kutta method as data. Needs no torch, so that methods can be listed and checked without it."""
 
+import functools
 from dataclasses import dataclass
 
 
@@ -72,12 +73,12 @@ class Tableau:
         """Whether the method estimates its error, and so can choose its step sizes."""
         return self.error is not None
 
-    @property
+    @functools.cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is f at the end of the step, the next step's first stage."""
         return self.stages > 1 and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
-    @property
+    @functools.cached_property
     def end_stage(self) -> int | None:
         """The stage that is f at the end of the step, so that the next step need not evaluate it.
 
