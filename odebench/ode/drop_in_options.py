@@ -201,7 +201,10 @@ def make_plan(
     method = _find_method(name, options)
     if exact:
         # With numbers the engine would have it scale with its argument, as a norm does: the caller's need not be one.
-        rtol, atol = (torch.as_tensor(x, device=asked[2].device) for x in (tolerance.rtol, tolerance.atol))
+        rtol, atol = (
+            x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+            for x in (tolerance.rtol, tolerance.atol)
+        )
         tolerance = Tolerance(rtol, atol)
     plan = Plan(method=method, tolerance=tolerance, grid=None, norm=norm)
     if isinstance(method, SciPySolver):

@@ -239,15 +239,15 @@ def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
     assert free.stats.accepted <= dense.stats.accepted + 2
 
 
-def test_a_thousand_unknowns_are_solved_matrix_free():
-    f, y0 = brusselator(500)
+def test_hundreds_of_unknowns_are_solved_matrix_free():
+    f, y0 = brusselator(250)
     with torch.no_grad():
         s = solve(f, y0, [0.0, 1.0], method="kvaerno5", rtol=1e-4, atol=1e-4)
-        coarse_f, coarse_y0 = brusselator(124)  # every fourth point
+        coarse_f, coarse_y0 = brusselator(62)
         coarse = solve(coarse_f, coarse_y0, [0.0, 1.0], method="kvaerno5", rtol=1e-6, atol=1e-6)
-    # An explicit method would take 20,000 steps.
+    # An explicit method would take 5,000 steps.
     assert s.stats.accepted + s.stats.rejected < 30
-    middle, coarse_middle = s.y[0][-1, 249:251].mean(), coarse.y[0][-1, 61:63].mean()
+    middle, coarse_middle = s.y[0][-1, 124:126].mean(), coarse.y[0][-1, 30:32].mean()
     assert float(middle - coarse_middle) == pytest.approx(0, abs=1e-3)
 
 
@@ -338,11 +338,13 @@ def test_evaluations_are_counted_to_the_last_one(name):
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_backward_in_time_undoes_forward_in_time(name):
     y0 = double(1, 0.3)
-    how = {"rtol": 1e-6, "atol": 1e-6} if METHODS[name].adaptive and METHODS[name].order > 1 else {"steps": 400}
+    how = {"rtol": 1e-5, "atol": 1e-5} if METHODS[name].adaptive and METHODS[name].order > 1 else {"steps": 40}
     with torch.no_grad():
         there = solve(pendulum, y0, [0, 1], method=name, **how).y[-1]
         back = solve(pendulum, there, [1, 0], method=name, **how).y[-1]
-    assert torch.allclose(back, y0, atol=3e-4 if METHODS[name].order > 1 else 5e-3)
+    # The mirrored step undoes it up to its error; that of a symmetric method exactly.
+    exactly = name in ("implicit_midpoint", "trapezoid", "gl4", "gl6")
+    assert torch.allclose(back, y0, atol=1e-13 if exactly else 1e-3 if METHODS[name].order > 1 else 5e-2)
 
 
 @pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "rodas4", "trapezoid"])

@@ -173,7 +173,7 @@ def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> lis
     try:
         results = torch.autograd.grad(f, inputs, units, is_grads_batched=True, **how)
     except RuntimeError:  # an operation that cannot be batched
-        one_by_one = [torch.autograd.grad(f, inputs, unit, **how) for unit in units]
+        one_by_one: list[tuple[Any, ...]] = [torch.autograd.grad(f, inputs, unit, **how) for unit in units]
         results = tuple(None if row[0] is None else torch.stack(row) for row in zip(*one_by_one, strict=True))
     return [None if result is None else as_real(result) for result in results]
 

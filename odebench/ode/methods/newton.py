@@ -137,7 +137,8 @@ class Stages:
             change = self.system.solve(slopes - w, acceptable)
             w = w + change
             stages = self.base + self.a @ w
-            acceptable = accuracy.acceptable(y, stages)
+            if accuracy.tight:
+                acceptable = accuracy.acceptable(y, stages)
             size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
             if not math.isfinite(size):
                 return w, Status.non_finite
