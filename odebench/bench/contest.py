@@ -141,29 +141,28 @@ def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, C
     """The fields that the entries solve, alone, without and with their vector-Jacobian products."""
     problem, remote = ring.problem, ring.remote
     fields = {"ours": problem.field, "published": problem.published}
+    kinds = (measure.PLAIN, measure.TOGETHER, measure.APART) if gradient else (measure.PLAIN,)
     runs: dict[str, Callable[[], float]] = {}
-    for whose in {_whose_field(problem, entry.contestant) for entry in entries}:
-        for name, wanted in (("f", False), ("f+vjp", True)):
-            if wanted and not gradient:
-                continue
-            if whose == "diffrax":
-                assert remote is not None
-                runs[f"{whose} {name}"] = functools.partial(remote.bare_seconds, wanted)
-            else:
-                runs[f"{whose} {name}"] = measure.bare(fields[whose], problem.times[0], problem.state, wanted)
+    for whose, kind in itertools.product({_whose_field(problem, entry.contestant) for entry in entries}, kinds):
+        if whose == "diffrax":
+            assert remote is not None
+            runs[f"{whose} {kind}"] = functools.partial(remote.bare_seconds, kind != measure.PLAIN)
+        else:
+            runs[f"{whose} {kind}"] = measure.bare(fields[whose], problem.times[0], problem.state, kind)
     return runs
 
 
 def _bare_ms(problem: Problem, entry: Entry, times: dict[str, measure.Times]) -> float:
-    """What the contestant's evaluations alone would take at best: f for each, f and its product for each that is
+    """What the contestant's evaluations alone would take at best: f for each, and the product of each that is
     differentiated (those of the backward pass where there are any, else those of the forward one)."""
     forward, backward = entry.costs.nfe_forward, entry.costs.nfe_backward
     whose = _whose_field(problem, entry.contestant)
-    f_ms = times[f"{whose} f"].min_ms
+    plain_ms = times[f"{whose} {measure.PLAIN}"].min_ms
     if entry.contestant.mode == FORWARD:
-        return forward * f_ms
-    both_ms = times[f"{whose} f+vjp"].min_ms
-    return forward * f_ms + backward * both_ms if backward else forward * both_ms
+        return forward * plain_ms
+    if not backward:
+        return forward * times[f"{whose} {measure.TOGETHER}"].min_ms
+    return forward * plain_ms + backward * times[f"{whose} {measure.APART}"].min_ms
 
 
 def _row(ring: _Ring, family: str, tol: float, entry: Entry, times: measure.Times, bare_ms: float) -> dict[str, Any]:

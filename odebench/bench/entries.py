@@ -99,6 +99,8 @@ def prepare(problem: Problem, contestant: Contestant, tol: float) -> Entry:
             costs.peak_mib = measure_step(lambda: answers.append(run()), "cpu")["memory/peak_mib"]
         else:
             answers.append(run())
+    if contestant is not eager:
+        costs.operations = costs.synchronisations = None
     return Entry(contestant, answers[0], costs, measure.stopwatch(run))
 
 

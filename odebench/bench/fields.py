@@ -17,8 +17,8 @@ class Spiral(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2))
-        first, last = self.net[0], self.net[2]
+        first, last = nn.Linear(2, 50), nn.Linear(50, 2)
+        self.net = nn.Sequential(first, nn.Tanh(), last)
         nn.init.normal_(first.weight, std=0.1)
         nn.init.zeros_(first.bias)
         nn.init.zeros_(last.bias)

@@ -143,20 +143,31 @@ def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
 BARE_S, MAX_BARE_CALLS = 5e-3, 50
 
 
-def bare(vector_field: nn.Module, t: Tensor, state: Any, gradient: bool) -> Callable[[], float]:
-    """Times one evaluation of the field alone, or (``gradient``) one with its vector-Jacobian product for the state
-    and the parameters; the mean over some milliseconds of calls."""
+PLAIN, TOGETHER, APART = "f", "f + products together", "f + product"
+"""What is timed of a field alone: evaluations; evaluations, then their vector-Jacobian products in one backward pass,
+as backpropagation has them; an evaluation and its product, one after the other, as an adjoint has them."""
+
+
+def bare(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:
+    """Times an evaluation of the field alone, or one with its product for the state and the parameters; the mean over
+    some milliseconds of calls."""
+    gradient = kind != PLAIN
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in _leaves(state)]
     y = tuple(leaves) if isinstance(state, tuple) else leaves[0]
     inputs = [*vector_field.parameters(), *leaves]
     ones = [torch.ones_like(leaf) for leaf in leaves]
 
     def calls(number: int) -> None:
+        rates: list[Tensor] = []
         with torch.set_grad_enabled(gradient):
             for _ in range(number):
-                rate = vector_field(t, y)
-                if gradient:
-                    torch.autograd.grad(list(_leaves(rate)), inputs, ones, allow_unused=True)
+                rate = list(_leaves(vector_field(t, y)))
+                if kind == APART:
+                    torch.autograd.grad(rate, inputs, ones, allow_unused=True)
+                elif kind == TOGETHER:
+                    rates += rate
+            if rates:
+                torch.autograd.grad(rates, inputs, ones * number, allow_unused=True)
 
     calls(2)
     number = int(min(MAX_BARE_CALLS, max(2, BARE_S / stopwatch(lambda: calls(1))())))

@@ -39,9 +39,10 @@ COLUMNS = {
 ONLY_FOR = {"rows_forward": ("mixed",)}
 
 LEGEND = """\
-RATIO: the first peer's time over this one's, so that more than 1 is faster. NFE: evaluations, forward + backward.
-STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative, against the true
-ODE. BARE F: the time that the evaluations alone take. OPS, SYNCS: tensor operations and waits a step outside f."""
+RATIO: time of the first peer (or first row) over this one's: more than 1 is faster. NFE: evaluations, forward +
+backward. STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative, against
+the true ODE. BARE F: the time that the evaluations alone take. OPS, SYNCS: tensor operations and waits for their
+results, a step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,14 +74,14 @@ def make_folder(output: Path | None) -> Path:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Gives each row ``ratio_min`` and ``ratio_median``: the first peer's time over its own, in each group; 1 for that
-    peer itself, None where no peer took part."""
+    """Gives each row ``ratio_min`` and ``ratio_median``: the first peer's time over its own, in each group; the first
+    row's where no peer took part."""
     for group in groups(rows).values():
-        base = next((row for row in group if row["library"] != "odebench"), None)
+        base = next((row for row in group if row["library"] != "odebench"), group[0])
         for row in group:
             for kind in ("min", "median"):
                 name = f"time_{kind}_ms"
-                row[f"ratio_{kind}"] = base[name] / row[name] if base is not None else None
+                row[f"ratio_{kind}"] = base[name] / row[name]
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:

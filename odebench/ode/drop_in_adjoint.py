@@ -209,7 +209,8 @@ class _Solve(torch.autograd.Function):
         ended_early = result.outcome.status is Status.event
         ctx.times = result.times[: result.outcome.reached] if ended_early else result.times
         step_sizes = problem.stats.step_sizes
-        ctx.warm_step = abs(step_sizes[-1]) if mode.warm_start and mode.plan.method == plan.method else None
+        warm = step_sizes and mode.warm_start and mode.plan.method == plan.method
+        ctx.warm_step = abs(step_sizes[-1]) if warm else None
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
         ctx.parameters = parameters
         ctx.save_for_backward(result.states, *parameters)

@@ -260,8 +260,6 @@ def _adaptive(
     t, end = times[0], times[-1]
     direction = 1.0 if end > t else -1.0
     stops = plan.stops(t, end)
-    # A smaller step would not move t.
-    smallest = 8 * sys.float_info.epsilon * max(abs(t), abs(end))
     step = ratio = math.nan
     attempts = 0
     variable = stepper if isinstance(stepper, VariableOrder) else None
@@ -272,6 +270,8 @@ def _adaptive(
     h = plan.first_step or _search(stepper, field, t, y, end, plan)
     if math.isnan(h):
         return outcome(Status.non_finite), h
+    # A smaller step would not move t. Where an event alone ends the solve, the end is infinite.
+    smallest = 8 * sys.float_info.epsilon * max(abs(t), abs(end) if math.isfinite(end) else h)
     with torch.no_grad():
         size = y.abs()
 

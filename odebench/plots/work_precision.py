@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from odebench.plots import style
 
@@ -42,6 +43,9 @@ def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str,
         if axes.lines:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         style.dress(axes, title, x_label, ERRORS.get(error, error), legend=False)
     if panels[0].lines:
         panels[0].legend(fontsize=style.TICK_PT - 1, frameon=False)

@@ -58,8 +58,8 @@ def test_bare_evaluations_are_timed_with_and_without_their_products():
     module = measure.Counted(Twice())
     module.vector_field.forward = lambda t, y: (field(y[0]), y[1] * 1.0)
     state = (torch.zeros(3, 2), torch.zeros(3, 1))
-    for gradient in (False, True):
-        assert 0 < measure.bare(module, torch.zeros(()), state, gradient)() < 0.1
+    for kind in (measure.PLAIN, measure.TOGETHER, measure.APART):
+        assert 0 < measure.bare(module, torch.zeros(()), state, kind)() < 0.1
     assert all(p.grad is None for p in field.parameters())
 
 

@@ -14,8 +14,9 @@ from odebench.bench.reference import relative_error, solve_reference
 from odebench.bench.remote import Diffrax
 from odebench.bench.works import WORKS, build
 
+QUICK = ("forward", "backprop")
 CASES = [
-    pytest.param(name, mode, variant, id=f"{name} {variant} {mode}")
+    pytest.param(name, mode, variant, id=f"{name} {variant} {mode}", marks=[pytest.mark.slow] * (mode not in QUICK))
     for name, library in LIBRARIES.items()
     if library.adapt is not None
     for mode in library.modes
@@ -64,6 +65,7 @@ def test_counted_evaluations_are_the_solvers_own(tiny):
     assert costs.rows_forward == 20 * stats.nfe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
 def test_the_gradients_error_shrinks_with_the_tolerance(mode):
     problem = build(dataclasses.replace(WORKS["tiny"], dtype=WORKS["vdp"].dtype))

@@ -125,6 +125,8 @@ def test_a_failed_solve_is_an_assertion_error_too(integrate):
     assert caught.value.outcome.time == pytest.approx(1.0, abs=1e-3)
     with pytest.raises(AssertionError, match="max_steps"):
         integrate(Field(), Y0, TIMES[:2], options={"max_num_steps": 2})
+    with pytest.raises(AssertionError, match="non_finite"):
+        integrate(lambda t, y: y / 0, Y0, TIMES, **blowing_up)
 
 
 def test_fixed_steps_give_nan_back():

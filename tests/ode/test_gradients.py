@@ -67,7 +67,13 @@ def finite_difference(loss, tensor, direction, eps=1e-5):
     return (values[0] - values[1]) / (2 * eps)
 
 
-@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+# The other methods meet every mode in test_all_modes.
+SELDOM = {"tsit5", "bosh3", "midpoint"}
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[pytest.mark.slow] * (name in SELDOM), id=name) for name, how in HOWS.items()]
+)
 @pytest.mark.parametrize(
     "times", [TIMES, pytest.param(TIMES[::-1], marks=pytest.mark.slow)], ids=["forward", "reversed"]
 )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -199,7 +198,7 @@ def test_robertson_over_twelve_decades(name):
     assert max(s.stats.step_sizes) > 1e10 * min(s.stats.step_sizes)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 500), ("rodas4", 900)])
+@pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 500), pytest.param("rodas4", 900, marks=pytest.mark.slow)])
 def test_van_der_pol(name, steps):
     with torch.no_grad():
         s = solve(van_der_pol, double(2, 0), [0, 2000.0], method=name, rtol=1e-6, atol=1e-6)
@@ -307,8 +306,9 @@ def test_any_callable_is_a_field(kind, free, request, truth):
     }
     for name in ("kvaerno5", "rodas4"):
         with torch.no_grad():
-            s = solve(fields[kind], double(1, 0.3), [0, 2], method=name, rtol=1e-8, atol=1e-8)
-        assert float((s.y[-1] - truth).norm()) < 3e-7
+            s = solve(fields[kind], double(1, 0.3), [0, 2], method=name, rtol=1e-6, atol=1e-6)
+        assert float((s.y[-1] - truth).norm()) < 1e-5
+        assert s.stats.accepted < 40
 
 
 def test_inference_mode_works(truth):
@@ -375,8 +375,8 @@ def test_states_of_tuples_and_of_complex_numbers_are_solved_as_flat_real_ones(na
 def test_float32_works_to_its_floor(name, truth):
     with torch.no_grad():
         y0 = torch.tensor([1.0, 0.3])
-        exact = solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=40).y[-1]
-        single = solve(pendulum, y0, [0, 2], method=name, steps=40).y[-1]
+        exact = solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=16).y[-1]
+        single = solve(pendulum, y0, [0, 2], method=name, steps=16).y[-1]
         assert float((single - exact).norm()) < 2e-5
         if METHODS[name].adaptive and METHODS[name].order > 2:
             s = solve(pendulum, y0, [0, 2], method=name, rtol=1e-5, atol=1e-5)
@@ -438,19 +438,20 @@ def loss_of(field, y0, scale, **how):
     return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
 
 
-def gradient_errors(loss, wanted, gradients, eps=1e-5):
-    """Against central differences along one random direction a tensor, relative to the gradient."""
-    for tensor, gradient in zip(wanted, gradients, strict=True):
-        direction = torch.randn_like(tensor)
-        values = []
-        for sign in (1, -2):
-            with torch.no_grad():
-                tensor.add_(sign * eps * direction)
-            values.append(float(loss()))
+def slope_along(loss, wanted, directions, eps=1e-5):
+    """Central difference of loss() along directions in the tensors, changed in place."""
+
+    def shifted(distance):
         with torch.no_grad():
-            tensor.add_(eps * direction)
-        measured = (values[0] - values[1]) / (2 * eps)
-        yield abs(measured - float((gradient * direction).sum())) / float(direction.norm() * gradient.norm() + 1e-6)
+            for tensor, direction in zip(wanted, directions, strict=True):
+                tensor.add_(distance * direction)
+
+    shifted(eps)
+    above = float(loss())
+    shifted(-2 * eps)
+    below = float(loss())
+    shifted(eps)
+    return (above - below) / (2 * eps)
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
@@ -458,7 +459,12 @@ def test_backprop_is_the_gradient_of_the_discrete_solve(name):
     field, y0, scale, wanted = inputs()
     how = {"method": name, "steps": 5}
     gradients = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
-    assert max(gradient_errors(lambda: loss_of(field, y0, scale, **how), wanted, gradients)) < 2e-6
+    for _ in range(2):
+        # Every tensor counts the same, however small its gradient.
+        directions = [torch.randn_like(g) / g.norm() for g in gradients]
+        expected = sum(float((g * direction).sum()) for g, direction in zip(gradients, directions, strict=True))
+        measured = slope_along(lambda: loss_of(field, y0, scale, **how), wanted, directions, eps=1e-6)
+        assert measured == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "trapezoid"])
@@ -505,7 +511,7 @@ def test_a_large_state_has_no_graph_through_a_rosenbrock_method():
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4", "radauIIA5"])
 def test_other_gradient_modes_give_the_gradient_to_the_tolerance(name, mode):
     field, y0, scale, wanted = inputs(rate=5.0)
-    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-10, atol=1e-10), wanted)
+    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-8, atol=1e-8), wanted)
     gradient = Adjoint(norm="full") if mode == "full" else mode
     how = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": gradient}
     found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
@@ -516,7 +522,7 @@ def test_other_gradient_modes_give_the_gradient_to_the_tolerance(name, mode):
 def test_the_adjoint_of_a_stiff_solve_is_cheap_along_its_path():
     """Backward in time y is unstable at the rate 1000: only the path of the forward solve leads back."""
     field, y0, scale, wanted = inputs(rate=1000.0)
-    how = {"method": "kvaerno5", "rtol": 1e-7, "atol": 1e-7}
+    how = {"method": "kvaerno5", "rtol": 1e-5, "atol": 1e-5}
     exact = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
     solution = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), gradient=InterpolatedAdjoint(), **how)
     loss = (solution.y[1:] ** 2).sum() + torch.sin(solution.y[1]).sum()
@@ -532,12 +538,11 @@ def test_the_adjoint_of_a_stiff_solve_is_cheap_along_its_path():
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4"])
 def test_matrix_free_adjoint(name, matrix_free):
     field, y0, scale, wanted = inputs(rate=5.0)
-    with warnings.catch_warnings():
-        exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-10, atol=1e-10), wanted)
-        how = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": "adjoint"}
-        found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-7, atol=1e-7), wanted)
+    how = {"method": name, "rtol": 1e-4, "atol": 1e-4, "gradient": "adjoint"}
+    found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
     for a, b in zip(exact, found, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4"])
@@ -549,10 +554,11 @@ def test_the_gradient_of_complex_states(name):
         z = solve(lambda t, y, w: w * y + 0.3 * y.conj(), z0, [0, 1], args=(weight,), **how).y[-1]
         return torch.autograd.grad(z.abs().sum(), [z0, weight])
 
-    exact = gradients(rtol=1e-10, atol=1e-10)
-    for how in ({"gradient": "backprop"}, {"gradient": "adjoint"}):
-        for a, b in zip(exact, gradients(method=name, rtol=1e-8, atol=1e-8, **how), strict=True):
-            assert torch.allclose(a, b, atol=1e-5)
+    exact = gradients(rtol=1e-8, atol=1e-8)
+    for gradient in ("backprop", "adjoint"):
+        found = gradients(method=name, rtol=1e-6, atol=1e-6, gradient=gradient)
+        for a, b in zip(exact, found, strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_a_tableau_of_the_wrong_shape_is_refused():

@@ -170,6 +170,7 @@ def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> lis
         return [None] * len(inputs)
     units = as_like(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
     how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+    results: tuple[Tensor | None, ...]
     try:
         results = torch.autograd.grad(f, inputs, units, is_grads_batched=True, **how)
     except RuntimeError:  # an operation that cannot be batched
