@@ -144,7 +144,8 @@ WRONG = {
     "solver=dopri": "unknown solver dopri; did you mean dopri8? (odebench list solvers prints all)",
     "solver=_adaptive": "unknown solver _adaptive; did you mean adaptive_heun? (odebench list solvers prints all)",
     "solver.controller=p": "solver.controller=p: must be integral or pi or pid",
-    "solver=alf solver.compile=true": "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
+    "solver=alf solver.compile=true": "solver.compile=true: "
+    "only the shared steps of explicit Runge-Kutta methods compile; "
     "leave it out, or choose solver=dopri5 solver.stepping=shared",
     "solver.min_step=0": "solver.min_step=0: must be greater than 0, or null",
     "solver=alf solver.damping=2": "solver=alf: damping must lie above 0.5 and at most at 1, got 2.0",
