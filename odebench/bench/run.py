@@ -101,15 +101,16 @@ def run_bench(plan: Plan, output: Path | None, threads: int | None, command: Seq
             report.add_ratios(outcome.rows)
             report.write(folder, about, outcome.rows, outcome.left_out)
             for table in report.tables([row for row in outcome.rows if row["work"] == work.name], abouts):
-                print(f"\n{table}", flush=True)
+                tqdm.write(f"\n{table}")  # beside the bar
+                sys.stdout.flush()
             tick()
     report.write(folder, about, outcome.rows, outcome.left_out)
-    if outcome.rows:
-        print(f"\n{report.LEGEND}")
+    print(f"\n{report.LEGEND}" if outcome.rows else "nothing was measured: no library has such a mode and method")
     if outcome.left_out:
         print("\nleft out:", *outcome.left_out, sep="\n  ")
     figures = report.draw(folder, outcome.rows)
-    print("\nwritten:", *(folder / name for name in (report.JSON, report.CSV)), *figures, sep="\n  ")
+    files = (report.JSON, report.CSV) if outcome.rows else (report.JSON,)
+    print("\nwritten:", *(folder / name for name in files), *figures, sep="\n  ")
     return 0 if outcome.rows else 1
 
 

@@ -270,8 +270,8 @@ def _adaptive(
     h = plan.first_step or _search(stepper, field, t, y, end, plan)
     if math.isnan(h):
         return outcome(Status.non_finite), h
-    # A smaller step would not move t. Where an event alone ends the solve, the end is infinite.
-    smallest = 8 * sys.float_info.epsilon * max(abs(t), abs(end) if math.isfinite(end) else h)
+    # Where an event alone ends the solve, the end is infinite.
+    far = max(abs(t), abs(end) if math.isfinite(end) else h)
     with torch.no_grad():
         size = y.abs()
 
@@ -280,7 +280,8 @@ def _adaptive(
         step = control.fit_to_end(h, abs(stops[0] - t), plan.max_step)
         at_stop = step == abs(stops[0] - t)
         last = at_stop and len(stops) == 1
-        if step < smallest and not at_stop:
+        # A smaller step would not move t.
+        if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * far) and not at_stop:
             return outcome(Status.step_underflow if ratio < math.inf else stepper.failure or Status.non_finite), h
         if attempts == plan.max_steps:
             return outcome(Status.max_steps), h
