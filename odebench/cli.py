@@ -94,7 +94,7 @@ Measure the solver beside torchdiffeq, torchode, torchdyn, SciPy and diffrax, as
 
 works: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
-The default takes about three minutes on two idle cores and writes to outputs/bench/<date>/<time>.
+The default takes about four minutes on two idle cores and writes to outputs/bench/<date>/<time>.
 
 examples:
   odebench bench

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,11 +178,13 @@ def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
     (tmp_path / "solver").mkdir()
     (tmp_path / "solver" / "mine.yaml").write_text("# My own tuning\nname: rk4\n")
     assert main(["list", "solvers", "--config-dir", str(tmp_path)]) == 0
-    rows = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
-    listed = {name: text.strip() for name, text in rows}
-    assert listed["mine"] == "My own tuning"
-    assert listed["rk4"] == "Runge-Kutta 3/8 rule, order 4, fixed steps"
-    assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("*.yaml")} | {"mine"}
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE"]
+    listed = {row.split()[0]: re.split(r"\s\s+", row) for row in rows}
+    assert "My own tuning" in listed["mine"]
+    assert listed["rk4"][1:7] == ["4", "4", "-", "-", "-", "Runge-Kutta 3/8 rule, order 4, fixed steps"]
+    assert listed["kvaerno5"][3:6] == ["yes", "yes", "-"]
+    assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("[!_]*.yaml")} | {"mine"}
 
 
 def test_every_option_has_a_first_comment(capsys):
@@ -302,7 +305,7 @@ def test_multirun_restores_what_hydra_needed_and_the_job_sees_the_users_command(
 def test_multirun_finds_options_of_ones_own(calls, in_tmp):
     folder = in_tmp / "my configs"
     (folder / "solver").mkdir(parents=True)
-    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("steps: 20", "steps: 4")
+    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text() + "steps: 4\n"
     (folder / "solver" / "coarse.yaml").write_text(coarse)
     assert main(["train", "-m", "solver=coarse,dopri5", "--config-dir", "my configs"]) == 0
     assert calls[0][1].solver.steps == 4

@@ -91,6 +91,7 @@ def test_fixed_steps_have_the_order_of_the_method(method, order, truth):
     assert order - 0.25 < slope(steps, errors) < order + 1.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 4, 6])
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
 def test_uneven_grids_keep_the_order(method, order, truth):
@@ -101,6 +102,7 @@ def test_uneven_grids_keep_the_order(method, order, truth):
     assert slope(steps, errors) > order - 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
 @pytest.mark.parametrize("order", [1, 4, 7])
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
@@ -213,6 +215,7 @@ def ends():
     return {name: solve_problem(name, "dopri8", 1e-13).y[-1] for name in PROBLEMS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_error_is_proportional_to_the_tolerance(name, ends):
     errors = [float((solve_problem(name, ADAMS, tol).y[-1] - ends[name]).norm()) for tol in TOLERANCES]

@@ -165,6 +165,7 @@ def final_gradient(mode, tol, method="dopri5", **how):
     return torch.cat([gradient.reshape(-1) for gradient in gradients]), solution.stats.step_sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", GRADIENTS)
 def test_every_mode_approaches_the_gradient_of_the_equation_as_the_tolerance_falls(mode):
     method = "reversible_dopri5" if mode == "reversible" else "dopri5"

@@ -65,6 +65,7 @@ def test_adaptive_gradients_equal_backpropagation(field, method, span, mode):
     assert_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["states", "graphs"])
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_fixed_step_gradients_equal_backpropagation(field, method, mode):

@@ -61,6 +61,7 @@ def test_the_extension_of_one_step_has_the_order_it_claims(name):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPED)
 def test_between_fixed_steps_the_order_is_the_methods_or_that_of_cubic_interpolation(name):
     steps, points = [16, 25, 40], torch.linspace(START, 2.0, 101, dtype=torch.float64)

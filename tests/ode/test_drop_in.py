@@ -59,6 +59,7 @@ def test_their_methods_are_ours():
         assert y[-1, 0].item() == pytest.approx(math.exp(-0.5), abs=0.02), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("kind", ["tensor", "tuple"])

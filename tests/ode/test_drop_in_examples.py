@@ -50,6 +50,7 @@ class Spiral(nn.Module):
 
 
 @INTERFACES
+@pytest.mark.slow
 def test_spiral(odeint):
     """Batches of short pieces of one trajectory, and the whole of it at the end."""
     true_a = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
@@ -70,6 +71,7 @@ def test_spiral(odeint):
         assert odeint(func, true_y0, t, rtol=1e-5).shape == true_y.shape
 
 
+@pytest.mark.slow
 def test_latent_ode():
     """An encoder of irregular observations backward in time, an ODE of the latent state, a decoder."""
 
@@ -104,6 +106,7 @@ def test_latent_ode():
     assert func.nfe > 0
 
 
+@pytest.mark.slow
 def test_continuous_normalizing_flow():
     """A tuple of samples, log-densities and energies, backward in time with adjoint options; rings become Gaussian."""
 
@@ -270,6 +273,7 @@ def test_odenet():
     assert 7 <= backward <= 400
 
 
+@pytest.mark.slow
 def test_neural_controlled_field():
     """A field that reads an input off a grid of times, at fixed steps that end at these times."""
     times = torch.linspace(0, 1, 11)

@@ -263,6 +263,7 @@ def loss_of(solution):
     return total + (ending.y**2).sum() + solution.y[: solution.outcome.reached].square().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "end", "tolerance"),
     # The speed at a hit is f's, not that of the interpolating polynomial, which is less exact.

@@ -198,6 +198,7 @@ def test_robertson_over_twelve_decades(name):
     assert max(s.stats.step_sizes) > 1e10 * min(s.stats.step_sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("kvaerno5", 500), pytest.param("rodas4", 900, marks=pytest.mark.slow)])
 def test_van_der_pol(name, steps):
     with torch.no_grad():
@@ -238,6 +239,7 @@ def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
     assert free.stats.accepted <= dense.stats.accepted + 2
 
 
+@pytest.mark.slow
 def test_hundreds_of_unknowns_are_solved_matrix_free():
     f, y0 = brusselator(250)
     with torch.no_grad():
@@ -284,6 +286,7 @@ class Doubled(torch.autograd.Function):
         return 2 * gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [False, True], ids=["matrix", "matrix-free"])
 @pytest.mark.parametrize("kind", ["numpy", "once differentiable", "in place", "branches"])
 def test_any_callable_is_a_field(kind, free, request, truth):

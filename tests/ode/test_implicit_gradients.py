@@ -119,6 +119,7 @@ def test_a_large_state_has_no_graph_through_a_rosenbrock_method():
         solve(lambda t, y: -y, torch.ones(300), [0, 1], method="rodas4", steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint", "full"])
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4", "radauIIA5"])
 def test_other_gradient_modes_give_the_gradient_to_the_tolerance(name, mode):

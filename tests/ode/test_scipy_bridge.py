@@ -112,6 +112,7 @@ def test_complex_states_are_solved(name):
     torch.testing.assert_close(solution.y[-1], y0 * np.exp(3j - 0.3), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tolerance_of_its_own_for_each_number(name):
     """Two copies of one equation: the one with the loose tolerance costs nothing."""
