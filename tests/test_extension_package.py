@@ -69,13 +69,9 @@ YAML = {
         """,
     "solver/our_heun.yaml": """\
         # Heun's method, order 2, fixed steps
+        defaults: [_fixed]
         name: our_heun
-        rtol: null
-        atol: null
         steps: 5
-        step_size: null
-        first_step: null
-        max_steps: 100
         """,
 }
 

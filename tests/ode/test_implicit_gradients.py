@@ -59,9 +59,9 @@ def slope_along(loss, wanted, directions, eps=1e-5):
                 tensor.add_(distance * direction)
 
     shifted(eps)
-    above = float(loss())
+    above = float(loss().detach())
     shifted(-2 * eps)
-    below = float(loss())
+    below = float(loss().detach())
     shifted(eps)
     return (above - below) / (2 * eps)
 

@@ -70,7 +70,7 @@ def test_step_has_its_order_and_no_more(method):
 def test_embedded_method_is_one_order_lower(pair):
     elementary = stage_weights(pair.a, pair.order)
     embedded = [b - e for b, e in zip(pair.b, pair.error, strict=True)]
-    assert max(defect(embedded, elementary, n) for n in range(1, pair.order)) < 1e-14
+    assert max(defect(embedded, elementary, n) for n in range(1, pair.order)) < 2e-14
     assert defect(embedded, elementary, pair.order) > 1e-5
 
 
