@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import Watch
-from odebench.ode.gradients.adjoint import Adjoint, Quadrature, _AdjointField, _integrate, _quadrature
+from odebench.ode.gradients.adjoint import Adjoint, AdjointField, Quadrature, integrate_back, quadrature_of
 from odebench.ode.gradients.reach import Targets, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
@@ -152,7 +152,7 @@ def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) 
     observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
-    quadrature = _quadrature(Adjoint(norm="semi"), plan.method) if separate else None
+    quadrature = quadrature_of(Adjoint(norm="semi"), plan.method) if separate else None
     return BackwardSolve(plan, parameters, f, observers, error, quadrature)
 
 
@@ -222,7 +222,7 @@ class _Solve(torch.autograd.Function):
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, "adjoint", ctx.parameters, [])
-        field = _AdjointField(problem, targets, None, mode.quadrature)
+        field = AdjointField(problem, targets, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         a = grad_states[len(times) - 1]
         for i in range(len(times) - 1, 0, -1):
@@ -232,7 +232,7 @@ class _Solve(torch.autograd.Function):
             if mode.quadrature is None:
                 result = integrate(field, z, span, plan, stats, observers=mode.observers)
             else:
-                result = _integrate(field, z, span, plan, stats, 1.0)
+                result = integrate_back(field, z, span, plan, stats, 1.0)
             if result.outcome.status is not Status.success and plan.tolerance is not None:
                 raise mode.error(result.outcome, during="backward solve of the adjoint")
             a = field.finish(result.states[1], 1.0) + grad_states[i - 1]

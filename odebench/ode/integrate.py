@@ -294,13 +294,11 @@ def _adaptive(
             return outcome(Status.unstable), h
         with torch.no_grad():
             size_next = y_next.abs()
-            ratio = tolerance.ratio(stepper.error(), size, size_next, plan.norm)
+        measure = partial(_measure, tolerance, size, size_next, plan.norm)
+        ratio = measure(stepper.error())
         # NaN is a rejection too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
-        ratio_next = ratio
-        if variable is not None:
-            measure = partial(_measure, tolerance, size, size_next, plan.norm)
-            ratio_next = variable.choose_order(measure, ratio, accepted)
+        ratio_next = ratio if variable is None else variable.choose_order(measure, ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)
         if not accepted:
             for observer in observers:

@@ -59,6 +59,13 @@ class Layout:
         leaves = [next(tensors) if kind == _TENSOR else value for kind, value in self.constants]
         return pytree.tree_unflatten(leaves, self.args_structure)
 
+    def tolerances(self, tolerance: Any, name: str, like: Tensor) -> list[Tensor]:
+        """A tolerance that was given in the structure of the state, as tensors like those of ``like``."""
+        leaves, structure = pytree.tree_flatten(tolerance)
+        if structure != self.structure:
+            raise ValueError(f"{name} must be a number, or have the structure of y0")
+        return [torch.as_tensor(leaf, dtype=like.real.dtype, device=like.device) for leaf in leaves]
+
     def rate(self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [N] at a flat state y [N]. Raises ValueError where f gives anything but a rate for each number of y."""
         if self.autocast is None:
@@ -176,11 +183,7 @@ class Problem:
         """A tolerance as a number, or as [N] where it was given in the structure of the state."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
-        leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self.layout.structure:
-            raise ValueError(f"{name} must be a number, or have the structure of y0")
-        dtype, device = self.y0.real.dtype, self.y0.device
-        tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
+        tensors = self.layout.tolerances(tolerance, name, self.y0)
         return _flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_shift(self, i: int, y: Tensor) -> Tensor:
@@ -228,6 +231,7 @@ def under_vmap(x: Tensor) -> bool:
 
 
 def as_tensor(t: Any) -> Tensor:
+    """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times."""
     if isinstance(t, Tensor):
         return t
     if not hasattr(t, "__iter__") or isinstance(t, str):
@@ -242,6 +246,7 @@ def _flat(leaves: list[Tensor]) -> Tensor:
 
 
 def check_state(leaves: list[Any]) -> None:
+    """Raises TypeError or ValueError where these are not the tensors of a state, all of one dtype and device."""
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]

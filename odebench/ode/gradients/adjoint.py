@@ -143,7 +143,7 @@ class _AdjointSolve(torch.autograd.Function):
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
         plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
-        field = _AdjointField(problem, targets, ctx.path, _quadrature(mode, plan.method))
+        field = AdjointField(problem, targets, ctx.path, quadrature_of(mode, plan.method))
         a = grad_states[ctx.reached - 1]
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
@@ -152,7 +152,7 @@ class _AdjointSolve(torch.autograd.Function):
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
-            result = _integrate(field, z, span, plan, stats, size)
+            result = integrate_back(field, z, span, plan, stats, size)
             if result.outcome.status is not Status.success:
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
@@ -165,7 +165,8 @@ Quadrature = Literal["stages", "nodes"] | None
 accepted implicit step, or, None, as a part of the backward state."""
 
 
-def _quadrature(mode: Adjoint, method: Method) -> Quadrature:
+def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
+    """How a backward solve by this method has the parameter gradient."""
     if mode.norm == "full":
         return None
     if isinstance(method, Tableau):
@@ -173,10 +174,12 @@ def _quadrature(mode: Adjoint, method: Method) -> Quadrature:
     return "nodes" if isinstance(method, ImplicitTableau | Rosenbrock) else None
 
 
-def _integrate(field: "_AdjointField", z: Tensor, span: list[float], plan: Plan, stats: Stats, size: float) -> Result:
+def integrate_back(
+    field: "AdjointField", z: Tensor, span: list[float], plan: Plan, stats: Stats, size: float
+) -> Result:
     """The backward solve over one interval, its parameter gradients times ``size``."""
     if field.quadrature != "nodes":
-        return integrate(field, z, span, plan, stats, observers=[_Quadrature(field, plan.method, size)])
+        return integrate(field, z, span, plan, stats, observers=[StageQuadrature(field, plan.method, size)])
     stepper: Any = make_stepper(
         plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
     )
@@ -201,7 +204,7 @@ def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
     return norm
 
 
-class _AdjointField:
+class AdjointField:
     """d/dt of (y, a) [2N], of a [N] where y(t) is read off the ``path`` of the forward solve, and of (..., g) where
     the gradient g [P] of the targets is part of the state; where its ``quadrature`` is by stages, their integrands are
     kept for it."""
@@ -306,10 +309,10 @@ class _AdjointField:
 
 
 @dataclass
-class _Quadrature:
+class StageQuadrature:
     """The integral of a^T df/dtheta along the accepted steps, times ``size``, with the weights of the method."""
 
-    field: _AdjointField
+    field: AdjointField
     method: Method
     size: float
 
@@ -338,7 +341,7 @@ class _NodeQuadrature:
     """The same for an implicit method, evaluated at the nodes of each accepted step: its iterations need no parameter
     gradient."""
 
-    field: _AdjointField
+    field: AdjointField
     stepper: Any
     size: float
 

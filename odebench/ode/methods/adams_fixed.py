@@ -61,7 +61,7 @@ class FixedAdamsStepper:
 
     def error(self) -> Tensor:
         """None: the steps are fixed."""
-        raise NotImplementedError
+        raise AssertionError("fixed steps have no error estimate")
 
     def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
         """The integral of the polynomial that the step integrates; cubic Hermite in a step of the start."""

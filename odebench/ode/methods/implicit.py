@@ -41,6 +41,10 @@ class ImplicitTableau:
     dense: tuple[tuple[float, ...], ...] | None = None
     dense_order: int | None = None
 
+    stiff = True
+    reversible = False
+    one_step = True
+
     def __post_init__(self) -> None:
         s = len(self.c)
         if [len(row) for row in (self.b, self.error or self.b, *self.a)] != [s] * (s + 2):
@@ -59,21 +63,6 @@ class ImplicitTableau:
     def adaptive(self) -> bool:
         """Whether the method estimates its error, and so can choose its step sizes."""
         return self.error is not None
-
-    @property
-    def stiff(self) -> bool:
-        """Yes: stable for every h lambda of negative real part."""
-        return True
-
-    @property
-    def reversible(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def one_step(self) -> bool:
-        """Yes: a step follows from the state it starts from."""
-        return True
 
     @property
     def groups(self) -> tuple[range, ...]:

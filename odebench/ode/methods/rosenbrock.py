@@ -37,6 +37,10 @@ class Rosenbrock:
     dense: tuple[tuple[float, ...], ...]
     dense_order: int
 
+    stiff = True
+    reversible = False
+    one_step = True
+
     def __post_init__(self) -> None:
         s = len(self.alpha)
         if not all(len(row) == s for row in (self.b, self.gammas, self.error or self.b, self.dense)):
@@ -53,21 +57,6 @@ class Rosenbrock:
     def adaptive(self) -> bool:
         """Whether the method estimates its error, and so can choose its step sizes."""
         return self.error is not None
-
-    @property
-    def stiff(self) -> bool:
-        """Yes: stable for every h lambda of negative real part."""
-        return True
-
-    @property
-    def reversible(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def one_step(self) -> bool:
-        """Yes: a step follows from the state it starts from."""
-        return True
 
     def fixed(self) -> "Rosenbrock":
         """The same step without what only error control needs: for fixed steps."""

@@ -36,6 +36,9 @@ class Tableau:
     extra_c: tuple[float, ...] = ()
     extra_a: tuple[tuple[float, ...], ...] = ()
 
+    stiff = False
+    reversible = False
+
     def __post_init__(self) -> None:
         s, e = len(self.c), len(self.extra_c)
         rows = [len(row) for row in (*self.a, *self.extra_a)]
@@ -52,16 +55,6 @@ class Tableau:
     def stages(self) -> int:
         """Number of stages s of a step."""
         return len(self.c)
-
-    @property
-    def stiff(self) -> bool:
-        """No: an explicit step is stable only for h |lambda| of a few units."""
-        return False
-
-    @property
-    def reversible(self) -> bool:
-        """No."""
-        return False
 
     @property
     def dense_stages(self) -> int:

@@ -121,11 +121,7 @@ class RowProblem:
         """A tolerance as a number, or as [B, n] where it was given in the structure of the state."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
-        leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self.layout.structure:
-            raise ValueError(f"{name} must be a number, or have the structure of y0")
-        dtype, device = self.y0.real.dtype, self.y0.device
-        tensors = [torch.as_tensor(leaf, dtype=dtype, device=device) for leaf in leaves]
+        tensors = self.layout.tolerances(tolerance, name, self.y0)
         full = [x.expand(self.num_rows, *shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)]
         return self._flat(full)
 
