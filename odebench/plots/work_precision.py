@@ -17,15 +17,15 @@ ERRORS = {
 def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str, title: str) -> Figure:
     """Error against time and against evaluations, one line a contestant, one point a tolerance.
 
-    lines: label -> rows with "time_median_ms", "nfe_forward", "nfe_backward" (may be None) and ``error``; what is not a
-        positive number is left out.
+    lines: label -> rows with "time_median_ms", "nfe_forward", "nfe_backward" (may be None) and ``error``, in the order
+        of their tolerances, which the line follows: a looser one may cost more. What is not a positive number is left out.
     """
     figure, panels = style.new_figure(2, width_in=5.2, height_in=4.2)
     axes_of = {"time_median_ms": panels[0], "nfe": panels[1]}
     for index, (label, rows) in enumerate(lines.items()):
         for name, axes in axes_of.items():
             pairs = [(_cost(row, name), row.get(error)) for row in rows]
-            points = sorted((cost, size) for cost, size in pairs if cost and size and size > 0)
+            points = [(cost, size) for cost, size in pairs if cost and size and size > 0]
             if not points:
                 continue
             axes.plot(

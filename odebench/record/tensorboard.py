@@ -72,10 +72,11 @@ def write_png(writer: SummaryWriter, tag: str, png: bytes, step: int) -> None:
 def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
     """The settings that the HParams table shows, by dotted name, each in its one type; nulls are left out.
 
-    The columns of `schema.HPARAMS`, and every other setting of the model (an extension's).
+    The columns of `schema.HPARAMS`, and every other setting of the model (an extension's) and of the solver (its
+    method's own).
     """
     flat = _flatten(settings)
-    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith("model.")}
+    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith(("model.", "solver."))}
     columns = {**extra, **schema.HPARAMS}
     found = {}
     for name, kind in columns.items():

@@ -15,11 +15,11 @@ LINES = {
 }
 
 
-def test_points_are_in_order_of_cost_and_what_is_no_positive_number_is_left_out():
+def test_a_line_follows_the_tolerances_and_what_is_no_positive_number_is_left_out():
     time, nfe = work_precision(LINES, "state_error", "tiny").axes
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in time.lines}
-    assert drawn == {"odebench": [(1.0, 1e-3), (3.0, 1e-5)], "peer": [(2.0, 1e-2)]}
-    assert [list(zip(*line.get_data(), strict=True)) for line in nfe.lines] == [[(36, 1e-3), (70, 1e-5)]]
+    assert drawn == {"odebench": [(3.0, 1e-5), (1.0, 1e-3)], "peer": [(2.0, 1e-2)]}
+    assert [list(zip(*line.get_data(), strict=True)) for line in nfe.lines] == [[(70, 1e-5), (36, 1e-3)]]
     assert {time.get_xscale(), time.get_yscale(), nfe.get_xscale()} == {"log"}
 
 

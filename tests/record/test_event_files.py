@@ -1,5 +1,6 @@
 """What TensorBoard makes of our event files: as its reader sees them, and as its web server answers."""
 
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
+from odebench import rules
 from odebench.record import schema
 from odebench.record.tensorboard import hparams
 from odebench.record.writer import Record
@@ -103,6 +105,14 @@ def test_every_setting_of_our_models_has_its_column():
         for name, value in model.items():
             kind = schema.HPARAMS[f"model.{name}"]
             assert kind is (str if isinstance(value, str) else bool if isinstance(value, bool) else float), name
+
+
+def test_every_setting_of_solvers_and_gradients_is_shown():
+    """Those that several share have their column; a method's own comes with its runs."""
+    for group, classes in {"solver": [rules.Solver], "gradient": rules.GRADIENTS.values()}.items():
+        for field in {field.name for its in classes for field in dataclasses.fields(its)} - {"options"}:
+            assert f"{group}.{field}" in schema.HPARAMS
+    assert hparams({"solver": {"name": "alf", "damping": 0.9}})["solver.damping"] == 0.9
 
 
 @pytest.mark.parametrize(
