@@ -18,7 +18,8 @@ def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str,
     """Error against time and against evaluations, one line a contestant, one point a tolerance.
 
     lines: label -> rows with "time_median_ms", "nfe_forward", "nfe_backward" (may be None) and ``error``, in the order
-        of their tolerances, which the line follows: a looser one may cost more. What is not a positive number is left out.
+        of their tolerances, which the line follows: a looser one may cost more. What is not a positive number is left
+        out.
     """
     figure, panels = style.new_figure(2, width_in=5.2, height_in=4.2)
     axes_of = {"time_median_ms": panels[0], "nfe": panels[1]}
