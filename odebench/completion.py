@@ -69,6 +69,8 @@ def _words(key: str) -> list[str]:
         "optim": rules.OPTIM,
         "schedule": rules.SCHEDULE,
         "gradient": rules.GRADIENTS,
+        "loss": rules.LOSSES,
+        "dynamics": rules.DYNAMICS,
     }
     single = {"": Settings, "solver": rules.Solver, "trainer": rules.Trainer}
     candidates = named[group].values() if group in named else [single[group]] if group in single else []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Group -> its plural, which is also what `odebench list` calls it.
 PLURALS = {
     "model": "models",
+    "loss": "losses",
+    "dynamics": "dynamics",
     "solver": "solvers",
     "gradient": "gradients",
     "data": "data",

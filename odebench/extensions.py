@@ -16,7 +16,10 @@ from odebench.errors import UsageError, did_you_mean, unknown_name
 _WORDS = {"MODELS": ("model", "models"), "DATA": ("data", "data"), "METHODS": ("solver", "solvers")}
 
 # Parameters that are no settings: what the data fix, and the training's seed.
-SUPPLIED = {"MODELS": ("in_channels", "image_size", "num_classes"), "DATA": ("seed",)}
+SUPPLIED = {
+    "MODELS": ("in_channels", "image_size", "num_classes", "shape", "num_features", "span"),
+    "DATA": ("seed",),
+}
 
 
 def find(kind: str, name: str, own: Mapping[str, Any], extensions: Sequence[str]) -> object:

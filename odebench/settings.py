@@ -1,57 +1,46 @@
 """The settings of a run: types, ranges and cross-checks. The defaults stand in YAML under configs/.
 
 ``compose`` and ``override_saved`` (odebench/compose.py) give the composed YAML, ``read_settings`` turns it
-into frozen dataclasses or raises a UsageError of one line. The rules of models and data are chosen by name;
+into frozen dataclasses or raises a UsageError of one line; what several settings say together is checked in
+odebench/checks.py. The rules of models and data are chosen by name;
 a name of an extension is checked against the signature of its class or function instead.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from odebench.checks import check
 from odebench.compose import (
     PLURALS,
     compose,
-    config_folders,
     load_option,
-    options,
     override_saved,
     refuse_resolvers,
     unknown_setting,
 )
 from odebench.errors import UsageError, unknown_name
 from odebench.extensions import check_options, find, names
-from odebench.ode.methods import METHODS, Tableau
+from odebench.ode.methods import METHODS
 from odebench.rules import (
     DATA,
+    DYNAMICS,
     GRADIENTS,
-    MLP,
+    LOSSES,
     MODELS,
     NO_SOLVER,
     OPTIM,
     SCHEDULE,
-    SGD,
-    Adam,
-    Adjoint,
-    Checkpoint,
-    Constant,
-    Cosine,
-    Exact,
+    Choice,
+    Dynamics,
     Extension,
-    Images,
-    ODENet,
-    OneCycle,
-    Positive,
-    ResNet,
     Solver,
-    Steps,
     Trainer,
 )
+from odebench.rules.numbers import Positive
 from odebench.typed import Range, read_value, shown
 
 __all__ = [
@@ -63,7 +52,6 @@ __all__ = [
     "override_saved",
     "read_settings",
     "run_name",
-    "warnings",
 ]
 
 
@@ -71,14 +59,16 @@ __all__ = [
 class Settings:
     """All settings of a run, read and checked: one field a group, and the top-level ones."""
 
-    model: ODENet | ResNet | MLP | Extension
+    model: Choice
+    loss: Choice
+    dynamics: Dynamics
     solver: Solver
-    gradient: Exact | Checkpoint | Adjoint
-    data: Images | Extension
-    optim: SGD | Adam
-    schedule: OneCycle | Constant | Cosine | Steps
+    gradient: Choice
+    data: Choice
+    optim: Choice
+    schedule: Choice
     trainer: Trainer
-    task: Literal["classification"]
+    task: str
     tol: Positive
     eval_solver: str | None
     eval_tol: Positive | None
@@ -142,6 +132,8 @@ def read_settings(config: DictConfig) -> Settings:
             raise UsageError(f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})")
     settings = Settings(
         model=_read_named("model", raw["model"], MODELS, modules),
+        loss=_read_named("loss", raw["loss"], LOSSES, ()),
+        dynamics=_read_named("dynamics", raw["dynamics"], DYNAMICS, ()),
         solver=_read_solver(raw["solver"], modules),
         gradient=_read_named("gradient", raw["gradient"], GRADIENTS, ()),
         data=_read_named("data", raw["data"], DATA, modules),
@@ -150,7 +142,7 @@ def read_settings(config: DictConfig) -> Settings:
         trainer=_read(Trainer, raw["trainer"], "trainer."),
         **plain,
     )
-    _check(settings)
+    check(settings)
     return settings
 
 
@@ -217,130 +209,3 @@ def _check_budget(config: DictConfig) -> None:
         raise UsageError(f"budget={budget}: budgets belong to experiments; choose one, as in experiment=NAME")
     if budgets and budget not in budgets:
         raise unknown_name("budget", budget, map(str, budgets), "budgets")
-
-
-def _check(s: Settings) -> None:
-    """What several settings say together, and what needs more than a type."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
-        raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0")
-    config_folders(s.config_dir)
-    _check_names(s)
-    _check_ode(s)
-    if s.has_ode:
-        _check_solver(s.solver, s.extensions)
-        _check_gradient(s)
-        if s.eval_solver is not None:
-            _check_solver(s.evaluation_solver, s.extensions)
-    if isinstance(s.model, ODENet | ResNet) and s.model.width % s.model.groups:
-        raise UsageError(
-            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either"
-        )
-    _check_training(s)
-
-
-def _check_names(s: Settings) -> None:
-    if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
-        raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
-
-
-def _check_ode(s: Settings) -> None:
-    """A solver and a gradient mode belong to models with an ODE, and only to them."""
-    name, with_ode = (
-        s.model.name,
-        ", ".join(n for n, rules in MODELS.items() if getattr(rules, "has_ode", False)),
-    )
-    if s.has_ode and s.solver.name == NO_SOLVER:
-        raise UsageError(f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5")
-    if s.has_ode and s.eval_solver == NO_SOLVER:
-        raise UsageError(f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's")
-    if not s.has_ode and s.solver.name != NO_SOLVER:
-        raise UsageError(
-            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})"
-        )
-    if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
-        raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out")
-    if not s.has_ode and s.gradient.name != "backprop":
-        raise UsageError(
-            f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
-            f"leave gradient out, or choose a model with an ODE ({with_ode})"
-        )
-
-
-def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
-    method: Any = find("METHODS", solver.name, METHODS, extensions)
-    if solver.steps is not None and solver.step_size is not None:
-        raise UsageError(
-            f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
-            "give one of them; set the other to null"
-        )
-    if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
-        raise UsageError(f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}")
-    if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
-        raise UsageError(
-            "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
-            "leave it out, or choose solver=dopri5 solver.stepping=shared"
-        )
-    if (solver.min_step or 0) > (solver.max_step or math.inf):
-        raise UsageError(f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}")
-    if solver.fixed:
-        return
-    if not method.adaptive:
-        raise UsageError(
-            f"solver.steps=null: {solver.name} has no step size control; "
-            "give solver.steps (20 is the default) or solver.step_size"
-        )
-    if solver.rtol is None and solver.atol is None:
-        raise UsageError(
-            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps"
-        )
-
-
-def _check_gradient(s: Settings) -> None:
-    """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
-    method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
-    if s.gradient.name == "reversible" and not method.reversible:
-        raise UsageError(
-            f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
-            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint"
-        )
-    recomputes = isinstance(s.gradient, Checkpoint) and (s.gradient.checkpoints or s.gradient.recompute == "stage")
-    if recomputes and s.gradient.keep == "graphs":  # type: ignore[union-attr]
-        raise UsageError("gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out")
-    if isinstance(s.gradient, Adjoint) and s.gradient.method is not None:
-        known = names("METHODS", METHODS, s.extensions)
-        if s.gradient.method not in known:
-            raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
-
-
-def _check_training(s: Settings) -> None:
-    schedule, epochs = s.schedule, s.trainer.epochs
-    if isinstance(schedule, Steps) and any(
-        b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
-    ):
-        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase")
-    warmup = getattr(schedule, "warmup_epochs", 0)
-    if warmup > epochs:
-        raise UsageError(f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}")
-    if isinstance(s.optim, SGD) and s.optim.nesterov and s.optim.momentum == 0:
-        raise UsageError("optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9")
-    limit = getattr(s.data, "train_limit", None)
-    if limit is not None and limit < s.trainer.batch_size:
-        raise UsageError(
-            f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}, "
-            "or no batch is whole"
-        )
-
-
-def warnings(settings: Settings) -> list[str]:
-    """What is allowed but unlikely to be meant; one line each, for the log."""
-    found = []
-    tols = [t for t in (settings.solver.rtol, settings.solver.atol) if t is not None]
-    adaptive = settings.has_ode and not settings.solver.fixed
-    if settings.trainer.precision == "bf16" and adaptive and min(tols) < 1e-3:
-        found.append(
-            f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
-            "costs many more evaluations; use tol=1e-3 or float32"
-        )
-    if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
-        found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
-    return found

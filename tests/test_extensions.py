@@ -7,7 +7,8 @@ import pytest
 from odebench.compose import CONFIGS
 from odebench.errors import UsageError
 from odebench.extensions import find, names
-from odebench.settings import Extension, compose, options_of, read_settings
+from odebench.rules import Extension
+from odebench.settings import compose, options_of, read_settings
 
 MODULE = """
 from odebench.ode.methods import METHODS as ours

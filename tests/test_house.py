@@ -18,14 +18,15 @@ BELOW = {
     "plots": set(),
     "extensions": set(),
     "compose": {"typed"},
-    "settings": {"compose", "extensions", "typed", "ode.methods", "rules"},
-    "rules": {"compose", "extensions", "typed", "ode.methods", "settings"},
+    "rules": {"typed"},
+    "checks": {"compose", "extensions", "typed", "ode.methods", "record.schema", "rules", "settings"},
+    "settings": {"checks", "compose", "extensions", "typed", "ode.methods", "rules"},
     "models": {"ode"},
     "data": {"extensions"},
     "record": {"settings"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
     "bench": {"ode", "models", "plots", "record", "settings"},
-    "training": {"tasks", "models", "data", "ode", "plots", "settings", "extensions", "record"},
+    "training": {"tasks", "models", "data", "ode", "plots", "settings", "checks", "rules", "extensions", "record"},
 }
 TORCH_FREE = [
     "errors",

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench import rules
+from odebench.checks import warnings
 from odebench.compose import CONFIGS, PLURALS, known_keys, load_option, options, parse_overrides
 from odebench.errors import UsageError
 from odebench.ode.methods import METHODS
@@ -19,7 +20,6 @@ from odebench.settings import (
     override_saved,
     read_settings,
     run_name,
-    warnings,
 )
 
 
@@ -54,10 +54,22 @@ def message(*overrides, config_dir=None):
     return str(caught.value)
 
 
+MODEL_OF = {"classification": "odenet", "density": "cnf", "time_series": "latent_ode"}
+
+
+def companions(group, name):
+    """The other choices that an option needs."""
+    if group == "loss":
+        return [f"model={MODEL_OF[rules.LOSSES[name].task]}"]
+    if group == "data":
+        return [f"model={MODEL_OF[rules.DATA[name].tasks[0]]}"]
+    return {"none": ["model=resnet"], "reversible": ["solver=alf"]}.get(name, [])
+
+
 def every_option():
     for group in PLURALS:
         for name in options(group):
-            extra = {"none": ["model=resnet"], "reversible": ["solver=alf"]}.get(name, [])
+            extra = companions(group, name)
             yield pytest.param([f"{group}={name}", *extra], id=f"{group}={name}")
     for name, path in options("experiment").items():
         for budget in OmegaConf.load(path).budgets:
@@ -74,6 +86,8 @@ def test_every_option_composes_and_obeys_the_rules(overrides):
 
 RULES = {
     "model": rules.MODELS,
+    "loss": rules.LOSSES,
+    "dynamics": rules.DYNAMICS,
     "data": rules.DATA,
     "optim": rules.OPTIM,
     "schedule": rules.SCHEDULE,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_ORDER, _CROPS = 0, 1  # what a stream of random numbers is for: no two uses share one
+_ORDER, _CROPS, _SAMPLES = 0, 1, 2  # what a stream of random numbers is for: no two uses share one
 
 
 def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) -> torch.Tensor:
@@ -28,6 +28,11 @@ def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) 
 def batch_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """The CPU generator that augments one batch; the same numbers whatever device holds the images."""
     return _generator(_CROPS, seed, epoch, index)
+
+
+def batch_random_state(seed: int, epoch: int, index: int) -> np.random.RandomState:
+    """NumPy's generator for the fresh samples of one batch."""
+    return np.random.RandomState(_seed(_SAMPLES, seed, epoch, index) % 2**32)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -56,6 +61,9 @@ def _epoch_order(num: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(*key) >> 1)
+
+
+def _seed(*key: int) -> int:
     # SeedSequence mixes the key so that neighbouring seeds, epochs and batches share no stream.
-    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -1,18 +1,33 @@
-"""The networks by name. A model is called with a batch and with ``solve``, the engine's solve with the solver and
+"""The models by name. A model is called with a batch and with ``solve``, the engine's solve with the solver and
 the gradient mode already chosen; it returns its output and the ``Stats`` of each solve it did."""
+
+from collections.abc import Callable
 
 from torch import nn
 
+from odebench.models.cnf import CNF
+from odebench.models.ffjord import FFJORD
 from odebench.models.mlp import MLP
 from odebench.models.odenet import ODENet
+from odebench.models.planar_flow import PlanarFlow
 from odebench.models.resnet import ResNet
+from odebench.models.series import RNNVAE, LatentODE, gru_d, ode_rnn, rnn, rnn_decay
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "odenet": ODENet,
     # The same network: only its gradient mode, which is not the model's business, differs.
     "rknet": ODENet,
     "resnet": ResNet,
     "mlp": MLP,
+    "cnf": CNF,
+    "ffjord": FFJORD,
+    "planar_nf": PlanarFlow,
+    "latent_ode": LatentODE,
+    "ode_rnn": ode_rnn,
+    "rnn": rnn,
+    "rnn_decay": rnn_decay,
+    "gru_d": gru_d,
+    "rnn_vae": RNNVAE,
 }
 
-__all__ = ["MLP", "MODELS", "ODENet", "ResNet"]
+__all__ = ["CNF", "FFJORD", "MLP", "MODELS", "LatentODE", "ODENet", "PlanarFlow", "ResNet"]

@@ -18,10 +18,15 @@ def stem(in_channels: int, width: int, groups: int) -> nn.Sequential:
     )
 
 
+def group_norm(groups: int, channels: int) -> nn.GroupNorm:
+    """A group normalisation in so many groups, or in the most below that divide the channels."""
+    return nn.GroupNorm(max(n for n in range(1, groups + 1) if channels % n == 0), channels)
+
+
 def head(width: int, groups: int, num_classes: int) -> nn.Sequential:
     """States [B, width, H, W] to logits [B, num_classes]."""
     return nn.Sequential(
-        nn.GroupNorm(groups, width),
+        group_norm(groups, width),
         nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -35,13 +40,15 @@ class TimeConv2d(nn.Conv2d):
     The textbook way prepends a constant plane to the input, x -> conv([t, x], W) + b. Convolution is linear, so that
     this equals conv(x, W[:, 1:]) + (b + t conv(1, W[:, :1])): the same parameters and, to round-off, the same numbers,
     without a copy of the input and on a channel count that fills whole blocks.
+
+    width: of the result. in_width: of the input, where that is another.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width + 1, width, kernel_size=3, padding=1)
+    def __init__(self, width: int, in_width: int | None = None) -> None:
+        super().__init__((in_width or width) + 1, width, kernel_size=3, padding=1)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """t: scalar, or [B], one time a row; x: [B, width, H, W]; the result has x's shape."""
+        """[B, width, H, W]; t: scalar, or [B], one time a row; x: [B, in_width, H, W]."""
         of_time, of_state = self.weight.split((1, self.in_channels - 1), dim=1)
         plane = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), of_time, padding=1)
         assert self.bias is not None
@@ -50,18 +57,21 @@ class TimeConv2d(nn.Conv2d):
 
 
 class ConvField(nn.Module):
-    """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN, with time in both convolutions."""
+    """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN, with time in both convolutions.
 
-    def __init__(self, width: int, groups: int) -> None:
+    width: of the rate. in_width: of the state, where that is another.
+    """
+
+    def __init__(self, width: int, groups: int, in_width: int | None = None) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width)
-        self.conv1 = TimeConv2d(width)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm1 = group_norm(groups, in_width or width)
+        self.conv1 = TimeConv2d(width, in_width)
+        self.norm2 = group_norm(groups, width)
         self.conv2 = TimeConv2d(width)
-        self.norm3 = nn.GroupNorm(groups, width)
+        self.norm3 = group_norm(groups, width)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt at time t (scalar, or [B]) and state y [B, width, H, W]."""
+        """dy/dt [B, width, H, W] at time t (scalar, or [B]) and state y [B, in_width, H, W]."""
         y = self.conv1(t, torch.relu_(self.norm1(y)))
         y = self.conv2(t, torch.relu_(self.norm2(y)))
         return self.norm3(y)

@@ -27,23 +27,19 @@ class _Panel(NamedTuple):
     series: tuple[_Series, ...]
 
 
+def _both(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
+    """A quantity of the training batches and of the validation split."""
+    train = _Series(f"train/{name}", "train", style.BLUE, scale)
+    return _Panel(title, y, (train, _Series(f"val/{name}", "validation", style.VERMILION, scale)))
+
+
 _PANELS = (
-    _Panel(
-        "Loss",
-        "loss",
-        (
-            _Series("train/loss", "train", style.BLUE),
-            _Series("val/loss", "validation", style.VERMILION),
-        ),
-    ),
-    _Panel(
-        "Accuracy",
-        "accuracy (%)",
-        (
-            _Series("train/accuracy", "train", style.BLUE, 100.0),
-            _Series("val/accuracy", "validation", style.VERMILION, 100.0),
-        ),
-    ),
+    _both("Loss", "loss", "loss"),
+    _both("Accuracy", "accuracy (%)", "accuracy", 100.0),
+    _both("Negative log-likelihood", "nats a sample", "nll_nats"),
+    _both("Negative log-likelihood", "bits a dimension", "bits_per_dim"),
+    _both("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
+    _both("Error", "root mean square error", "rmse"),
     _Panel(
         "Evaluations of the vector field",
         "NFE per step",
@@ -56,7 +52,7 @@ _PANELS = (
 
 
 def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
-    """Loss, accuracy and NFE against the optimiser step, from the rows of a run's metrics.
+    """Loss, what the task measures, and NFE against the optimiser step, from the rows of a run's metrics.
 
     Panels without a finite number are left out; with none at all one empty panel says so.
     """

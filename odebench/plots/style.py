@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind readers too. Yellow is left out,
 # too light for lines on white.
@@ -21,6 +26,13 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
+PALE = "#EEEEEE"
+
+# Both grow darker or lighter all the way: colour-blind readers and print without colour keep the order. Vermilion
+# stands out on all of the blues.
+DENSITY_MAP = matplotlib.colormaps["Blues"]
+# Lines on white: viridis without its light end.
+LINE_MAP = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, 256)), "lines")
 
 PANEL_WIDTH_IN = 4.6
 PANEL_HEIGHT_IN = 3.1
@@ -28,6 +40,8 @@ TITLE_PT = 11
 LABEL_PT = 10
 TICK_PT = 9
 LINE_PT = 1.7
+LEGEND_ENTRY_IN = 1.5
+LETTER_IN = 0.07
 
 
 def new_figure(
@@ -61,6 +75,54 @@ def dress(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
         axes.legend(fontsize=TICK_PT, frameon=False)
 
 
+def new_planes(
+    num_panels: int,
+    columns: int,
+    size_in: float,
+    bar: bool = False,
+    title: str | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """Like `new_figure`, of square panels for `dress_plane`, close together.
+
+    bar: whether a colour bar will stand to their right.
+    title: of the whole figure.
+    """
+    figure, panels = new_figure(num_panels, columns, size_in, size_in + 0.4)
+    figure.set_layout_engine("compressed", h_pad=0.06)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + (1.1 if bar else 0.3), height + (0.35 if title else 0.0))
+    if title:
+        figure.suptitle(title, fontsize=TITLE_PT + 1)
+    return figure, panels
+
+
+def dress_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
+    """The look of a panel that shows the plane of two-dimensional states: `limits` on both axes, no grid.
+
+    Only the outer panels of a figure keep their labels.
+    """
+    dress(axes, title, "x₁", "x₂")
+    axes.grid(False)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    axes.label_outer()
+
+
+def colour_bar(
+    figure: Figure,
+    drawn: ScalarMappable,
+    panels: Sequence[Axes],
+    label: str,
+    extend: str = "neither",
+) -> None:
+    """One colour bar to the right of the panels that share its scale."""
+    bar = figure.colorbar(drawn, ax=list(panels), extend=extend, fraction=0.05, pad=0.02, aspect=25)
+    bar.set_label(label, fontsize=LABEL_PT)
+    bar.ax.tick_params(labelsize=TICK_PT, color=GREY)
+    bar.outline.set_visible(False)
+
+
 def colour(index: int) -> str:
     """The colour of the series number `index`."""
     return COLOURS[index % len(COLOURS)]
@@ -76,3 +138,34 @@ def spans_decades(values: Sequence[float] | np.ndarray, ratio: float = 20.0) -> 
     array = np.asarray(values, dtype=float)
     array = array[np.isfinite(array)]
     return bool(array.size and array.min() > 0 and array.max() / array.min() > ratio)
+
+
+def limits_of(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
+    """Least and greatest finite value, and `margin` of their distance further out; where they span nothing, one."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend under all panels, that names each label once; the figure grows by its height."""
+    named: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if not named:
+        return
+    entry_in = max(LEGEND_ENTRY_IN, 0.6 + LETTER_IN * max(map(len, named)))
+    columns = max(int(figure.get_figwidth() / entry_in), 1)
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * -(-len(named) // columns))
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=TICK_PT,
+        frameon=False,
+        columnspacing=1.4,
+    )

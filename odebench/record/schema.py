@@ -1,5 +1,6 @@
 """The facts of a record: file names, statuses, tags and units, columns of the HParams table. No torch."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 SETTINGS = "settings.yaml"
@@ -28,22 +29,71 @@ class Tag(NamedTuple):
     description: str
 
 
-# Every scalar of a run, by tag. x is the optimiser step everywhere.
-TAGS: dict[str, Tag] = {
-    "train/loss": Tag("", "training loss, mean over the batch"),
-    "train/accuracy": Tag("fraction", "share of the training batch classified rightly"),
-    "val/loss": Tag("", "loss on the validation split"),
-    "val/accuracy": Tag("fraction", "share of the validation split classified rightly"),
-    "val/nfe": Tag("evaluations", "NFE of one validation solve, mean over batches"),
-    "test/loss": Tag("", "loss on the test split"),
-    "test/accuracy": Tag("fraction", "share of the test split classified rightly"),
-    "test/nfe": Tag("evaluations", "NFE of one test solve, mean over batches"),
+class Quantity(NamedTuple):
+    """What a task measures on a split: unit, meaning, and whether more of it is better."""
+
+    unit: str
+    description: str
+    rises: bool = False
+
+
+_LOSS = Quantity("", "what the training minimises")
+_NFE = Quantity("evaluations", "NFE of one solve, mean over batches")
+
+# By task, what its training batches and its splits are measured by. Each gives the tags train/NAME, val/NAME, test/NAME
+# and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME.
+QUANTITIES: dict[str, dict[str, Quantity]] = {
+    "classification": {
+        "loss": _LOSS,
+        "accuracy": Quantity("fraction", "share classified rightly", rises=True),
+        "nfe": _NFE,
+    },
+    "density": {
+        "loss": _LOSS,
+        "nll_nats": Quantity("nats", "negative log-likelihood a sample"),
+        "bits_per_dim": Quantity("bits", "negative log-likelihood a dimension"),
+        "kl_nats": Quantity("nats", "Kullback-Leibler divergence of the model from the target, KL(q || p)"),
+        "nfe": _NFE,
+        "sampling_nfe": Quantity("evaluations", "NFE of one solve that draws samples"),
+        "samples_per_s": Quantity("samples/s", "samples drawn a second", rises=True),
+        "trace_std_nats": Quantity("nats", "deviation of the log-likelihood over draws of the trace estimator's noise"),
+    },
+    "time_series": {
+        "loss": _LOSS,
+        "nfe": _NFE,
+    },
+}
+_SPLITS = {"train": "training batch", "val": "validation split", "test": "test split"}
+
+
+def rises(name: str) -> bool:
+    """Whether more is better of a quantity, such as accuracy, of whatever task."""
+    return any(name in of_task and of_task[name].rises for of_task in QUANTITIES.values())
+
+
+def _tags_of(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
+    """The tags of a task's quantities."""
+    tags = {}
+    for name, (unit, text, _) in quantities.items():
+        for split, where in _SPLITS.items():
+            tags[f"{split}/{name}"] = Tag(unit, f"{text}; {where}")
+        tags[f"best/{name}"] = Tag(unit, f"{text}; validation split, best checkpoint")
+        tags[f"final/train_{name}"] = Tag(unit, f"{text}; training batch, last value")
+        tags[f"final/val_{name}"] = Tag(unit, f"{text}; validation split, last value")
+        tags[f"final/test_{name}"] = Tag(unit, f"{text}; test split, best checkpoint, taken once")
+    return tags
+
+
+_OF_EVERY_TASK: dict[str, Tag] = {
     "nfe/forward": Tag("evaluations", "NFE of the forward pass of one training step"),
     "nfe/backward": Tag("evaluations", "NFE of the backward pass of one training step"),
     "steps/accepted": Tag("steps", "solver steps accepted in the forward pass"),
     "steps/rejected": Tag("steps", "solver steps rejected in the forward pass"),
     "steps/backward_accepted": Tag("steps", "solver steps accepted in the backward pass"),
     "steps/backward_rejected": Tag("steps", "solver steps rejected in the backward pass"),
+    "dynamics/kinetic": Tag("", "integral of |f|^2 / D along the training batch's solutions"),
+    "dynamics/jacobian": Tag("", "integral of |eps^T df/dz|^2 / D along the training batch's solutions"),
+    "dynamics/taylor": Tag("", "integral of |d^K z / dt^K|^2 / D along the training batch's solutions"),
     "memory/peak_mib": Tag("MiB", "peak of what one training step adds to the tensors that lived before"),
     "memory/saved_mib": Tag("MiB", "peak of what autograd holds for the backward pass in that step"),
     "flops/step": Tag("FLOP", "matrix products and convolutions of one training step"),
@@ -51,17 +101,8 @@ TAGS: dict[str, Tag] = {
     "throughput/samples_per_s": Tag("samples/s", "training samples a second, mean since the row before"),
     "optim/lr": Tag("", "learning rate"),
     "optim/grad_norm": Tag("", "2-norm of the gradient of all parameters, before clipping"),
-    "best/accuracy": Tag("fraction", "validation accuracy of the best checkpoint"),
-    "best/loss": Tag("", "validation loss of the best checkpoint"),
     "best/step": Tag("steps", "optimiser step of the best checkpoint"),
     "best/epoch": Tag("epochs", "epoch of the best checkpoint"),
-    "final/train_loss": Tag("", "last training loss"),
-    "final/train_accuracy": Tag("fraction", "last training accuracy"),
-    "final/val_loss": Tag("", "last validation loss"),
-    "final/val_accuracy": Tag("fraction", "last validation accuracy"),
-    "final/test_loss": Tag("", "test loss of the best checkpoint, taken once"),
-    "final/test_accuracy": Tag("fraction", "test accuracy of the best checkpoint, taken once"),
-    "final/test_nfe": Tag("evaluations", "NFE of one test solve, mean over batches"),
     "final/nfe_forward": Tag("evaluations", "forward NFE of a training step, mean over the last epoch"),
     "final/nfe_backward": Tag("evaluations", "backward NFE of a training step, mean over the last epoch"),
     "final/peak_mib": Tag("MiB", "last memory/peak_mib"),
@@ -71,6 +112,11 @@ TAGS: dict[str, Tag] = {
     "final/samples_per_s": Tag("samples/s", "training samples a second, mean over the last epoch"),
     "final/minutes": Tag("min", "time the training took, evaluation included"),
 }
+
+# Every scalar of a run, by tag. x is the optimiser step everywhere.
+TAGS: dict[str, Tag] = {
+    tag: meaning for of_task in QUANTITIES.values() for tag, meaning in _tags_of(of_task).items()
+} | _OF_EVERY_TASK
 
 HISTOGRAMS: dict[str, Tag] = {
     "steps/size": Tag("time of the ODE", "sizes of the accepted solver steps of one forward solve"),
@@ -83,6 +129,11 @@ FREE_GROUP = "task/"
 def is_tag(name: str) -> bool:
     """Whether `name` may be logged as a scalar: one of TAGS, or of the free group ``task/...``."""
     return name in TAGS or (name.startswith(FREE_GROUP) and len(name) > len(FREE_GROUP))
+
+
+def closing_tags(task: str) -> list[str]:
+    """The tags of a run's end that a task has: the metrics of its HParams table."""
+    return [tag for tag in _tags_of(QUANTITIES.get(task, {})) | _OF_EVERY_TASK if is_closing(tag)]
 
 
 def is_of_the_end(name: str) -> bool:
@@ -105,6 +156,7 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "Learning": {
         "Loss: train against validation": ("train/loss", "val/loss"),
         "Accuracy: train against validation": ("train/accuracy", "val/accuracy"),
+        "Negative log-likelihood: train against validation": ("train/nll_nats", "val/nll_nats"),
     },
 }
 
@@ -138,6 +190,13 @@ HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "gradient.method": str,
     "gradient.steps": float,
     "gradient.norm": str,
+    "loss.name": str,
+    "dynamics.name": str,
+    "dynamics.kinetic": float,
+    "dynamics.jacobian": float,
+    "dynamics.taylor": float,
+    "dynamics.taylor_order": float,
+    "dynamics.steer": float,
     "eval_solver": str,
     "eval_tol": float,
     "data.name": str,
@@ -149,6 +208,7 @@ HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "optim.weight_decay": float,
     "schedule.name": str,
     "trainer.epochs": float,
+    "trainer.iterations": float,
     "trainer.batch_size": float,
     "trainer.clip_grad_norm": float,
     "trainer.average": float,

@@ -62,10 +62,11 @@ def write_end(writer: SummaryWriter, status: str) -> None:
         _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
 
 
-def write_png(writer: SummaryWriter, tag: str, png: bytes, step: int) -> None:
-    """Add a PNG file's bytes as an image."""
-    width, height = struct.unpack(">II", png[16:24])
-    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> None:
+    """Add the bytes of a PNG or GIF file as an image."""
+    is_gif = encoded.startswith(b"GIF")
+    width, height = struct.unpack("<HH", encoded[6:10]) if is_gif else struct.unpack(">II", encoded[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=encoded)
     _add(writer, Summary.Value(tag=tag, image=image), step)
 
 
@@ -103,8 +104,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any])
         hparam_infos=[api_pb2.HParamInfo(name=name, type=_TYPES[kind]) for name, kind in columns.items()],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
-            for tag in schema.TAGS
-            if schema.is_closing(tag)
+            for tag in schema.closing_tags(str(settings.get("task")))
         ],
     )
     _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)

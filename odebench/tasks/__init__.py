@@ -23,8 +23,24 @@ class Loss(NamedTuple):
     solves: tuple[Stats, ...]
 
 
+def with_penalty(loss: Loss, solve: Any) -> Loss:
+    """The loss with the integrals that the regularised dynamics of its solves add, where there are such.
+
+    solve: the task's ``ChosenSolve`` for training, or None.
+    """
+    penalty, values = solve.take_penalty() if solve is not None else (None, {})
+    if penalty is None:
+        return loss
+    value = loss.value + penalty
+    return Loss(value, {**loss.numbers, "train/loss": value.detach(), **values}, loss.solves)
+
+
 class Task(Protocol):
-    """A model, its data and its loss. Batches are a function of the step alone, so that resuming needs no state."""
+    """A model, its data and its loss. Batches are a function of the step alone, so that resuming needs no state.
+
+    steps_per_epoch: optimiser steps from one validation to the next. note: one line for the user, may be empty.
+    provenance: of the data.
+    """
 
     model: nn.Module
     steps_per_epoch: int
@@ -44,11 +60,14 @@ class Task(Protocol):
         model: evaluated in place of the task's own (the average of its weights, say).
         """
 
+    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+        """What ``evaluate`` gave, in words for the screen: name and text, the headline first."""
+
     def predict(self, split: str) -> dict[str, list[Any]]:
         """Columns of what the model says of each sample of a split."""
 
-    def figures(self) -> dict[str, Figure]:
-        """Pictures of what the model does, by name."""
+    def figures(self) -> Mapping[str, Figure | bytes]:
+        """Pictures of what the model does, by name; GIFs as bytes."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a training carries from step to step besides the model: plain numbers."""
@@ -60,6 +79,10 @@ class Task(Protocol):
 def build_task(settings: Settings, device: torch.device) -> Task:
     """The task that the settings name, its data loaded and its model, freshly initialised, on the device."""
     from odebench.tasks.classification import Classification
+    from odebench.tasks.density import Density
 
-    tasks: dict[str, Callable[[Settings, torch.device], Task]] = {"classification": Classification}
+    tasks: dict[str, Callable[[Settings, torch.device], Task]] = {
+        "classification": Classification,
+        "density": Density,
+    }
     return tasks[settings.task](settings, device)

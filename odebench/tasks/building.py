@@ -6,21 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from odebench import ode
 from odebench.errors import Diverged, UsageError
 from odebench.extensions import find
 from odebench.models import MODELS
+from odebench.models.dynamics import Dynamics, RegularisedSolve
 from odebench.settings import Settings, Solver, options_of
 
 
-def build_model(settings: Settings, facts: Mapping[str, int]) -> nn.Module:
+def build_model(settings: Settings, facts: Mapping[str, Any]) -> nn.Module:
     """The model that the settings name, initialised from torch's random state.
 
-    facts: what the data fixes (in_channels, image_size, num_classes); a constructor gets those that it names.
+    facts: what the data fixes (in_channels, num_classes, shape, ...); a constructor gets those that it names.
     """
-    model = cast(type[nn.Module], find("MODELS", settings.model.name, MODELS, settings.extensions))
+    model = cast(Callable[..., nn.Module], find("MODELS", settings.model.name, MODELS, settings.extensions))
     named = inspect.signature(model).parameters
     return model(**{name: fact for name, fact in facts.items() if name in named}, **options_of(settings.model))
 
@@ -30,13 +31,26 @@ class ChosenSolve:
 
     Called as solve(f, y0, t, **more); raises Diverged where the solve fails. With ``first_step="warm"`` each solve with
     a graph starts with the step that the last one's first error would have allowed; ``warm_step`` is its size and part
-    of a training's checkpoint. ``differentiable``: the solves are for training.
+    of a training's checkpoint.
+
+    differentiable: the solves are for training. dynamics: the settings of its regularised dynamics. Solves for training
+    are under them where they have a graph; others, which are given none but to measure it, carry the integrals only.
 
     Raises UsageError for choices that the engine has no combination of.
     """
 
-    def __init__(self, solver: Solver, gradient: Any, extensions: tuple[str, ...], differentiable: bool = True) -> None:
+    def __init__(
+        self,
+        solver: Solver,
+        gradient: Any,
+        extensions: tuple[str, ...],
+        differentiable: bool = True,
+        dynamics: Any = None,
+    ) -> None:
         method: Any = find("METHODS", solver.name, ode.METHODS, extensions)
+        self._dynamics = Dynamics(**options_of(dynamics)) if dynamics else Dynamics()
+        self._regularised = RegularisedSolve(self._dynamics)
+        self._differentiable = differentiable
         self._warm = solver.first_step == "warm"
         self.warm_step: float | None = None
         options = {
@@ -71,13 +85,22 @@ class ChosenSolve:
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
         """See ``odebench.ode.solve``."""
         options = self._options | more
+        trains = self._differentiable and torch.is_grad_enabled()
+        if trains and self._dynamics.steer:
+            t = self._dynamics.steered(t)
+        solve = self._regularised if trains or not self._differentiable else ode.solve
         warm = self._warm and torch.is_grad_enabled()
         if warm:
             options["first_step"] = self.warm_step
         try:
-            solution = ode.solve(f, y0, t, **options)
+            solution = solve(f, y0, t, **options)
         except ode.SolveError as error:
             raise Diverged(str(error)) from error
         if warm:
             self.warm_step = solution.stats.warm_step
         return solution
+
+    def take_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What the dynamics of the solves since the last call add to the loss, None where nothing, and the values of
+        their integrals by tag."""
+        return self._regularised.take_penalty()

@@ -10,12 +10,12 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odebench.data import ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
+from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
 from odebench.errors import UsageError
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
 from odebench.settings import NO_SOLVER, Settings, options_of
-from odebench.tasks import Loss
+from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
 
 
@@ -26,12 +26,15 @@ class Classification:
         """Raises UsageError where the data is missing, or smaller than a batch."""
         trainer = settings.trainer
         data = build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions)
+        if not isinstance(data, ImageData):
+            raise UsageError(f"data={settings.data.name}: classification needs labelled images (ImageData)")
         self.note, self.provenance = data.note, data.provenance
         self._splits = {name: split.to(device) for name, split in data.splits().items()}
         self._crop_padding = data.crop_padding
         self._num_classes = data.num_classes
         self._device = device
         self._seed = settings.seed
+        self._label_smoothing = options_of(settings.loss)["label_smoothing"]
         self._bf16 = trainer.precision == "bf16"
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(data.train) // self.batch_size
@@ -42,7 +45,9 @@ class Classification:
         self.model = build_model(settings, self.facts).to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
-            self._solve = ChosenSolve(settings.solver, settings.gradient, settings.extensions)
+            self._solve = ChosenSolve(
+                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
+            )
             self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +64,10 @@ class Classification:
         """Mean cross-entropy over the batch."""
         images, labels = batch
         logits, solves = self._logits(self.model.train(), images, self._solve)
-        value = F.cross_entropy(logits, labels)
+        value = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return Loss(value, {"train/loss": value.detach(), "train/accuracy": accuracy}, solves)
+        numbers = {"train/loss": value.detach(), "train/accuracy": accuracy}
+        return with_penalty(Loss(value, numbers, solves), self._solve)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -84,6 +90,14 @@ class Classification:
             "images": num,
         }
         return numbers | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
+
+    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+        """Accuracy, with its interval where that is among the numbers, and loss."""
+        accuracy = f"{100 * numbers['accuracy']:.2f} %"
+        if "low" in numbers:
+            low, high = (f"{100 * numbers[end]:.2f}" for end in ("low", "high"))
+            accuracy += f"  (95 % interval {low} to {high}, {numbers['images']:,} images)"
+        return [("accuracy", accuracy), ("loss", f"{numbers['loss']:.4f}")]
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:

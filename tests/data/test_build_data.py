@@ -6,9 +6,10 @@ import types
 import pytest
 import torch
 
-from odebench.data import DATA, ImageData, ImageSplit, build_data
+from odebench.data import DATA, DensityData, ImageData, ImageSplit, build_data
 from odebench.errors import UsageError
 
+TOY = {"samples": 30, "fresh": True, "validation": 20, "test": 10}
 MNIST5K = {"root": None, "validation": 500, "train_limit": None, "augment": True, "download": False}
 
 
@@ -55,12 +56,23 @@ def test_an_unknown_name_is_refused(extension):
         build_data("mnist5", MNIST5K, 0, [extension])
 
 
-def test_what_is_no_image_data_is_refused(extension):
+def test_a_density_has_the_seed_for_training_and_a_hash_a_split():
+    first, again, other = (build_data("checkerboard", TOY, seed, []) for seed in (0, 0, 1))
+    assert isinstance(first, DensityData)
+    assert first.provenance == again.provenance
+    assert first.provenance["name"] == "checkerboard"
+    assert first.provenance["splits"]["train"].items() >= {"samples": 30, "shape": [2]}.items()
+    assert first.provenance["splits"]["train"] != other.provenance["splits"]["train"]
+    assert first.provenance["splits"]["test"] == other.provenance["splits"]["test"]
+
+
+def test_what_is_no_data_is_refused(extension):
     with pytest.raises(UsageError, match="nonsense returned int"):
         build_data("nonsense", {"num": 3}, 0, [extension])
 
 
-def test_every_data_set_of_ours_takes_the_same_settings():
-    for loader in DATA.values():
+def test_every_image_data_set_of_ours_takes_the_same_settings():
+    for name in ("mnist", "fashion_mnist", "mnist5k"):
+        loader = DATA[name]
         assert set(loader.__kwdefaults__ or {}) == set()
         assert set(loader.__annotations__) - {"return"} == set(MNIST5K)

@@ -6,12 +6,22 @@ import torch
 from odebench.errors import UsageError
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
+from odebench.tasks.building import ChosenSolve
 
 
 @pytest.fixture
 def task(tiny_odenet):
     def build(*overrides):
         return build_task(read_settings(compose([*tiny_odenet, *overrides])), torch.device("cpu"))
+
+    return build
+
+
+@pytest.fixture
+def solve(tiny_odenet):
+    def build(*overrides, differentiable=True):
+        s = read_settings(compose([*tiny_odenet, "gradient=backprop", *overrides]))
+        return ChosenSolve(s.solver, s.gradient, s.extensions, differentiable, s.dynamics)
 
     return build
 
@@ -81,3 +91,53 @@ def test_a_combination_without_meaning_is_refused_before_anything_is_written(tas
         task(*choice.split())
     assert REFUSED[choice] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WEIGHT = torch.linspace(-2, 2, 9).reshape(3, 3).requires_grad_()
+Z0 = torch.linspace(-1, 1, 12).reshape(4, 3)
+
+
+def field(t, z):
+    return torch.tanh(z @ WEIGHT) * (1 + t)
+
+
+def test_regularised_dynamics_have_their_price_in_training_and_leave_solution_and_warm_step(solve):
+    plain, rnode = solve(), solve("dynamics=rnode")
+    for _ in range(2):
+        expected, found = plain(field, Z0, (0.0, 1.0)), rnode(field, Z0, (0.0, 1.0))
+        torch.testing.assert_close(found.y, expected.y)
+        assert found.stats.nfe == expected.stats.nfe
+        assert rnode.warm_step == pytest.approx(plain.warm_step, rel=1e-2)
+    penalty, values = rnode.take_penalty()
+    assert penalty.requires_grad
+    torch.testing.assert_close(penalty.detach(), 0.01 * sum(values.values()))
+    assert set(values) == {"dynamics/kinetic", "dynamics/jacobian"}
+    assert plain.take_penalty() == (None, {})
+
+
+@pytest.mark.parametrize("dynamics", ["rnode", "taynode", "steer"])
+def test_a_solve_without_a_graph_knows_nothing_of_them(solve, dynamics):
+    plain, regularised = solve(), solve(f"dynamics={dynamics}")
+    with torch.no_grad():
+        expected, found = plain(field, Z0, (0.0, 1.0)), regularised(field, Z0, (0.0, 1.0))
+    assert torch.equal(found.y, expected.y)
+    assert regularised.take_penalty() == (None, {})
+
+
+def test_a_random_end_is_for_training_alone(solve):
+    training, evaluation = solve("dynamics=steer"), solve("dynamics=steer", differentiable=False)
+    ends = [float(training(field, Z0, (0.0, 1.0)).t[-1]) for _ in range(5)]
+    assert len(set(ends)) == 5
+    assert all(0.5 <= end <= 1.5 for end in ends)
+    with torch.no_grad():
+        assert evaluation(field, Z0, (0.0, 1.0)).t.tolist() == [0.0, 1.0]
+
+
+def test_an_evaluation_that_is_given_dynamics_measures_them(solve):
+    training, evaluation = solve("dynamics=taynode"), solve("dynamics=taynode", differentiable=False)
+    training(field, Z0, (0.0, 1.0))
+    with torch.no_grad():
+        evaluation(field, Z0, (0.0, 1.0))
+    (_, expected), (penalty, found) = training.take_penalty(), evaluation.take_penalty()
+    torch.testing.assert_close(found["dynamics/taylor"], expected["dynamics/taylor"])
+    assert not penalty.requires_grad

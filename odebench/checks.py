@@ -1,0 +1,179 @@
+"""What several settings say together: each fault one line that names the setting and the way out."""
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from odebench.compose import config_folders, options
+from odebench.errors import UsageError, unknown_name
+from odebench.extensions import find, names
+from odebench.ode.methods import METHODS, Tableau
+from odebench.record import schema
+from odebench.rules import DATA, LOSSES, MODELS, NO_SOLVER, SGD, Adjoint, Checkpoint, ODENet, ResNet, Solver, Steps
+from odebench.typed import shown
+
+if TYPE_CHECKING:
+    from odebench.settings import Settings
+
+
+def check(s: "Settings") -> None:
+    """What several settings say together, and what needs more than a type."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
+        raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0")
+    config_folders(s.config_dir)
+    _check_names(s)
+    _check_task(s)
+    _check_ode(s)
+    _check_dynamics(s)
+    if s.has_ode:
+        _check_solver(s.solver, s.extensions)
+        _check_gradient(s)
+        if s.eval_solver is not None:
+            _check_solver(s.evaluation_solver, s.extensions)
+    if isinstance(s.model, ODENet | ResNet) and s.model.width % s.model.groups:
+        raise UsageError(
+            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either"
+        )
+    _check_training(s)
+
+
+def _check_names(s: "Settings") -> None:
+    if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
+        raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
+
+
+def _check_task(s: "Settings") -> None:
+    """Model, data, loss and what is measured belong to one task; those of an extension are taken at their word."""
+    if s.task not in schema.QUANTITIES:
+        raise unknown_name("task", s.task, schema.QUANTITIES, "models")
+    its_task = getattr(s.model, "task", s.task)
+    if its_task != s.task:
+        raise UsageError(f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out")
+    its_tasks = getattr(s.data, "tasks", (s.task,))
+    if s.task not in its_tasks:
+        fitting = ", ".join(name for name, rules in DATA.items() if s.task in rules.tasks)
+        raise UsageError(f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}")
+    if LOSSES[s.loss.name].task != s.task:
+        fitting = ", ".join(name for name, rules in LOSSES.items() if rules.task == s.task)
+        raise UsageError(f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}")
+    objectives = [f"val/{name}" for name in schema.QUANTITIES[s.task]]
+    if s.trainer.objective not in objectives:
+        raise unknown_name("trainer.objective", s.trainer.objective, objectives, "models")
+    if s.trainer.precision == "bf16" and s.task != "classification":
+        raise UsageError("trainer.precision=bf16: only classification has it; leave it out")
+
+
+def _check_ode(s: "Settings") -> None:
+    """A solver and a gradient mode belong to models with an ODE, and only to them."""
+    name, with_ode = (
+        s.model.name,
+        ", ".join(n for n, rules in MODELS.items() if getattr(rules, "has_ode", False)),
+    )
+    if s.has_ode and s.solver.name == NO_SOLVER:
+        raise UsageError(f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5")
+    if s.has_ode and s.eval_solver == NO_SOLVER:
+        raise UsageError(f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's")
+    if not s.has_ode and s.solver.name != NO_SOLVER:
+        raise UsageError(
+            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})"
+        )
+    if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
+        raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out")
+    if not s.has_ode and s.gradient.name != "backprop":
+        raise UsageError(
+            f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
+            f"leave gradient out, or choose a model with an ODE ({with_ode})"
+        )
+
+
+def _check_dynamics(s: "Settings") -> None:
+    """Terms along an ODE's solution need one in each training step."""
+    terms = ("kinetic", "jacobian", "taylor", "steer")
+    wanted = ", ".join(f"dynamics.{term}={getattr(s.dynamics, term):g}" for term in terms if getattr(s.dynamics, term))
+    if wanted and not s.has_ode:
+        raise UsageError(f"{wanted}: {s.model.name} solves no ODE; leave dynamics out, or choose a model with an ODE")
+    if wanted and s.loss.name == "flow_matching":
+        raise UsageError(f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood")
+
+
+def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
+    method: Any = find("METHODS", solver.name, METHODS, extensions)
+    if solver.steps is not None and solver.step_size is not None:
+        raise UsageError(
+            f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
+            "give one of them; set the other to null"
+        )
+    if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
+        raise UsageError(f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}")
+    if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
+        raise UsageError(
+            "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
+            "leave it out, or choose solver=dopri5 solver.stepping=shared"
+        )
+    if (solver.min_step or 0) > (solver.max_step or math.inf):
+        raise UsageError(f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}")
+    if solver.fixed:
+        return
+    if not method.adaptive:
+        raise UsageError(
+            f"solver.steps=null: {solver.name} has no step size control; "
+            "give solver.steps (20 is the default) or solver.step_size"
+        )
+    if solver.rtol is None and solver.atol is None:
+        raise UsageError(
+            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps"
+        )
+
+
+def _check_gradient(s: "Settings") -> None:
+    """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
+    method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
+    if s.gradient.name == "reversible" and not method.reversible:
+        raise UsageError(
+            f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
+            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint"
+        )
+    if (
+        isinstance(s.gradient, Checkpoint)
+        and (s.gradient.checkpoints or s.gradient.recompute == "stage")
+        and s.gradient.keep == "graphs"
+    ):
+        raise UsageError("gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out")
+    if isinstance(s.gradient, Adjoint) and s.gradient.method is not None:
+        known = names("METHODS", METHODS, s.extensions)
+        if s.gradient.method not in known:
+            raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
+
+
+def _check_training(s: "Settings") -> None:
+    schedule, epochs = s.schedule, s.trainer.epochs
+    if isinstance(schedule, Steps) and any(
+        b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
+    ):
+        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase")
+    warmup = getattr(schedule, "warmup_epochs", 0)
+    if warmup > epochs and s.trainer.iterations is None:
+        raise UsageError(f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}")
+    if isinstance(s.optim, SGD) and s.optim.nesterov and s.optim.momentum == 0:
+        raise UsageError("optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9")
+    limit = getattr(s.data, "train_limit", None)
+    if limit is not None and limit < s.trainer.batch_size:
+        raise UsageError(
+            f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}, "
+            "or no batch is whole"
+        )
+
+
+def warnings(settings: "Settings") -> list[str]:
+    """What is allowed but unlikely to be meant; one line each, for the log."""
+    found = []
+    tols = [t for t in (settings.solver.rtol, settings.solver.atol) if t is not None]
+    adaptive = settings.has_ode and not settings.solver.fixed
+    if settings.trainer.precision == "bf16" and adaptive and min(tols) < 1e-3:
+        found.append(
+            f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
+            "costs many more evaluations; use tol=1e-3 or float32"
+        )
+    if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
+        found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
+    return found

@@ -1,0 +1,39 @@
+"""Arrays kept on disk because making them again takes long; nothing in such a file is executed."""
+
+import logging
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz file, or None where it is absent, damaged, or holds anything but plain arrays."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s cannot be read (%s); it is made anew", path, error)
+        return None
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz file that appears whole or not at all; in a folder that takes none, only the log says so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}-", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        log.info("%s is not kept for the next time: %s", path, error.strerror or error)

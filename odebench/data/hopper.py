@@ -1,0 +1,107 @@
+"""Trajectories of MuJoCo's hopper, simulated anew after Rubanova et al. (2019), section 4.2."""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odebench.data.cache import load_arrays, save_arrays
+from odebench.data.mnist_files import data_root
+from odebench.data.series import (
+    Mode,
+    SeriesData,
+    assign_roles,
+    divide,
+    flat_series,
+    hold_out_series,
+)
+from odebench.errors import UsageError
+
+NUM_RUNS, NUM_TEST = 10_000, 2_000
+NUM_STEPS, WINDOW, DIM = 200, 100, 14
+SIMULATION_SEED = 123
+CHANNELS = tuple(f"{kind}{i}" for kind in ("position", "velocity") for i in range(DIM // 2))
+
+log = logging.getLogger(__name__)
+
+
+def hopper(
+    *, root: str | None, mode: Mode, observed: float, validation: int, train_limit: int | None, random_state: int
+) -> SeriesData:
+    """10,000 hops of 200 steps, 14 numbers a step: 7 positions and 7 velocities.
+
+    dm_control's hopper (task stand) falls from a random posture without control: its first two positions are uniform
+    in [0, 0.5], the others in [-2, 2], velocities in [-5, 5]. The first 8,000 runs are for training, the last 2,000
+    for test. Each number is mapped to [0, 1] by its extremes in the first 8,000. Step i stands at time i / 200.
+
+    interpolation: a random window of 100 steps of each run, from time 0; extrapolation: all 200. observed: see
+    `divide`. random_state decides windows, observed points and validation. The runs are simulated once, in half a
+    minute, and kept under the data root. Raises UsageError where neither they nor the simulator are there.
+    """
+    runs, provenance = read_runs(data_root(root) / "Hopper")
+    num, num_train = len(runs), len(runs) - NUM_TEST
+    runs = (runs - (low := runs[:num_train].min((0, 1)))) / (runs[:num_train].max((0, 1)) - low)
+    random = np.random.RandomState(random_state)
+    starts = random.randint(NUM_STEPS - WINDOW + 1, size=num)
+    order = np.concatenate([np.arange(num_train, num), random.permutation(num_train)])
+    length = WINDOW if mode == "interpolation" else NUM_STEPS
+    if mode == "interpolation":
+        runs = runs[np.arange(num)[:, None], starts[:, None] + np.arange(WINDOW)]
+    times, span = np.arange(length) / NUM_STEPS, length / NUM_STEPS
+    pool = flat_series(np.full(num, length), np.tile(times, num), runs.reshape(-1, DIM))
+    pool = assign_roles(pool, mode, span)
+    splits, _ = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
+    split = f"test: the last {NUM_TEST:,} runs, as published; validation: random, random_state {random_state}"
+    return SeriesData(**splits, span=span, channels=CHANNELS, provenance={**provenance, "split": split})
+
+
+def read_runs(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """All runs, float32 [N, 200, 14], and where they come from: kept in this folder, or simulated and kept now.
+
+    Raises UsageError where they are not kept there and the simulator is not installed.
+    """
+    path = folder / f"hopper-stand-{NUM_RUNS}x{NUM_STEPS}.npz"
+    kept = load_arrays(path)
+    if kept is None or set(kept) != {"runs", "simulator"} or kept["runs"].shape != (NUM_RUNS, NUM_STEPS, DIM):
+        kept = {"runs": simulate(NUM_RUNS, path), "simulator": np.array(_simulator())}
+        save_arrays(path, kept)
+    runs = kept["runs"].astype(np.float32, copy=False)
+    return runs, {
+        "source": f"simulated by {kept['simulator']}: hopper of Rubanova, Chen, Duvenaud, arXiv:1907.03907 (2019)",
+        "licence": "Apache-2.0 (dm_control, MuJoCo)",
+        "folder": str(folder.absolute()),
+        "files": {path.name: {"runs_sha256": hashlib.sha256(runs.data).hexdigest()}},
+    }
+
+
+def simulate(num: int, path: Path) -> np.ndarray:
+    """The first so many runs, float32 [num, 200, 14]; path: where they were looked for, for the error."""
+    os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn: it need not look for a display
+    try:
+        from dm_control import suite  # an extra, and a second to import
+    except ImportError as error:
+        raise UsageError(
+            f"data=hopper needs {path}, or dm_control to simulate it: pip install 'odebench[hopper]' "
+            f"(dm_control==1.0.50 mujoco==3.17.0)"
+        ) from error
+    log.info("simulating %s runs of the hopper, to be kept in %s", f"{num:,}", path)
+    physics = suite.load("hopper", "stand").physics
+    random = np.random.RandomState(SIMULATION_SEED)
+    runs = np.empty((num, NUM_STEPS, DIM), dtype=np.float32)
+    for run in runs:
+        with physics.reset_context():
+            physics.data.qpos[:2] = random.uniform(0, 0.5, size=2)
+            physics.data.qpos[2:] = random.uniform(-2, 2, size=DIM // 2 - 2)
+            physics.data.qvel[:] = random.uniform(-5, 5, size=DIM // 2)
+        for step in run:
+            step[: DIM // 2], step[DIM // 2 :] = physics.data.qpos, physics.data.qvel
+            physics.step()
+    return runs
+
+
+def _simulator() -> str:
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("dm_control", "mujoco"))

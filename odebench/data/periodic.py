@@ -1,0 +1,67 @@
+"""Sinusoids at irregular times, the toy data of Rubanova et al. (2019), section 4.1."""
+
+import numpy as np
+
+from odebench.data.series import Mode, SeriesData, assign_roles, divide, flat_series, hold_out_series
+from odebench.errors import UsageError
+
+NUM_SERIES, NUM_TEST, NUM_TIMES = 1000, 200, 100
+SPAN = 5.0
+FREQUENCY = (0.4, 0.8)
+LEVEL, LEVEL_NOISE, NOISE = 1.0, 0.1, 0.01
+
+
+def periodic(
+    *,
+    mode: Mode,
+    observed: float,
+    amplitude: tuple[float, float],
+    shared_times: bool,
+    validation: int,
+    train_limit: int | None,
+    random_state: int,
+) -> SeriesData:
+    """1,000 noisy sinusoids y = level + amplitude * sin(2 pi frequency t), 100 irregular times in [0, 5].
+
+    Of each series the frequency is uniform in [0.4, 0.8], the amplitude uniform in the range given ([1, 1] as
+    published), the level normal about 1 with standard deviation 0.1; the noise has standard deviation 0.01. Times are
+    uniform, the same for all series as published (shared_times) or each series' own.
+
+    mode, observed: see `assign_roles` and `divide`. random_state decides everything, the training's seed nothing.
+    Raises UsageError where the amplitude's range is turned round.
+    """
+    low, high = amplitude
+    if low > high:
+        raise UsageError(f"data.amplitude=[{low:g},{high:g}]: the lower end comes first")
+    random = np.random.RandomState(random_state)
+    times = _irregular_times(random, 1 if shared_times else NUM_SERIES)
+    level = random.normal(LEVEL, LEVEL_NOISE, (NUM_SERIES, 1))
+    frequency = random.uniform(*FREQUENCY, (NUM_SERIES, 1))
+    truth = level + random.uniform(low, high, (NUM_SERIES, 1)) * np.sin(2 * np.pi * frequency * times)
+    values = truth + random.normal(0, NOISE, truth.shape)
+    order = random.permutation(NUM_SERIES)
+    pool = flat_series(
+        np.full(NUM_SERIES, NUM_TIMES),
+        np.broadcast_to(times, truth.shape).reshape(-1),
+        values.reshape(-1, 1),
+        truth=truth.reshape(-1, 1),
+    )
+    parts = hold_out_series(order, NUM_TEST, validation, train_limit)
+    splits, _ = divide(assign_roles(pool, mode, SPAN), parts, observed, random_state)
+    return SeriesData(
+        **splits,
+        span=SPAN,
+        channels=("y",),
+        provenance={
+            "source": "simulated: periodic trajectories after Rubanova, Chen, Duvenaud, arXiv:1907.03907 (2019)",
+            "split": f"random, random_state {random_state}: {NUM_TEST} for test, then validation",
+        },
+    )
+
+
+def _irregular_times(random: np.random.RandomState, num: int) -> np.ndarray:
+    """Uniform times in [0, 5], sorted, no two of a row the same in float32: [num, 100]."""
+    times = np.zeros((num, NUM_TIMES), dtype=np.float32)
+    while (repeats := (np.diff(times) <= 0).any(axis=1)).any():
+        times[repeats] = np.sort(random.uniform(0, SPAN, (repeats.sum(), NUM_TIMES)).astype(np.float32))
+    return times

@@ -1,0 +1,366 @@
+"""Irregular series: held flat, batched on the union of their times, and divided into what is seen and what is asked.
+
+A point is one time of one series with D values, of which a mask says which were observed. Series have points at
+times of their own, so a split holds all points end to end and knows where each series begins; a batch is made
+from it without a loop. An experiment gives the encoder some points (`is_input`) and lets the loss and the metrics
+look at some (`is_target`); everything else stays out of both batches.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odebench.errors import UsageError
+
+Mode = Literal["interpolation", "extrapolation"]
+
+_INPUTS = 1  # apart from the streams of random numbers that make the series themselves
+
+
+@dataclass(frozen=True)
+class SeriesBatch:
+    """B series on the union of their times.
+
+    times: float32 [T], increasing; values: float32 [B, T, D], 0 where unobserved; mask: bool [B, T, D], True where
+    observed; labels: int64 [B], or None.
+    """
+
+    times: Tensor
+    values: Tensor
+    mask: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class SeriesSplit:
+    """N series of P points in all, end to end: series i owns the points offsets[i] up to offsets[i + 1].
+
+    ids: int64 [N], a number that names a series whatever split it is in; offsets: int64 [N + 1];
+    times: float32 [P], increasing within a series; values: float32 [P, D]; mask: bool [P, D], True where observed;
+    is_input, is_target: bool [P], the points for the encoder and those for the loss and the metrics;
+    labels: int64 [N], or None; truth: float32 [P, D], the values without noise where they are known, also at points
+    that nobody observed, or None. Raises UsageError for shapes that do not fit, times that repeat or go backwards,
+    and observed values that are not finite.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    times: Tensor
+    values: Tensor
+    mask: Tensor
+    is_input: Tensor
+    is_target: Tensor
+    labels: Tensor | None = None
+    truth: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        num, points = len(self.ids), len(self.times)
+        _expect("offsets", self.offsets, torch.int64, (num + 1,))
+        _expect("times", self.times, torch.float32, (points,))
+        if self.offsets[0] != 0 or self.offsets[-1] != points or (self.offsets.diff() < 0).any():
+            raise UsageError(f"offsets must go from 0 to {points}, the number of points, and never fall")
+        if self.values.ndim != 2:
+            raise UsageError(f"values must be float32 [{points}, D], not {list(self.values.shape)}")
+        for name in ("values", "truth"):
+            _expect(name, getattr(self, name), torch.float32, (points, self.dim))
+        _expect("mask", self.mask, torch.bool, (points, self.dim))
+        for name in ("is_input", "is_target"):
+            _expect(name, getattr(self, name), torch.bool, (points,))
+        _expect("labels", self.labels, torch.int64, (num,))
+        self._check_times()
+        if not torch.isfinite(self.values).logical_or(~self.mask).all():
+            raise UsageError("an observed value is not finite; a value that is missing belongs outside the mask")
+
+    def _check_times(self) -> None:
+        owners = self._owners()
+        falls = (self.times.diff() <= 0) & (owners.diff() == 0)
+        wrong = falls if falls.any() else ~self.times.isfinite()
+        if wrong.any():
+            point = int(wrong.nonzero()[0])
+            here = ", ".join(f"{time:.9g}" for time in self.times[point : point + 2].tolist())
+            raise UsageError(
+                f"series {int(self.ids[owners[point]])}: times must be finite and increase, "
+                f"not repeat or go backwards ({here})"
+            )
+
+    def _owners(self) -> Tensor:
+        """The series of each point: [P]."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.ids.device), self.offsets.diff())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dim(self) -> int:
+        """D, the number of values at a point."""
+        return self.values.shape[1]
+
+    def inputs(self, indices: Tensor) -> SeriesBatch:
+        """What the encoder is given of these series; indices: int64 [B]."""
+        return self._batch(indices, self.is_input, self.values, self.mask)
+
+    def targets(self, indices: Tensor) -> SeriesBatch:
+        """What the loss and the metrics look at."""
+        return self._batch(indices, self.is_target, self.values, self.mask)
+
+    def truths(self, indices: Tensor) -> SeriesBatch:
+        """The values without noise at all points of these series; ValueError where they are not known."""
+        if self.truth is None:
+            raise ValueError("the values without noise of these series are not known")
+        everywhere = torch.ones_like(self.mask)
+        return self._batch(indices, everywhere[:, 0], self.truth, everywhere)
+
+    def _batch(self, indices: Tensor, kept: Tensor, values: Tensor, mask: Tensor) -> SeriesBatch:
+        indices = indices.to(self.offsets.device)
+        rows, points = _points(self.offsets, indices)
+        chosen = kept[points]
+        rows, points = rows[chosen], points[chosen]
+        times, columns = torch.unique(self.times[points], return_inverse=True)
+        seen = mask[points]
+        size = (len(indices), len(times), self.dim)
+        batch_values, batch_mask = values.new_zeros(size), mask.new_zeros(size)
+        batch_values[rows, columns] = values[points].where(seen, 0)
+        batch_mask[rows, columns] = seen
+        return SeriesBatch(times, batch_values, batch_mask, None if self.labels is None else self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "SeriesSplit":
+        moved = {name: part.to(device) for name, part in vars(self).items() if part is not None}
+        return SeriesSplit(**moved)
+
+    def sha256(self) -> str:
+        """Of the bytes of all fields but the truth, in their order; unobserved values count as 0."""
+        digest = hashlib.sha256()
+        plain = dataclasses.replace(self, values=self.values.where(self.mask, 0), truth=None)
+        for part in vars(plain).values():
+            if part is not None:
+                digest.update(part.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class Rate(Protocol):
+    """A known rate of events, one function of time a series; ids: int64 [B]."""
+
+    def __call__(self, ids: Tensor, times: Tensor) -> Tensor:
+        """The rate of each series at these times: [T] gives [B, T]."""
+
+    def integral(self, ids: Tensor, end: float) -> Tensor:
+        """Of the rate from time 0 to `end`, exactly: [B]."""
+
+
+@dataclass(frozen=True)
+class SeriesData:
+    """A data set of irregular series, split three ways.
+
+    span: inputs and targets lie at times in [0, span]; a known truth may go on beyond. channels: names of the D
+    values. num_classes: labels lie in 0 to num_classes - 1; 0 where there are none. redraw: gives, for (seed, epoch),
+    other random points as the training series' `is_input`; None where the inputs are fixed. rate: the rate that the
+    events came from, where it is known. note: one line for the user, may be empty. provenance: where the series come
+    from, under which licence, the files, and the rule of the split.
+    """
+
+    train: SeriesSplit
+    validation: SeriesSplit
+    test: SeriesSplit
+    span: float
+    channels: tuple[str, ...]
+    num_classes: int = 0
+    redraw: Callable[[int, int], Tensor] | None = None
+    rate: Rate | None = None
+    note: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits().items():
+            if split.dim != len(self.channels):
+                raise UsageError(f"the {name} series have {split.dim} values a point, not {len(self.channels)}")
+            if split.labels is None:
+                continue
+            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
+                raise UsageError(f"a label of the {name} series is outside 0 to {self.num_classes - 1}")
+
+    def splits(self) -> dict[str, SeriesSplit]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def split_facts(self) -> dict[str, dict[str, Any]]:
+        """Of each split the number of series, of points and of values a point, and the SHA-256 of their bytes."""
+        return {
+            name: {"series": len(split), "points": len(split.times), "dim": split.dim, "sha256": split.sha256()}
+            for name, split in self.splits().items()
+        }
+
+
+def flat_series(
+    lengths: Sequence[int] | np.ndarray,
+    times: np.ndarray,
+    values: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    ids: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+) -> SeriesSplit:
+    """Series from NumPy arrays of any float type: lengths [N], times [P], values [P, D].
+
+    mask: everything is observed where it is None. All observed points are inputs and targets; ids count from 0
+    unless given.
+    """
+    lengths = np.asarray(lengths)
+    seen = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
+    observed = seen.any(1)
+    return SeriesSplit(
+        ids=torch.arange(len(lengths)) if ids is None else torch.from_numpy(ids.astype(np.int64)),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+        times=torch.from_numpy(times.astype(np.float32)),
+        values=torch.from_numpy(values.astype(np.float32)),
+        mask=seen,
+        is_input=observed,
+        is_target=observed,
+        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        truth=None if truth is None else torch.from_numpy(truth.astype(np.float32)),
+    )
+
+
+def select_series(split: SeriesSplit, indices: np.ndarray | Tensor) -> SeriesSplit:
+    """The series of a split at these indices, in their order."""
+    indices = torch.as_tensor(indices)
+    _, points = _points(split.offsets, indices)
+    lengths = split.offsets.diff()[indices]
+    kept = {
+        name: part[indices] if name in ("ids", "labels") else part[points]
+        for name, part in vars(split).items()
+        if part is not None and name != "offsets"
+    }
+    return SeriesSplit(offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **kept)
+
+
+def observed_series(split: SeriesSplit) -> tuple[SeriesSplit, int]:
+    """The series that have a point to encode and one to compare with, and how many had not."""
+    owners = split._owners()
+    counts = [torch.bincount(owners[role], minlength=len(split)) for role in (split.is_input, split.is_target)]
+    whole = (counts[0] > 0) & (counts[1] > 0)
+    missing = int((~whole).sum())
+    return (select_series(split, whole.nonzero().squeeze(1)) if missing else split), missing
+
+
+def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.RandomState) -> Tensor:
+    """Some of each series' inputs, at random without replacement: bool [P], a new `is_input`.
+
+    observed: how many points of each series, or (a float) which share of its points, rounded down but one at least.
+    Raises UsageError for more points than a series has.
+    """
+    offsets, candidates = split.offsets.numpy(), split.is_input.numpy()
+    owners = split._owners().numpy()
+    counts = np.bincount(owners[candidates], minlength=len(split))
+    if isinstance(observed, float):
+        quota = np.minimum(counts, np.maximum(1, np.floor(counts * observed + 1e-9).astype(np.int64)))
+    else:
+        quota = np.full(len(split), observed)
+        if (counts < quota).any():
+            series = int(np.argmax(counts < quota))
+            raise UsageError(
+                f"data.observed={observed}: series {int(split.ids[series])} has only {counts[series]} points"
+            )
+    # Candidates in a random order stand first in their series; the quota takes the first of them.
+    order = np.argsort(owners + random.random_sample(len(owners)) / 4 + ~candidates / 2)
+    chosen = np.empty(len(owners), dtype=bool)
+    chosen[order] = np.arange(len(owners)) - offsets[owners] < quota[owners]
+    return torch.from_numpy(chosen)
+
+
+def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
+    """Which points are encoded and which are asked for.
+
+    interpolation: all observed points, both times; extrapolation: those of the first half of the span are encoded,
+    those of the second are asked for (Rubanova et al. 2019, section 4).
+    """
+    if mode == "interpolation":
+        return split
+    first = split.times < span / 2
+    return dataclasses.replace(split, is_input=split.is_input & first, is_target=split.is_target & ~first)
+
+
+def hold_out_series(
+    order: np.ndarray, num_test: int, validation: int, train_limit: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices for training, validation and test: the order's first num_test are for test, then come validation's.
+
+    A train_limit takes the first so many of those left. Raises UsageError for numbers that the order cannot give.
+    """
+    pool = len(order) - num_test
+    if not 0 < validation < pool:
+        raise UsageError(
+            f"data.validation={validation} must be positive and less than the {pool:,} series that training and "
+            "validation share"
+        )
+    left = pool - validation
+    limit = left if train_limit is None else train_limit
+    if not 0 < limit <= left:
+        raise UsageError(
+            f"data.train_limit={limit} must be positive and at most {left:,}, the training series left beside "
+            f"{validation:,} for validation; null takes them all"
+        )
+    start = num_test + validation
+    return order[start : start + limit], order[num_test:start], order[:num_test]
+
+
+def divide(
+    pool: SeriesSplit, parts: Sequence[np.ndarray], observed: float = 1.0, random_state: int = 0
+) -> tuple[dict[str, Any], int]:
+    """The splits (and redraw) of SeriesData, from a pool of series and the indices of its three parts.
+
+    observed: the share of each series' inputs that the encoder is given. They are drawn once, by random_state and the
+    series' place in the pool alone, so the limits of the split do not move them; `redraw` draws others for training.
+    Series with no point to encode or none to compare with are kept out; how many comes second.
+    """
+    drawn = pool
+    if observed < 1:
+        inputs = draw_inputs(pool, observed, np.random.RandomState([random_state, _INPUTS]))
+        drawn = dataclasses.replace(pool, is_input=inputs)
+    kept = [observed_series(select_series(drawn, part)) for part in parts]
+    fields: dict[str, Any] = dict(zip(("train", "validation", "test"), (split for split, _ in kept), strict=True))
+    if observed < 1:
+        # One point at least is drawn of each series, so these are the series, and points, of train.
+        candidates, _ = observed_series(select_series(pool, parts[0]))
+
+        def redraw(seed: int, epoch: int) -> Tensor:
+            return draw_inputs(candidates, observed, np.random.RandomState([seed, epoch, _INPUTS]))
+
+        fields["redraw"] = redraw
+    return fields, sum(missing for _, missing in kept)
+
+
+def bounds(split: SeriesSplit) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest observed value of each channel, [D] each; 0 and 1 where none was observed."""
+    low = split.values.masked_fill(~split.mask, torch.inf).amin(0)
+    high = split.values.masked_fill(~split.mask, -torch.inf).amax(0)
+    seen = split.mask.any(0)
+    return low.where(seen, 0), high.where(seen, 1)
+
+
+def scale(split: SeriesSplit, low: Tensor, high: Tensor) -> SeriesSplit:
+    """The same series with channel values mapped from [low, high] to [0, 1]; a channel of one value is shifted only."""
+    width = (high - low).where(high > low, 1)
+    return dataclasses.replace(split, values=((split.values - low) / width).where(split.mask, 0))
+
+
+def _points(offsets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """For each point of the series at these indices: its series' place among them, and its own place in the split."""
+    starts, lengths = offsets[indices], offsets[indices + 1] - offsets[indices]
+    rows = torch.repeat_interleave(torch.arange(len(indices), device=offsets.device), lengths)
+    shift = starts - (lengths.cumsum(0) - lengths)
+    return rows, torch.arange(len(rows), device=offsets.device) + shift[rows]
+
+
+def _expect(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != shape):
+        wanted, given = (str(d).removeprefix("torch.") for d in (dtype, tensor.dtype))
+        raise UsageError(f"{name} must be {wanted} {list(shape)}, not {given} {list(tensor.shape)}")

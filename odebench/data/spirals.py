@@ -1,0 +1,79 @@
+"""The spirals of the latent ODE (Chen et al. 2018, section 5.1)."""
+
+import dataclasses
+
+import numpy as np
+
+from odebench.data.series import SeriesData, divide, draw_inputs, flat_series, hold_out_series
+from odebench.errors import UsageError
+
+NUM_SPIRALS, NUM_TEST = 1000, 200
+NUM_TIMES = 1000
+WINDOW = 100
+STOP = 6 * np.pi
+START_RADIUS, GROWTH, NOISE = 0.0, 0.3, 0.3
+
+
+def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | None, random_state: int) -> SeriesData:
+    """1,000 noisy spirals in the plane, half of them clockwise, each seen through a window of 100 times.
+
+    The curves are those of the paper's public example, on 1,000 equally spaced theta from 0 to 6 pi. Counter-clockwise:
+    angle theta, radius a + b theta, centre (5, 0). Clockwise: angle z = 6 pi + 1 - theta, radius a + 50 b / z, centre
+    (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, the 101st at the earliest and so late at the
+    latest that 100 times of window and `beyond` times after it lie on the curve; its times are theta since the start.
+    In the window Gaussian noise of standard deviation 0.3 is added to both coordinates. Exactly 500 spirals turn
+    clockwise (label 0), 500 counter-clockwise (label 1).
+
+    observed: how many of the window's 100 points there are, drawn once, without replacement; they are inputs and
+    targets. The rest of the window and the times beyond are neither, but the truth holds all of them. random_state
+    decides the starts, the noise, the observed points and the 200 spirals for test; the training's seed does not.
+    Raises UsageError for more observed points or more times beyond than there are.
+    """
+    if not 0 < observed <= WINDOW:
+        raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the times of a spiral's window")
+    if not 0 < beyond <= NUM_TIMES - 2 * WINDOW:
+        raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, or the curve ends before")
+    random = np.random.RandomState(random_state)
+    counter = random.permutation(np.arange(NUM_SPIRALS) % 2)
+    starts = random.randint(WINDOW, NUM_TIMES - WINDOW - beyond + 1, size=NUM_SPIRALS)
+    order = random.permutation(NUM_SPIRALS)
+    length = WINDOW + beyond
+    truth = curves()[counter[:, None], starts[:, None] + np.arange(length)]
+    mask = np.broadcast_to(np.arange(length)[:, None] < WINDOW, truth.shape)
+    noise = random.standard_normal((NUM_SPIRALS, WINDOW, 2)) * NOISE
+    values = np.where(mask, truth + np.pad(noise, ((0, 0), (0, beyond), (0, 0))), 0)
+    times = np.linspace(0, STOP, NUM_TIMES)[:length]
+    pool = flat_series(
+        np.full(NUM_SPIRALS, length),
+        np.tile(times, NUM_SPIRALS),
+        values.reshape(-1, 2),
+        mask=mask.reshape(-1, 2),
+        labels=counter,
+        truth=truth.reshape(-1, 2),
+    )
+    drawn = draw_inputs(pool, observed, random)
+    pool = dataclasses.replace(pool, is_input=drawn, is_target=drawn)
+    splits, _ = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
+    return SeriesData(
+        **splits,
+        span=float(times[WINDOW - 1]),
+        channels=("x", "y"),
+        num_classes=2,
+        provenance={
+            "source": "simulated: spirals of Chen, Rubanova, Bettencourt, Duvenaud, arXiv:1806.07366 (2018)",
+            "split": f"random, random_state {random_state}: {NUM_TEST} for test, then validation",
+        },
+    )
+
+
+def curves() -> np.ndarray:
+    """The clockwise and the counter-clockwise curve without noise: [2, 1000, 2]."""
+    theta = np.linspace(0, STOP, NUM_TIMES)
+    inverse = STOP + 1 - theta
+    clockwise = _polar(START_RADIUS + 50 * GROWTH / inverse, inverse) - (5, 0)
+    counter = _polar(START_RADIUS + GROWTH * theta, theta) - (-5, 0)
+    return np.stack([clockwise, counter])
+
+
+def _polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)

@@ -1,0 +1,192 @@
+"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300 as density models are compared on them.
+
+Read from the files of Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation,
+NeurIPS 2017 (MAF), in their layout under the data root, and prepared as in their code: the same columns, noise,
+splits and units. Published log-likelihoods are those of the tables that result.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from odebench.data.density import DensityData
+from odebench.data.mnist_files import data_root
+from odebench.errors import UsageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+ARCHIVE = "https://zenodo.org/records/1161203"
+NOISE_SEED = 42
+LARGEST_CORRELATION = 0.98
+MOST_REPEATED = 5
+
+
+def power(*, root: str | None) -> DensityData:
+    """Electric power consumption of a household, 6 columns; 1,659,917 + 184,435 + 204,928 rows.
+
+    Of the 8 columns the 2nd and the 4th go; rows are shuffled; the rest is blurred by uniform noise of the size
+    of its last digit, but for the time.
+    """
+    path = _find(root, "power/data.npy")
+    table = _table(path, columns=8).astype(np.float64)
+    random = np.random.RandomState(NOISE_SEED)
+    random.shuffle(table)
+    num = len(table)
+    # The order of these draws is MAF's, and so are its numbers.
+    voltage, gap, meters = 0.01 * random.rand(num, 1), 0.001 * random.rand(num, 1), random.rand(num, 3)
+    table = np.delete(table, [1, 3], axis=1) + np.hstack([gap, voltage, meters, np.zeros((num, 1))])
+    return _data([path], _normalised(_split(table)), "UCI: individual household electric power consumption")
+
+
+def gas(*, root: str | None) -> DensityData:
+    """Readings of gas sensors, 8 columns; 852,174 + 94,685 + 105,206 rows, in the order of the file.
+
+    Time and both concentrations go, then the first column that correlates above 0.98 with another, until there
+    is none. MAF's file is a pickle, which could run any code when it is read: in its place stands a copy with
+    the names of the columns, ethylene_CO.csv, or ethylene_CO.npy (numpy.save of its to_records(index=False)).
+    """
+    folder = data_root(root) / "gas"
+    found = [path for path in (folder / "ethylene_CO.npy", folder / "ethylene_CO.csv") if path.is_file()]
+    if not found:
+        raise UsageError(
+            f"{folder} lacks ethylene_CO.npy and ethylene_CO.csv; a pickle can run any code, so odebench reads none: "
+            f"take gas/ethylene_CO.pickle of data.tar.gz from {ARCHIVE}, and where you trust it run python -c "
+            "\"import pandas; pandas.read_pickle('ethylene_CO.pickle').to_csv('ethylene_CO.csv', index=False)\""
+        )
+    path = found[0]
+    table = _frame(path)
+    if missing := {"Time", "Meth", "Eth"} - set(table.columns):
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; save the pickle's columns with their names")
+    table = table.drop(columns=["Time", "Meth", "Eth"])
+    while (correlated := (table.corr() > LARGEST_CORRELATION).sum() > 1).any():
+        table = table.drop(columns=correlated.idxmax())
+    table = (table - table.mean()) / table.std()
+    return _data([path], _split(table.to_numpy()), "UCI: gas sensor array under dynamic gas mixtures")
+
+
+def hepmass(*, root: str | None) -> DensityData:
+    """Collisions of particles, those that made a new one, 21 columns; 315,123 + 35,013 + 174,987 rows.
+
+    Columns whose smallest value is found more than 5 times go; both files are normalised by the training file.
+    """
+    paths = [_find(root, f"hepmass/1000_{part}.csv") for part in ("train", "test")]
+    train, test = (_signal(_frame(path)) for path in paths)
+    if test.shape[1] < train.shape[1]:
+        raise UsageError(f"{paths[1]} has {test.shape[1]} columns, fewer than the {train.shape[1]} of {paths[0].name}")
+    test = test[:, : train.shape[1]]  # the published test file has one more, which is no feature
+    mean, std = train.mean(0), train.std(0, ddof=1)
+    kept = (train == train.min(0)).sum(0) <= MOST_REPEATED
+    train, test = ((table[:, kept] - mean[kept]) / std[kept] for table in (train, test))
+    train, validation = np.split(train, [len(train) - len(train) // 10])
+    return _data(paths, (train, validation, test), "UCI: HEPMASS, mass 1000")
+
+
+def miniboone(*, root: str | None) -> DensityData:
+    """Signals of neutrinos, 43 columns; 29,556 + 3,284 + 3,648 rows, in the order of the file."""
+    path = _find(root, "miniboone/data.npy")
+    return _data([path], _normalised(_split(_table(path, columns=43))), "UCI: MiniBooNE particle identification")
+
+
+def bsds300(*, root: str | None) -> DensityData:
+    """8 x 8 patches of natural images less their mean and last pixel, 63 columns; 1,000,000 + 50,000 + 250,000 rows.
+
+    The file holds them prepared and split. Needs h5py, an extra.
+    """
+    path = _find(root, "BSDS300/BSDS300.hdf5")
+    try:
+        import h5py
+    except ImportError as error:
+        raise UsageError('data=bsds300 needs h5py; pip install "odebench[hdf5]"') from error
+    try:
+        with h5py.File(path) as file:
+            splits = file["train"][:], file["validation"][:], file["test"][:]
+    except (OSError, KeyError) as error:
+        raise _damaged(path, error) from error
+    return _data([path], splits, "Berkeley segmentation data set")
+
+
+def _find(root: str | None, name: str) -> Path:
+    path = data_root(root) / name
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is absent; unpack data.tar.gz of {ARCHIVE} and set data.root=DIR or $ODEBENCH_DATA to its "
+            "folder data"
+        )
+    return path
+
+
+def _array(path: Path) -> np.ndarray:
+    """What a .npy file holds. OSError, or ValueError for a damaged one and for one of objects, which are pickles."""
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _table(path: Path, columns: int) -> np.ndarray:
+    """The numbers of a .npy file, which must have so many columns."""
+    try:
+        table = _array(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if table.dtype.kind != "f" or list(table.shape[1:]) != [columns]:
+        form = f"{table.dtype} {list(table.shape)}"
+        raise UsageError(f"{path} must hold floating-point numbers in {columns} columns, not {form}")
+    return table
+
+
+def _frame(path: Path) -> "DataFrame":
+    """The numbers of a .csv or .npy file, with the names of its columns."""
+    import pandas  # takes half a second
+
+    try:
+        if path.suffix == ".npy":
+            return pandas.DataFrame(_array(path)).astype(np.float64)
+        # Without index_col, rows with a comma at their end would lose their first number to the index.
+        return pandas.read_csv(path, index_col=False, dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _signal(table: "DataFrame") -> np.ndarray:
+    """The features, [N, D], of the rows whose first column, the class, is 1."""
+    values = table.to_numpy()
+    return values[values[:, 0] == 1, 1:]
+
+
+def _split(table: np.ndarray) -> Splits:
+    """The last tenth for test, of what is left the last tenth for validation."""
+    num_test = len(table) // 10
+    num_validation = (len(table) - num_test) // 10
+    train, validation, test = np.split(table, [len(table) - num_test - num_validation, len(table) - num_test])
+    return train, validation, test
+
+
+def _normalised(splits: Splits) -> Splits:
+    """By the mean and standard deviation of training and validation together, as MAF has it."""
+    seen = np.concatenate(splits[:2])
+    mean, std = seen.mean(0), seen.std(0)
+    train, validation, test = ((split - mean) / std for split in splits)
+    return train, validation, test
+
+
+def _data(paths: list[Path], splits: Splits, source: str) -> DensityData:
+    train, validation, test = (torch.from_numpy(np.ascontiguousarray(split, dtype=np.float32)) for split in splits)
+    return DensityData(
+        train,
+        validation,
+        test,
+        provenance={
+            "source": f"{source}, as prepared by Papamakarios, Pavlakou, Murray (2017)",
+            "folder": str(paths[0].parent.absolute()),
+            "files": {path.name: {"bytes": path.stat().st_size} for path in paths},
+            "split": "as published",
+        },
+    )
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"cannot read {path}: {' '.join(str(error).split())}; copy or unpack it again")

@@ -1,0 +1,31 @@
+"""ODEs in more dimensions than the data has, whose flows can do what no flow on the data alone can."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def augmented(z: Tensor, count: int) -> Tensor:
+    """States [B, D, *] with so many further channels of zeros, [B, D + count, *] (Dupont, Doucet & Teh 2019, Augmented
+    neural ODEs)."""
+    if not count:
+        return z
+    return torch.cat((z, z.new_zeros(len(z), count, *z.shape[2:])), dim=1)
+
+
+class SecondOrder(nn.Module):
+    """z'' = f(t, z, z') as the field of the state (z, z'), stacked along dimension 1: [B, 2 D, *] (Norcliffe, Bodnar,
+    Day, Simidjievski & Lio 2020, On second order behaviour in augmented neural ODEs).
+
+    acceleration: from t and that state to z'' [B, D, *].
+    """
+
+    def __init__(self, acceleration: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.acceleration = acceleration
+
+    def forward(self, t: Tensor, state: Tensor) -> Tensor:
+        """(z', z''), stacked as the state is."""
+        velocity = state.chunk(2, dim=1)[1]
+        return torch.cat((velocity, self.acceleration(t, state)), dim=1)

@@ -1,0 +1,167 @@
+"""Integrals along the trajectory of an ODE, solved together with its state: log-determinants (Chen et al. 2018,
+section 4; Grathwohl et al. 2019) and the regularisers of its dynamics."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odebench.ode.problem import refuse_noisy_layers
+
+
+class Evaluation:
+    """One evaluation of a vector field, and what integrands may ask of it.
+
+    field: f(t, z), with the arguments it is called with. t: scalar, or [B]. z: [B, *shape]. noise: like z.
+
+    Its derivatives are had under no_grad too, and have a graph where one is wanted. Rows of z must not see each other.
+    """
+
+    def __init__(
+        self,
+        field: Callable[..., Tensor],
+        t: Tensor,
+        z: Tensor,
+        noise: Tensor | None = None,
+        args: tuple[Any, ...] = (),
+    ) -> None:
+        if noise is not None and noise.shape != z.shape:
+            raise ValueError(
+                f"noise of shape {tuple(noise.shape)} for a state of {tuple(z.shape)}; where rows step on their own, "
+                "give it to the solve as args=(Rows(noise),)"
+            )
+        self.t, self.z, self.noise = t, z, noise
+        self._field, self._args = field, args
+        self._dz: Tensor | None = None
+        self._vjp: Callable[[Tensor], Tensor] | None = None
+        self._noise_vjp: Tensor | None = None
+
+    def field(self, t: Tensor, z: Tensor) -> Tensor:
+        """f(t, z), in the precision of z where autocast is on."""
+        return self._field(t, z, *self._args).to(z.dtype)
+
+    @property
+    def dz(self) -> Tensor:
+        """f(t, z), like z."""
+        if self._dz is None:
+            if self.noise is None:
+                self._dz = self.field(self.t, self.z)
+            else:
+                self._linearise()
+        assert self._dz is not None
+        return self._dz
+
+    def noise_vjp(self) -> Tensor:
+        """noise^T df/dz, like z; computed once."""
+        if self.noise is None:
+            raise ValueError("this integrand needs noise; give it to Carried, or to the solve as args=(Rows(noise),)")
+        if self._noise_vjp is None:
+            self._noise_vjp = self._linearise()(self.noise)
+        return self._noise_vjp
+
+    def trace(self) -> Tensor:
+        """The exact trace of df/dz [B]: by ``field.divergence(t, z)``, which gives f and the trace, where there is
+        one, else as a batch of vector-Jacobian products, one a dimension."""
+        if hasattr(self._field, "divergence"):
+            return self._closed_trace()
+        vjp = self._linearise()
+        num_dims = self.z.shape[1:].numel()
+        basis = torch.eye(num_dims, dtype=self.z.dtype, device=self.z.device)
+        units = basis.view(num_dims, 1, *self.z.shape[1:]).expand(num_dims, *self.z.shape)
+        rows = torch.func.vmap(vjp)(units)
+        return rows.flatten(2).diagonal(dim1=0, dim2=2).sum(-1)
+
+    def _closed_trace(self) -> Tensor:
+        def divergence(z: Tensor) -> tuple[Tensor, Tensor]:
+            dz, trace = self._field.divergence(self.t, z, *self._args)  # type: ignore[attr-defined]
+            return dz.to(z.dtype), trace.to(z.dtype)
+
+        if self.noise is None:
+            self._dz, trace = divergence(self.z)
+        else:
+            self._dz, trace, self._vjp = _linearised(divergence, self.z)
+        return trace
+
+    def _linearise(self) -> Callable[[Tensor], Tensor]:
+        """v -> v^T df/dz, found along with f."""
+        if self._vjp is None:
+            self._dz, _, self._vjp = _linearised(lambda z: (self.field(self.t, z), z), self.z)
+        return self._vjp
+
+
+def _linearised(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """(f, more) = function(z), and v -> v^T df/dz, which may be called often, and inside vmap."""
+    # torch.func refuses hooks on saved tensors; the rest of autograd cannot be compiled, nor used in inference mode.
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        results: Any = torch.func.vjp(function, z, has_aux=True)
+        dz, pull, more = results
+        return dz, more, lambda v: pull(v)[0]
+    keeps_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = z if z.requires_grad else z.detach().requires_grad_()
+        dz, more = function(z)
+
+    def vjp(v: Tensor) -> Tensor:
+        if not dz.requires_grad:
+            return torch.zeros_like(v)
+        return torch.autograd.grad(dz, z, v, retain_graph=True, create_graph=keeps_graph, materialize_grads=True)[0]
+
+    return (dz, more, vjp) if keeps_graph else (dz.detach(), more.detach(), vjp)
+
+
+Integrand = Callable[[Evaluation], Tensor]
+"""What is integrated: a number [B] for each row of an evaluation."""
+
+
+class Carried(nn.Module):
+    """The vector field of the state (z, integral_1, ..., integral_n), z [B, *shape] and each integral [B].
+
+    field: f(t, z, *args), of the state z alone. integrands: of the integrals, in order.
+    noise: like z, for the integrands that want it; it must stay the same within a solve, or error control sees it.
+
+    A solve calls it as (t, state, noise, *args): noise comes as args=(noise,), or with the field's own arguments as
+    args=(noise or None, *own), in place of the constructor's. Wrapped in ``Rows`` it follows the rows of
+    stepping="per_sample"; and a ``Carried`` made once, whose noise comes so, is compiled once.
+    """
+
+    def __init__(
+        self, field: Callable[..., Tensor], integrands: Sequence[Integrand], noise: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(field, nn.Module):
+            # The engine looks through a module's submodules, where a function or a method is not found.
+            refuse_noisy_layers(field)
+        self.field, self.integrands, self.noise = field, tuple(integrands), noise
+
+    def forward(
+        self, t: Tensor, state: tuple[Tensor, ...], noise: Tensor | None = None, *args: Any
+    ) -> tuple[Tensor, ...]:
+        """The derivative of the state; t: scalar, or [B]."""
+        evaluation = Evaluation(self.field, t, state[0], self.noise if noise is None else noise, args)
+        # The field last: an integrand may have it as a by-product.
+        integrals = [integrand(evaluation) for integrand in self.integrands]
+        return evaluation.dz, *integrals
+
+    def carrying(self, more: Sequence[Integrand], noise: Tensor | None = None) -> "Carried":
+        """The same with further integrands; noise: where it has none yet."""
+        return Carried(self.field, [*self.integrands, *more], noise if self.noise is None else self.noise)
+
+
+def zeros(z0: Tensor, count: int) -> tuple[Tensor, ...]:
+    """So many integrals at the start, [B] each."""
+    return tuple(z0.new_zeros(len(z0)) for _ in range(count))
+
+
+def exact_trace(evaluation: Evaluation) -> Tensor:
+    """tr df/dz [B]."""
+    return evaluation.trace()
+
+
+def hutchinson_trace(evaluation: Evaluation) -> Tensor:
+    """noise^T (df/dz) noise [B], whose mean over noise of unit covariance is the trace (Hutchinson 1990)."""
+    vjp = evaluation.noise_vjp()
+    assert evaluation.noise is not None
+    return (vjp * evaluation.noise).flatten(1).sum(1)

@@ -1,0 +1,88 @@
+"""Fields whose every layer is scaled and shifted by the time (Grathwohl et al. 2019, concatsquash)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Nonlinearity = Literal["softplus", "tanh"]
+
+# Each with its derivative, from its input and its output.
+NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "softplus": (F.softplus, lambda x, y: torch.sigmoid(x)),
+    "tanh": (torch.tanh, lambda x, y: 1 - y * y),
+}
+
+
+class TimeGates(nn.Module):
+    """For each layer of so many units: its gates sigmoid(a t + b) and its shifts c t."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.widths = widths
+        self.gate = nn.Linear(1, sum(widths))
+        self.shift = nn.Linear(1, sum(widths), bias=False)
+
+    def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Gates and shifts of each layer, [1, width], or [B, width] where t is [B]."""
+        t = t.reshape(-1, 1)
+        gates, shifts = torch.sigmoid(self.gate(t)), self.shift(t)
+        return list(zip(gates.split(self.widths, 1), shifts.split(self.widths, 1), strict=True))
+
+
+class ConcatSquashMLP(nn.Module):
+    """A field of vectors: layers z -> (W z + b) sigmoid(a t + b') + c t, with a nonlinearity between them.
+
+    size: D. dims: the hidden layers' widths.
+    """
+
+    def __init__(self, size: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:
+        super().__init__()
+        widths = [size, *dims, size]
+        self.layers: Any = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.gates = TimeGates(widths[1:])
+        self._activate, self._slope = NONLINEARITIES[nonlinearity]
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """dz/dt at time t (scalar, or [B]) and z [B, D]."""
+        *hidden, (gate, shift) = self.gates(t)
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            z = self._activate(torch.addcmul(s, layer(z), g))
+        return torch.addcmul(shift, self.layers[-1](z), gate)
+
+    def divergence(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/dt [B, D] and the trace of its Jacobian [B], by forward derivatives along all axes at once."""
+        *hidden, (gate, shift) = self.gates(t)
+        last = self.layers[-1]
+        tangents = torch.eye(last.out_features, dtype=z.dtype, device=z.device).unsqueeze(1)  # [D, B, width]
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            before = torch.addcmul(s, layer(z), g)
+            z = self._activate(before)
+            tangents = F.linear(tangents, layer.weight) * (self._slope(before, z) * g)
+        # Of the last layer's Jacobian the diagonal alone.
+        diagonal = torch.bmm(tangents, last.weight.unsqueeze(-1)).squeeze(-1).t()
+        return torch.addcmul(shift, last(z), gate), (diagonal * gate).sum(1)
+
+
+class ConcatSquashConv(nn.Module):
+    """The same for images, of 3 x 3 convolutions.
+
+    channels: of the images. dims: of the hidden layers.
+    """
+
+    def __init__(self, channels: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:
+        super().__init__()
+        widths = [channels, *dims, channels]
+        self.layers: Any = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        self.gates = TimeGates(widths[1:])
+        self._activate, _ = NONLINEARITIES[nonlinearity]
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """dz/dt at time t (scalar, or [B]) and z [B, C, H, W]."""
+        *hidden, (gate, shift) = [(g[..., None, None], s[..., None, None]) for g, s in self.gates(t)]
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            z = self._activate(torch.addcmul(s, layer(z), g))
+        return torch.addcmul(shift, self.layers[-1](z), gate)

@@ -1,0 +1,206 @@
+"""Regularised dynamics: what keeps an ODE's solutions easy to solve, for any model and any of its fields.
+
+Integrals along the solutions, added to the loss: the kinetic energy and the Jacobian's Frobenius norm (RNODE: Finlay,
+Jacobsen, Nurbekyan & Oberman 2020, How to train your neural ODE) and the size of a higher derivative
+(TayNODE: Kelly, Bettencourt, Johnson & Duvenaud 2020, Learning differential equations that are easy to solve). And a
+random end time (STEER: Ghosh, Behl, Dupont, Torr & Namboodiri 2020).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odebench import ode
+from odebench.errors import UsageError
+from odebench.models.carried import Carried, Evaluation, Integrand, zeros
+from odebench.models.flow import draw_noise
+from odebench.ode import Rows
+from odebench.ode.problem import as_tensor
+
+# The integrals' absolute tolerance: they have no say in the steps. Functions of the solution, they are nearly as exact
+# as it is (0.6 % of their mean at a tolerance of 1e-3), while under error control the third derivative of a fast field
+# more than doubles the evaluations. Finite, since SciPy's implicit methods take differences of its size.
+FREE = 1e20
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Which terms, and their weights; 0 for off. D is the size of one sample's state z.
+
+    kinetic: of the integral of |f|^2 / D. jacobian: of |eps^T df/dz|^2 / D, in the mean over the noise eps the squared
+    Frobenius norm of df/dz over D. taylor: of |d^K z/dt^K|^2 / D with K = taylor_order.
+    steer: the last time of a solve is drawn evenly from the interval around it whose half width is this share of the
+    time since the one before.
+    """
+
+    kinetic: float = 0.0
+    jacobian: float = 0.0
+    taylor: float = 0.0
+    taylor_order: int = 3
+    steer: float = 0.0
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Those of the integrals that are on, by name."""
+        weights = {"kinetic": self.kinetic, "jacobian": self.jacobian, "taylor": self.taylor}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def integrand(self, name: str) -> Integrand:
+        """That of an integral, by its name."""
+        if name == "taylor":
+            return functools.partial(taylor_norm, order=self.taylor_order)
+        return {"kinetic": kinetic_energy, "jacobian": jacobian_norm}[name]
+
+    def steered(self, t: Tensor | Sequence[float]) -> Tensor:
+        """The times [..., T] with a random end, drawn from torch's global random state."""
+        t = as_tensor(t)
+        shift = self.steer * (2 * torch.rand(()).item() - 1)
+        before, end = t[..., -2:-1], t[..., -1:]
+        return torch.cat((t[..., :-1], end + shift * (end - before)), dim=-1)
+
+
+class RegularisedSolve:
+    """The engine's solve with the integrals of ``dynamics`` carried along: models get the solution that they would
+    have got without them, and the integrals, summed over solves, are kept for ``take_penalty``.
+
+    Makes one ``Carried`` a field, for all solves: a compiled step knows it again.
+    """
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        self._weights = dynamics.weights
+        self._integrands = tuple(dynamics.integrand(name) for name in self._weights)
+        self._carry = functools.lru_cache(maxsize=64)(Carried)
+        self._totals: dict[str, Tensor] = {}
+
+    def __call__(
+        self,
+        f: Callable[..., Any],
+        y0: Any,
+        t: Tensor | Sequence[float],
+        *,
+        rtol: float,
+        atol: float,
+        args: Sequence[Any] = (),
+        **options: Any,
+    ) -> ode.Solution:
+        """See ``odebench.ode.solve``; y0 is a tensor [B, *shape], or the state of a ``Carried``.
+
+        Raises UsageError for what integrals cannot be carried along.
+        """
+        if not self._weights:
+            return ode.solve(f, y0, t, rtol=rtol, atol=atol, args=tuple(args), **options)
+        own, state, args = (f, y0, args) if isinstance(f, Carried) else (Carried(f, ()), (y0,), (None, *args))
+        _check(state[0], options)
+        noise, *own_args = args or (None,)
+        extended = (*state, *zeros(state[0], len(self._weights)))
+        share = _share(state, extended)
+        solution = ode.solve(
+            self._carrying(own),
+            extended,
+            t,
+            rtol=share * rtol,
+            atol=(share * atol,) * len(state) + (FREE,) * len(self._weights),
+            args=(self._noise(own, noise, state[0]), *own_args),
+            **options,
+        )
+        self._add(solution, len(state))
+        kept = solution.y[: len(state)]
+        return replace(solution, y=kept if isinstance(f, Carried) else kept[0])
+
+    def take_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The weighted sum of the integrals since the last call, and each by its tag; means over the batch.
+
+        None, and no values, where no solve was regularised.
+        """
+        totals, self._totals = self._totals, {}
+        terms = [weight * totals[name] for name, weight in self._weights.items() if name in totals]
+        values = {f"dynamics/{name}": total.detach() for name, total in totals.items()}
+        return (sum(terms[1:], terms[0]) if terms else None), values
+
+    def _carrying(self, own: Carried) -> Carried:
+        # A function may be new at every solve, and hold tensors that are to be freed after it.
+        carry = self._carry if isinstance(own.field, nn.Module) else Carried
+        return carry(own.field, (*own.integrands, *self._integrands))
+
+    def _noise(self, own: Carried, given: Tensor | Rows | None, z0: Tensor) -> Tensor | Rows | None:
+        """The noise that the model has chosen, else our own where it is needed."""
+        if given is not None:
+            return given
+        if own.noise is not None:
+            return Rows(own.noise)
+        # Of all noise with covariance I that whose estimates vary least.
+        return Rows(draw_noise("rademacher", z0)) if "jacobian" in self._weights else None
+
+    def _add(self, solution: ode.Solution, num_own: int) -> None:
+        # Times may run backward, and what is integrated is a cost.
+        t = solution.t.detach()
+        sign = torch.sign(t[..., -1] - t[..., 0])
+        for name, integral in zip(self._weights, solution.y[num_own:], strict=True):
+            mean = (sign.to(integral.device, integral.dtype) * integral[-1]).mean()
+            self._totals[name] = self._totals[name] + mean if name in self._totals else mean
+
+
+def _check(z0: Any, options: dict[str, Any]) -> None:
+    if not isinstance(z0, Tensor) or z0.dim() < 2:
+        raise UsageError("dynamics: only a state that is one tensor [B, *shape] is regularised; use dynamics=plain")
+    if options.get("event") is not None or options.get("dense"):
+        raise UsageError("dynamics: solves with events or dense output are not regularised; use dynamics=plain")
+
+
+def _share(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
+    """The part of a tolerance under which the root mean square of the errors over all numbers, those without error
+    among them, is what it would be over the state's own: the steps stay the same."""
+    return math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
+
+
+def kinetic_energy(evaluation: Evaluation) -> Tensor:
+    """|f|^2 / D [B]."""
+    return _mean_square(evaluation.dz)
+
+
+def jacobian_norm(evaluation: Evaluation) -> Tensor:
+    """|eps^T df/dz|^2 / D [B]."""
+    return _mean_square(evaluation.noise_vjp())
+
+
+def taylor_norm(evaluation: Evaluation, order: int) -> Tensor:
+    """|d^K z/dt^K|^2 / D [B], K the order."""
+    return _mean_square(solution_derivative(evaluation, order))
+
+
+def solution_derivative(evaluation: Evaluation, order: int) -> Tensor:
+    """d^K z/dt^K along the solution through an evaluation, K the order, like z.
+
+    d^(k+1) z/dt^(k+1) is the k-th derivative of f along the Taylor polynomial of z of degree k, by k nested forward
+    derivatives (Griewank & Walther 2008, Evaluating Derivatives, chapter 13; Kelly et al. 2020, appendix A).
+    """
+    derivatives = [evaluation.dz]
+    while len(derivatives) < order:
+        along = functools.partial(_along_solution, evaluation, tuple(derivatives))
+        for _ in derivatives:
+            along = functools.partial(_derivative, along)
+        derivatives.append(along(torch.zeros_like(evaluation.t)))
+    return derivatives[-1]
+
+
+def _along_solution(evaluation: Evaluation, derivatives: tuple[Tensor, ...], s: Tensor) -> Tensor:
+    """f at t + s and z + s z' + s^2/2 z'' + ...; s like t."""
+    z = evaluation.z
+    column = s.reshape(-1, *[1] * (z.dim() - 1)) if s.dim() else s
+    step = torch.zeros_like(z)
+    for k, derivative in reversed(list(enumerate(derivatives, 1))):
+        step = (derivative + step) * (column / k)
+    return evaluation.field(evaluation.t + s, z + step)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+    return torch.func.jvp(function, (s,), (torch.ones_like(s),))[1]
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().flatten(1).mean(1)

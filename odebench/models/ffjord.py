@@ -1,0 +1,67 @@
+"""FFJORD: free-form continuous flows (Grathwohl, Chen, Bettencourt, Sutskever & Duvenaud 2019)."""
+
+import math
+
+from torch import nn
+
+from odebench.errors import UsageError
+from odebench.models.concatsquash import ConcatSquashConv, ConcatSquashMLP, Nonlinearity
+from odebench.models.flow import Chain, Noise, ODEBlock, ODEFlow, Trace
+from odebench.models.multiscale import Logit, Split, Squeezed
+
+
+class FFJORD(ODEFlow):
+    """ODEs whose fields are concatsquash layers, from N(0, I) to the data.
+
+    shape: (D,) or (C, H, W), of the data; convolutional fields for the latter. dims: the fields' hidden layers.
+    nonlinearity: softplus or tanh. end_time: of each block, a parameter with train_time. blocks: ODEs one after the
+    other, at each scale of images before and after they are squeezed. scales: of images; half of the channels leave
+    for the base after each but the last (Dinh et al. 2017). trace: exact, or hutchinson with noise rademacher or
+    gaussian. logit: margin of a logit layer for data in [0, 1], or None for none.
+
+    Raises UsageError for shapes that the scales do not divide, and for traces that would cost too much.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dims: tuple[int, ...],
+        nonlinearity: Nonlinearity,
+        end_time: float,
+        train_time: bool,
+        blocks: int,
+        scales: int,
+        trace: Trace,
+        noise: Noise,
+        logit: float | None,
+    ) -> None:
+        if not dims:
+            raise UsageError("model.dims=[]: a field needs hidden layers, as in model.dims=[64,64,64]")
+        _check_scales(shape, scales)
+
+        def chain(shape: tuple[int, ...]) -> list[nn.Module]:
+            field = ConcatSquashMLP if len(shape) == 1 else ConcatSquashConv
+            return [
+                ODEBlock(field(shape[0], dims, nonlinearity), shape, end_time, train_time, trace, noise)
+                for _ in range(blocks)
+            ]
+
+        def multiscale(shape: tuple[int, ...], scales: int) -> list[nn.Module]:
+            if scales == 1:
+                return chain(shape)
+            channels, *size = shape
+            half = [n // 2 for n in size]
+            rest = Split(Chain(multiscale((2 * channels, *half), scales - 1)))
+            return [*chain(shape), Squeezed(Chain([*chain((4 * channels, *half)), rest]))]
+
+        transforms = multiscale(shape, scales)
+        super().__init__(shape, [Logit(Chain(transforms), logit)] if logit else transforms, base_variance=1.0)
+
+
+def _check_scales(shape: tuple[int, ...], scales: int) -> None:
+    if len(shape) == 1 and scales > 1:
+        raise UsageError(f"model.scales={scales}: the data are vectors, and scales are for images: model.scales=1")
+    halvings = [n & -n for n in shape[1:]]  # the largest power of two that divides each side
+    if any(divisor < 2 ** (scales - 1) for divisor in halvings):
+        size, most = " x ".join(map(str, shape[1:])), 1 + int(math.log2(min(halvings)))
+        raise UsageError(f"model.scales={scales}: images of {size} cannot be halved so often: at most {most}")

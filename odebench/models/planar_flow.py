@@ -1,0 +1,123 @@
+"""Planar normalizing flows (Rezende & Mohamed 2015, section 4.1 and appendix A.1)."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odebench import ode
+from odebench.models.flow import Flow, Solve, Solves, Trace, vector_size
+
+
+class PlanarFlow(Flow):
+    """``PlanarLayers`` between N(0, base_variance I) and the data.
+
+    shape: (D,), of the data. layers: K of them. closed: the direction that has a closed form and is fast: "sampling",
+    from the base to the data, as density matching needs it, or "likelihood", from the data to the base.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], layers: int, closed: Literal["sampling", "likelihood"], base_variance: float
+    ) -> None:
+        size = vector_size(shape, "planar_nf")
+        super().__init__(shape, [PlanarLayers(size, layers, closed)], base_variance)
+
+
+class PlanarLayers(nn.Module):
+    """z -> z + u tanh(w . z + b), so many times, in the closed direction; inverted by root finding in the other.
+
+    A layer is invertible where u . w > -1, which a change of u along w sees to. Each is one unit of time.
+    """
+
+    def __init__(self, size: int, layers: int, closed: Literal["sampling", "likelihood"]) -> None:
+        super().__init__()
+        self.closed = closed
+        self.w = nn.Parameter(torch.randn(layers, size))
+        self.u = nn.Parameter(0.1 * torch.randn(layers, size))
+        self.b = nn.Parameter(torch.zeros(layers))
+
+    @property
+    def duration(self) -> float:
+        """The number of layers."""
+        return float(len(self.b))
+
+    def to_base(self, x: Tensor, solve: Solve = ode.solve, trace: Trace | None = None) -> tuple[Tensor, Tensor, Solves]:
+        """See ``Transform``; no solves."""
+        states, log_det = self._closed_way(x) if self.closed == "likelihood" else self._other_way(x)
+        return states[-1], log_det, ()
+
+    def from_base(
+        self, z: Tensor, solve: Solve = ode.solve, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor, Solves]:
+        """See ``Transform``; no solves."""
+        states, log_det = self._closed_way(z) if self.closed == "sampling" else self._other_way(z)
+        return states[-1], log_det, ()
+
+    def path(self, z: Tensor, times: Sequence[float], solve: Solve = ode.solve) -> tuple[Tensor, Solves]:
+        """See ``Transform``; within a layer z moves straight on."""
+        states, _ = self._closed_way(z) if self.closed == "sampling" else self._other_way(z)
+        last = len(states) - 2
+        begun = [min(math.floor(t), last) for t in times]
+        return torch.stack([torch.lerp(states[k], states[k + 1], t - k) for k, t in zip(begun, times, strict=True)]), ()
+
+    def _constrained(self) -> tuple[Tensor, Tensor]:
+        """u [K, D] moved along w so that c = w . u = softplus(w . u) - 1 > -1, and c [K]."""
+        along = (self.w * self.u).sum(1)
+        c = F.softplus(along) - 1
+        return self.u + ((c - along) / self.w.square().sum(1)).unsqueeze(1) * self.w, c
+
+    def _closed_way(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
+        """z [B, D] before the first layer and after each, and log |det| [B] of all."""
+        us, c = self._constrained()
+        states, hs = [z], []
+        for w, u, b in zip(self.w.unbind(), us.unbind(), self.b.unbind(), strict=True):
+            h = torch.tanh(torch.addmv(b, states[-1], w))
+            hs.append(h)
+            states.append(torch.addr(states[-1], h, u))
+        return states, _log_det(torch.stack(hs, 1), c)
+
+    def _other_way(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
+        """y [B, D] and what it was before each layer, the last layer first, and log |det| [B] of that way."""
+        us, cs = self._constrained()
+        states, hs = [y], []
+        for w, u, b, c in reversed(list(zip(self.w.unbind(), us.unbind(), self.b.unbind(), cs.unbind(), strict=True))):
+            h = torch.tanh(solve_along(c, torch.mv(states[-1], w) + b))
+            hs.append(h)
+            states.append(torch.addr(states[-1], h, u, alpha=-1))
+        return states, -_log_det(torch.stack(hs[::-1], 1), cs)
+
+
+def _log_det(h: Tensor, c: Tensor) -> Tensor:
+    """Sum over layers of log(1 + c tanh'), [B]: h = tanh [B, K], c = w . u [K]."""
+    return torch.log1p(c * (1 - h * h)).sum(1)
+
+
+def solve_along(c: Tensor, r: Tensor) -> Tensor:
+    """a with a + c tanh(a) = r for each number of r, c > -1 a scalar; differentiable once in both.
+
+    Newton's method in float64, kept within a bracket that every iteration shrinks: it halves the bracket instead
+    where a Newton step would leave it, or is not half as large as the step before.
+    """
+    root = _root(c.detach().double(), r.detach().double()).to(r.dtype)
+    # One Newton step more, whose derivative is the implicit function's.
+    h = torch.tanh(root)
+    return root - (root + c * h - r) / (1 + c * (1 - h * h)).detach()
+
+
+def _root(c: Tensor, r: Tensor, iterations: int = 100) -> Tensor:
+    low, high = r - c.abs(), r + c.abs()
+    a, step = r, 2 * c.abs().expand_as(r)
+    for _ in range(iterations):
+        h = torch.tanh(a)
+        excess = a + c * h - r
+        low, high = torch.where(excess > 0, low, a), torch.where(excess < 0, high, a)
+        newton = -excess / (1 + c * (1 - h * h))
+        good = (a + newton >= low) & (a + newton <= high) & (newton.abs() <= 0.5 * step.abs())
+        step = torch.where(good, newton, 0.5 * (low + high) - a)
+        a = a + step
+        if (step.abs() <= 1e-14 * (1 + a.abs())).all():
+            break
+    return a

@@ -1,0 +1,26 @@
+"""Plain networks, and the vector field that they make."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "elu": nn.ELU, "relu": nn.ReLU, "softplus": nn.Softplus}
+
+
+def mlp(num_in: int, num_out: int, units: int, layers: int, activation: str) -> nn.Sequential:
+    """``layers`` hidden layers of so many units; none: a linear map."""
+    sizes = [num_in, *[units] * layers]
+    hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), ACTIVATIONS[activation]())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], num_out))
+
+
+class AutonomousField(nn.Module):
+    """net(z), the same at all times, with as many outputs as inputs unless said; the network as for ``mlp``."""
+
+    def __init__(self, dim: int, units: int, layers: int, activation: str, num_out: int | None = None) -> None:
+        super().__init__()
+        self.net = mlp(dim, num_out or dim, units, layers, activation)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """[..., num_out] from z [..., dim]."""
+        return self.net(z)

@@ -1,0 +1,115 @@
+"""A density in the plane beside its model."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from odebench.plots import style
+
+Limits = tuple[float, float]
+SQUARE_IN = 3.1
+SATURATED_MASS = 0.01
+MAX_EXPONENT = 50.0
+
+
+class Scale(NamedTuple):
+    """Colours of a figure's densities: exp(log density - offset) from 0 to `top`."""
+
+    top: float
+    offset: float
+
+    @property
+    def label(self) -> str:
+        return "density" if not self.offset else f"density / exp({self.offset:.4g})"
+
+
+def density_comparison(
+    target: np.ndarray,
+    model: np.ndarray,
+    samples: np.ndarray,
+    limits: Limits,
+    title: str | None = None,
+) -> Figure:
+    """Target density, model density and a histogram of the model's samples, in the colours of the target's scale.
+
+    target, model: [num^2], log densities at `grid_points(limits, num)`; of a target known by its samples alone
+        `histogram` makes one.
+    samples: [N, 2], drawn from the model.
+    limits: of both axes.
+    """
+    figure, panels = style.new_planes(3, 3, SQUARE_IN, bar=True, title=title)
+    sampled = histogram(samples, limits, bins_for(len(samples)))
+    count = f"{len(samples):,} model sample{'' if len(samples) == 1 else 's'}"
+    named = {"Target density": target, "Model density": model, count: sampled}
+    scale = scale_of([target])
+    for axes, (name, log_density) in zip(panels, named.items(), strict=True):
+        image = draw_density(axes, log_density, limits, scale)
+        style.dress_plane(axes, name, limits)
+    style.colour_bar(figure, image, panels, scale.label, extend="max")
+    return figure
+
+
+def grid_points(limits: Limits, num: int) -> np.ndarray:
+    """[num^2, 2]: centres of num x num equal cells of the square `limits` x `limits`, row by row from the bottom."""
+    edges = np.linspace(*limits, num + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    x, y = np.meshgrid(centres, centres)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
+    """[num^2]: log density of samples [N, 2] in the cells of `grid_points`, -inf in an empty one.
+
+    All N count, those outside the limits or not finite too: what is drawn integrates to the share inside.
+    """
+    finite = samples[np.isfinite(samples).all(axis=1)]
+    counts, _, _ = np.histogram2d(finite[:, 1], finite[:, 0], bins=num, range=[limits, limits])
+    cell = ((limits[1] - limits[0]) / num) ** 2
+    with np.errstate(divide="ignore"):
+        return np.log(counts.ravel() / (max(len(samples), 1) * cell))
+
+
+def bins_for(num_samples: int) -> int:
+    """Bins an axis for a histogram of so many samples: two samples a cell on average, within 10 to 100 bins."""
+    return int(np.clip(np.sqrt(num_samples / 2), 10, 100))
+
+
+def scale_of(log_densities: Iterable[np.ndarray]) -> Scale:
+    """The scale that shows all of some log densities, whose greatest top is its top.
+
+    One hundredth of a density's mass lies in cells denser than its top: one odd cell does not pale the rest. Tops
+    beyond exp(+-50), mostly of unnormalised densities, are taken as the unit.
+    """
+    finite = [log_density[np.isfinite(log_density)] for log_density in log_densities]
+    log_top = max((_log_top(values) for values in finite if values.size), default=0.0)
+    offset = log_top if abs(log_top) > MAX_EXPONENT else 0.0
+    return Scale(float(np.exp(log_top - offset)), offset)
+
+
+def _log_top(finite: np.ndarray) -> float:
+    falling = np.sort(finite)[::-1].astype(float)
+    mass = np.cumsum(np.exp(falling - falling[0]))
+    return float(falling[np.searchsorted(mass, SATURATED_MASS * mass[-1])])
+
+
+def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: Scale) -> AxesImage:
+    """Draw a log density [num^2] at `grid_points`; what is not a number is left grey."""
+    return axes.imshow(
+        shown_density(log_density, scale),
+        origin="lower",
+        extent=(*limits, *limits),
+        cmap=style.DENSITY_MAP.with_extremes(bad=style.GREY),
+        vmin=0.0,
+        vmax=scale.top,
+    )
+
+
+def shown_density(log_density: np.ndarray, scale: Scale) -> np.ndarray:
+    """[num, num]: the density in the units of the scale, rows from the bottom, cut a little above the scale's top."""
+    side = int(np.sqrt(log_density.size))
+    above = np.log(1.1 * scale.top)
+    return np.exp(np.minimum(log_density.astype(float) - scale.offset, above)).reshape(side, side)

@@ -1,0 +1,256 @@
+"""What a model makes of time series: reconstructions, extrapolations, latent paths, rates and errors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from odebench.plots import style
+
+Numbers = Sequence[float] | np.ndarray
+TIME = "t (time of the series)"
+BAND = (5, 95)  # percentiles over the latent samples
+BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
+SAMPLES = "single latent samples"
+MAX_PALE_LINES = 20
+MAX_COLUMNS = 3
+# How far beyond the data a view follows the predictions, in spans of the data: one that explodes flattens nothing.
+FOLLOWED = 0.5
+
+WINDOW: dict[str, Any] = {"color": style.PALE, "linewidth": 0, "zorder": 0, "label": "observed window"}
+TRUTH: dict[str, Any] = {
+    "color": style.BLACK,
+    "linewidth": 1.0,
+    "linestyle": (0, (4, 2)),
+    "zorder": 3,
+    "label": "truth",
+}
+OBSERVED: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 3.2,
+    "color": style.GREY,
+    "markeredgewidth": 0.7,
+    "zorder": 1.9,  # under the lines
+    "label": "observed",
+}
+HIDDEN = OBSERVED | {"markerfacecolor": "white", "label": "kept from the model"}
+EVENT: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "|",
+    "markersize": 9,
+    "color": style.BLACK,
+    "label": "event",
+}
+START: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
+
+
+class Points(NamedTuple):
+    """Measured values: times [n], values [n, D] with NaN where there is none."""
+
+    times: np.ndarray
+    values: np.ndarray
+
+
+class Series(NamedTuple):
+    """One series, and a model's predictions of it.
+
+    label: of its panel.
+    times: [T], increasing, where predictions and truth stand.
+    predictions: [S, T, D], one a latent sample; S = 1 for a model without.
+    observed: what the model saw; hidden: what was measured and kept from it, if anything.
+    window: first and last time of what the model could see; later predictions are extrapolations.
+    truth: [T, D], without noise, where it is known.
+    """
+
+    label: str
+    times: np.ndarray
+    predictions: np.ndarray
+    observed: Points
+    window: tuple[float, float]
+    truth: np.ndarray | None = None
+    hidden: Points | None = None
+
+    def parts(self) -> Iterator[tuple[str, str, slice]]:
+        """Label, colour and times of the reconstruction, and of the extrapolation, which goes on where it ends."""
+        split = int(np.searchsorted(self.times, self.window[1], side="right"))
+        yield "reconstruction", style.BLUE, slice(0, split)
+        if split < len(self.times):
+            yield "extrapolation", style.VERMILION, slice(max(split - 1, 0), None)
+
+    def limits(self, components: slice) -> tuple[float, float]:
+        """Of a view that shows all that was measured or is true, and follows the predictions half its span further."""
+        truth = [] if self.truth is None else [self.truth]
+        known = [points.values for points in (self.observed, self.hidden) if points is not None] + truth
+        measured, predicted = np.concatenate(known)[:, components], _mean_and_band(self.predictions[..., components])
+        low, high = style.limits_of(measured if np.isfinite(measured).any() else predicted)
+        further = FOLLOWED * (high - low)
+        followed = predicted.clip(low - further, high + further)
+        return style.limits_of(np.array([low, high, *style.limits_of(followed)]), margin=0.06)
+
+
+class Rate(NamedTuple):
+    """The rate of one Poisson process.
+
+    label: of its panel.
+    times: [T], increasing; rates: [S, T], inferred, one a latent sample.
+    events: [n], their times.
+    truth: [T], the rate that made the events, where it is known.
+    """
+
+    label: str
+    times: np.ndarray
+    rates: np.ndarray
+    events: np.ndarray
+    truth: np.ndarray | None = None
+
+
+def series_over_time(series: Sequence[Series], names: Sequence[str], time: str = TIME) -> Figure:
+    """Reconstruction, extrapolation, truth and observations against time: a row a series, a column a component.
+
+    A line is the mean over latent samples, a band their 5th to 95th percentile, the shade what the model could see.
+
+    names: [D], what the components are, with units; time: what the time is, with its unit.
+    """
+    figure, panels = style.new_figure(max(len(series) * len(names), 1), len(names), height_in=2.4)
+    places = [(one, component) for one in series for component in range(len(names))]
+    for axes, (one, component) in zip(panels, places, strict=False):
+        axes.axvspan(*one.window, **WINDOW)
+        if one.truth is not None:
+            axes.plot(one.times, one.truth[:, component], **TRUTH)
+        for label, tint, part in one.parts():
+            _draw_band(axes, one.times[part], one.predictions[:, part, component], tint, label)
+        if one.hidden is not None:
+            axes.plot(one.hidden.times, one.hidden.values[:, component], **HIDDEN)
+        axes.plot(one.observed.times, one.observed.values[:, component], **OBSERVED)
+        axes.set_ylim(one.limits(slice(component, component + 1)))
+        style.dress(axes, one.label, time, names[component])
+    if not series:
+        style.dress(panels[0], "No series", time, "")
+    style.legend_below(figure)
+    return figure
+
+
+def series_in_plane(series: Sequence[Series], columns: int = MAX_COLUMNS) -> Figure:
+    """The first two components against each other, a panel a series, all with the same limits.
+
+    The strong line is the mean over latent samples, pale lines are single samples, up to 20.
+    """
+    figure, panels = style.new_planes(max(len(series), 1), columns, 2.9)
+    limits = style.limits_of(np.array([one.limits(slice(0, 2)) for one in series]))
+    for axes, one in zip(panels, series, strict=False):
+        if one.truth is not None:
+            axes.plot(*one.truth[:, :2].T, **TRUTH)
+        for label, tint, part in one.parts():
+            samples = one.predictions[:, part, :2]
+            if len(samples) > 1:
+                pale = LineCollection(
+                    list(samples[:MAX_PALE_LINES]), color=tint, linewidth=0.7, alpha=0.25, label=SAMPLES
+                )
+                axes.add_collection(pale)
+            axes.plot(*_mean_and_band(samples)[0].T, color=tint, linewidth=style.LINE_PT, label=label)
+        if one.hidden is not None:
+            axes.plot(*one.hidden.values[:, :2].T, **HIDDEN)
+        axes.plot(*one.observed.values[:, :2].T, **OBSERVED)
+        style.dress_plane(axes, one.label, limits)
+    if not series:
+        style.dress_plane(panels[0], "No series", limits)
+    style.legend_below(figure)
+    return figure
+
+
+def model_comparison(models: Mapping[str, Sequence[Series]]) -> Figure:
+    """Models beside each other in the plane, a row a model, a column what the labels say, such as "30 points".
+
+    models: name -> its series, as many and in the same order for each.
+    """
+    columns = max(map(len, models.values()), default=1)
+    titled = [one._replace(label=f"{model}, {one.label}") for model, row in models.items() for one in row]
+    return series_in_plane(titled, columns)
+
+
+def latent_paths(
+    paths: np.ndarray,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "Latent trajectories",
+) -> Figure:
+    """The first two components of latent trajectories, coloured by class, with circles where they start.
+
+    paths: [N, T, L], L at least 2; labels: [N], indices of class_names.
+    """
+    figure, (axes,) = style.new_planes(1, 1, 4.2)
+    labels = np.zeros(len(paths), dtype=int) if labels is None else labels
+    for index in np.unique(labels):
+        chosen = paths[labels == index][..., :2]
+        name = class_names[index] if class_names else None
+        tint = style.colour(int(index))
+        axes.add_collection(LineCollection(list(chosen), color=tint, linewidth=0.9, alpha=0.7, label=name))
+        axes.plot(*chosen[:, 0].T, **START, color=tint)
+    style.dress_plane(axes, title, style.limits_of(paths[..., :2], margin=0.05))
+    axes.set(xlabel="z₁ (latent)", ylabel="z₂ (latent)")
+    axes.plot([], [], **START, color=style.GREY, label="start")
+    style.legend_below(figure)
+    return figure
+
+
+def rates_over_time(rates: Sequence[Rate], time: str = TIME) -> Figure:
+    """The inferred rate of Poisson processes beside the true one, a panel a process, a tick an event."""
+    figure, panels = style.new_figure(max(len(rates), 1), MAX_COLUMNS, height_in=2.6)
+    for axes, one in zip(panels, rates, strict=False):
+        if one.truth is not None:
+            axes.plot(one.times, one.truth, **TRUTH)
+        _draw_band(axes, one.times, one.rates, style.BLUE, "inferred")
+        floor = np.full(len(one.events), 0.04)
+        axes.plot(one.events, floor, **EVENT, transform=axes.get_xaxis_transform())
+        axes.set_ylim(bottom=0)
+        style.dress(axes, f"{one.label} ({len(one.events)} events)", time, "rate (events / unit of t)")
+    if not rates:
+        style.dress(panels[0], "No rates", time, "rate (events / unit of t)")
+    style.legend_below(figure)
+    return figure
+
+
+def error_over_time(
+    times: Numbers,
+    errors: Mapping[str, np.ndarray],
+    window: tuple[float, float],
+    error: str = "RMSE (units of the data)",
+    time: str = TIME,
+) -> Figure:
+    """Error of models against time, in and beyond the window they could see.
+
+    times: [T]; errors: model -> [R, T], a row a run; a line is their mean, a band their range.
+    """
+    figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.6)
+    axes.axvspan(*window, **WINDOW)
+    for index, (model, runs) in enumerate(errors.items()):
+        tint = style.colour(index)
+        axes.plot(times, _mean_and_band(runs)[0], color=tint, linewidth=style.LINE_PT, label=model)
+        if len(runs) > 1:
+            axes.fill_between(times, runs.min(axis=0), runs.max(axis=0), color=tint, alpha=0.2, linewidth=0)
+    if style.spans_decades(np.concatenate([runs.ravel() for runs in errors.values()] or [np.empty(0)])):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    style.dress(axes, "Error against time", time, error, legend=True)
+    return figure
+
+
+def _draw_band(axes: Axes, times: np.ndarray, samples: np.ndarray, colour: str, label: str) -> None:
+    """Mean of samples [S, T], and their band where there are several."""
+    mean, low, high = _mean_and_band(samples)
+    axes.plot(times, mean, color=colour, linewidth=style.LINE_PT, label=label)
+    if len(samples) > 1:
+        axes.fill_between(times, low, high, color=colour, alpha=0.2, linewidth=0, label=BAND_LABEL)
+
+
+def _mean_and_band(samples: np.ndarray) -> np.ndarray:
+    """[3, ...]: mean and percentiles of samples [S, ...]; not a number where S is 0 or one of them is not finite."""
+    if not len(samples):
+        return np.full((3, *samples.shape[1:]), np.nan)
+    finite = np.where(np.isfinite(samples), samples, np.nan).astype(float)
+    return np.stack([finite.mean(axis=0), *np.percentile(finite, BAND, axis=0)])

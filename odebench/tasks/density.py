@@ -1,0 +1,238 @@
+"""Density estimation: data sets and unnormalised targets, by models that are invertible maps of a known base."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from odebench.data import (
+    DensityData,
+    ImageData,
+    batch_generator,
+    batch_indices,
+    batch_random_state,
+    build_data,
+    dequantise,
+)
+from odebench.errors import UsageError
+from odebench.models.flow import EXACT_TRACE_LIMIT
+from odebench.settings import NO_SOLVER, Settings, options_of
+from odebench.tasks import Loss, with_penalty
+from odebench.tasks.building import ChosenSolve, build_model
+from odebench.tasks.density_figures import density_figures
+from odebench.tasks.flow_matching import flow_matching_loss
+
+
+class Density:
+    """Densities by maximum likelihood, density matching or flow matching, all evaluated alike.
+
+    See ``odebench.tasks.Task`` for what each part means.
+    """
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        """Raises UsageError where the data is missing, smaller than a batch, or has not what the loss needs."""
+        trainer = settings.trainer
+        name = settings.data.name
+        data = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
+        self.note, self.provenance = data.note, data.provenance
+        if not isinstance(data, DensityData | ImageData):
+            raise UsageError(f"data={name}: density estimation needs DensityData or ImageData")
+        self._data = data
+        self._splits = {split: x.to(device) for split, x in _samples(data).items()}
+        self._loss, self._loss_options = settings.loss.name, options_of(settings.loss)
+        if self._loss == "density_matching":
+            if self._log_density is None:
+                raise UsageError(
+                    f"loss=density_matching: the density of data={name} is not known; choose data=potential_1, ... or "
+                    "data=eight_gaussians, or loss=maximum_likelihood"
+                )
+            cast(DensityData, data).check_target()
+        self._device, self._seed = device, settings.seed
+        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
+        self.steps_per_epoch = len(self._splits["train"]) // self.batch_size
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"trainer.batch_size={self.batch_size}: there are only {len(self._splits['train'])} training samples"
+            )
+        shape = tuple(self._splits["train"].shape[1:])
+        self._dims = math.prod(shape)
+        # Every likelihood that is reported has the exact trace where it can be had, whatever the training used.
+        self._trace = "exact" if self._dims <= EXACT_TRACE_LIMIT else None
+        self.model: Any = build_model(settings, {"shape": shape}).to(device)
+        if self._loss == "flow_matching":
+            if not hasattr(self.model, "velocity"):
+                raise UsageError(f"loss=flow_matching: {settings.model.name} has no velocity field; choose model=cnf")
+            self.model.velocity(torch.zeros((), device=device), self.model.base_sample(1))
+        self._solve = self._eval_solve = None
+        if settings.solver.name != NO_SOLVER:
+            self._solve = ChosenSolve(
+                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
+            )
+            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+
+    @property
+    def _log_density(self) -> Any:
+        return getattr(self._data, "log_density", None)
+
+    def batch(self, step: int) -> Tensor:
+        """Samples [B, *shape]: of the data, fresh where it draws them; of the base for density matching."""
+        place = divmod(step, self.steps_per_epoch)
+        if self._loss == "density_matching":
+            return self.model.base_sample(self.batch_size, batch_generator(self._seed, *place)).to(self._device)
+        draw = getattr(self._data, "draw", None)
+        if draw is not None:
+            return draw(self.batch_size, batch_random_state(self._seed, *place)).to(self._device)
+        train = self._splits["train"]
+        chosen = train[batch_indices(len(train), self.batch_size, self._seed, *place).to(self._device)]
+        return self._floats(chosen, batch_generator(self._seed, *place))
+
+    def loss(self, batch: Tensor) -> Loss:
+        """The loss of the settings, in nats a sample (a mean square for flow matching)."""
+        model = self.model.train()
+        if self._loss == "flow_matching":
+            value = flow_matching_loss(model, batch, **self._loss_options)
+            return Loss(value, {"train/loss": value.detach()}, ())
+        if self._loss == "density_matching":
+            log_q, x, solves = self._push(model, batch, self._solve)
+            value = (log_q - self._log_density(x)).mean()
+            numbers = {"train/loss": value.detach(), "train/kl_nats": value.detach() + self._log_normaliser()}
+        else:
+            log_prob, solves = model.log_prob(batch, self._solve)
+            value = -log_prob.mean()
+            likelihood = self._likelihood(value.detach())
+            numbers = {"train/loss": value.detach(), **{f"train/{name}": x for name, x in likelihood.items()}}
+        return with_penalty(Loss(value, numbers, solves), self._solve)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
+        """nll_nats with its standard error and the samples it was had from, the loss, bits_per_dim of images, kl_nats
+        where the target's density is known, NFE of likelihood and sampling, samples_per_s, and trace_std_nats where the
+        model's trace is an estimate."""
+        model = (model or self.model).eval()
+        log_prob, nfe = self._log_prob(model, split, self._trace)
+        nll = -log_prob.mean().item()
+        numbers = {"nll_std_error": (log_prob.std() / len(log_prob) ** 0.5).item(), "samples": len(log_prob)}
+        numbers |= self._likelihood(nll)
+        numbers["loss"] = nll
+        if self._log_density is not None:
+            kl, kl_std_error = self._kl(model, split)
+            numbers |= {"kl_nats": kl, "kl_std_error": kl_std_error}
+            if self._loss == "density_matching":
+                numbers["loss"] = kl - self._log_normaliser()
+        if self._eval_solve is None:
+            return numbers
+        numbers["nfe"] = sum(nfe) / len(nfe)
+        if any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules()):
+            estimate, _ = self._log_prob(model, split, "hutchinson")
+            # Against another estimate, where there is no exact trace, the variance is twice as large.
+            scale = 1.0 if self._trace == "exact" else 0.5
+            numbers["trace_std_nats"] = (scale * (estimate - log_prob).square().mean()).sqrt().item()
+        return numbers | self._sampling(model)
+
+    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+        """What was reached, the loss's own measure first, and what it takes to sample."""
+        rows = []
+        if "kl_nats" in numbers:
+            rows.append(("KL", f"{numbers['kl_nats']:.4f} nats{_margin(numbers, 'kl_std_error')}"))
+        if "bits_per_dim" in numbers:
+            rows.append(("likelihood", f"{numbers['bits_per_dim']:.4f} bits/dim"))
+        nll = f"{numbers['nll_nats']:.4f} nats{_margin(numbers, 'nll_std_error')}"
+        if "samples" in numbers:
+            nll += f"  ({numbers['samples']:,.0f} samples)"
+        rows.insert(len(rows) if self._loss == "density_matching" or "bits_per_dim" in numbers else 0, ("NLL", nll))
+        if "sampling_nfe" in numbers:
+            rows.append(("sampling", f"NFE {numbers['sampling_nfe']:.0f}, {numbers['samples_per_s']:,.0f} samples/s"))
+        return rows
+
+    @torch.no_grad()
+    def predict(self, split: str) -> dict[str, list[Any]]:
+        """index and log_prob_nats for each sample of a split, in the data set's order."""
+        log_prob, _ = self._log_prob(self.model.eval(), split, self._trace)
+        return {"index": list(range(len(log_prob))), "log_prob_nats": [round(x, 6) for x in log_prob.tolist()]}
+
+    @torch.no_grad()
+    def sample(self, num: int, seed: int) -> Tensor:
+        """So many samples of the model [num, *shape], by a seed of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        model = self.model.eval()
+        counts = [min(self._eval_batch_size, num - start) for start in range(0, num, self._eval_batch_size)]
+        return torch.cat([model.sample(count, self._eval_solve, generator)[0].cpu() for count in counts])
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, Figure | bytes]:
+        """Target, model density and samples; the transformation in time, as a strip and as a GIF; samples of images."""
+        test = self._floats(self._splits["test"], torch.Generator().manual_seed(0))
+        normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
+        return density_figures(self.model.eval(), self._eval_solve, test, normalised)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm first step."""
+        return {"warm_step": self._solve.warm_step if self._solve else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the warm first step."""
+        if self._solve:
+            self._solve.warm_step = state["warm_step"]
+
+    def _push(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """log q(x) [B], x and the solves' statistics, x being the images of base samples z [B, *shape]."""
+        x, log_det, solves = model.from_base(z, solve)
+        return model.base_log_prob(z) - log_det, x, solves
+
+    def _kl(self, model: Any, split: str) -> tuple[float, float]:
+        """KL(q || p) by samples of the model, the same ones each time, and its standard error."""
+        generator = torch.Generator().manual_seed(0)
+        z = model.base_sample(len(self._splits[split]), generator).to(self._device)
+        gaps = []
+        for part in z.split(self._eval_batch_size):
+            log_q, x, _ = self._push(model, part, self._eval_solve)
+            gaps.append(log_q - self._log_density(x))
+        gap = torch.cat(gaps).double()
+        return gap.mean().item() + self._log_normaliser(), (gap.std() / len(gap) ** 0.5).item()
+
+    def _log_normaliser(self) -> float:
+        return self._data.log_normaliser if isinstance(self._data, DensityData) else 0.0  # type: ignore[return-value]
+
+    def _log_prob(self, model: Any, split: str, trace: str | None) -> tuple[Tensor, list[int]]:
+        """log p [N] of a split's samples and the NFE of each batch."""
+        found, nfe = [], []
+        for x in self._batches(split):
+            log_prob, solves = model.log_prob(x, self._eval_solve, trace)
+            found.append(log_prob)
+            nfe.append(sum(stats.nfe for stats in solves))
+        return torch.cat(found).double(), nfe
+
+    def _likelihood(self, nll: Any) -> dict[str, Any]:
+        """The negative log-likelihood in nats, and of images in bits a dimension."""
+        if not isinstance(self._data, ImageData):
+            return {"nll_nats": nll}
+        # The density is that of intensities in [0, 1]; the bits are those of their 256 levels.
+        return {"nll_nats": nll, "bits_per_dim": nll / (self._dims * math.log(2)) + 8}
+
+    def _sampling(self, model: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        _, solves = model.sample(self._eval_batch_size, self._eval_solve, torch.Generator().manual_seed(0))
+        seconds = time.perf_counter() - started
+        return {"sampling_nfe": sum(stats.nfe for stats in solves), "samples_per_s": self._eval_batch_size / seconds}
+
+    def _batches(self, split: str) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        for part in self._splits[split].split(self._eval_batch_size):
+            yield self._floats(part, generator)
+
+    def _floats(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+        return samples if samples.is_floating_point() else dequantise(samples, generator)
+
+
+def _samples(data: DensityData | ImageData) -> dict[str, Tensor]:
+    if isinstance(data, ImageData):
+        return {name: split.images for name, split in data.splits().items()}
+    return data.splits()
+
+
+def _margin(numbers: Mapping[str, float], name: str) -> str:
+    return f" ± {numbers[name]:.4f}" if name in numbers else ""

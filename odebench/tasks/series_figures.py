@@ -1,0 +1,116 @@
+"""Pictures of what a model makes of irregular series."""
+
+from collections.abc import Callable
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
+from odebench.models.series import Forecast
+from odebench.plots import series as plots
+
+NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
+# How far pictures go beyond the data, in spans, where no truth says.
+BEYOND = 1.25
+
+Forecaster = Callable[[Tensor, Tensor], Forecast]
+
+
+def series_figures(
+    data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
+) -> dict[str, Figure]:
+    """The first series of a split: reconstructed and continued, and their rates of events; latent paths; and the error
+    against time where the truth is known at the same times for all.
+
+    forecast: of series by their indices [B], at times [T]. window: first and last time of what the model can see.
+    """
+    figures: dict[str, Figure] = {}
+    shown, rates = [], []
+    for index in range(min(NUM_SHOWN, len(split))):
+        one = torch.tensor([index])
+        times = split.truths(one).times if split.truth is not None else _even_times(data, split)
+        said = forecast(one, times)
+        if said.values is not None:
+            shown.append(_series(split, one, times, said.values[:, 0], window))
+        if said.log_rates is not None:
+            rates.append(_rate(data, split, one, times, said.log_rates[:, 0]))
+    if shown:
+        figures |= _reconstructions(data, split, shown)
+    if rates:
+        figures["rates"] = plots.rates_over_time(rates)
+    some = torch.arange(min(NUM_PATHS, len(split)))
+    said = forecast(some, _even_times(data, split))
+    if said.latents is not None and said.latents.shape[-1] > 1:
+        labels = None if split.labels is None else split.labels[some].cpu().numpy()
+        names = [f"label {label}" for label in range(data.num_classes)]
+        figures["latents"] = plots.latent_paths(said.latents[0].cpu().numpy(), labels, names)
+    return figures | _errors(split, forecast, window)
+
+
+def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
+    return torch.linspace(0, BEYOND * data.span, NUM_TIMES, device=split.times.device)
+
+
+def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.Series]) -> dict[str, Figure]:
+    """In the plane where there are two channels, else against time, those channels that were observed most often."""
+    if len(data.channels) == 2:
+        return {"series": plots.series_in_plane(shown)}
+    chosen = split.mask.sum(0).argsort(descending=True, stable=True)[:NUM_CHANNELS].tolist()
+    return {"series": plots.series_over_time([_of(one, chosen) for one in shown], [data.channels[i] for i in chosen])}
+
+
+def _of(one: plots.Series, channels: list[int]) -> plots.Series:
+    """These channels alone."""
+    return one._replace(
+        predictions=one.predictions[..., channels],
+        observed=one.observed._replace(values=one.observed.values[:, channels]),
+        truth=None if one.truth is None else one.truth[:, channels],
+        hidden=None if one.hidden is None else one.hidden._replace(values=one.hidden.values[:, channels]),
+    )
+
+
+def _series(
+    split: SeriesSplit, one: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
+) -> plots.Series:
+    inputs, targets = split.inputs(one), split.targets(one)
+    kept_back = ~torch.isin(targets.times, inputs.times)
+    hidden = SeriesBatch(targets.times[kept_back], targets.values[:, kept_back], targets.mask[:, kept_back], None)
+    return plots.Series(
+        label=f"series {int(split.ids[one])}",
+        times=times.cpu().numpy(),
+        predictions=values.cpu().numpy(),
+        observed=_points(inputs),
+        window=window,
+        truth=split.truths(one).values[0].cpu().numpy() if split.truth is not None else None,
+        hidden=_points(hidden) if len(hidden.times) else None,
+    )
+
+
+def _points(batch: SeriesBatch) -> plots.Points:
+    values = batch.values[0].masked_fill(~batch.mask[0], torch.nan)
+    return plots.Points(batch.times.cpu().numpy(), values.cpu().numpy())
+
+
+def _rate(data: SeriesData, split: SeriesSplit, one: Tensor, times: Tensor, log_rates: Tensor) -> plots.Rate:
+    return plots.Rate(
+        label=f"series {int(split.ids[one])}",
+        times=times.cpu().numpy(),
+        rates=log_rates.exp().sum(-1).cpu().numpy(),
+        events=split.targets(one).times.cpu().numpy(),
+        truth=None if data.rate is None else data.rate(split.ids[one], times)[0].cpu().numpy(),
+    )
+
+
+def _errors(split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]) -> dict[str, Figure]:
+    if split.truth is None:
+        return {}
+    everything = torch.arange(len(split))
+    truth = split.truths(everything)
+    if not truth.mask.all():
+        return {}
+    values = forecast(everything, truth.times).values
+    if values is None:
+        return {}
+    errors = (values.mean(0) - truth.values).square().mean((0, 2)).sqrt()
+    return {"error": plots.error_over_time(truth.times.cpu().numpy(), {"model": errors[None].cpu().numpy()}, window)}

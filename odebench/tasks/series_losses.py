@@ -1,0 +1,83 @@
+"""Likelihoods of irregular series, and the lower bound that a latent variable model of them maximises."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from odebench.data.series import SeriesBatch
+from odebench.models.series import Forecast, Posterior
+
+Reduction = Literal["sum", "mean"]
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+def log_likelihood(
+    forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None, reduction: Reduction, event_weight: float = 1.0
+) -> Tensor:
+    """Of each series given each latent sample [S, B]: its Gaussian observations and, times event_weight, its events.
+
+    noise_std: [D]. reduction: "sum", in nats a series (Chen et al. 2018); "mean", the mean over the observed numbers of
+    each feature, then over features, those without any counting as zero, and likewise events over kinds (Rubanova et
+    al. 2019).
+    """
+    found = torch.zeros(1, len(targets.values), dtype=targets.values.dtype, device=targets.values.device)
+    if forecast.values is not None:
+        assert noise_std is not None
+        found = found + reduce_series(
+            gaussian_log_density(forecast.values, targets, noise_std), targets.mask, reduction
+        )
+    if forecast.log_rates is not None:
+        kinds = targets.mask.shape[2] if reduction == "mean" else 1
+        found = found + event_weight * event_log_likelihood(forecast, targets.mask) / kinds
+    return found
+
+
+def gaussian_log_density(values: Tensor, targets: SeriesBatch, noise_std: Tensor) -> Tensor:
+    """Of each number, given its mean in values [S, B, T, D] and noise_std [D]; 0 where nothing was observed."""
+    error = torch.where(targets.mask, targets.values - values, 0) / noise_std
+    return torch.where(targets.mask, -0.5 * error.square() - noise_std.log() - HALF_LOG_2_PI, 0)
+
+
+def event_log_likelihood(forecast: Forecast, events: Tensor) -> Tensor:
+    """[S, B] of events, bool [B, T, E]: the sum of the logarithms of their rates less the expected number of events."""
+    assert forecast.log_rates is not None
+    assert forecast.expected_events is not None
+    return torch.where(events, forecast.log_rates, 0).sum((-2, -1)) - forecast.expected_events
+
+
+def reduce_series(numbers: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Numbers [..., B, T, D], zero where the mask is False, to one a series [..., B]; see ``log_likelihood``."""
+    if reduction == "sum":
+        return numbers.sum((-2, -1))
+    return (numbers.sum(-2) / mask.sum(-2).clamp(min=1)).mean(-1)
+
+
+def kl_from_prior(posterior: Posterior, reduction: Reduction) -> Tensor:
+    """KL(q || N(0, I)) of each series [B]; "mean": over the latent dimensions."""
+    kl = 0.5 * (posterior.mean.square() + posterior.std.square() - 1) - posterior.std.log()
+    return kl.sum(-1) if reduction == "sum" else kl.mean(-1)
+
+
+def lower_bound(likelihood: Tensor, kl: Tensor | float, combine: Literal["mean", "logsumexp"]) -> Tensor:
+    """The bound that is maximised, from log-likelihoods [S, B] and weighted divergences [B], a mean over series.
+
+    combine: "mean" over samples; "logsumexp", the logarithm of the mean over samples of the exponential of each one's
+    bound for the whole batch (Rubanova et al. 2019's public code).
+    """
+    bounds = (likelihood - kl).mean(1)
+    return bounds.mean() if combine == "mean" else torch.logsumexp(bounds, 0) - math.log(len(bounds))
+
+
+def kl_weight(epoch: int, wait_epochs: int | None, growth: float) -> float:
+    """0 for so many epochs, then 1 - growth^k, k epochs after these; 1 throughout where wait_epochs is None."""
+    if wait_epochs is None:
+        return 1.0
+    return 1.0 - growth ** max(epoch - wait_epochs, 0)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of logits [S, B] for labels [B] of 0 or 1, a mean over both."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype).expand_as(logits))

@@ -1,0 +1,75 @@
+"""What a forecast of irregular series is measured by: sums over batches, and the numbers that they make."""
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from odebench.data.series import SeriesBatch
+from odebench.models.series import Forecast
+from odebench.tasks.series_losses import kl_from_prior, log_likelihood, reduce_series
+
+Sums = dict[str, tuple[float, float]]
+"""By name, the sum of what is averaged and how many there are."""
+
+
+def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None) -> Sums:
+    """nll_nats, the mean over latent samples, and kl_nats, where there is a latent variable: a series."""
+    num = len(targets.values)
+    likelihood = log_likelihood(forecast, targets, noise_std, "sum").mean(0)
+    sums: Sums = {"nll_nats": (-likelihood.double().sum().item(), num)}
+    if forecast.posterior is not None:
+        sums["kl_nats"] = (kl_from_prior(forecast.posterior, "sum").double().sum().item(), num)
+    return sums
+
+
+def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
+    """Squared errors of the mean prediction of values [S, B, T, D]: mse, over all numbers alike, and mse_per_feature,
+    the mean of each series' feature, then over features and series (Rubanova et al. 2019)."""
+    squares = _squares(values, targets)
+    return {
+        "mse": (squares.double().sum().item(), int(targets.mask.sum())),
+        "mse_per_feature": (reduce_series(squares, targets.mask, "mean").double().sum().item(), len(squares)),
+    }
+
+
+def error_sums_apart(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
+    """Squared errors in the window that a model can see and after it, the roots of whose means are
+    rmse_interpolation and rmse_extrapolation."""
+    squares = _squares(values, targets).double()
+    later = targets.times > window_end
+    parts = {"interpolation": ~later, "extrapolation": later}
+    return {
+        f"rmse_{name}": (squares[:, part].sum().item(), int(targets.mask[:, part].sum()))
+        for name, part in parts.items()
+    }
+
+
+def numbers_of(sums: Sequence[Sums]) -> dict[str, float]:
+    """Means of the sums of all batches, roots of them where the name says so; nothing where there was nothing."""
+    totals: dict[str, tuple[float, float]] = {}
+    for batch in sums:
+        for name, (value, count) in batch.items():
+            value_before, count_before = totals.get(name, (0.0, 0.0))
+            totals[name] = value_before + value, count_before + count
+    means = {name: value / count for name, (value, count) in totals.items() if count}
+    numbers = {name: mean**0.5 if "rmse" in name else mean for name, mean in means.items()}
+    if "kl_nats" in numbers:
+        numbers["elbo_nats"] = -numbers["nll_nats"] - numbers["kl_nats"]
+    return numbers
+
+
+def label_numbers(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
+    """accuracy, and auc where both labels occur, from logits [S, B] and labels [B] of each batch; the probability is
+    the mean over latent samples."""
+    probability = torch.cat([batch.sigmoid().mean(0) for batch in logits]).cpu()
+    truth = torch.cat(list(labels)).cpu()
+    numbers = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}
+    if 0 < truth.sum() < len(truth):
+        numbers["auc"] = float(roc_auc_score(truth.numpy(), probability.numpy()))
+    return numbers
+
+
+def _squares(values: Tensor, targets: SeriesBatch) -> Tensor:
+    return torch.where(targets.mask, targets.values - values.mean(0), 0).square()

@@ -1,0 +1,287 @@
+"""Irregular time series: reconstructed, continued, and classified."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from odebench.data import batch_generator, batch_indices, build_data
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
+from odebench.errors import UsageError, unknown_name
+from odebench.models.series import Forecast
+from odebench.ode.methods import METHODS, Tableau
+from odebench.settings import NO_SOLVER, Settings, options_of
+from odebench.tasks import Loss, with_penalty
+from odebench.tasks.building import ChosenSolve, build_model
+from odebench.tasks.series_figures import series_figures
+from odebench.tasks.series_losses import kl_from_prior, kl_weight, label_loss, log_likelihood, lower_bound
+from odebench.tasks.series_metrics import (
+    Sums,
+    error_sums,
+    error_sums_apart,
+    label_numbers,
+    likelihood_sums,
+    numbers_of,
+)
+
+NUM_RATE_TIMES = 101
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch."""
+
+    inputs: SeriesBatch
+    targets: SeriesBatch
+    noise: Tensor | None
+    kl_weight: float
+
+
+class TimeSeries:
+    """Series by the evidence lower bound, or one observation after the other; evaluated alike.
+
+    See ``odebench.tasks.Task`` for what each part means.
+    """
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        """Raises UsageError where the data is missing, smaller than a batch, or has not what the model needs."""
+        trainer, name = settings.trainer, settings.data.name
+        data = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
+        if not isinstance(data, SeriesData):
+            raise UsageError(f"data={name}: time series need SeriesData")
+        self._data = data
+        self.note, self.provenance = data.note, data.provenance
+        self._splits = {split: series.to(device) for split, series in data.splits().items()}
+        self._options = options_of(settings.loss)
+        self._device, self._seed = device, settings.seed
+        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
+        self.steps_per_epoch = len(data.train) // self.batch_size
+        if self.steps_per_epoch == 0:
+            raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training series")
+        _check_encoder_solver(settings)
+        self.model: Any = build_model(settings, _facts(data)).to(device)
+        self._check(settings)
+        self._window = float(data.train.times[data.train.is_input].max())
+        self._redrawn: tuple[int, SeriesSplit] | None = None
+        self._solve = self._eval_solve = None
+        if settings.solver.name != NO_SOLVER:
+            self._solve = ChosenSolve(
+                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
+            )
+            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+
+    def batch(self, step: int) -> TrainingBatch:
+        """Series, with fresh inputs each epoch where the data redraws them."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        split = self._training_split(epoch)
+        chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
+        generator = batch_generator(self._seed, epoch, index)
+        return TrainingBatch(
+            inputs=split.inputs(chosen),
+            targets=split.targets(chosen),
+            noise=self._noise(self._options.get("samples", 1), len(chosen), generator),
+            kl_weight=self._kl_weight(epoch),
+        )
+
+    def loss(self, batch: TrainingBatch) -> Loss:
+        """The negative of the bound, and of the label's log-likelihood where there is one."""
+        model, targets = self.model.train(), batch.targets
+        forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
+        value = self._value(model, forecast, targets, batch.kl_weight)
+        with torch.no_grad():
+            numbers = numbers_of([self._sums(model, forecast, targets)]) | _nfe(forecast)
+        tagged: dict[str, Any] = {f"train/{name}": number for name, number in numbers.items()}
+        tagged |= {"train/loss": value.detach()}
+        if forecast.posterior is not None:
+            tagged["task/kl_weight"] = batch.kl_weight
+        return with_penalty(Loss(value, tagged, forecast.encoder + forecast.decoder), self._solve)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
+        """loss, the divergence in full; nll_nats, kl_nats, elbo_nats a series; mse, mse_per_feature, rmse_interpolation
+        and rmse_extrapolation of the mean prediction, these against the truth where it is known; rate_rmse where the
+        rate is; accuracy and auc of labels; nfe a batch, encoder_nfe and decoder_nfe; series, how many."""
+        model = (model or self.model).eval()
+        series = self._splits[split]
+        sums, logits, labels = [], [], []
+        for indices in self._batches(series):
+            forecast, targets, found = self._measure(model, series, indices)
+            sums.append(found | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
+            if forecast.logits is not None and targets.labels is not None:
+                logits.append(forecast.logits)
+                labels.append(targets.labels)
+        numbers = numbers_of(sums) | {"series": len(series)}
+        return numbers | (label_numbers(logits, labels) if logits else {})
+
+    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+        """Errors and likelihood, those that there are."""
+        texts = {
+            "rmse_extrapolation": ("RMSE beyond", "{:.4f}"),
+            "rmse_interpolation": ("RMSE within", "{:.4f}"),
+            "mse": ("MSE", "{:.6f}"),
+            "auc": ("AUC", "{:.4f}"),
+            "rate_rmse": ("RMSE of the rate", "{:.4f}"),
+            "elbo_nats": ("ELBO", "{:.3f} nats a series"),
+            "nll_nats": ("NLL", "{:.3f} nats a series"),
+        }
+        return [(word, text.format(numbers[name])) for name, (word, text) in texts.items() if name in numbers]
+
+    @torch.no_grad()
+    def predict(self, split: str) -> dict[str, list[Any]]:
+        """A row for each series and time to compare with: what was observed of each channel, mean and standard
+        deviation of its prediction over latent samples, the rate of events, the probability of label 1."""
+        series, model = self._splits[split], self.model.eval()
+        columns: dict[str, list[Any]] = {}
+        for indices in self._batches(series):
+            targets = series.targets(indices)
+            forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
+            for name, part in _columns(self._data.channels, series.ids[indices], targets, forecast).items():
+                columns.setdefault(name, []).extend(part)
+        return columns
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, Figure]:
+        """Of the test series; see ``series_figures``."""
+        test, model = self._splits["test"], self.model.eval()
+
+        def forecast(indices: Tensor, times: Tensor) -> Forecast:
+            return self._forecast(model, test, indices, times)
+
+        return series_figures(self._data, test, forecast, (0.0, self._window))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm first step."""
+        return {"warm_step": self._solve.warm_step if self._solve else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the warm first step."""
+        if self._solve:
+            self._solve.warm_step = state["warm_step"]
+
+    def _check(self, settings: Settings) -> None:
+        name, is_latent = settings.model.name, self.model.latent_dim > 0
+        fitting = "elbo" if is_latent else "autoregressive"
+        if settings.loss.name != fitting:
+            has = "has a latent variable" if is_latent else "has no latent variable"
+            raise UsageError(f"loss={settings.loss.name}: {name} {has}; choose loss={fitting}")
+        if self.model.classifier is not None and self._data.num_classes != 2:
+            raise UsageError(
+                f"model.classify=true: needs series with labels of two classes, which data={settings.data.name} has not"
+            )
+        if self.model.noise_std is None and getattr(self.model, "rates", None) is None:
+            raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
+
+    def _training_split(self, epoch: int) -> SeriesSplit:
+        train = self._splits["train"]
+        if self._data.redraw is None:
+            return train
+        if self._redrawn is None or self._redrawn[0] != epoch:
+            drawn = self._data.redraw(self._seed, epoch).to(self._device)
+            self._redrawn = epoch, dataclasses.replace(train, is_input=drawn)
+        return self._redrawn[1]
+
+    def _noise(self, num_samples: int, num: int, generator: torch.Generator) -> Tensor | None:
+        if not self.model.latent_dim:
+            return None
+        return torch.randn(num_samples, num, self.model.latent_dim, generator=generator).to(self._device)
+
+    def _kl_weight(self, epoch: int) -> float:
+        if not self.model.latent_dim:
+            return 0.0
+        return kl_weight(epoch, self._options["kl_wait_epochs"], self._options["kl_growth"])
+
+    def _value(self, model: Any, forecast: Forecast, targets: SeriesBatch, weight: float) -> Tensor:
+        options = self._options
+        likelihood = log_likelihood(
+            forecast, targets, model.noise_std, options["reduction"], options.get("event_weight", 1.0)
+        )
+        if forecast.posterior is None:
+            value = -likelihood.mean()
+        else:
+            kl = weight * kl_from_prior(forecast.posterior, options["reduction"])
+            value = -lower_bound(likelihood, kl, options["combine"])
+        if forecast.logits is not None:
+            assert targets.labels is not None
+            value = value + options["label_weight"] * label_loss(forecast.logits, targets.labels)
+        return value
+
+    def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
+        errors = {} if forecast.values is None else error_sums(forecast.values, targets)
+        return likelihood_sums(forecast, targets, model.noise_std) | errors
+
+    def _forecast(
+        self, model: Any, series: SeriesSplit, indices: Tensor, times: Tensor, wanted: Tensor | None = None
+    ) -> Forecast:
+        """Of some series, by the evaluation's solver and by samples that are the same each time, whatever the batch."""
+        noise = self._noise(self._options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
+        chosen = None if noise is None else noise[:, indices]
+        return model(series.inputs(indices), times, self._eval_solve, wanted, chosen)
+
+    def _measure(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
+        """A forecast of the targets of some series, and all that is summed of it, the truth and the rate included."""
+        targets = series.targets(indices)
+        truth = series.truths(indices) if series.truth is not None else targets
+        asked = [targets.times, truth.times]
+        if self._data.rate is not None:
+            asked.append(torch.linspace(0, self._data.span, NUM_RATE_TIMES, device=self._device))
+        times, places = torch.unique(torch.cat(asked), return_inverse=True)
+        at_targets, at_truth, *at_rate = places.split([len(part) for part in asked])
+        wanted = targets.mask.new_zeros(len(indices), len(times))
+        wanted[:, at_targets] |= targets.mask.any(-1)
+        wanted[:, at_truth] |= truth.mask.any(-1)
+        whole = self._forecast(model, series, indices, times, wanted)
+        forecast = whole.at(at_targets)
+        loss = self._value(model, forecast, targets, 1.0).item()
+        sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
+        if whole.values is not None:
+            sums |= error_sums_apart(whole.values[:, :, at_truth], truth, self._window)
+        if self._data.rate is not None and whole.log_rates is not None:
+            rate = self._data.rate(series.ids[indices], times[at_rate[0]])
+            inferred = whole.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
+            sums["rate_rmse"] = ((inferred - rate).double().square().sum().item(), rate.numel())
+        return forecast, targets, sums
+
+    def _batches(self, series: SeriesSplit) -> Iterator[Tensor]:
+        yield from torch.arange(len(series), device=self._device).split(self._eval_batch_size)
+
+
+def _check_encoder_solver(settings: Settings) -> None:
+    """The encoder's fixed steps are those of an explicit Runge-Kutta method."""
+    name = options_of(settings.model).get("encoder_solver")
+    known = [method for method, description in METHODS.items() if isinstance(description, Tableau)]
+    if name is not None and name not in known:
+        raise unknown_name("model.encoder_solver", name, known, "solvers")
+
+
+def _facts(data: SeriesData) -> dict[str, Any]:
+    """What models may need to know of the data."""
+    train = data.train
+    means = train.values.where(train.mask, 0).sum(0) / train.mask.sum(0).clamp(min=1)
+    return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
+
+
+def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast) -> dict[str, list[Any]]:
+    """A forecast of the times at which anything was observed, as columns."""
+    place = targets.mask.any(-1).nonzero(as_tuple=True)
+    columns = {"series": ids[place[0]], "time": targets.times[place[1]]}
+    if forecast.values is not None:
+        observed = targets.values.masked_fill(~targets.mask, torch.nan)[place]
+        mean, std = forecast.values.mean(0)[place], forecast.values.std(0, correction=0)[place]
+        for i, name in enumerate(channels):
+            columns |= {name: observed[:, i], f"{name}_mean": mean[:, i], f"{name}_std": std[:, i]}
+    if forecast.log_rates is not None:
+        columns["rate"] = forecast.log_rates.exp().sum(-1).mean(0)[place]
+    if forecast.logits is not None:
+        columns["probability"] = forecast.logits.sigmoid().mean(0)[place[0]]
+    return {name: column.tolist() for name, column in columns.items()}
+
+
+def _nfe(forecast: Forecast) -> dict[str, float]:
+    """NFE of a batch, in all and by role; nothing where nothing was solved."""
+    roles = {"encoder_nfe": forecast.encoder, "decoder_nfe": forecast.decoder}
+    numbers = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
+    return {"nfe": sum(numbers.values())} | numbers if numbers else {}

@@ -1,0 +1,93 @@
+"""Poisson events: they follow the rate that is told, and its likelihood is exact."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from odebench.data.poisson_events import SinusoidalRate, log_likelihood, poisson_events
+
+
+def load(**changed):
+    return poisson_events(
+        **{"observations": False, "validation": 100, "train_limit": None, "random_state": 0} | changed
+    )
+
+
+def series_of(split):
+    """Id and float64 times of each series."""
+    for number, begin, end in zip(split.ids.tolist(), split.offsets[:-1], split.offsets[1:], strict=True):
+        yield number, split.times[begin:end].double()
+
+
+def test_the_integral_of_the_rate_is_that_of_quadrature():
+    rate = load().rate
+    ids = torch.tensor([3, 700])
+    for place, number in enumerate(ids.tolist()):
+        for end in (1.3, 5.0):
+            area, _ = integrate.quad(lambda t, i=number: float(rate(torch.tensor([i]), torch.tensor([t]))), 0, end)
+            assert float(rate.integral(ids, end)[place]) == pytest.approx(area, rel=1e-5)
+
+
+def test_on_the_clock_of_the_rate_events_come_at_a_constant_rate():
+    # Time rescaling (Brown et al. 2002): the rate's integral between events is exponential with mean 1.
+    data = load()
+    waits = []
+    for number, times in series_of(data.train):
+        clock = [float(data.rate.integral(torch.tensor([number]), t)) for t in times.tolist()[:10]]
+        waits += [after - before for before, after in itertools.pairwise([0.0, *clock])]
+    # A series' first ten waits: the last of a series is cut off by the end of its time.
+    assert stats.kstest(waits, "expon").pvalue > 0.01
+
+
+def test_the_number_of_events_is_the_integral_of_the_rate():
+    data = load()
+    expected = sum(float(data.rate.integral(split.ids, data.span).sum()) for split in data.splits().values())
+    counted = sum(len(split.times) for split in data.splits().values())
+    assert abs(counted - expected) < 3 * expected**0.5
+
+
+def test_the_log_likelihood_is_its_formula():
+    data = load()
+    exact = log_likelihood(data.test, data.rate, data.span).double()
+    for place, (number, times) in enumerate(itertools.islice(series_of(data.test), 5)):
+        of = torch.tensor([number])
+        grid = torch.linspace(0, 5, 20001, dtype=torch.float64)
+        area = torch.trapezoid(data.rate(of, grid).double().squeeze(0), grid)
+        formula = data.rate(of, times).double().log().sum() - area
+        assert float(exact[place]) == pytest.approx(float(formula), abs=1e-3)
+
+
+def test_no_other_rate_is_likelier_than_the_true_one():
+    data = load()
+    true = log_likelihood(data.train, data.rate, data.span).mean()
+    rate = data.rate
+    for other in (
+        SinusoidalRate(rate.level, 0 * rate.depth, rate.omega, rate.phase),
+        SinusoidalRate(1.1 * rate.level, rate.depth, rate.omega, rate.phase),
+        SinusoidalRate(rate.level, rate.depth, rate.omega, rate.phase + 0.3),
+    ):
+        assert log_likelihood(data.train, other, data.span).mean() < true - 0.05
+
+
+def test_an_event_is_an_observed_one_or_a_reading_of_the_relative_rate():
+    events, readings = load().test, load(observations=True).test
+    assert torch.equal(events.times, readings.times)
+    assert (events.values == 1).all()
+    assert events.mask.all()
+    assert events.truth is None
+    noise = readings.values - readings.truth
+    assert noise.std() == pytest.approx(0.1, rel=0.05)
+    rate = load().rate
+    number, times = next(series_of(readings))
+    level = rate.level[number]
+    assert torch.allclose(
+        readings.truth[: len(times), 0].double(), rate(torch.tensor([number]), times)[0].double() / level - 1, atol=1e-5
+    )
+
+
+def test_the_data_follow_their_own_seed():
+    assert load().test.sha256() == load(train_limit=10).test.sha256() != load(random_state=1).test.sha256()
+    assert np.isclose(load().span, 5)

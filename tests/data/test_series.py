@@ -1,0 +1,285 @@
+"""Irregular series: batches on the union of times, honest masks, and what is seen against what is asked."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from odebench.data.series import (
+    SeriesData,
+    assign_roles,
+    bounds,
+    divide,
+    draw_inputs,
+    flat_series,
+    hold_out_series,
+    observed_series,
+    scale,
+    select_series,
+)
+from odebench.errors import UsageError
+
+
+def random_pool(num=40, dim=3, seed=0):
+    """Series of 0 to 12 points on a grid of 20 times in [0, 2), a third of the values unobserved."""
+    random = np.random.RandomState(seed)
+    lengths = random.randint(13, size=num)
+    places = [np.sort(random.permutation(20)[:length]) for length in lengths]
+    points = lengths.sum()
+    return flat_series(
+        lengths,
+        np.concatenate(places) / 10,
+        random.standard_normal((points, dim)),
+        mask=random.uniform(size=(points, dim)) < 2 / 3,
+        ids=np.arange(num) + 100,
+        labels=np.arange(num) % 2,
+        truth=random.standard_normal((points, dim)),
+    )
+
+
+def points_of(split, series, kept):
+    """Time -> values of one series, unobserved ones as None, by a plain loop."""
+    begin, end = split.offsets[series : series + 2].tolist()
+    return {
+        split.times[p].item(): [v if m else None for v, m in zip(split.values[p].tolist(), split.mask[p], strict=True)]
+        for p in range(begin, end)
+        if kept[p]
+    }
+
+
+def test_a_batch_is_the_union_of_its_series_times():
+    split = flat_series([2, 1, 2], np.array([0.0, 2.0, 1.0, 0.5, 2.0]), np.arange(1.0, 6.0)[:, None])
+    batch = split.inputs(torch.tensor([2, 0]))
+    assert batch.times.tolist() == [0, 0.5, 2]
+    assert batch.values.squeeze(2).tolist() == [[0, 4, 5], [1, 0, 2]]
+    assert batch.mask.squeeze(2).tolist() == [[False, True, True], [True, False, True]]
+    assert len(batch) == 2
+
+
+@pytest.mark.parametrize("role", ["is_input", "is_target"])
+def test_a_batch_holds_every_point_of_its_role_and_nothing_else(role):
+    pool = assign_roles(random_pool(), "extrapolation", span=2.0)
+    indices = torch.tensor([7, 3, 3, 30, 12])
+    batch = (pool.inputs if role == "is_input" else pool.targets)(indices)
+    assert batch.labels.tolist() == pool.labels[indices].tolist()
+    assert (batch.times.diff() > 0).all()
+    for row, series in enumerate(indices.tolist()):
+        expected = points_of(pool, series, getattr(pool, role))
+        for column, time in enumerate(batch.times.tolist()):
+            values, mask = batch.values[row, column].tolist(), batch.mask[row, column].tolist()
+            given = [value if seen else None for value, seen in zip(values, mask, strict=True)]
+            assert given == expected.pop(time, [None] * 3)
+            assert all(seen or value == 0 for value, seen in zip(values, mask, strict=True))
+        assert not any(any(v is not None for v in values) for values in expected.values())
+
+
+@pytest.mark.parametrize("hidden", [1e9, float("nan"), float("inf")])
+def test_what_stands_behind_the_mask_changes_nothing(hidden):
+    pool = random_pool()
+    other = dataclasses.replace(pool, values=pool.values.masked_fill(~pool.mask, hidden))
+    everything = torch.arange(len(pool))
+    assert torch.equal(pool.targets(everything).values, other.targets(everything).values)
+    assert pool.sha256() == other.sha256()
+    assert [b.tolist() for b in bounds(pool)] == [b.tolist() for b in bounds(other)]
+    assert torch.equal(scale(other, *bounds(other)).values, scale(pool, *bounds(pool)).values)
+
+
+def test_an_observed_value_a_label_or_a_role_changes_the_hash():
+    pool = random_pool()
+    changed = [
+        dataclasses.replace(pool, values=pool.values + pool.mask.float()),
+        dataclasses.replace(pool, labels=1 - pool.labels),
+        dataclasses.replace(pool, is_input=torch.zeros_like(pool.is_input)),
+        dataclasses.replace(pool, mask=torch.ones_like(pool.mask)),
+    ]
+    assert len({split.sha256() for split in [pool, *changed]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ([0, 1, 1, 0, 1, 2], r"series 0: .*\(1, 1\)"),
+        ([0, 1, 2, 0, 2, 1.5], r"series 1: .*\(2, 1\.5\)"),
+        ([0, 1, float("nan"), 0, 1, 2], r"series 0: .*\(nan, 0\)"),
+        ([0, 1, 2, 0, 1, float("inf")], r"series 1: .*\(inf\)"),
+    ],
+    ids=["repeated", "backwards", "not a number", "infinite"],
+)
+def test_times_that_do_not_increase_are_refused_with_the_series(times, shown):
+    with pytest.raises(UsageError, match=f"^{shown}$"):
+        flat_series([3, 3], np.array(times), np.ones((6, 1)))
+
+
+@pytest.mark.parametrize("lengths", [[0, 2, 0, 2, 0], [2, 2]], ids=["empty ones between", "side by side"])
+def test_times_may_fall_only_from_one_series_to_the_next(lengths):
+    flat_series(lengths, np.array([0.0, 2.0, 0.0, 1.0]), np.ones((4, 1)))
+    with pytest.raises(UsageError, match="go backwards"):
+        flat_series(lengths, np.array([2.0, 0.0, 0.0, 1.0]), np.ones((4, 1)))
+    with pytest.raises(UsageError, match="go backwards"):
+        flat_series(lengths, np.array([0.0, 2.0, 1.0, 0.0]), np.ones((4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"times": torch.zeros(3)}, "offsets"),
+        ({"values": torch.zeros(4, 1, dtype=torch.float64)}, "values must be float32"),
+        ({"values": torch.zeros(4)}, r"values must be float32 \[4, D\]"),
+        ({"mask": torch.ones(4, 2, dtype=torch.bool)}, "mask"),
+        ({"is_target": torch.ones(4)}, "is_target must be bool"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels"),
+        ({"truth": torch.zeros(4, 3)}, "truth"),
+        ({"offsets": torch.tensor([0, 3, 2])}, "offsets"),
+        ({"values": torch.full((4, 1), torch.nan)}, "not finite"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(change, named):
+    split = flat_series([2, 2], np.array([0.0, 1.0, 0.0, 1.0]), np.ones((4, 1)))
+    with pytest.raises(UsageError, match=named):
+        dataclasses.replace(split, **change)
+
+
+def test_selected_series_keep_all_they_have():
+    pool = random_pool()
+    chosen = select_series(pool, np.array([5, 39, 0, 5]))
+    assert chosen.ids.tolist() == [105, 139, 100, 105]
+    for place, series in enumerate([5, 39, 0, 5]):
+        everything = [torch.ones(len(split.times), dtype=torch.bool) for split in (chosen, pool)]
+        assert points_of(chosen, place, everything[0]) == points_of(pool, series, everything[1])
+    assert torch.equal(chosen.truths(torch.tensor([1])).values, pool.truths(torch.tensor([39])).values)
+
+
+def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_counted():
+    pool = flat_series(
+        [2, 0, 1, 1, 2],
+        np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]),
+        np.ones((6, 1)),
+        mask=np.array([[True], [True], [True], [True], [False], [False]]),
+    )
+    for mode, ids in (("interpolation", [0, 2, 3]), ("extrapolation", [0])):
+        kept, missing = observed_series(assign_roles(pool, mode, span=1.0))
+        assert kept.ids.tolist() == ids
+        assert missing == 5 - len(ids)
+
+
+def test_interpolation_asks_for_all_and_extrapolation_for_the_second_half():
+    pool = random_pool()
+    both = assign_roles(pool, "interpolation", span=2.0)
+    assert torch.equal(both.is_input, pool.mask.any(1))
+    assert torch.equal(both.is_target, pool.mask.any(1))
+    apart = assign_roles(pool, "extrapolation", span=2.0)
+    assert torch.equal(apart.is_input, pool.mask.any(1) & (pool.times < 1))
+    assert torch.equal(apart.is_target, pool.mask.any(1) & (pool.times >= 1))
+
+
+@pytest.mark.parametrize("observed", [0.1, 0.29, 1.0, 0])
+def test_drawn_inputs_are_the_wanted_number_of_the_observed_points(observed):
+    pool = random_pool()
+    drawn = draw_inputs(pool, observed, np.random.RandomState(0))
+    assert not (drawn & ~pool.is_input).any()
+    for begin, end in zip(pool.offsets[:-1], pool.offsets[1:], strict=True):
+        there = int(pool.is_input[begin:end].sum())
+        wanted = observed if isinstance(observed, int) else min(there, max(1, int(there * observed)))
+        assert drawn[begin:end].sum() == wanted
+
+
+def test_a_share_is_not_lost_to_rounding():
+    pool = flat_series([100], np.arange(100.0), np.ones((100, 1)))
+    assert draw_inputs(pool, 0.29, np.random.RandomState(0)).sum() == 29  # 100 * 0.29 < 29 in floating point
+
+
+def test_every_point_is_drawn_equally_often():
+    pool = flat_series([10] * 4000, np.tile(np.arange(10.0), 4000), np.ones((40000, 1)))
+    counts = draw_inputs(pool, 3, np.random.RandomState(0)).view(4000, 10).sum(0)
+    assert (counts - 1200).abs().max() < 4 * (4000 * 0.3 * 0.7) ** 0.5
+
+
+def test_more_points_than_there_are_is_one_line():
+    pool = flat_series([4, 3], np.arange(7.0), np.ones((7, 1)), ids=np.array([8, 9]))
+    with pytest.raises(UsageError, match=r"^data\.observed=4: series 9 has only 3 points$"):
+        draw_inputs(pool, 4, np.random.RandomState(0))
+
+
+def test_the_limits_of_the_split_do_not_move_the_drawn_points():
+    pool = random_pool()
+    order = np.random.RandomState(1).permutation(40)
+    drawn = {}
+    for validation, limit in ((5, None), (12, 3)):
+        parts, _ = divide(pool, hold_out_series(order, 10, validation, limit), 0.3, random_state=4)
+        for split in (parts["train"], parts["validation"], parts["test"]):
+            for place, number in enumerate(split.ids.tolist()):
+                points = points_of(split, place, split.is_input)
+                assert drawn.setdefault(number, points) == points
+    other, _ = divide(pool, hold_out_series(order, 10, 5, None), 0.3, random_state=5)
+    first = [points_of(other["test"], place, other["test"].is_input) for place in range(len(other["test"]))]
+    assert first != [drawn[number] for number in other["test"].ids.tolist()]
+
+
+def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
+    pool = random_pool()
+    parts, missing = divide(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
+    assert missing == int((torch.bincount(pool._owners()[pool.is_input], minlength=40) == 0).sum()) > 0
+    train, redraw = parts["train"], parts["redraw"]
+    assert torch.equal(redraw(0, 1), redraw(0, 1))
+    draws = [train.is_input, redraw(0, 1), redraw(0, 2), redraw(1, 1)]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 4
+    for draw in draws:
+        assert not (draw & ~train.is_target).any()
+        assert torch.equal(*(torch.bincount(train._owners()[d], minlength=len(train)) for d in (draw, train.is_input)))
+    assert "redraw" not in divide(pool, hold_out_series(np.arange(40), 10, 5, None))[0]
+
+
+def test_held_out_series_are_disjoint_and_a_smaller_limit_takes_some_of_a_larger():
+    order = np.random.RandomState(0).permutation(50)
+    train, validation, test = hold_out_series(order, 10, 5, None)
+    assert sorted([*train, *validation, *test]) == list(range(50))
+    few, same, also = hold_out_series(order, 10, 5, 7)
+    assert set(few) < set(train)
+    assert len(few) == 7
+    assert (list(same), list(also)) == (list(validation), list(test))
+
+
+@pytest.mark.parametrize(
+    ("validation", "limit", "named"),
+    [(0, None, "data.validation=0"), (40, None, "data.validation=40"), (5, 36, "data.train_limit=36"), (5, 0, "=0")],
+)
+def test_splits_that_the_series_cannot_give_are_refused(validation, limit, named):
+    with pytest.raises(UsageError, match=named):
+        hold_out_series(np.arange(50), 10, validation, limit)
+
+
+def test_scaling_maps_the_observed_extremes_to_0_and_1():
+    values = np.array([[5.0, 1e6, 7.0, 3.0], [9.0, -2.0, 7.0, 3.0], [7.0, 2.0, 7.0, 3.0]])
+    mask = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=bool)
+    split = flat_series([3], np.arange(3.0), values, mask=mask)
+    low, high = bounds(split)
+    assert low.tolist() == [5, -2, 7, 0]
+    assert high.tolist() == [9, 2, 7, 1]
+    assert scale(split, low, high).values.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 1, 0, 0]]
+
+
+def test_data_whose_parts_disagree_are_refused():
+    pool = random_pool()
+    parts = {"train": pool, "validation": pool, "test": pool, "span": 2.0}
+    SeriesData(**parts, channels=("a", "b", "c"), num_classes=2)
+    with pytest.raises(UsageError, match="have 3 values a point, not 2"):
+        SeriesData(**parts, channels=("a", "b"), num_classes=2)
+    with pytest.raises(UsageError, match="outside 0 to 0"):
+        SeriesData(**parts, channels=("a", "b", "c"), num_classes=1)
+
+
+def test_the_facts_of_the_splits_are_their_sizes_and_hashes():
+    pool = random_pool()
+    data = SeriesData(pool, pool, select_series(pool, np.arange(3)), 2.0, ("a", "b", "c"), num_classes=2)
+    facts = data.split_facts()
+    assert facts["train"] == {"series": 40, "points": len(pool.times), "dim": 3, "sha256": pool.sha256()}
+    assert facts["test"]["series"] == 3
+    assert facts["test"]["sha256"] != facts["validation"]["sha256"]
+
+
+def test_the_truth_is_asked_only_where_it_is_known():
+    pool = dataclasses.replace(random_pool(), truth=None)
+    with pytest.raises(ValueError, match="not known"):
+        pool.truths(torch.tensor([0]))
+    assert pool.to("cpu").truth is None

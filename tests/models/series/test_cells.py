@@ -1,0 +1,164 @@
+"""The cells against their equations, followed through the observations of one series in a plain loop."""
+
+from functools import partial
+
+import torch
+from small_series import TIMES, build, latent_ode, small_batch
+
+from odebench import ode
+from odebench.models.series.cells import ODECell
+from odebench.models.series.fields import AutonomousField
+from odebench.models.series.reading import observed_backwards, read
+
+SOLVE = partial(ode.solve, rtol=1e-9, atol=1e-9)
+ROW = 1
+
+
+def observations():
+    """Time, values and mask of what one series of the batch has, in turn."""
+    batch = small_batch()
+    seen = batch.mask[ROW].any(-1)
+    return list(zip(batch.times[seen], batch.values[ROW, seen], batch.mask[ROW, seen].double(), strict=True))
+
+
+def loop(model, before, after, state, rollout=True):
+    """Predictions at TIMES, one after the other: decoded from before(state, t), the state then being after(...).
+
+    After the last observation predictions are read as if they were observations.
+    """
+    ahead, found = observations(), []
+    for t in TIMES:
+        while ahead and ahead[0][0] <= t:
+            time, x, mask = ahead.pop(0)
+            state = after(before(state, time), x, mask, time)
+        found.append(model.decoder(before(state, t)["h"]))
+        if rollout and not ahead:
+            state = after(before(state, t), found[-1], torch.ones(2).double(), t)
+    return torch.stack(found)
+
+
+def assert_forecast(model, expected):
+    torch.testing.assert_close(model(small_batch(), TIMES, SOLVE).values[0, ROW], expected, rtol=1e-8, atol=1e-8)
+
+
+def start(width=6):
+    zero = torch.zeros((), dtype=torch.float64)
+    return {"h": torch.zeros(width).double(), "t": zero}
+
+
+def test_the_rnn_reads_an_observation_with_the_time_to_the_next():
+    model = build("rnn")
+    w = dict(model.cell.recurrent.named_parameters())
+
+    def before(s, t):
+        inputs = torch.cat((s["x"], s["m"], (t - s["t"])[None]))
+        h = torch.tanh(w["weight_ih"] @ inputs + w["bias_ih"] + w["weight_hh"] @ s["h"] + w["bias_hh"])
+        return s | {"h": h}
+
+    def after(s, x, mask, t):
+        return {"h": s["h"], "x": x, "m": mask, "t": t}
+
+    nothing = torch.zeros(2).double()
+    assert_forecast(model, loop(model, before, after, start() | {"x": nothing, "m": nothing}))
+
+
+def test_rnn_decay_forgets_exponentially_between_observations():
+    model = build("rnn_decay")
+    weight, bias = model.cell.decay.weight.squeeze(1), model.cell.decay.bias
+
+    def before(s, t):
+        return s | {"h": s["h"] * torch.exp(-(weight * (t - s["t"]) + bias).clamp(min=0))}
+
+    def after(s, x, mask, t):
+        return {"h": model.cell.recurrent(torch.cat((x, mask)), s["h"]), "t": t}
+
+    assert_forecast(model, loop(model, before, after, start()))
+
+
+def test_gru_d_is_that_of_its_paper():
+    model = build("gru_d")
+    cell = model.cell
+
+    def before(s, t):
+        since = s["since"] + t - s["t"]
+        decay = torch.exp(-(cell.hidden_decay.weight @ since + cell.hidden_decay.bias).clamp(min=0))
+        return s | {"h": decay * s["h"], "since": since, "t": t}
+
+    def after(s, x, mask, t):
+        decay = torch.exp(-(cell.value_decay.weight.squeeze(1) * s["since"] + cell.value_decay.bias).clamp(min=0))
+        filled = mask * x + (1 - mask) * (decay * s["x"] + (1 - decay) * cell.means)
+        h = cell.recurrent(torch.cat((filled, mask)), s["h"])
+        return {"h": h, "x": mask * x + (1 - mask) * s["x"], "since": (1 - mask) * s["since"], "t": t}
+
+    since = torch.zeros(2).double()
+    expected = loop(model, before, after, start() | {"x": cell.means, "since": since})
+    assert_forecast(model, expected)
+
+
+def test_ode_rnn_follows_its_field_between_observations():
+    model = build("ode_rnn")
+
+    def before(s, t):
+        if t == s["t"]:
+            return s
+        h = SOLVE(model.cell.field, s["h"], torch.stack((s["t"], t))).y[-1]
+        return {"h": h, "t": t}
+
+    def after(s, x, mask, t):
+        return {"h": model.cell.recurrent(torch.cat((x, mask))[None], s["h"][None])[0], "t": t}
+
+    assert_forecast(model, loop(model, before, after, start(), rollout=False))
+
+
+def test_the_recurrent_encoder_reads_each_observation_with_the_time_to_the_one_before():
+    model = latent_ode(encoder="rnn")
+    w, h = dict(model.encoder.recurrent.named_parameters()), torch.zeros(6).double()
+    before = [0.0, *(t for t, *_ in observations())]
+    for earlier, (t, x, mask) in reversed(list(zip(before, observations(), strict=False))):
+        inputs = torch.cat((x, mask, (t - earlier)[None]))
+        h = w["weight_ih_l0"] @ inputs + w["bias_ih_l0"] + w["weight_hh_l0"] @ h + w["bias_hh_l0"]
+        h = torch.tanh(h)
+    mean, spread = model.encoder.head(h).chunk(2)
+    posterior, _ = model.encoder(small_batch(), SOLVE)
+    torch.testing.assert_close(posterior.mean[ROW], mean)
+    torch.testing.assert_close(posterior.std[ROW], torch.log1p(spread.exp()))
+
+
+def test_the_ode_rnn_encoder_reads_backwards_down_to_time_0():
+    model = latent_ode(encoder="ode_rnn")
+    cell, h, t = model.encoder.cell, torch.zeros(6).double(), observations()[-1][0]
+    for time, x, mask in reversed(observations()):
+        if time < t:
+            h = SOLVE(cell.field, h, (0.0, float(t - time))).y[-1]
+        h, t = cell.recurrent(torch.cat((x, mask))[None], h[None])[0], time
+    h = SOLVE(cell.field, h, (0.0, float(t))).y[-1]
+    mean, spread = model.encoder.head(h).chunk(2)
+    posterior, _ = model.encoder(small_batch(), SOLVE)
+    torch.testing.assert_close(posterior.mean[ROW], mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(posterior.std[ROW], torch.log1p(spread.exp()), rtol=1e-8, atol=1e-8)
+
+
+def final_hidden(solver, step, solve=ode.solve):
+    torch.manual_seed(0)
+    cell = ODECell(2, 6, AutonomousField(6, 6, 1, "tanh"), 5, solver, step).double()
+    grid = observed_backwards(small_batch())
+    return read(cell, grid, cell.start(grid.values[:, 0]), grid.times[:, 0], solve).end[0]
+
+
+def test_fixed_steps_of_the_encoder_converge_to_the_solution_with_euler_s_order():
+    exact = final_hidden(None, 0.1, SOLVE)
+    errors = [(final_hidden("euler", step) - exact).norm().item() for step in (2e-2, 1e-2)]
+    assert 1.7 < errors[0] / errors[1] < 2.3
+
+
+def test_the_encoder_s_gaps_may_be_stepped_per_sample():
+    by_row = final_hidden(None, 0.1, partial(SOLVE, stepping="per_sample"))
+    torch.testing.assert_close(by_row, final_hidden(None, 0.1, SOLVE), rtol=1e-7, atol=1e-7)
+
+
+def test_the_encoder_takes_as_many_solves_as_the_longest_series_has_observations():
+    model, batch = latent_ode(encoder="ode_rnn", encoder_solver="euler", encoder_step=0.99), small_batch()
+    most = int(batch.mask.any(-1).sum(1).max())
+    forecast = model(batch, TIMES, SOLVE)
+    assert [stats.nfe for stats in forecast.encoder] == [1] * (most + 1)
+    assert len(forecast.decoder) == 1

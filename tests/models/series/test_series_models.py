@@ -1,0 +1,101 @@
+"""What every model of series must do: be honest about masks, about the batch and about time."""
+
+from functools import partial
+
+import pytest
+import torch
+from small_series import BUILD, HEADS, TIMES, build, noise_for, small_batch
+
+from odebench import ode
+from odebench.models.series import rnn
+from odebench.models.series.reading import Series
+
+EVERY = pytest.mark.parametrize("name", list(BUILD))
+SOLVE = partial(ode.solve, rtol=1e-9, atol=1e-9)
+
+
+def said(forecast):
+    """All that a forecast says, by name."""
+    fields = ("values", "logits", "latents", "log_rates", "expected_events")
+    found = {name: getattr(forecast, name) for name in fields if getattr(forecast, name) is not None}
+    if forecast.posterior is not None:
+        found |= {"mean": forecast.posterior.mean[None], "std": forecast.posterior.std[None]}
+    return found
+
+
+def assert_same(one, other, tolerance=1e-7):
+    one, other = said(one), said(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@EVERY
+def test_values_outside_the_mask_change_nothing(name):
+    model, batch = build(name), small_batch()
+    loud = Series(batch.times, torch.where(batch.mask, batch.values, 1e9), batch.mask)
+    noise = noise_for(model)
+    assert_same(model(batch, TIMES, SOLVE, noise=noise), model(loud, TIMES, SOLVE, noise=noise), tolerance=0)
+
+
+@EVERY
+def test_times_that_are_neither_observed_nor_wanted_change_nothing(name):
+    model, batch, noise = build(name), small_batch(), noise_for(build(name))
+    more = torch.tensor([0.013, 0.5123, 0.99, 1.07], dtype=torch.float64)
+    union, places = torch.unique(torch.cat((batch.times, more)), return_inverse=True)
+    values, mask = torch.zeros(4, len(union), 2, dtype=torch.float64), torch.zeros(4, len(union), 2, dtype=torch.bool)
+    values[:, places[:9]], mask[:, places[:9]] = batch.values, batch.mask
+    later, columns = torch.unique(torch.cat((TIMES, more)), return_inverse=True)
+    wanted = torch.isin(later, TIMES).expand(4, -1)
+    padded = model(Series(union, values, mask), later, SOLVE, wanted, noise)
+    assert_same(model(batch, TIMES, SOLVE, noise=noise), padded.at(columns[: len(TIMES)]))
+
+
+@EVERY
+def test_a_series_is_forecast_the_same_alone(name):
+    model, batch, noise = build(name), small_batch(), noise_for(build(name))
+    together = said(model(batch, TIMES, SOLVE, noise=noise))
+    for i in range(4):
+        seen = batch.mask[i].any(-1)
+        one = Series(batch.times[seen], batch.values[i : i + 1, seen], batch.mask[i : i + 1, seen])
+        alone = said(model(one, TIMES, SOLVE, noise=None if noise is None else noise[:, i : i + 1]))
+        for key, value in alone.items():
+            torch.testing.assert_close(value, together[key][:, i : i + 1], rtol=1e-6, atol=1e-6, msg=key)
+
+
+@EVERY
+def test_forecasts_follow_a_permutation_of_the_series(name):
+    model, batch, noise = build(name), small_batch(), noise_for(build(name))
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = Series(batch.times, batch.values[order], batch.mask[order])
+    in_order = said(model(batch, TIMES, SOLVE, noise=noise))
+    permuted = said(model(mixed, TIMES, SOLVE, noise=None if noise is None else noise[:, order]))
+    for key, value in permuted.items():
+        torch.testing.assert_close(value, in_order[key][:, order], rtol=1e-7, atol=1e-7, msg=key)
+
+
+@EVERY
+def test_every_parameter_is_trained(name):
+    model, batch = build(name), small_batch()
+    forecast = model(batch, TIMES, SOLVE, noise=noise_for(model))
+    parts = [forecast.values / model.noise_std, forecast.logits, forecast.log_rates, forecast.expected_events]
+    sum(part.square().sum() for part in parts if part is not None).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+@EVERY
+def test_what_is_observed_matters_and_so_does_when(name):
+    model, batch = build(name), small_batch()
+    first = model(batch, TIMES, SOLVE).values
+    other_values = Series(batch.times, batch.values + batch.mask, batch.mask)
+    assert not torch.allclose(model(other_values, TIMES, SOLVE).values, first, atol=1e-3)
+    other_times = Series(batch.times.sqrt(), batch.values, batch.mask)
+    assert not torch.allclose(model(other_times, TIMES, SOLVE).values, first, atol=1e-3)
+
+
+def test_an_rnn_without_time_gaps_knows_the_order_of_the_observations_only():
+    torch.manual_seed(0)
+    model = rnn(2, width=6, kind="gru", time_gap=False, rollout=True, **HEADS).double()
+    batch = small_batch()
+    squeezed = Series(batch.times.sqrt(), batch.values, batch.mask)
+    torch.testing.assert_close(model(squeezed, TIMES + 1).values, model(batch, TIMES + 1).values)

@@ -1,0 +1,102 @@
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odebench.plots.animation import Frame, animation, strip
+from odebench.plots.density import grid_points
+
+LIMITS = (-3.0, 3.0)
+
+
+def frames(num, num_particles=20, side=40):
+    """A normal distribution that moves to the right and narrows."""
+    noise = np.random.RandomState(0).randn(num_particles, 2)
+    made = []
+    for t in np.linspace(0, 1, num):
+        width = 1 - 0.7 * t
+        log_density = -0.5 * (((grid_points(LIMITS, side) - [t, 0]) / width) ** 2).sum(axis=1)
+        made.append(Frame(f"t = {t:.3f}", [t, 0] + width * noise, log_density - np.log(2 * np.pi * width**2)))
+    return made
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_xlabel() or axes.get_title(loc="left")]
+
+
+def read(gif):
+    """Pictures of a GIF and their durations in ms."""
+    image = Image.open(io.BytesIO(gif))
+    pictures, durations = [], []
+    for index in range(image.n_frames):
+        image.seek(index)
+        pictures.append(np.asarray(image.convert("RGB")))
+        durations.append(image.info["duration"])
+    return pictures, durations
+
+
+def test_a_strip_shows_particles_over_their_density_in_one_scale():
+    given = frames(3)
+    *panels, bar = strip(given, LIMITS, "title").axes
+    assert [axes.get_title(loc="left") for axes in panels] == [frame.label for frame in given]
+    assert bar.get_ylabel() == "density"
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    for axes, frame in zip(panels, given, strict=True):
+        assert np.array_equal(np.stack(axes.lines[0].get_data(), axis=1), frame.particles)
+        assert axes.images[0].get_array().max() == pytest.approx(np.exp(frame.log_density.max()))
+
+
+def test_a_strip_of_many_layers_keeps_the_first_and_the_last_and_no_more_than_eight():
+    layers = [Frame(f"layer {index}", np.zeros((1, 2))) for index in range(33)]
+    shown = titles(strip(layers, LIMITS))
+    assert len(shown) == 8
+    assert (shown[0], shown[-1]) == ("layer 0", "layer 32")
+
+
+def test_an_animation_reads_back_with_every_frame_and_holds_the_last():
+    pictures, durations = read(animation(frames(6), LIMITS))
+    assert durations == [100] * 5 + [1500]
+    assert all((one != other).any() for one, other in pairwise(pictures))
+    colours = {tuple(colour) for colour in pictures[0].reshape(-1, 3)}
+    assert (255, 255, 255) in colours
+
+
+def test_the_picture_stands_still_while_the_particles_move():
+    pictures, _ = read(animation([Frame("a", np.zeros((1, 2))), Frame("b", np.full((1, 2), 100.0))], LIMITS))
+    changed = np.argwhere((pictures[0] != pictures[1]).any(axis=2))
+    assert len(changed) < 150  # a letter and a dot, not the axes
+
+
+def test_the_same_frames_give_the_same_bytes():
+    assert animation(frames(2), LIMITS, "title") == animation(frames(2), LIMITS, "title")
+
+
+@pytest.mark.slow
+def test_forty_crowded_frames_stay_under_two_mebibytes():
+    assert len(animation(frames(40, num_particles=3000, side=120), LIMITS, "title")) < 2 * 2**20
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param([Frame("alone", np.zeros((1, 2)))], id="one particle"),
+        pytest.param([Frame("none", np.empty((0, 2))), Frame("blank")], id="no particles"),
+        pytest.param([Frame("nan", np.full((3, 2), np.nan), np.full(9, np.nan))], id="not a number"),
+        pytest.param([Frame("wide", None, np.array([-1e6, 0.0, 800.0, np.inf]))], id="huge range"),
+    ],
+)
+def test_both_draw_what_is_odd_without_a_warning(tmp_path, given):
+    figure = strip(given, LIMITS)
+    figure.savefig(tmp_path / "figure.png", dpi=30)
+    assert figure.axes[0].get_xlabel() == "x₁"
+    assert len(read(animation(given, LIMITS))[0]) == len(given)
+
+
+def test_no_frames_make_a_strip_that_says_so_and_no_animation(tmp_path):
+    figure = strip([], LIMITS)
+    figure.savefig(tmp_path / "figure.png", dpi=30)
+    assert titles(figure) == ["No frames"]
+    with pytest.raises(ValueError, match="needs a frame"):
+        animation([], LIMITS)

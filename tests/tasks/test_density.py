@@ -1,0 +1,161 @@
+"""The density task: three losses, one evaluation."""
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+
+from odebench.errors import UsageError
+from odebench.settings import compose, read_settings
+from odebench.tasks import build_task
+from odebench.tasks.flow_matching import flow_matching_loss, transport_plan
+
+SMALL = [
+    "model.width=4",
+    "model.hidden=8",
+    "model.end_time=1.0",
+    "data.samples=256",
+    "data.validation=200",
+    "data.test=200",
+    "trainer.batch_size=32",
+    "trainer.eval_batch_size=128",
+    "device=cpu",
+]
+
+
+def task_of(*overrides):
+    torch.manual_seed(0)
+    return build_task(read_settings(compose(["model=cnf", *SMALL, *overrides])), torch.device("cpu"))
+
+
+def planar(*overrides):
+    chosen = [word for word in SMALL if not word.startswith("model.")]
+    torch.manual_seed(0)
+    words = ["model=planar_nf", "model.layers=3", *chosen, *overrides]
+    return build_task(read_settings(compose(words)), torch.device("cpu"))
+
+
+def test_batches_are_fresh_samples_and_a_function_of_the_step():
+    task = task_of()
+    assert task.steps_per_epoch == 8
+    assert torch.equal(task.batch(3), task.batch(3))
+    assert not torch.equal(task.batch(3), task.batch(11))
+    fixed = task_of("data.fresh=false")
+    epoch = torch.cat([fixed.batch(step) for step in range(8)])
+    assert torch.equal(epoch.sort(dim=0).values, fixed._splits["train"].sort(dim=0).values)
+
+
+def test_maximum_likelihood_minimises_the_negative_log_likelihood():
+    task = task_of()
+    batch = task.batch(0)
+    loss = task.loss(batch)
+    log_prob, _ = task.model.log_prob(batch, task._eval_solve)
+    assert loss.value.item() == pytest.approx(-log_prob.mean().item(), abs=1e-3)
+    assert loss.numbers["train/nll_nats"].item() == loss.value.item()
+    loss.value.backward()
+    assert loss.solves[0].backward.nfe > 0
+
+
+def test_density_matching_reports_the_divergence_that_quadrature_gives():
+    task = planar("data=potential_2", "loss=density_matching", "model.closed=sampling", "data.validation=4000")
+    numbers = task.evaluate("validation")
+    edges = torch.linspace(-7, 7, 401, dtype=torch.float64)
+    grid = torch.cartesian_prod(edges, edges)
+    model = task.model.double()
+    with torch.no_grad():
+        log_q = model.log_prob(grid)[0]
+    log_p = task._data.log_density(grid) - task._data.log_normaliser
+    cell = (edges[1] - edges[0]).item() ** 2
+    assert (log_q.exp().sum() * cell).item() == pytest.approx(1, abs=1e-3)
+    kl = ((log_q - log_p) * log_q.exp()).sum().item() * cell
+    assert numbers["kl_nats"] == pytest.approx(kl, abs=4 * numbers["kl_std_error"])
+    assert numbers["loss"] == pytest.approx(numbers["kl_nats"] - task._data.log_normaliser)
+    assert task.rows(numbers)[0][0] == "KL"
+
+
+def test_flow_matching_needs_no_solve_and_vanishes_for_the_true_field():
+    task = task_of("loss=flow_matching")
+    loss = task.loss(task.batch(0))
+    assert loss.solves == ()
+    # With data that are the noise itself, shifted, the straight paths have the shift as their velocity.
+    shift = torch.tensor([3.0, -1.0])
+    task.model.velocity = lambda t, x: shift.expand_as(x)
+    task.model.base_sample = lambda num, generator=None: noise
+    noise = torch.randn(16, 2)
+    value = flow_matching_loss(task.model, noise + shift, "optimal_transport", sigma=0.0)
+    assert value.item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_optimal_coupling_is_the_cheapest_of_all_permutations():
+    torch.manual_seed(0)
+    x0, x1 = torch.randn(2, 5, 2)
+    plan = transport_plan(x0, x1)
+    cheapest = min((x1 - x0[list(order)]).square().sum().item() for order in permutations(range(5)))
+    assert (x1 - x0[plan]).square().sum().item() == pytest.approx(cheapest)
+
+
+def test_evaluation_is_of_the_exact_likelihood_whatever_the_training_used():
+    task = ffjord("model.trace=hutchinson")
+    exact = ffjord("model.trace=exact").evaluate("test")
+    numbers = task.evaluate("test")
+    assert numbers["nll_nats"] == pytest.approx(exact["nll_nats"], abs=1e-4)
+    assert numbers["trace_std_nats"] > 0
+    assert "trace_std_nats" not in exact
+    assert numbers["sampling_nfe"] > 0
+    assert numbers["samples"] == 200
+
+
+def ffjord(*overrides):
+    chosen = [word for word in SMALL if not word.startswith(("model.width", "model.hidden"))]
+    torch.manual_seed(0)
+    words = ["model=ffjord", "model.dims=[8,8]", *chosen, *overrides]
+    return build_task(read_settings(compose(words)), torch.device("cpu"))
+
+
+def test_bits_per_dimension_are_those_of_eight_bit_pixels():
+    words = ["model=ffjord", "data=mnist5k", "data.train_limit=64", "data.validation=30", "trainer.batch_size=8"]
+    words += ["model.dims=[4]", "model.trace=hutchinson", "model.logit=1e-6", "solver=euler", "solver.steps=1"]
+    task = build_task(read_settings(compose([*words, "data.augment=false", "device=cpu"])), torch.device("cpu"))
+    batch = task.batch(0)
+    assert 0 < batch.min().item() < batch.max().item() < 1
+    loss = task.loss(batch)
+    bits = loss.value.item() / (784 * math.log(2)) + 8
+    assert loss.numbers["train/bits_per_dim"].item() == pytest.approx(bits, rel=1e-6)
+
+
+def test_samples_and_predictions():
+    task = task_of()
+    samples = task.sample(300, seed=1)
+    assert samples.shape == (300, 2)
+    assert torch.equal(samples, task.sample(300, seed=1))
+    assert not torch.equal(samples, task.sample(300, seed=2))
+    columns = task.predict("validation")
+    mean = sum(columns["log_prob_nats"]) / 200
+    assert -mean == pytest.approx(task.evaluate("validation")["nll_nats"], abs=1e-4)
+
+
+def test_pictures_of_a_density_in_the_plane():
+    figures = task_of("model.end_time=0.1").figures()
+    assert set(figures) == {"density", "transformation", "transformation_gif", "field"}
+    assert figures["transformation_gif"].startswith(b"GIF89a")
+    assert set(planar().figures()) == {"density", "transformation", "transformation_gif"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["loss=density_matching"], "loss=density_matching: the density of data=two_circles is not known"),
+        (["trainer.batch_size=300"], "trainer.batch_size=300: there are only 256 training samples"),
+        (["data=mnist5k", "data.validation=30"], "model=cnf is for vectors"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_line(overrides, told):
+    chosen = [w for w in SMALL if "data=mnist5k" not in overrides or not w.startswith("data.")]
+    with pytest.raises(UsageError, match=told):
+        build_task(read_settings(compose(["model=cnf", *chosen, *overrides])), torch.device("cpu"))
+
+
+def test_a_model_without_a_velocity_field_cannot_be_matched():
+    with pytest.raises(UsageError, match="planar_nf has no velocity field"):
+        planar("loss=flow_matching")

@@ -1,0 +1,212 @@
+"""The time-series task: its batches, its losses, and what it measures of spirals, sinusoids and events."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from odebench.errors import UsageError
+from odebench.settings import compose, read_settings
+from odebench.tasks import build_task
+from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood
+
+SMALL = [
+    "model=latent_ode",
+    "model.encoder_width=5",
+    "model.field_units=6",
+    "model.decoder_units=4",
+    "loss.eval_samples=2",
+]
+RNN = ["model=rnn", "model.width=5", "model.decoder_units=4"]
+FIXED = ["solver=rk4", "solver.steps=10"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def build(tiny):
+    def make(*overrides):
+        torch.manual_seed(0)
+        return build_task(read_settings(compose([*tiny, *overrides])), CPU)
+
+    return make
+
+
+def tensors(batch):
+    return [batch.inputs.values, batch.inputs.mask, batch.targets.values, batch.targets.mask, batch.noise]
+
+
+def test_batches_are_a_function_of_the_step(build):
+    task = build(*SMALL, "data=periodic")
+    first = [task.batch(step) for step in range(6)]
+    for step in (5, 0, 4):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(task.batch(step)), tensors(first[step]), strict=True))
+    assert not torch.equal(first[0].noise, first[1].noise)
+
+
+def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
+    task = build(*SMALL, "data=periodic", "data.observed=0.3", "trainer.batch_size=64")
+    first, second = task.batch(0), task.batch(1)
+    of_series = [batch.targets.values.sum((1, 2)).sort() for batch in (first, second)]
+    assert torch.equal(of_series[0].values, of_series[1].values)
+    observed = [batch.inputs.mask.sum().item() for batch in (first, second)]
+    assert observed[0] == observed[1] == 64 * 30
+    sums = [batch.inputs.values.sum((1, 2))[s.indices] for batch, s in zip((first, second), of_series, strict=True)]
+    assert not torch.allclose(*sums)
+
+
+def test_the_loss_is_the_negative_bound(build):
+    task = build(*SMALL, *FIXED, "loss.samples=2")
+    batch = task.batch(0)
+    loss = task.loss(batch)
+    forecast = task.model(batch.inputs, batch.targets.times, task._solve, noise=batch.noise)
+    likelihood = log_likelihood(forecast, batch.targets, task.model.noise_std, "sum").mean()
+    kl = kl_from_prior(forecast.posterior, "sum").mean()
+    assert loss.value.item() == pytest.approx((kl - likelihood).item(), rel=1e-5)
+    assert loss.numbers["train/nll_nats"] == pytest.approx(-likelihood.item(), rel=1e-5)
+    assert loss.numbers["train/kl_nats"] == pytest.approx(kl.item(), rel=1e-5)
+    assert [stats.nfe for stats in loss.solves] == [loss.numbers["train/decoder_nfe"]]
+
+
+def test_the_divergence_waits_for_its_epoch(build):
+    task = build(*SMALL, "loss.kl_wait_epochs=1", "loss.kl_growth=0.9")
+    weights = [task.batch(step).kl_weight for step in (0, 3, 4, 8, 12)]
+    assert weights == pytest.approx([0, 0, 0, 0.1, 0.19])
+    batch = task.batch(0)
+    without, whole = (task.loss(dataclasses.replace(batch, kl_weight=weight)) for weight in (0.0, 1.0))
+    difference = (whole.value - without.value).item()
+    assert difference == pytest.approx(without.numbers["train/kl_nats"], rel=1e-3)
+
+
+@pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
+def test_evaluation_does_not_depend_on_the_batch_size_at_fixed_steps(build, model):
+    solver = FIXED if model is SMALL else []
+    found = [build(*model, *solver, f"trainer.eval_batch_size={size}").evaluate("validation") for size in (7, 40)]
+    for name, number in found[0].items():
+        if name != "loss" and "nfe" not in name:
+            assert number == pytest.approx(found[1][name], rel=1e-4), name
+
+
+def test_errors_are_those_of_the_mean_prediction_against_the_truth(build):
+    task = build(*SMALL, *FIXED, "data.observed=30", "data.beyond=50")
+    numbers = task.evaluate("validation")
+    split, everything = task._splits["validation"], torch.arange(40)
+    truth = split.truths(everything)
+    with torch.no_grad():
+        values = task._forecast(task.model.eval(), split, everything, truth.times).values.mean(0)
+    squares = (values - truth.values).square()
+    assert truth.values.shape == (40, 150, 2)
+    assert numbers["rmse_interpolation"] == pytest.approx(squares[:, :100].mean().sqrt().item(), rel=1e-3)
+    assert numbers["rmse_extrapolation"] == pytest.approx(squares[:, 100:].mean().sqrt().item(), rel=1e-3)
+
+
+def test_without_a_truth_errors_are_those_against_the_targets(build):
+    numbers = build(*RNN, "data=periodic", "data.mode=extrapolation").evaluate("validation")
+    assert {"rmse_interpolation", "rmse_extrapolation"} <= numbers.keys()
+    task = build(*RNN, "data=periodic", "data.mode=extrapolation")
+    for name, split in task._splits.items():
+        task._splits[name] = dataclasses.replace(split, truth=None)
+    numbers = task.evaluate("validation")
+    assert "rmse_interpolation" not in numbers  # nothing to compare with lies in the window
+    assert numbers["rmse_extrapolation"] == pytest.approx(numbers["mse"] ** 0.5)
+
+
+def test_predictions_agree_with_the_evaluation(build):
+    task = build(*SMALL, *FIXED)
+    rows = task.predict("validation")
+    squares = np.concatenate([(np.array(rows[c]) - np.array(rows[f"{c}_mean"])) ** 2 for c in ("x", "y")])
+    assert len(rows["series"]) == 40 * 30
+    assert min(rows["x_std"]) > 0
+    assert np.mean(squares) == pytest.approx(task.evaluate("validation")["mse"], rel=1e-4)
+
+
+def test_labels_are_learnt_beside_the_series(build):
+    task = build(*SMALL, *FIXED, "model.classify=true", "model.classifier_units=8", "loss.label_weight=2")
+    batch = task.batch(0)
+    loss = task.loss(batch)
+    forecast = task.model(batch.inputs, batch.targets.times, task._solve, noise=batch.noise)
+    of_labels = loss.value.item() - loss.numbers["train/nll_nats"] - loss.numbers["train/kl_nats"]
+    assert of_labels == pytest.approx(2 * label_loss(forecast.logits, batch.targets.labels).item(), rel=1e-2)
+    loss.value.backward()
+    assert all(p.grad.abs().sum() > 0 for p in task.model.classifier.parameters())
+    numbers = task.evaluate("validation")
+    assert 0 <= numbers["auc"] <= 1
+    assert set(task.predict("validation")) >= {"probability"}
+
+
+def test_events_are_judged_by_their_known_rate(build):
+    task = build(*SMALL, "data=poisson_events", "model.events=true", "model.observations=false")
+    task.loss(task.batch(0)).value.backward()
+    numbers = task.evaluate("validation")
+    assert numbers["rate_rmse"] > 0
+    assert "mse" not in numbers
+    assert set(task.predict("validation")) == {"series", "time", "rate"}
+
+
+def test_nfe_is_told_by_role(build):
+    task = build(*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.gate_units=5")
+    numbers = task.evaluate("validation")
+    assert numbers["encoder_nfe"] > 30
+    assert numbers["decoder_nfe"] > 0
+    assert numbers["nfe"] == numbers["encoder_nfe"] + numbers["decoder_nfe"]
+    assert "nfe" not in build(*RNN).evaluate("validation")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [*SMALL[:-1], "loss=autoregressive"],
+            "loss=autoregressive: latent_ode has a latent variable; choose loss=elbo",
+        ),
+        ([*RNN, "loss=elbo"], "loss=elbo: rnn has no latent variable; choose loss=autoregressive"),
+        ([*SMALL, "data=periodic", "model.classify=true"], "model.classify=true: needs series with labels"),
+        ([*SMALL, "model.observations=false"], "model.observations=false: nothing is left to predict"),
+        ([*SMALL, "model.encoder_solver=eule"], "model.encoder_solver.*eule.*did you mean euler"),
+        ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
+    ],
+    ids=["loss", "loss of rnn", "labels", "nothing", "solver", "batch"],
+)
+def test_settings_that_cannot_be_meant_are_refused(build, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        build(*overrides)
+
+
+@pytest.mark.parametrize("model", ["rnn_vae", "rnn_decay", "gru_d", "ode_rnn"])
+def test_every_model_trains_from_its_yaml(build, model):
+    task = build(f"model={model}")
+    loss = task.loss(task.batch(0))
+    loss.value.backward()
+    assert all(p.grad is not None for p in task.model.parameters() if p.requires_grad)
+    assert torch.isfinite(loss.value)
+
+
+def test_the_warm_first_step_is_kept(build):
+    task = build(*SMALL, "solver.first_step=warm")
+    task.loss(task.batch(0))
+    state = task.state_dict()
+    other = build(*SMALL, "solver.first_step=warm")
+    other.load_state_dict(state)
+    assert state["warm_step"] is not None
+    assert other.loss(task.batch(1)).solves[0].nfe == task.loss(task.batch(1)).solves[0].nfe
+
+
+def test_figures_show_series_latent_paths_and_errors(build):
+    figures = build(*SMALL).figures()
+    assert set(figures) == {"series", "latents", "error"}
+    figures = build(*SMALL, "data=poisson_events", "model.events=true").figures()
+    assert {"series", "rates", "latents"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_training_learns_to_follow_the_spirals(build):
+    task = build("model=latent_ode", "data.train_limit=null", "data.validation=80", "trainer.batch_size=90")
+    before = task.evaluate("validation")
+    optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)
+    for step in range(250):
+        optimizer.zero_grad()
+        task.loss(task.batch(step)).value.backward()
+        optimizer.step()
+    after = task.evaluate("validation")
+    assert after["rmse_interpolation"] < 0.4 * before["rmse_interpolation"]
+    assert after["elbo_nats"] > before["elbo_nats"]
