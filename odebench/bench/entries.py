@@ -89,7 +89,8 @@ def prepare(problem: Problem, contestant: Contestant, tol: float) -> Entry:
     library = LIBRARIES[contestant.library]
     vector_field = problem.field if contestant.library == "odebench" else problem.published
     run = functools.partial(_run, problem, contestant.mode, _adapt(problem, contestant, vector_field, tol))
-    # Compiled code neither counts nor can be watched; it evaluates as often as the eager one.
+    # Compiled code neither counts nor can be watched; it evaluates as often as the eager one
+    # (a compiled adjoint, which keeps no stage, once more for each further step of an interval).
     eager = dataclasses.replace(contestant, variant="") if contestant.variant == "compiled" else contestant
     answers: list[Answer] = []
     with warnings.catch_warnings():

@@ -1,6 +1,8 @@
 """Dense output: the solution as a function of time, piecewise polynomial over the accepted steps."""
 
 import bisect
+import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,9 +20,20 @@ HERMITE: Weights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))
 LINEAR: Weights = ((1.0,),)
 
 
-def weights_at(weights: Weights, thetas: Sequence[float]) -> list[list[float]]:
-    """w_i(theta) of every slope i, a row for each theta; see ``Extension``."""
-    return [[sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in weights] for theta in thetas]
+def weights_at(weights: Weights, thetas: Sequence[float], like: Tensor) -> Tensor:
+    """w_i(theta) of every slope i, a row for each theta, in dtype and device of ``like``; see ``Extension``."""
+    table = _by_powers(weights)
+    theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
+    powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
+    return (powers @ table).to(like.dtype).to(like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _by_powers(weights: Weights) -> Tensor:
+    """A row for each power of theta, on the host in float64."""
+    with torch.inference_mode(False):
+        columns = tuple(itertools.zip_longest(*weights, fillvalue=0.0))
+        return torch.tensor(columns, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,7 @@ class Extension:
     def at(self, thetas: Sequence[float]) -> Tensor:
         """The states [len(thetas), N] at t + theta h."""
         slopes = self._stacked()
-        matrix = torch.tensor(weights_at(self.weights, thetas), dtype=slopes.dtype, device=slopes.device)
-        return torch.addmm(self.y.unsqueeze(0), matrix, slopes, alpha=self.h)
+        return torch.addmm(self.y.unsqueeze(0), weights_at(self.weights, thetas, slopes), slopes, alpha=self.h)
 
     def derivative(self, thetas: Sequence[float]) -> Tensor:
         """dy/dt [len(thetas), N] at t + theta h, the derivative of the polynomial."""

@@ -49,7 +49,7 @@ def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None)
         f = problem(t, y)
     parameters: dict[Tensor, None] = dict.fromkeys(func.parameters()) if isinstance(func, nn.Module) else {}
     try:
-        parameters |= leaves(f, "adjoint", fence._sequence_nr())
+        parameters |= leaves([f], "adjoint", fence._sequence_nr())
     except ValueError as error:
         text = "func uses a tensor that was computed outside of it and wants a gradient; name it in adjoint_params"
         if not isinstance(func, nn.Module):

@@ -170,7 +170,7 @@ def integrate(
         reader = Reader(stepper, y, times, plan.dense, plan.interpolation, watch)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
     reader.close()
-    states = torch.stack(reader.outputs)
+    states = torch.cat(reader.outputs)
     if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
         outcome = _check_finite(states, reader.times, outcome)
     return Result(
@@ -220,7 +220,7 @@ def _fixed(
     h = 0.0
 
     def outcome(status: Status, t: float) -> Outcome:
-        return Outcome(status, len(reader.outputs), t, h, math.nan, stats.nfe)
+        return Outcome(status, len(reader.times), t, h, math.nan, stats.nfe)
 
     for n, (t, t_next) in enumerate(itertools.pairwise(grid)):
         if n == plan.max_steps:
@@ -262,10 +262,11 @@ def _adaptive(
     stops = plan.stops(t, end)
     step = ratio = math.nan
     attempts = 0
-    variable = stepper if isinstance(stepper, VariableOrder) else None
+    # Not isinstance: with a protocol that takes as long as some steps.
+    variable: VariableOrder | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
     def outcome(status: Status) -> Outcome:
-        return Outcome(status, len(reader.outputs), t, direction * step, ratio, stats.nfe)
+        return Outcome(status, len(reader.times), t, direction * step, ratio, stats.nfe)
 
     h = plan.first_step or _search(stepper, field, t, y, end, plan)
     if math.isnan(h):
@@ -294,11 +295,11 @@ def _adaptive(
             return outcome(Status.unstable), h
         with torch.no_grad():
             size_next = y_next.abs()
-        measure = partial(_measure, tolerance, size, size_next, plan.norm)
-        ratio = measure(stepper.error())
+            measure = partial(tolerance.ratio, size0=size, size1=size_next, norm=plan.norm)
+            ratio = measure(stepper.error())
         # NaN is a rejection too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
-        ratio_next = ratio if variable is None else variable.choose_order(measure, ratio, accepted)
+        ratio_next = ratio if variable is None else variable.choose_order(torch.no_grad()(measure), ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)
         if not accepted:
             for observer in observers:
@@ -324,12 +325,6 @@ def _adaptive(
         y, size = y_next, size_next
         if at_stop and stops.pop(0) in plan.jumps:
             stepper.start(t, y, None)
-
-
-def _measure(tolerance: control.Tolerance, size: Tensor, size_next: Tensor, norm: control.Norm, error: Tensor) -> float:
-    """An error [N] in units of the tolerance; it may be overwritten."""
-    with torch.no_grad():
-        return tolerance.ratio(error, size, size_next, norm)
 
 
 def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: Plan) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
@@ -41,15 +42,30 @@ class Layout:
         """Whether the state is one tensor."""
         return self.structure.is_leaf()
 
+    @functools.cached_property
+    def is_tuple(self) -> bool:
+        """Whether the state is a tuple of tensors: taken apart without pytree, which takes longer than a small f."""
+        return self.structure == pytree.tree_structure(tuple(self.sizes))
+
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
+        if self.single and y.dim() == 1 and y.dtype == self.dtype:
+            return y.view((*self.shapes[0],))
+        return self.structured(self.parts(y))
+
+    def parts(self, y: Tensor) -> list[Tensor]:
+        """The tensors of a flat state, in order; see ``unflatten``."""
         if y.dtype != self.dtype:
             y = y.to(self.dtype)
+        batch = y.shape[:-1] if y.dim() > 1 else ()
+        parts = (y,) if self.single else y.split_with_sizes(self.sizes, dim=-1)
+        return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def structured(self, parts: Sequence[Tensor]) -> Any:
+        """The user's structure of these tensors."""
         if self.single:
-            return y.view((*y.shape[:-1], *self.shapes[0]))
-        parts = y.split(self.sizes, dim=-1)
-        leaves = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
-        return pytree.tree_unflatten(leaves, self.structure)
+            return parts[0]
+        return tuple(parts) if self.is_tuple else pytree.tree_unflatten(parts, self.structure)
 
     def arguments(self, args: Sequence[Tensor]) -> Any:
         """The user's arguments, with these tensors."""
@@ -66,27 +82,57 @@ class Layout:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
         return [torch.as_tensor(leaf, dtype=like.real.dtype, device=like.device) for leaf in leaves]
 
-    def rate(self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
-        """dy/dt [N] at a flat state y [N]. Raises ValueError where f gives anything but a rate for each number of y."""
-        if self.autocast is None:
-            return self._flatten_rate(f(t, self.unflatten(y), *self.arguments(args)), y)
-        # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
-        with torch.autocast(y.device.type, self.autocast, cache_enabled=False):
-            return self._flatten_rate(f(t, self.unflatten(y), *self.arguments(args)), y)
+    def rate(
+        self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
+    ) -> Tensor:
+        """dy/dt [N] at a flat state y [N], written to ``out`` [N] where that saves a copy; raises what ``evaluate``
+        raises."""
+        return flat(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
-    def _flatten_rate(self, rate: Any, y: Tensor) -> Tensor:
-        if self.single and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == y.dtype:
-            return rate.reshape(-1)
-        leaves, structure = pytree.tree_flatten(rate)
-        if structure != self.structure:
-            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+    def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The tensors of dy/dt at a state in the user's structure.
+
+        Raises ValueError where f gives anything but a rate for each number of the state.
+        """
+        if self.autocast is None:
+            return self._check(f(t, state, *self.arguments(args)))
+        # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+        with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
+            return self._check(f(t, state, *self.arguments(args)))
+
+    def _check(self, rate: Any) -> Sequence[Tensor]:
+        if self.single and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
+            return (rate,)
+        if self.is_tuple and type(rate) is tuple and len(rate) == len(self.shapes):
+            leaves: Sequence[Any] = rate
+        else:
+            leaves, structure = pytree.tree_flatten(rate)
+            if structure != self.structure:
+                raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
         for leaf, shape in zip(leaves, self.shapes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
             if leaf.dtype != self.dtype and self.autocast is None:
                 raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
-        return _flat(leaves).to(y.dtype)
+        return leaves
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One evaluation of f with its graph, in the user's tensors: flattening would make that of a small f much longer.
+
+    leaves: the tensors of the state, which the graph starts from. rates: those of dy/dt.
+    """
+
+    leaves: Sequence[Tensor]
+    rates: Sequence[Tensor]
+
+    def gradients(self, gradient: Tensor) -> list[Tensor]:
+        """dL/d rates from dL/d(dy/dt) [N]."""
+        parts = (gradient,) if len(self.rates) == 1 else gradient.split_with_sizes([r.numel() for r in self.rates])
+        like = zip(parts, self.rates, strict=True)
+        return [part.view_as(r) if part.dtype == r.dtype else part.view_as(r).to(r.dtype) for part, r in like]
 
 
 @dataclass(frozen=True)
@@ -137,7 +183,7 @@ class Problem:
             constants=tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves),
             autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         )
-        self.y0 = _flat(leaves)
+        self.y0 = flat(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         # The state's dtype: no float64 where the device has none.
@@ -152,10 +198,10 @@ class Problem:
         """Those of the state's tensors."""
         return self.layout.shapes
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
         self.stats.nfe += 1
-        return self.rate(t, y, self.args)
+        return self.rate(t, y, self.args, out)
 
     def pure(self) -> "PureField":
         """What a compiled step makes evaluations of."""
@@ -169,22 +215,28 @@ class Problem:
         # Filled there: a copy from the host would wait for the device.
         return [torch.full((), time, dtype=self.time_dtype, device=device) for time in times]
 
-    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
-        """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors."""
+    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors; ``out``: see ``Layout``."""
         version = None if y.is_inference() else y._version
-        rate = self.layout.rate(self.f, t, y, args)
+        rate = self.layout.rate(self.f, t, y, args, out)
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
             )
         return rate
 
+    def graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Graph:
+        """The same with its graph, whatever the mode."""
+        leaves = [part.detach().requires_grad_() for part in self.layout.parts(y)]
+        with torch.enable_grad():
+            return Graph(leaves, self.layout.evaluate(self.f, t, self.layout.structured(leaves), args))
+
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """A tolerance as a number, or as [N] where it was given in the structure of the state."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
-        return _flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.layout.shapes, strict=True)])
+        return flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_shift(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
@@ -230,6 +282,12 @@ def under_vmap(x: Tensor) -> bool:
     return False
 
 
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: then what f gives may hold more than memory made
+    before has room for."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def as_tensor(t: Any) -> Tensor:
     """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times."""
     if isinstance(t, Tensor):
@@ -241,8 +299,15 @@ def as_tensor(t: Any) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
-def _flat(leaves: list[Tensor]) -> Tensor:
-    return leaves[0].reshape(-1) if len(leaves) == 1 else torch.cat([leaf.reshape(-1) for leaf in leaves])
+def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+    """The numbers [N] of some tensors, one after the other, in their dtype or another; several are joined in ``out``
+    [N], where it is given."""
+    if len(leaves) == 1:
+        y = leaves[0].reshape(-1)
+    else:
+        same = out is not None and all(leaf.dtype == out.dtype for leaf in leaves)
+        y = torch.cat([leaf.reshape(-1) for leaf in leaves], out=out if same else None)
+    return y if dtype in (None, y.dtype) else y.to(dtype)
 
 
 def check_state(leaves: list[Any]) -> None:

@@ -13,7 +13,8 @@ from odebench.ode.methods.steppers import Stepper
 class Reader:
     """Reads what is wanted off the accepted steps: the states asked for, the dense pieces, the zeros of events.
 
-    outputs, times: the states [N] read so far, and their times; see ``Result`` for the rest.
+    outputs, times: the states read so far, some rows [m, N] at a time, and the times of all rows; see ``Result`` for
+        the rest.
     dense, interpolation: see ``Plan``.
     """
 
@@ -22,7 +23,7 @@ class Reader:
     ) -> None:
         self._stepper, self._asked, self._watch = stepper, times, watch
         self._dense, self._interpolation = dense, interpolation
-        self.outputs, self.times, self.rows = [y], [times[0]], [0]
+        self.outputs, self.times, self.rows = [y.unsqueeze(0)], [times[0]], [0]
         self.hits: list[Hit] = []
         self.pieces: list[Extension] = []
         self.end = times[0]
@@ -64,15 +65,15 @@ class Reader:
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
             assert extension is not None
-            self.outputs += extension.at(thetas).unbind()
+            self.outputs.append(extension.at(thetas))
         if new[-1:] == [t_next]:
-            self.outputs.append(y_next)
+            self.outputs.append(y_next.unsqueeze(0))
         self.times += new
         return {time: last + i for i, time in enumerate(self.times[last:])}
 
     def close(self) -> None:
         """The solve is over: NaN at the times that it did not reach."""
         for time in self._asked[len(self.rows) :]:
-            self.rows.append(len(self.outputs))
+            self.rows.append(len(self.times))
             self.outputs.append(torch.full_like(self.outputs[0], math.nan))
             self.times.append(time)

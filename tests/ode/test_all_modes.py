@@ -244,10 +244,12 @@ def test_vmap_over_a_fixed_step_solve_equals_one_solve_after_the_other(method, g
     torch.testing.assert_close(mapped, each, rtol=1e-13, atol=1e-13)
 
 
-def test_vmap_over_weights_is_an_ensemble():
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_vmap_over_weights_is_an_ensemble(grad):
     weights = torch.stack((A, 2 * A))
-    mapped = torch.func.vmap(end_of, in_dims=(None, 0))(STARTS[0], weights)
-    each = torch.stack([end_of(STARTS[0], weight) for weight in weights])
+    with torch.set_grad_enabled(grad):
+        mapped = torch.func.vmap(end_of, in_dims=(None, 0))(STARTS[0], weights)
+        each = torch.stack([end_of(STARTS[0], weight) for weight in weights])
     torch.testing.assert_close(mapped, each, rtol=1e-13, atol=1e-13)
 
 

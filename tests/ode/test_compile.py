@@ -1,5 +1,6 @@
 """A compiled step gives the numbers of the plain one."""
 
+import copy
 import shutil
 
 import pytest
@@ -47,6 +48,7 @@ def run(field, times, gradient, **options):
         pytest.param("backprop", (0.0, 0.1, 0.2, 3.0), {}, id="inside"),
         pytest.param(Checkpoint(), (0.0, 0.1, 0.2, 3.0), {}, id="replayed"),
         pytest.param("backprop", (0.0, 3.0), {"method": "rk4", "steps": 5}, id="fixed"),
+        pytest.param("adjoint", (0.0, 0.1, 3.0), {}, id="adjoint"),
     ],
 )
 def test_states_gradients_and_counts_are_those_of_the_plain_step(field, gradient, times, options):
@@ -71,6 +73,31 @@ def test_a_step_is_compiled_once_for_a_field_and_a_shape(field):
         run(field, (0.0, 2.0), "backprop", compile=True, rtol=1e-3, atol=1e-3)
         run(field, (0.0, 1.0), "backprop", compile=True, first_step=0.1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 5}], ids=["adaptive", "fixed"])
+def test_a_step_of_the_adjoint_gives_the_gradients_of_its_stages(field, options, monkeypatch):
+    field = copy.deepcopy(field)
+    _, plain = run(field, (2.0, 0.1, 0.0), "adjoint", **options)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    solution, gradients = run(field, (2.0, 0.1, 0.0), "adjoint", compile=True, **options)
+    backward = solution.stats.backward
+    assert backward.nfe == (4 if options else 7) * (backward.accepted + backward.rejected)
+    for one, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_a_function_that_is_no_module_has_its_adjoint_step_by_step(field, monkeypatch):
+    def free(t, y, scale):
+        return field(t, y, scale)
+
+    free.parameters = field.parameters
+    stepwise, plain = run(free, (0.0, 2.0), "adjoint")
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    solution, gradients = run(free, (0.0, 2.0), "adjoint", compile=True)
+    assert solution.stats.backward.nfe == stepwise.stats.backward.nfe
+    for one, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
 def test_what_cannot_be_compiled_is_refused(field):

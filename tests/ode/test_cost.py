@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from odebench.ode import solve
 
@@ -19,6 +20,7 @@ VIEWS = {
     "_unsafe_view",
     "expand",
     "as_strided",
+    "split_with_sizes",
 }
 
 
@@ -38,7 +40,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def cost_of_a_step(method):
+def cost_of_a_step(method, y0):
     """Operations and waits a step, from two solves that differ by their number of steps."""
 
     def cost(end):
@@ -46,13 +48,13 @@ def cost_of_a_step(method):
 
             def field(t, y):
                 count.in_field = True
-                rate = torch.sin(y)
+                rate = tree_map(torch.sin, y)
                 count.in_field = False
                 return rate
 
             # Steps bounded from above, so that each is accepted.
             options = {"rtol": 1e-3, "atol": 1e-3, "first_step": 0.01, "max_step": 0.01}
-            stats = solve(field, torch.ones(3), [0.0, end], method=method, **options).stats
+            stats = solve(field, y0, [0.0, end], method=method, **options).stats
         assert stats.rejected == 0
         return stats.accepted, count.operations, count.waits
 
@@ -60,8 +62,9 @@ def cost_of_a_step(method):
     return [(b - a) / (many - few) for a, b in zip(less, more, strict=True)]
 
 
+@pytest.mark.parametrize("y0", [torch.ones(3), (torch.ones(2, 2), torch.ones(3))], ids=["tensor", "tuple"])
 @pytest.mark.parametrize(("method", "most"), [("dopri5", 20), ("tsit5", 20), ("bosh3", 14)])
-def test_a_step_costs_few_operations_and_one_wait(method, most):
-    operations, waits = cost_of_a_step(method)
+def test_a_step_costs_few_operations_and_one_wait(method, most, y0):
+    operations, waits = cost_of_a_step(method, y0)
     assert operations <= most
     assert waits == 1

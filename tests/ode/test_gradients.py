@@ -111,6 +111,19 @@ def test_a_tolerance_of_its_own_makes_the_backward_solve_more_exact(field, y0):
     assert error(Adjoint(rtol=1e-2, atol=1e-2)) > 3 * error(Adjoint(rtol=1e-7, atol=1e-7))
 
 
+def test_the_backward_solve_takes_no_larger_steps_than_the_forward_solve_unless_it_has_its_own_tolerance():
+    def largest(mode):
+        y = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+        solution = solve(lambda t, y: -4 * y * torch.exp(-t), y, [0.0, 6.0], gradient=mode, rtol=1e-3, atol=1e-3)
+        solution.y[-1].sum().backward()
+        return [max(map(abs, stats.step_sizes)) for stats in (solution.stats, solution.stats.backward)]
+
+    forward, backward = largest(Adjoint())
+    assert backward <= forward
+    forward, backward = largest(Adjoint(rtol=1e-2, atol=1e-2))
+    assert backward > forward
+
+
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
 def test_gradients_with_respect_to_times(mode, field, y0):
     times = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Watch
+from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
 from odebench.ode.gradients.reach import Targets, first_evaluation
 from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
 from odebench.ode.methods import METHODS, Method, Tableau
@@ -25,7 +26,7 @@ from odebench.ode.methods.jacobian import Block, linearize_rate, real_size
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once import differentiable_once
-from odebench.ode.problem import Problem
+from odebench.ode.problem import Problem, flat
 from odebench.ode.status import SolveError, Stats, Status
 
 # The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
@@ -41,7 +42,7 @@ class Adjoint:
     rtol, atol: tolerances of the backward solve; None takes the forward solve's. They hold for the state as they are,
         and for the adjoint, divided by its size at the last time, ten times as large.
     method, steps: of the backward solve, fixed steps over each interval between two times; None takes the forward
-        solve's.
+        solve's. With its method and tolerances the backward solve takes no larger steps than it did.
     norm: of the backward error: "semi" leaves the parameter gradient out of it, "full" has it under error control.
     """
 
@@ -71,14 +72,17 @@ class Adjoint:
         )
         return dataclasses.replace(results[0], states=states)
 
-    def backward_plan(self, plan: Plan, span: float) -> Plan:
-        """The plan of the backward solve, a span of so many units of time after ``plan``."""
+    def backward_plan(self, plan: Plan, span: float, largest: float) -> Plan:
+        """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over so many units of time."""
         method = plan.method if self.method is None else self.method
         if isinstance(method, str):
             if method not in METHODS:
                 raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
             method = METHODS[method]
-        tolerance, grid = plan.tolerance, plan.grid
+        tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
+        if self.rtol is None and self.atol is None and self.method is None:
+            # Where y needed no larger ones, the estimate for a larger one is often too good.
+            max_step = min(max_step, largest)
         if tolerance is not None:
             rtol = tolerance.rtol if self.rtol is None else self.rtol
             atol = tolerance.atol if self.atol is None else self.atol
@@ -89,7 +93,9 @@ class Adjoint:
             raise ValueError(f"gradient={self.name!r}: method {method.name} has no error estimate: give it steps")
         if tolerance is None:
             method = method.fixed()
-        return dataclasses.replace(plan, method=method, tolerance=tolerance, grid=grid, dense=False, compile=False)
+        return dataclasses.replace(
+            plan, method=method, tolerance=tolerance, grid=grid, max_step=max_step, dense=False, compile=False
+        )
 
 
 @dataclass(frozen=True)
@@ -126,10 +132,11 @@ class _AdjointSolve(torch.autograd.Function):
         results.append(result)
         ctx.path = DenseOutput(result.pieces, lambda y: y) if mode.dense and result.pieces else None
         ctx.mode, ctx.problem, ctx.reached, ctx.times = mode, problem, result.outcome.reached, result.times
-        ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0])
+        step_sizes = list(map(abs, problem.stats.step_sizes))
+        ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0], max(step_sizes, default=math.inf))
+        ctx.compile = plan.compile and mode.norm == "semi" and not mode.dense and not plan.one_sided
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
-        step_sizes = problem.stats.step_sizes
-        ctx.first_step = abs(step_sizes[-1]) if step_sizes else result.next_step
+        ctx.first_step = step_sizes[-1] if step_sizes else result.next_step
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
         ctx.parameters = targets[:num_parameters]
         ctx.save_for_backward(result.states, *targets)
@@ -144,6 +151,9 @@ class _AdjointSolve(torch.autograd.Function):
         targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
         plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
         field = AdjointField(problem, targets, ctx.path, quadrature_of(mode, plan.method))
+        compiled = None
+        if ctx.compile and CompiledAdjoint.serves(problem, targets, plan.method):
+            compiled = CompiledAdjoint(plan.method, problem, targets, stats)
         a = grad_states[ctx.reached - 1]
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
@@ -152,7 +162,7 @@ class _AdjointSolve(torch.autograd.Function):
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
-            result = integrate_back(field, z, span, plan, stats, size)
+            result = integrate_back(field, z, span, plan, stats, size, compiled)
             if result.outcome.status is not Status.success:
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
@@ -175,9 +185,18 @@ def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
 
 
 def integrate_back(
-    field: "AdjointField", z: Tensor, span: list[float], plan: Plan, stats: Stats, size: float
+    field: "AdjointField",
+    z: Tensor,
+    span: list[float],
+    plan: Plan,
+    stats: Stats,
+    size: float,
+    compiled: CompiledAdjoint | None = None,
 ) -> Result:
-    """The backward solve over one interval, its parameter gradients times ``size``."""
+    """The backward solve over one interval, its parameter gradients times ``size``; by ``compiled`` steps, if any."""
+    if compiled is not None:
+        steps: Any = compiled
+        return integrate(field, z, span, plan, stats, observers=[StepQuadrature(steps, size)], stepper=steps)
     if field.quadrature != "nodes":
         return integrate(field, z, span, plan, stats, observers=[StageQuadrature(field, plan.method, size)])
     stepper: Any = make_stepper(
@@ -233,26 +252,29 @@ class AdjointField:
                 total.add_((part if total.is_complex() else part.real).view_as(total), alpha=size)
         return z[start : start + self._n]
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            f = self._rate(t, y)
-        self._targets.check(f, t, y)
+        self._count()
+        graph = self._problem.graph(t, y, self._targets.args)
+        self._targets.check(graph.rates, t, graph.leaves)
         # One call for the state's and the parameters' gradients: two would walk the same chain twice.
         gathers = self.quadrature is None or (counts and self.quadrature == "stages")
-        inputs = [y, *self._targets.wanted] if gathers else [y]
-        if f.requires_grad:
-            a_dfdy, *integrand = torch.autograd.grad(f, inputs, a, allow_unused=True, materialize_grads=True)
+        inputs = [*graph.leaves, *self._targets.wanted] if gathers else list(graph.leaves)
+        pairs = [(r, g) for r, g in zip(graph.rates, graph.gradients(a), strict=True) if r.requires_grad]
+        if pairs:
+            rates, gradients = zip(*pairs, strict=True)
+            found = torch.autograd.grad(rates, inputs, gradients, allow_unused=True, materialize_grads=True)
         else:
-            a_dfdy, *integrand = [torch.zeros_like(x) for x in inputs]
-        parts = [a_dfdy.neg()] if self._path is not None else [f.detach(), a_dfdy.neg()]
+            found = tuple(map(torch.zeros_like, inputs))
+        n = len(graph.leaves)
+        parts = [rate.detach() for rate in graph.rates] if self._path is None else []
+        parts += map(torch.neg, found[:n])
         if self.quadrature == "stages":
-            self.integrands.append(list(integrand) if counts else None)
+            self.integrands.append(list(found[n:]) if counts else None)
         else:
-            parts += [part.reshape(-1).neg().to(a.dtype) for part in integrand]
-        return torch.cat(parts)
+            parts += map(torch.neg, found[n:])
+        return flat(parts, a.dtype, out)
 
     def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
         """a^T df/dtheta of every target."""
@@ -286,10 +308,13 @@ class AdjointField:
         parts = [a_dfdy.neg()] if self._path is not None else [f, a_dfdy.neg()]
         return torch.cat([*parts, *(part.reshape(-1).neg().to(a.dtype) for part in integrand)])
 
-    def _rate(self, t: Tensor, y: Tensor) -> Tensor:
+    def _count(self) -> None:
         stats = self._problem.stats.backward
         assert stats is not None
         stats.nfe += 1
+
+    def _rate(self, t: Tensor, y: Tensor) -> Tensor:
+        self._count()
         return self._problem.rate(t, y, self._targets.args)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,10 +150,10 @@ class _CheckpointSolve(torch.autograd.Function):
             problem.stats.backward = stats
         with torch.autocast(grad_states.device.type, enabled=False):
             if isinstance(record, Graphs):
-                a = reverse_stages(plan, record, record.backward(plan), field.evaluate, targets, outputs)
+                a = reverse_stages(plan, record, record.backward(plan), field.graph, targets, outputs)
             elif isinstance(plan.method, Tableau) and not plan.compile and (plan.method.dense or outputs.at_ends):
                 steps = _recompute(plan, record, field, outputs, with_graphs=mode.recompute == "step")
-                a = reverse_stages(plan, record, steps, field.evaluate, targets, outputs)
+                a = reverse_stages(plan, record, steps, field.graph, targets, outputs)
             else:
                 # Also inside steps without an extension of their own, read off with f at both ends.
                 a = _reverse_steps(plan, record, field, targets, outputs)
@@ -216,5 +216,5 @@ def _reverse_steps(plan: Plan, record: States, field: StageField, targets: Targe
             if thetas:
                 extension = stepper.extension(step.t, step.t_next, y, results[0], plan.interpolation)
                 results.append(extension.at(thetas))
-        a = targets.pull_all(y, results, [a, gradients][: len(results)])
+        (a,) = targets.pull_all([y], results, [a, gradients][: len(results)])
     return a

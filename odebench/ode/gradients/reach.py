@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.problem import Problem
+from odebench.ode.problem import Graph, Problem, flat
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def first_evaluation(problem: Problem, mode: str) -> FirstEvaluation:
         assert fence is not None
         problem.stats.nfe += 1
         f = problem.rate(t, y, args)
-    reached = leaves(f, mode, fence._sequence_nr())
+    reached = leaves([f], mode, fence._sequence_nr())
     own = set(map(id, (y, *args)))
     found = dict.fromkeys(problem.f.parameters()) if isinstance(problem.f, nn.Module) else {}
     parameters = [p for p in (found | reached) if p.requires_grad and id(p) not in own]
@@ -47,13 +47,13 @@ def first_evaluation(problem: Problem, mode: str) -> FirstEvaluation:
     return FirstEvaluation(t, y, args, f, parameters)
 
 
-def leaves(f: Tensor, mode: str, fence: int = 0) -> dict[Tensor, None]:
-    """The leaf tensors that want a gradient in the graph of f, in order.
+def leaves(results: Sequence[Tensor], mode: str, fence: int = 0) -> dict[Tensor, None]:
+    """The leaf tensors that want a gradient in the graph of what f gave, in order.
 
     Raises ValueError for a node that was made before the one numbered ``fence``: it is outside of f.
     """
-    found: dict[Tensor, None] = {}
-    seen, todo = set(), [f.grad_fn]
+    found: dict[Tensor, None] = dict.fromkeys(r for r in results if r.grad_fn is None and r.requires_grad)
+    seen, todo = set(), [result.grad_fn for result in results]
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -99,34 +99,38 @@ class Targets:
         # A module names its parameters; what else f uses at some times only is not known in advance.
         self._known = None if isinstance(problem.f, nn.Module) else {*parameters, *self.args}
 
-    def check(self, f: Tensor, t: Tensor, y: Tensor) -> None:
-        """Raises ValueError where f [N], evaluated at t and y, reaches a parameter that is not among the targets."""
-        if self._known is not None and (leaves(f, self._mode).keys() - self._known - {y}):
+    def check(self, results: Sequence[Tensor], t: Tensor, state: Sequence[Tensor]) -> None:
+        """Raises ValueError where what was made of f near t and of the tensors of a state reaches a parameter that is
+        not among the targets."""
+        if self._known is not None and (leaves(results, self._mode).keys() - self._known - {*state}):
             raise ValueError(
                 f"gradient={self._mode!r}: f uses a parameter at t={t.item():.6g} that it does not use at the first "
                 "time; make f an nn.Module that holds it, pass it through args=(...), or use gradient='backprop'"
             )
 
-    def pull(self, f: Tensor, t: Tensor, y: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
-        """(df/dy)^T gradient [N] of one evaluation f = f(t, y); (df/dtheta)^T gradient is added to the totals."""
-        self.check(f, t, y)
-        return self.pull_all(y, [f], [gradient], retain)
+    def pull(self, graph: Graph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
+        """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""
+        self.check(graph.rates, t, graph.leaves)
+        pulled = self.pull_all(graph.leaves, graph.rates, graph.gradients(gradient), retain)
+        return flat(pulled, gradient.dtype)
 
     def pull_all(
-        self, y: Tensor, results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False
-    ) -> Tensor:
-        """The same for any results of y [N] and of the targets."""
+        self, state: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False
+    ) -> Sequence[Tensor]:
+        """The same for any results of the tensors of a state and of the targets."""
         graphs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
         if not graphs:
-            return torch.zeros_like(y)
+            return list(map(torch.zeros_like, state))
         # One call for the state's and the targets' gradients: two would walk the same chain twice.
-        pulled, *parts = torch.autograd.grad(
-            [r for r, _ in graphs], [y, *self.wanted], [g for _, g in graphs], retain_graph=retain, allow_unused=True
+        inputs = [*state, *self.wanted]
+        found = torch.autograd.grad(
+            [r for r, _ in graphs], inputs, [g for _, g in graphs], retain_graph=retain, allow_unused=True
         )
+        parts = found[len(state) :]
         pairs = [(total, part) for total, part in zip(self.totals, parts, strict=True) if part is not None]
         if pairs:
             torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
-        return torch.zeros_like(y) if pulled is None else pulled
+        return [torch.zeros_like(x) if part is None else part for x, part in zip(state, found, strict=False)]
 
     def gradients(self) -> list[Tensor | None]:
         """The totals in the order of all parameters and arguments, None where none is wanted."""

@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from odebench.ode.gradients.reach import FirstEvaluation
 from odebench.ode.integrate import Plan
 from odebench.ode.methods import Tableau
-from odebench.ode.problem import Problem, PureField
+from odebench.ode.problem import Graph, Problem, PureField, flat
 from odebench.ode.status import Stats
 
 
@@ -120,11 +119,11 @@ def replay(
 
 @dataclass
 class Stage:
-    """One evaluation k = f(t, y) [N] with its graph, y [N] a leaf; k is None where the graph is still to be made."""
+    """One evaluation at t and y [N], and its graph; None where it is still to be made."""
 
     t: Tensor
     y: Tensor
-    k: Tensor | None
+    graph: Graph | None
 
 
 class StageField:
@@ -137,27 +136,25 @@ class StageField:
         self.clock = problem.clock
         self._problem, self._args, self._stats = problem, args, stats
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N]."""
         if self.recording and self.with_graphs:
-            k, y = self.evaluate(t, y)
-            self.stages.append(Stage(t, y, k))
-            return k.detach()
+            graph = self.graph(t, y)
+            self.stages.append(Stage(t, y, graph))
+            return flat([rate.detach() for rate in graph.rates], y.dtype, out)
         if self.recording:
             self.stages.append(Stage(t, y, None))
         self._stats.nfe += 1
-        return self._problem.rate(t, y, self._args)
+        return self._problem.rate(t, y, self._args, out)
 
     def pure(self) -> PureField:
         """See ``Problem.pure``."""
         return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
 
-    def evaluate(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """dy/dt with a graph of its own, and the leaf that it starts from, both [N]."""
+    def graph(self, t: Tensor, y: Tensor) -> Graph:
+        """One evaluation with a graph of its own."""
         self._stats.nfe += 1
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            return self._problem.rate(t, y, self._args), y
+        return self._problem.graph(t, y, self._args)
 
 
 class Graphs(Record):
@@ -171,7 +168,7 @@ class Graphs(Record):
         super().__init__()
         self._field, self._method, self._complete = field, method, False
         self._stages: list[list[Stage]] = []
-        field.stages.append(Stage(first.t, first.y, first.f))
+        field.stages.append(Stage(first.t, first.y, Graph([first.y], [first.f])))
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
         """A step begins with its first stage; what was gathered before belongs to the last step, or to nothing."""

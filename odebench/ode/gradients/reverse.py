@@ -10,6 +10,7 @@ from odebench.ode.gradients.reach import Targets
 from odebench.ode.gradients.record import Record, Stage, shares_last_stage
 from odebench.ode.integrate import Plan
 from odebench.ode.methods import Tableau
+from odebench.ode.problem import Graph
 
 
 class Outputs:
@@ -49,13 +50,13 @@ def reverse_stages(
     plan: Plan,
     record: Record,
     steps: Iterator[tuple[int, list[Stage]]],
-    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    evaluate: Callable[[Tensor, Tensor], Graph],
     targets: Targets,
     outputs: Outputs,
 ) -> Tensor:
     """dL/dy [N] at the start of the first step, by the formulas above; the targets' gradients are added up.
 
-    evaluate: gives k of a stage at t and y with its graph, and the graph's leaf.
+    evaluate: the graph of a stage at t and y.
     """
     method = plan.method
     assert isinstance(method, Tableau)
@@ -79,8 +80,8 @@ def reverse_stages(
                 continue
             if i == 0 and earlier is not None:
                 pull += earlier
-            k, y = (stage.k, stage.y) if stage.k is not None else evaluate(stage.t, stage.y)
-            rows[i].copy_(targets.pull(k, stage.t, y, pull, retain=retain and i == 0))
+            graph = stage.graph or evaluate(stage.t, stage.y)
+            rows[i].copy_(targets.pull(graph, stage.t, pull, retain=retain and i == 0))
         a = a + rows[:num].sum(0)
         if reading is not None:
             a += outputs.inside(n)[1].sum(0)
@@ -110,7 +111,7 @@ def _reading(method: Tableau, thetas: list[float], gradients: Tensor, h: float) 
     if not thetas:
         return None
     assert method.dense is not None
-    return h * gradients.new_tensor(weights_at(method.dense, thetas)).t() @ gradients
+    return h * weights_at(method.dense, thetas, gradients).t() @ gradients
 
 
 def _reading_of_last_stage(plan: Plan, record: Record, outputs: Outputs, n: int) -> Tensor | None:

@@ -176,7 +176,7 @@ class BackwardField:
         self._problem, self._targets, self._stats = problem, targets, stats
         self.clock = problem.clock
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at y [N]."""
         self._stats.nfe += 1
         return self._problem.rate(t, y, self._targets.args)
@@ -186,8 +186,8 @@ class BackwardField:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             value = function(y)
-        self._targets.check(value, self.clock([t])[0], y)
-        return value.detach(), lambda gradient: self._targets.pull_all(y, [value], [gradient])
+        self._targets.check([value], self.clock([t])[0], [y])
+        return value.detach(), lambda gradient: self._targets.pull_all([y], [value], [gradient])[0]
 
 
 class Retrace(Protocol):

@@ -42,16 +42,24 @@ class CompiledStep:
 # Bounded, and each with its function: who solves with ever new lambdas compiles ever anew.
 @functools.lru_cache(maxsize=64)
 def _compile(f: Callable[..., Any], layout: Layout, method: Tableau, with_stages: bool) -> Step:
+    # Known before they are traced: where a cached property is made, torch would cut the step in two.
+    fsal, _, _ = method.fsal, layout.single, layout.is_tuple
+
     def step(clock: tuple[Tensor, ...], h: Tensor, y: Tensor, k0: Tensor, args: list[Tensor]) -> tuple[Tensor, ...]:
         stages = [k0]
         for i in range(1, method.stages):
-            y_next = y + h * _sum(method.a[i], stages)
+            y_next = y + h * weighted_sum(method.a[i], stages)
             stages.append(layout.rate(f, clock[i], y_next, args))
-        if not method.fsal:
-            y_next = y + h * _sum(method.b, stages)
-        error = y.new_zeros(()) if method.error is None else h * _sum(method.error, stages).detach()
+        if not fsal:
+            y_next = y + h * weighted_sum(method.b, stages)
+        error = y.new_zeros(()) if method.error is None else h * weighted_sum(method.error, stages).detach()
         return y_next, stages[-1], error, *(stages[1:-1] if with_stages else ())
 
+    return compiled_or_plain(step)
+
+
+def compiled_or_plain(step: Any) -> Step:
+    """The step compiled; where that fails a warning, and the step as it is."""
     # torch counts recompilations by code object, and gives up after a few: each step gets its own.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
     compiled = torch.compile(own, dynamic=False)
@@ -70,6 +78,7 @@ def _compile(f: Callable[..., Any], layout: Layout, method: Tableau, with_stages
     return run
 
 
-def _sum(weights: Sequence[float], stages: list[Tensor]) -> Any:
+def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:
+    """sum_i weights_i k_i, over as many stages as there are."""
     terms = [weight * stage for weight, stage in zip(weights, stages, strict=False) if weight]
     return functools.reduce(torch.add, terms)

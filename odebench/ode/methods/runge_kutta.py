@@ -4,6 +4,7 @@
 fast way where autograd does not watch. ``Tape`` keeps them as they are, for autograd to walk back.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.compiled import CompiledStep
 from odebench.ode.methods.tableau import Tableau
+from odebench.ode.problem import transformed
 from odebench.ode.status import Status
 
 
@@ -27,7 +29,12 @@ class Buffer:
 
     def put(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
-        self._row[i].copy_(k)
+        if k is not self._row[i]:
+            self._row[i].copy_(k)
+
+    def room(self, i: int) -> Tensor:
+        """Where stage i [N] may be written by who makes it, before it is put."""
+        return self._row[i]
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
@@ -51,9 +58,17 @@ class Buffer:
         # By identity, since hashing the row would take as long; kept with it, so that the identity stays its own.
         found = self._products.get(id(weights))
         if found is None:
-            found = (self._rows[: len(weights)].t(), self._rows.new_tensor(weights), weights)
+            vector = _vector(weights, self._rows.dtype, self._rows.device)
+            found = (self._rows[: len(weights)].t(), vector, weights)
             self._products[id(weights)] = found
         return found
+
+
+# Kept from solve to solve: an adjoint with many output times is as many short solves.
+@functools.lru_cache(maxsize=1024)
+def _vector(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(weights, dtype=dtype, device=device)
 
 
 class Tape:
@@ -67,6 +82,9 @@ class Tape:
         """Keep k [N] as stage i."""
         # Without a graph it may be memory that f writes to again.
         self._stages[i] = k if k.requires_grad or self._owned else k.clone()
+
+    def room(self, i: int) -> None:
+        """None: nothing is written to once more."""
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
@@ -115,7 +133,7 @@ class ExplicitRungeKutta:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._step = CompiledStep(field.pure(), method, with_stages) if compiled and method.stages > 1 else None
         self._has_stages = self._step is None or with_stages
-        tapes = torch.is_grad_enabled() or self._step is not None
+        tapes = torch.is_grad_enabled() or self._step is not None or transformed()
         self._stages: Buffer | Tape = Tape(owned=self._step is not None) if tapes else Buffer(method, y)
         self._h, self._extended = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
@@ -144,7 +162,7 @@ class ExplicitRungeKutta:
         for i in range(1, method.stages):
             y_i = stages.combine(y, method.a[i], h)
             counts = method.b[i] != 0 or (method.fsal and i == method.stages - 1 and not last)
-            stages.put(i, self._field(clock[i], y_i, counts))
+            stages.put(i, self._field(clock[i], y_i, counts, stages.room(i)))
         return y_i if method.fsal else stages.combine(y, method.b, h)
 
     def error(self) -> Tensor:
@@ -158,7 +176,7 @@ class ExplicitRungeKutta:
         """The method's own extension; linear or cubic Hermite where it has none."""
         method, h = self._method, self._h
         if method.dense is not None:
-            clock = self._clock(t, h, method.extra_c)
+            clock = self._clock(t, h, method.extra_c) if method.extra_c else ()
             for i, row in enumerate(method.extra_a):
                 y_i = self._stages.combine(y, row, h)
                 self._stages.put(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))

@@ -23,13 +23,14 @@ from odebench.ode.status import Stats, Status
 
 
 class Field(Protocol):
-    """dy/dt [N] = field(t, y [N], counts), t a scalar tensor of ``clock``.
+    """dy/dt [N] = field(t, y [N], counts, out), t a scalar tensor of ``clock``.
 
     counts: whether the evaluation carries weight in a step's result, or starts the next step (rather than only serving
     the error estimate or another stage).
+    out: [N] memory to write the result to, where that is no more work than giving it in memory of its own.
     """
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """One evaluation."""
 
     def clock(self, times: Sequence[float]) -> Sequence[Tensor]:

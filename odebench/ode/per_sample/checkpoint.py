@@ -112,8 +112,8 @@ class _WayBack:
             if reading is not None:
                 results.append(read(self._stepper, step, reading))
                 gradients.append(pick(self._grad_outputs, reading.slots))
-        self._targets.check(step.y_next, record.t[0], y)
-        pulled = self._targets.pull_all(y, results, gradients)
+        self._targets.check([step.y_next], record.t[0], [y])
+        (pulled,) = self._targets.pull_all([y], results, gradients)
         return gradient.index_copy(0, rows.to(gradient.device), pulled)
 
     def _field(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:

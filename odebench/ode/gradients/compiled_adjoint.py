@@ -1,0 +1,135 @@
+"""One step of the continuous adjoint as a single compiled function: all stages with their vector-Jacobian products, for
+vector fields so small that calling torch's operations costs more than they do."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+
+from odebench.ode.gradients.reach import Targets
+from odebench.ode.methods.compiled import Step, compiled_or_plain, weighted_sum
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.problem import Layout, Problem
+from odebench.ode.status import Stats, Status
+
+
+class CompiledAdjoint:
+    """The stepper of a compiled backward solve in (y, a) [2N]; see ``odebench.ode.methods.steppers.Stepper``.
+
+    Each step evaluates its first stage itself: most intervals between two output times are one step.
+
+    gathered: the integral over the last attempt of a^T df/dtheta for every wanted target; totals: the targets' own.
+    """
+
+    failure: Status | None = None
+
+    def __init__(self, method: Tableau, problem: Problem, targets: Targets, stats: Stats) -> None:
+        self._method, self._problem, self._stats = method, problem, stats
+        self.totals = targets.totals
+        self._names = tuple(_names(problem.f, targets) or ())
+        self._parameters = [target.detach() for target in targets.wanted[: len(self._names)]]
+        self._args = [arg.detach() for arg in targets.args]
+        wanted = tuple(i for i, arg in enumerate(targets.args) if arg.requires_grad)
+        self._step = _compile(problem.f, problem.layout, method, self._names, wanted)
+        self._error: Tensor | None = None
+        self.gathered: list[Tensor] = []
+        self.order = method.order
+
+    @staticmethod
+    def serves(problem: Problem, targets: Targets, method: Any) -> bool:
+        """Whether f's parameters are those of a module, so that torch can differentiate f as a function of them."""
+        real = not problem.y0.is_complex()
+        return real and isinstance(method, Tableau) and _names(problem.f, targets) is not None
+
+    def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
+        """Nothing is kept from step to step."""
+
+    def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
+        """The state [2N] at t + h."""
+        self._stats.nfe += self._method.stages
+        clock = self._problem.clock([t + c_i * h for c_i in self._method.c])
+        # A number would be compiled into the step.
+        size = torch.full((), h, dtype=y.dtype, device=y.device)
+        y_next, self._error, *self.gathered = self._step(tuple(clock), size, y, self._parameters, self._args)
+        return y_next
+
+    def error(self) -> Tensor:
+        """The difference to the embedded method [2N]."""
+        assert self._error is not None
+        return self._error
+
+    def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
+        """Nothing is kept."""
+
+
+@dataclass
+class StepQuadrature:
+    """The integral of a^T df/dtheta along the accepted steps, times ``size``."""
+
+    steps: CompiledAdjoint
+    size: float
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing yet."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """Add that over the step just tried: dL/dtheta grows by it backward in time."""
+        if self.steps.gathered:
+            torch._foreach_add_(self.steps.totals, self.steps.gathered, alpha=-self.size)
+
+    def reject(self, t: float, y: Tensor, h: float) -> None:
+        """The next attempt gives its own."""
+
+
+def _names(f: Any, targets: Targets) -> list[str] | None:
+    """The names of the wanted parameters in the module f, None where it is none or they are not all its own."""
+    if not isinstance(f, nn.Module):
+        return None
+    names = {id(parameter): name for name, parameter in f.named_parameters()}
+    own = set(map(id, targets.args))
+    parameters = [target for target in targets.wanted if id(target) not in own]
+    return [names[id(p)] for p in parameters] if all(id(p) in names for p in parameters) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(f: nn.Module, layout: Layout, method: Tableau, names: tuple[str, ...], wanted: tuple[int, ...]) -> Step:
+    # Known before they are traced: where a cached property is made, torch would cut the step in two.
+    fsal, _, _ = method.fsal, layout.single, layout.is_tuple
+
+    def step(
+        clock: tuple[Tensor, ...], h: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        inputs = [*parameters, *(args[i] for i in wanted)]
+
+        def linearize(t: Tensor, y: Tensor, gathers: bool) -> Any:
+            def rate(y: Tensor, *inputs: Tensor) -> Tensor:
+                given = list(args)
+                for i, value in zip(wanted, inputs[len(names) :], strict=True):
+                    given[i] = value
+                state = dict(zip(names, inputs, strict=False))
+                return layout.rate(lambda *called: functional_call(f, state, called), t, y, given)
+
+            return vjp(rate, y, *inputs) if gathers else vjp(lambda y: rate(y, *inputs), y)
+
+        stages: list[Tensor] = []
+        integrands: list[tuple[Tensor, ...]] = []
+        z_next = z
+        for i, t in enumerate(clock):
+            z_next = z + h * weighted_sum(method.a[i], stages) if i else z
+            y, a = z_next.chunk(2)
+            k, pull = linearize(t, y, method.b[i] != 0)
+            a_dfdy, *integrand = pull(a)
+            stages.append(torch.cat([k, -a_dfdy]))
+            integrands.append(tuple(integrand))
+        if not fsal:
+            z_next = z + h * weighted_sum(method.b, stages)
+        error = z.new_zeros(()) if method.error is None else h * weighted_sum(method.error, stages)
+        counts = [i for i, b in enumerate(method.b) if b]
+        b = [method.b[i] for i in counts]
+        gathered = [h * weighted_sum(b, parts) for parts in zip(*(integrands[i] for i in counts), strict=True)]
+        return z_next, error, *gathered
+
+    return compiled_or_plain(step)

@@ -1,0 +1,299 @@
+"""The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from odebench.errors import UsageError, unknown_name
+from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
+from odebench.plots.dots import dots
+from odebench.record import schema
+from odebench.reporting.lines import (
+    ALONG,
+    count,
+    finite,
+    front,
+    guides,
+    line,
+    lines_of_rows,
+    named_groups,
+    result_label,
+    split_into_lines,
+)
+from odebench.reporting.published import NFE_RATIO, published_of
+from odebench.reporting.runs import Evidence, Group, Run, evaluations, rows_of
+
+FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
+# Cost -> its tag and the label of its axis.
+COSTS = {
+    "NFE": (FORWARD, "forward NFE of a training step"),
+    "time": ("final/minutes", "training time (min)"),
+    "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
+}
+TOLERANCE = "tolerance (rtol = atol)"
+# Of an evaluation: the error of its output, against a solve at a far smaller tolerance.
+OUTPUT_ERROR = "output_error"
+# Of a run: {"solves": [[sizes of the accepted steps of a solve], ...]}.
+STEPS_FILE = "steps.json"
+MAX_BENCH_PANELS = 12
+
+
+class Lacking(UsageError):
+    """The runs have not what a figure shows."""
+
+
+class Named(NamedTuple):
+    """A figure: what it shows, what it needs and what would make that, and how it is drawn."""
+
+    shows: str
+    needs: str
+    draw: Callable[[Evidence], Figure]
+
+
+def draw(name: str, evidence: Evidence) -> Figure:
+    """The figure of a name. UsageError for a name that is none, Lacking where the files cannot give it."""
+    if name not in FIGURES:
+        raise unknown_name("figure", name, FIGURES, "figures")
+    try:
+        return FIGURES[name].draw(evidence)
+    except Lacking:
+        raise Lacking(f"figure {name} needs {FIGURES[name].needs}") from None
+    except UsageError as error:
+        raise UsageError(f"figure {name}: {error}") from None
+
+
+def _enough(lines: Sequence[Line], least: int = 2) -> Sequence[Line]:
+    """The lines; Lacking where they have fewer points than `least` in all."""
+    if sum(map(count, lines)) < least:
+        raise Lacking
+    return lines
+
+
+def _mean(tag: str) -> Callable[[Group], float]:
+    return lambda group: group.mean(tag)
+
+
+def _both_ways(group: Group) -> float:
+    """NFE of a training step, forward and backward."""
+    return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
+
+
+def _drawable(panels: Sequence[Panel]) -> Figure:
+    """The panels that have two points or more; Lacking without any."""
+    panels = [panel for panel in panels if sum(map(count, panel.lines)) > 1]
+    if not panels:
+        raise Lacking
+    return comparison(panels)
+
+
+def _result_against(cost: str) -> Callable[[Evidence], Figure]:
+    return lambda evidence: _drawable([_result_panel(evidence, quantity, cost) for quantity in evidence.objectives])
+
+
+def _result_panel(evidence: Evidence, quantity: str, cost: str) -> Panel:
+    """Means over seeds, a line along tolerances or steps."""
+    tag, (cost_tag, x) = evidence.result_tag(quantity), COSTS[cost]
+    by_label, joined = split_into_lines(evidence)
+    lines = [line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
+    y = result_label(quantity, evidence.split)
+    return Panel(f"Result against {cost}", x, y, lines, guides(evidence, tag), joined)
+
+
+def _pareto(evidence: Evidence) -> Figure:
+    return _drawable([_front_panel(evidence, quantity, cost) for quantity in evidence.objectives for cost in COSTS])
+
+
+def _front_panel(evidence: Evidence, quantity: str, cost: str) -> Panel:
+    """All groups by result and cost, and the front of those that no other beats."""
+    tag, (cost_tag, x) = evidence.result_tag(quantity), COSTS[cost]
+    by_label, are_lines = split_into_lines(evidence)
+    best = front(evidence.groups, _mean(cost_tag), _mean(tag), schema.rises(quantity))
+    told = {id(group) for group in best} if are_lines else set()
+    lines = []
+    for label, groups in by_label.items():
+        drawn = line(label, groups, _mean(cost_tag), tag)._replace(y_spread=None)
+        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.names, strict=True)]
+        lines.append(drawn._replace(names=names))
+    edge = line("", best, _mean(cost_tag), tag)
+    guide = Guide("Pareto front", x=np.repeat(edge.x, 2)[1:], y=np.repeat(edge.y, 2)[:-1])
+    return Panel(f"Against {cost}", x, result_label(quantity, evidence.split), lines, [guide], False)
+
+
+def _nfe_against_tolerance(evidence: Evidence) -> Figure:
+    by_label, joined = split_into_lines(evidence, ("tol",), "solver.name")
+    panels = []
+    for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
+        lines = [line(label, groups, _tolerance, tag)._replace(names=()) for label, groups in by_label.items()]
+        panels.append(Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", _solved(lines), (), joined))
+    if len(evidence.groups) <= MAX_LINES:
+        after = [one for label, run in _evaluated_runs(evidence) for one in _by_solver(label, run, "nfe")]
+        panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
+    panels = [panel for panel in panels if len({x for one in panel.lines for x in finite(one)[0]}) > 1]
+    if not panels:
+        raise Lacking
+    return comparison([panel._replace(x_log=True, x_falls=True) for panel in panels])
+
+
+def _tolerance(group: Group) -> float:
+    value = group.runs[0].settings["tol"]
+    return value if isinstance(value, float) else np.nan
+
+
+def _solved(lines: Sequence[Line]) -> list[Line]:
+    """The lines without what took no evaluation, as the backward pass of many gradient modes."""
+    return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
+
+
+def _evaluated_runs(evidence: Evidence) -> Iterator[tuple[str, Run]]:
+    """Of each group the first run that was evaluated, with the group's label."""
+    for label, group in named_groups(evidence):
+        run = next((run for run in group.done if (run.path / schema.EVALUATIONS).exists()), None)
+        if run:
+            yield label, run
+
+
+def _by_solver(label: str, run: Run, name: str) -> list[Line]:
+    """A number of a run's evaluations against their tolerance, a line a solver; the last of those made alike."""
+    last: dict[str, dict[float, float]] = {}
+    for row in evaluations(run):
+        if isinstance(row.get(name), int | float) and isinstance(row["tol"], float):
+            last.setdefault(row["solver"], {})[row["tol"]] = row[name]
+    words = [", ".join(filter(None, [label, solver])) for solver in last]
+    points = [np.array(sorted(one.items())) for one in last.values()]
+    return [Line(word, *one.T) for word, one in zip(words, points, strict=True)]
+
+
+def _error_against_tolerance(evidence: Evidence) -> Figure:
+    lines = _enough([one for label, run in _evaluated_runs(evidence) for one in _by_solver(label, run, OUTPUT_ERROR)])
+    tolerances = np.concatenate([one.x for one in lines])
+    equal = [tolerances.min(), tolerances.max()]
+    guide = Guide("error = tolerance", x=equal, y=equal)
+    panel = Panel("Error of the output", TOLERANCE, "error against the reference", lines, [guide])
+    return comparison([panel._replace(x_log=True, y_log=True, x_falls=True)])
+
+
+def _time_against_nfe(evidence: Evidence) -> Figure:
+    by_label, joined = split_into_lines(evidence)
+    lines = _enough([line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()])
+    x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
+    return comparison([Panel("Time against NFE", x, y, lines, (), joined, x_log=False, y_log=False)])
+
+
+def _backward_against_forward(evidence: Evidence) -> Figure:
+    by_label, joined = split_into_lines(evidence, ALONG, "gradient.name")
+    lines = _enough(_solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]), 1)
+    most = max(finite(one)[0].max(initial=0.0) for one in lines)
+    slopes = [Guide("backward = forward", x=[0, most], y=[0, most])]
+    for one in published_of(evidence.experiments, NFE_RATIO):
+        slopes.append(Guide(f"published: {one.printed} ({one.cited})", x=[0, most], y=[0, one.value * most]))
+    x, y = "forward NFE of a training step", "backward NFE of a training step"
+    return comparison([Panel("Backward against forward", x, y, lines, slopes, joined, x_log=False, y_log=False)])
+
+
+def _nfe_over_training(evidence: Evidence) -> Figure:
+    rows = {label: [rows_of(run) for run in group.runs] for label, group in named_groups(evidence)}
+    panels = []
+    for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
+        lines = _solved(lines_of_rows(rows, tag))
+        if any(map(count, lines)):
+            panels.append(Panel(f"{way} NFE over training", "optimiser step", "NFE of a training step", lines))
+    if not panels:
+        raise Lacking
+    return comparison([panel._replace(curves=True, x_log=False, y_log=False) for panel in panels])
+
+
+def _memory_against_depth(evidence: Evidence) -> Figure:
+    by_label, joined = split_into_lines(evidence, (*ALONG, "model.blocks"), "gradient.name")
+    if "gradient.name" not in evidence.varying:
+        mode = str(evidence.runs[0].settings.get("gradient.name")) if evidence.runs else ""
+        by_label = {", ".join(filter(None, [label, mode])): groups for label, groups in by_label.items()}
+    lines = _enough([line(label, groups, _depth, "final/peak_mib") for label, groups in by_label.items()])
+    x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
+    return comparison([Panel("Memory against depth", x, y, lines, (), joined, x_log=False, y_log=False)])
+
+
+def _depth(group: Group) -> float:
+    nfe, blocks = group.mean(FORWARD), group.runs[0].settings.get("model.blocks")
+    return nfe if np.isfinite(nfe) or blocks is None else blocks
+
+
+def _gradient_error(evidence: Evidence) -> Figure:
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for row in evidence.bench:
+        if isinstance(row.get("parameter_gradient_error"), float) and isinstance(row.get("tol"), float):
+            words = filter(None, [row["library"], row["variant"], row["method"]])
+            marks = panels.setdefault(f"{row['work']}, tolerance {row['tol']:g}", {})
+            marks.setdefault(" ".join(words), {})[row["mode"]] = row["parameter_gradient_error"]
+    if not panels:
+        raise Lacking
+    shown = dict(list(panels.items())[:MAX_BENCH_PANELS])
+    return dots(shown, "relative error of the parameters' gradient, against float64")
+
+
+def _step_sizes(evidence: Evidence) -> Figure:
+    lines = []
+    for label, group in named_groups(evidence):
+        sizes = next(filter(None, map(_first_solve, group.runs)), None)
+        if sizes:
+            lines.append(Line(label, np.cumsum([0.0, *sizes[:-1]]), np.abs(sizes)))
+    axes = "t where a step starts (time of the ODE)", "step size (time of the ODE)"
+    return comparison([Panel("Step sizes of one solve", *axes, _enough(lines, 1), x_log=False)])
+
+
+def _first_solve(run: Run) -> list[float]:
+    """Sizes of the accepted steps of a run's first solve; empty where it has none."""
+    path = run.path / STEPS_FILE
+    if not path.exists():
+        return []
+    try:
+        solves = json.loads(path.read_bytes())["solves"]
+        return [float(size) for size in solves[0]] if solves else []
+    except (ValueError, LookupError, TypeError):
+        raise UsageError(f"{path} is damaged") from None
+
+
+_SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
+
+FIGURES = {
+    "result-nfe": Named("the objective against forward NFE", _SWEEP, _result_against("NFE")),
+    "result-time": Named("the objective against training time", _SWEEP, _result_against("time")),
+    "result-memory": Named("the objective against peak memory", _SWEEP, _result_against("memory")),
+    "pareto": Named("the objective against each cost, with the settings that no other beats", _SWEEP, _pareto),
+    "nfe-tolerance": Named(
+        "NFE against tolerance, in training and after it",
+        "two tolerances; make them: odebench sweep tol=1e-2,1e-4, or odebench eval RUN tol=1e-2 and again tol=1e-4",
+        _nfe_against_tolerance,
+    ),
+    "error-tolerance": Named(
+        "error of the output against tolerance, after training",
+        f"evaluations with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
+        _error_against_tolerance,
+    ),
+    "time-nfe": Named("time of a training step against its NFE", _SWEEP, _time_against_nfe),
+    "backward-forward": Named(
+        "backward against forward NFE",
+        "runs that solve backward; make one: odebench train gradient=adjoint",
+        _backward_against_forward,
+    ),
+    "nfe-training": Named(
+        "NFE over a training", "a run of a model with an ODE; make one: odebench train model=odenet", _nfe_over_training
+    ),
+    "memory-depth": Named(
+        "peak memory against depth, a line a gradient mode",
+        "two settings that ran to their end; make them: odebench sweep gradient=adjoint,backprop tol=1e-2,1e-4",
+        _memory_against_depth,
+    ),
+    "gradient-error": Named(
+        "error of the gradient by gradient mode",
+        "the results.csv of a bench in the folders; make it: odebench bench --modes backprop,adjoint --output DIR",
+        _gradient_error,
+    ),
+    "step-sizes": Named(
+        "sizes of the steps of one solve along t",
+        f"runs with {STEPS_FILE}, which a training of a model with an ODE writes: odebench train model=odenet",
+        _step_sizes,
+    ),
+}

@@ -1,0 +1,148 @@
+"""Groups of runs as the lines of a figure."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from odebench.errors import UsageError
+from odebench.plots.comparison import MAX_LINES, Guide, Line
+from odebench.record import schema
+from odebench.reporting.published import published_of
+from odebench.reporting.runs import Evidence, Group, Row
+from odebench.reporting.table import scale, shown_setting
+
+# Settings that a line runs along: how finely is solved.
+ALONG = ("tol", "solver.steps", "solver.step_size")
+SMOOTH_FROM = 60  # points of a curve
+
+
+def split_into_lines(
+    evidence: Evidence, along: Sequence[str] = ALONG, first: str = "model.name"
+) -> tuple[dict[str, list[Group]], bool]:
+    """The groups by the settings that vary besides those `along`, and whether they are lines.
+
+    More lines than can be told apart become clouds of points: one for each value of the setting `first`, where it has
+    few, or else of another one.
+    """
+    groups = [group for group in evidence.groups if group.done]
+    keys = [key for key in evidence.varying if key not in along and len(_by(groups, [key])) > 1]
+    lines = _by(groups, keys)
+    if len(lines) <= MAX_LINES:
+        return lines, True
+    few = [key for key in keys if len(_by(groups, [key])) <= MAX_LINES // 2]
+    few.sort(key=lambda key: key != first)
+    return _by(groups, few[:1]), False
+
+
+def named_groups(evidence: Evidence) -> Iterator[tuple[str, Group]]:
+    """Every group with its label, for figures of a line a group; UsageError for more than can be told apart."""
+    if len(evidence.groups) > MAX_LINES:
+        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(evidence.groups):,}; name fewer runs")
+    for group in evidence.groups:
+        yield label(group, evidence.varying), group
+
+
+def _by(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(label(group, keys), []).append(group)
+    return found
+
+
+def label(group: Group, keys: Sequence[str]) -> str:
+    """The group's settings in a few words: choices by name, others with their key."""
+    words = []
+    for key in keys:
+        text = shown_setting(group.values[key])
+        is_choice = key.endswith(".name") or key == "experiment"
+        words.append(text if is_choice else f"{key.rpartition('.')[2]} {text}")
+    return ", ".join(words)
+
+
+def line(label: str, groups: Sequence[Group], x: Callable[[Group], float], tag: str) -> Line:
+    """The groups' means of `tag`, scaled to be read, against `x`, with tolerance or steps as names."""
+    return Line(
+        label,
+        np.array([x(group) for group in groups]),
+        scale(tag) * np.array([group.mean(tag) for group in groups]),
+        scale(tag) * np.array([group.spread(tag) for group in groups]),
+        [_fineness(group) for group in groups],
+    )
+
+
+def _fineness(group: Group) -> str:
+    """The tolerance or the steps, where they vary: ``1e-3``, but ``20``."""
+    value = next((group.values[key] for key in ALONG if group.values.get(key) is not None), None)
+    if not isinstance(value, float):
+        return value or ""
+    text = f"{value:.0e}".replace("e-0", "e-")
+    return text if abs(value) < 0.5 and float(text) == value else f"{value:g}"
+
+
+def lines_of_rows(runs: Mapping[str, Sequence[Sequence[Row]]], tag: str) -> list[Line]:
+    """A curve a label: mean and standard deviation of `tag` over its runs, at the steps that all of them logged.
+
+    Of many points the running mean is drawn.
+    """
+    lines = []
+    for label, of_runs in runs.items():
+        series = [{row["step"]: row[tag] for row in rows if tag in row} for rows in of_runs]
+        series = [one for one in series if one]
+        if not series:
+            continue
+        steps = sorted(set.intersection(*map(set, series)))
+        values = np.array([[one[step] for step in steps] for one in series], dtype=float)
+        if len(steps) > SMOOTH_FROM:
+            values = np.array([_running_mean(one, len(steps) // 30) for one in values])
+        spread = values.std(axis=0, ddof=1) if len(series) > 1 else None
+        lines.append(Line(label, np.array(steps), values.mean(axis=0), spread))
+    return lines
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    kernel = np.ones(2 * width + 1)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def front(
+    groups: Sequence[Group], cost: Callable[[Group], float], result: Callable[[Group], float], rises: bool
+) -> list[Group]:
+    """The Pareto front: groups that no other beats in result at the same cost or less, the cheapest first."""
+    sign = -1.0 if rises else 1.0
+    points = [(cost(group), sign * result(group), group) for group in groups]
+    points = sorted((point for point in points if np.isfinite(point[:2]).all()), key=lambda point: point[:2])
+    best: list[Group] = []
+    least = np.inf
+    for _, value, group in points:
+        if value < least:
+            best.append(group)
+            least = value
+    return best
+
+
+def guides(evidence: Evidence, tag: str) -> list[Guide]:
+    """The published values of a result for the runs' experiments; they are of the test split."""
+    quantity = tag.removeprefix("best/").removeprefix("final/test_")
+    return [
+        Guide(f"published, test: {one.row}, {one.printed} ({one.cited})", scale(one.tag) * one.value)
+        for one in published_of(evidence.experiments, f"final/test_{quantity}")
+    ]
+
+
+def result_label(quantity: str, split: str) -> str:
+    """The label of a result's axis, such as ``validation accuracy (%)`` or ``test nll (nats)``."""
+    tag = f"best/{quantity}"
+    unit = "%" if scale(tag) == 100 else schema.TAGS[tag].unit if tag in schema.TAGS else ""
+    name = quantity.removesuffix(f"_{unit}").replace("_", " ")
+    return f"{split} {name} ({unit})" if unit else f"{split} {name}"
+
+
+def finite(one: Line) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a line that can be drawn."""
+    kept = np.isfinite(one.x) & np.isfinite(one.y)
+    return one.x[kept], one.y[kept]
+
+
+def count(one: Line) -> int:
+    """How many points of a line can be drawn."""
+    return len(finite(one)[0])

@@ -1,0 +1,108 @@
+"""A report as one HTML page that needs nothing else: tables that can be sorted, figures inside the page."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import NamedTuple
+
+from odebench.reporting.table import Table
+
+SVG_LIMIT_BYTES = 400_000  # a picture of points is smaller than their drawing
+
+
+class Picture(NamedTuple):
+    """A figure as files: its name, what it shows, and both forms."""
+
+    name: str
+    shows: str
+    png: bytes
+    svg: bytes
+
+
+class Page(NamedTuple):
+    """What stands on the page. reasons: why runs were not done -> their folders; left_out: figures, and why."""
+
+    title: str
+    command: str
+    made: str
+    notes: Sequence[str]
+    table: Table
+    published: Table | None
+    pictures: Sequence[Picture]
+    left_out: Sequence[str]
+    reasons: Mapping[str, Sequence[str]]
+
+
+def as_html(page: Page) -> str:
+    """The page."""
+    template = Template((files("odebench.reporting") / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(page.title),
+        command=escape(page.command),
+        made=escape(page.made),
+        notes=_notes(page.notes),
+        table=_table(page.table),
+        published=f"<h2>Beside the published values</h2>\n{_table(page.published)}" if page.published else "",
+        figures=_figures(page),
+        reasons=_reasons(page.reasons),
+    )
+
+
+def _notes(lines: Sequence[str]) -> str:
+    return "\n".join(f'<p class="note">{escape(line)}</p>' for line in lines)
+
+
+def _table(table: Table) -> str:
+    kinds = [' class="number"' if column.numbers else "" for column in table.columns]
+    head = "".join(
+        f'<th{kind} title="{escape(column.about)}"><button>{escape(column.title)}</button></th>'
+        for column, kind in zip(table.columns, kinds, strict=True)
+    )
+    rows = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<td{kind} data-value="{_value(cell.value)}">{escape(cell.text)}</td>'
+            for cell, kind in zip(row, kinds, strict=True)
+        )
+        + "</tr>"
+        for row in table.rows
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+
+
+def _value(value: float | str) -> str:
+    if isinstance(value, str):
+        return escape(value)
+    return "" if math.isnan(value) else repr(value)
+
+
+def _figures(page: Page) -> str:
+    parts = ["<h2>Figures</h2>", '<div class="figures">']
+    for one in page.pictures:
+        kind, content = ("svg+xml", one.svg) if len(one.svg) < SVG_LIMIT_BYTES else ("png", one.png)
+        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        caption = f"{escape(one.shows)} (<code>{escape(one.name)}</code>)"
+        picture = f'<img alt="{escape(one.shows)}" src="{source}">'
+        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+    parts.append("</div>")
+    if page.left_out:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in page.left_out)
+        parts.append(f"<details><summary>Figures left out</summary><ul>{lines}</ul></details>")
+    return "\n".join(parts)
+
+
+def _reasons(reasons: Mapping[str, Sequence[str]]) -> str:
+    if not reasons:
+        return ""
+    parts = [
+        f"<details><summary>{escape(reason)} ({len(paths):,})</summary><ul>"
+        + "".join(f"<li><code>{escape(path)}</code></li>" for path in paths)
+        + "</ul></details>"
+        if paths
+        else f"<p>{escape(reason)}</p>"
+        for reason, paths in reasons.items()
+    ]
+    return "\n".join(["<h2>Runs that were not done</h2>", *parts])

@@ -1,0 +1,80 @@
+"""Published values (published.csv), each with its source, and ours beside them.
+
+Columns of the file: of, the table or figure that a value stands in; row, what it is of; experiment, ours that is
+compared with it, empty where there is none; tag, what it measures as a run's summary has it, empty where runs do not;
+value, in the tag's unit; printed, as the source prints it; source; recalled, whether it is from memory and was not read
+again there.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import NamedTuple
+
+from odebench.reporting.runs import Evidence, Group
+
+# Of a training step, backward over forward evaluations: a tag of this file alone.
+NFE_RATIO = "nfe_ratio"
+
+
+class Published(NamedTuple):
+    """One value. experiment, tag: empty where there is none; value: NaN where no number was printed."""
+
+    of: str
+    row: str
+    experiment: str
+    tag: str
+    value: float
+    printed: str
+    source: str
+    recalled: bool
+
+    @property
+    def cited(self) -> str:
+        """The source, and whether it was read again."""
+        return f"{self.source}, recalled" if self.recalled else self.source
+
+
+class Beside(NamedTuple):
+    """A published value and ours: mean and standard deviation over a group's runs; NaN where there is none."""
+
+    published: Published
+    group: Group
+    mean: float
+    spread: float
+
+
+def read_published() -> list[Published]:
+    """All published values."""
+    text = (files("odebench.reporting") / "published.csv").read_text(encoding="utf-8")
+    return [
+        Published(
+            **{**row, "value": float(row["value"] or "nan"), "recalled": row["recalled"] == "yes"}  # type: ignore[arg-type]
+        )
+        for row in csv.DictReader(text.splitlines())
+    ]
+
+
+def published_of(experiments: Sequence[str], tag: str) -> list[Published]:
+    """The published values of a tag for experiments of ours."""
+    return [one for one in read_published() if one.experiment in experiments and one.tag == tag]
+
+
+def beside_published(evidence: Evidence) -> list[Beside]:
+    """Each published value for the runs' experiments, beside each group of these runs; what is no number once."""
+    found = []
+    for one in read_published():
+        of_it = [
+            group for group in evidence.groups if {run.settings["experiment"] for run in group.runs} == {one.experiment}
+        ]
+        found += [Beside(one, group, *ours(group, one.tag)) for group in (of_it if one.tag else of_it[:1])]
+    return found
+
+
+def ours(group: Group, tag: str) -> tuple[float, float]:
+    """Mean and spread of a group's runs in a tag of the file."""
+    if tag == NFE_RATIO:
+        forward = group.mean("final/nfe_forward")
+        return (group.mean("final/nfe_backward") / forward if forward else math.nan), math.nan
+    return group.mean(tag), group.spread(tag)

@@ -1,0 +1,306 @@
+"""The runs that a report is made of, and what varies among them."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odebench.errors import UsageError
+from odebench.record import schema
+from odebench.record.reader import Overview, find_runs, read_metrics, read_overview
+
+# Where they vary they are shown, though others may tell the same.
+CHOICES = ("data.name", "model.name", "solver.name", "tol", "gradient.name")
+# Of the others the earlier are shown where several tell the same.
+PREFERRED = ("experiment", "budget", "solver.steps", "solver.step_size", "model.", "gradient.", "dynamics.", "optim.")
+# What makes no other experiment.
+IGNORED = {
+    *("seed", "outputs", "run_dir", "config_dir", "budgets", "data.root", "data.download"),
+    *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
+}
+BENCH_HEADER = "work,family,library"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. settings: by dotted key, with "experiment" and "tol"; machine: where it ran, in a few words."""
+
+    overview: Overview
+    settings: dict[str, Any]
+    machine: str
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.overview.path
+
+    @property
+    def status(self) -> str:
+        """One of `schema.STATUSES`."""
+        return self.overview.status
+
+    @property
+    def objective(self) -> str:
+        """What its training was judged by, without the split: ``accuracy``, ``nll_nats``, ``loss``."""
+        return str(self.settings.get("trainer.objective") or "val/loss").rpartition("/")[2]
+
+    def number(self, tag: str) -> float:
+        """A number of its summary; NaN where there is none."""
+        value = self.overview.summary.get(tag)
+        return float(value) if isinstance(value, int | float) else float("nan")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed. values: their settings that vary among groups, by key."""
+
+    values: dict[str, Any]
+    runs: list[Run]
+    _known: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def done(self) -> list[Run]:
+        """Those that came to their end."""
+        return [run for run in self.runs if run.status == "done"]
+
+    def mean(self, tag: str) -> float:
+        """Mean of a number over the runs that are done; NaN without any."""
+        return self._mean_and_spread(tag)[0]
+
+    def spread(self, tag: str) -> float:
+        """Its standard deviation (of n - 1); NaN for less than two runs."""
+        return self._mean_and_spread(tag)[1]
+
+    def _mean_and_spread(self, tag: str) -> tuple[float, float]:
+        if tag not in self._known:
+            values = np.array([number for run in self.done if math.isfinite(number := run.number(tag))])
+            mean = float(values.mean()) if values.size else math.nan
+            self._known[tag] = mean, float(values.std(ddof=1)) if values.size > 1 else math.nan
+        return self._known[tag]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a report is made of. damaged: why a folder could not be read; split: validation or test."""
+
+    folders: Sequence[Path]
+    runs: list[Run]
+    queued: list[Overview]
+    damaged: list[str]
+    split: str = "validation"
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """Keys of the settings that tell the groups apart."""
+        return what_varies([run.settings for run in self.runs])
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The runs by what varies, in the order of its values."""
+        found: dict[str, Group] = {}
+        for run in self.runs:
+            values = {key: run.settings.get(key) for key in self.varying}
+            found.setdefault(repr(values), Group(values, [])).runs.append(run)
+        return sorted(found.values(), key=lambda group: [_order(value) for value in group.values.values()])
+
+    @cached_property
+    def objectives(self) -> list[str]:
+        """What the trainings were judged by."""
+        return list(dict.fromkeys(run.objective for run in self.runs))
+
+    @cached_property
+    def experiments(self) -> list[str]:
+        """The experiments that runs are of."""
+        return sorted({run.settings["experiment"] for run in self.runs if run.settings.get("experiment")})
+
+    @cached_property
+    def bench(self) -> list[Row]:
+        """The rows of the results of ``odebench bench`` in the folders."""
+        return [row for folder in self.folders for path in _csv_files(folder) for row in _bench_rows(path)]
+
+    def result_tag(self, quantity: str) -> str:
+        """The closing tag of a quantity on the split that is asked for."""
+        return f"final/test_{quantity}" if self.split == "test" else f"best/{quantity}"
+
+
+def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
+    """Read all runs in the folders and below, each once. UsageError where a folder is none."""
+    paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True)}
+    runs, queued, damaged = [], [], []
+    for path in paths.values():
+        try:
+            run = _read(path)
+        except UsageError as error:
+            damaged.append(str(error))
+        except (AttributeError, TypeError):  # JSON, but of another shape
+            damaged.append(f"{path} is damaged: one of its files holds something else")
+        else:
+            if run.settings:
+                runs.append(run)
+            else:
+                queued.append(run.overview)
+    return Evidence(folders, runs, queued, damaged, split)
+
+
+def _read(path: Path) -> Run:
+    overview = read_overview(path)
+    if not isinstance(overview.summary, dict):
+        raise UsageError(f"{path / schema.SUMMARY} is damaged: it holds no numbers")
+    settings = flat(overview.settings)
+    if settings:
+        settings["experiment"] = _experiment(path)
+        settings["tol"] = _tolerance(settings)
+    return Run(overview, settings, _machine(path))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key, numbers as floats."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            found[f"{prefix}{name}"] = float(value) if is_number else value  # 1 and 1.0 are the same setting
+    return found
+
+
+def _tolerance(settings: dict[str, Any]) -> float | str | None:
+    """The solver's tolerance in place of rtol and atol, ``rtol/atol`` where they differ; None where it has none."""
+    rtol, atol = settings.pop("solver.rtol", None), settings.pop("solver.atol", None)
+    if settings.get("solver.name") == "none":
+        return None
+    return rtol if rtol == atol else f"{rtol or 0:g}/{atol or 0:g}"
+
+
+def _experiment(path: Path) -> str | None:
+    """The experiment that was named on the command line, the last where there are two."""
+    try:
+        words = (path / schema.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    return named[-1] if named and named[-1] != "null" else None
+
+
+def _machine(path: Path) -> str:
+    """Processor, threads, GPU and torch of the first process of a run."""
+    try:
+        manifest = json.loads((path / schema.MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return "an unknown machine"
+    machine, torch = manifest.get("machine", {}), manifest.get("versions", {}).get("torch")
+    where = machine.get("gpu") or f"{machine.get('cpu')}, threads: {machine.get('threads')}"
+    return f"{where}, torch {torch}"
+
+
+def what_varies(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell the settings apart: the choices that vary, and of the rest as few as say all.
+
+    A key that follows from those before it is left out: another model brings another width.
+    """
+    texts = [{key: repr(value) for key, value in one.items() if key not in IGNORED} for one in settings]
+    keys = list(dict.fromkeys(key for one in texts for key in one))
+    # The number of a value among those of its key stands for it: classes of runs are then compared by numbers.
+    columns = {key: _numbered([one.get(key, "None") for one in texts]) for key in keys}
+    varying = sorted((key for key in keys if max(columns[key]) > 0), key=_preference)
+    finest = _classes([columns[key] for key in varying])
+    chosen = [key for key in varying if key in CHOICES]
+    current = _classes([columns[key] for key in chosen])
+    for key in varying:
+        if max(current, default=0) == max(finest, default=0):
+            break
+        finer = _classes([current, columns[key]])
+        if max(finer) > max(current, default=0):
+            chosen.append(key)
+            current = finer
+    return chosen
+
+
+def _numbered(values: Sequence[Any]) -> list[int]:
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]
+
+
+def _classes(columns: Sequence[Sequence[int]]) -> list[int]:
+    """Which rows are alike in all columns, as numbers."""
+    columns = [column for column in columns if column]
+    return _numbered(list(zip(*columns, strict=True))) if columns else []
+
+
+def _preference(key: str) -> tuple[int, int]:
+    choice = CHOICES.index(key) if key in CHOICES else len(CHOICES)
+    place = next((place for place, start in enumerate(PREFERRED) if key.startswith(start)), len(PREFERRED))
+    return choice, place
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Nothing first, then numbers, then words."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
+
+
+def rows_of(run: Run) -> list[Row]:
+    """The rows of a run's metrics."""
+    return read_metrics(run.path / schema.METRICS)
+
+
+def evaluations(run: Run) -> list[Row]:
+    """The lines of a run's evaluations, with the "solver" and "tol" that each was made with."""
+    settings = run.settings
+    own = {
+        "solver": settings.get("eval_solver") or settings.get("solver.name"),
+        "tol": settings.get("eval_tol") or settings.get("tol"),
+    }
+    found = []
+    for row in _evaluation_lines(run.path / schema.EVALUATIONS):
+        given = dict(word.split("=", 1) for word in row["overrides"] if word.startswith(("solver=", "tol=")))
+        if "tol" in given:
+            given["tol"] = float(given["tol"])
+        found.append({**own, **given, **row})
+    return found
+
+
+def _evaluation_lines(path: Path) -> Iterator[Row]:
+    """The lines of evaluations.jsonl; what a process that was killed left unfinished is passed over."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("overrides"), list):
+            yield row
+
+
+def _csv_files(folder: Path) -> Iterator[Path]:
+    """CSV files outside runs."""
+    for parent, children, files in os.walk(folder):
+        if schema.STATUS in files:
+            children.clear()
+        else:
+            yield from (Path(parent, name) for name in sorted(files) if name.endswith(".csv"))
+
+
+def _bench_rows(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        if not file.readline().startswith(BENCH_HEADER):
+            return []
+        file.seek(0)
+        return [{name: _number(text) for name, text in row.items() if name} for row in csv.DictReader(file)]
+
+
+def _number(text: str | None) -> Any:
+    try:
+        return float(text or "")
+    except ValueError:
+        return text or None

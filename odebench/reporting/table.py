@@ -1,0 +1,191 @@
+"""Groups of runs as a table: on the screen, as Markdown, as LaTeX, and with every number as CSV."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from odebench.errors import UsageError, did_you_mean
+from odebench.record import schema
+from odebench.reporting.runs import Evidence, Group
+
+PARAMETERS = "parameters"
+# After the objective, what a table shows unless asked for other columns.
+COSTS = ("final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/step_ms", "final/minutes")
+NOTHING = "-"
+_ABOUT = {
+    PARAMETERS: "numbers that the training fits",
+    "runs": "runs that came to their end, of all where some did not",
+}
+
+
+class Column(NamedTuple):
+    """A column: its title, and what it means where the title does not tell."""
+
+    title: str
+    about: str = ""
+    numbers: bool = True
+
+
+class Cell(NamedTuple):
+    """What is read, and what the cell is sorted by (NaN: nothing)."""
+
+    text: str
+    value: float | str
+
+
+class Table(NamedTuple):
+    """Columns and rows of cells."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Titles and rows as text."""
+        return [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.rows)]
+
+
+def all_tags(evidence: Evidence) -> list[str]:
+    """Every number that at least one run came to, in the order of the schema."""
+    tasks = dict.fromkeys(str(run.settings.get("task")) for run in evidence.runs)
+    known = [tag for task in tasks for tag in schema.closing_tags(task)]
+    told = {tag: None for run in evidence.runs for tag in run.overview.summary if math.isfinite(run.number(tag))}
+    extra = [tag for tag in told if schema.is_closing(tag)]
+    return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in told]
+
+
+def headline_tags(evidence: Evidence) -> list[str]:
+    """What a table shows unless asked for other columns: the objectives, then what they cost."""
+    results = [f"{split}{name}" for name in evidence.objectives for split in ("best/", "final/test_")]
+    present = all_tags(evidence)
+    return [tag for tag in [PARAMETERS, *results, *COSTS] if tag in present]
+
+
+def chosen_tags(evidence: Evidence, asked: str | None) -> list[str]:
+    """The columns of a table: those named, with commas between; all; or the usual ones (None)."""
+    present = all_tags(evidence)
+    if asked is None:
+        return headline_tags(evidence)
+    if asked == "all":
+        return present
+    named = list(filter(None, asked.split(",")))
+    for tag in named:
+        if tag not in present:
+            raise UsageError(
+                f"no run has a number {tag}{did_you_mean(tag, present)} (--columns all shows {len(present)} of them)"
+            )
+    return named
+
+
+def make_table(evidence: Evidence, tags: Sequence[str]) -> Table:
+    """A row a group: what varies, how many runs, then mean and standard deviation of each tag over its runs."""
+    columns = [Column(title(key), key, numbers=False) for key in evidence.varying]
+    columns.append(Column("runs", _ABOUT["runs"]))
+    columns += [Column(tag + " (%)" * (scale(tag) == 100.0), about(tag)) for tag in tags]
+    rows = []
+    for group in evidence.groups:
+        told, total = len(group.done), len(group.runs)
+        row = [Cell(shown_setting(value), _sorted_by(value)) for value in group.values.values()]
+        row.append(Cell(f"{told}" if told == total else f"{told} of {total}", float(told)))
+        for tag in tags:
+            mean, spread = scale(tag) * group.mean(tag), scale(tag) * group.spread(tag)
+            row.append(Cell(shown(mean, spread), mean))
+        rows.append(row)
+    return Table(columns, rows)
+
+
+def title(key: str) -> str:
+    """A setting's key as a column's title: ``model`` of model.name."""
+    return key.removesuffix(".name")
+
+
+def about(tag: str) -> str:
+    """What a number means."""
+    return _ABOUT.get(tag) or (schema.TAGS[tag].description if tag in schema.TAGS else "")
+
+
+def scale(tag: str) -> float:
+    """What a number is multiplied by to be read: fractions are read in percent."""
+    return 100.0 if tag in schema.TAGS and schema.TAGS[tag].unit == "fraction" else 1.0
+
+
+def shown_setting(value: Any) -> str:
+    """A setting as it is read."""
+    if value is None:
+        return NOTHING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sorted_by(value: Any) -> float | str:
+    if value is None:
+        return math.nan
+    return value if isinstance(value, float) else str(value)
+
+
+def shown(mean: float, spread: float = math.nan) -> str:
+    """A number with its spread, to two digits of that; without one to four digits."""
+    if not math.isfinite(mean):
+        return NOTHING
+    if not spread > 1e-9 * abs(mean):  # one run, or runs that agree but for rounding
+        return f"{mean:,.0f}" if 1000 <= abs(mean) < 1e7 else f"{mean:.4g}"
+    digits = min(max(1 - math.floor(math.log10(spread)), 0), 6)
+    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+
+
+def as_terminal(table: Table) -> str:
+    """In columns as wide as their widest entry, numbers to the right."""
+    rows = table.texts
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join(
+        "  ".join(
+            text.rjust(width) if column.numbers else text.ljust(width)
+            for text, width, column in zip(row, widths, table.columns, strict=True)
+        ).rstrip()
+        + "\n"
+        for row in rows
+    )
+
+
+def as_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown."""
+    header, *rows = [[text.replace("|", "\\|") for text in row] for row in table.texts]
+    rule = ["---:" if column.numbers else "---" for column in table.columns]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
+
+
+def as_latex(table: Table) -> str:
+    """A tabular for the package booktabs."""
+    header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in table.texts]
+    places = "".join("r" if column.numbers else "l" for column in table.columns)
+    lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+def _escape(text: str) -> str:
+    if text == NOTHING:
+        return "--"
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), text)
+    return escaped.replace("±", r"$\pm$")
+
+
+def as_csv(evidence: Evidence, tags: Sequence[str]) -> str:
+    """Every number in full: settings, runs, done, seeds, then mean and standard deviation of each tag in its unit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*evidence.varying, "runs", "done", "seeds", *(name for tag in tags for name in (tag, f"{tag}_std"))]
+    )
+    for group in evidence.groups:
+        numbers = [number for tag in tags for number in (group.mean(tag), group.spread(tag))]
+        counts = [len(group.runs), len(group.done), seeds(group)]
+        writer.writerow([*group.values.values(), *counts, *("" if math.isnan(x) else x for x in numbers)])
+    return text.getvalue()
+
+
+def seeds(group: Group) -> int:
+    """How many seeds the runs that are done have."""
+    return len({run.settings.get("seed") for run in group.done})

@@ -1,0 +1,134 @@
+import itertools
+import math
+import random
+
+import pytest
+
+from odebench.errors import UsageError
+from odebench.plots.comparison import MAX_LINES
+from odebench.reporting import figures
+from odebench.reporting.lines import front, lines_of_rows
+from odebench.reporting.runs import gather
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_drawn_from_its_data_with_named_axes(name, corpus):
+    figure = figures.draw(name, gather([corpus]))
+    for axes in figure.axes:
+        assert axes.get_title(loc="left")
+        assert axes.get_xlabel()
+        assert axes.get_ylabel() or name == "gradient-error"
+        assert axes.lines
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_figure_that_the_runs_cannot_give_says_what_would_make_it(name, record, runs):
+    record(gradient__name="backprop", summary={"final/nfe_backward": 0})
+    with pytest.raises(UsageError, match=f"^figure {name} needs .*odebench (sweep|train|eval|bench)"):
+        figures.draw(name, gather([runs]))
+
+
+def test_an_unknown_figure_is_told_with_the_nearest_name(record, runs):
+    record()
+    with pytest.raises(UsageError, match="did you mean pareto"):
+        figures.draw("paretto", gather([runs]))
+
+
+def test_the_result_is_the_mean_over_seeds_against_the_mean_cost(corpus, points):
+    (axes,) = figures.draw("result-nfe", gather([corpus])).axes
+    drawn = points(axes)["adjoint"]
+    assert dict(drawn) == pytest.approx({nfe + 0.5: 90 + (nfe + 0.5) / 10 for nfe in (20, 30, 40)})
+    assert axes.get_ylabel() == "validation accuracy (%)"
+    assert "1e-2" in {text.get_text() for text in axes.texts}
+
+
+def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, points):
+    (axes,) = figures.draw("result-time", gather([corpus], split="test")).axes
+    (guide,) = [line for line in axes.lines if line.get_label().startswith("published")]
+    assert list(guide.get_ydata()) == [99.58, 99.58]
+    assert "recalled" in guide.get_label()
+    assert guide.get_linestyle() != "-"
+    assert points(axes)["adjoint"][0][1] == 94.0
+    assert axes.get_ylabel() == "test accuracy (%)"
+
+
+def test_a_backward_pass_without_an_evaluation_is_no_point(corpus, points):
+    (axes,) = figures.draw("backward-forward", gather([corpus])).axes
+    drawn = points(axes)
+    assert "backprop" not in drawn
+    assert sorted(drawn["adjoint"]) == [(20.5, 30.75), (30.5, 45.75), (40.5, 60.75)]
+    assert drawn["published: about half (Chen et al. 2018, Figure 3c)"] == [(0, 0), (40.5, 20.25)]
+
+
+def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
+    evidence = gather([corpus])
+    after = figures.draw("nfe-tolerance", evidence).axes[2]
+    assert [*points(after).values()] == [[(1e-3, 9), (1e-1, 9)]]
+    (axes,) = figures.draw("error-tolerance", evidence).axes
+    assert points(axes)["tol 0.0001, backprop, dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
+
+
+def test_step_sizes_start_where_the_step_before_ends(corpus, points):
+    (axes,) = figures.draw("step-sizes", gather([corpus])).axes
+    assert [*points(axes).values()] == [[(0.0, 0.25), (0.25, 0.5), (0.75, 0.25)]]
+
+
+def test_a_damaged_file_of_steps_is_told(corpus):
+    for path in corpus.glob("*/steps.json"):
+        path.write_text("[]")
+    with pytest.raises(UsageError, match="damaged"):
+        figures.draw("step-sizes", gather([corpus]))
+
+
+def test_memory_of_residual_networks_stands_at_their_blocks(record, runs, points):
+    for blocks in (2, 4):
+        record(model__name="resnet", model__blocks=blocks, solver__name="none", summary={"final/nfe_forward": None})
+    (axes,) = figures.draw("memory-depth", gather([runs])).axes
+    assert [*points(axes).values()] == [[(2, 50), (4, 50)]]
+
+
+def test_curves_are_means_over_seeds_at_the_steps_that_all_have():
+    rows = [[{"step": s, "nfe/forward": s + seed} for s in range(1, 4 + seed)] for seed in (0, 2)]
+    (line,) = lines_of_rows({"one": rows, "none": [[]]}, "nfe/forward")
+    assert (line.label, list(line.x), list(line.y)) == ("one", [1, 2, 3], [2, 3, 4])
+    assert line.y_spread == pytest.approx([math.sqrt(2)] * 3)
+
+
+def test_the_running_mean_of_a_long_curve_keeps_a_straight_line():
+    rows = [{"step": s, "nfe/forward": 2 * s} for s in range(300)]
+    (line,) = lines_of_rows({"one": [rows]}, "nfe/forward")
+    assert line.y[20:-20] == pytest.approx(2 * line.x[20:-20])
+
+
+def test_the_pareto_front_is_what_no_other_beats():
+    rng = random.Random(0)
+    groups = [(rng.randrange(12), rng.randrange(12)) for _ in range(60)]
+    for rises in (True, False):
+        found = front(groups, lambda group: group[0], lambda group: float(group[1]), rises)
+        better = (lambda a, b: a > b) if rises else (lambda a, b: a < b)
+        beaten = {
+            a
+            for a, b in itertools.product(groups, groups)
+            if (b[0] <= a[0] and better(b[1], a[1])) or (b[0] < a[0] and b[1] == a[1])
+        }
+        assert sorted(found) == sorted(set(groups) - beaten)
+
+
+def test_more_lines_than_can_be_told_apart_become_clouds_and_curves_are_refused(record, runs, points):
+    for width, mode in itertools.product(range(1, MAX_LINES + 2), ("adjoint", "backprop")):
+        record(model__width=width, gradient__name=mode, summary={"final/nfe_forward": width})
+    evidence = gather([runs])
+    (axes,) = figures.draw("result-nfe", evidence).axes
+    assert {label: len(drawn) for label, drawn in points(axes).items()} == {"adjoint": 15, "backprop": 15}
+    assert {line.get_linestyle() for line in axes.lines} == {"None"}
+    with pytest.raises(UsageError, match=f"figure nfe-training: it shows up to {MAX_LINES} settings, not 30"):
+        figures.draw("nfe-training", evidence)
+
+
+def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
+    for tol in (1e-2, 1e-3):
+        record(tol=tol)
+        density = {"best/nll_nats": 1.5, "best/accuracy": None}
+        record(tol=tol, task="density", model__name="cnf", trainer__objective="val/nll_nats", summary=density)
+    figure = figures.draw("result-nfe", gather([runs]))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation nll (nats)"]

@@ -1,0 +1,52 @@
+import math
+
+import pytest
+
+from odebench.record import schema
+from odebench.reporting import notes
+from odebench.reporting.published import NFE_RATIO, beside_published, published_of, read_published
+from odebench.reporting.runs import gather
+
+PUBLISHED = read_published()
+
+
+def test_every_published_value_has_its_source_and_says_whether_it_is_recalled():
+    assert all(one.of and one.row and one.printed and one.source for one in PUBLISHED)
+    assert {one.recalled for one in PUBLISHED if one.of in ("table1", "table2")} == {True}
+    assert all(one.cited.endswith("recalled") == one.recalled for one in PUBLISHED)
+
+
+def test_its_experiment_exists_and_its_tag_is_one_of_a_runs_end(root):
+    for one in PUBLISHED:
+        assert not one.experiment or (root / "configs" / "experiment" / f"{one.experiment}.yaml").is_file(), one
+        assert not one.tag or schema.is_closing(one.tag) or one.tag in ("parameters", NFE_RATIO), one
+        assert bool(one.tag) == math.isfinite(one.value), one
+
+
+def test_an_error_in_percent_is_the_accuracy_that_it_means():
+    errors = [one for one in PUBLISHED if one.printed.endswith("% error")]
+    assert len(errors) == 4
+    for one in errors:
+        assert 100 * (1 - one.value) == pytest.approx(float(one.printed.split()[0]))
+
+
+def test_published_values_stand_beside_the_runs_of_their_experiment_alone(record, runs):
+    record(experiment="paper/mnist_odenet", seed=0)
+    record(experiment="paper/mnist_odenet", seed=1)
+    record(model__name="resnet")
+    evidence = gather([runs])
+    beside = {one.published.tag: one for one in beside_published(evidence)}
+    assert beside.keys() == {"final/test_accuracy", "parameters", "", NFE_RATIO}
+    assert beside["final/test_accuracy"].mean == 0.94
+    assert beside[NFE_RATIO].mean == 1.5
+    assert {run.settings["experiment"] for run in beside[""].group.runs} == {"paper/mnist_odenet"}
+    row = notes.published_table(evidence).texts[1]
+    assert row[:5] == ["ODE-Net", "0.42 % error", "99.58", "94", "2"]
+    assert row[-1] == "Chen et al. 2018, Table 1, recalled"
+
+
+def test_there_is_none_for_other_runs(record, runs):
+    record()
+    evidence = gather([runs])
+    assert notes.published_table(evidence) is None
+    assert published_of(evidence.experiments, "final/test_accuracy") == []

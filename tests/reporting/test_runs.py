@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+
+from odebench.errors import UsageError
+from odebench.reporting import notes
+from odebench.reporting.runs import evaluations, gather, what_varies
+
+
+def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
+    odenet = {"model.name": "odenet", "model.width": 64.0, "gradient.name": "adjoint", "optim.lr": 0.1, "seed": 0.0}
+    rknet = {**odenet, "model.name": "rknet", "model.width": 32.0, "gradient.name": "backprop", "seed": 1.0}
+    assert what_varies([odenet, rknet]) == ["model.name", "gradient.name"]
+    assert what_varies([odenet, rknet, {**rknet, "optim.lr": 0.2}]) == ["model.name", "gradient.name", "optim.lr"]
+    assert what_varies([odenet, {**odenet, "seed": 3.0}]) == []
+    assert what_varies([]) == []
+
+
+def test_what_is_shown_tells_all_groups_apart():
+    rng = np.random.default_rng(0)
+    settings = [{f"group.key{k}": float(rng.integers(2)) for k in range(8)} for _ in range(40)]
+    shown = what_varies(settings)
+    assert len({tuple(one[key] for key in shown) for one in settings}) == len({repr(one) for one in settings})
+
+
+def test_an_experiment_is_named_in_place_of_its_settings(record, runs):
+    record(experiment="paper/mnist_odenet", optim__lr=0.1, trainer__epochs=160)
+    record()
+    assert gather([runs]).varying == ["experiment"]
+
+
+def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record, runs):
+    accuracies = [0.91, 0.95, 0.96]
+    for seed, accuracy in enumerate(accuracies):
+        record(seed=seed, summary={"best/accuracy": accuracy})
+    (group,) = gather([runs]).groups
+    assert group.mean("best/accuracy") == pytest.approx(np.mean(accuracies))
+    assert group.spread("best/accuracy") == pytest.approx(np.std(accuracies, ddof=1))
+    assert np.isnan(group.mean("final/kl_nats"))
+
+
+def test_a_run_that_is_not_done_or_lacks_a_number_is_left_out_of_the_mean(record, runs):
+    record(seed=0)
+    record(seed=1, summary={"best/accuracy": None})
+    path = record(seed=2, summary={"best/accuracy": 0.1})
+    (path / "status.json").write_text('{"status": "failed"}')
+    (group,) = gather([runs]).groups
+    assert (len(group.runs), len(group.done), group.mean("best/accuracy")) == (3, 2, 0.95)
+    assert np.isnan(group.spread("best/accuracy"))
+
+
+def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):
+    record(tol=1e-2)
+    record(tol=1e-3)
+    record(solver__rtol=1e-2, solver__atol=1e-5)
+    record(solver__rtol=None, solver__atol=None)
+    evidence = gather([runs])
+    assert evidence.varying == ["tol"]
+    assert [group.values["tol"] for group in evidence.groups] == [None, 1e-3, 1e-2, "0.01/1e-05"]
+
+
+def test_groups_stand_in_the_order_of_their_numbers(record, runs):
+    for epochs in (10, 9, 100):
+        record(trainer__epochs=epochs)
+    record(trainer__epochs=9.0, seed=1)  # the same setting, written otherwise
+    groups = gather([runs]).groups
+    assert [(group.values["trainer.epochs"], len(group.runs)) for group in groups] == [(9, 2), (10, 1), (100, 1)]
+
+
+def test_a_run_in_two_of_the_folders_counts_once(record, runs):
+    path = record()
+    assert len(gather([runs, path, runs / ".." / "runs"]).runs) == 1
+
+
+def test_queued_and_damaged_runs_are_kept_apart(record, runs):
+    record()
+    (record() / "manifest.json").write_text("{")
+    (runs / "job").mkdir()
+    (runs / "job" / "status.json").write_text('{"status": "queued"}')
+    evidence = gather([runs])
+    assert (len(evidence.runs), len(evidence.queued)) == (1, 1)
+    assert "damaged" in evidence.damaged[0]
+    with pytest.raises(UsageError, match="not a folder"):
+        gather([runs / "missing"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"settings": 1}', '{"status": 3}', '"text"'])
+@pytest.mark.parametrize("name", ["manifest.json", "status.json", "summary.json", "overrides.txt"])
+def test_a_damaged_file_spoils_no_more_than_its_run(record, runs, name, content):
+    record(seed=1)
+    (record(seed=2) / name).write_text(content)
+    evidence = gather([runs])
+    assert len(evidence.runs) + len(evidence.queued) + len(evidence.damaged) == 2
+    assert evidence.groups[0].mean("best/accuracy") == pytest.approx(0.95)
+    assert notes.counted(evidence)
+    assert all(reason for reason, _ in notes.reasons(evidence))
+
+
+def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_passed_over(record, runs):
+    path = record(tol=1e-3, eval_solver="tsit5")
+    rows = [
+        {"overrides": [], "nfe": 5},
+        {"overrides": ["tol=1e-5", "solver=rk4"]},
+        {"overrides": [], "tol": 0.1, "solver": "heun2"},
+    ]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"overr')
+    (run,) = gather([runs]).runs
+    assert [(row["solver"], row["tol"]) for row in evaluations(run)] == [("tsit5", 1e-3), ("rk4", 1e-5), ("heun2", 0.1)]

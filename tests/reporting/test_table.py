@@ -1,0 +1,97 @@
+import csv
+import math
+
+import numpy as np
+import pytest
+
+from odebench.errors import UsageError
+from odebench.reporting import notes, table
+from odebench.reporting.runs import gather
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "text"),
+    [
+        (0.97123, 0.0021, "0.9712 ± 0.0021"),
+        (43.2, 1.26, "43.2 ± 1.3"),
+        (1234.6, 250.0, "1,235 ± 250"),
+        (13.0, math.nan, "13"),
+        (13.0, 0.0, "13"),
+        (0.1 + 0.2, 4e-17, "0.3"),
+        (208266, math.nan, "208,266"),
+        (1.3e8, math.nan, "1.3e+08"),
+        (math.nan, math.nan, "-"),
+    ],
+)
+def test_a_number_is_shown_with_two_digits_of_its_spread(mean, spread, text):
+    assert table.shown(mean, spread) == text
+
+
+def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record, runs):
+    record(tol=1e-2, seed=0, summary={"best/accuracy": 0.95})
+    record(tol=1e-2, seed=1, summary={"best/accuracy": 0.97})
+    record(tol=1e-2, seed=2, status="diverged", message="the loss is nan")
+    record(solver__name="none", gradient__name="backprop", summary={"final/nfe_forward": None})
+    evidence = gather([runs])
+    made = table.make_table(evidence, ["best/accuracy", "final/nfe_forward"])
+    assert made.texts == [
+        ["solver", "tol", "gradient", "runs", "best/accuracy (%)", "final/nfe_forward"],
+        ["dopri5", "0.01", "adjoint", "2 of 3", "96.0 ± 1.4", "20"],
+        ["none", "-", "backprop", "1", "95", "-"],
+    ]
+
+
+def test_the_columns_are_the_objective_and_its_costs_unless_named(record, runs):
+    record()
+    evidence = gather([runs])
+    headline = table.chosen_tags(evidence, None)
+    assert headline[:3] == ["parameters", "best/accuracy", "final/test_accuracy"]
+    assert "best/loss" not in headline
+    assert "best/loss" in table.chosen_tags(evidence, "all")
+    assert table.chosen_tags(evidence, "best/loss,parameters") == ["best/loss", "parameters"]
+    with pytest.raises(UsageError, match="did you mean best/accuracy"):
+        table.chosen_tags(evidence, "best/acuracy")
+
+
+def test_csv_holds_every_digit_and_the_spread(record, runs):
+    values = [0.123456789012, 0.2]
+    for seed, value in enumerate(values):
+        record(seed=seed, model__width=32, summary={"best/accuracy": value})
+    record(model__width=64)
+    rows = list(csv.DictReader(table.as_csv(gather([runs]), ["best/accuracy"]).splitlines()))
+    assert [row["model.width"] for row in rows] == ["32.0", "64.0"]
+    assert float(rows[0]["best/accuracy"]) == np.mean(values)
+    assert float(rows[0]["best/accuracy_std"]) == np.std(values, ddof=1)
+    assert (rows[0]["runs"], rows[0]["done"], rows[0]["seeds"], rows[1]["best/accuracy_std"]) == ("2", "2", "2", "")
+
+
+def test_markdown_and_latex_escape_what_means_something_to_them():
+    made = table.Table(
+        [table.Column("a|b", numbers=False), table.Column("50 %")],
+        [[table.Cell("x_1 & y", ""), table.Cell("1 ± 2", 1.0)]],
+    )
+    assert table.as_markdown(made) == "| a\\|b | 50 % |\n| --- | ---: |\n| x_1 & y | 1 ± 2 |\n"
+    assert r"a|b & 50 \% \\" in table.as_latex(made)
+    assert r"x\_1 \& y & 1 $\pm$ 2 \\" in table.as_latex(made)
+    assert table.as_latex(made).startswith("\\begin{tabular}{lr}\n\\toprule")
+
+
+def test_the_notes_count_runs_and_tell_once_why_some_were_not_done(record, runs):
+    record(seed=0)
+    record(seed=0)
+    for step in (3, 40):
+        record(status="diverged", message=f"after step {step}: the loss is nan", seed=step)
+    record(status="running", seed=7)
+    record(tol=0.5)
+    evidence = gather([runs])
+    assert notes.counted(evidence) == "6 runs in 2 groups: 1 running, 3 done, 2 diverged"
+    (reason,) = [line for line in notes.reason_lines(evidence) if line.startswith("diverged")]
+    assert reason == f"diverged: after step 3: the loss is nan  ({runs / '002'} and 1 more)"
+    assert any("1 run more of a seed" in line for line in notes.cautions(evidence))
+
+
+def test_times_of_two_machines_are_told_apart(record, runs):
+    record(seed=0)
+    manifest = record(seed=1) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("a processor", "another one"))
+    assert any(line.startswith("times of 2 machines") for line in notes.cautions(gather([runs])))
