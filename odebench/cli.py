@@ -12,11 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from odebench import __version__
 from odebench.completion import complete, complete_kind, complete_setting
 from odebench.errors import Diverged, UsageError, did_you_mean, unknown_name
+
+if TYPE_CHECKING:
+    from odebench.sweep.attempts import Policy
 
 SPLITS = ("validation", "test", "train")
 
@@ -25,10 +28,12 @@ What a neural ODE costs and what it gives, by model, solver, tolerance and gradi
 
 verbs:
   train         train a model
+  sweep         train many, on this machine or on a SLURM cluster
   eval          evaluate a finished run, under another solver or tolerance if you like
   predict       write a run's predictions for a split as CSV
-  resume        go on with a run that was stopped
+  resume        go on with a run or a sweep that was stopped
   list          what there is to choose from, and the runs made so far
+  report        tables, figures and a page of runs and sweeps
   tensorboard   open the dashboard of a run, or of all runs in a folder
   bench         measure the solver beside the other libraries that are installed
   doctor        what works on this machine and what does not
@@ -50,6 +55,22 @@ examples:
   odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, one after the other
   odebench train model=rknet tol=1e-4 --cfg               print the settings, train nothing"""
 
+_SWEEP = """\
+Train once for each combination of values, each job in a process of its own, and end with a table of all.
+
+Values are written in Hydra's grammar: a,b or choice(a,b), range(start,stop,step), glob(pattern) for a group. All jobs
+are composed and checked before one starts. They run on this machine, cluster.jobs=N at a time, or as job arrays of a
+SLURM cluster (cluster=slurm; `odebench list clusters`). Ctrl-C lets the jobs save and leave; `odebench resume SWEEP`
+runs what has not ended.
+
+A file (--file) holds KEY: VALUES lines, or a list of such blocks, each a grid of its own.
+
+examples:
+  odebench sweep solver=dopri5,tsit5 tol=1e-2,1e-3        four jobs, one after the other
+  odebench sweep "seed=range(0,5)" cluster.jobs=2         two at a time
+  odebench sweep "experiment=glob(paper/*)" budget=small --dry-run
+  odebench sweep --file grid.yaml cluster=slurm cluster.partition=gpu cluster.gpus=1 cluster.time=8:00:00"""
+
 _EVAL = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
@@ -68,18 +89,35 @@ examples:
 
 _RESUME = """\
 Go on with a run that was stopped (Ctrl-C, a signal, a time limit), from its last checkpoint, in its folder.
+Of a sweep, all jobs that have not ended run, and no other; settings of the cluster may change.
 
-example:
-  odebench resume outputs/2026-11-24/14-03-22-123456_odenet_dopri5"""
+examples:
+  odebench resume outputs/2026-11-24/14-03-22-123456_odenet_dopri5
+  odebench resume outputs/sweeps/2026-11-24/14-03-22-123456
+  odebench resume SWEEP cluster.jobs=4"""
 
 _LIST = """\
 List what there is to choose from, or the runs in a folder.
 
 examples:
   odebench list models                                    also solvers, gradients, data, optim, schedules,
-                                                          trainers, experiments
+                                                          trainers, experiments, clusters
   odebench list runs                                      those under outputs/
-  odebench list runs outputs/multirun/2026-11-24"""
+  odebench list runs outputs/sweeps/2026-11-24"""
+
+_REPORT = """\
+Put runs and sweeps side by side: one table, grouped by the settings that vary, with mean and standard deviation over
+seeds; figures; one HTML page that needs no network. Records are read as they are, also of runs that go on.
+
+Without --output the table goes to the screen (--format csv, markdown or latex: to be piped). A file's suffix says what
+it becomes: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
+
+examples:
+  odebench report outputs
+  odebench report outputs/sweeps/2026-11-24 --output sweep_report
+  odebench report outputs --columns best/accuracy,final/nfe_forward --output table.tex
+  odebench report --list                                  the figures
+  odebench report outputs --figure pareto --output pareto.svg"""
 
 _TENSORBOARD = """\
 Start TensorBoard on one run or on all runs in a folder. What follows -- goes to TensorBoard.
@@ -128,6 +166,14 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--cfg", action="store_true", help="print the composed settings as YAML and stop")
     _add_config_dir(train)
 
+    sweep = verb("sweep", _SWEEP)
+    _add_overrides(sweep, "settings and their values, such as tol=1e-2,1e-3, and cluster=...")
+    sweep.add_argument("--file", metavar="FILE", type=Path, help="settings and their values as YAML")
+    sweep.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder for the sweep")
+    sweep.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    _add_policy(sweep)
+    _add_config_dir(sweep)
+
     evaluate = verb("eval", _EVAL)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(evaluate, "settings to change, and split=validation (default), test or train")
@@ -138,13 +184,25 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", metavar="FILE", type=Path, help="a new CSV file; by default stdout")
 
     resume = verb("resume", _RESUME)
-    resume.add_argument("run", metavar="RUN", help="the folder of a run")
+    resume.add_argument("run", metavar="RUN", help="the folder of a run, or of a sweep")
+    _add_overrides(resume, "of a sweep: cluster settings to change")
+    _add_policy(resume)
 
     lists = verb("list", _LIST)
     what = lists.add_argument("what", metavar="WHAT", help="models, solvers, ..., or runs")
     what.completer = complete_kind  # type: ignore[attr-defined]
     lists.add_argument("folder", metavar="DIR", nargs="?", help="where to look for runs; by default outputs")
     _add_config_dir(lists)
+
+    reports = verb("report", _REPORT)
+    folders = reports.add_argument("folders", metavar="DIR", nargs="*", help="runs, sweeps, or folders of them")
+    folders.required = False
+    reports.add_argument("--list", action="store_true", help="print the names of the figures")
+    reports.add_argument("--figure", metavar="A,B", help="figures, by name, in place of the table")
+    reports.add_argument("--format", metavar="FORMAT", help="terminal (default), markdown, csv or latex")
+    reports.add_argument("--output", metavar="PATH", type=Path, help="a new file, or a new or empty folder")
+    reports.add_argument("--columns", metavar="A,B", help="numbers, such as final/test_accuracy, or all")
+    reports.add_argument("--split", metavar="SPLIT", default="validation", help="of figures: validation or test")
 
     board = verb("tensorboard", _TENSORBOARD)
     board.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
@@ -181,6 +239,12 @@ def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     action = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=text)
     action.required = False  # argparse means it, but names it among what is missing all the same
     action.completer = complete_setting  # type: ignore[attr-defined]
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fail-fast", action="store_true", help="stop the sweep when a job fails")
+    parser.add_argument("--retry", metavar="N", type=int, default=0, help="try a job that fails N times more")
+    parser.add_argument("--follow", action="store_true", help="with SLURM: watch the jobs until they end")
 
 
 def _add_config_dir(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +324,7 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
         rest += tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
-    for name in ("overrides", "works"):
+    for name in ("overrides", "works", "folders"):
         if name in arguments:
             # argparse reads a list only up to the first option; what stands after it comes here.
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
@@ -339,7 +403,34 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _policy(arguments: argparse.Namespace) -> "Policy":
+    from odebench.sweep.attempts import Policy
+
+    if arguments.retry < 0:
+        raise UsageError(f"--retry {arguments.retry}: must be at least 0")
+    return Policy(arguments.fail_fast, arguments.retry)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from odebench.sweep.run import plan_sweep, print_plan, run_sweep
+
+    policy = _policy(arguments)
+    plan = plan_sweep(arguments.overrides, arguments.file, arguments.config_dir)
+    if arguments.dry_run:
+        print_plan(plan)
+        return 0
+    return run_sweep(plan, arguments.output, policy, arguments.follow)
+
+
 def _resume(arguments: argparse.Namespace) -> int:
+    from odebench.sweep.folder import is_sweep
+
+    if is_sweep(Path(arguments.run)):
+        from odebench.sweep.run import resume_sweep
+
+        return resume_sweep(Path(arguments.run), arguments.overrides, _policy(arguments), arguments.follow)
+    if arguments.overrides:
+        raise UsageError(f"{arguments.overrides[0]} is one word too many")
     run = _check_run(arguments.run)
     from odebench.training.run import resume_run
 
@@ -359,6 +450,25 @@ def _list(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")
     else:
         list_options(arguments.what, arguments.config_dir)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from odebench.reporting.report import list_figures, make_report, make_wishes
+
+    if arguments.list:
+        list_figures()
+        return 0
+    make_report(
+        make_wishes(
+            arguments.folders,
+            arguments.figure,
+            arguments.format,
+            arguments.output,
+            arguments.columns,
+            arguments.split,
+        )
+    )
     return 0
 
 
@@ -399,10 +509,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 _VERBS = {
     "train": _train,
+    "sweep": _sweep,
     "eval": _eval,
     "predict": _predict,
     "resume": _resume,
     "list": _list,
+    "report": _report,
     "tensorboard": _tensorboard,
     "bench": _bench,
     "doctor": _doctor,

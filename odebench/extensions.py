@@ -17,7 +17,7 @@ _WORDS = {"MODELS": ("model", "models"), "DATA": ("data", "data"), "METHODS": ("
 
 # Parameters that are no settings: what the data fix, and the training's seed.
 SUPPLIED = {
-    "MODELS": ("in_channels", "image_size", "num_classes", "shape", "num_features", "span"),
+    "MODELS": ("in_channels", "image_size", "num_classes", "shape", "num_features", "span", "feature_means"),
     "DATA": ("seed",),
 }
 

@@ -3,18 +3,23 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from odebench.compose import PLURALS, options
 from odebench.errors import UsageError
 from odebench.ode.methods import METHODS
 
-KINDS = (*PLURALS.values(), "runs")
+if TYPE_CHECKING:
+    from odebench.record.reader import Overview
+
+# Group -> what `odebench list` calls its options; where a sweep runs is no setting of a training.
+_GROUPS = {**PLURALS, "cluster": "clusters"}
+KINDS = (*_GROUPS.values(), "runs")
 
 
 def list_options(kind: str, config_dir: Path | None) -> None:
     """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, too."""
-    group = next(group for group, plural in PLURALS.items() if plural == kind)
+    group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
     if group == "solver":
         header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
@@ -44,34 +49,54 @@ def first_comment(path: Path) -> str:
 
 def list_runs(folder: Path) -> None:
     """One row a run: its folder, state, choices and last numbers. A damaged run is named on stderr."""
-    from odebench.record.reader import find_runs, read_run
+    from odebench.record.reader import find_runs, read_overview
 
     rows = []
-    for path in find_runs(folder):
+    for path in find_runs(folder, queued=True):
         try:
-            rows.append(_row(path, read_run(path, metrics=False)))
+            rows.append(_row(read_overview(path)))
         except UsageError as error:
             print(f"odebench list: {error}", file=sys.stderr)
     if not rows:
         print(f"odebench list: no runs in {folder}", file=sys.stderr)
         return
-    print_table([("RUN", "STATUS", "MODEL", "SOLVER", "TOL", "ACCURACY", "NFE", "MINUTES"), *rows])
+    print_table([("RUN", "MODEL", "SOLVER", "TOL", *STATE_COLUMNS), *rows])
 
 
-def _row(path: Path, run: Any) -> tuple[str, ...]:
-    """Accuracy is that of the best checkpoint on validation, NFE the forward one of the last epoch."""
-    settings, summary = run.settings, run.summary
-    solver = settings.solver.name
+def _row(run: "Overview") -> tuple[str, ...]:
+    solver, rtol = run.setting("solver.name"), run.setting("solver.rtol")
+    has_ode = solver not in (None, "none")
     return (
-        str(path),
-        str(run.status.get("status", "?")),
-        str(settings.model.name),
-        "-" if solver == "none" else str(solver),
-        "-" if solver == "none" or settings.solver.rtol is None else f"{settings.solver.rtol:g}",
-        _number(summary.get("best/accuracy"), ".4f"),
-        _number(summary.get("final/nfe_forward"), ".1f"),
-        _number(summary.get("final/minutes"), ".1f"),
+        str(run.path),
+        str(run.setting("model.name") or "-"),
+        str(solver) if has_ode else "-",
+        f"{rtol:g}" if has_ode and isinstance(rtol, float) else "-",
+        *state_columns(run),
     )
+
+
+STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
+
+
+def state_columns(run: "Overview") -> tuple[str, ...]:
+    """How far a run is and what it came to: the objective's best value on validation, the last epoch's forward NFE."""
+    objective, best = run.setting("trainer.objective"), run.summary.get("objective")
+    return (
+        run.status,
+        str(run.step),
+        eta(run.eta_s),
+        "-" if best is None else f"{objective or 'objective'} {best:.4f}",
+        _number(run.summary.get("final/nfe_forward"), ".1f"),
+        _number(run.summary.get("final/minutes"), ".1f"),
+    )
+
+
+def eta(seconds: float | None) -> str:
+    """Seconds to go as ``H:MM:SS``, without the hours where there are none."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _number(value: Any, form: str) -> str:

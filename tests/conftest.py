@@ -17,6 +17,12 @@ TINY = [
     "trainer.log_every=1",
     "device=cpu",
 ]
+# What a marker needs: its programs, and the Debian packages that bring them. Daemons stand in /usr/sbin.
+PROGRAMS = {
+    "browser": (("chromium", "chromedriver"), "chromium chromium-driver"),
+    "slurm": (("slurmctld", "slurmd", "munged", "sbatch"), "slurmctld slurmd slurm-client munge"),
+}
+SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def pytest_addoption(parser):
@@ -26,9 +32,10 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Skips what this machine cannot run, and the slow tests unless asked for, each with its reason."""
     reasons = {} if config.getoption("--slow") else {"slow": "slow; pytest --slow runs it"}
-    missing = [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]
-    if missing:
-        reasons["browser"] = f"no {' and no '.join(missing)} (Debian: apt-get install chromium chromium-driver)"
+    for marker, (programs, packages) in PROGRAMS.items():
+        missing = [program for program in programs if shutil.which(program, path=SEARCHED) is None]
+        if missing:
+            reasons[marker] = f"no {' and no '.join(missing)} (Debian: apt-get install {packages})"
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

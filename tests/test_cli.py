@@ -18,7 +18,7 @@ from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.settings import compose, read_settings
 
-VERBS = ("train", "eval", "predict", "resume", "list", "tensorboard", "bench", "doctor")
+VERBS = ("train", "sweep", "eval", "predict", "resume", "list", "report", "tensorboard", "bench", "doctor")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     OmegaConf.save(compose([]), folder / schema.SETTINGS)
     (folder / schema.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
-    numbers = {"best/accuracy": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
+    numbers = {"objective": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
     (folder / schema.SUMMARY).write_text(json.dumps(numbers))
     return folder
 
@@ -188,7 +188,7 @@ def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
 
 
 def test_every_option_has_a_first_comment(capsys):
-    for kind in ("models", "solvers", "gradients", "data", "optim", "schedules", "trainers", "experiments"):
+    for kind in ("models", "solvers", "gradients", "data", "optim", "schedules", "trainers", "experiments", "clusters"):
         assert main(["list", kind]) == 0
         for line in capsys.readouterr().out.splitlines():
             assert len(line.split(maxsplit=1)) == 2, line
@@ -203,8 +203,10 @@ def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     assert main(["list", "runs", str(run.parent)]) == 0
     out, err = capsys.readouterr()
     header, row = out.splitlines()
-    assert header.split() == ["RUN", "STATUS", "MODEL", "SOLVER", "TOL", "ACCURACY", "NFE", "MINUTES"]
-    assert row.split() == [str(run), "done", "odenet", "dopri5", "0.001", "0.9877", "20.0", "3.2"]
+    columns = ["RUN", "MODEL", "SOLVER", "TOL", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES"]
+    assert header.split() == columns
+    assert row.split()[:7] == [str(run), "odenet", "dopri5", "0.001", "done", "10", "-"]
+    assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2"]
     assert "b_run" in err
     assert "damaged" in err
 

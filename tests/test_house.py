@@ -24,6 +24,8 @@ BELOW = {
     "models": {"ode"},
     "data": {"extensions"},
     "record": {"settings"},
+    "sweep": {"compose", "settings", "typed", "listing", "record", "training.signals"},
+    "reporting": {"plots", "record.schema", "record.reader"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
     "bench": {"ode", "models", "plots", "record", "settings"},
     "training": {"tasks", "models", "data", "ode", "plots", "settings", "checks", "rules", "extensions", "record"},
@@ -39,6 +41,10 @@ TORCH_FREE = [
     "record.files",
     "ode.methods",
     "plots",
+    "reporting.report",
+    "sweep.run",
+    "sweep.slurm_task",
+    "listing",
     "cli",
 ]
 

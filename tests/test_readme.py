@@ -23,7 +23,7 @@ SET_UP = [
     'pip install -e ".[dev]" && pytest',
 ]
 # What these verbs do is not done here: they are told apart from what they are given.
-NOT_RUN = ("train", "eval", "predict", "resume", "tensorboard")
+NOT_RUN = ("train", "sweep", "eval", "sample", "predict", "resume", "report", "reproduce", "tensorboard")
 
 
 def bash_lines(text):

@@ -20,7 +20,8 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     The curves are those of the paper's public example, on 1,000 equally spaced theta from 0 to 6 pi. Counter-clockwise:
     angle theta, radius a + b theta, centre (5, 0). Clockwise: angle z = 6 pi + 1 - theta, radius a + 50 b / z, centre
     (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, the 101st at the earliest and so late at the
-    latest that 100 times of window and `beyond` times after it lie on the curve; its times are theta since the start.
+    latest that the 100 times of its window lie on the curve, as do, for the spirals of the test, `beyond` times after
+    it: so the training sees all of the curve that the test asks for. Its times are theta since the start.
     In the window Gaussian noise of standard deviation 0.3 is added to both coordinates. Exactly 500 spirals turn
     clockwise (label 0), 500 counter-clockwise (label 1).
 
@@ -35,21 +36,25 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
         raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, or the curve ends before")
     random = np.random.RandomState(random_state)
     counter = random.permutation(np.arange(NUM_SPIRALS) % 2)
-    starts = random.randint(WINDOW, NUM_TIMES - WINDOW - beyond + 1, size=NUM_SPIRALS)
     order = random.permutation(NUM_SPIRALS)
-    length = WINDOW + beyond
-    truth = curves()[counter[:, None], starts[:, None] + np.arange(length)]
-    mask = np.broadcast_to(np.arange(length)[:, None] < WINDOW, truth.shape)
+    last = np.full(NUM_SPIRALS, NUM_TIMES - WINDOW)
+    last[order[:NUM_TEST]] -= beyond
+    starts = random.randint(WINDOW, last + 1)
+    steps = np.arange(WINDOW + beyond)
+    places = starts[:, None] + steps
+    on_curve = places < NUM_TIMES
+    truth = curves()[counter[:, None], np.minimum(places, NUM_TIMES - 1)]
+    mask = np.broadcast_to(steps[:, None] < WINDOW, truth.shape)
     noise = random.standard_normal((NUM_SPIRALS, WINDOW, 2)) * NOISE
     values = np.where(mask, truth + np.pad(noise, ((0, 0), (0, beyond), (0, 0))), 0)
-    times = np.linspace(0, STOP, NUM_TIMES)[:length]
+    times = np.linspace(0, STOP, NUM_TIMES)[: len(steps)]
     pool = flat_series(
-        np.full(NUM_SPIRALS, length),
-        np.tile(times, NUM_SPIRALS),
-        values.reshape(-1, 2),
-        mask=mask.reshape(-1, 2),
+        on_curve.sum(1),
+        np.tile(times, (NUM_SPIRALS, 1))[on_curve],
+        values[on_curve],
+        mask=mask[on_curve],
         labels=counter,
-        truth=truth.reshape(-1, 2),
+        truth=truth[on_curve],
     )
     drawn = draw_inputs(pool, observed, random)
     pool = dataclasses.replace(pool, is_input=drawn, is_target=drawn)

@@ -145,10 +145,6 @@ class Carried(nn.Module):
         integrals = [integrand(evaluation) for integrand in self.integrands]
         return evaluation.dz, *integrals
 
-    def carrying(self, more: Sequence[Integrand], noise: Tensor | None = None) -> "Carried":
-        """The same with further integrands; noise: where it has none yet."""
-        return Carried(self.field, [*self.integrands, *more], noise if self.noise is None else self.noise)
-
 
 def zeros(z0: Tensor, count: int) -> tuple[Tensor, ...]:
     """So many integrals at the start, [B] each."""

@@ -39,7 +39,9 @@ _PANELS = (
     _both("Negative log-likelihood", "nats a sample", "nll_nats"),
     _both("Negative log-likelihood", "bits a dimension", "bits_per_dim"),
     _both("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
-    _both("Error", "root mean square error", "rmse"),
+    _both("Evidence lower bound", "nats a series", "elbo_nats"),
+    _both("Error within the window", "root mean square error", "rmse_interpolation"),
+    _both("Error after the window", "root mean square error", "rmse_extrapolation"),
     _Panel(
         "Evaluations of the vector field",
         "NFE per step",

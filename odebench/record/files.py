@@ -1,25 +1,85 @@
 """Files that are whole or absent, whatever happens to the process. Free of torch."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from odebench.errors import UsageError
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file in the same folder, fsync, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+log = logging.getLogger(__name__)
+
+_TEMPORARY = ".*.tmp"
+
+
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write `content` to a temporary file in the same folder, fsync, then rename it to `path`.
+
+    previous: the name that the file which stood there is kept under, in place of an earlier one.
+    """
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name, by a link, so that it is not without its first one for a moment."""
+    temporary = _temporary(name)
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, name)
+    except OSError:  # a file system without links
+        os.replace(path, name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder and those in it."""
+    for pattern in (_TEMPORARY, f"*/{_TEMPORARY}"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `write_atomically` writes under."""
+    return Path(name).match(_TEMPORARY)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, made where there is none. The system frees it when the process ends, however it ends.
+
+    UsageError where another process holds it. A file system without locks gives a warning.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{path.parent} is in use by another process") from None
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s): see to it that no other process goes on with it", path, error.strerror
+            )
+        yield
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,8 +95,18 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically, by the rules of `plain`."""
-    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, _json(content))
+
+
+def write_json_over(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file over the one that is there: on a full disk there is only its place left, one block."""
+    with open(path, "r+b") as file:
+        file.write(_json(content))
+        file.truncate()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from odebench.errors import UsageError
 from odebench.record import schema
+
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,39 +64,124 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     )
 
 
-def find_runs(folder: Path | str) -> list[Path]:
-    """The folders of all runs in `folder` and below, sorted; the folder itself where it is a run."""
+def find_runs(folder: Path | str, queued: bool = False) -> list[Path]:
+    """The folders of all runs in `folder` and below, sorted; the folder itself where it is a run.
+
+    queued: those of a sweep's jobs that have not started, too, which hold nothing but a status.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     found = []
-    for parent, children, _ in os.walk(folder):
-        if is_run(Path(parent)):
+    for parent, children, files in os.walk(folder):
+        if schema.STATUS in files and (queued or schema.SETTINGS in files):
             found.append(Path(parent))
             children.clear()  # runs do not hold runs
     return sorted(found)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, with null read as NaN. A last line that was cut off is left out.
+@dataclass(frozen=True)
+class Overview:
+    """What a list tells of one run: little, and fast to read.
 
-    Raises UsageError for a line that is damaged elsewhere. A file that does not exist has no rows.
+    settings are resolved. eta_s: seconds to go, None unless it runs and has told its number of steps.
+    message: why it ended, where it was not done.
+    """
+
+    path: Path
+    status: str
+    step: int
+    eta_s: float | None
+    message: str
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+
+    def setting(self, key: str) -> Any:
+        """A setting by its dotted key, None where there is none such."""
+        node: Any = self.settings
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        return node
+
+
+def read_overview(path: Path, as_told: bool = False) -> Overview:
+    """Status, settings and summary of the run or queued job in folder `path`.
+
+    A run that says "running", but whose process was of this machine and is no more, counts as interrupted: it may
+    go on. as_told: its own word is taken for it. Raises UsageError where a file is damaged.
+    """
+    content, manifest = _read_json(path / schema.STATUS), _read_json(path / schema.MANIFEST)
+    status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
+    if status == "running":
+        last = _last_row(path / schema.METRICS)
+        step = max(step, last.get("step", 0))
+        if not as_told and _is_gone(manifest):
+            status = "interrupted"
+        elif step and content.get("steps"):
+            eta_s = last.get("elapsed_s", 0.0) / step * (content["steps"] - step)
+    settings = manifest.get("settings")
+    if settings is None and (path / schema.SETTINGS).exists():
+        settings = OmegaConf.to_container(OmegaConf.load(path / schema.SETTINGS), resolve=True)
+    return Overview(
+        path=path,
+        status=status,
+        step=step,
+        eta_s=eta_s,
+        message=" ".join(str(content.get("message") or "").split()),
+        settings=settings if isinstance(settings, dict) else {},
+        summary=_read_json(path / schema.SUMMARY),
+    )
+
+
+def _is_gone(manifest: dict[str, Any]) -> bool:
+    """Whether the process that wrote the manifest, or the last one that went on, was of this machine and is no more."""
+    machine = [manifest, *manifest.get("resumed", [])][-1].get("machine", {})
+    if machine.get("host") != socket.gethostname() or not isinstance(machine.get("pid"), int):
+        return False
+    try:
+        os.kill(machine["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    """The last whole row of a metrics.jsonl, read from the file's end; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    rows = (_row(line) for line in reversed(lines[:-1]))
+    return next((row for row in rows if row is not None), {})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, with null read as NaN. A damaged end is left out: a line cut off, or more.
+
+    Raises UsageError for a damaged line that rows follow. A file that does not exist has no rows.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines):  # what follows the last newline: nothing, or a line cut off
-            break
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines) - 1:
-                break
-            raise UsageError(f"{path} is damaged: line {number} is not JSON") from None
-        rows.append({tag: math.nan if value is None else value for tag, value in row.items()})
-    return rows
+    # What follows the last newline is nothing, or a line cut off.
+    read = [_row(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    while read and read[-1] is None:
+        read.pop()
+    if None in read:
+        raise UsageError(f"{path} is damaged: line {read.index(None) + 1} is not a row of metrics")
+    return [{tag: math.nan if x is None else x for tag, x in row.items()} for row in read if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row that a line of metrics.jsonl holds, None for a damaged one."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

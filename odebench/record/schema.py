@@ -60,7 +60,19 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
     },
     "time_series": {
         "loss": _LOSS,
+        "nll_nats": Quantity("nats", "negative log-likelihood of a series given its latent state, mean over samples"),
+        "kl_nats": Quantity("nats", "Kullback-Leibler divergence of a series' posterior from the prior"),
+        "elbo_nats": Quantity("nats", "evidence lower bound of a series", rises=True),
+        "mse": Quantity("", "squared error of the mean prediction, over all observed numbers alike"),
+        "mse_per_feature": Quantity("", "squared error of the mean prediction, averaged by series and feature first"),
+        "rmse_interpolation": Quantity("", "root mean square error within the window that the model is given"),
+        "rmse_extrapolation": Quantity("", "root mean square error after that window"),
+        "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
+        "accuracy": Quantity("fraction", "share of the labels said rightly", rises=True),
+        "auc": Quantity("fraction", "area under the ROC curve of the label", rises=True),
         "nfe": _NFE,
+        "encoder_nfe": Quantity("evaluations", "NFE of the encoder, all solves of a batch"),
+        "decoder_nfe": Quantity("evaluations", "NFE of the decoder's solve"),
     },
 }
 _SPLITS = {"train": "training batch", "val": "validation split", "test": "test split"}

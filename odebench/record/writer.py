@@ -5,9 +5,13 @@ metrics.jsonl and the other JSON files are strict JSON: NaN and infinities are w
 and `reader` read as NaN.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import math
+import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,19 +27,54 @@ from torch.utils.tensorboard import SummaryWriter
 
 from odebench.errors import UsageError
 from odebench.record import reader, schema, tensorboard
-from odebench.record.files import plain, write_atomically, write_json
+from odebench.record.files import (
+    is_temporary,
+    plain,
+    remove_temporaries,
+    write_atomically,
+    write_json,
+    write_json_over,
+)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 FIGURE_DPI = 150
+# What a start that was killed may have left before its status; another start takes such a folder over.
+_BEFORE_STATUS = {
+    schema.LOG,
+    schema.SETTINGS,
+    schema.OVERRIDES,
+    schema.MANIFEST,
+    schema.CHECKPOINTS,
+    schema.FIGURES,
+    schema.STATUS,
+}
+
+log = logging.getLogger(__name__)
 
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
     """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
-    (message, traceback)."""
+    (message, traceback). On a full disk, without the traceback and over the old one."""
     assert name in schema.STATUSES, name
     content = {"status": name, "step": step, "time": datetime.now(UTC).strftime(TIME_FORMAT), **fields}
-    write_json(folder / schema.STATUS, content)
+    try:
+        write_json(folder / schema.STATUS, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        content.pop("traceback", None)
+        write_json_over(folder / schema.STATUS, content)
+
+
+def settings_text(config: DictConfig) -> str:
+    """The composed settings as settings.yaml holds them."""
+    return OmegaConf.to_yaml(config, resolve=False)
+
+
+def is_started(folder: Path) -> bool:
+    """Whether a run has begun in the folder: its record is whole, and its status is not "queued"."""
+    return reader.is_run(folder) and not _is_queued(folder)
 
 
 class Record:
@@ -54,22 +93,25 @@ class Record:
         self._status = "running"
         self._closed = False
         self._log = _attach_log(path / schema.LOG)
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._silence_events
+        self._writer.flush()
 
     @classmethod
     def create(cls, folder: Path, config: DictConfig, overrides: Sequence[str], manifest: Mapping[str, Any]) -> Self:
-        """Start the record of a new run in `folder`, which is made where it does not exist.
+        """Start the record of a new run in `folder`; see `claim` for those that can be had.
 
         config: the composed settings; saved with their interpolations, so that ``tol=`` can change later.
-        Raises UsageError, and touches nothing, where the folder holds anything but a status of "queued".
         """
         folder = Path(folder)
-        _claim(folder)
-        write_atomically(folder / schema.SETTINGS, OmegaConf.to_yaml(config, resolve=False).encode())
+        claim(folder)
+        remove_temporaries(folder)
+        write_atomically(folder / schema.SETTINGS, settings_text(config).encode())
         write_atomically(folder / schema.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
         write_json(folder / schema.MANIFEST, manifest)
+        _make_folders(folder)
+        # Last: with its status the run is there, whatever happens to the process.
         write_status(folder, "running")
-        (folder / schema.CHECKPOINTS).mkdir()
-        (folder / schema.FIGURES).mkdir()
         return cls(folder, tensorboard.open_writer(folder, _resolved(config)))
 
     @classmethod
@@ -81,6 +123,8 @@ class Record:
         Raises UsageError where the folder is no run.
         """
         run = reader.read_run(folder)
+        remove_temporaries(run.path)
+        _make_folders(run.path)
         rows = [
             {tag: value for tag, value in row.items() if not schema.is_of_the_end(tag)}
             for row in run.metrics
@@ -93,6 +137,7 @@ class Record:
             resumed = [*run.manifest.get("resumed", []), {"step": step, **manifest}]
             write_json(run.path / schema.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
+        _date_back(sorted(run.path.glob(schema.EVENTS)))
         writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step)
         return cls(run.path, writer, rows, step)
 
@@ -126,13 +171,17 @@ class Record:
         if array.size:
             self._writer.add_histogram(tag, array, step)
 
-    def figure(self, name: str, figure: Figure, step: int) -> None:
-        """Save the figure as figures/NAME.png, over an earlier one, and add it to TensorBoard at `step`."""
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
-        png = buffer.getvalue()
-        write_atomically(self.path / schema.FIGURES / f"{name}.png", png)
-        tensorboard.write_png(self._writer, f"figures/{name}", png, step)
+    def figure(self, name: str, figure: Figure | bytes, step: int) -> None:
+        """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, over an earlier one, and add it to
+        TensorBoard at `step`."""
+        if isinstance(figure, bytes):
+            image, suffix = figure, "gif"
+        else:
+            buffer = BytesIO()
+            figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
+            image, suffix = buffer.getvalue(), "png"
+        write_atomically(self.path / schema.FIGURES / f"{name}.{suffix}", image)
+        tensorboard.write_image(self._writer, f"figures/{name}", image, step)
 
     def status(self, name: str, **fields: Any) -> None:
         """Write status.json: one of `schema.STATUSES`, step, time. A traceback goes to log.txt too.
@@ -142,7 +191,7 @@ class Record:
         self._status = name
         write_status(self.path, name, **{"step": self.step, **fields})
         if fields.get("traceback"):
-            with open(self.path / schema.LOG, "a", encoding="utf-8") as log:
+            with contextlib.suppress(OSError), open(self.path / schema.LOG, "a", encoding="utf-8") as log:
                 log.write(f"{str(fields['traceback']).rstrip()}\n")
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
@@ -153,8 +202,9 @@ class Record:
             self.log(self.step, {tag: numbers[tag] for tag in closing})
 
     def flush(self) -> None:
-        """Hand all that was logged to the system; call it before a checkpoint, so that no row is lost."""
+        """Bring all that was logged to the disk; call it before a checkpoint, so that no row is lost."""
         self._metrics.flush()
+        os.fsync(self._metrics.fileno())
         self._writer.flush()
 
     def close(self) -> None:
@@ -162,11 +212,22 @@ class Record:
         if self._closed:
             return
         self._closed = True
+        logging.getLogger("odebench").removeHandler(self._log)
+        for close in (self._close_events, self._metrics.close, self._log.close):
+            try:
+                close()
+            except OSError as error:  # a full disk, say: the run's status and its numbers are there already
+                log.warning("%s could not be closed: %s", self.path, error)
+        threading.excepthook = self._excepthook
+
+    def _close_events(self) -> None:
         tensorboard.write_end(self._writer, self._status)
         self._writer.close()
-        self._metrics.close()
-        logging.getLogger("odebench").removeHandler(self._log)
-        self._log.close()
+
+    def _silence_events(self, arguments: threading.ExceptHookArgs) -> None:
+        """TensorBoard's writing thread raises its errors once more in ours; its own traceback is left out."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self._excepthook(arguments)
 
     def __enter__(self) -> Self:
         return self
@@ -177,28 +238,67 @@ class Record:
         self.close()
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder ours, or raise UsageError: of two processes that come at once, one gets it."""
-    taken = UsageError(f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir")
+class SilentRecord:
+    """The record as the other processes of a run see it: the first one writes it."""
+
+    elapsed_s = 0.0
+
+    def __init__(self, path: Path) -> None:
+        """path: of the folder that the first process writes to."""
+        self.path = path
+
+    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def histogram(self, tag: str, values: Any, step: int) -> None:
+        """Nothing."""
+
+    def status(self, name: str, **fields: Any) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+def claim(folder: Path) -> None:
+    """Make the folder of a new run.
+
+    It may be there and hold nothing, a status of "queued", or what a start that was killed has left. Raises UsageError,
+    and touches nothing, where it holds anything else.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    content = {path.name for path in folder.iterdir()}
-    if content and not (content == {schema.STATUS} and _is_queued(folder)):
-        raise taken
-    try:
-        open(folder / schema.METRICS, "x").close()
-    except FileExistsError:
-        raise taken from None
+    names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
+    if not names <= _BEFORE_STATUS or (schema.STATUS in names and not _is_queued(folder)):
+        raise UsageError(
+            f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir"
+        )
 
 
 def _is_queued(folder: Path) -> bool:
     return json.loads((folder / schema.STATUS).read_bytes()).get("status") == "queued"
 
 
+def _make_folders(folder: Path) -> None:
+    for name in (schema.CHECKPOINTS, schema.FIGURES):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def _date_back(files: Sequence[Path]) -> None:
+    """Rename event files that bear the time of now, or, the clock having been set back, of later: TensorBoard reads
+    them in the order of their names, so the next one's must come last."""
+    now = int(time.time())
+    for place, path in enumerate(files):
+        *head, seconds, tail = path.name.split(".", 4)
+        if int(seconds) > (latest := now - len(files) + place):
+            path.rename(path.with_name(".".join([*head, f"{latest:010d}", tail])))
+
+
 def _attach_log(path: Path) -> logging.FileHandler:
     """Send what the logger "odebench" gets to the file, from now on."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not fill the screen
     formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)

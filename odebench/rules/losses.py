@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from odebench.rules.numbers import NotNegative, Share
+from odebench.rules.numbers import Count, NotNegative, Share, Whole
 from odebench.typed import Range
 
 
@@ -35,6 +35,28 @@ class FlowMatching:
 
 
 @dataclass(frozen=True)
+class AutoregressiveLoss:
+    """autoregressive; label_weight is that of the label's cross-entropy."""
+
+    task: ClassVar[str] = "time_series"
+    name: str
+    reduction: Literal["sum", "mean"]
+    label_weight: NotNegative
+
+
+@dataclass(frozen=True)
+class ELBO(AutoregressiveLoss):
+    """elbo; what each setting means stands in configs/loss/elbo.yaml."""
+
+    samples: Count
+    eval_samples: Count
+    combine: Literal["mean", "logsumexp"]
+    kl_wait_epochs: Whole | None
+    kl_growth: Share
+    event_weight: NotNegative
+
+
+@dataclass(frozen=True)
 class Dynamics:
     """plain, and presets of the same terms: each a weight, 0 for off.
 
@@ -55,5 +77,7 @@ LOSSES: dict[str, type[Any]] = {
     "maximum_likelihood": Density,
     "density_matching": Density,
     "flow_matching": FlowMatching,
+    "autoregressive": AutoregressiveLoss,
+    "elbo": ELBO,
 }
 DYNAMICS: dict[str, type[Any]] = dict.fromkeys(("plain", "rnode", "taynode", "steer"), Dynamics)

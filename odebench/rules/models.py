@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from odebench.rules.numbers import Count, Fraction, Positive, Whole
+from odebench.rules.series import SERIES_MODELS
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,5 @@ MODELS: dict[str, type[Any]] = {
     "cnf": CNF,
     "ffjord": FFJORD,
     "planar_nf": PlanarFlow,
+    **SERIES_MODELS,
 }

@@ -80,9 +80,11 @@ def build_task(settings: Settings, device: torch.device) -> Task:
     """The task that the settings name, its data loaded and its model, freshly initialised, on the device."""
     from odebench.tasks.classification import Classification
     from odebench.tasks.density import Density
+    from odebench.tasks.time_series import TimeSeries
 
     tasks: dict[str, Callable[[Settings, torch.device], Task]] = {
         "classification": Classification,
         "density": Density,
+        "time_series": TimeSeries,
     }
     return tasks[settings.task](settings, device)

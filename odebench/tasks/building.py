@@ -89,7 +89,7 @@ class ChosenSolve:
         if trains and self._dynamics.steer:
             t = self._dynamics.steered(t)
         solve = self._regularised if trains or not self._differentiable else ode.solve
-        warm = self._warm and torch.is_grad_enabled()
+        warm = self._warm and torch.is_grad_enabled() and "first_step" not in more
         if warm:
             options["first_step"] = self.warm_step
         try:

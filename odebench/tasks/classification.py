@@ -123,7 +123,7 @@ class Classification:
         figures = {"confusion": confusion_matrix(counts)}
         images, _ = next(self._batches(self._splits["validation"]))
         _, solves = self._logits(self.model.eval(), images, self._eval_solve)
-        if solves:
+        if solves and solves[0].step_sizes:  # rows of their own steps keep none
             sizes = solves[0].step_sizes
             figures["step_sizes"] = step_sizes(np.cumsum([0.0, *sizes[:-1]]), sizes)
         return figures

@@ -64,9 +64,12 @@ class Density:
         self._trace = "exact" if self._dims <= EXACT_TRACE_LIMIT else None
         self.model: Any = build_model(settings, {"shape": shape}).to(device)
         if self._loss == "flow_matching":
-            if not hasattr(self.model, "velocity"):
+            velocity = getattr(self.model, "velocity", None)
+            if velocity is None:
                 raise UsageError(f"loss=flow_matching: {settings.model.name} has no velocity field; choose model=cnf")
-            self.model.velocity(torch.zeros((), device=device), self.model.base_sample(1))
+            velocity(
+                torch.zeros((), device=device), torch.zeros(1, *shape, device=device)
+            )  # tells if there is none
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
             self._solve = ChosenSolve(

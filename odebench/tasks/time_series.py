@@ -233,6 +233,8 @@ class TimeSeries:
         wanted = targets.mask.new_zeros(len(indices), len(times))
         wanted[:, at_targets] |= targets.mask.any(-1)
         wanted[:, at_truth] |= truth.mask.any(-1)
+        for places_of_rate in at_rate:
+            wanted[:, places_of_rate] = True
         whole = self._forecast(model, series, indices, times, wanted)
         forecast = whole.at(at_targets)
         loss = self._value(model, forecast, targets, 1.0).item()

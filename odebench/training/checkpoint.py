@@ -1,6 +1,9 @@
 """Checkpoints: everything a training needs to go on as if nothing had happened, and nothing that is executed."""
 
+import logging
+import os
 import random
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,9 +19,13 @@ from odebench.errors import UsageError
 from odebench.record.files import write_atomically
 from odebench.settings import Settings
 from odebench.tasks import Task
+from odebench.training.distributed import gathered, is_first, num_ranks, rank
 from odebench.training.optim import build_optimizer
 
-FORMAT = 1
+FORMAT = 2
+PREVIOUS = "previous.pt"  # the last checkpoint but one, in the last one's folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,18 +62,18 @@ class Training:
         return self.task.model if self.average is None else self.average.module
 
     def save(self, path: Path) -> None:
-        """Write all of it, random states included, atomically."""
+        """Write all of it, random states included, atomically. What stood there is kept as ``previous.pt``."""
         content = {
             "format": FORMAT,
             "model_name": self.model_name,
             "model": self.task.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "task": self.task.state_dict(),
+            "tasks": gathered(self.task.state_dict()),
             "progress": vars(self.progress),
             "random": _random_states(),
         }
-        _save(path, content)
+        _save(path, content, path.with_name(PREVIOUS))
 
     def save_weights(self, path: Path) -> None:
         """Write the evaluated model alone, atomically: what ``best`` holds."""
@@ -79,12 +86,34 @@ class Training:
         load_weights(self.task.model, path, self.model_name, content)
         if "optimizer" not in content:
             raise UsageError(f"{path} holds weights alone, not a training to go on with")
-        if self.average is not None:
-            self.average.load_state_dict(content["average"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.task.load_state_dict(content["task"])
-        self.progress = Progress(**content["progress"])
-        _set_random_states(content["random"])
+        try:
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            tasks = content["tasks"]
+            self.task.load_state_dict(tasks[rank()] if len(tasks) == num_ranks() else tasks[0])
+            self.progress = Progress(**content["progress"])
+            _set_random_states(content["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
+
+    def load_newest(self, path: Path) -> None:
+        """Go on from the last checkpoint; from the one before it, which takes its place, where it is damaged.
+
+        Does nothing where there is neither. Raises UsageError where none of those that there are can be used.
+        """
+        previous = path.with_name(PREVIOUS)
+        if not path.exists() and not previous.exists():
+            return
+        try:
+            self.load(path)
+        except UsageError as error:
+            if not previous.exists():
+                raise
+            log.warning("%s; going on from %s, which was written before it", error, previous)
+            self.load(previous)
+            # Else the damaged one would be the previous one of the next.
+            os.replace(previous, path)
 
 
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
@@ -101,24 +130,34 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
         raise UsageError(f"{path} does not fit model {model_name}: {reason}") from None
 
 
-def _save(path: Path, content: Mapping[str, Any]) -> None:
+def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
+    if not is_first():
+        return
     buffer = BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), previous)
 
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): truncated, or not ours"
+            f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or not ours"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of this version of odebench (format {FORMAT})")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load leaves the check sums of its file unread."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def _random_states() -> dict[str, Any]:

@@ -71,10 +71,7 @@ class Display:
 
 
 def _brief(numbers: Mapping[str, float]) -> str:
-    names = {
-        "train/loss": "loss",
-        "train/accuracy": "accuracy",
-        "nfe/forward": "NFE",
-        "nfe/backward": "backward NFE",
-    }
+    """The training's own numbers and its evaluations."""
+    names = {tag: tag.partition("/")[2].replace("_", " ") for tag in numbers if tag.startswith("train/")}
+    names |= {"nfe/forward": "NFE", "nfe/backward": "backward NFE"}
     return "  ".join(f"{name} {numbers[tag]:.4g}" for tag, name in names.items() if tag in numbers)

@@ -10,24 +10,26 @@ from odebench import ode
 from odebench.errors import Diverged
 from odebench.record import schema
 from odebench.record.meters import StepTimer, measure_step
-from odebench.record.writer import Record
+from odebench.record.writer import Record, SilentRecord
 from odebench.settings import Settings
+from odebench.training import distributed
 from odebench.training.checkpoint import Training
 from odebench.training.display import Display
 from odebench.training.optim import lr_factor
 from odebench.training.signals import StopRequest
 
 
-def fit(training: Training, settings: Settings, record: Record, stop: StopRequest) -> bool:
+def fit(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> bool:
     """Train to the end; False where a signal stopped it first. The checkpoint ``last`` is current in both cases.
 
-    Raises Diverged.
+    Several processes take every decision together. Raises Diverged.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
-    num_steps = trainer.epochs * task.steps_per_epoch
+    num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
     last_checkpoint = record.path / schema.LAST_CHECKPOINT
     last_saved = time.monotonic()
     timer = StepTimer()
+    record.status("running", step=progress.step, steps=num_steps)
 
     with Display(progress.step, num_steps, task.steps_per_epoch) as display:
         while progress.step < num_steps and not progress.finished:
@@ -39,6 +41,9 @@ def fit(training: Training, settings: Settings, record: Record, stop: StopReques
             display.step(step, numbers)
 
             minutes_up = trainer.max_minutes is not None and record.elapsed_s > 60 * trainer.max_minutes
+            save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
+            # Whatever one process is told, all do.
+            stopping, minutes_up, save_due = distributed.agreed(stop.number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
                 record.log(step, numbers | timer.read())
@@ -48,14 +53,15 @@ def fit(training: Training, settings: Settings, record: Record, stop: StopReques
                 display.validated(step, validate(training, settings, record))
                 too_stale = trainer.patience is not None and progress.stale_epochs >= trainer.patience
                 progress.finished = last_step or too_stale
-            minutes_since_save = (time.monotonic() - last_saved) / 60
-            if epoch_ends or last_step or stop.name or minutes_since_save > trainer.checkpoint_minutes:
+            if progress.finished or (epoch_ends and (step // task.steps_per_epoch) % trainer.measure_every == 0):
+                measure(training, record)
+            # After all that is logged of this step: a run that is killed goes on with the next one.
+            if epoch_ends or last_step or stopping or save_due:
                 record.flush()
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
-            if progress.finished or (epoch_ends and (step // task.steps_per_epoch) % trainer.measure_every == 0):
-                measure(training, record)
-            if stop.name and not progress.finished:
+            if stopping and not progress.finished:
+                stop.number = stopping
                 return False
     return True
 
@@ -68,29 +74,33 @@ def train_step(training: Training, settings: Settings, num_steps: int) -> dict[s
         training.optimizer,
         training.progress.step,
     )
-    lr = settings.optim.lr * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
+    lr = optimizer.defaults["lr"] * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
-    loss = task.loss(task.batch(step))
-    value = loss.value.item()
-    if not math.isfinite(value):
-        raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
-    try:
-        loss.value.backward()
-    except ode.SolveError as error:
-        raise Diverged(str(error)) from error
+    distributed.seed_step(settings.seed, step)
+    with distributed.diverging_together():
+        loss = task.loss(distributed.share(task.batch(step), task.batch_size))
+        value = loss.value.item()
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
+        try:
+            loss.value.backward()
+        except ode.SolveError as error:
+            raise Diverged(str(error)) from error
+        nfe = sum(stats.nfe for stats in loss.solves)
+        if trainer.max_nfe is not None and nfe > trainer.max_nfe:
+            raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
+    distributed.average_gradients(task.model)
     grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
     if not math.isfinite(grad_norm):
         raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
-    nfe = sum(stats.nfe for stats in loss.solves)
-    if trainer.max_nfe is not None and nfe > trainer.max_nfe:
-        raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
     optimizer.step()
     if training.average is not None:
         training.average.update_parameters(task.model)
     numbers = {tag: float(number) for tag, number in loss.numbers.items()}
-    return numbers | solver_numbers(loss.solves) | {"optim/lr": lr, "optim/grad_norm": grad_norm}
+    numbers = distributed.means(numbers | solver_numbers(loss.solves))
+    return numbers | {"optim/lr": lr, "optim/grad_norm": grad_norm}
 
 
 def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
@@ -108,10 +118,10 @@ def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
     }
 
 
-def validate(training: Training, settings: Settings, record: Record) -> dict[str, float]:
+def validate(training: Training, settings: Settings, record: Record | SilentRecord) -> dict[str, float]:
     """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
     progress = training.progress
-    numbers = training.task.evaluate("validation", training.evaluated)
+    numbers = distributed.from_first(lambda: training.task.evaluate("validation", training.evaluated))
     tagged = {f"val/{name}": value for name, value in numbers.items() if schema.is_tag(f"val/{name}")}
     record.log(progress.step, tagged)
     value = tagged[settings.trainer.objective]
@@ -124,18 +134,18 @@ def validate(training: Training, settings: Settings, record: Record) -> dict[str
 
 
 def better(objective: str, value: float, best: float | None) -> bool:
-    """Whether a value of the objective beats the best so far: accuracies rise, all else falls."""
+    """Whether a value of the objective, such as ``val/accuracy``, beats the best so far."""
     if best is None or not math.isfinite(best):
         return True
     # Accuracies of few images often tie: then the longer trained weights are taken.
-    return value >= best if objective.endswith("accuracy") else value < best
+    return value >= best if schema.rises(objective.partition("/")[2]) else value < best
 
 
-def measure(training: Training, record: Record) -> None:
+def measure(training: Training, record: Record | SilentRecord) -> None:
     """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace."""
     task = training.task
     device = next(task.model.parameters()).device
-    batch = task.batch(training.progress.step)
+    batch = distributed.share(task.batch(training.progress.step), task.batch_size)
     state = task.state_dict()
     solves: list[ode.Stats] = []
 

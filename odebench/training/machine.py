@@ -12,16 +12,22 @@ import torch
 from odebench.errors import UsageError
 from odebench.settings import Settings
 from odebench.tasks import Task
+from odebench.training import distributed
 
 log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError where there is none such."""
+    """The device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError where there is none such.
+
+    Of several processes on a machine each gets a GPU of its own.
+    """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+        name = "cuda" if available else "cpu"
     device = torch.device(name)
+    if device == torch.device("cuda") and distributed.num_ranks() > 1:
+        device = torch.device("cuda", distributed.local_rank())
     if device.type == "cuda" and (device.index or 0) >= available:
         found = f"{available} CUDA device(s) here" if available else "no CUDA device here, or a torch without CUDA"
         raise UsageError(f"device={name}: {found}; use device=cpu or device=auto (odebench doctor says more)")

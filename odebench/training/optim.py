@@ -1,25 +1,31 @@
 """Optimisers and learning-rate schedules, as the settings choose them."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from odebench.settings import SGD, Adam, Constant, Cosine, OneCycle, Steps
+from odebench.rules import SGD, Adam, Choice, Cosine, Exponential, OneCycle, RMSprop, Steps
 
 
-def build_optimizer(optim: SGD | Adam, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over all parameters of the model that want a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if isinstance(optim, SGD):
         return torch.optim.SGD(
             parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
         )
-    build = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    if isinstance(optim, RMSprop):
+        return torch.optim.RMSprop(
+            parameters, optim.lr, optim.decay, weight_decay=optim.weight_decay, momentum=optim.momentum
+        )
+    assert isinstance(optim, Adam)
+    build = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[optim.name]
     return build(parameters, optim.lr, optim.betas, weight_decay=optim.weight_decay)
 
 
-def lr_factor(schedule: Constant | Steps | Cosine | OneCycle, step: int, steps_per_epoch: int, num_steps: int) -> float:
+def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) -> float:
     """What the learning rate is multiplied with at an optimiser step, 0 to ``num_steps`` - 1.
 
     A function of the step alone, so that resuming needs no state.
@@ -37,6 +43,8 @@ def lr_factor(schedule: Constant | Steps | Cosine | OneCycle, step: int, steps_p
         return schedule.factor ** sum(step >= m * steps_per_epoch for m in schedule.milestones)
     if isinstance(schedule, Cosine):
         return _cosine(1.0, schedule.final, (step - warmup_steps) / max(num_steps - warmup_steps, 1))
+    if isinstance(schedule, Exponential):
+        return max(schedule.factor ** (step - warmup_steps), schedule.final)
     return 1.0
 
 

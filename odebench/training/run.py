@@ -1,8 +1,11 @@
 """A run from settings to record: train it, go on with it."""
 
+import contextlib
+import itertools
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,18 +13,22 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from odebench.checks import warnings
 from odebench.errors import Diverged, UsageError
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
+from odebench.record.files import locked
 from odebench.record.reader import RunRecord, read_metrics, read_run
-from odebench.record.writer import Record
-from odebench.settings import Settings, read_settings, run_name, warnings
+from odebench.record.writer import Record, SilentRecord, claim, is_started, settings_text
+from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import build_task
+from odebench.training import distributed
 from odebench.training.checkpoint import Training, load_weights
+from odebench.training.failures import reason
 from odebench.training.loop import fit
-from odebench.training.machine import compile_model, prepare
+from odebench.training.machine import choose_device, compile_model, prepare
 from odebench.training.signals import StopRequest
-from odebench.training.summary import closing_numbers, describe, training_table
+from odebench.training.summary import closing_numbers, describe, results, training_table
 
 log = logging.getLogger(__name__)
 
@@ -40,43 +47,94 @@ class RunResult:
 def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
     """Train as the composed settings say, into a new record, and print what came out.
 
-    Raises UsageError, with nothing written, where the settings cannot be meant or their data is missing.
+    Where run_dir holds a run of the same settings already, it is that run which goes on: the same command, given again
+    by a job script, ends in the same numbers. Raises UsageError, with nothing written, where the settings cannot be
+    meant or their data is missing.
     """
     settings = read_settings(config)
-    training = _build(settings)
-    device = next(training.task.model.parameters()).device
-    about = manifest.gather(config, device, training.task.provenance, {"seed": settings.seed})
-    with Record.create(_folder(settings), config, overrides, about) as record:
-        return _run(training, settings, record)
+    with distributed.joined(choose_device(settings.device)):
+        if distributed.from_first(lambda: _holds(settings.run_dir, config)):
+            return resume_run(Path(str(settings.run_dir)))
+        training = _build(settings)
+        folder = distributed.from_first(lambda: _make_folder(settings))
+        about = _about(config, training, settings)
+        with (
+            _locked(folder),
+            StopRequest() as stop,
+            _record(folder, lambda: Record.create(folder, config, overrides, about)) as record,
+        ):
+            result = _run(training, settings, record, stop)
+    return _passed_on(result, stop)
 
 
 def resume_run(path: Path) -> RunResult:
     """Go on with a run from its last checkpoint, or from its start where it left none.
 
-    A run that is done is left alone: its result is printed again. Raises UsageError where there is no run.
+    A run that is done is left alone: its result is printed again. Raises UsageError where there is no run, or another
+    process has it.
     """
     run = read_run(path)
     settings = read_settings(run.settings)
-    if run.status["status"] == "done":
-        log.info("%s is done already", path)
-        print(training_table(run.summary, path))
-        return RunResult(DONE, path, run.summary.get("objective"))
-    training = _build(settings)
-    checkpoint = path / schema.LAST_CHECKPOINT
-    if checkpoint.exists():
-        training.load(checkpoint)
-    device = next(training.task.model.parameters()).device
-    about = manifest.gather(run.settings, device, training.task.provenance, {"seed": settings.seed})
-    with Record.reopen(path, training.progress.step, about) as record:
-        log.info("going on after step %d", training.progress.step)
-        return _run(training, settings, record)
+    with distributed.joined(choose_device(settings.device)):
+        if distributed.from_first(lambda: run.status["status"] == "done"):
+            if distributed.is_first():
+                log.info("%s is done already", path)
+                print(training_table(run.summary, path))
+            return RunResult(DONE, path, run.summary.get("objective"))
+        with _locked(path):
+            training = _build(settings)
+            _load_newest(training, path / schema.LAST_CHECKPOINT)
+            step = training.progress.step
+            about = _about(run.settings, training, settings)
+            with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about)) as record:
+                log.info("going on after step %d", step)
+                result = _run(training, settings, record, stop)
+    return _passed_on(result, stop)
+
+
+def _holds(folder: str | None, config: DictConfig) -> bool:
+    """Whether the folder holds a run of these very settings."""
+    if folder is None or not is_started(Path(folder)):
+        return False
+    return (Path(folder) / schema.SETTINGS).read_text(encoding="utf-8") == settings_text(config)
+
+
+def _about(config: DictConfig, training: Training, settings: Settings) -> dict[str, Any]:
+    """The manifest."""
+    task, num_ranks = training.task, distributed.num_ranks()
+    processes = {"number": num_ranks, "batch_size": task.batch_size, "batch_size_each": task.batch_size // num_ranks}
+    device = next(task.model.parameters()).device
+    return manifest.gather(config, device, task.provenance, {"seed": settings.seed}) | {"processes": processes}
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    return locked(folder / schema.LOG) if distributed.is_first() else contextlib.nullcontext()
+
+
+def _record(folder: Path, make: Callable[[], Record]) -> AbstractContextManager[Record | SilentRecord]:
+    return make() if distributed.is_first() else contextlib.nullcontext(SilentRecord(folder))
+
+
+def _load_newest(training: Training, path: Path) -> None:
+    # The first process puts a checkpoint before a damaged one in its place; then all read the same.
+    distributed.from_first(lambda: training.load_newest(path))
+    if not distributed.is_first() and path.exists():
+        training.load(path)
+
+
+def _passed_on(result: RunResult, stop: StopRequest) -> RunResult:
+    if result.exit_code == STOPPED:
+        stop.pass_on()
+    return result
 
 
 def _build(settings: Settings) -> Training:
+    distributed.check_batch(settings.trainer.batch_size)
     for warning in warnings(settings):
         log.warning(warning)
     device = prepare(settings)
-    task = build_task(settings, device)
+    with distributed.first_ahead():
+        task = build_task(settings, device)
     if settings.init_from is not None:
         source = read_run(settings.init_from, metrics=False)
         load_weights(task.model, source.path / schema.BEST_CHECKPOINT, settings.model.name)
@@ -95,31 +153,42 @@ def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
         )
 
 
-def _folder(settings: Settings) -> Path:
+def _make_folder(settings: Settings) -> Path:
+    """The folder of a new run: the one asked for, or one of its own, named by the time."""
     if settings.run_dir is not None:
-        return Path(settings.run_dir)
+        claim(folder := Path(settings.run_dir))
+        return folder
     now = datetime.now()
-    # Microseconds, so that runs that start together have folders of their own.
-    return Path(settings.outputs) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}_{run_name(settings)}"
+    parent, name = Path(settings.outputs) / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S-%f}_{run_name(settings)}"
+    parent.mkdir(parents=True, exist_ok=True)
+    # Of runs that start in one microsecond, or after the clock was set back, all but one get a number more.
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
-def _run(training: Training, settings: Settings, record: Record) -> RunResult:
+def _run(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> RunResult:
     """Train, test once, and end with a status whatever happens."""
     folder, progress = record.path, training.progress
     log.info("%s on %s, record in %s", describe(settings), settings.data.name, folder)
     if training.task.note:
         log.info(training.task.note)
     try:
+        distributed.copy_from_first(training.task.model)
+        if not fit(training, settings, record, stop):
+            message = f"stopped by {stop.name} after step {progress.step}"
+            record.status("interrupted", step=progress.step, message=message)
+            log.warning("%s; go on with: odebench resume %s", message, folder)
+            return RunResult(STOPPED, folder, progress.best)
         # A signal that comes during the test only waits for its end.
-        with StopRequest() as stop:
-            if not fit(training, settings, record, stop):
-                message = f"stopped by {stop.name} after step {progress.step}"
-                record.status("interrupted", step=progress.step, message=message)
-                log.warning("%s; go on with: odebench resume %s", message, folder)
-                return RunResult(STOPPED, folder, progress.best)
+        if isinstance(record, Record):
             summary = _finish(training, settings, record)
+            record.flush()
             record.status("done", step=progress.step)
-        print(training_table(summary, folder))
+            print(training_table(summary, folder))
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
@@ -130,13 +199,14 @@ def _run(training: Training, settings: Settings, record: Record) -> RunResult:
         record.status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
         log.warning("stopped at once; go on with: odebench resume %s", folder)
         return RunResult(STOPPED, folder, progress.best)
-    except UsageError:
-        record.status("failed", step=progress.step, traceback=traceback.format_exc())
+    except UsageError as error:
+        record.status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        log.error("failed: %s (traceback in %s)", message, folder / schema.LOG)
-        record.status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
+        message = reason(error, settings, folder)
+        log.critical("failed: %s (record in %s)", message, folder)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to any more
+            record.status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
 
 
@@ -147,12 +217,15 @@ def _finish(training: Training, settings: Settings, record: Record) -> dict[str,
     test = task.evaluate("test")
     record.flush()
     rows = read_metrics(folder / schema.METRICS)
+    closing = closing_numbers(rows, progress.best_step, task.steps_per_epoch)
+    best = {tag.removeprefix("best/"): value for tag, value in closing.items() if tag.startswith("best/")}
     summary = {
         "run": describe(settings),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "objective": progress.best,
         "test": test,
-        **closing_numbers(rows, progress.best_step, task.steps_per_epoch),
+        "results": results(task.rows(test), task.rows(best), best["epoch"]),
+        **closing,
         **{f"final/test_{name}": x for name, x in test.items() if schema.is_tag(f"final/test_{name}")},
         "final/minutes": record.elapsed_s / 60,
     }

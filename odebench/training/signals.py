@@ -3,20 +3,32 @@
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """While it is entered, a signal only sets ``name``; the loop saves at its next step and leaves.
+    """While it is entered, a signal only sets ``number``; the loop saves at its next step and leaves.
 
     A second Ctrl-C does not wait: it raises KeyboardInterrupt at once. Outside the main thread, where Python
     lets nobody handle signals, nothing is caught.
     """
 
     def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, object] = {}
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str | None:
+        """The signal's name, None where none came."""
+        return signal.Signals(self.number).name if self.number else None
+
+    def pass_on(self) -> None:
+        """Call who handled the signal before, once all is saved: a launcher (submitit) that queues the job again."""
+        handler = self._before.get(self.number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(self.number, None)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -27,9 +39,9 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.number = self.number or number

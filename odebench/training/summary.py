@@ -7,12 +7,9 @@ from typing import Any
 
 from odebench.settings import NO_SOLVER, Settings
 
-# Which logged tag becomes which closing tag: the last value, or the mean over the last epoch.
+# Which logged tag becomes which closing tag: the last value, or the mean over the last epoch. Those of the splits,
+# which differ from task to task, become final/train_... and final/val_....
 LAST = {
-    "train/loss": "final/train_loss",
-    "train/accuracy": "final/train_accuracy",
-    "val/loss": "final/val_loss",
-    "val/accuracy": "final/val_accuracy",
     "memory/peak_mib": "final/peak_mib",
     "memory/saved_mib": "final/saved_mib",
     "flops/step": "final/flops",
@@ -29,17 +26,16 @@ def closing_numbers(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per
     """The ``best/...`` and ``final/...`` numbers that follow from the rows logged."""
     numbers: dict[str, float] = {"best/step": best_step, "best/epoch": best_step / steps_per_epoch}
     last_step = max(row["step"] for row in rows)
-    for tag, closing in LAST.items():
-        values = [row[tag] for row in rows if tag in row]
-        if values:
-            numbers[closing] = values[-1]
+    for row in rows:
+        for tag, value in row.items():
+            if closing := LAST.get(tag) or (tag.startswith(("train/", "val/")) and f"final/{tag.replace('/', '_')}"):
+                numbers[closing] = value
+            if tag.startswith("val/") and row["step"] == best_step:
+                numbers[f"best/{tag.removeprefix('val/')}"] = value
     for tag, closing in MEAN.items():
         values = [row[tag] for row in rows if tag in row and row["step"] > last_step - steps_per_epoch]
         if values:
             numbers[closing] = sum(values) / len(values)
-    for row in rows:
-        if row["step"] == best_step and "val/loss" in row:
-            numbers |= {"best/loss": row["val/loss"], "best/accuracy": row["val/accuracy"]}
     return numbers
 
 
@@ -59,12 +55,16 @@ def describe(settings: Settings) -> str:
     return f"{settings.model.name}, {solver.name}, {how}, {settings.gradient.name}"
 
 
-def accuracy_line(numbers: Mapping[str, float]) -> str:
-    """An accuracy with its interval: ``97.30 %  (95 % interval 96.10 to 98.13, 1,000 images)``."""
-    percent = {name: f"{100 * numbers[name]:.2f}" for name in ("accuracy", "low", "high")}
-    return (
-        f"{percent['accuracy']} %  (95 % interval {percent['low']} to {percent['high']}, {numbers['images']:,} images)"
-    )
+def results(
+    test: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]], best_epoch: float
+) -> dict[str, str]:
+    """Lines of the closing table from a task's rows of the test and of the best validation: name -> text."""
+    (name, headline), *more = test
+    return {
+        f"test {name}": headline,
+        "validation": f"{validation[0][1]}  (best, epoch {best_epoch:.3g})",
+        **{f"test {name}": text for name, text in more},
+    }
 
 
 def training_table(summary: Mapping[str, Any], folder: Path) -> str:
@@ -74,8 +74,7 @@ def training_table(summary: Mapping[str, Any], folder: Path) -> str:
 
 def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     yield "run", f"{summary['run']}, {summary['parameters']:,} parameters"
-    yield "test accuracy", accuracy_line(summary["test"])
-    yield "validation", f"{100 * summary['best/accuracy']:.2f} %  (best, epoch {summary['best/epoch']:.3g})"
+    yield from summary["results"].items()
     if "final/nfe_forward" in summary:
         yield (
             "NFE a step",
@@ -85,7 +84,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
     if "final/peak_mib" in summary:
         peak, saved = summary["final/peak_mib"], summary["final/saved_mib"]
         yield "memory a step", f"{peak:.1f} MiB peak, {saved:.1f} MiB saved for backward"
-        yield "FLOPs a step", f"{summary['final/flops'] / 1e9:.1f} G"
+        yield "FLOPs a step", _si(summary["final/flops"])
     if math.isfinite(summary.get("final/step_ms", math.nan)):
         yield (
             "time",
@@ -94,6 +93,14 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
         )
     yield "record", str(folder)
     yield "dashboard", f"odebench tensorboard {folder}"
+
+
+def _si(number: float) -> str:
+    """Three digits and a prefix: ``33.1 G``."""
+    for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= factor:
+            return f"{number / factor:.1f}{prefix}"
+    return f"{number:.0f}"
 
 
 def aligned(rows: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> str:

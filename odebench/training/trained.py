@@ -18,7 +18,7 @@ from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
 from odebench.training.machine import choose_device
-from odebench.training.summary import accuracy_line, aligned, describe
+from odebench.training.summary import aligned, describe
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def evaluate_run(path: Path, overrides: list[str], split: str = "validation") ->
     """Evaluate a finished run under other settings, print the result, and add it to the run's evaluations.jsonl."""
     run = load_run(path, overrides)
     numbers = run.task.evaluate(split)
-    rows = [("run", describe(_as_evaluated(run.settings))), (f"{split} accuracy", accuracy_line(numbers))]
-    rows.append(("loss", f"{numbers['loss']:.4f}"))
+    rows = [("run", describe(_as_evaluated(run.settings)))]
+    rows += [(f"{split} {name}", text) for name, text in run.task.rows(numbers)]
     if "nfe" in numbers:
         rows.append(("NFE a batch", f"{numbers['nfe']:.1f}"))
     print(aligned(rows))

@@ -19,11 +19,10 @@ def everything(split):
 
 
 def truths(data):
-    """Truth [1000, 200, 2] and labels [1000] of all series."""
+    """Truth [1000, 200, 2] and labels [1000] of all series; NaN after the end of the curve."""
     batches = [split.truths(everything(split)) for split in data.splits().values()]
-    return torch.cat([batch.values for batch in batches]).double().numpy(), torch.cat(
-        [batch.labels for batch in batches]
-    )
+    curves = [batch.values.double().where(batch.mask, torch.nan) for batch in batches]
+    return torch.cat(curves).numpy(), torch.cat([batch.labels for batch in batches])
 
 
 def test_800_for_training_200_for_test_and_half_turn_clockwise():
@@ -43,8 +42,18 @@ def test_the_curves_are_the_two_spirals_each_turning_its_way():
         # r = 15 / z with z falling, against r = 0.3 theta with theta rising.
         true_angle = 15 / radius if label == 0 else radius / 0.3
         turns = (true_angle - angle) / (2 * np.pi)
-        assert np.abs(turns - turns.round()).max() < 1e-3
-        assert np.allclose(np.diff(angle), step if label else -step, atol=1e-4)
+        assert np.nanmax(np.abs(turns - turns.round())) < 1e-3
+        assert np.nanmax(np.abs(np.diff(angle) - (step if label else -step))) < 1e-4
+
+
+def test_the_training_sees_all_of_the_curve_that_the_test_asks_for():
+    data = load()
+    curve, label = truths(data)
+    assert not np.isnan(curve[-200:]).any()
+    for turn, centre in ((0, -5), (1, 5)):
+        radius = np.linalg.norm(curve[label.numpy() == turn] - (centre, 0), axis=-1)
+        windows, beyond = radius[:-100, :100], radius[-80:]
+        assert windows.max() > 0.97 * beyond.max(), turn
 
 
 def test_times_are_equally_spaced_from_0_and_go_on_beyond_the_window():

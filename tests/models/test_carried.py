@@ -207,9 +207,9 @@ def test_arguments_after_the_noise_are_the_fields():
     torch.testing.assert_close(solution.y[1][-1], torch.full((4,), 6.0, dtype=torch.float64))
 
 
-def test_further_integrands_come_after_the_first():
+def test_integrals_stand_in_the_order_of_their_integrands():
     z, noise = rand(4, 3), rand(4, 3)
-    carried = Carried(Field(3), [exact_trace]).carrying([hutchinson_trace], noise)
+    carried = Carried(Field(3), [exact_trace, hutchinson_trace], noise)
     evaluation = Evaluation(carried.field, T, z, noise)
     derivative = carried(T, (z, *zeros(z, 2)))
     for ours, theirs in zip(derivative, (evaluation.dz, evaluation.trace(), hutchinson_trace(evaluation)), strict=True):

@@ -13,6 +13,7 @@ gradient: {name: adjoint, rtol: null}
 data: {name: mnist5k, augment: true, root: /somewhere}
 optim: {name: sgd, lr: 0.1}
 trainer: {epochs: 2, batch_size: 128, average: null}
+task: classification
 tol: 1e-3
 seed: 0
 """

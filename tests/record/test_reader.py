@@ -1,9 +1,15 @@
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from odebench.errors import UsageError
-from odebench.record.reader import find_runs, read_metrics, read_run
+from odebench.record import schema
+from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
 
 def test_a_torn_last_line_is_left_out_and_null_is_nan(tmp_path):
@@ -50,3 +56,48 @@ def test_a_list_of_runs_need_not_read_their_rows(tmp_path, create):
     assert read_run(record.path, metrics=False).metrics == []
     assert len(read_run(record.path).metrics) == 1
     assert read_run(str(record.path)).settings.model.width == 64
+
+
+def overview(folder, **status):
+    (folder / schema.STATUS).write_text(json.dumps({"status": "running", "step": 0, **status}))
+    return read_overview(folder)
+
+
+def test_a_run_in_progress_tells_its_step_and_the_time_to_go(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.log(1, {"train/loss": 0.5})
+        record.log(30, {"train/loss": 0.4})
+    rows = (record.path / schema.METRICS).read_text().splitlines()
+    rows[-1] = json.dumps(json.loads(rows[-1]) | {"elapsed_s": 60.0})
+    torn = '\n{"step": 31, "elap'
+    (record.path / schema.METRICS).write_text("\n".join(rows) + torn)
+    assert (overview(record.path).step, overview(record.path).eta_s) == (30, None)
+    assert overview(record.path, steps=90).eta_s == 120.0
+    assert overview(record.path, status="done", step=90, steps=90).eta_s is None
+
+
+def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
+    create(tmp_path / "run").close()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here = {"host": socket.gethostname()}
+    for machine, status in [
+        (here | {"pid": os.getpid()}, "running"),
+        (here | {"pid": dead.pid}, "interrupted"),
+        ({"host": "elsewhere", "pid": dead.pid}, "running"),
+        ({}, "running"),
+    ]:
+        (tmp_path / "run" / schema.MANIFEST).write_text(json.dumps({"machine": machine}))
+        assert overview(tmp_path / "run").status == status
+        assert read_overview(tmp_path / "run", as_told=True).status == "running"
+
+
+def test_an_overview_reads_no_yaml_where_the_manifest_has_the_settings(tmp_path, create):
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / schema.MANIFEST).write_text('{"settings": {"model": {"name": "mlp"}}}')
+    (tmp_path / "run" / schema.SETTINGS).write_text("not: [yaml")
+    found = read_overview(tmp_path / "run")
+    assert (found.setting("model.name"), found.setting("model.name.x"), found.setting("data")) == ("mlp", None, None)
+    (tmp_path / "run" / schema.MANIFEST).write_text("{")
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
+        read_overview(tmp_path / "run")

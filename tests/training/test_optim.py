@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from odebench.settings import SGD, Adam, Constant, Cosine, OneCycle, Steps
+from odebench.rules import SGD, Adam, Constant, Cosine, OneCycle, Steps
 from odebench.training.optim import build_optimizer, lr_factor
 
 EPOCH, TOTAL = 10, 200

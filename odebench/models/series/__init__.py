@@ -5,8 +5,7 @@ A model is called as model(inputs, times, solve, wanted, noise):
     inputs: an ``Observed``, B series on the union of their times.
     times: [T] increasing, none before the model's ``start_time``: where the series are predicted.
     solve: the engine's, its method and gradient mode chosen.
-    wanted: bool [B, T], which of the predictions are of use: models that go through each series' own times leave
-        the others out, as zeros. None: all.
+    wanted: bool [B, T], which of the predictions are of use; the others are left out, as zeros. None: all.
     noise: [S, B, ``latent_dim``] standard normal numbers, for S samples of the latent state; None for its mean alone,
         S = 1. Models without a latent variable, ``latent_dim`` 0, make no use of it.
 

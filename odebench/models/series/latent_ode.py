@@ -107,13 +107,13 @@ class LatentODE(nn.Module):
         counted = Counted(solve)
         latents, expected_events = self.solve(z0, times, counted)
         return Forecast(
-            values=None if self.decoder is None else self.decoder(latents),
+            values=None if self.decoder is None else read_wanted(self.decoder, latents, wanted),
             encoder=encoder_stats,
             decoder=counted.stats,
             posterior=posterior,
             latents=latents,
             logits=None if self.classifier is None else self.classifier(z0).squeeze(-1),
-            log_rates=None if self.rates is None else self.rates(latents),
+            log_rates=None if self.rates is None else read_wanted(self.rates, latents, wanted),
             expected_events=expected_events,
         )
 
@@ -132,3 +132,14 @@ class LatentODE(nn.Module):
             expected = integrals[places[1]].unflatten(0, z0.shape[:2])
         latents = states[places[len(ends) :], :, : self._dim]
         return latents.movedim(0, 1).unflatten(0, z0.shape[:2]), expected
+
+
+def read_wanted(net: nn.Module, latents: Tensor, wanted: Tensor | None) -> Tensor:
+    """net of latents [S, B, T, L] where they are wanted [B, T], zeros elsewhere: on the union of the times of many
+    series that is almost everywhere."""
+    if wanted is None:
+        return net(latents)
+    found = net(latents[:, wanted])
+    whole = found.new_zeros(*latents.shape[:3], found.shape[-1])
+    whole[:, wanted] = found
+    return whole

@@ -149,8 +149,13 @@ class _AdjointSolve(torch.autograd.Function):
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
         stats = problem.stats.backward = problem.stats.backward or Stats()
         targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
-        plan = dataclasses.replace(ctx.plan, norm=_norm(mode, ctx.plan, targets, states.shape[1]))
-        field = AdjointField(problem, targets, ctx.path, quadrature_of(mode, plan.method))
+        quadrature = quadrature_of(mode, ctx.plan.method)
+        plan = dataclasses.replace(
+            ctx.plan,
+            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, targets, quadrature),
+            norm=_norm(mode, ctx.plan, targets, states.shape[1]),
+        )
+        field = AdjointField(problem, targets, ctx.path, quadrature)
         compiled = None
         if ctx.compile and CompiledAdjoint.serves(problem, targets, plan.method):
             compiled = CompiledAdjoint(plan.method, problem, targets, stats)
@@ -203,6 +208,21 @@ def integrate_back(
         plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
     )
     return integrate(field, z, span, plan, stats, observers=[_NodeQuadrature(field, stepper, size)], stepper=stepper)
+
+
+def _backward_tolerance(
+    mode: Adjoint, tolerance: Tolerance | None, targets: Targets, quadrature: Quadrature
+) -> Tolerance | None:
+    """A tolerance of each number of y as one of each number of the backward state: the adjoint has y's, and a parameter
+    gradient in it the smallest of them."""
+
+    def fitted(tol: float | Tensor) -> float | Tensor:
+        if not isinstance(tol, Tensor):
+            return tol
+        num_parameters = sum(target.numel() for target in targets.wanted) if quadrature is None else 0
+        return torch.cat([*[tol] * (1 if mode.dense else 2), tol.min().expand(num_parameters)])
+
+    return tolerance and Tolerance(fitted(tolerance.rtol), fitted(tolerance.atol))
 
 
 def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:

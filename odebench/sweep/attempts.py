@@ -1,0 +1,147 @@
+"""One attempt at one job: started in a process of its own, and settled into a status however it ended."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from odebench.compose import quoted
+from odebench.errors import UsageError
+from odebench.record import schema
+from odebench.record.files import write_json
+from odebench.record.reader import Overview, read_overview
+from odebench.sweep.folder import TIME_FORMAT, Sweep, reset
+from odebench.sweep.validate import Job
+
+_LOG = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "odebench")
+# A diverged job has ended, too: from the same seed it would diverge again.
+ENDED = ("done", "diverged")
+# What a job's exit code says of its status; another code is a failure.
+_STATUS_OF = {0: "done", 2: "failed", 3: "diverged", 75: "interrupted"}
+_WRONG_SETTINGS = 2
+_TAIL_BYTES = 1 << 14
+
+
+@dataclass
+class Attempt:
+    """A job under way. Its log is open, and locked, until it is settled."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: BinaryIO
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """Asks the job to save and to leave."""
+        self.stopped = True
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the job and the processes that it has started, at once."""
+        self.stopped = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a failure leads to: so many further attempts at the job, and then perhaps the end of the sweep."""
+
+    fail_fast: bool
+    retry: int
+
+    def tries_again(self, attempt: Attempt, failures: int) -> bool:
+        """Whether a job is tried again that has failed so often; wrong settings are wrong again."""
+        return attempt.process.returncode != _WRONG_SETTINGS and failures <= self.retry
+
+
+def take(sweep: Sweep, job: Job) -> BinaryIO | None:
+    """The job's log, locked; None where a process of an earlier attempt still lives.
+
+    The processes of a job inherit the open file and with it the lock, so that it outlives a sweep that crashed. A file
+    system without locks goes without.
+    """
+    log = sweep.log(job).open("ab")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        return None
+    except OSError as error:
+        _LOG.warning("%s cannot be locked: %s", sweep.log(job), error.strerror)
+    return log
+
+
+def start(sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str]) -> Attempt:
+    """Start a job: from its checkpoint where it left one, else anew."""
+    folder = sweep.folder(job)
+    if (folder / schema.LAST_CHECKPOINT).exists():
+        words = ["resume", str(folder)]
+    else:
+        reset(sweep, job)
+        own = [] if sweep.config_dir is None else ["--config-dir", str(sweep.config_dir)]
+        words = ["train", *job.overrides, f"run_dir={quoted(str(folder))}", *own]
+    log.write(f"== {now()}: odebench {shlex.join(words)}\n".encode())
+    log.flush()
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=sweep.cwd if sweep.cwd.is_dir() else None,
+        env={**os.environ, **environment},
+        start_new_session=True,  # a Ctrl-C is meant for the sweep, which asks its jobs to stop
+    )
+    return Attempt(job, process, log)
+
+
+def settle(sweep: Sweep, attempt: Attempt) -> Overview:
+    """What an attempt that ended came to. A status that it could not write itself is written for it."""
+    job, code = attempt.job, attempt.process.wait()
+    expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_OF.get(code, "failed")
+    if look(sweep, job, as_told=True).status != expected:
+        status = "failed" if expected == "done" else expected
+        write_status(sweep, job, status, _reason(sweep, attempt))
+    attempt.log.close()
+    return look(sweep, job)
+
+
+def look(sweep: Sweep, job: Job, as_told: bool = False) -> Overview:
+    """The job as its folder tells it; one whose files are damaged counts as failed."""
+    try:
+        return read_overview(sweep.folder(job), as_told)
+    except UsageError as error:
+        return Overview(sweep.folder(job), "failed", 0, None, str(error), {}, {})
+
+
+def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
+    """Write a job's status in its place."""
+    step = look(sweep, job).step
+    content = {"status": status, "step": step, "time": now(), "message": message}
+    write_json(sweep.folder(job) / schema.STATUS, content)
+
+
+def now() -> str:
+    """The time (UTC) as records write it."""
+    return datetime.now(UTC).strftime(TIME_FORMAT)
+
+
+def _reason(sweep: Sweep, attempt: Attempt) -> str:
+    code = attempt.process.returncode
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}" + (", perhaps for want of memory" * (name == "SIGKILL" and not attempt.stopped))
+    printed = sweep.log(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
+    last = next((line for line in reversed(printed) if line.strip()), "")
+    return last if code and not last.startswith("== ") else f"ended with code {code} and left no result"

@@ -1,0 +1,146 @@
+"""Where the jobs of a sweep run: the settings of the group `cluster`, composed apart from a training's own."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from omegaconf import OmegaConf
+
+from odebench.compose import load_option, options, parse_overrides
+from odebench.errors import UsageError, did_you_mean, unknown_name
+from odebench.typed import Range, read_value, shown
+
+GROUP = "cluster"
+_TIME = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
+_MEMORY = r"\d+[KMGT]?"
+_WORD = r"[\w.,:+@/-]+"
+
+Count = Annotated[int, Range(at_least=1)]
+
+
+@dataclass(frozen=True)
+class Local:
+    """local: this machine."""
+
+    name: Literal["local"]
+    jobs: Count
+    threads: Count | None
+    devices: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """slurm: what sbatch is asked for; null leaves it to the cluster."""
+
+    name: Literal["slurm"]
+    jobs: Count | None
+    partition: str | None
+    account: str | None
+    time: str | None
+    gpus: Count | None
+    cpus: Count
+    memory: str | None
+    warning_s: Count
+    directives: dict[str, Any]
+    setup: tuple[str, ...]
+
+
+_RULES: dict[str, type] = {"local": Local, "slurm": Slurm}
+# Options of sbatch that a sweep sets itself, by the setting that stands for each where there is one.
+_TAKEN = {
+    "array": "cluster.jobs",
+    "partition": "cluster.partition",
+    "account": "cluster.account",
+    "time": "cluster.time",
+    "cpus-per-task": "cluster.cpus",
+    "mem": "cluster.memory",
+    "signal": "cluster.warning_s",
+    "chdir": None,
+    "dependency": None,
+    "error": None,
+    "job-name": None,
+    "no-requeue": None,
+    "open-mode": None,
+    "output": None,
+    "parsable": None,
+    "requeue": None,
+    "wrap": None,
+}
+
+
+def is_of_cluster(word: str) -> bool:
+    """Whether a word of the command line is about where jobs run, as ``cluster=slurm`` and ``cluster.jobs=4`` are."""
+    return re.match(r"cluster(=|\.)", word) is not None
+
+
+def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> Local | Slurm:
+    """The cluster that the words choose, local where they choose none. UsageError names the key and the way out.
+
+    A file of the user's in ``cluster/`` of their config_dir may take the rest from ours by ``defaults: [slurm]``.
+    """
+    parsed = parse_overrides(list(words), config_dir)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(f"{override.input_line}: a sweep runs in one place; one value only")
+    known = options(GROUP, config_dir)
+    name = str(next((o.value() for o in reversed(parsed) if o.key_or_group == GROUP), "local"))
+    if name not in known:
+        raise unknown_name(GROUP, name, known, "clusters")
+    node = dict(OmegaConf.to_container(load_option(GROUP, name, config_dir), resolve=True))  # type: ignore[arg-type]
+    rules = _RULES.get(str(node.get("name")))
+    if rules is None:
+        raise UsageError(f"{known[name]}: name must be {' or '.join(_RULES)}")
+    for override in parsed:
+        if override.key_or_group != GROUP:
+            _set(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
+    if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as a number of seconds, sbatch a number as minutes
+        raise UsageError(f"{GROUP}.time={node['time']}: write hours, minutes and seconds, in YAML in quotes: '8:00:00'")
+    cluster = _read(rules, node)
+    if isinstance(cluster, Slurm):
+        _check_slurm(cluster)
+    return cluster
+
+
+def _set(node: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a key; ``directives.NAME`` adds a directive."""
+    first, _, rest = key.partition(".")
+    if rest and first == "directives":
+        node[first] = {**node.get(first, {}), rest: value}
+    else:
+        node[key] = value
+
+
+def _read(rules: type, node: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(rules, include_extras=True)
+    known = [field.name for field in fields(rules)]
+    for key in node:
+        if key not in known:
+            keys = [f"{GROUP}.{name}" for name in known]
+            raise UsageError(f"unknown setting {GROUP}.{key}{did_you_mean(f'{GROUP}.{key}', keys)} ({', '.join(keys)})")
+    for key in known:
+        if key not in node:
+            raise UsageError(f"{GROUP}.{key} is missing; take it from ours by `defaults: [{node['name']}]`")
+    return rules(**{key: read_value(hints[key], f"{GROUP}.{key}", node[key]) for key in known})
+
+
+def _check_slurm(cluster: Slurm) -> None:
+    """What goes to sbatch is of the form that it must have there, so that nothing else can be said by it."""
+    forms = {"partition": _WORD, "account": _WORD, "time": _TIME, "memory": _MEMORY}
+    examples = {"partition": "gpu", "account": "my_project", "time": "8:00:00", "memory": "16G"}
+    for key, form in forms.items():
+        value = getattr(cluster, key)
+        if value is not None and not re.fullmatch(form, value, re.ASCII):
+            raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={examples[key]}")
+    for name, value in cluster.directives.items():
+        where = f"{GROUP}.directives.{name}={shown(value)}"
+        if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+            raise UsageError(f"{where}: directives are the long options of sbatch, without the dashes")
+        if name in _TAKEN:
+            raise UsageError(f"{where}: " + (f"set {_TAKEN[name]}" if _TAKEN[name] else "the sweep sets it itself"))
+        if not isinstance(value, str | int | float | bool) or not str(value).isprintable():
+            raise UsageError(f"{where}: one value in one line is needed, or true for an option without a value")
+    for command in cluster.setup:
+        if "\n" in command or "\0" in command:
+            raise UsageError(f"{GROUP}.setup: {command!r} is more than one line; make it several entries")

@@ -1,0 +1,103 @@
+"""What a sweep shows while it runs: a table that is redrawn on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from odebench.listing import eta
+from odebench.record import schema
+from odebench.record.reader import Overview
+from odebench.sweep.validate import Job, labels
+
+log = logging.getLogger(__name__)
+
+PLAIN_EVERY_S = 30.0
+_MOST_ROWS = 20
+
+
+def count_text(counts: Mapping[str, int]) -> str:
+    """How many jobs are in which status, such as ``3 queued, 2 running``."""
+    return ", ".join(f"{counts[status]} {status}" for status in schema.STATUSES if counts.get(status))
+
+
+class Display:
+    """Progress on stderr: how many jobs are in which status, and how far those are that run."""
+
+    def __init__(self, jobs: Sequence[Job], overviews: Sequence[Overview], num_rows: int) -> None:
+        """The jobs and what is known of each; num_rows: at most so many run at a time."""
+        self._overviews = {job.number: overview for job, overview in zip(jobs, overviews, strict=True)}
+        self._labels = {job.number: label for job, label in zip(jobs, labels(jobs), strict=True)}
+        self._num_rows = min(num_rows, _MOST_ROWS)
+        self._rows: list[Any] = []
+        self._stack = ExitStack()
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        if sys.stderr.isatty():
+            for position in range(1 + self._num_rows):
+                bar = tqdm(total=0, position=position, bar_format="{desc}", dynamic_ncols=True, leave=False)
+                self._rows.append(self._stack.enter_context(bar))
+            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def update(self, job: Job, overview: Overview) -> None:
+        """What is known of a job now; a line for each change of its status."""
+        before = self._overviews[job.number].status
+        self._overviews[job.number] = overview
+        if overview.status not in (before, "queued"):
+            level = logging.INFO if overview.status in ("running", "done") else logging.WARNING
+            log.log(level, self._line(job.number))
+
+    def status(self, job: Job) -> str:
+        """The job's status as last told."""
+        return self._overviews[job.number].status
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        log.warning(text)
+
+    def refresh(self) -> None:
+        """Draws the table anew, or tells the same in a line every half a minute."""
+        running = [number for number, overview in self._overviews.items() if overview.status == "running"]
+        if self._rows:
+            shown = running[: self._num_rows]
+            lines = [self._counts(), *(self._line(number) for number in shown)]
+            for position, bar in enumerate(self._rows):
+                bar.set_description_str(lines[position] if position < len(lines) else "", refresh=True)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            log.info(self._counts())
+            for number in running[: self._num_rows]:
+                log.info(self._line(number))
+
+    def _counts(self) -> str:
+        return count_text(Counter(overview.status for overview in self._overviews.values()))
+
+    def _line(self, number: int) -> str:
+        return f"job {number}: {self._state(self._overviews[number])}  {self._labels[number]}".rstrip()
+
+    def _state(self, overview: Overview) -> str:
+        best = overview.summary.get("objective")
+        parts = [overview.status]
+        if overview.step:
+            parts.append(f"step {overview.step}")
+        if overview.eta_s is not None:
+            parts.append(f"{eta(overview.eta_s)} to go")
+        if overview.status == "done" and best is not None:
+            parts.append(f"{overview.setting('trainer.objective')} {best:.4f}")
+        if overview.message:
+            parts.append(overview.message)
+        return ", ".join(parts)

@@ -1,0 +1,116 @@
+"""From the words of a command line or of a sweep file to the overrides of each job, by Hydra's own grammar."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from odebench.compose import PLURALS, options, parse_overrides
+from odebench.errors import UsageError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+# What a sweep decides itself.
+_RESERVED = {
+    "run_dir": "each job has a folder of its own; the sweep's is chosen by --output DIR",
+    "hydra": "it belongs to `odebench train -m`; a sweep has --output DIR and cluster=",
+}
+
+
+def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None) -> list[list[str]]:
+    """The overrides of every job: all combinations of each grid's values, the last key's value changing first.
+
+    grids: the words of each, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. UsageError tells every
+    word at fault, a line each.
+    """
+    faults: list[str] = []
+    choices = [[_read_word(word, config_dir, faults) for word in words] for words in grids]
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys(faults)))
+    return [list(job) for grid in choices for job in itertools.product(*grid)]
+
+
+def _read_word(word: str, config_dir: Path | None, faults: list[str]) -> list[str]:
+    """One ``KEY=VALUE`` for each of the word's values; a fault is added to the list instead."""
+    try:
+        (override,) = parse_overrides([word], config_dir)
+        for key, reason in _RESERVED.items():
+            if override.key_or_group.replace("/", ".").partition(".")[0] == key:
+                raise UsageError(f"{word}: {reason}")
+        if not override.is_sweep_override():
+            return [word]
+        if (key := override.get_key_element()) == "outputs":
+            raise UsageError(f"{word}: all jobs of a sweep go to one folder")
+        return [f"{key}={value}" for value in _values(override, config_dir)]
+    except UsageError as error:
+        faults.append(str(error))
+        return []
+
+
+def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
+    from hydra.core.override_parser.types import Glob
+
+    if not override.is_discrete_sweep():
+        raise UsageError(f"{override.input_line}: a sweep needs values: a,b or choice(a,b) or range(start,stop,step)")
+    elif isinstance(override._value, Glob):
+        key = override.key_or_group
+        if key not in PLURALS:
+            raise UsageError(f"{override.input_line}: glob() chooses among the options of a group, such as solver")
+        found = override._value.filter(list(options(key, config_dir)))
+        if not found:
+            raise UsageError(f"{override.input_line}: none of the {PLURALS[key]} fits (odebench list {PLURALS[key]})")
+        yield from found
+    else:
+        yield from override.sweep_string_iterator()
+
+
+def read_grids(path: Path) -> list[list[str]]:
+    """The grids of a sweep file: KEY: VALUES lines, or a list of such blocks, each a grid of its own.
+
+    VALUES is a list of values, or text in the grammar of the command line. UsageError where it is anything else.
+    """
+    import yaml
+
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UsageError(f"--file {path}: no such file") from None
+    except (yaml.YAMLError, OSError) as error:
+        raise UsageError(f"--file {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, DictConfig | ListConfig):
+        raise UsageError(f"--file {path}: KEY: VALUES lines are needed, or a list of such blocks")
+    plain: Any = OmegaConf.to_container(content, resolve=False)
+    grids = []
+    for block in plain if isinstance(plain, list) else [plain]:
+        if not isinstance(block, dict):
+            raise UsageError(f"--file {path}: {block!r} is no block of KEY: VALUES lines")
+        grids.append([f"{key}={_values_text(path, str(key), values)}" for key, values in block.items()])
+    return grids
+
+
+def _values_text(path: Path, key: str, values: Any) -> str:
+    if key.partition(".")[0] == "cluster":
+        raise UsageError(f"--file {path}: {key} stands on the command line, or in a file of yours (--config-dir)")
+    if values == []:
+        raise UsageError(f"--file {path}: {key} has no values")
+    return ",".join(_text(path, key, value) for value in (values if isinstance(values, list) else [values]))
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    """A YAML value in the grammar of the command line."""
+    if isinstance(value, dict):
+        raise UsageError(f"--file {path}: {key} is a block; write its keys with dots, as in {key}.{next(iter(value))}")
+    if isinstance(value, list):
+        return "[" + ",".join(_text(path, key, entry) for entry in value) + "]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def combine(grids: Sequence[Sequence[str]], words: Sequence[str]) -> list[list[str]]:
+    """The words of the command line joined to every grid of a file; they win where both name a key."""
+    given = {word.partition("=")[0] for word in words}
+    return [[*(word for word in grid if word.partition("=")[0] not in given), *words] for grid in grids]

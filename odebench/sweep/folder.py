@@ -1,0 +1,133 @@
+"""A sweep's folder: sweep.yaml with the jobs as text, a lock, and a folder and a log for each job.
+
+outputs/sweeps/2026-11-24/14-03-22-123456/
+  sweep.yaml  lock  logs/0000.txt ...  0000_odenet_dopri5/ ...  slurm/
+"""
+
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from odebench.errors import UsageError
+from odebench.record import schema
+from odebench.record.files import write_atomically
+from odebench.sweep.validate import Job
+
+SWEEP, LOCK, LOGS = "sweep.yaml", "lock", "logs"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+FORMAT = 1
+_HEADER = "# What `odebench resume` goes on with. A job's overrides are those of `odebench train`.\n"
+_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in its folder. cluster: the words that say where it runs; cwd: where its relative paths start."""
+
+    path: Path
+    jobs: tuple[Job, ...]
+    cluster: tuple[str, ...]
+    config_dir: Path | None
+    cwd: Path
+
+    def folder(self, job: Job) -> Path:
+        """The folder of a job's record."""
+        return self.path / job.name
+
+    def log(self, job: Job) -> Path:
+        """What a job's processes print; locked as long as one of them lives."""
+        return self.path / LOGS / f"{job.name.partition('_')[0]}.txt"
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether the folder holds a sweep."""
+    return (path / SWEEP).is_file()
+
+
+def claim_folder(chosen: Path | None, outputs: str) -> Path:
+    """Make the folder of a new sweep: the chosen one, or one named by the time. UsageError where it is not empty."""
+    now = datetime.now()
+    path = chosen or Path(outputs) / "sweeps" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
+    path = path.absolute()
+    if "${" in str(path) or not str(path).isprintable():
+        raise UsageError(f"{str(path)!r}: a sweep's folder has no ${{ and no control characters in its path")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"{path} is not empty; go on with that sweep (odebench resume {path}) or give another --output"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_sweep(sweep: Sweep) -> None:
+    """Write a new sweep: its jobs queued, each in its folder, and sweep.yaml last."""
+    (sweep.path / LOGS).mkdir()
+    for job in sweep.jobs:
+        reset(sweep, job)
+    content = {
+        "format": FORMAT,
+        "command": list(sys.argv),
+        "created": datetime.now(UTC).strftime(TIME_FORMAT),
+        "cwd": str(sweep.cwd),
+        "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
+        "cluster": list(sweep.cluster),
+        "jobs": [{"name": job.name, "overrides": list(job.overrides)} for job in sweep.jobs],
+    }
+    write_atomically(sweep.path / SWEEP, (_HEADER + _dump(content)).encode())
+
+
+def reset(sweep: Sweep, job: Job) -> None:
+    """Make a job's folder as before its start: nothing in it but the status queued."""
+    folder = sweep.folder(job)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
+    now = datetime.now(UTC).strftime(TIME_FORMAT)
+    (folder / schema.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
+
+
+def load_sweep(path: Path) -> Sweep:
+    """The sweep in a folder. UsageError where sweep.yaml is none of ours, or names a folder outside."""
+    path = path.absolute()
+    content = _load(path / SWEEP)
+    try:
+        if content["format"] != FORMAT:
+            raise UsageError(f"{path / SWEEP} is of another version of odebench (format {content['format']})")
+        jobs = tuple(
+            Job(number, str(job["name"]), tuple(map(str, job["overrides"])))
+            for number, job in enumerate(content["jobs"])
+        )
+        config_dir, cwd = content["config_dir"], Path(content["cwd"])
+        cluster = tuple(map(str, content["cluster"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path / SWEEP} is damaged: {error} is missing or wrong") from None
+    for job in jobs:
+        if not _NAME.fullmatch(job.name):
+            raise UsageError(f"{path / SWEEP} is damaged: {job.name!r} cannot be the folder of a job")
+    return Sweep(path, jobs, cluster, None if config_dir is None else Path(config_dir), cwd)
+
+
+def _dump(content: dict[str, Any]) -> str:
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        # CSafeLoader, where PyYAML was built with it: as safe, and twenty times faster over a thousand jobs.
+        content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} is not a sweep's folder: {path.name} is missing") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UsageError(f"{path} is damaged: it is not YAML") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is damaged: it holds no sweep")
+    return content

@@ -1,0 +1,134 @@
+"""The jobs of a sweep on this machine: so many at a time, cores and CUDA devices shared among them."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take
+from odebench.sweep.cluster import Local
+from odebench.sweep.display import Display
+from odebench.sweep.folder import Sweep
+from odebench.sweep.validate import Job
+from odebench.training.signals import StopRequest
+
+_POLL_S, _LOOK_S = 0.05, 1.0
+
+
+class LocalRunner:
+    """Runs jobs of a sweep, each in a slot of its own.
+
+    A job that an earlier process of this sweep has left running holds a slot, too, until it ends.
+    """
+
+    def __init__(self, sweep: Sweep, cluster: Local, policy: Policy, display: Display) -> None:
+        self._sweep, self._policy, self._display = sweep, policy, display
+        self._environments = environments(cluster)
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Attempt] = {}
+        self._others: dict[int, Job] = {}
+        self._failures: Counter[int] = Counter()
+        self._end: str | None = None  # why no further job starts
+
+    def run(self, jobs: Sequence[Job], stop: StopRequest) -> None:
+        """Returns when none of the jobs runs any more: all have ended, or a signal or a failure stopped them.
+
+        A second Ctrl-C kills those that are still saving.
+        """
+        self._waiting.extend(jobs)
+        next_look = 0.0
+        try:
+            while self._waiting or self._running or self._others:
+                self._settle()
+                if stop.name:
+                    self._stop(stop.name)
+                self._fill()
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + _LOOK_S
+                    self._look()
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            for attempt in self._running.values():
+                attempt.kill()
+                self._display.update(attempt.job, settle(self._sweep, attempt))
+
+    def _settle(self) -> None:
+        for slot, attempt in list(self._running.items()):
+            if attempt.process.poll() is None:
+                continue
+            del self._running[slot]
+            job, after = attempt.job, settle(self._sweep, attempt)
+            self._display.update(job, after)
+            if after.status != "failed":
+                continue
+            self._failures[job.number] += 1
+            if self._end is None and self._policy.tries_again(attempt, self._failures[job.number]):
+                self._waiting.appendleft(job)
+            elif self._policy.fail_fast:
+                self._stop(f"job {job.number} failed")
+
+    def _stop(self, reason: str) -> None:
+        if self._end is not None:
+            return
+        self._end = reason
+        self._display.note(f"{reason}: no further job starts, {len(self._running)} save and leave")
+        for job in self._others.values():
+            self._display.note(f"job {job.number} goes on: it belongs to an earlier process of this sweep")
+        self._waiting.clear()
+        self._others.clear()
+        for attempt in self._running.values():
+            attempt.stop()
+
+    def _fill(self) -> None:
+        for slot, environment in enumerate(self._environments):
+            while slot not in self._running and slot not in self._others and self._waiting:
+                job = self._waiting.popleft()
+                log = take(self._sweep, job)
+                if log is None:
+                    self._others[slot] = job
+                elif look(self._sweep, job).status in ENDED:
+                    log.close()
+                else:
+                    self._running[slot] = start(self._sweep, job, log, environment)
+
+    def _look(self) -> None:
+        """Tells the display how far the jobs are, and looks whether those of an earlier process have ended."""
+        for attempt in self._running.values():
+            # Until a new process has come to its training, the status is what it was before.
+            overview = replace(look(self._sweep, attempt.job), status="running", message="")
+            self._display.update(attempt.job, overview)
+        for slot, job in list(self._others.items()):
+            self._display.update(job, look(self._sweep, job))
+            if (log := take(self._sweep, job)) is not None:
+                log.close()
+                del self._others[slot]
+                self._waiting.appendleft(job)
+        self._display.refresh()
+
+
+def environments(cluster: Local) -> list[dict[str, str]]:
+    """What each slot adds to the environment of its jobs: its share of the cores, and its CUDA device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared: dict[str, str] = {}
+    if cluster.threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        threads = str(cluster.threads or max(1, cores // cluster.jobs))
+        shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    devices = cuda_devices() if cluster.devices is None else [str(device) for device in cluster.devices]
+    slots = [dict(shared) for _ in range(cluster.jobs)]
+    for slot, environment in enumerate(slots if devices else ()):
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return slots
+
+
+def cuda_devices() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them. No torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.split() if done.returncode == 0 else []

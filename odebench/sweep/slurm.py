@@ -1,0 +1,174 @@
+"""The jobs of a sweep on a SLURM cluster: job arrays of our own over lists of job numbers, submitted and left.
+
+    SWEEP/slurm/
+      task.sh         what each task runs
+      0.txt ...       the job numbers of an array, one a line: task 0 takes the first
+      arrays.jsonl    one line an array: SLURM's number for it, and its list
+      12_0.txt ...    what the tasks print
+
+Names and paths reach sbatch as words of its command line, never as lines of a script.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from odebench.errors import UsageError
+from odebench.sweep.attempts import ENDED, Policy, look, take, write_status
+from odebench.sweep.cluster import Slurm
+from odebench.sweep.display import Display
+from odebench.sweep.folder import Sweep
+from odebench.sweep.validate import Job
+from odebench.training.signals import StopRequest
+
+FOLDER, ARRAYS = "slurm", "arrays.jsonl"
+# Clusters limit an array's size, most to 1,000 (MaxArraySize=1001).
+PART = 1000
+# The jobs' folders can be looked at often; the queue belongs to all users of a cluster.
+_LOOK_S, _QUEUE_S = 2.0, 20.0
+
+
+def submit(sweep: Sweep, jobs: Sequence[Job], cluster: Slurm, policy: Policy) -> list[str]:
+    """Submit the jobs, in arrays of at most `PART`; returns SLURM's numbers for these.
+
+    UsageError where sbatch refuses one; those before it stay submitted.
+    """
+    folder = sweep.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    arrays: list[str] = []
+    for first in range(0, len(jobs), PART):
+        part = jobs[first : first + PART]
+        listed = folder / f"{len(_arrays(sweep))}.txt"
+        listed.write_text("".join(f"{job.number}\n" for job in part), encoding="utf-8")
+        script = folder / "task.sh"
+        script.write_text("\n".join(["#!/bin/sh", *cluster.setup, 'exec "$@"', ""]), encoding="utf-8")
+        # With a limit to the jobs at a time, a part waits for the one before it.
+        after = arrays[-1] if arrays and cluster.jobs is not None else None
+        words = [
+            *sbatch_words(sweep, len(part), cluster, after),
+            str(script),
+            *_task_words(sweep, listed, cluster, policy),
+        ]
+        array = _run(words).strip().partition(";")[0]
+        with (folder / ARRAYS).open("a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps({"array": array, "list": listed.name}) + "\n")
+        arrays.append(array)
+    return arrays
+
+
+def sbatch_words(sweep: Sweep, num_tasks: int, cluster: Slurm, after: str | None = None) -> list[str]:
+    """The command that submits an array, without its script."""
+    at_a_time = "" if cluster.jobs is None else f"%{cluster.jobs}"
+    # % starts a replacement in the path of the output.
+    output = str(sweep.path / FOLDER).replace("%", "%%") + "/%A_%a.txt"
+    asked = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "time": cluster.time,
+        "gres": None if cluster.gpus is None else f"gpu:{cluster.gpus}",
+        "cpus-per-task": cluster.cpus,
+        "mem": cluster.memory,
+        "dependency": None if after is None else f"afterany:{after}",
+        **cluster.directives,
+    }
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name=odebench-{re.sub(r'[^A-Za-z0-9_.-]+', '-', sweep.path.name)[:40]}",
+        f"--array=0-{num_tasks - 1}{at_a_time}",
+        f"--output={output}",
+        f"--chdir={sweep.cwd}",
+        "--requeue",
+        "--open-mode=append",
+        f"--signal=B:USR1@{cluster.warning_s}",
+        *(_option(name, value) for name, value in asked.items() if value is not None and value is not False),
+    ]
+
+
+def _option(name: str, value: object) -> str:
+    return f"--{name}" if value is True else f"--{name}={value}"
+
+
+def _task_words(sweep: Sweep, listed: Path, cluster: Slurm, policy: Policy) -> list[str]:
+    words = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), listed.name]
+    words += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
+    return [*words, "--fail-fast"] if policy.fail_fast else words
+
+
+def in_queue(sweep: Sweep) -> set[int]:
+    """The numbers of the jobs that wait or run in SLURM's queue; none where SLURM is not to be asked."""
+    arrays = _arrays(sweep)
+    if not arrays or shutil.which("squeue") is None:
+        return set()
+    found = set()
+    lists: dict[str, list[int]] = {}
+    for line in _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F %K"]).splitlines():
+        array, _, task = line.strip().partition(" ")
+        if array in arrays and task.isdigit():
+            if array not in lists:
+                lists[array] = read_list(sweep, arrays[array])
+            found.add(lists[array][int(task)])
+    return found
+
+
+def read_list(sweep: Sweep, name: str) -> list[int]:
+    """The job numbers of an array."""
+    return [int(line) for line in (sweep.path / FOLDER / name).read_text(encoding="utf-8").split()]
+
+
+def cancel(sweep: Sweep) -> None:
+    """Takes all jobs of the sweep from SLURM's queue; those that run are asked to save and to leave."""
+    if arrays := _arrays(sweep):
+        _run(["scancel", *arrays])
+
+
+def _arrays(sweep: Sweep) -> dict[str, str]:
+    """SLURM's number -> name of the list, of every array submitted."""
+    try:
+        lines = (sweep.path / FOLDER / ARRAYS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = [json.loads(line) for line in lines]
+    return {row["array"]: row["list"] for row in rows if re.fullmatch(r"\d+", row["array"])}
+
+
+def _run(words: Sequence[str]) -> str:
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"no {words[0]} here: start the sweep where SLURM's commands are, or choose cluster=local")
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UsageError(" ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}")
+    return done.stdout
+
+
+def settle_lost(sweep: Sweep, queue: set[int]) -> None:
+    """Submitted jobs that say they run, but are in no queue, were killed without a word: interrupted."""
+    submitted = {number for name in _arrays(sweep).values() for number in read_list(sweep, name)}
+    for number in sorted(submitted - queue):
+        job = sweep.jobs[number]
+        if look(sweep, job, as_told=True).status == "running" and (log := take(sweep, job)) is not None:
+            write_status(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
+            log.close()
+
+
+def follow(sweep: Sweep, stop: StopRequest, display: Display) -> None:
+    """Watch the jobs until none is in the queue. A signal ends the watching, not the jobs."""
+    next_question = 0.0
+    while not stop.name:
+        going = [job for job in sweep.jobs if display.status(job) not in ENDED]
+        for job in going:
+            display.update(job, look(sweep, job))
+        display.refresh()
+        if not going or time.monotonic() >= next_question:
+            next_question = time.monotonic() + _QUEUE_S
+            if not (queue := in_queue(sweep)):
+                settle_lost(sweep, queue)
+                return
+        time.sleep(_LOOK_S)
+    display.note(f"{stop.name}: the jobs go on")

@@ -1,0 +1,98 @@
+"""What a task of a SLURM array runs: one job, which it watches over, and brings back where its time is up.
+
+    python -m odebench.sweep.slurm_task SWEEP LIST --warning-s=S [--retry=N] [--fail-fast]
+
+This process is the batch script's own (it is exec'ed), so SLURM's warning (USR1) comes to it alone. It passes
+signals on to the training, which saves and leaves. What then happens is the signal's: after the warning the task
+asks to be queued again; after SIGTERM it only ends, because SLURM itself queues again what it pre-empts, and what
+was cancelled must not come back.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from odebench.record.reader import Overview
+from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take, write_status
+from odebench.sweep.folder import Sweep, load_sweep
+from odebench.sweep.slurm import cancel, read_list
+from odebench.sweep.validate import Job
+from odebench.training.signals import SIGNALS
+
+WARNING = "SIGUSR1"
+_POLL_S = 0.2
+_EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job whose number stands in the task's line of the list; returns the exit code of its training."""
+    parser = argparse.ArgumentParser(prog="python -m odebench.sweep.slurm_task")
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("list")
+    parser.add_argument("--warning-s", type=int, required=True)
+    parser.add_argument("--retry", type=int, default=0)
+    parser.add_argument("--fail-fast", action="store_true")
+    arguments = parser.parse_args(argv)
+    received: list[str] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
+    sweep = load_sweep(arguments.sweep)
+    job = sweep.jobs[read_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+    policy = Policy(arguments.fail_fast, arguments.retry)
+    before = look(sweep, job)
+    after = run_job(sweep, job, policy, received)
+    print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
+    if after.status == "failed" and policy.fail_fast:
+        cancel(sweep)
+    if after.status == "interrupted" and WARNING in received:
+        after = come_back(sweep, job, before, after, arguments.warning_s)
+    return _EXIT_CODES.get(after.status, 1)
+
+
+def run_job(sweep: Sweep, job: Job, policy: Policy, received: Sequence[str]) -> Overview:
+    """Runs the job unless it has ended already, again where it fails; returns what it came to."""
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    environment = {"OMP_NUM_THREADS": cpus, "MKL_NUM_THREADS": cpus} if cpus else {}
+    for failures in range(1, policy.retry + 2):
+        while (log := take(sweep, job)) is None:  # a process of the task before this one is still leaving
+            if received:
+                return look(sweep, job)
+            time.sleep(_POLL_S)
+        after = look(sweep, job)
+        if after.status in ENDED or received:
+            log.close()
+            return after
+        attempt = start(sweep, job, log, environment)
+        _wait(attempt, received)
+        after = settle(sweep, attempt)
+        if after.status != "failed" or not policy.tries_again(attempt, failures):
+            break
+    return after
+
+
+def _wait(attempt: Attempt, received: Sequence[str]) -> None:
+    while attempt.process.poll() is None:
+        if received and not attempt.stopped:
+            attempt.stop()
+        time.sleep(_POLL_S)
+
+
+def come_back(sweep: Sweep, job: Job, before: Overview, after: Overview, warning_s: int) -> Overview:
+    """Asks SLURM to queue this task again. One that a whole time limit did not bring forward ends as timeout."""
+    end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
+    # The warning of a time limit may come a minute early; what comes sooner is a pre-emption.
+    if after.step <= before.step and time.time() > end - 2 * 60 - warning_s > 0:
+        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
+        return look(sweep, job)
+    task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    subprocess.run(["scontrol", "requeue", task], check=False)
+    return after
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Every job composed and checked before one starts, and given its name."""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from odebench.compose import PLURALS, compose, freeze_resolvers, known_keys, parse_overrides, unknown_setting
+from odebench.errors import UsageError
+from odebench.settings import Settings, read_settings, run_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a sweep: its number, the name of its folder and its overrides, as text."""
+
+    number: int
+    name: str
+    overrides: tuple[str, ...]
+
+
+def labels(jobs: Sequence[Job]) -> list[str]:
+    """What tells each job from the others: its overrides without those that all share, in one line."""
+    shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
+
+
+def validate(jobs: Sequence[Sequence[str]], config_dir: Path | None = None) -> tuple[list[Job], str]:
+    """Named jobs from the overrides of each, and the folder for outputs that they name.
+
+    UsageError lists every fault, each with the jobs that have it.
+    """
+    composer = Composer(config_dir)
+    named: list[Job] = []
+    faults: dict[str, list[int]] = {}
+    outputs = ""
+    width = max(4, len(str(len(jobs) - 1)))
+    for number, overrides in enumerate(jobs):
+        try:
+            settings = read_settings(composer.compose(overrides))
+            _check_device(settings)
+        except UsageError as error:
+            faults.setdefault(str(error), []).append(number)
+            continue
+        name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
+        named.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
+        outputs = settings.outputs
+    if faults:
+        bad = sum(map(len, faults.values()))
+        lines = [f"{_which(numbers, jobs)}: {fault}" for fault, numbers in faults.items()]
+        raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs cannot run, and none was started", *lines]))
+    return named, outputs
+
+
+def _check_device(settings: Settings) -> None:
+    if settings.device.startswith("cuda:"):
+        raise UsageError(
+            f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]"
+        )
+
+
+def _which(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
+    first = f"job {numbers[0]} ({' '.join(jobs[numbers[0]])})"
+    return first if len(numbers) == 1 else f"{first} and {len(numbers) - 1} more"
+
+
+class Composer:
+    """Composes many jobs. Hydra does so once for each choice of options; the single values are set on a copy.
+
+    The settings are those of `compose`, many times faster.
+    """
+
+    def __init__(self, config_dir: Path | None) -> None:
+        self._config_dir = config_dir
+        self._composed: dict[tuple[str, ...], DictConfig | UsageError] = {}
+
+    def compose(self, overrides: Iterable[str]) -> DictConfig:
+        """The settings of a job. UsageError as `compose`."""
+        parsed = parse_overrides(list(overrides), self._config_dir)
+        config = copy.deepcopy(self._choose(tuple(str(o.input_line) for o in parsed if o.key_or_group in PLURALS)))
+        for override in parsed:
+            if (key := override.key_or_group) not in PLURALS:
+                try:
+                    OmegaConf.update(config, key, override.value(), merge=True)
+                except (ConfigAttributeError, ConfigKeyError):
+                    raise unknown_setting(key, known_keys(self._config_dir)) from None
+        if any("${" in str(override.input_line) for override in parsed):
+            with open_dict(config):
+                freeze_resolvers(config)
+        return config
+
+    def _choose(self, options: tuple[str, ...]) -> DictConfig:
+        if options not in self._composed:
+            try:
+                self._composed[options] = compose(list(options), self._config_dir)
+            except UsageError as error:
+                self._composed[options] = error
+        composed = self._composed[options]
+        if isinstance(composed, UsageError):
+            raise composed
+        return composed

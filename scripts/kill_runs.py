@@ -1,0 +1,196 @@
+"""Kill trainings at random moments, start them again, and compare each with one that nobody disturbed.
+
+    python scripts/kill_runs.py [--kills 50] [--seed 0] [--output DIR]
+
+A run is killed (SIGKILL) again and again at moments drawn from its duration, and started by the same command, until it
+is done; then the next run's turn comes. A checkpoint is written at every step, and every second kill waits for a moment
+at which a file is being written. After each kill all files must be readable; at the end weights, metrics, summary and
+TensorBoard's events must equal those of the undisturbed run to the last bit, but for times. Exit code 1 where anything
+differs.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo  # else imported in each child
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from odebench.record import schema
+from odebench.record.reader import RunRecord, is_run, read_run
+from odebench.settings import compose
+from odebench.training.run import train_run
+
+SETTINGS = [
+    "model.width=8",
+    "model.groups=4",
+    "solver=rk4",
+    "solver.steps=2",
+    "gradient=backprop",
+    "data.train_limit=64",
+    "data.validation=40",
+    "trainer.batch_size=16",
+    "trainer.epochs=4",
+    "trainer.log_every=1",
+    "trainer.checkpoint_minutes=1e-9",
+    "device=cpu",
+]
+TIMES = ("elapsed_s", "time/", "throughput/", "final/minutes", "final/step_ms", "final/samples_per_s")
+
+
+def main() -> int:
+    """Kill, compare, and print a line for each kill and a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a new folder for the runs; by default a temporary one")
+    arguments = parser.parse_args()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of what it purges after each resume
+    with tempfile.TemporaryDirectory() as temporary:
+        return kill_runs(arguments.output or Path(temporary), arguments.kills, np.random.RandomState(arguments.seed))
+
+
+def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
+    """So many kills over as many runs as it takes."""
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    if (code := wait(start(output / "undisturbed"))) != 0:
+        raise SystemExit(f"the undisturbed run ended with code {code}: see {output / 'undisturbed.txt'}")
+    duration_s = time.monotonic() - started
+    undisturbed = content(output / "undisturbed")
+
+    moments: Counter[str] = Counter()
+    faults: list[str] = []
+    run, killed = 1, 0
+    while True:
+        folder = output / f"run_{run}"
+        child = start(folder)
+        moment_s = rng.uniform(0, duration_s) if killed < kills else None
+        code = wait(child, moment_s, folder if killed % 2 else None)
+        if code == -signal.SIGKILL:
+            killed += 1
+            step, moment, found = inspect(folder)
+            moments[moment] += 1
+            faults += found
+            print(f"kill {killed:3}  run {run:2}  step {step:3}  {'; '.join([moment, *found])}", flush=True)
+            continue
+        found = [f"ended with code {code}"] if code else differences(content(folder), undisturbed)
+        faults += found
+        print(f"          run {run:2}  done      {'; '.join(found) or 'equal to the undisturbed one'}", flush=True)
+        if killed == kills:
+            break
+        run += 1
+
+    for moment, count in sorted(moments.items()):
+        print(f"{count:5}  {moment}")
+    print(f"{killed} kills over {run} runs of {duration_s:.1f} s, {len(faults)} faults")
+    return bool(faults)
+
+
+def start(folder: Path) -> int:
+    """Train in a child process: anew, or from where the run stands. Returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with open(f"{folder}.txt", "ab") as printed:
+            os.dup2(printed.fileno(), 1)
+            os.dup2(printed.fileno(), 2)
+        overrides = [*SETTINGS, f"run_dir={folder}"]
+        code = train_run(compose(overrides), overrides).exit_code
+    finally:
+        os._exit(code)
+
+
+def wait(child: int, seconds: float | None = None, folder: Path | None = None) -> int:
+    """The child's exit code; it is killed after so many seconds, or when next a file is written in the folder."""
+    if seconds is not None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline or (folder is not None and not writing(folder)):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.0002)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def writing(folder: Path) -> list[str]:
+    """The names of the files that are being written."""
+    return [path.name.split(".")[1] for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"))]
+
+
+def inspect(folder: Path) -> tuple[int, str, list[str]]:
+    """The step of the last checkpoint, where a kill hit the run, in a few words, and what cannot be read any more."""
+    step, faults = 0, []
+    for path in folder.glob(f"{schema.CHECKPOINTS}/*.pt"):
+        try:
+            content = torch.load(path, weights_only=True)
+        except Exception as error:
+            faults.append(f"{path} cannot be read: {error}")
+        else:
+            step = max(step, content.get("progress", {}).get("step", 0))
+    if names := writing(folder):
+        return step, f"while {names[0]} was written", faults
+    if not is_run(folder):
+        return step, "before the record was there", faults
+    try:
+        run = read_run(folder)
+    except Exception as error:
+        return step, "?", [*faults, str(error)]
+    if run.summary:
+        return step, "after the test", faults
+    return step, ("between files" if run.metrics else "before the first step"), faults
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that a run left, without times."""
+    run = read_run(folder)
+    rows = [{tag: x for tag, x in row.items() if not tag.startswith(TIMES)} for row in run.metrics]
+    return {
+        "status": (run.status["status"], run.status["step"]),
+        "rows": [row for row in rows if len(row) > 1],
+        "summary": {tag: x for tag, x in run.summary.items() if not tag.startswith(TIMES)},
+        "events": events(run),
+        "figures": {path.name for path in (folder / schema.FIGURES).iterdir()},
+        "weights": {
+            name: torch.load(folder / name, weights_only=True)["model"]
+            for name in (schema.LAST_CHECKPOINT, schema.BEST_CHECKPOINT)
+        },
+    }
+
+
+def events(run: RunRecord) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars, as TensorBoard reads them."""
+    accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith(TIMES)]
+    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in sorted(tags)}
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The parts of two contents that differ."""
+    return [f"{name} differ" for name in one if not same(one[name], other[name])]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality to the last bit, of tensors too."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return one == other
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Measures what sweeps cost beside their jobs: python scripts/measure_sweeps.py [FOLDER]
+
+Three numbers, printed as a Markdown table: 1,000 jobs composed and validated; `odebench list runs` over 5,000 records,
+both in processor time, which is what a clock shows where nothing else runs; and by the clock what a sweep adds to each
+job, with stand-ins for trainings that end at once (tests/sweep/stand_in.py).
+"""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+from odebench.record.manifest import cpu_model
+from odebench.record.schema import MANIFEST
+from odebench.sweep import attempts
+from odebench.sweep.expand import expand
+from odebench.sweep.run import plan_sweep, run_sweep
+from odebench.sweep.validate import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+STAND_IN = (sys.executable, "-I", "-S", str(ROOT / "tests" / "sweep" / "stand_in.py"))
+GRID = ["solver=dopri5,tsit5,bosh3,rk4", "tol=1e-2,1e-3,1e-4,1e-5,1e-6", "seed=range(0,50)"]
+NUM_STARTS, NUM_RECORDS = 100, 5000
+
+
+def validation_s() -> float:
+    """Seconds for 1,000 jobs of `GRID`."""
+    jobs = expand([GRID])
+    start = time.process_time()
+    validate(jobs)
+    return time.process_time() - start
+
+
+def overhead_ms(folder: Path) -> float:
+    """Milliseconds that a sweep takes for a job, less what the job's process takes by itself."""
+    plan = plan_sweep(["model=mlp", f"seed=range(0,{NUM_STARTS})"], None, None)
+    (folder / "notes").mkdir()
+    os.environ["STAND_IN_NOTES"] = str(folder / "notes")
+    attempts.COMMAND = STAND_IN
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_sweep(plan, folder / "sweep", attempts.Policy(fail_fast=False, retry=0), follow=False)
+    together = time.perf_counter() - start
+    shutil.rmtree(folder / "notes")
+    (folder / "notes").mkdir()
+    start = time.perf_counter()
+    for number in range(NUM_STARTS):
+        alone = folder / f"alone{number}"
+        alone.mkdir()
+        (alone / "status.json").touch()
+        subprocess.run([*STAND_IN, "train", f"run_dir='{alone}'"], check=True)
+    return 1e3 * (together - (time.perf_counter() - start)) / NUM_STARTS
+
+
+def listing_s(folder: Path) -> float:
+    """Seconds of `odebench list runs` over copies of a real record, all files but those of a megabyte."""
+    run = [sys.executable, "-m", "odebench", "train", "model=mlp", "trainer.epochs=1", f"run_dir='{folder / 'run'}'"]
+    subprocess.run(run, check=True, capture_output=True)
+    small = shutil.ignore_patterns("*.pt", "*.png", "events.*")
+    for number in range(NUM_RECORDS):
+        shutil.copytree(folder / "run", folder / "records" / f"{number // 500}" / f"{number:04d}", ignore=small)
+    start = children_s()
+    listed = subprocess.run(
+        [sys.executable, "-m", "odebench", "list", "runs", str(folder / "records")], check=True, capture_output=True
+    )
+    taken = children_s() - start
+    assert listed.stdout.count(b"\n") == NUM_RECORDS + 1
+    return taken
+
+
+def children_s() -> float:
+    """Processor time of the processes that were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parent = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        folder = Path(name)
+        rows = {
+            "1,000 jobs composed and validated": f"{validation_s():.1f} s of a processor",
+            "`odebench list runs` over 5,000 records": f"{listing_s(folder):.1f} s of a processor",
+            "what a sweep adds to a job": f"{overhead_ms(folder):.0f} ms",
+        }
+        versions = json.loads((folder / "run" / MANIFEST).read_text())["versions"]
+    print("| what | time |\n|---|---|")
+    for what, taken in rows.items():
+        print(f"| {what} | {taken} |")
+    machine = f"{len(os.sched_getaffinity(0))} cores ({cpu_model()})"
+    known = f"Python {platform.python_version()}, torch {versions['torch']}, hydra-core {versions['hydra-core']}"
+    print(f"\nMeasured {date.today()} on {machine}, {known}.")
+
+
+if __name__ == "__main__":
+    main()

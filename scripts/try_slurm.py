@@ -1,0 +1,100 @@
+"""What takes SLURM minutes, tried on a cluster of this machine's own: python scripts/try_slurm.py [EPOCHS]
+
+A training longer than its time limit, a node that is lost, and more jobs than an array takes. Prints what became of
+each; the trainings' numbers are compared with those of an undisturbed run. Needs Debian's SLURM (local_slurm.sh).
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "sweep"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from conftest import TINY, TINY_MODEL
+from staging import LONG, numbers, parent, statuses, training_process, until
+
+from odebench.cli import main
+from odebench.sweep.folder import Sweep, load_sweep
+from odebench.sweep.slurm import in_queue
+
+SCRIPT = Path(__file__).resolve().parent / "local_slurm.sh"
+# The epochs are for a training of some minutes, longer than its time limit.
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 2500
+TRAINING = [*TINY_MODEL, *TINY, *LONG, f"trainer.epochs={EPOCHS}", "trainer.checkpoint_minutes=0.05"]
+TRAINING += [f"trainer.measure_every={EPOCHS}"]
+
+
+def submit(path: Path, *words: str) -> Sweep:
+    assert main(["sweep", *words, "cluster=slurm", "cluster.memory=500M", "--output", str(path)]) == 0
+    return load_sweep(path)
+
+
+def restarts(sweep: Sweep) -> int:
+    """How often the first job went on."""
+    manifest = json.loads((sweep.folder(sweep.jobs[0]) / "manifest.json").read_text())
+    return len(manifest.get("resumed", []))
+
+
+def finish(sweep: Sweep) -> None:
+    """Wait for the end of a job that comes back by itself."""
+    until(lambda: not in_queue(sweep), 1800)
+    assert statuses(sweep.path) == ["done"], statuses(sweep.path)
+
+
+def lose_node(sweep: Sweep, slurm: Path) -> None:
+    """Kill all that the node of the first job runs: its slurmd, and the job with what watches over it."""
+    listed = subprocess.run(["squeue", "-h", "-o", "%N", "-t", "RUNNING"], capture_output=True, text=True, check=True)
+    slurmd = int((slurm / "run" / f"{listed.stdout.strip()}.pid").read_text().split()[0])
+    training = training_process(sweep, sweep.jobs[0])
+    task = parent(training)
+    for process in (slurmd, parent(task), task, training):
+        os.kill(process, signal.SIGKILL)
+
+
+def try_all(folder: Path, slurm: Path) -> None:
+    undisturbed = folder / "undisturbed"
+    assert main(["sweep", *TRAINING, "--output", str(undisturbed)]) == 0
+    expected = numbers(undisturbed / "0000_odenet_rk4")
+
+    sweep = submit(folder / "limit", *TRAINING, "cluster.time=0:02:00", "cluster.warning_s=60")
+    finish(sweep)
+    equal = numbers(sweep.folder(sweep.jobs[0])) == expected
+    print(f"time limit of 2 minutes: done after {restarts(sweep)} returns, numbers equal: {equal}", flush=True)
+
+    sweep = submit(folder / "node", *TRAINING)
+    until((sweep.folder(sweep.jobs[0]) / "checkpoints" / "last.pt").exists, 300)
+    start = time.monotonic()
+    lose_node(sweep, slurm)
+    until(lambda: restarts(sweep) > 0, 600)
+    back = time.monotonic() - start
+    finish(sweep)
+    equal = numbers(sweep.folder(sweep.jobs[0])) == expected
+    print(f"a node lost: back on another after {back:.0f} s, done, numbers equal: {equal}", flush=True)
+
+    held = ["cluster.directives={hold: true}", "seed=range(0,1200)"]
+    start = time.monotonic()
+    sweep = submit(folder / "many", "model=mlp", *held)
+    taken = time.monotonic() - start
+    arrays = [json.loads(line)["array"] for line in (sweep.path / "slurm" / "arrays.jsonl").read_text().splitlines()]
+    print(f"1,200 jobs: {len(arrays)} arrays after {taken:.0f} s, {len(in_queue(sweep))} in the queue", flush=True)
+    subprocess.run(["scancel", *arrays], check=True)
+    until(lambda: not in_queue(sweep), 60)
+
+
+if __name__ == "__main__":
+    # munge wants a folder that everybody can reach.
+    slurm = Path(tempfile.mkdtemp(prefix="odebench-slurm-", dir="/tmp"))
+    subprocess.run([SCRIPT, "start", slurm], check=True, stdout=subprocess.DEVNULL)
+    os.environ["SLURM_CONF"] = str(slurm / "slurm.conf")
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            try_all(Path(name), slurm)
+    finally:
+        subprocess.run([SCRIPT, "stop", slurm], check=True)
+        shutil.rmtree(slurm, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""A stand-in for the training, so that hundreds of jobs take no time."""
+
+import sys
+
+import pytest
+from staging import STAND_IN
+
+from odebench.sweep import attempts, local
+from odebench.sweep.run import plan_sweep, run_sweep
+
+SLURM_COMMAND = """#!{python} -IS
+import json, sys
+from pathlib import Path
+here = Path(__file__)
+with here.with_suffix(".calls").open("a") as calls:
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
+answer = here.with_suffix(".answer")
+if here.name == "sbatch":
+    print(100 + len(here.with_suffix(".calls").read_text().splitlines()))
+elif answer.exists():
+    print(answer.read_text())
+sys.exit(here.with_suffix(".fails").exists() and "error: it does not please")
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """Jobs run stand_in.py in place of odebench; what a job does is chosen by model.hidden. The folder of its notes."""
+    monkeypatch.setattr(attempts, "COMMAND", (sys.executable, "-I", "-S", str(STAND_IN)))
+    monkeypatch.setattr(local, "_POLL_S", 0.01)
+    monkeypatch.setattr(local, "_LOOK_S", 0.05)
+    monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def sweep(stand_in, tmp_path):
+    """Run a sweep of stand-ins in the folder ``sweep``; returns its exit code."""
+
+    def run(*words, fail_fast=False, retry=0):
+        plan = plan_sweep(["model=mlp", *words], None, None)
+        return run_sweep(plan, tmp_path / "sweep", attempts.Policy(fail_fast, retry), follow=False)
+
+    return run
+
+
+@pytest.fixture
+def commands(stand_in, tmp_path, monkeypatch):
+    """A folder of stand-ins: each notes its words in NAME.calls, and prints what stands in NAME.answer."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "scontrol"):
+        (folder / name).write_text(SLURM_COMMAND.format(python=sys.executable))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+@pytest.fixture
+def submit(commands, tmp_path):
+    """Submit a sweep of stand-ins to the stand-in of SLURM; returns the exit code."""
+
+    def run(*words, fail_fast=False, retry=0, name="sweep"):
+        plan = plan_sweep(["model=mlp", "cluster=slurm", *words], None, None)
+        return run_sweep(plan, tmp_path / name, attempts.Policy(fail_fast, retry), follow=False)
+
+    return run

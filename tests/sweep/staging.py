@@ -1,0 +1,65 @@
+"""What the tests of sweeps look at: the statuses of jobs, the starts of stand-ins, the calls of SLURM's commands."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from odebench.record import schema
+from odebench.record.reader import read_overview, read_run
+from odebench.sweep.folder import load_sweep
+
+STAND_IN = Path(__file__).parent / "stand_in.py"
+# Real trainings: checkpoints all the time, and steps enough that something can happen in between.
+LONG = ["trainer.epochs=45", "trainer.checkpoint_minutes=0.005", "trainer.measure_every=45"]
+LONG += ["solver=rk4", "solver.steps=2"]
+
+
+def statuses(path):
+    """The status of every job of the sweep in a folder."""
+    sweep = load_sweep(path)
+    return [read_overview(sweep.folder(job)).status for job in sweep.jobs]
+
+
+def starts(notes):
+    """(verb, job, environment) of every start of a stand-in, in order."""
+    rows = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
+    return [(row["verb"], row["job"], row["environment"]) for row in rows]
+
+
+def calls(commands, name):
+    path = commands / f"{name}.calls"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def when(condition, action):
+    """Does something in another thread as soon as it can be done."""
+    thread = threading.Thread(target=lambda: (until(condition), action()), daemon=True)
+    thread.start()
+    return thread
+
+
+def numbers(run):
+    """All that a training logged but times and what is measured in the machine, and its test."""
+    record = read_run(run)
+    kept = ("train/", "val/", "optim/", "nfe/", "steps/")
+    rows = [{tag: row[tag] for tag in row if tag == "step" or tag.startswith(kept)} for row in record.metrics]
+    return [row for row in rows if len(row) > 1], record.summary["test"]
+
+
+def training_process(sweep, job):
+    """The id of the process that runs a job's training."""
+    manifest = json.loads((sweep.folder(job) / schema.MANIFEST).read_text())
+    return [manifest, *manifest.get("resumed", [])][-1]["machine"]["pid"]
+
+
+def parent(pid):
+    """The id of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,0 +1,61 @@
+import pytest
+
+from odebench.compose import CONFIGS
+from odebench.errors import UsageError
+from odebench.sweep.cluster import Local, is_of_cluster, read_cluster
+
+
+def test_this_machine_is_the_default():
+    assert read_cluster([]) == Local(name="local", jobs=1, threads=None, devices=None)
+    assert read_cluster(["cluster.jobs=4", "cluster.devices=[0,2]"]).devices == (0, 2)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONFIGS / "cluster").glob("*.yaml")])
+def test_every_cluster_of_ours_reads(name):
+    assert read_cluster([f"cluster={name}"]).name == name
+
+
+def test_words_about_the_cluster_are_told_from_a_trainings():
+    words = ["cluster=slurm", "cluster.jobs=2", "clusters=1", "tol=1", "data.root=cluster=x"]
+    assert [is_of_cluster(word) for word in words] == [True, True, False, False, False]
+
+
+def test_slurm_takes_what_sbatch_is_asked_for():
+    slurm = read_cluster(["cluster=slurm", "cluster.time=8:00:00", "cluster.gpus=1", "cluster.directives.qos=long"])
+    assert (slurm.time, slurm.gpus, slurm.directives) == ("8:00:00", 1, {"qos": "long"})
+
+
+def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "ours.yaml").write_text("defaults: [slurm]\npartition: gpu\nsetup: [module load cuda]\n")
+    slurm = read_cluster(["cluster=ours", "cluster.memory=16G"], tmp_path)
+    assert (slurm.name, slurm.partition, slurm.memory, slurm.cpus) == ("slurm", "gpu", "16G", 1)
+    assert slurm.setup == ("module load cuda",)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["cluster=slrm"], "unknown cluster slrm; did you mean slurm? (clusters: local, slurm)"),
+        (["cluster=slurm,local"], "cluster=slurm,local: a sweep runs in one place; one value only"),
+        (["cluster.job=3"], "unknown setting cluster.job; did you mean cluster.jobs?"),
+        (["cluster.jobs=0"], "cluster.jobs=0: must be at least 1"),
+        (["cluster=slurm", "cluster.time=60"], "cluster.time=60: write hours, minutes and seconds"),
+        (["cluster=slurm", "cluster.time=soon"], "cluster.time='soon': write it as sbatch does"),
+        (
+            ["cluster=slurm", "cluster.partition='a --wrap=x'"],
+            "cluster.partition='a --wrap=x': write it as sbatch does",
+        ),
+        (["cluster=slurm", "cluster.account='a\nb'"], "cluster.account='a\\nb': write it as sbatch does"),
+        (["cluster=slurm", "cluster.memory='$(id)'"], "cluster.memory='$(id)': write it as sbatch does"),
+        (["cluster=slurm", "cluster.directives.array=1"], "cluster.directives.array=1: set cluster.jobs"),
+        (["cluster=slurm", "cluster.directives.wrap=ls"], "cluster.directives.wrap=ls: the sweep sets it itself"),
+        (["cluster=slurm", "cluster.directives.qos='a\nb'"], "cluster.directives.qos=a\nb: one value in one line"),
+        (["cluster=slurm", "cluster.directives.Q=1"], "cluster.directives.Q=1: directives are the long options"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_is_told(words, line):
+    with pytest.raises(UsageError) as caught:
+        read_cluster(words)
+    assert str(caught.value).startswith(line)

@@ -1,0 +1,97 @@
+import pytest
+
+from odebench.compose import options
+from odebench.errors import UsageError
+from odebench.sweep.expand import combine, expand, read_grids
+
+
+def faults(function, *arguments):
+    with pytest.raises(UsageError) as caught:
+        function(*arguments)
+    return str(caught.value).splitlines()
+
+
+def test_all_combinations_in_the_order_of_hydras_multirun():
+    assert expand([["solver=dopri5,tsit5", "seed=range(0,2)", "tol=1e-3"]]) == [
+        ["solver=dopri5", "seed=0", "tol=1e-3"],
+        ["solver=dopri5", "seed=1", "tol=1e-3"],
+        ["solver=tsit5", "seed=0", "tol=1e-3"],
+        ["solver=tsit5", "seed=1", "tol=1e-3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "jobs"),
+    [
+        ("tol=choice(1e-2,1e-3)", ["tol=0.01", "tol=0.001"]),
+        ("tol=range(0.5,2,0.5)", ["tol=0.5", "tol=1.0", "tol=1.5"]),
+        ("schedule.milestones=[1,2],[3]", ["schedule.milestones=[1,2]", "schedule.milestones=[3]"]),
+        ("data.root='a,b','it\\'s'", ["data.root='a,b'", "data.root='it\\'s'"]),
+        ("device=cuda:0", ["device=cuda:0"]),
+    ],
+)
+def test_values_in_hydras_grammar(word, jobs):
+    assert expand([[word]]) == [[job] for job in jobs]
+
+
+def test_glob_chooses_among_the_options_of_a_group():
+    jobs = expand([["experiment=glob(paper/mnist_*net,exclude=*resnet)"]])
+    fitting = [name for name in options("experiment") if name.startswith("paper/mnist_") and name.endswith("net")]
+    assert jobs == [[f"experiment={name}"] for name in fitting if not name.endswith("resnet")]
+    assert len(jobs) > 1
+    assert "none of the solvers fits" in faults(expand, [["solver=glob(xyz*)"]])[0]
+    assert "options of a group" in faults(expand, [["seed=glob(*)"]])[0]
+
+
+def test_every_word_at_fault_is_told():
+    told = faults(
+        expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]
+    )
+    assert [line.split(":")[0] for line in told] == [
+        "unknown solver tsit; did you mean tsit5? (odebench list solvers prints all)",
+        "tol=interval(0,1)",
+        "malformed setting '='",
+        "run_dir=x",
+        "hydra.sweep.dir=y",
+        "outputs=a,b",
+    ]
+
+
+def test_a_file_of_one_grid(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("solver: [dopri5, tsit5]\ntol: 1e-2,1e-3\nseed: range(0,3)\nschedule.milestones: [[1, 2], [3]]\n")
+    assert read_grids(file) == [
+        ["solver=dopri5,tsit5", "tol=1e-2,1e-3", "seed=range(0,3)", "schedule.milestones=[1,2],[3]"]
+    ]
+    assert len(expand(read_grids(file))) == 2 * 2 * 3 * 2
+
+
+def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("- {model: odenet, tol: [0.1, 0.01]}\n- {model: resnet, data.augment: true, init_from: null}\n")
+    assert combine(read_grids(file), ["tol=1e-3", "seed=1,2"]) == [
+        ["model=odenet", "tol=1e-3", "seed=1,2"],
+        ["model=resnet", "data.augment=true", "init_from=null", "tol=1e-3", "seed=1,2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- tol\n", "is no block"),
+        ("tol: []\n", "tol has no values"),
+        ("solver: {name: rk4}\n", "write its keys with dots, as in solver.name"),
+        ("cluster: slurm\n", "cluster stands on the command line"),
+        ("tol: [1, 2\n", "expected"),
+        ("tol: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_none_is_told_and_nothing_in_it_is_executed(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert message in faults(read_grids, tmp_path / "sweep.yaml")[0]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert faults(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]

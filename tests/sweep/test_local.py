@@ -1,0 +1,191 @@
+"""Sweeps of stand-ins on this machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from staging import LONG, STAND_IN, numbers, starts, statuses, training_process, until, when
+
+from odebench.cli import main
+from odebench.errors import UsageError
+from odebench.record import schema
+from odebench.record.files import locked
+from odebench.sweep import attempts
+from odebench.sweep.cluster import Local
+from odebench.sweep.folder import LOCK, load_sweep
+from odebench.sweep.local import cuda_devices, environments
+from odebench.sweep.run import resume_sweep, run_sweep
+
+POLICY = attempts.Policy(fail_fast=False, retry=0)
+
+
+def test_every_job_ends_with_a_status_and_the_worst_is_the_exit_code(sweep, tmp_path, capsys):
+    assert sweep("model.hidden=10,1,2,3,9") == 1
+    assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "diverged", "failed"]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["JOB", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES", "SETTINGS"]
+    assert out[1].split() == ["0", "done", "20", "-", "val/accuracy", "0.5000", "-", "-", "model.hidden=10"]
+    reasons = [line.partition("  (")[0] for line in out[6:10]]
+    assert reasons == [
+        "job 1 failed: RuntimeError: it broke",
+        "job 2 failed: odebench train: no data there",
+        "job 3 diverged: the loss is nan",
+        "job 4 failed: ended by SIGKILL, perhaps for want of memory",
+    ]
+    assert out[10] == "5 jobs in sweep: 1 done, 1 diverged, 3 failed"
+
+
+@pytest.mark.parametrize(("hidden", "code"), [("10,11", 0), ("10,3", 3)])
+def test_exit_codes(sweep, hidden, code):
+    assert sweep(f"model.hidden={hidden}") == code
+
+
+def test_so_many_run_at_a_time(sweep, stand_in, tmp_path):
+    running = lambda: len(list((tmp_path / "sweep").glob("*/ready")))  # noqa: E731
+    thread = when(lambda: running() == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert sweep("model.hidden=50", "seed=range(0,4)", "cluster.jobs=2") == 75
+    thread.join()
+    assert statuses(tmp_path / "sweep") == ["interrupted", "interrupted", "queued", "queued"]
+
+
+def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_path, capsys):
+    first = tmp_path / "sweep"
+    thread = when(lambda: (first / "0003_mlp" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert sweep("model.hidden=10,3,4,50,11") == 1
+    thread.join()
+    assert statuses(first) == ["done", "diverged", "failed", "interrupted", "queued"]
+    assert "go on with: odebench resume sweep" in capsys.readouterr().out
+    before = len(starts(stand_in))
+    assert main(["resume", str(first), "cluster.jobs=2"]) == 3
+    assert statuses(first) == ["done", "diverged", "done", "done", "done"]
+    again = {(verb, job) for verb, job, _ in starts(stand_in)[before:]}
+    assert again == {("train", "0002_mlp"), ("resume", "0003_mlp"), ("train", "0004_mlp")}
+    assert main(["resume", str(first)]) == 3
+    assert len(starts(stand_in)) == before + 3
+    assert len(load_sweep(first).log(load_sweep(first).jobs[3]).read_text().splitlines()) == 2
+
+
+def test_only_the_cluster_can_change_when_a_sweep_is_resumed(sweep, tmp_path):
+    sweep("model.hidden=10")
+    with pytest.raises(UsageError, match="tol=1: the jobs of a sweep are fixed"):
+        resume_sweep(tmp_path / "sweep", ["tol=1"], POLICY, False)
+
+
+def test_the_second_of_two_is_refused(sweep, tmp_path, capsys):
+    sweep("model.hidden=10")
+    with locked(tmp_path / "sweep" / LOCK):
+        assert main(["resume", str(tmp_path / "sweep")]) == 2
+    assert "sweep is in use by another process" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_is_tried_again_but_not_with_wrong_settings(sweep, stand_in, tmp_path):
+    assert sweep("model.hidden=4,1,2,10", retry=2) == 1
+    assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "done"]
+    assert [job for _, job, _ in starts(stand_in)] == ["0000_mlp"] * 2 + ["0001_mlp"] * 3 + ["0002_mlp", "0003_mlp"]
+
+
+def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(sweep, tmp_path):
+    assert sweep("model.hidden=3,50,1,10", "cluster.jobs=2", fail_fast=True) == 1
+    assert statuses(tmp_path / "sweep") == ["diverged", "interrupted", "failed", "queued"]
+
+
+def test_a_second_ctrl_c_kills_the_jobs(sweep, tmp_path, monkeypatch):
+    ready = tmp_path / "sweep" / "0000_mlp" / "ready"
+    monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: None)  # a job that takes for ever to save
+    first = when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    second = when(lambda: not first.is_alive(), lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT)))
+    assert sweep("model.hidden=50,10") == 75
+    second.join()
+    assert statuses(tmp_path / "sweep") == ["interrupted", "queued"]
+
+
+CRASH = """
+import sys
+from pathlib import Path
+from odebench.sweep import attempts
+from odebench.sweep.run import plan_sweep, run_sweep
+attempts.COMMAND = (sys.executable, "-I", "-S", sys.argv[1])
+plan = plan_sweep(["model=mlp", "model.hidden=50,10", "cluster.jobs=1"], None, None)
+run_sweep(plan, Path("sweep"), attempts.Policy(False, 0), False)
+"""
+
+
+def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(stand_in, tmp_path):
+    crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(STAND_IN)], stderr=subprocess.DEVNULL)
+    job = tmp_path / "sweep" / "0000_mlp"
+    until((job / "ready").exists)
+    crashed.kill()
+    crashed.wait()
+    pid = json.loads((job / "manifest.json").read_text())["machine"]["pid"]
+    started = []
+    stop = lambda: (time.sleep(0.3), started.extend(starts(stand_in)), os.kill(pid, signal.SIGTERM))  # noqa: E731
+    thread = when(lambda: True, stop)
+    assert resume_sweep(tmp_path / "sweep", (), POLICY, False) == 0
+    thread.join()
+    assert len(started) == 1
+    assert [(verb, name) for verb, name, _ in starts(stand_in)] == [
+        ("train", "0000_mlp"),
+        ("resume", "0000_mlp"),
+        ("train", "0001_mlp"),
+    ]
+
+
+def test_threads_are_divided_and_devices_dealt_round(sweep, stand_in, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert sweep("model.hidden=10,11,12", "cluster.jobs=3", "cluster.threads=2", "cluster.devices=[4,7]") == 0
+    given = {job: environment for _, job, environment in starts(stand_in)}
+    assert {environment["OMP_NUM_THREADS"] for environment in given.values()} == {"2"}
+    assert [given[f"000{n}_mlp"]["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "7", "4"]
+
+
+def test_cores_are_shared_unless_the_user_has_said_how_many(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    local = Local(name="local", jobs=3, threads=None, devices=None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environments(local) == [{}, {}, {}]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert environments(local)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+
+
+def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,3")
+    assert cuda_devices() == ["GPU-1", "3"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert cuda_devices() == ["0", "1"]
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert shutil.which("nvidia-smi") is None
+    assert cuda_devices() == []
+
+
+def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(stand_in, tmp_path):
+    from odebench.sweep.run import plan_sweep
+
+    hostile = tmp_path / "a 'b' \"c\"; $(touch ran) `touch ran` %A \\x"
+    plan = plan_sweep(["model=mlp", "model.hidden=10,11"], None, None)
+    assert run_sweep(plan, hostile, POLICY, False) == 0
+    assert statuses(hostile) == ["done", "done"]
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_and_tried_again_gives_the_numbers_of_one_that_was_not(tiny_odenet, tmp_path):
+    path = tmp_path / "sweep"
+    checkpoint = path / "0000_odenet_rk4" / schema.LAST_CHECKPOINT
+    kill = lambda: os.kill(training_process(load_sweep(path), load_sweep(path).jobs[0]), signal.SIGKILL)  # noqa: E731
+    thread = when(checkpoint.exists, kill)
+    words = ["sweep", *tiny_odenet, *LONG, "trainer.epochs=25", "seed=0,0", "--retry", "1", "--output", str(path)]
+    assert main(words) == 0
+    thread.join()
+    killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))
+    assert "resumed" in (killed / schema.MANIFEST).read_text()
+    assert numbers(killed) == numbers(undisturbed)

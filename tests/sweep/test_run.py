@@ -1,0 +1,106 @@
+"""The verb `sweep`: what it prints, refuses and writes."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from staging import statuses
+
+from odebench.cli import main
+from odebench.record.reader import Overview
+from odebench.sweep import display as shown
+from odebench.sweep.display import Display
+from odebench.sweep.folder import load_sweep
+from odebench.sweep.validate import Job
+
+
+def test_a_dry_run_prints_the_jobs_and_writes_nothing(stand_in, tmp_path, capsys):
+    assert main(["sweep", "model=mlp", "seed=1,2", "cluster=slurm", "--dry-run"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["JOB", "FOLDER", "SETTINGS"],
+        ["0", "0000_mlp", "seed=1"],
+        ["1", "0001_mlp", "seed=2"],
+        ["2", "jobs,", "all", "valid;", "nothing", "was", "started"],
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["tol=1,-1", "model.hiden=3"], 2),
+        (["solver=dopri,rk4", "="], 2),
+        (["seed=1,2", "cluster=slrm"], 1),
+        (["seed=1,2", "--file", "no.yaml"], 1),
+        (["seed=1,2", "--retry", "-1"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, tmp_path, capsys):
+    assert main(["sweep", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("odebench sweep: ")
+    assert len(err.splitlines()) >= lines
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_file_and_the_command_line_make_one_sweep(stand_in, tmp_path):
+    (tmp_path / "grid.yaml").write_text("- {model: mlp, model.hidden: [10, 11]}\n- {model: resnet, model.blocks: 1}\n")
+    assert main(["sweep", "--file", "grid.yaml", "seed=3", "outputs=o", "cluster.jobs=3"]) == 0
+    (path,) = (tmp_path / "o" / "sweeps").glob("*/*")
+    assert [job.overrides for job in load_sweep(path).jobs] == [
+        ("model=mlp", "model.hidden=10", "seed=3", "outputs=o"),
+        ("model=mlp", "model.hidden=11", "seed=3", "outputs=o"),
+        ("model=resnet", "model.blocks=1", "seed=3", "outputs=o"),
+    ]
+    assert statuses(path) == ["done"] * 3
+
+
+def test_the_jobs_of_a_sweep_are_listed_later(sweep, tmp_path, capsys):
+    sweep("model.hidden=10,3")
+    capsys.readouterr()
+    assert main(["list", "runs", "sweep"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[4]) for row in rows[1:]] == [("sweep/0000_mlp", "done"), ("sweep/0001_mlp", "diverged")]
+
+
+def test_neither_sweeping_nor_resuming_imports_torch(tmp_path):
+    code = (
+        "import sys; from odebench.cli import main; assert main(['sweep', 'seed=1,2', '--dry-run']) == 0\n"
+        "import odebench.sweep.slurm_task\n"
+        "loaded = {'torch', 'matplotlib', 'tensorboard'} & set(sys.modules); assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    jobs = [Job(n, f"000{n}_mlp", (f"seed={n}",)) for n in range(3)]
+    state = lambda status, **more: Overview(os.curdir, status, 0, None, "", {}, {}, **more)  # noqa: E731
+    with Display(jobs, [state("queued")] * 3, 2) as display:
+        display.update(jobs[0], state("done"))
+        display.update(jobs[1], Overview(os.curdir, "running", 5, 75.0, "", {}, {}))
+        display.refresh()
+        drawn = sys.stderr.getvalue()
+    assert "1 queued, 1 running, 1 done" in drawn
+    assert "job 1: running, step 5, 1:15 to go  seed=1" in drawn
+
+
+def test_elsewhere_lines_tell_the_changes_and_now_and_then_the_whole(monkeypatch, caplog):
+    caplog.set_level("INFO", "odebench")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(shown, "PLAIN_EVERY_S", 0.0)
+    job = Job(0, "0000_mlp", ("seed=0",))
+    with Display([job], [Overview(os.curdir, "queued", 0, None, "", {}, {})], 1) as display:
+        for _ in range(2):
+            display.update(job, Overview(os.curdir, "running", 5, 3675.0, "", {}, {}))
+        display.refresh()
+    assert caplog.messages == ["job 0: running, step 5, 1:01:15 to go  seed=0", "1 running", *caplog.messages[:1]]

@@ -1,0 +1,122 @@
+"""What SLURM is asked for, by stand-ins of its commands."""
+
+import sys
+
+import pytest
+from staging import calls, statuses
+
+from odebench.errors import UsageError
+from odebench.sweep import slurm
+from odebench.sweep.attempts import Policy, write_status
+from odebench.sweep.folder import load_sweep
+from odebench.sweep.run import plan_sweep, resume_sweep, run_sweep
+
+POLICY = Policy(fail_fast=False, retry=0)
+
+
+def test_an_array_over_the_list_of_jobs_is_submitted_and_left(submit, commands, tmp_path, capsys):
+    words = ["seed=range(0,3)", "cluster.partition=gpu", "cluster.account=us", "cluster.time=8:00:00", "cluster.gpus=1"]
+    more = ["cluster.memory=16G", "cluster.cpus=4", "cluster.jobs=2", "cluster.directives={qos: long, exclusive: true}"]
+    assert submit(*words, *more, fail_fast=True, retry=3) == 0
+    sweep = tmp_path / "sweep"
+    ((*options, script, python, dash_m, module, folder, listed, warning, retry, fast),) = calls(commands, "sbatch")
+    assert set(options) == {
+        "--parsable", "--job-name=odebench-sweep", "--array=0-2%2", f"--output={sweep}/slurm/%A_%a.txt", "--requeue",
+        f"--chdir={tmp_path}", "--open-mode=append", "--signal=B:USR1@120", "--partition=gpu", "--account=us",
+        "--time=8:00:00", "--gres=gpu:1", "--cpus-per-task=4", "--mem=16G", "--qos=long", "--exclusive",
+    }  # fmt: skip
+    assert [python, dash_m, module] == [sys.executable, "-m", "odebench.sweep.slurm_task"]
+    assert [folder, listed] == [str(sweep), "0.txt"]
+    assert [warning, retry, fast] == ["--warning-s=120", "--retry=3", "--fail-fast"]
+    assert (sweep / "slurm" / "task.sh").read_text() == '#!/bin/sh\nexec "$@"\n'
+    assert script == str(sweep / "slurm" / "task.sh")
+    assert (sweep / "slurm" / "0.txt").read_text() == "0\n1\n2\n"
+    assert statuses(sweep) == ["queued"] * 3
+    assert "submitted array 101" in capsys.readouterr().out
+
+
+def test_more_jobs_than_an_array_takes_go_in_parts(submit, commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "PART", 2)
+    submit("seed=range(0,5)")
+    arrays = [next(word for word in words if word.startswith("--array")) for words in calls(commands, "sbatch")]
+    assert arrays == ["--array=0-1", "--array=0-1", "--array=0-0"]
+    sweep = load_sweep(tmp_path / "sweep")
+    assert [slurm.read_list(sweep, f"{n}.txt") for n in range(3)] == [[0, 1], [2, 3], [4]]
+    assert not any("--dependency" in word for words in calls(commands, "sbatch") for word in words)
+
+
+def test_a_limit_to_the_jobs_at_a_time_holds_over_all_parts(submit, commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "PART", 2)
+    submit("seed=range(0,5)", "cluster.jobs=1")
+    after = [[w for w in words if w.startswith("--dependency")] for words in calls(commands, "sbatch")]
+    assert after == [[], ["--dependency=afterany:101"], ["--dependency=afterany:102"]]
+
+
+def test_resume_leaves_alone_what_is_in_the_queue_or_has_ended(submit, commands, tmp_path):
+    submit("seed=range(0,6)")
+    sweep = load_sweep(tmp_path / "sweep")
+    for number, status in enumerate(["done", "failed", "running", "running", "queued", "interrupted"]):
+        write_status(sweep, sweep.jobs[number], status, "")
+    (commands / "squeue.answer").write_text("101 2\n101 4\n99 0\n101 [7-8]\n")
+    assert resume_sweep(sweep.path, ["cluster.time=2-0"], POLICY, follow=False) == 0
+    assert slurm.read_list(sweep, "1.txt") == [1, 3, 5]
+    assert "--time=2-0" in calls(commands, "sbatch")[1]
+    assert statuses(sweep.path) == ["done", "failed", "running", "interrupted", "queued", "interrupted"]
+
+
+def test_a_sweep_can_go_on_elsewhere(submit, commands, tmp_path):
+    submit("seed=1,2", "cluster.partition=gpu")
+    assert resume_sweep(tmp_path / "sweep", ["cluster=local", "cluster.jobs=2"], POLICY, follow=False) == 0
+    assert statuses(tmp_path / "sweep") == ["done", "done"]
+
+
+def test_a_refusal_of_sbatch_is_told(submit, commands, tmp_path):
+    (commands / "sbatch.fails").touch()
+    with pytest.raises(UsageError, match="error: it does not please"):
+        submit("seed=1,2")
+
+
+def test_without_slurm_the_way_out_is_told(submit, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="no sbatch here: start the sweep where SLURM's commands are, or choose"):
+        submit("seed=1,2")
+
+
+def test_follow_ends_when_the_queue_holds_no_job_of_the_sweep(commands, tmp_path, monkeypatch):
+    answers = [{0, 1}, {1}, set()]
+    monkeypatch.setattr(slurm, "_LOOK_S", 0.0)
+    monkeypatch.setattr(slurm, "_QUEUE_S", 0.0)
+    monkeypatch.setattr(slurm, "in_queue", lambda sweep: answers.pop(0) if (sweep.path / "slurm").exists() else set())
+    plan = plan_sweep(["model=mlp", "cluster=slurm", "seed=1,2"], None, None)
+    assert run_sweep(plan, tmp_path / "sweep", POLICY, follow=True) == 75
+    assert answers == []
+
+
+HOSTILE = "a 'b' \"c\"; $(touch ran) `touch ran` 50% #SBATCH"
+
+
+def test_names_and_paths_are_words_and_never_lines(submit, commands, tmp_path):
+    root = "data.root='x\n#SBATCH --wrap=y; $(touch ran)'"
+    submit("seed=1,2", root, name=HOSTILE)
+    (words,) = calls(commands, "sbatch")
+    sweep = tmp_path / HOSTILE
+    assert f"--output={str(sweep).replace('%', '%%')}/slurm/%A_%a.txt" in words
+    assert "--job-name=odebench-a-b-c-touch-ran-touch-ran-50-SBATCH" in words
+    assert str(sweep) in words
+    assert (sweep / "slurm" / "task.sh").read_text() == '#!/bin/sh\nexec "$@"\n'
+    assert load_sweep(sweep).jobs[0].overrides[2] == root
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_ledger_cannot_name_other_jobs_of_the_user(submit, commands, tmp_path):
+    submit("seed=1,2")
+    sweep = load_sweep(tmp_path / "sweep")
+    ledger = sweep.path / "slurm" / "arrays.jsonl"
+    ledger.write_text(ledger.read_text() + '{"array": "--user=root", "list": "0.txt"}\n')
+    slurm.cancel(sweep)
+    assert calls(commands, "scancel") == [["101"]]
+
+
+def test_what_a_site_needs_before_each_job_stands_in_the_script(submit, commands, tmp_path):
+    submit("seed=1,2", "cluster.setup=['module load cuda']")
+    assert (tmp_path / "sweep" / "slurm" / "task.sh").read_text() == '#!/bin/sh\nmodule load cuda\nexec "$@"\n'

@@ -1,0 +1,51 @@
+import pytest
+
+from odebench.compose import compose
+from odebench.errors import UsageError
+from odebench.settings import read_settings
+from odebench.sweep.expand import expand
+from odebench.sweep.validate import Composer, Job, labels, validate
+
+GRIDS = [
+    ["solver=rk4,dopri5", "solver.rtol=1e-5", "tol=1e-2"],
+    ["experiment=paper/mnist_odenet", "budget=small", "optim.lr=0.5,0.1"],
+    ["schedule=steps", "schedule.milestones=[1,2],[3]", "model=rknet", "eval_solver=tsit5"],
+    ["outputs='${oc.env:HOME}'"],
+]
+
+
+def test_many_are_composed_as_each_alone():
+    composer = Composer(None)
+    for overrides in expand(GRIDS):
+        together, alone = composer.compose(overrides), compose(overrides)
+        assert together == alone
+        assert read_settings(together) == read_settings(alone)
+
+
+def test_jobs_are_numbered_and_named():
+    jobs, outputs = validate([["model=mlp", "outputs=here"], ["solver=rk4"]])
+    assert jobs == [
+        Job(0, "0000_mlp", ("model=mlp", "outputs=here")),
+        Job(1, "0001_odenet_rk4", ("solver=rk4",)),
+    ]
+    assert outputs == "outputs"
+
+
+def test_every_fault_is_told_once_with_the_jobs_that_have_it():
+    jobs = expand([["model=mlp", "model.hidden=10,0", "seed=1,2"], ["model.hiden=3"], ["tol=-1"], ["device=cuda:0"]])
+    with pytest.raises(UsageError) as caught:
+        validate(jobs)
+    assert str(caught.value).splitlines() == [
+        "5 of 7 jobs cannot run, and none was started",
+        "job 2 (model=mlp model.hidden=0 seed=1) and 1 more: model.hidden=0: must be at least 1",
+        "job 4 (model.hiden=3): unknown setting model.hiden; did you mean model.hidden?",
+        "job 5 (tol=-1): tol=-1: must be greater than 0",
+        "job 6 (device=cuda:0): device=cuda:0: a sweep deals the devices round; leave it out, "
+        "or give cluster.devices=[0,1]",
+    ]
+
+
+def test_a_label_is_what_tells_a_job_from_the_others():
+    jobs = [Job(n, f"{n}_x", ("tol=1", *more)) for n, more in enumerate([("seed=0",), ("seed=1", "model=mlp"), ()])]
+    assert labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]
+    assert labels(jobs[:1]) == ["tol=1 seed=0"]

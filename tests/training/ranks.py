@@ -1,0 +1,117 @@
+"""Trainings of two processes each, with what befalls them, for test_distributed.py; forked, so that torch is imported
+once.
+
+    python ranks.py FOLDER
+
+Each training leaves its record in FOLDER/NAME, and what rank R printed in FOLDER/NAME.R.txt; codes.json tells how the
+processes ended.
+"""
+
+import json
+import math
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch._dynamo  # noqa: F401 (else imported in each child)
+
+from odebench.cli import main
+from odebench.errors import Diverged
+from odebench.tasks.classification import Classification
+from odebench.tasks.density import Density
+from odebench.training import loop
+from odebench.training.run import train_run  # noqa: F401
+
+TINY = ["trainer.epochs=2", "trainer.log_every=1", "device=cpu", "gradient=backprop", "solver=rk4", "solver.steps=2"]
+ODENET = [
+    *TINY,
+    "model.width=8",
+    "model.groups=4",
+    "data.train_limit=64",
+    "data.validation=40",
+    "trainer.batch_size=16",
+]
+CNF = [*TINY, "model=cnf", "data=two_moons", "data.samples=64", "data.validation=40", "data.test=40"]
+CNF = [*CNF, "trainer.batch_size=16", "model.hidden=8", "optim.lr=0.01", "trainer.iterations=8"]
+NUM_RANKS = 2
+
+
+def together(folder, words, fault=None):
+    """Train with two processes; fault(): called in the second one before its third step. Returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": NUM_RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    children = [fork(folder, words, {**world, "RANK": rank, "LOCAL_RANK": rank}, fault) for rank in range(NUM_RANKS)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def fork(folder, words, environment, fault=None):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        rank = environment.get("RANK", 0)
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        with open(f"{folder}.{rank}.txt", "ab") as printed:
+            os.dup2(printed.fileno(), 1)
+            os.dup2(printed.fileno(), 2)
+        if fault is not None and rank == 1:
+            before_third_step(fault)
+        code = main([*words, f"run_dir={folder}"] if words[0] == "train" else [*words, str(folder)])
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def before_third_step(fault):
+    take = loop.train_step
+
+    def train_step(training, *rest):
+        if training.progress.step == 2:
+            fault()
+        return take(training, *rest)
+
+    loop.train_step = train_step
+
+
+def loss_of_nan():
+    loss = Classification.loss
+
+    def broken(self, batch):
+        found = loss(self, batch)
+        return found._replace(value=found.value * math.nan)
+
+    Classification.loss = broken
+
+
+def failed_solve():
+    def broken(self, batch):
+        raise Diverged("solve failed: too many steps")
+
+    Classification.loss = broken
+
+
+def train_all(folder):
+    """All trainings; their exit codes by name."""
+    for task in (Classification, Density):  # drawing takes longer than training
+        task.figures = lambda self: {}
+    odenet, cnf = ["train", *ODENET], ["train", *CNF]
+    alone = {name: fork(folder / name, words, {}) for name, words in (("one", odenet), ("cnf_one", cnf))}
+    codes = {name: [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] for name, child in alone.items()}
+    codes["two"] = together(folder / "two", odenet)
+    codes["cnf_two"] = together(folder / "cnf_two", cnf)
+    codes["stopped"] = together(folder / "stopped", odenet, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    codes["resumed"] = together(folder / "stopped", ["resume"])
+    codes["nan"] = together(folder / "nan", odenet, loss_of_nan)
+    codes["diverged"] = together(folder / "diverged", odenet, failed_solve)
+    codes["lost"] = together(folder / "lost", odenet, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    codes["uneven"] = together(folder / "uneven", [*odenet, "trainer.batch_size=15"])
+    return codes
+
+
+if __name__ == "__main__":
+    (Path(sys.argv[1]) / "codes.json").write_text(json.dumps(train_all(Path(sys.argv[1]))))

@@ -1,0 +1,165 @@
+"""Two processes that train one model: the numbers of one process, one record, and an end that all share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from odebench.errors import UsageError
+from odebench.record.reader import read_overview, read_run
+from odebench.training import distributed
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The folder of the trainings of ranks.py, and the exit codes of their processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = Path(__file__).with_name("ranks.py")
+    subprocess.run([sys.executable, str(program), str(folder)], check=True)
+    return folder, json.loads((folder / "codes.json").read_text())
+
+
+def weights(folder, name="last"):
+    return torch.load(folder / f"checkpoints/{name}.pt", weights_only=True)["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("one", "two"), [("one", "two"), ("cnf_one", "cnf_two")], ids=["odenet", "cnf"])
+def test_two_processes_come_to_the_numbers_of_one(one, two, ranks):
+    folder, codes = ranks
+    assert (codes[one], codes[two]) == ([0], [0, 0])
+    for name in ("last", "best"):
+        mine, theirs = weights(folder / two, name), weights(folder / one, name)
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(mine[key], tensor, rtol=1e-3, atol=1e-5)
+    runs = [read_run(folder / name) for name in (one, two)]
+    for tag in ("train/loss", "optim/grad_norm", "nfe/forward", "val/loss", "test/loss"):
+        (steps, mine), (_, theirs) = (run.series(tag) for run in runs)
+        assert steps
+        assert mine == pytest.approx(theirs, rel=1e-4), tag
+
+
+@pytest.mark.slow
+def test_there_is_one_record_and_the_second_process_says_nothing(ranks):
+    folder, _ = ranks
+    assert len(list((folder / "two").glob("events*"))) == 1
+    assert (folder / "two.1.txt").read_text() == ""
+    assert "test accuracy" in (folder / "two.0.txt").read_text()
+    processes = read_run(folder / "two").manifest["processes"]
+    assert processes == {"number": 2, "batch_size": 16, "batch_size_each": 8}
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_to_the_same_bits(ranks):
+    folder, codes = ranks
+    assert codes["stopped"] == [75, 75]
+    assert codes["resumed"] == [0, 0]
+    told = (folder / "stopped.0.txt").read_text()
+    assert "stopped by SIGTERM after step 3" in told
+    assert "going on after step 3" in told
+    mine, theirs = weights(folder / "stopped"), weights(folder / "two")
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "reason"), [("nan", "the loss is nan"), ("diverged", "solve failed: too many")])
+def test_a_run_that_diverges_in_one_process_diverges(name, reason, ranks):
+    folder, codes = ranks
+    assert codes[name] == [3, 3]
+    status = read_run(folder / name).status
+    assert (status["status"], status["step"]) == ("diverged", 2)
+    assert reason in status["message"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_a_status(ranks):
+    folder, codes = ranks
+    assert codes["lost"] == [1, -9]
+    status = read_overview(folder / "lost", as_told=True)
+    assert (status.status, status.step) == ("failed", 2)
+    assert "another process of this run has ended" in status.message
+    assert "Traceback" not in (folder / "lost.0.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_batch_that_has_no_equal_shares_is_refused(ranks):
+    folder, codes = ranks
+    assert codes["uneven"][0] == 2
+    line = "trainer.batch_size=15: 2 processes share it; make it a multiple of 2"
+    assert line in (folder / "uneven.0.txt").read_text()
+    assert (folder / "uneven.1.txt").read_text() == ""
+    assert not (folder / "uneven").exists()
+
+
+@pytest.fixture
+def second_of_three(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_shares_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_of_three):
+    batch = (torch.arange(12).reshape(6, 2), torch.arange(6))
+    pairs = []
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        pairs.append(distributed.share(batch, 6))
+    for column, whole in enumerate(batch):
+        assert torch.equal(torch.cat([pair[column] for pair in pairs]), whole)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert distributed.share(batch, 6) is batch
+
+
+def test_a_batch_of_another_structure_says_itself_what_its_rows_are(second_of_three):
+    class Series:
+        def rows(self, rows):
+            return rows
+
+    assert distributed.share(Series(), 6) == slice(2, 4)
+
+
+def test_random_numbers_of_a_step_are_each_processs_own_and_repeatable(monkeypatch, second_of_three):
+    def drawn(step):
+        distributed.seed_step(0, step)
+        return torch.rand(3).tolist()
+
+    first = drawn(4)
+    assert first == drawn(4) != drawn(5)
+    monkeypatch.setenv("RANK", "2")
+    assert drawn(4) != first
+    monkeypatch.setenv("RANK", "0")
+    state = torch.get_rng_state()
+    distributed.seed_step(0, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_cluster_sets_for_purposes_of_its_own_is_left_alone(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "7")
+    assert (distributed.num_ranks(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
+    assert distributed.agreed(15, False) == [15, False]
+    assert distributed.means({"train/loss": 0.5}) == {"train/loss": 0.5}
+    with distributed.joined(torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
+
+
+def test_uneven_shares_are_refused(second_of_three):
+    distributed.check_batch(6)
+    with pytest.raises(UsageError, match=r"trainer\.batch_size=7: 3 processes share it; make it a multiple of 3"):
+        distributed.check_batch(7)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them(tmp_path):
+    from ranks import ODENET
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "odebench", "train"]
+    words = [*ODENET, "trainer.iterations=2", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert read_run(tmp_path / "run").status["status"] == "done"

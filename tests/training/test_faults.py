@@ -1,0 +1,432 @@
+"""What befalls a run from outside: each fault ends in a status, and what was reached can be gone on with."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io import gfile
+
+from odebench.cli import main
+from odebench.errors import UsageError
+from odebench.record import files
+from odebench.record.reader import read_overview, read_run
+from odebench.settings import compose
+from odebench.tasks.classification import Classification
+from odebench.training import loop, run
+from odebench.training.checkpoint import Training
+from odebench.training.run import resume_run, train_run
+
+QUICK = [
+    "model=mlp",
+    "data.train_limit=64",
+    "data.validation=40",
+    "trainer.batch_size=16",
+    "trainer.epochs=2",
+    "trainer.log_every=1",
+    "trainer.checkpoint_minutes=1e-9",
+    "trainer.measure_every=100",
+    "device=cpu",
+]
+
+
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _few_figures(monkeypatch):
+    """Drawing takes longer than the training."""
+    monkeypatch.setattr(Classification, "figures", lambda self: {})
+    monkeypatch.setattr(run, "training_curves", lambda rows: Figure(figsize=(1, 1)))
+
+
+def quick(folder, *overrides):
+    given = [*QUICK, f"run_dir={folder}", *overrides]
+    return train_run(compose(given), given)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run, with a checkpoint at each of its eight steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classification, "figures", lambda self: {})
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        assert quick(folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(k, act): act() is called before optimiser step k, counted from 1."""
+    take = loop.train_step
+
+    def arrange(step, act):
+        def train_step(training, *rest):
+            if training.progress.step + 1 == step:
+                act()
+            return take(training, *rest)
+
+        monkeypatch.setattr(loop, "train_step", train_step)
+
+    return arrange
+
+
+@pytest.fixture
+def stopped(tmp_path, at_step, monkeypatch):
+    """A run that a signal stopped in its fifth step."""
+    with monkeypatch.context():
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert quick(tmp_path / "run").exit_code == 75
+    monkeypatch.undo()
+    monkeypatch.setattr(Classification, "figures", lambda self: {})
+    return tmp_path / "run"
+
+
+TIMES = ("elapsed_s", "time/", "throughput/", "final/minutes", "final/step_ms", "final/samples_per_s")
+
+
+def rows(folder):
+    """All that was logged, without times."""
+    return [{tag: x for tag, x in row.items() if not tag.startswith(TIMES)} for row in read_run(folder).metrics]
+
+
+def equal_ends(folder, other):
+    """Whether two runs came to the same weights, rows and test."""
+    for name in ("last", "best"):
+        mine, theirs = (torch.load(x / f"checkpoints/{name}.pt", weights_only=True)["model"] for x in (folder, other))
+        if not all(torch.equal(mine[key], theirs[key]) for key in theirs):
+            return False
+    return rows(folder) == rows(other) and read_run(folder).summary["test"] == read_run(other).summary["test"]
+
+
+class FullDisk:
+    """Refuses to write files with this in their name, and a status in place of another (there is no room for both)."""
+
+    def __init__(self, patch, name):
+        self._name = name
+        self._fsync, self._append = os.fsync, gfile.LocalFileSystem.append
+        patch.setattr(files.os, "fsync", self.fsync)
+        patch.setattr(gfile.LocalFileSystem, "append", lambda system, path, *rest: self.append(system, path, *rest))
+
+    def fsync(self, descriptor):
+        self._refuse(os.readlink(f"/proc/self/fd/{descriptor}"))
+        self._fsync(descriptor)
+
+    def append(self, system, path, *rest):
+        self._refuse(os.fsdecode(path))
+        self._append(system, path, *rest)
+
+    def _refuse(self, path):
+        if self._name in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by /proc")
+
+
+@linux
+@pytest.mark.parametrize("name", ["last.pt", slow("metrics.jsonl"), "tfevents", ""])
+def test_a_full_disk_ends_the_run_as_failed_and_leaves_the_checkpoint_before(name, tmp_path, at_step, whole, capfd):
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(5, lambda: FullDisk(patch, name))
+        code = main(["train", *QUICK, f"run_dir={tmp_path / 'run'}"])
+    at_step(0, None)
+    told = [line for line in capfd.readouterr().err.splitlines() if "space" in line]
+    status = read_run(tmp_path / "run").status
+    assert (code, status["status"]) == (1, "failed")
+    assert status["message"].startswith("No space left on device; make room, then go on with: odebench resume")
+    assert [line for line in told if line.startswith("failed: No space left")] == told[:1]
+    last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert 4 <= last["progress"]["step"] <= 6
+    assert resume_run(tmp_path / "run").exit_code == 0
+    assert equal_ends(tmp_path / "run", whole)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert main(["train", *QUICK, f"outputs={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"odebench train: Permission denied: {tmp_path}")
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run_with_a_line(tmp_path, at_step, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "last.pt")
+
+    at_step(3, lambda: monkeypatch.setattr(files.os, "fsync", refuse))
+    assert quick(tmp_path / "run").exit_code == 1
+    assert "failed: Read-only file system: last.pt" in caplog.text
+    monkeypatch.undo()
+    assert read_overview(tmp_path / "run", as_told=True).status == "running"  # nothing could be written
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", slow("empty"), "one bit", slow("foreign"), slow("other model"), slow("missing")]
+)
+def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped, whole, caplog):
+    path = stopped / "checkpoints/last.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif damage == "other model":
+        whole_content = torch.load(path, weights_only=True)
+        torch.save({**whole_content, "optimizer": {"state": {}, "param_groups": []}}, path)
+    else:
+        path.unlink()
+    assert resume_run(stopped).exit_code == 0
+    assert f"{path}" in caplog.text
+    assert "going on after step 4" in caplog.text
+    assert equal_ends(stopped, whole)
+
+
+def test_two_damaged_checkpoints_are_refused_by_name_and_left(stopped):
+    for name in ("last", "previous"):
+        (stopped / f"checkpoints/{name}.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"previous\.pt is not a readable checkpoint"):
+        resume_run(stopped)
+    assert (stopped / "checkpoints/last.pt").read_bytes() == b"PK"
+
+
+@pytest.mark.parametrize("tail", [slow(b'{"step": 9, "tr'), slow(b"\x00" * 700), b"\x00\n\xff\xfe\n{}\n[1]\n"])
+def test_a_damaged_end_of_the_metrics_is_cut_off(tail, stopped, whole):
+    with open(stopped / "metrics.jsonl", "ab") as file:
+        file.write(tail)
+    assert resume_run(stopped).exit_code == 0
+    assert equal_ends(stopped, whole)
+
+
+def test_runs_of_one_microsecond_have_folders_of_their_own(tmp_path, monkeypatch):
+    class Stopped(run.datetime):
+        @classmethod
+        def now(cls, *_):
+            return cls(2026, 11, 24, 14, 3, 22, 123456)
+
+    monkeypatch.setattr(run, "datetime", Stopped)
+    words = [*QUICK, f"outputs={tmp_path}", "trainer.iterations=1"]
+    folders = [train_run(compose(words), words).folder for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"14-03-22-123456_mlp{more}" for more in ("", "_2", "_3")]
+
+
+def test_a_clock_set_back_leaves_one_curve_for_tensorboard(stopped, whole, monkeypatch):
+    import tensorboard.summary.writer.event_file_writer as writer
+
+    monkeypatch.setattr(writer.time, "time", lambda: 1_000_000_000.0)
+    assert resume_run(stopped).exit_code == 0
+    monkeypatch.undo()
+    names = sorted(path.name for path in stopped.glob("events*"))
+    assert [int(name.split(".")[3]) for name in names] == [999_999_999, 1_000_000_000]
+    assert scalars(stopped, "train/loss") == scalars(whole, "train/loss")
+    assert all(row["elapsed_s"] >= 0 for row in read_run(stopped).metrics)
+
+
+def scalars(folder, tag):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def test_tensorboard_can_read_at_any_moment_of_a_run(tmp_path, monkeypatch, whole):
+    accumulator, seen = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}), []
+    take = loop.train_step
+
+    def train_step(*arguments):
+        accumulator.Reload()
+        if "train/loss" in accumulator.Tags()["scalars"]:
+            seen.append(len(accumulator.Scalars("train/loss")))
+        return take(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    quick(tmp_path / "run")
+    assert len(set(seen)) > 3
+    assert scalars(tmp_path / "run", "train/loss") == scalars(whole, "train/loss")
+
+
+def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written(tmp_path, at_step, monkeypatch, whole):
+    fsync = os.fsync
+
+    def interrupted(descriptor):
+        os.kill(os.getpid(), signal.SIGTERM)
+        fsync(descriptor)
+
+    def stop_twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(files.os, "fsync", interrupted)
+
+    at_step(3, stop_twice)
+    assert quick(tmp_path / "run").exit_code == 75
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    status = read_run(tmp_path / "run").status
+    assert (status["status"], status["step"]) == ("interrupted", 3)
+    at_step(0, None)
+    assert resume_run(tmp_path / "run").exit_code == 0
+    assert equal_ends(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGTERM)])
+def test_a_launcher_that_handled_the_signal_is_told_once_all_is_saved(number, tmp_path, at_step):
+    told = []
+
+    def launcher(number, frame):
+        told.append((number, read_run(tmp_path / "run").status["status"]))
+
+    before = signal.signal(number, launcher)
+    try:
+        at_step(3, lambda: os.kill(os.getpid(), number))
+        assert quick(tmp_path / "run").exit_code == 75
+    finally:
+        signal.signal(number, before)
+    assert told == [(number, "interrupted")]
+
+
+def too_large():
+    torch.empty(2**55)
+
+
+def no_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("allocate", [too_large, slow(no_memory)])
+def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_path, at_step):
+    at_step(3, allocate)
+    assert quick(tmp_path / "run").exit_code == 1
+    status = read_run(tmp_path / "run").status
+    assert (status["status"], status["step"]) == ("failed", 2)
+    assert "out of memory after a peak of " in status["message"]
+    assert "lower trainer.batch_size=16" in status["message"]
+    assert "Traceback" in status["traceback"]
+
+
+def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
+    from odebench.settings import read_settings
+    from odebench.training.failures import reason
+
+    settings = read_settings(compose(["gradient=backprop"]))
+    assert "choose gradient=checkpoint or gradient=adjoint" in reason(torch.OutOfMemoryError(), settings, tmp_path)
+    settings = read_settings(compose(["gradient=adjoint"]))
+    assert "gradient" not in reason(MemoryError(), settings, tmp_path)
+
+
+def test_a_nan_in_the_gradient_at_step_k_leaves_the_weights_of_the_step_before(tmp_path, at_step, monkeypatch):
+    clip = loop._clip_gradient
+    at_step(5, lambda: monkeypatch.setattr(loop, "_clip_gradient", lambda *rest: clip(*rest) * torch.nan))
+    assert quick(tmp_path / "run").exit_code == 3
+    status = read_run(tmp_path / "run").status
+    assert (status["status"], status["step"]) == ("diverged", 4)
+    assert "gradient's norm is nan" in status["message"]
+    last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert last["progress"]["step"] == 4
+    assert all(x.isfinite().all() for x in last["model"].values())
+
+
+def test_a_run_that_is_alive_cannot_be_resumed_and_one_that_died_can(tmp_path, at_step, whole, capsys):
+    refusals = []
+
+    def resume():
+        for words in (["resume", str(tmp_path / "run")], ["train", *QUICK, f"run_dir={tmp_path / 'run'}"]):
+            refusals.append(main(words))
+
+    at_step(3, resume)
+    assert quick(tmp_path / "run").exit_code == 0
+    assert refusals == [2, 2]
+    assert capsys.readouterr().err.count(f"{tmp_path / 'run'} is in use by another process\n") == 2
+    assert equal_ends(tmp_path / "run", whole)
+
+
+def test_the_lock_does_not_outlive_its_process(tmp_path):
+    program = "import sys, os; from pathlib import Path; from odebench.record.files import locked\n"
+    program += "lock = locked(Path(sys.argv[1])); lock.__enter__(); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "log.txt")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with (
+        files.locked(tmp_path / "log.txt"),
+        pytest.raises(UsageError, match="in use"),
+        files.locked(tmp_path / "log.txt"),
+    ):
+        pass
+
+
+def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished_one(stopped, whole, caplog, capsys):
+    assert quick(stopped).exit_code == 0
+    assert "going on after step 5" in caplog.text
+    assert equal_ends(stopped, whole)
+    table = capsys.readouterr().out
+    assert quick(stopped).exit_code == 0
+    assert capsys.readouterr().out == table
+    with pytest.raises(UsageError, match="not empty"):
+        quick(stopped, "seed=1")
+
+
+@pytest.mark.parametrize("last", [slow("settings.yaml"), slow("manifest.json"), "status.json"])
+def test_a_start_that_was_killed_is_begun_again(last, tmp_path, monkeypatch, whole):
+    class Killed(BaseException):
+        pass
+
+    replace = os.replace
+
+    def kill(source, target):
+        if Path(target).name == last:
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", kill)
+        with pytest.raises(Killed):
+            quick(tmp_path / "run")
+    (tmp_path / "run" / f".{last}.123.tmp").write_text("half")
+    assert quick(tmp_path / "run").exit_code == 0
+    assert equal_ends(tmp_path / "run", whole)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_running_run_tells_how_many_steps_it_has(tmp_path, at_step):
+    told = []
+    at_step(3, lambda: told.append(read_run(tmp_path / "run").status))
+    quick(tmp_path / "run")
+    assert (told[0]["status"], told[0]["steps"]) == ("running", 8)
+
+
+@pytest.mark.parametrize("step", [8, slow(4)])
+def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monkeypatch, whole):
+    save = Training.save
+
+    class Killed(BaseException):
+        pass
+
+    def save_and_die(self, path):
+        save(self, path)
+        if self.progress.step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save", save_and_die)
+        with pytest.raises(Killed):
+            quick(tmp_path / "run")
+    assert resume_run(tmp_path / "run").exit_code == 0
+    assert equal_ends(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_killed_at_random_a_run_comes_back_to_the_same_numbers():
+    script = Path(__file__).parents[2] / "scripts" / "kill_runs.py"
+    done = subprocess.run([sys.executable, str(script), "--kills", "5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 faults" in done.stdout.splitlines()[-1]
