@@ -31,9 +31,11 @@ verbs:
   sweep         train many, on this machine or on a SLURM cluster
   eval          evaluate a finished run, under another solver or tolerance if you like
   predict       write a run's predictions for a split as CSV
+  sample        draw samples of a density model
   resume        go on with a run or a sweep that was stopped
   list          what there is to choose from, and the runs made so far
   report        tables, figures and a page of runs and sweeps
+  reproduce     a published table or figure: its runs, then ours beside the published numbers
   tensorboard   open the dashboard of a run, or of all runs in a folder
   bench         measure the solver beside the other libraries that are installed
   doctor        what works on this machine and what does not
@@ -74,11 +76,17 @@ examples:
 _EVAL = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
+Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
+against the same model solved by dopri8 at 1e-9 in float64; several gradient modes: also the errors of the gradient.
+`odebench report` draws them: --figure error-tolerance, nfe-tolerance.
+
 examples:
   odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
   odebench eval RUN split=test
   odebench eval RUN solver=rk4 solver.steps=8             another solver
-  odebench eval RUN tol=1e-5                              another tolerance"""
+  odebench eval RUN tol=1e-5                              another tolerance
+  odebench eval RUN tol=1e-1,1e-2,1e-3 solver=dopri5,tsit5,rk4
+  odebench eval RUN gradient=adjoint,checkpoint,interpolated_adjoint"""
 
 _PREDICT = """\
 Write what a run's model predicts for each sample of a split, as CSV: its label, the prediction, its probability.
@@ -86,6 +94,15 @@ Write what a run's model predicts for each sample of a split, as CSV: its label,
 examples:
   odebench predict RUN                                    the validation split, to stdout
   odebench predict RUN split=test --output test.csv"""
+
+_SAMPLE = """\
+Draw samples of a density model, as CSV with columns x0, x1, ... to stdout, or to a new file: .csv or .npy, of images
+.npy or .png. Settings are the run's own, except those given here.
+
+examples:
+  odebench sample RUN --num 1000 --seed 1
+  odebench sample RUN --output samples.npy
+  odebench sample RUN tol=1e-6 --output digits.png"""
 
 _RESUME = """\
 Go on with a run that was stopped (Ctrl-C, a signal, a time limit), from its last checkpoint, in its folder.
@@ -118,6 +135,19 @@ examples:
   odebench report outputs --columns best/accuracy,final/nfe_forward --output table.tex
   odebench report --list                                  the figures
   odebench report outputs --figure pareto --output pareto.svg"""
+
+_REPRODUCE = """\
+Reproduce a published table or figure: train what is missing, then print ours beside the published numbers, with a
+verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command goes on with it, and a sweep
+that is done is only read. budget=full is the published training, budget=small takes minutes to hours on two cores.
+
+Further settings go to every run, as cluster ones do to the sweep: seed=0,1,2 gives each row three runs.
+
+examples:
+  odebench reproduce --list
+  odebench reproduce table1 budget=small
+  odebench reproduce table2 seed=0,1,2 cluster.jobs=2
+  odebench reproduce figure4 budget=small --dry-run"""
 
 _TENSORBOARD = """\
 Start TensorBoard on one run or on all runs in a folder. What follows -- goes to TensorBoard.
@@ -176,12 +206,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = verb("eval", _EVAL)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
-    _add_overrides(evaluate, "settings to change, and split=validation (default), test or train")
+    _add_overrides(evaluate, "settings to change, a,b for several values; split=validation (default), test or train")
 
     predict = verb("predict", _PREDICT)
     predict.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(predict, "settings to change, and split=validation (default), test or train")
     predict.add_argument("--output", metavar="FILE", type=Path, help="a new CSV file; by default stdout")
+
+    sample = verb("sample", _SAMPLE)
+    sample.add_argument("run", metavar="RUN", help="the folder of a run")
+    _add_overrides(sample, "settings to change")
+    sample.add_argument("--num", metavar="N", type=int, default=100, help="how many; by default 100")
+    sample.add_argument("--seed", metavar="S", type=int, default=0, help="of the samples; by default 0")
+    sample.add_argument("--output", metavar="FILE", type=Path, help="a new file; by default CSV to stdout")
 
     resume = verb("resume", _RESUME)
     resume.add_argument("run", metavar="RUN", help="the folder of a run, or of a sweep")
@@ -203,6 +240,15 @@ def build_parser() -> argparse.ArgumentParser:
     reports.add_argument("--output", metavar="PATH", type=Path, help="a new file, or a new or empty folder")
     reports.add_argument("--columns", metavar="A,B", help="numbers, such as final/test_accuracy, or all")
     reports.add_argument("--split", metavar="SPLIT", default="validation", help="of figures: validation or test")
+
+    reproduction = verb("reproduce", _REPRODUCE)
+    name = reproduction.add_argument("name", metavar="NAME", nargs="?", help="of a published table or figure")
+    name.required = False
+    _add_overrides(reproduction, "budget=full (default) or small; settings of every run, and cluster=...")
+    reproduction.add_argument("--list", action="store_true", help="print the names")
+    reproduction.add_argument("--output", metavar="DIR", type=Path, help="the folder of its runs")
+    reproduction.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    _add_policy(reproduction)
 
     board = verb("tensorboard", _TENSORBOARD)
     board.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
@@ -386,12 +432,28 @@ def _check_run(path: str) -> Path:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from odebench.sweep.expand import expand
+
     run = _check_run(arguments.run)
     split, overrides = _split(arguments.overrides)
+    combinations = expand([overrides], _config_dir_of(run))
+    if len(combinations) > 1:
+        from odebench.training.study import study_run
+
+        study_run(run, combinations, split)
+        return 0
     from odebench.training.trained import evaluate_run
 
     evaluate_run(run, overrides, split)
     return 0
+
+
+def _config_dir_of(run: Path) -> Path | None:
+    """The user's folder of YAML that a run was made with."""
+    from odebench.record.reader import read_run
+
+    found = read_run(run, metrics=False).settings.get("config_dir")
+    return None if found is None else Path(found)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -400,6 +462,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     from odebench.training.trained import predict_run
 
     predict_run(run, overrides, split, arguments.output)
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    run = _check_run(arguments.run)
+    from odebench.training.trained import sample_run
+
+    sample_run(run, arguments.overrides, arguments.num, arguments.seed, arguments.output)
     return 0
 
 
@@ -472,6 +542,20 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from odebench.reproduce.run import list_reproductions, plan_reproduction, run_reproduction
+    from odebench.sweep.run import print_plan
+
+    if arguments.list:
+        list_reproductions()
+        return 0
+    reproduction = plan_reproduction(arguments.name, arguments.overrides, arguments.output)
+    if arguments.dry_run:
+        print_plan(reproduction.plan)
+        return 0
+    return run_reproduction(reproduction, _policy(arguments), arguments.follow)
+
+
 def _tensorboard(arguments: argparse.Namespace) -> int:
     from odebench.record.schema import EVENTS
 
@@ -512,9 +596,11 @@ _VERBS = {
     "sweep": _sweep,
     "eval": _eval,
     "predict": _predict,
+    "sample": _sample,
     "resume": _resume,
     "list": _list,
     "report": _report,
+    "reproduce": _reproduce,
     "tensorboard": _tensorboard,
     "bench": _bench,
     "doctor": _doctor,

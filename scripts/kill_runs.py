@@ -74,11 +74,11 @@ def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
     while True:
         folder = output / f"run_{run}"
         child = start(folder)
-        moment_s = rng.uniform(0, duration_s) if killed < kills else None
+        moment_s = rng.uniform(0, 1.5 * duration_s) if killed < kills else None
         code = wait(child, moment_s, folder if killed % 2 else None)
         if code == -signal.SIGKILL:
             killed += 1
-            step, moment, found = inspect(folder)
+            step, moment, found = inspect(folder, child)
             moments[moment] += 1
             faults += found
             print(f"kill {killed:3}  run {run:2}  step {step:3}  {'; '.join([moment, *found])}", flush=True)
@@ -116,7 +116,7 @@ def wait(child: int, seconds: float | None = None, folder: Path | None = None) -
     """The child's exit code; it is killed after so many seconds, or when next a file is written in the folder."""
     if seconds is not None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline or (folder is not None and not writing(folder)):
+        while time.monotonic() < deadline or (folder is not None and not writing(folder, child)):
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
@@ -125,12 +125,12 @@ def wait(child: int, seconds: float | None = None, folder: Path | None = None) -
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def writing(folder: Path) -> list[str]:
-    """The names of the files that are being written."""
-    return [path.name.split(".")[1] for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"))]
+def writing(folder: Path, child: int) -> list[str]:
+    """The names of the files that a child is writing."""
+    return [path.name.split(".")[1] for pattern in ("", "*/") for path in folder.glob(f"{pattern}.*.{child}.tmp")]
 
 
-def inspect(folder: Path) -> tuple[int, str, list[str]]:
+def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
     """The step of the last checkpoint, where a kill hit the run, in a few words, and what cannot be read any more."""
     step, faults = 0, []
     for path in folder.glob(f"{schema.CHECKPOINTS}/*.pt"):
@@ -140,7 +140,7 @@ def inspect(folder: Path) -> tuple[int, str, list[str]]:
             faults.append(f"{path} cannot be read: {error}")
         else:
             step = max(step, content.get("progress", {}).get("step", 0))
-    if names := writing(folder):
+    if names := writing(folder, child):
         return step, f"while {names[0]} was written", faults
     if not is_run(folder):
         return step, "before the record was there", faults

@@ -382,7 +382,7 @@ def completions(line):
     [
         ("odebench tr", ["train "]),
         ("odebench train solver.r", ["solver.rtol="]),
-        ("odebench train model=od", ["odenet "]),
+        ("odebench train model=oden", ["odenet "]),
         ("odebench train -m solver=dopri5,ts", ["dopri5,tsit5 "]),
         ("odebench train tol=1 trainer.precision=", ["bf16", "float32"]),
         ("odebench list sol", ["solvers "]),

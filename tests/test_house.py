@@ -23,7 +23,7 @@ BELOW = {
     "settings": {"checks", "compose", "extensions", "typed", "ode.methods", "rules"},
     "models": {"ode"},
     "data": {"extensions"},
-    "record": {"settings"},
+    "record": {"rules", "settings"},
     "sweep": {"compose", "settings", "typed", "listing", "record", "training.signals"},
     "reporting": {"plots", "record.schema", "record.reader"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},

@@ -172,15 +172,10 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Settings that are columns of TensorBoard's HParams table, with their one type. TensorBoard takes the columns
-# from whichever run it meets first, so the list is the same for all runs; a run leaves out what it lacks.
+# Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models come before
+# them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of a task; a
+# run leaves out what it lacks.
 HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
-    "model.name": str,
-    "model.width": float,
-    "model.groups": float,
-    "model.blocks": float,
-    "model.hidden": float,
-    "model.end_time": float,
     "solver.name": str,
     "solver.rtol": float,
     "solver.atol": float,

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from odebench.record import schema
 from odebench.record.files import write_atomically
+from odebench.rules import MODELS
 
 FLUSH_S = 20
 
@@ -35,6 +36,7 @@ _ENDS = {
 }
 
 HParam = str | float | bool
+_ABOUT_MODELS = ("model.task", "model.has_ode")  # what the rules say of a model, no settings
 
 
 def open_writer(folder: Path, settings: Mapping[str, Any]) -> SummaryWriter:
@@ -73,18 +75,35 @@ def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> N
 def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
     """The settings that the HParams table shows, by dotted name, each in its one type; nulls are left out.
 
-    The columns of `schema.HPARAMS`, and every other setting of the model (an extension's) and of the solver (its
+    Those of ``columns_of`` the task, and every other setting of the model (an extension's) and of the solver (its
     method's own).
     """
     flat = _flatten(settings)
     extra = {name: _type_of(value) for name, value in flat.items() if name.startswith(("model.", "solver."))}
-    columns = {**extra, **schema.HPARAMS}
+    columns = {**extra, **columns_of(str(flat.get("task")))}
     found = {}
     for name, kind in columns.items():
         value = _typed(flat.get(name), kind)
         if value is not None:
             found[name] = value
     return found
+
+
+def columns_of(task: str) -> dict[str, type[HParam]]:
+    """The columns of the HParams table, with their types: the settings of the task's models, and `schema.HPARAMS`."""
+    columns: dict[str, type[HParam]] = {}
+    for its_rules in MODELS.values():
+        if its_rules.task == task:
+            columns |= {f"model.{name}": _type_of_hint(hint) for name, hint in get_type_hints(its_rules).items()}
+    return {name: kind for name, kind in columns.items() if name not in _ABOUT_MODELS} | schema.HPARAMS
+
+
+def _type_of_hint(hint: Any) -> type[HParam]:
+    """The column's type for a setting's annotation; null, which is left out, is no type of its own."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+    if get_origin(hint) in (tuple, Literal):
+        return str
+    return bool if kinds[0] is bool else float if kinds[0] in (int, float) else str
 
 
 def _group(folder: Path) -> str:
@@ -98,7 +117,10 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any])
          for section, charts in schema.LAYOUT.items()}
     )  # fmt: skip
     values = hparams(settings)
-    columns = {**schema.HPARAMS, **{name: _type_of(value) for name, value in values.items()}}
+    columns = {
+        **columns_of(str(settings.get("task"))),
+        **{name: _type_of(value) for name, value in values.items()},
+    }
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
         hparam_infos=[api_pb2.HParamInfo(name=name, type=_TYPES[kind]) for name, kind in columns.items()],

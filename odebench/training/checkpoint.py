@@ -22,7 +22,7 @@ from odebench.tasks import Task
 from odebench.training.distributed import gathered, is_first, num_ranks, rank
 from odebench.training.optim import build_optimizer
 
-FORMAT = 2
+FORMAT = 1
 PREVIOUS = "previous.pt"  # the last checkpoint but one, in the last one's folder
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,15 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write all of it, random states included, atomically. What stood there is kept as ``previous.pt``."""
+        task, *others = gathered(self.task.state_dict())
         content = {
             "format": FORMAT,
             "model_name": self.model_name,
             "model": self.task.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "tasks": gathered(self.task.state_dict()),
+            "task": task,
+            "others": others,  # the task's state in the other processes
             "progress": vars(self.progress),
             "random": _random_states(),
         }
@@ -90,8 +92,8 @@ class Training:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
             self.optimizer.load_state_dict(content["optimizer"])
-            tasks = content["tasks"]
-            self.task.load_state_dict(tasks[rank()] if len(tasks) == num_ranks() else tasks[0])
+            states = [content["task"], *content.get("others", [])]
+            self.task.load_state_dict(states[rank() if len(states) == num_ranks() else 0])
             self.progress = Progress(**content["progress"])
             _set_random_states(content["random"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -11,6 +11,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from odebench.training.distributed import is_first
+
 log = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 30.0
@@ -27,7 +29,7 @@ class Display:
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> "Display":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             self._bar = self._stack.enter_context(
                 tqdm(
                     total=self._num_steps,

@@ -1,16 +1,21 @@
-"""Finished runs taken up again: load, evaluate, predict."""
+"""Finished runs taken up again: load, evaluate, predict, sample."""
 
 import csv
+import io
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from odebench.errors import UsageError
+from odebench.plots.image_grid import image_grid
 from odebench.record import schema
 from odebench.record.files import plain
 from odebench.record.reader import read_run
@@ -67,20 +72,28 @@ def evaluate_run(path: Path, overrides: list[str], split: str = "validation") ->
     """Evaluate a finished run under other settings, print the result, and add it to the run's evaluations.jsonl."""
     run = load_run(path, overrides)
     numbers = run.task.evaluate(split)
-    rows = [("run", describe(_as_evaluated(run.settings)))]
+    rows = [("run", describe(as_evaluated(run.settings)))]
     rows += [(f"{split} {name}", text) for name, text in run.task.rows(numbers)]
     if "nfe" in numbers:
         rows.append(("NFE a batch", f"{numbers['nfe']:.1f}"))
     print(aligned(rows))
+    append_evaluation(run, overrides, split, numbers)
+    return numbers
+
+
+def append_evaluation(run: Run, overrides: Sequence[str], split: str, numbers: Mapping[str, Any]) -> None:
+    """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
+    solver = run.settings.evaluation_solver
     line = {
         "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "overrides": overrides,
         "split": split,
+        "solver": solver.name,
+        "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
         **numbers,
     }
-    with open(path / schema.EVALUATIONS, "a", encoding="utf-8") as file:
+    with open(run.path / schema.EVALUATIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps(plain(line)) + "\n")
-    return numbers
 
 
 def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:
@@ -96,5 +109,63 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
             csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _as_evaluated(settings: Settings) -> Settings:
+SAMPLE_SUFFIXES = (".csv", ".npy", ".png")
+
+
+def sample_run(
+    path: Path, overrides: list[str], num: int = 100, seed: int = 0, output: Path | None = None
+) -> np.ndarray:
+    """Draw samples of a finished density model: [num, *shape], the same for the same seed.
+
+    They go to stdout as CSV with columns x0, x1, ..., or to a new file, of images .npy or .png. Raises UsageError where
+    the model draws none, or the file cannot hold them.
+    """
+    if num < 1:
+        raise UsageError(f"--num {num}: must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: must be at least 0 and below 2^63")
+    if output is not None and output.suffix not in SAMPLE_SUFFIXES:
+        raise UsageError(f"--output {output}: a file of samples ends with {', '.join(SAMPLE_SUFFIXES)}")
+    if output is not None and output.exists():
+        raise UsageError(f"--output {output} exists; name a new file")
+    run = load_run(path, overrides)
+    draw = getattr(run.task, "sample", None)
+    if draw is None:
+        raise UsageError(
+            f"{run.settings.model.name} draws no samples: its task is {run.settings.task}, and only density models "
+            "do, such as model=cnf"
+        )
+    samples: np.ndarray = draw(num, seed).numpy()
+    _write_samples(samples, output)
+    return samples
+
+
+def _write_samples(samples: np.ndarray, output: Path | None) -> None:
+    shape, are_images = list(samples.shape[1:]), samples.ndim == 4
+    suffix = ".csv" if output is None else output.suffix
+    if are_images and suffix == ".csv":
+        raise UsageError(f"the samples are images {shape}; write them to a file: --output FILE.png or FILE.npy")
+    if suffix == ".png" and not are_images:
+        raise UsageError(f"--output {output}: the samples are vectors {shape}, no images; name FILE.csv or FILE.npy")
+    if output is None:
+        sys.stdout.write(_as_csv(samples))
+        return
+    with open(output, "xb") as file:
+        if suffix == ".npy":
+            np.save(file, samples)
+        elif suffix == ".png":
+            image_grid(samples).savefig(file, format="png", dpi=150)
+        else:
+            file.write(_as_csv(samples).encode())
+
+
+def _as_csv(samples: np.ndarray) -> str:
+    text = io.StringIO()
+    header = ",".join(f"x{i}" for i in range(samples.shape[1]))
+    np.savetxt(text, samples, fmt="%.9g", delimiter=",", header=header, comments="")
+    return text.getvalue()
+
+
+def as_evaluated(settings: Settings) -> Settings:
+    """The settings with the solver of validation and test as the solver."""
     return replace(settings, solver=settings.evaluation_solver)

@@ -1,0 +1,190 @@
+"""A trained model under many solvers and tolerances: what it still reaches, at what cost, and how exactly it is solved.
+
+Each combination of settings is evaluated on a split. Beside that stand, on fixed batches: the time and the error of the
+model's outputs against the same model solved far more exactly in float64, and a training step's evaluations forward and
+backward; where the gradient mode varies, also the errors of that step's gradient.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odebench.errors import Diverged, UsageError
+from odebench.record.reader import read_run
+from odebench.settings import Settings, override_saved, read_settings
+from odebench.training.outputs import cast, in_double, outputs
+from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run
+
+log = logging.getLogger(__name__)
+
+REFERENCE_SOLVER, REFERENCE_TOL = "dopri8", 1e-9
+REFERENCE = f"{REFERENCE_SOLVER} at {REFERENCE_TOL:g} in float64"
+# Of the split, whose outputs are compared.
+NUM_OUTPUTS = 100
+# Settings that say how an ODE is solved; all others are the reference's, too.
+_OF_SOLVING = ("solver", "tol", "eval_solver", "eval_tol", "gradient", "trainer")
+_COLUMNS = {
+    "nfe": ("NFE", "{:.1f}"),
+    "batch_ms": ("ms", "{:.1f}"),
+    "output_error": ("output error", "{:.1e}"),
+    "nfe_forward": ("forward", "{:.0f}"),
+    "nfe_backward": ("backward", "{:.0f}"),
+    "gradient_error_discrete": ("of the discrete solve", "{:.1e}"),
+    "gradient_error": ("gradient error", "{:.1e}"),
+}
+
+
+def study_run(path: Path, combinations: Sequence[list[str]], split: str = "validation") -> list[dict[str, Any]]:
+    """Evaluate a finished run under each combination of settings; print a table and add a line each to the run's
+    evaluations.jsonl.
+
+    Combinations that come to the same, as a solver of fixed steps at several tolerances does, are evaluated once. One
+    whose solve fails is told and left out. Returns the numbers of each row. Raises UsageError, before anything is
+    evaluated, where one cannot be meant, or the model solves nothing.
+    """
+    chosen = _distinct(path, combinations)
+    varying = _varying(combinations)
+    is_gradient_study = any(_group(key) == "gradient" for key in varying)
+    references: dict[tuple[str, ...], Reference] = {}
+    found, table = [], []
+    for number, (overrides, settings) in enumerate(chosen, 1):
+        log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
+        others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
+        run = load_run(path, overrides)
+        try:
+            if others not in references:
+                references[others] = Reference(path, others, split, is_gradient_study)
+            numbers = references[others].compare(run, overrides, split)
+        except Diverged as error:
+            log.warning("left out: %s: %s", " ".join(overrides), error)
+            continue
+        append_evaluation(run, overrides, split, {**numbers, "reference": REFERENCE})
+        found.append(numbers)
+        given = dict(word.split("=", 1) for word in overrides)
+        more = {key: given[key] for key in varying if key not in ("solver", "tol")}
+        table.append({**_how(settings), **more, **_what(run.task.rows(numbers)), **_cost(numbers)})
+    if table:
+        print(_as_text(table))
+        print(f"\nof the {split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
+        print(
+            "forward and backward: NFE of a training step; gradients: of the same step"
+            * bool("nfe_forward" in found[0])
+        )
+    return found
+
+
+class Reference:
+    """A run's model solved as exactly as can be, and how others of its solves compare with it."""
+
+    def __init__(self, path: Path, others: Sequence[str], split: str, with_gradient: bool) -> None:
+        """others: settings that have nothing to do with solving. with_gradient: gradients are compared, too."""
+        words = [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL:g}", "gradient=checkpoint"]
+        run = load_run(path, [*others, *words, "trainer.precision=float32"])
+        in_double(run.task)
+        self._outputs = outputs(run.task, split, NUM_OUTPUTS).double()
+        self._gradient = _training_step(run)[1] if with_gradient else None
+
+    def compare(self, run: Run, overrides: list[str], split: str) -> dict[str, Any]:
+        """The numbers of a row."""
+        task = run.task
+        numbers: dict[str, Any] = dict(task.evaluate(split))
+        found = outputs(task, split, NUM_OUTPUTS)
+        started = time.perf_counter()
+        _ = outputs(task, split, NUM_OUTPUTS).sum().item()  # waits for the device
+        numbers["batch_ms"] = 1e3 * (time.perf_counter() - started)
+        numbers["output_error"] = relative_error(found, self._outputs)
+        nfe, gradient = _training_step(run)
+        numbers |= nfe
+        if self._gradient is not None:
+            exact = load_run(
+                run.path, [*(word for word in overrides if _group(word) != "gradient"), "gradient=checkpoint"]
+            )
+            numbers["gradient_error_discrete"] = relative_error(gradient, _training_step(exact)[1])
+            numbers["gradient_error"] = relative_error(gradient, self._gradient)
+        return numbers
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """The 2-norm of the difference, in that of the exact."""
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
+    """NFE of the forward and the backward pass over the first training batch, and its gradient [P]; empty where
+    training solves nothing. The same random numbers each time."""
+    task, model = run.task, run.task.model
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = task.loss(cast(task.batch(0), next(model.parameters()).dtype))
+        loss.value.backward()
+    model.eval()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    gradient = torch.cat([part.flatten() for part in parts])
+    model.zero_grad()
+    if not loss.solves:
+        return {}, gradient
+    backward = sum(stats.backward.nfe for stats in loss.solves if stats.backward)
+    return {"nfe_forward": sum(stats.nfe for stats in loss.solves), "nfe_backward": backward}, gradient
+
+
+def _distinct(path: Path, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
+    """Those that come to different evaluations, each with the settings that it comes to."""
+    saved = read_run(path, metrics=False).settings
+    found: list[tuple[list[str], Settings]] = []
+    for overrides in combinations:
+        settings = as_evaluated(read_settings(override_saved(saved, overrides)))
+        if not settings.has_ode:
+            raise UsageError(f"{settings.model.name} solves no ODE; one evaluation tells all: odebench eval {path}")
+        if settings.solver.fixed:
+            settings = replace(settings, tol=1.0)  # which has no effect
+        if settings not in [other for _, other in found]:
+            found.append((overrides, settings))
+    return found
+
+
+def _varying(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """The keys that have several values."""
+    values: dict[str, set[str]] = {}
+    for word in (word for overrides in combinations for word in overrides):
+        key, _, value = word.partition("=")
+        values.setdefault(key, set()).add(value)
+    return [key for key, some in values.items() if len(some) > 1]
+
+
+def _group(word: str) -> str:
+    """``solver`` of ``solver.rtol=1e-3``."""
+    return word.partition("=")[0].partition(".")[0].lstrip("+")
+
+
+def _how(settings: Settings) -> dict[str, str]:
+    solver = settings.solver
+    if solver.fixed:
+        steps = f"{solver.steps} steps" if solver.steps else f"step size {solver.step_size:g}"
+        return {"solver": solver.name, "tol": steps}
+    same = solver.rtol == solver.atol
+    return {"solver": solver.name, "tol": f"{solver.rtol:g}" if same else f"{solver.rtol or 0:g}/{solver.atol or 0:g}"}
+
+
+def _what(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """A task's rows, without what it adds after a number."""
+    return {name: text.partition("  (")[0].partition(" ±")[0] for name, text in rows}
+
+
+def _cost(numbers: Mapping[str, Any]) -> dict[str, str]:
+    return {title: form.format(numbers[name]) for name, (title, form) in _COLUMNS.items() if name in numbers}
+
+
+def _as_text(rows: Sequence[Mapping[str, str]]) -> str:
+    """In columns as wide as their widest entry."""
+    titles = list(dict.fromkeys(title for row in rows for title in row))
+    cells = [titles, *([row.get(title, "-") for title in titles] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(lines)
