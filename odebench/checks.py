@@ -28,6 +28,7 @@ def check(s: "Settings") -> None:
     if s.has_ode:
         _check_solver(s.solver, s.extensions)
         _check_gradient(s)
+        _check_sync_steps(s)
         if s.eval_solver is not None:
             _check_solver(s.evaluation_solver, s.extensions)
     if isinstance(s.model, ODENet | ResNet) and s.model.width % s.model.groups:
@@ -143,6 +144,29 @@ def _check_gradient(s: "Settings") -> None:
         known = names("METHODS", METHODS, s.extensions)
         if s.gradient.method not in known:
             raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
+
+
+def _check_sync_steps(s: "Settings") -> None:
+    """What keeps several processes from the steps of the whole batch: rows, times or solves that differ among them."""
+    if not s.solver.sync_steps:
+        return
+    backward = s.gradient.method if isinstance(s.gradient, Adjoint) else None
+    methods = {"solver": s.solver.name} | ({"gradient.method": backward} if backward else {})
+    for key, name in methods.items():
+        if not isinstance(find("METHODS", name, METHODS, s.extensions), Tableau):
+            raise UsageError(
+                f"solver.sync_steps=true: {key}={name} is no explicit Runge-Kutta method; "
+                f"leave sync_steps out, or choose {key}=dopri5"
+            )
+    hindrances = {
+        "solver.stepping=per_sample": s.solver.stepping == "per_sample",
+        "gradient.norm=full": getattr(s.gradient, "norm", "semi") == "full",
+        f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
+        "model.encoder_solver=null": getattr(s.model, "encoder_solver", "") is None
+        and getattr(s.model, "encoder", "ode_rnn") == "ode_rnn",
+    }
+    for setting in (setting for setting, hinders in hindrances.items() if hinders):
+        raise UsageError(f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out")
 
 
 def _check_training(s: "Settings") -> None:

@@ -77,7 +77,7 @@ _EVAL = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
 Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
-against the same model solved by dopri8 at 1e-9 in float64; several gradient modes: also the errors of the gradient.
+against the same model solved by dopri5 at 1e-9 in float64; several gradient modes: also the errors of the gradient.
 `odebench report` draws them: --figure error-tolerance, nfe-tolerance.
 
 examples:
@@ -339,13 +339,14 @@ def console_log() -> Iterator[None]:
 def report(name: str, error: Exception) -> int:
     """One line on stderr for an error that is the user's or the machine's, and the exit code for it.
 
-    Anything else is a fault of ours and is raised again, with its traceback.
+    Of several processes (torchrun) the first one alone says it. Anything else is a fault of ours and is raised again,
+    with its traceback.
     """
     if isinstance(error, UsageError):
-        print(f"{name}: {error}", file=sys.stderr)
+        _tell(f"{name}: {error}")
         return 2
     if isinstance(error, Diverged):
-        print(f"{name}: {error}", file=sys.stderr)
+        _tell(f"{name}: {error}")
         return 3
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone; without this Python would complain once more while it exits.
@@ -353,9 +354,14 @@ def report(name: str, error: Exception) -> int:
         return 128 + 13
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
-        print(f"{name}: {os.strerror(error.errno)}{where}", file=sys.stderr)
+        _tell(f"{name}: {os.strerror(error.errno)}{where}")
         return 1
     raise error
+
+
+def _tell(line: str) -> None:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -397,6 +403,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
         if arguments.cfg:
             raise UsageError("--cfg prints the settings of one run; leave -m out")
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UsageError(
+                "-m: torchrun's processes train one model together; leave -m out, or start without torchrun"
+            )
         return run_multirun(arguments.overrides, arguments.config_dir)
     from odebench.settings import compose, read_settings
 

@@ -148,6 +148,24 @@ def test_errors_of_a_run_are_one_line_and_faults_of_ours_a_traceback(calls, caps
         main([*words, "model.hidden=7"])
 
 
+def test_of_several_processes_the_first_one_alone_tells_an_error(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # by a cluster, for purposes of its own
+    assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert main(["train", "tol=abc"]) == 2
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
+
+
+def test_several_processes_train_one_model_and_no_multirun(calls, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "0")
+    line = "odebench train: -m: torchrun's processes train one model together; leave -m out, or start without torchrun"
+    assert fails(capsys, "train", "-m", "tol=1e-2,1e-3") == line
+    assert calls == []
+
+
 def test_cfg_prints_settings_that_read_back(calls, capsys):
     assert main(["train", "--cfg", "model=rknet", "tol=1e-5"]) == 0
     printed = OmegaConf.create(capsys.readouterr().out)

@@ -39,6 +39,11 @@ class SeriesBatch:
     def __len__(self) -> int:
         return len(self.values)
 
+    def rows(self, rows: slice) -> "SeriesBatch":
+        """Some of the series, at the times of all."""
+        labels = None if self.labels is None else self.labels[rows]
+        return SeriesBatch(self.times, self.values[rows], self.mask[rows], labels)
+
 
 @dataclass(frozen=True)
 class SeriesSplit:

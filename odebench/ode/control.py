@@ -5,11 +5,12 @@ filters in adaptive time-stepping.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 Norm = Callable[[Tensor], float]
 """From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Waits for the device."""
@@ -21,6 +22,31 @@ STRETCH = 1.1
 def rms(x: Tensor) -> float:
     """Root mean square over all elements of x [N], the usual error norm; 0 for an empty state."""
     return torch.linalg.vector_norm(x).item() / math.sqrt(max(x.numel(), 1))
+
+
+def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[float]:
+    """Root mean square of each part, over the shares that the processes of a group have of it; shares are equal."""
+    norms = torch.stack(torch._foreach_norm(list(parts)))
+    num_shares = 1
+    if group is not None:
+        num_shares = group.size()
+        norms = sum_over(group, norms.double().square()).sqrt()
+    return [x / math.sqrt(max(part.numel() * num_shares, 1)) for x, part in zip(norms.tolist(), parts, strict=True)]
+
+
+def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
+    """x, summed in place over the processes of a group, or of all; ConnectionError where one of them has ended."""
+    try:
+        torch.distributed.all_reduce(x, group=group)
+    except RuntimeError as error:
+        reason, *_ = str(error).split(". ")
+        raise ConnectionError(f"another process of this run has ended ({reason})") from error
+    return x
+
+
+def rms_over(group: ProcessGroup | None) -> Norm:
+    """``rms``, over all that the processes of a group hold."""
+    return rms if group is None else lambda x: rms_of_parts([x], group)[0]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from odebench.ode import control
 from odebench.ode.dense import Extension
@@ -42,6 +43,7 @@ class Plan:
     min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
     controller: of adaptive steps.
     norm: of the scaled error.
+    group: processes that hold further rows of the state, and take the same steps.
     forced: times that a step must end at, anywhere.
     jumps: those of ``forced`` where f jumps: it is evaluated anew on their other side.
     one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
@@ -59,6 +61,7 @@ class Plan:
     max_step: float = math.inf
     controller: control.Controller = control.CONTROLLERS["integral"]
     norm: control.Norm = control.rms
+    group: ProcessGroup | None = None
     forced: tuple[float, ...] = ()
     jumps: frozenset[float] = frozenset()
     one_sided: bool = False

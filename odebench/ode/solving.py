@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from odebench.ode.control import CONTROLLERS, Controller, Tolerance
+from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import GRADIENTS, Mode
@@ -42,6 +43,7 @@ def solve(
     event: Event | Sequence[Event] | Callable[..., Tensor] | None = None,
     dense: bool = False,
     gradient: str | Mode = "backprop",
+    group: ProcessGroup | None = None,
     compile: bool = False,
     throw: bool = True,
 ) -> Solution:
@@ -73,6 +75,8 @@ def solve(
     dense: keep the solution at all times, as ``Solution.dense``.
     gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
         options.
+    group: processes of torch.distributed that each solve an equal share of the rows: the error is that of all rows, so
+        that all take the steps of one process that has them all. Explicit methods with shared steps.
     compile: compile the step with torch.compile; worth it for small vector fields that are solved many times.
     throw: raise SolveError for a solve that fails; False returns what was reached, with its status.
 
@@ -82,6 +86,8 @@ def solve(
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
+    if group is not None and (stepping != "shared" or not isinstance(find_method(method), Tableau)):
+        raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
     refuse_noisy_layers(f)
     problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else Problem(f, y0, t, whole(args))
     plan = Plan(
@@ -93,6 +99,8 @@ def solve(
         max_step=max_step,
         max_steps=max_steps,
         controller=find_controller(controller),
+        norm=rms_over(group),
+        group=group,
         forced=tuple(map(float, (*step_t, *jump_t))),
         jumps=frozenset(map(float, jump_t)),
         one_sided=len(jump_t) > 0,

@@ -186,6 +186,7 @@ HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "solver.max_step": float,
     "solver.max_steps": float,
     "solver.controller": str,
+    "solver.sync_steps": bool,
     "solver.stepping": str,
     "solver.compile": bool,
     "gradient.name": str,

@@ -25,6 +25,7 @@ class Solver:
     max_step: Positive | None
     max_steps: Count | None
     controller: Literal["integral", "pi", "pid"]
+    sync_steps: bool
     stepping: Literal["shared", "per_sample"]
     compile: bool
     options: dict[str, Any]

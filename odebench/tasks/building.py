@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from odebench import ode
@@ -67,6 +68,7 @@ class ChosenSolve:
             "controller": solver.controller,
             "stepping": solver.stepping,
             "compile": solver.compile,
+            "group": dist.group.WORLD if solver.sync_steps and differentiable and dist.is_initialized() else None,
         }
         # null is the engine's own default.
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -75,7 +77,7 @@ class ChosenSolve:
     def _try(self, name: str, differentiable: bool) -> None:
         """UsageError where the engine has no such combination of choices, told before anything runs."""
         y0 = torch.ones(2, 1, requires_grad=differentiable)
-        options = self._options | {"compile": False, "max_steps": 100_000}
+        options = self._options | {"compile": False, "max_steps": 100_000, "group": None}
         with torch.set_grad_enabled(differentiable):
             try:
                 ode.solve(lambda t, y: -y, y0, (0.0, 1e-3), **options, throw=False)

@@ -67,9 +67,7 @@ class Density:
             velocity = getattr(self.model, "velocity", None)
             if velocity is None:
                 raise UsageError(f"loss=flow_matching: {settings.model.name} has no velocity field; choose model=cnf")
-            velocity(
-                torch.zeros((), device=device), torch.zeros(1, *shape, device=device)
-            )  # tells if there is none
+            velocity(torch.zeros((), device=device), torch.zeros(1, *shape, device=device))  # tells if there is none
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
             self._solve = ChosenSolve(

@@ -4,11 +4,13 @@ import math
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from odebench.data.series import SeriesBatch
 from odebench.models.series import Forecast, Posterior
+from odebench.ode.control import sum_over
 
 Reduction = Literal["sum", "mean"]
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
@@ -68,7 +70,27 @@ def lower_bound(likelihood: Tensor, kl: Tensor | float, combine: Literal["mean",
     bound for the whole batch (Rubanova et al. 2019's public code).
     """
     bounds = (likelihood - kl).mean(1)
-    return bounds.mean() if combine == "mean" else torch.logsumexp(bounds, 0) - math.log(len(bounds))
+    if combine == "mean":
+        return bounds.mean()
+    return torch.logsumexp(_of_the_whole_batch(bounds), 0) - math.log(len(bounds))
+
+
+def _of_the_whole_batch(bounds: Tensor) -> Tensor:
+    """The mean over the shares that several processes have of a training batch, with the gradient of this share.
+
+    A logarithm of a mean over samples needs the whole batch's bounds; their gradients are averaged after the backward
+    pass. An evaluation, without gradients, is one process's own.
+    """
+    if not (dist.is_initialized() and torch.is_grad_enabled()):
+        return bounds
+    total = sum_over(dist.group.WORLD, bounds.detach().clone())
+    return bounds + (total / dist.get_world_size() - bounds.detach())
+
+
+def without_bounds(num_samples: int, combine: Literal["mean", "logsumexp"], device: torch.device) -> None:
+    """What a process does that has no bounds, its solve having failed: the others, who wait for them, get NaN."""
+    if combine == "logsumexp":
+        _of_the_whole_batch(torch.full((num_samples,), math.nan, device=device))
 
 
 def kl_weight(epoch: int, wait_epochs: int | None, growth: float) -> float:

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 
 from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
-from odebench.errors import UsageError, unknown_name
+from odebench.errors import Diverged, UsageError, unknown_name
 from odebench.models.series import Forecast
 from odebench.ode.methods import METHODS, Tableau
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
 from odebench.tasks.series_figures import series_figures
-from odebench.tasks.series_losses import kl_from_prior, kl_weight, label_loss, log_likelihood, lower_bound
+from odebench.tasks.series_losses import (
+    kl_from_prior,
+    kl_weight,
+    label_loss,
+    log_likelihood,
+    lower_bound,
+    without_bounds,
+)
 from odebench.tasks.series_metrics import (
     Sums,
     error_sums,
@@ -39,6 +46,11 @@ class TrainingBatch:
     targets: SeriesBatch
     noise: Tensor | None
     kl_weight: float
+
+    def rows(self, rows: slice) -> "TrainingBatch":
+        """Some of the series: one process's share."""
+        noise = None if self.noise is None else self.noise[:, rows]
+        return TrainingBatch(self.inputs.rows(rows), self.targets.rows(rows), noise, self.kl_weight)
 
 
 class TimeSeries:
@@ -90,7 +102,12 @@ class TimeSeries:
     def loss(self, batch: TrainingBatch) -> Loss:
         """The negative of the bound, and of the label's log-likelihood where there is one."""
         model, targets = self.model.train(), batch.targets
-        forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
+        try:
+            forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
+        except Diverged:
+            if batch.noise is not None:
+                without_bounds(len(batch.noise), self._options["combine"], self._device)
+            raise
         value = self._value(model, forecast, targets, batch.kl_weight)
         with torch.no_grad():
             numbers = numbers_of([self._sums(model, forecast, targets)]) | _nfe(forecast)

@@ -84,6 +84,8 @@ def train_step(training: Training, settings: Settings, num_steps: int) -> dict[s
         value = loss.value.item()
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
+    # Backward solves may be of all processes together (solver.sync_steps): none begins one before all have a loss.
+    with distributed.diverging_together():
         try:
             loss.value.backward()
         except ode.SolveError as error:

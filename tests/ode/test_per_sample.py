@@ -245,7 +245,7 @@ def test_fixed_steps_name_the_row_that_is_not_finite():
         ({"f": lambda t, y, mu: Y0, "max_step": 0.5}, "are done drop out"),
         ({"f": lambda t, y, mu: y.mul_(2)}, "changed y in place"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_what_cannot_be_meant_is_refused(how, message):
     call = {

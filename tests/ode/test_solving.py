@@ -223,6 +223,8 @@ def test_max_steps_is_a_status_not_only_an_error():
         ({"rtol": 0, "atol": 0}, "nor both zero"),
         ({"rtol": math.nan}, "nor both zero"),
         ({"max_steps": 0}, "max_steps must be positive"),
+        ({"group": "all", "method": "kvaerno5"}, "explicit Runge-Kutta methods with shared steps only"),
+        ({"group": "all", "stepping": "per_sample"}, "explicit Runge-Kutta methods with shared steps only"),
         ({"gradient": "magic"}, "unknown gradient mode 'magic'"),
         ({"f": lambda t, y: y[:1]}, "tensors of y's shape"),
         ({"f": lambda t, y: (y, y)}, "structure of y"),

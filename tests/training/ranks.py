@@ -19,8 +19,10 @@ import torch._dynamo  # noqa: F401 (else imported in each child)
 
 from odebench.cli import main
 from odebench.errors import Diverged
+from odebench.models.series.latent_ode import LatentODE
 from odebench.tasks.classification import Classification
 from odebench.tasks.density import Density
+from odebench.tasks.time_series import TimeSeries
 from odebench.training import loop
 from odebench.training.run import train_run  # noqa: F401
 
@@ -35,6 +37,17 @@ ODENET = [
 ]
 CNF = [*TINY, "model=cnf", "data=two_moons", "data.samples=64", "data.validation=40", "data.test=40"]
 CNF = [*CNF, "trainer.batch_size=16", "model.hidden=8", "optim.lr=0.01", "trainer.iterations=8"]
+LATENT_ODE = [*TINY, "model=latent_ode", "data=periodic", "data.validation=40"]
+LATENT_ODE += ["data.train_limit=64", "trainer.batch_size=16", "loss.samples=2", "loss.combine=logsumexp"]
+TOGETHER = ["solver=dopri5", "tol=1e-2", "gradient=adjoint", "solver.sync_steps=true", "trainer.iterations=4"]
+# Each is trained by one process and by two.
+PAIRS = {
+    "odenet": ODENET,
+    "cnf": CNF,
+    "latent_ode": LATENT_ODE,
+    "odenet_synced": [w for w in ODENET if w not in TINY[-3:]] + TOGETHER,
+    "cnf_synced": [w for w in CNF if w not in (*TINY[-3:], "trainer.iterations=8")] + TOGETHER,
+}
 NUM_RANKS = 2
 
 
@@ -95,20 +108,29 @@ def failed_solve():
     Classification.loss = broken
 
 
+def failed_forecast():
+    def broken(self, *inputs, **more):
+        raise Diverged("solve failed: too many steps")
+
+    LatentODE.forward = broken
+
+
 def train_all(folder):
     """All trainings; their exit codes by name."""
-    for task in (Classification, Density):  # drawing takes longer than training
+    for task in (Classification, Density, TimeSeries):  # drawing takes longer than training
         task.figures = lambda self: {}
-    odenet, cnf = ["train", *ODENET], ["train", *CNF]
-    alone = {name: fork(folder / name, words, {}) for name, words in (("one", odenet), ("cnf_one", cnf))}
-    codes = {name: [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] for name, child in alone.items()}
-    codes["two"] = together(folder / "two", odenet)
-    codes["cnf_two"] = together(folder / "cnf_two", cnf)
+    codes, odenet, synced = {}, ["train", *ODENET], ["train", *PAIRS["odenet_synced"]]
+    for name, words in PAIRS.items():
+        alone = fork(folder / f"{name}_one", ["train", *words], {})
+        codes[f"{name}_two"] = together(folder / f"{name}_two", ["train", *words])
+        codes[f"{name}_one"] = [os.waitstatus_to_exitcode(os.waitpid(alone, 0)[1])]
     codes["stopped"] = together(folder / "stopped", odenet, lambda: os.kill(os.getpid(), signal.SIGTERM))
     codes["resumed"] = together(folder / "stopped", ["resume"])
-    codes["nan"] = together(folder / "nan", odenet, loss_of_nan)
+    codes["nan"] = together(folder / "nan", synced, loss_of_nan)
     codes["diverged"] = together(folder / "diverged", odenet, failed_solve)
+    codes["part_diverged"] = together(folder / "part_diverged", ["train", *LATENT_ODE], failed_forecast)
     codes["lost"] = together(folder / "lost", odenet, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    codes["lost_synced"] = together(folder / "lost_synced", synced, lambda: os.kill(os.getpid(), signal.SIGKILL))
     codes["uneven"] = together(folder / "uneven", [*odenet, "trainer.batch_size=15"])
     return codes
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from odebench.ode.control import Norm, Tolerance, rms
+from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Watch
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
@@ -163,7 +163,7 @@ class _AdjointSolve(torch.autograd.Function):
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
             # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
-            size = rms(a) or 1.0
+            size = rms_over(plan.group)(a) or 1.0
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
@@ -234,11 +234,10 @@ def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
     if mode.norm == "full":
         sizes += [target.numel() for target in targets.wanted]
         slack += [ADJOINT_SLACK] * len(targets.wanted)
-    divisors = [s * math.sqrt(max(size, 1)) for s, size in zip(slack, sizes, strict=True)]
 
     def norm(x: Tensor) -> float:
-        parts = x[: sum(sizes)].split(sizes)
-        return max(n / d for n, d in zip(torch.stack(torch._foreach_norm(parts)).tolist(), divisors, strict=True))
+        errors = rms_of_parts(x[: sum(sizes)].split(sizes), plan.group)
+        return max(error / s for error, s in zip(errors, slack, strict=True))
 
     return norm
 

@@ -1,0 +1,89 @@
+"""The reproductions that are known, as reproductions.yaml tells them."""
+
+import itertools
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from odebench.errors import UsageError, unknown_name
+
+BUDGETS = ("full", "small")
+WITHIN = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the overrides of its job, and the tags of its numbers. of: its name among the published values.
+
+    beside: the row that it beats as published. evaluation: where the numbers are of a study, the settings that find
+    the evaluation.
+    """
+
+    name: str
+    of: str
+    job: tuple[str, ...]
+    tags: tuple[str, ...]
+    beside: str | None
+    evaluation: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A published table or figure. See the head of reproductions.yaml for what each part means."""
+
+    name: str
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    budgets: dict[str, tuple[str, ...]]
+    studies: tuple[tuple[str, ...], ...]
+    within: dict[str, float]
+    figures: tuple[str, ...]
+
+
+def reproductions() -> dict[str, Reproduction]:
+    """All, by name."""
+    import yaml
+
+    text = (files("odebench.reproduce") / "reproductions.yaml").read_text(encoding="utf-8")
+    return {name: _read(name, node) for name, node in yaml.safe_load(text).items()}
+
+
+def find(name: str | None) -> Reproduction:
+    """The one of a name. UsageError where there is none."""
+    known = reproductions()
+    if name is None:
+        raise UsageError(f"which? name one of {', '.join(known)} (--list says what they are)")
+    if name not in known:
+        raise unknown_name("reproduction", name, known, "reproductions")
+    return known[name]
+
+
+def _read(name: str, node: dict[str, Any]) -> Reproduction:
+    values = node.get("each", {})
+    filled = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    rows = [_row(raw, each) for raw in node["rows"] for each in filled]
+    return Reproduction(
+        name=name,
+        title=node["title"],
+        source=node["source"],
+        rows=tuple({row.name: row for row in rows}.values()),  # a row without {} once
+        budgets={budget: tuple(node.get("budgets", {}).get(budget, [f"budget={budget}"])) for budget in BUDGETS},
+        studies=tuple(map(tuple, node.get("studies", ()))),
+        within=node.get("within", {}),
+        figures=tuple(node.get("figures", ())),
+    )
+
+
+def _row(raw: dict[str, Any], each: dict[str, Any]) -> Row:
+    def filled(text: str) -> str:
+        return text.format(**each)
+
+    return Row(
+        name=filled(raw["row"]),
+        of=filled(raw.get("of", raw["row"])),
+        job=tuple(map(filled, raw["job"])),
+        tags=tuple(raw["tags"]),
+        beside=filled(raw["beside"]) if "beside" in raw else None,
+        evaluation={key: filled(raw[key]) for key in ("solver", "tol", "gradient") if key in raw},
+    )

@@ -1,0 +1,158 @@
+"""``odebench reproduce``: the runs that are missing, their studies, and the table."""
+
+import logging
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from odebench.compose import options, parse_overrides
+from odebench.errors import UsageError, unknown_name
+from odebench.listing import print_table
+from odebench.record.files import locked, write_atomically
+from odebench.reporting import notes
+from odebench.reporting.figures import OUTPUT_ERROR
+from odebench.reporting.report import draw_picture
+from odebench.reporting.runs import Evidence, evaluations, gather
+from odebench.reporting.table import as_markdown, as_terminal
+from odebench.reproduce.catalogue import BUDGETS, Reproduction, find, reproductions
+from odebench.reproduce.reached import reach
+from odebench.reproduce.table import as_csv, compare, numbers, verdicts
+from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
+from odebench.sweep.cluster import is_of_cluster, read_cluster
+from odebench.sweep.expand import expand
+from odebench.sweep.folder import LOCK, Sweep, is_sweep, load_sweep
+from odebench.sweep.run import Plan, resume_sweep, run_sweep
+from odebench.sweep.validate import validate
+
+log = logging.getLogger(__name__)
+
+TABLE = "reproduction"
+STOPPED = 75  # exit code of a sweep that was stopped
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A reproduction that could start. jobs: of each row, the overrides of its runs."""
+
+    reproduction: Reproduction
+    plan: Plan
+    folder: Path
+    jobs: dict[str, list[tuple[str, ...]]]
+
+
+def list_reproductions() -> None:
+    """Print name, source and title of each, and which experiment is missing that it needs."""
+    known = options("experiment")
+    rows = []
+    for name, one in reproductions().items():
+        lacking = _lacking(one, known)
+        rows.append(
+            (name, one.source, one.title + (f" (needs {lacking}, not among the experiments)" if lacking else ""))
+        )
+    print_table(rows)
+
+
+def _lacking(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:
+    """The first experiment that a reproduction needs and that is not there."""
+    words = (word for row in reproduction.rows for word in row.job)
+    named = (word.removeprefix("experiment=") for word in words if word.startswith("experiment="))
+    return next((name for name in named if name not in known), "")
+
+
+def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> Planned:
+    """Expand and validate the jobs; nothing is written. words: budget=..., settings of every run, and cluster ones.
+
+    UsageError where the name is unknown, an experiment is missing, or the folder holds other runs.
+    """
+    reproduction = find(name)
+    if lacking := _lacking(reproduction, options("experiment")):
+        raise UsageError(f"{reproduction.name} needs experiment={lacking}, which is not among the experiments")
+    budget, own = _budget(words)
+    cluster = tuple(word for word in own if is_of_cluster(word))
+    read_cluster(cluster)
+    own = [word for word in own if not is_of_cluster(word)]
+    more = [*reproduction.budgets[budget], *own]
+    jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
+    distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
+    valid, outputs = validate(distinct)
+    folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
+    if is_sweep(folder) and {job.overrides for job in load_sweep(folder).jobs} != set(distinct):
+        raise UsageError(f"{folder} holds other runs than these; name another folder: --output DIR")
+    return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs)
+
+
+def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The budget among the words, and the other words."""
+    named = [override for override in parse_overrides(list(words)) if override.key_or_group == "budget"]
+    budget = str(named[-1].value()) if named else BUDGETS[0]
+    if budget not in BUDGETS:
+        raise unknown_name("budget", budget, BUDGETS, "budgets")
+    taken = {override.input_line for override in named}
+    return budget, [word for word in words if word not in taken]
+
+
+def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
+    """Run what is missing, then print the table and write it beside the runs. Returns the sweep's exit code."""
+    folder, code = planned.folder, 0
+    if not is_sweep(folder):
+        code = run_sweep(planned.plan, folder, policy, follow)
+        print()
+    elif any(look(load_sweep(folder), job).status not in ENDED for job in load_sweep(folder).jobs):
+        code = resume_sweep(folder, planned.plan.cluster, policy, follow)
+        print()
+    sweep = load_sweep(folder)
+    if code != STOPPED:
+        with locked(folder / LOCK):
+            for words in planned.reproduction.studies:
+                _study(sweep, words)
+    _show(planned, sweep)
+    return code
+
+
+def _study(sweep: Sweep, words: Sequence[str]) -> None:
+    """Evaluate each run that is done and has not been, in a process of its own."""
+    wanted = {tuple(combination) for combination in expand([words])}
+    for run in gather([sweep.path]).runs:
+        told = {tuple(line["overrides"]) for line in evaluations(run) if OUTPUT_ERROR in line}
+        if run.status == "done" and not wanted <= told:
+            log.info("study of %s: %s", run.path.name, " ".join(words))
+            done = subprocess.run(
+                [*COMMAND, "eval", str(run.path), *words], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
+            )
+            if done.returncode:
+                log.warning("study of %s: exit code %d", run.path.name, done.returncode)
+
+
+def _show(planned: Planned, sweep: Sweep) -> None:
+    """Print the tables; write them, and the figures, into the sweep's folder, over those of before."""
+    reproduction, evidence = planned.reproduction, gather([sweep.path])
+    found = reach(reproduction, planned.jobs, sweep, evidence)
+    lines = compare(reproduction, found)
+    tables = [*([verdicts(lines)] if lines else []), numbers(found)]
+    sources = dict.fromkeys(line.published.cited for line in lines if line.published)
+    remarks = [notes.counted(evidence), *notes.cautions(evidence)]
+    remarks += [f"published: {'; '.join(sources)}"] if sources else []
+    print(f"{reproduction.title}\n{reproduction.source}\n")
+    print("\n".join([*map(as_terminal, tables), notes.spoken(remarks)]), end="")
+    head = f"# {reproduction.title}\n\n{reproduction.source}\n"
+    text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), ""])
+    written = {f"{TABLE}.md": text.encode(), f"{TABLE}.csv": as_csv(lines, found).encode()} | _figures(
+        reproduction, evidence
+    )
+    for name, content in written.items():
+        write_atomically(sweep.path / name, content)
+    print(f"written to {sweep.path}: {', '.join(written)}")
+
+
+def _figures(reproduction: Reproduction, evidence: Evidence) -> dict[str, bytes]:
+    """The reproduction's figures that its runs can give, as files."""
+    drawn: dict[str, bytes] = {}
+    for name in reproduction.figures:
+        try:
+            picture = draw_picture(name, evidence)
+        except UsageError as error:
+            log.info("left out: %s", error)
+        else:
+            drawn |= {f"{name}.png": picture.png, f"{name}.svg": picture.svg}
+    return drawn

@@ -1,0 +1,119 @@
+"""Ours beside the published, with a verdict for each number; and all numbers of each row."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odebench.reporting.published import Published, read_published
+from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
+from odebench.reproduce.catalogue import WITHIN, Reproduction
+from odebench.reproduce.reached import Reached
+from odebench.reproduce.verdict import comparison, is_partial, verdict
+
+_CSV_COLUMNS = ("row", "number", "published", "ours", "spread", "seeds", "share", "minutes", "machine", "verdict")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A number of a row, published or to be compared with another row's."""
+
+    reached: Reached
+    tag: str
+    published: Published | None
+    verdict: str
+
+
+def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Line]:
+    """Each number that was published, or that is to beat another row's."""
+    values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
+    by_name = {reached.row.name: reached for reached in found}
+    lines = []
+    for reached in found:
+        row = reached.row
+        for tag in row.tags:
+            if (published := values.get((row.of, tag))) is not None:
+                judged = _judged(reached, tag, published.value, reproduction.within.get(tag, WITHIN))
+                lines.append(Line(reached, tag, published, judged))
+        if row.beside is not None:
+            other = by_name[row.beside]
+            one, two = (values.get((of, row.tags[0])) for of in (row.of, other.row.of))
+            ratio = one.value / two.value if one and two else math.nan
+            lines.append(Line(reached, row.tags[0], None, _compared(reached, other, ratio)))
+    return lines
+
+
+def _judged(reached: Reached, tag: str, published: float, within: float) -> str:
+    if reached.reason or not math.isfinite(reached.mean(tag)):
+        return reached.reason or "not measured"
+    return verdict(tag, reached.mean(tag), published, within, reached.share)
+
+
+def _compared(reached: Reached, other: Reached, published_ratio: float) -> str:
+    tag = reached.row.tags[0]
+    for one in (reached, other):
+        if one.reason or not math.isfinite(one.mean(tag)):
+            return f"{one.row.name} {one.reason or 'not measured'}"
+    text = comparison(tag, reached.mean(tag), other.mean(tag), other.row.name, published_ratio)
+    if any(is_partial(one.share) for one in (reached, other)):
+        told = " and ".join("?" if one.share is None else f"{100 * one.share:.2g} %" for one in (reached, other))
+        text += f"; partial budget, {told} of the published trainings"
+    return text
+
+
+def verdicts(lines: Sequence[Line]) -> Table:
+    """Ours beside the published."""
+    words = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
+    columns = [*(Column(word, numbers=numbers) for word, numbers in words.items()), Column("verdict", numbers=False)]
+    rows = []
+    for line in lines:
+        published = shown(scale(line.tag) * line.published.value) if line.published else NOTHING
+        printed = line.published.printed if line.published else NOTHING
+        texts = [line.reached.row.name, _title(line.tag), printed, published, _shown(line.reached, line.tag)]
+        rows.append([_cell(text) for text in [*texts, str(seeds(line.reached.group)), line.verdict]])
+    return Table(columns, rows)
+
+
+def numbers(found: Sequence[Reached]) -> Table:
+    """All numbers, a line a row."""
+    tags = sorted(dict.fromkeys(tag for reached in found for tag in reached.numbers), key="final/minutes".__eq__)
+    rows = []
+    for reached in found:
+        runs = f"{len(reached.group.done)}" if not reached.reason else reached.reason
+        rows.append([_cell(text) for text in [reached.row.name, runs, *(_shown(reached, tag) for tag in tags)]])
+    return Table([Column("row", numbers=False), Column("runs"), *(Column(_title(tag)) for tag in tags)], rows)
+
+
+def _shown(reached: Reached, tag: str) -> str:
+    mean, spread = reached.numbers.get(tag, (math.nan, math.nan))
+    return shown(scale(tag) * mean, scale(tag) * spread)
+
+
+def _title(tag: str) -> str:
+    return tag.removeprefix("final/") + " (%)" * (scale(tag) == 100.0)
+
+
+def _cell(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def as_csv(lines: Sequence[Line], found: Sequence[Reached]) -> str:
+    """Every number in its unit, with what it was judged by."""
+    judged = {(line.reached.row.name, line.tag): line for line in lines if line.published}
+    compared = {(line.reached.row.name, line.tag): line.verdict for line in lines if not line.published}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for reached in found:
+        machines = "; ".join(dict.fromkeys(run.machine for run in reached.group.done))
+        for tag, (mean, spread) in reached.numbers.items():
+            place = reached.row.name, tag
+            line = judged.get(place)
+            published = line.published.value if line and line.published else math.nan
+            said = "; ".join(filter(None, [line.verdict if line else reached.reason, compared.get(place)]))
+            share = math.nan if reached.share is None else reached.share
+            values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
+            plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
+            writer.writerow([*place, *plain, machines, said])
+    return text.getvalue()

@@ -1,0 +1,63 @@
+"""Ours against the published, in plain words."""
+
+import math
+
+from odebench.record.schema import rises
+from odebench.reporting.runs import Run
+from odebench.reporting.table import scale, shown
+
+# Another machine's is no standard.
+WITHOUT_VERDICT = ("final/minutes",)
+
+
+def verdict(tag: str, ours: float, published: float, within: float, share: float | None) -> str:
+    """Whether a number was reproduced. within: how far off still counts, as a share of the published (of an accuracy:
+    of its error); a result that is better always does. share: of the published training that ours had."""
+    if tag in WITHOUT_VERDICT:
+        return "another machine"
+    worse = how_much_worse(tag, ours, published)
+    more, less = ("worse", "better") if tag.startswith("final/test_") else ("more", "less")
+    if abs(worse) <= within:
+        how = f"within {100 * abs(worse):.1f} %"
+    else:
+        how = f"{more if worse > 0 else less} by {100 * abs(worse):.0f} %"
+    if share is not None and is_partial(share) and tag != "parameters":
+        return f"partial budget, {100 * share:.2g} % of the published training: {how}"
+    is_reached = abs(worse) <= within or how.startswith("better")
+    return f"{'reproduced' if is_reached else 'not reached'}: {how}"
+
+
+def is_partial(share: float | None) -> bool:
+    """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
+    return share is not None and share < 0.99
+
+
+def how_much_worse(tag: str, ours: float, published: float) -> float:
+    """The relative difference, positive where ours is the worse (or the larger, where neither is better); of an
+    accuracy that of the errors."""
+    if tag.endswith("accuracy"):
+        ours, published = 1 - ours, 1 - published
+    elif rises(tag.removeprefix("final/test_")):
+        ours, published = -ours, -published
+    return (ours - published) / abs(published)
+
+
+def comparison(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
+    """Whether a row beats another, as published."""
+    sign = -1.0 if rises(tag.removeprefix("final/test_")) else 1.0
+    word = "as published" if sign * ours < sign * others else "not as published"
+    text = f"{word}: {shown(scale(tag) * ours)} against {shown(scale(tag) * others)} of {name}"
+    if math.isfinite(published_ratio):
+        text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
+    return text
+
+
+def share_of_published(run: Run) -> float | None:
+    """How much of the published training a run had, by its experiment's full budget; None where it names none."""
+    step, settings = run.overview.step, run.settings
+    if full := settings.get("budgets.full.iterations"):
+        return step / full
+    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.number("best/step"), run.number("best/epoch")
+    if not full or not best_epoch > 0:
+        return None
+    return step * best_epoch / best_step / full
