@@ -18,7 +18,20 @@ from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.settings import compose, read_settings
 
-VERBS = ("train", "sweep", "eval", "predict", "resume", "list", "report", "tensorboard", "bench", "doctor")
+VERBS = (
+    "train",
+    "sweep",
+    "eval",
+    "predict",
+    "sample",
+    "resume",
+    "list",
+    "report",
+    "reproduce",
+    "tensorboard",
+    "bench",
+    "doctor",
+)
 
 
 @pytest.fixture
@@ -47,7 +60,8 @@ def calls(monkeypatch):
         return lambda *words: noted.append((verb, *words)) or result(code)
 
     started = types.SimpleNamespace(train_run=train_run, resume_run=note("resume", 75))
-    finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"))
+    finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"), sample_run=note("sample"))
+    monkeypatch.setitem(sys.modules, "odebench.training.study", types.SimpleNamespace(study_run=note("study")))
     monkeypatch.setitem(sys.modules, "odebench.training.run", started)
     monkeypatch.setitem(sys.modules, "odebench.training.trained", finished)
     return noted
@@ -180,6 +194,22 @@ def test_eval_takes_overrides_and_a_split(calls, run, capsys):
     assert fails(capsys, "eval", str(run), "split=tset").startswith(
         "odebench eval: unknown split tset; did you mean test?"
     )
+
+
+def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
+    assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
+    ((verb, folder, combinations, split),) = calls
+    assert (verb, folder, split) == ("study", run, "test")
+    assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
+    assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
+        "odebench eval: unknown solver rk5; did you mean rk4"
+    )
+
+
+def test_sample_takes_a_number_a_seed_and_a_file(calls, run):
+    assert main(["sample", str(run)]) == 0
+    assert main(["sample", str(run), "--num", "7", "tol=1e-6", "--seed", "3", "--output", "x.npy"]) == 0
+    assert calls == [("sample", run, [], 100, 0, None), ("sample", run, ["tol=1e-6"], 7, 3, Path("x.npy"))]
 
 
 def test_predict_takes_an_output_file(calls, run):

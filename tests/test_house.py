@@ -26,6 +26,7 @@ BELOW = {
     "record": {"rules", "settings"},
     "sweep": {"compose", "settings", "typed", "listing", "record", "training.signals"},
     "reporting": {"plots", "record.schema", "record.reader"},
+    "reproduce": {"sweep", "reporting", "record", "compose", "listing"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
     "bench": {"ode", "models", "plots", "record", "settings"},
     "training": {"tasks", "models", "data", "ode", "plots", "settings", "checks", "rules", "extensions", "record"},
@@ -42,9 +43,11 @@ TORCH_FREE = [
     "ode.methods",
     "plots",
     "reporting.report",
+    "reproduce.run",
     "sweep.run",
     "sweep.slurm_task",
     "listing",
+    "verbs",
     "cli",
 ]
 

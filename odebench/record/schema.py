@@ -11,6 +11,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 LOG = "log.txt"
 EVALUATIONS = "evaluations.jsonl"
+STEPS = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
 BEST_CHECKPOINT = "checkpoints/best.pt"
@@ -173,8 +174,8 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models come before
-# them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of a task; a
-# run leaves out what it lacks.
+# them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of a task;
+# a run leaves out what it lacks.
 HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "solver.name": str,
     "solver.rtol": float,

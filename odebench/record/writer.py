@@ -171,6 +171,13 @@ class Record:
         if array.size:
             self._writer.add_histogram(tag, array, step)
 
+    def step_sizes(self, solves: Sequence[Sequence[float]], step: int) -> None:
+        """Write the accepted steps of each solve of a training step to steps.json, over earlier ones, and add their
+        histogram to TensorBoard; nothing where there is no ODE."""
+        if solves:
+            write_json(self.path / schema.STEPS, {"step": step, "solves": solves})
+            self.histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
+
     def figure(self, name: str, figure: Figure | bytes, step: int) -> None:
         """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, over an earlier one, and add it to
         TensorBoard at `step`."""
@@ -250,7 +257,7 @@ class SilentRecord:
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def histogram(self, tag: str, values: Any, step: int) -> None:
+    def step_sizes(self, solves: Sequence[Sequence[float]], step: int) -> None:
         """Nothing."""
 
     def status(self, name: str, **fields: Any) -> None:

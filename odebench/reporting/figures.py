@@ -37,7 +37,6 @@ TOLERANCE = "tolerance (rtol = atol)"
 # Of an evaluation: the error of its output, against a solve at a far smaller tolerance.
 OUTPUT_ERROR = "output_error"
 # Of a run: {"solves": [[sizes of the accepted steps of a solve], ...]}.
-STEPS_FILE = "steps.json"
 MAX_BENCH_PANELS = 12
 
 
@@ -245,7 +244,7 @@ def _step_sizes(evidence: Evidence) -> Figure:
 
 def _first_solve(run: Run) -> list[float]:
     """Sizes of the accepted steps of a run's first solve; empty where it has none."""
-    path = run.path / STEPS_FILE
+    path = run.path / schema.STEPS
     if not path.exists():
         return []
     try:
@@ -293,7 +292,7 @@ FIGURES = {
     ),
     "step-sizes": Named(
         "sizes of the steps of one solve along t",
-        f"runs with {STEPS_FILE}, which a training of a model with an ODE writes: odebench train model=odenet",
+        f"runs with {schema.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),
 }

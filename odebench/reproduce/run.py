@@ -47,9 +47,7 @@ def list_reproductions() -> None:
     rows = []
     for name, one in reproductions().items():
         lacking = _lacking(one, known)
-        rows.append(
-            (name, one.source, one.title + (f" (needs {lacking}, not among the experiments)" if lacking else ""))
-        )
+        rows.append((name, one.title, one.source, f"needs experiment={lacking}" if lacking else ""))
     print_table(rows)
 
 

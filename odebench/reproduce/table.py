@@ -63,7 +63,8 @@ def _compared(reached: Reached, other: Reached, published_ratio: float) -> str:
 
 
 def verdicts(lines: Sequence[Line]) -> Table:
-    """Ours beside the published."""
+    """Ours beside the published; comparisons alone have no published numbers."""
+    has_published = any(line.published for line in lines)
     words = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
     columns = [*(Column(word, numbers=numbers) for word, numbers in words.items()), Column("verdict", numbers=False)]
     rows = []
@@ -72,6 +73,8 @@ def verdicts(lines: Sequence[Line]) -> Table:
         printed = line.published.printed if line.published else NOTHING
         texts = [line.reached.row.name, _title(line.tag), printed, published, _shown(line.reached, line.tag)]
         rows.append([_cell(text) for text in [*texts, str(seeds(line.reached.group)), line.verdict]])
+    if not has_published:
+        columns, rows = columns[:2] + columns[4:], [row[:2] + row[4:] for row in rows]
     return Table(columns, rows)
 
 

@@ -66,6 +66,10 @@ class Task(Protocol):
     def predict(self, split: str) -> dict[str, list[Any]]:
         """Columns of what the model says of each sample of a split."""
 
+    def outputs(self, split: str, num: int) -> Tensor:
+        """What the model says of the first `num` samples of a split, by the evaluation's solver, in the dtype of its
+        parameters. It may draw from torch's global random state."""
+
     def figures(self) -> Mapping[str, Figure | bytes]:
         """Pictures of what the model does, by name; GIFs as bytes."""
 

@@ -115,6 +115,11 @@ class Classification:
         }
 
     @torch.no_grad()
+    def outputs(self, split: str, num: int) -> Tensor:
+        """Logits."""
+        return self._logits(self.model.eval(), self._splits[split].images[:num], self._eval_solve)[0]
+
+    @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
         """The confusion matrix of the validation images, and the steps of a solve over a batch of them."""
         rows = self.predict("validation")

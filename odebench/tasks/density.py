@@ -164,6 +164,14 @@ class Density:
         return torch.cat([model.sample(count, self._eval_solve, generator)[0].cpu() for count in counts])
 
     @torch.no_grad()
+    def outputs(self, split: str, num: int) -> Tensor:
+        """Log-likelihoods; where these have an estimated trace, the samples' images in the base."""
+        model = self.model.eval()
+        x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
+        solved = model.log_prob if self._trace else model.to_base
+        return solved(x, self._eval_solve, self._trace)[0]
+
+    @torch.no_grad()
     def figures(self) -> dict[str, Figure | bytes]:
         """Target, model density and samples; the transformation in time, as a strip and as a GIF; samples of images."""
         test = self._floats(self._splits["test"], torch.Generator().manual_seed(0))

@@ -161,6 +161,19 @@ class TimeSeries:
         return columns
 
     @torch.no_grad()
+    def outputs(self, split: str, num: int) -> Tensor:
+        """Means of forecasts at the times to compare with, or rates where there are events alone."""
+        series = self._splits[split]
+        indices = torch.arange(min(num, len(series)), device=self._device)
+        targets = series.targets(indices)
+        observed = targets.mask.any(-1)
+        forecast = self._forecast(self.model.eval(), series, indices, targets.times, observed)
+        if forecast.values is not None:
+            return forecast.values.mean(0)[observed]
+        assert forecast.log_rates is not None
+        return forecast.log_rates.exp().mean(0)[observed]
+
+    @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
         """Of the test series; see ``series_figures``."""
         test, model = self._splits["test"], self.model.eval()

@@ -165,7 +165,7 @@ def measure(training: Training, record: Record | SilentRecord) -> None:
     task.model.load_state_dict(buffers, strict=False)
     task.load_state_dict(state)
     record.log(training.progress.step, numbers)
-    record.histogram("steps/size", [abs(h) for stats in solves for h in stats.step_sizes], training.progress.step)
+    record.step_sizes([list(stats.step_sizes) for stats in solves], training.progress.step)
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:

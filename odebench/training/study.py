@@ -30,7 +30,8 @@ REFERENCE = f"{REFERENCE_SOLVER} at {REFERENCE_TOL:g} in float64"
 # Of the split, whose outputs are compared.
 NUM_OUTPUTS = 100
 # Settings that say how an ODE is solved; all others are the reference's, too.
-_OF_SOLVING = ("solver", "tol", "eval_solver", "eval_tol", "gradient", "trainer")
+_OF_SOLVING = ("solver", "tol", "eval_solver", "eval_tol", "gradient")
+_SHOWN_APART = ("solver", "tol", "solver.steps", "solver.step_size")
 _COLUMNS = {
     "nfe": ("NFE", "{:.1f}"),
     "batch_ms": ("ms", "{:.1f}"),
@@ -48,7 +49,7 @@ def study_run(path: Path, combinations: Sequence[list[str]], split: str = "valid
 
     Combinations that come to the same, as a solver of fixed steps at several tolerances does, are evaluated once. One
     whose solve fails is told and left out. Returns the numbers of each row. Raises UsageError, before anything is
-    evaluated, where one cannot be meant, or the model solves nothing.
+    evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot be had.
     """
     chosen = _distinct(path, combinations)
     varying = _varying(combinations)
@@ -58,10 +59,10 @@ def study_run(path: Path, combinations: Sequence[list[str]], split: str = "valid
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
+        if others not in references:
+            references[others] = Reference(path, others, split, is_gradient_study)
         run = load_run(path, overrides)
         try:
-            if others not in references:
-                references[others] = Reference(path, others, split, is_gradient_study)
             numbers = references[others].compare(run, overrides, split)
         except Diverged as error:
             log.warning("left out: %s: %s", " ".join(overrides), error)
@@ -69,15 +70,12 @@ def study_run(path: Path, combinations: Sequence[list[str]], split: str = "valid
         append_evaluation(run, overrides, split, {**numbers, "reference": REFERENCE})
         found.append(numbers)
         given = dict(word.split("=", 1) for word in overrides)
-        more = {key: given[key] for key in varying if key not in ("solver", "tol")}
+        more = {key: given[key] for key in varying if key not in _SHOWN_APART}
         table.append({**_how(settings), **more, **_what(run.task.rows(numbers)), **_cost(numbers)})
     if table:
         print(_as_text(table))
         print(f"\nof the {split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
-        print(
-            "forward and backward: NFE of a training step; gradients: of the same step"
-            * bool("nfe_forward" in found[0])
-        )
+        print("forward, backward: NFE of a training step; gradients: of that step's, at the run's weights")
     return found
 
 
@@ -100,16 +98,23 @@ class Reference:
         started = time.perf_counter()
         _ = outputs(task, split, NUM_OUTPUTS).sum().item()  # waits for the device
         numbers["batch_ms"] = 1e3 * (time.perf_counter() - started)
-        numbers["output_error"] = relative_error(found, self._outputs)
-        nfe, gradient = _training_step(run)
+        numbers["output_error"] = self.output_error(found)
+        try:
+            nfe, gradient = _training_step(run)
+        except Diverged as error:
+            log.warning("no training step: %s: %s", " ".join(overrides), error)
+            return numbers
         numbers |= nfe
         if self._gradient is not None:
-            exact = load_run(
-                run.path, [*(word for word in overrides if _group(word) != "gradient"), "gradient=checkpoint"]
-            )
-            numbers["gradient_error_discrete"] = relative_error(gradient, _training_step(exact)[1])
+            forward = [word for word in overrides if _group(word) != "gradient"]
+            discrete = _training_step(load_run(run.path, [*forward, "gradient=checkpoint"]))[1]
+            numbers["gradient_error_discrete"] = relative_error(gradient, discrete)
             numbers["gradient_error"] = relative_error(gradient, self._gradient)
         return numbers
+
+    def output_error(self, found: Tensor) -> float:
+        """Relative, of the outputs of the fixed batch."""
+        return relative_error(found, self._outputs)
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

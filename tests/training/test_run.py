@@ -10,6 +10,7 @@ import torch
 
 import odebench.training.loop as loop
 from odebench.errors import UsageError
+from odebench.record import schema
 from odebench.record.reader import read_run
 from odebench.tasks.classification import Classification
 from odebench.training.run import resume_run
@@ -394,6 +395,13 @@ def test_checkpoints_execute_nothing(train):
     with pytest.raises(UsageError, match="not a readable checkpoint"):
         load_run(result.folder)
     assert not (result.folder / "executed").exists()
+
+
+def test_the_accepted_steps_of_a_training_step_are_kept(train):
+    run = read_run(train("tol=1e-2").folder)
+    kept = json.loads((run.path / schema.STEPS).read_text())
+    assert kept["step"] == run.metrics[-1]["step"]
+    assert [sum(sizes) for sizes in kept["solves"]] == pytest.approx([1.0])
 
 
 def test_manifest_says_where_the_numbers_come_from(train):

@@ -4,11 +4,14 @@ import csv
 import json
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
 import odebench
 from odebench.cli import main
+from odebench.errors import UsageError
 from odebench.record.reader import read_run
 
 
@@ -131,3 +134,69 @@ def test_a_run_that_is_not_finished_is_refused(verb, run, tmp_path, capsys):
     assert "not finished (status interrupted)" in capsys.readouterr().err
     assert main([verb, str(Path(run).parent / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_evaluation_names_its_solver_and_its_tolerance(run):
+    assert main(["eval", str(run), "solver=rk4"]) == 0
+    assert main(["eval", str(run), "tol=1e-2"]) == 0
+    fixed, adaptive = evaluations(run)[-2:]
+    assert (fixed["solver"], fixed["tol"]) == ("rk4", None)
+    assert (adaptive["solver"], adaptive["tol"]) == ("dopri5", 0.01)
+
+
+def test_sample_prints_what_the_model_draws_by_the_seed(cnf_run, capsys):
+    drawn = {}
+    for seed in ("0", "1"):
+        assert main(["sample", str(cnf_run), "--num", "5", "--seed", seed]) == 0
+        drawn[seed] = capsys.readouterr().out
+    header, *rows = drawn["0"].splitlines()
+    assert header == "x0,x1"
+    expected = odebench.load_run(cnf_run).task.sample(5, 0)
+    printed = torch.tensor([[float(x) for x in row.split(",")] for row in rows])
+    assert torch.equal(printed, expected)
+    assert drawn["0"] != drawn["1"]
+
+
+def test_sample_writes_npy_and_csv_and_over_nothing(cnf_run, tmp_path, capsys):
+    for name in ("samples.npy", "samples.csv"):
+        assert main(["sample", str(cnf_run), "--num", "5", "--output", str(tmp_path / name)]) == 0
+    text = np.loadtxt(tmp_path / "samples.csv", delimiter=",", skiprows=1)
+    assert np.allclose(np.load(tmp_path / "samples.npy"), text, rtol=1e-7, atol=0)
+    assert main(["sample", str(cnf_run), "--output", str(tmp_path / "samples.npy")]) == 2
+    assert "exists; name a new file" in capsys.readouterr().err
+
+
+def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
+    from odebench.training.trained import _write_samples
+
+    images = np.zeros((12, 1, 8, 8))
+    _write_samples(images, tmp_path / "grid.png")
+    height, width, _ = matplotlib.image.imread(tmp_path / "grid.png").shape
+    assert width > height > 100
+    for output in (None, tmp_path / "images.csv"):
+        with pytest.raises(UsageError, match=r"the samples are images \[1, 8, 8\]; write them to a file"):
+            _write_samples(images, output)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--num", "0"], "--num 0: must be at least 1"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--output", "x.txt"], "--output x.txt: a file of samples ends with .csv, .npy, .png"),
+        (["--output", "/tmp/no.png"], "the samples are vectors [2], no images; name FILE.csv or FILE.npy"),
+        (["tol=-1"], "tol=-1: must be greater than 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_sample_refuses_what_cannot_be_in_one_line(words, line, cnf_run, capsys):
+    assert main(["sample", str(cnf_run), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_draws_no_samples_is_told(run, capsys):
+    assert main(["sample", str(run)]) == 2
+    assert capsys.readouterr().err.startswith("odebench sample: odenet draws no samples: its task is classification")

@@ -1,0 +1,82 @@
+"""What is known of the reproductions, against the experiments and the published values."""
+
+import re
+
+import pytest
+
+from odebench.compose import options, parse_overrides
+from odebench.record import schema
+from odebench.reporting.figures import FIGURES
+from odebench.reporting.published import NFE_RATIO, read_published
+from odebench.reproduce.catalogue import find, reproductions
+from odebench.sweep.expand import expand
+from odebench.sweep.validate import validate
+
+KNOWN = reproductions()
+OF_STUDIES = (
+    "nfe",
+    "batch_ms",
+    "output_error",
+    "nfe_forward",
+    "nfe_backward",
+    "gradient_error",
+    "gradient_error_discrete",
+)
+
+
+def experiments(reproduction):
+    return {word for row in reproduction.rows for word in row.job if word.startswith("experiment=")}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_rows_figures_and_numbers_are_what_they_can_be(name):
+    one = KNOWN[name]
+    names = [row.name for row in one.rows]
+    assert len(set(names)) == len(names)
+    for row in one.rows:
+        assert not re.search(r"[{}]", " ".join([row.name, *row.job]))
+        assert row.beside is None or row.beside in names
+        for tag in row.tags:
+            assert schema.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
+    assert set(one.figures) <= set(FIGURES)
+    assert set(one.within) <= {tag for row in one.rows for tag in row.tags}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_published_number_of_it_has_a_row(name):
+    shown = {(row.of, tag) for row in KNOWN[name].rows for tag in row.tags}
+    for one in read_published():
+        assert one.of != name or not one.tag or (one.row, one.tag) in shown, one
+
+
+@pytest.mark.parametrize("budget", ["small", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_kind_of_job_is_valid(name, budget):
+    one = KNOWN[name]
+    if any(word.removeprefix("experiment=") not in options("experiment") for word in experiments(one)):
+        pytest.skip("its experiments are not there")
+    keys = ("experiment", "model", "gradient", "solver")
+    kinds = {tuple(word for word in row.job if word.split("=")[0] in keys): row.job for row in one.rows}
+    validate([[*job, *one.budgets[budget]] for job in kinds.values()])
+
+
+def test_a_rows_evaluation_is_one_of_the_study():
+    for one in KNOWN.values():
+        made = [dict(word.split("=") for word in words) for study in one.studies for words in expand([study])]
+        made = [{**words, "tol": float(words["tol"])} for words in made]
+        for row in one.rows:
+            wanted = row.evaluation | ({"tol": float(row.evaluation["tol"])} if "tol" in row.evaluation else {})
+            assert not wanted or any(wanted.items() <= words.items() for words in made), row.name
+
+
+def test_studies_are_read_by_the_command_lines_grammar():
+    for one in KNOWN.values():
+        assert all(parse_overrides(list(words)) for words in one.studies)
+
+
+def test_each_stands_for_every_combination():
+    rows = {row.name: row for row in find("figure4").rows}
+    assert len(rows) == 24
+    row = rows["target 3: CNF, M = 8"]
+    assert row.job == ("experiment=paper/cnf_density_matching", "data=potential_3", "model.width=8")
+    assert row.beside == "target 3: planar flow, K = 8"

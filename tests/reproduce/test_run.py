@@ -1,0 +1,177 @@
+"""Reproductions from the command line. Trainings and evaluations are a stand-in's."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from odebench.cli import main
+from odebench.errors import UsageError
+from odebench.reporting.page import Picture
+from odebench.reproduce import run
+from odebench.sweep import attempts, local
+
+
+@pytest.fixture
+def noted(monkeypatch, tmp_path):
+    """Runs the stand-in in a folder of its own; gives the verbs that it was called with since it was last asked."""
+    command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("training_stand_in.py")))
+    monkeypatch.setattr(attempts, "COMMAND", command)
+    monkeypatch.setattr(run, "COMMAND", command)
+    monkeypatch.setattr(local, "_POLL_S", 0.01)
+    monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
+    monkeypatch.chdir(tmp_path)
+    notes = tmp_path / "notes"
+
+    def told():
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        notes.unlink(missing_ok=True)
+        return [json.loads(line)[0] for line in lines]
+
+    return told
+
+
+def rows_of(folder):
+    return {
+        (row["row"], row["number"]): row
+        for row in csv.DictReader((folder / "reproduction.csv").read_text().splitlines())
+    }
+
+
+def fails(capsys, *words):
+    assert main(["reproduce", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.removeprefix("odebench reproduce: ").rstrip("\n")
+
+
+def test_it_trains_once_and_then_only_reads(noted, tmp_path, capsys):
+    assert main(["reproduce", "figure5", "budget=small"]) == 0
+    assert noted() == ["train"] * 4
+    folder = tmp_path / "outputs" / "reproduce" / "figure5-small"
+    first = capsys.readouterr().out
+    assert main(["reproduce", "figure5", "budget=small"]) == 0
+    assert noted() == []
+    second = capsys.readouterr().out
+    assert first.endswith(second)  # after the sweep's own table
+    assert "as published: 2 against 3 of two_moons: planar flow; partial budget, 10 %" in second
+    assert "ran on a processor, threads: 1, torch 2.13.0" in second
+    assert second.splitlines()[-1] == f"written to {folder}: reproduction.md, reproduction.csv"
+    assert rows_of(folder)["two_moons: CNF", "final/test_nll_nats"]["share"] == "0.1"
+
+
+def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(noted, tmp_path, capsys):
+    words = ["reproduce", "figure5", "seed=0,7", "--output", str(tmp_path / "runs")]
+    assert main(words) == 1
+    assert noted() == ["train"] * 8
+    assert main(words) == 1
+    assert noted() == ["train"] * 4
+    assert "failed: it broke" in capsys.readouterr().out
+    assert rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]["seeds"] == "1"
+
+
+def test_a_row_without_a_run_says_why(noted, tmp_path, capsys):
+    assert main(["reproduce", "figure5", "seed=7"]) == 1
+    out = capsys.readouterr().out
+    assert "two_moons: CNF not done: failed, it broke" in out
+    row = rows_of(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_moons: CNF", "final/test_nll_nats"]
+    assert row["ours"] == ""
+
+
+@pytest.mark.slow
+def test_seeds_are_runs_of_each_row(noted, tmp_path):
+    assert main(["reproduce", "figure5", "seed=0,1,2"]) == 0
+    row = rows_of(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_circles: CNF", "final/test_nll_nats"]
+    assert (row["ours"], row["spread"], row["seeds"]) == ("3.0", "1.0", "3")
+
+
+def test_published_numbers_stand_beside_ours_with_a_verdict(noted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "draw_picture", draw_picture)
+    assert main(["reproduce", "table1"]) == 0
+    rows = rows_of(tmp_path / "outputs" / "reproduce" / "table1-full")
+    node = rows["ODE-Net", "final/test_accuracy"]
+    assert (node["published"], node["ours"], node["minutes"]) == ("0.9958", "0.9956", "1.5")
+    assert node["verdict"] == "partial budget, 1.6 % of the published training: within 4.8 %"
+    assert rows["ODE-Net", "parameters"]["verdict"] == "reproduced: within 5.3 %"
+    assert rows["control: ResNet of one block", "final/test_accuracy"]["published"] == ""
+    assert "published: Chen et al. 2018, Table 1, recalled" in capsys.readouterr().out
+
+
+def draw_picture(name, evidence):
+    """A stand-in: drawing takes seconds."""
+    if name == "nfe-training":
+        raise UsageError("no rows")
+    return Picture(name, "", png=b"png", svg=b"svg")
+
+
+def test_a_study_is_made_once_and_its_evaluations_are_the_rows(noted, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "draw_picture", draw_picture)
+    assert main(["reproduce", "figure3"]) == 0
+    assert noted() == ["train", "eval"]
+    assert main(["reproduce", "figure3"]) == 0
+    assert noted() == []
+    folder = tmp_path / "outputs" / "reproduce" / "figure3-full"
+    rows = rows_of(folder)
+    assert rows["vode_adams at 1e-3", "output_error"]["ours"] == "0.25"
+    assert rows["evaluated, vode_adams at 1e-3", "nfe_ratio"]["ours"] == "0.5"
+    assert rows["in training, dopri5", "nfe_ratio"]["ours"] == "0.55"
+    assert (folder / "error-tolerance.svg").read_bytes() == b"svg"
+    assert not (folder / "nfe-training.svg").exists()
+    (run_folder,) = folder.glob("0000_*")
+    (run_folder / "evaluations.jsonl").unlink()
+    assert main(["reproduce", "figure3"]) == 0
+    assert noted() == ["eval"]
+
+
+def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
+    words = ["figure5", "budget=small", "--output", str(tmp_path / "runs")]
+    assert main(["reproduce", *words]) == 0
+    noted()
+    capsys.readouterr()
+    line = fails(capsys, *words, "optim.lr=0.5")
+    assert line == f"{tmp_path / 'runs'} holds other runs than these; name another folder: --output DIR"
+    assert noted() == []
+
+
+def test_a_dry_run_starts_nothing(noted, tmp_path, capsys):
+    assert main(["reproduce", "figure5", "--dry-run", "cluster.jobs=2"]) == 0
+    assert "4 jobs, all valid; nothing was started" in capsys.readouterr().out
+    assert noted() == []
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
+    assert fails(capsys).startswith("which? name one of table1, figure3")
+    assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
+    assert fails(capsys, "figure5", "budget=smal").startswith("unknown budget smal; did you mean small?")
+    monkeypatch.setattr(run, "options", lambda group: {})
+    assert fails(capsys, "figure5") == (
+        "figure5 needs experiment=paper/cnf_maximum_likelihood, which is not among the experiments"
+    )
+    assert noted() == []
+
+
+def test_the_list_says_what_each_is_and_what_it_lacks(capsys, monkeypatch):
+    assert main(["reproduce", "--list"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "needs" not in listed["figure4"]
+    assert "Chen et al. 2018, Figure 4" in listed["figure4"]
+    monkeypatch.setattr(run, "options", lambda group: {})
+    assert main(["reproduce", "--list"]) == 0
+    lacking = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lacking["figure4"].endswith("needs experiment=paper/cnf_density_matching")
+    assert "needs" not in lacking["memory"]
+
+
+@pytest.mark.slow
+def test_real_trainings_come_to_a_table(tmp_path, capsys):
+    words = ["figure5", "budget=small", "trainer.iterations=2", "device=cpu", "cluster.jobs=2"]
+    assert main(["reproduce", *words, "--output", str(tmp_path / "runs")]) == 0
+    rows = rows_of(tmp_path / "runs")
+    assert len(rows) == 8
+    assert all(float(row["ours"]) > 0 for row in rows.values())
+    assert float(rows["two_moons: CNF", "final/test_nll_nats"]["share"]) == pytest.approx(2 / 10_000)
+    assert "of two_moons: planar flow; partial budget, 0.02 % and 0.0004 %" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+"""Behaves as `odebench train ... run_dir=...` and `odebench eval RUN ...` do, without a training.
+
+seed=7 fails. Every call is noted.
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def write(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+
+
+def train(words):
+    (quoted,) = [word.removeprefix("run_dir=") for word in words if word.startswith("run_dir=")]
+    folder = Path(re.sub(r"\\(.)", r"\1", quoted[1:-1]))
+    given = dict(word.split("=", 1) for word in words)
+    seed = int(given.get("seed", 0))
+    (folder / "settings.yaml").write_text("seed: 0\n")
+    (folder / "overrides.txt").write_text("".join(f"{word}\n" for word in words))
+    full = {"epochs": 160} if "mnist" in given["experiment"] else {"iterations": 10_000}
+    settings = {"seed": seed, "budgets": {"full": full}, "data": {"name": given.get("data", "mnist")}}
+    settings |= {"model": {"name": given["experiment"]}, "solver": {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}}
+    machine = {"cpu": "a processor", "threads": 1, "gpu": None}
+    write(folder, "manifest.json", {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}})
+    if seed == 7:
+        write(folder, "status.json", {"status": "failed", "step": 0, "message": "it broke"})
+        return 1
+    numbers = {"final/test_nll_nats": 2.0 + seed + ("/nf_" in given["experiment"]), "final/minutes": 1.5}
+    numbers |= {"final/test_accuracy": 0.9956, "parameters": 208266, "best/step": 400, "best/epoch": 1.0}
+    numbers |= {"final/nfe_forward": 20.0, "final/nfe_backward": 11.0}
+    write(folder, "summary.json", numbers)
+    write(folder, "status.json", {"status": "done", "step": 1000})
+    return 0
+
+
+def evaluate(folder, words):
+    values = [word.split("=")[1].split(",") for word in words]
+    keys = [word.split("=")[0] for word in words]
+    with (Path(folder) / "evaluations.jsonl").open("a") as file:
+        for chosen in itertools.product(*values):
+            given = dict(zip(keys, chosen, strict=True)) | {"tol": float(chosen[keys.index("tol")])}
+            line = {"overrides": [f"{key}={value}" for key, value in given.items()], "nfe": 14.0, "output_error": 0.25}
+            file.write(json.dumps(line | {"nfe_forward": 30, "nfe_backward": 15}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    verb, *words = sys.argv[1:]
+    with Path(os.environ["STAND_IN_NOTES"]).open("a") as notes:
+        notes.write(json.dumps([verb, *words]) + "\n")
+    sys.exit(evaluate(words[0], words[1:]) if verb == "eval" else train(words))

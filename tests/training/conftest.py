@@ -1,0 +1,30 @@
+"""Finished trainings that several files look at; no test may change them but by evaluations.jsonl."""
+
+import pytest
+
+from odebench.cli import main
+from odebench.tasks.classification import Classification
+from odebench.tasks.density import Density
+from odebench.tasks.time_series import TimeSeries
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Train in a folder of its own, without the pictures of what the model does, which take longest; the folder."""
+
+    def run(*words):
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            for task in (Classification, Density, TimeSeries):
+                patch.setattr(task, "figures", lambda self: {})
+            assert main(["train", *words, "device=cpu", f"run_dir={folder}"]) == 0
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cnf_run(finished):
+    """A small CNF, trained until its field is no longer almost constant; it is smooth, so that orders show."""
+    words = ["model=cnf", "model.width=8", "data=two_moons", "trainer.iterations=30", "optim.lr=0.03", "tol=1e-3"]
+    return finished(*words, "model.end_time=1", "trainer.batch_size=64", "trainer.eval_batch_size=1000")

@@ -1,0 +1,158 @@
+"""A trained model under many solvers and tolerances."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from odebench.cli import main
+from odebench.errors import Diverged, UsageError
+from odebench.reporting.figures import FIGURES
+from odebench.reporting.runs import gather
+from odebench.training import study
+from odebench.training.outputs import cast, in_double, outputs
+from odebench.training.study import REFERENCE_SOLVER, REFERENCE_TOL, Reference, relative_error, study_run
+from odebench.training.trained import load_run
+
+
+@pytest.fixture
+def run(cnf_run):
+    return cnf_run
+
+
+@pytest.fixture(scope="module")
+def odenet(finished, tiny_odenet):
+    return finished(*tiny_odenet, "trainer.epochs=1", "data.train_limit=16")
+
+
+@pytest.fixture(scope="module")
+def latent(finished):
+    return finished("model=latent_ode", "data.train_limit=20", "trainer.batch_size=10", "trainer.epochs=1")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_the_output_error_falls_with_the_tolerance_and_nfe_rises(run):
+    rows = study_run(run, [[f"tol={tol}"] for tol in (1e-2, 1e-3, 1e-4)])
+    errors, nfe = ([row[name] for row in rows] for name in ("output_error", "nfe"))
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert nfe[0] < nfe[1] < nfe[2]
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2)])
+def test_the_output_error_of_fixed_steps_falls_by_the_order_of_the_method(solver, order, run):
+    combinations = [[f"solver={solver}", f"solver.steps={steps}"] for steps in (64, 128)]
+    coarse, fine = (row["output_error"] for row in study_run(run, combinations))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+def test_the_reference_is_in_float64_and_another_solver_agrees(run):
+    reference = Reference(run, (), "validation", with_gradient=False)
+    loaded = load_run(run, [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL}"])
+    in_double(loaded.task)
+    found = outputs(loaded.task, "validation", 100)
+    assert found.dtype == torch.float64
+    assert reference.output_error(found) == 0
+    other = load_run(run, ["solver=dopri8", f"tol={REFERENCE_TOL}"])
+    in_double(other.task)
+    assert relative_error(outputs(other.task, "validation", 100), found) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("odenet", 40), ("run", 100), pytest.param("latent", None, marks=pytest.mark.slow)]
+)
+def test_outputs_are_the_same_each_time_and_in_double_but_for_rounding(model, count, request):
+    loaded = load_run(request.getfixturevalue(model), ["solver=rk4", "solver.steps=2"])
+    torch.manual_seed(3)
+    single = outputs(loaded.task, "validation", 100)
+    assert torch.equal(outputs(loaded.task, "validation", 100), single)
+    assert count is None or len(single) == count
+    in_double(loaded.task)
+    assert 0 < relative_error(single, outputs(loaded.task, "validation", 100)) < 1e-5
+
+
+def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
+    study_run(run, [["solver=dopri5", "tol=0.1"], ["solver=dopri5", "tol=0.01"], ["solver=bosh3", "tol=0.1"]], "test")
+    found = lines(run)[-3:]
+    assert [(row["solver"], row["tol"], row["split"]) for row in found] == [
+        ("dopri5", 0.1, "test"),
+        ("dopri5", 0.01, "test"),
+        ("bosh3", 0.1, "test"),
+    ]
+    assert all(row["output_error"] > 0 and row["nfe"] > 0 and row["batch_ms"] > 0 for row in found)
+    assert all(row["nfe_backward"] > 0 and row["reference"] == "dopri5 at 1e-09 in float64" for row in found)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["solver", "tol", "NLL", "sampling"]
+    assert [row.split()[:2] for row in rows[:3]] == [["dopri5", "0.1"], ["dopri5", "0.01"], ["bosh3", "0.1"]]
+    figure = FIGURES["error-tolerance"].draw(gather([run]))
+    assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5", "bosh3"}
+
+
+def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):
+    combinations = [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
+    assert len(study_run(run, combinations)) == 3
+    assert [(row["solver"], row["tol"]) for row in lines(run)[-3:]] == [
+        ("dopri5", 0.1),
+        ("rk4", None),
+        ("dopri5", 0.01),
+    ]
+
+
+def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
+    modes = ("backprop", "adjoint")
+    combinations = [[f"gradient={mode}", f"tol={tol}"] for mode in modes for tol in (1e-2, 1e-5)]
+    rows = study_run(run, combinations)
+    backprop, adjoint = rows[:2], rows[2:]
+    assert max(row["gradient_error_discrete"] for row in backprop) < 1e-3  # rounding
+    assert adjoint[0]["gradient_error_discrete"] > 0.1
+    assert max(row["nfe_backward"] for row in backprop) == 0 < min(row["nfe_backward"] for row in adjoint)
+    for coarse, fine in (backprop, adjoint):
+        assert fine["gradient_error"] < 0.01 < coarse["gradient_error"]
+
+
+def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatch):
+    whole = Reference.compare
+
+    def compare(self, run, overrides, split):
+        if overrides == ["tol=0.1"]:
+            raise Diverged("solve failed: max_steps")
+        return whole(self, run, overrides, split)
+
+    monkeypatch.setattr(study.Reference, "compare", compare)
+    assert len(study_run(run, [["tol=0.1"], ["tol=0.01"]])) == 1
+    assert "left out: tol=0.1: solve failed: max_steps" in caplog.text
+
+
+def test_a_backward_solve_that_fails_costs_the_row_its_training_step_alone(run, caplog):
+    (row,) = study_run(
+        run, [["gradient=adjoint", "tol=1e-2", "gradient.rtol=1e-9", "gradient.atol=1e-9", "solver.max_steps=30"]]
+    )
+    assert row["output_error"] > 0
+    assert "nfe_backward" not in row
+    assert "no training step: gradient=adjoint" in caplog.text
+
+
+def test_what_cannot_be_meant_is_told_before_anything_is_evaluated(run, monkeypatch):
+    monkeypatch.setattr(study, "Reference", None)
+    with pytest.raises(UsageError, match="tol=-1: must be greater than 0"):
+        study_run(run, [["tol=0.1"], ["tol=-1"]])
+
+
+@pytest.mark.slow
+def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
+    folder = tmp_path / "mlp"
+    assert main(["train", "model=mlp", *tiny, f"run_dir={folder}"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(folder), "data.train_limit=64,64"]) == 2
+    assert "mlp solves no ODE; one evaluation tells all" in capsys.readouterr().err
+
+
+def test_cast_leaves_integers_alone_and_reaches_into_tuples():
+    labels, values = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
+    found = cast((labels, (values, None)), torch.float64)
+    assert found[0] is labels
+    assert found[1][0].dtype == torch.float64
+    assert found[1][1] is None
