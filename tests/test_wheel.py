@@ -59,7 +59,8 @@ def run(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_code_and_configs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = {str(path.relative_to(ROOT)) for path in (ROOT / "odebench").rglob("*.py")}
+    files = (path for path in (ROOT / "odebench").rglob("*.*") if path.suffix in (".py", ".csv", ".html", ".yaml"))
+    code = {str(path.relative_to(ROOT)) for path in files}
     configs = {f"odebench/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {name for name in names if ".dist-info/" not in name} == code | configs
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
