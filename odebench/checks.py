@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from odebench.compose import config_folders, options
-from odebench.errors import UsageError, unknown_name
+from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.extensions import find, names
 from odebench.ode.methods import METHODS, Tableau
 from odebench.record import schema
@@ -46,7 +46,7 @@ def _check_names(s: "Settings") -> None:
 def _check_task(s: "Settings") -> None:
     """Model, data, loss and what is measured belong to one task; those of an extension are taken at their word."""
     if s.task not in schema.QUANTITIES:
-        raise unknown_name("task", s.task, schema.QUANTITIES, "models")
+        raise unknown_name("task", s.task, schema.QUANTITIES, "tasks")
     its_task = getattr(s.model, "task", s.task)
     if its_task != s.task:
         raise UsageError(f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out")
@@ -59,7 +59,10 @@ def _check_task(s: "Settings") -> None:
         raise UsageError(f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}")
     objectives = [f"val/{name}" for name in schema.QUANTITIES[s.task]]
     if s.trainer.objective not in objectives:
-        raise unknown_name("trainer.objective", s.trainer.objective, objectives, "models")
+        near = did_you_mean(s.trainer.objective, objectives)
+        raise UsageError(
+            f"trainer.objective={s.trainer.objective}: no such number{near} (task {s.task} has {', '.join(objectives)})"
+        )
     if s.trainer.precision == "bf16" and s.task != "classification":
         raise UsageError("trainer.precision=bf16: only classification has it; leave it out")
 

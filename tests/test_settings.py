@@ -129,6 +129,18 @@ def test_rules_hold_no_defaults(its_rules):
 
 
 WRONG = {
+    "trainer.objective=val/acuracy": "trainer.objective=val/acuracy: no such number; did you mean val/accuracy? "
+    "(task classification has val/loss, val/accuracy, val/nfe)",
+    "task=desity": "unknown task desity; did you mean density? (tasks: classification, density, time_series)",
+    "task=density": "task=density: odenet is a model for task=classification; leave task out",
+    "data=two_moons": "data=two_moons: model=odenet is for task classification; "
+    "its data are mnist, fashion_mnist, mnist5k",
+    "loss=elbo": "loss=elbo: model=odenet is for task classification; its losses are cross_entropy",
+    "model=planar_nf dynamics.kinetic=0.1": "dynamics.kinetic=0.1: planar_nf solves no ODE; "
+    "leave dynamics out, or choose a model with an ODE",
+    "model=cnf loss=flow_matching dynamics=steer": "dynamics.steer=0.5: loss=flow_matching solves nothing in training; "
+    "choose loss=maximum_likelihood",
+    "model=cnf trainer.precision=bf16": "trainer.precision=bf16: only classification has it; leave it out",
     "model.hiden=3": "unknown setting model.hiden; did you mean model.hidden?",
     "odel=odenet": "unknown setting odel; did you mean model?",
     "zzz=1": "unknown setting zzz; odebench train --cfg prints them all",
