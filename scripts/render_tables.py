@@ -1,10 +1,11 @@
 """The tables of the pages, made from the CSV files in docs/results and from nothing else.
 
-    python scripts/render_tables.py        README.md and docs/engine.md
+    python scripts/render_tables.py        README.md, docs/engine.md and docs/models.md
 
 A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``measure_results.py`` the trainings,
 ``measure_detest.py`` DETEST, and ``odebench bench`` the speed, whose results.csv is copied to
-docs/results/bench_NAME.csv.
+docs/results/bench_NAME.csv. The reproductions are those of `odebench reproduce`, whose reproduction.csv is copied to
+docs/results/NAME.csv.
 """
 
 import csv
@@ -49,7 +50,18 @@ def engine_with_tables(text: str) -> str:
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
 
 
-PAGES = {ROOT / "README.md": readme_with_tables, ROOT / "docs" / "engine.md": engine_with_tables}
+def models_with_tables(text: str) -> str:
+    """docs/models.md with its tables."""
+    for name in ("figure4", "figure5", "ffjord-toy"):
+        text = replace_between(text, name.replace("-", "_"), reproduction_table(name, read_csv(name)))
+    return text
+
+
+PAGES = {
+    ROOT / "README.md": readme_with_tables,
+    ROOT / "docs" / "engine.md": engine_with_tables,
+    ROOT / "docs" / "models.md": models_with_tables,
+}
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,6 +91,27 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
             ]
         )
     return f"{markdown(header, lines)}\n\n{measured_on(rows[0])}"
+
+
+def reproduction_table(name: str, rows: list[dict[str, str]]) -> str:
+    """All numbers of a reproduction, a line a row, and the share of the published training."""
+    numbers = list(dict.fromkeys(row["number"] for row in rows))
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["row"], {})[row["number"]] = row
+    lines = []
+    for title, its in found.items():
+        first = next(iter(its.values()))
+        share = f"{100 * float(first['share']):.3g} %" if first["share"] else "–"
+        cells = [f"{float(its[number]['ours']):.4g}" if number in its else "–" for number in numbers]
+        lines.append([title, *cells, share, first["seeds"]])
+    titles = [number.removeprefix("final/").replace("_", " ") for number in numbers]
+    header = ["run", *titles, "share of the published training", "seeds"]
+    one = rows[0]
+    return (
+        f"{markdown(header, lines)}\n\n`odebench reproduce {name} budget=small`, measured {one['date']} on "
+        f"{one['machine']}."
+    )
 
 
 def step_table(rows: list[dict[str, str]]) -> str:

@@ -85,7 +85,7 @@ class Overview:
     """What a list tells of one run: little, and fast to read.
 
     settings are resolved. eta_s: seconds to go, None unless it runs and has told its number of steps.
-    message: why it ended, where it was not done.
+    message: why it ended, where it was not done. time: of its status, UTC, as 2026-11-24T14:03:22Z.
     """
 
     path: Path
@@ -95,6 +95,7 @@ class Overview:
     message: str
     settings: dict[str, Any]
     summary: dict[str, Any]
+    time: str = ""
 
     def setting(self, key: str) -> Any:
         """A setting by its dotted key, None where there is none such."""
@@ -130,6 +131,7 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
         message=" ".join(str(content.get("message") or "").split()),
         settings=settings if isinstance(settings, dict) else {},
         summary=_read_json(path / schema.SUMMARY),
+        time=str(content.get("time", "")),
     )
 
 

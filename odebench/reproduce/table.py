@@ -12,7 +12,19 @@ from odebench.reproduce.catalogue import WITHIN, Reproduction
 from odebench.reproduce.reached import Reached
 from odebench.reproduce.verdict import comparison, is_partial, verdict
 
-_CSV_COLUMNS = ("row", "number", "published", "ours", "spread", "seeds", "share", "minutes", "machine", "verdict")
+_CSV_COLUMNS = (
+    "row",
+    "number",
+    "published",
+    "ours",
+    "spread",
+    "seeds",
+    "share",
+    "minutes",
+    "machine",
+    "date",
+    "verdict",
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ def as_csv(lines: Sequence[Line], found: Sequence[Reached]) -> str:
     writer.writerow(_CSV_COLUMNS)
     for reached in found:
         machines = "; ".join(dict.fromkeys(run.machine for run in reached.group.done))
+        date = max((run.overview.time[:10] for run in reached.group.done), default="")
         for tag, (mean, spread) in reached.numbers.items():
             place = reached.row.name, tag
             line = judged.get(place)
@@ -118,5 +131,5 @@ def as_csv(lines: Sequence[Line], found: Sequence[Reached]) -> str:
             share = math.nan if reached.share is None else reached.share
             values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([*place, *plain, machines, said])
+            writer.writerow([*place, *plain, machines, date, said])
     return text.getvalue()
