@@ -8,24 +8,35 @@ from typing import TYPE_CHECKING, Any
 from odebench.compose import PLURALS, options
 from odebench.errors import UsageError
 from odebench.ode.methods import METHODS
+from odebench.rules import DATA, LOSSES, MODELS
 
 if TYPE_CHECKING:
     from odebench.record.reader import Overview
 
 # Group -> what `odebench list` calls its options; where a sweep runs is no setting of a training.
 _GROUPS = {**PLURALS, "cluster": "clusters"}
+_BY_TASK = {"model": MODELS, "data": DATA, "loss": LOSSES}
 KINDS = (*_GROUPS.values(), "runs")
 
 
 def list_options(kind: str, config_dir: Path | None) -> None:
-    """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, too."""
+    """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, of models, data
+    and losses for which tasks they are, too."""
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
     if group == "solver":
         header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
         print_table([header, *(_solver_row(name, path) for name, path in found.items())])
+    elif group in _BY_TASK:
+        print_table([(name, _tasks(group, name), first_comment(path)) for name, path in found.items()])
     else:
         print_table([(name, first_comment(path)) for name, path in found.items()])
+
+
+def _tasks(group: str, name: str) -> str:
+    """The tasks that an option is for; those of an extension's are not known."""
+    its_rules = _BY_TASK[group].get(name)
+    return ", ".join(getattr(its_rules, "tasks", None) or [getattr(its_rules, "task", "-")])
 
 
 def _solver_row(name: str, path: Path) -> tuple[str, ...]:

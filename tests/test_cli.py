@@ -398,6 +398,16 @@ def test_version_and_help_import_no_hydra():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [("models", "cnf density "), ("data", "mnist classification, density "), ("losses", "elbo time_series ")],
+)
+def test_what_belongs_to_a_task_is_listed_with_it(kind, row, capsys):
+    assert cli.main(["list", kind]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith(row) for line in lines)
+
+
 @pytest.mark.parametrize("words", [["list", "models"], ["train", "--help"]], ids=" ".join)
 def test_a_closed_pipe_is_no_traceback(words):
     reader, writer = os.pipe()
