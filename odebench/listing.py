@@ -20,8 +20,8 @@ KINDS = (*_GROUPS.values(), "runs")
 
 
 def list_options(kind: str, config_dir: Path | None) -> None:
-    """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, of models, data
-    and losses for which tasks they are, too."""
+    """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, too, of
+    models, data and losses for which tasks they are."""
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
     if group == "solver":

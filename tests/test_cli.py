@@ -403,7 +403,7 @@ def test_version_and_help_import_no_hydra():
     [("models", "cnf density "), ("data", "mnist classification, density "), ("losses", "elbo time_series ")],
 )
 def test_what_belongs_to_a_task_is_listed_with_it(kind, row, capsys):
-    assert cli.main(["list", kind]) == 0
+    assert main(["list", kind]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith(row) for line in lines)
 
