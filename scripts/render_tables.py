@@ -90,7 +90,7 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
                 f"{float(row['seconds']):.0f} s",
             ]
         )
-    return f"{markdown(header, lines)}\n\n{measured_on(rows[0])}"
+    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
 def reproduction_table(name: str, rows: list[dict[str, str]]) -> str:
@@ -124,13 +124,14 @@ def step_table(rows: list[dict[str, str]]) -> str:
             f"{row['images_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
         ]
         lines.append([ours["gradient"], ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
-    return f"{markdown([*header, 'ratio: best, median'], lines)}\n\n{measured_on(rows[0])}"
+    return f"{markdown([*header, 'ratio: best, median'], lines)}\n\n{measured_on(rows)}"
 
 
-def measured_on(row: dict[str, str]) -> str:
-    """When, where and with which versions."""
+def measured_on(rows: list[dict[str, str]]) -> str:
+    """When, where and with which versions: those of the first row, and the days of all."""
+    row, days = rows[0], " and ".join(sorted({row["date"] for row in rows}))
     where = f"on {row['cores']} cores ({row['machine']})"
-    return f"Measured {row['date']} {where}, Python {row['python']}, torch {row['torch']}."
+    return f"Measured {days} {where}, Python {row['python']}, torch {row['torch']}."
 
 
 def detest_table(rows: list[dict[str, str]]) -> str:

@@ -103,7 +103,8 @@ def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, mon
                 read_settings(compose([word for word in overrides if not word.startswith("init_from=")]))
         elif arguments.verb in ("eval", "predict"):
             _, overrides = cli._split(arguments.overrides)
-            read_settings(override_saved(compose([]), overrides))
+            for job in each_job(overrides) if arguments.verb == "eval" else [overrides]:
+                read_settings(override_saved(compose([]), job))
 
 
 def test_the_two_set_up_commands_stand_at_the_top():
