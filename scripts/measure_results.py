@@ -6,7 +6,7 @@
 
 Each run is an ordinary `odebench train` with a folder of its own under outputs/results; one that is done is not run
 again, one that was stopped is resumed. docs/results/ takes a CSV for each table, machine and versions included;
-README.md takes the tables between its markers, by ``render_tables.py``.
+README.md and the pages in docs/ take the tables between their markers, by ``render_tables.py``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from render_tables import RESULTS, ROOT, read_csv, readme_with_tables, replace_between
+from render_tables import PAGES, RESULTS, ROOT, read_csv, replace_between
 
 from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time
@@ -119,7 +119,9 @@ def write() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     ends = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
     readme = replace_between(readme, "first_run", f"```text\n{ends}\n```")
-    (ROOT / "README.md").write_text(readme_with_tables(readme), encoding="utf-8")
+    (ROOT / "README.md").write_text(readme, encoding="utf-8")
+    for page, with_tables in PAGES.items():
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The tables of the pages, made from the CSV files in docs/results and from nothing else.
 
-    python scripts/render_tables.py        README.md, docs/engine.md and docs/models.md
+    python scripts/render_tables.py        README.md and the pages in docs/
 
 A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``measure_results.py`` the trainings,
 ``measure_detest.py`` DETEST, and ``odebench bench`` the speed, whose results.csv is copied to
@@ -39,8 +39,12 @@ def replace_between(text: str, marker: str, content: str) -> str:
 def readme_with_tables(text: str) -> str:
     """README.md with its tables."""
     text = replace_between(text, "mnist5k", accuracy_table(read_csv("mnist5k")))
+    return replace_between(text, "bench", bench_summary([row for file in bench_files() for row in file]))
+
+
+def measured_with_tables(text: str) -> str:
+    """docs/measured.md with its tables."""
     text = replace_between(text, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
-    text = replace_between(text, "bench", bench_summary([row for file in bench_files() for row in file]))
     return replace_between(text, "training_step", step_table(read_csv("training_step")))
 
 
@@ -59,6 +63,7 @@ def models_with_tables(text: str) -> str:
 
 PAGES = {
     ROOT / "README.md": readme_with_tables,
+    ROOT / "docs" / "measured.md": measured_with_tables,
     ROOT / "docs" / "engine.md": engine_with_tables,
     ROOT / "docs" / "models.md": models_with_tables,
 }
