@@ -189,6 +189,8 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
             record.flush()
             record.status("done", step=progress.step)
             print(training_table(summary, folder))
+        # All leave together: gloo's threads can end a process that leaves while another is connected to it.
+        distributed.agreed(0)
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
