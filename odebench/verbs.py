@@ -125,7 +125,7 @@ examples:
 _REPRODUCE = """\
 Reproduce a published table or figure: train what is missing, then print ours beside the published numbers, with a
 verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command goes on with it, and a sweep
-that is done is only read. budget=full is the published training, budget=small takes minutes to hours on two cores.
+that is done is only read. budget=full is the published training; budget=small, and medium where there is one, less.
 
 Further settings go to every run, as cluster ones do to the sweep: seed=0,1,2 gives each row three runs.
 
@@ -230,7 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     reproduction = verb("reproduce", _REPRODUCE)
     name = reproduction.add_argument("name", metavar="NAME", nargs="?", help="of a published table or figure")
     name.required = False
-    _add_overrides(reproduction, "budget=full (default) or small; settings of every run, and cluster=...")
+    _add_overrides(reproduction, "budget=full (default), small, ...; settings of every run, and cluster=...")
     reproduction.add_argument("--list", action="store_true", help="print the names")
     reproduction.add_argument("--output", metavar="DIR", type=Path, help="the folder of its runs")
     reproduction.add_argument("--dry-run", action="store_true", help="print the jobs, start none")

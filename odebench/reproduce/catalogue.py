@@ -7,7 +7,7 @@ from typing import Any
 
 from odebench.errors import UsageError, unknown_name
 
-BUDGETS = ("full", "small")
+FULL = "full"
 WITHIN = 0.1
 
 
@@ -29,7 +29,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A published table or figure. See the head of reproductions.yaml for what each part means."""
+    """A published table or figure. See the head of reproductions.yaml for what each part means.
+
+    budgets: words of its own in place of budget=NAME; where there are none, its experiments know their budgets.
+    """
 
     name: str
     title: str
@@ -68,7 +71,7 @@ def _read(name: str, node: dict[str, Any]) -> Reproduction:
         title=node["title"],
         source=node["source"],
         rows=tuple({row.name: row for row in rows}.values()),  # a row without {} once
-        budgets={budget: tuple(node.get("budgets", {}).get(budget, [f"budget={budget}"])) for budget in BUDGETS},
+        budgets={budget: tuple(words) for budget, words in node.get("budgets", {}).items()},
         studies=tuple(map(tuple, node.get("studies", ()))),
         within=node.get("within", {}),
         figures=tuple(node.get("figures", ())),

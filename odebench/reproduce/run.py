@@ -15,7 +15,7 @@ from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.report import draw_picture
 from odebench.reporting.runs import Evidence, evaluations, gather
 from odebench.reporting.table import as_markdown, as_terminal
-from odebench.reproduce.catalogue import BUDGETS, Reproduction, find, reproductions
+from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
 from odebench.reproduce.reached import reach
 from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
@@ -67,10 +67,13 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     if lacking := _lacking(reproduction, options("experiment")):
         raise UsageError(f"{reproduction.name} needs experiment={lacking}, which is not among the experiments")
     budget, own = _budget(words)
+    known = reproduction.budgets or {budget: (f"budget={budget}",)}
+    if budget not in known:
+        raise unknown_name("budget", budget, known, "budgets")
     cluster = tuple(word for word in own if is_of_cluster(word))
     read_cluster(cluster)
     own = [word for word in own if not is_of_cluster(word)]
-    more = [*reproduction.budgets[budget], *own]
+    more = [*known[budget], *own]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
     valid, outputs = validate(distinct)
@@ -83,9 +86,7 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
 def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
     """The budget among the words, and the other words."""
     named = [override for override in parse_overrides(list(words)) if override.key_or_group == "budget"]
-    budget = str(named[-1].value()) if named else BUDGETS[0]
-    if budget not in BUDGETS:
-        raise unknown_name("budget", budget, BUDGETS, "budgets")
+    budget = str(named[-1].value()) if named else FULL
     taken = {override.input_line for override in named}
     return budget, [word for word in words if word not in taken]
 

@@ -146,7 +146,9 @@ def test_a_dry_run_starts_nothing(noted, tmp_path, capsys):
 def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
     assert fails(capsys).startswith("which? name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
-    assert fails(capsys, "figure5", "budget=smal").startswith("unknown budget smal; did you mean small?")
+    assert fails(capsys, "memory", "budget=smal").startswith("unknown budget smal; did you mean small?")
+    assert main(["reproduce", "figure5", "budget=smal"]) == 2
+    assert "unknown budget smal; did you mean small?" in capsys.readouterr().err
     monkeypatch.setattr(run, "options", lambda group: {})
     assert fails(capsys, "figure5") == (
         "figure5 needs experiment=paper/cnf_maximum_likelihood, which is not among the experiments"
