@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from odebench.bench import measure, peers
 from odebench.bench.entries import Contestant, Entry, prepare, prepare_remote
 from odebench.bench.peers import FAMILIES, FORWARD, LIBRARIES
@@ -134,13 +136,15 @@ def _measure_family(
 def _whose_field(problem: Problem, contestant: Contestant) -> str:
     if contestant.library == "diffrax":
         return "diffrax"
+    if contestant.variant == "compiled":
+        return "ours compiled"
     return "ours" if contestant.library == "odebench" or problem.published is problem.field else "published"
 
 
 def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, Callable[[], float]]:
     """The fields that the entries solve, alone, without and with their vector-Jacobian products."""
     problem, remote = ring.problem, ring.remote
-    fields = {"ours": problem.field, "published": problem.published}
+    fields = {"ours": problem.field, "ours compiled": problem.field, "published": problem.published}
     kinds = (measure.PLAIN, measure.TOGETHER, measure.APART) if gradient else (measure.PLAIN,)
     runs: dict[str, Callable[[], float]] = {}
     for whose, kind in itertools.product({_whose_field(problem, entry.contestant) for entry in entries}, kinds):
@@ -148,7 +152,14 @@ def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, C
             assert remote is not None
             runs[f"{whose} {kind}"] = functools.partial(remote.bare_seconds, kind != measure.PLAIN)
         else:
-            runs[f"{whose} {kind}"] = measure.bare(fields[whose], problem.times[0], problem.state, kind)
+            run = functools.partial(measure.bare, t=problem.times[0], state=problem.state, kind=kind)
+            vector_field: Any = fields[whose]
+            try:
+                if whose == "ours compiled":
+                    vector_field = torch.compile(vector_field, dynamic=False)
+                runs[f"{whose} {kind}"] = run(vector_field)
+            except torch._dynamo.exc.TorchDynamoException:  # no compiler: the steps were not compiled either
+                runs[f"{whose} {kind}"] = run(fields[whose])
     return runs
 
 

@@ -59,22 +59,47 @@ class Tolerance:
     rtol: float | Tensor
     atol: float | Tensor
 
-    def ratio(self, error: Tensor, size0: Tensor, size1: Tensor, norm: Norm) -> float:
-        """The error of a step between states of absolute values size0 and size1, all [N], in units of the tolerance.
-
-        Waits for the device once. ``error`` may be overwritten.
-        """
-        size = torch.maximum(size0, size1)
-        if isinstance(self.rtol, float) and isinstance(self.atol, float) and 0 < self.atol < 1e30 * self.rtol:
-            # rtol is left to Python: one tensor operation less.
-            return norm(error.div_(size.add_(self.atol / self.rtol))) / self.rtol
-        return norm(error.div_(self.scale(size)))
+    @property
+    def numbers(self) -> tuple[float, float] | None:
+        """rtol and atol where they are numbers."""
+        rtol, atol = self.rtol, self.atol
+        return (rtol, atol) if isinstance(rtol, float) and isinstance(atol, float) else None
 
     def scale(self, size: Tensor) -> Tensor:
         """The acceptable error of numbers of this absolute value, both [N]; ``size`` is overwritten."""
         scale = size.mul_(self.rtol).add_(self.atol)
         has_atol = isinstance(self.atol, Tensor) or self.atol > 0
         return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
+
+
+class Gauge:
+    """Measures the errors of the steps of one solve from y [N] on, in units of the tolerance."""
+
+    def __init__(self, tolerance: Tolerance, norm: Norm, y: Tensor) -> None:
+        self._tolerance, self._norm = tolerance, norm
+        self._size = self._size_next = y.detach().abs()
+        self._rtol, atol = tolerance.numbers or (0.0, 0.0)
+        # A tensor, since adding a number takes longer.
+        self._floor = self._size.new_tensor(atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
+
+    def ratio(self, error: Tensor, y_next: Tensor) -> float:
+        """The error [N] of a step to y_next [N]; or a scalar, where the step has measured it itself."""
+        if error.dim() == 0:
+            return error.item()
+        self._size_next = y_next.detach().abs()
+        return self.again(error)
+
+    def again(self, error: Tensor) -> float:
+        """Another error [N] of the same step. Waits for the device once, and may overwrite the error."""
+        size = torch.maximum(self._size, self._size_next)
+        if self._floor is None:
+            return self._norm(error.div_(self._tolerance.scale(size)))
+        # rtol is left to Python: one tensor operation less.
+        return self._norm(error.div_(size.add_(self._floor))) / self._rtol
+
+    def accept(self) -> None:
+        """The next step starts where this one ended."""
+        self._size = self._size_next
 
 
 @dataclass(frozen=True)

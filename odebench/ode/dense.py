@@ -25,7 +25,7 @@ def weights_at(weights: Weights, thetas: Sequence[float], like: Tensor) -> Tenso
     table = _by_powers(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
-    return (powers @ table).to(like.dtype).to(like.device)
+    return (powers @ table).to(like)
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import Watch
-from odebench.ode.gradients.adjoint import Adjoint, AdjointField, Quadrature, integrate_back, quadrature_of
+from odebench.ode.gradients.adjoint import Adjoint, integrate_back, quadrature_of
+from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature
 from odebench.ode.gradients.reach import Targets, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
@@ -224,6 +225,7 @@ class _Solve(torch.autograd.Function):
         targets = Targets(problem, "adjoint", ctx.parameters, [])
         field = AdjointField(problem, targets, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
+        stepper: Any = None
         a = grad_states[len(times) - 1]
         for i in range(len(times) - 1, 0, -1):
             z = field.start(states[i], a)
@@ -232,7 +234,8 @@ class _Solve(torch.autograd.Function):
             if mode.quadrature is None:
                 result = integrate(field, z, span, plan, stats, observers=mode.observers)
             else:
-                result = integrate_back(field, z, span, plan, stats, 1.0)
+                result = integrate_back(field, z, span, plan, stats, 1.0, stepper)
+                stepper = result.stepper
             if result.outcome.status is not Status.success and plan.tolerance is not None:
                 raise mode.error(result.outcome, during="backward solve of the adjoint")
             a = field.finish(result.states[1], 1.0) + grad_states[i - 1]

@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -276,8 +275,7 @@ def _adaptive(
         return outcome(Status.non_finite), h
     # Where an event alone ends the solve, the end is infinite.
     far = max(abs(t), abs(end) if math.isfinite(end) else h)
-    with torch.no_grad():
-        size = y.abs()
+    gauge = control.Gauge(tolerance, plan.norm, y)
 
     while True:
         h = max(h, plan.min_step)
@@ -296,13 +294,10 @@ def _adaptive(
         y_next = stepper.attempt(t, direction * step, y, last)
         if stepper.failure is Status.unstable:
             return outcome(Status.unstable), h
-        with torch.no_grad():
-            size_next = y_next.abs()
-            measure = partial(tolerance.ratio, size0=size, size1=size_next, norm=plan.norm)
-            ratio = measure(stepper.error())
+        ratio = gauge.ratio(stepper.error(), y_next)
         # NaN is a rejection too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
-        ratio_next = ratio if variable is None else variable.choose_order(torch.no_grad()(measure), ratio, accepted)
+        ratio_next = ratio if variable is None else variable.choose_order(gauge.again, ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)
         if not accepted:
             for observer in observers:
@@ -325,7 +320,8 @@ def _adaptive(
         if last or event_time is not None:
             return outcome(Status.success if event_time is None else Status.event), h
         stepper.accept(t_next, y_next, last)
-        y, size = y_next, size_next
+        gauge.accept()
+        y = y_next
         if at_stop and stops.pop(0) in plan.jumps:
             stepper.start(t, y, None)
 

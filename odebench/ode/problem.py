@@ -1,7 +1,6 @@
 """The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
 
 import functools
-import itertools
 import math
 import types
 from collections.abc import Callable, Sequence
@@ -47,10 +46,15 @@ class Layout:
         """Whether the state is a tuple of tensors: taken apart without pytree, which takes longer than a small f."""
         return self.structure == pytree.tree_structure(tuple(self.sizes))
 
+    @functools.cached_property
+    def plain(self) -> tuple[Any, ...] | None:
+        """The state's shape, as ``view`` takes it fastest, where f is called with one tensor and nothing else."""
+        if self.single and not self.constants and self.autocast is None:
+            return tuple(self.shapes[0]) or ((),)
+        return None
+
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
-        if self.single and y.dim() == 1 and y.dtype == self.dtype:
-            return y.view((*self.shapes[0],))
         return self.structured(self.parts(y))
 
     def parts(self, y: Tensor) -> list[Tensor]:
@@ -87,6 +91,9 @@ class Layout:
     ) -> Tensor:
         """dy/dt [N] at a flat state y [N], written to ``out`` [N] where that saves a copy; raises what ``evaluate``
         raises."""
+        if self.plain and y.dtype == self.dtype and y.dim() == 1:
+            # The same in fewer calls, which would take as long as a small f.
+            return self._check(f(t, y.view(*self.plain)))[0].reshape(-1)
         return flat(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
     def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -137,12 +144,16 @@ class Graph:
 
 @dataclass(frozen=True)
 class PureField:
-    """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``."""
+    """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``.
+
+    numbers: makes a tensor of times and step sizes.
+    """
 
     f: Callable[..., Any]
     layout: Layout
     args: Sequence[Tensor]
     stats: Stats
+    numbers: Callable[[Sequence[float]], Tensor]
 
 
 class Problem:
@@ -153,7 +164,7 @@ class Problem:
     times: T floats, strictly increasing or decreasing.
     args: the tensors inside the user's args, in order.
     stats: counted into by every evaluation.
-    time_dtype: of the times that f gets; by default that of the state, or its real part's.
+    time_dtype: of the times that f gets, that of the state or its real part's: no float64 where the device has none.
     """
 
     def __init__(
@@ -162,7 +173,6 @@ class Problem:
         y0: Any,
         t: Tensor | Sequence[float],
         args: tuple[Any, ...],
-        time_dtype: torch.dtype | None = None,
     ) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
@@ -186,8 +196,7 @@ class Problem:
         self.y0 = flat(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
-        # The state's dtype: no float64 where the device has none.
-        self.time_dtype = time_dtype or self.y0.real.dtype
+        self.time_dtype = self.y0.real.dtype
         self.t = as_tensor(t)
         self.times = _check_times(self.t)
         self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
@@ -205,15 +214,19 @@ class Problem:
 
     def pure(self) -> "PureField":
         """What a compiled step makes evaluations of."""
-        return PureField(self.f, self.layout, self.args, self.stats)
+        return PureField(self.f, self.layout, self.args, self.stats, self.numbers)
 
     def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors on the state's device."""
+        return self.numbers(times).unbind()
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """The same and step sizes, [len(values)]."""
         device = self.y0.device
         if device.type == "cpu":
-            return torch.tensor(times, dtype=self.time_dtype).unbind()
+            return torch.tensor(values, dtype=self.time_dtype)
         # Filled there: a copy from the host would wait for the device.
-        return [torch.full((), time, dtype=self.time_dtype, device=device) for time in times]
+        return torch.stack([torch.full((), value, dtype=self.time_dtype, device=device) for value in values])
 
     def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors; ``out``: see ``Layout``."""
@@ -307,7 +320,7 @@ def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor
     else:
         same = out is not None and all(leaf.dtype == out.dtype for leaf in leaves)
         y = torch.cat([leaf.reshape(-1) for leaf in leaves], out=out if same else None)
-    return y if dtype in (None, y.dtype) else y.to(dtype)
+    return y if dtype is None or y.dtype == dtype else y.to(dtype)
 
 
 def check_state(leaves: list[Any]) -> None:
@@ -327,7 +340,6 @@ def _check_times(t: Tensor) -> list[float]:
     times = t.tolist()
     if not all(map(math.isfinite, times)):
         raise ValueError("t must be finite")
-    differences = [after - before for before, after in itertools.pairwise(times)]
-    if not (all(d > 0 for d in differences) or all(d < 0 for d in differences)):
+    if times not in (increasing := sorted(set(times)), increasing[::-1]):
         raise ValueError("t must be strictly increasing or strictly decreasing")
     return times

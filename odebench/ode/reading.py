@@ -50,7 +50,8 @@ class Reader:
         event_time = found_at[-1] if ends else None
         if event_time is not None:
             wanted = [time for time in wanted if (time - event_time) * h <= 0]
-        rows = self._keep(sorted({*wanted, *found_at}, reverse=h < 0), t, t_next, extension, y_next)
+        times = sorted({*wanted, *found_at}, reverse=h < 0) if found else wanted
+        rows = self._keep(times, t, t_next, extension, y_next)
         self.rows += [rows[time] for time in wanted]
         self.hits += [Hit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
         return event_time

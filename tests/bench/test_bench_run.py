@@ -3,7 +3,11 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
+from odebench.bench.contest import Outcome, measure_all
+from odebench.bench.fields import Spiral
 from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
 from odebench.bench.works import DEFAULT
 from odebench.cli import main
@@ -71,3 +75,14 @@ def test_a_small_bench_writes_and_prints(tmp_path, capsys):
 
     assert main(["bench", *words]) == 2
     assert f"{folder} is not empty" in capsys.readouterr().err
+
+
+def test_beside_compiled_steps_stands_the_time_of_the_compiled_field(monkeypatch):
+    fields = []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: fields.append(f) or f if isinstance(f, nn.Module) else f)
+    outcome = Outcome()
+    plan = make_plan(["tiny"], modes="forward", peers="none", tol="1e-3", repeats=1, compiled=True)
+    list(measure_all(plan, outcome, lambda text: None))
+    assert [type(field) for field in fields] == [Spiral]
+    assert [row["variant"] for row in outcome.rows] == ["", "compiled"]
+    assert all(row["bare_ms"] > 0 for row in outcome.rows)

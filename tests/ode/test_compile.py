@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from odebench.ode import Checkpoint, solve
 
@@ -75,6 +76,29 @@ def test_a_step_is_compiled_once_for_a_field_and_a_shape(field):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"atol": 0.0}, id="relative"),
+        pytest.param({"atol": torch.full((4, 2), 1e-6)}, id="each"),
+        pytest.param({"method": "dopri8"}, id="extra-stages"),
+        pytest.param({"jump_t": (0.5,)}, id="jump"),
+    ],
+)
+def test_the_function_that_is_compiled_takes_the_plain_steps(field, options, monkeypatch):
+    field = copy.deepcopy(field)
+    plain, theirs = run(field, (0.0, 0.1, 0.2, 3.0), "backprop", **options)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    compiled, ours = run(field, (0.0, 0.1, 0.2, 3.0), "backprop", compile=True, **options)
+    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-10)
+    assert compiled.stats.error_ratios == pytest.approx(plain.stats.error_ratios, rel=1e-3)
+    assert compiled.stats.stiffness == pytest.approx(plain.stats.stiffness, rel=1e-3)
+    assert compiled.stats.nfe == plain.stats.nfe
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 5}], ids=["adaptive", "fixed"])
 def test_a_step_of_the_adjoint_gives_the_gradients_of_its_stages(field, options, monkeypatch):
     field = copy.deepcopy(field)
@@ -85,6 +109,14 @@ def test_a_step_of_the_adjoint_gives_the_gradients_of_its_stages(field, options,
     assert backward.nfe == (4 if options else 7) * (backward.accepted + backward.rejected)
     for one, other in zip(gradients, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_an_adjoint_whose_saved_tensors_are_watched_has_the_plain_steps(field):
+    plain = run(field, (0.0, 1.0, 3.0), "adjoint")[1]
+    with torch.compiler.set_stance("force_eager"), saved_tensors_hooks(lambda x: x, lambda x: x):
+        watched = run(field, (0.0, 1.0, 3.0), "adjoint", compile=True)[1]
+    for one, other in zip(watched, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_a_function_that_is_no_module_has_its_adjoint_step_by_step(field, monkeypatch):

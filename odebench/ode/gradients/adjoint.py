@@ -17,16 +17,16 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Watch
+from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
 from odebench.ode.gradients.reach import Targets, first_evaluation
 from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
 from odebench.ode.methods import METHODS, Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.jacobian import Block, linearize_rate, real_size
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once import differentiable_once
-from odebench.ode.problem import Problem, flat
+from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 
 # The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
@@ -156,9 +156,9 @@ class _AdjointSolve(torch.autograd.Function):
             norm=_norm(mode, ctx.plan, targets, states.shape[1]),
         )
         field = AdjointField(problem, targets, ctx.path, quadrature)
-        compiled = None
+        stepper: Any = None
         if ctx.compile and CompiledAdjoint.serves(problem, targets, plan.method):
-            compiled = CompiledAdjoint(plan.method, problem, targets, stats)
+            stepper = CompiledAdjoint(plan.method, problem, targets, stats)
         a = grad_states[ctx.reached - 1]
         for i in range(ctx.reached - 1, 0, -1):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
@@ -167,17 +167,12 @@ class _AdjointSolve(torch.autograd.Function):
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
-            result = integrate_back(field, z, span, plan, stats, size, compiled)
+            result = integrate_back(field, z, span, plan, stats, size, stepper)
             if result.outcome.status is not Status.success:
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
-            first_step = result.next_step
+            first_step, stepper = result.next_step, result.stepper
         return None, None, None, None, None, None, None, None, a, *targets.gradients()
-
-
-Quadrature = Literal["stages", "nodes"] | None
-"""How the parameter gradient is had: by the stages of an explicit step as they are evaluated, at the nodes of an
-accepted implicit step, or, None, as a part of the backward state."""
 
 
 def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
@@ -190,24 +185,28 @@ def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
 
 
 def integrate_back(
-    field: "AdjointField",
+    field: AdjointField,
     z: Tensor,
     span: list[float],
     plan: Plan,
     stats: Stats,
     size: float,
-    compiled: CompiledAdjoint | None = None,
+    stepper: Any = None,
 ) -> Result:
-    """The backward solve over one interval, its parameter gradients times ``size``; by ``compiled`` steps, if any."""
-    if compiled is not None:
-        steps: Any = compiled
-        return integrate(field, z, span, plan, stats, observers=[StepQuadrature(steps, size)], stepper=steps)
-    if field.quadrature != "nodes":
-        return integrate(field, z, span, plan, stats, observers=[StageQuadrature(field, plan.method, size)])
-    stepper: Any = make_stepper(
-        plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
-    )
-    return integrate(field, z, span, plan, stats, observers=[_NodeQuadrature(field, stepper, size)], stepper=stepper)
+    """The backward solve over one interval, its parameter gradients times ``size``.
+
+    stepper: a compiled one, or that of another interval: many are one step, and making it takes as long as a stage.
+    """
+    if field.quadrature == "nodes" and stepper is None:
+        stepper = make_stepper(
+            plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
+        )
+    observer: Observer = StageQuadrature(field, plan.method, size)
+    if isinstance(stepper, CompiledAdjoint):
+        observer = StepQuadrature(stepper, size)
+    elif field.quadrature == "nodes":
+        observer = NodeQuadrature(field, stepper, size)
+    return integrate(field, z, span, plan, stats, observers=[observer], stepper=stepper)
 
 
 def _backward_tolerance(
@@ -240,164 +239,3 @@ def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
         return max(error / s for error, s in zip(errors, slack, strict=True))
 
     return norm
-
-
-class AdjointField:
-    """d/dt of (y, a) [2N], of a [N] where y(t) is read off the ``path`` of the forward solve, and of (..., g) where
-    the gradient g [P] of the targets is part of the state; where its ``quadrature`` is by stages, their integrands are
-    kept for it."""
-
-    def __init__(self, problem: Problem, targets: Targets, path: DenseOutput | None, quadrature: Quadrature) -> None:
-        self._problem, self._targets, self._path, self.quadrature = problem, targets, path, quadrature
-        self._n = len(problem.y0)
-        self.clock = problem.clock
-        self.integrands: list[list[Tensor] | None] = []
-
-    def start(self, y: Tensor, a: Tensor) -> Tensor:
-        """The backward state from y and a, both [N]."""
-        self.integrands = []
-        parts = [a] if self._path is not None else [y, a]
-        if self.quadrature is None:
-            parts += [torch.zeros_like(target).reshape(-1).to(a.dtype) for target in self._targets.wanted]
-        return torch.cat(parts)
-
-    def finish(self, z: Tensor, size: float) -> Tensor:
-        """a [N] of the backward state; the gradients in it, times ``size``, are added to the targets' totals."""
-        start = 0 if self._path is not None else self._n
-        if self.quadrature is None:
-            totals = self._targets.totals
-            parts = z[start + self._n :].split([total.numel() for total in totals])
-            for total, part in zip(totals, parts, strict=True):
-                total.add_((part if total.is_complex() else part.real).view_as(total), alpha=size)
-        return z[start : start + self._n]
-
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
-        """The derivative of the backward state y."""
-        y, a = self._split(t, y)
-        self._count()
-        graph = self._problem.graph(t, y, self._targets.args)
-        self._targets.check(graph.rates, t, graph.leaves)
-        # One call for the state's and the parameters' gradients: two would walk the same chain twice.
-        gathers = self.quadrature is None or (counts and self.quadrature == "stages")
-        inputs = [*graph.leaves, *self._targets.wanted] if gathers else list(graph.leaves)
-        pairs = [(r, g) for r, g in zip(graph.rates, graph.gradients(a), strict=True) if r.requires_grad]
-        if pairs:
-            rates, gradients = zip(*pairs, strict=True)
-            found = torch.autograd.grad(rates, inputs, gradients, allow_unused=True, materialize_grads=True)
-        else:
-            found = tuple(map(torch.zeros_like, inputs))
-        n = len(graph.leaves)
-        parts = [rate.detach() for rate in graph.rates] if self._path is None else []
-        parts += map(torch.neg, found[:n])
-        if self.quadrature == "stages":
-            self.integrands.append(list(found[n:]) if counts else None)
-        else:
-            parts += map(torch.neg, found[n:])
-        return flat(parts, a.dtype, out)
-
-    def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
-        """a^T df/dtheta of every target."""
-        y, a = self._split(t, z)
-        with torch.enable_grad():
-            f = self._rate(t, y)
-        if not (f.requires_grad and self._targets.wanted):
-            return [torch.zeros_like(target) for target in self._targets.wanted]
-        return list(torch.autograd.grad(f, self._targets.wanted, a, allow_unused=True, materialize_grads=True))
-
-    def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[Block]:
-        """df/dy of y and -(df/dy)^T of a, good enough for Newton iterations: what a gets from a change of y, and g from
-        both, comes right an iteration later."""
-        y, _ = self._split(t, z)
-        state = linearize_rate(lambda x: self._rate(t, x), y, stats)
-        blocks = [state.minus_transpose()] if self._path is not None else [state, state.minus_transpose()]
-        return [*blocks, Block(real_size(z) - sum(block.size for block in blocks))]
-
-    def differentiable(self, t: Tensor, z: Tensor, counts: bool = True) -> Tensor:
-        """What calling the field gives, with its graph down to t and z."""
-        y, a = self._split(t, z)
-        if self._path is not None and t.requires_grad:
-            (slope,) = self._path.derivative([self._within(t)])
-            y = y + (t - t.detach()) * slope
-        y = y if y.requires_grad else y.requires_grad_()
-        f = self._rate(t, y)
-        inputs = [y, *self._targets.wanted] if self.quadrature is None else [y]
-        a_dfdy, *integrand = torch.autograd.grad(
-            f, inputs, a, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        parts = [a_dfdy.neg()] if self._path is not None else [f, a_dfdy.neg()]
-        return torch.cat([*parts, *(part.reshape(-1).neg().to(a.dtype) for part in integrand)])
-
-    def _count(self) -> None:
-        stats = self._problem.stats.backward
-        assert stats is not None
-        stats.nfe += 1
-
-    def _rate(self, t: Tensor, y: Tensor) -> Tensor:
-        self._count()
-        return self._problem.rate(t, y, self._targets.args)
-
-    def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """y and a, both [N], at the time t."""
-        if self._path is None:
-            return z[: self._n], z[self._n : 2 * self._n]
-        return self._path.flat([self._within(t)], slack=1.0)[0], z[: self._n]
-
-    def _within(self, t: Tensor) -> float:
-        """t as a float, inside the path: but for the stages of implicit methods that lie well beyond the end of a step,
-        and for which the path is extrapolated."""
-        assert self._path is not None
-        low, high = sorted(self._path.span)
-        time = t.item()
-        within = min(max(time, low), high)
-        return within if abs(time - within) < 1e-6 * (high - low) else time
-
-
-@dataclass
-class StageQuadrature:
-    """The integral of a^T df/dtheta along the accepted steps, times ``size``, with the weights of the method."""
-
-    field: AdjointField
-    method: Method
-    size: float
-
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing yet."""
-
-    def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add what the step's stages gathered."""
-        if not self.field.integrands:
-            return
-        assert isinstance(self.method, Tableau)
-        # dL/dtheta grows by the integral backward in time: h is negative where time was run forward.
-        stages = self.field.integrands[: self.method.stages]
-        for weight, integrand in zip(self.method.b, stages, strict=True):
-            if weight and integrand:
-                torch._foreach_add_(self.field._targets.totals, integrand, alpha=-h * weight * self.size)
-        self.field.integrands = stages[-1:] if self.method.fsal else []
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """The first stage stays."""
-        self.field.integrands = self.field.integrands[:1]
-
-
-@dataclass
-class _NodeQuadrature:
-    """The same for an implicit method, evaluated at the nodes of each accepted step: its iterations need no parameter
-    gradient."""
-
-    field: AdjointField
-    stepper: Any
-    size: float
-
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing yet."""
-
-    def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add what the step gives."""
-        if not self.field._targets.wanted:
-            return
-        for weight, time, z in self.stepper.nodes():
-            torch._foreach_add_(self.field._targets.totals, self.field.integrand(time, z), alpha=-weight * self.size)
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing was gathered."""

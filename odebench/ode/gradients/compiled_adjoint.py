@@ -33,7 +33,7 @@ class CompiledAdjoint:
         self._parameters = [target.detach() for target in targets.wanted[: len(self._names)]]
         self._args = [arg.detach() for arg in targets.args]
         wanted = tuple(i for i, arg in enumerate(targets.args) if arg.requires_grad)
-        self._step = _compile(problem.f, problem.layout, method, self._names, wanted)
+        self._step = _compile(problem.f, problem.layout, method, self._names, wanted, problem.y0.device.type)
         self._error: Tensor | None = None
         self.gathered: list[Tensor] = []
         self.order = method.order
@@ -42,7 +42,8 @@ class CompiledAdjoint:
     def serves(problem: Problem, targets: Targets, method: Any) -> bool:
         """Whether f's parameters are those of a module, so that torch can differentiate f as a function of them."""
         real = not problem.y0.is_complex()
-        return real and isinstance(method, Tableau) and _names(problem.f, targets) is not None
+        known = isinstance(method, Tableau) and _names(problem.f, targets) is not None
+        return real and known and not _saves_by_hooks()
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Nothing is kept from step to step."""
@@ -50,10 +51,8 @@ class CompiledAdjoint:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [2N] at t + h."""
         self._stats.nfe += self._method.stages
-        clock = self._problem.clock([t + c_i * h for c_i in self._method.c])
-        # A number would be compiled into the step.
-        size = torch.full((), h, dtype=y.dtype, device=y.device)
-        y_next, self._error, *self.gathered = self._step(tuple(clock), size, y, self._parameters, self._args)
+        numbers = self._problem.numbers([h, *(t + c_i * h for c_i in self._method.c)])
+        y_next, self._error, *self.gathered = self._step(numbers, y, self._parameters, self._args)
         return y_next
 
     def error(self) -> Tensor:
@@ -84,6 +83,15 @@ class StepQuadrature:
         """The next attempt gives its own."""
 
 
+def _saves_by_hooks() -> bool:
+    """Whether saved tensors go through hooks, as where memory is measured or moved to the CPU: torch.func has none."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(""):
+            return False
+    except RuntimeError:
+        return True
+
+
 def _names(f: Any, targets: Targets) -> list[str] | None:
     """The names of the wanted parameters in the module f, None where it is none or they are not all its own."""
     if not isinstance(f, nn.Module):
@@ -95,13 +103,19 @@ def _names(f: Any, targets: Targets) -> list[str] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(f: nn.Module, layout: Layout, method: Tableau, names: tuple[str, ...], wanted: tuple[int, ...]) -> Step:
+def _compile(
+    f: nn.Module,
+    layout: Layout,
+    method: Tableau,
+    names: tuple[str, ...],
+    wanted: tuple[int, ...],
+    device_type: str,
+) -> Step:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
-    fsal, _, _ = method.fsal, layout.single, layout.is_tuple
+    fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
 
-    def step(
-        clock: tuple[Tensor, ...], h: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def step(numbers: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:
+        h, *clock = numbers.unbind()
         inputs = [*parameters, *(args[i] for i in wanted)]
 
         def linearize(t: Tensor, y: Tensor, gathers: bool) -> Any:
@@ -132,4 +146,4 @@ def _compile(f: nn.Module, layout: Layout, method: Tableau, names: tuple[str, ..
         gathered = [h * weighted_sum(b, parts) for parts in zip(*(integrands[i] for i in counts), strict=True)]
         return z_next, error, *gathered
 
-    return compiled_or_plain(step)
+    return compiled_or_plain(step, device_type)

@@ -2,6 +2,7 @@
 torch's operations costs more than they do."""
 
 import functools
+import math
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import Layout, PureField
 
@@ -19,50 +21,75 @@ Step = Callable[..., tuple[Tensor, ...]]
 class CompiledStep:
     """A step of ``method`` for one problem.
 
-    field: gives the evaluations. with_stages: whether the stages are wanted, for the continuous extension.
+    field: gives the evaluations; y: a state [N]. with_stages: whether the stages are wanted, for the continuous
+        extension; one_sided: whether f is evaluated just before the end of the step.
+    tolerance, norm: where they are numbers and the root mean square the step measures its error itself.
 
     Raises ValueError where f or a constant among its arguments is unhashable, so that it cannot be recognised.
     """
 
-    def __init__(self, field: PureField, method: Tableau, with_stages: bool) -> None:
-        self._field, self._num_evaluations = field, method.stages - 1
+    def __init__(
+        self,
+        field: PureField,
+        method: Tableau,
+        y: Tensor,
+        with_stages: bool,
+        one_sided: bool,
+        tolerance: Tolerance | None,
+        norm: Norm,
+    ) -> None:
+        self._field, self._c = field, method.c[1:]
+        numbers = (0.0, 1.0) if tolerance is None else tolerance.numbers
+        # As a tensor, like every number that is not to be compiled into the step.
+        self._tolerance = y.real.new_tensor(numbers) if numbers and norm is rms else None
         try:
-            self._step = _compile(field.f, field.layout, method, with_stages)
+            self._step = _compile(field.f, field.layout, method, with_stages, one_sided, y.device.type)
         except TypeError as error:
             raise ValueError(f"compile=True: f and the constants in args must be hashable ({error})") from error
 
-    def __call__(self, clock: Sequence[Tensor], h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
-        """y at t + h, the last stage and, outside the graph, the error, all [N]; then the stages between if wanted."""
-        self._field.stats.nfe += self._num_evaluations
-        # A number would be compiled into the step.
-        size = torch.full((), h, dtype=y.real.dtype, device=y.device)
-        return self._step(tuple(clock), size, y, k0, list(self._field.args))
+    def __call__(self, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
+        """y at t + h, the last stage, and the error, all [N], or the error measured, which has no graph; then, if
+        wanted, all stages [s, N]."""
+        self._field.stats.nfe += len(self._c)
+        numbers = self._field.numbers([h, *(t + c_i * h for c_i in self._c)])
+        return self._step(numbers, y, k0, list(self._field.args), self._tolerance)
 
 
 # Bounded, and each with its function: who solves with ever new lambdas compiles ever anew.
 @functools.lru_cache(maxsize=64)
-def _compile(f: Callable[..., Any], layout: Layout, method: Tableau, with_stages: bool) -> Step:
+def _compile(
+    f: Callable[..., Any], layout: Layout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
+) -> Step:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
-    fsal, _, _ = method.fsal, layout.single, layout.is_tuple
+    fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
 
-    def step(clock: tuple[Tensor, ...], h: Tensor, y: Tensor, k0: Tensor, args: list[Tensor]) -> tuple[Tensor, ...]:
+    def step(
+        numbers: Tensor, y: Tensor, k0: Tensor, args: list[Tensor], tolerance: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        h, *clock = numbers.unbind()
         stages = [k0]
-        for i in range(1, method.stages):
+        for i, time in enumerate(clock, start=1):
             y_next = y + h * weighted_sum(method.a[i], stages)
-            stages.append(layout.rate(f, clock[i], y_next, args))
+            time = torch.nextafter(time, time - h) if one_sided and method.c[i] == 1 else time
+            stages.append(layout.rate(f, time, y_next, args))
         if not fsal:
             y_next = y + h * weighted_sum(method.b, stages)
-        error = y.new_zeros(()) if method.error is None else h * weighted_sum(method.error, stages).detach()
-        return y_next, stages[-1], error, *(stages[1:-1] if with_stages else ())
+        error = y.new_zeros(())
+        if method.error is not None:
+            error = h * weighted_sum(method.error, stages).detach()
+            error = error if tolerance is None else measured(error, y, y_next, tolerance)
+        # Stages in one tensor: autograd takes as long for each output as for a small stage.
+        return y_next, stages[-1], error, *([torch.stack(stages)] if with_stages else ())
 
-    return compiled_or_plain(step)
+    return compiled_or_plain(step, device_type)
 
 
-def compiled_or_plain(step: Any) -> Step:
+def compiled_or_plain(step: Any, device_type: str) -> Step:
     """The step compiled; where that fails a warning, and the step as it is."""
     # torch counts recompilations by code object, and gives up after a few: each step gets its own.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
-    compiled = torch.compile(own, dynamic=False)
+    # Its small kernels called from C++, where that needs no other compiler than they do themselves.
+    compiled = torch.compile(own, dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
     state = {"works": True}
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
@@ -76,6 +103,14 @@ def compiled_or_plain(step: Any) -> Step:
         return step(*inputs)
 
     return run
+
+
+def measured(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
+    """The root mean square of an error [N] between two states, in units of the tolerance [rtol, atol]."""
+    rtol, atol = tolerance.unbind()
+    size = torch.maximum(y.detach().abs(), y_next.detach().abs())
+    scale = (atol + rtol * size).clamp_min(torch.finfo(tolerance.dtype).tiny)
+    return torch.linalg.vector_norm(error / scale) / math.sqrt(max(y.numel(), 1))
 
 
 def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.compiled import CompiledStep
 from odebench.ode.methods.tableau import Tableau
@@ -29,8 +30,9 @@ class Buffer:
 
     def put(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
-        if k is not self._row[i]:
-            self._row[i].copy_(k)
+        row = self._row[i]
+        if k is not row:
+            row.copy_(k)
 
     def room(self, i: int) -> Tensor:
         """Where stage i [N] may be written by who makes it, before it is put."""
@@ -46,27 +48,24 @@ class Buffer:
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
         """y + h sum_i weights_i k_i, [N]."""
-        rows, vector, _ = self._product(weights)
+        rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
         return torch.addmv(y, rows, vector, alpha=h)
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
-        rows, vector, _ = self._product(weights)
+        rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
         return torch.addmv(self._row[0], rows, vector, beta=0, alpha=h)
 
     def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
         # By identity, since hashing the row would take as long; kept with it, so that the identity stays its own.
-        found = self._products.get(id(weights))
-        if found is None:
-            vector = _vector(weights, self._rows.dtype, self._rows.device)
-            found = (self._rows[: len(weights)].t(), vector, weights)
-            self._products[id(weights)] = found
-        return found
+        vector = _tensor(weights, self._rows.dtype, self._rows.device)
+        made = self._products[id(weights)] = (self._rows[: len(weights)].t(), vector, weights)
+        return made
 
 
 # Kept from solve to solve: an adjoint with many output times is as many short solves.
 @functools.lru_cache(maxsize=1024)
-def _vector(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(weights, dtype=dtype, device=device)
 
@@ -116,6 +115,7 @@ class ExplicitRungeKutta:
 
     field: gives f; one_sided: see ``make_stepper``.
     compiled: compile the step; with_stages: a compiled step gives its stages, for its continuous extension.
+    tolerance, norm: of the error, which a compiled step measures itself where they are simple.
     """
 
     failure: Status | None = None
@@ -129,16 +129,25 @@ class ExplicitRungeKutta:
         compiled: bool = False,
         with_stages: bool = True,
         one_sided: float = 0.0,
+        tolerance: Tolerance | None = None,
+        norm: Norm = rms,
     ) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
-        self._step = CompiledStep(field.pure(), method, with_stages) if compiled and method.stages > 1 else None
+        self._step: CompiledStep | None = None
+        if compiled and method.stages > 1:
+            self._step = CompiledStep(field.pure(), method, y, with_stages, one_sided != 0, tolerance, norm)
         self._has_stages = self._step is None or with_stages
         tapes = torch.is_grad_enabled() or self._step is not None or transformed()
         self._stages: Buffer | Tape = Tape(owned=self._step is not None) if tapes else Buffer(method, y)
+        # Of each stage but the first: its number, its row, whether it has weight in the step, and whether in the next.
+        last = method.stages - 1
+        self._later = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]
         self._h, self._extended = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
-        self._attempted: tuple[Tensor, float] | None = None
+        self._attempted = False
         self._error: Tensor | None = None
+        # Of a compiled step: all stages [s, N], if any.
+        self._rows: list[Tensor] = []
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
@@ -151,18 +160,16 @@ class ExplicitRungeKutta:
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
-        method, stages = self._method, self._stages
-        self._h, self._end, self._extended, self._attempted = h, None, False, (y, h)
-        clock = self._clock(t, h, method.c)
+        method, stages, field = self._method, self._stages, self._field
+        self._h, self._end, self._extended, self._attempted = h, None, False, True
         if self._step is not None:
-            y_next, k_last, self._error, *between = self._step(clock, h, y, stages.get(0))
-            for i, k in enumerate((*between, k_last), start=1 if between else method.stages - 1):
-                stages.put(i, k)
+            y_next, k_last, self._error, *self._rows = self._step(t, h, y, stages.get(0))
+            stages.put(method.stages - 1, k_last)
             return y_next
-        for i in range(1, method.stages):
-            y_i = stages.combine(y, method.a[i], h)
-            counts = method.b[i] != 0 or (method.fsal and i == method.stages - 1 and not last)
-            stages.put(i, self._field(clock[i], y_i, counts, stages.room(i)))
+        clock = self._clock(t, h, method.c[1:])
+        for (i, weights, counts, carried), time in zip(self._later, clock, strict=True):
+            y_i = stages.combine(y, weights, h)
+            stages.put(i, field(time, y_i, counts or (carried and not last), stages.room(i)))
         return y_i if method.fsal else stages.combine(y, method.b, h)
 
     def error(self) -> Tensor:
@@ -175,7 +182,10 @@ class ExplicitRungeKutta:
     def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
         """The method's own extension; linear or cubic Hermite where it has none."""
         method, h = self._method, self._h
+        if method.dense is not None and self._rows and not method.extra_c:
+            return Extension(t, h, y, self._rows[0], method.dense)
         if method.dense is not None:
+            self._unpack()
             clock = self._clock(t, h, method.extra_c) if method.extra_c else ()
             for i, row in enumerate(method.extra_a):
                 y_i = self._stages.combine(y, row, h)
@@ -204,16 +214,19 @@ class ExplicitRungeKutta:
     def stiffness(self) -> float | None:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
         Ordinary Differential Equations II, section IV.2)."""
-        method, last = self._method, self._method.stages - 1
-        usable = method.adaptive and last > 1 and method.c[last] == method.c[last - 1] and self._has_stages
-        if self._attempted is None or not usable:
+        weights = self._method.last_differences
+        if not (self._attempted and self._has_stages and weights):
             return None
-        y, h = self._attempted
         with torch.no_grad():
-            y1, y2 = (self._stages.combine(y, method.a[i], h) for i in (last - 1, last))
-            slopes = self._stages.get(last) - self._stages.get(last - 1)
-            rise, run = torch.stack((torch.linalg.vector_norm(slopes), torch.linalg.vector_norm(y2 - y1))).tolist()
-        return abs(h) * rise / run if run > 0 else 0.0
+            rows = self._rows[0] if self._rows else self._stages.first(self._method.stages)
+            slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
+            rise, run = torch.linalg.vector_norm(_tensor(weights, slopes.dtype, slopes.device) @ slopes, dim=1).tolist()
+        return rise / run if run > 0 else 0.0
+
+    def _unpack(self) -> None:
+        for rows in self._rows:
+            for i, k in enumerate(rows.unbind()):
+                self._stages.put(i, k)
 
     def _evaluate_start(self, t: float, y: Tensor) -> Tensor:
         (time,) = self._field.clock([t])

@@ -57,7 +57,8 @@ class Stepper(Protocol):
         """The state [N] after a step of signed size h; ``last``: nothing will follow it."""
 
     def error(self) -> Tensor:
-        """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it."""
+        """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it. Or a scalar: its
+        root mean square in units of the tolerance."""
 
     def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
         """The continuous extension of the last attempt, to be read before ``accept``."""
@@ -110,12 +111,13 @@ def make_stepper(
 
     compiled: the step, as one function; with_stages: that its stages are wanted as well, for outputs inside of it.
     one_sided: the direction of time where f is to be evaluated just after a step's start and just before its end; or 0.
-    tolerance, norm: how exactly the equations of implicit steps are solved; to round-off where there is no tolerance.
+    tolerance, norm: how exactly the equations of implicit steps are solved, to round-off where there is no tolerance;
+        and how a compiled step measures its error.
     stats: where what they cost is counted.
     """
     how: dict[str, Any] = {"compiled": compiled, "one_sided": one_sided}
     if isinstance(method, Tableau):
-        how["with_stages"] = with_stages
+        how |= {"with_stages": with_stages, "tolerance": tolerance, "norm": norm}
     if isinstance(method, ImplicitTableau | Rosenbrock):
         how |= {"tolerance": tolerance, "norm": norm, "stats": stats}
     return STEPPERS[type(method)](method, field, y, **how)

@@ -81,6 +81,17 @@ class Tableau:
             return self.stages - 1
         return self.stages if self.extra_c[:1] == (1.0,) and self.extra_a[0] == self.b else None
 
+    @functools.cached_property
+    def last_differences(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Weights of the stages in the difference of the last two of them, and in that of the states that these are
+        taken at, divided by h; None where the two do not share their time."""
+        last = self.stages - 1
+        if not self.adaptive or last < 2 or self.c[last] != self.c[last - 1]:
+            return None
+        before = (*self.a[last - 1], 0.0)
+        states = (*(x - y for x, y in zip(self.a[last], before, strict=True)), 0.0)
+        return (*[0.0] * (last - 1), -1.0, 1.0), states
+
     def fixed(self) -> "Tableau":
         """The same step without what only error control needs: for fixed steps."""
         s = self.stages - 1 if self.fsal else self.stages
