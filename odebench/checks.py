@@ -174,6 +174,9 @@ def _check_sync_steps(s: "Settings") -> None:
 
 def _check_training(s: "Settings") -> None:
     schedule, epochs = s.schedule, s.trainer.epochs
+    if s.trainer.compile and s.task == "density":
+        way = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
+        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}")
     if isinstance(schedule, Steps) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
@@ -200,6 +203,14 @@ def warnings(settings: "Settings") -> list[str]:
         found.append(
             f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
             "costs many more evaluations; use tol=1e-3 or float32"
+        )
+    noise = getattr(settings.model, "noise", "rademacher")
+    if noise != "rademacher" and getattr(settings.model, "trace", None) == "exact":
+        found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")
+    if settings.loss.name == "flow_matching" and getattr(settings.model, "train_time", False):
+        found.append(
+            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; "
+            "model.train_time=false says so"
         )
     if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
         found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")

@@ -110,14 +110,24 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
             rest = [word for word in rest if word.startswith("-")]
     if rest and arguments.verb != "tensorboard":
-        known = [*_options(parser, arguments.verb)]
-        raise UsageError(
-            f"unknown option {rest[0]}{did_you_mean(rest[0], known)}"
-            if rest[0].startswith("-")
-            else f"{rest[0]} is one word too many"
-        )
+        if not rest[0].startswith("-"):
+            raise UsageError(f"{rest[0]} is one word too many")
+        raise UsageError(f"unknown option {rest[0]}{_meant(rest[0], parser, arguments)}")
     arguments.rest = rest
     return _VERBS[arguments.verb](arguments)
+
+
+def _meant(word: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The nearest option, or the nearest setting where the verb takes some: those have no dashes."""
+    settings = []
+    if "overrides" in arguments:
+        from odebench.compose import known_keys
+
+        settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
+    known = [*_options(parser, arguments.verb), *(f"--{key}" for key in settings)]
+    hint = did_you_mean(word.partition("=")[0], known)
+    key = hint.removeprefix("; did you mean --").removesuffix("?")
+    return f"; did you mean {key}=...? settings have no dashes" if key in settings else hint
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
@@ -174,15 +184,17 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     run = _check_run(arguments.run)
     split, overrides = _split(arguments.overrides)
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UsageError(f"--limit {arguments.limit}: must be at least 1")
     combinations = expand([overrides], _config_dir_of(run))
     if len(combinations) > 1:
         from odebench.training.study import study_run
 
-        study_run(run, combinations, split)
+        study_run(run, combinations, split, arguments.limit)
         return 0
     from odebench.training.trained import evaluate_run
 
-    evaluate_run(run, overrides, split)
+    evaluate_run(run, overrides, split, arguments.limit)
     return 0
 
 

@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+# The verbs that take settings of the cluster; resume takes no other.
+_SWEEPING = ("sweep", "resume", "reproduce")
+
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answers the shell's request and exits; without argcomplete there is nothing to answer."""
@@ -21,6 +24,21 @@ def complete_kind(**_: Any) -> list[str]:
     return list(KINDS)
 
 
+def complete_figure(prefix: str, **_: Any) -> list[str]:
+    """The figures of a report, also after a comma."""
+    from odebench.reporting.figures import FIGURES
+
+    before, comma = prefix.rpartition(",")[:2]
+    return [f"{before}{comma}{name}" for name in FIGURES]
+
+
+def complete_reproduction(**_: Any) -> list[str]:
+    """What `odebench reproduce` knows."""
+    from odebench.reproduce.catalogue import reproductions
+
+    return list(reproductions())
+
+
 def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """What ``prefix`` can become: keys (``sol`` -> ``solver=``), or a key's values (``solver=d`` -> ...).
 
@@ -35,16 +53,24 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> 
         if equals:
             before, comma = value.rpartition(",")[:2]
             return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
-        own = ["split"] if getattr(parsed_args, "verb", "") in ("eval", "predict") else []
-        return [f"{word}=" for word in [*own, *known_keys(config_dir)] if word != "config_dir"]
+        verb = getattr(parsed_args, "verb", "")
+        own = ["split"] if verb in ("eval", "predict") else _cluster_keys() if verb in _SWEEPING else []
+        keys = [*own, *(known_keys(config_dir) if verb != "resume" else ())]
+        return [f"{word}=" for word in keys if word != "config_dir"]
     except UsageError:
         return []
+
+
+def _cluster_keys() -> list[str]:
+    from odebench.sweep.cluster import GROUP, known_keys
+
+    return [GROUP, *known_keys()]
 
 
 def _values(key: str, config_dir: Path | None) -> list[str]:
     from odebench.compose import PLURALS, options
 
-    if key in PLURALS:
+    if key in PLURALS or key == "cluster":
         return list(options(key, config_dir))
     if key == "eval_solver":
         return list(options("solver", config_dir))

@@ -29,6 +29,13 @@ PLURALS = {
     "trainer": "trainers",
     "experiment": "experiments",
 }
+# Options of Hydra that are packages of their own, and the extra of ours that brings each.
+_EXTRAS = {
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/launcher/joblib": "launchers",
+    "hydra/launcher/submitit_local": "launchers",
+    "hydra/launcher/submitit_slurm": "launchers",
+}
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
@@ -108,7 +115,23 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
     except Exception as error:
         raise explain(error, config_dir) from error
     with open_dict(config):
-        return freeze_resolvers(config)
+        return freeze_resolvers(fitted(config, overrides))
+
+
+def fitted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """The settings with what an experiment says for the chosen model, under ``models``, set; in place.
+
+    overrides: those of the composition, which it does not touch. UsageError for a setting that the model has not.
+    """
+    words = config.pop("models", {}).get(OmegaConf.select(config, "model.name"), ())
+    given = {override.key_or_group for override in parse_overrides(list(overrides), config.config_dir)}
+    for word in parse_overrides(list(words), config.config_dir):
+        key = word.key_or_group
+        if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
+            raise unknown_setting(key, known_keys(config.config_dir))
+        if key not in given:
+            OmegaConf.update(config, key, word.value())
+    return config
 
 
 def config_dir_overrides(config_dir: Path | None) -> list[str]:
@@ -164,7 +187,7 @@ def _malformed(text: str) -> str:
 
 
 def _check_option(override: "Override", config_dir: Path | None) -> None:
-    """UsageError where a group is given an option that it has not, sweeps included."""
+    """UsageError where a group is given an option that it has not, a line for each in a sweep."""
     group = override.key_or_group
     if group not in PLURALS:
         return
@@ -174,11 +197,14 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
             return
         values = override.sweep_string_iterator()
     known = options(group, config_dir)
+    faults = []
     for value in values:
         if str(value) in known or (group == "experiment" and value in (None, "null")):
             continue
         name = {None: "null", "": "''"}.get(value, value) if isinstance(value, str | None) else value
-        raise unknown_name(group, name, known, PLURALS[group])
+        faults.append(str(unknown_name(group, name, known, PLURALS[group])))
+    if faults:
+        raise UsageError("\n".join(faults))
 
 
 def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
@@ -196,6 +222,8 @@ def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
         group, _, name = found[1].partition("/")
         if group in PLURALS:
             return unknown_name(group, name, options(group, config_dir), PLURALS[group])
+        if found[1] in _EXTRAS:
+            return UsageError(f'{found[1]} is not installed: pip install "odebench[{_EXTRAS[found[1]]}]"')
         offered = re.search(r"Available options in '[^']+':\s*(.*?)\s*Config search", text, re.DOTALL)
         return UsageError(f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else ""))
     return UsageError(" ".join(text.split()))

@@ -1,12 +1,12 @@
 """Many runs from one command (`train -m`): Hydra's own multirun, with any launcher or sweeper installed.
 
 Hydra expands the values and calls ``_run_job`` for each; a job keeps its run in a folder of its own inside
-the sweep's and adds a line to the sweep's jobs.jsonl. One job's failure does not end the others.
+the sweep's and adds a line to the sweep's jobs.jsonl. One job's failure does not end the others. Launchers (joblib,
+submitit) run the jobs in other processes, sweepers (Optuna) choose the values by what the jobs before returned.
 """
 
 import contextlib
 import json
-import math
 import os
 import sys
 import traceback
@@ -17,8 +17,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from odebench.cli import console_log, report
-from odebench.compose import CONFIGS, config_dir_overrides, explain, freeze_resolvers, parse_overrides, quoted
+from odebench.compose import (
+    CONFIGS,
+    config_dir_overrides,
+    explain,
+    fitted,
+    freeze_resolvers,
+    parse_overrides,
+    quoted,
+)
 from odebench.errors import UsageError
+from odebench.record.schema import rises
 
 LEDGER = "jobs.jsonl"
 STOPPED = 75
@@ -33,13 +42,17 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
     """
     import hydra
 
-    sweep_dir = _sweep_dir(overrides, config_dir)
+    first = _first_job(overrides, config_dir)
+    sweep_dir = Path(first.hydra.sweep.dir).absolute()
     if (sweep_dir / LEDGER).exists():
         raise UsageError(f"{sweep_dir} holds another multirun; choose another hydra.sweep.dir")
     words = [*overrides, *config_dir_overrides(config_dir), f"hydra.sweep.dir={quoted(str(sweep_dir))}"]
+    direction = _direction(first, overrides)
+    if direction is not None:
+        words.append(f"hydra.sweeper.direction={direction}")
     command, parent = list(sys.argv), os.getpid()
 
-    def job(config: DictConfig) -> float:
+    def job(config: DictConfig) -> float | None:
         sys.argv = command  # what the manifest tells as the command; Hydra has read its own by now
         return _run_job(config, sweep_dir, parent)
 
@@ -50,7 +63,7 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
     except SystemExit as stop:  # a job was stopped by a signal, and the rest with it
         code = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        usage = explain(error, config_dir)
+        usage = _explain(error, config_dir)
         if not (sweep_dir / LEDGER).exists():  # nothing has run
             (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -58,12 +71,12 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
             raise usage from error
         print(f"odebench train: {usage}", file=sys.stderr)
         code = 1
-    codes = {code, *_print_jobs(sweep_dir)} - {0}
+    codes = {code, *_print_jobs(sweep_dir, direction)} - {0}
     return next((worst for worst in _WORST_FIRST if worst in codes), max(codes, default=0))
 
 
-def _sweep_dir(overrides: list[str], config_dir: Path | None) -> Path:
-    """The sweep's folder, as the settings of the first job have it."""
+def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
+    """The settings of the first job, and Hydra's own: the sweep's folder, the launcher, the sweeper."""
     import hydra
 
     first = []
@@ -76,9 +89,32 @@ def _sweep_dir(overrides: list[str], config_dir: Path | None) -> Path:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             words = [*first, *config_dir_overrides(config_dir)]
             config = hydra.compose("train", overrides=words, return_hydra_config=True)
-        return Path(config.hydra.sweep.dir).absolute()
+        OmegaConf.resolve(config.hydra.sweep)
+        return config
     except Exception as error:
-        raise explain(error, config_dir) from error
+        raise _explain(error, config_dir) from error
+
+
+def _direction(config: DictConfig, overrides: list[str]) -> str | None:
+    """Where a sweeper that searches has to go: up where more of the objective is better, unless it is told otherwise.
+
+    None for a sweeper that does not search.
+    """
+    if "direction" not in config.hydra.sweeper:
+        return None
+    told = [word.partition("=")[2] for word in overrides if word.startswith("hydra.sweeper.direction=")]
+    ours = "maximize" if rises(str(config.trainer.objective).partition("/")[2]) else "minimize"
+    return told[-1] if told else ours
+
+
+def _explain(error: Exception, config_dir: Path | None) -> UsageError:
+    """What Hydra, a launcher or a sweeper raised, in one line; with HYDRA_FULL_ERROR=1 it is raised as it is."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    try:
+        return explain(error, config_dir)
+    except Exception:
+        return UsageError(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 @contextlib.contextmanager
@@ -97,8 +133,8 @@ def _hydra_reads(words: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _run_job(config: DictConfig, sweep_dir: Path, parent: int) -> float:
-    """One job, its failures told and kept in the ledger; returns its objective, NaN where it has none.
+def _run_job(config: DictConfig, sweep_dir: Path, parent: int) -> float | None:
+    """One job, its failures told and kept in the ledger; returns its objective, None where it was not done.
 
     ``parent`` is the id of the process that was asked for the multirun: some launchers use others.
     """
@@ -116,12 +152,17 @@ def _run_job(config: DictConfig, sweep_dir: Path, parent: int) -> float:
     except KeyboardInterrupt:
         row |= {"exit_code": 130, "error": "stopped by Ctrl-C"}
         raise
+    except SystemExit:
+        row |= {"exit_code": STOPPED, "error": "its launcher queues it again"}
+        raise
     finally:
         with (sweep_dir / LEDGER).open("a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(row) + "\n")
-    if row["exit_code"] == STOPPED and os.getpid() == parent:
-        raise SystemExit(STOPPED)  # the signal was meant for the whole multirun; Hydra lets this one through
-    return math.nan if row["objective"] is None else row["objective"]
+    # The signal was meant for the whole multirun; Hydra lets this exception through. Under submitit the job leaves
+    # without a result: with one it would be taken for done, even where SLURM queues it again.
+    if row["exit_code"] == STOPPED and (os.getpid() == parent or "SUBMITIT_EXECUTOR" in os.environ):
+        raise SystemExit(STOPPED)
+    return row["objective"] if row["exit_code"] == 0 else None  # Optuna counts None as a failed trial, and goes on
 
 
 def _told(error: Exception, number: int) -> int:
@@ -138,7 +179,7 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
 
     own = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(own, DictConfig)
-    settings = read_settings(freeze_resolvers(own))
+    settings = read_settings(freeze_resolvers(fitted(own, overrides)))
     if settings.run_dir is None:
         own.run_dir = str(sweep_dir / f"{number}_{run_name(settings)}")
     from odebench.training.run import train_run
@@ -147,18 +188,24 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
     return {"exit_code": result.exit_code, "folder": str(result.folder), "objective": result.objective}
 
 
-def _print_jobs(sweep_dir: Path) -> list[int]:
-    """A table of the jobs that ended; returns their exit codes."""
+def _print_jobs(sweep_dir: Path, direction: str | None) -> list[int]:
+    """A table of the jobs that ended, and the best of those of a search; returns their exit codes."""
     from odebench.listing import print_table
 
     if not (sweep_dir / LEDGER).exists():
         return []
     lines = (sweep_dir / LEDGER).read_text(encoding="utf-8").splitlines()
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: row["job"])
+    # A job that its launcher has queued again left several lines; the last one holds.
+    last = {row["job"]: row for row in map(json.loads, lines)}
+    rows = [last[number] for number in sorted(last)]
     table = [("JOB", "EXIT", "OBJECTIVE", "SETTINGS")]
     for row in rows:
         objective = "-" if row["objective"] is None else f"{row['objective']:.4f}"
         table.append((str(row["job"]), str(row["exit_code"]), objective, " ".join(row["overrides"])))
     print_table(table)
+    done = [row for row in rows if row["exit_code"] == 0 and row["objective"] is not None]
+    if direction is not None and done:
+        best = (max if direction == "maximize" else min)(done, key=lambda row: row["objective"])
+        print(f"best: job {best['job']}, {best['objective']:.4f}, {best['folder']}")
     print(f"{len(rows)} jobs in {sweep_dir}")
     return [row["exit_code"] for row in rows]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from odebench import __version__
-from odebench.completion import complete_kind, complete_setting
+from odebench.completion import complete_figure, complete_kind, complete_reproduction, complete_setting
 from odebench.errors import UsageError
 
 _ABOUT = """\
@@ -64,7 +64,7 @@ Evaluate a finished run and print a table. Settings are the run's own, except th
 
 Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
 against the same model solved by dopri5 at 1e-9 in float64; several gradient modes: also the errors of the gradient.
-`odebench report` draws them: --figure error-tolerance, nfe-tolerance.
+`odebench report` draws them: --figure figure3, error-tolerance, nfe-tolerance.
 
 examples:
   odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
@@ -72,6 +72,7 @@ examples:
   odebench eval RUN solver=rk4 solver.steps=8             another solver
   odebench eval RUN tol=1e-5                              another tolerance
   odebench eval RUN tol=1e-1,1e-2,1e-3 solver=dopri5,tsit5,rk4
+  odebench eval RUN solver=dopri5,vode_adams --limit 1000
   odebench eval RUN gradient=adjoint,checkpoint,interpolated_adjoint"""
 
 _PREDICT = """\
@@ -193,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", _EVAL)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(evaluate, "settings to change, a,b for several values; split=validation (default), test or train")
+    evaluate.add_argument("--limit", metavar="N", type=int, help="of the split, only its first N samples")
 
     predict = verb("predict", _PREDICT)
     predict.add_argument("run", metavar="RUN", help="the folder of a run")
@@ -221,7 +223,8 @@ def build_parser() -> argparse.ArgumentParser:
     folders = reports.add_argument("folders", metavar="DIR", nargs="*", help="runs, sweeps, or folders of them")
     folders.required = False
     reports.add_argument("--list", action="store_true", help="print the names of the figures")
-    reports.add_argument("--figure", metavar="A,B", help="figures, by name, in place of the table")
+    drawn = reports.add_argument("--figure", metavar="A,B", help="figures, by name, in place of the table")
+    drawn.completer = complete_figure  # type: ignore[attr-defined]
     reports.add_argument("--format", metavar="FORMAT", help="terminal (default), markdown, csv or latex")
     reports.add_argument("--output", metavar="PATH", type=Path, help="a new file, or a new or empty folder")
     reports.add_argument("--columns", metavar="A,B", help="numbers, such as final/test_accuracy, or all")
@@ -230,6 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     reproduction = verb("reproduce", _REPRODUCE)
     name = reproduction.add_argument("name", metavar="NAME", nargs="?", help="of a published table or figure")
     name.required = False
+    name.completer = complete_reproduction  # type: ignore[attr-defined]
     _add_overrides(reproduction, "budget=full (default), small, ...; settings of every run, and cluster=...")
     reproduction.add_argument("--list", action="store_true", help="print the names")
     reproduction.add_argument("--output", metavar="DIR", type=Path, help="the folder of its runs")

@@ -1,191 +1,297 @@
-"""Images a second of ODE-Net's training step: odebench beside a plain loop with torchdiffeq.
+"""Training steps: odebench beside the same model written plainly with torchdiffeq.
 
     pip install -e ".[dev,peers]"
-    python scripts/compare_training_step.py --output docs/results/training_step.csv
+    python scripts/compare_training_step.py --model odenet --output docs/results/training_step.csv
+    python scripts/compare_training_step.py --model cnf --output docs/results/training_step_cnf.csv
+    python scripts/compare_training_step.py --model latent_ode --output docs/results/training_step_latent_ode.csv
 
-Same network, initial weights, batches (real MNIST where data.root or $ODEBENCH_DATA has it, else the 5,000
-images), batch size 128, optimiser, tolerance and threads. The plain loop uses the network as published, with the time
-prepended as a channel. Each runs in a process of its own, and the two take turns, some steps each, so that a drift of
-the machine's speed meets both; before each turn the plain loop takes over odebench's weights, so that both solve the
-same ODE. The numbers are the best and the median over the rounds. No GPU is used.
+The models: odenet, MNIST (from data.root or $ODEBENCH_DATA, else the 5,000 images), batch 128, tol 1e-3; cnf, two
+circles, batch 512, tol 1e-5; latent_ode, all 1,000 spirals at all 100 times as one batch, tol 1e-5.
+
+Same weights, batches, optimiser, tolerance, method and threads; odebench's step is the trainer's own, torchdiffeq's is
+forward, backward, step (``plain_torchdiffeq.py``). All are in one process and take turns, so that a drift of the
+machine's speed meets everybody. Every turn starts from the weights that odebench has after --warmup steps and takes the
+same batches; the losses of all must agree. The numbers are the best and the median of the turns. No GPU is used.
 
 odebench is measured twice: as it comes, each solve searching its first step as torchdiffeq does, and with
-solver.first_step=warm, where a training's solve starts with what the last one's first error allowed.
+solver.first_step=warm, where a training's solve starts with what the last one's first error allowed. The bare speed is
+that of the evaluations of each one's own field alone: f, and its vector-Jacobian product where there is one.
 """
 
 import argparse
+import contextlib
 import csv
-import multiprocessing
+import dataclasses
+import functools
+import math
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
 
-MODES = {"adjoint": "odenet", "backprop": "rknet"}
+import plain_torchdiffeq as plain
+import torch
+from torch import nn
+
+from odebench.bench import measure
+from odebench.record.manifest import machine, versions
+from odebench.settings import Settings, compose, read_settings
+from odebench.tasks import build_task
+from odebench.tasks.time_series import TrainingBatch
+from odebench.training.checkpoint import Training
+from odebench.training.loop import train_step
+from odebench.training.machine import prepare
+from odebench.training.optim import build_optimizer
+
 FIRST_STEPS = {"search": "null", "warm": "warm"}
+# So many tolerances may the losses differ, relatively.
+AGREEMENT = 100
+
+Batches = Callable[[int], Any]
 
 
-def settings_of(mode: str, first_step: str, data: str, tol: float):
-    from odebench.settings import compose, read_settings
+class Way(NamedTuple):
+    """How odebench takes its gradient: settings, and the gradient of torchdiffeq that it is put beside."""
 
-    return read_settings(
-        compose(
-            [
-                f"model={MODES[mode]}",
-                f"data={data}",
-                f"tol={tol}",
-                f"solver.first_step={FIRST_STEPS[first_step]}",
-                "trainer.batch_size=128",
-                "optim=sgd",
-                "optim.lr=0.1",
-                "schedule=constant",
-                "device=cpu",
-            ]
-        )
-    )
+    words: tuple[str, ...]
+    beside: str
 
 
-def ours(pipe: Connection, *choices) -> None:
+ADJOINT, BACKPROP = Way(("gradient=adjoint",), "adjoint"), Way(("gradient=backprop",), "backprop")
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One model.
+
+    data, tol: and further words of its settings. unit, batch_size: what a batch has so many of. gradients: those of
+    odebench by name. plain: the peer. field: of odebench's model, as the engine evaluates it. batches: from a task to
+    its batch for an optimiser step.
+    """
+
+    data: str
+    tol: float
+    words: tuple[str, ...]
+    unit: str
+    batch_size: int
+    gradients: dict[str, Way]
+    plain: type[plain.Plain]
+    field: Callable[[Any], nn.Module] = lambda model: model.field
+    batches: Callable[[Any], Batches] = lambda task: task.batch
+
+
+def all_spirals(task: Any) -> Batches:
+    """The 1,000 spirals of all three splits, which share their times; what is observed is encoded and asked for."""
+    parts = [split.inputs(torch.arange(len(split))) for split in task._splits.values()]
+    values, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask"))
+    inputs = dataclasses.replace(parts[0], values=values, mask=mask, labels=None)
+
+    def batch(step: int) -> TrainingBatch:
+        noise = torch.randn(1, len(values), task.model.latent_dim, generator=torch.Generator().manual_seed(step))
+        return TrainingBatch(inputs, inputs, noise, kl_weight=1.0)
+
+    return batch
+
+
+CONTESTS = {
+    "odenet": Contest(
+        data="mnist",
+        tol=1e-3,
+        words=("trainer.batch_size=128", "optim=sgd", "optim.lr=0.1"),
+        unit="images",
+        batch_size=128,
+        gradients={"adjoint": ADJOINT, "backprop": BACKPROP},
+        plain=plain.ODENet,
+    ),
+    "cnf": Contest(
+        data="two_circles",
+        tol=1e-5,
+        words=("trainer.batch_size=512",),
+        unit="samples",
+        batch_size=512,
+        gradients={"adjoint": ADJOINT},
+        plain=plain.CNF,
+        field=lambda model: model.transforms[0]._carried["exact"],
+    ),
+    "latent_ode": Contest(
+        data="spirals",
+        tol=1e-5,
+        words=("data.observed=100",),
+        unit="series",
+        batch_size=1000,
+        gradients={
+            "adjoint": ADJOINT,
+            "adjoint, compiled": Way(("gradient=adjoint", "solver.compile=true"), "adjoint"),
+            "checkpoint": Way(("gradient=checkpoint",), "adjoint"),
+            "backprop": BACKPROP,
+        },
+        plain=plain.LatentODE,
+        batches=all_spirals,
+    ),
+}
+
+
+@dataclass
+class Side:
+    """One who takes part.
+
+    step: takes optimiser step n; its loss, and its evaluations forward and backward.
+    losses, nfe: of the first step of each turn, and of all steps.
+    """
+
+    library: str
+    gradient: str
+    first_step: str
+    model: nn.Module
+    field: nn.Module
+    step: Callable[[int], tuple[float, float, float]]
+    losses: list[float] = field(default_factory=list)
+    nfe: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """For the reader."""
+        return f"{self.library}, {self.gradient}, first step {self.first_step}"
+
+
+def ours(contest: Contest, settings: Settings, gradient: str, first_step: str) -> Side:
     """The trainer's own step."""
-    from odebench.tasks import build_task
-    from odebench.training.checkpoint import Training
-    from odebench.training.loop import train_step
-    from odebench.training.machine import prepare
-
-    settings = settings_of(*choices)
-    task = build_task(settings, prepare(settings))
+    task = build(settings)
+    task.batch = contest.batches(task)
     training = Training(settings, task)
 
-    def step() -> tuple[float, float]:
+    def step(number: int) -> tuple[float, float, float]:
+        training.progress.step = number
         numbers = train_step(training, settings, 10**6)
-        training.progress.step += 1
-        return numbers["nfe/forward"], numbers["nfe/backward"]
+        return numbers["train/loss"], numbers["nfe/forward"], numbers["nfe/backward"]
 
-    serve(pipe, step, task.model)
+    return Side("odebench", gradient, first_step, task.model, contest.field(task.model), step)
 
 
-def plain(pipe: Connection, mode: str, *choices) -> None:
-    """Forward, backward, step, with torchdiffeq."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-    from torchdiffeq import odeint, odeint_adjoint
+def theirs(contest: Contest, settings: Settings, gradient: str) -> Side:
+    """Forward, backward, step."""
+    task = build(settings)
+    batch = contest.batches(task)
+    model = contest.plain(task.model, settings.tol, gradient)
+    optimizer = build_optimizer(settings.optim, task.model)
 
-    from odebench.data import to_float
-    from odebench.tasks import build_task
-
-    settings = settings_of(mode, *choices)
-    tol = settings.tol
-    torch.manual_seed(settings.seed)
-    task = build_task(settings, torch.device("cpu"))
-    model = task.model
-
-    class ConcatConv(nn.Module):
-        def __init__(self, conv: nn.Conv2d) -> None:
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, t, x):
-            plane = torch.ones_like(x[:, :1]) * t
-            return F.conv2d(torch.cat([plane, x], 1), self.conv.weight, self.conv.bias, padding=1)
-
-    class Field(nn.Module):
-        def __init__(self, field) -> None:
-            super().__init__()
-            self.norm1, self.norm2, self.norm3 = field.norm1, field.norm2, field.norm3
-            self.conv1, self.conv2 = ConcatConv(field.conv1), ConcatConv(field.conv2)
-            self.relu = nn.ReLU(inplace=True)
-            self.nfe = 0
-
-        def forward(self, t, y):
-            self.nfe += 1
-            y = self.conv1(t, self.relu(self.norm1(y)))
-            y = self.conv2(t, self.relu(self.norm2(y)))
-            return self.norm3(y)
-
-    field = Field(model.field)
-    solve = odeint_adjoint if mode == "adjoint" else odeint
-    times = torch.tensor([0.0, 1.0])
-    optimizer = torch.optim.SGD(model.parameters(), settings.optim.lr, settings.optim.momentum)
-    taken = 0
-
-    def step() -> tuple[float, float]:
-        nonlocal taken
-        images, labels = task.batch(taken)
-        taken += 1
+    def step(number: int) -> tuple[float, float, float]:
         optimizer.zero_grad()
-        field.nfe = 0
-        y = solve(field, model.stem(to_float(images)), times, rtol=tol, atol=tol, method="dopri5")[1]
-        forward = field.nfe
-        F.cross_entropy(model.head(y), labels).backward()
+        model.field.nfe = 0
+        loss = model.loss(batch(number))
+        forward = model.field.nfe
+        loss.backward()
         optimizer.step()
-        return forward, field.nfe - forward
+        return loss.item(), forward, model.field.nfe - forward
 
-    serve(pipe, step, model)
+    return Side("torchdiffeq", gradient, "search", task.model, model.field, step)
 
 
-def serve(pipe: Connection, step, model) -> None:
-    """For each (number, weights) take so many steps from these weights; send the weights before them, the
-    seconds, and the mean evaluations a step."""
-    import torch
+def build(settings: Settings) -> Any:
+    """A task whose weights are the seed's; how the trainer prepares the machine is for all."""
+    return build_task(settings, prepare(settings))
 
-    pipe.send("ready")
-    while (order := pipe.recv()) is not None:
-        num_steps, weights = order
-        if weights is not None:
-            model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        before = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+def all_sides(model: str, words: list[str]) -> list[Side]:
+    """All who take part, odebench first."""
+    contest = CONTESTS[model]
+    sides = [
+        ours(contest, settings_of(model, [*way.words, f"solver.first_step={word}", *words]), gradient, first_step)
+        for gradient, way in contest.gradients.items()
+        for first_step, word in FIRST_STEPS.items()
+    ]
+    peers = dict.fromkeys(way.beside for way in contest.gradients.values())
+    return sides + [theirs(contest, settings_of(model, words), gradient) for gradient in peers]
+
+
+def settings_of(model: str, words: list[str]) -> Settings:
+    """The settings of one side."""
+    contest = CONTESTS[model]
+    about = [f"model={model}", f"data={contest.data}", f"tol={contest.tol}", "schedule=constant", "device=cpu"]
+    return read_settings(compose([*about, *contest.words, *words]))
+
+
+def take_turns(sides: list[Side], arguments: argparse.Namespace) -> dict[str, measure.Times]:
+    """The seconds of each side's turns by its name, and of the evaluations of each library's field by kind."""
+    for number in range(arguments.warmup):
+        sides[0].step(number)
+    weights = {name: tensor.clone() for name, tensor in sides[0].model.state_dict().items()}
+
+    def turn(side: Side) -> float:
+        side.model.load_state_dict(weights)
         started = time.perf_counter()
-        evaluations = [step() for _ in range(num_steps)]
+        taken = [side.step(arguments.warmup + number) for number in range(arguments.steps)]
         seconds = time.perf_counter() - started
-        pipe.send((before, seconds, *map(statistics.mean, zip(*evaluations, strict=True))))
+        side.losses.append(taken[0][0])
+        side.nfe += [(forward, backward) for _, forward, backward in taken]
+        return seconds
+
+    runs: dict[str, Callable[[], float]] = {}
+    for side in sides:
+        with first_call(side.field) as call:
+            turn(side)
+        turn(side)  # a compiled solve is made again without the hook
+        side.losses.clear()
+        side.nfe.clear()
+        runs[side.name] = functools.partial(turn, side)
+        for kind in (measure.PLAIN, measure.TOGETHER, measure.APART):
+            runs.setdefault(f"{side.library} {kind}", measure.bare(side.field, *call, kind))
+    return measure.interleave(runs, arguments.turns, math.inf)
 
 
-def take_turns(choices: tuple, arguments: argparse.Namespace) -> dict[str, list[list[float]]]:
-    """Library -> for each round its seconds and its mean evaluations a step, forward and backward."""
-    context = multiprocessing.get_context("spawn")
-    sides = {}
-    for name, target in (("odebench", ours), ("torchdiffeq", plain)):
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=target, args=(theirs, *choices))
-        process.start()
-        assert pipe.recv() == "ready"
-        sides[name] = (pipe, process)
-    results: dict[str, list[list[float]]] = {name: [] for name in sides}
-    for number in range(arguments.rounds + 1):
-        weights = None
-        for name, (pipe, _) in sides.items():
-            pipe.send((arguments.steps if number else arguments.warmup, weights))
-            weights, *result = pipe.recv()
-            if number:
-                results[name].append(result)
-    for pipe, process in sides.values():
-        pipe.send(None)
-        process.join()
-    return results
+@contextlib.contextmanager
+def first_call(module: nn.Module) -> Iterator[list[Any]]:
+    """Time and state of a field's first evaluation in this block."""
+    call: list[Any] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not call:
+            call.extend(inputs[:2])
+
+    handle = module.register_forward_pre_hook(keep)
+    yield call
+    handle.remove()
 
 
-def row_of(mode: str, first_step: str, library: str, rounds: list[list[float]], arguments: argparse.Namespace) -> dict:
+def check_losses(sides: list[Side], tol: float) -> None:
+    """SystemExit where the sides do not train the same model."""
+    losses = {side.name: statistics.mean(side.losses) for side in sides}
+    if max(losses.values()) - min(losses.values()) > AGREEMENT * tol * abs(statistics.mean(losses.values())):
+        raise SystemExit(f"the losses differ by more than {AGREEMENT} tolerances: {losses}")
+
+
+def bare_s(side: Side, times: dict[str, measure.Times]) -> float:
+    """What the evaluations of a step alone take at best, the backward ones, or else the forward ones, with product."""
+    forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
+    plain_s, together_s, apart_s = (
+        min(times[f"{side.library} {kind}"].seconds) for kind in (measure.PLAIN, measure.TOGETHER, measure.APART)
+    )
+    return forward * plain_s + backward * apart_s if backward else forward * together_s
+
+
+def row_of(
+    contest: Contest, side: Side, times: dict[str, measure.Times], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """One line of the table."""
-    import torch
-
-    from odebench.record.manifest import machine, versions
-
-    images = arguments.steps * 128
     about, installed = machine(torch.device("cpu")), versions()
-    seconds = [result[0] for result in rounds]
-    row = {
-        "gradient": mode,
-        "first_step": first_step,
-        "library": library,
-        "images_per_s_best": round(images / min(seconds), 1),
-        "images_per_s_median": round(images / statistics.median(seconds), 1),
-        "nfe_forward": round(statistics.mean(result[1] for result in rounds), 1),
-        "nfe_backward": round(statistics.mean(result[2] for result in rounds), 1),
-        "tol": arguments.tol,
-        "data": arguments.data,
+    seconds, done = times[side.name].seconds, contest.batch_size * arguments.steps
+    forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
+    return {
+        "gradient": side.gradient,
+        "first_step": side.first_step,
+        "library": side.library,
+        f"{contest.unit}_per_s_best": round(done / min(seconds), 1),
+        f"{contest.unit}_per_s_median": round(done / statistics.median(seconds), 1),
+        f"{contest.unit}_per_s_bare": round(contest.batch_size / bare_s(side, times), 1),
+        "nfe_forward": round(forward, 1),
+        "nfe_backward": round(backward, 1),
+        "tol": contest.tol,
+        "data": contest.data,
+        "turns": arguments.turns,
         "machine": about["cpu"],
         "cores": about["cores_usable"],
         "threads": about["threads"],
@@ -194,32 +300,38 @@ def row_of(mode: str, first_step: str, library: str, rounds: list[list[float]], 
         "torchdiffeq": version("torchdiffeq"),
         "date": f"{datetime.now():%Y-%m-%d}",
     }
-    print(
-        f"  {library}: {row['images_per_s_median']} images/s (median), NFE {row['nfe_forward']} + {row['nfe_backward']}"
-    )
-    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=4, help="steps a round")
-    parser.add_argument("--warmup", type=int, default=8, help="steps before the first round")
-    parser.add_argument("--tol", type=float, default=1e-3)
-    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--model", choices=CONTESTS, required=True)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=1, help="optimiser steps a turn")
+    parser.add_argument("--warmup", type=int, default=50, help="optimiser steps before the first turn")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("overrides", nargs="*", help="further settings of both, such as data=mnist5k")
     arguments = parser.parse_args()
 
-    rows = []
-    for mode in MODES:
-        for first_step in FIRST_STEPS:
-            results = take_turns((mode, first_step, arguments.data, arguments.tol), arguments)
-            rows += [row_of(mode, first_step, name, rounds, arguments) for name, rounds in results.items()]
-            for kind in ("best", "median"):
-                a, b = (row[f"images_per_s_{kind}"] for row in rows[-2:])
-                print(
-                    f"{mode}, first step {first_step}: {a / b:.2f} times as many images a second ({kind})", flush=True
-                )
+    contest = CONTESTS[arguments.model]
+    sides = all_sides(arguments.model, arguments.overrides)
+    times = take_turns(sides, arguments)
+    check_losses(sides, contest.tol)
+    rows, unit = [], contest.unit
+    for side in sides:
+        if side.library != "odebench":
+            continue
+        peer = ("torchdiffeq", contest.gradients[side.gradient].beside)
+        beside = next(other for other in sides if (other.library, other.gradient) == peer)
+        pair = [row_of(contest, one, times, arguments) for one in (side, beside)]
+        rows += pair
+        print(side.name)
+        for row in pair:
+            print(
+                f"  {row['library']}: {row[f'{unit}_per_s_median']:,} {unit}/s (median), bare "
+                f"{row[f'{unit}_per_s_bare']:,}, NFE {row['nfe_forward']} + {row['nfe_backward']}"
+            )
+        ratios = (pair[0][f"{unit}_per_s_{kind}"] / pair[1][f"{unit}_per_s_{kind}"] for kind in ("best", "median"))
+        print("  times as many: {:.2f} (best), {:.2f} (median)".format(*ratios))
     if arguments.output:
         with open(arguments.output, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -9,6 +9,7 @@ docs/results/NAME.csv.
 """
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from odebench.bench import report
 from odebench.bench.works import DEFAULT, WORKS
+from odebench.reporting.figures import FIGURES
+from odebench.reporting.table import scale, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -39,13 +42,17 @@ def replace_between(text: str, marker: str, content: str) -> str:
 def readme_with_tables(text: str) -> str:
     """README.md with its tables."""
     text = replace_between(text, "mnist5k", accuracy_table(read_csv("mnist5k")))
-    return replace_between(text, "bench", bench_summary([row for file in bench_files() for row in file]))
+    # Of one measurement: ratios of times that were not taken turn by turn would say nothing.
+    return replace_between(text, "bench", bench_summary(report.read_csv(RESULTS / "bench_default.csv")))
 
 
 def measured_with_tables(text: str) -> str:
     """docs/measured.md with its tables."""
     text = replace_between(text, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
-    return replace_between(text, "training_step", step_table(read_csv("training_step")))
+    for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
+        text = replace_between(text, name, step_table(read_csv(name)))
+    text = replace_between(text, "figure3", reproduction_table(read_csv("figure3")))
+    return replace_between(text, "backward", backward_table(read_csv("backward"), read_csv("figure3")))
 
 
 def engine_with_tables(text: str) -> str:
@@ -56,9 +63,22 @@ def engine_with_tables(text: str) -> str:
 
 def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
-    for name in ("figure4", "figure5", "ffjord-toy"):
-        text = replace_between(text, name.replace("-", "_"), reproduction_table(name, read_csv(name)))
+    for name in ("figure4", "figure5", "ffjord-toy", "memory-cnf", "regularisers", "spirals", "physionet"):
+        text = replace_between(text, name.replace("-", "_"), reproduction_table(read_csv(name)))
     return text
+
+
+def choosing_with_tables(text: str) -> str:
+    """docs/choosing.md with its tables."""
+    text = replace_between(text, "tolerances", tolerance_table(read_csv("memory")))
+    text = replace_between(text, "modes", mode_table(report.read_csv(RESULTS / "bench_default.csv")))
+    return replace_between(text, "solvers", solver_table(read_csv("figure3")))
+
+
+def dashboards_with_tables(text: str) -> str:
+    """docs/dashboards.md with the figures that there are."""
+    rows = [[f"`{name}`", figure.shows] for name, figure in FIGURES.items()]
+    return replace_between(text, "figures", markdown(["figure", "what it shows"], rows))
 
 
 PAGES = {
@@ -66,6 +86,8 @@ PAGES = {
     ROOT / "docs" / "measured.md": measured_with_tables,
     ROOT / "docs" / "engine.md": engine_with_tables,
     ROOT / "docs" / "models.md": models_with_tables,
+    ROOT / "docs" / "choosing.md": choosing_with_tables,
+    ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
 
 
@@ -98,38 +120,139 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
-def reproduction_table(name: str, rows: list[dict[str, str]]) -> str:
-    """All numbers of a reproduction, a line a row, and the share of the published training."""
+def reproduction_table(rows: list[dict[str, str]]) -> str:
+    """All numbers of a reproduction, a line a row: ours, beside them the published where there are any, the share of
+    the published training, and the verdicts in short."""
     numbers = list(dict.fromkeys(row["number"] for row in rows))
+    published = {row["number"] for row in rows if row["published"]}
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         found.setdefault(row["row"], {})[row["number"]] = row
     lines = []
     for title, its in found.items():
         first = next(iter(its.values()))
+        cells = []
+        for number in numbers:
+            row = its.get(number, {})
+            cells.append(in_reading(number, row.get("ours"), row.get("spread")))
+            cells += [in_reading(number, row.get("published"))] if number in published else []
         share = f"{100 * float(first['share']):.3g} %" if first["share"] else "–"
-        cells = [f"{float(its[number]['ours']):.4g}" if number in its else "–" for number in numbers]
-        lines.append([title, *cells, share, first["seeds"]])
-    titles = [number.removeprefix("final/").replace("_", " ") for number in numbers]
-    header = ["run", *titles, "share of the published training", "seeds"]
+        lines.append([title, *cells, share, first["seeds"], short_verdict(its)])
+    header = ["run"]
+    for number in numbers:
+        title = number.removeprefix("final/").replace("_", " ") + " (%)" * (scale(number) == 100)
+        header += [title, "published"] if number in published else [title]
+    header += ["share of the published training", "seeds", "verdict"]
+    if all(line[-1] == "–" for line in lines):
+        header, lines = header[:-1], [line[:-1] for line in lines]
     one = rows[0]
-    return (
-        f"{markdown(header, lines)}\n\n`odebench reproduce {name} budget=small`, measured {one['date']} on "
-        f"{one['machine']}."
-    )
+    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
+
+
+def in_reading(number: str, value: str | None, spread: str | None = None) -> str:
+    """A number of a reproduction as its command prints it."""
+    if not value:
+        return "–"
+    return shown(scale(number) * float(value), scale(number) * float(spread or "nan"))
+
+
+def short_verdict(its: dict[str, dict[str, str]]) -> str:
+    """The verdicts of a row, without the numbers that stand beside them; named where the row has several."""
+    said = {}
+    for number, row in its.items():
+        # Ours against another row's is told with both numbers, a partial budget with its share.
+        text = re.sub(r"(as published): [^;]*?(, ratio [^;]*)?(; partial budget[^;]*)?$", r"\1\2", row["verdict"])
+        text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
+        if text and text != "another machine":
+            said[number.removeprefix("final/").replace("_", " ")] = text
+    if len(said) < 2:
+        return "".join(said.values()) or "–"
+    return "; ".join(f"{number}: {text}" for number, text in said.items())
+
+
+def tolerance_table(rows: list[dict[str, str]]) -> str:
+    """What a training step costs at each tolerance, by the adjoint and backpropagated through the solver."""
+    header = ["tol", "NFE forward", "adjoint: NFE backward", "adjoint: peak memory", "backprop: peak memory"]
+    by = {(row["tol"], row["gradient"]): row for row in rows}
+    lines = []
+    for tol in dict.fromkeys(row["tol"] for row in rows):
+        adjoint, backprop = by[tol, "adjoint"], by[tol, "backprop"]
+        cells = [f"{float(adjoint[f'nfe_{way}']):.0f}" for way in ("forward", "backward")]
+        lines.append([f"{float(tol):g}", *cells, *(f"{row['peak_mib']} MiB" for row in (adjoint, backprop))])
+    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
+
+
+def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
+    """Backward evaluations where the adjoint's error is absolute, beside those where it is relative (of figure3)."""
+    by = {(row["row"], row["number"]): float(row["ours"]) for row in relative if row["ours"]}
+    lines = []
+    for row in rows:
+        name = f"{row['solver']} at {row['tol']}"
+        theirs = [int(row[f"nfe_{way}"]) for way in ("forward", "backward")]
+        ours = [by.get((name, f"nfe_{way}"), math.nan) for way in ("forward", "backward")]
+        cells = [f"{there:.0f} + {back:.0f}, {back / there:.2f}" for there, back in (ours, theirs)]
+        lines.append([f"`{row['solver']}`", row["tol"], *cells])
+    header = ["solver", "tol", "relative error: NFE, ratio", "absolute error: NFE, ratio"]
+    one = rows[0]
+    return f"{markdown(header, lines)}\n\nMeasured {one['date']}, Python {one['python']}, torch {one['torch']}."
+
+
+def mode_table(rows: list[Row]) -> str:
+    """What each gradient mode costs on the works of the bench, and how far its gradient is from float64's."""
+    lines, used = [], []
+    for row in rows:
+        if row["library"] != "odebench" or row["variant"] or row["mode"] == "forward":
+            continue
+        used.append(row)
+        memory = f"{row['peak_mib']:.3g} MiB" if row["peak_mib"] is not None else "–"
+        what = [f"`{row['work']}`", f"{row['tol']:g}", f"`{row['mode']}`"]
+        costs = [evaluations(row), milliseconds(row["time_min_ms"]), memory]
+        lines.append([*what, *costs, scientific(row["parameter_gradient_error"])])
+    header = ["work", "tol", "mode", "NFE", "least ms", "peak memory", "error of the gradient"]
+    return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}"
+
+
+def solver_table(rows: list[dict[str, str]]) -> str:
+    """A trained model under other solvers and tolerances: forward and backward NFE, error of the output."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        solver, _, tol = row["row"].partition(" at ")
+        if "," not in solver:
+            found.setdefault((tol, solver), {})[row["number"]] = row["ours"]
+    solvers = list(dict.fromkeys(solver for _, solver in found))
+    lines = []
+    for tol in dict.fromkeys(tol for tol, _ in found):
+        cells = []
+        for solver in solvers:
+            its = found.get((tol, solver), {})
+            told = [f"{float(its[name]):.0f}" if its.get(name) else "–" for name in ("nfe_forward", "nfe_backward")]
+            error = scientific(float(its["output_error"])) if its.get("output_error") else "–"
+            cells.append(f"{' + '.join(told)}, {error}")
+        lines.append([tol, *cells])
+    one = rows[0]
+    header = ["tol", *(f"`{solver}`: NFE, error" for solver in solvers)]
+    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
 
 
 def step_table(rows: list[dict[str, str]]) -> str:
-    """The training step beside torchdiffeq's."""
-    header = ["gradient", "first step", "odebench, images/s (NFE)", "torchdiffeq, images/s (NFE)"]
+    """The training step beside torchdiffeq's, and what the evaluations alone would allow where that was measured."""
+    unit = next(name.removesuffix("_per_s_best") for name in rows[0] if name.endswith("_per_s_best"))
+    has_bare = f"{unit}_per_s_bare" in rows[0]
+    header = ["gradient", "first step", *(f"{library}, {unit}/s (NFE)" for library in ("odebench", "torchdiffeq"))]
+    header += ["ratio: best, median"] + [f"bare f + vjp, {unit}/s: odebench, torchdiffeq"] * has_bare
     lines = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        ratios = [float(ours[f"images_per_s_{k}"]) / float(theirs[f"images_per_s_{k}"]) for k in ("best", "median")]
+        ratios = [float(ours[f"{unit}_per_s_{k}"]) / float(theirs[f"{unit}_per_s_{k}"]) for k in ("best", "median")]
         cells = [
-            f"{row['images_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
+            f"{row[f'{unit}_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
         ]
-        lines.append([ours["gradient"], ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
-    return f"{markdown([*header, 'ratio: best, median'], lines)}\n\n{measured_on(rows)}"
+        gradient = ours["gradient"]
+        if theirs["gradient"] != gradient:
+            gradient = f"{gradient} beside {theirs['gradient']}"
+        lines.append([gradient, ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
+        if has_bare:
+            lines[-1].append(", ".join(row[f"{unit}_per_s_bare"] for row in (ours, theirs)))
+    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
 def measured_on(rows: list[dict[str, str]]) -> str:
@@ -161,8 +284,9 @@ ERRORS = {"state_error": "error", "parameter_gradient_error": "gradient error"}
 
 
 def bench_files() -> list[list[Row]]:
-    """The rows of each docs/results/bench_*.csv."""
-    return [report.read_csv(path) for path in sorted(RESULTS.glob("bench_*.csv"))]
+    """The rows of each docs/results/bench_*.csv, those of bench_default first."""
+    paths = sorted(RESULTS.glob("bench_*.csv"), key=lambda path: (path.stem != "bench_default", path.stem))
+    return [report.read_csv(path) for path in paths]
 
 
 def bench_tables(rows: list[Row]) -> str:

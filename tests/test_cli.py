@@ -121,6 +121,11 @@ def test_version(capsys):
         (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
         (["resume", "/no", "tol=1"], "odebench resume: tol=1 is one word too many"),
         (["train", "--multirn"], "odebench train: unknown option --multirn; did you mean --multirun?"),
+        (
+            ["eval", "RUN", "--splt=test"],
+            "odebench eval: unknown option --splt=test; did you mean split=...? settings have no dashes",
+        ),
+        (["eval", "RUN", "--limt", "3"], "odebench eval: unknown option --limt; did you mean --limit?"),
         (["train", "tol=abc"], "odebench train: tol=abc: a number is needed, such as tol=1e-3"),
         (["train", "-m", "--cfg"], "odebench train: --cfg prints the settings of one run; leave -m out"),
         (["train", "--", "x"], "odebench train: x: nothing can follow --"),
@@ -190,7 +195,12 @@ def test_cfg_prints_settings_that_read_back(calls, capsys):
 def test_eval_takes_overrides_and_a_split(calls, run, capsys):
     assert main(["eval", str(run)]) == 0
     assert main(["eval", str(run), "solver=rk4", "split=test", "tol=1e-5"]) == 0
-    assert calls == [("eval", run, [], "validation"), ("eval", run, ["solver=rk4", "tol=1e-5"], "test")]
+    assert main(["eval", str(run), "--limit", "20"]) == 0
+    assert calls == [
+        ("eval", run, [], "validation", None),
+        ("eval", run, ["solver=rk4", "tol=1e-5"], "test", None),
+        ("eval", run, [], "validation", 20),
+    ]
     assert fails(capsys, "eval", str(run), "split=tset").startswith(
         "odebench eval: unknown split tset; did you mean test?"
     )
@@ -198,8 +208,8 @@ def test_eval_takes_overrides_and_a_split(calls, run, capsys):
 
 def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
     assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
-    ((verb, folder, combinations, split),) = calls
-    assert (verb, folder, split) == ("study", run, "test")
+    ((verb, folder, combinations, split, limit),) = calls
+    assert (verb, folder, split, limit) == ("study", run, "test", None)
     assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
     assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
         "odebench eval: unknown solver rk5; did you mean rk4"
@@ -444,6 +454,13 @@ def completions(line):
         ("odebench train -m solver=dopri5,ts", ["dopri5,tsit5 "]),
         ("odebench train tol=1 trainer.precision=", ["bf16", "float32"]),
         ("odebench list sol", ["solvers "]),
+        ("odebench report outputs --figure par", ["pareto "]),
+        ("odebench report outputs --figure pareto,step", ["pareto,step-sizes "]),
+        ("odebench reproduce tab", ["table1", "table2"]),
+        ("odebench sweep cluster.th", ["cluster.threads="]),
+        ("odebench sweep cluster=sl", ["slurm "]),
+        ("odebench resume outputs cluster.p", ["cluster.partition=", "cluster.processes="]),
+        ("odebench resume outputs sol", [""]),
     ],
 )
 def test_completion_in_bash(line, expected):

@@ -164,6 +164,35 @@ def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch
         assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
 
 
+def reproduced(row, number, **told):
+    empty = dict.fromkeys(("published", "ours", "spread", "share", "verdict"), "")
+    where = {"machine": "CPU", "date": "2026-01-02", "command": "odebench reproduce x seed=0,1"}
+    return {**empty, "row": row, "number": f"final/{number}", "seeds": "2", **where, **told}
+
+
+def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_the_command(tables):
+    partial = "partial budget, 4 % of the published training: worse by 9 %"
+    beside = "as published: 0.3 against 0.6 of b, ratio 0.50 (published 0.42); partial budget, 4 % and 5 % of the"
+    rows = [
+        reproduced("a", "test_rmse", published="0.25", ours="0.3", spread="0.01", share="0.04",
+                   verdict=f"{partial}; {beside} published trainings"),
+        reproduced("a", "test_accuracy", ours="0.985"),
+        reproduced("b", "test_rmse", ours="0.6"),
+        reproduced("b", "minutes", published="6", ours="0.4", verdict="another machine"),
+    ]  # fmt: skip
+    text = tables.reproduction_table(rows).splitlines()
+    assert text[0].startswith("| run | test rmse | published | test accuracy (%) | minutes | published | share")
+    short = "partial budget: worse by 9 %; as published, ratio 0.50 (published 0.42)"
+    assert text[2] == f"| a | 0.300 ± 0.010 | 0.25 | 98.5 | – | – | 4 % | 2 | {short} |"
+    assert text[3] == "| b | 0.6 | – | – | 0.4 | 6 | – | 2 | – |"
+    assert text[-1] == "`odebench reproduce x seed=0,1`, measured 2026-01-02 on CPU."
+    both = [reproduced("a", name, verdict="reproduced: within 1.0 %") for name in ("test_rmse", "test_loss")]
+    assert tables.short_verdict({row["number"]: row for row in both}) == (
+        "test rmse: reproduced: within 1.0 %; test loss: reproduced: within 1.0 %"
+    )
+    assert "verdict" not in tables.reproduction_table(rows[2:])
+
+
 def python_blocks(text):
     """(code, what it prints) of a page's Python blocks; a block of text right behind one is what it prints."""
     blocks = re.finditer(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, re.MULTILINE | re.DOTALL)

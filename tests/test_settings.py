@@ -141,6 +141,10 @@ WRONG = {
     "model=cnf loss=flow_matching dynamics=steer": "dynamics.steer=0.5: loss=flow_matching solves nothing in training; "
     "choose loss=maximum_likelihood",
     "model=cnf trainer.precision=bf16": "trainer.precision=bf16: only classification has it; leave it out",
+    "model=cnf trainer.compile=true": "trainer.compile=true: of cnf it compiles nothing; "
+    "choose solver.compile=true, for the field and the solver's step",
+    "model=planar_nf trainer.compile=true": "trainer.compile=true: of planar_nf it compiles nothing; leave it out",
+    "model=ffjord model.noise=redrawn": "model.noise=redrawn: must be rademacher or gaussian",
     "model.hiden=3": "unknown setting model.hiden; did you mean model.hidden?",
     "odel=odenet": "unknown setting odel; did you mean model?",
     "zzz=1": "unknown setting zzz; odebench train --cfg prints them all",
@@ -207,7 +211,7 @@ WRONG = {
     "schedule=step": "unknown schedule step; did you mean steps? "
     "(schedules: constant, cosine, exponential, one_cycle, steps)",
     "experiment=paper/mnist_odent": "unknown experiment paper/mnist_odent; did you mean paper/mnist_odenet? "
-    "(experiments: " + ", ".join(options("experiment")) + ")",
+    "(odebench list experiments prints all)",
     "model.name=mlp": "model.name=mlp: write model=mlp, which brings its other settings too",
     "solver.name=rk5": "unknown solver rk5; did you mean rk4? (odebench list solvers prints all)",
     "tol": "malformed setting 'tol': write KEY=VALUE, such as tol=1e-3",
@@ -299,6 +303,14 @@ def test_a_budget_chooses_among_the_experiments_own():
     assert (small.trainer.epochs, small.schedule.milestones) == (3, (1, 2))
 
 
+@pytest.mark.parametrize("experiment", ["ffjord/mnist", "rnode/mnist"])
+def test_the_small_budget_of_an_image_flow_is_no_whole_epoch(experiment):
+    full, small = (read_in_full(f"experiment={experiment}", f"budget={name}") for name in ("full", "small"))
+    assert (full.trainer.iterations, full.trainer.epochs, full.data.validation) == (None, 100, 5000)
+    assert small.trainer.iterations * small.trainer.batch_size < 55_000
+    assert small.data.validation == 1000
+
+
 def test_run_name():
     assert run_name(read()) == "odenet_dopri5"
     assert run_name(read("model=resnet")) == "resnet"
@@ -338,6 +350,13 @@ def test_warnings_name_what_is_hardly_meant():
     assert line.startswith("trainer.precision=bf16 with a tolerance of 0.0001")
     (line,) = warnings(read("solver=rk4", "eval_tol=1e-4"))
     assert line == "eval_tol=0.0001 has no effect: rk4 has fixed steps"
+    words = ["model=ffjord", "loss=flow_matching"]
+    assert warnings(read(*words, "model.train_time=false")) == []
+    (line,) = warnings(read(*words))
+    assert line.startswith("model.train_time=true has no effect")
+    assert warnings(read("model=ffjord", "model.trace=hutchinson", "model.noise=gaussian")) == []
+    (line,) = warnings(read("model=ffjord", "model.noise=gaussian"))
+    assert line.startswith("model.noise=gaussian has no effect")
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ def hopper(
 
     dm_control's hopper (task stand) falls from a random posture without control: its first two positions are uniform
     in [0, 0.5], the others in [-2, 2], velocities in [-5, 5]. The first 8,000 runs are for training, the last 2,000
-    for test. Each number is mapped to [0, 1] by its extremes in the first 8,000. Step i stands at time i / 200.
+    for test. Of each number its smallest value in the first 8,000 is 0, its largest the unit: see `scale`. Step i
+    stands at time i / 200.
 
     interpolation: a random window of 100 steps of each run, from time 0; extrapolation: all 200. observed: see
     `divide`. random_state decides windows, observed points and validation. The runs are simulated once, in half a
@@ -44,7 +45,8 @@ def hopper(
     """
     runs, provenance = read_runs(data_root(root) / "Hopper")
     num, num_train = len(runs), len(runs) - NUM_TEST
-    runs = (runs - (low := runs[:num_train].min((0, 1)))) / (runs[:num_train].max((0, 1)) - low)
+    low, high = runs[:num_train].min((0, 1)), runs[:num_train].max((0, 1))
+    runs = (runs - low) / np.abs(high)  # as `scale` does
     random = np.random.RandomState(random_state)
     starts = random.randint(NUM_STEPS - WINDOW + 1, size=num)
     order = np.concatenate([np.arange(num_train, num), random.permutation(num_train)])

@@ -20,6 +20,7 @@ from odebench.data.series import (
     scale,
     select_series,
 )
+from odebench.errors import UsageError
 
 TEST_SHARE = 0.2
 
@@ -39,19 +40,22 @@ def physionet2012(
     """8,000 records of the first 48 hours in intensive care, with death in hospital as label.
 
     Times are rounded to `quantisation` minutes and 48 hours are 1; values of one parameter at one time are averaged.
-    Each parameter is mapped to [0, 1] by its extremes in the records that are not for test. static: whether age,
-    gender, height and kind of unit stand among the values, observed once at time 0 (41 channels, as in the released
-    code; 37 without, as the paper counts them). A descriptor written as -1, the challenge's word for not known, is
-    not observed. Records with nothing but descriptors are kept out and counted, as are those that `mode` leaves
-    nothing to encode or to compare with.
+    Of each parameter its smallest value in the records that are not for test is 0, its largest the unit: see `scale`.
+    static: whether age, gender, height and kind of unit stand among the values, observed once at time 0 (41 channels,
+    as in the released code; 37 without, as the paper counts them). A descriptor written as -1, the challenge's word for
+    not known, is not observed. Records with nothing but descriptors are kept out and counted, as are those that `mode`
+    leaves nothing to encode or to compare with.
 
     sets: ab, or a or b alone (released code classifies set-a alone). A fifth is for test, by the rule of
     scikit-learn's train_test_split with random_state 42 where published, on records in the order of their numbers.
-    mode, observed: see `assign_roles` and `divide`. Raises UsageError as `read_set` does.
+    mode, observed: see `assign_roles` and `divide`. Raises UsageError as `read_set` does, and where there is no
+    observation.
     """
     folder = data_root(root) / "PhysioNet2012"
     records, files = _read_sets(folder, sets)
     pool, averaged, empty = quantise(records, quantisation, static)
+    if len(pool) == 0:
+        raise UsageError(f"{folder}: none of its {empty:,} records has an observation, only descriptors")
     num_test = math.ceil(TEST_SHARE * len(pool))
     order = np.random.RandomState(random_state).permutation(len(pool))
     parts = hold_out_series(order, num_test, validation, train_limit)

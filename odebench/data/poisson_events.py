@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from odebench.data.series import Rate, SeriesData, SeriesSplit, divide, flat_series, hold_out_series
+from odebench.errors import UsageError
 
-NUM_SERIES, NUM_TEST = 1000, 200
+NUM_TEST = 200
 SPAN = 5.0
-LEVEL, DEPTH, FREQUENCY, PHASE = (3.0, 7.0), (0.3, 0.9), (0.4, 0.8), (0.0, 2 * np.pi)
+# Of the mean level.
+LEVEL = (0.6, 1.4)
+DEPTH, PHASE = (0.3, 0.9), (0.0, 2 * np.pi)
 NOISE = 0.1
 
 
@@ -39,35 +42,50 @@ class SinusoidalRate:
         return [part.to(ids.device)[ids, None] for part in (self.level, self.depth, self.omega, self.phase)]
 
 
-def poisson_events(*, observations: bool, validation: int, train_limit: int | None, random_state: int) -> SeriesData:
-    """1,000 series of events on [0, 5], about 25 each, every one with a sinusoidal rate of its own.
+def poisson_events(
+    *,
+    series: int,
+    level: float,
+    frequency: tuple[float, float],
+    observations: bool,
+    validation: int,
+    train_limit: int | None,
+    random_state: int,
+) -> SeriesData:
+    """So many series of events on [0, 5], every one with a sinusoidal rate of its own.
 
-    The level of the rate is uniform in [3, 7], its depth in [0.3, 0.9], its frequency in [0.4, 0.8], its phase in
+    The level of the rate is uniform in [0.6, 1.4] times the mean ``level``, in events a unit of time, so that a series
+    has about five times as many events; its depth is in [0.3, 0.9], its ``frequency`` in that range, its phase in
     [0, 2 pi]; events are drawn by thinning (Lewis and Shedler 1979). An event is a point with one observed value, so
     the mask tells where the events are. The value is 1 or, with observations, a reading of depth * sin(omega t +
     phase), the relative rate, under noise of standard deviation 0.1, and the truth is the same without noise.
 
-    All events are inputs and targets. `SeriesData.rate` is the rate by series' ids; `log_likelihood` is exact.
-    random_state decides everything, the training's seed nothing. Series without an event are kept out and counted.
+    200 series are for test. All events are inputs and targets. `SeriesData.rate` is the rate by series' ids;
+    `log_likelihood` is exact. random_state decides everything, the training's seed nothing. Series without an event
+    are kept out and counted. Raises UsageError for fewer series than the splits need, and for a range
+    that ends before it begins.
     """
+    if frequency[0] > frequency[1]:
+        raise UsageError(f"data.frequency: the lower end {frequency[0]:g} is above the upper end {frequency[1]:g}")
+    if series <= NUM_TEST:
+        raise UsageError(f"data.series={series}: must be more than the {NUM_TEST} for test")
     random = np.random.RandomState(random_state)
-    level, depth, frequency, phase = (
-        random.uniform(low, high, NUM_SERIES) for low, high in (LEVEL, DEPTH, FREQUENCY, PHASE)
-    )
-    omega = 2 * np.pi * frequency
+    ranges = ([share * level for share in LEVEL], DEPTH, frequency, PHASE)
+    levels, depth, frequencies, phase = (random.uniform(low, high, series) for low, high in ranges)
+    omega = 2 * np.pi * frequencies
     # Thinning: events at the highest rate there is, each kept with the probability rate / highest rate.
-    highest = level * (1 + depth)
-    series = np.repeat(np.arange(NUM_SERIES), random.poisson(highest * SPAN))
+    highest = levels * (1 + depth)
+    owners = np.repeat(np.arange(series), random.poisson(highest * SPAN))
     # float32 as the model gets them; two events at one time of float32 count as one.
-    series, times = np.unique([series, random.uniform(0, SPAN, len(series)).astype(np.float32)], axis=1)
-    series = series.astype(np.int64)
-    swing = depth[series] * np.sin(omega[series] * times + phase[series])
-    kept = random.uniform(size=len(series)) * (1 + depth[series]) < 1 + swing
-    series, times, swing = series[kept], times[kept], swing[kept]
-    order = random.permutation(NUM_SERIES)
+    owners, times = np.unique([owners, random.uniform(0, SPAN, len(owners)).astype(np.float32)], axis=1)
+    owners = owners.astype(np.int64)
+    swing = depth[owners] * np.sin(omega[owners] * times + phase[owners])
+    kept = random.uniform(size=len(owners)) * (1 + depth[owners]) < 1 + swing
+    owners, times, swing = owners[kept], times[kept], swing[kept]
+    order = random.permutation(series)
     readings = swing + random.normal(0, NOISE, len(swing)) if observations else np.ones(len(swing))
     pool = flat_series(
-        np.bincount(series, minlength=NUM_SERIES),
+        np.bincount(owners, minlength=series),
         times,
         readings[:, None],
         truth=swing[:, None] if observations else None,
@@ -77,7 +95,7 @@ def poisson_events(*, observations: bool, validation: int, train_limit: int | No
         **splits,
         span=SPAN,
         channels=("reading" if observations else "event",),
-        rate=SinusoidalRate(*(torch.from_numpy(part) for part in (level, depth, omega, phase))),
+        rate=SinusoidalRate(*(torch.from_numpy(part) for part in (levels, depth, omega, phase))),
         note=f"{missing:,} series without an event are kept out" if missing else "",
         provenance={
             "source": "simulated: Poisson processes of a sinusoidal rate",

@@ -187,6 +187,14 @@ class SeriesData:
         for name, split in self.splits().items():
             if split.dim != len(self.channels):
                 raise UsageError(f"the {name} series have {split.dim} values a point, not {len(self.channels)}")
+            if not (split.is_input.any() and split.is_target.any()):
+                raise UsageError(f"the {name} series have nothing to encode, or nothing to compare with")
+            used = split.times[split.is_input | split.is_target]
+            if used.min() < 0 or used.max() > self.span * (1 + 1e-6):
+                raise UsageError(
+                    f"the {name} series are observed from {used.min():g} to {used.max():g}; times must lie in "
+                    f"[0, {self.span:g}], the data's span"
+                )
             if split.labels is None:
                 continue
             if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
@@ -352,9 +360,12 @@ def bounds(split: SeriesSplit) -> tuple[Tensor, Tensor]:
 
 
 def scale(split: SeriesSplit, low: Tensor, high: Tensor) -> SeriesSplit:
-    """The same series with channel values mapped from [low, high] to [0, 1]; a channel of one value is shifted only."""
-    width = (high - low).where(high > low, 1)
-    return dataclasses.replace(split, values=((split.values - low) / width).where(split.mask, 0))
+    """The same series with channel values from `low` on, in units of `high`, where that is not 0.
+
+    As in the public code of Rubanova et al. (2019): their errors are told in this unit, and not in that of the range.
+    """
+    unit = high.abs().where(high != 0, 1)
+    return dataclasses.replace(split, values=((split.values - low) / unit).where(split.mask, 0))
 
 
 def _points(offsets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

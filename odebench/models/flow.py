@@ -14,6 +14,7 @@ from odebench import ode
 from odebench.errors import UsageError
 from odebench.models.carried import Carried, exact_trace, hutchinson_trace, zeros
 from odebench.ode import Rows
+from odebench.ode.problem import noisy_layers
 
 Solve = Callable[..., ode.Solution]
 Solves = tuple[ode.Stats, ...]
@@ -163,7 +164,7 @@ class ODEBlock(nn.Module):
     trace: exact, or Hutchinson's estimate eps^T df/dz eps (Grathwohl et al. 2019), whose noise, of a distribution
     with covariance I, is drawn once a solve: all its evaluations see one function.
 
-    Raises UsageError where an exact trace would cost too much.
+    Raises UsageError where an exact trace would cost too much, and for a field that is another at every evaluation.
     """
 
     def __init__(
@@ -176,6 +177,11 @@ class ODEBlock(nn.Module):
         noise: Noise = "rademacher",
     ) -> None:
         super().__init__()
+        if layers := noisy_layers(field):
+            raise UsageError(
+                f"the field's layer {layers[0]} changes at every evaluation, and within a solve all must be of one "
+                "field; take it out, or use GroupNorm or LayerNorm"
+            )
         self.field = field
         self.shape = tuple(shape)
         self.trace: Trace = trace

@@ -58,15 +58,15 @@ class Panel(NamedTuple):
     x_falls: bool = False
 
 
-def comparison(panels: Sequence[Panel]) -> Figure:
-    """The panels side by side under one legend; a label has the same look in all of them. A line without a point only
-    keeps its look from the others.
+def comparison(panels: Sequence[Panel], columns: int = 3) -> Figure:
+    """The panels, up to `columns` in a row, under one legend; a label has the same look in all of them. A line without
+    a point only keeps its look from the others.
 
     joined: points of a line are joined in their order. curves: lines are curves without markers, spreads are
     bands. x_log, y_log: logarithmic axes; None: where the numbers span decades. x_falls: the x axis runs from large
     to small, as tolerances do.
     """
-    figure, all_axes = style.new_figure(len(panels), 3, *PANEL_IN)
+    figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
     places = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
     for panel, axes in zip(panels, all_axes, strict=True):
         lines = [_finite(line) for line in panel.lines]

@@ -49,7 +49,7 @@ def vector_field(
         style.dress_plane(axes, f"t = {time:.3g}", limits)
         if index == 0:
             shown = float(f"{unit:.1g}")
-            axes.quiverkey(arrows, 0.94, 1.05, shown, f"|dx/dt| = {shown:g}", labelpos="W", fontproperties={"size": 9})
+            axes.quiverkey(arrows, 0.88, 1.05, shown, f"|dx/dt| = {shown:g}", labelpos="W", fontproperties={"size": 9})
     if bar:
         style.colour_bar(figure, image, panels, scale.label, extend="max")
     if not len(times):

@@ -69,6 +69,7 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
         "rmse_interpolation": Quantity("", "root mean square error within the window that the model is given"),
         "rmse_extrapolation": Quantity("", "root mean square error after that window"),
         "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
+        "constant_rate_rmse": Quantity("events / time", "the same of each series' number of events spread evenly"),
         "accuracy": Quantity("fraction", "share of the labels said rightly", rises=True),
         "auc": Quantity("fraction", "area under the ROC curve of the label", rises=True),
         "nfe": _NFE,
@@ -173,9 +174,9 @@ LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models come before
-# them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of a task;
-# a run leaves out what it lacks.
+# Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models and data come
+# before them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of
+# a task; a run leaves out what it lacks.
 HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "solver.name": str,
     "solver.rtol": float,
@@ -209,8 +210,6 @@ HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "eval_solver": str,
     "eval_tol": float,
     "data.name": str,
-    "data.train_limit": float,
-    "data.augment": bool,
     "optim.name": str,
     "optim.lr": float,
     "optim.momentum": float,

@@ -6,12 +6,14 @@ writer; ``SummaryWriter.add_hparams`` would make a second run of each run.
 
 import io
 import math
+import shlex
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -21,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from odebench.record import schema
 from odebench.record.files import write_atomically
-from odebench.rules import MODELS
+from odebench.rules import DATA, MODELS
 
 FLUSH_S = 20
 
@@ -36,13 +38,21 @@ _ENDS = {
 }
 
 HParam = str | float | bool
-_ABOUT_MODELS = ("model.task", "model.has_ode")  # what the rules say of a model, no settings
+# What the rules say of models and data, no settings; and settings that change nothing of what is trained.
+_NO_COLUMNS = {
+    *("model.task", "model.has_ode", "data.tasks"),
+    *("data.root", "data.download", "data.validation", "data.test", "data.random_state"),
+}
 
 
-def open_writer(folder: Path, settings: Mapping[str, Any]) -> SummaryWriter:
-    """A writer in a new run's folder, with layout and HParams of the resolved settings written."""
+def open_writer(folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> SummaryWriter:
+    """A writer in a new run's folder, with layout, HParams of the resolved settings, and settings and command as text
+    written."""
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)
     _write_start(writer, _group(folder), settings)
+    command = shlex.join(["odebench", "train", *overrides])
+    for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
+        writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's block of code
     return writer
 
 
@@ -75,12 +85,12 @@ def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> N
 def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
     """The settings that the HParams table shows, by dotted name, each in its one type; nulls are left out.
 
-    Those of ``columns_of`` the task, and every other setting of the model (an extension's) and of the solver (its
-    method's own).
+    Those of ``columns_of`` the task, and every other setting of the model and the data (an extension's, or of images
+    whose density is learnt) and of the solver (its method's own).
     """
     flat = _flatten(settings)
-    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith(("model.", "solver."))}
-    columns = {**extra, **columns_of(str(flat.get("task")))}
+    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith(("model.", "data.", "solver."))}
+    columns = _shown({**extra, **columns_of(str(flat.get("task")))})
     found = {}
     for name, kind in columns.items():
         value = _typed(flat.get(name), kind)
@@ -90,12 +100,19 @@ def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
 
 
 def columns_of(task: str) -> dict[str, type[HParam]]:
-    """The columns of the HParams table, with their types: the settings of the task's models, and `schema.HPARAMS`."""
+    """The columns of the HParams table, with their types: the settings of the task's models and of the data made for
+    it, and `schema.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
-    for its_rules in MODELS.values():
-        if its_rules.task == task:
-            columns |= {f"model.{name}": _type_of_hint(hint) for name, hint in get_type_hints(its_rules).items()}
-    return {name: kind for name, kind in columns.items() if name not in _ABOUT_MODELS} | schema.HPARAMS
+    its_models = [its_rules for its_rules in MODELS.values() if its_rules.task == task]
+    its_data = [its_rules for its_rules in DATA.values() if its_rules.tasks[0] == task]
+    for group, of_task in (("model", its_models), ("data", its_data)):
+        for its_rules in of_task:
+            columns |= {f"{group}.{name}": _type_of_hint(hint) for name, hint in get_type_hints(its_rules).items()}
+    return _shown(columns) | schema.HPARAMS
+
+
+def _shown(columns: Mapping[str, type[HParam]]) -> dict[str, type[HParam]]:
+    return {name: kind for name, kind in columns.items() if name not in _NO_COLUMNS}
 
 
 def _type_of_hint(hint: Any) -> type[HParam]:

@@ -112,7 +112,7 @@ class Record:
         _make_folders(folder)
         # Last: with its status the run is there, whatever happens to the process.
         write_status(folder, "running")
-        return cls(folder, tensorboard.open_writer(folder, _resolved(config)))
+        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides))
 
     @classmethod
     def reopen(cls, folder: Path, step: int, manifest: Mapping[str, Any] | None = None) -> Self:

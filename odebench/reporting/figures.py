@@ -1,7 +1,7 @@
 """The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from odebench.plots.dots import dots
 from odebench.record import schema
 from odebench.reporting.lines import (
     ALONG,
+    Lacking,
     count,
+    enough,
     finite,
     front,
     guides,
@@ -21,10 +23,12 @@ from odebench.reporting.lines import (
     lines_of_rows,
     named_groups,
     result_label,
+    slopes,
+    solved,
     split_into_lines,
 )
-from odebench.reporting.published import NFE_RATIO, published_of
-from odebench.reporting.runs import Evidence, Group, Run, evaluations, rows_of
+from odebench.reporting.runs import Evidence, Group, Run, rows_of
+from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
 # Cost -> its tag and the label of its axis.
@@ -34,14 +38,8 @@ COSTS = {
     "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
 }
 TOLERANCE = "tolerance (rtol = atol)"
-# Of an evaluation: the error of its output, against a solve at a far smaller tolerance.
-OUTPUT_ERROR = "output_error"
 # Of a run: {"solves": [[sizes of the accepted steps of a solve], ...]}.
 MAX_BENCH_PANELS = 12
-
-
-class Lacking(UsageError):
-    """The runs have not what a figure shows."""
 
 
 class Named(NamedTuple):
@@ -62,13 +60,6 @@ def draw(name: str, evidence: Evidence) -> Figure:
         raise Lacking(f"figure {name} needs {FIGURES[name].needs}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
-
-
-def _enough(lines: Sequence[Line], least: int = 2) -> Sequence[Line]:
-    """The lines; Lacking where they have fewer points than `least` in all."""
-    if sum(map(count, lines)) < least:
-        raise Lacking
-    return lines
 
 
 def _mean(tag: str) -> Callable[[Group], float]:
@@ -126,9 +117,9 @@ def _nfe_against_tolerance(evidence: Evidence) -> Figure:
     panels = []
     for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
         lines = [line(label, groups, _tolerance, tag)._replace(names=()) for label, groups in by_label.items()]
-        panels.append(Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", _solved(lines), (), joined))
+        panels.append(Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", solved(lines), (), joined))
     if len(evidence.groups) <= MAX_LINES:
-        after = [one for label, run in _evaluated_runs(evidence) for one in _by_solver(label, run, "nfe")]
+        after = [one for label, run in evaluated_runs(evidence) for one in by_solver(label, run, "nfe")]
         panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
     panels = [panel for panel in panels if len({x for one in panel.lines for x in finite(one)[0]}) > 1]
     if not panels:
@@ -141,32 +132,8 @@ def _tolerance(group: Group) -> float:
     return value if isinstance(value, float) else np.nan
 
 
-def _solved(lines: Sequence[Line]) -> list[Line]:
-    """The lines without what took no evaluation, as the backward pass of many gradient modes."""
-    return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
-
-
-def _evaluated_runs(evidence: Evidence) -> Iterator[tuple[str, Run]]:
-    """Of each group the first run that was evaluated, with the group's label."""
-    for label, group in named_groups(evidence):
-        run = next((run for run in group.done if (run.path / schema.EVALUATIONS).exists()), None)
-        if run:
-            yield label, run
-
-
-def _by_solver(label: str, run: Run, name: str) -> list[Line]:
-    """A number of a run's evaluations against their tolerance, a line a solver; the last of those made alike."""
-    last: dict[str, dict[float, float]] = {}
-    for row in evaluations(run):
-        if isinstance(row.get(name), int | float) and isinstance(row["tol"], float):
-            last.setdefault(row["solver"], {})[row["tol"]] = row[name]
-    words = [", ".join(filter(None, [label, solver])) for solver in last]
-    points = [np.array(sorted(one.items())) for one in last.values()]
-    return [Line(word, *one.T) for word, one in zip(words, points, strict=True)]
-
-
 def _error_against_tolerance(evidence: Evidence) -> Figure:
-    lines = _enough([one for label, run in _evaluated_runs(evidence) for one in _by_solver(label, run, OUTPUT_ERROR)])
+    lines = enough([one for label, run in evaluated_runs(evidence) for one in by_solver(label, run, OUTPUT_ERROR)])
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
     guide = Guide("error = tolerance", x=equal, y=equal)
@@ -176,27 +143,25 @@ def _error_against_tolerance(evidence: Evidence) -> Figure:
 
 def _time_against_nfe(evidence: Evidence) -> Figure:
     by_label, joined = split_into_lines(evidence)
-    lines = _enough([line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()])
+    lines = enough([line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()])
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
     return comparison([Panel("Time against NFE", x, y, lines, (), joined, x_log=False, y_log=False)])
 
 
 def _backward_against_forward(evidence: Evidence) -> Figure:
     by_label, joined = split_into_lines(evidence, ALONG, "gradient.name")
-    lines = _enough(_solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]), 1)
-    most = max(finite(one)[0].max(initial=0.0) for one in lines)
-    slopes = [Guide("backward = forward", x=[0, most], y=[0, most])]
-    for one in published_of(evidence.experiments, NFE_RATIO):
-        slopes.append(Guide(f"published: {one.printed} ({one.cited})", x=[0, most], y=[0, one.value * most]))
+    lines = enough(solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]), 1)
     x, y = "forward NFE of a training step", "backward NFE of a training step"
-    return comparison([Panel("Backward against forward", x, y, lines, slopes, joined, x_log=False, y_log=False)])
+    return comparison(
+        [Panel("Backward against forward", x, y, lines, slopes(evidence, lines), joined, x_log=False, y_log=False)]
+    )
 
 
 def _nfe_over_training(evidence: Evidence) -> Figure:
     rows = {label: [rows_of(run) for run in group.runs] for label, group in named_groups(evidence)}
     panels = []
     for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
-        lines = _solved(lines_of_rows(rows, tag))
+        lines = solved(lines_of_rows(rows, tag))
         if any(map(count, lines)):
             panels.append(Panel(f"{way} NFE over training", "optimiser step", "NFE of a training step", lines))
     if not panels:
@@ -209,7 +174,7 @@ def _memory_against_depth(evidence: Evidence) -> Figure:
     if "gradient.name" not in evidence.varying:
         mode = str(evidence.runs[0].settings.get("gradient.name")) if evidence.runs else ""
         by_label = {", ".join(filter(None, [label, mode])): groups for label, groups in by_label.items()}
-    lines = _enough([line(label, groups, _depth, "final/peak_mib") for label, groups in by_label.items()])
+    lines = enough([line(label, groups, _depth, "final/peak_mib") for label, groups in by_label.items()])
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     return comparison([Panel("Memory against depth", x, y, lines, (), joined, x_log=False, y_log=False)])
 
@@ -239,7 +204,7 @@ def _step_sizes(evidence: Evidence) -> Figure:
         if sizes:
             lines.append(Line(label, np.cumsum([0.0, *sizes[:-1]]), np.abs(sizes)))
     axes = "t where a step starts (time of the ODE)", "step size (time of the ODE)"
-    return comparison([Panel("Step sizes of one solve", *axes, _enough(lines, 1), x_log=False)])
+    return comparison([Panel("Step sizes of one solve", *axes, enough(lines, 1), x_log=False)])
 
 
 def _first_solve(run: Run) -> list[float]:
@@ -270,6 +235,11 @@ FIGURES = {
         "error of the output against tolerance, after training",
         f"evaluations with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
         _error_against_tolerance,
+    ),
+    "figure3": Named(
+        "of a trained model error, time and backward NFE against forward NFE; its NFE over training (Chen et al. 2018)",
+        "evaluations at several tolerances; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
+        figure3,
     ),
     "time-nfe": Named("time of a training step against its NFE", _SWEEP, _time_against_nfe),
     "backward-forward": Named(

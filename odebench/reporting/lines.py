@@ -7,13 +7,17 @@ import numpy as np
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Guide, Line
 from odebench.record import schema
-from odebench.reporting.published import published_of
+from odebench.reporting.published import NFE_RATIO, published_of
 from odebench.reporting.runs import Evidence, Group, Row
 from odebench.reporting.table import scale, shown_setting
 
 # Settings that a line runs along: how finely is solved.
 ALONG = ("tol", "solver.steps", "solver.step_size")
 SMOOTH_FROM = 60  # points of a curve
+
+
+class Lacking(UsageError):
+    """The runs have not what a figure shows."""
 
 
 def split_into_lines(
@@ -125,7 +129,7 @@ def guides(evidence: Evidence, tag: str) -> list[Guide]:
     quantity = tag.removeprefix("best/").removeprefix("final/test_")
     return [
         Guide(f"published, test: {one.row}, {one.printed} ({one.cited})", scale(one.tag) * one.value)
-        for one in published_of(evidence.experiments, f"final/test_{quantity}")
+        for one in published_of(evidence.runs, f"final/test_{quantity}")
     ]
 
 
@@ -135,6 +139,27 @@ def result_label(quantity: str, split: str) -> str:
     unit = "%" if scale(tag) == 100 else schema.TAGS[tag].unit if tag in schema.TAGS else ""
     name = quantity.removesuffix(f"_{unit}").replace("_", " ")
     return f"{split} {name} ({unit})" if unit else f"{split} {name}"
+
+
+def slopes(evidence: Evidence, lines: Sequence[Line], least: float = 0.0) -> list[Guide]:
+    """Backward NFE as many as the lines' forward, and as published for the runs' experiments; from `least` on."""
+    ends = np.array([least, max((finite(one)[0].max(initial=0.0) for one in lines), default=0.0)])
+    found = [Guide("backward = forward", x=ends, y=ends)]
+    for one in published_of(evidence.runs, NFE_RATIO):
+        found.append(Guide(f"published: {one.printed} ({one.cited})", x=ends, y=one.value * ends))
+    return found
+
+
+def enough(lines: Sequence[Line], least: int = 2) -> Sequence[Line]:
+    """The lines; Lacking where they have fewer points than `least` in all."""
+    if sum(map(count, lines)) < least:
+        raise Lacking
+    return lines
+
+
+def solved(lines: Sequence[Line]) -> list[Line]:
+    """The lines without what took no evaluation, as the backward pass of many gradient modes."""
+    return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
 
 
 def finite(one: Line) -> tuple[np.ndarray, np.ndarray]:

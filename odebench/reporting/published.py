@@ -1,9 +1,9 @@
 """Published values (published.csv), each with its source, and ours beside them.
 
 Columns of the file: of, the table or figure that a value stands in; row, what it is of; experiment, ours that is
-compared with it, empty where there is none; tag, what it measures as a run's summary has it, empty where runs do not;
-value, in the tag's unit; printed, as the source prints it; source; recalled, whether it is from memory and was not read
-again there.
+compared with it and the settings that tell its rows apart, empty where there is none; tag, what it measures as a run's
+summary has it, empty where runs do not; value, in the tag's unit; printed, as the source prints it; source; recalled,
+whether it is from memory and was not read again there.
 """
 
 import csv
@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from odebench.reporting.runs import Evidence, Group
+from odebench.reporting.runs import Evidence, Group, Run
 
 # Of a training step, backward over forward evaluations: a tag of this file alone.
 NFE_RATIO = "nfe_ratio"
 
 
 class Published(NamedTuple):
-    """One value. experiment, tag: empty where there is none; value: NaN where no number was printed."""
+    """One value. experiment: its name and settings KEY=VALUE, with spaces between; it and tag are empty where there is
+    none. value: NaN where no number was printed."""
 
     of: str
     row: str
@@ -34,6 +35,16 @@ class Published(NamedTuple):
     def cited(self) -> str:
         """The source, and whether it was read again."""
         return f"{self.source}, recalled" if self.recalled else self.source
+
+    def is_of(self, run: Run) -> bool:
+        """Whether the value is to be compared with the run's."""
+        name, *words = self.experiment.split() or [""]
+        return run.settings.get("experiment") == name and all(_has(run, *word.split("=")) for word in words)
+
+
+def _has(run: Run, key: str, text: str) -> bool:
+    value = run.settings.get(key, run.settings.get(f"{key}.name"))
+    return value == float(text) if isinstance(value, float) else str(value) == text
 
 
 class Beside(NamedTuple):
@@ -56,18 +67,16 @@ def read_published() -> list[Published]:
     ]
 
 
-def published_of(experiments: Sequence[str], tag: str) -> list[Published]:
-    """The published values of a tag for experiments of ours."""
-    return [one for one in read_published() if one.experiment in experiments and one.tag == tag]
+def published_of(runs: Sequence[Run], tag: str) -> list[Published]:
+    """The published values of a tag that some of the runs are to be compared with."""
+    return [one for one in read_published() if one.tag == tag and any(map(one.is_of, runs))]
 
 
 def beside_published(evidence: Evidence) -> list[Beside]:
     """Each published value for the runs' experiments, beside each group of these runs; what is no number once."""
     found = []
     for one in read_published():
-        of_it = [
-            group for group in evidence.groups if {run.settings["experiment"] for run in group.runs} == {one.experiment}
-        ]
+        of_it = [group for group in evidence.groups if all(map(one.is_of, group.runs))]
         found += [Beside(one, group, *ours(group, one.tag)) for group in (of_it if one.tag else of_it[:1])]
     return found
 

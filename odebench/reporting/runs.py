@@ -118,11 +118,6 @@ class Evidence:
         return list(dict.fromkeys(run.objective for run in self.runs))
 
     @cached_property
-    def experiments(self) -> list[str]:
-        """The experiments that runs are of."""
-        return sorted({run.settings["experiment"] for run in self.runs if run.settings.get("experiment")})
-
-    @cached_property
     def bench(self) -> list[Row]:
         """The rows of the results of ``odebench bench`` in the folders."""
         return [row for folder in self.folders for path in _csv_files(folder) for row in _bench_rows(path)]

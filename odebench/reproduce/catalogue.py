@@ -42,6 +42,7 @@ class Reproduction:
     studies: tuple[tuple[str, ...], ...]
     within: dict[str, float]
     figures: tuple[str, ...]
+    pictures: tuple[str, ...]
 
 
 def reproductions() -> dict[str, Reproduction]:
@@ -75,6 +76,7 @@ def _read(name: str, node: dict[str, Any]) -> Reproduction:
         studies=tuple(map(tuple, node.get("studies", ()))),
         within=node.get("within", {}),
         figures=tuple(node.get("figures", ())),
+        pictures=tuple(node.get("pictures", ())),
     )
 
 

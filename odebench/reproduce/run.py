@@ -1,6 +1,8 @@
 """``odebench reproduce``: the runs that are missing, their studies, and the table."""
 
 import logging
+import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +12,14 @@ from odebench.compose import options, parse_overrides
 from odebench.errors import UsageError, unknown_name
 from odebench.listing import print_table
 from odebench.record.files import locked, write_atomically
+from odebench.record.schema import FIGURES
 from odebench.reporting import notes
 from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.report import draw_picture
 from odebench.reporting.runs import Evidence, evaluations, gather
 from odebench.reporting.table import as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
-from odebench.reproduce.reached import reach
+from odebench.reproduce.reached import Reached, reach
 from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster
@@ -33,12 +36,14 @@ STOPPED = 75  # exit code of a sweep that was stopped
 
 @dataclass(frozen=True)
 class Planned:
-    """A reproduction that could start. jobs: of each row, the overrides of its runs."""
+    """A reproduction that could start. jobs: of each row, the overrides of its runs; command: what gives the same
+    numbers, without where and how many at a time."""
 
     reproduction: Reproduction
     plan: Plan
     folder: Path
     jobs: dict[str, list[tuple[str, ...]]]
+    command: str
 
 
 def list_reproductions() -> None:
@@ -80,7 +85,8 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
     if is_sweep(folder) and {job.overrides for job in load_sweep(folder).jobs} != set(distinct):
         raise UsageError(f"{folder} holds other runs than these; name another folder: --output DIR")
-    return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs)
+    told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
+    return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
 
 
 def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -111,9 +117,10 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
 
 def _study(sweep: Sweep, words: Sequence[str]) -> None:
     """Evaluate each run that is done and has not been, in a process of its own."""
-    wanted = {tuple(combination) for combination in expand([words])}
+    settings = [word for word in words if not word.startswith("--")]
+    wanted = {tuple(combination) for combination in expand([settings])}
     for run in gather([sweep.path]).runs:
-        told = {tuple(line["overrides"]) for line in evaluations(run) if OUTPUT_ERROR in line}
+        told = {tuple(line["overrides"]) for line in evaluations(run) if {OUTPUT_ERROR, "failed"} & line.keys()}
         if run.status == "done" and not wanted <= told:
             log.info("study of %s: %s", run.path.name, " ".join(words))
             done = subprocess.run(
@@ -134,14 +141,26 @@ def _show(planned: Planned, sweep: Sweep) -> None:
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
     print(f"{reproduction.title}\n{reproduction.source}\n")
     print("\n".join([*map(as_terminal, tables), notes.spoken(remarks)]), end="")
+    drawn, pictures = _figures(reproduction, evidence), _pictures(reproduction, found)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
-    text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), ""])
-    written = {f"{TABLE}.md": text.encode(), f"{TABLE}.csv": as_csv(lines, found).encode()} | _figures(
-        reproduction, evidence
-    )
+    images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
+    text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
+    written = {f"{TABLE}.md": text.encode(), f"{TABLE}.csv": as_csv(lines, found, planned.command).encode()}
+    written |= drawn | pictures
     for name, content in written.items():
         write_atomically(sweep.path / name, content)
     print(f"written to {sweep.path}: {', '.join(written)}")
+
+
+def _pictures(reproduction: Reproduction, found: Sequence[Reached]) -> dict[str, bytes]:
+    """What each row's first run drew of its model."""
+    taken: dict[str, bytes] = {}
+    for reached in found:
+        for name in reproduction.pictures if reached.group.done else ():
+            path = reached.group.done[0].path / FIGURES / f"{name}.png"
+            if path.exists():  # an RNN has no latent paths
+                taken[re.sub(r"\W+", "-", f"{reached.row.name} {name}") + ".png"] = path.read_bytes()
+    return taken
 
 
 def _figures(reproduction: Reproduction, evidence: Evidence) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ _CSV_COLUMNS = (
     "machine",
     "date",
     "verdict",
+    "command",
 )
 
 
@@ -113,8 +114,8 @@ def _cell(text: str) -> Cell:
     return Cell(text, text)
 
 
-def as_csv(lines: Sequence[Line], found: Sequence[Reached]) -> str:
-    """Every number in its unit, with what it was judged by."""
+def as_csv(lines: Sequence[Line], found: Sequence[Reached], command: str) -> str:
+    """Every number in its unit, with what it was judged by and the command that gave it."""
     judged = {(line.reached.row.name, line.tag): line for line in lines if line.published}
     compared = {(line.reached.row.name, line.tag): line.verdict for line in lines if not line.published}
     text = io.StringIO()
@@ -131,5 +132,5 @@ def as_csv(lines: Sequence[Line], found: Sequence[Reached]) -> str:
             share = math.nan if reached.share is None else reached.share
             values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([*place, *plain, machines, date, said])
+            writer.writerow([*place, *plain, machines, date, said, command])
     return text.getvalue()

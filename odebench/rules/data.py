@@ -107,8 +107,11 @@ class PhysioNet2012(Hopper):
 
 @dataclass(frozen=True)
 class PoissonEvents(Series):
-    """poisson_events."""
+    """poisson_events; level in events a unit of time, frequency in periods."""
 
+    series: Annotated[int, Range(at_least=201)]
+    level: Positive
+    frequency: tuple[Positive, Positive]
     observations: bool
 
 

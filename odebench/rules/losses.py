@@ -53,6 +53,7 @@ class ELBO(AutoregressiveLoss):
     combine: Literal["mean", "logsumexp"]
     kl_wait_epochs: Whole | None
     kl_growth: Share
+    consistency: NotNegative
     event_weight: NotNegative
 
 

@@ -33,7 +33,9 @@ class LatentODE(_Observing):
     activation: Activation
     augment: Whole
     second_order: bool
-    encoder: Literal["rnn", "ode_rnn"]
+    encoder: Literal["rnn", "gru", "ode_rnn"]
+    value_unit: Positive
+    gap_unit: Positive
     encoder_width: Count
     encoder_field_units: Count
     gate_units: Count
@@ -67,6 +69,8 @@ class RNN(Autoregressive):
 
     kind: Literal["tanh", "gru"]
     time_gap: bool
+    value_unit: Positive
+    gap_unit: Positive
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
@@ -26,7 +26,8 @@ _LOG = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "odebench")
 # A diverged job has ended, too: from the same seed it would diverge again.
 ENDED = ("done", "diverged")
-# What a job's exit code says of its status; another code is a failure.
+# What a job's exit code says of its status; another code is a failure. That of torchrun says no more than that one of
+# its processes has failed.
 _STATUS_OF = {0: "done", 2: "failed", 3: "diverged", 75: "interrupted"}
 _WRONG_SETTINGS = 2
 _TAIL_BYTES = 1 << 14
@@ -34,17 +35,18 @@ _TAIL_BYTES = 1 << 14
 
 @dataclass
 class Attempt:
-    """A job under way. Its log is open, and locked, until it is settled."""
+    """A job under way. Its log is open, and locked, until it is settled. together: in processes of torchrun."""
 
     job: Job
     process: subprocess.Popen[bytes]
     log: BinaryIO
+    together: bool = False
     stopped: bool = False
 
     def stop(self) -> None:
-        """Asks the job to save and to leave."""
+        """Asks the job to save and to leave. srun passes USR1 on to all, but ends all soon after a SIGTERM."""
         self.stopped = True
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGUSR1 if self.together else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the job and the processes that it has started, at once."""
@@ -83,10 +85,13 @@ def take(sweep: Sweep, job: Job) -> BinaryIO | None:
     return log
 
 
-def start(sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str]) -> Attempt:
-    """Start a job: from its checkpoint where it left one, else anew."""
+def start(
+    sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str], launcher: Sequence[str] = ()
+) -> Attempt:
+    """Start a job: from its checkpoint where it left one, else anew. launcher: starts it as several processes."""
     folder = sweep.folder(job)
     if (folder / schema.LAST_CHECKPOINT).exists():
+        write_status(sweep, job, "queued", "")  # so that what it says at the end is of this attempt
         words = ["resume", str(folder)]
     else:
         reset(sweep, job)
@@ -95,7 +100,7 @@ def start(sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str])
     log.write(f"== {now()}: odebench {shlex.join(words)}\n".encode())
     log.flush()
     process = subprocess.Popen(
-        [*COMMAND, *words],
+        [*launcher, "-m", "odebench", *words] if launcher else [*COMMAND, *words],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -103,14 +108,17 @@ def start(sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str])
         env={**os.environ, **environment},
         start_new_session=True,  # a Ctrl-C is meant for the sweep, which asks its jobs to stop
     )
-    return Attempt(job, process, log)
+    return Attempt(job, process, log, together=bool(launcher))
 
 
 def settle(sweep: Sweep, attempt: Attempt) -> Overview:
     """What an attempt that ended came to. A status that it could not write itself is written for it."""
     job, code = attempt.job, attempt.process.wait()
     expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_OF.get(code, "failed")
-    if look(sweep, job, as_told=True).status != expected:
+    told = look(sweep, job, as_told=True).status
+    if attempt.together and code:
+        expected = told if told in _STATUS_OF.values() else "interrupted" if attempt.stopped else "failed"
+    if told != expected:
         status = "failed" if expected == "done" else expected
         write_status(sweep, job, status, _reason(sweep, attempt))
     attempt.log.close()
@@ -143,5 +151,7 @@ def _reason(sweep: Sweep, attempt: Attempt) -> str:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (", perhaps for want of memory" * (name == "SIGKILL" and not attempt.stopped))
     printed = sweep.log(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
-    last = next((line for line in reversed(printed) if line.strip()), "")
+    # torchrun reports at length after what the training has said.
+    said = [line for line in printed if line.startswith("odebench ")] if attempt.together else []
+    last = next((line for line in reversed(said or printed) if line.strip()), "")
     return last if code and not last.startswith("== ") else f"ended with code {code} and left no result"

@@ -29,6 +29,11 @@ class Local:
     threads: Count | None
     devices: tuple[int, ...] | None
 
+    @property
+    def num_processes(self) -> int:
+        """How many processes train one model."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Slurm:
@@ -39,12 +44,24 @@ class Slurm:
     partition: str | None
     account: str | None
     time: str | None
+    nodes: Count
+    processes: Count | None
     gpus: Count | None
     cpus: Count
     memory: str | None
     warning_s: Count
     directives: dict[str, Any]
     setup: tuple[str, ...]
+
+    @property
+    def processes_each(self) -> int:
+        """How many processes train one model on each machine."""
+        return self.processes or self.gpus or 1
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes train one model."""
+        return self.nodes * self.processes_each
 
 
 _RULES: dict[str, type] = {"local": Local, "slurm": Slurm}
@@ -56,18 +73,27 @@ _TAKEN = {
     "time": "cluster.time",
     "cpus-per-task": "cluster.cpus",
     "mem": "cluster.memory",
+    "nodes": "cluster.nodes",
     "signal": "cluster.warning_s",
     "chdir": None,
     "dependency": None,
     "error": None,
     "job-name": None,
     "no-requeue": None,
+    "ntasks": None,
+    "ntasks-per-node": None,
     "open-mode": None,
     "output": None,
     "parsable": None,
     "requeue": None,
     "wrap": None,
 }
+
+
+def known_keys() -> list[str]:
+    """Every setting that some kind of cluster has, such as ``cluster.jobs``."""
+    names = [field.name for rules in _RULES.values() for field in fields(rules) if field.name != "name"]
+    return [f"{GROUP}.{name}" for name in dict.fromkeys(names)]
 
 
 def is_of_cluster(word: str) -> bool:

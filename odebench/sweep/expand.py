@@ -26,11 +26,29 @@ def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None) -> li
     grids: the words of each, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. UsageError tells every
     word at fault, a line each.
     """
-    faults: list[str] = []
-    choices = [[_read_word(word, config_dir, faults) for word in words] for words in grids]
+    jobs, faults, _ = expand_sound(grids, config_dir)
     if faults:
-        raise UsageError("\n".join(dict.fromkeys(faults)))
-    return [list(job) for grid in choices for job in itertools.product(*grid)]
+        raise UsageError("\n".join(faults))
+    return jobs
+
+
+def expand_sound(
+    grids: Sequence[Sequence[str]], config_dir: Path | None = None
+) -> tuple[list[list[str]], list[str], set[str]]:
+    """The jobs of `expand` as if the words at fault had not been there; their faults; and the keys in doubt by them.
+
+    With a group's option the settings of the group go, which another option might not have.
+    """
+    jobs: list[list[str]] = []
+    faults: list[str] = []
+    doubtful: set[str] = set()
+    for words in grids:
+        values = [(word.partition("=")[0], _read_word(word, config_dir, faults)) for word in words]
+        lost = {key for key, found in values if not found}
+        sound = [found for key, found in values if found and key.partition(".")[0] not in lost]
+        jobs += map(list, itertools.product(*sound))
+        doubtful |= lost - {""}
+    return jobs, list(dict.fromkeys(faults)), doubtful
 
 
 def _read_word(word: str, config_dir: Path | None, faults: list[str]) -> list[str]:

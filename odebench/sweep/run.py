@@ -1,6 +1,7 @@
 """A sweep from its words to its table: validated, written down, run, resumed."""
 
 import logging
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from odebench.sweep import slurm
 from odebench.sweep.attempts import ENDED, Policy, look
 from odebench.sweep.cluster import GROUP, Local, is_of_cluster, read_cluster
 from odebench.sweep.display import Display, count_text
-from odebench.sweep.expand import combine, expand, read_grids
+from odebench.sweep.expand import combine, expand_sound, read_grids
 from odebench.sweep.folder import LOCK, Sweep, claim_folder, load_sweep, write_sweep
 from odebench.sweep.local import LocalRunner
 from odebench.sweep.validate import Job, labels, validate
@@ -42,9 +43,19 @@ def plan_sweep(words: Sequence[str], file: Path | None, config_dir: Path | None)
         config_dir = config_dir.absolute()
     cluster = tuple(word for word in words if is_of_cluster(word))
     own = [word for word in words if not is_of_cluster(word)]
-    read_cluster(cluster, config_dir)
+    processes = read_cluster(cluster, config_dir).num_processes
     grids = combine([[]] if file is None else read_grids(file), own)
-    jobs, outputs = validate(expand(grids, config_dir), config_dir)
+    overrides, faults, doubtful = expand_sound(grids, config_dir)
+    try:
+        jobs, outputs = validate(overrides, config_dir, processes)
+    except UsageError as error:
+        if not faults:
+            raise
+        # Beside the words at fault, what is wrong whatever stands in their place.
+        _, *lines = str(error).splitlines()
+        faults += [line for line in lines if not any(re.search(rf"\b{re.escape(key)}\b", line) for key in doubtful)]
+    if faults:
+        raise UsageError("\n".join(faults))
     return Plan(jobs, outputs, cluster, config_dir)
 
 

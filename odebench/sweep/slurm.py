@@ -71,6 +71,8 @@ def sbatch_words(sweep: Sweep, num_tasks: int, cluster: Slurm, after: str | None
         "partition": cluster.partition,
         "account": cluster.account,
         "time": cluster.time,
+        "nodes": None if cluster.nodes == 1 else cluster.nodes,
+        "ntasks-per-node": None if cluster.nodes == 1 else 1,
         "gres": None if cluster.gpus is None else f"gpu:{cluster.gpus}",
         "cpus-per-task": cluster.cpus,
         "mem": cluster.memory,
@@ -98,6 +100,8 @@ def _option(name: str, value: object) -> str:
 def _task_words(sweep: Sweep, listed: Path, cluster: Slurm, policy: Policy) -> list[str]:
     words = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), listed.name]
     words += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
+    if cluster.num_processes > 1:
+        words += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_each}"]
     return [*words, "--fail-fast"] if policy.fail_fast else words
 
 

@@ -1,16 +1,19 @@
 """What a task of a SLURM array runs: one job, which it watches over, and brings back where its time is up.
 
-    python -m odebench.sweep.slurm_task SWEEP LIST --warning-s=S [--retry=N] [--fail-fast]
+    python -m odebench.sweep.slurm_task SWEEP LIST --warning-s=S [--retry=N] [--fail-fast] [--nodes=N] [--processes=N]
 
 This process is the batch script's own (it is exec'ed), so SLURM's warning (USR1) comes to it alone. It passes
 signals on to the training, which saves and leaves. What then happens is the signal's: after the warning the task
 asks to be queued again; after SIGTERM it only ends, because SLURM itself queues again what it pre-empts, and what
-was cancelled must not come back.
+was cancelled must not come back. A job of several processes is started by srun, once on each of its machines, and
+there by torchrun.
 """
 
 import argparse
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +28,7 @@ from odebench.sweep.validate import Job
 from odebench.training.signals import SIGNALS
 
 WARNING = "SIGUSR1"
-_POLL_S = 0.2
+_POLL_S, _REQUEST_S = 0.2, 5.0
 _EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
 
@@ -37,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--warning-s", type=int, required=True)
     parser.add_argument("--retry", type=int, default=0)
     parser.add_argument("--fail-fast", action="store_true")
+    parser.add_argument("--nodes", type=int, default=1, help="machines that train the job's model together")
+    parser.add_argument("--processes", type=int, default=1, help="processes that do so, on each")
     arguments = parser.parse_args(argv)
     received: list[str] = []
     for number in SIGNALS:
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = sweep.jobs[read_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
     policy = Policy(arguments.fail_fast, arguments.retry)
     before = look(sweep, job)
-    after = run_job(sweep, job, policy, received)
+    after = run_job(sweep, job, policy, received, arguments.nodes, arguments.processes)
     print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
     if after.status == "failed" and policy.fail_fast:
         cancel(sweep)
@@ -54,10 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _EXIT_CODES.get(after.status, 1)
 
 
-def run_job(sweep: Sweep, job: Job, policy: Policy, received: Sequence[str]) -> Overview:
-    """Runs the job unless it has ended already, again where it fails; returns what it came to."""
+def run_job(
+    sweep: Sweep, job: Job, policy: Policy, received: Sequence[str], nodes: int = 1, processes: int = 1
+) -> Overview:
+    """Runs the job unless it has ended already, again where it fails; returns what it came to.
+
+    nodes, processes: the machines that train its model together, and the processes on each.
+    """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-    environment = {"OMP_NUM_THREADS": cpus, "MKL_NUM_THREADS": cpus} if cpus else {}
+    threads = str(max(1, int(cpus) // processes)) if cpus else None
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if threads else {}
     for failures in range(1, policy.retry + 2):
         while (log := take(sweep, job)) is None:  # a process of the task before this one is still leaving
             if received:
@@ -67,7 +78,7 @@ def run_job(sweep: Sweep, job: Job, policy: Policy, received: Sequence[str]) -> 
         if after.status in ENDED or received:
             log.close()
             return after
-        attempt = start(sweep, job, log, environment)
+        attempt = start(sweep, job, log, environment, launcher(nodes, processes) if nodes * processes > 1 else ())
         _wait(attempt, received)
         after = settle(sweep, attempt)
         if after.status != "failed" or not policy.tries_again(attempt, failures):
@@ -75,10 +86,39 @@ def run_job(sweep: Sweep, job: Job, policy: Policy, received: Sequence[str]) -> 
     return after
 
 
+def launcher(nodes: int, processes: int) -> list[str]:
+    """The command that starts so many processes of a module on each of this task's machines, met on the first of them.
+
+    torchrun and what is not yet a training ignore the signal that asks trainings to save and to leave.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+        *([f"--cpus-per-task={cpus}"] if cpus else []),
+        *("sh", "-c", 'trap "" USR1; exec "$@"', "sh"),
+        *(sys.executable, "-m", "torch.distributed.run"),
+        f"--nnodes={nodes}",
+        f"--nproc-per-node={processes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={socket.gethostname()}:{port}",
+        f"--rdzv-id={os.environ['SLURM_JOB_ID']}",
+    ]
+
+
 def _wait(attempt: Attempt, received: Sequence[str]) -> None:
+    """Wait for the end. A job of several processes is asked again and again to stop: it may not have heard it yet."""
+    next_request = 0.0
     while attempt.process.poll() is None:
-        if received and not attempt.stopped:
+        if received and time.monotonic() >= next_request:
             attempt.stop()
+            next_request = time.monotonic() + _REQUEST_S if attempt.together else math.inf
         time.sleep(_POLL_S)
 
 

@@ -29,10 +29,12 @@ def labels(jobs: Sequence[Job]) -> list[str]:
     return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
 
 
-def validate(jobs: Sequence[Sequence[str]], config_dir: Path | None = None) -> tuple[list[Job], str]:
+def validate(
+    jobs: Sequence[Sequence[str]], config_dir: Path | None = None, processes: int = 1
+) -> tuple[list[Job], str]:
     """Named jobs from the overrides of each, and the folder for outputs that they name.
 
-    UsageError lists every fault, each with the jobs that have it.
+    processes: so many train each model together. UsageError lists every fault, each with the jobs that have it.
     """
     composer = Composer(config_dir)
     named: list[Job] = []
@@ -40,26 +42,49 @@ def validate(jobs: Sequence[Sequence[str]], config_dir: Path | None = None) -> t
     outputs = ""
     width = max(4, len(str(len(jobs) - 1)))
     for number, overrides in enumerate(jobs):
-        try:
-            settings = read_settings(composer.compose(overrides))
-            _check_device(settings)
-        except UsageError as error:
-            faults.setdefault(str(error), []).append(number)
+        settings, found = _read(composer, overrides, processes)
+        for fault in found:
+            faults.setdefault(fault, []).append(number)
+        if settings is None:
             continue
         name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
         named.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
         outputs = settings.outputs
     if faults:
-        bad = sum(map(len, faults.values()))
+        bad = len(set().union(*faults.values()))
         lines = [f"{_which(numbers, jobs)}: {fault}" for fault, numbers in faults.items()]
         raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs cannot run, and none was started", *lines]))
     return named, outputs
 
 
-def _check_device(settings: Settings) -> None:
+def _read(composer: "Composer", overrides: Sequence[str], processes: int) -> tuple[Settings | None, list[str]]:
+    """A job's settings, or None and its faults: the first one, then those of the job without the setting it names."""
+    words, faults = list(overrides), list[str]()
+    while True:
+        try:
+            settings = read_settings(composer.compose(words))
+            _check_place(settings, processes)
+        except UsageError as error:
+            faults.append(str(error))
+            named = re.match(r"(?:unknown setting )?([\w.]+)", str(error))
+            rest = [word for word in words if named is None or word.partition("=")[0] != named[1]]
+            # Without a group's option all may be wrong.
+            if named is None or named[1] in PLURALS or len(rest) == len(words):
+                return None, faults
+            words = rest
+        else:
+            return (None if faults else settings), faults
+
+
+def _check_place(settings: Settings, processes: int) -> None:
     if settings.device.startswith("cuda:"):
         raise UsageError(
             f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]"
+        )
+    if settings.trainer.batch_size % processes:
+        raise UsageError(
+            f"trainer.batch_size={settings.trainer.batch_size}: {processes} processes share it; "
+            f"make it a multiple of {processes}"
         )
 
 

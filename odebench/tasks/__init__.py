@@ -60,6 +60,9 @@ class Task(Protocol):
         model: evaluated in place of the task's own (the average of its weights, say).
         """
 
+    def limit(self, split: str, num: int) -> None:
+        """Keep of a split its first `num` samples alone."""
+
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """What ``evaluate`` gave, in words for the screen: name and text, the headline first."""
 

@@ -91,6 +91,11 @@ class Classification:
         }
         return numbers | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
 
+    def limit(self, split: str, num: int) -> None:
+        """See ``odebench.tasks.Task``."""
+        part = self._splits[split]
+        self._splits[split] = ImageSplit(part.images[:num], part.labels[:num])
+
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """Accuracy, with its interval where that is among the numbers, and loss."""
         accuracy = f"{100 * numbers['accuracy']:.2f} %"

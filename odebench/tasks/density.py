@@ -1,5 +1,6 @@
 """Density estimation: data sets and unnormalised targets, by models that are invertible maps of a known base."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -18,11 +19,11 @@ from odebench.data import (
     build_data,
     dequantise,
 )
-from odebench.errors import UsageError
 from odebench.models.flow import EXACT_TRACE_LIMIT
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
+from odebench.tasks.density_checks import check_data, check_model
 from odebench.tasks.density_figures import density_figures
 from odebench.tasks.flow_matching import flow_matching_loss
 
@@ -34,40 +35,24 @@ class Density:
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError where the data is missing, smaller than a batch, or has not what the loss needs."""
+        """Raises UsageError where the data is missing, and for what ``density_checks`` refuses."""
         trainer = settings.trainer
-        name = settings.data.name
-        data = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
+        data = cast(Any, build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions))
+        check_data(data, settings)
         self.note, self.provenance = data.note, data.provenance
-        if not isinstance(data, DensityData | ImageData):
-            raise UsageError(f"data={name}: density estimation needs DensityData or ImageData")
-        self._data = data
+        self._data: DensityData | ImageData = data
         self._splits = {split: x.to(device) for split, x in _samples(data).items()}
         self._loss, self._loss_options = settings.loss.name, options_of(settings.loss)
-        if self._loss == "density_matching":
-            if self._log_density is None:
-                raise UsageError(
-                    f"loss=density_matching: the density of data={name} is not known; choose data=potential_1, ... or "
-                    "data=eight_gaussians, or loss=maximum_likelihood"
-                )
-            cast(DensityData, data).check_target()
         self._device, self._seed = device, settings.seed
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(self._splits["train"]) // self.batch_size
-        if self.steps_per_epoch == 0:
-            raise UsageError(
-                f"trainer.batch_size={self.batch_size}: there are only {len(self._splits['train'])} training samples"
-            )
         shape = tuple(self._splits["train"].shape[1:])
         self._dims = math.prod(shape)
         # Every likelihood that is reported has the exact trace where it can be had, whatever the training used.
         self._trace = "exact" if self._dims <= EXACT_TRACE_LIMIT else None
-        self.model: Any = build_model(settings, {"shape": shape}).to(device)
-        if self._loss == "flow_matching":
-            velocity = getattr(self.model, "velocity", None)
-            if velocity is None:
-                raise UsageError(f"loss=flow_matching: {settings.model.name} has no velocity field; choose model=cnf")
-            velocity(torch.zeros((), device=device), torch.zeros(1, *shape, device=device))  # tells if there is none
+        model = build_model(settings, {"shape": shape})
+        check_model(model, data, settings)
+        self.model: Any = model.to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
             self._solve = ChosenSolve(
@@ -111,8 +96,8 @@ class Density:
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
         """nll_nats with its standard error and the samples it was had from, the loss, bits_per_dim of images, kl_nats
-        where the target's density is known, NFE of likelihood and sampling, samples_per_s, and trace_std_nats where the
-        model's trace is an estimate."""
+        where the target's density is known, NFE of likelihood and sampling, samples_per_s, and trace_std_nats, of the
+        first batch, where the model's trace is an estimate."""
         model = (model or self.model).eval()
         log_prob, nfe = self._log_prob(model, split, self._trace)
         nll = -log_prob.mean().item()
@@ -128,11 +113,16 @@ class Density:
             return numbers
         numbers["nfe"] = sum(nfe) / len(nfe)
         if any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules()):
-            estimate, _ = self._log_prob(model, split, "hutchinson")
+            estimate, _ = self._log_prob(model, split, "hutchinson", num_batches=1)
+            error = estimate - log_prob[: len(estimate)]
             # Against another estimate, where there is no exact trace, the variance is twice as large.
             scale = 1.0 if self._trace == "exact" else 0.5
-            numbers["trace_std_nats"] = (scale * (estimate - log_prob).square().mean()).sqrt().item()
+            numbers["trace_std_nats"] = (scale * error.square().mean()).sqrt().item()
         return numbers | self._sampling(model)
+
+    def limit(self, split: str, num: int) -> None:
+        """See ``odebench.tasks.Task``."""
+        self._splits[split] = self._splits[split][:num]
 
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """What was reached, the loss's own measure first, and what it takes to sample."""
@@ -206,10 +196,12 @@ class Density:
     def _log_normaliser(self) -> float:
         return self._data.log_normaliser if isinstance(self._data, DensityData) else 0.0  # type: ignore[return-value]
 
-    def _log_prob(self, model: Any, split: str, trace: str | None) -> tuple[Tensor, list[int]]:
-        """log p [N] of a split's samples and the NFE of each batch."""
+    def _log_prob(
+        self, model: Any, split: str, trace: str | None, num_batches: int | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """log p [N] of a split's samples, or of its first batches, and the NFE of each batch."""
         found, nfe = [], []
-        for x in self._batches(split):
+        for x in itertools.islice(self._batches(split), num_batches):
             log_prob, solves = model.log_prob(x, self._eval_solve, trace)
             found.append(log_prob)
             nfe.append(sum(stats.nfe for stats in solves))
@@ -244,4 +236,4 @@ def _samples(data: DensityData | ImageData) -> dict[str, Tensor]:
 
 
 def _margin(numbers: Mapping[str, float], name: str) -> str:
-    return f" ± {numbers[name]:.4f}" if name in numbers else ""
+    return f" ± {numbers[name]:.4f}" if math.isfinite(numbers.get(name, math.nan)) else ""

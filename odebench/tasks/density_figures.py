@@ -62,7 +62,8 @@ def _in_the_plane(
 def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Frame]:
     times = np.linspace(0.0, float(model.end_time), num).tolist()
     states, _ = model.path(base, times, solve)
-    return [animation.Frame(f"t = {t:.3g}", state.cpu().numpy()) for t, state in zip(times, states, strict=True)]
+    name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE a layer is a unit of time
+    return [animation.Frame(f"{name} {t:.3g}", state.cpu().numpy()) for t, state in zip(times, states, strict=True)]
 
 
 def _velocities(model: Any, limits: density.Limits, like: Tensor) -> tuple[list[float], np.ndarray]:

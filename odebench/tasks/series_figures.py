@@ -34,7 +34,8 @@ def series_figures(
         if said.values is not None:
             shown.append(_series(split, one, times, said.values[:, 0], window))
         if said.log_rates is not None:
-            rates.append(_rate(data, split, one, times, said.log_rates[:, 0]))
+            # Not at the events alone: where there are few, the rate is low.
+            rates.append(_rate(data, split, one, forecast))
     if shown:
         figures |= _reconstructions(data, split, shown)
     if rates:
@@ -92,11 +93,14 @@ def _points(batch: SeriesBatch) -> plots.Points:
     return plots.Points(batch.times.cpu().numpy(), values.cpu().numpy())
 
 
-def _rate(data: SeriesData, split: SeriesSplit, one: Tensor, times: Tensor, log_rates: Tensor) -> plots.Rate:
+def _rate(data: SeriesData, split: SeriesSplit, one: Tensor, forecast: Forecaster) -> plots.Rate:
+    times = _even_times(data, split)
+    log_rates = forecast(one, times).log_rates
+    assert log_rates is not None
     return plots.Rate(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
-        rates=log_rates.exp().sum(-1).cpu().numpy(),
+        rates=log_rates[:, 0].exp().sum(-1).cpu().numpy(),
         events=split.targets(one).times.cpu().numpy(),
         truth=None if data.rate is None else data.rate(split.ids[one], times)[0].cpu().numpy(),
     )

@@ -100,6 +100,17 @@ def kl_weight(epoch: int, wait_epochs: int | None, growth: float) -> float:
     return 1.0 - growth ** max(epoch - wait_epochs, 0)
 
 
+def surprise(posterior: Posterior, states: Tensor) -> Tensor:
+    """-log q of states [S, B, L], without its constant: a mean over samples and series.
+
+    Of the states that an ODE reaches at a time, under the encoder's q for what comes after that time: what is encoded
+    there and what is solved to there shall be the same states. Then solutions go on beyond the training's times as they
+    would from a new start, where the bound alone lets them leave the region that the encoder fills.
+    """
+    away = (states - posterior.mean) / posterior.std
+    return (0.5 * away.square() + posterior.std.log()).sum() / states[..., 0].numel()
+
+
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of logits [S, B] for labels [B] of 0 or 1, a mean over both."""
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype).expand_as(logits))

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from odebench.data import batch_generator, batch_indices, build_data
-from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit, select_series
 from odebench.errors import Diverged, UsageError, unknown_name
-from odebench.models.series import Forecast
+from odebench.models.series import Forecast, LatentODE
 from odebench.ode.methods import METHODS, Tableau
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
@@ -24,6 +24,7 @@ from odebench.tasks.series_losses import (
     label_loss,
     log_likelihood,
     lower_bound,
+    surprise,
     without_bounds,
 )
 from odebench.tasks.series_metrics import (
@@ -36,21 +37,25 @@ from odebench.tasks.series_metrics import (
 )
 
 NUM_RATE_TIMES = 101
+# The latest time, as a share of the span, at which encoder and solution are compared: something must come after it.
+LATEST_RESTART = 0.8
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch."""
+    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch. restart: the time, 0 on,
+    from which the inputs are encoded once more; None: they are not."""
 
     inputs: SeriesBatch
     targets: SeriesBatch
     noise: Tensor | None
     kl_weight: float
+    restart: float | None = None
 
     def rows(self, rows: slice) -> "TrainingBatch":
         """Some of the series: one process's share."""
         noise = None if self.noise is None else self.noise[:, rows]
-        return TrainingBatch(self.inputs.rows(rows), self.targets.rows(rows), noise, self.kl_weight)
+        return TrainingBatch(self.inputs.rows(rows), self.targets.rows(rows), noise, self.kl_weight, self.restart)
 
 
 class TimeSeries:
@@ -92,12 +97,11 @@ class TimeSeries:
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
-        return TrainingBatch(
-            inputs=split.inputs(chosen),
-            targets=split.targets(chosen),
-            noise=self._noise(self._options.get("samples", 1), len(chosen), generator),
-            kl_weight=self._kl_weight(epoch),
-        )
+        noise = self._noise(self._options.get("samples", 1), len(chosen), generator)
+        restart = None
+        if self._options.get("consistency", 0.0):
+            restart = LATEST_RESTART * self._data.span * torch.rand((), generator=generator).item()
+        return TrainingBatch(split.inputs(chosen), split.targets(chosen), noise, self._kl_weight(epoch), restart)
 
     def loss(self, batch: TrainingBatch) -> Loss:
         """The negative of the bound, and of the label's log-likelihood where there is one."""
@@ -112,16 +116,22 @@ class TimeSeries:
         with torch.no_grad():
             numbers = numbers_of([self._sums(model, forecast, targets)]) | _nfe(forecast)
         tagged: dict[str, Any] = {f"train/{name}": number for name, number in numbers.items()}
+        solves = forecast.encoder + forecast.decoder
+        if batch.restart is not None:
+            unlikely, more = self._restarted(model, forecast, batch.inputs, targets.times, batch.restart)
+            value, solves = value + self._options["consistency"] * unlikely, solves + more
+            tagged["task/surprise"] = unlikely.detach()
         tagged |= {"train/loss": value.detach()}
         if forecast.posterior is not None:
             tagged["task/kl_weight"] = batch.kl_weight
-        return with_penalty(Loss(value, tagged, forecast.encoder + forecast.decoder), self._solve)
+        return with_penalty(Loss(value, tagged, solves), self._solve)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
         """loss, the divergence in full; nll_nats, kl_nats, elbo_nats a series; mse, mse_per_feature, rmse_interpolation
         and rmse_extrapolation of the mean prediction, these against the truth where it is known; rate_rmse where the
-        rate is; accuracy and auc of labels; nfe a batch, encoder_nfe and decoder_nfe; series, how many."""
+        rate is, and constant_rate_rmse, that of each series' events spread evenly; accuracy and auc of labels; nfe a
+        batch, encoder_nfe and decoder_nfe; series, how many."""
         model = (model or self.model).eval()
         series = self._splits[split]
         sums, logits, labels = [], [], []
@@ -133,6 +143,11 @@ class TimeSeries:
                 labels.append(targets.labels)
         numbers = numbers_of(sums) | {"series": len(series)}
         return numbers | (label_numbers(logits, labels) if logits else {})
+
+    def limit(self, split: str, num: int) -> None:
+        """See ``odebench.tasks.Task``."""
+        part = self._splits[split]
+        self._splits[split] = select_series(part, torch.arange(min(num, len(part)), device=self._device))
 
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """Errors and likelihood, those that there are."""
@@ -198,6 +213,13 @@ class TimeSeries:
         if settings.loss.name != fitting:
             has = "has a latent variable" if is_latent else "has no latent variable"
             raise UsageError(f"loss={settings.loss.name}: {name} {has}; choose loss={fitting}")
+        if self._options.get("consistency", 0.0):
+            train = self._data.train
+            if not (isinstance(self.model, LatentODE) and (train.is_input & train.is_target).any()):
+                raise UsageError(
+                    "loss.consistency: needs model=latent_ode and series of which the same times are encoded and asked "
+                    "for; set it to 0"
+                )
         if self.model.classifier is not None and self._data.num_classes != 2:
             raise UsageError(
                 f"model.classify=true: needs series with labels of two classes, which data={settings.data.name} has not"
@@ -239,6 +261,22 @@ class TimeSeries:
             value = value + options["label_weight"] * label_loss(forecast.logits, targets.labels)
         return value
 
+    def _restarted(
+        self, model: Any, forecast: Forecast, inputs: SeriesBatch, times: Tensor, start: float
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """How unlikely the encoder, shown only the inputs from a start on, thinks the states that the forecast has
+        there, for those series that have such inputs, 0 where none has; and the encoder's solves."""
+        assert forecast.latents is not None
+        column = min(int((times < start).sum()), len(times) - 1)
+        later = inputs.times >= times[column]
+        seen = inputs.mask[:, later].any((1, 2))
+        if not seen.any():
+            return times.new_zeros(()), ()
+        values, mask = (part[seen][:, later] for part in (inputs.values, inputs.mask))
+        rest = SeriesBatch(inputs.times[later] - times[column], values, mask, None)
+        posterior, solves = model.encoder(rest, self._solve)
+        return surprise(posterior, forecast.latents[:, seen, column, : model.latent_dim]), solves
+
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
         errors = {} if forecast.values is None else error_sums(forecast.values, targets)
         return likelihood_sums(forecast, targets, model.noise_std) | errors
@@ -274,7 +312,10 @@ class TimeSeries:
         if self._data.rate is not None and whole.log_rates is not None:
             rate = self._data.rate(series.ids[indices], times[at_rate[0]])
             inferred = whole.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
-            sums["rate_rmse"] = ((inferred - rate).double().square().sum().item(), rate.numel())
+            # What can be said of a series without a model: its events come at the rate at which there were so many.
+            constant = targets.mask.sum((1, 2)).unsqueeze(1) / self._data.span
+            for name, said in {"rate_rmse": inferred, "constant_rate_rmse": constant}.items():
+                sums[name] = ((said - rate).double().square().sum().item(), rate.numel())
         return forecast, targets, sums
 
     def _batches(self, series: SeriesSplit) -> Iterator[Tensor]:

@@ -51,6 +51,8 @@ def prepare(settings: Settings) -> torch.device:
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_freed_memory()
+        # Numbers below 1e-38, into which gradients fade through long recurrent networks, take CPUs many times as long.
+        torch.set_flush_denormal(True)
     return device
 
 

@@ -20,6 +20,7 @@ from odebench.record import manifest, schema
 from odebench.record.files import locked
 from odebench.record.reader import RunRecord, read_metrics, read_run
 from odebench.record.writer import Record, SilentRecord, claim, is_started, settings_text
+from odebench.saved import saved_settings
 from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import build_task
 from odebench.training import distributed
@@ -74,7 +75,8 @@ def resume_run(path: Path) -> RunResult:
     process has it.
     """
     run = read_run(path)
-    settings = read_settings(run.settings)
+    saved = saved_settings(run)
+    settings = read_settings(saved)
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: run.status["status"] == "done"):
             if distributed.is_first():
@@ -85,7 +87,7 @@ def resume_run(path: Path) -> RunResult:
             training = _build(settings)
             _load_newest(training, path / schema.LAST_CHECKPOINT)
             step = training.progress.step
-            about = _about(run.settings, training, settings)
+            about = _about(saved, training, settings)
             with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about)) as record:
                 log.info("going on after step %d", step)
                 result = _run(training, settings, record, stop)
@@ -182,6 +184,9 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
             message = f"stopped by {stop.name} after step {progress.step}"
             record.status("interrupted", step=progress.step, message=message)
             log.warning("%s; go on with: odebench resume %s", message, folder)
+            # All leave together, here as below: what started them ends the others once one has left.
+            with contextlib.suppress(ConnectionError):
+                distributed.agreed(0)
             return RunResult(STOPPED, folder, progress.best)
         # A signal that comes during the test only waits for its end.
         if isinstance(record, Record):

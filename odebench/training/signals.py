@@ -5,14 +5,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
     """While it is entered, a signal only sets ``number``; the loop saves at its next step and leaves.
 
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt at once. Outside the main thread, where Python
-    lets nobody handle signals, nothing is caught.
+    A second Ctrl-C does not wait: it raises KeyboardInterrupt at once. That the terminal has gone (SIGHUP) stops
+    nothing that was started with nohup. Outside the main thread, where Python lets nobody handle signals, nothing is
+    caught.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            caught = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+            self._before = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(

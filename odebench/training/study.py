@@ -18,7 +18,9 @@ from torch import Tensor
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.record.reader import read_run
+from odebench.saved import saved_settings
 from odebench.settings import Settings, override_saved, read_settings
+from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
 from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run
 
@@ -38,18 +40,23 @@ _COLUMNS = {
     "output_error": ("output error", "{:.1e}"),
     "nfe_forward": ("forward", "{:.0f}"),
     "nfe_backward": ("backward", "{:.0f}"),
+    "forward_ms": ("forward ms", "{:.0f}"),
+    "backward_ms": ("backward ms", "{:.0f}"),
     "gradient_error_discrete": ("gradient error (discrete)", "{:.1e}"),
     "gradient_error": ("gradient error", "{:.1e}"),
 }
 
 
-def study_run(path: Path, combinations: Sequence[list[str]], split: str = "validation") -> list[dict[str, Any]]:
+def study_run(
+    path: Path, combinations: Sequence[list[str]], split: str = "validation", limit: int | None = None
+) -> list[dict[str, Any]]:
     """Evaluate a finished run under each combination of settings; print a table and add a line each to the run's
     evaluations.jsonl.
 
     Combinations that come to the same, as a solver of fixed steps at several tolerances does, are evaluated once. One
-    whose solve fails is told and left out. Returns the numbers of each row. Raises UsageError, before anything is
-    evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot be had.
+    whose solve fails is told, and its line says why. limit: of the split, only so many samples. Returns the numbers of
+    each row. Raises UsageError, before anything is evaluated, where one cannot be meant, or the model solves nothing;
+    Diverged where the reference cannot be had.
     """
     chosen = _distinct(path, combinations)
     varying = _varying(combinations)
@@ -60,12 +67,15 @@ def study_run(path: Path, combinations: Sequence[list[str]], split: str = "valid
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
         if others not in references:
-            references[others] = Reference(path, others, split, is_gradient_study)
+            references[others] = Reference(path, others, split, is_gradient_study, limit)
         run = load_run(path, overrides)
+        if limit is not None:
+            run.task.limit(split, limit)
         try:
             numbers = references[others].compare(run, overrides, split)
         except Diverged as error:
             log.warning("left out: %s: %s", " ".join(overrides), error)
+            append_evaluation(run, overrides, split, {"failed": str(error)})
             continue
         append_evaluation(run, overrides, split, {**numbers, "reference": REFERENCE})
         found.append(numbers)
@@ -74,29 +84,34 @@ def study_run(path: Path, combinations: Sequence[list[str]], split: str = "valid
         table.append({**_how(settings), **more, **_what(run.task.rows(numbers)), **_cost(numbers)})
     if table:
         print(_as_text(table))
-        print(f"\nof the {split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
-        print("forward, backward: NFE of a training step; gradients: of that step's, at the run's weights")
+        part = "" if limit is None else f"first {limit:,} samples of the "
+        print(f"\nof the {part}{split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
+        print("forward, backward: NFE and time of a training step; gradients: of that step's, at the run's weights")
     return found
 
 
 class Reference:
     """A run's model solved as exactly as can be, and how others of its solves compare with it."""
 
-    def __init__(self, path: Path, others: Sequence[str], split: str, with_gradient: bool) -> None:
-        """others: settings that have nothing to do with solving. with_gradient: gradients are compared, too."""
+    def __init__(
+        self, path: Path, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
+    ) -> None:
+        """others: settings that have nothing to do with solving. with_gradient: gradients are compared, too. limit: of
+        the split, only so many samples."""
         words = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
         run = load_run(path, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])
         in_double(run.task)
-        self._outputs = outputs(run.task, split, NUM_OUTPUTS).double()
+        self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
+        self._outputs = outputs(run.task, split, self._num).double()
         self._gradient = _training_step(run)[1] if with_gradient else None
 
     def compare(self, run: Run, overrides: list[str], split: str) -> dict[str, Any]:
         """The numbers of a row."""
         task = run.task
         numbers: dict[str, Any] = dict(task.evaluate(split))
-        found = outputs(task, split, NUM_OUTPUTS)
+        found = outputs(task, split, self._num)
         started = time.perf_counter()
-        _ = outputs(task, split, NUM_OUTPUTS).sum().item()  # waits for the device
+        _ = outputs(task, split, self._num).sum().item()  # waits for the device
         numbers["batch_ms"] = 1e3 * (time.perf_counter() - started)
         numbers["output_error"] = self.output_error(found)
         try:
@@ -123,13 +138,24 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
-    """NFE of the forward and the backward pass over the first training batch, and its gradient [P]; empty where
-    training solves nothing. The same random numbers each time."""
+    """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
+    where training solves nothing. The same random numbers each time."""
     task, model = run.task, run.task.model
-    with torch.random.fork_rng([]):
+    model.zero_grad()
+    batch, state = cast(task.batch(0), next(model.parameters()).dtype), task.state_dict()
+
+    def forward() -> tuple[Loss, float]:
+        task.load_state_dict(state)
         torch.manual_seed(0)
-        model.zero_grad()
-        loss = task.loss(cast(task.batch(0), next(model.parameters()).dtype))
+        started = time.perf_counter()
+        loss = task.loss(batch)
+        loss.value.item()  # waits for the device
+        return loss, time.perf_counter() - started
+
+    with torch.random.fork_rng([]):
+        first_s = forward()[1]  # which pays for what is made once
+        loss, second_s = forward()
+        turned = time.perf_counter()
         try:
             loss.value.backward()
         except SolveError as error:
@@ -137,16 +163,23 @@ def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
     model.eval()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     gradient = torch.cat([part.flatten() for part in parts])
+    gradient.sum().item()
+    ended = time.perf_counter()
     model.zero_grad()
     if not loss.solves:
         return {}, gradient
-    backward = sum(stats.backward.nfe for stats in loss.solves if stats.backward)
-    return {"nfe_forward": sum(stats.nfe for stats in loss.solves), "nfe_backward": backward}, gradient
+    numbers: dict[str, float] = {
+        "nfe_forward": sum(stats.nfe for stats in loss.solves),
+        "nfe_backward": sum(stats.backward.nfe for stats in loss.solves if stats.backward),
+        "forward_ms": 1e3 * min(first_s, second_s),
+        "backward_ms": 1e3 * (ended - turned),
+    }
+    return numbers, gradient
 
 
 def _distinct(path: Path, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
     """Those that come to different evaluations, each with the settings that it comes to."""
-    saved = read_run(path, metrics=False).settings
+    saved = saved_settings(read_run(path, metrics=False))
     found: list[tuple[list[str], Settings]] = []
     for overrides in combinations:
         settings = as_evaluated(read_settings(override_saved(saved, overrides)))

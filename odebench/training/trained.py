@@ -19,6 +19,7 @@ from odebench.plots.image_grid import image_grid
 from odebench.record import schema
 from odebench.record.files import plain
 from odebench.record.reader import read_run
+from odebench.saved import saved_settings
 from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
@@ -50,8 +51,9 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> Run:
     status = run.status["status"]
     if status != "done":
         raise UsageError(f"{path} is not finished (status {status}); go on with it: odebench resume {path}")
-    settings = read_settings(override_saved(run.settings, overrides or []))
-    _check_data(read_settings(run.settings), settings)
+    saved = saved_settings(run)
+    settings = read_settings(override_saved(saved, overrides or []))
+    _check_data(read_settings(saved), settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
         task = build_task(settings, choose_device(settings.device))
     load_weights(task.model, run.path / schema.BEST_CHECKPOINT, settings.model.name)
@@ -68,9 +70,16 @@ def _check_data(trained: Settings, asked: Settings) -> None:
             raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
 
 
-def evaluate_run(path: Path, overrides: list[str], split: str = "validation") -> dict[str, float]:
-    """Evaluate a finished run under other settings, print the result, and add it to the run's evaluations.jsonl."""
+def evaluate_run(
+    path: Path, overrides: list[str], split: str = "validation", limit: int | None = None
+) -> dict[str, float]:
+    """Evaluate a finished run under other settings, print the result, and add it to the run's evaluations.jsonl.
+
+    limit: of the split, only so many samples.
+    """
     run = load_run(path, overrides)
+    if limit is not None:
+        run.task.limit(split, limit)
     numbers = run.task.evaluate(split)
     rows = [("run", describe(as_evaluated(run.settings)))]
     rows += [(f"{split} {name}", text) for name, text in run.task.rows(numbers)]

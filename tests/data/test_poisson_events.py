@@ -8,11 +8,21 @@ import torch
 from scipy import integrate, stats
 
 from odebench.data.poisson_events import SinusoidalRate, log_likelihood, poisson_events
+from odebench.errors import UsageError
 
 
 def load(**changed):
     return poisson_events(
-        **{"observations": False, "validation": 100, "train_limit": None, "random_state": 0} | changed
+        **{
+            "series": 1000,
+            "level": 5.0,
+            "frequency": (0.4, 0.8),
+            "observations": False,
+            "validation": 100,
+            "train_limit": None,
+            "random_state": 0,
+        }
+        | changed
     )
 
 
@@ -91,3 +101,20 @@ def test_an_event_is_an_observed_one_or_a_reading_of_the_relative_rate():
 def test_the_data_follow_their_own_seed():
     assert load().test.sha256() == load(train_limit=10).test.sha256() != load(random_state=1).test.sha256()
     assert np.isclose(load().span, 5)
+
+
+def test_a_higher_level_gives_more_events_of_the_same_shape():
+    data = load(level=50.0, series=320)
+    assert [len(split) for split in data.splits().values()] == [20, 100, 200]
+    assert len(data.test.times) / 200 == pytest.approx(50 * 5, rel=0.1)
+    assert 30 <= data.rate.level.min() < 35
+    assert 65 < data.rate.level.max() <= 70
+    slow = load(frequency=(0.1, 0.2)).rate.omega / (2 * np.pi)
+    assert 0.1 <= slow.min() < slow.max() <= 0.2
+
+
+def test_fewer_series_than_the_splits_need_and_ranges_that_end_before_they_begin_are_refused():
+    with pytest.raises(UsageError, match=r"data\.series=200: must be more than the 200 for test"):
+        load(series=200)
+    with pytest.raises(UsageError, match=r"data\.frequency: the lower end 2 is above"):
+        load(frequency=(2.0, 1.0))

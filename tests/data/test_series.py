@@ -249,14 +249,15 @@ def test_splits_that_the_series_cannot_give_are_refused(validation, limit, named
         hold_out_series(np.arange(50), 10, validation, limit)
 
 
-def test_scaling_maps_the_observed_extremes_to_0_and_1():
+def test_scaling_takes_the_smallest_observed_value_as_0_and_the_largest_as_the_unit():
     values = np.array([[5.0, 1e6, 7.0, 3.0], [9.0, -2.0, 7.0, 3.0], [7.0, 2.0, 7.0, 3.0]])
     mask = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=bool)
     split = flat_series([3], np.arange(3.0), values, mask=mask)
     low, high = bounds(split)
     assert low.tolist() == [5, -2, 7, 0]
     assert high.tolist() == [9, 2, 7, 1]
-    assert scale(split, low, high).values.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 1, 0, 0]]
+    expected = torch.tensor([[0, 0, 0, 0], [4 / 9, 0, 0, 0], [2 / 9, 2, 0, 0]])
+    torch.testing.assert_close(scale(split, low, high).values, expected)
 
 
 def test_data_whose_parts_disagree_are_refused():
@@ -267,6 +268,11 @@ def test_data_whose_parts_disagree_are_refused():
         SeriesData(**parts, channels=("a", "b"), num_classes=2)
     with pytest.raises(UsageError, match="outside 0 to 0"):
         SeriesData(**parts, channels=("a", "b", "c"), num_classes=1)
+    with pytest.raises(UsageError, match=r"^the train series are observed from 0 to 1\.9; .* in \[0, 0\.5\]"):
+        SeriesData(**parts | {"span": 0.5}, channels=("a", "b", "c"), num_classes=2)
+    for nothing in (select_series(pool, np.arange(0)), dataclasses.replace(pool, is_input=pool.is_input & False)):
+        with pytest.raises(UsageError, match="the test series have nothing to encode, or nothing to compare with"):
+            SeriesData(**parts | {"test": nothing}, channels=("a", "b", "c"), num_classes=2)
 
 
 def test_the_facts_of_the_splits_are_their_sizes_and_hashes():

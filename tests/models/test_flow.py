@@ -201,6 +201,12 @@ def test_an_exact_trace_of_images_is_refused_with_its_cost():
         block.to_base(torch.rand(2, 1, 28, 28), ode.solve, "exact")
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(2)], ids=["dropout", "batch norm"])
+def test_a_field_that_is_another_at_every_evaluation_is_refused(layer):
+    with pytest.raises(UsageError, match=rf"layer 1 \({type(layer).__name__}\) changes at every evaluation"):
+        ODEBlock(nn.Sequential(nn.Linear(2, 2), layer), (2,), 1.0)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_the_gpu_trains_and_samples_what_the_cpu_does(trace):

@@ -52,6 +52,17 @@ def test_numbers_histograms_and_figures_read_back(tmp_path, create):
     assert image.encoded_image_string == (record.path / "figures/confusion.png").read_bytes()
 
 
+def test_settings_and_command_stand_there_as_text(tmp_path, create):
+    create(tmp_path / "run").close()
+    events = load(tmp_path / "run")
+    shown = {
+        tag: events.Tensors(f"about/{tag}/text_summary")[0].tensor_proto.string_val[0]
+        for tag in ("command", "settings")
+    }
+    assert shown["command"].decode().startswith("    odebench train")
+    assert "\n      rtol: 0.001\n" in shown["settings"].decode()
+
+
 def test_the_layout_pairs_what_belongs_together(tmp_path, create):
     create(tmp_path / "run").close()
     (layout,) = load(tmp_path / "run").Tensors("custom_scalars__config__")
@@ -105,6 +116,16 @@ def test_every_setting_of_our_models_has_its_column():
         for name, value in OmegaConf.to_container(option.model).items():
             wanted = bool if isinstance(value, bool) else float if isinstance(value, int | float) else str
             assert value is None or columns_of(option.task)[f"model.{name}"] is wanted, name
+
+
+def test_data_have_the_columns_of_their_task():
+    density = columns_of("density")
+    assert {"data.noise", "data.fresh", "data.samples"} <= set(density)
+    assert not {"data.augment", "data.train_limit", "data.observed", "data.root"} & set(density)
+    assert columns_of("time_series")["data.observed"] is float
+    # The density of images has theirs, though none of the task's own data has them.
+    shown = hparams({"task": "density", "data": {"name": "mnist", "augment": False, "root": "/x", "validation": 5}})
+    assert shown == {"data.name": "mnist", "data.augment": False}
 
 
 def test_every_setting_of_solvers_and_gradients_is_shown():

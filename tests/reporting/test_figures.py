@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import random
 
@@ -66,6 +67,30 @@ def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
     assert [*points(after).values()] == [[(1e-3, 9), (1e-1, 9)]]
     (axes,) = figures.draw("error-tolerance", evidence).axes
     assert points(axes)["tol 0.0001, backprop, dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
+
+
+def study(solver, tol, nfe, nfe_backward):
+    told = {"overrides": [f"solver={solver}", f"tol={tol}"], "solver": solver, "tol": tol, "nfe": nfe}
+    numbers = {"output_error": 2 * tol, "nfe_forward": nfe + 1, "nfe_backward": nfe_backward, "forward_ms": 3.0 * nfe}
+    return json.dumps(told | numbers) + "\n"
+
+
+def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
+    rows = [{"step": 4 * epoch, "elapsed_s": 1.0, "nfe/forward": 10 + epoch} for epoch in range(4)]
+    summary = {"best/step": 8, "best/epoch": 2}
+    path = record(experiment="paper/mnist_odenet", rows=rows, summary=summary)
+    lines = [("dopri5", 1e-1, 7, 99), ("dopri5", 1e-3, 20, 25), ("dopri5", 1e-1, 8, 11), ("adams", 1e-3, 12, 0)]
+    (path / "evaluations.jsonl").write_text("".join(study(*line) for line in lines))
+    error, time, backward, over = figures.draw("figure3", gather([runs])).axes
+    assert points(error) == {"dopri5": [(20, 2e-3), (8, 0.2)], "adams": [(12, 2e-3)]}  # the last of those made alike
+    assert error.get_yscale() == "log"
+    assert points(time)["dopri5"] == [(21, 60), (9, 24)]
+    drawn = points(backward)
+    assert (drawn["dopri5"], "adams" in drawn) == ([(21, 25), (9, 11)], False)
+    assert drawn["published: about half (Chen et al. 2018, Figure 3c)"] == [(9, 4.5), (21, 10.5)]
+    assert backward.get_xscale() == backward.get_yscale() == "log"
+    assert points(over) == {"dopri5": [(0, 10), (1, 11), (2, 12), (3, 13)]}
+    assert over.get_xlabel() == "epoch"
 
 
 def test_step_sizes_start_where_the_step_before_ends(corpus, points):

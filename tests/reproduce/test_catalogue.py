@@ -11,6 +11,7 @@ from odebench.reporting.published import NFE_RATIO, read_published
 from odebench.reproduce.catalogue import find, reproductions
 from odebench.sweep.expand import expand
 from odebench.sweep.validate import validate
+from odebench.verbs import build_parser
 
 KNOWN = reproductions()
 OF_STUDIES = (
@@ -63,7 +64,8 @@ def test_each_kind_of_job_is_valid(name, budget):
 
 def test_a_rows_evaluation_is_one_of_the_study():
     for one in KNOWN.values():
-        made = [dict(word.split("=") for word in words) for study in one.studies for words in expand([study])]
+        studies = [[word for word in study if not word.startswith("--")] for study in one.studies]
+        made = [dict(word.split("=") for word in words) for study in studies for words in expand([study])]
         made = [{**words, "tol": float(words["tol"])} for words in made]
         for row in one.rows:
             wanted = row.evaluation | ({"tol": float(row.evaluation["tol"])} if "tol" in row.evaluation else {})
@@ -72,7 +74,10 @@ def test_a_rows_evaluation_is_one_of_the_study():
 
 def test_studies_are_read_by_the_command_lines_grammar():
     for one in KNOWN.values():
-        assert all(parse_overrides(list(words)) for words in one.studies)
+        for words in one.studies:
+            arguments, rest = build_parser().parse_known_args(["eval", "RUN", *words])
+            assert not rest
+            assert parse_overrides(arguments.overrides)
 
 
 def test_each_stands_for_every_combination():

@@ -49,7 +49,7 @@ def fails(capsys, *words):
 
 
 def test_it_trains_once_and_then_only_reads(noted, tmp_path, capsys):
-    assert main(["reproduce", "figure5", "budget=small"]) == 0
+    assert main(["reproduce", "figure5", "budget=small", "cluster.jobs=2"]) == 0
     assert noted() == ["train"] * 4
     folder = tmp_path / "outputs" / "reproduce" / "figure5-small"
     first = capsys.readouterr().out
@@ -60,7 +60,8 @@ def test_it_trains_once_and_then_only_reads(noted, tmp_path, capsys):
     assert "as published: 2 against 3 of two_moons: planar flow; partial budget, 10 %" in second
     assert "ran on a processor, threads: 1, torch 2.13.0" in second
     assert second.splitlines()[-1] == f"written to {folder}: reproduction.md, reproduction.csv"
-    assert rows_of(folder)["two_moons: CNF", "final/test_nll_nats"]["share"] == "0.1"
+    row = rows_of(folder)["two_moons: CNF", "final/test_nll_nats"]
+    assert (row["share"], row["command"]) == ("0.1", "odebench reproduce figure5 budget=small")
 
 
 def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(noted, tmp_path, capsys):
@@ -70,7 +71,8 @@ def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(noted, 
     assert main(words) == 1
     assert noted() == ["train"] * 4
     assert "failed: it broke" in capsys.readouterr().out
-    assert rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]["seeds"] == "1"
+    row = rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
+    assert (row["seeds"], row["command"]) == ("1", "odebench reproduce figure5 seed=0,7")
 
 
 def test_a_row_without_a_run_says_why(noted, tmp_path, capsys):
@@ -121,9 +123,23 @@ def test_a_study_is_made_once_and_its_evaluations_are_the_rows(noted, tmp_path, 
     assert (folder / "error-tolerance.svg").read_bytes() == b"svg"
     assert not (folder / "nfe-training.svg").exists()
     (run_folder,) = folder.glob("0000_*")
-    (run_folder / "evaluations.jsonl").unlink()
+    evaluated = run_folder / "evaluations.jsonl"
+    evaluated.write_text(evaluated.read_text().replace('"output_error": 0.25', '"failed": "max_steps"'))
+    assert main(["reproduce", "figure3"]) == 0
+    assert noted() == []  # it would fail again
+    assert rows_of(folder)["vode_adams at 1e-3", "output_error"]["ours"] == ""
+    evaluated.unlink()
     assert main(["reproduce", "figure3"]) == 0
     assert noted() == ["eval"]
+
+
+def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(noted, tmp_path, capsys):
+    assert main(["reproduce", "spirals"]) == 0
+    folder = tmp_path / "outputs" / "reproduce" / "spirals-full"
+    assert (folder / "latent-ODE-series.png").read_bytes() == b"paper/latent_ode_spirals"
+    assert (folder / "RNN-series.png").read_bytes() == b"paper/rnn_spirals"
+    assert "![RNN-series](RNN-series.png)" in (folder / "reproduction.md").read_text()
+    assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png\n")
 
 
 def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):

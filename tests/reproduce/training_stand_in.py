@@ -27,6 +27,8 @@ def train(words):
     settings |= {"model": {"name": given["experiment"]}, "solver": {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}}
     machine = {"cpu": "a processor", "threads": 1, "gpu": None}
     write(folder, "manifest.json", {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}})
+    (folder / "figures").mkdir(exist_ok=True)
+    (folder / "figures" / "series.png").write_bytes(given["experiment"].encode())
     if seed == 7:
         write(folder, "status.json", {"status": "failed", "step": 0, "message": "it broke"})
         return 1
@@ -39,6 +41,7 @@ def train(words):
 
 
 def evaluate(folder, words):
+    words = [word for word in words if not word.startswith("--")]
     values = [word.split("=")[1].split(",") for word in words]
     keys = [word.split("=")[0] for word in words]
     with (Path(folder) / "evaluations.jsonl").open("a") as file:

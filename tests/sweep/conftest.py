@@ -22,6 +22,17 @@ elif answer.exists():
 sys.exit(here.with_suffix(".fails").exists() and "error: it does not please")
 """
 
+# Starts one stand-in of a training, whatever it is told of machines and processes, and ends as torchrun does.
+SRUN = """#!{python} -IS
+import json, signal, subprocess, sys
+from pathlib import Path
+with Path(__file__).with_suffix(".calls").open("a") as calls:
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
+training = subprocess.Popen([sys.executable, "-IS", "{stand_in}", *sys.argv[sys.argv.index("odebench") + 1 :]])
+signal.signal(signal.SIGUSR1, lambda number, frame: training.send_signal(number))
+sys.exit(training.wait() != 0)
+"""
+
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
@@ -54,6 +65,8 @@ def commands(stand_in, tmp_path, monkeypatch):
     for name in ("sbatch", "squeue", "scancel", "scontrol"):
         (folder / name).write_text(SLURM_COMMAND.format(python=sys.executable))
         (folder / name).chmod(0o755)
+    (folder / "srun").write_text(SRUN.format(python=sys.executable, stand_in=STAND_IN))
+    (folder / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     return folder
 

@@ -2,7 +2,7 @@ import pytest
 
 from odebench.compose import options
 from odebench.errors import UsageError
-from odebench.sweep.expand import combine, expand, read_grids
+from odebench.sweep.expand import combine, expand, expand_sound, read_grids
 
 
 def faults(function, *arguments):
@@ -95,3 +95,12 @@ def test_a_file_that_is_none_is_told_and_nothing_in_it_is_executed(text, message
 
 def test_a_file_that_is_not_there(tmp_path):
     assert faults(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]
+
+
+def test_what_is_sound_expands_without_the_words_at_fault_and_the_settings_of_their_groups():
+    words = ["solver=dopri55,rk4", "solver.steps=8", "tol=1,2", "model=odnet", "="]
+    jobs, faults, doubtful = expand_sound([words, ["seed=1"]])
+    assert jobs == [["tol=1"], ["tol=2"], ["seed=1"]]
+    assert [fault.split(";")[0] for fault in faults] == ["unknown solver dopri55", "unknown model odnet", faults[2]]
+    assert faults[2].startswith("malformed setting '='")
+    assert doubtful == {"solver", "model"}

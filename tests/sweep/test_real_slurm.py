@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from staging import LONG, numbers, parent, statuses, training_process, until
 
 from odebench.cli import main
 from odebench.record import schema
+from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
 from odebench.sweep.slurm import in_queue
 
@@ -78,3 +80,56 @@ def test_a_job_that_cannot_run_says_why_and_slurm_is_told(slurm, tmp_path, capfd
     assert "job 0 failed: odebench train: " in capfd.readouterr().out
     shown = subprocess.run(["scontrol", "-o", "show", "job", f"{array}_0"], capture_output=True, text=True, check=True)
     assert "JobState=FAILED" in shown.stdout
+
+
+QUICK = ["model=mlp", "optim=sgd", "optim.lr=0.01", "trainer.checkpoint_minutes=0.005", "trainer.measure_every=30"]
+
+
+def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_process(slurm, tiny, tmp_path):
+    words = [*tiny, *QUICK, "trainer.epochs=30"]
+    sweep, array = submit(tmp_path / "two", *words, "cluster.nodes=2")
+    (job,) = sweep.jobs
+    until((sweep.folder(job) / schema.LAST_CHECKPOINT).exists, 120)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", f"{array}_0"], check=True)  # the warning
+    until(lambda: statuses(sweep.path) == ["done"] and not in_queue(sweep), 180)
+    assert main(["sweep", *words, "--output", str(tmp_path / "one")]) == 0
+    two, one = read_run(sweep.folder(job)), read_run(tmp_path / "one" / job.name)
+    assert (two.manifest["processes"]["number"], len(two.manifest["resumed"])) == (2, 1)
+    for tag in ("train/loss", "optim/grad_norm", "val/loss"):
+        assert two.series(tag)[0] == one.series(tag)[0]
+        assert two.series(tag)[1] == pytest.approx(one.series(tag)[1], rel=1e-4), tag
+
+
+def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_path):
+    sweep, _ = submit(tmp_path / "s", *tiny, *QUICK, "trainer.epochs=30", "cluster.processes=2")
+    (job,) = sweep.jobs
+    until((sweep.folder(job) / schema.LAST_CHECKPOINT).exists, 120)
+    first = training_process(sweep, job)
+    torchrun = parent(first)
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    (second,) = {int(child) for child in children} - {first}
+    os.kill(second, signal.SIGKILL)
+    until(lambda: statuses(sweep.path) == ["failed"] and not in_queue(sweep), 60)
+    assert "another process of this run has ended" in read_overview(sweep.folder(job)).message
+    assert main(["resume", str(sweep.path), "--follow"]) == 0
+    assert statuses(sweep.path) == ["done"]
+
+
+def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_them(slurm, tiny, tmp_path):
+    """One is requeued, which SIGTERM tells it, the other one pre-empted, which submitit's own signal tells it."""
+    pytest.importorskip(
+        "hydra_plugins.hydra_submitit_launcher", reason='no submitit (pip install "odebench[launchers]")'
+    )
+    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.max_num_timeout=10", "hydra.sweep.dir=here"]
+    command = [sys.executable, "-m", "odebench", "train", *words, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
+    environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
+    hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]
+    until(lambda: all((run / schema.LAST_CHECKPOINT).exists() for run in runs), 120)
+    array = json.loads((runs[0] / schema.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
+    subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
+    subprocess.run(["scancel", "--signal=USR2", f"{array}_1"], check=True)
+    out, _ = hydra.communicate(timeout=240)
+    assert hydra.returncode == 0
+    assert [len(json.loads((run / schema.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]
+    assert [line.split()[1] for line in out.splitlines() if line.startswith(("0 ", "1 "))] == ["0", "0"]

@@ -47,6 +47,17 @@ def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, 
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
+def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(stand_in, capsys):
+    words = ["solver=dopri55,rk44,rk4", "solver.steps=8", "gradient=reversible,backprop", "tol=-1,1", "seed=1,a"]
+    assert main(["sweep", *words]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "odebench sweep: unknown solver dopri55; did you mean dopri5? (odebench list solvers prints all)",
+        "unknown solver rk44; did you mean rk4? (odebench list solvers prints all)",
+        "job 0 (gradient=reversible tol=-1 seed=1) and 3 more: tol=-1: must be greater than 0",
+        "job 1 (gradient=reversible tol=-1 seed=a) and 3 more: seed=a: a whole number is needed, such as seed=0",
+    ]
+
+
 def test_a_file_and_the_command_line_make_one_sweep(stand_in, tmp_path):
     (tmp_path / "grid.yaml").write_text("- {model: mlp, model.hidden: [10, 11]}\n- {model: resnet, model.blocks: 1}\n")
     assert main(["sweep", "--file", "grid.yaml", "seed=3", "outputs=o", "cluster.jobs=3"]) == 0

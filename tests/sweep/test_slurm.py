@@ -120,3 +120,35 @@ def test_a_ledger_cannot_name_other_jobs_of_the_user(submit, commands, tmp_path)
 def test_what_a_site_needs_before_each_job_stands_in_the_script(submit, commands, tmp_path):
     submit("seed=1,2", "cluster.setup=['module load cuda']")
     assert (tmp_path / "sweep" / "slurm" / "task.sh").read_text() == '#!/bin/sh\nmodule load cuda\nexec "$@"\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "told"),
+    [
+        (["cluster.gpus=1"], ["--gres=gpu:1"], []),
+        (["cluster.gpus=4"], ["--gres=gpu:4"], ["--nodes=1", "--processes=4"]),
+        (["cluster.processes=2"], [], ["--nodes=1", "--processes=2"]),
+        (["cluster.gpus=4", "cluster.processes=1"], ["--gres=gpu:4"], []),
+        (["cluster.nodes=2"], ["--nodes=2", "--ntasks-per-node=1"], ["--nodes=2", "--processes=1"]),
+        (
+            ["cluster.nodes=2", "cluster.gpus=4"],
+            ["--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4"],
+            ["--nodes=2", "--processes=4"],
+        ),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_several_machines_and_processes_for_one_model(words, asked, told, submit, commands):
+    submit("seed=1,2", *words)
+    (said,) = calls(commands, "sbatch")
+    options, more = said[: said.index(sys.executable)], said[said.index("--retry=0") + 1 :]
+    assert [word for word in options if word.startswith(("--nodes", "--ntasks", "--gres"))] == asked
+    assert more == told
+
+
+def test_the_processes_that_train_a_model_must_share_its_batches_evenly(submit, commands):
+    with pytest.raises(UsageError) as caught:
+        submit("seed=1,2", "cluster.nodes=3", "cluster.processes=2")
+    line = "trainer.batch_size=64: 6 processes share it; make it a multiple of 6"
+    assert str(caught.value).splitlines()[1] == f"job 0 (model=mlp seed=1) and 1 more: {line}"
+    assert calls(commands, "sbatch") == []

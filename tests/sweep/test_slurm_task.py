@@ -1,7 +1,10 @@
 """A task of a SLURM array: what it does at each signal, with stand-ins for the training and for SLURM."""
 
 import os
+import re
 import signal
+import socket
+import sys
 import threading
 import time
 
@@ -21,6 +24,7 @@ def task(submit, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm_task, "_POLL_S", 0.01)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
+    monkeypatch.setenv("SLURM_JOB_ID", "102")
     before = {number: signal.getsignal(number) for number in SIGNALS}
     sweep = tmp_path / "sweep"
 
@@ -90,3 +94,67 @@ def test_two_tasks_of_one_job_do_not_run_at_once(task, submit, stand_in, tmp_pat
     assert task(10) == 0
     assert log.closed
     assert starts(stand_in) == []
+
+
+TOGETHER = ("--nodes=2", "--processes=4")
+
+
+def test_several_processes_are_started_by_srun_and_torchrun(task, commands, stand_in, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert task(10, *TOGETHER) == 0
+    (words,) = calls(commands, "srun")
+    shell = words.index("sh")
+    assert words[:shell] == [
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+        "--cpus-per-task=8",
+    ]
+    assert words[shell : shell + 4] == ["sh", "-c", 'trap "" USR1; exec "$@"', "sh"]
+    assert words[shell + 4 : shell + 7] == [sys.executable, "-m", "torch.distributed.run"]
+    endpoint = words.index("-m", shell + 7) - 2
+    assert words[shell + 7 : endpoint] == ["--nnodes=2", "--nproc-per-node=4", "--rdzv-backend=c10d"]
+    assert re.fullmatch(rf"--rdzv-endpoint={socket.gethostname()}:\d+", words[endpoint])
+    assert words[endpoint + 1 : endpoint + 5] == ["--rdzv-id=102", "-m", "odebench", "train"]
+    ((_, _, environment),) = starts(stand_in)
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_the_warning_reaches_all_processes_and_brings_the_task_back(task, commands, stand_in, tmp_path):
+    assert task(50, *TOGETHER, stop=signal.SIGUSR1) == 75
+    overview = read_overview(tmp_path / "sweep" / "0000_mlp")
+    assert (overview.status, overview.step, overview.message) == ("interrupted", 7, "stopped")
+    assert calls(commands, "scontrol") == [["requeue", "101_0"]]
+    assert task(50, *TOGETHER) == 0
+    assert statuses(tmp_path / "sweep") == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "code", "status", "message"),
+    [
+        (1, 1, "failed", "RuntimeError: it broke"),
+        (2, 1, "failed", "odebench train: no data there"),
+        (3, 3, "diverged", "the loss is nan"),
+        (9, 1, "failed", "ended with code 1"),
+    ],
+)
+def test_of_several_processes_the_record_says_how_it_ended(hidden, code, status, message, task, tmp_path):
+    assert task(hidden, *TOGETHER) == code
+    overview = read_overview(tmp_path / "sweep" / "0000_mlp", as_told=True)
+    assert (overview.status, overview.message[: len(message)]) == (status, message)
+
+
+def test_several_processes_that_are_killed_before_they_have_saved_are_interrupted(task, commands, tmp_path):
+    srun = commands / "srun"
+    srun.write_text(srun.read_text().replace("training.send_signal(number)", "training.kill()"))
+    assert task(50, *TOGETHER, stop=signal.SIGUSR1) == 75
+    overview = read_overview(tmp_path / "sweep" / "0000_mlp")
+    assert (overview.status, overview.message) == ("interrupted", "ended with code 1 and left no result")
+
+
+def test_what_torchrun_ends_with_is_not_told_by_the_status_of_the_attempt_before(task, commands, tmp_path):
+    assert task(50, *TOGETHER, stop=signal.SIGUSR1) == 75
+    (commands / "srun").write_text(f"#!{sys.executable}\nimport sys\nsys.exit(1)\n")
+    assert task(50, *TOGETHER) == 1
+    assert statuses(tmp_path / "sweep") == ["failed"]

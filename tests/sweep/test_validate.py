@@ -45,6 +45,21 @@ def test_every_fault_is_told_once_with_the_jobs_that_have_it():
     ]
 
 
+def test_a_job_tells_all_its_faults():
+    jobs = expand([["model.hiden=3", "model.hidden=8", "tol=-1", "seed=1,a"], ["gradient=reversible", "tol=-1"]])
+    with pytest.raises(UsageError) as caught:
+        validate(jobs)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 of 3 jobs cannot run, and none was started"
+    assert [line.split("; ")[0].split(": ", 1)[1] for line in lines] == [
+        "unknown setting model.hiden",
+        "model.hidden: the chosen model has no such setting",
+        "tol=-1: must be greater than 0",
+        "seed=a: a whole number is needed, such as seed=0",
+        "gradient=reversible: the steps of dopri5 cannot be undone",
+    ]
+
+
 def test_a_label_is_what_tells_a_job_from_the_others():
     jobs = [Job(n, f"{n}_x", ("tol=1", *more)) for n, more in enumerate([("seed=0",), ("seed=1", "model=mlp"), ()])]
     assert labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]

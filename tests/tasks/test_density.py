@@ -1,11 +1,13 @@
 """The density task: three losses, one evaluation."""
 
 import math
+import sys
 from itertools import permutations
 
 import pytest
 import torch
 
+from odebench.compose import CONFIGS
 from odebench.errors import UsageError
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
@@ -74,6 +76,11 @@ def test_density_matching_reports_the_divergence_that_quadrature_gives():
     assert task.rows(numbers)[0][0] == "KL"
 
 
+def test_an_infinite_divergence_has_no_margin():
+    numbers = {"nll_nats": 2.0, "kl_nats": math.inf, "kl_std_error": math.nan}
+    assert task_of().rows(numbers) == [("NLL", "2.0000 nats"), ("KL", "inf nats")]
+
+
 def test_flow_matching_needs_no_solve_and_vanishes_for_the_true_field():
     task = task_of("loss=flow_matching")
     loss = task.loss(task.batch(0))
@@ -139,7 +146,10 @@ def test_pictures_of_a_density_in_the_plane():
     figures = task_of("model.end_time=0.1").figures()
     assert set(figures) == {"density", "transformation", "transformation_gif", "field"}
     assert figures["transformation_gif"].startswith(b"GIF89a")
-    assert set(planar().figures()) == {"density", "transformation", "transformation_gif"}
+    layered = planar().figures()
+    assert set(layered) == {"density", "transformation", "transformation_gif"}
+    titles = [axes.get_title(loc="left") for axes in layered["transformation"].axes]
+    assert titles == ["layer 0", "layer 0.6", "layer 1.2", "layer 1.8", "layer 2.4", "layer 3"]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +164,73 @@ def test_what_cannot_be_meant_is_told_in_one_line(overrides, told):
     chosen = [w for w in SMALL if "data=mnist5k" not in overrides or not w.startswith("data.")]
     with pytest.raises(UsageError, match=told):
         build_task(read_settings(compose(["model=cnf", *chosen, *overrides])), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=mnist5k", "model.trace=hutchinson"], "data.augment=true: .* set data.augment=false"),
+        (["data=mnist5k", "data.augment=false"], "model.trace=exact: .* 784 .* model.trace=hutchinson"),
+        (["data=two_moons", "model.logit=1e-6"], "model.logit=1e-06: .* data=two_moons leave; model.logit=null"),
+        (["data=two_moons", "model.scales=2"], "model.scales=2: the data are vectors"),
+    ],
+)
+def test_what_a_flow_cannot_be_on_its_data_is_told_in_one_line(words, told):
+    words = ["model=ffjord", "model.dims=[4]", "device=cpu", *words]
+    with pytest.raises(UsageError, match=told):
+        build_task(read_settings(compose(words)), torch.device("cpu"))
+
+
+def test_the_likelihood_of_a_model_that_has_none_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "their_lab.py").write_text("import torch\nMODELS = {'bare': lambda: torch.nn.Linear(2, 2)}\n")
+    (tmp_path / "model").mkdir()
+    text = (CONFIGS / "model" / "planar_nf.yaml").read_text()
+    (tmp_path / "model" / "bare.yaml").write_text(f"{text[: text.index('model:')]}model:\n  name: bare\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "their_lab", None)
+    del sys.modules["their_lab"]
+    settings = read_settings(compose(["extensions=[their_lab]", "model=bare", "solver=dopri5"], tmp_path))
+    with pytest.raises(UsageError, match=r"model=bare: it has no log-likelihood \(no log_prob\)"):
+        build_task(settings, torch.device("cpu"))
+
+
+GRADIENTS = {
+    "adjoint": [],
+    "interpolated_adjoint": [],
+    "checkpoint": [],
+    "reversible": ["solver=reversible_dopri5"],
+    "checkpoint per sample": ["solver.stepping=per_sample"],
+}
+
+
+@pytest.mark.parametrize("mode", GRADIENTS)
+def test_an_estimated_trace_and_its_regularisers_have_a_gradient_in_every_mode(mode):
+    words = ["model.trace=hutchinson", "dynamics=rnode", "dynamics.steer=0.2", "tol=1e-5"]
+
+    def gradient(*more):
+        task = ffjord(*words, *more)
+        torch.manual_seed(1)  # of the noise, and of the random end time
+        task.loss(task.batch(0)).value.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in task.model.parameters()])
+
+    found = gradient(f"gradient={mode.split()[0]}", *GRADIENTS[mode])
+    torch.testing.assert_close(found, gradient("gradient=backprop"), rtol=1e-3, atol=1e-4)
+
+
+def test_the_deviation_of_the_estimated_trace_is_of_the_first_batch_alone(monkeypatch):
+    task = ffjord("model.trace=hutchinson")
+    traces = []
+    log_prob = type(task.model).log_prob
+    monkeypatch.setattr(
+        type(task.model), "log_prob", lambda *args: traces.append(args[-1]) or log_prob(*args)
+    )  # fmt: skip
+    task.evaluate("test")
+    assert traces == ["exact", "exact", "hutchinson"]
+
+
+def test_a_planar_flow_of_images_is_refused():
+    with pytest.raises(UsageError, match="model=planar_nf is for vectors, and the data are images; model=ffjord"):
+        build_task(read_settings(compose(["model=planar_nf", "data=mnist5k"])), torch.device("cpu"))
 
 
 def test_a_model_without_a_velocity_field_cannot_be_matched():

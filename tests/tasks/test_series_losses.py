@@ -11,12 +11,14 @@ from scipy.stats import norm
 from odebench.data.series import SeriesBatch
 from odebench.models.series import Forecast, Posterior
 from odebench.tasks.series_losses import (
+    HALF_LOG_2_PI,
     kl_from_prior,
     kl_weight,
     label_loss,
     log_likelihood,
     lower_bound,
     reduce_series,
+    surprise,
 )
 
 STD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
@@ -106,6 +108,12 @@ def test_the_divergence_s_weight_waits_and_then_grows_to_one():
     weights = [kl_weight(epoch, wait_epochs=10, growth=0.99) for epoch in (0, 9, 10, 11, 12, 1000)]
     assert weights == pytest.approx([0, 0, 0, 0.01, 1 - 0.99**2, 1], abs=1e-4)
     assert kl_weight(0, wait_epochs=None, growth=0.99) == 1.0
+
+
+def test_a_state_s_surprise_is_that_of_the_density_without_its_constant(forecast):
+    q, states = forecast.posterior, torch.randn(3, 2, 5).double()
+    log_density = torch.distributions.Normal(q.mean, q.std).log_prob(states).sum(-1).mean()
+    assert surprise(q, states).item() == pytest.approx(-log_density.item() - 5 * HALF_LOG_2_PI)
 
 
 def test_label_loss_is_the_mean_cross_entropy(forecast):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from odebench.errors import UsageError
+from odebench.models.series.reading import Series
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
-from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood
+from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, surprise
 
 SMALL = [
     "model=latent_ode",
@@ -78,6 +79,32 @@ def test_the_divergence_waits_for_its_epoch(build):
     assert difference == pytest.approx(without.numbers["train/kl_nats"], rel=1e-3)
 
 
+def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build):
+    task, plain = build(*SMALL, *FIXED, "loss.consistency=2"), build(*SMALL, *FIXED)
+    batch = task.batch(0)
+    assert torch.equal(batch.noise, plain.batch(0).noise)
+    assert 0 <= batch.restart < task._data.span
+    assert task.batch(1).restart != batch.restart == task.batch(0).restart
+    loss, bound = task.loss(batch), plain.loss(plain.batch(0))
+    added = (loss.value - bound.value).item() / 2
+    assert loss.numbers["task/surprise"].item() == pytest.approx(added, rel=1e-3)
+    # By hand: for each series what comes from the first time after the restart on, encoded alone.
+    inputs, column = batch.inputs, int((batch.inputs.times < batch.restart).sum())
+    start = inputs.times[column].item()
+    found = []
+    with torch.no_grad():
+        latents = task.model(inputs, inputs.times, task._solve, noise=batch.noise).latents[:, :, column]
+        for series in inputs.mask[:, column:].any((1, 2)).nonzero().flatten().tolist():
+            seen = inputs.mask[series, :, 0] & (inputs.times >= start)
+            values, mask = inputs.values[None, series, seen], inputs.mask[None, series, seen]
+            q, _ = task.model.encoder(Series(inputs.times[seen] - start, values, mask), task._solve)
+            found.append(surprise(q, latents[:, [series]]).item())
+    assert added == pytest.approx(np.mean(found), rel=1e-3)
+    assert plain.batch(0).restart is None
+    inputs.mask[:, column:] = False
+    assert task.loss(batch).numbers["task/surprise"] == 0
+
+
 @pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
 def test_evaluation_does_not_depend_on_the_batch_size_at_fixed_steps(build, model):
     solver = FIXED if model is SMALL else []
@@ -141,6 +168,10 @@ def test_events_are_judged_by_their_known_rate(build):
     numbers = task.evaluate("validation")
     assert numbers["rate_rmse"] > 0
     assert "mse" not in numbers
+    validation, rate = task._splits["validation"], task._data.rate
+    even = validation.offsets.diff().unsqueeze(1) / 5
+    apart = even - rate(validation.ids, torch.linspace(0, 5, 101))
+    assert numbers["constant_rate_rmse"] == pytest.approx(apart.square().mean().sqrt().item(), rel=1e-5)
     assert set(task.predict("validation")) == {"series", "time", "rate"}
 
 
@@ -162,11 +193,13 @@ def test_nfe_is_told_by_role(build):
         ),
         ([*RNN, "loss=elbo"], "loss=elbo: rnn has no latent variable; choose loss=autoregressive"),
         ([*SMALL, "data=periodic", "model.classify=true"], "model.classify=true: needs series with labels"),
+        (["model=rnn_vae", "loss.consistency=1"], "loss.consistency: needs model=latent_ode"),
+        ([*SMALL, "loss.consistency=1", "data=periodic", "data.mode=extrapolation"], "loss.consistency: needs"),
         ([*SMALL, "model.observations=false"], "model.observations=false: nothing is left to predict"),
         ([*SMALL, "model.encoder_solver=eule"], "model.encoder_solver.*eule.*did you mean euler"),
         ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
     ],
-    ids=["loss", "loss of rnn", "labels", "nothing", "solver", "batch"],
+    ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "solver", "batch"],
 )
 def test_settings_that_cannot_be_meant_are_refused(build, overrides, message):
     with pytest.raises(UsageError, match=message):
@@ -195,8 +228,12 @@ def test_the_warm_first_step_is_kept(build):
 def test_figures_show_series_latent_paths_and_errors(build):
     figures = build(*SMALL).figures()
     assert set(figures) == {"series", "latents", "error"}
-    figures = build(*SMALL, "data=poisson_events", "model.events=true").figures()
+    figures = build(*SMALL, "data=poisson_events", "data.observations=true", "model.events=true").figures()
     assert {"series", "rates", "latents"} <= set(figures)
+    truth, inferred = figures["rates"].axes[0].lines[:2]
+    for line in (truth, inferred):
+        # Also where there are no events.
+        assert np.ptp(np.diff(line.get_xdata())) < 1e-5
 
 
 @pytest.mark.slow

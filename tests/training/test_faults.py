@@ -2,6 +2,8 @@
 
 import errno
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,6 +282,31 @@ def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written
     assert equal_ends(tmp_path / "run", whole)
 
 
+def test_what_was_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert quick(tmp_path / "run").exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="no setsid")
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
+    words = [*QUICK, "trainer.epochs=1000", f"run_dir={tmp_path / 'run'}"]
+    terminal, its_end = pty.openpty()
+    command = ["setsid", "--ctty", sys.executable, "-m", "odebench", "train", *words]
+    training = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end)
+    os.close(its_end)
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        assert os.read(terminal, 1 << 16)  # or the terminal's buffer fills up
+    os.close(terminal)
+    assert training.wait() == 75
+    status = read_run(tmp_path / "run").status
+    assert (status["status"], status["message"][:18]) == ("interrupted", "stopped by SIGHUP ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGTERM)])
 def test_a_launcher_that_handled_the_signal_is_told_once_all_is_saved(number, tmp_path, at_step):
     told = []
@@ -294,6 +321,16 @@ def test_a_launcher_that_handled_the_signal_is_told_once_all_is_saved(number, tm
     finally:
         signal.signal(number, before)
     assert told == [(number, "interrupted")]
+
+
+def test_a_record_holds_no_value_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "s3cr3t-of-the-user")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    folder = quick(tmp_path / "run").folder
+    assert read_run(folder).manifest["slurm"]["SLURM_JOB_ID"] == "4711"
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if b"s3cr3t" in path.read_bytes()]
 
 
 def too_large():

@@ -123,9 +123,10 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
         signal.SIGINT,
         signal.SIGUSR1,
         pytest.param(signal.SIGTERM, marks=SLOW),
+        pytest.param(signal.SIGHUP, marks=SLOW),
         pytest.param(signal.SIGUSR2, marks=SLOW),
     ],
-    ids=["SIGINT", "SIGUSR1", "SIGTERM", "SIGUSR2"],
+    ids=["SIGINT", "SIGUSR1", "SIGTERM", "SIGHUP", "SIGUSR2"],
 )
 def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
     before = signal.getsignal(number)

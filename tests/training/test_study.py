@@ -74,6 +74,31 @@ def test_outputs_are_the_same_each_time_and_in_double_but_for_rounding(model, co
     assert 0 < relative_error(single, outputs(loaded.task, "validation", 100)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("model", "counted"),
+    [("odenet", "images"), ("run", "samples"), pytest.param("latent", "series", marks=pytest.mark.slow)],
+)
+def test_a_limit_evaluates_the_first_samples_of_the_split_alone(model, counted, request, capsys):
+    folder = request.getfixturevalue(model)
+    words = ["solver=rk4", "solver.steps=2"]
+    assert main(["eval", str(folder), *words, "--limit", "5"]) == 0
+    assert lines(folder)[-1][counted] == 5
+    loaded = load_run(folder, words)
+    whole = outputs(loaded.task, "validation", 5)
+    loaded.task.limit("validation", 5)
+    assert torch.allclose(outputs(loaded.task, "validation", 100), whole, atol=1e-6)
+    assert main(["eval", str(folder), "--limit", "0"]) == 2
+    assert "--limit 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_a_study_says_how_long_each_way_of_a_training_step_took_and_what_part_was_evaluated(run, capsys):
+    rows = study_run(run, [["solver=rk4", "solver.steps=2"], ["solver=rk4", "solver.steps=200"]], limit=7)
+    assert [row["samples"] for row in rows] == [7, 7]
+    for way in ("forward_ms", "backward_ms"):
+        assert rows[1][way] > rows[0][way] > 0  # a hundred times as many steps
+    assert "of the first 7 samples of the validation split" in capsys.readouterr().out
+
+
 def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     study_run(run, [["solver=dopri5", "tol=0.1"], ["solver=dopri5", "tol=0.01"], ["solver=bosh3", "tol=0.1"]], "test")
     found = lines(run)[-3:]
@@ -89,6 +114,9 @@ def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     assert [row.split()[:2] for row in rows[:3]] == [["dopri5", "0.1"], ["dopri5", "0.01"], ["bosh3", "0.1"]]
     figure = FIGURES["error-tolerance"].draw(gather([run]))
     assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5", "bosh3"}
+    assert [axes.get_title(loc="left")[:3] for axes in FIGURES["figure3"].draw(gather([run])).axes] == [
+        "(a)", "(b)", "(c)", "(d)",
+    ]  # fmt: skip
 
 
 def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):
@@ -124,6 +152,7 @@ def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatc
     monkeypatch.setattr(study.Reference, "compare", compare)
     assert len(study_run(run, [["tol=0.1"], ["tol=0.01"]])) == 1
     assert "left out: tol=0.1: solve failed: max_steps" in caplog.text
+    assert [row.get("failed") for row in lines(run)[-2:]] == ["solve failed: max_steps", None]
 
 
 def test_a_backward_solve_that_fails_costs_the_row_its_training_step_alone(run, caplog):

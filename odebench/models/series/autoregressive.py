@@ -55,7 +55,7 @@ class Autoregressive(nn.Module):
     ) -> Forecast:
         """See ``odebench.models.series``."""
         counted = Counted(solve)
-        grid = own_times(inputs, times, wanted)
+        grid = own_times(inputs, times, wanted, self.cell.longest_gap)
         start, now = self.cell.start(grid.values[:, 0]), grid.times.new_zeros(len(grid.times))
         reading = read(self.cell, grid, start, now, counted, self.decoder if self.rollout else None)
         values = spread(self.decoder(reading.hiddens), grid, len(times))
@@ -66,9 +66,18 @@ class Autoregressive(nn.Module):
         return Forecast(values.unsqueeze(0), encoder=counted.stats, logits=logits)
 
 
-def rnn(num_features: int, width: int, kind: Literal["tanh", "gru"], time_gap: bool, **options: Any) -> Autoregressive:
-    """A plain recurrent network; see ``GapCell`` for kind and time_gap. options: of ``Autoregressive``."""
-    return Autoregressive(GapCell(num_features, width, kind, time_gap), num_features, width, **options)
+def rnn(
+    num_features: int,
+    width: int,
+    kind: Literal["tanh", "gru"],
+    time_gap: bool,
+    value_unit: float = 1.0,
+    gap_unit: float = 1.0,
+    **options: Any,
+) -> Autoregressive:
+    """A plain recurrent network; see ``GapCell`` for all but options, which are of ``Autoregressive``."""
+    cell = GapCell(num_features, width, kind, time_gap, value_unit, gap_unit)
+    return Autoregressive(cell, num_features, width, **options)
 
 
 def rnn_decay(num_features: int, width: int, **options: Any) -> Autoregressive:

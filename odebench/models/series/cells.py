@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.models.series.fields import mlp
-from odebench.models.series.reading import Solve, State
+from odebench.models.series.reading import ROUNDING, Solve, State
 
 RECURRENT: dict[str, type[nn.RNNCell] | type[nn.GRUCell]] = {"tanh": nn.RNNCell, "gru": nn.GRUCell}
 
@@ -22,14 +22,24 @@ class GapCell(nn.Module):
     The state is the one before the last observation, and that observation: it is read only when the time to the next
     one is known.
 
-    kind: tanh or gru. time_gap: whether the time is an input at all.
+    kind: tanh or gru. time_gap: whether the time is an input at all. value_unit, gap_unit: in which values and time are
+    read.
     """
 
     flows = False
+    longest_gap: float | None = None
 
-    def __init__(self, num_features: int, width: int, kind: str, time_gap: bool) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        width: int,
+        kind: str,
+        time_gap: bool,
+        value_unit: float = 1.0,
+        gap_unit: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.time_gap = time_gap
+        self.time_gap, self.value_unit, self.gap_unit = time_gap, value_unit, gap_unit
         self.recurrent = RECURRENT[kind](2 * num_features + time_gap, width)
 
     def start(self, like: Tensor) -> State:
@@ -43,7 +53,9 @@ class GapCell(nn.Module):
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
         """Read the last observation."""
         hidden, values, mask = state
-        inputs = (values, mask, gap.unsqueeze(1)) if self.time_gap else (values, mask)
+        inputs = [values / self.value_unit, mask]
+        if self.time_gap:
+            inputs.append(gap.unsqueeze(1) / self.gap_unit)
         return self.recurrent(torch.cat(inputs, 1), hidden), values, mask
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
@@ -75,6 +87,7 @@ class DecayCell(nn.Module):
     """A GRU whose hidden state decays between observations, each unit at a rate of its own (RNN-Decay)."""
 
     flows = False
+    longest_gap: float | None = None
 
     def __init__(self, num_features: int, width: int) -> None:
         super().__init__()
@@ -103,6 +116,7 @@ class GRUDCell(nn.Module):
     """
 
     flows = False
+    longest_gap: float | None = None
     means: Tensor
 
     def __init__(self, num_features: int, width: int, means: Tensor) -> None:
@@ -155,7 +169,8 @@ class ODECell(nn.Module):
     """ODE-RNN (Rubanova et al. 2019, algorithm 1): an ODE between observations, a GRU step at each.
 
     The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h): as many solves as the longest
-    series has observations, where the union of their times would need one for each of those.
+    series has observations, where the union of their times would need one for each of those. With fixed steps each
+    solve is one, and as many as the longest series needs of them are made.
 
     field: dh/dt = f(t, h), not depending on t. gate_units: see ``GatedUpdate``.
     solver, step: fixed steps of this method of the engine, at most so long, backpropagated through. With None the given
@@ -169,6 +184,7 @@ class ODECell(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.solver, self.step = width, solver, step
+        self.longest_gap = step if solver is not None else None
         self.field = field
         self.recurrent = GatedUpdate(2 * num_features, width, gate_units)
 
@@ -180,7 +196,7 @@ class ODECell(nn.Module):
         """Solve."""
         more: dict[str, Any] = {}
         if self.solver is not None:
-            steps = max(math.ceil(gap.max().item() / self.step), 1)
+            steps = max(math.ceil(gap.max().item() / self.step * (1 - ROUNDING)), 1)
             more = {
                 "method": self.solver,
                 "steps": steps,

@@ -18,11 +18,20 @@ class RecurrentEncoder(nn.Module):
 
     It reads each observation's values, their mask, and the time to the observation before it, or to 0.
 
-    kind: tanh or gru. width: of its hidden state.
+    kind: tanh or gru. width: of its hidden state. value_unit, gap_unit: in which it reads values and gaps.
     """
 
-    def __init__(self, num_features: int, width: int, latent_dim: int, kind: Literal["tanh", "gru"]) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        width: int,
+        latent_dim: int,
+        kind: Literal["tanh", "gru"],
+        value_unit: float = 1.0,
+        gap_unit: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.value_unit, self.gap_unit = value_unit, gap_unit
         self.recurrent = {"tanh": nn.RNN, "gru": nn.GRU}[kind](2 * num_features + 1, width, batch_first=True)
         self.head = nn.Linear(width, 2 * latent_dim)
 
@@ -30,11 +39,30 @@ class RecurrentEncoder(nn.Module):
         """The posterior [B, latent_dim]; nothing is solved."""
         grid = observed_backwards(inputs)
         # A series without any observation is read as one point with none.
-        rows, last = torch.arange(len(grid.seen), device=grid.seen.device), (grid.seen.sum(1) - 1).clamp(min=0)
-        following = F.pad(grid.times[:, 1:], (0, 1))
-        following[rows, last] = 0
-        hidden, _ = self.recurrent(torch.cat((grid.values, grid.mask, (following - grid.times).unsqueeze(-1)), -1))
-        return posterior(self.head(hidden[rows, last])), ()
+        last = (grid.seen.sum(1) - 1).clamp(min=0)
+        following = F.pad(grid.times[:, 1:], (0, 1)).scatter_(1, last.unsqueeze(1), 0)
+        gaps = (following - grid.times).unsqueeze(-1) / self.gap_unit
+        read = torch.cat((grid.values / self.value_unit, grid.mask, gaps), -1)
+        return posterior(self.head(last_hidden(self.recurrent, read, last))), ()
+
+
+def last_hidden(recurrent: nn.RNN | nn.GRU, inputs: Tensor, last: Tensor) -> Tensor:
+    """The hidden state [B, H] of each of the inputs [B, K, I] after its number ``last`` [B].
+
+    On CPUs a network of tanh units is run here, with the batch last: with its gradient in half the time of torch's.
+    """
+    rows = torch.arange(len(inputs), device=inputs.device)
+    if isinstance(recurrent, nn.GRU) or inputs.device.type != "cpu":
+        return recurrent(inputs)[0][rows, last]
+    own, carried, *biases = recurrent.parameters()
+    bias = sum(biases[1:], biases[0]).unsqueeze(1)
+    first, *others = inputs.permute(1, 2, 0).contiguous().unbind()
+    hiddens = [torch.tanh(torch.addmm(bias, own, first))]
+    for x in others:
+        hiddens.append(torch.tanh(torch.addmm(torch.addmm(bias, own, x), carried, hiddens[-1])))
+    if bool((last == len(others)).all()):
+        return hiddens[-1].t()
+    return torch.stack(hiddens)[last, :, rows]
 
 
 class ODERNNEncoder(nn.Module):
@@ -51,10 +79,9 @@ class ODERNNEncoder(nn.Module):
     def forward(self, inputs: Observed, solve: Solve) -> tuple[Posterior, tuple[ode.Stats, ...]]:
         """The posterior [B, latent_dim] and the statistics of the solves."""
         counted = Counted(solve)
-        grid = observed_backwards(inputs)
+        grid = observed_backwards(inputs, self.cell.longest_gap, to_start=True)
         reading = read(self.cell, grid, self.cell.start(grid.values[:, 0]), grid.times[:, 0], counted)
-        state = self.cell.advance(reading.end, -reading.last, counted)
-        return posterior(self.head(state[0])), counted.stats
+        return posterior(self.head(reading.end[0])), counted.stats
 
 
 def posterior(parameters: Tensor) -> Posterior:

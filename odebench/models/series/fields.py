@@ -1,10 +1,18 @@
 """Plain networks, and the vector field that they make."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "elu": nn.ELU, "relu": nn.ReLU, "softplus": nn.Softplus}
+# In place: the result of the linear map before it is nobody else's.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "elu": partial(nn.ELU, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "softplus": nn.Softplus,
+}
 
 
 def mlp(num_in: int, num_out: int, units: int, layers: int, activation: str) -> nn.Sequential:

@@ -30,8 +30,10 @@ class LatentODE(nn.Module):
     latent_dim: of the ODE's state. field_units, field_layers, activation: of its field's hidden layers.
     augment: further dimensions of the state, zero at first (Dupont et al. 2019). second_order: the field gives the
         second derivative; the first starts as a learned map of the state, which alone is read (Norcliffe et al. 2020).
-    encoder: rnn, tanh units and the time gaps as inputs; or ode_rnn, whose state follows an ODE between observations,
-        its field with layers like that of the latent state's but of encoder_field_units. Both read backwards.
+    encoder: rnn, tanh units and the time gaps as inputs; gru, the same of gated units, which remember many of them;
+        or ode_rnn, whose state follows an ODE between observations, its field with layers like that of the latent
+        state's but of encoder_field_units. All read backwards.
+    value_unit, gap_unit: in which rnn and gru read values and time gaps.
     encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see ``ODECell``;
         the step as a share of the span.
     decoder_units, noise_std, learn_noise: see ``Decoder``; observations: whether there is one.
@@ -50,7 +52,7 @@ class LatentODE(nn.Module):
         activation: str,
         augment: int,
         second_order: bool,
-        encoder: Literal["rnn", "ode_rnn"],
+        encoder: Literal["rnn", "gru", "ode_rnn"],
         encoder_width: int,
         encoder_field_units: int,
         gate_units: int,
@@ -64,11 +66,16 @@ class LatentODE(nn.Module):
         event_units: int,
         classify: bool,
         classifier_units: int,
+        value_unit: float = 1.0,
+        gap_unit: float = 1.0,
     ) -> None:
         super().__init__()
         self.latent_dim, self.span = latent_dim, span
-        if encoder == "rnn":
-            self.encoder: nn.Module = RecurrentEncoder(num_features, encoder_width, latent_dim, "tanh")
+        if encoder != "ode_rnn":
+            kind: Literal["tanh", "gru"] = "tanh" if encoder == "rnn" else "gru"
+            self.encoder: nn.Module = RecurrentEncoder(
+                num_features, encoder_width, latent_dim, kind, value_unit, gap_unit
+            )
         else:
             own_field = AutonomousField(encoder_width, encoder_field_units, field_layers, activation)
             cell = ODECell(num_features, encoder_width, own_field, gate_units, encoder_solver, encoder_step * span)
@@ -137,7 +144,7 @@ class LatentODE(nn.Module):
 def read_wanted(net: nn.Module, latents: Tensor, wanted: Tensor | None) -> Tensor:
     """net of latents [S, B, T, L] where they are wanted [B, T], zeros elsewhere: on the union of the times of many
     series that is almost everywhere."""
-    if wanted is None:
+    if wanted is None or bool(wanted.all()):
         return net(latents)
     found = net(latents[:, wanted])
     whole = found.new_zeros(*latents.shape[:3], found.shape[-1])

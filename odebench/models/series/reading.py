@@ -13,6 +13,9 @@ from odebench import ode
 Solve = Callable[..., ode.Solution]
 State = tuple[Tensor, ...]
 
+# Of times in single precision, as a share of a step: what is longer by so little is no longer.
+ROUNDING = 1e-4
+
 
 class Observed(Protocol):
     """B series on the union of their times.
@@ -35,9 +38,11 @@ class Cell(Protocol):
     What an advanced state is read by, its hidden state [B, H], comes first in it.
 
     flows: whether the state may be carried on in pieces, advance(advance(s, a), b) = advance(s, a + b).
+    longest_gap: how long these are at most; None: as long as it is to the next observation.
     """
 
     flows: bool
+    longest_gap: float | None
 
     def start(self, like: Tensor) -> State:
         """The state before anything was seen, for values like these [B, D]."""
@@ -89,17 +94,19 @@ class Reading:
     """What came of reading a grid.
 
     hiddens: [B, K, H] the hidden states at its times, each before the observation there.
-    end: the last state, of times ``last`` [B]. told: the state after the last observation proper.
+    end: the last state. told: the state after the last observation proper.
     """
 
     hiddens: Tensor
     end: State
-    last: Tensor
     told: State
 
 
-def own_times(inputs: Observed, times: Tensor, wanted: Tensor | None) -> Grid:
-    """The grid of the observations and of those of the ``times`` [T] that are ``wanted`` [B, T], None for all."""
+def own_times(inputs: Observed, times: Tensor, wanted: Tensor | None, longest_gap: float | None = None) -> Grid:
+    """The grid of the observations and of those of the ``times`` [T] that are ``wanted`` [B, T], None for all.
+
+    longest_gap: times are put in between, where nothing is observed or wanted, so that no gap is longer; None: none.
+    """
     if wanted is None:
         wanted = inputs.mask.new_ones(len(inputs.mask), len(times))
     num_inputs = len(inputs.times)
@@ -111,12 +118,16 @@ def own_times(inputs: Observed, times: Tensor, wanted: Tensor | None) -> Grid:
     mask, values = (F.pad(x, (0, 0, 0, 1)) for x in (inputs.mask, inputs.values))
     asked = F.pad(wanted, (0, 1))[:, asked_at]
     order, kept = _kept_first(mask.any(-1)[:, input_at] | asked)
+    own = union[order].masked_fill(~kept, -torch.inf).cummax(1).values
+    own = own.masked_fill(own.isinf(), 0)
+    if longest_gap is not None:
+        own, parts_of, kept = _divided(own, kept, longest_gap)
+        order = order.gather(1, parts_of)
     rows = torch.arange(len(order), device=order.device).unsqueeze(1)
     mask = mask[rows, input_at[order]] & kept.unsqueeze(-1)
     seen, asked = mask.any(-1), asked.gather(1, order) & kept
-    own = union[order].masked_fill(~kept, -torch.inf).cummax(1).values
     return Grid(
-        times=own.masked_fill(own.isinf(), 0),
+        times=own,
         values=torch.where(mask, values[rows, input_at[order]], 0),
         mask=mask,
         seen=seen,
@@ -134,10 +145,13 @@ class Series:
     mask: Tensor
 
 
-def observed_backwards(inputs: Observed) -> Grid:
-    """The grid of the observations alone, the last first, on negative times that rise to the start at 0."""
+def observed_backwards(inputs: Observed, longest_gap: float | None = None, to_start: bool = False) -> Grid:
+    """The grid of the observations, the last first, on negative times that rise to the start at 0.
+
+    to_start: whether the start is among them where nothing was observed there. longest_gap: see ``own_times``.
+    """
     backwards = Series(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
-    return own_times(backwards, inputs.times[:0], None)
+    return own_times(backwards, inputs.times.new_zeros(int(to_start)), None, longest_gap)
 
 
 def read(
@@ -161,7 +175,7 @@ def read(
         told = _choose(grid.seen[:, k], updated, told)
         state = _choose(seen, updated, now if cell.flows else state)
         last = time if cell.flows else torch.where(seen, time, last)
-    return Reading(torch.stack(hiddens, 1), state, last, told)
+    return Reading(torch.stack(hiddens, 1), state, told)
 
 
 def spread(rows: Tensor, grid: Grid, num_times: int) -> Tensor:
@@ -182,6 +196,25 @@ def _kept_first(keep: Tensor) -> tuple[Tensor, Tensor]:
     most = max(int(keep.sum(1).max()), 1)
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     return order, keep.gather(1, order)
+
+
+def _divided(times: Tensor, kept: Tensor, longest_gap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Times [B, K] with each gap in equal parts, at most so long: [B, P], P the most that a series has; of each the
+    number of the old time that its gap leads to, and whether it is that time itself and kept.
+
+    So series with few observations and long gaps take their small steps while others read theirs. From observation to
+    observation, all together, each gap would take as many steps as the longest of the batch.
+    """
+    # Times that rise to 0 begin with the first of them; others with 0.
+    gaps = times.diff(dim=1, prepend=times[:, :1].clamp(max=0))
+    parts = (gaps / longest_gap * (1 - ROUNDING)).ceil().long().maximum(kept.long())
+    ends = parts.cumsum(1)
+    columns = torch.arange(max(int(ends[:, -1].max()), 1), device=times.device).repeat(len(times), 1)
+    leads_to = torch.searchsorted(ends, columns, right=True).clamp(max=times.shape[1] - 1)
+    to_come = ends.gather(1, leads_to) - 1 - columns  # negative where a series has no more
+    share = to_come.clamp(min=0) / parts.gather(1, leads_to).clamp(min=1)
+    own = times.gather(1, leads_to) - share * gaps.gather(1, leads_to)
+    return own, leads_to, kept.gather(1, leads_to) & (to_come == 0)
 
 
 def _choose(which: Tensor, state: State, other: State) -> State:

@@ -8,6 +8,7 @@ from odebench.models.series.reading import Series
 HEADS = {"decoder_units": 5, "noise_std": 0.1, "learn_noise": True, "classify": True, "classifier_units": 4}
 FIELD = {"field_units": 6, "field_layers": 1, "activation": "tanh"}
 GATES = {"gate_units": 5, "encoder_solver": None, "encoder_step": 0.1}
+EULER = {"encoder_solver": "euler", "encoder_step": 0.02}
 LATENT = {
     "span": 1.5,
     "latent_dim": 3,
@@ -25,12 +26,14 @@ LATENT = {
 BUILD = {
     "latent_ode": lambda: LatentODE(2, encoder="rnn", **LATENT),
     "latent_ode_ode_rnn": lambda: LatentODE(2, encoder="ode_rnn", **LATENT),
+    "latent_ode_euler": lambda: LatentODE(2, encoder="ode_rnn", **LATENT | EULER),
     "rnn_vae": lambda: RNNVAE(2, latent_dim=3, encoder_width=6, decoder_width=7, **HEADS),
     "rnn": lambda: rnn(2, width=6, kind="tanh", time_gap=True, rollout=True, **HEADS),
     "rnn_decay": lambda: rnn_decay(2, width=6, rollout=True, **HEADS),
     "gru_d": lambda: gru_d(2, torch.tensor([0.3, -0.2]), width=6, rollout=True, **HEADS),
     "ode_rnn": lambda: ode_rnn(2, span=1.5, width=6, **FIELD, **GATES, rollout=False, **HEADS),
     "ode_rnn_rolled_out": lambda: ode_rnn(2, span=1.5, width=6, **FIELD, **GATES, rollout=True, **HEADS),
+    "ode_rnn_euler": lambda: ode_rnn(2, span=1.5, width=6, **FIELD, **GATES | EULER, rollout=False, **HEADS),
 }
 
 

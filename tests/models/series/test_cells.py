@@ -162,3 +162,14 @@ def test_the_encoder_takes_as_many_solves_as_the_longest_series_has_observations
     forecast = model(batch, TIMES, SOLVE)
     assert [stats.nfe for stats in forecast.encoder] == [1] * (most + 1)
     assert len(forecast.decoder) == 1
+
+
+def test_the_encoder_takes_as_many_fixed_steps_as_the_series_that_needs_the_most():
+    step, batch = 0.07, small_batch()
+    model = latent_ode(encoder="ode_rnn", encoder_solver="euler", encoder_step=step / 1.5)  # of the span, 1.5
+    needed = []
+    for seen in batch.mask.any(-1):
+        gaps = batch.times[seen].diff(prepend=torch.zeros(1).double())
+        needed.append(1 + int((gaps / step).ceil().sum()))  # the first to be read has no gap before it
+    forecast = model(batch, TIMES, SOLVE)
+    assert [stats.nfe for stats in forecast.encoder] == [1] * max(needed)

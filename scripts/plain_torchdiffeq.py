@@ -1,0 +1,153 @@
+"""Models as a user of torchdiffeq writes them: the peers of ``compare_training_step.py``.
+
+Each takes the weights of one of odebench's models and gives the same loss of the same batch. The fields count their
+evaluations in ``nfe``.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint, odeint_adjoint
+
+from odebench.data import to_float
+from odebench.tasks.time_series import TrainingBatch
+
+SOLVES = {"adjoint": odeint_adjoint, "backprop": odeint}
+
+
+class Plain:
+    """A loss around one solve of ``field`` by dopri5."""
+
+    field: Any
+
+    def __init__(self, model: Any, tol: float, gradient: str) -> None:
+        self.model, self._solve, self._tol = model, SOLVES[gradient], tol
+
+    def solve(self, y0: Any, times: Tensor) -> Any:
+        """The states at the times."""
+        return self._solve(self.field, y0, times, rtol=self._tol, atol=self._tol, method="dopri5")
+
+
+class ODENet(Plain):
+    """ODE-Net as published (Chen et al. 2018): the time prepended as a channel."""
+
+    def __init__(self, model: Any, tol: float, gradient: str) -> None:
+        super().__init__(model, tol, gradient)
+        self.field = ConvField(model.field)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of images and labels."""
+        images, labels = batch
+        y = self.solve(self.model.stem(to_float(images)), torch.tensor([0.0, 1.0]))[1]
+        return F.cross_entropy(self.model.head(y), labels)
+
+
+class ConvField(nn.Module):
+    """Two convolutions between group normalisations."""
+
+    def __init__(self, field: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = field.norm1, field.norm2, field.norm3
+        self.conv1, self.conv2 = ConcatConv(field.conv1), ConcatConv(field.conv2)
+        self.relu = nn.ReLU(inplace=True)
+        self.nfe = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt."""
+        self.nfe += 1
+        y = self.conv1(t, self.relu(self.norm1(y)))
+        y = self.conv2(t, self.relu(self.norm2(y)))
+        return self.norm3(y)
+
+
+class ConcatConv(nn.Module):
+    """A convolution that sees the time."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """The convolution of t beside x."""
+        plane = torch.ones_like(x[:, :1]) * t
+        return F.conv2d(torch.cat([plane, x], 1), self.conv.weight, self.conv.bias, padding=1)
+
+
+class CNF(Plain):
+    """The CNF of torchdiffeq's own example, its trace by one derivative a dimension."""
+
+    def __init__(self, model: Any, tol: float, gradient: str) -> None:
+        super().__init__(model, tol, gradient)
+        self.field = GatedField(model.transforms[0].field)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Negative log-likelihood of samples [B, D]."""
+        times = torch.tensor([self.model.end_time, 0.0])
+        z, trace = self.solve((batch, torch.zeros(len(batch), 1)), times)
+        base = torch.distributions.Normal(0.0, math.sqrt(self.model.base_variance))
+        return -(base.log_prob(z[-1]).sum(1) + trace[-1].squeeze(1)).mean()
+
+
+class GatedField(nn.Module):
+    """Chen et al. 2018, section 4: hidden units whose parameters come from t."""
+
+    def __init__(self, field: Any) -> None:
+        super().__init__()
+        self.hypernetwork, self.size, self.width = field.hypernetwork, field.size, field.width
+        self.nfe = 0
+
+    def forward(self, t: Tensor, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """dz/dt and the trace of its Jacobian."""
+        self.nfe += 1
+        with torch.enable_grad():
+            z = states[0].requires_grad_(True)
+            block = self.size * self.width
+            w, b, u, gate = self.hypernetwork(t.reshape(1, 1)).squeeze(0).split([block, self.width, block, self.width])
+            w = w.view(self.size, self.width)
+            u = u.view(self.size, self.width) * torch.sigmoid(gate)
+            dz = torch.tanh(z @ w + b) @ u.t() / self.width
+            parts = [torch.autograd.grad(dz[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(self.size)]
+            trace = sum(parts)
+        return dz, trace.unsqueeze(1)
+
+
+class LatentODE(Plain):
+    """The latent ODE of torchdiffeq's own example, its encoder odebench's: a recurrent network that reads values, mask
+    and time gaps backwards."""
+
+    def __init__(self, model: Any, tol: float, gradient: str) -> None:
+        super().__init__(model, tol, gradient)
+        self.field = LatentField(model.field)
+
+    def loss(self, batch: TrainingBatch) -> Tensor:
+        """The negative evidence lower bound, one latent sample."""
+        model, inputs = self.model, batch.inputs
+        gaps = torch.diff(inputs.times, prepend=torch.zeros(1)).expand(len(inputs), -1).unsqueeze(-1)
+        seen = torch.cat([inputs.values, inputs.mask, gaps], -1).flip(1)
+        hidden, _ = model.encoder.recurrent(seen)
+        mean, spread = model.encoder.head(hidden[:, -1]).chunk(2, dim=1)
+        std = F.softplus(spread)
+        z0 = mean + std * batch.noise[0]
+        states = self.solve(z0, inputs.times).permute(1, 0, 2)
+        predicted = model.decoder.net(states)
+        density = torch.distributions.Normal(predicted, model.decoder.log_noise_std.exp())
+        likelihood = (density.log_prob(inputs.values) * inputs.mask).sum((1, 2))
+        posterior, prior = torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
+        return (torch.distributions.kl_divergence(posterior, prior).sum(1) - likelihood).mean()
+
+
+class LatentField(nn.Module):
+    """A network of the state."""
+
+    def __init__(self, field: Any) -> None:
+        super().__init__()
+        self.net = field.net
+        self.nfe = 0
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """dz/dt."""
+        self.nfe += 1
+        return self.net(z)

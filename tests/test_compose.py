@@ -1,0 +1,74 @@
+"""Composition: what an experiment says for each of its models."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from odebench.cli import main
+from odebench.compose import compose
+from odebench.errors import UsageError
+from odebench.sweep.validate import Composer
+
+EXPERIMENT = """# @package _global_
+# Rings by a CNF, or by a planar flow
+defaults:
+  - override /model: cnf
+  - override /data: rings
+
+models:
+  cnf: [model.width=7, optim.lr=0.5]
+  planar_nf: [model.layers=3]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "rings.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def test_an_experiment_sets_the_model_that_is_chosen(folder):
+    config = compose(["experiment=rings"], folder)
+    assert (config.model.name, config.model.width, config.optim.lr) == ("cnf", 7, 0.5)
+    config = compose(["experiment=rings", "model=planar_nf"], folder)
+    assert (config.model.name, config.model.layers, config.data.name) == ("planar_nf", 3, "rings")
+    assert config.optim.lr != 0.5
+    assert "models" not in config
+
+
+def test_a_model_that_it_does_not_name_is_left_as_it_is(folder):
+    assert compose(["experiment=rings", "model=ffjord"], folder).model == compose(["model=ffjord"]).model
+
+
+def test_overrides_come_after_what_an_experiment_says(folder):
+    config = compose(["experiment=rings", "model.width=9"], folder)
+    assert (config.model.width, config.optim.lr) == (9, 0.5)
+
+
+def test_a_setting_that_a_model_has_not_is_told_in_one_line(folder):
+    path = folder / "experiment" / "rings.yaml"
+    path.write_text(EXPERIMENT.replace("model.layers", "model.width"))
+    with pytest.raises(UsageError, match=r"^model\.width: the chosen model has no such setting"):
+        compose(["experiment=rings", "model=planar_nf"], folder)
+    path.write_text(EXPERIMENT.replace("model.width", "model.wdth"))
+    with pytest.raises(UsageError, match=r"^unknown setting model\.wdth; did you mean model\.width\?$"):
+        compose(["experiment=rings"], folder)
+
+
+def test_sweeps_and_multiruns_do_the_same(folder, monkeypatch):
+    jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
+    composer = Composer(folder)
+    expected = [compose(job, folder) for job in jobs]
+    assert [composer.compose(job) for job in jobs] == expected
+    trained = []
+
+    def train_run(config, overrides):
+        trained.append(config)
+        return SimpleNamespace(exit_code=0, folder=folder, objective=0.0)
+
+    monkeypatch.setitem(sys.modules, "odebench.training.run", SimpleNamespace(train_run=train_run))
+    monkeypatch.chdir(folder)
+    assert main(["train", "-m", "experiment=rings", "model=cnf,planar_nf", "--config-dir", str(folder)]) == 0
+    assert [config.model for config in trained] == [compose(["experiment=rings"], folder).model, expected[1].model]

@@ -1,0 +1,52 @@
+"""The page on extending: its module and its YAML, as they stand there, through the real command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from odebench.cli import main
+from odebench.record.reader import read_run
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+MODULE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The folder that a reader of the page makes."""
+    (tmp_path / "mylab.py").write_text(MODULE)
+    for name, text in re.findall(r"^`(configs/\S+)`:\n\n```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("mylab", None)
+
+
+def test_the_page_names_the_files_that_it_shows(lab):
+    (listed,) = re.findall(r"^```text\n(mylab\.py\n.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert sorted(listed.split()) == sorted(path.relative_to(lab).as_posix() for path in lab.rglob("*.*"))
+
+
+def test_the_module_prints_what_the_page_says(lab):
+    printed = re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[-1]
+    done = subprocess.run([sys.executable, "mylab.py"], check=True, capture_output=True, text=True, env=os.environ)
+    assert done.stdout == printed
+
+
+def test_its_model_learns_its_data_by_its_solver(lab, capsys):
+    (command,) = re.findall(r"^PYTHONPATH=\. odebench (train .*)$", PAGE, re.MULTILINE)
+    assert main([*command.split(), "trainer.epochs=8", "device=cpu", "run_dir=run"]) == 0
+    run = read_run("run")
+    assert (run.settings.model.name, run.settings.data.name) == ("small_ode", "stripes")
+    assert run.summary["final/test_accuracy"] > 0.9
+    assert main(["eval", "run", "tol=1e-5"]) == 0
+    assert "heun_euler, tol 1e-05" in capsys.readouterr().out
+    assert main(["list", "models", "--config-dir", "configs"]) == 0
+    assert re.search(r"^small_ode .*a small state", capsys.readouterr().out, re.MULTILINE)
