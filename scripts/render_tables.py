@@ -63,7 +63,7 @@ def engine_with_tables(text: str) -> str:
 
 def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
-    for name in ("figure4", "figure5", "ffjord-toy", "memory-cnf", "regularisers", "spirals", "physionet"):
+    for name in ("figure4", "figure5", "ffjord-toy", "memory-cnf", "regularisers", "spirals", "physionet", "poisson"):
         text = replace_between(text, name.replace("-", "_"), reproduction_table(read_csv(name)))
     return text
 
