@@ -12,6 +12,7 @@ from odebench.cli import main
 from odebench.record.reader import read_run
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+TRAININGS = re.findall(r"^PYTHONPATH=\. odebench (train .*)$", PAGE, re.MULTILINE)
 MODULE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -41,7 +42,7 @@ def test_the_module_prints_what_the_page_says(lab):
 
 
 def test_its_model_learns_its_data_by_its_solver(lab, capsys):
-    (command,) = re.findall(r"^PYTHONPATH=\. odebench (train .*)$", PAGE, re.MULTILINE)
+    command = TRAININGS[0]
     assert main([*command.split(), "trainer.epochs=8", "device=cpu", "run_dir=run"]) == 0
     run = read_run("run")
     assert (run.settings.model.name, run.settings.data.name) == ("small_ode", "stripes")
@@ -50,3 +51,12 @@ def test_its_model_learns_its_data_by_its_solver(lab, capsys):
     assert "heun_euler, tol 1e-05" in capsys.readouterr().out
     assert main(["list", "models", "--config-dir", "configs"]) == 0
     assert re.search(r"^small_ode .*a small state", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("word", "reached"), [("model=small_ode", "small_ode 4"), ("model=mlp", "mlp 16")])
+def test_its_experiment_sets_each_model(lab, word, reached):
+    assert main([*TRAININGS[1].split(), word, "device=cpu", "run_dir=run"]) == 0
+    settings = read_run("run").settings
+    size = settings.model.dim if settings.model.name == "small_ode" else settings.model.hidden
+    assert f"{settings.model.name} {size}" == reached
+    assert (settings.trainer.epochs, settings.trainer.batch_size) == (2, 32)
