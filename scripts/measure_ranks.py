@@ -5,6 +5,7 @@ learning rate of 1 takes from the same start to w - g: the norm of the differenc
 Times are those of the fastest step, so that whatever else the machine does counts little. Every process has one thread.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -62,7 +63,9 @@ def step_ms(folder: Path, processes: int, words: list[str], iterations: int) -> 
 
 
 def main() -> None:
-    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("iterations", nargs="?", type=int, default=20, help="of the trainings that are timed")
+    iterations = parser.parse_args().iterations
     print("| training | difference of the gradients | a step, one process | two processes |\n|---|---|---|---|")
     for number, (name, words) in enumerate(TRAININGS.items()):
         with tempfile.TemporaryDirectory() as temporary:

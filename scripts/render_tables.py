@@ -123,7 +123,8 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
 
 def reproduction_table(rows: list[dict[str, str]]) -> str:
     """All numbers of a reproduction, a line a row: ours, beside them the published where there are any, the share of
-    the published training, and the verdicts in short."""
+    the published training, and the verdicts in short. A row without a run is left out."""
+    rows = [row for row in rows if row["ours"]]
     numbers = list(dict.fromkeys(row["number"] for row in rows))
     published = {row["number"] for row in rows if row["published"]}
     found: dict[str, dict[str, dict[str, str]]] = {}

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from odebench import cli
+from odebench.reporting.figures import FIGURES
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_folder_gets_page_tables_and_all_figures_alike_each_time(report, corpu
     for name in ("one", "two"):
         assert report(corpus, "--output", tmp_path / name)[0] == 0
     one, two = ({path.name: path for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two"))
-    assert len(one) == 1 + 4 + 24
+    assert len(one) == 1 + 4 + 2 * len(FIGURES)
     assert all(one[name].read_bytes() == two[name].read_bytes() for name in one if name != "report.html")
 
 
