@@ -204,6 +204,10 @@ def warnings(settings: "Settings") -> list[str]:
             f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
             "costs many more evaluations; use tol=1e-3 or float32"
         )
+    if getattr(settings.model, "encoder", None) == "ode_rnn":
+        for unit in ("value_unit", "gap_unit"):
+            if (size := getattr(settings.model, unit, 1)) != 1:
+                found.append(f"model.{unit}={size:g} has no effect: it is for model.encoder=rnn and gru; set it to 1")
     noise = getattr(settings.model, "noise", "rademacher")
     if noise != "rademacher" and getattr(settings.model, "trace", None) == "exact":
         found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")

@@ -357,6 +357,9 @@ def test_warnings_name_what_is_hardly_meant():
     assert warnings(read("model=ffjord", "model.trace=hutchinson", "model.noise=gaussian")) == []
     (line,) = warnings(read("model=ffjord", "model.noise=gaussian"))
     assert line.startswith("model.noise=gaussian has no effect")
+    assert warnings(read("experiment=paper/latent_ode_spirals")) == []
+    lines = warnings(read("experiment=paper/latent_ode_spirals", "model.encoder=ode_rnn"))
+    assert [line.partition("=")[0] for line in lines] == ["model.value_unit", "model.gap_unit"]
 
 
 @pytest.fixture

@@ -54,12 +54,25 @@ def figure3(evidence: Evidence) -> Figure:
             "relative error of the output",
             enough(lines(OUTPUT_ERROR, "nfe")),
         ),
-        Panel("(b) Time against NFE", forward, "time of its forward pass (ms)", lines("forward_ms", "nfe_forward")),
-        Panel("(c) Backward against forward", forward, "backward NFE", backward, slopes(evidence, backward, least)),
-        Panel("(d) NFE over training", x, forward, over, curves=True),
+        Panel(
+            "(b) Time against NFE",
+            forward,
+            "time of its forward pass (ms)",
+            lines("forward_ms", "nfe_forward"),
+            x_log=False,
+            y_log=False,
+        ),
+        Panel(
+            "(c) Backward against forward",
+            forward,
+            "backward NFE",
+            backward,
+            slopes(evidence, backward, least),
+            x_log=True,
+            y_log=True,
+        ),
+        Panel("(d) NFE over training", x, forward, over, curves=True, x_log=False, y_log=False),
     ]
-    are_log = (None, False, True, False)
-    panels = [panel._replace(x_log=log, y_log=log) for panel, log in zip(panels, are_log, strict=True)]
     return comparison([panel for panel in panels if sum(map(count, panel.lines)) > 1], columns=2)
 
 

@@ -71,8 +71,8 @@ def rnn(
     width: int,
     kind: Literal["tanh", "gru"],
     time_gap: bool,
-    value_unit: float = 1.0,
-    gap_unit: float = 1.0,
+    value_unit: float,
+    gap_unit: float,
     **options: Any,
 ) -> Autoregressive:
     """A plain recurrent network; see ``GapCell`` for all but options, which are of ``Autoregressive``."""

@@ -66,8 +66,8 @@ class LatentODE(nn.Module):
         event_units: int,
         classify: bool,
         classifier_units: int,
-        value_unit: float = 1.0,
-        gap_unit: float = 1.0,
+        value_unit: float,
+        gap_unit: float,
     ) -> None:
         super().__init__()
         self.latent_dim, self.span = latent_dim, span

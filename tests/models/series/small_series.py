@@ -9,6 +9,7 @@ HEADS = {"decoder_units": 5, "noise_std": 0.1, "learn_noise": True, "classify": 
 FIELD = {"field_units": 6, "field_layers": 1, "activation": "tanh"}
 GATES = {"gate_units": 5, "encoder_solver": None, "encoder_step": 0.1}
 EULER = {"encoder_solver": "euler", "encoder_step": 0.02}
+UNITS = {"value_unit": 1.0, "gap_unit": 1.0}
 LATENT = {
     "span": 1.5,
     "latent_dim": 3,
@@ -17,6 +18,7 @@ LATENT = {
     "second_order": False,
     "encoder_width": 6,
     "encoder_field_units": 6,
+    **UNITS,
     **GATES,
     "observations": True,
     **HEADS,
@@ -28,7 +30,7 @@ BUILD = {
     "latent_ode_ode_rnn": lambda: LatentODE(2, encoder="ode_rnn", **LATENT),
     "latent_ode_euler": lambda: LatentODE(2, encoder="ode_rnn", **LATENT | EULER),
     "rnn_vae": lambda: RNNVAE(2, latent_dim=3, encoder_width=6, decoder_width=7, **HEADS),
-    "rnn": lambda: rnn(2, width=6, kind="tanh", time_gap=True, rollout=True, **HEADS),
+    "rnn": lambda: rnn(2, width=6, kind="tanh", time_gap=True, rollout=True, **UNITS, **HEADS),
     "rnn_decay": lambda: rnn_decay(2, width=6, rollout=True, **HEADS),
     "gru_d": lambda: gru_d(2, torch.tensor([0.3, -0.2]), width=6, rollout=True, **HEADS),
     "ode_rnn": lambda: ode_rnn(2, span=1.5, width=6, **FIELD, **GATES, rollout=False, **HEADS),

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from small_series import BUILD, HEADS, TIMES, build, noise_for, small_batch
+from small_series import BUILD, HEADS, TIMES, UNITS, build, noise_for, small_batch
 
 from odebench import ode
 from odebench.models.series import rnn
@@ -95,7 +95,7 @@ def test_what_is_observed_matters_and_so_does_when(name):
 
 def test_an_rnn_without_time_gaps_knows_the_order_of_the_observations_only():
     torch.manual_seed(0)
-    model = rnn(2, width=6, kind="gru", time_gap=False, rollout=True, **HEADS).double()
+    model = rnn(2, width=6, kind="gru", time_gap=False, rollout=True, **UNITS, **HEADS).double()
     batch = small_batch()
     squeezed = Series(batch.times.sqrt(), batch.values, batch.mask)
     torch.testing.assert_close(model(squeezed, TIMES + 1).values, model(batch, TIMES + 1).values)
