@@ -99,10 +99,14 @@ class Overview:
 
     def setting(self, key: str) -> Any:
         """A setting by its dotted key, None where there is none such."""
-        node: Any = self.settings
-        for name in key.split("."):
-            node = node.get(name) if isinstance(node, dict) else None
-        return node
+        return _setting(self.settings, key)
+
+
+def _setting(settings: dict[str, Any], key: str) -> Any:
+    node: Any = settings
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def read_overview(path: Path, as_told: bool = False) -> Overview:
@@ -113,23 +117,27 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
     """
     content, manifest = _read_json(path / schema.STATUS), _read_json(path / schema.MANIFEST)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
+    settings = manifest.get("settings")
+    if settings is None and (path / schema.SETTINGS).exists():
+        settings = OmegaConf.to_container(OmegaConf.load(path / schema.SETTINGS), resolve=True)
+    settings = settings if isinstance(settings, dict) else {}
     if status == "running":
         last = _last_row(path / schema.METRICS)
         step = max(step, last.get("step", 0))
         if not as_told and _is_gone(manifest):
             status = "interrupted"
         elif step and content.get("steps"):
-            eta_s = last.get("elapsed_s", 0.0) / step * (content["steps"] - step)
-    settings = manifest.get("settings")
-    if settings is None and (path / schema.SETTINGS).exists():
-        settings = OmegaConf.to_container(OmegaConf.load(path / schema.SETTINGS), resolve=True)
+            elapsed_s = last.get("elapsed_s", 0.0)
+            eta_s = elapsed_s / step * (content["steps"] - step)
+            if minutes := _setting(settings, "trainer.max_minutes"):
+                eta_s = max(min(eta_s, 60 * minutes - elapsed_s), 0.0)
     return Overview(
         path=path,
         status=status,
         step=step,
         eta_s=eta_s,
         message=" ".join(str(content.get("message") or "").split()),
-        settings=settings if isinstance(settings, dict) else {},
+        settings=settings,
         summary=_read_json(path / schema.SUMMARY),
         time=str(content.get("time", "")),
     )

@@ -21,8 +21,9 @@ PLAIN_EVERY_S = 30.0
 class Display:
     """Progress on stderr; everything that must last goes through the logger ``odebench`` too."""
 
-    def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int) -> None:
-        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+    def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int, seconds_left: float) -> None:
+        """seconds_left: after which the training ends, whatever its steps; infinite where there is no such limit."""
+        self._num_steps, self._steps_per_epoch, self._seconds_left = num_steps, steps_per_epoch, seconds_left
         self._stack = ExitStack()
         self._bar: Any = None
         self._first_step = first_step
@@ -67,9 +68,9 @@ class Display:
         return f"{-(-step // self._steps_per_epoch)}/{-(-self._num_steps // self._steps_per_epoch)}"
 
     def _eta(self, step: int) -> str:
-        taken = max(step - self._first_step, 1)
-        seconds = (time.monotonic() - self._started) / taken * (self._num_steps - step)
-        return tqdm.format_interval(seconds)
+        taken, elapsed = max(step - self._first_step, 1), time.monotonic() - self._started
+        seconds = elapsed / taken * (self._num_steps - step)
+        return tqdm.format_interval(max(min(seconds, self._seconds_left - elapsed), 0))
 
 
 def _brief(numbers: Mapping[str, float]) -> str:

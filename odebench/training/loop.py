@@ -29,9 +29,10 @@ def fit(training: Training, settings: Settings, record: Record | SilentRecord, s
     last_checkpoint = record.path / schema.LAST_CHECKPOINT
     last_saved = time.monotonic()
     timer = StepTimer()
+    max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     record.status("running", step=progress.step, steps=num_steps)
 
-    with Display(progress.step, num_steps, task.steps_per_epoch) as display:
+    with Display(progress.step, num_steps, task.steps_per_epoch, max_seconds - record.elapsed_s) as display:
         while progress.step < num_steps and not progress.finished:
             timer.start()
             numbers = train_step(training, settings, num_steps)
@@ -40,7 +41,7 @@ def fit(training: Training, settings: Settings, record: Record | SilentRecord, s
             step = progress.step
             display.step(step, numbers)
 
-            minutes_up = trainer.max_minutes is not None and record.elapsed_s > 60 * trainer.max_minutes
+            minutes_up = record.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
             # Whatever one process is told, all do.
             stopping, minutes_up, save_due = distributed.agreed(stop.number, minutes_up, save_due)

@@ -73,6 +73,9 @@ def test_a_run_in_progress_tells_its_step_and_the_time_to_go(tmp_path, create):
     (record.path / schema.METRICS).write_text("\n".join(rows) + torn)
     assert (overview(record.path).step, overview(record.path).eta_s) == (30, None)
     assert overview(record.path, steps=90).eta_s == 120.0
+    settings = (record.path / schema.SETTINGS).read_text()
+    (record.path / schema.SETTINGS).write_text(settings.replace("average: null", "max_minutes: 1.5"))
+    assert overview(record.path, steps=90).eta_s == 30.0
     assert overview(record.path, status="done", step=90, steps=90).eta_s is None
 
 

@@ -158,6 +158,18 @@ def test_uneven_shares_are_refused(second_of_three):
         distributed.check_batch(7)
 
 
+@pytest.mark.parametrize("of_several", [False, True])
+def test_one_of_several_processes_does_not_end_its_interpreter(of_several):
+    """Threads of the process group that still run then could abort it."""
+    program = "import atexit, runpy, sys; atexit.register(print, 'ended'); sys.argv = ['odebench', '--version']; "
+    program += "runpy.run_module('odebench', run_name='__main__')"
+    environment = os.environ | ({"TORCHELASTIC_RUN_ID": "one"} if of_several else {})
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("odebench")
+    assert ("ended" in done.stdout) != of_several
+
+
 @pytest.mark.slow
 def test_torchrun_starts_them(tmp_path):
     from ranks import ODENET
