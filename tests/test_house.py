@@ -15,6 +15,7 @@ BELOW = {
     "errors": set(),
     "typed": set(),
     "ode": set(),
+    "allocator": set(),
     "plots": set(),
     "extensions": set(),
     "compose": {"typed"},
@@ -29,7 +30,7 @@ BELOW = {
     "reporting": {"plots", "record.schema", "record.reader"},
     "reproduce": {"sweep", "reporting", "record", "compose", "listing"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
-    "bench": {"ode", "models", "plots", "record", "settings"},
+    "bench": {"allocator", "ode", "models", "plots", "record", "settings"},
     "training": {
         "tasks",
         "models",
@@ -42,6 +43,7 @@ BELOW = {
         "rules",
         "extensions",
         "record",
+        "allocator",
     },
 }
 TORCH_FREE = [

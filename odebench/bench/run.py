@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from odebench.allocator import keep_freed_memory
 from odebench.bench import report
 from odebench.bench.contest import Outcome, Plan, measure_all
 from odebench.bench.peers import LIBRARIES, MODES, PEERS
@@ -88,6 +89,7 @@ def run_bench(plan: Plan, output: Path | None, threads: int | None, command: Seq
         if threads < 1:
             raise UsageError(f"--threads must be 1 or more, got {threads}")
         torch.set_num_threads(threads)
+    keep_freed_memory()  # as trainings do; else the kernel is measured, which zeroes the pages of each solve anew
     folder = report.make_folder(output)
     settings = {"modes": plan.modes, "repeats": plan.repeats, "limit_s": plan.limit_s, "named": plan.named}
     about = report.describe_machine(command, plan.libraries, settings)
