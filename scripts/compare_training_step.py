@@ -1,9 +1,8 @@
 """Training steps: odebench beside the same model written plainly with torchdiffeq.
 
     pip install -e ".[dev,peers]"
-    python scripts/compare_training_step.py --model odenet --output docs/results/training_step.csv
-    python scripts/compare_training_step.py --model cnf --output docs/results/training_step_cnf.csv
-    python scripts/compare_training_step.py --model latent_ode --output docs/results/training_step_latent_ode.csv
+    python scripts/compare_training_step.py --model odenet --output steps.csv     also: cnf, latent_ode
+    python scripts/results.py training_step steps.csv     (training_step_cnf, training_step_latent_ode)
 
 The models: odenet, MNIST (from data.root or $ODEBENCH_DATA, else the 5,000 images), batch 128, tol 1e-3; cnf, two
 circles, batch 512, tol 1e-5; latent_ode, all 1,000 spirals at all 100 times as one batch, tol 1e-5.

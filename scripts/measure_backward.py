@@ -6,16 +6,15 @@
 `gradient=adjoint` measures the adjoint's error relative to the gradient; the code behind the published "about half" did
 not. Here the same trained network takes the same training step by the drop-in ``odeint_adjoint``, whose errors are
 absolute: a gradient that the loss has divided by the batch size is small beside the tolerance, and its solve easy.
-docs/results/backward.csv; a few minutes on one core. Evaluations do not depend on the machine.
+docs/results/backward.*.csv; a few minutes on one core. Evaluations do not depend on the machine.
 """
 
-import csv
 import platform
 import sys
 from datetime import datetime
 
+import results
 import torch
-from render_tables import RESULTS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,10 +57,7 @@ def main() -> None:
             counts = {"nfe_forward": forward, "nfe_backward": field.calls - forward}
             rows.append({"solver": solver, "tol": tol, **counts, **versions})
             print(rows[-1], flush=True)
-    with open(RESULTS / "backward.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    results.keep("backward", rows)
 
 
 if __name__ == "__main__":

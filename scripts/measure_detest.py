@@ -1,14 +1,13 @@
 """DETEST measured: what the 25 problems cost and how exact their ends are, by several methods.
 
     pip install -e ".[dev,peers]"
-    python scripts/measure_detest.py                    about a minute; docs/results/detest.csv and docs/engine.md
+    python scripts/measure_detest.py                    about a minute; docs/results/detest.*.csv and docs/engine.md
 
 The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each is
 solved for its end alone; an error is the largest absolute one of any component at t = 20, and that of all problems
 their geometric mean. Evaluations do not depend on the machine.
 """
 
-import csv
 import math
 import platform
 import sys
@@ -16,8 +15,9 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 
+import results
 import torch
-from render_tables import PAGES, RESULTS, ROOT
+from render_tables import PAGES, ROOT
 from torch import Tensor
 
 from odebench.ode import solve
@@ -89,10 +89,7 @@ def main() -> None:
     """Measure, write, render."""
     rows = [measure("odebench", *words, by_odebench(*words)) for words in OURS]
     rows.insert(2, measure("torchdiffeq", "dopri5", "integral", by_torchdiffeq))
-    with open(RESULTS / "detest.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    results.keep("detest", rows)
     page = ROOT / "docs" / "engine.md"
     page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -10,13 +10,13 @@ README.md and the pages in docs/ take the tables between their markers, by ``ren
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from render_tables import PAGES, RESULTS, ROOT, read_csv, replace_between
+import results
+from render_tables import PAGES, ROOT, replace_between
 
 from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time
@@ -93,26 +93,18 @@ def row_of(name: str) -> dict[str, object]:
     }
 
 
-def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write() -> None:
     """CSV, pictures and README from the records."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
         rows = [row_of(run) for run in runs]
         if name == "memory":  # trainings of a few steps: their times say nothing
             rows = [{key: row[key] for key in row if key not in ("step_ms", "images_per_s", "seconds")} for row in rows]
-        write_csv(RESULTS / f"{name}.csv", rows)
+        results.keep(name, rows)
     curves = {name: read_run(RUNS / name).metrics for name in SMALL}
     accuracy_against_time(curves).savefig(PICTURES / "accuracy.png", dpi=150)
     points: dict[str, list[dict[str, float]]] = {}
-    for row in read_csv("memory"):
+    for row in results.read("memory"):
         point = {"nfe/forward": float(row["nfe_forward"]), "memory/peak_mib": float(row["peak_mib"])}
         points.setdefault(row["gradient"], []).append({**point, "tol": float(row["tol"])})
     memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
@@ -128,10 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="run nothing")
     if not parser.parse_args().write:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         run("odenet", SMALL["odenet"])
-        compare = [sys.executable, str(ROOT / "scripts" / "compare_training_step.py")]
-        subprocess.run([*compare, "--output", str(RESULTS / "training_step.csv")], check=True)
+        steps, scripts = RUNS / "training_step.csv", ROOT / "scripts"
+        compare = [str(scripts / "compare_training_step.py"), "--model", "odenet", "--output", str(steps)]
+        subprocess.run([sys.executable, *compare], check=True)
+        subprocess.run([sys.executable, str(scripts / "results.py"), "training_step", str(steps)], check=True)
         # What is timed comes first, the memory, which no neighbour disturbs, last.
         for name, overrides in {**MNIST, **SMALL, **MEMORY}.items():
             run(name, overrides)

@@ -3,17 +3,17 @@
     python scripts/render_tables.py        README.md and the pages in docs/
 
 A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``measure_results.py`` the trainings,
-``measure_detest.py`` DETEST, and ``odebench bench`` the speed, whose results.csv is copied to
-docs/results/bench_NAME.csv. The reproductions are those of `odebench reproduce`, whose reproduction.csv is copied to
-docs/results/NAME.csv.
+``measure_detest.py`` DETEST, `odebench bench` the speed (bench_NAME) and `odebench reproduce` the rest (by its name);
+``results.py`` keeps their files.
 """
 
-import csv
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import results
 
 from odebench.bench import report
 from odebench.bench.works import DEFAULT, WORKS
@@ -21,15 +21,8 @@ from odebench.reporting.figures import FIGURES
 from odebench.reporting.table import scale, shown
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
 
 Row = dict[str, Any]
-
-
-def read_csv(name: str) -> list[dict[str, str]]:
-    """The rows of docs/results/NAME.csv as they are written."""
-    with open(RESULTS / f"{name}.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def replace_between(text: str, marker: str, content: str) -> str:
@@ -41,23 +34,23 @@ def replace_between(text: str, marker: str, content: str) -> str:
 
 def readme_with_tables(text: str) -> str:
     """README.md with its tables."""
-    text = replace_between(text, "mnist5k", accuracy_table(read_csv("mnist5k")))
+    text = replace_between(text, "mnist5k", accuracy_table(results.read("mnist5k")))
     # Of one measurement: ratios of times that were not taken turn by turn would say nothing.
-    return replace_between(text, "bench", bench_summary(report.read_csv(RESULTS / "bench_default.csv")))
+    return replace_between(text, "bench", bench_summary(report.read_csv(results.path_of("bench_default"))))
 
 
 def measured_with_tables(text: str) -> str:
     """docs/measured.md with its tables."""
-    text = replace_between(text, "mnist_epoch", accuracy_table(read_csv("mnist_epoch")))
+    text = replace_between(text, "mnist_epoch", accuracy_table(results.read("mnist_epoch")))
     for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
-        text = replace_between(text, name, step_table(read_csv(name)))
-    text = replace_between(text, "figure3", reproduction_table(read_csv("figure3")))
-    return replace_between(text, "backward", backward_table(read_csv("backward"), read_csv("figure3")))
+        text = replace_between(text, name, step_table(results.read(name)))
+    text = replace_between(text, "figure3", reproduction_table(results.read("figure3")))
+    return replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
 
 
 def engine_with_tables(text: str) -> str:
     """docs/engine.md with its tables."""
-    text = replace_between(text, "detest", detest_table(read_csv("detest")))
+    text = replace_between(text, "detest", detest_table(results.read("detest")))
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
 
 
@@ -65,15 +58,15 @@ def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
     densities = ("figure4", "figure5", "ffjord-toy", "memory-cnf", "regularisers")
     for name in (*densities, "spirals", "table2", "poisson", "hopper", "physionet"):
-        text = replace_between(text, name.replace("-", "_"), reproduction_table(read_csv(name)))
+        text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
     return text
 
 
 def choosing_with_tables(text: str) -> str:
     """docs/choosing.md with its tables."""
-    text = replace_between(text, "tolerances", tolerance_table(read_csv("memory")))
-    text = replace_between(text, "modes", mode_table(report.read_csv(RESULTS / "bench_default.csv")))
-    return replace_between(text, "solvers", solver_table(read_csv("figure3")))
+    text = replace_between(text, "tolerances", tolerance_table(results.read("memory")))
+    text = replace_between(text, "modes", mode_table(report.read_csv(results.path_of("bench_default"))))
+    return replace_between(text, "solvers", solver_table(results.read("figure3")))
 
 
 def dashboards_with_tables(text: str) -> str:
@@ -287,7 +280,9 @@ ERRORS = {"state_error": "error", "parameter_gradient_error": "gradient error"}
 
 def bench_files() -> list[list[Row]]:
     """The rows of each docs/results/bench_*.csv, those of bench_default first."""
-    paths = sorted(RESULTS.glob("bench_*.csv"), key=lambda path: (path.stem != "bench_default", path.stem))
+    paths = sorted(
+        results.RESULTS.glob("bench_*.csv"), key=lambda path: (not path.name.startswith("bench_default."), path.name)
+    )
     return [report.read_csv(path) for path in paths]
 
 

@@ -112,8 +112,9 @@ def test_the_two_set_up_commands_stand_at_the_top():
 
 
 @pytest.fixture
-def tables():
+def tables(monkeypatch):
     """The script that makes the tables of the pages."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("render_tables", ROOT / "scripts" / "render_tables.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -125,7 +126,7 @@ def test_the_tables_are_those_of_the_committed_results(tables):
         text = page.read_text(encoding="utf-8")
         assert with_tables(text) == text, f"{page.name}: python scripts/render_tables.py"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(row["date"] in readme for row in tables.read_csv("mnist5k"))
+    assert all(row["date"] in readme for row in tables.results.read("mnist5k"))
 
 
 def test_no_table_is_written_by_hand(tables):
@@ -146,14 +147,14 @@ BENCH = {
 
 
 def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
     assert tables.bench_files() == []
     assert tables.bench_summary([]) == tables.NOT_YET
     peers = [("odebench", "4.0", "5.0", "3.0", "2.4"), ("torchdiffeq", "12.0", "12.0", "1.0", "1.0")]
     names = ("library", "time_min_ms", "time_median_ms", "ratio_min", "ratio_median")
     rows = [BENCH | dict(zip(names, values, strict=True)) | {"version": "1.0"} for values in peers]
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
-    (tmp_path / "bench_x.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "bench_x.cpu.torch-2.13.0.csv").write_text("\n".join(lines) + "\n")
     (found,) = tables.bench_files()
     everybody = tables.bench_tables(found)
     assert "| odebench | forward | `dopri5` | 4, 5 | 3.00, 2.40 | 2.5 | 50 | 7 + 1 | 1.2e-05 | – |" in everybody
@@ -162,6 +163,33 @@ def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch
     assert "| `mlp` | forward | 4 (50) | 12 (50) | 3.00, 2.40 | 2.5 | 1.2e-05, 1.2e-05 |" in summary
     for text in (everybody, summary):
         assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
+
+
+def test_a_result_is_named_after_its_machine_and_versions_and_takes_the_place_of_the_one_before(
+    tables, tmp_path, monkeypatch
+):
+    results = tables.results
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    told = "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"
+    one = results.keep("figure4", [{"ours": "1", "machine": told}])
+    assert one.name == "figure4.intel-xeon.torch-2.13.0.csv"
+    cpu = "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz"
+    assert results.keep("bench", [{"cpu": cpu, "torch": "2.9.1"}]).name == "bench.intel-xeon-e5-2680-v4.torch-2.9.1.csv"
+    both = results.keep("figure4", [{"ours": "2", "machine": f"{told}; AMD EPYC, threads: 2, torch 2.9.1"}])
+    assert both.name == "figure4.amd-epyc_intel-xeon.torch-2.13.0_2.9.1.csv"
+    assert not one.exists()
+    assert [row["ours"] for row in results.read("figure4")] == ["2"]
+    assert results.keep("detest", [{"torch": "2.13.0+cpu"}]).name == "detest.torch-2.13.0.csv"
+    with pytest.raises(SystemExit, match=r"0 files figure5\.\*\.csv"):
+        results.read("figure5")
+
+
+def test_every_result_has_the_name_that_its_rows_ask_for(tables):
+    for path in tables.results.RESULTS.iterdir():
+        name = path.name.partition(".")[0]
+        rows = tables.results.read(name)
+        told = [name, *tables.results.machines(rows), *tables.results.versions(rows)]
+        assert path.name == ".".join([*told, "csv"])
 
 
 def reproduced(row, number, **told):

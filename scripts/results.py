@@ -1,0 +1,73 @@
+"""The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one of each name.
+
+    python scripts/results.py NAME FILE.csv      keep a measurement, in place of the one before
+
+FILE.csv is what `odebench reproduce` (its reproduction.csv) or `odebench bench` (results.csv) wrote. Numbers that no
+machine changes, such as evaluations, are named after the versions alone. The pages take their tables from these files:
+``render_tables.py``.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+
+
+def path_of(name: str) -> Path:
+    """The file of a name. SystemExit where there is none, or several."""
+    found = sorted(RESULTS.glob(f"{name}.*.csv"))
+    if len(found) != 1:
+        raise SystemExit(f"{RESULTS} has {len(found)} files {name}.*.csv; one is needed")
+    return found[0]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a name as they are written."""
+    with open(path_of(name), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows under a name, their machine and their torch; what stood under that name goes."""
+    for old in RESULTS.glob(f"{name}.*.csv"):
+        old.unlink()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{'.'.join([name, *machines(rows), *versions(rows)])}.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def machines(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """["intel-xeon"] of "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"; [] where no machine is told."""
+    told = {one for row in rows for one in (row.get("cpu") or row.get("machine") or "").split("; ") if one}
+    plain = {re.sub(r"\(\w+\)|\b(Processor|CPU)\b|@.*|,.*", "", one) for one in told}
+    return ["_".join(sorted("-".join(re.findall(r"\w+", one.lower())) for one in plain))] if plain else []
+
+
+def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """["torch-2.13.0"]: from a column of its own, or from what is told of the machine."""
+    told = " ".join(f"torch {row['torch']}" if "torch" in row else row.get("machine") or "" for row in rows)
+    found = sorted(set(re.findall(r"torch (\d+\.\d+\.\d+)", told)))
+    return [f"torch-{'_'.join(found)}"] if found else []
+
+
+def main() -> None:
+    """Keep one file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("file", type=Path)
+    arguments = parser.parse_args()
+    with open(arguments.file, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    print(keep(arguments.name, rows).relative_to(RESULTS.parent.parent))
+
+
+if __name__ == "__main__":
+    main()
