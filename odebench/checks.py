@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check(s: "Settings") -> None:
     """What several settings say together, and what needs more than a type."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
-        raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0")
+        raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
     config_folders(s.config_dir)
     _check_names(s)
     _check_task(s)
@@ -33,7 +33,9 @@ def check(s: "Settings") -> None:
             _check_solver(s.evaluation_solver, s.extensions)
     if isinstance(s.model, ODENet | ResNet) and s.model.width % s.model.groups:
         raise UsageError(
-            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either"
+            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either",
+            "model.width",
+            "model.groups",
         )
     _check_training(s)
 
@@ -49,22 +51,27 @@ def _check_task(s: "Settings") -> None:
         raise unknown_name("task", s.task, schema.QUANTITIES, "tasks")
     its_task = getattr(s.model, "task", s.task)
     if its_task != s.task:
-        raise UsageError(f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out")
+        raise UsageError(
+            f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out", "task", "model"
+        )
     its_tasks = getattr(s.data, "tasks", (s.task,))
     if s.task not in its_tasks:
         fitting = ", ".join(name for name, rules in DATA.items() if s.task in rules.tasks)
-        raise UsageError(f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}")
+        line = f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}"
+        raise UsageError(line, "data", "model")
     if LOSSES[s.loss.name].task != s.task:
         fitting = ", ".join(name for name, rules in LOSSES.items() if rules.task == s.task)
-        raise UsageError(f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}")
+        line = f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}"
+        raise UsageError(line, "loss", "model")
     objectives = [f"val/{name}" for name in schema.QUANTITIES[s.task]]
     if s.trainer.objective not in objectives:
-        near = did_you_mean(s.trainer.objective, objectives)
+        near, there = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
         raise UsageError(
-            f"trainer.objective={s.trainer.objective}: no such number{near} (task {s.task} has {', '.join(objectives)})"
+            f"trainer.objective={s.trainer.objective}: no such number{near} (task {s.task} has {there})",
+            "trainer.objective",
         )
     if s.trainer.precision == "bf16" and s.task != "classification":
-        raise UsageError("trainer.precision=bf16: only classification has it; leave it out")
+        raise UsageError("trainer.precision=bf16: only classification has it; leave it out", "trainer.precision")
 
 
 def _check_ode(s: "Settings") -> None:
@@ -74,30 +81,40 @@ def _check_ode(s: "Settings") -> None:
         ", ".join(n for n, rules in MODELS.items() if getattr(rules, "has_ode", False)),
     )
     if s.has_ode and s.solver.name == NO_SOLVER:
-        raise UsageError(f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5")
+        raise UsageError(
+            f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5", "solver", "model"
+        )
     if s.has_ode and s.eval_solver == NO_SOLVER:
-        raise UsageError(f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's")
+        line = f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's"
+        raise UsageError(line, "eval_solver")
     if not s.has_ode and s.solver.name != NO_SOLVER:
         raise UsageError(
-            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})"
+            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})",
+            "solver",
+            "model",
         )
     if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
-        raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out")
+        raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out", "eval_solver")
     if not s.has_ode and s.gradient.name != "backprop":
         raise UsageError(
             f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
-            f"leave gradient out, or choose a model with an ODE ({with_ode})"
+            f"leave gradient out, or choose a model with an ODE ({with_ode})",
+            "gradient",
+            "model",
         )
 
 
 def _check_dynamics(s: "Settings") -> None:
     """Terms along an ODE's solution need one in each training step."""
     terms = ("kinetic", "jacobian", "taylor", "steer")
-    wanted = ", ".join(f"dynamics.{term}={getattr(s.dynamics, term):g}" for term in terms if getattr(s.dynamics, term))
-    if wanted and not s.has_ode:
-        raise UsageError(f"{wanted}: {s.model.name} solves no ODE; leave dynamics out, or choose a model with an ODE")
-    if wanted and s.loss.name == "flow_matching":
-        raise UsageError(f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood")
+    weights = {f"dynamics.{term}": getattr(s.dynamics, term) for term in terms if getattr(s.dynamics, term)}
+    wanted = ", ".join(f"{key}={weight:g}" for key, weight in weights.items())
+    if weights and not s.has_ode:
+        line = f"{wanted}: {s.model.name} solves no ODE; leave dynamics out, or choose a model with an ODE"
+        raise UsageError(line, "dynamics", *weights)
+    if weights and s.loss.name == "flow_matching":
+        line = f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood"
+        raise UsageError(line, "dynamics", *weights)
 
 
 def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
@@ -105,27 +122,37 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
     if solver.steps is not None and solver.step_size is not None:
         raise UsageError(
             f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
-            "give one of them; set the other to null"
+            "give one of them; set the other to null",
+            "solver.steps",
+            "solver.step_size",
         )
     if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
-        raise UsageError(f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}")
+        line = f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}"
+        raise UsageError(line, "solver.steps", "solver.max_steps")
     if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
         raise UsageError(
             "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
-            "leave it out, or choose solver=dopri5 solver.stepping=shared"
+            "leave it out, or choose solver=dopri5 solver.stepping=shared",
+            "solver.compile",
+            "solver.stepping",
         )
     if (solver.min_step or 0) > (solver.max_step or math.inf):
-        raise UsageError(f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}")
+        line = f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}"
+        raise UsageError(line, "solver.min_step", "solver.max_step")
     if solver.fixed:
         return
     if not method.adaptive:
         raise UsageError(
             f"solver.steps=null: {solver.name} has no step size control; "
-            "give solver.steps (20 is the default) or solver.step_size"
+            "give solver.steps (20 is the default) or solver.step_size",
+            "solver.steps",
+            "solver.step_size",
         )
     if solver.rtol is None and solver.atol is None:
         raise UsageError(
-            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps"
+            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps",
+            "solver.rtol",
+            "solver.atol",
         )
 
 
@@ -135,14 +162,17 @@ def _check_gradient(s: "Settings") -> None:
     if s.gradient.name == "reversible" and not method.reversible:
         raise UsageError(
             f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
-            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint"
+            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
+            "gradient",
+            "solver",
         )
     if (
         isinstance(s.gradient, Checkpoint)
         and (s.gradient.checkpoints or s.gradient.recompute == "stage")
         and s.gradient.keep == "graphs"
     ):
-        raise UsageError("gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out")
+        line = "gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out"
+        raise UsageError(line, "gradient.keep", "gradient.checkpoints", "gradient.recompute")
     if isinstance(s.gradient, Adjoint) and s.gradient.method is not None:
         known = names("METHODS", METHODS, s.extensions)
         if s.gradient.method not in known:
@@ -159,7 +189,9 @@ def _check_sync_steps(s: "Settings") -> None:
         if not isinstance(find("METHODS", name, METHODS, s.extensions), Tableau):
             raise UsageError(
                 f"solver.sync_steps=true: {key}={name} is no explicit Runge-Kutta method; "
-                f"leave sync_steps out, or choose {key}=dopri5"
+                f"leave sync_steps out, or choose {key}=dopri5",
+                "solver.sync_steps",
+                key,
             )
     hindrances = {
         "solver.stepping=per_sample": s.solver.stepping == "per_sample",
@@ -169,28 +201,33 @@ def _check_sync_steps(s: "Settings") -> None:
         and getattr(s.model, "encoder", "ode_rnn") == "ode_rnn",
     }
     for setting in (setting for setting, hinders in hindrances.items() if hinders):
-        raise UsageError(f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out")
+        line = f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out"
+        raise UsageError(line, "solver.sync_steps", setting.partition("=")[0])
 
 
 def _check_training(s: "Settings") -> None:
     schedule, epochs = s.schedule, s.trainer.epochs
     if s.trainer.compile and s.task == "density":
         way = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
-        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}")
+        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}", "trainer.compile")
     if isinstance(schedule, Steps) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
-        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase")
+        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase", "schedule.milestones")
     warmup = getattr(schedule, "warmup_epochs", 0)
     if warmup > epochs and s.trainer.iterations is None:
-        raise UsageError(f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}")
+        line = f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}"
+        raise UsageError(line, "schedule.warmup_epochs", "trainer.epochs")
     if isinstance(s.optim, SGD) and s.optim.nesterov and s.optim.momentum == 0:
-        raise UsageError("optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9")
+        line = "optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9"
+        raise UsageError(line, "optim.nesterov", "optim.momentum")
     limit = getattr(s.data, "train_limit", None)
     if limit is not None and limit < s.trainer.batch_size:
         raise UsageError(
             f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}, "
-            "or no batch is whole"
+            "or no batch is whole",
+            "data.train_limit",
+            "trainer.batch_size",
         )
 
 

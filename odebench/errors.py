@@ -5,7 +5,14 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Wrong usage, settings or input: one line for the user; the command line exits with 2."""
+    """Wrong usage, settings or input: one line for the user; the command line exits with 2.
+
+    settings: the names of those that it is about, such as ``model.width``, where it is about some.
+    """
+
+    def __init__(self, line: str, *settings: str) -> None:
+        super().__init__(line)  # alone, so that it can be pickled: by its line, then its attributes
+        self.settings = settings
 
 
 class Diverged(RuntimeError):
@@ -22,4 +29,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
     """A name that is none of ours: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
     names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench list {plural} prints all"
-    return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})")
+    return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)

@@ -48,20 +48,21 @@ def _dict_of(module: str, kind: str) -> Mapping[str, Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
             raise UsageError(
-                f"extensions: no module {module}; install its package, or put its folder on PYTHONPATH"
+                f"extensions: no module {module}; install its package, or put its folder on PYTHONPATH", "extensions"
             ) from error
-        raise UsageError(f"extensions: {module} needs {error.name}, which is not installed") from error
+        raise UsageError(f"extensions: {module} needs {error.name}, which is not installed", "extensions") from error
     except ValueError as error:
-        raise UsageError(f"extensions: {module!r} is no module's name") from error
+        raise UsageError(f"extensions: {module!r} is no module's name", "extensions") from error
     if not isinstance(found, Mapping):
-        raise UsageError(f"extensions: {module}.{kind} must be a dict from name to {_WORDS[kind][0]}")
+        line = f"extensions: {module}.{kind} must be a dict from name to {_WORDS[kind][0]}"
+        raise UsageError(line, "extensions")
     return found
 
 
 def check_options(kind: str, name: str, target: object, options: Mapping[str, Any], where: str) -> None:
     """UsageError where ``target`` cannot be called with ``options``; ``where`` is e.g. ``model.``."""
     if not callable(target):
-        raise UsageError(f"extensions: {kind}[{name!r}] cannot be called")
+        raise UsageError(f"extensions: {kind}[{name!r}] cannot be called", "extensions")
     supplied = SUPPLIED.get(kind, ())
     parameters = inspect.signature(cast(Callable[..., Any], target)).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -70,7 +71,9 @@ def check_options(kind: str, name: str, target: object, options: Mapping[str, An
     for key in options:
         if key not in known and not takes_any:
             hint = did_you_mean(f"{where}{key}", [f"{where}{k}" for k in known])
-            raise UsageError(f"unknown setting {where}{key}{hint or f'; {name} takes ' + ', '.join(known)}")
+            takes = hint or f"; {name} takes {', '.join(known)}"
+            raise UsageError(f"unknown setting {where}{key}{takes}", f"{where}{key}")
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name in known and parameter.name not in options:
-            raise UsageError(f"{where}{parameter.name} is missing; {name} needs it, and its YAML file names it")
+            line = f"{where}{parameter.name} is missing; {name} needs it, and its YAML file names it"
+            raise UsageError(line, f"{where}{parameter.name}")

@@ -129,7 +129,8 @@ def read_settings(config: DictConfig) -> Settings:
     modules = plain["extensions"]
     for group in groups:
         if not isinstance(raw.get(group), dict):
-            raise UsageError(f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})")
+            line = f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})"
+            raise UsageError(line, group)
     settings = Settings(
         model=_read_named("model", raw["model"], MODELS, modules),
         loss=_read_named("loss", raw["loss"], LOSSES, ()),
@@ -151,7 +152,7 @@ def _resolved(config: Any) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "settings"
-        raise UsageError(f"{key}: {' '.join(str(error.args[0]).split())}") from error
+        raise UsageError(f"{key}: {' '.join(str(error.args[0]).split())}", key) from error
 
 
 def _read(rules: type, node: Mapping[str, Any], where: str) -> Any:
@@ -167,7 +168,7 @@ def _read_fields(rules: type, node: Mapping[str, Any], where: str, skip: Any = (
             raise unknown_setting(f"{where}{key}", [f"{where}{name}" for name in known])
     for key in known:
         if key not in node:
-            raise UsageError(f"{where}{key} is missing; the file of that choice must name it")
+            raise UsageError(f"{where}{key} is missing; the file of that choice must name it", f"{where}{key}")
     return {key: read_value(hints[key], f"{where}{key}", node[key]) for key in known}
 
 
@@ -198,7 +199,7 @@ def _read_solver(node: Mapping[str, Any], modules: Any) -> Solver:
     try:
         replace(method, **options) if options else None
     except ValueError as error:
-        raise UsageError(f"solver={name}: {error}") from error
+        raise UsageError(f"solver={name}: {error}", "solver", *(f"solver.{key}" for key in options)) from error
     return _read(Solver, {key: node[key] for key in node if key not in own} | {"options": options}, "solver.")
 
 
@@ -206,6 +207,6 @@ def _check_budget(config: DictConfig) -> None:
     """Before resolving, because an unknown budget breaks the interpolations of an experiment."""
     budget, budgets = config.get("budget"), config.get("budgets")
     if not budgets and budget != "full":
-        raise UsageError(f"budget={budget}: budgets belong to experiments; choose one, as in experiment=NAME")
+        raise UsageError(f"budget={budget}: budgets belong to experiments; choose one, as in experiment=NAME", "budget")
     if budgets and budget not in budgets:
         raise unknown_name("budget", budget, map(str, budgets), "budgets")

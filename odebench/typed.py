@@ -52,13 +52,13 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
     if kind is Annotated:
         number = read_value(arguments[0], key, value)
         if problem := arguments[1].broken(number):
-            raise UsageError(f"{key}={shown(value)}: {problem}")
+            raise _wrong(key, value, problem)
         return number
     if kind in (Union, types.UnionType):
         return _read_union(arguments, key, value)
     if kind is Literal:
         if type(value) is not str or value not in arguments:
-            raise UsageError(f"{key}={shown(value)}: must be {' or '.join(map(str, arguments))}")
+            raise _wrong(key, value, f"must be {' or '.join(map(str, arguments))}")
         return value
     if kind is tuple:
         return _read_tuple(arguments, key, value)
@@ -67,7 +67,12 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
             return float(value)
     elif (kind or annotation) is type(value):
         return value
-    raise UsageError(f"{key}={shown(value)}: {_needed(kind or annotation, key)}")
+    raise _wrong(key, value, _needed(kind or annotation, key))
+
+
+def _wrong(key: str, value: Any, problem: str) -> UsageError:
+    """Of a setting, or of one entry of a list, such as ``optim.betas[0]``."""
+    return UsageError(f"{key}={shown(value)}: {problem}", key.partition("[")[0])
 
 
 def _read_union(choices: list[Any], key: str, value: Any) -> Any:
@@ -88,16 +93,16 @@ def _read_union(choices: list[Any], key: str, value: Any) -> Any:
     try:
         return read_value(rest, key, value)
     except UsageError as error:
-        raise UsageError(f"{error}, or {' or '.join(words)}") from None
+        raise UsageError(f"{error}, or {' or '.join(words)}", *error.settings) from None
 
 
 def _read_tuple(arguments: list[Any], key: str, value: Any) -> tuple[Any, ...]:
     if type(value) is not list:
-        raise UsageError(f"{key}={shown(value)}: a list is needed, such as {key}=[1,2]")
+        raise _wrong(key, value, f"a list is needed, such as {key}=[1,2]")
     if arguments[-1] is Ellipsis:
         arguments = [arguments[0]] * len(value)
     if len(arguments) != len(value):
-        raise UsageError(f"{key}={shown(value)}: {len(arguments)} entries are needed")
+        raise _wrong(key, value, f"{len(arguments)} entries are needed")
     return tuple(read_value(a, f"{key}[{i}]", v) for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
 
 

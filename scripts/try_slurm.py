@@ -51,7 +51,7 @@ def lose_node(sweep: Sweep, slurm: Path) -> None:
     """Kill all that the node of the first job runs: its slurmd, and the job with what watches over it."""
     listed = subprocess.run(["squeue", "-h", "-o", "%N", "-t", "RUNNING"], capture_output=True, text=True, check=True)
     slurmd = int((slurm / "run" / f"{listed.stdout.strip()}.pid").read_text().split()[0])
-    training = training_process(sweep, sweep.jobs[0])
+    training = training_process(sweep.folder(sweep.jobs[0]))
     task = parent(training)
     for process in (slurmd, parent(task), task, training):
         os.kill(process, signal.SIGKILL)

@@ -102,7 +102,7 @@ def server(command, log, started):
         process.wait()
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     """What the condition gives, as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := condition()):

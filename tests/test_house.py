@@ -38,6 +38,7 @@ BELOW = {
         "ode",
         "plots",
         "settings",
+        "typed",
         "saved",
         "checks",
         "rules",

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import io
 import logging
-import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from odebench.data.idx import IdxFile
 from odebench.data.images import ImageData, ImageSplit
+from odebench.data.root import data_root
 from odebench.data.splits import SPLIT_SEED, hold_out
 from odebench.errors import UsageError
 
@@ -114,23 +114,6 @@ def read_archive(
             "split": f"test: as published; validation: stratified, of the training images, seed {SPLIT_SEED}",
         },
     )
-
-
-def data_root(root: str | None) -> Path:
-    """Where data sets lie: the setting, else $ODEBENCH_DATA, else ~/.cache/odebench.
-
-    Raises UsageError where the user named a folder that does not exist: a slip of the pen is no reason to
-    make a folder and download into it.
-    """
-    if root is not None:
-        named, path = "data.root", Path(root).expanduser()
-    elif os.environ.get("ODEBENCH_DATA"):
-        named, path = "$ODEBENCH_DATA", Path(os.environ["ODEBENCH_DATA"]).expanduser()
-    else:
-        return Path.home() / ".cache" / "odebench"
-    if not os.path.isdir(path):
-        raise UsageError(f"{named}={path} is no folder; make it if data are to be downloaded there")
-    return path
 
 
 def missing_files(archive: Archive, folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from odebench.data.density import DensityData
-from odebench.data.mnist_files import data_root
+from odebench.data.root import data_root
 from odebench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ class FFJORD(ODEFlow):
         logit: float | None,
     ) -> None:
         if not dims:
-            raise UsageError("model.dims=[]: a field needs hidden layers, as in model.dims=[64,64,64]")
+            raise UsageError("model.dims=[]: a field needs hidden layers, as in model.dims=[64,64,64]", "model.dims")
         _check_scales(shape, scales)
 
         def chain(shape: tuple[int, ...]) -> list[nn.Module]:
@@ -59,9 +59,17 @@ class FFJORD(ODEFlow):
 
 
 def _check_scales(shape: tuple[int, ...], scales: int) -> None:
+    if len(shape) not in (1, 3):
+        raise UsageError(
+            f"model=ffjord is for vectors [D] and images [C, H, W], and the data are {list(shape)}", "model"
+        )
     if len(shape) == 1 and scales > 1:
-        raise UsageError(f"model.scales={scales}: the data are vectors, and scales are for images: model.scales=1")
+        raise UsageError(
+            f"model.scales={scales}: the data are vectors, and scales are for images: model.scales=1", "model.scales"
+        )
     halvings = [n & -n for n in shape[1:]]  # the largest power of two that divides each side
     if any(divisor < 2 ** (scales - 1) for divisor in halvings):
         size, most = " x ".join(map(str, shape[1:])), 1 + int(math.log2(min(halvings)))
-        raise UsageError(f"model.scales={scales}: images of {size} cannot be halved so often: at most {most}")
+        raise UsageError(
+            f"model.scales={scales}: images of {size} cannot be halved so often: at most {most}", "model.scales"
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odebench.errors import UsageError
 from odebench.models.flow import Solve, Solves, Trace
 
 
@@ -48,25 +49,39 @@ class Squeezed(Wrapper):
 
 
 class Split(Wrapper):
-    """inner on the first half of the channels; the others are base already (Dinh et al. 2017, section 3.6)."""
+    """inner on the first half of the channels; the others are base already (Dinh et al. 2017, section 3.6).
+
+    Raises UsageError for data without two halves.
+    """
 
     def to_base(self, x: Tensor, solve: Solve, trace: Trace | None = None) -> tuple[Tensor, Tensor, Solves]:
         """See ``Transform``."""
-        kept, base = x.chunk(2, 1)
+        kept, base = _halves(x)
         z, log_det, solves = self.inner.to_base(kept, solve, trace)
         return torch.cat((z, base), 1), log_det, solves
 
     def from_base(self, z: Tensor, solve: Solve, trace: Trace | None = None) -> tuple[Tensor, Tensor, Solves]:
         """See ``Transform``."""
-        kept, base = z.chunk(2, 1)
+        kept, base = _halves(z)
         x, log_det, solves = self.inner.from_base(kept, solve, trace)
         return torch.cat((x, base), 1), log_det, solves
 
     def path(self, z: Tensor, times: Sequence[float], solve: Solve) -> tuple[Tensor, Solves]:
         """See ``Transform``."""
-        kept, base = z.chunk(2, 1)
+        kept, base = _halves(z)
         frames, solves = self.inner.path(kept, times, solve)
         return torch.cat((frames, base.expand(len(times), *base.shape)), 2), solves
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape[1] % 2:
+        raise UsageError(
+            f"model: a split halves the dimensions of data {list(x.shape[1:])}, and {x.shape[1]} has no half; take it "
+            "out, or squeeze images before it",
+            "model",
+        )
+    kept, base = x.chunk(2, 1)
+    return kept, base
 
 
 class Logit(Wrapper):

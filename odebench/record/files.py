@@ -64,6 +64,28 @@ def is_temporary(name: str) -> bool:
     return Path(name).match(_TEMPORARY)
 
 
+def make_folder(path: Path, named: str) -> None:
+    """Make a folder, and those above it. named: how the user named it, such as ``run_dir=PATH``.
+
+    UsageError where a file stands in its way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{named} cannot be made ({os.strerror(error.errno or 0)}); name another folder") from error
+
+
+def refuse_file(path: Path, named: str) -> None:
+    """UsageError where a new file cannot be made at a path: before the work whose result it is to hold. named: as of
+    `make_folder`."""
+    if path.exists():
+        raise UsageError(f"{named} exists; name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{named}: there is no folder {path.parent}; make it, or name another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{named}: {path.parent} cannot be written to; name another file")
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, made where there is none. The system frees it when the process ends, however it ends.

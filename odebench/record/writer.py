@@ -29,6 +29,7 @@ from odebench.errors import UsageError
 from odebench.record import reader, schema, tensorboard
 from odebench.record.files import (
     is_temporary,
+    make_folder,
     plain,
     remove_temporaries,
     write_atomically,
@@ -271,20 +272,31 @@ def claim(folder: Path) -> None:
     """Make the folder of a new run.
 
     It may be there and hold nothing, a status of "queued", or what a start that was killed has left. Raises UsageError,
-    and touches nothing, where it holds anything else.
+    and touches nothing, where it holds anything else, and where it cannot be made.
     """
+    refuse_taken(folder)
+    make_folder(folder, f"run_dir={folder}")
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raises UsageError where a folder is not free for a new run; see `claim`."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; give another run_dir")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"{folder} is a file; give another run_dir", "run_dir")
+    if not folder.exists():
+        return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
     if not names <= _BEFORE_STATUS or (schema.STATUS in names and not _is_queued(folder)):
         raise UsageError(
-            f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir"
+            f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir",
+            "run_dir",
         )
 
 
 def _is_queued(folder: Path) -> bool:
-    return json.loads((folder / schema.STATUS).read_bytes()).get("status") == "queued"
+    try:
+        return json.loads((folder / schema.STATUS).read_bytes()).get("status") == "queued"
+    except (ValueError, AttributeError):  # no status of ours
+        return False
 
 
 def _make_folders(folder: Path) -> None:

@@ -47,7 +47,8 @@ def expand_sound(
         lost = {key for key, found in values if not found}
         sound = [found for key, found in values if found and key.partition(".")[0] not in lost]
         jobs += map(list, itertools.product(*sound))
-        doubtful |= lost - {""}
+        # A model, and an experiment, bring the options of other groups.
+        doubtful |= (lost - {""}) | (PLURALS.keys() if lost & {"model", "experiment"} else set())
     return jobs, list(dict.fromkeys(faults)), doubtful
 
 

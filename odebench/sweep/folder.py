@@ -14,7 +14,7 @@ from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import schema
-from odebench.record.files import write_atomically
+from odebench.record.files import make_folder, write_atomically
 from odebench.sweep.validate import Job
 
 SWEEP, LOCK, LOGS = "sweep.yaml", "lock", "logs"
@@ -49,7 +49,8 @@ def is_sweep(path: Path) -> bool:
 
 
 def claim_folder(chosen: Path | None, outputs: str) -> Path:
-    """Make the folder of a new sweep: the chosen one, or one named by the time. UsageError where it is not empty."""
+    """Make the folder of a new sweep: the chosen one, or one named by the time. UsageError where it is not empty, or
+    cannot be made."""
     now = datetime.now()
     path = chosen or Path(outputs) / "sweeps" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     path = path.absolute()
@@ -59,7 +60,7 @@ def claim_folder(chosen: Path | None, outputs: str) -> Path:
         raise UsageError(
             f"{path} is not empty; go on with that sweep (odebench resume {path}) or give another --output"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path, f"--output {chosen}" if chosen else f"outputs={outputs}")
     return path
 
 

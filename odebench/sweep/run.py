@@ -1,7 +1,6 @@
 """A sweep from its words to its table: validated, written down, run, resumed."""
 
 import logging
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -47,13 +46,12 @@ def plan_sweep(words: Sequence[str], file: Path | None, config_dir: Path | None)
     grids = combine([[]] if file is None else read_grids(file), own)
     overrides, faults, doubtful = expand_sound(grids, config_dir)
     try:
-        jobs, outputs = validate(overrides, config_dir, processes)
+        jobs, outputs = validate(overrides, config_dir, processes, doubtful)
     except UsageError as error:
         if not faults:
             raise
         # Beside the words at fault, what is wrong whatever stands in their place.
-        _, *lines = str(error).splitlines()
-        faults += [line for line in lines if not any(re.search(rf"\b{re.escape(key)}\b", line) for key in doubtful)]
+        faults += str(error).splitlines()[1:]
     if faults:
         raise UsageError("\n".join(faults))
     return Plan(jobs, outputs, cluster, config_dir)

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,15 @@ def labels(jobs: Sequence[Job]) -> list[str]:
 
 
 def validate(
-    jobs: Sequence[Sequence[str]], config_dir: Path | None = None, processes: int = 1
+    jobs: Sequence[Sequence[str]],
+    config_dir: Path | None = None,
+    processes: int = 1,
+    doubtful: Collection[str] = (),
 ) -> tuple[list[Job], str]:
     """Named jobs from the overrides of each, and the folder for outputs that they name.
 
-    processes: so many train each model together. UsageError lists every fault, each with the jobs that have it.
+    processes: so many train each model together. doubtful: settings that the jobs lack because what was said of them is
+    at fault; jobs at fault by these are left out. UsageError lists every other fault, each with the jobs that have it.
     """
     composer = Composer(config_dir)
     named: list[Job] = []
@@ -44,7 +48,8 @@ def validate(
     for number, overrides in enumerate(jobs):
         settings, found = _read(composer, overrides, processes)
         for fault in found:
-            faults.setdefault(fault, []).append(number)
+            if not set(fault.settings) & set(doubtful):
+                faults.setdefault(str(fault), []).append(number)
         if settings is None:
             continue
         name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
@@ -57,19 +62,19 @@ def validate(
     return named, outputs
 
 
-def _read(composer: "Composer", overrides: Sequence[str], processes: int) -> tuple[Settings | None, list[str]]:
-    """A job's settings, or None and its faults: the first one, then those of the job without the setting it names."""
-    words, faults = list(overrides), list[str]()
+def _read(composer: "Composer", overrides: Sequence[str], processes: int) -> tuple[Settings | None, list[UsageError]]:
+    """A job's settings, or None and its faults: the first one, then those without the settings that it is about."""
+    words, faults = list(overrides), list[UsageError]()
     while True:
         try:
             settings = read_settings(composer.compose(words))
             _check_place(settings, processes)
         except UsageError as error:
-            faults.append(str(error))
-            named = re.match(r"(?:unknown setting )?([\w.]+)", str(error))
-            rest = [word for word in words if named is None or word.partition("=")[0] != named[1]]
-            # Without a group's option all may be wrong.
-            if named is None or named[1] in PLURALS or len(rest) == len(words):
+            faults.append(error)
+            # An option stays: without it all that goes with it may be wrong.
+            blamed = set(error.settings) - PLURALS.keys()
+            rest = [word for word in words if word.partition("=")[0] not in blamed]
+            if len(rest) == len(words):
                 return None, faults
             words = rest
         else:
@@ -79,12 +84,14 @@ def _read(composer: "Composer", overrides: Sequence[str], processes: int) -> tup
 def _check_place(settings: Settings, processes: int) -> None:
     if settings.device.startswith("cuda:"):
         raise UsageError(
-            f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]"
+            f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]",
+            "device",
         )
     if settings.trainer.batch_size % processes:
         raise UsageError(
             f"trainer.batch_size={settings.trainer.batch_size}: {processes} processes share it; "
-            f"make it a multiple of {processes}"
+            f"make it a multiple of {processes}",
+            "trainer.batch_size",
         )
 
 

@@ -1,6 +1,6 @@
 """Where a model, its data and its loss meet. The trainer knows only what ``Task`` names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -39,7 +39,7 @@ class Task(Protocol):
     """A model, its data and its loss. Batches are a function of the step alone, so that resuming needs no state.
 
     steps_per_epoch: optimiser steps from one validation to the next. note: one line for the user, may be empty.
-    provenance: of the data.
+    provenance: of the data. measured: which quantities of ``schema.QUANTITIES`` each validation gives.
     """
 
     model: nn.Module
@@ -47,6 +47,9 @@ class Task(Protocol):
     batch_size: int
     note: str
     provenance: dict[str, Any]
+
+    @property
+    def measured(self) -> Sequence[str]: ...
 
     def batch(self, step: int) -> Any:
         """The training batch of an optimiser step, on the device."""

@@ -2,19 +2,26 @@
 
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from odebench import ode
 from odebench.errors import Diverged, UsageError
 from odebench.extensions import find
 from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
+from odebench.ode.per_sample import whole
+from odebench.ode.problem import as_tensor, refuse_noisy_layers
 from odebench.settings import Settings, Solver, options_of
+
+# Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
+_ROUND_OFF = 1e-2
 
 
 def build_model(settings: Settings, facts: Mapping[str, Any]) -> nn.Module:
@@ -54,6 +61,7 @@ class ChosenSolve:
         self._differentiable = differentiable
         self._warm = solver.first_step == "warm"
         self.warm_step: float | None = None
+        self._tried_fields: weakref.WeakSet[Any] = weakref.WeakSet()
         options = {
             "method": dataclasses.replace(method, **solver.options) if solver.options else method,
             "gradient": ode.GRADIENTS[gradient.name](**options_of(gradient)),
@@ -85,7 +93,12 @@ class ChosenSolve:
                 raise UsageError(f"solver={name}: {error}") from error
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
-        """See ``odebench.ode.solve``."""
+        """See ``odebench.ode.solve``. Raises UsageError for a field that is another at every evaluation."""
+        # A function may be new at every solve; its code is not.
+        tried = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
+        if tried not in self._tried_fields:
+            _refuse_redrawn_noise(f, y0, as_tensor(t), more.get("args", ()))
+            self._tried_fields.add(tried)
         options = self._options | more
         trains = self._differentiable and torch.is_grad_enabled()
         if trains and self._dynamics.steer:
@@ -106,3 +119,34 @@ class ChosenSolve:
         """What the dynamics of the solves since the last call add to the loss, None where nothing, and the values of
         their integrals by tag."""
         return self._regularised.take_penalty()
+
+
+@torch.no_grad()
+def _refuse_redrawn_noise(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
+    """UsageError for a field that draws random numbers at the start of a solve, or gives another result when it is
+    evaluated there again: all evaluations of a solve must be of one function, or error control sees the noise and
+    takes ever smaller steps."""
+    try:
+        refuse_noisy_layers(f)
+    except ValueError as error:
+        raise UsageError(f"model: {error}", "model") from error
+    state = tree_leaves(y0)[0]
+    start, before = t.select(-1, 0).to(state.device, state.real.dtype), _random_state(state.device)
+    once, again = (tree_leaves(f(start, y0, *whole(args))) for _ in range(2))
+    differ = (not _nearly_equal(*pair) for pair in zip(once, again, strict=True))
+    if not torch.equal(_random_state(state.device), before) or any(differ):
+        raise UsageError(
+            "model: its vector field draws noise and is another at every evaluation, and within a solve all must be of "
+            "one; draw the noise once, before the solve, and hand it over as args=(noise,)",
+            "model",
+        )
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Of the host, and of the device."""
+    host = torch.get_rng_state()
+    return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
+
+
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0.0, atol=_ROUND_OFF * float(a.abs().max()), equal_nan=True)

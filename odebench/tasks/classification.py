@@ -50,6 +50,11 @@ class Classification:
             )
             self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
 
+    @property
+    def measured(self) -> list[str]:
+        """See ``odebench.tasks.Task``."""
+        return ["loss", "accuracy", *(["nfe"] if self._eval_solve else [])]
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 images [B, C, H, W], augmented, and labels [B]."""
         epoch, index = divmod(step, self.steps_per_epoch)

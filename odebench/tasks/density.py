@@ -61,8 +61,23 @@ class Density:
             self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
 
     @property
+    def measured(self) -> list[str]:
+        """See ``odebench.tasks.Task``."""
+        known = {
+            "bits_per_dim": isinstance(self._data, ImageData),
+            "kl_nats": self._log_density is not None,
+            **dict.fromkeys(("nfe", "sampling_nfe", "samples_per_s"), self._eval_solve is not None),
+            "trace_std_nats": self._eval_solve is not None and self._estimates_trace(self.model),
+        }
+        return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
+
+    @property
     def _log_density(self) -> Any:
         return getattr(self._data, "log_density", None)
+
+    @staticmethod
+    def _estimates_trace(model: nn.Module) -> bool:
+        return any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules())
 
     def batch(self, step: int) -> Tensor:
         """Samples [B, *shape]: of the data, fresh where it draws them; of the base for density matching."""
@@ -112,7 +127,7 @@ class Density:
         if self._eval_solve is None:
             return numbers
         numbers["nfe"] = sum(nfe) / len(nfe)
-        if any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules()):
+        if self._estimates_trace(model):
             estimate, _ = self._log_prob(model, split, "hutchinson", num_batches=1)
             error = estimate - log_prob[: len(estimate)]
             # Against another estimate, where there is no exact trace, the variance is twice as large.

@@ -121,7 +121,7 @@ class Training:
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint's weights into a model.
 
-    Raises UsageError where the file is missing, no checkpoint, or one of another model.
+    Raises UsageError where the file is missing, no checkpoint, or, about the setting ``model``, one of another model.
     """
     content = _load(path) if content is None else content
     try:
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
     except (RuntimeError, KeyError):
         other = content.get("model_name", "unknown")
         reason = f"it is of model {other}" if other != model_name else "its shapes differ: other model settings"
-        raise UsageError(f"{path} does not fit model {model_name}: {reason}") from None
+        raise UsageError(f"{path} does not fit model {model_name}: {reason}", "model") from None
 
 
 def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:

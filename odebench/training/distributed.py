@@ -87,7 +87,8 @@ def check_batch(batch_size: int) -> None:
     """UsageError where the global batch has no equal shares."""
     if batch_size % num_ranks():
         raise UsageError(
-            f"trainer.batch_size={batch_size}: {num_ranks()} processes share it; make it a multiple of {num_ranks()}"
+            f"trainer.batch_size={batch_size}: {num_ranks()} processes share it; make it a multiple of {num_ranks()}",
+            "trainer.batch_size",
         )
 
 

@@ -14,15 +14,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from odebench.checks import warnings
-from odebench.errors import Diverged, UsageError
+from odebench.errors import Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
-from odebench.record.files import locked
+from odebench.record.files import locked, make_folder
 from odebench.record.reader import RunRecord, read_metrics, read_run
-from odebench.record.writer import Record, SilentRecord, claim, is_started, settings_text
+from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
 from odebench.saved import saved_settings
 from odebench.settings import Settings, read_settings, run_name
-from odebench.tasks import build_task
+from odebench.tasks import Task, build_task
 from odebench.training import distributed
 from odebench.training.checkpoint import Training, load_weights
 from odebench.training.failures import reason
@@ -30,6 +30,7 @@ from odebench.training.loop import fit
 from odebench.training.machine import choose_device, compile_model, prepare
 from odebench.training.signals import StopRequest
 from odebench.training.summary import closing_numbers, describe, results, training_table
+from odebench.training.trained import load_fitting
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +96,14 @@ def resume_run(path: Path) -> RunResult:
 
 
 def _holds(folder: str | None, config: DictConfig) -> bool:
-    """Whether the folder holds a run of these very settings."""
-    if folder is None or not is_started(Path(folder)):
+    """Whether the folder holds a run of these very settings. UsageError where it holds anything else."""
+    if folder is None:
         return False
-    return (Path(folder) / schema.SETTINGS).read_text(encoding="utf-8") == settings_text(config)
+    path = Path(folder)
+    if is_started(path) and (path / schema.SETTINGS).read_text(encoding="utf-8") == settings_text(config):
+        return True
+    refuse_taken(path)
+    return False
 
 
 def _about(config: DictConfig, training: Training, settings: Settings) -> dict[str, Any]:
@@ -137,13 +142,25 @@ def _build(settings: Settings) -> Training:
     device = prepare(settings)
     with distributed.first_ahead():
         task = build_task(settings, device)
+    _check_objective(settings, task)
     if settings.init_from is not None:
         source = read_run(settings.init_from, metrics=False)
-        load_weights(task.model, source.path / schema.BEST_CHECKPOINT, settings.model.name)
+        load_fitting(task.model, source, settings)
         _warn_of_leakage(source, task.provenance)
     if settings.trainer.compile:
         compile_model(task)
     return Training(settings, task)
+
+
+def _check_objective(settings: Settings, task: Task) -> None:
+    """UsageError for a number that this model, or these data, have not: it would be missed after the first epoch."""
+    objective, measured = settings.trainer.objective, [f"val/{name}" for name in task.measured]
+    if objective not in measured:
+        raise UsageError(
+            f"trainer.objective={objective}: with model={settings.model.name} and data={settings.data.name} it is not "
+            f"measured{did_you_mean(objective, measured)} (there are {', '.join(measured)})",
+            "trainer.objective",
+        )
 
 
 def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
@@ -162,7 +179,7 @@ def _make_folder(settings: Settings) -> Path:
         return folder
     now = datetime.now()
     parent, name = Path(settings.outputs) / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S-%f}_{run_name(settings)}"
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent, f"outputs={settings.outputs}")
     # Of runs that start in one microsecond, or after the clock was set back, all but one get a number more.
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")

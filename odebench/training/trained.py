@@ -17,14 +17,15 @@ from torch import nn
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
-from odebench.record.files import plain
-from odebench.record.reader import read_run
+from odebench.record.files import plain, refuse_file
+from odebench.record.reader import RunRecord, read_run
 from odebench.saved import saved_settings
-from odebench.settings import Settings, override_saved, read_settings
+from odebench.settings import Settings, options_of, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
 from odebench.training.machine import choose_device
 from odebench.training.summary import aligned, describe
+from odebench.typed import shown
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,34 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> Run:
     _check_data(read_settings(saved), settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
         task = build_task(settings, choose_device(settings.device))
-    load_weights(task.model, run.path / schema.BEST_CHECKPOINT, settings.model.name)
+    load_fitting(task.model, run, settings)
     task.model.eval()
     return Run(run.path, settings, task)
+
+
+def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
+    """Load the best weights of a run into a model that was built under some settings.
+
+    Raises UsageError as ``load_weights``; of a model that they do not fit it names the settings that differ.
+    """
+    try:
+        load_weights(model, run.path / schema.BEST_CHECKPOINT, asked.model.name)
+    except UsageError as error:
+        differ = _differ(read_settings(saved_settings(run)), asked) if "model" in error.settings else {}
+        if not differ:
+            raise
+        now, before = (", ".join(f"{key}={shown(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
+        raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
+
+
+def _differ(trained: Settings, asked: Settings) -> dict[str, tuple[Any, Any]]:
+    """What shapes a model and differs, by setting: (as asked, as trained); nothing for networks of other kinds."""
+    before, now = options_of(trained.model), options_of(asked.model)
+    if before.keys() != now.keys():
+        return {}
+    model = {f"model.{key}": (now[key], before[key]) for key in now if now[key] != before[key]}
+    data = {"data": (asked.data.name, trained.data.name)} if asked.data.name != trained.data.name else {}
+    return model or data
 
 
 def _check_data(trained: Settings, asked: Settings) -> None:
@@ -107,8 +133,8 @@ def append_evaluation(run: Run, overrides: Sequence[str], split: str, numbers: M
 
 def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:
     """Write what a finished run's model says of each sample of a split, as CSV, to a new file or to stdout."""
-    if output is not None and output.exists():
-        raise UsageError(f"--output {output} exists; name a new file")
+    if output is not None:
+        refuse_file(output, f"--output {output}")
     columns = load_run(path, overrides).task.predict(split)
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     if output is None:
@@ -135,8 +161,8 @@ def sample_run(
         raise UsageError(f"--seed {seed}: must be at least 0 and below 2^63")
     if output is not None and output.suffix not in SAMPLE_SUFFIXES:
         raise UsageError(f"--output {output}: a file of samples ends with {', '.join(SAMPLE_SUFFIXES)}")
-    if output is not None and output.exists():
-        raise UsageError(f"--output {output} exists; name a new file")
+    if output is not None:
+        refuse_file(output, f"--output {output}")
     run = load_run(path, overrides)
     draw = getattr(run.task, "sample", None)
     if draw is None:

@@ -14,7 +14,8 @@ import torch
 
 from odebench.data import mnist_files
 from odebench.data.idx import IdxFile
-from odebench.data.mnist_files import Archive, data_root, read_archive
+from odebench.data.mnist_files import Archive, read_archive
+from odebench.data.root import data_root
 from odebench.errors import UsageError
 
 NUM_TRAIN, NUM_TEST = 60, 20
@@ -146,18 +147,6 @@ def test_a_root_that_does_not_exist_is_named_and_not_made(tmp_path, monkeypatch)
     monkeypatch.setenv("ODEBENCH_DATA", str(absent))
     assert f"$ODEBENCH_DATA={absent} is no folder" in refusal(None, download=True)
     assert not absent.exists()
-
-
-def test_the_root_is_the_setting_then_the_variable_then_the_cache(tmp_path, monkeypatch):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("ODEBENCH_DATA", str(tmp_path / "a"))
-    assert data_root(str(tmp_path / "b")) == tmp_path / "b"
-    assert data_root("~/b") == tmp_path / "b"
-    assert data_root(None) == tmp_path / "a"
-    monkeypatch.setenv("ODEBENCH_DATA", "")
-    assert data_root(None) == tmp_path / ".cache" / "odebench"
 
 
 @pytest.fixture

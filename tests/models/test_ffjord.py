@@ -92,13 +92,23 @@ def test_the_density_integrates_to_one():
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
+        ((1,), {"scales": 2}, r"model.scales=2: .*vectors.*model.scales=1"),
+        ((3, 5), {}, r"model=ffjord is for vectors \[D\] and images \[C, H, W\], and the data are \[3, 5\]"),
         ((2,), {"scales": 2}, r"model.scales=2: .*vectors.*model.scales=1"),
         ((1, 6, 6), {"scales": 3}, r"model.scales=3: images of 6 x 6 .* at most 2"),
         ((3, 8, 7), {"scales": 2}, r"model.scales=2: images of 8 x 7 .* at most 1"),
         ((1, 28, 28), {}, r"model.trace=exact: .*784.*model.trace=hutchinson"),
         ((2,), {"dims": ()}, r"model.dims=\[\]"),
     ],
-    ids=["scales of vectors", "six pixels", "odd side", "exact trace", "no layers"],
+    ids=[
+        "scales of one dimension",
+        "matrices",
+        "scales of vectors",
+        "six pixels",
+        "odd side",
+        "exact trace",
+        "no layers",
+    ],
 )
 def test_refused_with_a_way_out(shape, options, message):
     with pytest.raises(UsageError, match=message):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from odebench import ode
+from odebench.errors import UsageError
 from odebench.models.ffjord import FFJORD
 from odebench.models.multiscale import Logit, Split, Squeezed
 
@@ -96,3 +97,10 @@ def test_the_logit_keeps_its_digits_at_bright_pixels_in_float32():
     exact_z, exact_log_det, _ = layer.to_base(x.double(), SOLVE)
     torch.testing.assert_close(z.double(), exact_z, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(log_det.double(), exact_log_det, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 4, 4), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize("way", ["to_base", "from_base"])
+def test_what_has_no_two_halves_is_not_split(shape, way):
+    with pytest.raises(UsageError, match=rf"model: a split halves .* {shape[0]} has no half"):
+        getattr(Split(Shift()), way)(torch.rand(5, *shape), SOLVE)

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,37 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     files.remove_temporaries(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".hidden", "notes.tmp", "checkpoints/last.pt"}
+
+
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A folder that cannot be written to, whoever runs the tests."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    return folder
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_that_names_it_as_the_user_did(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            UsageError, match=r"^run_dir=X cannot be made \((File exists|Not a directory)\); name another"
+        ):
+            files.make_folder(path, "run_dir=X")
+    files.make_folder(tmp_path, "run_dir=X")
+
+
+def test_a_file_that_cannot_be_made_is_told_before_the_work_whose_result_it_is_for(tmp_path, read_only):
+    (tmp_path / "file").touch()
+    for path, told in {
+        tmp_path / "file": "exists; name a new file",
+        tmp_path / "no" / "x.csv": f"there is no folder {tmp_path / 'no'}; make it",
+        tmp_path / "file" / "x.csv": f"there is no folder {tmp_path / 'file'}",
+        read_only / "x.csv": f"{read_only} cannot be written to",
+    }.items():
+        with pytest.raises(UsageError, match="--output X") as caught:
+            files.refuse_file(path, "--output X")
+        assert told in str(caught.value)
+    files.refuse_file(tmp_path / "new.csv", "--output X")

@@ -1,6 +1,9 @@
 """What the tests of sweeps look at: the statuses of jobs, the starts of stand-ins, the calls of SLURM's commands."""
 
+import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -32,7 +35,8 @@ def calls(commands, name):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=120):
+    """Wait for what will happen; so long, because a busy machine may take its time."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -54,10 +58,50 @@ def numbers(run):
     return [row for row in rows if len(row) > 1], record.summary["test"]
 
 
-def training_process(sweep, job):
-    """The id of the process that runs a job's training."""
-    manifest = json.loads((sweep.folder(job) / schema.MANIFEST).read_text())
+def training_process(run):
+    """The id of the process that trains in a folder."""
+    manifest = json.loads((run / schema.MANIFEST).read_text())
     return [manifest, *manifest.get("resumed", [])][-1]["machine"]["pid"]
+
+
+def hold(runs):
+    """Stop the training in each of these folders at its first checkpoint, so that it cannot end before what is to
+    befall it; when all are held, their processes."""
+    held = {}
+
+    def all_held():
+        for run in runs:
+            if run not in held and (run / schema.LAST_CHECKPOINT).exists():
+                held[run] = training_process(run)
+                os.kill(held[run], signal.SIGSTOP)
+        return len(held) == len(runs)
+
+    until(all_held)
+    return [held[run] for run in runs]
+
+
+def let_go(process, number):
+    """Let a process that is held go on once this signal waits for it, or once it has been killed."""
+    until(lambda: not is_alive(process) or is_pending(process, number))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def is_alive(process):
+    try:
+        return _of(process)["State"][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def is_pending(process, number):
+    """Whether a signal was sent to a process that has not taken it yet."""
+    return bool(int(_of(process)["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def _of(process):
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def parent(pid):

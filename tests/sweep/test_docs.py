@@ -76,7 +76,8 @@ def test_torchrun_starts_a_training_and_goes_on_with_it(tiny_odenet, tmp_path):
         _, number, *words = shlex.split(line.replace("RUN", f"{tmp_path}/run"))
         assert number == "--nproc-per-node=4"
         words = [word for word in words if "=" not in word]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        # Else torchrun takes a port that is always the same, which another one may have.
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         done = subprocess.run([*torchrun, *words, *more], capture_output=True, text=True, env=os.environ, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1

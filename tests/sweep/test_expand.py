@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.compose import options
+from odebench.compose import PLURALS, options
 from odebench.errors import UsageError
 from odebench.sweep.expand import combine, expand, expand_sound, read_grids
 
@@ -103,4 +103,5 @@ def test_what_is_sound_expands_without_the_words_at_fault_and_the_settings_of_th
     assert jobs == [["tol=1"], ["tol=2"], ["seed=1"]]
     assert [fault.split(";")[0] for fault in faults] == ["unknown solver dopri55", "unknown model odnet", faults[2]]
     assert faults[2].startswith("malformed setting '='")
-    assert doubtful == {"solver", "model"}
+    assert doubtful == {*PLURALS}  # a model brings the options of other groups
+    assert expand_sound([["solver=dopri55,rk4", "tol=1,a", "seed=="]])[2] == {"solver", "seed"}

@@ -51,4 +51,9 @@ def test_a_new_sweep_never_goes_into_a_folder_in_use(tmp_path):
         claim_folder(tmp_path, "")
     with pytest.raises(UsageError, match="no control characters"):
         claim_folder(tmp_path / "a\nb", "")
+    for path in (tmp_path / "x", tmp_path / "x" / "y"):
+        with pytest.raises(UsageError, match=rf"^--output {path} cannot be made"):
+            claim_folder(path, "")
+    with pytest.raises(UsageError, match=rf"^outputs={tmp_path / 'x'} cannot be made"):
+        claim_folder(None, str(tmp_path / "x"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweeps", "x"]

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from staging import LONG, STAND_IN, numbers, starts, statuses, training_process, until, when
@@ -15,7 +14,7 @@ from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.record.files import locked
-from odebench.sweep import attempts
+from odebench.sweep import attempts, local
 from odebench.sweep.cluster import Local
 from odebench.sweep.folder import LOCK, load_sweep
 from odebench.sweep.local import cuda_devices, environments
@@ -95,10 +94,10 @@ def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(
 
 
 def test_a_second_ctrl_c_kills_the_jobs(sweep, tmp_path, monkeypatch):
-    ready = tmp_path / "sweep" / "0000_mlp" / "ready"
-    monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: None)  # a job that takes for ever to save
-    first = when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
-    second = when(lambda: not first.is_alive(), lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT)))
+    ready, asked = tmp_path / "sweep" / "0000_mlp" / "ready", []
+    monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: asked.append(attempt))  # takes for ever to save
+    when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    second = when(lambda: asked, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert sweep("model.hidden=50,10") == 75
     second.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "queued"]
@@ -115,16 +114,23 @@ run_sweep(plan, Path("sweep"), attempts.Policy(False, 0), False)
 """
 
 
-def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(stand_in, tmp_path):
+def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(stand_in, tmp_path, monkeypatch):
     crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(STAND_IN)], stderr=subprocess.DEVNULL)
     job = tmp_path / "sweep" / "0000_mlp"
     until((job / "ready").exists)
     crashed.kill()
     crashed.wait()
     pid = json.loads((job / "manifest.json").read_text())["machine"]["pid"]
-    started = []
-    stop = lambda: (time.sleep(0.3), started.extend(starts(stand_in)), os.kill(pid, signal.SIGTERM))  # noqa: E731
-    thread = when(lambda: True, stop)
+    started, refused, take = [], [], attempts.take
+
+    def watched(*of_job):
+        log = take(*of_job)
+        refused.extend([of_job] if log is None else [])
+        return log
+
+    monkeypatch.setattr(local, "take", watched)
+    stop = lambda: (started.extend(starts(stand_in)), os.kill(pid, signal.SIGTERM))  # noqa: E731
+    thread = when(lambda: len(refused) > 2, stop)
     assert resume_sweep(tmp_path / "sweep", (), POLICY, False) == 0
     thread.join()
     assert len(started) == 1
@@ -146,11 +152,11 @@ def test_threads_are_divided_and_devices_dealt_round(sweep, stand_in, monkeypatc
 def test_cores_are_shared_unless_the_user_has_said_how_many(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    local = Local(name="local", jobs=3, threads=None, devices=None)
+    cluster = Local(name="local", jobs=3, threads=None, devices=None)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert environments(local) == [{}, {}, {}]
+    assert environments(cluster) == [{}, {}, {}]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert environments(local)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    assert environments(cluster)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 
 def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
@@ -181,9 +187,8 @@ def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(stand_in, 
 def test_a_training_that_is_killed_and_tried_again_gives_the_numbers_of_one_that_was_not(tiny_odenet, tmp_path):
     path = tmp_path / "sweep"
     checkpoint = path / "0000_odenet_rk4" / schema.LAST_CHECKPOINT
-    kill = lambda: os.kill(training_process(load_sweep(path), load_sweep(path).jobs[0]), signal.SIGKILL)  # noqa: E731
-    thread = when(checkpoint.exists, kill)
-    words = ["sweep", *tiny_odenet, *LONG, "trainer.epochs=25", "seed=0,0", "--retry", "1", "--output", str(path)]
+    thread = when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
+    words = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
     assert main(words) == 0
     thread.join()
     killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))

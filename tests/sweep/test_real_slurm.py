@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from staging import LONG, numbers, parent, statuses, training_process, until
+from staging import LONG, hold, let_go, numbers, parent, statuses, until
 
 from odebench.cli import main
 from odebench.record import schema
@@ -50,17 +50,18 @@ def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undis
     """Four equal jobs: one cancelled, one requeued, one killed with its task, one pre-empted."""
     hostile = tmp_path / "a 'b' \"c\"; $(touch ran) %A"
     sweep, array = submit(hostile, *tiny_odenet, *LONG, "seed=0,0,0,0")
-    started = lambda: all((sweep.folder(job) / schema.LAST_CHECKPOINT).exists() for job in sweep.jobs)  # noqa: E731
-    until(started, 90)
+    cancelled, requeued, killed, preempted = hold([sweep.folder(job) for job in sweep.jobs])
     subprocess.run(["scancel", f"{array}_0"], check=True)
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
-    training = training_process(sweep, sweep.jobs[2])
-    for process in (parent(training), training):  # the task first, so that it cannot tell
+    let_go(cancelled, signal.SIGTERM)
+    let_go(requeued, signal.SIGTERM)
+    for process in (parent(killed), killed):  # the task first, so that it cannot tell
         os.kill(process, signal.SIGKILL)
-    until(lambda: in_queue(sweep) == {1, 3}, 30)
+    until(lambda: in_queue(sweep) == {1, 3})
     high = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(high, check=True)
-    until(lambda: statuses(hostile)[3] in ("interrupted", "done"), 60)
+    let_go(preempted, signal.SIGTERM)
+    until(lambda: statuses(hostile)[3] in ("interrupted", "done"))
 
     assert main(["resume", str(hostile), "--follow"]) == 0
     assert statuses(hostile) == ["done"] * 4
@@ -68,6 +69,7 @@ def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undis
     assert main(["sweep", *tiny_odenet, *LONG, "seed=0", "--output", str(undisturbed)]) == 0
     expected = numbers(undisturbed / "0000_odenet_rk4")
     for job in sweep.jobs:
+        assert read_run(sweep.folder(job)).manifest["resumed"], job.name
         assert numbers(sweep.folder(job)) == expected, job.name
     assert not list(tmp_path.rglob("ran"))
     assert "4 jobs in " in capfd.readouterr().out
@@ -89,9 +91,10 @@ def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_
     words = [*tiny, *QUICK, "trainer.epochs=30"]
     sweep, array = submit(tmp_path / "two", *words, "cluster.nodes=2")
     (job,) = sweep.jobs
-    until((sweep.folder(job) / schema.LAST_CHECKPOINT).exists, 120)
+    (first,) = hold([sweep.folder(job)])  # the other one waits for it
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{array}_0"], check=True)  # the warning
-    until(lambda: statuses(sweep.path) == ["done"] and not in_queue(sweep), 180)
+    let_go(first, signal.SIGUSR1)
+    until(lambda: statuses(sweep.path) == ["done"] and not in_queue(sweep), 240)
     assert main(["sweep", *words, "--output", str(tmp_path / "one")]) == 0
     two, one = read_run(sweep.folder(job)), read_run(tmp_path / "one" / job.name)
     assert (two.manifest["processes"]["number"], len(two.manifest["resumed"])) == (2, 1)
@@ -103,13 +106,13 @@ def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_
 def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_path):
     sweep, _ = submit(tmp_path / "s", *tiny, *QUICK, "trainer.epochs=30", "cluster.processes=2")
     (job,) = sweep.jobs
-    until((sweep.folder(job) / schema.LAST_CHECKPOINT).exists, 120)
-    first = training_process(sweep, job)
+    (first,) = hold([sweep.folder(job)])
     torchrun = parent(first)
     children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
     (second,) = {int(child) for child in children} - {first}
     os.kill(second, signal.SIGKILL)
-    until(lambda: statuses(sweep.path) == ["failed"] and not in_queue(sweep), 60)
+    os.kill(first, signal.SIGCONT)
+    until(lambda: statuses(sweep.path) == ["failed"] and not in_queue(sweep))
     assert "another process of this run has ended" in read_overview(sweep.folder(job)).message
     assert main(["resume", str(sweep.path), "--follow"]) == 0
     assert statuses(sweep.path) == ["done"]
@@ -125,11 +128,13 @@ def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_t
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]
-    until(lambda: all((run / schema.LAST_CHECKPOINT).exists() for run in runs), 120)
+    requeued, warned = hold(runs)
     array = json.loads((runs[0] / schema.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
     subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
     subprocess.run(["scancel", "--signal=USR2", f"{array}_1"], check=True)
-    out, _ = hydra.communicate(timeout=240)
+    let_go(requeued, signal.SIGTERM)
+    let_go(warned, signal.SIGUSR2)
+    out, _ = hydra.communicate(timeout=400)
     assert hydra.returncode == 0
     assert [len(json.loads((run / schema.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]
     assert [line.split()[1] for line in out.splitlines() if line.startswith(("0 ", "1 "))] == ["0", "0"]

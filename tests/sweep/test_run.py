@@ -58,6 +58,14 @@ def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_
     ]
 
 
+def test_beside_an_unknown_model_nothing_is_told_of_the_options_that_it_would_have_brought(stand_in, capsys):
+    words = ["model=cnff", "data.samples=100", "loss=flow_matching", "loss.sigma=0.1", "tol=-1", "trainer.epochs=a"]
+    assert main(["sweep", *words, "trainer.objective=val/nll_nats"]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("odebench sweep: unknown model cnff; did you mean cnf?")
+    assert [line.partition("): ")[2].partition(":")[0] for line in lines] == ["tol=-1", "trainer.epochs=a"]
+
+
 def test_a_file_and_the_command_line_make_one_sweep(stand_in, tmp_path):
     (tmp_path / "grid.yaml").write_text("- {model: mlp, model.hidden: [10, 11]}\n- {model: resnet, model.blocks: 1}\n")
     assert main(["sweep", "--file", "grid.yaml", "seed=3", "outputs=o", "cluster.jobs=3"]) == 0

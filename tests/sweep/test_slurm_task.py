@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import time
 
 import pytest
@@ -85,14 +84,22 @@ def test_a_failure_is_tried_again_and_the_last_one_may_end_the_sweep(task, comma
     assert calls(commands, "scancel") == [["101"]]
 
 
-def test_two_tasks_of_one_job_do_not_run_at_once(task, submit, stand_in, tmp_path):
+def test_two_tasks_of_one_job_do_not_run_at_once(task, submit, stand_in, tmp_path, monkeypatch):
     submit("model.hidden=10")
     sweep = load_sweep(tmp_path / "sweep")
-    log = take(sweep, sweep.jobs[0])
-    # The one that holds the log comes to its end.
-    threading.Timer(0.3, lambda: (write_status(sweep, sweep.jobs[0], "done", ""), log.close())).start()
+    log, refused = take(sweep, sweep.jobs[0]), []
+
+    def watched(*of_job):
+        found = take(*of_job)
+        if found is None and refused.append(of_job) is None and len(refused) == 3:
+            # The one that holds the log comes to its end.
+            write_status(sweep, sweep.jobs[0], "done", "")
+            log.close()
+        return found
+
+    monkeypatch.setattr(slurm_task, "take", watched)
     assert task(10) == 0
-    assert log.closed
+    assert len(refused) == 3
     assert starts(stand_in) == []
 
 

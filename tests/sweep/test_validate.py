@@ -60,6 +60,17 @@ def test_a_job_tells_all_its_faults():
     ]
 
 
+def test_after_a_fault_of_several_settings_the_others_of_the_job_are_told():
+    both = ["solver.steps=2", "solver.step_size=0.1"]
+    with pytest.raises(UsageError) as caught:
+        validate([["model.width=10", *both, "data=mnist5k", "data.train_limit=3", "optim.lr=0.1"]])
+    assert [line.split(": ", 1)[1].split(": ")[0] for line in str(caught.value).splitlines()[1:]] == [
+        "solver.steps=2 and solver.step_size=0.1",
+        "model.width=10",
+        "data.train_limit=3",
+    ]
+
+
 def test_a_label_is_what_tells_a_job_from_the_others():
     jobs = [Job(n, f"{n}_x", ("tol=1", *more)) for n, more in enumerate([("seed=0",), ("seed=1", "model=mlp"), ()])]
     assert labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]

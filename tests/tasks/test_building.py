@@ -1,9 +1,11 @@
 """The engine's choices, reached from the settings."""
 
+import numpy as np
 import pytest
 import torch
 
 from odebench.errors import UsageError
+from odebench.ode import Rows
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.building import ChosenSolve
@@ -141,3 +143,51 @@ def test_an_evaluation_that_is_given_dynamics_measures_them(solve):
     (_, expected), (penalty, found) = training.take_penalty(), evaluation.take_penalty()
     torch.testing.assert_close(found["dynamics/taylor"], expected["dynamics/taylor"])
     assert not penalty.requires_grad
+
+
+class Noisy(torch.nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, t, z):
+        return -z + self.draw(z.shape)
+
+
+OWN = np.random.default_rng(0)
+NOISE = {
+    "torch's": lambda shape: 1e-6 * torch.randn(shape),
+    "its own": lambda shape: torch.from_numpy(OWN.normal(size=shape)).float(),
+}
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+@pytest.mark.parametrize("draw", NOISE.values(), ids=list(NOISE))
+def test_noise_that_is_redrawn_within_a_solve_is_refused(solve, draw, stepping):
+    chosen = solve(f"solver.stepping={stepping}")
+    noisy = Noisy(draw)
+    for f in (noisy, noisy, noisy.forward):  # the second time, too
+        with pytest.raises(UsageError, match=r"^model: .* draws noise .* args=\(noise,\)"):
+            chosen(f, Z0, (0.0, 1.0))
+
+
+def test_noise_that_is_drawn_once_a_solve_is_not(solve):
+    noise = torch.randn(4, 3)
+    for stepping in ("shared", "per_sample"):
+        chosen = solve(f"solver.stepping={stepping}")
+        assert torch.isfinite(chosen(lambda t, z, e: e - z, Z0, (0.0, 1.0), args=(Rows(noise),)).y).all()
+
+
+def test_a_layer_that_changes_at_every_evaluation_is_refused_by_its_name(solve):
+    with pytest.raises(UsageError, match=r"^model: f has 1 \(Dropout\) in training mode"):
+        solve()(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Dropout(0.1)), Z0, (0.0, 1.0))
+
+
+def test_a_field_is_tried_once_and_leaves_no_trace(solve):
+    calls = []
+    chosen = solve("solver=rk4", "solver.steps=2")
+    before = torch.get_rng_state()
+    for _ in range(3):
+        assert chosen(lambda t, z: calls.append(t) or -z, Z0, (0.0, 1.0)).stats.nfe == 8
+    assert len(calls) == 3 * 8 + 2
+    assert torch.equal(torch.get_rng_state(), before)

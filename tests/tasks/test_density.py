@@ -228,6 +228,16 @@ def test_the_deviation_of_the_estimated_trace_is_of_the_first_batch_alone(monkey
     assert traces == ["exact", "exact", "hutchinson"]
 
 
+def test_a_field_that_draws_noise_within_a_solve_is_refused(monkeypatch):
+    task = task_of()
+    (block,) = task.model.transforms
+    closed = type(block.field).divergence
+    noisy = lambda self, t, z: tuple(part + torch.randn_like(part) for part in closed(self, t, z))  # noqa: E731
+    monkeypatch.setattr(type(block.field), "divergence", noisy)
+    with pytest.raises(UsageError, match=r"^model: its vector field draws noise"):
+        task.loss(task.batch(0))
+
+
 def test_a_planar_flow_of_images_is_refused():
     with pytest.raises(UsageError, match="model=planar_nf is for vectors, and the data are images; model=ffjord"):
         build_task(read_settings(compose(["model=planar_nf", "data=mnist5k"])), torch.device("cpu"))

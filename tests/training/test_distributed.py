@@ -174,7 +174,9 @@ def test_one_of_several_processes_does_not_end_its_interpreter(of_several):
 def test_torchrun_starts_them(tmp_path):
     from ranks import ODENET
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "odebench", "train"]
+    # Standalone: else torchrun takes a port that is always the same, which another one may have.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "odebench", "train"]
     words = [*ODENET, "trainer.iterations=2", f"run_dir={tmp_path / 'run'}"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr

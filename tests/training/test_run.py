@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import odebench.training.loop as loop
+import odebench.training.run as run_module
 from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.record.reader import read_run
@@ -286,7 +287,7 @@ def test_a_training_starts_from_another_runs_weights(train):
     result = train(f"init_from={source.folder}", "optim.lr=1e-12")
     for key, tensor in weights(result.folder).items():
         torch.testing.assert_close(tensor, weights(source.folder, "best")[key], rtol=1e-5, atol=1e-6)
-    with pytest.raises(UsageError, match=r"does not fit model odenet"):
+    with pytest.raises(UsageError, match=rf"^model.width=16: the weights of {source.folder} fit model.width=8$"):
         train(f"init_from={source.folder}", "model.width=16")
 
 
@@ -348,12 +349,38 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(train, tmp_path):
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_that_cannot_be_had_is_refused_before_anything_is_built(train, tmp_path, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    finished = train("model=mlp", f"run_dir={tmp_path / 'finished'}").folder
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
+    for place, told in {
+        "thesis.txt": "is a file; give another run_dir",
+        "finished": "is not empty; go on with that run .* or give another run_dir",
+    }.items():
+        with pytest.raises(UsageError, match=told):
+            train("model=mlp", "seed=1", f"run_dir={tmp_path / place}")
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_below_a_file_is_refused_by_the_setting(train, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    for setting in ("run_dir", "outputs"):
+        with pytest.raises(UsageError, match=rf"^{setting}=.*thesis.txt/x cannot be made \(Not a directory\)"):
+            train("model=mlp", f"{setting}={tmp_path / 'thesis.txt' / 'x'}")
+
+
 def test_nothing_is_written_for_settings_that_cannot_be_meant(train, tmp_path):
     for override, words in (
         ("trainer.batch_size=3501", "data.train_limit=64"),
         (f"data=mnist data.download=false data.root={tmp_path / 'nothing'}", "nothing"),
         ("device=cuda:77", "device=cuda:77"),
         (f"init_from={tmp_path}", "not a run's folder"),
+        (
+            "model=mlp trainer.objective=val/nfe",
+            r"val/nfe: .* it is not measured .*\(there are val/loss, val/accuracy\)",
+        ),
     ):
         with pytest.raises(UsageError, match=words):
             train(*override.split())

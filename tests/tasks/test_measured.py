@@ -1,0 +1,40 @@
+"""What each task says it measures is what a validation gives: an objective is chosen among these."""
+
+import pytest
+import torch
+
+from odebench.record.schema import QUANTITIES
+from odebench.settings import compose, read_settings
+from odebench.tasks import build_task
+
+DENSITY = ["data.samples=64", "data.validation=40", "data.test=40", "trainer.batch_size=16", "model.end_time=0.1"]
+FLOW = ["model=ffjord", "model.dims=[4]"]
+PLANAR = ["model=planar_nf", "model.layers=2", *DENSITY[:-1]]
+FEW = ["data.train_limit=32", "data.validation=20", "trainer.batch_size=16"]
+SERIES = [*FEW, "solver=euler", "solver.steps=4"]
+LATENT = ["model=latent_ode", "model.encoder_width=5", "model.field_units=4", "loss.eval_samples=1", *SERIES]
+IMAGES = [*FEW, "data.augment=false"]
+CHOICES = {
+    "classification": ["model.width=4", "model.groups=2", *IMAGES],
+    "classification without an ODE": ["model=mlp", "model.hidden=4", *IMAGES],
+    "cnf": ["model=cnf", *DENSITY],
+    "cnf of a known target": ["model=cnf", "data=potential_1", *DENSITY],
+    "density matching": ["model=cnf", "data=potential_1", "loss=density_matching", *DENSITY],
+    "planar": PLANAR,
+    "estimated trace": [*FLOW, "model.trace=hutchinson", "data=checkerboard", *DENSITY],
+    "images": [*FLOW, "data=mnist5k", "model.trace=hutchinson", "solver=euler", "solver.steps=1", *IMAGES],
+    "spirals": LATENT,
+    "interpolation": [*LATENT, "data=periodic"],
+    "labels": [*LATENT, "model.classify=true", "model.encoder=ode_rnn", "model.encoder_field_units=4"],
+    "events": [*LATENT, "data=poisson_events", "model.events=true", "model.observations=false"],
+    "without a latent variable": ["model=rnn", "model.width=4", "data=periodic", "data.mode=extrapolation", *FEW],
+    "ode_rnn": ["model=ode_rnn", "model.width=4", "model.field_units=4", "model.gate_units=4", *SERIES],
+}
+
+
+@pytest.mark.parametrize("words", CHOICES.values(), ids=list(CHOICES))
+def test_what_is_measured_is_what_a_validation_gives(words):
+    torch.manual_seed(0)
+    task = build_task(read_settings(compose([*words, "device=cpu"])), torch.device("cpu"))
+    known = QUANTITIES[read_settings(compose([*words])).task]
+    assert sorted(task.measured) == sorted(task.evaluate("validation").keys() & known.keys())
