@@ -29,7 +29,7 @@ from odebench.data.mnist_small import mnist5k
 from odebench.data.periodic import periodic
 from odebench.data.physionet import physionet2012
 from odebench.data.poisson_events import poisson_events
-from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit, without_unobserved
 from odebench.data.spirals import spirals
 from odebench.data.splits import hold_out, select, stratified_order
 from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power
@@ -100,8 +100,8 @@ def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Seq
     """The data set of this name, ours or an extension's, with its provenance completed.
 
     options: the data group's settings without the name. The provenance gains the name and, for each split,
-    the number of images, samples or series, their shape, and the SHA-256 of their bytes. Raises UsageError for an
-    unknown name, and whatever UsageError the data set raises.
+    the number of images, samples or series, their shape, and the SHA-256 of their bytes. Series without an observation
+    are kept out and counted. Raises UsageError for an unknown name, and whatever UsageError the data set raises.
     """
     loader = cast(Callable[..., Any], find("DATA", name, DATA, extensions))
     takes_seed = "seed" in inspect.signature(loader).parameters
@@ -110,5 +110,7 @@ def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Seq
     if facts is None:
         kinds = " or ".join(kind.__name__ for kind in _FACTS)
         raise UsageError(f"data set {name} returned {type(data).__name__}, not {kinds} of odebench.data")
+    if isinstance(data, SeriesData):
+        data = without_unobserved(data)
     provenance = {"name": name, **data.provenance, "splits": facts(data)}
     return cast(Data, dataclasses.replace(data, provenance=provenance))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from odebench.data.cache import load_arrays, save_arrays
-from odebench.data.mnist_files import data_root
+from odebench.data.root import data_root
 from odebench.data.series import (
     Mode,
     SeriesData,
@@ -56,7 +56,7 @@ def hopper(
     times, span = np.arange(length) / NUM_STEPS, length / NUM_STEPS
     pool = flat_series(np.full(num, length), np.tile(times, num), runs.reshape(-1, DIM))
     pool = assign_roles(pool, mode, span)
-    splits, _ = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
+    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
     split = f"test: the last {NUM_TEST:,} runs, as published; validation: random, random_state {random_state}"
     return SeriesData(**splits, span=span, channels=CHANNELS, provenance={**provenance, "split": split})
 

@@ -47,7 +47,7 @@ def periodic(
         truth=truth.reshape(-1, 1),
     )
     parts = hold_out_series(order, NUM_TEST, validation, train_limit)
-    splits, _ = divide(assign_roles(pool, mode, SPAN), parts, observed, random_state)
+    splits = divide(assign_roles(pool, mode, SPAN), parts, observed, random_state)
     return SeriesData(
         **splits,
         span=SPAN,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from odebench.data.mnist_files import data_root
 from odebench.data.physionet_records import DESCRIPTORS, PARAMETERS, SPAN_MINUTES, STATIC, Records, read_set
+from odebench.data.root import data_root
 from odebench.data.series import (
     Mode,
     SeriesData,
@@ -43,8 +43,7 @@ def physionet2012(
     Of each parameter its smallest value in the records that are not for test is 0, its largest the unit: see `scale`.
     static: whether age, gender, height and kind of unit stand among the values, observed once at time 0 (41 channels,
     as in the released code; 37 without, as the paper counts them). A descriptor written as -1, the challenge's word for
-    not known, is not observed. Records with nothing but descriptors are kept out and counted, as are those that `mode`
-    leaves nothing to encode or to compare with.
+    not known, is not observed. Records with nothing but descriptors are kept out and counted.
 
     sets: ab, or a or b alone (released code classifies set-a alone). A fifth is for test, by the rule of
     scikit-learn's train_test_split with random_state 42 where published, on records in the order of their numbers.
@@ -60,16 +59,12 @@ def physionet2012(
     order = np.random.RandomState(random_state).permutation(len(pool))
     parts = hold_out_series(order, num_test, validation, train_limit)
     pool = scale(pool, *bounds(select_series(pool, order[num_test:])))
-    splits, missing = divide(assign_roles(pool, mode, span=1.0), parts, observed, random_state)
-    counts = {"without an observation": empty, "with nothing to encode or to compare with": missing}
-    left_out = {what: count for what, count in counts.items() if count}
-    listed = ", ".join(f"{count:,} {what}" for what, count in left_out.items())
+    splits = divide(assign_roles(pool, mode, span=1.0), parts, observed, random_state)
     return SeriesData(
         **splits,
         span=1.0,
         channels=PARAMETERS if static else PARAMETERS[len(STATIC) :],
         num_classes=2,
-        note=f"records kept out: {listed}" if listed else "",
         provenance={
             "source": "Silva et al.: PhysioNet/Computing in Cardiology Challenge 2012, sets " + " and ".join(sets),
             "licence": "ODC-By 1.0",
@@ -77,7 +72,7 @@ def physionet2012(
             "files": files,
             "records": len(records.ids),
             "records_sha256": records.sha256(),
-            "left_out": left_out,
+            "left_out": {"without an observation": empty},
             "averaged": f"{averaged:,} of {len(records.values):,} values shared a time and a parameter with another",
             "split": f"random, random_state {random_state}: {num_test:,} for test, then validation",
         },

@@ -61,9 +61,8 @@ def poisson_events(
     phase), the relative rate, under noise of standard deviation 0.1, and the truth is the same without noise.
 
     200 series are for test. All events are inputs and targets. `SeriesData.rate` is the rate by series' ids;
-    `log_likelihood` is exact. random_state decides everything, the training's seed nothing. Series without an event
-    are kept out and counted. Raises UsageError for fewer series than the splits need, and for a range
-    that ends before it begins.
+    `log_likelihood` is exact. random_state decides everything, the training's seed nothing. Raises UsageError for fewer
+    series than the splits need, and for a range that ends before it begins.
     """
     if frequency[0] > frequency[1]:
         raise UsageError(f"data.frequency: the lower end {frequency[0]:g} is above the upper end {frequency[1]:g}")
@@ -90,16 +89,14 @@ def poisson_events(
         readings[:, None],
         truth=swing[:, None] if observations else None,
     )
-    splits, missing = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
+    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
     return SeriesData(
         **splits,
         span=SPAN,
         channels=("reading" if observations else "event",),
         rate=SinusoidalRate(*(torch.from_numpy(part) for part in (levels, depth, omega, phase))),
-        note=f"{missing:,} series without an event are kept out" if missing else "",
         provenance={
             "source": "simulated: Poisson processes of a sinusoidal rate",
-            "left_out": missing,
             "split": f"random, random_state {random_state}: {NUM_TEST} for test, then validation",
         },
     )

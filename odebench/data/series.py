@@ -169,7 +169,8 @@ class SeriesData:
     values. num_classes: labels lie in 0 to num_classes - 1; 0 where there are none. redraw: gives, for (seed, epoch),
     other random points as the training series' `is_input`; None where the inputs are fixed. rate: the rate that the
     events came from, where it is known. note: one line for the user, may be empty. provenance: where the series come
-    from, under which licence, the files, and the rule of the split.
+    from, under which licence, the files, the rule of the split, and under "left_out", by reason, how many series of the
+    source are not among them.
     """
 
     train: SeriesSplit
@@ -195,9 +196,8 @@ class SeriesData:
                     f"the {name} series are observed from {used.min():g} to {used.max():g}; times must lie in "
                     f"[0, {self.span:g}], the data's span"
                 )
-            if split.labels is None:
-                continue
-            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
+            labels = split.labels
+            if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise UsageError(f"a label of the {name} series is outside 0 to {self.num_classes - 1}")
 
     def splits(self) -> dict[str, SeriesSplit]:
@@ -255,13 +255,33 @@ def select_series(split: SeriesSplit, indices: np.ndarray | Tensor) -> SeriesSpl
     return SeriesSplit(offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **kept)
 
 
-def observed_series(split: SeriesSplit) -> tuple[SeriesSplit, int]:
-    """The series that have a point to encode and one to compare with, and how many had not."""
-    owners = split._owners()
-    counts = [torch.bincount(owners[role], minlength=len(split)) for role in (split.is_input, split.is_target)]
-    whole = (counts[0] > 0) & (counts[1] > 0)
-    missing = int((~whole).sum())
-    return (select_series(split, whole.nonzero().squeeze(1)) if missing else split), missing
+def observed_series(split: SeriesSplit) -> Tensor:
+    """Which series have an observation to encode and one to compare with: bool [N]."""
+    owners, seen = split._owners(), split.mask.any(1)
+    counts = [torch.bincount(owners[role & seen], minlength=len(split)) for role in (split.is_input, split.is_target)]
+    return (counts[0] > 0) & (counts[1] > 0)
+
+
+def without_unobserved(data: SeriesData) -> SeriesData:
+    """The data set without the series that have nothing to encode or nothing to compare with.
+
+    They and those that its loader left out are counted in note and provenance. UsageError where a split has no others.
+    """
+    whole = {name: observed_series(split) for name, split in data.splits().items()}
+    wanting = {name: split for name, split in data.splits().items() if not whole[name].all()}
+    kept: dict[str, Any] = {of: select_series(split, whole[of].nonzero().squeeze(1)) for of, split in wanting.items()}
+    missing = sum(int((~of_split).sum()) for of_split in whole.values())
+    counts = {**data.provenance.get("left_out", {}), "with nothing to encode or to compare with": missing}
+    left_out = {reason: count for reason, count in counts.items() if count}
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    redraw, points = data.redraw, whole["train"][data.train._owners()]
+    return dataclasses.replace(
+        data,
+        **kept,
+        redraw=None if redraw is None else lambda seed, epoch: redraw(seed, epoch)[points],
+        note="; ".join(filter(None, [data.note, f"series kept out: {listed}" if listed else ""])),
+        provenance={**data.provenance, "left_out": left_out},
+    )
 
 
 def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.RandomState) -> Tensor:
@@ -327,28 +347,26 @@ def hold_out_series(
 
 def divide(
     pool: SeriesSplit, parts: Sequence[np.ndarray], observed: float = 1.0, random_state: int = 0
-) -> tuple[dict[str, Any], int]:
+) -> dict[str, Any]:
     """The splits (and redraw) of SeriesData, from a pool of series and the indices of its three parts.
 
     observed: the share of each series' inputs that the encoder is given. They are drawn once, by random_state and the
     series' place in the pool alone, so the limits of the split do not move them; `redraw` draws others for training.
-    Series with no point to encode or none to compare with are kept out; how many comes second.
     """
     drawn = pool
     if observed < 1:
         inputs = draw_inputs(pool, observed, np.random.RandomState([random_state, _INPUTS]))
         drawn = dataclasses.replace(pool, is_input=inputs)
-    kept = [observed_series(select_series(drawn, part)) for part in parts]
-    fields: dict[str, Any] = dict(zip(("train", "validation", "test"), (split for split, _ in kept), strict=True))
+    splits = (select_series(drawn, part) for part in parts)
+    fields: dict[str, Any] = dict(zip(("train", "validation", "test"), splits, strict=True))
     if observed < 1:
-        # One point at least is drawn of each series, so these are the series, and points, of train.
-        candidates, _ = observed_series(select_series(pool, parts[0]))
+        candidates = select_series(pool, parts[0])
 
         def redraw(seed: int, epoch: int) -> Tensor:
             return draw_inputs(candidates, observed, np.random.RandomState([seed, epoch, _INPUTS]))
 
         fields["redraw"] = redraw
-    return fields, sum(missing for _, missing in kept)
+    return fields
 
 
 def bounds(split: SeriesSplit) -> tuple[Tensor, Tensor]:

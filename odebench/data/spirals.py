@@ -58,7 +58,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     )
     drawn = draw_inputs(pool, observed, random)
     pool = dataclasses.replace(pool, is_input=drawn, is_target=drawn)
-    splits, _ = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
+    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
     return SeriesData(
         **splits,
         span=float(times[WINDOW - 1]),

@@ -1,5 +1,6 @@
 """What a model makes of time series: reconstructions, extrapolations, latent paths, rates and errors."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -163,13 +164,16 @@ def series_in_plane(series: Sequence[Series], columns: int = MAX_COLUMNS) -> Fig
 
 
 def model_comparison(models: Mapping[str, Sequence[Series]]) -> Figure:
-    """Models beside each other in the plane, a row a model, a column what the labels say, such as "30 points".
+    """Models beside each other in the plane, series by series.
 
-    models: name -> its series, as many and in the same order for each.
+    models: name -> its series, the same for each. Of names such as "RNN, 30 points" a row of panels is what stands
+    before the comma and a column what stands after it; other models stand in one row.
     """
-    columns = max(map(len, models.values()), default=1)
-    titled = [one._replace(label=f"{model}, {one.label}") for model, row in models.items() for one in row]
-    return series_in_plane(titled, columns)
+    kinds = Counter(name.partition(", ")[0] for name in models)
+    columns = max(kinds.values(), default=1)
+    by_series = zip(*models.values(), strict=True)
+    titled = [one._replace(label=name) for row in by_series for name, one in zip(models, row, strict=True)]
+    return series_in_plane(titled, columns if columns > 1 else max(len(models), 1))
 
 
 def latent_paths(

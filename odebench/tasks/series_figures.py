@@ -1,6 +1,6 @@
 """Pictures of what a model makes of irregular series."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -26,27 +26,44 @@ def series_figures(
     forecast: of series by their indices [B], at times [T]. window: first and last time of what the model can see.
     """
     figures: dict[str, Figure] = {}
-    shown, rates = [], []
-    for index in range(min(NUM_SHOWN, len(split))):
-        one = torch.tensor([index])
-        times = split.truths(one).times if split.truth is not None else _even_times(data, split)
-        said = forecast(one, times)
-        if said.values is not None:
-            shown.append(_series(split, one, times, said.values[:, 0], window))
-        if said.log_rates is not None:
-            # Not at the events alone: where there are few, the rate is low.
-            rates.append(_rate(data, split, one, forecast))
-    if shown:
+    first = range(min(NUM_SHOWN, len(split)))
+    if shown := _reconstructed(data, split, first, forecast, window):
         figures |= _reconstructions(data, split, shown)
-    if rates:
-        figures["rates"] = plots.rates_over_time(rates)
-    some = torch.arange(min(NUM_PATHS, len(split)))
-    said = forecast(some, _even_times(data, split))
+    # At even times, not at those of events: where there are few, the rate is low.
+    some, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
+    said = forecast(some, times)
+    if said.log_rates is not None:
+        log_rates = said.log_rates
+        figures["rates"] = plots.rates_over_time([_rate(data, split, i, times, log_rates[:, i]) for i in first])
     if said.latents is not None and said.latents.shape[-1] > 1:
         labels = None if split.labels is None else split.labels[some].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
         figures["latents"] = plots.latent_paths(said.latents[0].cpu().numpy(), labels, names)
     return figures | _errors(split, forecast, window)
+
+
+def examples(
+    data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
+) -> list[plots.Series]:
+    """The first series of each label, or the first where there are no labels; none of a model that says no values."""
+    labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
+    return _reconstructed(
+        data, split, [int((labels == label).nonzero()[0]) for label in labels.unique()], forecast, window
+    )
+
+
+def _reconstructed(
+    data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
+) -> list[plots.Series]:
+    """These series reconstructed and continued, each by a forecast of its own."""
+    shown = []
+    for index in indices:
+        one = torch.tensor([index])
+        times = split.truths(one).times if split.truth is not None else _even_times(data, split)
+        values = forecast(one, times).values
+        if values is not None:
+            shown.append(_series(split, one, times, values[:, 0], window))
+    return shown
 
 
 def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
@@ -93,14 +110,13 @@ def _points(batch: SeriesBatch) -> plots.Points:
     return plots.Points(batch.times.cpu().numpy(), values.cpu().numpy())
 
 
-def _rate(data: SeriesData, split: SeriesSplit, one: Tensor, forecast: Forecaster) -> plots.Rate:
-    times = _even_times(data, split)
-    log_rates = forecast(one, times).log_rates
-    assert log_rates is not None
+def _rate(data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor) -> plots.Rate:
+    """log_rates: [S, T, E] of the series with this index."""
+    one = torch.tensor([index])
     return plots.Rate(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
-        rates=log_rates[:, 0].exp().sum(-1).cpu().numpy(),
+        rates=log_rates.exp().sum(-1).cpu().numpy(),
         events=split.targets(one).times.cpu().numpy(),
         truth=None if data.rate is None else data.rate(split.ids[one], times)[0].cpu().numpy(),
     )

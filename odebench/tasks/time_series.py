@@ -13,11 +13,13 @@ from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit, select_series
 from odebench.errors import Diverged, UsageError, unknown_name
 from odebench.models.series import Forecast, LatentODE
+from odebench.models.series.cells import ODECell
 from odebench.ode.methods import METHODS, Tableau
+from odebench.plots.series import Series as ShownSeries
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
-from odebench.tasks.series_figures import series_figures
+from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
     kl_from_prior,
     kl_weight,
@@ -90,6 +92,28 @@ class TimeSeries:
                 settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
             )
             self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+
+    @property
+    def measured(self) -> list[str]:
+        """See ``odebench.tasks.Task``."""
+        model, validation = self.model, self._splits["validation"]
+        predicts, has_ode = model.noise_std is not None, self._eval_solve is not None
+        compared = validation.times[validation.is_target] if validation.truth is None else validation.times
+        labels = None if model.classifier is None else validation.labels
+        rates = self._data.rate is not None and getattr(model, "rates", None) is not None
+        known = {
+            **dict.fromkeys(("kl_nats", "elbo_nats"), model.latent_dim > 0),
+            **dict.fromkeys(("mse", "mse_per_feature"), predicts),
+            "rmse_interpolation": predicts and bool((compared <= self._window).any()),
+            "rmse_extrapolation": predicts and bool((compared > self._window).any()),
+            **dict.fromkeys(("rate_rmse", "constant_rate_rmse"), rates),
+            "accuracy": labels is not None,
+            "auc": labels is not None and len(labels.unique()) > 1,
+            "nfe": has_ode,
+            "encoder_nfe": has_ode and any(isinstance(part, ODECell) for part in model.modules()),
+            "decoder_nfe": has_ode and isinstance(model, LatentODE),
+        }
+        return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
 
     def batch(self, step: int) -> TrainingBatch:
         """Series, with fresh inputs each epoch where the data redraws them."""
@@ -191,12 +215,12 @@ class TimeSeries:
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
         """Of the test series; see ``series_figures``."""
-        test, model = self._splits["test"], self.model.eval()
+        return series_figures(self._data, self._splits["test"], self._of_test, (0.0, self._window))
 
-        def forecast(indices: Tensor, times: Tensor) -> Forecast:
-            return self._forecast(model, test, indices, times)
-
-        return series_figures(self._data, test, forecast, (0.0, self._window))
+    @torch.no_grad()
+    def examples(self) -> list[ShownSeries]:
+        """The first test series of each label, as the model reconstructs and continues it: to be drawn."""
+        return examples(self._data, self._splits["test"], self._of_test, (0.0, self._window))
 
     def state_dict(self) -> dict[str, Any]:
         """The warm first step."""
@@ -224,8 +248,15 @@ class TimeSeries:
             raise UsageError(
                 f"model.classify=true: needs series with labels of two classes, which data={settings.data.name} has not"
             )
-        if self.model.noise_std is None and getattr(self.model, "rates", None) is None:
+        has_events = getattr(self.model, "rates", None) is not None
+        if self.model.noise_std is None and not has_events:
             raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
+        # Their likelihood is also one of their absence at all times that it is not told of.
+        if has_events and any((split.is_input & ~split.is_target).any() for split in self._data.splits().values()):
+            raise UsageError(
+                f"model.events=true: events of data={settings.data.name} that are encoded are not asked for, as if "
+                "there were none; set data.mode=interpolation, or model.events=false"
+            )
 
     def _training_split(self, epoch: int) -> SeriesSplit:
         train = self._splits["train"]
@@ -288,6 +319,9 @@ class TimeSeries:
         noise = self._noise(self._options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
         chosen = None if noise is None else noise[:, indices]
         return model(series.inputs(indices), times, self._eval_solve, wanted, chosen)
+
+    def _of_test(self, indices: Tensor, times: Tensor) -> Forecast:
+        return self._forecast(self.model.eval(), self._splits["test"], indices, times)
 
     def _measure(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
         """A forecast of the targets of some series, and all that is summed of it, the truth and the rate included."""

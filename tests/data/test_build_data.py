@@ -66,6 +66,33 @@ def test_a_density_has_the_seed_for_training_and_a_hash_a_split():
     assert first.provenance["splits"]["test"] == other.provenance["splits"]["test"]
 
 
+SPLIT = {"validation": 80, "train_limit": None, "random_state": 0}
+SHARED = {"mode": "interpolation", "observed": 0.3}
+EVENTS = {"series": 300, "level": 5.0, "frequency": (0.4, 0.8), "observations": False}
+SERIES = {
+    "spirals": {"observed": 30, "beyond": 100, **SPLIT},
+    "periodic": {**SHARED, "amplitude": (1.0, 1.0), "shared_times": False, **SPLIT},
+    "poisson_events": {**EVENTS, **SPLIT},
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_series_tell_where_they_come_from_how_they_were_split_and_their_hashes(name):
+    first, again = (build_data(name, SERIES[name], seed, []) for seed in (0, 1))
+    assert first.provenance == again.provenance
+    assert first.provenance.items() >= {"name": name, "left_out": {}}.items()
+    assert first.provenance["source"].startswith("simulated: ")
+    assert "random_state 0" in first.provenance["split"]
+    for split, facts in first.provenance["splits"].items():
+        series = first.splits()[split]
+        assert facts == {
+            "series": len(series),
+            "points": len(series.times),
+            "dim": len(first.channels),
+            "sha256": series.sha256(),
+        }
+
+
 def test_what_is_no_data_is_refused(extension):
     with pytest.raises(UsageError, match="nonsense returned int"):
         build_data("nonsense", {"num": 3}, 0, [extension])

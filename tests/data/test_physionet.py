@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.data.mnist_files import data_root
-from odebench.data.physionet import physionet2012, quantise
+from odebench.data import build_data
+from odebench.data.physionet import quantise
 from odebench.data.physionet_records import PARAMETERS, Records
+from odebench.data.root import data_root
 from odebench.errors import UsageError
 
 HEADER = "Time,Parameter,Value\n"
@@ -43,7 +44,7 @@ def root(tmp_path):
 
 
 def load(root, **changed):
-    return physionet2012(root=str(root), **DEFAULTS | changed)
+    return build_data("physionet2012", {"root": str(root), **DEFAULTS, **changed}, seed=0)
 
 
 def one_record(*lines, descriptors=True):
@@ -66,7 +67,7 @@ def test_a_fifth_is_for_test_and_records_without_an_observation_are_counted(root
     ids = torch.cat([split.ids for split in data.splits().values()])
     assert sorted(ids.tolist()) == [*range(100, 119), *range(200, 219)]
     assert data.provenance["left_out"] == {"without an observation": 2}
-    assert data.note == "records kept out: 2 without an observation"
+    assert data.note == "series kept out: 2 without an observation"
     for split in data.splits().values():
         assert torch.equal(split.labels, split.ids % 2)
 

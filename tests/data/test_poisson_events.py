@@ -7,23 +7,23 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from odebench.data import build_data
 from odebench.data.poisson_events import SinusoidalRate, log_likelihood, poisson_events
 from odebench.errors import UsageError
 
+DEFAULTS = {
+    "series": 1000,
+    "level": 5.0,
+    "frequency": (0.4, 0.8),
+    "observations": False,
+    "validation": 100,
+    "train_limit": None,
+    "random_state": 0,
+}
+
 
 def load(**changed):
-    return poisson_events(
-        **{
-            "series": 1000,
-            "level": 5.0,
-            "frequency": (0.4, 0.8),
-            "observations": False,
-            "validation": 100,
-            "train_limit": None,
-            "random_state": 0,
-        }
-        | changed
-    )
+    return poisson_events(**DEFAULTS | changed)
 
 
 def series_of(split):
@@ -111,6 +111,16 @@ def test_a_higher_level_gives_more_events_of_the_same_shape():
     assert 65 < data.rate.level.max() <= 70
     slow = load(frequency=(0.1, 0.2)).rate.omega / (2 * np.pi)
     assert 0.1 <= slow.min() < slow.max() <= 0.2
+
+
+def test_series_without_an_event_are_kept_out_and_counted():
+    data = build_data("poisson_events", {**DEFAULTS, "level": 0.3}, seed=0)
+    missing = 1000 - sum(map(len, data.splits().values()))
+    # A share exp(-1.5) of the series, were all of the mean level.
+    assert missing == pytest.approx(1000 * np.exp(-1.5), rel=0.25)
+    assert data.provenance["left_out"] == {"with nothing to encode or to compare with": missing}
+    assert f"series kept out: {missing} with nothing" in data.note
+    assert all((split.offsets.diff() > 0).all() for split in data.splits().values())
 
 
 def test_fewer_series_than_the_splits_need_and_ranges_that_end_before_they_begin_are_refused():

@@ -17,6 +17,7 @@ from odebench.data.series import (
     observed_series,
     scale,
     select_series,
+    without_unobserved,
 )
 from odebench.errors import UsageError
 
@@ -150,17 +151,44 @@ def test_selected_series_keep_all_they_have():
     assert torch.equal(chosen.truths(torch.tensor([1])).values, pool.truths(torch.tensor([39])).values)
 
 
-def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_counted():
-    pool = flat_series(
+def sparse_pool():
+    """Two points at 0 and 1, none, one at 0, one at 1, and two that nobody observed."""
+    return flat_series(
         [2, 0, 1, 1, 2],
         np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]),
         np.ones((6, 1)),
         mask=np.array([[True], [True], [True], [True], [False], [False]]),
     )
-    for mode, ids in (("interpolation", [0, 2, 3]), ("extrapolation", [0])):
-        kept, missing = observed_series(assign_roles(pool, mode, span=1.0))
-        assert kept.ids.tolist() == ids
-        assert missing == 5 - len(ids)
+
+
+@pytest.mark.parametrize(("mode", "ids"), [("interpolation", [0, 2, 3]), ("extrapolation", [0])])
+def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_counted(mode, ids):
+    pool = assign_roles(sparse_pool(), mode, span=1.0)
+    data = without_unobserved(SeriesData(pool, pool, select_series(pool, np.array(ids)), 1.0, ("a",)))
+    assert [split.ids.tolist() for split in data.splits().values()] == [ids] * 3
+    left_out = {"with nothing to encode or to compare with": 2 * (5 - len(ids))}
+    assert data.provenance["left_out"] == left_out
+    assert data.note == f"series kept out: {left_out.popitem()[1]} with nothing to encode or to compare with"
+
+
+def test_a_point_of_which_no_value_was_observed_is_no_observation():
+    pool = dataclasses.replace(sparse_pool(), is_input=torch.ones(6, dtype=torch.bool))
+    assert observed_series(pool).tolist() == [True, False, True, True, False]
+
+
+def test_a_split_of_series_without_an_observation_alone_is_refused():
+    pool = assign_roles(sparse_pool(), "extrapolation", span=1.0)
+    data = SeriesData(pool, select_series(pool, np.array([2, 3])), pool, 1.0, ("a",))
+    with pytest.raises(UsageError, match="the validation series have nothing to encode"):
+        without_unobserved(data)
+
+
+def test_where_all_series_are_observed_nothing_changes():
+    pool = select_series(sparse_pool(), np.array([0, 2, 3]))
+    data = without_unobserved(SeriesData(pool, pool, pool, 1.0, ("a",), note="theirs", provenance={"source": "here"}))
+    assert data.note == "theirs"
+    assert data.provenance == {"source": "here", "left_out": {}}
+    assert data.train is pool
 
 
 def test_interpolation_asks_for_all_and_extrapolation_for_the_second_half():
@@ -206,28 +234,31 @@ def test_the_limits_of_the_split_do_not_move_the_drawn_points():
     order = np.random.RandomState(1).permutation(40)
     drawn = {}
     for validation, limit in ((5, None), (12, 3)):
-        parts, _ = divide(pool, hold_out_series(order, 10, validation, limit), 0.3, random_state=4)
+        parts = divide(pool, hold_out_series(order, 10, validation, limit), 0.3, random_state=4)
         for split in (parts["train"], parts["validation"], parts["test"]):
             for place, number in enumerate(split.ids.tolist()):
                 points = points_of(split, place, split.is_input)
                 assert drawn.setdefault(number, points) == points
-    other, _ = divide(pool, hold_out_series(order, 10, 5, None), 0.3, random_state=5)
+    other = divide(pool, hold_out_series(order, 10, 5, None), 0.3, random_state=5)
     first = [points_of(other["test"], place, other["test"].is_input) for place in range(len(other["test"]))]
     assert first != [drawn[number] for number in other["test"].ids.tolist()]
 
 
 def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     pool = random_pool()
-    parts, missing = divide(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
-    assert missing == int((torch.bincount(pool._owners()[pool.is_input], minlength=40) == 0).sum()) > 0
-    train, redraw = parts["train"], parts["redraw"]
+    drawn = divide(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
+    data = without_unobserved(SeriesData(**drawn, span=2.0, channels=("a", "b", "c"), num_classes=2))
+    empty = int((torch.bincount(pool._owners()[pool.is_input], minlength=40) == 0).sum())
+    assert sum(data.provenance["left_out"].values()) == empty > 0
+    train, redraw = data.train, data.redraw
+    assert len(train) < len(drawn["train"])
     assert torch.equal(redraw(0, 1), redraw(0, 1))
     draws = [train.is_input, redraw(0, 1), redraw(0, 2), redraw(1, 1)]
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
     for draw in draws:
         assert not (draw & ~train.is_target).any()
         assert torch.equal(*(torch.bincount(train._owners()[d], minlength=len(train)) for d in (draw, train.is_input)))
-    assert "redraw" not in divide(pool, hold_out_series(np.arange(40), 10, 5, None))[0]
+    assert "redraw" not in divide(pool, hold_out_series(np.arange(40), 10, 5, None))
 
 
 def test_held_out_series_are_disjoint_and_a_smaller_limit_takes_some_of_a_larger():

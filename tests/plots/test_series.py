@@ -91,12 +91,20 @@ def test_in_the_plane_components_stand_against_each_other_with_single_samples():
     assert axes.get_xlim() == axes.get_ylim()
 
 
-def test_models_are_rows_with_the_same_limits():
-    row = [series(label=f"{num} points") for num in (30, 50, 100)]
-    figure = model_comparison({"latent ODE": row, "RNN": [one._replace(predictions=3 * TRUTH[None]) for one in row]})
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == [f"{model}, {num} points" for model in ("latent ODE", "RNN") for num in (30, 50, 100)]
+def test_models_are_rows_for_each_series_with_the_same_limits():
+    names = [f"{model}, {num} points" for model in ("latent ODE", "RNN") for num in (30, 50, 100)]
+    wide = series(label="two", predictions=3 * TRUTH[None])
+    figure = model_comparison({name: [series(), wide] for name in names})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == names * 2
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (4, 3)
+    assert np.array_equal(lines(figure.axes[6])["extrapolation"], 3 * TRUTH[4:])
+    assert np.array_equal(lines(figure.axes[5])["truth"], TRUTH)
+
+
+def test_models_of_a_kind_of_their_own_stand_in_one_row():
+    figure = model_comparison({name: [series(), series()] for name in ("latent ODE", "RNN", "GRU-D")})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["latent ODE", "RNN", "GRU-D"] * 2
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (2, 3)
 
 

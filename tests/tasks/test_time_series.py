@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from odebench.data import DATA
+from odebench.data.periodic import periodic
 from odebench.errors import UsageError
 from odebench.models.series.reading import Series
+from odebench.record.reader import read_run
+from odebench.record.schema import FIGURES
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, surprise
+from odebench.training.run import train_run
 
 SMALL = [
     "model=latent_ode",
@@ -43,6 +48,70 @@ def test_batches_are_a_function_of_the_step(build):
     for step in (5, 0, 4):
         assert all(torch.equal(a, b) for a, b in zip(tensors(task.batch(step)), tensors(first[step]), strict=True))
     assert not torch.equal(first[0].noise, first[1].noise)
+
+
+EVERY_MODEL = {
+    "latent_ode": [*SMALL, "model.events=true", "model.classify=true", "loss.consistency=1", "loss.samples=2"],
+    "latent_ode_ode_rnn": [*SMALL, "model.encoder=ode_rnn", "model.encoder_field_units=5", "loss.combine=logsumexp"],
+    "rnn_vae": ["model=rnn_vae", "model.encoder_width=5", "model.decoder_width=5", "loss.eval_samples=2"],
+    "rnn": [*RNN, "model.classify=true"],
+    "rnn_decay": ["model=rnn_decay", "model.width=5"],
+    "gru_d": ["model=gru_d", "model.width=5"],
+    "ode_rnn": ["model=ode_rnn", "model.width=5", "model.field_units=5", "model.gate_units=5", "model.rollout=true"],
+}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("model", EVERY_MODEL)
+def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluation(build, model, reduction):
+    words = [*EVERY_MODEL[model], *(FIXED if "ode" in model else []), f"loss.reduction={reduction}"]
+    task = build(*words, "data.validation=10")
+
+    def outcome(hidden):
+        def filled(part):
+            thinned = part.mask.clone()
+            thinned[:, ::3, 1] = False  # one of two channels alone
+            return dataclasses.replace(part, values=part.values.masked_fill(~thinned, hidden), mask=thinned)
+
+        batch = task.batch(0)
+        task.model.zero_grad()
+        loss = task.loss(dataclasses.replace(batch, inputs=filled(batch.inputs), targets=filled(batch.targets)))
+        loss.value.backward()
+        split = task._data.validation
+        task._splits["validation"] = dataclasses.replace(split, values=split.values.masked_fill(~split.mask, hidden))
+        gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
+        return loss, [loss.value, *(gradient.clone() for gradient in gradients)], task.evaluate("validation")
+
+    (quiet, before, numbers), (loud, after, other) = outcome(0.0), outcome(1e9)
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert numbers == other
+    assert quiet.numbers.keys() == loud.numbers.keys()
+    assert all(value == loud.numbers[name] for name, value in quiet.numbers.items())
+
+
+@pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
+def test_series_that_nobody_observed_are_kept_out_of_whatever_data(build, monkeypatch, model):
+    def sparse(**options):
+        data = periodic(**options)
+        unseen = {name: (split.ids % 5 == 0).repeat_interleave(100) for name, split in data.splits().items()}
+        masks = {name: split.mask & ~unseen[name].unsqueeze(1) for name, split in data.splits().items()}
+        return dataclasses.replace(
+            data, **{name: dataclasses.replace(split, mask=masks[name]) for name, split in data.splits().items()}
+        )
+
+    monkeypatch.setitem(DATA, "periodic", sparse)
+    task = build(*model, "data=periodic", "data.observed=0.3", *(FIXED if model is SMALL else []))
+    missing = 64 + 40 + 200 - sum(map(len, task._splits.values()))
+    assert missing > 40
+    assert task.note == f"series kept out: {missing} with nothing to encode or to compare with"
+    assert sum(task.provenance["left_out"].values()) == missing
+    for step in range(2 * task.steps_per_epoch):
+        batch = task.batch(step)
+        assert (batch.inputs.mask.sum((1, 2)) == 30).all()
+    loss = task.loss(batch)
+    loss.value.backward()
+    assert all(p.grad.isfinite().all() for p in task.model.parameters() if p.grad is not None)
+    assert all(np.isfinite(number) for number in task.evaluate("test").values())
 
 
 def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
@@ -175,6 +244,13 @@ def test_events_are_judged_by_their_known_rate(build):
     assert set(task.predict("validation")) == {"series", "time", "rate"}
 
 
+def test_events_may_be_modelled_where_only_some_are_encoded(build):
+    task = build(*SMALL, "model.events=true", "data=periodic", "data.observed=0.3")
+    batch = task.batch(0)
+    assert batch.inputs.mask.sum() < batch.targets.mask.sum() == 16 * 100
+    assert torch.isfinite(task.loss(batch).value)
+
+
 def test_nfe_is_told_by_role(build):
     task = build(*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.gate_units=5")
     numbers = task.evaluate("validation")
@@ -196,10 +272,14 @@ def test_nfe_is_told_by_role(build):
         (["model=rnn_vae", "loss.consistency=1"], "loss.consistency: needs model=latent_ode"),
         ([*SMALL, "loss.consistency=1", "data=periodic", "data.mode=extrapolation"], "loss.consistency: needs"),
         ([*SMALL, "model.observations=false"], "model.observations=false: nothing is left to predict"),
+        (
+            [*SMALL, "model.events=true", "data=periodic", "data.mode=extrapolation"],
+            "model.events=true: events of data=periodic .* set data.mode=interpolation, or model.events=false",
+        ),
         ([*SMALL, "model.encoder_solver=eule"], "model.encoder_solver.*eule.*did you mean euler"),
         ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
     ],
-    ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "solver", "batch"],
+    ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "half events", "solver", "batch"],
 )
 def test_settings_that_cannot_be_meant_are_refused(build, overrides, message):
     with pytest.raises(UsageError, match=message):
@@ -234,6 +314,50 @@ def test_figures_show_series_latent_paths_and_errors(build):
     for line in (truth, inferred):
         # Also where there are no events.
         assert np.ptp(np.diff(line.get_xdata())) < 1e-5
+
+
+def test_pictures_are_of_the_first_test_series_whatever_the_seed_with_what_was_seen_and_what_was_not(build):
+    titles = []
+    for seed in (0, 1):
+        task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.3", f"seed={seed}")
+        figure = task.figures()["series"]
+        titles.append([axes.get_title(loc="left") for axes in figure.axes])
+        drawn = {line.get_label(): len(line.get_xdata()) for line in figure.axes[0].lines}
+        assert (drawn["observed"], drawn["kept from the model"]) == (30, 70)
+        assert len(figure.axes[0].collections) > 0  # the band over latent samples
+    assert titles[0] == titles[1] == [f"series {number}" for number in task._splits["test"].ids[:6].tolist()]
+
+
+def test_examples_are_the_first_test_series_of_each_label(build):
+    task = build(*SMALL, *FIXED)
+    test, shown = task._splits["test"], task.examples()
+    firsts = [int((test.labels == label).nonzero()[0]) for label in (0, 1)]
+    assert [one.label for one in shown] == [f"series {test.ids[first]}" for first in firsts]
+    assert shown[0].predictions.shape == (2, 200, 2)
+    assert len(build(*RNN, "data=periodic").examples()) == 1
+
+
+def test_a_training_leaves_every_number_of_its_task_in_its_record(tiny):
+    words = [*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.classify=true"]
+    words += [*tiny, "trainer.epochs=1"]
+    record = read_run(train_run(compose(words), words).folder)
+    names = ["loss", "nll_nats", "kl_nats", "elbo_nats", "mse", "mse_per_feature", "rmse_interpolation"]
+    names += ["rmse_extrapolation", "accuracy", "auc", "nfe", "encoder_nfe", "decoder_nfe"]
+    tags = [f"final/test_{name}" for name in names]
+    tags += ["final/nfe_forward", "final/peak_mib", "final/step_ms", "final/minutes"]
+    assert all(np.isfinite(record.summary[tag]) for tag in tags)
+    assert {path.name for path in (record.path / FIGURES).iterdir()} >= {"series.png", "latents.png", "error.png"}
+    assert record.manifest["data"]["splits"]["test"]["series"] == 200
+
+
+def test_data_of_another_kind_are_refused(build, monkeypatch):
+    line = "data=mnist5k: model=rnn is for task time_series; its data are spirals, periodic, hopper"
+    with pytest.raises(UsageError, match=line):
+        build(*RNN, "data=mnist5k")
+    potential = DATA["potential_1"](samples=64, fresh=True, validation=40, test=40, seed=0)
+    monkeypatch.setitem(DATA, "periodic", lambda **options: potential)
+    with pytest.raises(UsageError, match="data=periodic: time series need SeriesData"):
+        build(*RNN, "data=periodic")
 
 
 @pytest.mark.slow

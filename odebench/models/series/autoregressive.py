@@ -2,48 +2,33 @@
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from odebench import ode
 from odebench.models.series.cells import DecayCell, GapCell, GRUDCell, ODECell
-from odebench.models.series.decoders import Decoder, classifier
+from odebench.models.series.decoders import Decoder
 from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
+from odebench.models.series.observing import Observing
 from odebench.models.series.reading import Cell, Counted, Observed, Solve, own_times, read, spread
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(Observing):
     """p(x_i | x_1, ..., x_(i-1)), decoded from the state of a cell at t_i before x_i is seen.
 
     See ``odebench.models.series`` for how it is called. A label is said from the state after the last observation.
 
-    rollout: whether predictions are read as if they were observations where there are no more of these. The other
-    arguments as for ``LatentODE``; the cell's hidden state is of the given width.
+    width: of the cell's hidden state. rollout: whether predictions are read as if they were observations where there
+    are no more of these. heads: see ``Observing.add_heads``.
     """
 
     latent_dim = 0
+    decoder: Decoder
 
-    def __init__(
-        self,
-        cell: Cell,
-        num_features: int,
-        width: int,
-        rollout: bool,
-        decoder_units: int,
-        noise_std: float,
-        learn_noise: bool,
-        classify: bool,
-        classifier_units: int,
-    ) -> None:
+    def __init__(self, cell: Cell, num_features: int, width: int, rollout: bool, **heads: Any) -> None:
         super().__init__()
         self.cell, self.rollout = cell, rollout
-        self.decoder = Decoder(width, num_features, decoder_units, noise_std, learn_noise)
-        self.classifier = classifier(width, classifier_units) if classify else None
-
-    @property
-    def noise_std(self) -> Tensor:
-        """Standard deviation of the observations [D]."""
-        return self.decoder.noise_std
+        self.add_heads(num_features, width, width, **heads)
 
     def forward(
         self,
@@ -62,7 +47,7 @@ class Autoregressive(nn.Module):
         logits = None
         if self.classifier is not None:
             told = self.cell.advance(reading.told, now, counted)
-            logits = self.classifier(told[0]).view(1, -1)
+            logits = self.logits(told[0].unsqueeze(0))
         return Forecast(values.unsqueeze(0), encoder=counted.stats, logits=logits)
 
 

@@ -1,6 +1,6 @@
 """The latent ODE."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +9,17 @@ from odebench import ode
 from odebench.models.augment import SecondOrder, augmented
 from odebench.models.carried import Carried, zeros
 from odebench.models.series.cells import ODECell
-from odebench.models.series.decoders import Decoder, classifier
 from odebench.models.series.encoders import ODERNNEncoder, RecurrentEncoder, samples
 from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
-from odebench.models.series.poisson import EventRates
+from odebench.models.series.observing import Observing, read_wanted
 from odebench.models.series.reading import Counted, Observed, Solve
 
 # Between the state of an ODE-RNN and the parameters of the posterior, as published.
 HEAD_UNITS = 100
 
 
-class LatentODE(nn.Module):
+class LatentODE(Observing):
     """A series as the image of one solution of an ODE, whose initial state is a random variable.
 
     Chen et al. 2018, section 5; with encoder ode_rnn Rubanova et al. 2019, section 3. Its states are solved once, on
@@ -36,10 +35,7 @@ class LatentODE(nn.Module):
     value_unit, gap_unit: in which rnn and gru read values and time gaps.
     encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see ``ODECell``;
         the step as a share of the span.
-    decoder_units, noise_std, learn_noise: see ``Decoder``; observations: whether there is one.
-    events: whether the times of observation are a Poisson process of their own, a kind of event for each feature.
-    event_units: of its rates' hidden layer.
-    classify: whether z0 says a binary label. classifier_units: of each of its hidden layers.
+    heads: see ``Observing.add_heads``; z0 says the label.
     """
 
     def __init__(
@@ -58,16 +54,9 @@ class LatentODE(nn.Module):
         gate_units: int,
         encoder_solver: str | None,
         encoder_step: float,
-        observations: bool,
-        decoder_units: int,
-        noise_std: float,
-        learn_noise: bool,
-        events: bool,
-        event_units: int,
-        classify: bool,
-        classifier_units: int,
         value_unit: float,
         gap_unit: float,
+        **heads: Any,
     ) -> None:
         super().__init__()
         self.latent_dim, self.span = latent_dim, span
@@ -86,19 +75,9 @@ class LatentODE(nn.Module):
         self.field: nn.Module = AutonomousField(state_dim, field_units, field_layers, activation, self._dim)
         if second_order:
             self.field = SecondOrder(self.field)
-        self.decoder = self.rates = self.classifier = None
-        if observations:
-            self.decoder = Decoder(self._dim, num_features, decoder_units, noise_std, learn_noise)
-        if events:
-            self.rates = EventRates(self._dim, num_features, event_units)
+        self.add_heads(num_features, self._dim, latent_dim, **heads)
+        if self.rates is not None:
             self.field = Carried(self.field, [self.rates.total])
-        if classify:
-            self.classifier = classifier(latent_dim, classifier_units)
-
-    @property
-    def noise_std(self) -> Tensor | None:
-        """Standard deviation of the observations [D]; None without such."""
-        return None if self.decoder is None else self.decoder.noise_std
 
     def forward(
         self,
@@ -114,13 +93,13 @@ class LatentODE(nn.Module):
         counted = Counted(solve)
         latents, expected_events = self.solve(z0, times, counted)
         return Forecast(
-            values=None if self.decoder is None else read_wanted(self.decoder, latents, wanted),
+            values=read_wanted(self.decoder, latents, wanted),
             encoder=encoder_stats,
             decoder=counted.stats,
             posterior=posterior,
             latents=latents,
-            logits=None if self.classifier is None else self.classifier(z0).squeeze(-1),
-            log_rates=None if self.rates is None else read_wanted(self.rates, latents, wanted),
+            logits=self.logits(z0),
+            log_rates=read_wanted(self.rates, latents, wanted),
             expected_events=expected_events,
         )
 
@@ -139,14 +118,3 @@ class LatentODE(nn.Module):
             expected = integrals[places[1]].unflatten(0, z0.shape[:2])
         latents = states[places[len(ends) :], :, : self._dim]
         return latents.movedim(0, 1).unflatten(0, z0.shape[:2]), expected
-
-
-def read_wanted(net: nn.Module, latents: Tensor, wanted: Tensor | None) -> Tensor:
-    """net of latents [S, B, T, L] where they are wanted [B, T], zeros elsewhere: on the union of the times of many
-    series that is almost everywhere."""
-    if wanted is None or bool(wanted.all()):
-        return net(latents)
-    found = net(latents[:, wanted])
-    whole = found.new_zeros(*latents.shape[:3], found.shape[-1])
-    whole[:, wanted] = found
-    return whole

@@ -1,49 +1,39 @@
 """The latent variable model without an ODE."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from odebench import ode
 from odebench.models.series.cells import GapCell
-from odebench.models.series.decoders import Decoder, classifier
+from odebench.models.series.decoders import Decoder
 from odebench.models.series.encoders import RecurrentEncoder, samples
 from odebench.models.series.forecast import Forecast
+from odebench.models.series.observing import Observing
 from odebench.models.series.reading import Observed, Series, Solve, own_times, read, spread
 
 
-class RNNVAE(nn.Module):
+class RNNVAE(Observing):
     """A variational autoencoder of two recurrent networks (Rubanova et al. 2019, section 4).
 
     Both are GRUs with the time gaps as inputs. One reads the observations backwards; the other starts from z0 and goes
     through the wanted times of each series, reading its own predictions. See ``odebench.models.series`` for the call.
 
-    num_features: of the data. latent_dim: of z0. encoder_width, decoder_width: of the hidden states. The rest as for
-    ``LatentODE``.
+    num_features: of the data. latent_dim: of z0. encoder_width, decoder_width: of the hidden states.
+    heads: see ``Observing.add_heads``; z0 says the label.
     """
 
+    decoder: Decoder
+
     def __init__(
-        self,
-        num_features: int,
-        latent_dim: int,
-        encoder_width: int,
-        decoder_width: int,
-        decoder_units: int,
-        noise_std: float,
-        learn_noise: bool,
-        classify: bool,
-        classifier_units: int,
+        self, num_features: int, latent_dim: int, encoder_width: int, decoder_width: int, **heads: Any
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.encoder = RecurrentEncoder(num_features, encoder_width, latent_dim, "gru")
         self.first_hidden = nn.Linear(latent_dim, decoder_width)
         self.cell = GapCell(num_features, decoder_width, "gru", time_gap=True)
-        self.decoder = Decoder(decoder_width, num_features, decoder_units, noise_std, learn_noise)
-        self.classifier = classifier(latent_dim, classifier_units) if classify else None
-
-    @property
-    def noise_std(self) -> Tensor:
-        """Standard deviation of the observations [D]."""
-        return self.decoder.noise_std
+        self.add_heads(num_features, decoder_width, latent_dim, **heads)
 
     def forward(
         self,
@@ -66,5 +56,5 @@ class RNNVAE(nn.Module):
         return Forecast(
             values=values.unflatten(0, (num_samples, num)),
             posterior=posterior,
-            logits=None if self.classifier is None else self.classifier(z0).squeeze(-1),
+            logits=self.logits(z0),
         )

@@ -24,6 +24,24 @@ def test_one_solve_serves_all_samples_series_and_times():
         torch.testing.assert_close(forecast.latents[sample, series], alone, rtol=1e-7, atol=1e-7)
 
 
+def test_on_the_union_of_times_each_series_may_take_steps_of_its_own():
+    def found(**stepping):
+        model = latent_ode()
+        forecast = model(small_batch(), TIMES, partial(SOLVE, **stepping), noise=noise_for(model))
+        loss = forecast.values.square().sum() + forecast.log_rates.sum() + forecast.expected_events.sum()
+        return forecast, torch.autograd.grad(
+            loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+        )
+
+    (shared, wanted), (own, gradients) = found(), found(stepping="per_sample")
+    for name in ("values", "log_rates", "expected_events"):
+        torch.testing.assert_close(getattr(own, name), getattr(shared, name), rtol=1e-7, atol=1e-7)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_without_noise_the_state_starts_at_the_posterior_s_mean():
     model = latent_ode()
     forecast = model(small_batch(), TIMES, SOLVE)

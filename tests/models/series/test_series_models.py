@@ -8,6 +8,7 @@ from small_series import BUILD, HEADS, TIMES, UNITS, build, noise_for, small_bat
 
 from odebench import ode
 from odebench.models.series import rnn
+from odebench.models.series.observing import Observing
 from odebench.models.series.reading import Series
 
 EVERY = pytest.mark.parametrize("name", list(BUILD))
@@ -91,6 +92,27 @@ def test_what_is_observed_matters_and_so_does_when(name):
     assert not torch.allclose(model(other_values, TIMES, SOLVE).values, first, atol=1e-3)
     other_times = Series(batch.times.sqrt(), batch.values, batch.mask)
     assert not torch.allclose(model(other_times, TIMES, SOLVE).values, first, atol=1e-3)
+
+
+@EVERY
+@pytest.mark.parametrize("unseen", [[1], [0, 1, 2, 3]], ids=["one", "all"])
+def test_a_series_that_nobody_observed_is_forecast_in_finite_numbers(name, unseen):
+    model, batch = build(name), small_batch()
+    mask = batch.mask.clone()
+    mask[unseen] = False
+    found = said(model(Series(batch.times, batch.values, mask), TIMES, SOLVE, noise=noise_for(model)))
+    sum(part.square().sum() for part in found.values()).backward()
+    assert all(part.isfinite().all() for part in found.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_all_models_have_the_same_heads():
+    heads = {
+        name: {key for key in build(name).state_dict() if key.startswith(("decoder", "classifier"))} for name in BUILD
+    }
+    assert len(set(map(frozenset, heads.values()))) == 1
+    for name in BUILD:
+        assert isinstance(build(name), Observing)
 
 
 def test_an_rnn_without_time_gaps_knows_the_order_of_the_observations_only():
