@@ -187,10 +187,10 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: must be at least 1")
     combinations = expand([overrides], _config_dir_of(run))
-    if len(combinations) > 1:
+    if len(combinations) > 1 or arguments.gradients:
         from odebench.training.study import study_run
 
-        study_run(run, combinations, split, arguments.limit)
+        study_run(run, combinations, split, arguments.limit, arguments.gradients)
         return 0
     from odebench.training.trained import evaluate_run
 

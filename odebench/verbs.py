@@ -63,8 +63,9 @@ _EVAL = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
 Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
-against the same model solved by dopri5 at 1e-9 in float64; several gradient modes: also the errors of the gradient.
-`odebench report` draws them: --figure figure3, error-tolerance, nfe-tolerance.
+against the same model solved by dopri5 at 1e-9 in float64; with --gradients, or several gradient modes, also the
+memory of a training step and the errors of its gradient. `odebench report` draws them: --figure figure3,
+error-tolerance, nfe-tolerance, gradient-tolerance.
 
 examples:
   odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
@@ -195,6 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(evaluate, "settings to change, a,b for several values; split=validation (default), test or train")
     evaluate.add_argument("--limit", metavar="N", type=int, help="of the split, only its first N samples")
+    evaluate.add_argument("--gradients", action="store_true", help="a study, with the errors of the gradient")
 
     predict = verb("predict", _PREDICT)
     predict.add_argument("run", metavar="RUN", help="the folder of a run")

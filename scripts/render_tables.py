@@ -118,7 +118,10 @@ def reproduction_table(rows: list[dict[str, str]]) -> str:
     """All numbers of a reproduction, a line a row: ours, beside them the published where there are any, the share of
     the published training, and the verdicts in short. A row without a run is left out."""
     rows = [row for row in rows if row["ours"]]
-    numbers = list(dict.fromkeys(row["number"] for row in rows))
+    # What trainings and studies both measured stands in one column: a row has either.
+    columns: dict[str, list[str]] = {}
+    for number in dict.fromkeys(row["number"] for row in rows):
+        columns.setdefault(number.removeprefix("final/"), []).append(number)
     published = {row["number"] for row in rows if row["published"]}
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -127,16 +130,17 @@ def reproduction_table(rows: list[dict[str, str]]) -> str:
     for title, its in found.items():
         first = next(iter(its.values()))
         cells = []
-        for number in numbers:
+        for numbers in columns.values():
+            number = next((number for number in numbers if number in its), numbers[0])
             row = its.get(number, {})
             cells.append(in_reading(number, row.get("ours"), row.get("spread")))
-            cells += [in_reading(number, row.get("published"))] if number in published else []
+            cells += [in_reading(number, row.get("published"))] if published & {*numbers} else []
         share = f"{100 * float(first['share']):.3g} %" if first["share"] else "–"
         lines.append([title, *cells, share, first["seeds"], short_verdict(its)])
     header = ["run"]
-    for number in numbers:
-        title = number.removeprefix("final/").replace("_", " ") + " (%)" * (scale(number) == 100)
-        header += [title, "published"] if number in published else [title]
+    for name, numbers in columns.items():
+        title = name.replace("_", " ") + " (%)" * (scale(numbers[0]) == 100)
+        header += [title, "published"] if published & {*numbers} else [title]
     header += ["share of the published training", "seeds", "verdict"]
     if all(line[-1] == "–" for line in lines):
         header, lines = header[:-1], [line[:-1] for line in lines]

@@ -208,12 +208,17 @@ def test_eval_takes_overrides_and_a_split(calls, run, capsys):
 
 def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
     assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
-    ((verb, folder, combinations, split, limit),) = calls
-    assert (verb, folder, split, limit) == ("study", run, "test", None)
+    ((verb, folder, combinations, split, limit, gradients),) = calls
+    assert (verb, folder, split, limit, gradients) == ("study", run, "test", None, False)
     assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
     assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
         "odebench eval: unknown solver rk5; did you mean rk4"
     )
+
+
+def test_eval_asked_for_gradients_is_a_study_of_one_combination_too(calls, run):
+    assert main(["eval", str(run), "tol=1e-2", "--gradients", "--limit", "5"]) == 0
+    assert calls == [("study", run, [["tol=1e-2"]], "validation", 5, True)]
 
 
 def test_sample_takes_a_number_a_seed_and_a_file(calls, run):

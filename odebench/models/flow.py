@@ -240,9 +240,10 @@ class ODEBlock(nn.Module):
 
 
 def draw_noise(noise: Noise, like: Tensor) -> Tensor:
-    """Independent numbers of mean 0 and variance 1, like a state, from torch's global random state."""
+    """Independent numbers of mean 0 and variance 1, like a state, from torch's global random state; the same in every
+    dtype, so that a model solved in float64 is the same model."""
     if noise == "gaussian":
-        return torch.randn_like(like)
+        return torch.randn_like(like, dtype=torch.float32).to(like.dtype)
     return torch.empty_like(like).bernoulli_(0.5).mul_(2).sub_(1)
 
 

@@ -1,16 +1,17 @@
 """Many runs in one figure: lines and points of two quantities, side by side."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from odebench.plots import style
 
-MAX_LINES = 2 * len(style.COLOURS)  # solid, then dashed: more cannot be told apart
+STROKES = ("-", "--", ":")
+MAX_LINES = 2 * len(style.COLOURS)  # solid, then dashed, of a panel; those of another panel may be dotted
 MAX_NAMED = 30
 FEW_POINTS = 300
 RASTER_FROM = 2000  # points; an SVG of more would weigh megabytes
@@ -62,9 +63,9 @@ def comparison(panels: Sequence[Panel], columns: int = 3) -> Figure:
     """The panels, up to `columns` in a row, under one legend; a label has the same look in all of them. A line without
     a point only keeps its look from the others.
 
-    joined: points of a line are joined in their order. curves: lines are curves without markers, spreads are
-    bands. x_log, y_log: logarithmic axes; None: where the numbers span decades. x_falls: the x axis runs from large
-    to small, as tolerances do.
+    joined: points of a line are joined in their order. curves: lines are curves without markers, but for a single
+    point, and spreads are bands. x_log, y_log: logarithmic axes; None: where the numbers span decades. x_falls: the x
+    axis runs from large to small, as tolerances do.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
     places = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
@@ -100,21 +101,21 @@ def _has_points(line: Line) -> bool:
 
 def _draw(axes: Axes, panel: Panel, line: Line, place: int, total: int, named: int) -> None:
     tint = style.colour(place)
-    stroke = "-" if place < len(style.COLOURS) else "--"
+    stroke = STROKES[place // len(style.COLOURS) % len(STROKES)]
     (drawn,) = axes.plot(
         line.x,
         line.y,
         color=tint,
         linestyle=stroke if panel.joined or panel.curves else "none",
         linewidth=style.LINE_PT,
-        marker="" if panel.curves else style.marker(place),
+        marker="" if panel.curves and len(line.x) > 1 else style.marker(place),
         markersize=6 if total <= FEW_POINTS else 4,
         alpha=1.0 if total <= FEW_POINTS or panel.curves else 0.5,
         markeredgewidth=0.8 if panel.joined else 0,
         rasterized=total > RASTER_FROM,
         label=line.label or None,
     )
-    if stroke == "--":
+    if stroke != "-":
         drawn.set_markerfacecolor("white")
         drawn.set_markeredgewidth(1.2)
     if line.y_spread is not None and line.y_spread.any():
@@ -139,19 +140,23 @@ def _draw_guide(axes: Axes, guide: Guide, index: int) -> None:
 
 
 def _scale(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
-    for axis, asked, part in (("x", panel.x_log, "x"), ("y", panel.y_log, "y")):
-        values = np.concatenate([getattr(line, part) for line in lines] or [np.empty(0)])
+    asked_of: dict[Literal["x", "y"], bool | None] = {"x": panel.x_log, "y": panel.y_log}
+    for axis, asked in asked_of.items():
+        values = np.concatenate([getattr(line, axis) for line in lines] or [np.empty(0)])
         if _is_log(values, asked):
             axes.set(**{f"{axis}scale": "log"})
             if values.max() / values.min() < 1000 and not (panel.x_falls and axis == "x"):
                 ruler = axes.xaxis if axis == "x" else axes.yaxis
                 ruler.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ruler.set_major_formatter("{x:g}")
+                ruler.set_major_formatter(
+                    "{x:g}" if values.min() > 1e-3 else LogFormatterSciNotation(minor_thresholds=(9, 9))
+                )
                 ruler.set_minor_formatter(NullFormatter())
         else:
+            axes.ticklabel_format(axis=axis, useOffset=False)
             axes.margins(x=0.08 if axis == "x" else None, y=0.08 if axis == "y" else None)
             if values.size and 0 <= values.min() < 0.5 * values.max():
-                axes.set(**{f"{axis}lim": (0, 1.08 * max(_top(line, part) for line in lines))})
+                axes.set(**{f"{axis}lim": (0, 1.08 * max(_top(line, axis) for line in lines))})
     if panel.x_falls:
         axes.invert_xaxis()
 

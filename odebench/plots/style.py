@@ -1,5 +1,6 @@
 """One look for all figures: colours, sizes, axes. Figures are drawn by Agg, without pyplot and its state."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -150,19 +151,23 @@ def limits_of(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
 
 
 def legend_below(figure: Figure) -> None:
-    """One legend under all panels, that names each label once; the figure grows by its height."""
+    """One legend under all panels, that names each label once, in lines that the figure is wide enough for; the figure
+    grows by its height."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     if not named:
         return
-    entry_in = max(LEGEND_ENTRY_IN, 0.6 + LETTER_IN * max(map(len, named)))
-    columns = max(int(figure.get_figwidth() / entry_in), 1)
-    figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * -(-len(named) // columns))
+    width_in = figure.get_figwidth()
+    labels = [textwrap.fill(label, int((width_in - 0.8) / LETTER_IN)) for label in named]
+    entry_in = max(LEGEND_ENTRY_IN, 0.6 + LETTER_IN * max(len(line) for label in labels for line in label.split("\n")))
+    columns = max(int(width_in / entry_in), 1)
+    more = sum(label.count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (-(-len(labels) // columns) + more))
     figure.legend(
         list(named.values()),
-        list(named),
+        labels,
         loc="outside lower center",
         ncols=columns,
         fontsize=TICK_PT,

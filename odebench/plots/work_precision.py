@@ -48,8 +48,7 @@ def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str,
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         style.dress(axes, title, x_label, ERRORS.get(error, error), legend=False)
-    if panels[0].lines:
-        panels[0].legend(fontsize=style.TICK_PT - 1, frameon=False)
+    style.legend_below(figure)  # inside it would lie on the lines of many contestants
     return figure
 
 

@@ -48,7 +48,8 @@ _NO_COLUMNS = {
 def open_writer(folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> SummaryWriter:
     """A writer in a new run's folder, with layout, HParams of the resolved settings, and settings and command as text
     written."""
-    writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)
+    # A start is told of the first file, too: TensorBoard's loader in Python takes the first it meets for no restart.
+    writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
     _write_start(writer, _group(folder), settings)
     command = shlex.join(["odebench", "train", *overrides])
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():

@@ -1,7 +1,7 @@
 """The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from odebench.reporting.lines import (
     split_into_lines,
 )
 from odebench.reporting.runs import Evidence, Group, Run, rows_of
-from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3
+from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3, gradient_against_tolerance
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
 # Cost -> its tag and the label of its axis.
@@ -38,8 +38,29 @@ COSTS = {
     "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
 }
 TOLERANCE = "tolerance (rtol = atol)"
-# Of a run: {"solves": [[sizes of the accepted steps of a solve], ...]}.
 MAX_BENCH_PANELS = 12
+# Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
+SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
+MAX_PANELS = 24
+
+
+class Subject(NamedTuple):
+    """What results can be compared of: runs on the same data, judged by the same number. loss: which one, where the
+    number is the loss."""
+
+    data: str
+    quantity: str
+    loss: str
+
+    @classmethod
+    def of(cls, run: Run) -> "Subject":
+        """That of a run."""
+        loss = run.settings.get("loss.name") if run.objective == "loss" else ""
+        return cls(str(run.settings.get("data.name")), run.objective, str(loss))
+
+
+# What makes a subject is no label of a line.
+_OF_SUBJECTS = ("data.name", "loss.name", "trainer.objective", "task", "experiment")
 
 
 class Named(NamedTuple):
@@ -80,27 +101,56 @@ def _drawable(panels: Sequence[Panel]) -> Figure:
 
 
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
-    return lambda evidence: _drawable([_result_panel(evidence, quantity, cost) for quantity in evidence.objectives])
+    def draw(evidence: Evidence) -> Figure:
+        by_subject, are_lines = _by_subject(evidence)
+        return _drawable([_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()])
+
+    return draw
 
 
-def _result_panel(evidence: Evidence, quantity: str, cost: str) -> Panel:
+def _by_subject(evidence: Evidence, panels: int = 1) -> tuple[dict[Subject, dict[str, list[Group]]], bool]:
+    """Of each subject the groups by their lines, a line having one label in all; and whether these are lines. panels:
+    of each subject; UsageError for more than a figure holds."""
+    by_label, are_lines = split_into_lines(evidence, apart=_OF_SUBJECTS)
+    found: dict[Subject, dict[str, list[Group]]] = {
+        Subject.of(run): {} for run in evidence.runs if run.status == "done"
+    }
+    for label, groups in by_label.items():
+        for group in groups:
+            found[Subject.of(group.runs[0])].setdefault(label, []).append(group)
+    if panels * len(found) > MAX_PANELS:
+        raise UsageError(
+            f"it shows up to {MAX_PANELS // panels} data sets and objectives, not {len(found):,}; name fewer runs"
+        )
+    return found, are_lines
+
+
+def _result_panel(
+    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, joined: bool
+) -> Panel:
     """Means over seeds, a line along tolerances or steps."""
-    tag, (cost_tag, x) = evidence.result_tag(quantity), COSTS[cost]
-    by_label, joined = split_into_lines(evidence)
+    tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
     lines = [line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
-    y = result_label(quantity, evidence.split)
-    return Panel(f"Result against {cost}", x, y, lines, guides(evidence, tag), joined)
+    runs = [run for groups in by_label.values() for group in groups for run in group.runs]
+    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence), lines, guides(runs, tag), joined)
+
+
+def _y(subject: Subject, evidence: Evidence) -> str:
+    return ", ".join(filter(None, [result_label(subject.quantity, evidence.split), subject.loss]))
 
 
 def _pareto(evidence: Evidence) -> Figure:
-    return _drawable([_front_panel(evidence, quantity, cost) for quantity in evidence.objectives for cost in COSTS])
+    by_subject, are_lines = _by_subject(evidence, len(COSTS))
+    return _drawable([_front_panel(evidence, *item, cost, are_lines) for item in by_subject.items() for cost in COSTS])
 
 
-def _front_panel(evidence: Evidence, quantity: str, cost: str) -> Panel:
+def _front_panel(
+    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, are_lines: bool
+) -> Panel:
     """All groups by result and cost, and the front of those that no other beats."""
-    tag, (cost_tag, x) = evidence.result_tag(quantity), COSTS[cost]
-    by_label, are_lines = split_into_lines(evidence)
-    best = front(evidence.groups, _mean(cost_tag), _mean(tag), schema.rises(quantity))
+    tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
+    own = [group for groups in by_label.values() for group in groups]
+    best = front(own, _mean(cost_tag), _mean(tag), schema.rises(subject.quantity))
     told = {id(group) for group in best} if are_lines else set()
     lines = []
     for label, groups in by_label.items():
@@ -109,7 +159,28 @@ def _front_panel(evidence: Evidence, quantity: str, cost: str) -> Panel:
         lines.append(drawn._replace(names=names))
     edge = line("", best, _mean(cost_tag), tag)
     guide = Guide("Pareto front", x=np.repeat(edge.x, 2)[1:], y=np.repeat(edge.y, 2)[:-1])
-    return Panel(f"Against {cost}", x, result_label(quantity, evidence.split), lines, [guide], False)
+    return Panel(f"{subject.data}: against {cost}", x, _y(subject, evidence), lines, [guide], False)
+
+
+def _figure4(evidence: Evidence) -> Figure:
+    """Divergence against the size of the model, a panel a target, a line a model."""
+    tag = evidence.result_tag("kl_nats")
+    found: dict[str, dict[str, list[Group]]] = {}
+    for group in evidence.groups:
+        settings = group.runs[0].settings
+        if settings.get("model.name") in SIZES and np.isfinite(group.mean(tag)):
+            found.setdefault(settings["data.name"], {}).setdefault(settings["model.name"], []).append(group)
+    x, y = "width M of the CNF, depth K of the planar flow", f"{evidence.split} KL(q || p) (nats)"
+    lines = {
+        target: [_by_size(model, groups, tag) for model, groups in of_target.items()]
+        for target, of_target in found.items()
+    }
+    return _drawable([Panel(target, x, y, its, x_log=True, y_log=True) for target, its in lines.items()])
+
+
+def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
+    key, named = SIZES[model]
+    return line(named, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(names=())
 
 
 def _nfe_against_tolerance(evidence: Evidence) -> Figure:
@@ -137,7 +208,7 @@ def _error_against_tolerance(evidence: Evidence) -> Figure:
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
     guide = Guide("error = tolerance", x=equal, y=equal)
-    panel = Panel("Error of the output", TOLERANCE, "error against the reference", lines, [guide])
+    panel = Panel("Error of the output", TOLERANCE, "relative error against float64 at 1e-9", lines, [guide])
     return comparison([panel._replace(x_log=True, y_log=True, x_falls=True)])
 
 
@@ -236,10 +307,21 @@ FIGURES = {
         f"evaluations with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
         _error_against_tolerance,
     ),
+    "gradient-tolerance": Named(
+        "errors of the gradient against tolerance, after training, a line a gradient mode",
+        "evaluations with gradients; make them: odebench eval RUN gradient=adjoint,checkpoint tol=1e-2,1e-3,1e-4",
+        gradient_against_tolerance,
+    ),
     "figure3": Named(
         "of a trained model error, time and backward NFE against forward NFE; its NFE over training (Chen et al. 2018)",
         "evaluations at several tolerances; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
         figure3,
+    ),
+    "figure4": Named(
+        "divergence from a target against the size of CNF and planar flow (Chen et al. 2018)",
+        "density matching by models of two sizes; make them: odebench sweep experiment=paper/cnf_density_matching"
+        " model.width=2,8",
+        _figure4,
     ),
     "time-nfe": Named("time of a training step against its NFE", _SWEEP, _time_against_nfe),
     "backward-forward": Named(

@@ -8,7 +8,7 @@ from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Guide, Line
 from odebench.record import schema
 from odebench.reporting.published import NFE_RATIO, published_of
-from odebench.reporting.runs import Evidence, Group, Row
+from odebench.reporting.runs import Evidence, Group, Row, Run
 from odebench.reporting.table import scale, shown_setting
 
 # Settings that a line runs along: how finely is solved.
@@ -17,19 +17,24 @@ SMOOTH_FROM = 60  # points of a curve
 
 
 class Lacking(UsageError):
-    """The runs have not what a figure shows."""
+    """The runs have not what a figure shows; line: what would make it, which `figures.draw` knows."""
+
+    def __init__(self, line: str = "") -> None:
+        super().__init__(line)
 
 
 def split_into_lines(
-    evidence: Evidence, along: Sequence[str] = ALONG, first: str = "model.name"
+    evidence: Evidence, along: Sequence[str] = ALONG, first: str = "model.name", apart: Sequence[str] = ()
 ) -> tuple[dict[str, list[Group]], bool]:
-    """The groups by the settings that vary besides those `along`, and whether they are lines.
+    """The groups by the settings that vary besides those `along` and those that stand `apart`, in panels of their own;
+    and whether they are lines.
 
     More lines than can be told apart become clouds of points: one for each value of the setting `first`, where it has
     few, or else of another one.
     """
     groups = [group for group in evidence.groups if group.done]
-    keys = [key for key in evidence.varying if key not in along and len(_by(groups, [key])) > 1]
+    keys = [key for key in evidence.varying if key not in (*along, *apart) and len(_by(groups, [key])) > 1]
+    keys = telling_keys(groups, keys)
     lines = _by(groups, keys)
     if len(lines) <= MAX_LINES:
         return lines, True
@@ -42,8 +47,19 @@ def named_groups(evidence: Evidence) -> Iterator[tuple[str, Group]]:
     """Every group with its label, for figures of a line a group; UsageError for more than can be told apart."""
     if len(evidence.groups) > MAX_LINES:
         raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(evidence.groups):,}; name fewer runs")
+    keys = telling_keys(evidence.groups, evidence.varying)
     for group in evidence.groups:
-        yield label(group, evidence.varying), group
+        yield label(group, keys), group
+
+
+def telling_keys(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
+    """Keys that tell the groups apart as well as all do; those that a reader misses least are left out first."""
+    kept, told = list(keys), len(_by(groups, keys))
+    for key in ("tol", "experiment", "solver.name", "data.name"):
+        fewer = [one for one in kept if one != key]
+        if fewer and len(_by(groups, fewer)) == told:
+            kept = fewer
+    return kept
 
 
 def _by(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, list[Group]]:
@@ -54,9 +70,9 @@ def _by(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, list[Group]]:
 
 
 def label(group: Group, keys: Sequence[str]) -> str:
-    """The group's settings in a few words: choices by name, others with their key."""
+    """The group's settings in a few words: choices by name, others with their key; those it lacks are left out."""
     words = []
-    for key in keys:
+    for key in [key for key in keys if group.values[key] is not None] or keys:
         text = shown_setting(group.values[key])
         is_choice = key.endswith(".name") or key == "experiment"
         words.append(text if is_choice else f"{key.rpartition('.')[2]} {text}")
@@ -124,12 +140,12 @@ def front(
     return best
 
 
-def guides(evidence: Evidence, tag: str) -> list[Guide]:
+def guides(runs: Sequence[Run], tag: str) -> list[Guide]:
     """The published values of a result for the runs' experiments; they are of the test split."""
     quantity = tag.removeprefix("best/").removeprefix("final/test_")
     return [
         Guide(f"published, test: {one.row}, {one.printed} ({one.cited})", scale(one.tag) * one.value)
-        for one in published_of(evidence.runs, f"final/test_{quantity}")
+        for one in published_of(runs, f"final/test_{quantity}")
     ]
 
 

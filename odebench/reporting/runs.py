@@ -251,15 +251,16 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def evaluations(run: Run) -> list[Row]:
-    """The lines of a run's evaluations, with the "solver" and "tol" that each was made with."""
+    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with."""
     settings = run.settings
     own = {
         "solver": settings.get("eval_solver") or settings.get("solver.name"),
         "tol": settings.get("eval_tol") or settings.get("tol"),
+        "gradient": settings.get("gradient.name"),
     }
     found = []
     for row in _evaluation_lines(run.path / schema.EVALUATIONS):
-        given = dict(word.split("=", 1) for word in row["overrides"] if word.startswith(("solver=", "tol=")))
+        given = dict(word.split("=", 1) for word in row["overrides"] if word.partition("=")[0] in own)
         if "tol" in given:
             given["tol"] = float(given["tol"])
         found.append({**own, **given, **row})

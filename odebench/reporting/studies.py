@@ -1,39 +1,92 @@
 """What `odebench eval` found of trained models, as the lines of a figure; and Figure 3 of Chen et al. 2018."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from odebench.plots.comparison import Line, Panel, comparison
 from odebench.record import schema
-from odebench.reporting.lines import count, enough, finite, lines_of_rows, named_groups, slopes, solved
-from odebench.reporting.runs import Evidence, Run, evaluations, rows_of
+from odebench.reporting.lines import (
+    Lacking,
+    count,
+    enough,
+    finite,
+    lines_of_rows,
+    named_groups,
+    slopes,
+    solved,
+    telling_keys,
+)
+from odebench.reporting.lines import label as label_of
+from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, rows_of
 
 # Of an evaluation: the error of its output, against a solve at a far smaller tolerance.
 OUTPUT_ERROR = "output_error"
+# Those of a training step's gradient, and what each is against.
+GRADIENT_ERRORS = {
+    "gradient_error_discrete": "relative error against the discrete solve",
+    "gradient_error": "relative error against float64 at 1e-9",
+}
 
 
 def evaluated_runs(evidence: Evidence) -> Iterator[tuple[str, Run]]:
     """Of each group the first run that was evaluated, with the group's label."""
     for label, group in named_groups(evidence):
-        run = next((run for run in group.done if (run.path / schema.EVALUATIONS).exists()), None)
-        if run:
+        for run in _evaluated(group):
             yield label, run
 
 
+def _evaluated(group: Group) -> list[Run]:
+    """The first run that was evaluated, if any."""
+    return [run for run in group.done if (run.path / schema.EVALUATIONS).exists()][:1]
+
+
 def by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
-    """A number of a run's evaluations against another one, in the order of their tolerances, a line a solver; the last
-    of those made alike."""
+    """A number of a run's evaluations against another one, a line a solver and, where they have several, a gradient
+    mode."""
+    several = len({row["gradient"] for row in evaluations(run)}) > 1
+    return _lines(run, lambda row: _joined(label, row["solver"], row["gradient"] if several else ""), x, y)
+
+
+def _lines(run: Run, named: Callable[[Row], str], x: str, y: str, along: str = "tol") -> list[Line]:
+    """A number of a run's evaluations against another one, in the order of the tolerances, by name; the last of those
+    made alike."""
     last: dict[str, dict[float, tuple[float, float]]] = {}
     for row in evaluations(run):
-        if all(isinstance(row.get(key), int | float) for key in (x, y)) and isinstance(row["tol"], float):
-            last.setdefault(row["solver"], {})[row["tol"]] = row[x], row[y]
-    lines = []
-    for solver, of_tolerance in last.items():
-        points = np.array([point for _, point in sorted(of_tolerance.items())], dtype=float)
-        lines.append(Line(_joined(label, solver), *points.T))
-    return lines
+        if all(isinstance(row.get(key), int | float) for key in (x, y)) and isinstance(row.get(along), float):
+            last.setdefault(named(row), {})[row[along]] = row[x], row[y]
+    return [
+        Line(name, *np.array([point for _, point in sorted(of_tolerance.items())], dtype=float).T)
+        for name, of_tolerance in last.items()
+    ]
+
+
+def gradient_against_tolerance(evidence: Evidence) -> Figure:
+    """Both errors of a training step's gradient against the tolerance of its solve: a row a model, a panel an error, a
+    line a gradient mode and solver. Lacking without any."""
+    keys = telling_keys(evidence.groups, evidence.varying)
+    keys = [key for key in keys if key not in ("gradient.name", "solver.name")]
+    found: dict[tuple[str, str], list[Line]] = {}
+    for group in evidence.groups:
+        for run in _evaluated(group):
+            for error in GRADIENT_ERRORS:
+                lines = _lines(run, _mode_and_solver, "step_tol", error, along="step_tol")
+                found.setdefault((label_of(group, keys), error), []).extend(solved(lines))
+    panels = [
+        Panel(f"Gradient, {title}".removesuffix(", "), "tolerance (rtol = atol)", GRADIENT_ERRORS[error], lines)
+        for (title, error), lines in found.items()
+        if sum(map(count, lines)) > 1
+    ]
+    if not panels:
+        raise Lacking
+    panels = [panel._replace(x_log=True, y_log=True, x_falls=True) for panel in panels]
+    return comparison(panels, columns=len(GRADIENT_ERRORS))
+
+
+def _mode_and_solver(row: Row) -> str:
+    """Of the training step of an evaluation."""
+    return f"{row['gradient']}, {row['step_solver']}"
 
 
 def figure3(evidence: Evidence) -> Figure:
@@ -89,5 +142,5 @@ def _over_training(evidence: Evidence) -> tuple[list[Line], str]:
     return [one._replace(x=one.x / of_epoch[one.label]) for one in lines], "epoch"
 
 
-def _joined(label: str, solver: str) -> str:
-    return ", ".join(filter(None, [label, solver]))
+def _joined(*words: str) -> str:
+    return ", ".join(filter(None, words))

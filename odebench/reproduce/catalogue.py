@@ -15,15 +15,16 @@ WITHIN = 0.1
 class Row:
     """A row of a table: the overrides of its job, and the tags of its numbers. of: its name among the published values.
 
-    beside: the row that it beats as published. evaluation: where the numbers are of a study, the settings that find
-    the evaluation.
+    beside: the rows that it beats as published. within_time_of: the row whose training time its runs are judged at.
+    evaluation: where the numbers are of a study, the settings that find the evaluation.
     """
 
     name: str
     of: str
     job: tuple[str, ...]
     tags: tuple[str, ...]
-    beside: str | None
+    beside: tuple[str, ...]
+    within_time_of: str | None
     evaluation: dict[str, str]
 
 
@@ -43,6 +44,7 @@ class Reproduction:
     within: dict[str, float]
     figures: tuple[str, ...]
     pictures: tuple[str, ...]
+    comparison: bool
 
 
 def reproductions() -> dict[str, Reproduction]:
@@ -77,6 +79,7 @@ def _read(name: str, node: dict[str, Any]) -> Reproduction:
         within=node.get("within", {}),
         figures=tuple(node.get("figures", ())),
         pictures=tuple(node.get("pictures", ())),
+        comparison=node.get("comparison", False),
     )
 
 
@@ -89,6 +92,7 @@ def _row(raw: dict[str, Any], each: dict[str, Any]) -> Row:
         of=filled(raw.get("of", raw["row"])),
         job=tuple(map(filled, raw["job"])),
         tags=tuple(raw["tags"]),
-        beside=filled(raw["beside"]) if "beside" in raw else None,
+        beside=tuple(map(filled, raw.get("beside", ()))),
+        within_time_of=filled(raw["within_time_of"]) if "within_time_of" in raw else None,
         evaluation={key: filled(raw[key]) for key in ("solver", "tol", "gradient") if key in raw},
     )

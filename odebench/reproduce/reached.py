@@ -1,14 +1,17 @@
 """What the rows of a reproduction came to, from the records of its runs and their evaluations."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from odebench.record.schema import rises
 from odebench.reporting.published import NFE_RATIO, ours
-from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations
+from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, rows_of
 from odebench.reproduce import catalogue
 from odebench.reproduce.verdict import share_of_published
 from odebench.sweep.attempts import look
+from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep
 
 STUDY_RATIO = ("nfe_backward", "nfe_forward")
@@ -39,27 +42,48 @@ def reach(
     """Each row. jobs: of each row, the overrides of its runs; evidence: all runs of the sweep."""
     runs = {run.path.name: run for run in evidence.runs}
     by_overrides = {job.overrides: job for job in sweep.jobs}
+    own = {row.name: [by_overrides[overrides] for overrides in jobs[row.name]] for row in reproduction.rows}
+    groups = {name: Group({}, [runs[job.name] for job in of_row if job.name in runs]) for name, of_row in own.items()}
+    made = {words for study in reproduction.studies for words in evaluations_of(study)}
     found = []
     for row in reproduction.rows:
-        own = [by_overrides[overrides] for overrides in jobs[row.name]]
-        group = Group({}, [runs[job.name] for job in own if job.name in runs])
-        overview = look(sweep, own[0])
+        group, overview = groups[row.name], look(sweep, own[row.name][0])
         reason = "" if group.done else ", ".join(filter(None, [f"not done: {overview.status}", overview.message]))
-        tags = dict.fromkeys([*row.tags, "final/minutes"])
+        numbers = {}
+        for tag in dict.fromkeys([*row.tags, "final/minutes"]):
+            if row.within_time_of is not None:
+                minutes = groups[row.within_time_of].mean("final/minutes")
+                numbers[tag] = _mean_and_spread([_by_then(run, tag, minutes) for run in group.done])
+            elif row.evaluation and not tag.startswith("final/"):
+                lines = [line for run in group.done if (line := _evaluation(run, row.evaluation, made))]
+                numbers[tag] = _mean_and_spread([_of_evaluation(line, tag) for line in lines])
+            else:
+                numbers[tag] = ours(group, tag)
         shares = [share for run in group.done if (share := share_of_published(run)) is not None]
-        found.append(
-            Reached(row, group, {tag: _number(group, row, tag) for tag in tags}, min(shares, default=None), reason)
-        )
+        found.append(Reached(row, group, numbers, min(shares, default=None), reason))
     return found
 
 
-def _number(group: Group, row: catalogue.Row, tag: str) -> tuple[float, float]:
-    """Mean and spread over a row's runs; of a study's numbers, the mean over the evaluations that the row is of."""
-    if not row.evaluation or tag.startswith("final/"):
-        return ours(group, tag)
-    lines = [line for run in group.done if (line := _evaluation(run, row.evaluation))]
-    values = [_of_evaluation(line, tag) for line in lines]
-    return (math.fsum(values) / len(values) if values else math.nan), math.nan
+def evaluations_of(study: Sequence[str]) -> set[tuple[str, ...]]:
+    """The overrides of each evaluation that the words of a study make."""
+    return set(map(tuple, expand([[word for word in study if not word.startswith("--")]])))
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)]
+    mean = statistics.fmean(finite) if finite else math.nan
+    return mean, statistics.stdev(finite) if len(finite) > 1 else math.nan
+
+
+def _by_then(run: Run, tag: str, minutes: float) -> float:
+    """What a run had come to after so many minutes of its training: of ``best/...`` the best validation so far, which
+    its checkpoint would have been chosen by; of its minutes, those that it took of them."""
+    if tag == "final/minutes":
+        return min(minutes, run.number(tag))
+    name = tag.removeprefix("best/")
+    told = [row[f"val/{name}"] for row in rows_of(run) if f"val/{name}" in row and row["elapsed_s"] <= 60 * minutes]
+    best = max if rises(name) else min
+    return best((value for value in told if math.isfinite(value)), default=math.nan)
 
 
 def _of_evaluation(line: Row, tag: str) -> float:
@@ -70,10 +94,10 @@ def _of_evaluation(line: Row, tag: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _evaluation(run: Run, wanted: Mapping[str, str]) -> Row | None:
-    """The last evaluation that was made under these settings."""
-    found = [line for line in evaluations(run) if _is_of(line["overrides"], wanted)]
-    return found[-1] if found else None
+def _evaluation(run: Run, wanted: Mapping[str, str], made: set[tuple[str, ...]]) -> Row | None:
+    """The last evaluation of the study, none that a user made by other words, that was made under these settings."""
+    own = [line for line in evaluations(run) if tuple(line["overrides"]) in made]
+    return next((line for line in reversed(own) if _is_of(line["overrides"], wanted)), None)
 
 
 def _is_of(overrides: Sequence[str], wanted: Mapping[str, str]) -> bool:

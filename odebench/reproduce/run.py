@@ -4,6 +4,7 @@ import logging
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from odebench.reporting.report import draw_picture
 from odebench.reporting.runs import Evidence, evaluations, gather
 from odebench.reporting.table import as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
-from odebench.reproduce.reached import Reached, reach
+from odebench.reproduce.reached import Reached, evaluations_of, reach
 from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster
@@ -31,6 +32,8 @@ from odebench.sweep.validate import validate
 log = logging.getLogger(__name__)
 
 TABLE = "reproduction"
+COMPARISON = "comparison.png"
+COMPARE = (sys.executable, "-m", "odebench.training.comparison")
 STOPPED = 75  # exit code of a sweep that was stopped
 
 
@@ -66,7 +69,8 @@ def _lacking(reproduction: Reproduction, known: Sequence[str] | dict[str, Path])
 def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> Planned:
     """Expand and validate the jobs; nothing is written. words: budget=..., settings of every run, and cluster ones.
 
-    UsageError where the name is unknown, an experiment is missing, or the folder holds other runs.
+    UsageError where the name is unknown, an experiment is missing, a word is the rows' own, or the folder holds other
+    runs.
     """
     reproduction = find(name)
     if lacking := _lacking(reproduction, options("experiment")):
@@ -78,6 +82,7 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     cluster = tuple(word for word in own if is_of_cluster(word))
     read_cluster(cluster)
     own = [word for word in own if not is_of_cluster(word)]
+    _check_words(reproduction, own)
     more = [*known[budget], *own]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
@@ -97,6 +102,19 @@ def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
     return budget, [word for word in words if word not in taken]
 
 
+def _check_words(reproduction: Reproduction, words: Sequence[str]) -> None:
+    """UsageError for a word that the rows have their own for: another's numbers would be judged as theirs."""
+    taken = {word.partition("=")[0] for row in reproduction.rows for word in row.job}
+    taken |= {"model", "data", "loss"} if "experiment" in taken else set()  # which an experiment is of
+    for override in parse_overrides(list(words)):
+        key = override.key_or_group
+        if any(one == key or one.startswith(f"{key}.") for one in taken):
+            raise UsageError(
+                f"{override.input_line}: the rows of {reproduction.name} set {key} themselves; leave it out, "
+                "or train it beside them: odebench train"
+            )
+
+
 def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
     """Run what is missing, then print the table and write it beside the runs. Returns the sweep's exit code."""
     folder, code = planned.folder, 0
@@ -108,20 +126,21 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
         print()
     sweep = load_sweep(folder)
     if code != STOPPED:
+        shown = {job for row in planned.reproduction.rows if row.evaluation for job in planned.jobs[row.name]}
+        names = {job.name for job in sweep.jobs if job.overrides in shown}
         with locked(folder / LOCK):
             for words in planned.reproduction.studies:
-                _study(sweep, words)
+                _study(sweep, words, names)
     _show(planned, sweep)
     return code
 
 
-def _study(sweep: Sweep, words: Sequence[str]) -> None:
-    """Evaluate each run that is done and has not been, in a process of its own."""
-    settings = [word for word in words if not word.startswith("--")]
-    wanted = {tuple(combination) for combination in expand([settings])}
+def _study(sweep: Sweep, words: Sequence[str], names: set[str]) -> None:
+    """Evaluate each of the named runs that is done and has not been, in a process of its own."""
+    wanted = evaluations_of(words)
     for run in gather([sweep.path]).runs:
         told = {tuple(line["overrides"]) for line in evaluations(run) if {OUTPUT_ERROR, "failed"} & line.keys()}
-        if run.status == "done" and not wanted <= told:
+        if run.path.name in names and run.status == "done" and not wanted <= told:
             log.info("study of %s: %s", run.path.name, " ".join(words))
             done = subprocess.run(
                 [*COMMAND, "eval", str(run.path), *words], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
@@ -141,7 +160,8 @@ def _show(planned: Planned, sweep: Sweep) -> None:
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
     print(f"{reproduction.title}\n{reproduction.source}\n")
     print("\n".join([*map(as_terminal, tables), notes.spoken(remarks)]), end="")
-    drawn, pictures = _figures(reproduction, evidence), _pictures(reproduction, found)
+    drawn = _figures(reproduction, evidence)
+    pictures = _pictures(reproduction, found) | _comparison(reproduction, found, sweep)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
@@ -161,6 +181,20 @@ def _pictures(reproduction: Reproduction, found: Sequence[Reached]) -> dict[str,
             if path.exists():  # an RNN has no latent paths
                 taken[re.sub(r"\W+", "-", f"{reached.row.name} {name}") + ".png"] = path.read_bytes()
     return taken
+
+
+def _comparison(reproduction: Reproduction, found: Sequence[Reached], sweep: Sweep) -> dict[str, bytes]:
+    """The same series by each row's first run, where all rows have one, drawn by a process that may import torch."""
+    if not reproduction.comparison or not all(reached.group.done for reached in found):
+        return {}
+    path = sweep.path / COMPARISON
+    named = [word for reached in found for word in (reached.row.name, str(reached.group.done[0].path))]
+    cwd = sweep.cwd if sweep.cwd.is_dir() else None
+    done = subprocess.run([*COMPARE, str(path), *named], check=False, cwd=cwd)
+    if done.returncode:
+        log.warning("left out: %s, exit code %d", COMPARISON, done.returncode)
+        return {}
+    return {COMPARISON: path.read_bytes()}
 
 
 def _figures(reproduction: Reproduction, evidence: Evidence) -> dict[str, bytes]:

@@ -49,11 +49,11 @@ def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Line]:
             if (published := values.get((row.of, tag))) is not None:
                 judged = _judged(reached, tag, published.value, reproduction.within.get(tag, WITHIN))
                 lines.append(Line(reached, tag, published, judged))
-        if row.beside is not None:
-            other = by_name[row.beside]
-            one, two = (values.get((of, row.tags[0])) for of in (row.of, other.row.of))
+        for other in map(by_name.__getitem__, row.beside):
+            tag = other.row.tags[0]
+            one, two = (values.get((of, tag)) for of in (row.of, other.row.of))
             ratio = one.value / two.value if one and two else math.nan
-            lines.append(Line(reached, row.tags[0], None, _compared(reached, other, ratio)))
+            lines.append(Line(reached, tag, None, _compared(reached, other, tag, ratio)))
     return lines
 
 
@@ -63,8 +63,7 @@ def _judged(reached: Reached, tag: str, published: float, within: float) -> str:
     return verdict(tag, reached.mean(tag), published, within, reached.share)
 
 
-def _compared(reached: Reached, other: Reached, published_ratio: float) -> str:
-    tag = reached.row.tags[0]
+def _compared(reached: Reached, other: Reached, tag: str, published_ratio: float) -> str:
     for one in (reached, other):
         if one.reason or not math.isfinite(one.mean(tag)):
             return f"{one.row.name} {one.reason or 'not measured'}"
@@ -92,13 +91,17 @@ def verdicts(lines: Sequence[Line]) -> Table:
 
 
 def numbers(found: Sequence[Reached]) -> Table:
-    """All numbers, a line a row."""
-    tags = sorted(dict.fromkeys(tag for reached in found for tag in reached.numbers), key="final/minutes".__eq__)
+    """All numbers, a line a row. What is measured in training and in a study alike stands in one column: a row has
+    either."""
+    titles: dict[str, list[str]] = {}
+    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.numbers), key="final/minutes".__eq__):
+        titles.setdefault(_title(tag), []).append(tag)
     rows = []
     for reached in found:
         runs = f"{len(reached.group.done)}" if not reached.reason else reached.reason
-        rows.append([_cell(text) for text in [reached.row.name, runs, *(_shown(reached, tag) for tag in tags)]])
-    return Table([Column("row", numbers=False), Column("runs"), *(Column(_title(tag)) for tag in tags)], rows)
+        own = [next((tag for tag in tags if tag in reached.numbers), "") for tags in titles.values()]
+        rows.append([_cell(text) for text in [reached.row.name, runs, *(_shown(reached, tag) for tag in own)]])
+    return Table([Column("row", numbers=False), Column("runs"), *map(Column, titles)], rows)
 
 
 def _shown(reached: Reached, tag: str) -> str:

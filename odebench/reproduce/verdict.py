@@ -37,14 +37,19 @@ def how_much_worse(tag: str, ours: float, published: float) -> float:
     accuracy that of the errors."""
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
-    elif rises(tag.removeprefix("final/test_")):
+    elif _rises(tag):
         ours, published = -ours, -published
     return (ours - published) / abs(published)
 
 
+def _rises(tag: str) -> bool:
+    """Whether more is better."""
+    return rises(tag.removeprefix("final/test_").removeprefix("best/"))
+
+
 def comparison(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
     """Whether a row beats another, as published."""
-    sign = -1.0 if rises(tag.removeprefix("final/test_")) else 1.0
+    sign = -1.0 if _rises(tag) else 1.0
     word = "as published" if sign * ours < sign * others else "not as published"
     text = f"{word}: {shown(scale(tag) * ours)} against {shown(scale(tag) * others)} of {name}"
     if math.isfinite(published_ratio):

@@ -2,9 +2,11 @@
 
 Each combination of settings is evaluated on a split. Beside that stand, on fixed batches: the time and the error of the
 model's outputs against the same model solved far more exactly in float64, and a training step's evaluations forward and
-backward; where the gradient mode varies, also the errors of that step's gradient.
+backward, with its time. Where gradients are compared, also that step's memory and the errors of its gradient: against
+the same solve differentiated exactly, and against the far more exact one.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
+from odebench.record.meters import measure_step
 from odebench.record.reader import read_run
 from odebench.saved import saved_settings
 from odebench.settings import Settings, override_saved, read_settings
@@ -42,32 +45,38 @@ _COLUMNS = {
     "nfe_backward": ("backward", "{:.0f}"),
     "forward_ms": ("forward ms", "{:.0f}"),
     "backward_ms": ("backward ms", "{:.0f}"),
+    "peak_mib": ("peak MiB", "{:.4g}"),
     "gradient_error_discrete": ("gradient error (discrete)", "{:.1e}"),
     "gradient_error": ("gradient error", "{:.1e}"),
 }
 
 
 def study_run(
-    path: Path, combinations: Sequence[list[str]], split: str = "validation", limit: int | None = None
+    path: Path,
+    combinations: Sequence[list[str]],
+    split: str = "validation",
+    limit: int | None = None,
+    gradients: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate a finished run under each combination of settings; print a table and add a line each to the run's
     evaluations.jsonl.
 
     Combinations that come to the same, as a solver of fixed steps at several tolerances does, are evaluated once. One
-    whose solve fails is told, and its line says why. limit: of the split, only so many samples. Returns the numbers of
-    each row. Raises UsageError, before anything is evaluated, where one cannot be meant, or the model solves nothing;
-    Diverged where the reference cannot be had.
+    whose solve fails is told, and its line says why. limit: of the split, only so many samples. gradients: compare
+    them, as is done unasked where their mode varies. Returns the numbers of each row. Raises UsageError, before
+    anything is evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot
+    be had.
     """
     chosen = _distinct(path, combinations)
     varying = _varying(combinations)
-    is_gradient_study = any(_group(key) == "gradient" for key in varying)
+    compares_gradients = gradients or any(_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], Reference] = {}
     found, table = [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
         if others not in references:
-            references[others] = Reference(path, others, split, is_gradient_study, limit)
+            references[others] = Reference(path, others, split, compares_gradients, limit)
         run = load_run(path, overrides)
         if limit is not None:
             run.task.limit(split, limit)
@@ -86,7 +95,7 @@ def study_run(
         print(_as_text(table))
         part = "" if limit is None else f"first {limit:,} samples of the "
         print(f"\nof the {part}{split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
-        print("forward, backward: NFE and time of a training step; gradients: of that step's, at the run's weights")
+        print("forward, backward: NFE and time of a training step; memory and gradients: of that step's")
     return found
 
 
@@ -103,13 +112,13 @@ class Reference:
         in_double(run.task)
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
         self._outputs = outputs(run.task, split, self._num).double()
-        self._gradient = _training_step(run)[1] if with_gradient else None
+        self._gradient = _gradient(run) if with_gradient else None
         self._has_turned_back = with_gradient
 
     def compare(self, run: Run, overrides: list[str], split: str) -> dict[str, Any]:
         """The numbers of a row."""
         task = run.task
-        numbers: dict[str, Any] = dict(task.evaluate(split))
+        numbers: dict[str, Any] = _of_step(run.settings) | dict(task.evaluate(split))
         found = outputs(task, split, self._num)
         started = time.perf_counter()
         _ = outputs(task, split, self._num).sum().item()  # waits for the device
@@ -119,16 +128,15 @@ class Reference:
             if not self._has_turned_back:
                 _training_step(run)  # the first backward pass pays for what is made once
                 self._has_turned_back = True
-            nfe, gradient = _training_step(run)
+            cost, gradient = _training_step(run)
+            numbers |= cost
+            if cost and self._gradient is not None:
+                numbers["peak_mib"] = _peak_mib(run)
+                numbers["gradient_error"] = relative_error(gradient, self._gradient)
+                if (discrete := _discrete_gradient(run, overrides)) is not None:
+                    numbers["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
-            return numbers
-        numbers |= nfe
-        if self._gradient is not None:
-            forward = [word for word in overrides if _group(word) != "gradient"]
-            discrete = _training_step(load_run(run.path, [*forward, "gradient=checkpoint"]))[1]
-            numbers["gradient_error_discrete"] = relative_error(gradient, discrete)
-            numbers["gradient_error"] = relative_error(gradient, self._gradient)
         return numbers
 
     def output_error(self, found: Tensor) -> float:
@@ -143,42 +151,98 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
     """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
-    where training solves nothing. The same random numbers each time."""
-    task, model = run.task, run.task.model
-    model.zero_grad()
-    batch, state = cast(task.batch(0), next(model.parameters()).dtype), task.state_dict()
+    where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
+    step = _Step(run)
+    with torch.random.fork_rng([]):
+        first_s = step.forward()[1]  # which pays for what is made once
+        loss, second_s = step.forward()
+        turned = time.perf_counter()
+        step.backward(loss)
+    gradient = step.take_gradient()
+    backward_s = time.perf_counter() - turned
+    if not loss.solves:
+        return {}, gradient
+    forward_s = min(first_s, second_s)
+    numbers: dict[str, float] = {
+        "nfe_forward": sum(stats.nfe for stats in loss.solves),
+        "nfe_backward": sum(stats.backward.nfe for stats in loss.solves if stats.backward),
+        "forward_ms": 1e3 * forward_s,
+        "backward_ms": 1e3 * backward_s,
+        "step_ms": 1e3 * (forward_s + backward_s),
+    }
+    return numbers, gradient
 
-    def forward() -> tuple[Loss, float]:
-        task.load_state_dict(state)
+
+def _gradient(run: Run) -> Tensor:
+    """The gradient [P] of the loss over the first training batch."""
+    step = _Step(run)
+    with torch.random.fork_rng([]):
+        step.backward(step.forward()[0])
+    return step.take_gradient()
+
+
+def _discrete_gradient(run: Run, overrides: Sequence[str]) -> Tensor | None:
+    """The gradient [P] of the very same solve, differentiated exactly by another mode than the run's own; None where
+    its solver knows none, as those of SciPy."""
+    forward = [word for word in overrides if _group(word) != "gradient"]
+    for mode in ("checkpoint", "backprop", "reversible"):
+        if mode != run.settings.gradient.name:
+            with contextlib.suppress(UsageError):
+                return _gradient(load_run(run.path, [*forward, f"gradient={mode}"]))
+    return None
+
+
+def _peak_mib(run: Run) -> float:
+    """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
+    step = _Step(run)
+    with torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"):
+        numbers = measure_step(lambda: step.backward(step.forward()[0]), step.device)
+    run.task.model.zero_grad()
+    return numbers["memory/peak_mib"]
+
+
+class _Step:
+    """A training step over the first training batch, with the same random numbers each time; no update."""
+
+    def __init__(self, run: Run) -> None:
+        self._task, self._model = run.task, run.task.model
+        first = next(self._model.parameters())
+        self.device = first.device
+        self._batch, self._state = cast(self._task.batch(0), first.dtype), self._task.state_dict()
+        self._model.zero_grad()
+
+    def forward(self) -> tuple[Loss, float]:
+        """The loss, and the seconds that it took."""
+        self._task.load_state_dict(self._state)
         torch.manual_seed(0)
         started = time.perf_counter()
-        loss = task.loss(batch)
+        loss = self._task.loss(self._batch)
         loss.value.item()  # waits for the device
         return loss, time.perf_counter() - started
 
-    with torch.random.fork_rng([]):
-        first_s = forward()[1]  # which pays for what is made once
-        loss, second_s = forward()
-        turned = time.perf_counter()
+    def backward(self, loss: Loss) -> None:
+        """Diverged where the solve backward fails."""
         try:
             loss.value.backward()
         except SolveError as error:
             raise Diverged(str(error)) from error
-    model.eval()
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    gradient = torch.cat([part.flatten() for part in parts])
-    gradient.sum().item()
-    ended = time.perf_counter()
-    model.zero_grad()
-    if not loss.solves:
-        return {}, gradient
-    numbers: dict[str, float] = {
-        "nfe_forward": sum(stats.nfe for stats in loss.solves),
-        "nfe_backward": sum(stats.backward.nfe for stats in loss.solves if stats.backward),
-        "forward_ms": 1e3 * min(first_s, second_s),
-        "backward_ms": 1e3 * (ended - turned),
-    }
-    return numbers, gradient
+
+    def take_gradient(self) -> Tensor:
+        """[P], of all parameters; the model keeps none. Waits for the device."""
+        self._model.eval()
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._model.parameters()]
+        gradient = torch.cat([part.flatten() for part in parts])
+        gradient.sum().item()
+        self._model.zero_grad()
+        return gradient
+
+
+def _of_step(settings: Settings) -> dict[str, str | float | None]:
+    """How a training step is solved, whatever solver evaluates; no tolerance where its steps are fixed or rtol and atol
+    differ."""
+    solver = settings.solver
+    tol = None if solver.fixed or solver.rtol != solver.atol else solver.rtol
+    return {"gradient": settings.gradient.name, "step_solver": solver.name, "step_tol": tol}
 
 
 def _distinct(path: Path, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:

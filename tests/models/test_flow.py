@@ -94,6 +94,16 @@ def test_noise_is_drawn_once_a_solve(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_the_noise_of_a_seed_is_the_same_in_every_dtype(kind):
+    drawn = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        drawn.append(draw_noise(kind, torch.empty(64, 2, dtype=dtype)))
+    assert drawn[1].dtype == torch.float64
+    assert torch.equal(drawn[0].double(), drawn[1])
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_noise_has_mean_zero_and_the_unit_matrix_as_covariance(kind):
     noise = draw_noise(kind, torch.empty(200_000, 2))
     torch.testing.assert_close(noise.mean(0), torch.zeros(2), rtol=0, atol=0.01)

@@ -26,6 +26,17 @@ def test_a_label_looks_the_same_in_every_panel_and_stands_in_the_legend_once():
     assert legend(figure) == ["two", "one"]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_long_label_is_not_cut_off(count):
+    label = "published, test: latent ODE (ODE-RNN encoder), interpolation, 10 % observed, 0.0036 (Rubanova et al. 2019)"
+    figure = comparison([Panel("t", "x", "y", [line("one", [1, 2], [1, 2])], [Guide(label, 1.5)])] * count)
+    figure.draw_without_rendering()
+    box, page = figure.legends[0].get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert " ".join(legend(figure)[1].split()) == label
+    assert box.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
 def test_what_is_not_finite_is_left_out_with_its_spread_and_its_name():
     one = line("one", [1, np.nan, 3], [4, 5, np.inf], y_spread=np.array([0.5, 1, 1]), names=["a", "b", "c"])
     (axes,) = comparison([Panel("t", "x", "y", [one])]).axes
@@ -39,6 +50,19 @@ def test_every_line_that_can_be_drawn_looks_different():
     lines = [line(str(i), [0, 1], [i, i]) for i in range(MAX_LINES)]
     (axes,) = comparison([Panel("t", "x", "y", lines)]).axes
     assert len({(one.get_color(), one.get_linestyle()) for one in axes.lines}) == MAX_LINES
+
+
+def test_numbers_stand_at_an_axis_as_they_are():
+    """No offset to be added in the mind, and one way of writing."""
+    panels = [Panel("t", "x", "y", [line("one", [1, 2], y)], y_log=log)
+              for y, log in (([17.654, 17.655], False), ([2e-5, 2e-4], True))]  # fmt: skip
+    figure = comparison(panels)
+    figure.canvas.draw()
+    linear, log = figure.axes
+    assert linear.yaxis.get_offset_text().get_text() == ""
+    texts = [text.get_text() for text in log.get_yticklabels() if text.get_text()]
+    assert texts
+    assert all("10^{" in text for text in texts)
 
 
 @pytest.mark.parametrize(

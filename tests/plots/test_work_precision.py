@@ -29,5 +29,7 @@ def test_it_draws_without_a_warning_and_names_its_axes(tmp_path, lines):
     figure.savefig(tmp_path / "figure.png")
     assert figure.axes[0].get_xlabel() == "median time (ms)"
     assert figure.axes[1].get_ylabel() == "relative error of the states"
+    assert not any(axes.get_legend() for axes in figure.axes)  # it stands below, not on the lines
+    assert [text.get_text() for one in figure.legends for text in one.get_texts()] == list(lines)
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
     assert len(looks) == len(lines)

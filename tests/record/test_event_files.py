@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
 
 from odebench import rules
 from odebench.record import schema
@@ -25,6 +27,12 @@ def load(folder: Path) -> EventAccumulator:
 
 def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     return [(event.step, round(event.value, 6)) for event in events.Scalars(tag)]
+
+
+def points_of_the_server(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """As TensorBoard itself reads them without its fast loader: by another accumulator than that of scripts."""
+    events = plugin_event_accumulator.EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0}).Reload()
+    return [(event.step, round(make_ndarray(event.tensor_proto).item(), 6)) for event in events.Tensors(tag)]
 
 
 def hparams_data(events: EventAccumulator) -> dict[str, plugin_data_pb2.HParamsPluginData]:
@@ -167,6 +175,7 @@ def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, cr
         record.status("done")
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 1.0), (20, 1.0), (30, 0.5), (40, 0.5), (50, 0.5)]
+    assert points_of_the_server(record.path, "train/loss") == points(events, "train/loss")
     assert [event.step for event in events.Histograms("steps/size")] == [10, 20]
     assert points(events, "best/accuracy") == [(50, 0.9)]
     assert hparams_data(events)["session_end_info"].session_end_info.status == api_pb2.STATUS_SUCCESS
@@ -184,6 +193,7 @@ def test_a_run_killed_in_the_middle_of_an_event_goes_on(tmp_path, create):
         record.status("done")
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 1.0), (20, 0.5)]
+    assert points_of_the_server(record.path, "train/loss") == points(events, "train/loss")
     assert "session_end_info" in hparams_data(events)
 
 

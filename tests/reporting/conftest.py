@@ -1,6 +1,7 @@
 """Records as files: what a training leaves that a report reads."""
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -70,6 +71,17 @@ def runs(tmp_path):
 
 
 @pytest.fixture
+def matched(record, runs):
+    """CNF and planar flow of three sizes, fitted to two targets."""
+    for model, key in (("cnf", "model__width"), ("planar_nf", "model__layers")):
+        for size, target in itertools.product((2, 8, 32), (1, 2)):
+            kl = target + 1 / size + (model == "planar_nf")
+            words = {"task": "density", "trainer__objective": "val/kl_nats", "data__name": f"potential_{target}"}
+            record(model__name=model, summary={"best/kl_nats": kl}, **words, **{key: size})
+    return runs
+
+
+@pytest.fixture
 def corpus(record, runs):
     """Two gradient modes, three tolerances, two seeds; with rows, evaluations, steps and a bench: any figure's data."""
     for mode, has_backward in (("adjoint", 1), ("backprop", 0)):
@@ -90,7 +102,11 @@ def corpus(record, runs):
                 path = record(
                     gradient__name=mode, tol=tol, seed=seed, summary=summary, rows=rows, experiment="paper/mnist_odenet"
                 )
-    lines = [{"overrides": [f"tol={tol}"], "nfe": 9, "output_error": 2 * tol} for tol in (1e-3, 1e-1)]
+    lines = [
+        {"overrides": [f"tol={tol}"], "nfe": 9, "output_error": 2 * tol, "gradient_error": 3 * tol, "step_tol": tol}
+        | {"step_solver": "dopri5", "gradient_error_discrete": 0.0}
+        for tol in (1e-3, 1e-1)
+    ]
     (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "steps.json").write_text(json.dumps({"solves": [[0.25, 0.5, 0.25]]}))
     bench = "work,family,library,variant,mode,method,tol,parameter_gradient_error\n"

@@ -8,13 +8,13 @@ import pytest
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES
 from odebench.reporting import figures
-from odebench.reporting.lines import front, lines_of_rows
+from odebench.reporting.lines import front, lines_of_rows, named_groups
 from odebench.reporting.runs import gather
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_is_drawn_from_its_data_with_named_axes(name, corpus):
-    figure = figures.draw(name, gather([corpus]))
+def test_every_figure_is_drawn_from_its_data_with_named_axes(name, request):
+    figure = figures.draw(name, gather([request.getfixturevalue("matched" if name == "figure4" else "corpus")]))
     for axes in figure.axes:
         assert axes.get_title(loc="left")
         assert axes.get_xlabel()
@@ -69,6 +69,44 @@ def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
     assert points(axes)["tol 0.0001, backprop, dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
 
 
+def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, runs, points):
+    path = record(gradient__name="adjoint")
+    made = [("adjoint", 1e-2, 1e-2, 2.0), ("checkpoint", 1e-2, 0.0, 3.0), ("adjoint", 1e-4, 1e-4, 4.0)]
+    step = {"step_solver": "dopri5", "output_error": 0.5}
+    lines = [
+        {"overrides": [f"gradient={mode}", f"tol={tol}"], "step_tol": tol, "nfe": nfe} | step
+        | {"gradient_error": 2 * tol, "gradient_error_discrete": error}
+        for mode, tol, error, nfe in made
+    ]  # fmt: skip
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evidence = gather([runs])
+    (axes,) = figures.draw("error-tolerance", evidence).axes
+    drawn = points(axes)
+    assert drawn["dopri5, adjoint"] == [(1e-4, 0.5), (1e-2, 0.5)]
+    assert drawn["dopri5, checkpoint"] == [(1e-2, 0.5)]
+    discrete, exact = figures.draw("gradient-tolerance", evidence).axes
+    assert points(discrete) == {"adjoint, dopri5": [(1e-4, 1e-4), (1e-2, 1e-2)]}  # equal gradients have no error
+    assert points(exact)["checkpoint, dopri5"] == [(1e-2, 2e-2)]
+    assert exact.get_title(loc="left") == "Gradient"
+    assert exact.get_ylabel() == "relative error against float64 at 1e-9"
+
+
+def test_a_line_a_group_is_named_by_no_more_than_tells_the_groups_apart(record, runs):
+    words = [("odenet", "mnist5k", 1e-3), ("cnf", "two_moons", 1e-5)]
+    for (model, data, tol), mode in itertools.product(words, ("adjoint", "backprop")):
+        record(model__name=model, data__name=data, tol=tol, gradient__name=mode)
+    labels = [label for label, _ in named_groups(gather([runs]))]
+    assert sorted(labels) == ["cnf, adjoint", "cnf, backprop", "odenet, adjoint", "odenet, backprop"]
+
+
+def test_a_setting_that_a_group_lacks_is_no_word_of_its_name(record, runs):
+    for eval_tol in (None, 1e-5):
+        record(eval_tol=eval_tol)
+        record(eval_tol=eval_tol, gradient__name="backprop")
+    labels = [label for label, _ in named_groups(gather([runs]))]
+    assert sorted(labels) == ["adjoint", "adjoint, eval_tol 1e-05", "backprop", "backprop, eval_tol 1e-05"]
+
+
 def study(solver, tol, nfe, nfe_backward):
     told = {"overrides": [f"solver={solver}", f"tol={tol}"], "solver": solver, "tol": tol, "nfe": nfe}
     numbers = {"output_error": 2 * tol, "nfe_forward": nfe + 1, "nfe_backward": nfe_backward, "forward_ms": 3.0 * nfe}
@@ -91,6 +129,16 @@ def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     assert backward.get_xscale() == backward.get_yscale() == "log"
     assert points(over) == {"dopri5": [(0, 10), (1, 11), (2, 12), (3, 13)]}
     assert over.get_xlabel() == "epoch"
+
+
+def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_models(matched, points):
+    first, second = figures.draw("figure4", gather([matched])).axes
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("potential_1", "potential_2")
+    assert points(first) == {
+        "CNF": [(size, 1 + 1 / size) for size in (2, 8, 32)],
+        "planar flow": [(size, 2 + 1 / size) for size in (2, 8, 32)],
+    }
+    assert first.get_ylabel() == "validation KL(q || p) (nats)"
 
 
 def test_step_sizes_start_where_the_step_before_ends(corpus, points):
@@ -148,6 +196,36 @@ def test_more_lines_than_can_be_told_apart_become_clouds_and_curves_are_refused(
     assert {line.get_linestyle() for line in axes.lines} == {"None"}
     with pytest.raises(UsageError, match=f"figure nfe-training: it shows up to {MAX_LINES} settings, not 30"):
         figures.draw("nfe-training", evidence)
+
+
+def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(record, runs, points):
+    density = {"task": "density", "trainer__objective": "val/nll_nats"}
+    for data, model, tol in itertools.product(("two_moons", "pinwheel"), ("cnf", "ffjord"), (1e-2, 1e-3)):
+        nll = (1 if data == "two_moons" else 9) + tol
+        record(data__name=data, model__name=model, tol=tol, summary={"best/nll_nats": nll}, **density)
+    for loss, tol in itertools.product(("elbo", "flow_matching"), (1e-2, 1e-3)):
+        record(data__name="two_moons", loss__name=loss, tol=tol, trainer__objective="val/loss")
+    figure = figures.draw("result-nfe", gather([runs]))
+    told = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
+    assert sorted(told) == [
+        ("pinwheel: result against NFE", "validation nll (nats)"),
+        ("two_moons: result against NFE", "validation loss, elbo"),
+        ("two_moons: result against NFE", "validation loss, flow_matching"),
+        ("two_moons: result against NFE", "validation nll (nats)"),
+    ]
+    for one in figure.axes:
+        values = [y for line in points(one).values() for _, y in line]
+        assert max(values) - min(values) < 0.1
+    looks = {(line.get_label(), line.get_color()) for one in figure.axes for line in one.lines if points(one)}
+    assert len({label for label, _ in looks}) == len(looks)
+    assert len(figures.draw("pareto", gather([runs])).axes) == 4 * 3
+
+
+def test_more_panels_than_a_figure_holds_are_refused(record, runs):
+    for number in range(figures.MAX_PANELS + 1):
+        record(data__name=f"data{number}")
+    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} data sets and objectives, not 25"):
+        figures.draw("result-nfe", gather([runs]))
 
 
 def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):

@@ -20,6 +20,8 @@ OF_STUDIES = (
     "output_error",
     "nfe_forward",
     "nfe_backward",
+    "peak_mib",
+    "step_ms",
     "gradient_error",
     "gradient_error_discrete",
 )
@@ -36,7 +38,8 @@ def test_rows_figures_and_numbers_are_what_they_can_be(name):
     assert len(set(names)) == len(names)
     for row in one.rows:
         assert not re.search(r"[{}]", " ".join([row.name, *row.job]))
-        assert row.beside is None or row.beside in names
+        assert {*row.beside, row.within_time_of or row.name} <= set(names)
+        assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.beside)
         for tag in row.tags:
             assert schema.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
     assert set(one.figures) <= set(FIGURES)
@@ -82,7 +85,28 @@ def test_studies_are_read_by_the_command_lines_grammar():
 
 def test_each_stands_for_every_combination():
     rows = {row.name: row for row in find("figure4").rows}
-    assert len(rows) == 24
+    assert len(rows) == 36
     row = rows["target 3: CNF, M = 8"]
     assert row.job == ("experiment=paper/cnf_density_matching", "data=potential_3", "model.width=8")
-    assert row.beside == "target 3: planar flow, K = 8"
+    planar = "target 3: planar flow, K = 8"
+    assert row.beside == (planar, f"{planar}, in the CNF's time")
+    assert rows[f"{planar}, in the CNF's time"].within_time_of == row.name
+    assert rows[f"{planar}, in the CNF's time"].job == rows[planar].job
+
+
+def test_each_gradient_mode_is_trained_with_and_studied_at_each_tolerance():
+    one = find("gradients")
+    modes = {"adjoint", "interpolated_adjoint", "checkpoint", "backprop", "reversible"}
+    trained = {row.job for row in one.rows if not row.evaluation}
+    studied = {(row.job, row.evaluation["tol"]) for row in one.rows if row.evaluation}
+    assert {(job[0], job[-1]) for job in trained} == {
+        (f"model={model}", f"gradient={mode}") for model in ("odenet", "cnf", "latent_ode") for mode in modes
+    }
+    assert studied == {(job, tol) for job in trained for tol in ("1e-2", "1e-3", "1e-5")}
+    # Error, memory, time and NFE of the trainings; of their evaluations, both errors of the gradient.
+    for row in one.rows:
+        costs = {"peak_mib", "step_ms", "nfe_forward", "nfe_backward"}
+        errors = {"output_error", "gradient_error", "gradient_error_discrete"}
+        tags = {tag.removeprefix("final/") for tag in row.tags}
+        assert tags >= costs | (errors if row.evaluation else set())
+        assert row.evaluation or any(tag.startswith("final/test_") for tag in row.tags)

@@ -20,6 +20,7 @@ def noted(monkeypatch, tmp_path):
     command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("training_stand_in.py")))
     monkeypatch.setattr(attempts, "COMMAND", command)
     monkeypatch.setattr(run, "COMMAND", command)
+    monkeypatch.setattr(run, "COMPARE", (*command, "compare"))
     monkeypatch.setattr(local, "_POLL_S", 0.01)
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     monkeypatch.chdir(tmp_path)
@@ -133,13 +134,65 @@ def test_a_study_is_made_once_and_its_evaluations_are_the_rows(noted, tmp_path, 
     assert noted() == ["eval"]
 
 
+def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(noted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "draw_picture", draw_picture)
+    assert main(["reproduce", "figure4"]) == 0
+    assert noted() == ["train"] * 24
+    rows = rows_of(tmp_path / "outputs" / "reproduce" / "figure4-full")
+    planar = "target 1: planar flow, K = 2, in the CNF's time"
+    assert rows[planar, "best/kl_nats"]["ours"] == "1.2"  # of 80 s in 1.5 minutes; the best follows at 120 s
+    assert rows[planar, "final/minutes"]["ours"] == "1.5"
+    cnf = rows["target 1: CNF, M = 2", "best/kl_nats"]
+    assert cnf["verdict"].startswith(f"as published: 1.1 against 1.2 of {planar}; partial budget, 10 % and")
+
+
+def test_gradient_modes_are_trained_and_those_runs_studied_alone(noted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "draw_picture", draw_picture)
+    assert main(["reproduce", "gradients", "budget=small", "cluster.jobs=2"]) == 0
+    assert noted() == ["train"] * 15 + ["eval"] * 15
+    folder = tmp_path / "outputs" / "reproduce" / "gradients-small"
+    studied, trained = "cnf: adjoint, steps of 16 at 1e-3", "cnf: adjoint, training"
+    rows = rows_of(folder)
+    assert (rows[trained, "final/peak_mib"]["ours"], rows[studied, "peak_mib"]["ours"]) == ("7.5", "2.5")
+    header = next(line for line in capsys.readouterr().out.splitlines() if "peak_mib" in line).split()
+    assert header.count("peak_mib") == 1
+    # An evaluation by other words is none of the study's.
+    (path,) = [path for path in folder.glob("*/settings.yaml") if is_of(path.parent, "model=cnf", "gradient=adjoint")]
+    with (path.parent / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "output_error": 1.0, "peak_mib": 9.0}) + "\n")
+    assert main(["reproduce", "gradients", "budget=small"]) == 0
+    assert noted() == []
+    assert rows_of(folder)[studied, "peak_mib"]["ours"] == "2.5"
+
+
+def is_of(folder, *words):
+    return set(words) <= set((folder / "overrides.txt").read_text().splitlines())
+
+
 def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(noted, tmp_path, capsys):
     assert main(["reproduce", "spirals"]) == 0
     folder = tmp_path / "outputs" / "reproduce" / "spirals-full"
     assert (folder / "latent-ODE-series.png").read_bytes() == b"paper/latent_ode_spirals"
     assert (folder / "RNN-series.png").read_bytes() == b"paper/rnn_spirals"
     assert "![RNN-series](RNN-series.png)" in (folder / "reproduction.md").read_text()
-    assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png\n")
+    assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png, comparison.png\n")
+
+
+def test_table_2_ends_with_one_picture_of_its_six_runs(noted, tmp_path):
+    assert main(["reproduce", "table2"]) == 0
+    assert noted() == ["train"] * 6 + ["compare"]
+    folder = tmp_path / "outputs" / "reproduce" / "table2-full"
+    names = [f"{model}, {points} points" for model in ("latent ODE", "RNN") for points in (30, 50, 100)]
+    shown = json.loads((folder / "comparison.png").read_text())
+    assert list(shown) == names
+    assert [Path(run).name[:4] for run in shown.values()] == [f"000{i}" for i in range(6)]
+    assert "![comparison](comparison.png)" in (folder / "reproduction.md").read_text()
+
+
+def test_without_a_run_of_each_row_there_is_no_picture_of_all(noted, tmp_path):
+    assert main(["reproduce", "table2", "seed=7"]) == 1
+    assert "compare" not in noted()
+    assert not (tmp_path / "outputs" / "reproduce" / "table2-full" / "comparison.png").exists()
 
 
 def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
@@ -149,6 +202,17 @@ def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
     capsys.readouterr()
     line = fails(capsys, *words, "optim.lr=0.5")
     assert line == f"{tmp_path / 'runs'} holds other runs than these; name another folder: --output DIR"
+    assert noted() == []
+
+
+def test_what_the_rows_set_themselves_is_refused(noted, capsys):
+    assert fails(capsys, "figure5", "data=pinwheel") == (
+        "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train it beside them: odebench train"
+    )
+    for name, word in (("table2", "data.observed=20"), ("table1", "data=mnist5k"), ("memory", "tol=1e-3"),
+                       ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy")):  # fmt: skip
+        assert fails(capsys, name, word).startswith(f"{word}: the rows of {name} set")
+    assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
     assert noted() == []
 
 

@@ -22,19 +22,24 @@ def train(words):
     seed = int(given.get("seed", 0))
     (folder / "settings.yaml").write_text("seed: 0\n")
     (folder / "overrides.txt").write_text("".join(f"{word}\n" for word in words))
-    full = {"epochs": 160} if "mnist" in given["experiment"] else {"iterations": 10_000}
+    experiment = given.get("experiment", "")
+    full = {"epochs": 160} if "mnist" in experiment else {"iterations": 10_000}
     settings = {"seed": seed, "budgets": {"full": full}, "data": {"name": given.get("data", "mnist")}}
-    settings |= {"model": {"name": given["experiment"]}, "solver": {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}}
+    settings |= {"model": {"name": experiment or given["model"]}, "gradient": {"name": given.get("gradient")}}
+    settings |= {"solver": {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}}
     machine = {"cpu": "a processor", "threads": 1, "gpu": None}
     write(folder, "manifest.json", {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}})
     (folder / "figures").mkdir(exist_ok=True)
-    (folder / "figures" / "series.png").write_bytes(given["experiment"].encode())
+    (folder / "figures" / "series.png").write_bytes(experiment.encode())
     if seed == 7:
         write(folder, "status.json", {"status": "failed", "step": 0, "message": "it broke"})
         return 1
-    numbers = {"final/test_nll_nats": 2.0 + seed + ("/nf_" in given["experiment"]), "final/minutes": 1.5}
+    numbers = {"final/test_nll_nats": 2.0 + seed + ("/nf_" in experiment), "final/minutes": 1.5}
     numbers |= {"final/test_accuracy": 0.9956, "parameters": 208266, "best/step": 400, "best/epoch": 1.0}
-    numbers |= {"final/nfe_forward": 20.0, "final/nfe_backward": 11.0}
+    numbers |= {"final/nfe_forward": 20.0, "final/nfe_backward": 11.0, "final/peak_mib": 7.5}
+    numbers |= {"final/test_kl_nats": 1.0, "best/kl_nats": 1.1}
+    rows = [{"step": i, "elapsed_s": 40 * i, "val/kl_nats": value} for i, value in enumerate((2.0, 1.3, 1.2, 0.1), 0)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write(folder, "summary.json", numbers)
     write(folder, "status.json", {"status": "done", "step": 1000})
     return 0
@@ -48,7 +53,8 @@ def evaluate(folder, words):
         for chosen in itertools.product(*values):
             given = dict(zip(keys, chosen, strict=True)) | {"tol": float(chosen[keys.index("tol")])}
             line = {"overrides": [f"{key}={value}" for key, value in given.items()], "nfe": 14.0, "output_error": 0.25}
-            file.write(json.dumps(line | {"nfe_forward": 30, "nfe_backward": 15}) + "\n")
+            line |= {"nfe_forward": 30, "nfe_backward": 15, "peak_mib": 2.5, "gradient_error": 0.01}
+            file.write(json.dumps(line) + "\n")
     return 0
 
 
@@ -56,4 +62,7 @@ if __name__ == "__main__":
     verb, *words = sys.argv[1:]
     with Path(os.environ["STAND_IN_NOTES"]).open("a") as notes:
         notes.write(json.dumps([verb, *words]) + "\n")
+    if verb == "compare":
+        Path(words[0]).write_text(json.dumps(dict(zip(words[1::2], words[2::2], strict=True))))
+        sys.exit(0)
     sys.exit(evaluate(words[0], words[1:]) if verb == "eval" else train(words))

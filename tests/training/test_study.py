@@ -144,6 +144,33 @@ def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
         assert fine["gradient_error"] < 0.01 < coarse["gradient_error"]
 
 
+def test_asked_for_gradients_one_mode_is_compared_too_and_the_memory_of_the_step(run):
+    study_run(run, [["gradient=backprop", f"trainer.batch_size={size}"] for size in (512, 64)], gradients=True)
+    whole, part = lines(run)[-2:]
+    assert {"gradient_error", "gradient_error_discrete"} <= whole.keys()
+    assert whole["peak_mib"] > 3 * part["peak_mib"] > 0
+    assert whole["step_ms"] == pytest.approx(whole["forward_ms"] + whole["backward_ms"])
+    study_run(run, [["gradient=adjoint"]])
+    assert not {"gradient_error", "peak_mib"} & lines(run)[-1].keys()
+
+
+def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
+    """The step is that of training, whatever solver evaluates; checkpoint, exact itself, is compared with backprop."""
+    words = ["eval_solver=rk4", "eval_tol=1e-4"]
+    (row,) = study_run(run, [[*words, "gradient=checkpoint"]], gradients=True)
+    line = lines(run)[-1]
+    assert 0 < row["gradient_error_discrete"] < 1e-4 < row["gradient_error"] < 0.1  # two ways to one gradient
+    assert (line["solver"], line["step_solver"], line["step_tol"]) == ("rk4", "dopri5", 1e-3)
+    assert line["gradient"] == "checkpoint"
+
+
+def test_an_undone_solve_is_compared_with_its_own_solver(run):
+    words = ["solver=reversible_heun", "gradient=reversible"]
+    coarse, fine = study_run(run, [[*words, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)
+    assert max(row["gradient_error_discrete"] for row in (coarse, fine)) < 1e-3 < coarse["gradient_error"]
+    assert fine["gradient_error"] < 0.3 * coarse["gradient_error"]
+
+
 def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatch):
     whole = Reference.compare
 
