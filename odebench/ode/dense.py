@@ -74,17 +74,41 @@ class Extension:
         return self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
 
 
+class _NoGradient(torch.autograd.Function):
+    """States as they are; raises where they are differentiated, with respect to what the ``source`` came from."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, source: Tensor) -> Tensor:
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "dense output has the gradient of gradient='backprop' alone; use that, or ask in t for the states at the "
+            "times of the loss"
+        )
+
+
 class DenseOutput:
     """The solution at any time that the solve reached, from the accepted steps; called with a time or several.
 
     Differentiable with respect to what the solve was differentiable with, where the gradient mode is backprop, and once
-    with respect to the time it is called with, where that is a tensor.
+    with respect to the time it is called with, where that is a tensor. With other modes RuntimeError where it is
+    differentiated.
     """
 
     def __init__(
-        self, pieces: Sequence[Extension], unflatten: Callable[[Tensor], Any], end: float | None = None
+        self,
+        pieces: Sequence[Extension],
+        unflatten: Callable[[Tensor], Any],
+        end: float | None = None,
+        source: Tensor | None = None,
     ) -> None:
-        """pieces: one extension a step, in order. end: the last time, inside the last step; None is that step's end."""
+        """pieces: one extension a step, in order. end: the last time, inside the last step; None is that step's end.
+
+        source: the solve's states, where they have a graph that the pieces have not.
+        """
+        self._source = source
         self._pieces = list(pieces)
         self._unflatten = unflatten
         self._sign = math.copysign(1.0, pieces[0].h)
@@ -102,7 +126,7 @@ class DenseOutput:
         Raises ValueError for a time outside the span.
         """
         times, slack = _as_list(t)
-        states = self.flat(times, slack)
+        states = self._graphed(self.flat(times, slack))
         if isinstance(t, Tensor) and t.requires_grad:
             shift = (t - t.detach()).reshape(-1, 1).to(states.device, states.real.dtype)
             states = states + shift * self._read(times, Extension.derivative, slack).detach()
@@ -111,7 +135,7 @@ class DenseOutput:
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
         """dy/dt at t, or [T, ...] at t [T], as the derivative of the interpolating polynomial: one order less exact."""
         times, slack = _as_list(t)
-        rates = self._read(times, Extension.derivative, slack)
+        rates = self._graphed(self._read(times, Extension.derivative, slack))
         return self._unflatten(rates if _is_several(t) else rates[0])
 
     def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
@@ -149,6 +173,10 @@ class DenseOutput:
         pieces = [Extension(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
         return cls(pieces, _unflatten_like(state["first_state"]), state["end"])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is saved: without f, which may be a lambda, and without graph.
+        return DenseOutput.from_state_dict, (self.state_dict(),)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ``state_dict`` to a file."""
         torch.save(self.state_dict(), path)
@@ -157,6 +185,9 @@ class DenseOutput:
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> "DenseOutput":
         """Read what ``save`` wrote, onto a device; None is the one that it was on. Runs no code from the file."""
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
+
+    def _graphed(self, states: Tensor) -> Tensor:
+        return states if self._source is None else _NoGradient.apply(states, self._source)
 
     def _read(
         self, times: Sequence[float], read: Callable[[Extension, Sequence[float]], Tensor], slack: float

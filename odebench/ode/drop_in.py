@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.drop_in_adjoint import BackwardOptions, backward_solve
-from odebench.ode.drop_in_options import Call, find_callbacks, pose
+from odebench.ode.arguments import positive, shown
+from odebench.ode.drop_in_adjoint import BackwardOptions, BackwardSolve, backward_solve
+from odebench.ode.drop_in_options import Call, check_options, find_callbacks, pose
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import Backprop, Mode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.solving import run
 from odebench.ode.status import SolveError, Status
+from odebench.ode.transforms import check_gradient, transformed
 
 MAX_EVENT_STEPS = 20_000
 
@@ -102,6 +104,8 @@ def odeint_adjoint(
             "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has "
             "been passed then `adjoint_options` must be passed as well."
         )
+    check_options("options", options)
+    check_options("adjoint_options", adjoint_options)
     if adjoint_options is None:
         adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
     if _is_start_only(t, event_fn):
@@ -109,6 +113,8 @@ def odeint_adjoint(
     call = pose(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)
     if not torch.is_grad_enabled():
         return _answer(call, Backprop(), event_fn, options)
+    if transformed():
+        check_gradient(BackwardSolve.name)
     given = BackwardOptions(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
     return _answer(call, backward_solve(call, given, OdeintError), event_fn, options)
 
@@ -134,6 +140,8 @@ def odeint_event(
 
     Raises what odeint_interface raises.
     """
+    if not isinstance(t0, Tensor):
+        raise TypeError(f"t0 must be a tensor of one time, got {shown(t0)}")
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
@@ -172,7 +180,7 @@ def _until_event(
     if call.plan.tolerance is None:
         if not options or options.get("step_size") is None:
             raise ValueError("fixed steps until an event need options={'step_size': ...}")
-        far = MAX_EVENT_STEPS * float(options["step_size"])
+        far = MAX_EVENT_STEPS * positive("step_size", options["step_size"])
     problem.times = [start, start + direction * far]
     solution = run(problem, call.plan, mode, observers, Watch([Event(event_fn)], problem))
     if solution.status is not Status.event:

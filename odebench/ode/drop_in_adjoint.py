@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odebench.ode.arguments import number, shown
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import Watch
 from odebench.ode.gradients.adjoint import Adjoint, integrate_back, quadrature_of
-from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature
-from odebench.ode.gradients.reach import Targets, leaves
+from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpacked
+from odebench.ode.gradients.reach import Targets, alive, leaves
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.once import differentiable_once
@@ -29,18 +30,33 @@ Present = Callable[[Tensor], tuple[Tensor, ...]]
 parameters."""
 
 
-def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None) -> tuple[Tensor | None, list[Tensor]]:
-    """What gets gradients of a solve, beside y0 and t: the tensors ``given``, else the parameters of func and the
-    leaf tensors it reaches at the first time. Also f [N] there, where it was evaluated to see that.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What gets gradients of a solve, beside y0 and t.
+
+    reached: those of the parameters that func uses at the first time; None where the caller answers for them.
+    f: the field [N] there, where it was evaluated to see that.
+    """
+
+    parameters: Sequence[Tensor]
+    reached: Sequence[Tensor] | None = None
+    f: Tensor | None = None
+
+
+def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None) -> Found:
+    """The tensors ``given``, else the parameters of func and the leaf tensors it reaches at the first time.
 
     Warns of a module that uses a tensor that was computed outside of it; raises ValueError where another func does.
     """
     if given is not None:
-        return None, list(given)
+        named = list(given) if isinstance(given, Iterable) else [given]
+        if not all(isinstance(parameter, Tensor) for parameter in named):
+            raise TypeError(f"adjoint_params must be a tuple of tensors, got {shown(given)}")
+        return Found(named)
     if getattr(func, "_is_replica", False):
         # nn.DataParallel's copies hold plain tensors in their parameters' places.
         attributes = [value for module in func.modules() for value in vars(module).values()]
-        return None, [x for x in attributes if isinstance(x, Tensor) and x.requires_grad]
+        return Found([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
     y = problem.y0.detach().requires_grad_()
     (t,) = problem.clock(problem.times[:1])
     with torch.enable_grad():
@@ -48,26 +64,28 @@ def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None)
         fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
         assert fence is not None
         f = problem(t, y)
-    parameters: dict[Tensor, None] = dict.fromkeys(func.parameters()) if isinstance(func, nn.Module) else {}
+    reached: list[Tensor] | None = None
     try:
-        parameters |= leaves([f], "adjoint", fence._sequence_nr())
+        found = leaves(f, "adjoint", fence._sequence_nr())
+        f = f.detach()
+        reached = [x for x in alive(found) if x is not y]
     except ValueError as error:
         text = "func uses a tensor that was computed outside of it and wants a gradient; name it in adjoint_params"
         if not isinstance(func, nn.Module):
             raise ValueError(f"odeint_adjoint: {text}") from error
         warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
-    return f.detach(), [parameter for parameter in parameters if parameter is not y]
+    module = func.parameters() if isinstance(func, nn.Module) else ()
+    return Found(list(dict.fromkeys((*module, *(reached or ())))), reached, f.detach())
 
 
 def present_backward(problem: Problem, parameters: Sequence[Tensor], single: bool) -> Present:
     """How the caller sees a backward state; the y of a ``single`` tensor has its shape, that of a tuple is flat."""
     n = len(problem.y0)
-    shapes = [problem.shapes[0] if single else torch.Size([n])] * 2 + [p.shape for p in parameters]
+    shape = problem.shapes[0] if single else (n,)
 
     def present(z: Tensor) -> tuple[Tensor, ...]:
-        parts = z.split([shape.numel() for shape in shapes])
         # Gradients of times need no equation of their own.
-        return (z.new_zeros(()), *(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+        return z.new_zeros(()), z[:n].view(shape), z[n : 2 * n].view(shape), *unpacked(z[2 * n :], parameters)
 
     return present
 
@@ -75,7 +93,7 @@ def present_backward(problem: Problem, parameters: Sequence[Tensor], single: boo
 def backward_norm(call: Call, parameters: Sequence[Tensor], norm: Any) -> Norm:
     """The norm of the backward error: the caller's, or "seminorm", or None."""
     problem, single = call.problem, call.parts is None
-    n, sizes = len(problem.y0), [parameter.numel() for parameter in parameters]
+    n, sizes = len(problem.y0), [packed_size(parameter, problem.y0) for parameter in parameters]
     if callable(norm):
         present = present_backward(problem, parameters, single)
 
@@ -106,10 +124,10 @@ def backward_tolerance(
     if given is None:
         if isinstance(forward, float):
             return forward
-        return torch.cat([forward, forward, forward.min().expand(sum(p.numel() for p in parameters))])
-    if not isinstance(given, tuple | list) and torch.as_tensor(given).dim() == 0:
-        return float(given)
-    sizes = [len(problem.y0)] * 2 + [parameter.numel() for parameter in parameters]
+        return torch.cat([forward, forward, forward.min().expand(sum(packed_size(p, problem.y0) for p in parameters))])
+    if not isinstance(given, tuple | list | Tensor) or (isinstance(given, Tensor) and given.dim() == 0):
+        return number(name, given)
+    sizes = [len(problem.y0)] * 2 + [packed_size(parameter, problem.y0) for parameter in parameters]
     tolerances = [torch.as_tensor(x, dtype=problem.y0.real.dtype, device=problem.y0.device) for x in given]
     if len(tolerances) != len(sizes) + 1:
         raise ValueError(f"{name}: {len(tolerances)} tolerances for t, y, its adjoint and {len(parameters)} parameters")
@@ -130,9 +148,9 @@ class BackwardOptions:
 def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) -> "BackwardSolve":
     """The gradient mode of a call; what it raises when its solve fails."""
     problem, single, norm = call.problem, call.parts is None, given.options.get("norm")
-    f, found = find_parameters(problem, call.func, given.parameters)
-    parameters = [parameter for parameter in found if parameter.requires_grad]
-    if callable(norm) and len(parameters) < len(found):
+    found = find_parameters(problem, call.func, given.parameters)
+    parameters = [parameter for parameter in found.parameters if parameter.requires_grad]
+    if callable(norm) and len(parameters) < len(found.parameters):
         warnings.warn(
             "An adjoint parameter was passed without requiring gradient. For efficiency this will be excluded from the "
             "adjoint pass, and will not appear as a tensor in the adjoint norm.",
@@ -154,7 +172,7 @@ def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) 
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
     quadrature = quadrature_of(Adjoint(norm="semi"), plan.method) if separate else None
-    return BackwardSolve(plan, parameters, f, observers, error, quadrature)
+    return BackwardSolve(plan, parameters, found.reached, found.f, observers, error, quadrature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +180,7 @@ class BackwardSolve:
     """A gradient mode: the continuous adjoint by a plan of its own, one solve between each two times.
 
     plan: of the backward solve.
-    parameters: what gets gradients, beside the first state.
-    f: the field [N] at the first time, where it is known.
+    parameters, reached, f: what gets gradients, beside the first state; see ``Found``.
     observers: of the backward steps.
     error: what a failed backward solve raises.
     quadrature: how the gradients of parameters are had, where they are no part of the backward state.
@@ -171,10 +188,13 @@ class BackwardSolve:
 
     plan: Plan
     parameters: Sequence[Tensor]
+    reached: Sequence[Tensor] | None
     f: Tensor | None
     observers: tuple[Observer, ...]
     error: type[SolveError]
     quadrature: Quadrature
+
+    name = "adjoint"
 
     @property
     def warm_start(self) -> bool:
@@ -222,7 +242,8 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(problem, "adjoint", ctx.parameters, [])
+        way_out = "name it in adjoint_params=(...), or use odeint"
+        targets = Targets(problem, mode.name, ctx.parameters, [], reached=mode.reached, way_out=way_out)
         field = AdjointField(problem, targets, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         stepper: Any = None

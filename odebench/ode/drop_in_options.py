@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
 from odebench.ode.control import Controller, Norm, Tolerance, rms
 from odebench.ode.integrate import Grid, Plan
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
-from odebench.ode.problem import Problem, noisy_layers
+from odebench.ode.problem import Problem, check_state, noisy_layers
 from odebench.ode.solving import check_plan
 
 # torchdiffeq takes fixed steps with these, be there an error estimate or not.
@@ -61,11 +62,21 @@ def pose(
     """The call; see ``make_problem`` and ``make_plan`` for what it raises and warns of."""
     problem = make_problem(func, y0, t, parameters_known=parameters_known)
     parts = len(y0) if isinstance(y0, tuple) else None
-    own_norm = (options or {}).get("norm")
+    own_norm = check_options("options", options).get("norm")
     norm = state_norm(problem, own_norm, parts)
     tolerance = Tolerance(flat_tolerance(problem, rtol, "rtol", parts), flat_tolerance(problem, atol, "atol", parts))
     plan = make_plan(method, options, (func, y0, t), tolerance, norm, exact=own_norm is not None)
     return Call(func, y0, t, problem, parts, tolerance, own_norm, norm, plan)
+
+
+def check_options(name: str, options: Any) -> dict[str, Any]:
+    """The options, or TypeError where they are no dictionary or their norm no function."""
+    if not isinstance(options or {}, dict):
+        raise TypeError(f"{name} must be a dictionary, such as {{'step_size': 0.1}}, got {shown(options)}")
+    norm = (options or {}).get("norm")
+    if norm is not None and not callable(norm) and not (norm == "seminorm" and name == "adjoint_options"):
+        raise TypeError(f"{name}['norm'] must be a function of the state, got {shown(norm)}")
+    return options or {}
 
 
 def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> Problem:
@@ -81,7 +92,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
     if not isinstance(t, Tensor) or not t.is_floating_point():
         kind = t.type() if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"`t` must be a floating point Tensor but is a {kind}")
-    if isinstance(y0, tuple):
+    if isinstance(y0, tuple) and all(isinstance(part, Tensor) for part in y0):
         # Torch's own cat mixes dtypes, and so did torchdiffeq's states.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
@@ -91,6 +102,9 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
             ".eval() on it for the solve",
             stacklevel=4,
         )
+    if not callable(func):
+        raise TypeError(f"func must be callable as func(t, y), got {shown(func)}")
+    check_state([*y0] if isinstance(y0, tuple) else [y0])
     fitted = _Fitted(func, y0)
     field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
     return Problem(field, y0, t, ())
@@ -137,8 +151,8 @@ def _find_method(name: str | None, options: dict[str, Any]) -> Method:
         if solver not in SCIPY_SOLVERS:
             raise ValueError(f'Invalid solver "{solver}". Must be one of {sorted(SCIPY_SOLVERS)}.')
         return SCIPY_SOLVERS[solver]
-    name = ALIASES.get(name, name)
-    if name not in METHODS:
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(name, str) or name not in METHODS:
         names = '", "'.join([*METHODS, *ALIASES, "scipy_solver"])
         raise ValueError(f'Invalid method "{name}". Must be one of {{"{names}"}}.')
     return METHODS[name]
@@ -151,6 +165,8 @@ def flat_tolerance(problem: Problem, tolerance: Any, name: str, parts: int | Non
     """
     if isinstance(tolerance, Tensor) and tolerance.requires_grad:
         raise ValueError(f"{name} cannot require gradient")
+    if isinstance(tolerance, str) or not hasattr(tolerance, "__len__"):
+        return number(name, tolerance)
     single = not isinstance(tolerance, tuple | list) and torch.as_tensor(tolerance).numel() == 1
     if single and (parts is None or torch.as_tensor(tolerance).dim() == 0):
         return float(tolerance)
@@ -223,20 +239,20 @@ def _with_adaptive_options(plan: Plan, options: dict[str, Any], t: Tensor) -> Pl
     options.pop("dtype", None)
     first_step = options.pop("first_step", None)
     controller = Controller(
-        safety=float(options.pop("safety", 0.9)),
-        min_factor=float(options.pop("dfactor", 0.2)),
-        max_factor=float(options.pop("ifactor", 10.0)),
+        safety=number("safety", options.pop("safety", 0.9)),
+        min_factor=number("dfactor", options.pop("dfactor", 0.2)),
+        max_factor=number("ifactor", options.pop("ifactor", 10.0)),
     )
-    step_t, jump_t = ([float(time) for time in _given(options.pop(key, None))] for key in ("step_t", "jump_t"))
+    step_t, jump_t = (finite_times(key, _given(options.pop(key, None))) for key in ("step_t", "jump_t"))
     if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
     # torchdiffeq counts anew from each time that is asked for.
-    max_steps = int(options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
+    max_steps = whole_number("max_num_steps", options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
     return dataclasses.replace(
         plan,
-        min_step=float(options.pop("min_step", 0.0)),
-        max_step=float(options.pop("max_step", math.inf)),
-        first_step=None if first_step is None else float(first_step),
+        min_step=number("min_step", options.pop("min_step", 0.0)),
+        max_step=positive("max_step", options.pop("max_step", math.inf)),
+        first_step=None if first_step is None else positive("first_step", first_step),
         controller=controller,
         forced=(*step_t, *jump_t),
         jumps=frozenset(jump_t),
@@ -250,8 +266,8 @@ def _with_scipy_options(plan: Plan, options: dict[str, Any]) -> Plan:
         options.pop(key, None)
     return dataclasses.replace(
         plan,
-        min_step=float(options.pop("min_step", 0.0)),
-        max_step=float(options.pop("max_step", math.inf)),
+        min_step=number("min_step", options.pop("min_step", 0.0)),
+        max_step=positive("max_step", options.pop("max_step", math.inf)),
         max_steps=2**31 - 1,
     )
 
@@ -269,8 +285,10 @@ def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callabl
         raise ValueError(f"Unknown interpolation method {interpolation}")
     grid: Grid = list
     if step_size is not None:
-        grid = functools.partial(_stepped_grid, step_size=float(step_size), dtype=asked[2].dtype)
+        grid = functools.partial(_stepped_grid, step_size=positive("step_size", step_size), dtype=asked[2].dtype)
     elif constructor is not None:
+        if not callable(constructor):
+            raise TypeError(f"grid_constructor must be a function (func, y0, t), got {shown(constructor)}")
         grid = functools.partial(_constructed_grid, constructor=constructor, asked=asked)
     method = plan.method
     if isinstance(method, FixedAdams):
@@ -292,8 +310,8 @@ def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callabl
 
 def _as_adams(method: FixedAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
     """The method with torchdiffeq's start, which raises the order step by step, and its iteration."""
-    max_order = int(options.pop("max_order", HIGHEST_ORDER))
-    max_iters = int(options.pop("max_iters", 4))
+    max_order = whole_number("max_order", options.pop("max_order", HIGHEST_ORDER))
+    max_iters = whole_number("max_iters", options.pop("max_iters", 4))
     if max_order > HIGHEST_ORDER:
         raise ValueError(f"max_order must be at most {HIGHEST_ORDER}")
     if max_order < 4:

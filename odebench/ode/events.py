@@ -84,6 +84,8 @@ class Watch:
         if event is None:
             return None
         events = event if isinstance(event, Sequence) else [event]
+        if not events:
+            raise ValueError("event must be an Event or several, got none; leave it out")
         return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
 
     @torch.no_grad()

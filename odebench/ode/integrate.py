@@ -22,9 +22,9 @@ from odebench.ode.methods import Method
 from odebench.ode.methods.scipy_bridge import solve_span
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
-from odebench.ode.problem import under_vmap
 from odebench.ode.reading import Reader
 from odebench.ode.status import Outcome, Stats, Status
+from odebench.ode.transforms import under_vmap
 
 Grid = Callable[[list[float]], list[float]]
 """From the times asked for to the times that fixed steps go through, from the first to the last."""
@@ -153,6 +153,9 @@ def integrate(
 
     A method of SciPy's takes the whole solve, and nobody observes its steps.
     """
+    if y.requires_grad and not torch.is_grad_enabled():
+        # f may differentiate by what it gets, and cannot by a view of what has a graph that nobody records.
+        y = y.detach()
     if isinstance(plan.method, SciPySolver):
         return _by_scipy(plan.method, field, y, times, plan, stats, watch)
     loop = _fixed if plan.tolerance is None else _adaptive

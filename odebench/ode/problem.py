@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
+from odebench.ode.arguments import number, shown
 from odebench.ode.status import Stats
+from odebench.ode.transforms import under_vmap
 
 _TENSOR = "tensor"
 
@@ -84,7 +85,8 @@ class Layout:
         leaves, structure = pytree.tree_flatten(tolerance)
         if structure != self.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
-        return [torch.as_tensor(leaf, dtype=like.real.dtype, device=like.device) for leaf in leaves]
+        how: dict[str, Any] = {"dtype": like.real.dtype, "device": like.device}
+        return [x.to(**how) if isinstance(x, Tensor) else torch.tensor(number(name, x), **how) for x in leaves]
 
     def rate(
         self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
@@ -249,12 +251,13 @@ class Problem:
         if isinstance(tolerance, int | float):
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
-        return flat([tensor.expand(shape) for tensor, shape in zip(tensors, self.layout.shapes, strict=True)])
+        return flat([expanded(name, x, shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_shift(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
         with torch.no_grad():
-            f = self(self.clock([self.times[i]])[0], y)
+            # Without y's graph, which f could not differentiate by here.
+            f = self(self.clock([self.times[i]])[0], y.detach())
         return (self.t[i] - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
@@ -285,31 +288,25 @@ def refuse_noisy_layers(f: Callable[..., Any]) -> None:
         )
 
 
-def under_vmap(x: Tensor) -> bool:
-    """Whether x stands for many tensors inside ``torch.func.vmap``, so that its numbers cannot be read."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: then what f gives may hold more than memory made
-    before has room for."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def as_tensor(t: Any) -> Tensor:
-    """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times."""
+    """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times, ValueError
+    for those that ``torch.func.vmap`` hides."""
     if isinstance(t, Tensor):
+        if under_vmap(t):
+            raise ValueError(
+                "t is another for each sample of torch.func.vmap, which hides it; solve the whole batch with "
+                "stepping='per_sample' and t [B, T]"
+            )
         return t
-    if not hasattr(t, "__iter__") or isinstance(t, str):
-        raise TypeError(f"t must be a tensor or a list of two or more times, got {type(t).__name__}")
-    if any(isinstance(time, Tensor) for time in t):
-        return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
-    return torch.tensor(t, dtype=torch.float64)
+    if not hasattr(t, "__iter__") or isinstance(t, str | dict | set):
+        raise TypeError(f"t must be a tensor or a list of two or more times, got {shown(t)}")
+    t = list(t)
+    try:
+        if any(isinstance(time, Tensor) for time in t):
+            return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
+        return torch.tensor(t, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"t must be a tensor or a list of numbers, got {shown(t)}") from error
 
 
 def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
@@ -321,6 +318,16 @@ def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor
         same = out is not None and all(leaf.dtype == out.dtype for leaf in leaves)
         y = torch.cat([leaf.reshape(-1) for leaf in leaves], out=out if same else None)
     return y if dtype is None or y.dtype == dtype else y.to(dtype)
+
+
+def expanded(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tolerance for each number of a tensor of the state. Raises ValueError where its shape does not allow that."""
+    try:
+        return tolerance.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} has shape {tuple(tolerance.shape)}, which does not broadcast to y0's, {tuple(shape)}"
+        ) from error
 
 
 def check_state(leaves: list[Any]) -> None:
@@ -335,6 +342,8 @@ def check_state(leaves: list[Any]) -> None:
 
 
 def _check_times(t: Tensor) -> list[float]:
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must hold real times, got {t.dtype}")
     if t.dim() != 1 or len(t) < 2:
         raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
     times = t.tolist()

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import GRADIENTS, Mode
 from odebench.ode.integrate import Observer, Plan, even_grid
-from odebench.ode.methods import METHODS, Method, Tableau
+from odebench.ode.methods import Method, Tableau
+from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
-from odebench.ode.problem import Problem, refuse_noisy_layers, under_vmap
+from odebench.ode.problem import Problem, refuse_noisy_layers
 from odebench.ode.status import Solution, SolveError, Status
+from odebench.ode.transforms import check_batch, check_gradient, check_method, transformed, wants_derivative
 
 
 def solve(
@@ -88,22 +91,25 @@ def solve(
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
     if group is not None and (stepping != "shared" or not isinstance(find_method(method), Tableau)):
         raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
+    if group is not None and not isinstance(group, ProcessGroup):
+        raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {shown(group)}")
     refuse_noisy_layers(f)
+    jumps = finite_times("jump_t", jump_t)
     problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else Problem(f, y0, t, whole(args))
     plan = Plan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
         grid=None,
-        first_step=first_step,
-        min_step=min_step,
-        max_step=max_step,
-        max_steps=max_steps,
+        first_step=None if first_step is None else positive("first_step", first_step),
+        min_step=number("min_step", min_step),
+        max_step=positive("max_step", max_step),
+        max_steps=whole_number("max_steps", max_steps),
         controller=find_controller(controller),
         norm=rms_over(group),
         group=group,
-        forced=tuple(map(float, (*step_t, *jump_t))),
-        jumps=frozenset(map(float, jump_t)),
-        one_sided=len(jump_t) > 0,
+        forced=(*finite_times("step_t", step_t), *jumps),
+        jumps=frozenset(jumps),
+        one_sided=len(jumps) > 0,
         dense=dense,
         compile=compile,
     )
@@ -121,12 +127,9 @@ def run(
     problem: Problem, plan: Plan, mode: Mode, observers: tuple[Observer, ...] = (), watch: Watch | None = None
 ) -> Solution:
     """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
-    if plan.tolerance is not None and any(map(under_vmap, (problem.y0, *problem.args))):
-        raise ValueError(
-            "steps cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
-            "the whole batch with stepping='per_sample'"
-        )
-    time_wants_gradient = torch.is_grad_enabled() and problem.t.requires_grad
+    if transformed():
+        _check_transforms(problem, plan, mode)
+    time_wants_gradient = wants_derivative(problem.t)
     if time_wants_gradient:
         initial = problem.y0
         problem.y0 = initial - problem.time_shift(0, initial)
@@ -139,24 +142,29 @@ def run(
     if time_wants_gradient:
         later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
+    dense = None
+    if plan.dense and result.pieces:
+        source = states if states.requires_grad and mode.name != "backprop" else None
+        dense = DenseOutput(result.pieces, problem.unflatten, outcome.time, source)
     problem.stats.stiffness = result.stepper.stiffness() if result.stepper else None
     return Solution(
         problem.t,
         problem.unflatten(states),
         problem.stats,
         outcome,
-        dense=DenseOutput(result.pieces, problem.unflatten, outcome.time) if plan.dense and result.pieces else None,
+        dense=dense,
         events=events,
     )
 
 
-def find_method(method: str | Method) -> Method:
-    """A method by its name. Raises ValueError where there is none."""
-    if not isinstance(method, str):
-        return method
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
-    return METHODS[method]
+def _check_transforms(problem: Problem, plan: Plan, mode: Mode) -> None:
+    """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
+    check_method(plan.method, plan.compile)
+    check_gradient(mode.name)
+    with torch.no_grad():
+        # One evaluation more: f may reach the batch by its closure alone.
+        rate = problem.rate(problem.clock(problem.times[:1])[0], problem.y0, problem.args)
+    check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
 
 
 def find_controller(controller: str | Controller) -> Controller:
@@ -169,8 +177,13 @@ def find_controller(controller: str | Controller) -> Controller:
 
 
 def find_mode(gradient: str | Mode) -> Mode:
-    """A gradient mode by its name. Raises ValueError where there is none."""
+    """A gradient mode by its name. Raises ValueError where there is none, TypeError for what is neither."""
     if not isinstance(gradient, str):
+        if isinstance(gradient, type) or not hasattr(gradient, "integrate"):
+            raise TypeError(
+                "gradient must be a name, or a mode with its options, such as Checkpoint(checkpoints=8), got "
+                + shown(gradient)
+            )
         return gradient
     if gradient not in GRADIENTS:
         raise ValueError(f"unknown gradient mode {gradient!r}; the modes are {', '.join(GRADIENTS)}")
@@ -179,28 +192,31 @@ def find_mode(gradient: str | Mode) -> Mode:
 
 def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, problem: Problem | RowProblem) -> Plan:
     """The plan with fixed steps, where they are asked for."""
-    for name, value in {"steps": steps, "step_size": step_size}.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
     if steps is None and step_size is None:
         return plan
-    if step_size is not None:
-        grid = even_grid(step_size)
-    elif isinstance(problem, RowProblem):
-        grid = counted_grid(steps)  # type: ignore[arg-type]
+    if isinstance(problem, RowProblem):
+        span = max((problem.times[-1] - problem.times[0]).abs().tolist(), default=0.0)
     else:
-        grid = even_grid(abs(problem.times[-1] - problem.times[0]) / steps)  # type: ignore[operator]
+        span = abs(problem.times[-1] - problem.times[0])
+    if step_size is not None:
+        size = positive("step_size", step_size)
+        grid = even_grid(size)
+    else:
+        count = whole_number("steps", steps)
+        size = span / count
+        grid = counted_grid(count) if isinstance(problem, RowProblem) else even_grid(size)
+    # Before a grid of so many points is made; a little more is rounding.
+    if span > 1.001 * size * plan.max_steps:
+        raise ValueError(
+            f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
+        )
     return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=grid)
 
 
 def check_plan(plan: Plan) -> Plan:
     """The plan, or ValueError where its numbers cannot be meant."""
-    numbers = {"first_step": plan.first_step, "max_step": plan.max_step, "max_steps": plan.max_steps}
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
     if plan.compile and not isinstance(plan.method, Tableau):
         raise ValueError(f"compile=True is for explicit Runge-Kutta methods; leave it out for {plan.method.name}")
     if not 0 <= plan.min_step <= plan.max_step:

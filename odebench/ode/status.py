@@ -1,10 +1,11 @@
 """What a solve gives back: the states, how it ended, and what it cost."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from odebench.ode.dense import DenseOutput
 
@@ -151,14 +152,25 @@ class Solution:
         """How the solve ended."""
         return self.outcome.status
 
+    def detached(self) -> "Solution":
+        """The same numbers without their graph."""
+        t, y, events = pytree.tree_map_only(
+            Tensor, Tensor.detach, (self.t, self.y, [(hits.t, hits.y) for hits in self.events])
+        )
+        return replace(self, t=t, y=y, events=tuple(EventHits(*hits) for hits in events))
+
 
 class SolveError(RuntimeError):
     """A solve that did not reach its last time; ``solution`` holds what was reached.
 
-    Raised from a backward pass, ``solution`` is None: there the states belong to the adjoint.
+    Raised from a backward pass, ``solution`` is None: there the states belong to the adjoint. It passes from process to
+    process, and loses its graph on the way.
     """
 
     def __init__(self, outcome: Outcome, solution: Solution | None = None, during: str = "solve") -> None:
         super().__init__(f"{during} failed: {outcome.message()}")
-        self.outcome = outcome
-        self.solution = solution
+        self.outcome, self.solution, self.during = outcome, solution, during
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By what it was made of: the default is to make it of its message.
+        return type(self), (self.outcome, self.solution and self.solution.detached(), self.during)

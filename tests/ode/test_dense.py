@@ -123,6 +123,23 @@ def test_gradients_flow_to_the_start_to_arguments_and_to_the_time(how):
     torch.testing.assert_close(dense.derivative(times.detach())[:, 0], rate * y, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint"])
+def test_a_loss_of_it_is_refused_where_its_gradient_would_be_lost(mode):
+    """Beside a loss of the states asked for, the rest would come without a word."""
+    start = torch.tensor([0.9, 1.2], dtype=torch.float64, requires_grad=True)
+    solution = solve(lambda t, y: -y, start, [0.0, 1.0], dense=True, gradient=mode)
+    for read in (solution.dense, solution.dense.derivative):
+        with pytest.raises(RuntimeError, match="dense output has the gradient of gradient='backprop' alone"):
+            (solution.y[-1].sum() + read(0.4).sum()).backward()
+    assert start.grad is None
+    with torch.no_grad():
+        assert not solution.dense(0.4).requires_grad
+    assert not DenseOutput.from_state_dict(solution.dense.state_dict())(0.4).requires_grad
+    time = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(solution.dense(time).sum(), time)
+    assert float(slope) == pytest.approx(-2.1 * math.exp(-0.4), rel=1e-3)
+
+
 def test_a_solve_that_fails_half_way_keeps_what_it_reached():
     how = {"dense": True, "throw": False, "rtol": 1e-8, "atol": 1e-8}
     y0 = torch.ones(1, dtype=torch.float64)

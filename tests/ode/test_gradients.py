@@ -249,7 +249,7 @@ def test_a_parameter_that_f_uses_later_only_is_found_in_a_module_and_refused_els
     assert norms["adjoint"] == pytest.approx(norms["backprop"], rel=1e-2)
     switch = Switch()
     y = solve(lambda t, y: switch(t, y), start, [0.0, 1.0], method="rk4", steps=20, gradient="adjoint").y
-    with pytest.raises(ValueError, match=r"a parameter at t=.* not use at the first time"):
+    with pytest.raises(ValueError, match=r"a tensor at t=.* not use at the first time"):
         y[-1].sum().backward()
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from odebench.ode import METHODS, SolveError, Status, Tableau, solve
+from odebench.ode import METHODS, Checkpoint, SolveError, Status, Tableau, solve
 from odebench.ode.events import Event
+from odebench.ode.gradients.record import Kept
 from odebench.ode.per_sample import Rows
 
 ADAPTIVE = sorted(name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive)
@@ -290,13 +291,37 @@ def test_gradients_are_those_of_solving_one_by_one(how):
     y0, speed, scale, times = inputs[:4]
     alone = sum(loss_of(solve(field, y0[i], times[i], args=(speed[i], scale), **how).y) for i in range(4))
     expected = torch.autograd.grad(alone, inputs)
-    for gradient in ("backprop", "checkpoint"):
+    for gradient in ("backprop", Checkpoint(checkpoints=3), "checkpoint"):
         solution = rows_of(field, y0, times, (Rows(speed), scale), gradient=gradient, **how)
         found = torch.autograd.grad(loss_of(solution.y), inputs)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert "steps" in how or solution.stats.rejected > 0
     assert 0 < solution.stats.backward.row_evaluations < solution.stats.row_evaluations
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_no_more_states_of_all_rows_are_kept_than_asked_for(limit, monkeypatch):
+    """The numbers stay the same, to round-off; the work grows."""
+    largest, real_offer = 0, Kept.offer
+
+    def offer(kept, n, y):
+        nonlocal largest
+        real_offer(kept, n, y)
+        assert y.shape == Y0.shape
+        largest = max(largest, len(kept))
+
+    monkeypatch.setattr(Kept, "offer", offer)
+    found, work = [], []
+    for gradient in (Checkpoint(), Checkpoint(checkpoints=limit)):
+        y0, mu = Y0.clone().requires_grad_(), MU.clone().requires_grad_()
+        solution = rows_of(van_der_pol, y0, [0.0, 0.7, 3.0], (Rows(mu),), gradient=gradient)
+        found.append(torch.autograd.grad((solution.y[1:] ** 2).sum(), (y0, mu)))
+        work.append(solution.stats.backward.row_evaluations)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert 1 <= largest <= limit
+    assert work[1] > work[0]
 
 
 def test_backprop_is_differentiable_twice():
@@ -338,6 +363,9 @@ def test_checkpoint_refuses_what_it_would_lose():
         rows_of(lambda t, y: outside * y, Y0, [0.0, 1.0], gradient="checkpoint")
     with pytest.raises(ValueError, match="has no events"):
         rows_of(lambda t, y: y, Y0, [0.0, 1.0], gradient="checkpoint", event=lambda t, y: y[:, 0])
+    for mode in (Checkpoint(recompute="stage"), Checkpoint(keep="graphs")):
+        with pytest.raises(ValueError, match="has no recompute and keep there"):
+            rows_of(lambda t, y: y, Y0, [0.0, 1.0], gradient=mode)
 
 
 # Events.

@@ -213,7 +213,7 @@ def there_and_back(method, f, start, sizes):
             t += h
             stepper.accept(t, y, False)
         assert stepper.failure is None
-        field = BackwardField(problem, Targets(problem, "reversible", [], []), Stats())
+        field = BackwardField(problem, Targets(problem, "reversible", [], [], reached=[]), Stats())
         back = RETRACES[type(method)](method, field, t, y, stepper.half_next, torch.zeros_like(y))
         for step in reversed(steps):
             back.undo(*step)

@@ -1,11 +1,14 @@
 """The door: exact solutions, outputs, statistics, statuses, and clear errors."""
 
 import math
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+import torch.multiprocessing  # teaches the pickler of multiprocessing about tensors
 
-from odebench.ode import METHODS, SolveError, Status, Tableau, solve
+from odebench.ode import METHODS, Event, SolveError, Status, Tableau, odeint, solve
 
 A = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 Y0 = torch.tensor([2.0, 0.5], dtype=torch.float64)
@@ -204,6 +207,43 @@ def test_max_steps_is_a_status_not_only_an_error():
     assert solution.stats.accepted + solution.stats.rejected == 20
     torch.testing.assert_close(solution.y[1], exact([1.0])[0], rtol=1e-3, atol=1e-3)
     assert "raise max_steps" in solution.outcome.message()
+
+
+def failed(call, **how):
+    """The error of a solve that blows up before its end."""
+    start = torch.ones(1, dtype=torch.float64, requires_grad=True) * 1
+    times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    with pytest.raises(SolveError) as caught:
+        call(lambda t, y: y**2, start, times, **how)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: failed(solve, max_steps=40),
+        lambda: failed(solve, max_steps=40, dense=True, event=Event(lambda t, y: y[0] + t - 2, terminal=False)),
+        lambda: failed(solve, method="rk4", steps=40),
+        lambda: failed(odeint, options={"max_num_steps": 20}),
+        lambda: SolveError(failed(solve, max_steps=40).outcome, during="backward solve of the adjoint"),
+    ],
+    ids=["solve", "dense and event", "fixed steps", "odeint", "backward"],
+)
+def test_a_failed_solve_passes_from_process_to_process(error):
+    """As multiprocessing does it, which refuses tensors with a graph, and knows of no lambda."""
+    error = error()
+    copy = pickle.loads(bytes(ForkingPickler.dumps(error)))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert repr(copy.outcome) == repr(error.outcome)
+    if error.solution is None:
+        assert copy.solution is None
+        return
+    assert copy.solution.status is error.solution.status
+    assert copy.solution.stats == error.solution.stats
+    torch.testing.assert_close(copy.solution.y, error.solution.y.detach(), rtol=0, atol=0, equal_nan=True)
+    if error.solution.dense is not None:
+        torch.testing.assert_close(copy.solution.dense(0.3), error.solution.dense(0.3).detach(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

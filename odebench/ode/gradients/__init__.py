@@ -12,7 +12,10 @@ from odebench.ode.problem import Problem
 
 
 class Mode(Protocol):
-    """A gradient mode with its options."""
+    """A gradient mode with its options, and the name that users call it by."""
+
+    @property
+    def name(self) -> str: ...
 
     def integrate(
         self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None

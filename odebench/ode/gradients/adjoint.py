@@ -14,17 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from odebench.ode.arguments import number, whole_number
 from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Watch
-from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature
+from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
-from odebench.ode.gradients.reach import Targets, first_evaluation
+from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
-from odebench.ode.methods import METHODS, Method, Tableau
+from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
-from odebench.ode.methods.steppers import make_stepper
+from odebench.ode.methods.steppers import find_method, make_stepper
 from odebench.ode.once import differentiable_once
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
@@ -55,6 +56,16 @@ class Adjoint:
     name = "adjoint"
     dense = False
 
+    def __post_init__(self) -> None:
+        for option in ("rtol", "atol"):
+            value = getattr(self, option)
+            if value is not None and not number(option, value) >= 0:
+                raise ValueError(f"gradient={self.name!r}: {option} must not be negative, got {value}")
+        if self.steps is not None:
+            whole_number("steps", self.steps)
+        if self.norm not in ("semi", "full"):
+            raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
+
     def integrate(
         self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
     ) -> Result:
@@ -65,20 +76,15 @@ class Adjoint:
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
         first = first_evaluation(problem, self.name)
-        f, parameters = first.f.detach(), first.parameters
         results: list[Result] = []
         states = _AdjointSolve.apply(
-            self, problem, plan, observers, watch, f, results, len(parameters), problem.y0, *parameters, *problem.args
+            self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
     def backward_plan(self, plan: Plan, span: float, largest: float) -> Plan:
         """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over so many units of time."""
-        method = plan.method if self.method is None else self.method
-        if isinstance(method, str):
-            if method not in METHODS:
-                raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
-            method = METHODS[method]
+        method = plan.method if self.method is None else find_method(self.method)
         tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
         if self.rtol is None and self.atol is None and self.method is None:
             # Where y needed no larger ones, the estimate for a larger one is often too good.
@@ -119,15 +125,14 @@ class _AdjointSolve(torch.autograd.Function):
         plan: Plan,
         observers: tuple[Observer, ...],
         watch: Watch | None,
-        f: Tensor,
+        first: FirstEvaluation,
         results: list[Result],
-        num_parameters: int,
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
         forward_plan = dataclasses.replace(plan, dense=True) if mode.dense else plan
         result = integrate(
-            problem, y0, problem.times, forward_plan, problem.stats, f=f, observers=observers, watch=watch
+            problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, watch=watch
         )
         results.append(result)
         ctx.path = DenseOutput(result.pieces, lambda y: y) if mode.dense and result.pieces else None
@@ -138,7 +143,7 @@ class _AdjointSolve(torch.autograd.Function):
         # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
         ctx.first_step = step_sizes[-1] if step_sizes else result.next_step
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters = targets[:num_parameters]
+        ctx.parameters, ctx.used = first.parameters, first.reached
         ctx.save_for_backward(result.states, *targets)
         return result.states
 
@@ -148,12 +153,13 @@ class _AdjointSolve(torch.autograd.Function):
         states, *tensors = ctx.saved_tensors
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(problem, mode.name, ctx.parameters, tensors[len(ctx.parameters) :])
+        args = tensors[len(ctx.parameters) :]
+        targets = Targets(problem, mode.name, ctx.parameters, args, reached=ctx.used)
         quadrature = quadrature_of(mode, ctx.plan.method)
         plan = dataclasses.replace(
             ctx.plan,
-            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, targets, quadrature),
-            norm=_norm(mode, ctx.plan, targets, states.shape[1]),
+            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, targets, quadrature, states),
+            norm=_norm(mode, ctx.plan, targets, states),
         )
         field = AdjointField(problem, targets, ctx.path, quadrature)
         stepper: Any = None
@@ -172,7 +178,7 @@ class _AdjointSolve(torch.autograd.Function):
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
             a = size * field.finish(result.states[1], size) + grad_states[i - 1]
             first_step, stepper = result.next_step, result.stepper
-        return None, None, None, None, None, None, None, None, a, *targets.gradients()
+        return None, None, None, None, None, None, None, a, *targets.gradients()
 
 
 def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
@@ -210,7 +216,7 @@ def integrate_back(
 
 
 def _backward_tolerance(
-    mode: Adjoint, tolerance: Tolerance | None, targets: Targets, quadrature: Quadrature
+    mode: Adjoint, tolerance: Tolerance | None, targets: Targets, quadrature: Quadrature, like: Tensor
 ) -> Tolerance | None:
     """A tolerance of each number of y as one of each number of the backward state: the adjoint has y's, and a parameter
     gradient in it the smallest of them."""
@@ -218,20 +224,20 @@ def _backward_tolerance(
     def fitted(tol: float | Tensor) -> float | Tensor:
         if not isinstance(tol, Tensor):
             return tol
-        num_parameters = sum(target.numel() for target in targets.wanted) if quadrature is None else 0
+        num_parameters = sum(packed_size(x, like) for x in targets.wanted) if quadrature is None else 0
         return torch.cat([*[tol] * (1 if mode.dense else 2), tol.min().expand(num_parameters)])
 
     return tolerance and Tolerance(fitted(tolerance.rtol), fitted(tolerance.atol))
 
 
-def _norm(mode: Adjoint, plan: Plan, targets: Targets, n: int) -> Norm:
+def _norm(mode: Adjoint, plan: Plan, targets: Targets, like: Tensor) -> Norm:
     """The largest error of the parts of the backward state: y's, the adjoint's with its slack, and with the full norm
     every parameter gradient's, with the slack too."""
     num_states = 1 if mode.dense else 2
-    sizes = [n] * num_states
+    sizes = [like.shape[-1]] * num_states
     slack = [1.0, ADJOINT_SLACK][-num_states:]
     if mode.norm == "full":
-        sizes += [target.numel() for target in targets.wanted]
+        sizes += [packed_size(target, like) for target in targets.wanted]
         slack += [ADJOINT_SLACK] * len(targets.wanted)
 
     def norm(x: Tensor) -> float:

@@ -11,13 +11,36 @@ from torch import Tensor
 from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.reach import Targets
 from odebench.ode.methods import Method, Tableau
-from odebench.ode.methods.jacobian import Block, linearize_rate, real_size
+from odebench.ode.methods.jacobian import Block, as_like, as_real, linearize_rate, real_size
 from odebench.ode.problem import Problem, flat
 from odebench.ode.status import Stats
 
 Quadrature = Literal["stages", "nodes"] | None
 """How the parameter gradient is had: by the stages of an explicit step as they are evaluated, at the nodes of an
 accepted implicit step, or, None, as a part of the backward state."""
+
+
+def packed(gradients: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """Gradients, flat, as numbers of a backward state like this: complex ones as their parts where it is real."""
+    flattened = (gradient.reshape(-1) for gradient in gradients)
+    return [(g if like.is_complex() else as_real(g)).to(like.dtype) for g in flattened]
+
+
+def packed_size(target: Tensor, like: Tensor) -> int:
+    """How many numbers the gradient of a target takes there."""
+    return target.numel() if like.is_complex() else real_size(target)
+
+
+def unpacked(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of ``packed``, for gradients of these targets, in their shapes."""
+    found = []
+    for part, target in zip(numbers.split([packed_size(x, numbers) for x in targets]), targets, strict=True):
+        if not target.is_complex():
+            part = part.real
+        elif not numbers.is_complex():
+            part = as_like(part, target)
+        found.append(part.view_as(target))
+    return found
 
 
 class AdjointField:
@@ -36,7 +59,7 @@ class AdjointField:
         self.integrands = []
         parts = [a] if self._path is not None else [y, a]
         if self.quadrature is None:
-            parts += [torch.zeros_like(target).reshape(-1).to(a.dtype) for target in self._targets.wanted]
+            parts.append(a.new_zeros(sum(packed_size(target, a) for target in self._targets.wanted)))
         return torch.cat(parts)
 
     def finish(self, z: Tensor, size: float) -> Tensor:
@@ -44,9 +67,8 @@ class AdjointField:
         start = 0 if self._path is not None else self._n
         if self.quadrature is None:
             totals = self._targets.totals
-            parts = z[start + self._n :].split([total.numel() for total in totals])
-            for total, part in zip(totals, parts, strict=True):
-                total.add_((part if total.is_complex() else part.real).view_as(total), alpha=size)
+            for total, part in zip(totals, unpacked(z[start + self._n :], totals), strict=True):
+                total.add_(part, alpha=size)
         return z[start : start + self._n]
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
@@ -70,14 +92,16 @@ class AdjointField:
         if self.quadrature == "stages":
             self.integrands.append(found[n:] if counts else None)
         else:
-            parts += map(torch.neg, found[n:])
+            parts += map(torch.neg, packed(found[n:], a))
         return flat(parts, a.dtype, out)
 
     def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
         """a^T df/dtheta of every target."""
         y, a = self._split(t, z)
+        y = y.detach().requires_grad_()
         with torch.enable_grad():
             f = self._rate(t, y)
+        self._targets.check([f], t, [y])
         if not (f.requires_grad and self._targets.wanted):
             return [torch.zeros_like(target) for target in self._targets.wanted]
         return list(torch.autograd.grad(f, self._targets.wanted, a, allow_unused=True, materialize_grads=True))
@@ -98,12 +122,13 @@ class AdjointField:
             y = y + (t - t.detach()) * slope
         y = y if y.requires_grad else y.requires_grad_()
         f = self._rate(t, y)
+        self._targets.check([f], t, [t, z, y])
         inputs = [y, *self._targets.wanted] if self.quadrature is None else [y]
         a_dfdy, *integrand = torch.autograd.grad(
             f, inputs, a, create_graph=True, allow_unused=True, materialize_grads=True
         )
         parts = [a_dfdy.neg()] if self._path is not None else [f, a_dfdy.neg()]
-        return torch.cat([*parts, *(part.reshape(-1).neg().to(a.dtype) for part in integrand)])
+        return torch.cat([*parts, *map(torch.neg, packed(integrand, a))])
 
     def _count(self) -> None:
         stats = self._problem.stats.backward

@@ -15,6 +15,8 @@ class Backprop:
     Memory: the graph of every evaluation of an accepted step. Work backward: no evaluation.
     """
 
+    name = "backprop"
+
     def integrate(
         self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
     ) -> Result:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from odebench.ode.arguments import whole_number
 from odebench.ode.events import Watch
 from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.record import Graphs, Stage, StageField, States, Step, shares_last_stage
@@ -52,8 +53,8 @@ class Checkpoint:
     name = "checkpoint"
 
     def __post_init__(self) -> None:
-        if self.checkpoints is not None and self.checkpoints < 1:
-            raise ValueError(f"checkpoints must be at least 1, got {self.checkpoints}")
+        if self.checkpoints is not None:
+            whole_number("checkpoints", self.checkpoints)
         if self.recompute not in ("step", "stage"):
             raise ValueError(f"recompute must be 'step' or 'stage', got {self.recompute!r}")
         if self.keep not in ("states", "graphs"):
@@ -90,7 +91,7 @@ class Checkpoint:
             )
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
-        first = first_evaluation(problem, self.name)
+        first = first_evaluation(problem, self.name, with_graph=self.keep == "graphs")
         results: list[Result] = []
         states = _CheckpointSolve.apply(
             self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
@@ -132,7 +133,8 @@ class _CheckpointSolve(torch.autograd.Function):
         results.append(result)
         ctx.mode, ctx.problem, ctx.plan, ctx.record = mode, problem, plan, record
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters, ctx.times = first.parameters, result.times[: result.outcome.reached]
+        ctx.parameters, ctx.used = first.parameters, first.reached
+        ctx.times = result.times[: result.outcome.reached]
         ctx.args = first.args if keeps_graphs else None
         ctx.save_for_backward(y0, *targets)
         return result.states
@@ -142,7 +144,7 @@ class _CheckpointSolve(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         problem, plan, record, mode = ctx.problem, ctx.plan, ctx.record, ctx.mode
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
-        targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args)
+        targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args, reached=ctx.used)
         outputs = Outputs(ctx.times, grad_states, record)
         stats = Stats() if isinstance(record, Graphs) else problem.stats.backward or Stats()
         field = StageField(problem, targets.args, stats, False)
@@ -216,5 +218,6 @@ def _reverse_steps(plan: Plan, record: States, field: StageField, targets: Targe
             if thetas:
                 extension = stepper.extension(step.t, step.t_next, y, results[0], plan.interpolation)
                 results.append(extension.at(thetas))
+        targets.check(results, field.clock([step.t])[0], [y])
         (a,) = targets.pull_all([y], results, [a, gradients][: len(results)])
     return a

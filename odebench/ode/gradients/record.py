@@ -48,41 +48,57 @@ class Record:
             self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=end)
 
 
-class States(Record):
-    """Keeps the states [N] that the steps start from: all of them, or at most ``limit``."""
+class Kept:
+    """The states that steps start from, by the steps' numbers: all of them, or at most ``limit``."""
 
     def __init__(self, limit: int | None) -> None:
-        super().__init__()
         self._limit, self._stride = limit, 1
         self._kept: dict[int, Tensor] = {}
 
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing yet."""
+    def __len__(self) -> int:
+        return len(self._kept)
 
-    def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Keep the state where its number falls on the stride, which doubles when there is no room left."""
-        n = len(self.steps)
-        super().accept(t, y, h)
+    def offer(self, n: int, y: Tensor) -> None:
+        """Keep the state before step n, where that falls on the stride, which doubles when there is no room left."""
         while n % self._stride == 0 and len(self._kept) == self._limit:
             self._stride *= 2
             self._kept = {m: state for m, state in self._kept.items() if m % self._stride == 0}
         if n % self._stride == 0:
             self._kept[n] = y
 
+    def backward(self, num_steps: int, advance: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Each step's number and the state that it starts from, the last step first.
+
+        advance(n, y): the state after step n, solved again.
+        """
+        end, kept = num_steps, dict(self._kept)
+        for start in sorted(kept, reverse=True):
+            slots = end - start if self._limit is None else self._limit - len(kept)
+            yield from replay(start, end, kept.pop(start), slots, advance)
+            end = start
+
+
+class States(Record):
+    """Keeps the states [N] that the steps start from: all of them, or at most ``limit``."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__()
+        self.kept = Kept(limit)
+
+    def attempt(self, t: float, y: Tensor, h: float) -> None:
+        """Nothing yet."""
+
+    def accept(self, t: float, y: Tensor, h: float) -> None:
+        """The step counts, and its state may be kept."""
+        self.kept.offer(len(self.steps), y)
+        super().accept(t, y, h)
+
     def backward(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Each step's number and the state [N] that it starts from, the last step first.
 
         advance(step, y): the state after a step, solved again.
         """
-
-        def forward(n: int, y: Tensor) -> Tensor:
-            return advance(self.steps[n], y)
-
-        end, kept = len(self.steps), dict(self._kept)
-        for start in sorted(kept, reverse=True):
-            slots = end - start if self._limit is None else self._limit - len(kept)
-            yield from replay(start, end, kept.pop(start), slots, forward)
-            end = start
+        return self.kept.backward(len(self.steps), lambda n, y: advance(self.steps[n], y))
 
 
 def replay(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.events import Watch
-from odebench.ode.gradients.reach import Targets, first_evaluation
+from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.integrate import Grid, Observer, Plan, Result, integrate
 from odebench.ode.methods import METHODS
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -57,9 +57,8 @@ class ReversibleGradient:
             problem,
             plan,
             observers,
-            first.f.detach(),
+            first,
             results,
-            len(first.parameters),
             problem.y0,
             *first.parameters,
             *problem.args,
@@ -120,24 +119,23 @@ class _ReversibleSolve(torch.autograd.Function):
         problem: Problem,
         plan: Plan,
         observers: tuple[Observer, ...],
-        f: Tensor,
+        first: FirstEvaluation,
         results: list[Result],
-        num_parameters: int,
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
         steps = _Steps([])
-        result = integrate(problem, y0, problem.times, plan, problem.stats, f=f, observers=(*observers, steps))
+        result = integrate(problem, y0, problem.times, plan, problem.stats, f=first.f, observers=(*observers, steps))
         results.append(result)
         ctx.reached = result.outcome.reached
         if 1 < ctx.reached < len(problem.times):
             # The pair at the last time that was reached: from where the solve failed no way may lead back.
             size = abs(steps.taken[0][1]) if plan.grid is None else None
             again, steps = dataclasses.replace(plan, first_step=size), _Steps([])
-            result = integrate(problem, y0, problem.times[: ctx.reached], again, Stats(), f=f, observers=[steps])
+            result = integrate(problem, y0, problem.times[: ctx.reached], again, Stats(), f=first.f, observers=[steps])
         ctx.problem, ctx.method, ctx.steps = problem, plan.method, steps.taken if ctx.reached > 1 else []
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters = targets[:num_parameters]
+        ctx.parameters, ctx.used = first.parameters, first.reached
         stepper: Any = result.stepper
         ctx.save_for_backward(result.states[ctx.reached - 1].clone(), stepper.half_next, y0, *targets)
         return results[0].states
@@ -148,7 +146,8 @@ class _ReversibleSolve(torch.autograd.Function):
         y, half, _, *tensors = ctx.saved_tensors
         problem, steps = ctx.problem, ctx.steps
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        targets = Targets(problem, ReversibleGradient.name, ctx.parameters, tensors[len(ctx.parameters) :])
+        args = tensors[len(ctx.parameters) :]
+        targets = Targets(problem, ReversibleGradient.name, ctx.parameters, args, reached=ctx.used)
         field = BackwardField(problem, targets, stats)
         due = ctx.reached - 1
         grad = grad_states[due]
@@ -161,8 +160,9 @@ class _ReversibleSolve(torch.autograd.Function):
                         due -= 1
                         walk.grad = walk.grad + grad_states[due]
                 grad = walk.finish()
+                del walk  # with the graph that it may hold
         assert due == 0
-        return None, None, None, None, None, None, grad, *targets.gradients()
+        return None, None, None, None, None, grad, *targets.gradients()
 
 
 Pull = Callable[[Tensor], Tensor]

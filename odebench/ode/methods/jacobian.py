@@ -47,7 +47,7 @@ class Block:
 
 def as_real(x: Tensor) -> Tensor:
     """Complex numbers [..., N] as their parts [..., 2N]; real ones as they are."""
-    return torch.view_as_real(x).flatten(-2) if x.is_complex() else x
+    return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
 def as_like(x: Tensor, y: Tensor) -> Tensor:

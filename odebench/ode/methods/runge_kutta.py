@@ -14,8 +14,8 @@ from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.compiled import CompiledStep
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.problem import transformed
 from odebench.ode.status import Status
+from odebench.ode.transforms import transformed
 
 
 class Buffer:

@@ -5,9 +5,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from odebench.ode.arguments import shown
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Extension
-from odebench.ode.methods import Method
+from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import FixedAdams, VariableAdams
 from odebench.ode.methods.adams_fixed import FixedAdamsStepper
 from odebench.ode.methods.adams_variable import VariableAdamsStepper
@@ -18,6 +19,7 @@ from odebench.ode.methods.reversible_steps import AsynchronousLeapfrogSteps, Cou
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.rosenbrock_steps import RosenbrockSteps
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
+from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.status import Stats, Status
 
@@ -93,6 +95,19 @@ STEPPERS: dict[type, Callable[..., Any]] = {
     ImplicitTableau: ImplicitRungeKutta,
     Rosenbrock: RosenbrockSteps,
 }
+
+
+def find_method(method: str | Method) -> Method:
+    """A method by its name. Raises ValueError where there is none, TypeError for what is neither."""
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+        return METHODS[method]
+    if type(method) not in STEPPERS and not isinstance(method, SciPySolver):
+        raise TypeError(
+            f"method must be a name, such as 'dopri5', or a description, such as a Tableau, got {shown(method)}"
+        )
+    return method
 
 
 def make_stepper(

@@ -13,9 +13,9 @@ while one call of f serves all rows at work:
   state of each row's first zero, NaN where there is none.
 - ``Solution.rows`` says for each row how it ended and what it cost. A row's failure does not stop the others;
   ``Solution.status`` is the worst of all.
-- gradient: "backprop" or "checkpoint". With backprop, an attempt that was rejected while others were accepted stays
-  in the graph and gets a gradient of zero; where it was not finite, the accepted rows are evaluated once more,
-  without it.
+- gradient: "backprop" or "checkpoint", of whose options ``checkpoints`` counts the states of all rows together. With
+  backprop, an attempt that was rejected while others were accepted stays in the graph and gets a gradient of zero;
+  where it was not finite, the accepted rows are evaluated once more, without it.
 """
 
 from odebench.ode.per_sample.pace import counted_grid

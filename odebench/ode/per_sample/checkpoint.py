@@ -3,26 +3,29 @@
 The numbers are those of backpropagation through the solver, to round-off.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odebench.ode.gradients.reach import Targets, first_evaluation
+from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
+from odebench.ode.gradients.record import Kept
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.once import differentiable_once
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.outputs import Reading, read
-from odebench.ode.per_sample.problem import RowProblem, count, pick
+from odebench.ode.per_sample.problem import RowProblem, count, pick, put
 from odebench.ode.per_sample.stepping import RowStepper, Step
 from odebench.ode.status import Stats
 
 MODE = "checkpoint"
 
 
-def run_checkpointed(loop: RowLoop, y0: Tensor) -> Tensor:
-    """The states [T, B, n] of a loop from y0 [B, n]; memory: one state an accepted step of a row.
+def run_checkpointed(loop: RowLoop, y0: Tensor, checkpoints: int | None) -> Tensor:
+    """The states [T, B, n] of a loop from y0 [B, n]; memory: one state an accepted step of a row, or, where a number of
+    ``checkpoints`` is given, at most so many times those of all rows.
 
     Raises ValueError where f reaches a tensor whose gradient would be lost.
     """
@@ -32,45 +35,70 @@ def run_checkpointed(loop: RowLoop, y0: Tensor) -> Tensor:
         return loop.outputs.collect()
     first = first_evaluation(problem, MODE)
     loop.problem.count_rows_once()
-    args, parameters = loop.problem.args, first.parameters
-    return _Checkpointed.apply(loop, first.f.detach(), len(parameters), y0, *parameters, *args)
+    return _Checkpointed.apply(loop, checkpoints, first, y0, *first.parameters, *loop.problem.args)
 
 
 @dataclass(frozen=True)
 class Record:
-    """An accepted step of b rows: their numbers, times and signed sizes [b] on the host, states [b, n] at its start."""
+    """An accepted step of b rows: their numbers, times and signed sizes [b] on the host, states [b, n] at its start,
+    where they are kept."""
 
     rows: Tensor
     t: Tensor
     h: Tensor
-    y: Tensor
+    y: Tensor | None
     reading: Reading | None
 
 
-@dataclass
 class Records:
-    """The recorder of a loop."""
+    """The recorder of a loop from y [B, n]: each step's states, or at most ``limit`` times those of all rows."""
 
-    steps: list[Record] = field(default_factory=list)
+    def __init__(self, limit: int | None, y: Tensor) -> None:
+        self.steps: list[Record] = []
+        self._kept = None if limit is None else Kept(limit)
+        self._states = y.detach()
 
     def accept(self, step: Step, accepted: Tensor, reading: Reading | None) -> None:
         """Remember the accepted rows."""
-        if bool(accepted.all()):
-            self.steps.append(Record(step.rows, step.t, step.h, step.y, reading))
+        rows, t, h, y, y_next = step.rows, step.t, step.h, step.y, step.y_next
+        if not bool(accepted.all()):
+            at = accepted.nonzero().squeeze(1)
+            rows, t, h, y, y_next = (pick(x, at) for x in (rows, t, h, y, y_next))
+            reading = None if reading is None else reading.of(accepted)
+        if self._kept is not None:
+            self._kept.offer(len(self.steps), self._states)
+            self._states = put(self._states, rows, y_next)
+        self.steps.append(Record(rows, t, h, y if self._kept is None else None, reading))
+
+    def backward(self, advance: Callable[[Record, Tensor], Tensor]) -> Iterator[tuple[Record, Tensor]]:
+        """Each step and the states [b, n] that it starts from, the last step first.
+
+        advance(record, y): the states [b, n] after a step, solved again.
+        """
+        if self._kept is None:
+            for record in reversed(self.steps):
+                assert record.y is not None
+                yield record, record.y
             return
-        at = accepted.nonzero().squeeze(1)
-        rows, t, h, y = (pick(x, at) for x in (step.rows, step.t, step.h, step.y))
-        self.steps.append(Record(rows, t, h, y, None if reading is None else reading.of(accepted)))
+
+        def move(n: int, states: Tensor) -> Tensor:
+            record = self.steps[n]
+            return put(states, record.rows, advance(record, pick(states, record.rows)))
+
+        for n, states in self._kept.backward(len(self.steps), move):
+            yield self.steps[n], pick(states, self.steps[n].rows)
 
 
 class _Checkpointed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loop: RowLoop, k: Tensor, num_parameters: int, y0: Tensor, *targets: Tensor) -> Tensor:
-        loop.recorder = records = Records()
-        loop.run(y0, k)
+    def forward(
+        ctx: Any, loop: RowLoop, checkpoints: int | None, first: FirstEvaluation, y0: Tensor, *targets: Tensor
+    ) -> Tensor:
+        loop.recorder = records = Records(checkpoints, y0)
+        loop.run(y0, first.f)
         ctx.records, ctx.problem, ctx.method = records, loop.problem, loop.plan.method
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters = targets[:num_parameters]
+        ctx.parameters, ctx.used = first.parameters, first.reached
         ctx.save_for_backward(y0, *targets)
         return loop.outputs.collect()
 
@@ -80,12 +108,12 @@ class _Checkpointed(torch.autograd.Function):
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         problem: RowProblem = ctx.problem
         problem.stats.backward = problem.stats.backward or Stats(row_evaluations=0)
-        targets = Targets(ctx.problem, MODE, ctx.parameters, args)
+        targets = Targets(ctx.problem, MODE, ctx.parameters, args, reached=ctx.used)
         back = _WayBack(problem, ctx.method, targets, grad_states.flatten(0, 1))
         gradient = torch.zeros_like(grad_states[0])
         with torch.autocast(grad_states.device.type, enabled=False):
-            for record in reversed(ctx.records.steps):
-                gradient = back.step(record, gradient)
+            for record, y in ctx.records.backward(back.advance):
+                gradient = back.step(record, y, gradient)
         return None, None, None, gradient + grad_states[0], *targets.gradients()
 
 
@@ -94,15 +122,22 @@ class _WayBack:
 
     def __init__(self, problem: RowProblem, method: Tableau, targets: Targets, grad_outputs: Tensor) -> None:
         self._problem, self._targets, self._grad_outputs = problem, targets, grad_outputs
-        self._stepper = RowStepper(method, self._field, grad_outputs, problem.on_device, taped=True)
+        self._stepper, self._forward = (
+            RowStepper(method, self._field, grad_outputs, problem.on_device, taped=taped) for taped in (True, False)
+        )
         self._rows: Tensor | None = None
         self._args: list[Tensor] = []
 
-    def step(self, record: Record, gradient: Tensor) -> Tensor:
+    def advance(self, record: Record, y: Tensor) -> Tensor:
+        """The states [b, n] after a step from y [b, n]."""
+        k = self._field(self._problem.on_device(record.t), y, record.rows)
+        return self._forward.attempt(record.rows, record.t, record.h, y, k, need_end=False).y_next
+
+    def step(self, record: Record, y: Tensor, gradient: Tensor) -> Tensor:
         """From the end of a step to its start; what it gives to parameters and arguments is added to the targets."""
         rows, reading = record.rows, record.reading
         with torch.enable_grad():
-            y = record.y.detach().requires_grad_()
+            y = y.detach().requires_grad_()
             # Arguments picked for an earlier step belong to a graph that is gone.
             self._rows = None
             k = self._field(self._problem.on_device(record.t), y, rows)
@@ -112,9 +147,9 @@ class _WayBack:
             if reading is not None:
                 results.append(read(self._stepper, step, reading))
                 gradients.append(pick(self._grad_outputs, reading.slots))
-        self._targets.check([step.y_next], record.t[0], [y])
+        self._targets.check(results, record.t[0], [y])
         (pulled,) = self._targets.pull_all([y], results, gradients)
-        return gradient.index_copy(0, rows.to(gradient.device), pulled)
+        return put(gradient, rows, pulled)
 
     def _field(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         stats = self._problem.stats.backward

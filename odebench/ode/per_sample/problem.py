@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.problem import Layout, as_tensor, check_state
+from odebench.ode.problem import Layout, as_tensor, check_state, expanded
 from odebench.ode.status import Stats
 
 
@@ -122,7 +122,8 @@ class RowProblem:
         if isinstance(tolerance, int | float):
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
-        full = [x.expand(self.num_rows, *shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)]
+        shapes = [(self.num_rows, *shape) for shape in self.layout.shapes]
+        full = [expanded(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)]
         return self._flat(full)
 
     def unflatten(self, y: Tensor) -> Any:
@@ -150,16 +151,6 @@ class RowProblem:
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
             )
         return rate
-
-    def _read_args(self, args: tuple[Any, ...]) -> None:
-        leaves, self._args_structure = pytree.tree_flatten(args)
-        self._arg_slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor | Rows)]
-        self._by_row = [isinstance(leaves[i], Rows) for i in self._arg_slots]
-        self._arg_leaves = [leaf.tensor if isinstance(leaf, Rows) else leaf for leaf in leaves]
-        self.args = [self._arg_leaves[i] for i in self._arg_slots]
-        for arg, by_row in zip(self.args, self._by_row, strict=True):
-            if by_row and arg.shape[:1] != (self.num_rows,):
-                raise ValueError(f"Rows(tensor) needs one entry a row, {self.num_rows}, got shape {tuple(arg.shape)}")
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
         is_plain = self._is_vector and isinstance(rate, Tensor) and rate.dtype == self.y0.dtype == self.layout.dtype
@@ -195,6 +186,11 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows.to(x.device))
 
 
+def put(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
+    """x [B, ...] with other entries [b, ...] at these rows."""
+    return x.index_copy(0, rows.to(x.device), entries)
+
+
 def _check_rows(leaves: list[Any]) -> None:
     check_state(leaves)
     first = leaves[0]
@@ -205,6 +201,8 @@ def _check_rows(leaves: list[Any]) -> None:
 
 def _check_times(t: Tensor, num_rows: int) -> Tensor:
     """[B, T] in float64 on the host."""
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must hold real times, got {t.dtype}")
     if t.dim() not in (1, 2) or t.shape[-1] < 2 or (t.dim() == 2 and len(t) != num_rows):
         raise ValueError(
             f"t must hold two or more times, [T] for all rows or [{num_rows}, T] for each, got shape {tuple(t.shape)}"
@@ -222,5 +220,6 @@ def _check_times(t: Tensor, num_rows: int) -> Tensor:
 
 def row_norm(x: Tensor, unit: float = 1.0) -> Tensor:
     """Root mean square of each row of x [b, n] over ``unit``, [b] in float64 on the host. Waits for the device."""
+    x = x.detach()  # of forward-mode derivatives too: step sizes have none
     norm = torch.linalg.vector_norm(x, dim=1) if x.shape[1] else x.new_zeros(len(x)).real
     return norm.to("cpu", torch.float64).div(math.sqrt(max(x.shape[1], 1)) * unit)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.gradients import Backprop, Checkpoint
+from odebench.ode.gradients import Checkpoint
 from odebench.ode.integrate import Plan
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.checkpoint import run_checkpointed
@@ -14,6 +14,7 @@ from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.status import Outcome, RowStats, Solution, Status
+from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
 
 # From the best to the worst; an event is as good as the end.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
@@ -26,17 +27,21 @@ def solve_rows(problem: RowProblem, plan: Plan, gradient: Any, event: Any) -> So
     Raises ValueError for what goes with shared stepping only.
     """
     mode = _check(plan, gradient, event)
+    if transformed():
+        _check_transforms(problem, mode)
     watch = RowWatch.of(event, problem)
     loop = RowLoop(problem, plan, watch)
     y0 = problem.y0
-    if torch.is_grad_enabled() and problem.t.requires_grad:
+    time_wants_gradient = wants_derivative(problem.t)
+    if time_wants_gradient:
         y0 = y0 - _time_shift(problem, 0, y0, problem.all_rows())
     if mode == "checkpoint" and torch.is_grad_enabled():
-        states = run_checkpointed(loop, y0)
+        checkpoints = gradient.checkpoints if isinstance(gradient, Checkpoint) else None
+        states = run_checkpointed(loop, y0, checkpoints)
     else:
         loop.run(y0)
         states = loop.outputs.collect()
-    if torch.is_grad_enabled() and problem.t.requires_grad:
+    if time_wants_gradient:
         states = _with_time_gradient(problem, states)
     if plan.tolerance is None:
         _mark_non_finite(loop, states)
@@ -54,13 +59,11 @@ def solve_rows(problem: RowProblem, plan: Plan, gradient: Any, event: Any) -> So
 
 def _check(plan: Plan, gradient: Any, event: Any) -> str:
     """The name of the gradient mode, once it is clear that everything asked for exists."""
-    mode = gradient if isinstance(gradient, str) else getattr(gradient, "name", "another")
-    if isinstance(gradient, Backprop):
-        mode = "backprop"
+    mode = gradient if isinstance(gradient, str) else gradient.name
     if mode not in MODES:
         raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(MODES)}, not {mode}")
-    if isinstance(gradient, Checkpoint) and gradient != Checkpoint():
-        raise ValueError("stepping='per_sample': gradient='checkpoint' has no options there; leave them out")
+    if isinstance(gradient, Checkpoint) and gradient != Checkpoint(gradient.checkpoints):
+        raise ValueError("stepping='per_sample': gradient='checkpoint' has no recompute and keep there; leave them out")
     if mode == "checkpoint" and event is not None:
         raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
     if not isinstance(plan.method, Tableau):
@@ -70,6 +73,16 @@ def _check(plan: Plan, gradient: Any, event: Any) -> str:
         if value:
             raise ValueError(f"stepping='per_sample' has no {name}; use stepping='shared'")
     return mode
+
+
+def _check_transforms(problem: RowProblem, mode: str) -> None:
+    """Raises ValueError for what does not go under ``torch.func`` or forward-mode differentiation."""
+    check_gradient(mode)
+    with torch.no_grad():
+        # One evaluation more: f may reach the batch by its closure alone.
+        rate = problem.rate(problem.clock(problem.times[:1])[0], problem.y0, problem.args)
+    if under_vmap(problem.y0) or under_vmap(rate):
+        raise ValueError("stepping='per_sample' does not go under torch.func.vmap; make the batch its rows instead")
 
 
 def _row_stats(loop: RowLoop) -> RowStats:
@@ -105,7 +118,8 @@ def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
 def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
     """(t_i - t_i.detach()) f(t_i, y) [b, n] of these rows: zero, with the derivative f with respect to t_i."""
     with torch.no_grad():
-        f = problem(problem.on_device(pick(problem.times[i], rows)), y, rows)
+        # Without y's graph, which f could not differentiate by here.
+        f = problem(problem.on_device(pick(problem.times[i], rows)), y.detach(), rows)
     t = problem.t.expand(problem.num_rows, -1)[:, i]
     return pick((t - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
 

@@ -1,0 +1,116 @@
+"""Solves inside torch.func and forward-mode differentiation: what would lose a derivative there is refused.
+
+What works there is in test_all_modes.
+"""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from odebench.ode import METHODS, Rows, odeint_adjoint, solve
+from odebench.ode.methods.implicit import ImplicitTableau
+
+W = torch.tensor([0.3, 0.8], dtype=torch.float64)
+ONES = torch.ones(2, dtype=torch.float64)
+BY_HAND = ("checkpoint", "adjoint", "interpolated_adjoint", "reversible")
+
+
+def end(w, **how):
+    """w where only f knows of it."""
+    return solve(lambda t, y: -w * torch.sin(y), ONES, [0.0, 0.3, 1.0], **how).y.sum()
+
+
+def jvp_in_a_dual_level(function, w):
+    """torch.func.jvp imports for seconds when it is called first."""
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(w, torch.ones_like(w)))).tangent
+
+
+TRANSFORMS = {
+    "grad": lambda function, w: torch.func.grad(function)(w).sum(),
+    "forward": jvp_in_a_dual_level,
+    "vmap": lambda function, w: torch.func.vmap(function)(torch.stack([w, w])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("mode", BY_HAND)
+def test_a_backward_pass_by_hand_is_refused(mode, transform):
+    method = "reversible_rk4" if mode == "reversible" else "rk4"
+    with pytest.raises(ValueError, match=f"gradient='{mode}' does not go under torch.func.*use gradient='backprop'"):
+        TRANSFORMS[transform](lambda w: end(w, method=method, steps=4, gradient=mode), W)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "method",
+    [name for name, method in METHODS.items() if isinstance(method, ImplicitTableau)] + ["rodas4", "scipy_rk45"],
+)
+def test_steps_that_torch_cannot_look_into_are_refused(method, transform):
+    with pytest.raises(ValueError, match=f"method {method} does not go under torch.func"):
+        TRANSFORMS[transform](lambda w: end(w, method=method, steps=None if "scipy" in method else 4), W)
+
+
+def test_a_compiled_step_is_refused():
+    with pytest.raises(ValueError, match=r"compile=True does not go under torch.func"):
+        torch.func.grad(lambda w: end(w, compile=True))(W)
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "adams"}], ids=["dopri5", "adams"])
+def test_vmap_over_what_a_closure_holds_is_refused_for_adaptive_steps(how):
+    with pytest.raises(ValueError, match=r"torch.func.vmap.*give steps or step_size"):
+        TRANSFORMS["vmap"](lambda w: end(w, **how), W)
+
+
+@pytest.mark.parametrize("method", ["implicit_adams", "alf", "reversible_heun", "reversible_dopri5"])
+def test_vmap_over_steps_that_read_numbers_is_refused(method):
+    with pytest.raises(ValueError, match=f"method {method} reads numbers that torch.func.vmap hides"):
+        TRANSFORMS["vmap"](lambda w: end(w, method=method, steps=4), W)
+
+
+def rows(w, **how):
+    return solve(
+        lambda t, y, w: -w * torch.sin(y),
+        ONES[:, None],
+        [0.0, 0.3, 1.0],
+        args=(Rows(w[:, None]),),
+        stepping="per_sample",
+        **how,
+    ).y.sum()
+
+
+def test_rows_under_transforms():
+    reverse = torch.func.grad(rows)(W).sum()
+    torch.testing.assert_close(jvp_in_a_dual_level(rows, W), reverse, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match=r"gradient='checkpoint' does not go under torch.func"):
+        torch.func.grad(lambda w: rows(w, gradient="checkpoint"))(W)
+    with pytest.raises(ValueError, match=r"does not go under torch.func.vmap; make the batch its rows"):
+        TRANSFORMS["vmap"](rows, W)
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+def test_times_have_their_derivative(stepping):
+    def final(t):
+        return (solve(lambda t, y: -y, ONES[:, None], t, stepping=stepping, steps=10).y ** 2).sum()
+
+    times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(final(leaf := times.clone().requires_grad_()), leaf)
+    torch.testing.assert_close(torch.func.grad(final)(times), wanted, rtol=1e-12, atol=0)
+    stretched = jvp_in_a_dual_level(lambda scale: final(scale * times), torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(stretched, wanted @ times, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match=r"t is another for each sample of torch.func.vmap"):
+        TRANSFORMS["vmap"](final, times)
+
+
+def test_odeint_adjoint_is_refused():
+    def final(w):
+        return odeint_adjoint(lambda t, y: -w * y, ONES, torch.tensor([0.0, 1.0]), method="rk4")[-1].sum()
+
+    with pytest.raises(ValueError, match=r"\(odeint\)"):
+        torch.func.grad(final)(W)
+
+
+def test_without_gradients_a_mode_makes_no_difference():
+    with torch.no_grad():
+        mapped = TRANSFORMS["vmap"](lambda w: end(w, method="rk4", steps=4, gradient="adjoint"), W)
+    torch.testing.assert_close(mapped, end(W, method="rk4", steps=4).expand(2), rtol=1e-13, atol=0)
