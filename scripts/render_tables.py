@@ -56,7 +56,7 @@ def engine_with_tables(text: str) -> str:
 
 def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
-    densities = ("figure4", "figure5", "ffjord-toy", "ffjord-mnist", "memory-cnf", "regularisers")
+    densities = ("figure4", "figure4-full", "figure5", "ffjord-toy", "ffjord-mnist", "memory-cnf", "regularisers")
     for name in (*densities, "spirals", "table2", "poisson", "hopper", "physionet"):
         text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
     return text
@@ -162,10 +162,11 @@ def short_verdict(its: dict[str, dict[str, str]]) -> str:
         # Ours against another row's is told with both numbers, a partial budget with its share.
         text = re.sub(r"(as published): [^;]*?(, ratio [^;]*)?(; partial budget[^;]*)?$", r"\1\2", row["verdict"])
         text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
+        text = re.sub(r"^.* not done: .*", "nothing to compare with yet", text)
         if text and text != "another machine":
             said[number.removeprefix("final/").replace("_", " ")] = text
-    if len(said) < 2:
-        return "".join(said.values()) or "–"
+    if len(said) < 2 or {*said.values()} == {"nothing to compare with yet"}:
+        return "".join({*said.values()}) or "–"
     return "; ".join(f"{number}: {text}" for number, text in said.items())
 
 
@@ -295,12 +296,14 @@ def bench_tables(rows: list[Row]) -> str:
     parts = []
     for (work, family, tol), group in report.groups(rows).items():
         errors = {name: title for name, title in ERRORS.items() if any(row[name] is not None for row in group)}
+        by_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation is then of some of the rows
         lines = [
             [
                 *(f"{row['library']} {row['variant'] or ''}".rstrip(), row["mode"], f"`{row['method']}`"),
                 f"{milliseconds(row['time_min_ms'])}, {milliseconds(row['time_median_ms'])}",
                 f"{row['ratio_min']:.2f}, {row['ratio_median']:.2f}" if row["ratio_min"] is not None else "–",
                 *(milliseconds(row["bare_ms"]), evaluations(row)),
+                *([f"{row['rows_forward']:,}" if row["rows_forward"] else "–"] if by_rows else []),
                 f"{row['accepted']} + {row['rejected']}" if row["accepted"] is not None else "–",
                 *(scientific(row[name]) for name in errors),
                 f"{row['peak_mib']:.3g}" if row["peak_mib"] is not None else "–",
@@ -308,7 +311,10 @@ def bench_tables(rows: list[Row]) -> str:
             for row in group
         ]
         title = f"`{work}`, {family}, tol {tol:g}. {WORKS[work].about[0].upper()}{WORKS[work].about[1:]}."
-        parts.append(f"{title}\n\n{markdown([*FAMILY_HEADER, *errors.values(), 'peak MiB'], lines)}")
+        header = [*FAMILY_HEADER, *errors.values(), "peak MiB"]
+        if by_rows:
+            header.insert(header.index("steps"), "rows evaluated")
+        parts.append(f"{title}\n\n{markdown(header, lines)}")
     return "\n\n".join([*parts, bench_measured_on(rows)])
 
 

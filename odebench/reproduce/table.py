@@ -10,7 +10,7 @@ from odebench.reporting.published import Published, read_published
 from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
 from odebench.reproduce.catalogue import WITHIN, Reproduction
 from odebench.reproduce.reached import Reached
-from odebench.reproduce.verdict import comparison, is_partial, verdict
+from odebench.reproduce.verdict import comparison, is_partial, percent, verdict
 
 _CSV_COLUMNS = (
     "row",
@@ -69,7 +69,7 @@ def _compared(reached: Reached, other: Reached, tag: str, published_ratio: float
             return f"{one.row.name} {one.reason or 'not measured'}"
     text = comparison(tag, reached.mean(tag), other.mean(tag), other.row.name, published_ratio)
     if any(is_partial(one.share) for one in (reached, other)):
-        told = " and ".join("?" if one.share is None else f"{100 * one.share:.2g} %" for one in (reached, other))
+        told = " and ".join("?" if one.share is None else percent(one.share) for one in (reached, other))
         text += f"; partial budget, {told} of the published trainings"
     return text
 

@@ -22,7 +22,7 @@ def verdict(tag: str, ours: float, published: float, within: float, share: float
     else:
         how = f"{more if worse > 0 else less} by {100 * abs(worse):.0f} %"
     if share is not None and is_partial(share) and tag != "parameters":
-        return f"partial budget, {100 * share:.2g} % of the published training: {how}"
+        return f"partial budget, {percent(share)} of the published training: {how}"
     is_reached = abs(worse) <= within or how.startswith("better")
     return f"{'reproduced' if is_reached else 'not reached'}: {how}"
 
@@ -30,6 +30,11 @@ def verdict(tag: str, ours: float, published: float, within: float, share: float
 def is_partial(share: float | None) -> bool:
     """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
     return share is not None and share < 0.99
+
+
+def percent(share: float) -> str:
+    """Two digits: 0.13 %, 20 %, 100 %."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:

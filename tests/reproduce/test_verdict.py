@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.reproduce.verdict import comparison, how_much_worse, verdict
+from odebench.reproduce.verdict import comparison, how_much_worse, percent, verdict
 
 ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "final/test_auc"
 
@@ -32,6 +32,10 @@ def test_a_partial_training_is_said_and_never_called_reproduced_or_not():
     assert verdict(RMSE, 0.1, 0.1, 0.1, share=0.995) == "reproduced: within 0.0 %"
     assert verdict(RMSE, 0.1, 0.1, 0.1, share=None) == "reproduced: within 0.0 %"
     assert verdict("parameters", 1.0, 1.0, 0.1, share=0.02) == "reproduced: within 0.0 %"
+
+
+def test_a_share_has_two_digits():
+    assert [percent(share) for share in (0.0013, 0.2, 0.996, 1.0)] == ["0.13 %", "20 %", "100 %", "100 %"]
 
 
 @pytest.mark.parametrize("tag", [RMSE, ACCURACY, AUC])
