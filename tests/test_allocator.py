@@ -11,7 +11,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    [torch.ones(2**20) for _ in range(8)]
+    [torch.ones(2**20) for _ in range(64)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -21,4 +21,4 @@ def test_freed_memory_is_taken_again_without_the_kernel():
     def faults(how):
         return int(subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True).stdout)
 
-    assert faults("kept") < 100 < faults("given back")
+    assert faults("kept") < 50 < faults("given back")  # hundreds even where pages are huge
