@@ -121,7 +121,7 @@ def reproduction_table(rows: list[dict[str, str]]) -> str:
     # What trainings and studies both measured stands in one column: a row has either.
     columns: dict[str, list[str]] = {}
     for number in dict.fromkeys(row["number"] for row in rows):
-        columns.setdefault(number.removeprefix("final/"), []).append(number)
+        columns.setdefault(in_words(number), []).append(number)
     published = {row["number"] for row in rows if row["published"]}
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -139,13 +139,18 @@ def reproduction_table(rows: list[dict[str, str]]) -> str:
         lines.append([title, *cells, share, first["seeds"], short_verdict(its)])
     header = ["run"]
     for name, numbers in columns.items():
-        title = name.replace("_", " ") + " (%)" * (scale(numbers[0]) == 100)
+        title = name + " (%)" * (scale(numbers[0]) == 100)
         header += [title, "published"] if published & {*numbers} else [title]
     header += ["share of the published training", "seeds", "verdict"]
     if all(line[-1] == "–" for line in lines):
         header, lines = header[:-1], [line[:-1] for line in lines]
     one = rows[0]
     return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
+
+
+def in_words(number: str) -> str:
+    """final/test_nll_nats as "test nll nats", best/nll_nats as "best validation nll nats"."""
+    return number.removeprefix("final/").replace("best/", "best validation ").replace("_", " ")
 
 
 def in_reading(number: str, value: str | None, spread: str | None = None) -> str:
@@ -164,7 +169,7 @@ def short_verdict(its: dict[str, dict[str, str]]) -> str:
         text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
         text = re.sub(r"^.* not done: .*", "nothing to compare with yet", text)
         if text and text != "another machine":
-            said[number.removeprefix("final/").replace("_", " ")] = text
+            said[in_words(number)] = text
     if len(said) < 2 or {*said.values()} == {"nothing to compare with yet"}:
         return "".join({*said.values()}) or "–"
     return "; ".join(f"{number}: {text}" for number, text in said.items())

@@ -218,6 +218,8 @@ def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_
     assert tables.short_verdict({row["number"]: row for row in both}) == (
         "test rmse: reproduced: within 1.0 %; test loss: reproduced: within 1.0 %"
     )
+    assert tables.in_words("final/test_nll_nats") == "test nll nats"
+    assert tables.in_words("best/nll_nats") == "best validation nll nats"
     waiting = [reproduced("a", name, verdict="b not done: queued") for name in ("test_rmse", "test_loss")]
     assert tables.short_verdict({row["number"]: row for row in waiting}) == "nothing to compare with yet"
     assert "verdict" not in tables.reproduction_table(rows[2:])
