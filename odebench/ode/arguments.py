@@ -6,6 +6,10 @@ from typing import Any
 from torch import Tensor
 
 
+class TooManySteps(ValueError):
+    """Fixed steps that are more than ``max_steps`` over the times asked for."""
+
+
 def number(name: str, value: Any) -> float:
     """A number, of Python's, of NumPy's, or a tensor of one element; TypeError for anything else."""
     if not isinstance(value, str | bytes | bool | None):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
+from odebench.ode.arguments import TooManySteps, finite_times, number, positive, shown, whole_number
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, Watch
@@ -209,7 +209,7 @@ def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, pr
         grid = counted_grid(count) if isinstance(problem, RowProblem) else even_grid(size)
     # Before a grid of so many points is made; a little more is rounding.
     if span > 1.001 * size * plan.max_steps:
-        raise ValueError(
+        raise TooManySteps(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
         )
     return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=grid)

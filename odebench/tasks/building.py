@@ -16,6 +16,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.extensions import find
 from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
+from odebench.ode.arguments import TooManySteps
 from odebench.ode.per_sample import whole
 from odebench.ode.problem import as_tensor, refuse_noisy_layers
 from odebench.settings import Settings, Solver, options_of
@@ -93,7 +94,8 @@ class ChosenSolve:
                 raise UsageError(f"solver={name}: {error}") from error
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
-        """See ``odebench.ode.solve``. Raises UsageError for a field that is another at every evaluation."""
+        """See ``odebench.ode.solve``. Raises UsageError for a field that is another at every evaluation, and for fixed
+        steps that are more than max_steps."""
         # A function may be new at every solve; its code is not.
         tried = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
         if tried not in self._tried_fields:
@@ -111,6 +113,9 @@ class ChosenSolve:
             solution = solve(f, y0, t, **options)
         except ode.SolveError as error:
             raise Diverged(str(error)) from error
+        except TooManySteps as error:  # how long a solve is, the model says
+            line = f"solver.step_size={options['step_size']:g}: {error}"
+            raise UsageError(line, "solver.step_size", "solver.max_steps") from error
         if warm:
             self.warm_step = solution.stats.warm_step
         return solution

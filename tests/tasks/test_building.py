@@ -191,3 +191,11 @@ def test_a_field_is_tried_once_and_leaves_no_trace(solve):
         assert chosen(lambda t, z: calls.append(t) or -z, Z0, (0.0, 1.0)).stats.nfe == 8
     assert len(calls) == 3 * 8 + 2
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_steps_so_small_that_they_are_too_many_are_refused_by_their_setting(solve):
+    chosen = solve("solver=rk4", "solver.steps=null", "solver.step_size=0.01", "solver.max_steps=50")
+    assert chosen(lambda t, y: -y, torch.ones(2, 1), (0.0, 0.5)).stats.accepted == 50
+    with pytest.raises(UsageError, match=r"^solver\.step_size=0\.01: 100 steps are more than max_steps=50; ") as told:
+        chosen(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0))
+    assert told.value.settings == ("solver.step_size", "solver.max_steps")
