@@ -56,7 +56,7 @@ def engine_with_tables(text: str) -> str:
 
 def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
-    densities = ("figure4", "figure5", "ffjord-toy", "ffjord-mnist", "memory-cnf", "regularisers")
+    densities = ("figure4", "figure5", "ffjord-toy", "ffjord-toy-long", "ffjord-mnist", "memory-cnf", "regularisers")
     for name in (*densities, "spirals", "table2", "poisson", "hopper", "physionet"):
         text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
     return text
