@@ -324,19 +324,12 @@ def bench_tables(rows: list[Row]) -> str:
 
 
 def bench_summary(rows: list[Row]) -> str:
-    """odebench beside torchdiffeq: a line for each of the usual works and modes, where both were measured."""
-    header = [
-        "work",
-        "mode",
-        "odebench, least ms (NFE)",
-        "torchdiffeq, least ms (NFE)",
-        "ratio: min, median",
-        "bare f, ms",
-        "error",
-    ]
+    """odebench beside torchdiffeq: a line for each of the usual works, a column for each of the usual modes."""
+    columns = {"forward": "forward", "backprop": "exact gradient", "adjoint": "continuous adjoint"}
     lines, used = [], []
     for work in DEFAULT:
-        for mode in ("forward", "backprop", "adjoint"):
+        cells = []
+        for mode in columns:
             mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (work, mode, "dopri5")]
             mine = [row for row in mine if row["tol"] == WORKS[work].tol]
             ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
@@ -345,20 +338,14 @@ def bench_summary(rows: list[Row]) -> str:
                 (r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None
             )
             if ours is None or theirs is None:
+                cells.append("–")
                 continue
             used += [ours, theirs]
-            ratios = [theirs[f"time_{kind}_ms"] / ours[f"time_{kind}_ms"] for kind in ("min", "median")]
-            error = "state_error" if mode == "forward" else "parameter_gradient_error"
-            lines.append(
-                [
-                    *(f"`{work}`", mode),
-                    *(f"{milliseconds(row['time_min_ms'])} ({evaluations(row)})" for row in (ours, theirs)),
-                    f"{ratios[0]:.2f}, {ratios[1]:.2f}",
-                    milliseconds(ours["bare_ms"]),
-                    f"{scientific(ours[error])}, {scientific(theirs[error])}",
-                ]
-            )
-    return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
+            ratio, *times = theirs["time_min_ms"] / ours["time_min_ms"], ours["time_min_ms"], theirs["time_min_ms"]
+            cells.append(f"**{ratio:.1f}** ({' / '.join(map(milliseconds, times))} ms)")
+        if set(cells) != {"–"}:
+            lines.append([f"`{work}`", *cells])
+    return f"{markdown(['work', *columns.values()], lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
 
 
 def bench_measured_on(rows: list[Row]) -> str:
