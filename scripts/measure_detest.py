@@ -1,7 +1,7 @@
 """DETEST measured: what the 25 problems cost and how exact their ends are, by several methods.
 
     pip install -e ".[dev,peers]"
-    python scripts/measure_detest.py                    about a minute; docs/results/detest.*.csv and docs/engine.md
+    python scripts/measure_detest.py                    about a minute; docs/results/detest.*.csv and docs/speed.md
 
 The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each is
 solved for its end alone; an error is the largest absolute one of any component at t = 20, and that of all problems
@@ -90,7 +90,7 @@ def main() -> None:
     rows = [measure("odebench", *words, by_odebench(*words)) for words in OURS]
     rows.insert(2, measure("torchdiffeq", "dopri5", "integral", by_torchdiffeq))
     results.keep("detest", rows)
-    page = ROOT / "docs" / "engine.md"
+    page = ROOT / "docs" / "speed.md"
     page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

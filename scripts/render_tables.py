@@ -48,8 +48,8 @@ def measured_with_tables(text: str) -> str:
     return replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
 
 
-def engine_with_tables(text: str) -> str:
-    """docs/engine.md with its tables."""
+def speed_with_tables(text: str) -> str:
+    """docs/speed.md with its tables."""
     text = replace_between(text, "detest", detest_table(results.read("detest")))
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
 
@@ -78,7 +78,7 @@ def dashboards_with_tables(text: str) -> str:
 PAGES = {
     ROOT / "README.md": readme_with_tables,
     ROOT / "docs" / "measured.md": measured_with_tables,
-    ROOT / "docs" / "engine.md": engine_with_tables,
+    ROOT / "docs" / "speed.md": speed_with_tables,
     ROOT / "docs" / "models.md": models_with_tables,
     ROOT / "docs" / "choosing.md": choosing_with_tables,
     ROOT / "docs" / "dashboards.md": dashboards_with_tables,
