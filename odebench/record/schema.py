@@ -1,6 +1,6 @@
 """The facts of a record: file names, statuses, tags and units, columns of the HParams table. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 SETTINGS = "settings.yaml"
@@ -39,7 +39,7 @@ class Quantity(NamedTuple):
 
 
 _LOSS = Quantity("", "what the training minimises")
-_NFE = Quantity("evaluations", "NFE of one solve, mean over batches")
+_NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over batches")
 
 # By task, what its training batches and its splits are measured by. Each gives the tags train/NAME, val/NAME, test/NAME
 # and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME.
@@ -160,19 +160,28 @@ def is_closing(name: str) -> bool:
     return name.startswith(("best/", "final/"))
 
 
-# TensorBoard's "Custom Scalars": title of a section -> title of a chart -> its tags.
-LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
-    "Solver": {
-        "NFE: forward against backward": ("nfe/forward", "nfe/backward"),
-        "Steps: accepted against rejected": ("steps/accepted", "steps/rejected"),
-        "Backward steps: accepted against rejected": ("steps/backward_accepted", "steps/backward_rejected"),
-    },
-    "Learning": {
-        "Loss: train against validation": ("train/loss", "val/loss"),
-        "Accuracy: train against validation": ("train/accuracy", "val/accuracy"),
-        "Negative log-likelihood: train against validation": ("train/nll_nats", "val/nll_nats"),
-    },
+# TensorBoard's "Custom Scalars" of a run with an ODE: title of a chart -> its tags.
+SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
+    "NFE: forward against backward": ("nfe/forward", "nfe/backward"),
+    "Steps: accepted against rejected": ("steps/accepted", "steps/rejected"),
+    "Backward steps: accepted against rejected": ("steps/backward_accepted", "steps/backward_rejected"),
 }
+
+
+def layout(measured: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The sections of "Custom Scalars", and the charts of each, of a run that measures these quantities: none stays
+    empty."""
+    known = [name for name in measured if f"val/{name}" in TAGS]
+    learning: dict[str, tuple[str, ...]] = {
+        f"{name}: train against validation": (f"train/{name}", f"val/{name}")
+        for name in known
+        if TAGS[f"val/{name}"].unit not in ("evaluations", "samples/s")
+    }
+    return {"Learning": learning} | ({"Solver": SOLVER_CHARTS} if "nfe" in measured else {})
+
+
+# Settings that come first among the columns of the HParams table, and are shown from the start.
+FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradient.name")
 
 # Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models and data come
 # before them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of

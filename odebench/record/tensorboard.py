@@ -45,26 +45,28 @@ _NO_COLUMNS = {
 }
 
 
-def open_writer(folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> SummaryWriter:
-    """A writer in a new run's folder, with layout, HParams of the resolved settings, and settings and command as text
-    written."""
+def open_writer(
+    folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), measured: Sequence[str] = ()
+) -> SummaryWriter:
+    """A writer in a new run's folder, with the layout of the quantities measured, HParams of the resolved settings, and
+    settings and command as text written."""
     # A start is told of the first file, too: TensorBoard's loader in Python takes the first it meets for no restart.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
-    _write_start(writer, _group(folder), settings)
+    _write_start(writer, _group(folder), settings, measured)
     command = shlex.join(["odebench", "train", *overrides])
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
         writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's block of code
     return writer
 
 
-def reopen_writer(folder: Path, settings: Mapping[str, Any], step: int) -> SummaryWriter:
+def reopen_writer(folder: Path, settings: Mapping[str, Any], step: int, measured: Sequence[str] = ()) -> SummaryWriter:
     """A writer that goes on after `step`: what was written of later steps, and of the run's end, is void."""
     files = sorted(folder.glob(schema.EVENTS))
     for path in files:
         _forget_end(path)
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
     if not files:
-        _write_start(writer, _group(folder), settings)
+        _write_start(writer, _group(folder), settings, measured)
     return writer
 
 
@@ -129,10 +131,11 @@ def _group(folder: Path) -> str:
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any]) -> None:
+def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
+    # TensorBoard takes a tag for a pattern that matches from the start: val/mse would bring val/mse_per_feature.
     writer.add_custom_scalars(
-        {section: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-         for section, charts in schema.LAYOUT.items()}
+        {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
+         for section, charts in schema.layout(measured).items()}
     )  # fmt: skip
     values = hparams(settings)
     columns = {
@@ -141,7 +144,11 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any])
     }
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=_TYPES[kind]) for name, kind in columns.items()],
+        # TensorBoard sorts the columns by name, those that are said to differ first, and shows the first few.
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in schema.FIRST_HPARAMS)
+            for name, kind in columns.items()
+        ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
             for tag in schema.closing_tags(str(settings.get("task")))

@@ -99,10 +99,18 @@ class Record:
         self._writer.flush()
 
     @classmethod
-    def create(cls, folder: Path, config: DictConfig, overrides: Sequence[str], manifest: Mapping[str, Any]) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        config: DictConfig,
+        overrides: Sequence[str],
+        manifest: Mapping[str, Any],
+        measured: Sequence[str] = (),
+    ) -> Self:
         """Start the record of a new run in `folder`; see `claim` for those that can be had.
 
         config: the composed settings; saved with their interpolations, so that ``tol=`` can change later.
+        measured: the task's quantities, of which TensorBoard shows charts.
         """
         folder = Path(folder)
         claim(folder)
@@ -113,14 +121,17 @@ class Record:
         _make_folders(folder)
         # Last: with its status the run is there, whatever happens to the process.
         write_status(folder, "running")
-        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides))
+        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides, measured))
 
     @classmethod
-    def reopen(cls, folder: Path, step: int, manifest: Mapping[str, Any] | None = None) -> Self:
+    def reopen(
+        cls, folder: Path, step: int, manifest: Mapping[str, Any] | None = None, measured: Sequence[str] = ()
+    ) -> Self:
         """Go on with a run from its checkpoint at `step`.
 
         Rows and TensorBoard's events after that step, and those of a run's end, are dropped: they come again.
         manifest: of the process that goes on; added to the list "resumed" in manifest.json, with the step.
+        measured: see `create`.
         Raises UsageError where the folder is no run.
         """
         run = reader.read_run(folder)
@@ -139,7 +150,7 @@ class Record:
             write_json(run.path / schema.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
         _date_back(sorted(run.path.glob(schema.EVENTS)))
-        writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step)
+        writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, measured)
         return cls(run.path, writer, rows, step)
 
     @property

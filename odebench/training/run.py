@@ -59,11 +59,11 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
             return resume_run(Path(str(settings.run_dir)))
         training = _build(settings)
         folder = distributed.from_first(lambda: _make_folder(settings))
-        about = _about(config, training, settings)
+        about, measured = _about(config, training, settings), training.task.measured
         with (
             _locked(folder),
             StopRequest() as stop,
-            _record(folder, lambda: Record.create(folder, config, overrides, about)) as record,
+            _record(folder, lambda: Record.create(folder, config, overrides, about, measured)) as record,
         ):
             result = _run(training, settings, record, stop)
     return _passed_on(result, stop)
@@ -88,8 +88,8 @@ def resume_run(path: Path) -> RunResult:
             training = _build(settings)
             _load_newest(training, path / schema.LAST_CHECKPOINT)
             step = training.progress.step
-            about = _about(saved, training, settings)
-            with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about)) as record:
+            about, measured = _about(saved, training, settings), training.task.measured
+            with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about, measured)) as record:
                 log.info("going on after step %d", step)
                 result = _run(training, settings, record, stop)
     return _passed_on(result, stop)

@@ -28,4 +28,5 @@ def config() -> DictConfig:
 
 @pytest.fixture
 def create(config: DictConfig) -> Callable[[Path], Record]:
-    return lambda folder: Record.create(folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]})
+    measured = ["loss", "accuracy", "nfe"]
+    return lambda folder: Record.create(folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]}, measured)

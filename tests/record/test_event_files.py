@@ -76,10 +76,20 @@ def test_the_layout_pairs_what_belongs_together(tmp_path, create):
     (layout,) = load(tmp_path / "run").Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in read.category for chart in category.chart}
-    assert charts["NFE: forward against backward"] == ["nfe/forward", "nfe/backward"]
-    assert charts["Loss: train against validation"] == ["train/loss", "val/loss"]
-    assert charts["Accuracy: train against validation"] == ["train/accuracy", "val/accuracy"]
-    assert charts["Steps: accepted against rejected"] == ["steps/accepted", "steps/rejected"]
+    assert charts["NFE: forward against backward"] == ["nfe/forward$", "nfe/backward$"]
+    assert charts["loss: train against validation"] == ["train/loss$", "val/loss$"]
+    assert charts["accuracy: train against validation"] == ["train/accuracy$", "val/accuracy$"]
+    assert charts["Steps: accepted against rejected"] == ["steps/accepted$", "steps/rejected$"]
+
+
+def test_a_run_has_the_charts_of_what_it_measures_alone():
+    assert list(schema.layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == ["Learning", "Solver"]
+    assert list(schema.layout(["loss", "mse", "an extension's own"])["Learning"]) == [
+        "loss: train against validation",
+        "mse: train against validation",
+    ]
+    # A residual network has no solver.
+    assert "Solver" not in schema.layout(["loss", "accuracy"])
 
 
 def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
@@ -93,6 +103,8 @@ def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     assert types["solver.rtol"] == api_pb2.DATA_TYPE_FLOAT64
     assert types["solver.first_step"] == api_pb2.DATA_TYPE_STRING
     assert types["data.augment"] == api_pb2.DATA_TYPE_BOOL
+    shown_first = [info.name for info in data["experiment"].experiment.hparam_infos if info.differs]
+    assert sorted(shown_first) == sorted(schema.FIRST_HPARAMS)
     kinds = {
         "string_value": api_pb2.DATA_TYPE_STRING,
         "number_value": api_pb2.DATA_TYPE_FLOAT64,
@@ -118,8 +130,9 @@ def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
 
 
 def test_every_setting_of_our_models_has_its_column():
-    configs = Path(__file__).parents[2] / "configs"
-    for path in configs.glob("model/*.yaml"):
+    paths = list((Path(__file__).parents[2] / "configs").glob("model/*.yaml"))
+    assert paths
+    for path in paths:
         option = OmegaConf.load(path)
         for name, value in OmegaConf.to_container(option.model).items():
             wanted = bool if isinstance(value, bool) else float if isinstance(value, int | float) else str
@@ -238,7 +251,7 @@ def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, cre
     assert client.get("/data/runs").json == ["a", "b"]
 
     layout = client.get("/data/plugin/custom_scalars/layout").json
-    assert [category["title"] for category in layout["category"]] == list(schema.LAYOUT)
+    assert [category["title"] for category in layout["category"]] == ["Learning", "Solver"]
     series = client.get("/data/plugin/scalars/scalars?run=a&tag=nfe/forward").json
     assert [point[1:] for point in series] == [[10, 26.0]]
 
