@@ -7,22 +7,19 @@ Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 
 """
 
 import argparse
-import contextlib
-import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odebench.completion import complete
-from odebench.errors import Diverged, UsageError, did_you_mean, unknown_name
+from odebench.console import console_log, report
+from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.verbs import build_parser
 
 if TYPE_CHECKING:
     from odebench.sweep.attempts import Policy
-
-SPLITS = ("validation", "test", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,51 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         return 130
-
-
-@contextlib.contextmanager
-def console_log() -> Iterator[None]:
-    """Sends what the logger "odebench" gets to stderr, where nothing does so yet."""
-    logger = logging.getLogger("odebench")
-    if any(type(handler) is logging.StreamHandler for handler in logger.handlers):
-        yield
-        return
-    handler, level = logging.StreamHandler(sys.stderr), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def report(name: str, error: Exception) -> int:
-    """One line on stderr for an error that is the user's or the machine's, and the exit code for it.
-
-    Of several processes (torchrun) the first one alone says it. Anything else is a fault of ours and is raised again,
-    with its traceback.
-    """
-    if isinstance(error, UsageError):
-        _tell(f"{name}: {error}")
-        return 2
-    if isinstance(error, Diverged):
-        _tell(f"{name}: {error}")
-        return 3
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has gone; without this Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + 13
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f": {error.filename}" if error.filename else ""
-        _tell(f"{name}: {os.strerror(error.errno)}{where}")
-        return 1
-    raise error
-
-
-def _tell(line: str) -> None:
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
 
 
 def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -163,7 +115,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _split(overrides: list[str]) -> tuple[str, list[str]]:
     """The split named among the overrides, and the other overrides."""
-    split = "validation"
+    from odebench.record.schema import SPLITS
+
+    split = SPLITS[0]
     for word in overrides:
         if word.startswith("split="):
             split = word.removeprefix("split=")

@@ -75,7 +75,7 @@ def _values(key: str, config_dir: Path | None) -> list[str]:
     if key == "eval_solver":
         return list(options("solver", config_dir))
     if key == "split":
-        from odebench.cli import SPLITS
+        from odebench.record.schema import SPLITS
 
         return list(SPLITS)
     if key == "device":

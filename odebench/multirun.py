@@ -16,7 +16,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.cli import console_log, report
 from odebench.compose import (
     CONFIGS,
     config_dir_overrides,
@@ -26,6 +25,7 @@ from odebench.compose import (
     parse_overrides,
     quoted,
 )
+from odebench.console import console_log, report
 from odebench.errors import UsageError
 from odebench.record.schema import rises
 

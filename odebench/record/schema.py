@@ -22,6 +22,9 @@ EVENTS = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
 # go on.
 STATUSES = ("queued", "running", "done", "diverged", "failed", "interrupted", "timeout")
 
+# What a trained model can be evaluated on, the usual split first.
+SPLITS = ("validation", "test", "train")
+
 
 class Tag(NamedTuple):
     """Unit ("" where the number has none) and meaning of a series."""
