@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from PIL import Image
 
 from odebench.plots import style
-from odebench.plots.density import Limits, Scale, draw_density, scale_of
+from odebench.plots.density import Limits
 
 MAX_IN_STRIP = 8
 STRIP_PANEL_IN = 2.1
@@ -24,34 +23,24 @@ LAST_FRAME_MS = 1500
 
 
 class Frame(NamedTuple):
-    """States in the plane at one time, or after one layer: particles, a density or both.
-
-    label: such as "t = 0.5" or "layer 3".
-    particles: [N, 2].
-    log_density: [num^2], at `density.grid_points(limits, num)`.
-    """
+    """Particles [N, 2] in the plane at one time, or after one layer; label: such as "t = 0.5" or "layer 3"."""
 
     label: str
-    particles: np.ndarray | None = None
-    log_density: np.ndarray | None = None
+    particles: np.ndarray
 
 
 def strip(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> Figure:
-    """The frames side by side, their densities in one scale of colours; limits are those of both axes.
+    """The frames side by side; limits are those of both axes.
 
     Of more than 8 frames 8 are drawn, evenly spaced, with the first and the last.
     """
     num = min(len(frames), MAX_IN_STRIP)
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, num).round().astype(int)]
-    scale = _scale(chosen)
-    figure, panels = style.new_planes(max(num, 1), MAX_IN_STRIP, STRIP_PANEL_IN, scale is not None, title)
-    image = None
+    figure, panels = style.new_planes(max(num, 1), MAX_IN_STRIP, STRIP_PANEL_IN, title=title)
     for axes, frame in zip(panels, chosen, strict=False):
-        image = _draw(axes, frame, limits, scale) or image
+        _draw(axes, frame, limits)
     if not chosen:
         style.dress_plane(panels[0], "No frames", limits)
-    if scale and image:
-        style.colour_bar(figure, image, panels, scale.label, extend="max")
     return figure
 
 
@@ -64,35 +53,22 @@ def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None)
     """
     if not frames:
         raise ValueError("an animation needs a frame")
-    scale = _scale(frames)
-    figure, (axes,) = style.new_planes(1, 1, GIF_PANEL_IN, scale is not None, title)
+    figure, (axes,) = style.new_planes(1, 1, GIF_PANEL_IN, title=title)
     figure.set_dpi(GIF_DPI)
     drawn: list[np.ndarray] = []
     for frame in frames:
         axes.clear()
-        image = _draw(axes, frame, limits, scale)
-        if scale and image and not drawn:
-            style.colour_bar(figure, image, [axes], scale.label, extend="max")
+        _draw(axes, frame, limits)
         drawn.append(_pixels(figure))
         figure.set_layout_engine("none")  # the first layout holds: nothing jumps
     return _gif(drawn)
 
 
-def _scale(frames: Sequence[Frame]) -> Scale | None:
-    log_densities = [frame.log_density for frame in frames if frame.log_density is not None]
-    return scale_of(log_densities) if log_densities else None
-
-
-def _draw(axes: Axes, frame: Frame, limits: Limits, scale: Scale | None) -> AxesImage | None:
-    image = None
-    if scale and frame.log_density is not None:
-        image = draw_density(axes, frame.log_density, limits, scale)
-    if frame.particles is not None:
-        axes.plot(
-            *frame.particles.T, linestyle="none", marker=".", markersize=2.5, markeredgewidth=0, color=style.VERMILION
-        )
+def _draw(axes: Axes, frame: Frame, limits: Limits) -> None:
+    axes.plot(
+        *frame.particles.T, linestyle="none", marker=".", markersize=2.5, markeredgewidth=0, color=style.VERMILION
+    )
     style.dress_plane(axes, frame.label, limits)
-    return image
 
 
 def _pixels(figure: Figure) -> np.ndarray:
@@ -112,12 +88,11 @@ def _gif(pixels: Sequence[np.ndarray]) -> bytes:
 
 
 def _palette() -> Image.Image:
-    """The colours of a frame: those of a density, particles blending into them, and the greys of the text."""
-    densities = style.DENSITY_MAP(np.linspace(0, 1, 120))[:, :3]
-    greys = np.linspace(0, 1, 40)[:, None].repeat(3, axis=1)
-    cover = np.linspace(0.25, 1.0, 4)[:, None, None]
-    particles = cover * to_rgb(style.VERMILION) + (1 - cover) * densities[::5]
-    colours = np.concatenate([densities, greys, particles.reshape(-1, 3)])
+    """The colours of a frame: those of particles blending into white, and the greys of the text."""
+    # Eight apart and more: Pillow finds colours to three bits less, and white shall stay white.
+    share = np.linspace(0, 1, 32)[:, None]
+    particles = share * to_rgb(style.VERMILION) + 1 - share
+    colours = np.concatenate([share.repeat(3, axis=1), particles])
     image = Image.new("P", (1, 1))
     image.putpalette((255 * colours).round().astype(np.uint8).tobytes())
     return image

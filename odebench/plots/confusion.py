@@ -1,7 +1,5 @@
 """Which classes are taken for which."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -12,7 +10,7 @@ from odebench.plots import style
 MAX_ANNOTATED = 20
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
+def confusion_matrix(counts: np.ndarray) -> Figure:
     """Counts by true label (rows) and predicted label (columns); colours are logarithmic: errors show.
 
     counts: [classes, classes], integers. Up to 20 classes the counts are written into the cells.
@@ -21,7 +19,6 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] | None = Non
     num = counts.shape[0]
     if counts.shape != (num, num):
         raise ValueError(f"counts must be square, got {counts.shape}")
-    names = [str(index) for index in range(num)] if class_names is None else list(class_names)
     size_in = min(max(0.46 * num + 1.2, 3.4), 9.0)
     figure, (axes,) = style.new_figure(width_in=size_in + 0.9, height_in=size_in)
     top = max(float(counts.max(initial=0)), 2.0)
@@ -32,8 +29,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] | None = Non
     bar.ax.tick_params(labelsize=style.TICK_PT)
     if num <= MAX_ANNOTATED:
         _write_counts(axes, counts, top)
-        axes.set_xticks(range(num), names, rotation=0 if max(map(len, names)) <= 3 else 90)
-        axes.set_yticks(range(num), names)
+        axes.set_xticks(range(num))
+        axes.set_yticks(range(num))
     total = counts.sum()
     errors = int(total - np.trace(counts))
     share = f": {errors:,} of {int(total):,} wrong ({100 * errors / total:.2f} %)" if total else ""

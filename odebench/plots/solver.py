@@ -11,41 +11,22 @@ from odebench.plots import style
 Numbers = Sequence[float] | np.ndarray
 
 
-def step_sizes(
-    times: Numbers,
-    sizes: Numbers,
-    rejected_times: Numbers = (),
-    rejected_sizes: Numbers = (),
-    title: str = "Step sizes of one solve",
-) -> Figure:
+def step_sizes(times: Numbers, sizes: Numbers, title: str = "Step sizes of one solve") -> Figure:
     """Size of each step of one solve against the time where it starts; steps back in time by their length.
 
     times, sizes: [accepted], where each accepted step starts and how far it goes, in the ODE's own time.
-    rejected_times, rejected_sizes: [rejected], the same; drawn as crosses.
     """
     times, sizes = np.asarray(times, dtype=float), np.asarray(sizes, dtype=float)
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.4)
     lengths = np.abs(sizes)
     axes.hlines(lengths, times, times + sizes, color=style.BLUE, linewidth=2.2, label=f"accepted ({len(times)})")
     axes.plot(times, lengths, linestyle="none", marker="o", markersize=4.5, color=style.BLUE)
-    if len(rejected_times):
-        axes.plot(
-            np.asarray(rejected_times, dtype=float),
-            np.abs(np.asarray(rejected_sizes, dtype=float)),
-            linestyle="none",
-            marker="x",
-            markersize=6,
-            markeredgewidth=1.6,
-            color=style.VERMILION,
-            label=f"rejected ({len(rejected_times)})",
-        )
-    shown = np.concatenate([lengths, np.abs(np.asarray(rejected_sizes, dtype=float))])
-    if style.spans_decades(shown, ratio=10.0):
+    if style.spans_decades(lengths, ratio=10.0):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(0, 1.15 * shown.max(initial=1e-12))
+        axes.set_ylim(0, 1.15 * lengths.max(initial=1e-12))
     style.dress(axes, title, "t (time of the ODE)", "step size (time of the ODE)", legend=True)
     return figure

@@ -9,7 +9,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -29,11 +28,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
 PALE = "#EEEEEE"
 
-# Both grow darker or lighter all the way: colour-blind readers and print without colour keep the order. Vermilion
-# stands out on all of the blues.
+# It grows darker all the way: colour-blind readers and print without colour keep the order.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
-# Lines on white: viridis without its light end.
-LINE_MAP = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, 256)), "lines")
 
 PANEL_WIDTH_IN = 4.6
 PANEL_HEIGHT_IN = 3.1

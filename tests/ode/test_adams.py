@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from odebench.ode import METHODS, SolveError, Status, solve
-from odebench.ode.methods.adams import VariableAdams, bashforth, integrals, moulton, weights
+from odebench.ode.methods.adams import VariableAdams, integrals, weights
 from odebench.ode.methods.adams_variable import VariableAdamsStepper
 from odebench.ode.problem import Problem
 
@@ -46,10 +46,12 @@ def slope(steps, errors):
 
 def test_coefficients_are_those_of_the_literature():
     """Hairer, Norsett & Wanner 1993, section III.1, tables 1.1 and 1.2 and equations (1.5) and (1.9)."""
-    assert bashforth(4) == tuple(Fraction(n, 24) for n in (55, -59, 37, -9))
-    assert bashforth(6) == tuple(Fraction(n, 1440) for n in (4277, -7923, 9982, -7298, 2877, -475))
-    assert moulton(4) == tuple(Fraction(n, 24) for n in (9, 19, -5, 1))
-    assert moulton(5) == tuple(Fraction(n, 720) for n in (251, 646, -264, 106, -19))
+    bashforth = {order: weights([Fraction(-j) for j in range(order)]) for order in (4, 6)}
+    assert bashforth[4] == [Fraction(n, 24) for n in (55, -59, 37, -9)]
+    assert bashforth[6] == [Fraction(n, 1440) for n in (4277, -7923, 9982, -7298, 2877, -475)]
+    moulton = {order: weights([Fraction(1 - j) for j in range(order)]) for order in (4, 5)}
+    assert moulton[4] == [Fraction(n, 24) for n in (9, 19, -5, 1)]
+    assert moulton[5] == [Fraction(n, 720) for n in (251, 646, -264, 106, -19)]
 
 
 @pytest.mark.parametrize("count", range(1, 13))

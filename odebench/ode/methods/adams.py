@@ -9,7 +9,6 @@ Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, sectio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 HIGHEST_ORDER = 12
@@ -102,16 +101,6 @@ IMPLICIT_ADAMS = FixedAdams(
     "implicit_adams", "Moulton 1926, predicted by Bashforth & Adams 1883", order=4, implicit=True
 )
 ADAMS = VariableAdams("adams", "Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations")
-
-
-def bashforth(order: int) -> tuple[Fraction, ...]:
-    """The weights of the slopes at 0, -1, ..., 1 - order."""
-    return tuple(weights([Fraction(-j) for j in range(order)]))
-
-
-def moulton(order: int) -> tuple[Fraction, ...]:
-    """The weights of the slopes at 1, 0, -1, ..., 2 - order."""
-    return tuple(weights([Fraction(1 - j) for j in range(order)]))
 
 
 def weights(nodes: Sequence[Any]) -> list[Any]:
