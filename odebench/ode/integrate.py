@@ -219,10 +219,9 @@ def _fixed(
     observers: Sequence[Observer],
     reader: Reader,
 ) -> tuple[Outcome, float]:
-    """The steps of the plan's grid."""
-    assert plan.grid is not None
-    grid = plan.grid(times)
+    """The steps of the plan's grid, and to the times that one must end at."""
     h = 0.0
+    grid = _with_stops(times, plan)
 
     def outcome(status: Status, t: float) -> Outcome:
         return Outcome(status, len(reader.times), t, h, math.nan, stats.nfe)
@@ -246,7 +245,21 @@ def _fixed(
             return outcome(Status.event, event_time), abs(h)
         stepper.accept(t_next, y_next, last)
         y = y_next
+        if t_next in plan.jumps and not last:
+            stepper.start(t_next, y, None)
     return outcome(Status.success, times[-1]), abs(h)
+
+
+def _with_stops(times: list[float], plan: Plan) -> list[float]:
+    """The grid of fixed steps through these times and the forced ones between them."""
+    assert plan.grid is not None
+    if not plan.forced:
+        return plan.grid(times)
+    start, end = times[0], times[-1]
+    stops = plan.stops(start, end)
+    grid = plan.grid(sorted({*times, *stops}, reverse=end < start))
+    # A grid of the caller's own need not go through them.
+    return sorted({*grid, *stops}, reverse=end < start)
 
 
 def _adaptive(

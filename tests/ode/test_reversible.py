@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from odebench.ode import METHODS, SolveError, Stats, Status, solve
+from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
 from odebench.ode.gradients.reach import Targets
 from odebench.ode.gradients.reversible import RETRACES, BackwardField
+from odebench.ode.integrate import Plan
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -333,14 +335,14 @@ def test_a_solve_without_gradient_takes_the_same_steps(field, y0):
         assert torch.equal(solve(field, y0, TIMES, **how).y, with_graph.y)
 
 
-def test_fixed_grids_that_miss_the_outputs_are_made_to_meet_them(field, y0):
+@pytest.mark.parametrize("times", [[0.0, 0.4, 2.0], [2.0, 0.4, 0.0]], ids=["forward", "backward"])
+def test_fixed_grids_that_miss_the_outputs_are_made_to_meet_them(times, field, y0):
     """The drop-in calls step through a grid of their own."""
-    from odebench.ode.gradients.reversible import _ending_at
-    from odebench.ode.integrate import Plan
-
     plan = Plan(METHODS["alf"].fixed(), None, lambda times: [times[0], 0.5, times[-1]])
-    assert _ending_at([0.0, 0.4, 2.0], plan).grid([0.0, 0.4, 2.0]) == [0.0, 0.4, 0.5, 2.0]
-    assert _ending_at([2.0, 0.4, 0.0], plan).grid([2.0, 0.4, 0.0]) == [2.0, 0.5, 0.4, 0.0]
+    problem = Problem(field, y0, times, ())
+    GRADIENTS["reversible"]().integrate(problem, plan)
+    steps = [later - earlier for earlier, later in pairwise(sorted([0.0, 0.4, 0.5, 2.0], reverse=times[0] > 0))]
+    assert problem.stats.step_sizes == steps
 
 
 def test_several_backward_passes_go_through_one_solve(field, y0):

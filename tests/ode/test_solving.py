@@ -193,6 +193,55 @@ def test_nan_is_named_as_such(how):
         solve(lambda t, y: y * math.nan, Y0, [0.0, 1.0], **how)
 
 
+@pytest.mark.parametrize("times", [[0.0, 0.5, 1.0], [1.0, 0.5, 0.0]], ids=["forward", "backward"])
+def test_fixed_steps_end_at_forced_times_and_at_the_times_asked_for(times):
+    solution = solve(lambda t, y: -y, torch.ones(1, dtype=torch.float64), times, method="rk4", steps=4, step_t=[0.3, 5])
+    ends = times[0] + torch.tensor(solution.stats.step_sizes, dtype=torch.float64).cumsum(0)
+    for time in (0.3, *times[1:]):
+        assert (ends - time).abs().min() < 1e-15
+    assert len(ends) < 8
+
+
+JUMPS = {
+    **{name: {"steps": 4} for name in ("rk4", "bosh3", "explicit_adams", "trapezoid", "kvaerno3")},
+    **{name: {"rtol": 1e-9, "atol": 1e-9} for name in ("dopri5", "tsit5", "adams", "radauIIA5", "rodas4")},
+}
+
+
+@pytest.mark.parametrize("mode", ["backprop", "checkpoint", "adjoint", "interpolated_adjoint"])
+@pytest.mark.parametrize("method", JUMPS)
+def test_a_jump_is_met_from_both_sides(method, mode):
+    """y' = a before t = 0.3 and 3 a after it: every method is exact, unless a step or a stage strays across, and so is
+    every gradient, unless one is counted on the wrong side."""
+    if mode == "checkpoint" and "adams" in method:
+        pytest.skip("a step of Adams needs more than the state it starts from")
+    a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    y0 = torch.zeros(1, dtype=torch.float64)
+
+    def f(t, y, a):
+        return torch.where(t < 0.3, a, 3 * a).expand(1)
+
+    y = solve(f, y0, [0.0, 1.0], args=(a,), method=method, jump_t=[0.3], gradient=mode, **JUMPS[method]).y[-1]
+    assert y.item() == pytest.approx(2 * 0.3 + 6 * 0.7, rel=1e-8)
+    (slope,) = torch.autograd.grad(y.sum(), a)
+    assert slope.item() == pytest.approx(0.3 + 3 * 0.7, rel=1e-8)
+
+
+def test_outputs_beside_a_jump_are_read_off_slopes_of_their_own_side():
+    def f(t, y):
+        return torch.where(t < 0.3, 1.0, 3.0).double().expand(1)
+
+    solution = solve(
+        f, torch.zeros(1, dtype=torch.float64), [0.0, 1.0], method="rk4", steps=3, jump_t=[0.3], dense=True
+    )
+    torch.testing.assert_close(solution.dense([0.15, 0.28, 0.35]).flatten(), torch.tensor([0.15, 0.28, 0.45]).double())
+
+
+def test_a_jump_is_refused_where_a_stage_lies_beyond_the_step():
+    with pytest.raises(ValueError, match="jump_t: a stage of kvaerno5 lies beyond"):
+        solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], method="kvaerno5", jump_t=[0.3])
+
+
 def test_a_field_that_is_nan_beyond_a_step_too_long_is_still_solved():
     """sqrt(y) is NaN where a trial step leaves the domain; a smaller one does not."""
     y0 = torch.ones(1, dtype=torch.float64)

@@ -164,7 +164,9 @@ class StageQuadrature:
     size: float
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing yet."""
+        """Before a step there is its first stage: the last one that was evaluated, anew after a jump."""
+        evaluated: list[list[Tensor] | None] = [stage for stage in self.field.integrands if stage is not None]
+        self.field.integrands = evaluated[-1:]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Add what the step's stages gathered."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odebench.ode.events import Watch
 from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.integrate import Grid, Observer, Plan, Result, integrate
+from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import METHODS
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.reversible_steps import evaluate_stages
@@ -48,7 +48,7 @@ class ReversibleGradient:
         a tensor whose gradient this mode would lose.
         """
         _refuse(plan, watch)
-        plan = _ending_at(problem.times, plan)
+        plan = dataclasses.replace(plan, forced=(*plan.forced, *problem.times))
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
         first = first_evaluation(problem, self.name)
@@ -81,18 +81,6 @@ def _refuse(plan: Plan, watch: Watch | None) -> None:
     }.items():
         if given:
             raise ValueError(f"gradient='reversible' has no {what}; use gradient='backprop'")
-
-
-def _ending_at(times: list[float], plan: Plan) -> Plan:
-    """The plan with steps that end at all of the times."""
-    if plan.grid is None:
-        return dataclasses.replace(plan, forced=(*plan.forced, *times))
-    own: Grid = plan.grid
-
-    def grid(times: list[float]) -> list[float]:
-        return sorted({*own(times), *times}, reverse=times[-1] < times[0])
-
-    return dataclasses.replace(plan, grid=grid)
 
 
 @dataclass

@@ -38,6 +38,8 @@ class ImplicitRungeKutta:
         norm: Norm = rms,
         stats: Stats | None = None,
     ) -> None:
+        if one_sided and max(method.c) > 1:
+            raise ValueError(f"jump_t: a stage of {method.name} lies beyond its step's end; use radauIIA5 or kvaerno3")
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy = Accuracy(tolerance, norm, torch.is_grad_enabled())
         self._stats = stats or Stats()
@@ -212,4 +214,8 @@ class ImplicitRungeKutta:
         times = self._field.clock([t + c_i * h for c_i in c])
         if not self._one_sided:
             return list(times)
-        return [torch.nextafter(time, time - h) if c_i == 1 else time for time, c_i in zip(times, c, strict=True)]
+        inward = {0.0: h, 1.0: -h}
+        return [
+            torch.nextafter(time, time + inward[c_i]) if c_i in inward else time
+            for time, c_i in zip(times, c, strict=True)
+        ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.compiled import CompiledStep
+from odebench.ode.methods.slopes import evaluate
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.status import Status
 from odebench.ode.transforms import transformed
@@ -152,7 +153,7 @@ class ExplicitRungeKutta:
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Evaluate the first stage, unless f [N] is it."""
-        self._stages.put(0, self._evaluate_start(t, y) if f is None else f)
+        self._stages.put(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The first stage."""
@@ -195,7 +196,7 @@ class ExplicitRungeKutta:
         mean = (y_next - y) / h
         if interpolation == "linear":
             return Extension(t, h, y, [mean], LINEAR)
-        f_next = self._evaluate_start(t_next, y_next)
+        f_next = evaluate(self._field, t_next, y_next, self._one_sided, before=h)
         self._end = (y_next, f_next)
         return Extension(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
 
@@ -209,7 +210,7 @@ class ExplicitRungeKutta:
         elif self._end is not None and self._end[0] is y_next:
             self._stages.put(0, self._end[1])
         else:
-            self._stages.put(0, self._evaluate_start(t_next, y_next))
+            self._stages.put(0, evaluate(self._field, t_next, y_next, self._one_sided))
 
     def stiffness(self) -> float | None:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
@@ -227,10 +228,6 @@ class ExplicitRungeKutta:
         for rows in self._rows:
             for i, k in enumerate(rows.unbind()):
                 self._stages.put(i, k)
-
-    def _evaluate_start(self, t: float, y: Tensor) -> Tensor:
-        (time,) = self._field.clock([t])
-        return self._field(torch.nextafter(time, time + self._one_sided) if self._one_sided else time, y, True)
 
     def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
         times = self._field.clock([t + c_i * h for c_i in c])
