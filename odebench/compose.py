@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
@@ -81,16 +82,20 @@ def load_option(group: str, name: object, config_dir: Path | str | None = None) 
     known = options(group, config_dir)
     if name not in known:
         raise unknown_name(group, name, known, PLURALS[group])
-    option, files = _load(known[str(name)]), _files(group, config_dir)
+    option, files = read_yaml(known[str(name)]), _files(group, config_dir)
     shared = [base for base in option.get("defaults", ()) if isinstance(base, str) and base in files]
-    merged = OmegaConf.merge(*(_load(files[base]) for base in shared), option)
+    merged = OmegaConf.merge(*(read_yaml(files[base]) for base in shared), option)
     assert isinstance(merged, DictConfig)
     merged.pop("defaults", None)
     return merged
 
 
-def _load(path: Path) -> DictConfig:
-    config = OmegaConf.load(path)
+def read_yaml(path: Path) -> DictConfig:
+    """The settings of a file, unresolved; UsageError names it where it cannot be read or holds something else."""
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise UsageError(f"{path} holds no settings: KEY: VALUE lines are needed")
     return config
@@ -100,7 +105,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
     """The settings of one training: train.yaml, the chosen options and the overrides, unresolved.
 
     Interpolations such as ``${tol}`` are kept, so that a saved copy can be overridden later. UsageError for a
-    malformed override, an unknown key or an unknown option.
+    malformed override, an unknown key, an unknown option or a file that cannot be read.
     """
     import hydra
     from omegaconf import open_dict
@@ -213,12 +218,12 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
 
 
 def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
-    """Hydra's or OmegaConf's error in one line of ours; one that is neither is raised again."""
+    """Hydra's, OmegaConf's or YAML's error in one line of ours; one that is none of them is raised again."""
     from hydra.errors import HydraException
 
     if isinstance(error, UsageError):
         return error
-    if not isinstance(error, HydraException | OmegaConfBaseException):
+    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         raise error
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -245,7 +250,7 @@ def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
 
 def known_keys(config_dir: Path | None = None) -> list[str]:
     """Every setting that some choice of options offers, dotted, e.g. ``optim.lr``; and the groups."""
-    top = [str(key) for key in _load(CONFIGS / "train.yaml")]
+    top = [str(key) for key in read_yaml(CONFIGS / "train.yaml")]
     keys = []
     for group in PLURALS:
         keys.append(group)

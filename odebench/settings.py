@@ -19,6 +19,7 @@ from odebench.compose import (
     compose,
     load_option,
     override_saved,
+    read_yaml,
     refuse_resolvers,
     unknown_setting,
 )
@@ -51,6 +52,8 @@ __all__ = [
     "options_of",
     "override_saved",
     "read_settings",
+    "read_yaml",
+    "refuse_resolvers",
     "run_name",
 ]
 

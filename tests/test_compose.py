@@ -57,6 +57,15 @@ def test_a_setting_that_a_model_has_not_is_told_in_one_line(folder):
         compose(["experiment=rings"], folder)
 
 
+def test_a_file_that_is_no_yaml_is_told_in_one_line(folder, capsys):
+    (folder / "model").mkdir()
+    path = folder / "model" / "torn.yaml"
+    path.write_text("name: mlp\nwidth: [\n")
+    for words in (["train", "model=torn"], ["train", "modle=mlp"], ["sweep", "model=torn", "seed=0,1", "--dry-run"]):
+        assert main([*words, "--config-dir", str(folder)]) == 2
+        assert str(path) in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_sweeps_and_multiruns_do_the_same(folder, monkeypatch):
     jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
     composer = Composer(folder)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 COMMAND_TIMEOUT_S = 5.0
-_PACKAGES = ("torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
+_PACKAGES = (
+    *("numpy", "scipy", "scikit-learn", "pandas", "mlxtend", "torchvision"),
+    *("hydra-core", "omegaconf", "tensorboard"),
+)
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_JOB_NAME",

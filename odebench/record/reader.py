@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.rules import NO_SOLVER
+from odebench.settings import read_yaml, refuse_resolvers
 
 _TAIL_BYTES = 1 << 16
 
@@ -51,12 +54,9 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     if not is_run(path):
         reason = f"{schema.SETTINGS} or {schema.STATUS} is missing" if path.exists() else "it does not exist"
         raise UsageError(f"{path} is not a run's folder: {reason}")
-    settings = OmegaConf.load(path / schema.SETTINGS)
-    if not isinstance(settings, DictConfig):
-        raise UsageError(f"{path / schema.SETTINGS} is damaged: it holds no settings")
     return RunRecord(
         path=path,
-        settings=settings,
+        settings=_read_settings(path / schema.SETTINGS),
         manifest=_read_json(path / schema.MANIFEST),
         status=_read_json(path / schema.STATUS),
         summary=_read_json(path / schema.SUMMARY),
@@ -101,6 +101,15 @@ class Overview:
         """A setting by its dotted key, None where there is none such."""
         return _setting(self.settings, key)
 
+    @property
+    def tol(self) -> float | str | None:
+        """The tolerance of the solver's steps, ``rtol/atol`` where these differ; None for fixed steps and no solver."""
+        fixed = self.setting("solver.steps") or self.setting("solver.step_size")
+        if fixed or self.setting("solver.name") == NO_SOLVER:
+            return None
+        rtol, atol = self.setting("solver.rtol"), self.setting("solver.atol")
+        return rtol if rtol == atol else f"{rtol or 0:g}/{atol or 0:g}"
+
 
 def _setting(settings: dict[str, Any], key: str) -> Any:
     node: Any = settings
@@ -119,7 +128,7 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
     settings = manifest.get("settings")
     if settings is None and (path / schema.SETTINGS).exists():
-        settings = OmegaConf.to_container(OmegaConf.load(path / schema.SETTINGS), resolve=True)
+        settings = OmegaConf.to_container(_read_settings(path / schema.SETTINGS), resolve=True)
     settings = settings if isinstance(settings, dict) else {}
     if status == "running":
         last = _last_row(path / schema.METRICS)
@@ -194,10 +203,24 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+def _read_settings(path: Path) -> DictConfig:
+    """A run's settings, unresolved. UsageError for a file that is damaged, or that would read the environment."""
+    settings = read_yaml(path)
+    try:
+        refuse_resolvers(settings)
+        OmegaConf.to_container(settings, resolve=True)
+    except (UsageError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+    return settings
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError:
         raise UsageError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is damaged: it holds no names and values")
+    return content

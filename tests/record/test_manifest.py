@@ -25,6 +25,7 @@ def test_a_manifest_resolves_the_settings_and_is_json(tmp_path, config):
     assert read["seeds"] == {"all": 3}
     assert read["data"] == {"sha256": "ab"}
     assert read["versions"]["torch"] == torch.__version__
+    assert all(read["versions"][name] for name in ("numpy", "scipy", "scikit-learn", "pandas", "mlxtend"))
     assert read["machine"]["threads"] == torch.get_num_threads()
     assert read["machine"]["gpu"] is None
     assert read["machine"]["cpu"]

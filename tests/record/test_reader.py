@@ -50,6 +50,29 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (schema.SETTINGS, "model: [", "cannot be read: while parsing"),
+        (schema.SETTINGS, b"\xff", "cannot be read: 'utf-8'"),
+        (schema.SETTINGS, "- 1", "holds no settings"),
+        (schema.SETTINGS, "width: ${x}", "Interpolation key 'x' not found"),
+        (schema.SETTINGS, "home: ${oc.env:HOME}", "resolvers are not read from saved settings"),
+        (schema.STATUS, "{", "is damaged: it is not JSON"),
+        (schema.STATUS, "[1]", "is damaged: it holds no names and values"),
+        (schema.SUMMARY, "null", "is damaged: it holds no names and values"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):
+    folder = tmp_path / "run"
+    create(folder).close()
+    (folder / schema.MANIFEST).unlink()  # or the settings are read from there
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (read_run, read_overview):
+        with pytest.raises(UsageError, match=f"^{folder / name}.*{told}[^\n]*$"):
+            read(folder)
+
+
 def test_a_list_of_runs_need_not_read_their_rows(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(1, {"train/loss": 0.5})
