@@ -253,6 +253,11 @@ def warnings(settings: "Settings") -> list[str]:
             "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; "
             "model.train_time=false says so"
         )
+    gradient = settings.gradient
+    if isinstance(gradient, Adjoint) and (settings.solver.fixed or gradient.steps is not None):
+        for key in ("rtol", "atol"):
+            if (tol := getattr(gradient, key)) is not None:
+                found.append(f"gradient.{key}={tol:g} has no effect: the backward steps are fixed; set it to null")
     if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
         found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
     return found

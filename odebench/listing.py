@@ -75,13 +75,12 @@ def list_runs(folder: Path) -> None:
 
 
 def _row(run: "Overview") -> tuple[str, ...]:
-    solver, rtol = run.setting("solver.name"), run.setting("solver.rtol")
-    has_ode = solver not in (None, "none")
+    solver, tol = run.setting("solver.name"), run.tol
     return (
         str(run.path),
         str(run.setting("model.name") or "-"),
-        str(solver) if has_ode else "-",
-        f"{rtol:g}" if has_ode and isinstance(rtol, float) else "-",
+        "-" if solver in (None, "none") else str(solver),
+        tol if isinstance(tol, str) else _number(tol, "g"),
         *state_columns(run),
     )
 

@@ -375,6 +375,13 @@ def test_warnings_name_what_is_hardly_meant():
     assert line.startswith("trainer.precision=bf16 with a tolerance of 0.0001")
     (line,) = warnings(read("solver=rk4", "eval_tol=1e-4"))
     assert line == "eval_tol=0.0001 has no effect: rk4 has fixed steps"
+    tolerances = ["gradient=adjoint", "gradient.rtol=1e-5", "gradient.atol=1e-6"]
+    assert warnings(read(*tolerances)) == []
+    for words in (["solver=rk4", "gradient.method=dopri5"], ["solver.step_size=0.1"], ["gradient.steps=8"]):
+        assert warnings(read(*tolerances, *words)) == [
+            "gradient.rtol=1e-05 has no effect: the backward steps are fixed; set it to null",
+            "gradient.atol=1e-06 has no effect: the backward steps are fixed; set it to null",
+        ]
     words = ["model=ffjord", "loss=flow_matching"]
     assert warnings(read(*words, "model.train_time=false")) == []
     (line,) = warnings(read(*words))

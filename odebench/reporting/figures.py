@@ -38,7 +38,6 @@ COSTS = {
     "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
 }
 TOLERANCE = "tolerance (rtol = atol)"
-MAX_BENCH_PANELS = 12
 # Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 MAX_PANELS = 24
@@ -264,8 +263,9 @@ def _gradient_error(evidence: Evidence) -> Figure:
             marks.setdefault(" ".join(words), {})[row["mode"]] = row["parameter_gradient_error"]
     if not panels:
         raise Lacking
-    shown = dict(list(panels.items())[:MAX_BENCH_PANELS])
-    return dots(shown, "relative error of the parameters' gradient, against float64")
+    if len(panels) > MAX_PANELS:
+        raise UsageError(f"it shows up to {MAX_PANELS} works and tolerances, not {len(panels):,}; name fewer folders")
+    return dots(panels, "relative error of the parameters' gradient, against float64")
 
 
 def _step_sizes(evidence: Evidence) -> Figure:

@@ -20,8 +20,9 @@ from odebench.record.reader import Overview, find_runs, read_metrics, read_overv
 CHOICES = ("data.name", "model.name", "solver.name", "tol", "gradient.name")
 # Of the others the earlier are shown where several tell the same.
 PREFERRED = ("experiment", "budget", "solver.steps", "solver.step_size", "model.", "gradient.", "dynamics.", "optim.")
-# What makes no other experiment.
+# What makes no other experiment; tol stands for the solver's two.
 IGNORED = {
+    *("solver.rtol", "solver.atol"),
     *("seed", "outputs", "run_dir", "config_dir", "budgets", "data.root", "data.download"),
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
 }
@@ -148,12 +149,8 @@ def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
 
 def _read(path: Path) -> Run:
     overview = read_overview(path)
-    if not isinstance(overview.summary, dict):
-        raise UsageError(f"{path / schema.SUMMARY} is damaged: it holds no numbers")
-    settings = flat(overview.settings)
-    if settings:
-        settings["experiment"] = _experiment(path)
-        settings["tol"] = _tolerance(settings)
+    own = {"experiment": _experiment(path), "tol": overview.tol}
+    settings = flat(overview.settings | own) if overview.settings else {}
     return Run(overview, settings, _machine(path))
 
 
@@ -167,14 +164,6 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             found[f"{prefix}{name}"] = float(value) if is_number else value  # 1 and 1.0 are the same setting
     return found
-
-
-def _tolerance(settings: dict[str, Any]) -> float | str | None:
-    """The solver's tolerance in place of rtol and atol, ``rtol/atol`` where they differ; None where it has none."""
-    rtol, atol = settings.pop("solver.rtol", None), settings.pop("solver.atol", None)
-    if settings.get("solver.name") == "none":
-        return None
-    return rtol if rtol == atol else f"{rtol or 0:g}/{atol or 0:g}"
 
 
 def _experiment(path: Path) -> str | None:

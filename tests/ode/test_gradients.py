@@ -124,6 +124,21 @@ def test_the_backward_solve_takes_no_larger_steps_than_the_forward_solve_unless_
     assert backward > forward
 
 
+@pytest.mark.parametrize(
+    ("mode", "how", "taken"),
+    [
+        (Adjoint(steps=8), {}, 8),
+        (Adjoint(steps=3), {}, 4),  # one at least between two times
+        (Adjoint(rtol=1e-10, atol=1e-10), {"method": "rk4", "steps": 20}, 20),
+        (Adjoint(method="dopri5", rtol=1e-10, atol=1e-10), {"method": "rk4", "steps": 20}, 20),
+    ],
+)
+def test_fixed_steps_backward_are_so_many_over_the_whole_span(mode, how, taken, field, y0):
+    solution = solve(field, y0, [0.0, 0.5, 1.0, 1.5, 2.0], gradient=mode, **how)
+    loss_of(solution.y).backward()
+    assert solution.stats.backward.accepted == taken
+
+
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
 def test_gradients_with_respect_to_times(mode, field, y0):
     times = torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)

@@ -69,6 +69,16 @@ def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
     assert points(axes)["tol 0.0001, backprop, dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
 
 
+def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(record, runs, points):
+    for steps, tol in ((None, 1e-2), (None, 1e-4), (8, 1e-3), (20, 1e-3)):
+        record(tol=tol, solver__steps=steps, summary={"final/nfe_forward": steps or -10 * math.log10(tol)})
+    evidence = gather([runs])
+    (axes,) = figures.draw("result-nfe", evidence).axes
+    assert {text.get_text() for text in axes.texts} >= {"1e-2", "1e-4", "8", "20"}
+    forward = figures.draw("nfe-tolerance", evidence).axes[0]
+    assert sorted(point for line in points(forward).values() for point in line) == [(1e-4, 40), (1e-2, 20)]
+
+
 def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, runs, points):
     path = record(gradient__name="adjoint")
     made = [("adjoint", 1e-2, 1e-2, 2.0), ("checkpoint", 1e-2, 0.0, 3.0), ("adjoint", 1e-4, 1e-4, 4.0)]
@@ -226,6 +236,16 @@ def test_more_panels_than_a_figure_holds_are_refused(record, runs):
         record(data__name=f"data{number}")
     with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} data sets and objectives, not 25"):
         figures.draw("result-nfe", gather([runs]))
+
+
+def test_a_bench_of_more_panels_than_a_figure_holds_is_refused_and_none_is_dropped(corpus, points):
+    header, row = (corpus / "results.csv").read_text().splitlines()[:2]
+    rows = [row.replace("conv", f"work{number}") for number in range(figures.MAX_PANELS + 1)]
+    (corpus / "results.csv").write_text("\n".join([header, *rows[:-1]]))
+    assert len(figures.draw("gradient-error", gather([corpus])).axes) == figures.MAX_PANELS
+    (corpus / "results.csv").write_text("\n".join([header, *rows]))
+    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} works and tolerances, not 25"):
+        figures.draw("gradient-error", gather([corpus]))
 
 
 def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):

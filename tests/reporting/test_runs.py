@@ -60,6 +60,18 @@ def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):
     assert [group.values["tol"] for group in evidence.groups] == [None, 1e-3, 1e-2, "0.01/1e-05"]
 
 
+def test_fixed_steps_have_no_tolerance(record, runs):
+    record(tol=1e-2, solver__steps=20)
+    record(tol=1e-3, solver__steps=20, seed=1)  # which changes nothing
+    record(tol=1e-2, solver__step_size=0.1)
+    evidence = gather([runs])
+    assert [run.settings["tol"] for run in evidence.runs] == [None] * 3
+    assert [(group.values, len(group.runs)) for group in evidence.groups] == [
+        ({"solver.steps": None}, 1),
+        ({"solver.steps": 20}, 2),
+    ]
+
+
 def test_groups_stand_in_the_order_of_their_numbers(record, runs):
     for epochs in (10, 9, 100):
         record(trainer__epochs=epochs)

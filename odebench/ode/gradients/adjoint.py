@@ -41,9 +41,10 @@ class Adjoint:
     tolerance, relative to the gradient. Differentiable once.
 
     rtol, atol: tolerances of the backward solve; None takes the forward solve's. They hold for the state as they are,
-        and for the adjoint, divided by its size at the last time, ten times as large.
-    method, steps: of the backward solve, fixed steps over each interval between two times; None takes the forward
-        solve's. With its method and tolerances the backward solve takes no larger steps than it did.
+        and for the adjoint, divided by its size at the last time, ten times as large. Fixed steps have none: those of
+        ``steps``, and those of a forward solve with fixed steps, which are the backward solve's, too.
+    method, steps: of the backward solve, so many fixed steps over the whole span, one at least between two times; None
+        takes the forward solve's. With its method and tolerances the backward solve takes no larger steps than it did.
     norm: of the backward error: "semi" leaves the parameter gradient out of it, "full" has it under error control.
     """
 
