@@ -11,16 +11,24 @@ from pathlib import Path
 from odebench import __version__
 from odebench.errors import UsageError
 
+# What every run imports, and by package what else needs one.
 _PACKAGES = (
     "torch",
-    "torchvision",
     "hydra-core",
     "omegaconf",
+    "pyyaml",
+    "scipy",
     "tensorboard",
     "matplotlib",
+    "pillow",
     "mlxtend",
     "tqdm",
 )
+_OF_SOME = {
+    "torchvision": "downloads of images",
+    "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
+    "pandas": "data=gas and hepmass",
+}
 _FEW_GIB = 2.0
 
 Line = tuple[str, str, str]
@@ -45,11 +53,12 @@ def examine(outputs: Path, data: str | None) -> int:
 
 def _versions() -> Iterator[Line]:
     yield "odebench", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_OF_SOME):
         try:
             yield package, "ok", importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield package, "missing", f"pip install {package}"
+            only = f"; only for {_OF_SOME[package]}" if package in _OF_SOME else ""
+            yield package, "missing", f"pip install {package}{only}"
 
 
 def _device() -> Iterator[Line]:

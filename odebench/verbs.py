@@ -77,7 +77,8 @@ examples:
   odebench eval RUN gradient=adjoint,checkpoint,interpolated_adjoint"""
 
 _PREDICT = """\
-Write what a run's model predicts for each sample of a split, as CSV: its label, the prediction, its probability.
+Write what a run's model says of each sample of a split, as CSV: of an image its label, the prediction and its
+probability; of a density's sample the log-likelihood; of a series the forecast beside what was observed, a row a time.
 
 examples:
   odebench predict RUN                                    the validation split, to stdout

@@ -1,17 +1,20 @@
 """The command line: verbs, messages, exit codes, multirun and completion. Training itself is a stand-in."""
 
+import importlib.metadata
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from odebench import doctor
 from odebench.cli import main
 from odebench.compose import CONFIGS
 from odebench.errors import UsageError
@@ -274,6 +277,19 @@ def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     assert "damaged" in err
 
 
+def test_list_runs_shows_the_tolerance_that_steps_are_chosen_by(run, capsys):
+    for word, told in (
+        ("tol=1e-4", "0.0001"),
+        ("solver.rtol=1e-2", "0.01/0.001"),
+        ("solver.steps=20", "-"),
+        ("solver.step_size=0.1", "-"),
+        ("model=resnet", "-"),
+    ):
+        OmegaConf.save(compose([word]), run / schema.SETTINGS)
+        assert main(["list", "runs", str(run.parent)]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[3] == told, word
+
+
 def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
@@ -292,6 +308,34 @@ def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):
     assert lines["outputs"].split()[1] == "ok"
     assert lines["data=mnist"].split()[1] == "missing"
     assert all(line.split()[1] in ("ok", "missing") for name, line in lines.items() if name != "data")
+
+
+def test_doctor_tells_what_every_run_imports_from_what_some_need():
+    code = (
+        "import sys, odebench.training.run\n"
+        "from odebench.tasks import classification, density, time_series\n"
+        "from odebench.settings import compose; compose([])\n"
+        "print(*sys.modules)"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    names = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    assert set(doctor._PACKAGES) == declared & {names.get(module, module) for module in imported}
+    assert set(doctor._OF_SOME) == declared - set(doctor._PACKAGES)
+
+
+@pytest.mark.parametrize(("lacking", "code"), [("scipy", 1), ("scikit-learn", 0), ("torchvision", 0)])
+def test_doctor_fails_for_a_package_that_every_run_imports(capsys, monkeypatch, tmp_path, lacking, code):
+    def version(package):
+        if package == lacking:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor", "--outputs", str(tmp_path)]) == code
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{lacking} ")]
+    assert line.split()[1:5] == ["missing", "pip", "install", lacking + ";" * (code == 0)]
 
 
 def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):

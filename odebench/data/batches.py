@@ -1,4 +1,4 @@
-"""Batches: which images, in what order, and augmented how; all functions of (seed, epoch, index).
+"""Batches: which samples, in what order, and what is drawn for them; all functions of (seed, epoch, index).
 
 Nothing here has a state, so a training that resumes at any step sees what it would have seen.
 """
@@ -9,30 +9,34 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_ORDER, _CROPS, _SAMPLES = 0, 1, 2  # what a stream of random numbers is for: no two uses share one
+# What a stream of random numbers is for: an epoch's order, and all that one batch draws, by torch and by NumPy.
+_ORDER, _BATCH, _BATCH_BY_NUMPY = 0, 1, 2
 
 
 def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) -> torch.Tensor:
-    """The images of one batch of an epoch.
+    """The samples of one batch of an epoch.
 
-    num: images in the split; index: 0 up to num // batch_size, exclusive: the last incomplete batch is
+    num: samples in the split; index: 0 up to num // batch_size, exclusive: the last incomplete batch is
     dropped. Returns int64 [batch_size] on the CPU. The order of an epoch depends on (seed, epoch) alone.
     Raises IndexError for a batch that the epoch does not have.
     """
     num_batches = num // batch_size
     if not 0 <= index < num_batches:
-        raise IndexError(f"batch {index} of {num_batches} ({num} images in batches of {batch_size})")
+        raise IndexError(f"batch {index} of {num_batches} ({num} samples in batches of {batch_size})")
     return _epoch_order(num, seed, epoch)[index * batch_size : (index + 1) * batch_size].clone()
 
 
 def batch_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The CPU generator that augments one batch; the same numbers whatever device holds the images."""
-    return _generator(_CROPS, seed, epoch, index)
+    """The CPU generator of all that one batch draws: crops, dequantisation, base samples, latent noise, restart times.
+
+    The numbers are the same whatever device holds the samples.
+    """
+    return _generator(_BATCH, seed, epoch, index)
 
 
 def batch_random_state(seed: int, epoch: int, index: int) -> np.random.RandomState:
     """NumPy's generator for the fresh samples of one batch."""
-    return np.random.RandomState(_seed(_SAMPLES, seed, epoch, index) % 2**32)
+    return np.random.RandomState(_seed(_BATCH_BY_NUMPY, seed, epoch, index) % 2**32)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -80,13 +80,13 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     if budget not in known:
         raise unknown_name("budget", budget, known, "budgets")
     cluster = tuple(word for word in own if is_of_cluster(word))
-    read_cluster(cluster)
+    processes = read_cluster(cluster).num_processes
     own = [word for word in own if not is_of_cluster(word)]
     _check_words(reproduction, own)
     more = [*known[budget], *own]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
-    valid, outputs = validate(distinct)
+    valid, outputs = validate(distinct, processes=processes)
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
     if is_sweep(folder) and {job.overrides for job in load_sweep(folder).jobs} != set(distinct):
         raise UsageError(f"{folder} holds other runs than these; name another folder: --output DIR")

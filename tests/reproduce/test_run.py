@@ -216,6 +216,12 @@ def test_what_the_rows_set_themselves_is_refused(noted, capsys):
     assert noted() == []
 
 
+def test_a_batch_that_the_processes_of_a_job_cannot_share_is_refused(noted, capsys):
+    assert main(["reproduce", "table2", "budget=small", "cluster=slurm", "cluster.processes=4", "--dry-run"]) == 2
+    assert "trainer.batch_size=90: 4 processes share it" in capsys.readouterr().err
+    assert noted() == []
+
+
 def test_a_dry_run_starts_nothing(noted, tmp_path, capsys):
     assert main(["reproduce", "figure5", "--dry-run", "cluster.jobs=2"]) == 0
     assert "4 jobs, all valid; nothing was started" in capsys.readouterr().out
