@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from odebench.compose import PLURALS, options, parse_overrides
 from odebench.errors import UsageError
@@ -97,7 +98,7 @@ def read_grids(path: Path) -> list[list[str]]:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise UsageError(f"--file {path}: no such file") from None
-    except (yaml.YAMLError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--file {path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig | ListConfig):
         raise UsageError(f"--file {path}: KEY: VALUES lines are needed, or a list of such blocks")

@@ -93,6 +93,11 @@ def test_a_file_that_is_none_is_told_and_nothing_in_it_is_executed(text, message
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_file_that_holds_no_text_is_told(tmp_path):
+    (tmp_path / "sweep.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "codec can't decode" in faults(read_grids, tmp_path / "sweep.yaml")[0]
+
+
 def test_a_file_that_is_not_there(tmp_path):
     assert faults(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]
 
