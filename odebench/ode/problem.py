@@ -1,5 +1,6 @@
 """The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
 
+import dis
 import functools
 import math
 import types
@@ -267,15 +268,48 @@ class Problem:
 
 def noisy_layers(f: Callable[..., Any]) -> list[str]:
     """The layers of f that give another result at every evaluation: batch normalisation, which learns from each, and
-    dropout, in training mode. Found in a module, a module's method, and a function's closure."""
-    cells = [cell.cell_contents for cell in getattr(f, "__closure__", None) or () if cell != types.CellType()]
-    owners = [o for o in (f, getattr(f, "__self__", None), *cells) if isinstance(o, nn.Module)]
+    dropout, in training mode. Found in a module, and among what a function or a method names."""
     return [
-        f"{name or 'f'} ({type(layer).__name__})"
-        for owner in owners
+        f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
+        for held, owner in _named_by(f)
+        if isinstance(owner, nn.Module)
         for name, layer in owner.named_modules()
         if layer.training and (isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0))
     ]
+
+
+def _named_by(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
+    """f and what it names, as far as one can tell without calling it; of an object what the method names of it, which
+    may hold other layers besides.
+
+    seen: methods on the way here.
+    """
+    if isinstance(f, nn.Module):
+        return [("", f)]
+    if isinstance(f, functools.partial):
+        return [*_named_by(f.func), *(("", value) for value in f.args), *f.keywords.items()]
+    if isinstance(f, types.FunctionType):
+        cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
+        held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+        return [*held.items(), *((name, f.__globals__.get(name)) for name in _globals_of(f.__code__))]
+    method = f if isinstance(f, types.MethodType) else getattr(f, "__call__", None)  # noqa: B004
+    owner, function = getattr(method, "__self__", None), getattr(method, "__func__", None)
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return []
+    attributes = {**getattr(owner, "__dict__", {}), **getattr(owner, "_modules", {})}
+    found = _named_by(function)
+    for name in function.__code__.co_names:
+        if name in attributes:
+            found.append((name, attributes[name]))
+        elif isinstance(other := getattr(type(owner), name, None), types.FunctionType):
+            found += _named_by(types.MethodType(other, owner), seen | {function})
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """The names that code looks up in its module; those of attributes are others."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
 def refuse_noisy_layers(f: Callable[..., Any]) -> None:

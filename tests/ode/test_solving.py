@@ -1,5 +1,6 @@
 """The door: exact solutions, outputs, statistics, statuses, and clear errors."""
 
+import functools
 import math
 import pickle
 from multiprocessing.reduction import ForkingPickler
@@ -340,9 +341,31 @@ def test_methods_are_listed_by_name():
     assert set(METHODS) == {method.name for method in METHODS.values()}
 
 
+def test_a_method_may_stand_beside_layers_that_it_does_not_name():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.net = torch.nn.Dropout(0.5), torch.nn.Linear(3, 3)
+
+        def rate(self, t, y):
+            return self.changed(y)
+
+        def changed(self, y):
+            return self.net(y)
+
+    model = Model().train()
+    assert solve(model.rate, torch.ones(4, 3), [0.0, 1.0]).status is Status.success
+    model.net = torch.nn.Sequential(model.net, torch.nn.Dropout(0.5))
+    with pytest.raises(ValueError, match=r"1 \(Dropout\) in training mode"):
+        solve(model.rate, torch.ones(4, 3), [0.0, 1.0])
+
+
+GLOBAL_FIELD = None  # of the test below
+
+
 @pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)], ids=["batch norm", "dropout"])
-@pytest.mark.parametrize("wrap", ["module", "closure", "method"])
-def test_layers_that_change_at_every_evaluation_are_refused(layer, wrap):
+@pytest.mark.parametrize("wrap", ["module", "closure", "method", "object's method", "object", "global", "partial"])
+def test_layers_that_change_at_every_evaluation_are_refused(layer, wrap, monkeypatch):
     class Field(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -351,8 +374,24 @@ def test_layers_that_change_at_every_evaluation_are_refused(layer, wrap):
         def forward(self, t, y):
             return self.layer(y)
 
+    class Holder:
+        def __init__(self, field):
+            self.field = field
+
+        def __call__(self, t, y):
+            return self.field(t, y)
+
     field = Field().train()
-    f = {"module": field, "closure": lambda t, y: field(t, y), "method": field.forward}[wrap]
+    monkeypatch.setitem(globals(), "GLOBAL_FIELD", field)
+    f = {
+        "module": field,
+        "closure": lambda t, y: field(t, y),
+        "method": field.forward,
+        "object's method": Holder(field).__call__,
+        "object": Holder(field),
+        "global": lambda t, y: GLOBAL_FIELD(t, y),
+        "partial": functools.partial(lambda field, t, y: field(t, y), field),
+    }[wrap]
     with pytest.raises(ValueError, match=r"layer \(.*\) in training mode.*call .eval\(\)"):
         solve(f, torch.ones(4, 3), [0.0, 1.0])
     field.eval()
