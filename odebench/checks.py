@@ -8,6 +8,7 @@ from odebench.compose import config_folders, options
 from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.extensions import find, names
 from odebench.ode.methods import METHODS, Tableau
+from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.record import schema
 from odebench.rules import DATA, LOSSES, MODELS, NO_SOLVER, SGD, Adjoint, Checkpoint, ODENet, ResNet, Solver, Steps
 from odebench.typed import shown
@@ -134,6 +135,12 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
             "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
             "leave it out, or choose solver=dopri5 solver.stepping=shared",
             "solver.compile",
+            "solver.stepping",
+        )
+    if solver.stop_at_times and (isinstance(method, SciPySolver) or solver.stepping == "per_sample"):
+        raise UsageError(
+            "solver.stop_at_times=true: SciPy's steps, and those of each row's own, end where they will; leave it out",
+            "solver.stop_at_times",
             "solver.stepping",
         )
     if (solver.min_step or 0) > (solver.max_step or math.inf):

@@ -1,7 +1,6 @@
 """Settings of runs that an earlier version left: what it had no word for is as it is now by default."""
 
 import logging
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,13 @@ def saved_settings(run: RunRecord) -> DictConfig:
     filled = _fill(settings, model)
     if filled:
         told = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
-        _warn(f"{run.path} was made before these settings were known; they are taken as {told}")
+        log.warning("%s was made before these settings were known; they are taken as %s", run.path, told)
     return OmegaConf.create(settings)
 
 
 def _plain(config: Any) -> Any:
     """Dicts and lists, interpolations as they are written."""
     return OmegaConf.to_container(config, resolve=False)
-
-
-@cache
-def _warn(line: str) -> None:
-    """Once, however often the run is loaded."""
-    log.warning(line)
 
 
 def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:

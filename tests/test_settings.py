@@ -184,6 +184,8 @@ WRONG = {
     "solver=alf solver.compile=true": "solver.compile=true: "
     "only the shared steps of explicit Runge-Kutta methods compile; "
     "leave it out, or choose solver=dopri5 solver.stepping=shared",
+    "solver.stop_at_times=true solver.stepping=per_sample": "solver.stop_at_times=true: "
+    "SciPy's steps, and those of each row's own, end where they will; leave it out",
     "solver=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
     "solver=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, or choose solver=dopri5",
     "gradient=adjoint gradient.method=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "

@@ -202,6 +202,7 @@ HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "solver.controller": str,
     "solver.sync_steps": bool,
     "solver.stepping": str,
+    "solver.stop_at_times": bool,
     "solver.compile": bool,
     "gradient.name": str,
     "gradient.checkpoints": float,

@@ -8,6 +8,8 @@ from odebench.typed import Range
 
 Portion = Annotated[float, Range(above=0, at_most=1)]
 Mode = Literal["interpolation", "extrapolation"]
+# The settings that say which samples are for training, for validation and for test; of some sets others do, too.
+DIVIDING = ("validation", "train_limit")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """What the sets of series share; random_state is the data set's own seed."""
+    """What the sets of series share; random_state is the data set's own seed: another simulates other series."""
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     name: str
@@ -89,8 +91,9 @@ class Periodic(Series):
 
 @dataclass(frozen=True)
 class Hopper(Series):
-    """hopper."""
+    """hopper; its runs are always the same, and random_state divides them."""
 
+    dividing: ClassVar[tuple[str, ...]] = (*DIVIDING, "random_state")
     root: str | None
     mode: Mode
     observed: Portion
@@ -100,6 +103,7 @@ class Hopper(Series):
 class PhysioNet2012(Hopper):
     """physionet2012; quantisation in minutes."""
 
+    dividing: ClassVar[tuple[str, ...]] = (*Hopper.dividing, "sets")
     sets: Literal["ab", "a", "b"]
     quantisation: Annotated[int, Range(at_least=1, at_most=1440)]
     static: bool

@@ -27,6 +27,7 @@ class Solver:
     controller: Literal["integral", "pi", "pid"]
     sync_steps: bool
     stepping: Literal["shared", "per_sample"]
+    stop_at_times: bool
     compile: bool
     options: dict[str, Any]
 

@@ -64,7 +64,7 @@ class Task(Protocol):
         """
 
     def limit(self, split: str, num: int) -> None:
-        """Keep of a split its first `num` samples alone."""
+        """Keep of a split its first `num` samples alone; training batches stay as they are."""
 
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """What ``evaluate`` gave, in words for the screen: name and text, the headline first."""

@@ -60,7 +60,7 @@ class ChosenSolve:
         self._dynamics = Dynamics(**options_of(dynamics)) if dynamics else Dynamics()
         self._regularised = RegularisedSolve(self._dynamics)
         self._differentiable = differentiable
-        self._warm = solver.first_step == "warm"
+        self._warm, self._stop_at_times = solver.first_step == "warm", solver.stop_at_times
         self.warm_step: float | None = None
         self._tried_fields: weakref.WeakSet[Any] = weakref.WeakSet()
         options = {
@@ -105,6 +105,8 @@ class ChosenSolve:
         trains = self._differentiable and torch.is_grad_enabled()
         if trains and self._dynamics.steer:
             t = self._dynamics.steered(t)
+        if self._stop_at_times:
+            options["step_t"] = t
         solve = self._regularised if trains or not self._differentiable else ode.solve
         warm = self._warm and torch.is_grad_enabled() and "first_step" not in more
         if warm:
@@ -112,6 +114,7 @@ class ChosenSolve:
         try:
             solution = solve(f, y0, t, **options)
         except ode.SolveError as error:
+            self.take_penalty()  # else that of this step's other solves would be part of the next one's
             raise Diverged(str(error)) from error
         except TooManySteps as error:  # how long a solve is, the model says
             line = f"solver.step_size={options['step_size']:g}: {error}"

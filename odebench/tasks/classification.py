@@ -30,6 +30,7 @@ class Classification:
             raise UsageError(f"data={settings.data.name}: classification needs labelled images (ImageData)")
         self.note, self.provenance = data.note, data.provenance
         self._splits = {name: split.to(device) for name, split in data.splits().items()}
+        self._train = self._splits["train"]
         self._crop_padding = data.crop_padding
         self._num_classes = data.num_classes
         self._device = device
@@ -58,9 +59,8 @@ class Classification:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 images [B, C, H, W], augmented, and labels [B]."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        split = self._splits["train"]
-        chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
-        images, labels = split.images[chosen], split.labels[chosen]
+        chosen = batch_indices(len(self._train), self.batch_size, self._seed, epoch, index).to(self._device)
+        images, labels = self._train.images[chosen], self._train.labels[chosen]
         if self._crop_padding:
             images = random_crop(images, self._crop_padding, batch_generator(self._seed, epoch, index))
         return images, labels
@@ -156,7 +156,7 @@ class Classification:
         autocast = torch.autocast(self._device.type, torch.bfloat16, self._bf16)
         with autocast:
             logits, solves = model(to_float(images), solve)
-        return logits.float(), solves
+        return (logits.float() if self._bf16 else logits), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)

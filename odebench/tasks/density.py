@@ -42,11 +42,12 @@ class Density:
         self.note, self.provenance = data.note, data.provenance
         self._data: DensityData | ImageData = data
         self._splits = {split: x.to(device) for split, x in _samples(data).items()}
+        self._train = self._splits["train"]
         self._loss, self._loss_options = settings.loss.name, options_of(settings.loss)
         self._device, self._seed = device, settings.seed
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
-        self.steps_per_epoch = len(self._splits["train"]) // self.batch_size
-        shape = tuple(self._splits["train"].shape[1:])
+        self.steps_per_epoch = len(self._train) // self.batch_size
+        shape = tuple(self._train.shape[1:])
         self._dims = math.prod(shape)
         # Every likelihood that is reported has the exact trace where it can be had, whatever the training used.
         self._trace = "exact" if self._dims <= EXACT_TRACE_LIMIT else None
@@ -87,9 +88,8 @@ class Density:
         draw = getattr(self._data, "draw", None)
         if draw is not None:
             return draw(self.batch_size, batch_random_state(self._seed, *place)).to(self._device)
-        train = self._splits["train"]
-        chosen = train[batch_indices(len(train), self.batch_size, self._seed, *place).to(self._device)]
-        return self._floats(chosen, batch_generator(self._seed, *place))
+        chosen = batch_indices(len(self._train), self.batch_size, self._seed, *place).to(self._device)
+        return self._floats(self._train[chosen], batch_generator(self._seed, *place))
 
     def loss(self, batch: Tensor) -> Loss:
         """The loss of the settings, in nats a sample (a mean square for flow matching)."""

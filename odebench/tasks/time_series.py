@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from odebench.data import batch_generator, batch_indices, build_data
-from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit, select_series
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged, UsageError, unknown_name
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
@@ -45,19 +45,23 @@ LATEST_RESTART = 0.8
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch. restart: the time, 0 on,
-    from which the inputs are encoded once more; None: they are not."""
+    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch. restart: the time, one of
+    the targets', from which the inputs are encoded once more; None: they are not. num_restarted: how many series have
+    such inputs; of a share, its part of the whole batch's: so the mean of the shares' surprise is that of the batch."""
 
     inputs: SeriesBatch
     targets: SeriesBatch
     noise: Tensor | None
     kl_weight: float
     restart: float | None = None
+    num_restarted: float = 0.0
 
     def rows(self, rows: slice) -> "TrainingBatch":
         """Some of the series: one process's share."""
+        inputs, targets = self.inputs.rows(rows), self.targets.rows(rows)
         noise = None if self.noise is None else self.noise[:, rows]
-        return TrainingBatch(self.inputs.rows(rows), self.targets.rows(rows), noise, self.kl_weight, self.restart)
+        num_restarted = self.num_restarted * len(inputs) / len(self.inputs)
+        return TrainingBatch(inputs, targets, noise, self.kl_weight, self.restart, num_restarted)
 
 
 class TimeSeries:
@@ -75,6 +79,8 @@ class TimeSeries:
         self._data = data
         self.note, self.provenance = data.note, data.provenance
         self._splits = {split: series.to(device) for split, series in data.splits().items()}
+        # Of each split, how many series evaluations are of.
+        self._counts = {split: len(series) for split, series in self._splits.items()}
         self._options = options_of(settings.loss)
         self._device, self._seed = device, settings.seed
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
@@ -122,10 +128,14 @@ class TimeSeries:
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
         noise = self._noise(self._options.get("samples", 1), len(chosen), generator)
-        restart = None
-        if self._options.get("consistency", 0.0):
-            restart = LATEST_RESTART * self._data.span * torch.rand((), generator=generator).item()
-        return TrainingBatch(split.inputs(chosen), split.targets(chosen), noise, self._kl_weight(epoch), restart)
+        batch = TrainingBatch(split.inputs(chosen), split.targets(chosen), noise, self._kl_weight(epoch))
+        if not self._options.get("consistency", 0.0):
+            return batch
+        times, latest = batch.targets.times, LATEST_RESTART * self._data.span
+        num_before = int((times < latest * torch.rand((), generator=generator).item()).sum())
+        restart = times[min(num_before, len(times) - 1)].item()
+        num_restarted = int(_observed_from(batch.inputs, restart).sum())
+        return dataclasses.replace(batch, restart=restart, num_restarted=num_restarted)
 
     def loss(self, batch: TrainingBatch) -> Loss:
         """The negative of the bound, and of the label's log-likelihood where there is one."""
@@ -142,7 +152,7 @@ class TimeSeries:
         tagged: dict[str, Any] = {f"train/{name}": number for name, number in numbers.items()}
         solves = forecast.encoder + forecast.decoder
         if batch.restart is not None:
-            unlikely, more = self._restarted(model, forecast, batch.inputs, targets.times, batch.restart)
+            unlikely, more = self._restarted(model, forecast, batch, batch.restart)
             value, solves = value + self._options["consistency"] * unlikely, solves + more
             tagged["task/surprise"] = unlikely.detach()
         tagged |= {"train/loss": value.detach()}
@@ -159,19 +169,18 @@ class TimeSeries:
         model = (model or self.model).eval()
         series = self._splits[split]
         sums, logits, labels = [], [], []
-        for indices in self._batches(series):
+        for indices in self._batches(split):
             forecast, targets, found = self._measure(model, series, indices)
             sums.append(found | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
             if forecast.logits is not None and targets.labels is not None:
                 logits.append(forecast.logits)
                 labels.append(targets.labels)
-        numbers = numbers_of(sums) | {"series": len(series)}
+        numbers = numbers_of(sums) | {"series": self._counts[split]}
         return numbers | (label_numbers(logits, labels) if logits else {})
 
     def limit(self, split: str, num: int) -> None:
         """See ``odebench.tasks.Task``."""
-        part = self._splits[split]
-        self._splits[split] = select_series(part, torch.arange(min(num, len(part)), device=self._device))
+        self._counts[split] = min(num, self._counts[split])
 
     def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
         """Errors and likelihood, those that there are."""
@@ -192,7 +201,7 @@ class TimeSeries:
         deviation of its prediction over latent samples, the rate of events, the probability of label 1."""
         series, model = self._splits[split], self.model.eval()
         columns: dict[str, list[Any]] = {}
-        for indices in self._batches(series):
+        for indices in self._batches(split):
             targets = series.targets(indices)
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
             for name, part in _columns(self._data.channels, series.ids[indices], targets, forecast).items():
@@ -203,7 +212,7 @@ class TimeSeries:
     def outputs(self, split: str, num: int) -> Tensor:
         """Means of forecasts at the times to compare with, or rates where there are events alone."""
         series = self._splits[split]
-        indices = torch.arange(min(num, len(series)), device=self._device)
+        indices = torch.arange(min(num, self._counts[split]), device=self._device)
         targets = series.targets(indices)
         observed = targets.mask.any(-1)
         forecast = self._forecast(self.model.eval(), series, indices, targets.times, observed)
@@ -259,12 +268,11 @@ class TimeSeries:
             )
 
     def _training_split(self, epoch: int) -> SeriesSplit:
-        train = self._splits["train"]
         if self._data.redraw is None:
-            return train
+            return self._splits["train"]
         if self._redrawn is None or self._redrawn[0] != epoch:
             drawn = self._data.redraw(self._seed, epoch).to(self._device)
-            self._redrawn = epoch, dataclasses.replace(train, is_input=drawn)
+            self._redrawn = epoch, dataclasses.replace(self._splits["train"], is_input=drawn)
         return self._redrawn[1]
 
     def _noise(self, num_samples: int, num: int, generator: torch.Generator) -> Tensor | None:
@@ -293,20 +301,20 @@ class TimeSeries:
         return value
 
     def _restarted(
-        self, model: Any, forecast: Forecast, inputs: SeriesBatch, times: Tensor, start: float
+        self, model: Any, forecast: Forecast, batch: TrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """How unlikely the encoder, shown only the inputs from a start on, thinks the states that the forecast has
         there, for those series that have such inputs, 0 where none has; and the encoder's solves."""
         assert forecast.latents is not None
-        column = min(int((times < start).sum()), len(times) - 1)
-        later = inputs.times >= times[column]
-        seen = inputs.mask[:, later].any((1, 2))
+        inputs, column = batch.inputs, int((batch.targets.times < start).sum())
+        later, seen = inputs.times >= start, _observed_from(inputs, start)
         if not seen.any():
-            return times.new_zeros(()), ()
+            return inputs.times.new_zeros(()), ()
         values, mask = (part[seen][:, later] for part in (inputs.values, inputs.mask))
-        rest = SeriesBatch(inputs.times[later] - times[column], values, mask, None)
+        rest = SeriesBatch(inputs.times[later] - start, values, mask, None)
         posterior, solves = model.encoder(rest, self._solve)
-        return surprise(posterior, forecast.latents[:, seen, column, : model.latent_dim]), solves
+        of_seen = surprise(posterior, forecast.latents[:, seen, column, : model.latent_dim])
+        return of_seen * (int(seen.sum()) / batch.num_restarted), solves
 
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
         errors = {} if forecast.values is None else error_sums(forecast.values, targets)
@@ -352,8 +360,8 @@ class TimeSeries:
                 sums[name] = ((said - rate).double().square().sum().item(), rate.numel())
         return forecast, targets, sums
 
-    def _batches(self, series: SeriesSplit) -> Iterator[Tensor]:
-        yield from torch.arange(len(series), device=self._device).split(self._eval_batch_size)
+    def _batches(self, split: str) -> Iterator[Tensor]:
+        yield from torch.arange(self._counts[split], device=self._device).split(self._eval_batch_size)
 
 
 def _check_encoder_solver(settings: Settings) -> None:
@@ -362,6 +370,11 @@ def _check_encoder_solver(settings: Settings) -> None:
     known = [method for method, description in METHODS.items() if isinstance(description, Tableau)]
     if name is not None and name not in known:
         raise unknown_name("model.encoder_solver", name, known, "solvers")
+
+
+def _observed_from(series: SeriesBatch, start: float) -> Tensor:
+    """Of which series anything was observed at a time or later: bool [B]."""
+    return series.mask[:, series.times >= start].any((1, 2))
 
 
 def _facts(data: SeriesData) -> dict[str, Any]:

@@ -104,9 +104,9 @@ class Training:
 
         Does nothing where there is neither. Raises UsageError where none of those that there are can be used.
         """
-        previous = path.with_name(PREVIOUS)
-        if not path.exists() and not previous.exists():
+        if not is_left(path):
             return
+        previous = path.with_name(PREVIOUS)
         try:
             self.load(path)
         except UsageError as error:
@@ -116,6 +116,11 @@ class Training:
             self.load(previous)
             # Else the damaged one would be the previous one of the next.
             os.replace(previous, path)
+
+
+def is_left(path: Path) -> bool:
+    """Whether a training left its last checkpoint, or the one before it."""
+    return path.exists() or path.with_name(PREVIOUS).exists()
 
 
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:

@@ -1,7 +1,9 @@
 """The training loop, for every task, from top to bottom."""
 
+import logging
 import math
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +14,15 @@ from odebench.record import schema
 from odebench.record.meters import StepTimer, measure_step
 from odebench.record.writer import Record, SilentRecord
 from odebench.settings import Settings
+from odebench.tasks import Loss, Task
 from odebench.training import distributed
 from odebench.training.checkpoint import Training
 from odebench.training.display import Display
 from odebench.training.optim import lr_factor
 from odebench.training.signals import StopRequest
+from odebench.training.trial import without_trace
+
+log = logging.getLogger(__name__)
 
 
 def fit(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> bool:
@@ -80,8 +86,24 @@ def train_step(training: Training, settings: Settings, num_steps: int) -> dict[s
         group["lr"] = lr
     optimizer.zero_grad()
     distributed.seed_step(settings.seed, step)
+    loss = backpropagate(task, distributed.share(task.batch(step), task.batch_size), trainer.max_nfe)
+    distributed.average_gradients(task.model)
+    grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
+    if not math.isfinite(grad_norm):
+        raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {loss.value.item():.4g}")
+    optimizer.step()
+    if training.average is not None:
+        training.average.update_parameters(task.model)
+    numbers = {tag: float(number) for tag, number in loss.numbers.items()}
+    numbers = distributed.means(numbers | solver_numbers(loss.solves))
+    return numbers | {"optim/lr": lr, "optim/grad_norm": grad_norm}
+
+
+def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
+    """The loss of this process's share of a batch, whose gradients the model gets. Raises Diverged, all processes
+    together."""
     with distributed.diverging_together():
-        loss = task.loss(distributed.share(task.batch(step), task.batch_size))
+        loss = task.loss(batch)
         value = loss.value.item()
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
@@ -92,18 +114,9 @@ def train_step(training: Training, settings: Settings, num_steps: int) -> dict[s
         except ode.SolveError as error:
             raise Diverged(str(error)) from error
         nfe = sum(stats.nfe for stats in loss.solves)
-        if trainer.max_nfe is not None and nfe > trainer.max_nfe:
-            raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={trainer.max_nfe}")
-    distributed.average_gradients(task.model)
-    grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
-    if not math.isfinite(grad_norm):
-        raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
-    optimizer.step()
-    if training.average is not None:
-        training.average.update_parameters(task.model)
-    numbers = {tag: float(number) for tag, number in loss.numbers.items()}
-    numbers = distributed.means(numbers | solver_numbers(loss.solves))
-    return numbers | {"optim/lr": lr, "optim/grad_norm": grad_norm}
+        if max_nfe is not None and nfe > max_nfe:
+            raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={max_nfe}")
+    return loss
 
 
 def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
@@ -145,28 +158,21 @@ def better(objective: str, value: float, best: float | None) -> bool:
 
 
 def measure(training: Training, record: Record | SilentRecord) -> None:
-    """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace."""
-    task = training.task
-    device = next(task.model.parameters()).device
-    batch = distributed.share(task.batch(training.progress.step), task.batch_size)
-    state = task.state_dict()
+    """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace: nothing
+    but a warning where it diverges."""
+    task, progress = training.task, training.progress
+    batch = distributed.share(task.batch(progress.step), task.batch_size)
     solves: list[ode.Stats] = []
-
-    def step() -> None:
-        loss = task.loss(batch)
-        loss.value.backward()
-        solves.extend(loss.solves)
-
-    training.optimizer.zero_grad()
-    buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
-    # Meters see eager work only.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.compiler.set_stance("force_eager"):
-        numbers = measure_step(step, device)
-    training.optimizer.zero_grad()
-    task.model.load_state_dict(buffers, strict=False)
-    task.load_state_dict(state)
-    record.log(training.progress.step, numbers)
-    record.step_sizes([list(stats.step_sizes) for stats in solves], training.progress.step)
+    try:
+        # Meters see eager work only.
+        with without_trace(task), torch.compiler.set_stance("force_eager"):
+            device = next(task.model.parameters()).device
+            numbers = measure_step(lambda: solves.extend(backpropagate(task, batch).solves), device)
+    except Diverged as error:
+        log.warning("not measured after step %d: %s", progress.step, error)
+        return
+    record.log(progress.step, numbers)
+    record.step_sizes([list(stats.step_sizes) for stats in solves], progress.step)
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:

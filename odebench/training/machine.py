@@ -1,5 +1,6 @@
 """The machine made ready for a training: device, threads, random states, determinism."""
 
+import contextlib
 import logging
 import os
 import random
@@ -8,10 +9,12 @@ import numpy as np
 import torch
 
 from odebench.allocator import keep_freed_memory
-from odebench.errors import UsageError
+from odebench.errors import Diverged, UsageError
+from odebench.ode import SolveError
 from odebench.settings import Settings
 from odebench.tasks import Task
 from odebench.training import distributed
+from odebench.training.trial import without_trace
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +61,18 @@ def prepare(settings: Settings) -> torch.device:
 def compile_model(task: Task) -> None:
     """Compile the vector field, or the whole network where there is no ODE; with no working compiler say so and go on.
 
-    One training step is tried at once, so that it is known now whether it works; its gradients are dropped.
+    One training step is tried at once, so that it is known now whether it works; it leaves no trace. A solve that fails
+    in it is no fault of the compiler's: the training will tell. Raises UsageError, as that step does.
     """
-    model = task.model
-    part = getattr(model, "field", model)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    part = getattr(task.model, "field", task.model)
     part.compile(dynamic=False)
     try:
-        task.loss(task.batch(0)).value.backward()
+        with without_trace(task), contextlib.suppress(Diverged, SolveError):
+            # Of the shape that this process will train on: another would be compiled again.
+            task.loss(distributed.share(task.batch(0), task.batch_size)).value.backward()
+    except UsageError:
+        raise
     except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces
         part._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning("trainer.compile: not compiled, going on without (%s)", reason[0])
-    model.zero_grad()
-    model.load_state_dict(buffers, strict=False)

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from odebench.saved import saved_settings
 from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
-from odebench.training.checkpoint import Training, load_weights
+from odebench.training.checkpoint import Training, is_left, load_weights
 from odebench.training.failures import reason
 from odebench.training.loop import fit
 from odebench.training.machine import choose_device, compile_model, prepare
 from odebench.training.signals import StopRequest
 from odebench.training.summary import closing_numbers, describe, results, training_table
-from odebench.training.trained import load_fitting
+from odebench.training.trained import SAME_IMAGES, load_fitting
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,10 @@ def resume_run(path: Path) -> RunResult:
                 print(training_table(run.summary, path))
             return RunResult(DONE, path, run.summary.get("objective"))
         with _locked(path):
-            training = _build(settings)
-            _load_newest(training, path / schema.LAST_CHECKPOINT)
+            last = path / schema.LAST_CHECKPOINT
+            # A checkpoint's weights replace those of init_from, a run that may be gone by now.
+            training = _build(replace(settings, init_from=None) if is_left(last) else settings)
+            _load_newest(training, last)
             step = training.progress.step
             about, measured = _about(saved, training, settings), training.task.measured
             with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about, measured)) as record:
@@ -165,9 +167,12 @@ def _check_objective(settings: Settings, task: Task) -> None:
 
 def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
     theirs, ours = source.manifest.get("data", {}), provenance
-    if theirs.get("name") == ours["name"] and theirs["splits"]["validation"] != ours["splits"]["validation"]:
+    divides_otherwise = (
+        theirs.get("name") == ours["name"] and theirs["splits"]["validation"] != ours["splits"]["validation"]
+    )
+    if divides_otherwise or {theirs.get("name"), ours["name"]} == SAME_IMAGES:
         log.warning(
-            "init_from=%s was trained with other validation images: some of these may be among its training images",
+            "init_from=%s was trained with other validation samples: some of these may be among its training samples",
             source.path,
         )
 

@@ -8,6 +8,7 @@ the same solve differentiated exactly, and against the far more exact one.
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +21,11 @@ from torch import Tensor
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.record.meters import measure_step
-from odebench.record.reader import read_run
-from odebench.saved import saved_settings
+from odebench.record.reader import RunRecord
 from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run
+from odebench.training.trained import Run, append_evaluation, as_evaluated, finished_run, load_run
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def study_run(
     anything is evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot
     be had.
     """
-    chosen = _distinct(path, combinations)
+    record = finished_run(path)
+    chosen = _distinct(record, combinations)
     varying = _varying(combinations)
     compares_gradients = gradients or any(_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], Reference] = {}
@@ -76,8 +77,8 @@ def study_run(
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
         if others not in references:
-            references[others] = Reference(path, others, split, compares_gradients, limit)
-        run = load_run(path, overrides)
+            references[others] = Reference(record, others, split, compares_gradients, limit)
+        run = load_run(record, overrides)
         if limit is not None:
             run.task.limit(split, limit)
         try:
@@ -103,13 +104,14 @@ class Reference:
     """A run's model solved as exactly as can be, and how others of its solves compare with it."""
 
     def __init__(
-        self, path: Path, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
+        self, record: RunRecord, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
-        """others: settings that have nothing to do with solving. with_gradient: gradients are compared, too. limit: of
-        the split, only so many samples."""
+        """record: see ``finished_run``. others: settings that have nothing to do with solving. with_gradient: gradients
+        are compared, too. limit: of the split, only so many samples."""
         words = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
-        run = load_run(path, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])
+        run = load_run(record, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])
         in_double(run.task)
+        self._record = record
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
         self._outputs = outputs(run.task, split, self._num).double()
         self._gradient = _gradient(run) if with_gradient else None
@@ -133,7 +135,7 @@ class Reference:
             if cost and self._gradient is not None:
                 numbers["peak_mib"] = _peak_mib(run)
                 numbers["gradient_error"] = relative_error(gradient, self._gradient)
-                if (discrete := _discrete_gradient(run, overrides)) is not None:
+                if (discrete := _discrete_gradient(self._record, run, overrides)) is not None:
                     numbers["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
@@ -181,14 +183,16 @@ def _gradient(run: Run) -> Tensor:
     return step.take_gradient()
 
 
-def _discrete_gradient(run: Run, overrides: Sequence[str]) -> Tensor | None:
+def _discrete_gradient(record: RunRecord, run: Run, overrides: Sequence[str]) -> Tensor | None:
     """The gradient [P] of the very same solve, differentiated exactly by another mode than the run's own; None where
     its solver knows none, as those of SciPy."""
     forward = [word for word in overrides if _group(word) != "gradient"]
+    if run.settings.gradient.name == "reversible" and not run.settings.solver.fixed:
+        forward.append("solver.stop_at_times=true")  # as its steps do, which no other mode's would
     for mode in ("checkpoint", "backprop", "reversible"):
         if mode != run.settings.gradient.name:
             with contextlib.suppress(UsageError):
-                return _gradient(load_run(run.path, [*forward, f"gradient={mode}"]))
+                return _gradient(load_run(record, [*forward, f"gradient={mode}"]))
     return None
 
 
@@ -245,14 +249,14 @@ def _of_step(settings: Settings) -> dict[str, str | float | None]:
     return {"gradient": settings.gradient.name, "step_solver": solver.name, "step_tol": tol}
 
 
-def _distinct(path: Path, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
+def _distinct(record: RunRecord, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
     """Those that come to different evaluations, each with the settings that it comes to."""
-    saved = saved_settings(read_run(path, metrics=False))
     found: list[tuple[list[str], Settings]] = []
     for overrides in combinations:
-        settings = as_evaluated(read_settings(override_saved(saved, overrides)))
+        settings = as_evaluated(read_settings(override_saved(record.settings, overrides)))
         if not settings.has_ode:
-            raise UsageError(f"{settings.model.name} solves no ODE; one evaluation tells all: odebench eval {path}")
+            way_out = f"odebench eval {shlex.quote(str(record.path))}"
+            raise UsageError(f"{settings.model.name} solves no ODE; one evaluation tells all: {way_out}")
         if settings.solver.fixed:
             settings = replace(settings, tol=1.0)  # which has no effect
         if settings not in [other for _, other in found]:

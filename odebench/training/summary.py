@@ -1,6 +1,7 @@
 """What a finished training comes to: the numbers of summary.json and the table on the screen."""
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
             f"{summary['final/samples_per_s']:.0f} samples/s)",
         )
     yield "record", str(folder)
-    yield "dashboard", f"odebench tensorboard {folder}"
+    yield "dashboard", f"odebench tensorboard {shlex.quote(str(folder))}"
 
 
 def _si(number: float) -> str:

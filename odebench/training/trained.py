@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from odebench.plots.image_grid import image_grid
 from odebench.record import schema
 from odebench.record.files import plain, refuse_file
 from odebench.record.reader import RunRecord, read_run
+from odebench.rules.data import DIVIDING
 from odebench.saved import saved_settings
 from odebench.settings import Settings, options_of, override_saved, read_settings
 from odebench.tasks import Task, build_task
@@ -26,6 +29,11 @@ from odebench.training.checkpoint import load_weights
 from odebench.training.machine import choose_device
 from odebench.training.summary import aligned, describe
 from odebench.typed import shown
+
+log = logging.getLogger(__name__)
+
+# Data sets that share images: all of mnist5k's are among those that MNIST has for training.
+SAME_IMAGES = {"mnist", "mnist5k"}
 
 
 @dataclass(frozen=True)
@@ -42,24 +50,32 @@ class Run:
         return self.task.model.eval()
 
 
-def load_run(path: Path | str, overrides: list[str] | None = None) -> Run:
+def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> Run:
     """The trained model of a finished run, its settings and its task.
 
-    overrides: settings in place of the saved ones, as on the command line: ``["solver=rk4", "device=cpu"]``.
+    path: of the run's folder, or what ``finished_run`` read of it. overrides: settings in place of the saved ones, as
+    on the command line: ``["solver=rk4", "device=cpu"]``.
     Raises UsageError where the folder is no finished run, the data is missing, or the overrides do not fit.
     """
-    run = read_run(path, metrics=False)
-    status = run.status["status"]
-    if status != "done":
-        raise UsageError(f"{path} is not finished (status {status}); go on with it: odebench resume {path}")
-    saved = saved_settings(run)
-    settings = read_settings(override_saved(saved, overrides or []))
-    _check_data(read_settings(saved), settings)
+    run = path if isinstance(path, RunRecord) else finished_run(path)
+    trained, settings = read_settings(run.settings), read_settings(override_saved(run.settings, overrides or []))
+    _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
         task = build_task(settings, choose_device(settings.device))
     load_fitting(task.model, run, settings)
     task.model.eval()
+    _warn_of_leakage(trained.data.name, settings.data.name)
     return Run(run.path, settings, task)
+
+
+def finished_run(path: Path | str) -> RunRecord:
+    """What a finished run left, with what its settings lack (see ``saved_settings``). UsageError where it is none."""
+    run = read_run(path, metrics=False)
+    status = run.status["status"]
+    if status != "done":
+        way_out = f"odebench resume {shlex.quote(str(path))}"
+        raise UsageError(f"{path} is not finished (status {status}); go on with it: {way_out}")
+    return replace(run, settings=saved_settings(run))
 
 
 def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
@@ -88,12 +104,19 @@ def _differ(trained: Settings, asked: Settings) -> dict[str, tuple[Any, Any]]:
 
 
 def _check_data(trained: Settings, asked: Settings) -> None:
-    """UsageError where the images held out for validation would be others than in training: it saw these."""
+    """UsageError where the samples held out from training would be others than in training: it saw these."""
     if trained.data.name != asked.data.name:
         return
-    for key in ("validation", "train_limit"):
-        if getattr(trained.data, key, None) != getattr(asked.data, key, None):
+    before, now = options_of(trained.data), options_of(asked.data)
+    for key in getattr(trained.data, "dividing", DIVIDING):
+        if before.get(key) != now.get(key):
             raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
+
+
+def _warn_of_leakage(trained: str, asked: str) -> None:
+    if {trained, asked} == SAME_IMAGES:
+        line = "data=%s shares images with data=%s, of the training; only the test images of data=mnist are surely new"
+        log.warning(line, asked, trained)
 
 
 def evaluate_run(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.errors import UsageError
+from odebench.errors import Diverged, UsageError
 from odebench.ode import Rows
 from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
@@ -117,6 +117,15 @@ def test_regularised_dynamics_have_their_price_in_training_and_leave_solution_an
     assert plain.take_penalty() == (None, {})
 
 
+def test_a_failed_solve_leaves_no_penalty_for_the_next_step(solve):
+    rnode = solve("dynamics=rnode", "solver.max_steps=40")
+    z0 = torch.ones(2, 1, requires_grad=True)
+    rnode(lambda t, z: -z, z0, (0.0, 1.0))
+    with pytest.raises(Diverged):
+        rnode(lambda t, z: -1e6 * z, z0, (0.0, 1.0))
+    assert rnode.take_penalty() == (None, {})
+
+
 @pytest.mark.parametrize("dynamics", ["rnode", "taynode", "steer"])
 def test_a_solve_without_a_graph_knows_nothing_of_them(solve, dynamics):
     plain, regularised = solve(), solve(f"dynamics={dynamics}")
@@ -199,3 +208,11 @@ def test_steps_so_small_that_they_are_too_many_are_refused_by_their_setting(solv
     with pytest.raises(UsageError, match=r"^solver\.step_size=0\.01: 100 steps are more than max_steps=50; ") as told:
         chosen(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0))
     assert told.value.settings == ("solver.step_size", "solver.max_steps")
+
+
+def test_steps_end_at_the_times_asked_for_where_they_are_told_to(solve):
+    def nearest(*overrides):
+        sizes = solve(*overrides)(lambda t, y: -y, torch.ones(2, 1), (0.0, 0.3, 1.0)).stats.step_sizes
+        return abs(np.cumsum(sizes) - 0.3).min()
+
+    assert nearest("solver.stop_at_times=true") < 1e-6 < nearest()

@@ -27,6 +27,13 @@ def test_batches_are_a_function_of_the_step(task):
     assert not torch.equal(first[0][0], first[4][0])
 
 
+def test_a_limit_leaves_training_batches_as_they_are(task):
+    before = task.batch(1)
+    task.limit("train", 5)
+    assert task.evaluate("train")["images"] == 5
+    assert all(torch.equal(a, b) for a, b in zip(task.batch(1), before, strict=True))
+
+
 def test_loss_and_accuracy_are_those_of_the_logits(task):
     images, labels = task.batch(0)
     loss = task.loss((images, labels))

@@ -48,6 +48,14 @@ def test_batches_are_fresh_samples_and_a_function_of_the_step():
     assert torch.equal(epoch.sort(dim=0).values, fixed._splits["train"].sort(dim=0).values)
 
 
+def test_a_limit_leaves_training_batches_as_they_are():
+    task = task_of("data.fresh=false")
+    before = task.batch(1)
+    task.limit("train", 40)
+    assert task.evaluate("train")["samples"] == 40
+    assert torch.equal(task.batch(1), before)
+
+
 def test_maximum_likelihood_minimises_the_negative_log_likelihood():
     task = task_of()
     batch = task.batch(0)

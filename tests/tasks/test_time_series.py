@@ -125,6 +125,20 @@ def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
     assert not torch.allclose(*sums)
 
 
+@pytest.mark.parametrize("observed", [0.3, 1.0], ids=["redrawn inputs", "all inputs"])
+def test_a_limit_leaves_training_batches_as_they_are(build, observed):
+    whole, limited = (build(*SMALL, *FIXED, "data=periodic", f"data.observed={observed}") for _ in range(2))
+    limited.limit("train", 5)
+    assert limited.evaluate("train")["series"] == 5
+    assert all(torch.equal(a, b) for a, b in zip(tensors(limited.batch(1)), tensors(whole.batch(1)), strict=True))
+
+
+def test_a_limit_changes_no_series_samples(build):
+    whole, limited = (build(*SMALL, "data=periodic") for _ in range(2))
+    limited.limit("validation", 3)
+    assert torch.equal(limited.outputs("validation", 3), whole.outputs("validation", 3))
+
+
 def test_the_loss_is_the_negative_bound(build):
     task = build(*SMALL, *FIXED, "loss.samples=2")
     batch = task.batch(0)
@@ -172,6 +186,26 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
     assert plain.batch(0).restart is None
     inputs.mask[:, column:] = False
     assert task.loss(batch).numbers["task/surprise"] == 0
+
+
+def test_the_surprise_of_a_batch_is_the_mean_of_its_shares_however_many_series_of_each_go_on(build):
+    task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.03", "loss.consistency=1")
+
+    def outcome(batch):
+        task.model.zero_grad()
+        loss = task.loss(batch)
+        loss.value.backward()
+        gradients = [p.grad.flatten() for p in task.model.parameters() if p.grad is not None]
+        return loss.numbers["task/surprise"], torch.cat(gradients)
+
+    for step in range(4):
+        batch = task.batch(step)
+        shares = [batch.rows(slice(start, start + 8)) for start in (0, 8)]
+        found = [outcome(part) for part in (batch, *shares)]
+        for whole, *halves in zip(*found, strict=True):
+            torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-4, atol=1e-4)
+    going_on = [part.inputs.mask[:, part.inputs.times >= batch.restart].any((1, 2)).sum() for part in shares]
+    assert going_on[0] != going_on[1]
 
 
 @pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])

@@ -28,7 +28,9 @@ def weights(folder, name="last"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["odenet", "cnf", "latent_ode", "odenet_synced", "cnf_synced"])
+@pytest.mark.parametrize(
+    "model", ["odenet", "cnf", "latent_ode", "latent_ode_restarted", "odenet_synced", "cnf_synced"]
+)
 def test_two_processes_come_to_the_numbers_of_one(model, ranks):
     folder, codes = ranks
     one, two = f"{model}_one", f"{model}_two"
@@ -77,6 +79,15 @@ def test_a_run_that_diverges_in_one_process_diverges(name, reason, ranks):
     status = read_run(folder / name).status
     assert (status["status"], status["step"]) == ("diverged", 2)
     assert reason in status["message"]
+
+
+@pytest.mark.slow
+def test_a_step_that_diverges_in_one_process_where_it_is_only_measured_is_measured_in_none(ranks):
+    folder, codes = ranks
+    assert codes["unmeasured"] == [0, 0]
+    assert "not measured after step 4: the loss is nan" in (folder / "unmeasured.0.txt").read_text()
+    assert (folder / "unmeasured.1.txt").read_text() == ""
+    assert not read_run(folder / "unmeasured").series("memory/peak_mib")[0]
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """The machine made ready: devices by name, and compilation with a way out."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from odebench.errors import UsageError
+from odebench.errors import Diverged, UsageError
+from odebench.ode import SolveError
+from odebench.ode.status import Outcome, Status
 from odebench.tasks import Loss
 from odebench.training.machine import choose_device, compile_model
 
@@ -22,22 +23,100 @@ def test_a_device_that_is_not_there_is_refused_with_the_way_out():
         choose_device("cuda:99")
 
 
-def test_a_broken_compiler_is_one_warning_and_an_eager_model(monkeypatch, caplog):
-    model = nn.Linear(2, 2)
-    x = torch.ones(1, 2)
+class Noisy:
+    """A task whose steps draw random numbers, move a buffer of the model, and carry a warm first step on."""
+
+    batch_size = 6
+
+    def __init__(self):
+        self.model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.warm_step, self.seen = None, []
+
+    def batch(self, step):
+        return torch.arange(12.0).reshape(6, 2)
+
+    def loss(self, batch):
+        self.seen.append(batch)
+        self.warm_step = 0.5
+        return Loss(self.model(batch + torch.rand_like(batch)).square().sum(), {}, ())
+
+    def state_dict(self):
+        return {"warm_step": self.warm_step}
+
+    def load_state_dict(self, state):
+        self.warm_step = state["warm_step"]
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """compiler(call): what a compiled module is called by from now on, in place of a compiler."""
+
+    def arrange(call):
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", call))
+
+    arrange(None)
+    return arrange
+
+
+def test_a_broken_compiler_is_one_warning_and_an_eager_model(compiler, caplog):
+    task = Noisy()
+    model, x = task.model.eval(), task.batch(0)
     eager = model(x)
-    task = SimpleNamespace(model=model, batch=lambda step: x, loss=lambda batch: Loss(model(batch).sum(), {}, ()))
 
     def broken(*_):
         raise RuntimeError("no C++ compiler found\nand much more")
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken))
+    compiler(broken)
     with caplog.at_level(logging.WARNING):
         compile_model(task)
     assert [record.getMessage() for record in caplog.records] == [
         "trainer.compile: not compiled, going on without (no C++ compiler found)"
     ]
     assert torch.equal(model(x), eager)
+
+
+def test_the_step_that_is_tried_leaves_no_trace(compiler):
+    task = Noisy()
+    before, random = {key: x.clone() for key, x in task.model.state_dict().items()}, torch.get_rng_state()
+    compile_model(task)
+    assert len(task.seen) == 1
+    assert task.state_dict() == {"warm_step": None}
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(x, before[key]) for key, x in task.model.state_dict().items())
+    assert all(p.grad is None for p in task.model.parameters())
+
+
+def test_each_process_tries_the_share_that_it_will_train_on(compiler, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    task = Noisy()
+    compile_model(task)
+    (tried,) = task.seen
+    assert torch.equal(tried, task.batch(0)[2:4])
+
+
+FAILED = Outcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
+
+
+@pytest.mark.parametrize("failure", [Diverged("solve failed"), SolveError(FAILED)], ids=["forward", "backward"])
+def test_a_solve_that_fails_is_no_fault_of_the_compilers(failure, compiler, caplog):
+    def failing(*_):
+        raise failure
+
+    compiler(failing)
+    task = Noisy()
+    compile_model(task)
+    assert not caplog.records
+    assert task.model._compiled_call_impl is failing
+
+
+def test_settings_that_cannot_be_meant_are_told_as_such(compiler):
+    def refusing(*_):
+        raise UsageError("solver.step_size=1e-9: too many steps")
+
+    compiler(refusing)
+    with pytest.raises(UsageError, match=r"solver\.step_size"):
+        compile_model(Noisy())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 import odebench.training.loop as loop
 import odebench.training.run as run_module
-from odebench.errors import UsageError
+from odebench.errors import Diverged, UsageError
+from odebench.ode import SolveError
+from odebench.ode.status import Outcome, Status
 from odebench.record import schema
 from odebench.record.reader import read_run
 from odebench.tasks.classification import Classification
@@ -291,6 +294,32 @@ def test_a_training_starts_from_another_runs_weights(train):
         train(f"init_from={source.folder}", "model.width=16")
 
 
+def test_a_run_goes_on_without_the_one_that_it_started_from(train, monkeypatch):
+    source = train("model=mlp")
+    start = ("model=mlp", f"init_from={source.folder}")
+    whole = train(*start)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = train(*start)
+    shutil.rmtree(source.folder)
+    last = stopped.folder / "checkpoints" / "last.pt"
+    last.rename(last.with_name("previous.pt"))  # which is enough
+    assert resume_run(stopped.folder).exit_code == 0
+    assert same(weights(stopped.folder), weights(whole.folder))
+    with pytest.raises(UsageError, match="does not exist"):
+        train(*start)
+
+
+def test_a_training_on_images_that_its_start_may_have_seen_is_warned(train, caplog):
+    source = train("model=mlp")
+    train("model=mlp", f"init_from={source.folder}")
+    assert "may be among" not in caplog.text
+    manifest = source.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "mnist5k"', '"name": "mnist"'))
+    train("model=mlp", f"init_from={source.folder}")
+    assert "some of these may be among its training samples" in caplog.text
+
+
 def test_the_weight_average_is_what_is_evaluated(train):
     result = train("trainer.average=0.5")
     assert not same(weights(result.folder, "best"), weights(result.folder, "last"))
@@ -339,6 +368,50 @@ def test_measuring_leaves_no_trace_in_the_training(train):
     assert same(weights(often.folder), weights(never.folder))
     assert read_run(often.folder).series("memory/peak_mib")[0] == [4, 8]
     assert read_run(never.folder).series("memory/peak_mib")[0] == [8]
+
+
+FAILED = Outcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise SolveError(FAILED, during="backward solve")
+
+
+def failed_solve(self, batch):
+    raise Diverged("solve failed: max_steps")
+
+
+def failed_backward_solve(self, batch, loss=Classification.loss):
+    found = loss(self, batch)
+    return found._replace(value=FailsBackward.apply(found.value))
+
+
+@pytest.mark.parametrize("broken", [failed_solve, failed_backward_solve])
+def test_a_step_that_fails_where_it_is_only_measured_costs_the_measurement_alone(broken, train, monkeypatch, caplog):
+    whole = train("model=mlp", "trainer.measure_every=100")
+    measure_step = loop.measure_step
+
+    def measured(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(Classification, "loss", broken)
+            return measure_step(*arguments)
+
+    monkeypatch.setattr(loop, "measure_step", measured)
+    result = train("model=mlp")
+    assert result.exit_code == 0
+    told = [text for text in caplog.messages if "not measured" in text]
+    assert [text.partition(": ")[0] for text in told] == ["not measured after step 4", "not measured after step 8"]
+    assert all("solve failed: max_steps" in text for text in told)
+    run = read_run(result.folder)
+    assert not any("memory/peak_mib" in row for row in run.metrics)
+    assert run.summary["test"] == read_run(whole.folder).summary["test"]
+    assert same(weights(result.folder), weights(whole.folder))
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(train, tmp_path):

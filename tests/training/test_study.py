@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from odebench.reporting.figures import FIGURES
 from odebench.reporting.runs import gather
 from odebench.training import study
 from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.study import REFERENCE_SOLVER, REFERENCE_TOL, Reference, relative_error, study_run
-from odebench.training.trained import load_run
+from odebench.training.study import REFERENCE_SOLVER, REFERENCE_TOL, Reference, _gradient, relative_error, study_run
+from odebench.training.trained import finished_run, load_run
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_the_output_error_of_fixed_steps_falls_by_the_order_of_the_method(solver
 
 
 def test_the_reference_is_in_float64_and_another_solver_agrees(run):
-    reference = Reference(run, (), "validation", with_gradient=False)
+    reference = Reference(finished_run(run), (), "validation", with_gradient=False)
     loaded = load_run(run, [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL}"])
     in_double(loaded.task)
     found = outputs(loaded.task, "validation", 100)
@@ -71,7 +72,10 @@ def test_outputs_are_the_same_each_time_and_in_double_but_for_rounding(model, co
     assert torch.equal(outputs(loaded.task, "validation", 100), single)
     assert count is None or len(single) == count
     in_double(loaded.task)
-    assert 0 < relative_error(single, outputs(loaded.task, "validation", 100)) < 1e-5
+    double = outputs(loaded.task, "validation", 100)
+    assert 0 < relative_error(single, double) < 1e-5
+    batch = cast(loaded.task.batch(0), torch.float64)
+    assert double.dtype == loaded.task.loss(batch).value.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,24 @@ def test_a_study_says_how_long_each_way_of_a_training_step_took_and_what_part_wa
     for way in ("forward_ms", "backward_ms"):
         assert rows[1][way] > rows[0][way] > 0  # a hundred times as many steps
     assert "of the first 7 samples of the validation split" in capsys.readouterr().out
+
+
+def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):
+    words = ["solver=rk4", "solver.steps=2"]
+    (whole,), (part,) = (study_run(odenet, [words], "train", limit) for limit in (None, 5))
+    assert (whole["images"], part["images"]) == (16, 5)
+    limited = load_run(odenet, words)
+    limited.task.limit("train", 5)
+    assert torch.equal(_gradient(limited), _gradient(load_run(odenet, words)))
+
+
+def test_a_run_of_an_earlier_version_is_told_once_however_often_it_is_loaded(run, tmp_path, caplog):
+    older = shutil.copytree(run, tmp_path / "older")
+    text = (older / "settings.yaml").read_text()
+    assert "  patience: null\n" in text
+    (older / "settings.yaml").write_text(text.replace("  patience: null\n", ""))
+    study_run(older, [[f"tol={tol}", "gradient=adjoint"] for tol in (0.1, 0.01)], gradients=True)
+    assert caplog.text.count("was made before these settings were known") == 1
 
 
 def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
@@ -169,6 +191,11 @@ def test_an_undone_solve_is_compared_with_its_own_solver(run):
     coarse, fine = study_run(run, [[*words, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)
     assert max(row["gradient_error_discrete"] for row in (coarse, fine)) < 1e-3 < coarse["gradient_error"]
     assert fine["gradient_error"] < 0.3 * coarse["gradient_error"]
+
+
+def test_an_undone_solve_of_many_times_is_compared_with_one_that_steps_to_them_too(latent):
+    (row,) = study_run(latent, [["solver=reversible_heun", "gradient=reversible", "tol=1e-2"]], gradients=True)
+    assert row["gradient_error_discrete"] < 1e-5
 
 
 def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -11,8 +12,12 @@ import torch
 
 import odebench
 from odebench.cli import main
+from odebench.data import DATA
 from odebench.errors import UsageError
 from odebench.record.reader import read_run
+from odebench.rules import Extension
+from odebench.settings import compose, read_settings
+from odebench.training.trained import _check_data
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,49 @@ def test_eval_refuses_what_does_not_fit_in_one_line(overrides, line, run, capsys
     assert line in err
     assert err.count("\n") == 1
     assert (run / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def checked(data, other):
+    """What an evaluation on other data than the training's comes to, before anything is loaded."""
+    model = ["model=mlp"] if "mnist" in data else ["model=latent_ode"]
+    _check_data(*(read_settings(compose([*model, *words.split()])) for words in (data, other)))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "refused"),
+    [
+        ("mnist5k", "validation=100", True),
+        ("mnist5k", "augment=false", False),
+        ("physionet2012", "random_state=7", True),
+        ("physionet2012", "sets=a", True),
+        ("physionet2012", "quantisation=60", False),
+        ("hopper", "random_state=7", True),
+        ("hopper", "train_limit=100", True),
+        ("hopper", "mode=extrapolation", False),
+        ("periodic", "random_state=7", False),  # simulates other series
+    ],
+)
+def test_no_setting_that_divides_the_data_anew_can_change_after_training(name, setting, refused):
+    both = f"data={name}", f"data={name} data.{setting}"
+    if not refused:
+        return checked(*both)
+    with pytest.raises(UsageError, match=rf"^data.{setting.partition('=')[0]}: cannot change after training"):
+        checked(*both)
+
+
+def test_what_divides_the_data_of_an_extension_cannot_change_either():
+    trained = read_settings(compose(["model=mlp"]))
+    before, now = (replace(trained, data=Extension("mine", {"validation": num})) for num in (40, 50))
+    with pytest.raises(UsageError, match=r"^data.validation: cannot change after training"):
+        _check_data(before, now)
+
+
+def test_images_that_the_training_may_have_seen_under_another_name_are_warned_of(run, caplog, monkeypatch):
+    for name in ("mnist", "fashion_mnist"):
+        monkeypatch.setitem(DATA, name, DATA["mnist5k"])  # their files are large
+        odebench.load_run(run, [f"data={name}", "data.validation=40"])
+    (line,) = caplog.messages
+    assert line.startswith("data=mnist shares images with data=mnist5k, of the training; only the test images")
 
 
 def test_a_failed_solve_is_one_line_and_exit_3(run, capsys):
