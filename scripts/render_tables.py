@@ -45,7 +45,8 @@ def measured_with_tables(text: str) -> str:
     for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
         text = replace_between(text, name, step_table(results.read(name)))
     text = replace_between(text, "figure3", reproduction_table(results.read("figure3")))
-    return replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
+    text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
+    return replace_between(text, "gradients", gradient_table(results.read("gradients")))
 
 
 def speed_with_tables(text: str) -> str:
@@ -57,7 +58,7 @@ def speed_with_tables(text: str) -> str:
 def models_with_tables(text: str) -> str:
     """docs/models.md with its tables."""
     densities = ("figure4", "figure5", "ffjord-toy", "ffjord-toy-long", "ffjord-mnist", "memory-cnf", "regularisers")
-    for name in (*densities, "spirals", "table2", "poisson", "hopper", "physionet"):
+    for name in (*densities, "spirals", "table2-full", "table2", "poisson", "hopper", "physionet"):
         text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
     return text
 
@@ -215,6 +216,35 @@ def mode_table(rows: list[Row]) -> str:
         lines.append([*what, *costs, scientific(row["parameter_gradient_error"])])
     header = ["work", "tol", "mode", "NFE", "least ms", "peak memory", "error of the gradient"]
     return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}"
+
+
+def gradient_table(rows: list[dict[str, str]]) -> str:
+    """`reproduce gradients`: a line for each model and gradient mode, what its training costs and how exact a step's
+    gradient is at each tolerance."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in (row for row in rows if row["ours"]):
+        what, _, where = row["row"].partition(", ")
+        its = found.setdefault(what, {}).setdefault(where, {})
+        its[row["number"].removeprefix("final/")] = float(row["ours"])
+    tolerances = {where: where.rpartition(" at ")[2] for its in found.values() for where in its if " at " in where}
+    lines = []
+    for what, its in found.items():
+        model, _, mode = what.partition(": ")
+        training = its["training"]
+        errors = [
+            [scientific(its[where][name]) if name in its.get(where, {}) else "–" for where in tolerances]
+            for name in ("gradient_error_discrete", "gradient_error")
+        ]
+        nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
+        costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
+        lines.append(
+            [f"`{model}`", f"`{mode}`".replace(" (", "` (`").replace(")`", "`)"), *costs, *map(", ".join, errors)]
+        )
+    at = ", ".join(tolerances.values())
+    header = ["model", "gradient", "peak memory", "a step", "NFE"]
+    header += [f"error against the discrete solve at {at}", "against float64 at 1e-9"]
+    one = rows[0]
+    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
 
 
 def solver_table(rows: list[dict[str, str]]) -> str:
