@@ -1,4 +1,4 @@
-"""The same test series by several finished runs, in one picture.
+"""The same test series by several runs, in one picture.
 
     python -m odebench.training.comparison FILE.png "latent ODE, 30 points" RUN "RNN, 30 points" RUN ...
 
@@ -22,8 +22,8 @@ DPI = 150
 def compare_runs(runs: Mapping[str, Path | str]) -> Figure:
     """The first test series of each label, as each run's model reconstructs and continues it, in the plane.
 
-    runs: folders by name; see ``model_comparison``. Raises UsageError for runs that are not finished, that were tested
-    on other series than the first, or whose series are not of two channels.
+    runs: folders by name; see ``model_comparison``. Raises UsageError for runs without weights, that were tested on
+    other series than the first, or whose series are not of two channels.
     """
     shown = {name: _examples(folder) for name, folder in runs.items()}
     first = [one.label for one in next(iter(shown.values()), [])]

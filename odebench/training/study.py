@@ -25,7 +25,7 @@ from odebench.record.reader import RunRecord
 from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.trained import Run, append_evaluation, as_evaluated, finished_run, load_run
+from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run, trained_run
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def study_run(
     anything is evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot
     be had.
     """
-    record = finished_run(path)
+    record = trained_run(path)
     chosen = _distinct(record, combinations)
     varying = _varying(combinations)
     compares_gradients = gradients or any(_group(key) == "gradient" for key in varying)
@@ -106,7 +106,7 @@ class Reference:
     def __init__(
         self, record: RunRecord, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
-        """record: see ``finished_run``. others: settings that have nothing to do with solving. with_gradient: gradients
+        """record: see ``trained_run``. others: settings that have nothing to do with solving. with_gradient: gradients
         are compared, too. limit: of the split, only so many samples."""
         words = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
         run = load_run(record, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])

@@ -1,4 +1,4 @@
-"""Finished runs taken up again: load, evaluate, predict, sample."""
+"""Runs taken up again: load, evaluate, predict, sample."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ SAME_IMAGES = {"mnist", "mnist5k"}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its settings, the task (which holds the data) and the trained model in it."""
+    """A trained run: its folder, its settings, the task (which holds the data) and the trained model in it."""
 
     path: Path
     settings: Settings
@@ -51,13 +51,13 @@ class Run:
 
 
 def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> Run:
-    """The trained model of a finished run, its settings and its task.
+    """The trained model of a run, its settings and its task.
 
-    path: of the run's folder, or what ``finished_run`` read of it. overrides: settings in place of the saved ones, as
+    path: of the run's folder, or what ``trained_run`` read of it. overrides: settings in place of the saved ones, as
     on the command line: ``["solver=rk4", "device=cpu"]``.
-    Raises UsageError where the folder is no finished run, the data is missing, or the overrides do not fit.
+    Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
-    run = path if isinstance(path, RunRecord) else finished_run(path)
+    run = path if isinstance(path, RunRecord) else trained_run(path)
     trained, settings = read_settings(run.settings), read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
@@ -68,13 +68,16 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     return Run(run.path, settings, task)
 
 
-def finished_run(path: Path | str) -> RunRecord:
-    """What a finished run left, with what its settings lack (see ``saved_settings``). UsageError where it is none."""
+def trained_run(path: Path | str) -> RunRecord:
+    """What a run left, with what its settings lack (see ``saved_settings``). Of one that is not finished these are the
+    best weights so far, which is told; UsageError where there are none."""
     run = read_run(path, metrics=False)
     status = run.status["status"]
     if status != "done":
-        way_out = f"odebench resume {shlex.quote(str(path))}"
-        raise UsageError(f"{path} is not finished (status {status}); go on with it: {way_out}")
+        unfinished = f"{path} is not finished (status {status})"
+        if not (run.path / schema.BEST_CHECKPOINT).exists():
+            raise UsageError(f"{unfinished}; go on with it: odebench resume {shlex.quote(str(path))}")
+        log.warning("%s: these are its best weights so far", unfinished)
     return replace(run, settings=saved_settings(run))
 
 

@@ -14,7 +14,7 @@ from odebench.reporting.runs import gather
 from odebench.training import study
 from odebench.training.outputs import cast, in_double, outputs
 from odebench.training.study import REFERENCE_SOLVER, REFERENCE_TOL, Reference, _gradient, relative_error, study_run
-from odebench.training.trained import finished_run, load_run
+from odebench.training.trained import load_run, trained_run
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_output_error_of_fixed_steps_falls_by_the_order_of_the_method(solver
 
 
 def test_the_reference_is_in_float64_and_another_solver_agrees(run):
-    reference = Reference(finished_run(run), (), "validation", with_gradient=False)
+    reference = Reference(trained_run(run), (), "validation", with_gradient=False)
     loaded = load_run(run, [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL}"])
     in_double(loaded.task)
     found = outputs(loaded.task, "validation", 100)

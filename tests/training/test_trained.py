@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,13 +176,16 @@ def test_predict_writes_over_nothing(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", ["eval", "predict"])
-def test_a_run_that_is_not_finished_is_refused(verb, run, tmp_path, capsys):
-    import shutil
-
+def test_of_a_run_that_is_not_finished_the_best_so_far_is_taken_and_without_one_it_is_refused(
+    verb, run, tmp_path, capsys
+):
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
+    assert main([verb, str(unfinished)]) == 0
+    assert "not finished (status interrupted): these are its best weights so far" in capsys.readouterr().err
+    (unfinished / "checkpoints/best.pt").unlink()
     assert main([verb, str(unfinished)]) == 2
-    assert "not finished (status interrupted)" in capsys.readouterr().err
+    assert "not finished (status interrupted); go on with it: odebench resume" in capsys.readouterr().err
     assert main([verb, str(Path(run).parent / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
