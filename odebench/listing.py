@@ -1,5 +1,6 @@
 """What `odebench list` prints: the options of a group with their first comment, and the runs in a folder."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +22,17 @@ KINDS = (*_GROUPS.values(), "runs")
 
 def list_options(kind: str, config_dir: Path | None) -> None:
     """Name and first comment line of every option, e.g. of ``models``; of solvers what their methods are, too, of
-    models, data and losses for which tasks they are."""
+    models, data and losses for which tasks they are. On a terminal a row ends where that does."""
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
     if group == "solver":
         header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
-        print_table([header, *(_solver_row(name, path) for name, path in found.items())])
+        rows = [header, *(_solver_row(name, path) for name, path in found.items())]
     elif group in _BY_TASK:
-        print_table([(name, _tasks(group, name), first_comment(path)) for name, path in found.items()])
+        rows = [(name, _tasks(group, name), first_comment(path)) for name, path in found.items()]
     else:
-        print_table([(name, first_comment(path)) for name, path in found.items()])
+        rows = [(name, first_comment(path)) for name, path in found.items()]
+    print_table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
 def _tasks(group: str, name: str) -> str:
@@ -113,8 +115,9 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "-"
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of text on stdout, in columns as wide as their widest entry."""
+def print_table(rows: Sequence[Sequence[str]], most: int | None = None) -> None:
+    """Rows of text on stdout, in columns as wide as their widest entry; most: characters of a row, None for all."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     for row in rows:
-        print("  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip())
+        text = "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
+        print(text if most is None or len(text) <= most else f"{text[: most - 1]}…")

@@ -74,9 +74,9 @@ def comparison(panels: Sequence[Panel], columns: int = 3) -> Figure:
         total, named = sum(len(line.x) for line in lines), sum(bool(name) for line in lines for name in line.names)
         for line in filter(_has_points, lines):
             _draw(axes, panel, line, places[line.label], total, named)
-        _scale(axes, panel, lines)
         for index, guide in enumerate(panel.guides):
             _draw_guide(axes, guide, index)
+        _scale(axes, panel, lines)
         style.dress(axes, panel.title, panel.x, panel.y)
     style.legend_below(figure)
     return figure
@@ -145,7 +145,8 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
         values = np.concatenate([getattr(line, axis) for line in lines] or [np.empty(0)])
         if _is_log(values, asked):
             axes.set(**{f"{axis}scale": "log"})
-            if values.max() / values.min() < 1000 and not (panel.x_falls and axis == "x"):
+            low, high = getattr(axes, f"get_{axis}lim")()
+            if high / low < 1000 and not (panel.x_falls and axis == "x"):
                 ruler = axes.xaxis if axis == "x" else axes.yaxis
                 ruler.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ruler.set_major_formatter(

@@ -56,9 +56,13 @@ _PANELS = (
 def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
     """Loss, what the task measures, and NFE against the optimiser step, from the rows of a run's metrics.
 
-    Panels without a finite number are left out; with none at all one empty panel says so.
+    Panels without a finite number are left out, and the loss where it is what the task measures; with none at all one
+    empty panel says so.
     """
-    panels = [panel for panel in _PANELS if any(_points(rows, "step", one)[0].size for one in panel.series)]
+    loss, *others = _PANELS
+    others = [panel for panel in others if any(_curves(rows, panel))]
+    is_told = any(_curves(rows, loss) == _curves(rows, panel) for panel in others)
+    panels = others if is_told or not any(_curves(rows, loss)) else [loss, *others]
     figure, all_axes = style.new_figure(max(len(panels), 1), columns=3)
     if not panels:
         style.dress(all_axes[0], "No numbers were logged", "optimiser step", "")
@@ -113,6 +117,11 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     style.dress(axes, panel.title, "optimiser step", panel.y, legend=True)
+
+
+def _curves(rows: Sequence[Row], panel: _Panel) -> list[list[float]]:
+    """The values of its series."""
+    return [_points(rows, "step", one)[1].tolist() for one in panel.series]
 
 
 def _points(rows: Sequence[Row], x: str, series: _Series) -> tuple[np.ndarray, np.ndarray]:

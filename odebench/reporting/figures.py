@@ -1,8 +1,8 @@
 """The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from odebench.reporting.lines import (
     finite,
     front,
     guides,
+    joined,
     line,
     lines_of_rows,
     named_groups,
@@ -41,6 +42,7 @@ TOLERANCE = "tolerance (rtol = atol)"
 # Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 MAX_PANELS = 24
+Of = TypeVar("Of", bound=Hashable)  # what a panel is of
 
 
 class Subject(NamedTuple):
@@ -56,10 +58,6 @@ class Subject(NamedTuple):
         """That of a run."""
         loss = run.settings.get("loss.name") if run.objective == "loss" else ""
         return cls(str(run.settings.get("data.name")), run.objective, str(loss))
-
-
-# What makes a subject is no label of a line.
-_OF_SUBJECTS = ("data.name", "loss.name", "trainer.objective", "task", "experiment")
 
 
 class Named(NamedTuple):
@@ -91,9 +89,9 @@ def _both_ways(group: Group) -> float:
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
-def _drawable(panels: Sequence[Panel]) -> Figure:
-    """The panels that have two points or more; Lacking without any."""
-    panels = [panel for panel in panels if sum(map(count, panel.lines)) > 1]
+def _drawable(panels: Sequence[Panel], least: int = 2) -> Figure:
+    """The panels that have as many points; Lacking without any."""
+    panels = [panel for panel in panels if sum(map(count, panel.lines)) >= least]
     if not panels:
         raise Lacking
     return comparison(panels)
@@ -101,22 +99,26 @@ def _drawable(panels: Sequence[Panel]) -> Figure:
 
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
     def draw(evidence: Evidence) -> Figure:
-        by_subject, are_lines = _by_subject(evidence)
+        by_subject, are_lines = _by_panel(evidence, Subject.of)
         return _drawable([_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()])
 
     return draw
 
 
-def _by_subject(evidence: Evidence, panels: int = 1) -> tuple[dict[Subject, dict[str, list[Group]]], bool]:
-    """Of each subject the groups by their lines, a line having one label in all; and whether these are lines. panels:
-    of each subject; UsageError for more than a figure holds."""
-    by_label, are_lines = split_into_lines(evidence, apart=_OF_SUBJECTS)
-    found: dict[Subject, dict[str, list[Group]]] = {
-        Subject.of(run): {} for run in evidence.runs if run.status == "done"
-    }
+def _by_panel(
+    evidence: Evidence,
+    panel: Callable[[Run], Of],
+    panels: int = 1,
+    along: Sequence[str] = ALONG,
+    first: str = "model.name",
+) -> tuple[dict[Of, dict[str, list[Group]]], bool]:
+    """Of what a panel is of, the groups by their lines, a line having one label in all; and whether these are lines.
+    panels: of each; UsageError for more than a figure holds."""
+    by_label, are_lines = split_into_lines(evidence, along, first, panel)
+    found: dict[Of, dict[str, list[Group]]] = {panel(run): {} for run in evidence.runs if run.status == "done"}
     for label, groups in by_label.items():
         for group in groups:
-            found[Subject.of(group.runs[0])].setdefault(label, []).append(group)
+            found[panel(group.runs[0])].setdefault(label, []).append(group)
     if panels * len(found) > MAX_PANELS:
         raise UsageError(
             f"it shows up to {MAX_PANELS // panels} data sets and objectives, not {len(found):,}; name fewer runs"
@@ -124,14 +126,22 @@ def _by_subject(evidence: Evidence, panels: int = 1) -> tuple[dict[Subject, dict
     return found, are_lines
 
 
+def _data(run: Run) -> str:
+    return str(run.settings.get("data.name"))
+
+
+def _runs(by_label: Mapping[str, Sequence[Group]]) -> list[Run]:
+    return [run for groups in by_label.values() for group in groups for run in group.runs]
+
+
 def _result_panel(
-    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, joined: bool
+    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, are_lines: bool
 ) -> Panel:
     """Means over seeds, a line along tolerances or steps."""
     tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
     lines = [line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
-    runs = [run for groups in by_label.values() for group in groups for run in group.runs]
-    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence), lines, guides(runs, tag), joined)
+    found = guides(_runs(by_label), tag)
+    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence), lines, found, are_lines)
 
 
 def _y(subject: Subject, evidence: Evidence) -> str:
@@ -139,7 +149,7 @@ def _y(subject: Subject, evidence: Evidence) -> str:
 
 
 def _pareto(evidence: Evidence) -> Figure:
-    by_subject, are_lines = _by_subject(evidence, len(COSTS))
+    by_subject, are_lines = _by_panel(evidence, Subject.of, len(COSTS))
     return _drawable([_front_panel(evidence, *item, cost, are_lines) for item in by_subject.items() for cost in COSTS])
 
 
@@ -183,11 +193,13 @@ def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
 
 
 def _nfe_against_tolerance(evidence: Evidence) -> Figure:
-    by_label, joined = split_into_lines(evidence, ("tol",), "solver.name")
+    by_label, are_lines = split_into_lines(evidence, ("tol",), "solver.name")
     panels = []
     for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
         lines = [line(label, groups, _tolerance, tag)._replace(names=()) for label, groups in by_label.items()]
-        panels.append(Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", solved(lines), (), joined))
+        panels.append(
+            Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", solved(lines), (), are_lines)
+        )
     if len(evidence.groups) <= MAX_LINES:
         after = [one for label, run in evaluated_runs(evidence) for one in by_solver(label, run, "nfe")]
         panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
@@ -212,19 +224,24 @@ def _error_against_tolerance(evidence: Evidence) -> Figure:
 
 
 def _time_against_nfe(evidence: Evidence) -> Figure:
-    by_label, joined = split_into_lines(evidence)
-    lines = enough([line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()])
+    by_data, are_lines = _by_panel(evidence, _data)
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
-    return comparison([Panel("Time against NFE", x, y, lines, (), joined, x_log=False, y_log=False)])
+    panels = []
+    for data, by_label in by_data.items():
+        lines = [line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()]
+        panels.append(Panel(f"{data}: time against NFE", x, y, lines, (), are_lines, x_log=False, y_log=False))
+    return _drawable(panels)
 
 
 def _backward_against_forward(evidence: Evidence) -> Figure:
-    by_label, joined = split_into_lines(evidence, ALONG, "gradient.name")
-    lines = enough(solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]), 1)
+    by_data, are_lines = _by_panel(evidence, _data, first="gradient.name")
     x, y = "forward NFE of a training step", "backward NFE of a training step"
-    return comparison(
-        [Panel("Backward against forward", x, y, lines, slopes(evidence, lines), joined, x_log=False, y_log=False)]
-    )
+    panels = []
+    for data, by_label in by_data.items():
+        lines = solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()])
+        title, found = f"{data}: backward against forward", slopes(_runs(by_label), lines)
+        panels.append(Panel(title, x, y, lines, found, are_lines, x_log=False, y_log=False))
+    return _drawable(panels, least=1)
 
 
 def _nfe_over_training(evidence: Evidence) -> Figure:
@@ -240,13 +257,16 @@ def _nfe_over_training(evidence: Evidence) -> Figure:
 
 
 def _memory_against_depth(evidence: Evidence) -> Figure:
-    by_label, joined = split_into_lines(evidence, (*ALONG, "model.blocks"), "gradient.name")
-    if "gradient.name" not in evidence.varying:
-        mode = str(evidence.runs[0].settings.get("gradient.name")) if evidence.runs else ""
-        by_label = {", ".join(filter(None, [label, mode])): groups for label, groups in by_label.items()}
-    lines = enough([line(label, groups, _depth, "final/peak_mib") for label, groups in by_label.items()])
+    by_data, are_lines = _by_panel(evidence, _data, 1, (*ALONG, "model.blocks"), "gradient.name")
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
-    return comparison([Panel("Memory against depth", x, y, lines, (), joined, x_log=False, y_log=False)])
+    mode = (
+        "" if "gradient.name" in evidence.varying or not evidence.runs else evidence.runs[0].settings["gradient.name"]
+    )
+    panels = []
+    for data, by_label in by_data.items():
+        lines = [line(joined(label, mode), groups, _depth, "final/peak_mib") for label, groups in by_label.items()]
+        panels.append(Panel(f"{data}: memory against depth", x, y, lines, (), are_lines, x_log=False, y_log=False))
+    return _drawable(panels)
 
 
 def _depth(group: Group) -> float:
@@ -269,13 +289,17 @@ def _gradient_error(evidence: Evidence) -> Figure:
 
 
 def _step_sizes(evidence: Evidence) -> Figure:
-    lines = []
+    by_model: dict[str, list[Line]] = {}  # each has a time of its own
     for label, group in named_groups(evidence):
         sizes = next(filter(None, map(_first_solve, group.runs)), None)
         if sizes:
-            lines.append(Line(label, np.cumsum([0.0, *sizes[:-1]]), np.abs(sizes)))
+            drawn = Line(label, np.cumsum([0.0, *sizes[:-1]]), np.abs(sizes))
+            by_model.setdefault(str(group.settings["model.name"]), []).append(drawn)
     axes = "t where a step starts (time of the ODE)", "step size (time of the ODE)"
-    return comparison([Panel("Step sizes of one solve", *axes, enough(lines, 1), x_log=False)])
+    panels = [
+        Panel(f"{model}: step sizes of one solve", *axes, lines, x_log=False) for model, lines in by_model.items()
+    ]
+    return _drawable(panels, least=1)
 
 
 def _first_solve(run: Run) -> list[float]:

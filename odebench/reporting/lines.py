@@ -1,6 +1,6 @@
 """Groups of runs as the lines of a figure."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -8,11 +8,13 @@ from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Guide, Line
 from odebench.record import schema
 from odebench.reporting.published import NFE_RATIO, published_of
-from odebench.reporting.runs import Evidence, Group, Row, Run
+from odebench.reporting.runs import Evidence, Group, Row, Run, classes, differing, numbered, telling
 from odebench.reporting.table import scale, shown_setting
 
 # Settings that a line runs along: how finely is solved.
 ALONG = ("tol", "solver.steps", "solver.step_size")
+# Settings that a panel of its own tells, or that say no more than these.
+OF_PANELS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
 SMOOTH_FROM = 60  # points of a curve
 
 
@@ -24,18 +26,23 @@ class Lacking(UsageError):
 
 
 def split_into_lines(
-    evidence: Evidence, along: Sequence[str] = ALONG, first: str = "model.name", apart: Sequence[str] = ()
+    evidence: Evidence,
+    along: Sequence[str] = ALONG,
+    first: str = "model.name",
+    panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> tuple[dict[str, list[Group]], bool]:
-    """The groups by the settings that vary besides those `along` and those that stand `apart`, in panels of their own;
-    and whether they are lines.
+    """The groups by all settings that differ besides those `along`; and whether they are lines. Fixed steps and
+    tolerances are two lines. What the panel of its runs tells is no word of its label: lines go on in other panels.
 
     More lines than can be told apart become clouds of points: one for each value of the setting `first`, where it has
     few, or else of another one.
     """
     groups = [group for group in evidence.groups if group.done]
-    keys = [key for key in evidence.varying if key not in (*along, *apart) and len(_by(groups, [key])) > 1]
+    others = [key for key in evidence.differing if key not in along]
+    columns = differing([{key: group.settings.get(key) for key in others} for group in groups])
+    keys = without(OF_PANELS, groups, telling(columns, evidence.asked), panel)
     keys = telling_keys(groups, keys)
-    lines = _by(groups, keys)
+    lines = _by_stepping(_by(groups, keys))
     if len(lines) <= MAX_LINES:
         return lines, True
     few = [key for key in keys if len(_by(groups, [key])) <= MAX_LINES // 2]
@@ -54,12 +61,49 @@ def named_groups(evidence: Evidence) -> Iterator[tuple[str, Group]]:
 
 def telling_keys(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
     """Keys that tell the groups apart as well as all do; those that a reader misses least are left out first."""
-    kept, told = list(keys), len(_by(groups, keys))
-    for key in ("tol", "experiment", "solver.name", "data.name"):
-        fewer = [one for one in kept if one != key]
-        if fewer and len(_by(groups, fewer)) == told:
+    return without([ALONG, ["experiment"], ["solver.name"], ["data.name"]], groups, keys)
+
+
+def without(
+    unwanted: Sequence[Sequence[str]],
+    groups: Sequence[Group],
+    keys: Sequence[str],
+    panel: Callable[[Run], Hashable] = lambda run: None,
+) -> list[str]:
+    """The keys without the unwanted ones, as far as the rest still tells all apart, with their runs' panel."""
+    kept, panels = list(keys), numbered([panel(group.runs[0]) for group in groups])
+    columns = {key: numbered([repr(group.settings.get(key)) for group in groups]) for key in keys}
+
+    def told(by: Sequence[str]) -> int:
+        return max(classes([panels, *(columns[key] for key in by)]), default=0)
+
+    finest = told(kept)
+    for some in unwanted:
+        fewer = [one for one in kept if one not in some]
+        if told(fewer) == finest:
             kept = fewer
     return kept
+
+
+def _by_stepping(lines: Mapping[str, list[Group]]) -> dict[str, list[Group]]:
+    """The lines, those apart that run along tolerances, numbers of steps and sizes of steps."""
+    found: dict[str, list[Group]] = {}
+    for label, groups in lines.items():
+        kinds = {_stepping(group) for group in groups}
+        for group in groups:
+            found.setdefault(joined(label, _stepping(group)) if len(kinds) > 1 else label, []).append(group)
+    return found
+
+
+def _stepping(group: Group) -> str:
+    """What its steps are chosen by."""
+    told = {"solver.steps": "fixed steps", "solver.step_size": "fixed step size"}
+    return next((words for key, words in told.items() if group.settings.get(key) is not None), "adaptive")
+
+
+def joined(*words: str) -> str:
+    """The words that are there, with commas between."""
+    return ", ".join(filter(None, words))
 
 
 def _by(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, list[Group]]:
@@ -72,8 +116,8 @@ def _by(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, list[Group]]:
 def label(group: Group, keys: Sequence[str]) -> str:
     """The group's settings in a few words: choices by name, others with their key; those it lacks are left out."""
     words = []
-    for key in [key for key in keys if group.values[key] is not None] or keys:
-        text = shown_setting(group.values[key])
+    for key in [key for key in keys if group.settings.get(key) is not None] or keys:
+        text = shown_setting(group.settings.get(key))
         is_choice = key.endswith(".name") or key == "experiment"
         words.append(text if is_choice else f"{key.rpartition('.')[2]} {text}")
     return ", ".join(words)
@@ -91,12 +135,13 @@ def line(label: str, groups: Sequence[Group], x: Callable[[Group], float], tag: 
 
 
 def _fineness(group: Group) -> str:
-    """The tolerance or the steps, where they vary: ``1e-3``, but ``20``."""
-    value = next((group.values[key] for key in ALONG if group.values.get(key) is not None), None)
+    """The tolerance or the steps, where they vary: ``1e-3``, but ``20 steps``."""
+    key, value = next(((key, group.values[key]) for key in ALONG if group.values.get(key) is not None), ("", None))
     if not isinstance(value, float):
         return value or ""
     text = f"{value:.0e}".replace("e-0", "e-")
-    return text if abs(value) < 0.5 and float(text) == value else f"{value:g}"
+    text = text if abs(value) < 0.5 and float(text) == value else f"{value:g}"
+    return {"solver.steps": f"{text} steps", "solver.step_size": f"step {text}"}.get(key, text)
 
 
 def lines_of_rows(runs: Mapping[str, Sequence[Sequence[Row]]], tag: str) -> list[Line]:
@@ -157,11 +202,11 @@ def result_label(quantity: str, split: str) -> str:
     return f"{split} {name} ({unit})" if unit else f"{split} {name}"
 
 
-def slopes(evidence: Evidence, lines: Sequence[Line], least: float = 0.0) -> list[Guide]:
+def slopes(runs: Sequence[Run], lines: Sequence[Line], least: float = 0.0) -> list[Guide]:
     """Backward NFE as many as the lines' forward, and as published for the runs' experiments; from `least` on."""
     ends = np.array([least, max((finite(one)[0].max(initial=0.0) for one in lines), default=0.0)])
     found = [Guide("backward = forward", x=ends, y=ends)]
-    for one in published_of(evidence.runs, NFE_RATIO):
+    for one in published_of(runs, NFE_RATIO):
         found.append(Guide(f"published: {one.printed} ({one.cited})", x=ends, y=one.value * ends))
     return found
 

@@ -84,7 +84,9 @@ def published_table(evidence: Evidence) -> Table | None:
     for published, group, mean, spread in beside_published(evidence):
         times = scale(published.tag)
         settings = ", ".join(
-            f"{title(key)} {shown_setting(value)}" for key, value in group.values.items() if key != "experiment"
+            f"{title(key)} {shown_setting(value)}"
+            for key, value in group.values.items()
+            if key != "experiment" and value is not None
         )
         budget = str(group.runs[0].settings.get("budget", ""))
         is_measured = bool(published.tag)

@@ -70,7 +70,8 @@ def _table(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+    body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    return f'<div class="wide"><table>\n{body}\n</table></div>\n{_notes([table.note] if table.note else [])}'
 
 
 def _value(value: float | str) -> str:

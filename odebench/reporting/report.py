@@ -4,7 +4,7 @@ import io
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -149,8 +149,8 @@ def write_folder(folder: Path, evidence: Evidence, tags: Sequence[str]) -> list[
         chosen = table.all_tags(evidence) if form == "csv" else tags
         written.append(_write(folder / f"table{suffix}", as_text(evidence, form, chosen)))
     written += write_figures(folder / "figures", pictures) if pictures else []
-    for line in left_out:
-        log.info("left out: %s", line)
+    if left_out:
+        log.info("figures left out: %s (%s has what each needs)", ", ".join(left_out), folder / PAGE)
     return written
 
 
@@ -165,7 +165,7 @@ def _written(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def as_page(evidence: Evidence, pictures: Sequence[page.Picture], left_out: Sequence[str]) -> str:
+def as_page(evidence: Evidence, pictures: Sequence[page.Picture], left_out: Mapping[str, str]) -> str:
     """The page, with every number in its table, the usual ones first."""
     names = ", ".join(folder.resolve().name for folder in evidence.folders)
     tags = dict.fromkeys([*table.headline_tags(evidence), *table.all_tags(evidence)])
@@ -178,20 +178,20 @@ def as_page(evidence: Evidence, pictures: Sequence[page.Picture], left_out: Sequ
             table=table.make_table(evidence, [*tags]),
             published=notes.published_table(evidence),
             pictures=pictures,
-            left_out=left_out,
+            left_out=list(left_out.values()),
             reasons=dict(notes.reasons(evidence)),
         )
     )
 
 
-def draw_all(evidence: Evidence) -> tuple[list[page.Picture], list[str]]:
-    """Each figure that the runs can give, and why the others are left out."""
-    pictures, left_out = [], []
+def draw_all(evidence: Evidence) -> tuple[list[page.Picture], dict[str, str]]:
+    """Each figure that the runs can give, and by name why the others are left out."""
+    pictures, left_out = [], {}
     for name in figures.FIGURES:
         try:
             pictures.append(draw_picture(name, evidence))
         except UsageError as error:
-            left_out.append(str(error))
+            left_out[name] = str(error)
     return pictures, left_out
 
 

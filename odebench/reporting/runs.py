@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from odebench.record import schema
 from odebench.record.reader import Overview, find_runs, read_metrics, read_overview
 
 # Where they vary they are shown, though others may tell the same.
-CHOICES = ("data.name", "model.name", "solver.name", "tol", "gradient.name")
+CHOICES = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
 # Of the others the earlier are shown where several tell the same.
-PREFERRED = ("experiment", "budget", "solver.steps", "solver.step_size", "model.", "gradient.", "dynamics.", "optim.")
+PREFERRED = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
 # What makes no other experiment; tol stands for the solver's two.
 IGNORED = {
     *("solver.rtol", "solver.atol"),
-    *("seed", "outputs", "run_dir", "config_dir", "budgets", "data.root", "data.download"),
+    *("seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
 }
 BENCH_HEADER = "work,family,library"
@@ -33,10 +33,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run. settings: by dotted key, with "experiment" and "tol"; machine: where it ran, in a few words."""
+    """One run. settings: by dotted key, with "experiment" and "tol"; asked: the keys that its command line named;
+    machine: where it ran, in a few words."""
 
     overview: Overview
     settings: dict[str, Any]
+    asked: frozenset[str]
     machine: str
 
     @property
@@ -67,6 +69,11 @@ class Group:
     values: dict[str, Any]
     runs: list[Run]
     _known: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of its first run."""
+        return self.runs[0].settings
 
     @property
     def done(self) -> list[Run]:
@@ -100,9 +107,24 @@ class Evidence:
     split: str = "validation"
 
     @cached_property
+    def differing(self) -> dict[str, list[int]]:
+        """`differing` of the runs' settings."""
+        return differing([run.settings for run in self.runs])
+
+    @cached_property
+    def asked(self) -> frozenset[str]:
+        """The keys that the command line of a run or more named."""
+        return frozenset().union(*(run.asked for run in self.runs))
+
+    @cached_property
     def varying(self) -> list[str]:
         """Keys of the settings that tell the groups apart."""
-        return what_varies([run.settings for run in self.runs])
+        return telling(self.differing, self.asked)
+
+    @cached_property
+    def also_differ(self) -> list[str]:
+        """Keys that differ among the groups, but are not of those, nor brought by the choice of their own group."""
+        return [key for key in self.differing if key not in self.varying and not _is_brought(key, self.differing)]
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -149,9 +171,14 @@ def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
 
 def _read(path: Path) -> Run:
     overview = read_overview(path)
-    own = {"experiment": _experiment(path), "tol": overview.tol}
+    words = _words(path)
+    named = words.get("experiment")
+    own = {"experiment": None if named == "null" else named, "tol": overview.tol}
     settings = flat(overview.settings | own) if overview.settings else {}
-    return Run(overview, settings, _machine(path))
+    if settings.get("trainer.iterations") is not None:
+        settings["trainer.epochs"] = None  # which they stand in place of
+    asked = frozenset(key if key in settings else f"{key}.name" for key in words)
+    return Run(overview, settings, asked, _machine(path))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,14 +193,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _experiment(path: Path) -> str | None:
-    """The experiment that was named on the command line, the last where there are two."""
+def _words(path: Path) -> dict[str, str]:
+    """What the command line set, by key: the last value of each."""
     try:
-        words = (path / schema.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (path / schema.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
-    named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
-    return named[-1] if named and named[-1] != "null" else None
+        return {}
+    return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
 
 
 def _machine(path: Path) -> str:
@@ -187,38 +213,53 @@ def _machine(path: Path) -> str:
     return f"{where}, torch {torch}"
 
 
-def what_varies(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that tell the settings apart: the choices that vary, and of the rest as few as say all.
+def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The keys whose values differ, those first that a reader looks for, with the value of each row as a number.
+
+    Equal values have equal numbers: classes of runs are then compared by them.
+    """
+    keys = dict.fromkeys(
+        key for one in settings for key in one if key not in IGNORED and not key.startswith("budgets.")
+    )
+    texts = {key: [repr(one.get(key)) for one in settings] for key in sorted(keys, key=_preference)}
+    return {key: numbered(column) for key, column in texts.items() if len(set(column)) > 1}
+
+
+def telling(columns: Mapping[str, Sequence[int]], asked: Collection[str] = ()) -> list[str]:
+    """Of the keys that differ those that tell the rows apart: the choices, what was asked for, and of the rest as few
+    as say all.
 
     A key that follows from those before it is left out: another model brings another width.
     """
-    texts = [{key: repr(value) for key, value in one.items() if key not in IGNORED} for one in settings]
-    keys = list(dict.fromkeys(key for one in texts for key in one))
-    # The number of a value among those of its key stands for it: classes of runs are then compared by numbers.
-    columns = {key: _numbered([one.get(key, "None") for one in texts]) for key in keys}
-    varying = sorted((key for key in keys if max(columns[key]) > 0), key=_preference)
-    finest = _classes([columns[key] for key in varying])
-    chosen = [key for key in varying if key in CHOICES]
-    current = _classes([columns[key] for key in chosen])
-    for key in varying:
+    finest = classes([*columns.values()])
+    chosen = [key for key in columns if key in CHOICES or key in asked]
+    current = classes([columns[key] for key in chosen])
+    for key in columns:
         if max(current, default=0) == max(finest, default=0):
             break
-        finer = _classes([current, columns[key]])
+        finer = classes([current, columns[key]])
         if max(finer) > max(current, default=0):
             chosen.append(key)
             current = finer
     return chosen
 
 
-def _numbered(values: Sequence[Any]) -> list[int]:
+def _is_brought(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the choice of the key's own group, such as model.name of model.width, tells its value."""
+    name = f"{key.partition('.')[0]}.name"
+    return key != name and name in columns and max(classes([columns[name], columns[key]])) == max(columns[name])
+
+
+def numbered(values: Sequence[Any]) -> list[int]:
+    """The values as numbers from 0 on, in the order in which they come first."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
-def _classes(columns: Sequence[Sequence[int]]) -> list[int]:
+def classes(columns: Sequence[Sequence[int]]) -> list[int]:
     """Which rows are alike in all columns, as numbers."""
     columns = [column for column in columns if column]
-    return _numbered(list(zip(*columns, strict=True))) if columns else []
+    return numbered(list(zip(*columns, strict=True))) if columns else []
 
 
 def _preference(key: str) -> tuple[int, int]:
@@ -240,7 +281,8 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def evaluations(run: Run) -> list[Row]:
-    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with."""
+    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with; "others": what
+    else its command line set."""
     settings = run.settings
     own = {
         "solver": settings.get("eval_solver") or settings.get("solver.name"),
@@ -252,7 +294,8 @@ def evaluations(run: Run) -> list[Row]:
         given = dict(word.split("=", 1) for word in row["overrides"] if word.partition("=")[0] in own)
         if "tol" in given:
             given["tol"] = float(given["tol"])
-        found.append({**own, **given, **row})
+        others = ", ".join(word for word in row["overrides"] if word.partition("=")[0] not in own)
+        found.append({**own, **given, "others": others, **row})
     return found
 
 

@@ -1,6 +1,7 @@
 """What `odebench eval` found of trained models, as the lines of a figure; and Figure 3 of Chen et al. 2018."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from odebench.reporting.lines import (
     count,
     enough,
     finite,
+    joined,
     lines_of_rows,
     named_groups,
     slopes,
@@ -46,16 +48,21 @@ def by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
     """A number of a run's evaluations against another one, a line a solver and, where they have several, a gradient
     mode."""
     several = len({row["gradient"] for row in evaluations(run)}) > 1
-    return _lines(run, lambda row: _joined(label, row["solver"], row["gradient"] if several else ""), x, y)
+    return _lines(run, lambda row: joined(_solved_by(label, row["solver"]), row["gradient"] if several else ""), x, y)
+
+
+def _solved_by(label: str, solver: str) -> str:
+    """The name of a trained model with the solver that solves it now; of the only one no more than that."""
+    return f"{label}, solved by {solver}" if label else solver
 
 
 def _lines(run: Run, named: Callable[[Row], str], x: str, y: str, along: str = "tol") -> list[Line]:
     """A number of a run's evaluations against another one, in the order of the tolerances, by name; the last of those
-    made alike."""
+    made alike. Those that were made with other settings are lines of their own."""
     last: dict[str, dict[float, tuple[float, float]]] = {}
     for row in evaluations(run):
         if all(isinstance(row.get(key), int | float) for key in (x, y)) and isinstance(row.get(along), float):
-            last.setdefault(named(row), {})[row[along]] = row[x], row[y]
+            last.setdefault(joined(named(row), row["others"]), {})[row[along]] = row[x], row[y]
     return [
         Line(name, *np.array([point for _, point in sorted(of_tolerance.items())], dtype=float).T)
         for name, of_tolerance in last.items()
@@ -99,7 +106,7 @@ def figure3(evidence: Evidence) -> Figure:
 
     forward, backward = "forward NFE of a training step", solved(lines("nfe_backward", "nfe_forward"))
     least = min((finite(one)[0].min(initial=np.inf) for one in backward), default=1.0)
-    over, x = _over_training(evidence)
+    over, x = _over_training(evidence, {run.path for _, run in runs})
     panels = [
         Panel(
             "(a) Error against NFE",
@@ -120,7 +127,7 @@ def figure3(evidence: Evidence) -> Figure:
             forward,
             "backward NFE",
             backward,
-            slopes(evidence, backward, least),
+            slopes(evidence.runs, backward, least),
             x_log=True,
             y_log=True,
         ),
@@ -129,18 +136,17 @@ def figure3(evidence: Evidence) -> Figure:
     return comparison([panel for panel in panels if sum(map(count, panel.lines)) > 1], columns=2)
 
 
-def _over_training(evidence: Evidence) -> tuple[list[Line], str]:
-    """Forward NFE of each group's training, labelled as its solver's studies are; and the label of the x axis."""
+def _over_training(evidence: Evidence, evaluated: set[Path]) -> tuple[list[Line], str]:
+    """Forward NFE of the trainings whose models were evaluated, labelled as their solvers' studies are; and the label
+    of the x axis."""
     rows, of_epoch = {}, {}
     for label, group in named_groups(evidence):
-        named = _joined(label, group.runs[0].settings["solver.name"])
+        if evaluated.isdisjoint(run.path for run in group.runs):
+            continue
+        named = _solved_by(label, group.settings["solver.name"])
         rows[named] = [rows_of(run) for run in group.runs]
         of_epoch[named] = group.mean("best/step") / group.mean("best/epoch")
     lines = lines_of_rows(rows, "nfe/forward")
     if not all(of_epoch[one.label] > 0 for one in lines):
         return lines, "optimiser step"
     return [one._replace(x=one.x / of_epoch[one.label]) for one in lines], "epoch"
-
-
-def _joined(*words: str) -> str:
-    return ", ".join(filter(None, words))

@@ -37,10 +37,11 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Columns and rows of cells."""
+    """Columns and rows of cells. note: a line that stands under them."""
 
     columns: list[Column]
     rows: list[list[Cell]]
+    note: str = ""
 
     @property
     def texts(self) -> list[list[str]]:
@@ -94,7 +95,13 @@ def make_table(evidence: Evidence, tags: Sequence[str]) -> Table:
             mean, spread = scale(tag) * group.mean(tag), scale(tag) * group.spread(tag)
             row.append(Cell(shown(mean, spread), mean))
         rows.append(row)
-    return Table(columns, rows)
+    return Table(columns, rows, _also_differ(evidence))
+
+
+def _also_differ(evidence: Evidence) -> str:
+    """What differs among the rows without a column of its own."""
+    names = ", ".join(map(title, evidence.also_differ))
+    return names and f"also differ: {names} (--format csv has their values)"
 
 
 def title(key: str) -> str:
@@ -146,14 +153,14 @@ def as_terminal(table: Table) -> str:
         ).rstrip()
         + "\n"
         for row in rows
-    )
+    ) + (table.note and f"{table.note}\n")
 
 
 def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
     header, *rows = [[text.replace("|", "\\|") for text in row] for row in table.texts]
     rule = ["---:" if column.numbers else "---" for column in table.columns]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + (table.note and f"\n{table.note}\n")
 
 
 def as_latex(table: Table) -> str:
@@ -161,7 +168,7 @@ def as_latex(table: Table) -> str:
     header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in table.texts]
     places = "".join("r" if column.numbers else "l" for column in table.columns)
     lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", ""])
+    return "\n".join([*lines, r"\end{tabular}", *([f"% {table.note}"] if table.note else []), ""])
 
 
 def _escape(text: str) -> str:
@@ -173,16 +180,17 @@ def _escape(text: str) -> str:
 
 
 def as_csv(evidence: Evidence, tags: Sequence[str]) -> str:
-    """Every number in full: settings, runs, done, seeds, then mean and standard deviation of each tag in its unit."""
+    """Every number in full: settings that differ, runs, done, seeds, mean and standard deviation of each tag in its
+    unit."""
+    keys = [*evidence.varying, *evidence.also_differ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [*evidence.varying, "runs", "done", "seeds", *(name for tag in tags for name in (tag, f"{tag}_std"))]
-    )
+    writer.writerow([*keys, "runs", "done", "seeds", *(name for tag in tags for name in (tag, f"{tag}_std"))])
     for group in evidence.groups:
         numbers = [number for tag in tags for number in (group.mean(tag), group.spread(tag))]
         counts = [len(group.runs), len(group.done), seeds(group)]
-        writer.writerow([*group.values.values(), *counts, *("" if math.isnan(x) else x for x in numbers)])
+        settings = [group.settings.get(key) for key in keys]
+        writer.writerow([*settings, *counts, *("" if math.isnan(x) else x for x in numbers)])
     return text.getvalue()
 
 

@@ -52,6 +52,17 @@ def test_every_line_that_can_be_drawn_looks_different():
     assert len({(one.get_color(), one.get_linestyle()) for one in axes.lines}) == MAX_LINES
 
 
+def test_an_axis_of_decades_names_no_more_than_these_though_the_lines_span_fewer():
+    lines, guide = [line("one", [1e-4, 1e-1], [2e-3, 1e-1])], Guide("equal", x=[1e-5, 1e-1], y=[1e-5, 1e-1])
+    for guides, least, most in (((), 5, 9), ((guide,), 4, 6)):
+        figure = comparison([Panel("t", "x", "y", lines, guides, y_log=True)])
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        named = [text for text in axes.yaxis.get_majorticklabels() if text.get_text()]
+        assert least <= sum(low <= text.get_position()[1] <= high for text in named) <= most
+
+
 def test_numbers_stand_at_an_axis_as_they_are():
     """No offset to be added in the mind, and one way of writing."""
     panels = [Panel("t", "x", "y", [line("one", [1, 2], y)], y_log=log)

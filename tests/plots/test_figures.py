@@ -42,6 +42,13 @@ def test_curves_have_a_panel_for_what_was_logged_and_none_for_the_rest():
     assert titles(training_curves([{"step": 1, "train/loss": math.nan}])) == ["No numbers were logged"]
 
 
+def test_a_loss_that_is_what_the_task_measures_is_drawn_once():
+    rows = [{"step": step, "train/loss": 9.0 - step, "train/nll_nats": 9.0 - step} for step in range(3)]
+    assert titles(training_curves(rows)) == ["Negative log-likelihood"]
+    rows[1]["train/loss"] = 5.0  # as with a penalty
+    assert titles(training_curves(rows)) == ["Loss", "Negative log-likelihood"]
+
+
 def test_curves_show_the_numbers_in_percent_and_skip_what_is_not_finite():
     rows: list[dict[str, Any]] = [
         *ROWS[-2:],

@@ -32,10 +32,11 @@ def odenet_settings():
 
 @pytest.fixture
 def record(tmp_path, odenet_settings):
-    """Write a record: by keyword its settings (``solver__name``), status, message, summary, rows and experiment."""
+    """Write a record: by keyword its settings (``solver__name``), status, message, summary, rows, experiment and the
+    words of its command line."""
     made = []
 
-    def write(status="done", message=None, summary=None, rows=(), experiment=None, folder=None, **changes):
+    def write(status="done", message=None, summary=None, rows=(), experiment=None, folder=None, words=(), **changes):
         path = folder or tmp_path / "runs" / f"{len(made):03d}"
         path.mkdir(parents=True)
         made.append(path)
@@ -51,7 +52,7 @@ def record(tmp_path, odenet_settings):
         machine = {"cpu": "a processor", "threads": 1, "gpu": None}
         manifest = {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}}
         told = {"status": status, "step": 8, **({"message": message} if message else {})}
-        overrides = [f"experiment={experiment}"] if experiment else []
+        overrides = [*([f"experiment={experiment}"] if experiment else []), *words]
         (path / "manifest.json").write_text(json.dumps(manifest))
         (path / "settings.yaml").write_text("seed: 0\n")
         (path / "status.json").write_text(json.dumps(told))

@@ -66,7 +66,7 @@ def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
     after = figures.draw("nfe-tolerance", evidence).axes[2]
     assert [*points(after).values()] == [[(1e-3, 9), (1e-1, 9)]]
     (axes,) = figures.draw("error-tolerance", evidence).axes
-    assert points(axes)["tol 0.0001, backprop, dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
+    assert points(axes)["tol 0.0001, backprop, solved by dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
 
 
 def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(record, runs, points):
@@ -74,9 +74,44 @@ def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(reco
         record(tol=tol, solver__steps=steps, summary={"final/nfe_forward": steps or -10 * math.log10(tol)})
     evidence = gather([runs])
     (axes,) = figures.draw("result-nfe", evidence).axes
-    assert {text.get_text() for text in axes.texts} >= {"1e-2", "1e-4", "8", "20"}
+    assert {text.get_text() for text in axes.texts} >= {"1e-2", "1e-4", "8 steps", "20 steps"}
     forward = figures.draw("nfe-tolerance", evidence).axes[0]
     assert sorted(point for line in points(forward).values() for point in line) == [(1e-4, 40), (1e-2, 20)]
+
+
+def test_runs_that_differ_in_more_than_their_steps_are_no_line(record, runs, points):
+    """Tolerance and steps alone tell these runs apart."""
+    made = [(None, 1e-2, 9, 20), (None, 1e-3, 9, 30), (None, 1e-4, 1, 40), (8, 1e-3, 9, 8), (20, 1e-3, 9, 21)]
+    for steps, tol, epochs, nfe in made:
+        record(tol=tol, solver__steps=steps, trainer__epochs=epochs, summary={"final/nfe_forward": nfe})
+    (axes,) = figures.draw("result-nfe", gather([runs])).axes
+    assert {label: [x for x, _ in line] for label, line in points(axes).items()} == {
+        "epochs 9, adaptive": [30, 20],
+        "epochs 9, fixed steps": [8, 21],
+        "epochs 1": [40],
+    }
+
+
+def test_two_experiments_on_the_same_data_are_two_lines(record, runs, points):
+    for experiment, tol in itertools.product(("one", "two"), (1e-2, 1e-3)):
+        record(tol=tol, experiment=experiment, optim__lr=0.1 if experiment == "one" else 0.2)
+    assert sorted(points(figures.draw("result-nfe", gather([runs])).axes[0])) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["time-nfe", "backward-forward", "memory-depth"])
+def test_costs_have_a_panel_for_each_data_set(name, record, runs):
+    for (data, model), tol in itertools.product((("mnist5k", "odenet"), ("two_circles", "cnf")), (1e-2, 1e-3)):
+        record(data__name=data, model__name=model, tol=tol)
+    titles = [axes.get_title(loc="left").partition(":")[0] for axes in figures.draw(name, gather([runs])).axes]
+    assert sorted(titles) == ["mnist5k", "two_circles"]
+
+
+def test_step_sizes_of_models_that_have_times_of_their_own_have_a_panel_each(record, runs, points):
+    for model, sizes in (("odenet", [0.5, 0.5]), ("cnf", [-5.0, -4.0])):
+        (record(model__name=model) / "steps.json").write_text(json.dumps({"solves": [sizes]}))
+    cnf, odenet = figures.draw("step-sizes", gather([runs])).axes
+    assert [*points(cnf).values()] == [[(0.0, 5.0), (-5.0, 4.0)]]
+    assert [*points(odenet).values()] == [[(0.0, 0.5), (0.5, 0.5)]]
 
 
 def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, runs, points):
@@ -99,6 +134,16 @@ def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, run
     assert points(exact)["checkpoint, dopri5"] == [(1e-2, 2e-2)]
     assert exact.get_title(loc="left") == "Gradient"
     assert exact.get_ylabel() == "relative error against float64 at 1e-9"
+
+
+def test_evaluations_with_other_settings_are_a_line_of_their_own(record, runs, points):
+    made = [("tol=1e-2",), ("tol=1e-4",), ("tol=1e-3", "solver.max_step=0.1"), ("tol=1e-4", "solver.max_step=0.1")]
+    lines = [{"overrides": words, "nfe": 9, "output_error": 1e-3 * len(words)} for words in made]
+    (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = figures.draw("error-tolerance", gather([runs])).axes
+    drawn = points(axes)
+    assert drawn["dopri5"] == [(1e-4, 1e-3), (1e-2, 1e-3)]
+    assert drawn["dopri5, solver.max_step=0.1"] == [(1e-4, 2e-3), (1e-3, 2e-3)]
 
 
 def test_a_line_a_group_is_named_by_no_more_than_tells_the_groups_apart(record, runs):
@@ -139,6 +184,10 @@ def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     assert backward.get_xscale() == backward.get_yscale() == "log"
     assert points(over) == {"dopri5": [(0, 10), (1, 11), (2, 12), (3, 13)]}
     assert over.get_xlabel() == "epoch"
+    record(model__name="rknet", rows=rows, summary=summary)  # of which nothing was evaluated
+    error, *_, over = figures.draw("figure3", gather([runs])).axes
+    assert sorted(points(error)) == ["odenet, solved by adams", "odenet, solved by dopri5"]
+    assert list(points(over)) == ["odenet, solved by dopri5"]
 
 
 def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_models(matched, points):

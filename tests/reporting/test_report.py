@@ -89,6 +89,19 @@ def test_a_page_needs_nothing_else_and_shows_names_as_they_are(report, record, r
     assert len(pictures) == 2
     assert all(b"<svg" in base64.b64decode(picture) for picture in pictures)
     assert "figure pareto needs two settings" in page
+    assert "also differ" not in page
+
+
+def test_a_page_tells_what_differs_and_a_folder_in_one_line_what_was_left_out(report, record, runs, tmp_path):
+    record()
+    record(model__name="mlp", trainer__batch_size=128, summary={"final/nfe_forward": None})
+    code, out, err = report(runs, "--output", tmp_path / "new")
+    assert (code, str(tmp_path / "new" / "table.csv") in out) == (0, True)
+    assert err.count("\n") == 1
+    assert "figures left out: result-nfe, nfe-tolerance" in err
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert '<p class="note">also differ: trainer.batch_size' in page
+    assert "figure nfe-tolerance needs two tolerances" in page
 
 
 def test_a_figure_goes_into_the_file_or_the_folder_that_is_named(report, corpus, tmp_path):

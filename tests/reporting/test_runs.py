@@ -5,29 +5,59 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.reporting import notes
-from odebench.reporting.runs import evaluations, gather, what_varies
+from odebench.reporting.runs import differing, evaluations, gather, telling
 
 
 def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
     odenet = {"model.name": "odenet", "model.width": 64.0, "gradient.name": "adjoint", "optim.lr": 0.1, "seed": 0.0}
     rknet = {**odenet, "model.name": "rknet", "model.width": 32.0, "gradient.name": "backprop", "seed": 1.0}
-    assert what_varies([odenet, rknet]) == ["model.name", "gradient.name"]
-    assert what_varies([odenet, rknet, {**rknet, "optim.lr": 0.2}]) == ["model.name", "gradient.name", "optim.lr"]
-    assert what_varies([odenet, {**odenet, "seed": 3.0}]) == []
-    assert what_varies([]) == []
+    assert telling(differing([odenet, rknet])) == ["model.name", "gradient.name"]
+    assert telling(differing([odenet, rknet, {**rknet, "optim.lr": 0.2}])) == [
+        "model.name",
+        "gradient.name",
+        "optim.lr",
+    ]
+    assert telling(differing([odenet, {**odenet, "seed": 3.0}])) == []
+    assert telling(differing([])) == []
 
 
 def test_what_is_shown_tells_all_groups_apart():
     rng = np.random.default_rng(0)
     settings = [{f"group.key{k}": float(rng.integers(2)) for k in range(8)} for _ in range(40)]
-    shown = what_varies(settings)
+    shown = telling(differing(settings))
     assert len({tuple(one[key] for key in shown) for one in settings}) == len({repr(one) for one in settings})
 
 
-def test_an_experiment_is_named_in_place_of_its_settings(record, runs):
+def test_an_experiment_is_named_in_place_of_its_settings_which_are_told_to_differ(record, runs):
     record(experiment="paper/mnist_odenet", optim__lr=0.1, trainer__epochs=160)
     record()
-    assert gather([runs]).varying == ["experiment"]
+    evidence = gather([runs])
+    assert (evidence.varying, sorted(evidence.also_differ)) == (["experiment"], ["optim.lr", "trainer.epochs"])
+
+
+def test_what_a_command_line_named_is_shown_where_it_differs_though_others_tell_the_same(record, runs):
+    record(solver__steps=8, words=["solver.steps=8", "trainer.batch_size=64"])
+    record(
+        tol=1e-3,
+        trainer__iterations=20,
+        trainer__epochs=7,
+        data__train_limit=640,
+        optim__name="sgd",
+        words=["trainer.iterations=20", "+data.train_limit=640", "optim=sgd"],
+    )
+    evidence = gather([runs])
+    assert evidence.varying == [
+        *("tol", "solver.steps", "optim.name", "data.train_limit", "trainer.iterations"),
+    ]
+    assert evidence.also_differ == ["trainer.epochs"]
+    assert [run.settings["trainer.epochs"] for run in evidence.runs] == [9, None]  # iterations stand in their place
+
+
+def test_what_the_choice_of_its_own_group_brings_is_not_told_to_differ_and_what_another_brings_is(record, runs):
+    record(model__name="odenet", model__width=64)
+    record(model__name="rknet", model__width=32, optim__lr=0.5, budgets={"full": {"epochs": 160}})
+    evidence = gather([runs])
+    assert (evidence.varying, evidence.also_differ) == (["model.name"], ["optim.lr"])
 
 
 def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record, runs):
@@ -67,8 +97,8 @@ def test_fixed_steps_have_no_tolerance(record, runs):
     evidence = gather([runs])
     assert [run.settings["tol"] for run in evidence.runs] == [None] * 3
     assert [(group.values, len(group.runs)) for group in evidence.groups] == [
-        ({"solver.steps": None}, 1),
-        ({"solver.steps": 20}, 2),
+        ({"solver.steps": None, "solver.step_size": 0.1}, 1),
+        ({"solver.steps": 20, "solver.step_size": None}, 2),
     ]
 
 

@@ -41,6 +41,20 @@ def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record,
     ]
 
 
+def test_what_differs_without_a_column_is_told_under_the_table_and_its_values_are_in_the_csv(record, runs):
+    record(model__name="odenet")
+    record(model__name="rknet", trainer__batch_size=128)
+    evidence = gather([runs])
+    made = table.make_table(evidence, ["best/accuracy"])
+    note = "also differ: trainer.batch_size (--format csv has their values)"
+    assert "trainer.batch_size" not in [column.title for column in made.columns]
+    assert table.as_terminal(made).splitlines()[-1] == note
+    assert table.as_markdown(made).endswith(f" |\n\n{note}\n")
+    assert table.as_latex(made).splitlines()[-1] == f"% {note}"
+    rows = list(csv.DictReader(table.as_csv(evidence, ["best/accuracy"]).splitlines()))
+    assert [(row["model.name"], row["trainer.batch_size"]) for row in rows] == [("odenet", "64.0"), ("rknet", "128.0")]
+
+
 def test_the_columns_are_the_objective_and_its_costs_unless_named(record, runs):
     record()
     evidence = gather([runs])
