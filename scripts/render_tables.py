@@ -44,7 +44,8 @@ def measured_with_tables(text: str) -> str:
     text = replace_between(text, "mnist_epoch", accuracy_table(results.read("mnist_epoch")))
     for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
         text = replace_between(text, name, step_table(results.read(name)))
-    text = replace_between(text, "figure3", reproduction_table(results.read("figure3")))
+    for name in ("table1", "figure3"):
+        text = replace_between(text, name, reproduction_table(results.read(name)))
     text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
     return replace_between(text, "gradients", gradient_table(results.read("gradients")))
 
