@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from odebench.compose import config_folders, options
@@ -143,6 +144,13 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
             "solver.stop_at_times",
             "solver.stepping",
         )
+    if solver.stepping == "per_sample" and not isinstance(method, Tableau):
+        raise UsageError(
+            f"solver.stepping=per_sample: {solver.name} is no explicit Runge-Kutta method; "
+            "leave it out, or choose solver=dopri5",
+            "solver.stepping",
+            "solver",
+        )
     if (solver.min_step or 0) > (solver.max_step or math.inf):
         line = f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}"
         raise UsageError(line, "solver.min_step", "solver.max_step")
@@ -166,6 +174,20 @@ def _check_solver(solver: Solver, extensions: tuple[str, ...]) -> None:
 def _check_gradient(s: "Settings") -> None:
     """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
     method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
+    if s.solver.stepping == "per_sample" and s.gradient.name not in ("backprop", "checkpoint"):
+        raise UsageError(
+            "solver.stepping=per_sample: rows with steps of their own have gradient=checkpoint and backprop, "
+            f"not {s.gradient.name}; choose one of them, or solver.stepping=shared",
+            "solver.stepping",
+            "gradient",
+        )
+    if isinstance(method, SciPySolver) and s.gradient.name != "adjoint":
+        raise UsageError(
+            f"gradient={s.gradient.name}: SciPy's {s.solver.name} has gradient=adjoint only; "
+            "choose it, or a solver that is not SciPy's, such as solver=adams",
+            "gradient",
+            "solver",
+        )
     if s.gradient.name == "reversible" and not method.reversible:
         raise UsageError(
             f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
@@ -236,6 +258,17 @@ def _check_training(s: "Settings") -> None:
             "data.train_limit",
             "trainer.batch_size",
         )
+
+
+def overruled(settings: "Settings", words: Iterable[str]) -> list[str]:
+    """Which of the overrides given others overrule; one line each, for the log."""
+    given, found = {word.partition("=")[0] for word in words}, []
+    trainer, solver = settings.trainer, settings.solver
+    if "trainer.epochs" in given and trainer.iterations is not None:
+        found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")
+    if "tol" in given and settings.has_ode and solver.fixed and settings.evaluation_solver.fixed:
+        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps says how many")
+    return found
 
 
 def warnings(settings: "Settings") -> list[str]:

@@ -8,6 +8,7 @@ Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,10 +77,12 @@ def _meant(word: str, parser: argparse.ArgumentParser, arguments: argparse.Names
         from odebench.compose import known_keys
 
         settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
-    known = [*_options(parser, arguments.verb), *(f"--{key}" for key in settings)]
-    hint = did_you_mean(word.partition("=")[0], known)
-    key = hint.removeprefix("; did you mean --").removesuffix("?")
-    return f"; did you mean {key}=...? settings have no dashes" if key in settings else hint
+    options = {option.lstrip("-"): option for option in _options(parser, arguments.verb)}
+    hint = did_you_mean(word.partition("=")[0].lstrip("-"), [*options, *settings])
+    near = hint.removeprefix("; did you mean ").removesuffix("?")
+    if near in options:
+        return f"; did you mean {options[near]}?"
+    return f"; did you mean {near}=...? settings have no dashes" if near else ""
 
 
 def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
@@ -186,11 +189,13 @@ def _policy(arguments: argparse.Namespace) -> "Policy":
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from odebench.sweep.folder import free_folder
     from odebench.sweep.run import plan_sweep, print_plan, run_sweep
 
     policy = _policy(arguments)
     plan = plan_sweep(arguments.overrides, arguments.file, arguments.config_dir)
     if arguments.dry_run:
+        free_folder(arguments.output, plan.outputs)
         print_plan(plan)
         return 0
     return run_sweep(plan, arguments.output, policy, arguments.follow)
@@ -203,9 +208,12 @@ def _resume(arguments: argparse.Namespace) -> int:
         from odebench.sweep.run import resume_sweep
 
         return resume_sweep(Path(arguments.run), arguments.overrides, _policy(arguments), arguments.follow)
-    if arguments.overrides:
-        raise UsageError(f"{arguments.overrides[0]} is one word too many")
     run = _check_run(arguments.run)
+    if arguments.overrides:
+        raise UsageError(
+            f"{arguments.overrides[0]}: the settings of a run are fixed; "
+            f"train another from its weights: odebench train KEY=VALUE init_from={shlex.quote(arguments.run)}"
+        )
     from odebench.training.run import resume_run
 
     return resume_run(run).exit_code
@@ -219,6 +227,9 @@ def _list(arguments: argparse.Namespace) -> int:
             f"nothing to list called {arguments.what}{did_you_mean(arguments.what, KINDS)} ({', '.join(KINDS)})"
         )
     if arguments.what == "runs":
+        if arguments.folder is None and not Path("outputs").exists():
+            print("odebench list: no runs yet: they go to outputs/", file=sys.stderr)
+            return 0
         list_runs(Path(arguments.folder or "outputs"))
     elif arguments.folder is not None:
         raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")

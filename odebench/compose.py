@@ -37,6 +37,11 @@ _EXTRAS = {
     "hydra/launcher/submitit_local": "launchers",
     "hydra/launcher/submitit_slurm": "launchers",
 }
+# What ends with the training: no evaluation would heed it.
+_OF_TRAINING = re.compile(
+    r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
+    r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience)"
+)
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
@@ -158,6 +163,8 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
+    # Who names a module of their own means its YAML, too.
+    lacks_folder = config_dir is None and any(text.startswith("extensions=") for text in overrides)
     parsed = []
     for text in overrides:
         try:
@@ -182,7 +189,14 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
         if key == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
             line = f"{text}: write {group}={override.value()}, which brings its other settings too"
             raise UsageError(line, override.key_or_group)
-        _check_option(override, config_dir)
+        try:
+            _check_option(override, config_dir)
+        except UsageError as error:
+            if not lacks_folder:
+                raise
+            raise UsageError(
+                f"{error}; of your own: add --config-dir DIR, which holds its YAML", *error.settings
+            ) from None
         parsed.append(override)
     return parsed
 
@@ -284,6 +298,8 @@ def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
             raise UsageError(f"{override.input_line}: one value only", override.key_or_group)
         if (group := override.key_or_group) == "experiment":
             raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", group)
+        if _OF_TRAINING.fullmatch(group):
+            raise UsageError(f"{override.input_line}: has no effect after the training; leave it out", group)
         if group in PLURALS:
             option = load_option(group, override.value(), config_dir)
             new[group] = option.get(group, option) if group == "model" else option

@@ -19,14 +19,25 @@ class Diverged(RuntimeError):
     """Numbers that are not finite, or a solve that failed; one line, and the command line exits with 3."""
 
 
+# Lists that are not `odebench list`'s.
+_LISTS = {"figures": "report --list", "reproductions": "reproduce --list"}
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the known word nearest to ``word``, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    """``; did you mean X?`` for the known word nearest to ``word``, the first of several; nothing where none is."""
+    matcher = difflib.SequenceMatcher(b=word)
+
+    def likeness(name: str) -> float:
+        matcher.set_seq1(name)
+        return matcher.ratio()
+
+    near = max(known, key=likeness, default="")
+    return f"; did you mean {near}?" if near and likeness(near) > 0.6 else ""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> UsageError:
     """A name that is none of ours: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
-    names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench list {plural} prints all"
+    listed = _LISTS.get(plural, f"list {plural}")
+    names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench {listed} prints all"
     return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)

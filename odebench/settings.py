@@ -18,6 +18,7 @@ from odebench.compose import (
     PLURALS,
     compose,
     load_option,
+    options,
     override_saved,
     read_yaml,
     refuse_resolvers,
@@ -100,7 +101,7 @@ class Settings:
         if self.eval_solver is not None:
             option = load_option("solver", self.eval_solver, self.config_dir)
             whole = OmegaConf.create({"tol": tol, "solver": option})
-            solver = _read_solver(_resolved(whole)["solver"], self.extensions)
+            solver = _read_solver(_resolved(whole)["solver"], self.extensions, self.config_dir)
         elif self.eval_tol is not None and not self.solver.fixed:
             solver = replace(self.solver, rtol=tol, atol=tol)
         else:
@@ -129,18 +130,18 @@ def read_settings(config: DictConfig) -> Settings:
     top = {key: value for key, value in raw.items() if key not in PLURALS or key == "experiment"}
     groups = {field.name for field in fields(Settings)} & set(PLURALS)
     plain = _read_fields(Settings, top, "", skip=groups)
-    modules = plain["extensions"]
+    modules, folder = plain["extensions"], plain["config_dir"]
     for group in groups:
         if not isinstance(raw.get(group), dict):
             line = f"{group} is missing; choose one, as in {group}=NAME (odebench list {PLURALS[group]})"
             raise UsageError(line, group)
     settings = Settings(
-        model=_read_named("model", raw["model"], MODELS, modules),
+        model=_read_named("model", raw["model"], MODELS, modules, folder),
         loss=_read_named("loss", raw["loss"], LOSSES, ()),
         dynamics=_read_named("dynamics", raw["dynamics"], DYNAMICS, ()),
-        solver=_read_solver(raw["solver"], modules),
+        solver=_read_solver(raw["solver"], modules, folder),
         gradient=_read_named("gradient", raw["gradient"], GRADIENTS, ()),
-        data=_read_named("data", raw["data"], DATA, modules),
+        data=_read_named("data", raw["data"], DATA, modules, folder),
         optim=_read_named("optim", raw["optim"], OPTIM, ()),
         schedule=_read_named("schedule", raw["schedule"], SCHEDULE, ()),
         trainer=_read(Trainer, raw["trainer"], "trainer."),
@@ -175,26 +176,37 @@ def _read_fields(rules: type, node: Mapping[str, Any], where: str, skip: Any = (
     return {key: read_value(hints[key], f"{where}{key}", node[key]) for key in known}
 
 
-def _read_named(group: str, node: Mapping[str, Any], own: Mapping[str, type], modules: Any) -> Any:
+def _read_named(
+    group: str, node: Mapping[str, Any], own: Mapping[str, type], modules: Any, config_dir: str | None = None
+) -> Any:
     """A choice by its name: our rules, or the signature of an extension's class or function."""
     name = node.get("name")
     if isinstance(name, str) and name in own:
         return _read(own[name], node, f"{group}.")
     kind = {"model": "MODELS", "data": "DATA"}.get(group, "")
-    if not isinstance(name, str) or not modules:
-        raise unknown_name(group, shown(name), own, PLURALS[group])
+    known = names(kind, own, modules) if modules else [*own]
+    if not isinstance(name, str) or name not in known:
+        raise _unknown(group, name, known, modules, config_dir)
     target = find(kind, name, own, modules)
     given = {str(key): value for key, value in node.items() if key != "name"}
     check_options(kind, name, target, given, f"{group}.")
     return Extension(name, given)
 
 
-def _read_solver(node: Mapping[str, Any], modules: Any) -> Solver:
+def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: str | None) -> UsageError:
+    """A name without code; of an option of the user's, whose module is missing, with that way out."""
+    if config_dir is None or name not in options(group, config_dir):
+        return unknown_name(group, shown(name), known, PLURALS[group])
+    line = f"its YAML file is found, but extensions={shown(modules)} holds no {group} of that name"
+    return UsageError(f"{group}={name}: {line}; add its module, as in extensions=[my_module]", group, "extensions")
+
+
+def _read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -> Solver:
     """A solver; the keys that only its method has become ``Solver.options``."""
     name = node.get("name")
     known = [*names("METHODS", METHODS, modules), NO_SOLVER]
     if name not in known:
-        raise unknown_name("solver", shown(name), known, "solvers")
+        raise _unknown("solver", name, known, modules, config_dir)
     method: Any = None if name == NO_SOLVER else find("METHODS", str(name), METHODS, modules)
     own = {key: node[key] for key in getattr(method, "options", ()) if key in node}
     hints = get_type_hints(type(method)) if own else {}

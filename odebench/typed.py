@@ -43,6 +43,7 @@ _EXAMPLES = {
     "seed": "0",
     "lr": "0.1",
     "average": "0.999",
+    "extensions": "[my_module]",
 }
 
 
@@ -98,7 +99,7 @@ def _read_union(choices: list[Any], key: str, value: Any) -> Any:
 
 def _read_tuple(arguments: list[Any], key: str, value: Any) -> tuple[Any, ...]:
     if type(value) is not list:
-        raise _wrong(key, value, f"a list is needed, such as {key}=[1,2]")
+        raise _wrong(key, value, f"a list is needed, such as {key}={_EXAMPLES.get(key, '[1,2]')}")
     if arguments[-1] is Ellipsis:
         arguments = [arguments[0]] * len(value)
     if len(arguments) != len(value):

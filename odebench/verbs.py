@@ -106,8 +106,8 @@ _LIST = """\
 List what there is to choose from, or the runs in a folder.
 
 examples:
-  odebench list models                                    also solvers, gradients, data, optim, schedules,
-                                                          trainers, experiments, clusters
+  odebench list models                                    also losses, dynamics, solvers, gradients, data, optim,
+                                                          schedules, trainers, experiments, clusters
   odebench list runs                                      those under outputs/
   odebench list runs outputs/sweeps/2026-11-24"""
 
@@ -173,6 +173,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The verbs with their options and help; settings are left to Hydra's grammar."""
     parser = _make(_Parser, "odebench", _ABOUT)
+    parser.usage = "odebench [-h] [--version] VERB ..."
     parser.add_argument("--version", action="version", version=f"odebench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS, required=True)
 
@@ -196,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", _EVAL)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(evaluate, "settings to change, a,b for several values; split=validation (default), test or train")
-    evaluate.add_argument("--limit", metavar="N", type=int, help="of the split, only its first N samples")
+    evaluate.add_argument("--limit", metavar="N", type=_whole_number, help="of the split, only its first N samples")
     evaluate.add_argument("--gradients", action="store_true", help="a study, with the errors of the gradient")
 
     predict = verb("predict", _PREDICT)
@@ -207,8 +208,8 @@ def build_parser() -> argparse.ArgumentParser:
     sample = verb("sample", _SAMPLE)
     sample.add_argument("run", metavar="RUN", help="the folder of a run")
     _add_overrides(sample, "settings to change")
-    sample.add_argument("--num", metavar="N", type=int, default=100, help="how many; by default 100")
-    sample.add_argument("--seed", metavar="S", type=int, default=0, help="of the samples; by default 0")
+    sample.add_argument("--num", metavar="N", type=_whole_number, default=100, help="how many; by default 100")
+    sample.add_argument("--seed", metavar="S", type=_whole_number, default=0, help="of the samples; by default 0")
     sample.add_argument("--output", metavar="FILE", type=Path, help="a new file; by default CSV to stdout")
 
     resume = verb("resume", _RESUME)
@@ -253,8 +254,12 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--peers", metavar="A,B", help="the libraries beside it, or none; by default all installed")
     bench.add_argument("--methods", metavar="A,B", help="solvers; by default each work's own")
     bench.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each work's own")
-    bench.add_argument("--repeats", metavar="N", type=int, default=10, help="timed runs of each; by default 10")
-    bench.add_argument("--threads", metavar="N", type=int, help="threads of PyTorch and JAX; by default PyTorch's own")
+    bench.add_argument(
+        "--repeats", metavar="N", type=_whole_number, default=10, help="timed runs of each; by default 10"
+    )
+    bench.add_argument(
+        "--threads", metavar="N", type=_whole_number, help="threads of PyTorch and JAX; by default PyTorch's own"
+    )
     bench.add_argument("--compile", action="store_true", help="also with compiled steps")
     bench.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")
     bench.add_argument("--work-precision", action="store_true", help="several tolerances, and figures")
@@ -263,6 +268,13 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
     doctor.add_argument("--data", metavar="DIR", help="the data root; by default $ODEBENCH_DATA")
     return parser
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number is needed, not {text}") from None
 
 
 def _make(make: Callable[..., argparse.ArgumentParser], prog: str, text: str) -> argparse.ArgumentParser:
@@ -282,7 +294,7 @@ def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep when a job fails")
-    parser.add_argument("--retry", metavar="N", type=int, default=0, help="try a job that fails N times more")
+    parser.add_argument("--retry", metavar="N", type=_whole_number, default=0, help="try a job that fails N times more")
     parser.add_argument("--follow", action="store_true", help="with SLURM: watch the jobs until they end")
 
 

@@ -18,6 +18,7 @@ from odebench import doctor
 from odebench.cli import main
 from odebench.compose import CONFIGS
 from odebench.errors import UsageError
+from odebench.listing import KINDS
 from odebench.record import schema
 from odebench.settings import compose, read_settings
 
@@ -102,7 +103,13 @@ def test_help_of_each_verb_is_our_own(verb, capsys):
 def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("usage: odebench [-h] [--version] VERB ...\n")
     assert all(f"\n  {verb} " in out for verb in VERBS)
+
+
+def test_the_help_of_list_names_all_that_it_lists(capsys):
+    assert main(["list", "--help"]) == 0
+    assert set(KINDS) <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def test_version(capsys):
@@ -122,7 +129,15 @@ def test_version(capsys):
             "odebench eval: the following arguments are required: RUN (odebench eval --help explains)",
         ),
         (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
-        (["resume", "/no", "tol=1"], "odebench resume: tol=1 is one word too many"),
+        (["resume", "/no", "tol=1"], "odebench resume: /no is not a run's folder: it does not exist"),
+        (
+            ["eval", "RUN", "--limit", "abc"],
+            "odebench eval: argument --limit: a whole number is needed, not abc (odebench eval --help explains)",
+        ),
+        (["train", "--foo"], "odebench train: unknown option --foo"),
+        (["predict", "RUN", "--limit", "3"], "odebench predict: unknown option --limit"),
+        (["report", "RUN", "--figure", "no"], "odebench report: unknown figure no (odebench report --list prints all)"),
+        (["reproduce", "no"], "odebench reproduce: unknown reproduction no (odebench reproduce --list prints all)"),
         (["train", "--multirn"], "odebench train: unknown option --multirn; did you mean --multirun?"),
         (
             ["eval", "RUN", "--splt=test"],
@@ -240,6 +255,26 @@ def test_resume_hands_over_the_folder_and_its_exit_code(calls, run):
     assert calls == [("resume", run)]
 
 
+def test_the_settings_of_a_run_are_fixed_and_the_way_out_is_told(calls, run, capsys):
+    folder = run.rename(run.parent / "my run")
+    assert fails(capsys, "resume", str(folder), "tol=1e-5") == (
+        "odebench resume: tol=1e-5: the settings of a run are fixed; "
+        f"train another from its weights: odebench train KEY=VALUE init_from='{folder}'"
+    )
+    assert calls == []
+
+
+@pytest.mark.parametrize("verb", ["eval", "resume"])
+def test_a_folder_of_runs_is_no_run_and_how_to_find_them_is_told(verb, run, capsys):
+    line = f"{run.parent} is not a run's folder: it holds 1; name one (odebench list runs {run.parent})"
+    assert fails(capsys, verb, str(run.parent)) == f"odebench {verb}: {line}"
+
+
+def test_before_the_first_run_there_is_none_to_list(in_tmp, capsys):
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr() == ("", "odebench list: no runs yet: they go to outputs/\n")
+
+
 def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
     (tmp_path / "solver").mkdir()
     (tmp_path / "solver" / "mine.yaml").write_text("# My own tuning\nname: rk4\n")
@@ -251,6 +286,15 @@ def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
     assert listed["rk4"][1:7] == ["4", "4", "-", "-", "-", "Runge-Kutta 3/8 rule, order 4, fixed steps"]
     assert listed["kvaerno5"][3:6] == ["yes", "yes", "-"]
     assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("[!_]*.yaml")} | {"mine"}
+
+
+def test_on_a_terminal_a_row_of_options_ends_where_that_does(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["list", "solvers"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert max(map(len, rows)) == 100
+    assert next(row for row in rows if row.startswith("rk4_classic")).endswith("…")
 
 
 def test_every_option_has_a_first_comment(capsys):

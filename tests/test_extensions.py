@@ -100,6 +100,21 @@ def test_a_missing_module_is_one_line(name):
         find("MODELS", "wide", {}, [name])
 
 
+def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):
+    for word in ("model=wide", "data=noise", "solver=our_ralston"):
+        group, _, name = word.partition("=")
+        with pytest.raises(UsageError) as caught:
+            read_settings(compose([word], configs))
+        assert str(caught.value) == (
+            f"{word}: its YAML file is found, but extensions=[] holds no {group} of that name; "
+            "add its module, as in extensions=[my_module]"
+        )
+        with pytest.raises(UsageError, match=rf"^unknown {group} {name}.*; of your own: add --config-dir DIR, which"):
+            read(word)
+        with pytest.raises(UsageError, match=r"extensions=\[json\] holds no"):
+            read_settings(compose([word, "extensions=[json]"], configs))
+
+
 def test_their_model_data_and_method_are_settings(module, configs):
     settings = read("model=wide", "data=noise", "solver=our_ralston", config_dir=configs)
     assert settings.model == Extension("wide", {"width": 7})

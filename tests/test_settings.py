@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench import rules
-from odebench.checks import warnings
+from odebench.checks import overruled, warnings
 from odebench.compose import CONFIGS, PLURALS, known_keys, load_option, options, parse_overrides
 from odebench.errors import UsageError
 from odebench.ode.methods import METHODS
@@ -171,19 +171,26 @@ WRONG = {
     "trainer.average=1": "trainer.average=1: must be less than 1, or null",
     "trainer.max_minutes=0": "trainer.max_minutes=0: must be greater than 0, or null",
     "outputs=3": "outputs=3: text is needed; a number in quotes is text, as in \"outputs='1'\"",
-    "extensions=a": "extensions=a: a list is needed, such as extensions=[1,2]",
+    "extensions=a": "extensions=a: a list is needed, such as extensions=[my_module]",
     "optim=adam optim.betas=[0.9]": "optim.betas=[0.9]: 2 entries are needed",
     "optim=adam optim.betas=[0.9,1.0]": "optim.betas[1]=1.0: must be less than 1",
     "optim=sgd optim.momentum=0 optim.nesterov=true": "optim.nesterov=true: needs a momentum; "
     "set optim.momentum, such as optim.momentum=0.9",
     "model=odnet": "unknown model odnet; did you mean odenet? (odebench list models prints all)",
     "model=": "unknown model '' (odebench list models prints all)",
-    "solver=dopri": "unknown solver dopri; did you mean dopri8? (odebench list solvers prints all)",
+    "solver=dopri": "unknown solver dopri; did you mean dopri5? (odebench list solvers prints all)",
     "solver=_adaptive": "unknown solver _adaptive; did you mean adaptive_heun? (odebench list solvers prints all)",
     "solver.controller=p": "solver.controller=p: must be integral or pi or pid",
     "solver=alf solver.compile=true": "solver.compile=true: "
     "only the shared steps of explicit Runge-Kutta methods compile; "
     "leave it out, or choose solver=dopri5 solver.stepping=shared",
+    "gradient=adjoint solver.stepping=per_sample": "solver.stepping=per_sample: "
+    "rows with steps of their own have gradient=checkpoint and backprop, not adjoint; "
+    "choose one of them, or solver.stepping=shared",
+    "solver=adams gradient=backprop solver.stepping=per_sample": "solver.stepping=per_sample: "
+    "adams is no explicit Runge-Kutta method; leave it out, or choose solver=dopri5",
+    "solver=vode_adams gradient=backprop": "gradient=backprop: SciPy's vode_adams has gradient=adjoint only; "
+    "choose it, or a solver that is not SciPy's, such as solver=adams",
     "solver.stop_at_times=true solver.stepping=per_sample": "solver.stop_at_times=true: "
     "SciPy's steps, and those of each row's own, end where they will; leave it out",
     "solver=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
@@ -191,7 +198,7 @@ WRONG = {
     "gradient=adjoint gradient.method=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
     "gradient.method=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, "
     "or choose gradient.method=dopri5",
-    "solver.stepping=per_sample solver.sync_steps=true": "solver.sync_steps=true: "
+    "gradient=backprop solver.stepping=per_sample solver.sync_steps=true": "solver.sync_steps=true: "
     "solver.stepping=per_sample gives each process steps of its own; leave either out",
     "gradient=adjoint gradient.norm=full solver.sync_steps=true": "solver.sync_steps=true: "
     "gradient.norm=full gives each process steps of its own; leave either out",
@@ -206,7 +213,7 @@ WRONG = {
     "gradient=checkpoint gradient.checkpoints=0": "gradient.checkpoints=0: must be at least 1, or null",
     "gradient=checkpoint gradient.checkpoints=2 gradient.keep=graphs": "gradient.keep=graphs: nothing is recomputed; "
     "leave checkpoints and recompute out",
-    "gradient=adjoint gradient.method=dopri": "unknown gradient.method dopri; did you mean dopri8? "
+    "gradient=adjoint gradient.method=dopri": "unknown gradient.method dopri; did you mean dopri5? "
     "(odebench list solvers prints all)",
     "gradient=reversible": "gradient=reversible: the steps of dopri5 cannot be undone; "
     "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
@@ -242,7 +249,7 @@ WRONG = {
     "solver.first_step=-1": "solver.first_step=-1: must be greater than 0, or warm or null",
     "solver=none": "solver=none: odenet solves an ODE; choose a solver, such as solver=dopri5",
     "eval_solver=none": "eval_solver=none: odenet solves an ODE; choose a solver, or null for solver's",
-    "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri8? (odebench list solvers prints all)",
+    "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri5? (odebench list solvers prints all)",
     "eval_tol=0": "eval_tol=0: must be greater than 0, or null",
     "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE, so its gradient is backprop; "
     "leave gradient out, or choose a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
@@ -403,6 +410,20 @@ def saved(tmp_path):
     return OmegaConf.load(tmp_path / "settings.yaml")
 
 
+def test_words_that_others_overrule_are_named():
+    tol = "tol=0.001 has no effect: rk4 has fixed steps; solver.steps says how many"
+    for words, told in {
+        ("trainer.epochs=3",): [],
+        ("trainer.iterations=3",): [],
+        ("trainer.epochs=3", "trainer.iterations=4"): ["trainer.epochs=3 has no effect beside trainer.iterations=4"],
+        ("solver=rk4",): [],
+        ("solver=rk4", "tol=1e-3"): [tol],
+        ("solver=rk4", "tol=1e-3", "eval_solver=dopri5"): [],
+        ("model=mlp", "tol=1e-3"): [],
+    }.items():
+        assert overruled(read(*words), words) == told, words
+
+
 def test_saved_settings_read_back_the_same(saved):
     assert read_settings(saved) == read("eval_solver=rk4", "eval_tol=1e-2", "model.width=32")
 
@@ -436,6 +457,8 @@ def test_other_groups_of_saved_settings_come_fresh_too(saved):
             "experiment=paper/mnist_mlp: the experiment of a finished run cannot change",
         ),
         ("tol=1,2", "tol=1,2: one value only"),
+        ("trainer.epochs=3", "trainer.epochs=3: has no effect after the training; leave it out"),
+        ("optim.lr=1", "optim.lr=1: has no effect after the training; leave it out"),
         ("tol", "malformed setting 'tol'"),
     ],
 )

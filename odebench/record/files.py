@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever happens to the process. Free of torch."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -67,12 +68,21 @@ def is_temporary(name: str) -> bool:
 def make_folder(path: Path, named: str) -> None:
     """Make a folder, and those above it. named: how the user named it, such as ``run_dir=PATH``.
 
-    UsageError where a file stands in its way.
+    UsageError where it cannot be made there, as below a file; OSError where the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise UsageError(f"{named} cannot be made ({os.strerror(error.errno or 0)}); name another folder") from error
+
+
+def refuse_folder(path: Path, named: str) -> None:
+    """UsageError where a folder surely cannot be made at a path: before the work whose result it is to hold. named: as
+    of `make_folder`."""
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
+        raise UsageError(f"{named} cannot be made ({reason}); name another folder")
 
 
 def refuse_file(path: Path, named: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     path = Path(path)
     if not is_run(path):
         reason = f"{schema.SETTINGS} or {schema.STATUS} is missing" if path.exists() else "it does not exist"
+        if path.is_dir() and (runs := len(find_runs(path))):
+            reason = f"it holds {runs}; name one (odebench list runs {shlex.quote(str(path))})"
         raise UsageError(f"{path} is not a run's folder: {reason}")
     return RunRecord(
         path=path,

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -297,17 +298,22 @@ def refuse_taken(folder: Path) -> None:
         return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
     if not names <= _BEFORE_STATUS or (schema.STATUS in names and not _is_queued(folder)):
-        raise UsageError(
-            f"{folder} is not empty; go on with that run (odebench resume {folder}) or give another run_dir",
-            "run_dir",
-        )
+        told = f"{folder} is not empty;"
+        if reader.is_run(folder):
+            way_out = f"go on with that run (odebench resume {shlex.quote(str(folder))}) or"
+            told = f"{folder} holds a run that is done;" if _status(folder) == "done" else f"{told} {way_out}"
+        raise UsageError(f"{told} give another run_dir", "run_dir")
 
 
 def _is_queued(folder: Path) -> bool:
+    return _status(folder) == "queued"
+
+
+def _status(folder: Path) -> str | None:
     try:
-        return json.loads((folder / schema.STATUS).read_bytes()).get("status") == "queued"
+        return json.loads((folder / schema.STATUS).read_bytes()).get("status")
     except (ValueError, AttributeError):  # no status of ours
-        return False
+        return None
 
 
 def _make_folders(folder: Path) -> None:

@@ -5,6 +5,7 @@ outputs/sweeps/2026-11-24/14-03-22-123456/
 """
 
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import schema
-from odebench.record.files import make_folder, write_atomically
+from odebench.record.files import make_folder, refuse_folder, write_atomically
 from odebench.sweep.validate import Job
 
 SWEEP, LOCK, LOGS = "sweep.yaml", "lock", "logs"
@@ -49,19 +50,29 @@ def is_sweep(path: Path) -> bool:
 
 
 def claim_folder(chosen: Path | None, outputs: str) -> Path:
-    """Make the folder of a new sweep: the chosen one, or one named by the time. UsageError where it is not empty, or
-    cannot be made."""
+    """Make the folder of a new sweep; see `free_folder`."""
+    path = free_folder(chosen, outputs)
+    make_folder(path, _named(chosen, outputs))
+    return path
+
+
+def free_folder(chosen: Path | None, outputs: str) -> Path:
+    """The folder of a new sweep, not made yet: the chosen one, or one named by the time. UsageError where it is not
+    empty, or cannot be made."""
     now = datetime.now()
     path = chosen or Path(outputs) / "sweeps" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     path = path.absolute()
     if "${" in str(path) or not str(path).isprintable():
         raise UsageError(f"{str(path)!r}: a sweep's folder has no ${{ and no control characters in its path")
     if path.is_dir() and any(path.iterdir()):
-        raise UsageError(
-            f"{path} is not empty; go on with that sweep (odebench resume {path}) or give another --output"
-        )
-    make_folder(path, f"--output {chosen}" if chosen else f"outputs={outputs}")
+        way_out = f" go on with that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
+        raise UsageError(f"{path} is not empty;{way_out} give another --output")
+    refuse_folder(path, _named(chosen, outputs))
     return path
+
+
+def _named(chosen: Path | None, outputs: str) -> str:
+    return f"--output {chosen}" if chosen else f"outputs={outputs}"
 
 
 def write_sweep(sweep: Sweep) -> None:

@@ -74,7 +74,8 @@ class LocalRunner:
         if self._end is not None:
             return
         self._end = reason
-        self._display.note(f"{reason}: no further job starts, {len(self._running)} save and leave")
+        leaving = "1 saves and leaves" if len(self._running) == 1 else f"{len(self._running)} save and leave"
+        self._display.note(f"{reason}: no further job starts, {leaving}")
         for job in self._others.values():
             self._display.note(f"job {job.number} goes on: it belongs to an earlier process of this sweep")
         self._waiting.clear()

@@ -115,7 +115,8 @@ class ChosenSolve:
             solution = solve(f, y0, t, **options)
         except ode.SolveError as error:
             self.take_penalty()  # else that of this step's other solves would be part of the next one's
-            raise Diverged(str(error)) from error
+            hint = "; a smaller optim.lr may help" if trains and error.outcome.status is ode.Status.non_finite else ""
+            raise Diverged(f"{error}{hint}") from error
         except TooManySteps as error:  # how long a solve is, the model says
             line = f"solver.step_size={options['step_size']:g}: {error}"
             raise UsageError(line, "solver.step_size", "solver.max_steps") from error

@@ -147,7 +147,7 @@ def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) 
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UsageError(f"no checkpoint {path}")
+        raise UsageError(f"no checkpoint {path}: put it back, or train the run anew")
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

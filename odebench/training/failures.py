@@ -21,7 +21,9 @@ def reason(error: Exception, settings: Settings, folder: Path) -> str:
         return _out_of_memory(settings)
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
-        way_out = f"; make room, then go on with: odebench resume {shlex.quote(str(folder))}" if error.errno in _FULL else ""
+        way_out = (
+            f"; make room, then go on with: odebench resume {shlex.quote(str(folder))}" if error.errno in _FULL else ""
+        )
         return f"{os.strerror(error.errno)}{where}{way_out}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 

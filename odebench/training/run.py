@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import shlex
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -13,11 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from odebench.checks import warnings
+from odebench.checks import overruled, warnings
 from odebench.errors import Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
-from odebench.record.files import locked, make_folder
+from odebench.record.files import locked, make_folder, refuse_folder
 from odebench.record.reader import RunRecord, read_metrics, read_run
 from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
 from odebench.saved import saved_settings
@@ -35,6 +36,8 @@ from odebench.training.trained import SAME_IMAGES, load_fitting
 log = logging.getLogger(__name__)
 
 DONE, FAILED, DIVERGED, STOPPED = 0, 1, 3, 75
+# Also a validation or a test, which may take minutes, comes to its end first.
+_STOPPING = "finishes what is under way, saves and leaves"
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: _holds(settings.run_dir, config)):
             return resume_run(Path(str(settings.run_dir)))
+        distributed.from_first(lambda: refuse_folder(*_place(settings)))
+        for line in overruled(settings, overrides):
+            log.warning(line)
         training = _build(settings)
         folder = distributed.from_first(lambda: _make_folder(settings))
         about, measured = _about(config, training, settings), training.task.measured
         with (
             _locked(folder),
-            StopRequest() as stop,
+            StopRequest(at_once=_STOPPING) as stop,
             _record(folder, lambda: Record.create(folder, config, overrides, about, measured)) as record,
         ):
             result = _run(training, settings, record, stop)
@@ -86,13 +92,20 @@ def resume_run(path: Path) -> RunResult:
             return RunResult(DONE, path, run.summary.get("objective"))
         with _locked(path):
             last = path / schema.LAST_CHECKPOINT
+            found = is_left(last)
             # A checkpoint's weights replace those of init_from, a run that may be gone by now.
-            training = _build(replace(settings, init_from=None) if is_left(last) else settings)
+            training = _build(replace(settings, init_from=None) if found else settings)
             _load_newest(training, last)
             step = training.progress.step
             about, measured = _about(saved, training, settings), training.task.measured
-            with StopRequest() as stop, _record(path, lambda: Record.reopen(path, step, about, measured)) as record:
-                log.info("going on after step %d", step)
+            with (
+                StopRequest(at_once=_STOPPING) as stop,
+                _record(path, lambda: Record.reopen(path, step, about, measured)) as record,
+            ):
+                if found:
+                    log.info("going on after step %d", step)
+                else:
+                    log.warning("no checkpoint is left in %s: starts anew", last.parent)
                 result = _run(training, settings, record, stop)
     return _passed_on(result, stop)
 
@@ -141,17 +154,24 @@ def _build(settings: Settings) -> Training:
     distributed.check_batch(settings.trainer.batch_size)
     for warning in warnings(settings):
         log.warning(warning)
+    source = None if settings.init_from is None else _source(settings.init_from)
     device = prepare(settings)
     with distributed.first_ahead():
         task = build_task(settings, device)
     _check_objective(settings, task)
-    if settings.init_from is not None:
-        source = read_run(settings.init_from, metrics=False)
+    if source is not None:
         load_fitting(task.model, source, settings)
         _warn_of_leakage(source, task.provenance)
     if settings.trainer.compile:
         compile_model(task)
     return Training(settings, task)
+
+
+def _source(init_from: str) -> RunRecord:
+    try:
+        return read_run(init_from, metrics=False)
+    except UsageError as error:
+        raise UsageError(f"init_from={init_from}: {error}", "init_from") from None
 
 
 def _check_objective(settings: Settings, task: Task) -> None:
@@ -177,14 +197,21 @@ def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
         )
 
 
+def _place(settings: Settings) -> tuple[Path, str]:
+    """The folder that is asked for, of the run or of its parents, and how."""
+    chosen = settings.run_dir or settings.outputs
+    return Path(chosen), f"{'outputs' if settings.run_dir is None else 'run_dir'}={chosen}"
+
+
 def _make_folder(settings: Settings) -> Path:
     """The folder of a new run: the one asked for, or one of its own, named by the time."""
     if settings.run_dir is not None:
         claim(folder := Path(settings.run_dir))
         return folder
     now = datetime.now()
-    parent, name = Path(settings.outputs) / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S-%f}_{run_name(settings)}"
-    make_folder(parent, f"outputs={settings.outputs}")
+    (outputs, named), name = _place(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
+    parent = outputs / f"{now:%Y-%m-%d}"
+    make_folder(parent, named)
     # Of runs that start in one microsecond, or after the clock was set back, all but one get a number more.
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
@@ -197,6 +224,7 @@ def _make_folder(settings: Settings) -> Path:
 def _run(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> RunResult:
     """Train, test once, and end with a status whatever happens."""
     folder, progress = record.path, training.progress
+    way_on = f"go on with: odebench resume {shlex.quote(str(folder))}"
     log.info("%s on %s, record in %s", describe(settings), settings.data.name, folder)
     if training.task.note:
         log.info(training.task.note)
@@ -205,7 +233,7 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
         if not fit(training, settings, record, stop):
             message = f"stopped by {stop.name} after step {progress.step}"
             record.status("interrupted", step=progress.step, message=message)
-            log.warning("%s; go on with: odebench resume %s", message, folder)
+            log.warning("%s; %s", message, way_on)
             # All leave together, here as below: what started them ends the others once one has left.
             with contextlib.suppress(ConnectionError):
                 distributed.agreed(0)
@@ -226,7 +254,7 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
         return RunResult(DIVERGED, folder, progress.best)
     except KeyboardInterrupt:
         record.status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
-        log.warning("stopped at once; go on with: odebench resume %s", folder)
+        log.warning("stopped at once; %s", way_on)
         return RunResult(STOPPED, folder, progress.best)
     except UsageError as error:
         record.status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())

@@ -1,9 +1,12 @@
 """Signals that ask a training to stop."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -16,8 +19,10 @@ class StopRequest:
     caught.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: str = "") -> None:
+        """at_once: what is said of it when it comes, the loop being busy perhaps for long."""
         self.number = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     @property
@@ -47,4 +52,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._at_once and not self.number:
+            second = "; a second one stops at once" if number == signal.SIGINT else ""
+            log.warning("%s: %s%s", signal.Signals(number).name, self._at_once, second)
         self.number = self.number or number

@@ -47,7 +47,7 @@ def test_a_file_that_is_no_sweep_is_told(written, text):
 def test_a_new_sweep_never_goes_into_a_folder_in_use(tmp_path):
     assert claim_folder(None, str(tmp_path)).parent.parent == tmp_path / "sweeps"
     (tmp_path / "x").touch()
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match=r"is not empty; give another --output$"):
         claim_folder(tmp_path, "")
     with pytest.raises(UsageError, match="no control characters"):
         claim_folder(tmp_path / "a\nb", "")

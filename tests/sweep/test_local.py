@@ -44,20 +44,22 @@ def test_exit_codes(sweep, hidden, code):
     assert sweep(f"model.hidden={hidden}") == code
 
 
-def test_so_many_run_at_a_time(sweep, stand_in, tmp_path):
+def test_so_many_run_at_a_time(sweep, stand_in, tmp_path, caplog):
     running = lambda: len(list((tmp_path / "sweep").glob("*/ready")))  # noqa: E731
     thread = when(lambda: running() == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert sweep("model.hidden=50", "seed=range(0,4)", "cluster.jobs=2") == 75
     thread.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "interrupted", "queued", "queued"]
+    assert "SIGTERM: no further job starts, 2 save and leave" in caplog.messages
 
 
-def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_path, capsys):
+def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_path, capsys, caplog):
     first = tmp_path / "sweep"
     thread = when(lambda: (first / "0003_mlp" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT))
     assert sweep("model.hidden=10,3,4,50,11") == 1
     thread.join()
     assert statuses(first) == ["done", "diverged", "failed", "interrupted", "queued"]
+    assert "SIGINT: no further job starts, 1 saves and leaves" in caplog.messages
     assert "go on with: odebench resume sweep" in capsys.readouterr().out
     before = len(starts(stand_in))
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3

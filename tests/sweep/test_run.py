@@ -35,6 +35,9 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(stand_in, tmp_path, capsys
         (["seed=1,2", "cluster=slrm"], 1),
         (["seed=1,2", "--file", "no.yaml"], 1),
         (["seed=1,2", "--retry", "-1"], 1),
+        ([], 1),
+        (["cluster.jobs=2"], 1),
+        (["seed=1,2", "--dry-run", "--output", "."], 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -45,6 +48,14 @@ def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, 
     assert err.startswith("odebench sweep: ")
     assert len(err.splitlines()) >= lines
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_job_that_is_asked_for_twice_runs_once(stand_in, capsys):
+    assert main(["sweep", "model=mlp", "seed=1,2,1", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["seed=1", "seed=2"]
+    assert out.splitlines()[-1].startswith("2 jobs")
+    assert err == "1 job asked for more than once: runs once\n"
 
 
 def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(stand_in, capsys):

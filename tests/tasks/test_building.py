@@ -81,17 +81,17 @@ def test_methods_of_every_family_evaluate(task, solver):
 
 
 REFUSED = {
-    "solver=dopri5 solver.stepping=per_sample gradient=adjoint": "per_sample",
-    "solver=scipy_rk45 gradient=backprop": "SciPy",
-    "solver=adams gradient=checkpoint": "gradient='checkpoint'",
+    "solver=dopri5 solver.stepping=per_sample gradient=adjoint": "solver.stepping=per_sample: ",
+    "solver=scipy_rk45 gradient=backprop": "gradient=backprop: SciPy's",
+    "solver=adams gradient=checkpoint": "solver=adams: gradient='checkpoint'",
 }
 
 
 @pytest.mark.parametrize("choice", REFUSED)
 def test_a_combination_without_meaning_is_refused_before_anything_is_written(task, choice):
-    with pytest.raises(UsageError, match=r"^solver=") as caught:
+    with pytest.raises(UsageError) as caught:
         task(*choice.split())
-    assert REFUSED[choice] in str(caught.value)
+    assert str(caught.value).startswith(REFUSED[choice])
     assert "\n" not in str(caught.value)
 
 

@@ -156,10 +156,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert main(["train", *QUICK, f"outputs={tmp_path}"]) == 1
+    assert main(["train", *QUICK, f"outputs={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith(f"odebench train: Permission denied: {tmp_path}")
+    line = f"odebench train: outputs={tmp_path} cannot be made (Permission denied); name another folder"
+    assert err.splitlines()[-1] == line
 
 
 def test_a_folder_that_becomes_read_only_ends_the_run_with_a_line(tmp_path, at_step, monkeypatch, caplog):
@@ -352,6 +353,14 @@ def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_pa
     assert "Traceback" in status["traceback"]
 
 
+def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
+    from odebench.settings import read_settings
+    from odebench.training.failures import reason
+
+    told = reason(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
+    assert told.endswith("go on with: odebench resume 'my run'")
+
+
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
     from odebench.settings import read_settings
     from odebench.training.failures import reason
@@ -408,7 +417,7 @@ def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished
     table = capsys.readouterr().out
     assert quick(stopped).exit_code == 0
     assert capsys.readouterr().out == table
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="holds a run that is done"):
         quick(stopped, "seed=1")
 
 

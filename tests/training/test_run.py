@@ -17,7 +17,9 @@ from odebench.ode.status import Outcome, Status
 from odebench.record import schema
 from odebench.record.reader import read_run
 from odebench.tasks.classification import Classification
+from odebench.training.checkpoint import load_weights
 from odebench.training.run import resume_run
+from odebench.training.trained import load_run
 
 
 def weights(folder, name="last"):
@@ -196,6 +198,13 @@ def test_a_failed_solve_and_too_many_evaluations_diverge(train):
         assert words in status["message"]
 
 
+def test_a_field_that_a_large_step_has_made_infinite_is_told_with_the_learning_rate(train):
+    result = train("optim.lr=1e10", "schedule=constant")
+    message = read_run(result.folder).status["message"]
+    assert "solve failed: non_finite" in message
+    assert message.endswith("; a smaller optim.lr may help")
+
+
 def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkeypatch):
     def broken(self, batch):
         raise OSError(28, "No space left on device")
@@ -237,6 +246,64 @@ def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_train
     assert (run.status["status"], run.status["step"]) == ("done", step)
     assert run.series("test/accuracy")[0] == [step]
     assert same(weights(failed.folder), before)
+
+
+def test_a_start_that_is_missing_is_told_before_data_are_loaded(train, monkeypatch):
+    monkeypatch.setattr(run_module, "build_task", lambda *_: pytest.fail("built"))
+    with pytest.raises(UsageError, match=r"^init_from=nosuch: nosuch is not a run's folder: it does not exist$"):
+        train("init_from=nosuch")
+
+
+def test_a_signal_is_answered_at_once_and_the_log_tells(train, monkeypatch, caplog):
+    evaluate, answers = Classification.evaluate, []
+
+    def interrupted(self, *words):
+        os.kill(os.getpid(), signal.SIGINT)
+        answers.append(caplog.messages[-1])
+        return evaluate(self, *words)
+
+    monkeypatch.setattr(Classification, "evaluate", interrupted)
+    result = train("model=mlp")
+    answer = "SIGINT: finishes what is under way, saves and leaves; a second one stops at once"
+    assert answers == [answer]
+    assert answer in (result.folder / schema.LOG).read_text()
+    assert result.exit_code == 75
+
+
+def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(train, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        folder = train("model=mlp").folder
+    for checkpoint in (folder / schema.CHECKPOINTS).iterdir():
+        checkpoint.unlink()
+    assert resume_run(folder).exit_code == 0
+    assert f"no checkpoint is left in {folder / schema.CHECKPOINTS}: starts anew" in caplog.messages
+    assert not any(line.startswith("going on") for line in caplog.messages)
+
+
+def test_the_way_on_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, caplog, capsys):
+    folder = tmp_path / "my run" / "c d"
+    quoted = f"'{folder}'"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train("model=mlp", f"run_dir='{folder}'")
+    assert caplog.messages[-1].endswith(f"go on with: odebench resume {quoted}")
+    with pytest.raises(UsageError, match=f"go on with it: odebench resume {quoted}$"):
+        load_run(folder)
+    with pytest.raises(UsageError, match=rf"is not empty; go on with that run \(odebench resume {quoted}\) or give"):
+        train("model=mlp", "seed=1", f"run_dir='{folder}'")
+    resume_run(folder)
+    assert f"odebench tensorboard {quoted}" in capsys.readouterr().out
+
+
+def test_weights_that_are_gone_are_told_with_a_way_out(tmp_path):
+    with pytest.raises(UsageError, match=r"^no checkpoint .*best\.pt: put it back, or train the run anew$"):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "best.pt", "mlp")
+
+
+def test_settings_that_others_overrule_are_told(train, caplog):
+    train("model=mlp", "trainer.iterations=2")
+    assert caplog.messages[0] == "trainer.epochs=2 has no effect beside trainer.iterations=2"
 
 
 def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):
@@ -429,7 +496,7 @@ def test_a_folder_that_cannot_be_had_is_refused_before_anything_is_built(train, 
     monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
     for place, told in {
         "thesis.txt": "is a file; give another run_dir",
-        "finished": "is not empty; go on with that run .* or give another run_dir",
+        "finished": "holds a run that is done; give another run_dir",
     }.items():
         with pytest.raises(UsageError, match=told):
             train("model=mlp", "seed=1", f"run_dir={tmp_path / place}")
@@ -437,8 +504,9 @@ def test_a_folder_that_cannot_be_had_is_refused_before_anything_is_built(train, 
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_folder_below_a_file_is_refused_by_the_setting(train, tmp_path):
+def test_a_folder_below_a_file_is_refused_by_the_setting_before_anything_is_built(train, tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").touch()
+    monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
     for setting in ("run_dir", "outputs"):
         with pytest.raises(UsageError, match=rf"^{setting}=.*thesis.txt/x cannot be made \(Not a directory\)"):
             train("model=mlp", f"{setting}={tmp_path / 'thesis.txt' / 'x'}")
@@ -449,7 +517,7 @@ def test_nothing_is_written_for_settings_that_cannot_be_meant(train, tmp_path):
         ("trainer.batch_size=3501", "data.train_limit=64"),
         (f"data=mnist data.download=false data.root={tmp_path / 'nothing'}", "nothing"),
         ("device=cuda:77", "device=cuda:77"),
-        (f"init_from={tmp_path}", "not a run's folder"),
+        (f"init_from={tmp_path}", f"^init_from={tmp_path}: .* is not a run's folder"),
         (
             "model=mlp trainer.objective=val/nfe",
             r"val/nfe: .* it is not measured .*\(there are val/loss, val/accuracy\)",

@@ -233,7 +233,7 @@ def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
     assert main(["train", "model=mlp", *tiny, f"run_dir={folder}"]) == 0
     capsys.readouterr()
     assert main(["eval", str(folder), "data.train_limit=64,64"]) == 2
-    assert "mlp solves no ODE; one evaluation tells all" in capsys.readouterr().err
+    assert "mlp solves no ODE; one evaluation tells all: odebench eval " in capsys.readouterr().err
 
 
 def test_cast_leaves_integers_alone_and_reaches_into_tuples():

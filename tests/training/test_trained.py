@@ -72,7 +72,7 @@ def test_eval_with_the_other_name_of_the_same_network(run):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["solver=dopri6"], "unknown solver dopri6; did you mean dopri8?"),
+        (["solver=dopri6"], "unknown solver dopri6; did you mean dopri5?"),
         (["tol=-1"], "tol=-1: must be greater than 0"),
         (["model=mlp"], "solver=dopri5: mlp has no ODE"),
         (

@@ -1,5 +1,6 @@
 """What every family of methods offers the loops, and which class steps which description."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,7 +102,9 @@ def find_method(method: str | Method) -> Method:
     """A method by its name. Raises ValueError where there is none, TypeError for what is neither."""
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+            near = difflib.get_close_matches(method, METHODS, n=3)
+            hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"the methods are {', '.join(METHODS)}"
+            raise ValueError(f"unknown method {method!r}; {hint}")
         return METHODS[method]
     if type(method) not in STEPPERS and not isinstance(method, SciPySolver):
         raise TypeError(
