@@ -46,10 +46,7 @@ def plan_sweep(words: Sequence[str], file: Path | None, config_dir: Path | None)
         raise UsageError("which jobs? give settings and their values, such as tol=1e-2,1e-3, or --file FILE")
     processes = read_cluster(cluster, config_dir).num_processes
     grids = combine([[]] if file is None else read_grids(file), own)
-    expanded, faults, doubtful = expand_sound(grids, config_dir)
-    overrides = list(dict.fromkeys(map(tuple, expanded)))
-    if len(overrides) < len(expanded):
-        log.warning("%s asked for more than once: runs once", _jobs(len(expanded) - len(overrides)))
+    overrides, faults, doubtful = expand_sound(grids, config_dir)
     try:
         jobs, outputs = validate(overrides, config_dir, processes, doubtful)
     except UsageError as error:

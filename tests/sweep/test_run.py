@@ -50,14 +50,6 @@ def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, 
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
-def test_a_job_that_is_asked_for_twice_runs_once(stand_in, capsys):
-    assert main(["sweep", "model=mlp", "seed=1,2,1", "--dry-run"]) == 0
-    out, err = capsys.readouterr()
-    assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["seed=1", "seed=2"]
-    assert out.splitlines()[-1].startswith("2 jobs")
-    assert err == "1 job asked for more than once: runs once\n"
-
-
 def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(stand_in, capsys):
     words = ["solver=dopri55,rk44,rk4", "solver.steps=8", "gradient=reversible,backprop", "tol=-1,1", "seed=1,a"]
     assert main(["sweep", *words]) == 2
