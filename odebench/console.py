@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from odebench.errors import Diverged, UsageError
+from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, UsageError
 
 
 @contextlib.contextmanager
@@ -34,10 +34,10 @@ def report(name: str, error: Exception) -> int:
     """
     if isinstance(error, UsageError):
         _tell(f"{name}: {error}")
-        return 2
+        return WRONG_USAGE
     if isinstance(error, Diverged):
         _tell(f"{name}: {error}")
-        return 3
+        return DIVERGED
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone; without this Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -45,7 +45,7 @@ def report(name: str, error: Exception) -> int:
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
         _tell(f"{name}: {os.strerror(error.errno)}{where}")
-        return 1
+        return FAILED
     raise error
 
 

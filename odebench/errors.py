@@ -1,7 +1,11 @@
-"""The errors that every room may raise, and the words they are told in. Imports nothing of odebench."""
+"""The errors that every room may raise, the words they are told in, and how the command line ends. Imports nothing of
+odebench."""
 
 import difflib
 from collections.abc import Iterable
+
+# Exit codes. STOPPED: by a signal, with a checkpoint; what starts jobs may start it again.
+DONE, FAILED, WRONG_USAGE, DIVERGED, STOPPED = 0, 1, 2, 3, 75
 
 
 class UsageError(ValueError):

@@ -26,13 +26,12 @@ from odebench.compose import (
     quoted,
 )
 from odebench.console import console_log, report
-from odebench.errors import UsageError
+from odebench.errors import DIVERGED, FAILED, STOPPED, WRONG_USAGE, UsageError
 from odebench.record.schema import rises
 
 LEDGER = "jobs.jsonl"
-STOPPED = 75
 # The exit code of the whole is the first of these that a job ended with.
-_WORST_FIRST = (1, 2, 3, STOPPED)
+_WORST_FIRST = (FAILED, WRONG_USAGE, DIVERGED, STOPPED)
 
 
 def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:

@@ -8,14 +8,22 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from odebench.errors import UsageError
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # UTC
+
 log = logging.getLogger(__name__)
 
 _TEMPORARY = ".*.tmp"
+
+
+def time_now() -> str:
+    """The time, UTC, as records tell it."""
+    return datetime.now(UTC).strftime(TIME_FORMAT)
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:

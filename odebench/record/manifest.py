@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import odebench
+from odebench.record.files import time_now
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def gather(
     """
     return {
         "command": list(sys.argv if command is None else command),
-        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "started": time_now(),
         "settings": OmegaConf.to_container(config, resolve=True),
         "seeds": dict(seeds),
         "git": git_state(),

@@ -15,7 +15,6 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -29,17 +28,18 @@ from torch.utils.tensorboard import SummaryWriter
 from odebench.errors import UsageError
 from odebench.record import reader, schema, tensorboard
 from odebench.record.files import (
+    TIME_FORMAT,
     is_temporary,
     make_folder,
     plain,
     remove_temporaries,
+    time_now,
     write_atomically,
     write_json,
     write_json_over,
 )
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 FIGURE_DPI = 150
 # What a start that was killed may have left before its status; another start takes such a folder over.
 _BEFORE_STATUS = {
@@ -59,7 +59,7 @@ def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
     """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
     (message, traceback). On a full disk, without the traceback and over the old one."""
     assert name in schema.STATUSES, name
-    content = {"status": name, "step": step, "time": datetime.now(UTC).strftime(TIME_FORMAT), **fields}
+    content = {"status": name, "step": step, "time": time_now(), **fields}
     try:
         write_json(folder / schema.STATUS, content)
     except OSError as error:

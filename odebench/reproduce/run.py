@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odebench.compose import options, parse_overrides
-from odebench.errors import UsageError, unknown_name
+from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.listing import print_table
 from odebench.record.files import locked, write_atomically
 from odebench.record.schema import FIGURES
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 TABLE = "reproduction"
 COMPARISON = "comparison.png"
 COMPARE = (sys.executable, "-m", "odebench.training.comparison")
-STOPPED = 75  # exit code of a sweep that was stopped
 
 
 @dataclass(frozen=True)

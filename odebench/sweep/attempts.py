@@ -10,15 +10,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import BinaryIO
 
 from odebench.compose import quoted
-from odebench.errors import UsageError
+from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
 from odebench.record import schema
-from odebench.record.files import write_json
+from odebench.record.files import time_now, write_json
 from odebench.record.reader import Overview, read_overview
-from odebench.sweep.folder import TIME_FORMAT, Sweep, reset
+from odebench.sweep.folder import Sweep, reset
 from odebench.sweep.validate import Job
 
 _LOG = logging.getLogger(__name__)
@@ -28,8 +27,7 @@ COMMAND = (sys.executable, "-m", "odebench")
 ENDED = ("done", "diverged")
 # What a job's exit code says of its status; another code is a failure. That of torchrun says no more than that one of
 # its processes has failed.
-_STATUS_OF = {0: "done", 2: "failed", 3: "diverged", 75: "interrupted"}
-_WRONG_SETTINGS = 2
+_STATUS_OF = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
 _TAIL_BYTES = 1 << 14
 
 
@@ -65,7 +63,7 @@ class Policy:
 
     def tries_again(self, attempt: Attempt, failures: int) -> bool:
         """Whether a job is tried again that has failed so often; wrong settings are wrong again."""
-        return attempt.process.returncode != _WRONG_SETTINGS and failures <= self.retry
+        return attempt.process.returncode != WRONG_USAGE and failures <= self.retry
 
 
 def take(sweep: Sweep, job: Job) -> BinaryIO | None:
@@ -97,7 +95,7 @@ def start(
         reset(sweep, job)
         own = [] if sweep.config_dir is None else ["--config-dir", str(sweep.config_dir)]
         words = ["train", *job.overrides, f"run_dir={quoted(str(folder))}", *own]
-    log.write(f"== {now()}: odebench {shlex.join(words)}\n".encode())
+    log.write(f"== {time_now()}: odebench {shlex.join(words)}\n".encode())
     log.flush()
     process = subprocess.Popen(
         [*launcher, "-m", "odebench", *words] if launcher else [*COMMAND, *words],
@@ -136,13 +134,8 @@ def look(sweep: Sweep, job: Job, as_told: bool = False) -> Overview:
 def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
     """Write a job's status in its place."""
     step = look(sweep, job).step
-    content = {"status": status, "step": step, "time": now(), "message": message}
+    content = {"status": status, "step": step, "time": time_now(), "message": message}
     write_json(sweep.folder(job) / schema.STATUS, content)
-
-
-def now() -> str:
-    """The time (UTC) as records write it."""
-    return datetime.now(UTC).strftime(TIME_FORMAT)
 
 
 def _reason(sweep: Sweep, attempt: Attempt) -> str:

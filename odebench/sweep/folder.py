@@ -9,17 +9,16 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import schema
-from odebench.record.files import make_folder, refuse_folder, write_atomically
+from odebench.record.files import make_folder, refuse_folder, time_now, write_atomically
 from odebench.sweep.validate import Job
 
 SWEEP, LOCK, LOGS = "sweep.yaml", "lock", "logs"
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 FORMAT = 1
 _HEADER = "# What `odebench resume` goes on with. A job's overrides are those of `odebench train`.\n"
 _NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
@@ -83,7 +82,7 @@ def write_sweep(sweep: Sweep) -> None:
     content = {
         "format": FORMAT,
         "command": list(sys.argv),
-        "created": datetime.now(UTC).strftime(TIME_FORMAT),
+        "created": time_now(),
         "cwd": str(sweep.cwd),
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
@@ -98,7 +97,7 @@ def reset(sweep: Sweep, job: Job) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
-    now = datetime.now(UTC).strftime(TIME_FORMAT)
+    now = time_now()
     (folder / schema.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
 
 

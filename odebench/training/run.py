@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from odebench.checks import overruled, warnings
-from odebench.errors import Diverged, UsageError, did_you_mean
+from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
 from odebench.record.files import locked, make_folder, refuse_folder
@@ -35,7 +35,6 @@ from odebench.training.trained import SAME_IMAGES, load_fitting
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, DIVERGED, STOPPED = 0, 1, 3, 75
 # Also a validation or a test, which may take minutes, comes to its end first.
 _STOPPING = "finishes what is under way, saves and leaves"
 

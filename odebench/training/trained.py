@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
-from odebench.record.files import plain, refuse_file
+from odebench.record.files import plain, refuse_file, time_now
 from odebench.record.reader import RunRecord, read_run
 from odebench.rules.data import DIVIDING
 from odebench.saved import saved_settings
@@ -146,7 +145,7 @@ def append_evaluation(run: Run, overrides: Sequence[str], split: str, numbers: M
     """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
     solver = run.settings.evaluation_solver
     line = {
-        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "time": time_now(),
         "overrides": overrides,
         "split": split,
         "solver": solver.name,
