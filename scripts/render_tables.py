@@ -169,7 +169,8 @@ def short_verdict(its: dict[str, dict[str, str]]) -> str:
         # Ours against another row's is told with both numbers, a partial budget with its share.
         text = re.sub(r"(as published): [^;]*?(, ratio [^;]*)?(; partial budget[^;]*)?$", r"\1\2", row["verdict"])
         text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
-        text = re.sub(r"^.* not done: .*", "nothing to compare with yet", text)
+        text = re.sub(r"; [^;]* not done: .*", "", text)
+        text = re.sub(r"^[^;]* not done: .*", "nothing to compare with yet", text)
         if text and text != "another machine":
             said[in_words(number)] = text
     if len(said) < 2 or {*said.values()} == {"nothing to compare with yet"}:

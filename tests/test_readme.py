@@ -222,6 +222,8 @@ def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_
     assert tables.in_words("best/nll_nats") == "best validation nll nats"
     waiting = [reproduced("a", name, verdict="b not done: queued") for name in ("test_rmse", "test_loss")]
     assert tables.short_verdict({row["number"]: row for row in waiting}) == "nothing to compare with yet"
+    known = reproduced("a", "test_rmse", verdict=f"{partial}; b, 20 % not done: interrupted, stopped by SIGTERM")
+    assert tables.short_verdict({"test_rmse": known}) == "partial budget: worse by 9 %"
     assert "verdict" not in tables.reproduction_table(rows[2:])
 
 
