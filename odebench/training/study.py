@@ -26,6 +26,7 @@ from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
 from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run, trained_run
+from odebench.training.trial import without_trace
 
 log = logging.getLogger(__name__)
 
@@ -155,13 +156,13 @@ def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
     """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
     where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
     step = _Step(run)
-    with torch.random.fork_rng([]):
+    with without_trace(run.task):
         first_s = step.forward()[1]  # which pays for what is made once
         loss, second_s = step.forward()
         turned = time.perf_counter()
         step.backward(loss)
-    gradient = step.take_gradient()
-    backward_s = time.perf_counter() - turned
+        gradient = step.take_gradient()
+        backward_s = time.perf_counter() - turned
     if not loss.solves:
         return {}, gradient
     forward_s = min(first_s, second_s)
@@ -178,9 +179,9 @@ def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
 def _gradient(run: Run) -> Tensor:
     """The gradient [P] of the loss over the first training batch."""
     step = _Step(run)
-    with torch.random.fork_rng([]):
+    with without_trace(run.task):
         step.backward(step.forward()[0])
-    return step.take_gradient()
+        return step.take_gradient()
 
 
 def _discrete_gradient(record: RunRecord, run: Run, overrides: Sequence[str]) -> Tensor | None:
@@ -199,10 +200,8 @@ def _discrete_gradient(record: RunRecord, run: Run, overrides: Sequence[str]) ->
 def _peak_mib(run: Run) -> float:
     """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
     step = _Step(run)
-    with torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"):
-        numbers = measure_step(lambda: step.backward(step.forward()[0]), step.device)
-    run.task.model.zero_grad()
-    return numbers["memory/peak_mib"]
+    with without_trace(run.task), torch.compiler.set_stance("force_eager"):
+        return measure_step(lambda: step.backward(step.forward()[0]), step.device)["memory/peak_mib"]
 
 
 class _Step:

@@ -154,6 +154,13 @@ def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):
     ]
 
 
+def test_a_training_step_is_solved_alike_whichever_comes_first(run):
+    """Where each solve starts with what the last one allowed, a step that was tried before would start otherwise."""
+    combinations = [["solver=dopri5", "solver.first_step=warm", f"tol={tol}"] for tol in (1e-2, 1e-3)]
+    forth, back = study_run(run, combinations), study_run(run, combinations[::-1])
+    assert [row["nfe_forward"] for row in forth] == [row["nfe_forward"] for row in back[::-1]]
+
+
 def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
     modes = ("backprop", "adjoint")
     combinations = [[f"gradient={mode}", f"tol={tol}"] for mode in modes for tol in (1e-2, 1e-5)]
