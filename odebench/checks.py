@@ -30,6 +30,7 @@ def check(s: "Settings") -> None:
     if s.has_ode:
         _check_solver(s.solver, s.extensions)
         _check_gradient(s)
+        _check_encoder(s)
         _check_sync_steps(s)
         if s.eval_solver is not None:
             _check_solver(s.evaluation_solver, s.extensions)
@@ -206,6 +207,16 @@ def _check_gradient(s: "Settings") -> None:
         known = names("METHODS", METHODS, s.extensions)
         if s.gradient.method not in known:
             raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
+
+
+def _check_encoder(s: "Settings") -> None:
+    """The fixed steps of an encoder's ODE are those of an explicit Runge-Kutta method."""
+    name = getattr(s.model, "encoder_solver", None)
+    if name is not None and name not in METHODS:
+        raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
+    if name is not None and not isinstance(METHODS[name], Tableau):
+        line = f"model.encoder_solver={name}: its steps are not those of an explicit Runge-Kutta method; choose euler, rk4 or dopri5"
+        raise UsageError(line, "model.encoder_solver")
 
 
 def _check_sync_steps(s: "Settings") -> None:

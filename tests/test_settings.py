@@ -215,6 +215,10 @@ WRONG = {
     "leave checkpoints and recompute out",
     "gradient=adjoint gradient.method=dopri": "unknown gradient.method dopri; did you mean dopri5? "
     "(odebench list solvers prints all)",
+    "model=latent_ode model.encoder_solver=eule": "unknown model.encoder_solver eule; did you mean euler? "
+    "(odebench list solvers prints all)",
+    "model=latent_ode model.encoder_solver=kvaerno5": "model.encoder_solver=kvaerno5: "
+    "its steps are not those of an explicit Runge-Kutta method; choose euler, rk4 or dopri5",
     "gradient=reversible": "gradient=reversible: the steps of dopri5 cannot be undone; "
     "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
     "gradient=adjont": "unknown gradient adjont; did you mean adjoint? "

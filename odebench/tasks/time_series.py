@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
-from odebench.errors import Diverged, UsageError, unknown_name
+from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
-from odebench.ode.methods import METHODS, Tableau
 from odebench.plots.series import Series as ShownSeries
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
@@ -87,7 +86,6 @@ class TimeSeries:
         self.steps_per_epoch = len(data.train) // self.batch_size
         if self.steps_per_epoch == 0:
             raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training series")
-        _check_encoder_solver(settings)
         self.model: Any = build_model(settings, _facts(data)).to(device)
         self._check(settings)
         self._window = float(data.train.times[data.train.is_input].max())
@@ -362,14 +360,6 @@ class TimeSeries:
 
     def _batches(self, split: str) -> Iterator[Tensor]:
         yield from torch.arange(self._counts[split], device=self._device).split(self._eval_batch_size)
-
-
-def _check_encoder_solver(settings: Settings) -> None:
-    """The encoder's fixed steps are those of an explicit Runge-Kutta method."""
-    name = options_of(settings.model).get("encoder_solver")
-    known = [method for method, description in METHODS.items() if isinstance(description, Tableau)]
-    if name is not None and name not in known:
-        raise unknown_name("model.encoder_solver", name, known, "solvers")
 
 
 def _observed_from(series: SeriesBatch, start: float) -> Tensor:

@@ -310,10 +310,9 @@ def test_nfe_is_told_by_role(build):
             [*SMALL, "model.events=true", "data=periodic", "data.mode=extrapolation"],
             "model.events=true: events of data=periodic .* set data.mode=interpolation, or model.events=false",
         ),
-        ([*SMALL, "model.encoder_solver=eule"], "model.encoder_solver.*eule.*did you mean euler"),
         ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
     ],
-    ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "half events", "solver", "batch"],
+    ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "half events", "batch"],
 )
 def test_settings_that_cannot_be_meant_are_refused(build, overrides, message):
     with pytest.raises(UsageError, match=message):
