@@ -215,8 +215,11 @@ def _check_encoder(s: "Settings") -> None:
     if name is not None and name not in METHODS:
         raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
     if name is not None and not isinstance(METHODS[name], Tableau):
-        line = f"model.encoder_solver={name}: its steps are not those of an explicit Runge-Kutta method; choose euler, rk4 or dopri5"
-        raise UsageError(line, "model.encoder_solver")
+        raise UsageError(
+            f"model.encoder_solver={name}: its steps are not those of an explicit Runge-Kutta method; "
+            "choose euler, rk4 or dopri5",
+            "model.encoder_solver",
+        )
 
 
 def _check_sync_steps(s: "Settings") -> None:
