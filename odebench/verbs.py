@@ -131,6 +131,7 @@ verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the sam
 that is done is only read. budget=full is the published training; budget=small, and medium where there is one, less.
 
 Further settings go to every run, as cluster ones do to the sweep: seed=0,1,2 gives each row three runs.
+After seed=0 it trains the other two.
 
 examples:
   odebench reproduce --list

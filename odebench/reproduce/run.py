@@ -25,7 +25,7 @@ from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster
 from odebench.sweep.expand import expand
-from odebench.sweep.folder import LOCK, Sweep, is_sweep, load_sweep
+from odebench.sweep.folder import LOCK, Sweep, add_jobs, is_sweep, load_sweep
 from odebench.sweep.run import Plan, resume_sweep, run_sweep
 from odebench.sweep.validate import validate
 
@@ -68,8 +68,8 @@ def _lacking(reproduction: Reproduction, known: Sequence[str] | dict[str, Path])
 def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> Planned:
     """Expand and validate the jobs; nothing is written. words: budget=..., settings of every run, and cluster ones.
 
-    UsageError where the name is unknown, an experiment is missing, a word is the rows' own, or the folder holds other
-    runs.
+    UsageError where the name is unknown, an experiment is missing, a word is the rows' own, or the folder holds runs
+    that are not among these.
     """
     reproduction = find(name)
     if lacking := _lacking(reproduction, options("experiment")):
@@ -87,7 +87,7 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
     valid, outputs = validate(distinct, processes=processes)
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
-    if is_sweep(folder) and {job.overrides for job in load_sweep(folder).jobs} != set(distinct):
+    if is_sweep(folder) and not {job.overrides for job in load_sweep(folder).jobs} <= set(distinct):
         raise UsageError(f"{folder} holds other runs than these; name another folder: --output DIR")
     told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
     return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
@@ -120,7 +120,7 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
     if not is_sweep(folder):
         code = run_sweep(planned.plan, folder, policy, follow)
         print()
-    elif any(look(load_sweep(folder), job).status not in ENDED for job in load_sweep(folder).jobs):
+    elif _unfinished(_with_new_jobs(planned)):
         code = resume_sweep(folder, planned.plan.cluster, policy, follow)
         print()
     sweep = load_sweep(folder)
@@ -132,6 +132,21 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
                 _study(sweep, words, names)
     _show(planned, sweep)
     return code
+
+
+def _with_new_jobs(planned: Planned) -> Sweep:
+    """The sweep in the folder, with those jobs that it has not had so far: of further seeds, say."""
+    sweep = load_sweep(planned.folder)
+    known = {job.overrides for job in sweep.jobs}
+    new = [job for job in planned.plan.jobs if job.overrides not in known]
+    if not new:
+        return sweep
+    with locked(planned.folder / LOCK):
+        return add_jobs(sweep, new)
+
+
+def _unfinished(sweep: Sweep) -> bool:
+    return any(look(sweep, job).status not in ENDED for job in sweep.jobs)
 
 
 def _study(sweep: Sweep, words: Sequence[str], names: set[str]) -> None:

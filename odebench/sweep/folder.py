@@ -8,7 +8,8 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,23 @@ def write_sweep(sweep: Sweep) -> None:
     (sweep.path / LOGS).mkdir()
     for job in sweep.jobs:
         reset(sweep, job)
+    _write(sweep)
+
+
+def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
+    """The sweep with further jobs, queued, numbered after those that it has."""
+    numbered = (
+        Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
+        for number, job in enumerate(jobs, start=len(sweep.jobs))
+    )
+    larger = replace(sweep, jobs=(*sweep.jobs, *numbered))
+    for job in larger.jobs[len(sweep.jobs) :]:
+        reset(larger, job)
+    _write(larger)
+    return larger
+
+
+def _write(sweep: Sweep) -> None:
     content = {
         "format": FORMAT,
         "command": list(sys.argv),

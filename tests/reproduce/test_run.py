@@ -41,6 +41,10 @@ def rows_of(folder):
     }
 
 
+def statuses_of(folder):
+    return {path.parent.name: path.read_bytes() for path in folder.glob("*/status.json")}
+
+
 def fails(capsys, *words):
     assert main(["reproduce", *words]) == 2
     out, err = capsys.readouterr()
@@ -193,6 +197,26 @@ def test_without_a_run_of_each_row_there_is_no_picture_of_all(noted, tmp_path):
     assert main(["reproduce", "table2", "seed=7"]) == 1
     assert "compare" not in noted()
     assert not (tmp_path / "outputs" / "reproduce" / "table2-full" / "comparison.png").exists()
+
+
+def test_further_seeds_are_trained_beside_those_that_are_done(noted, tmp_path, capsys):
+    words = ["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]
+    assert main([*words, "seed=0"]) == 0
+    assert noted() == ["train"] * 4
+    first = statuses_of(tmp_path / "runs")
+    assert main([*words, "seed=0,1,2", "--dry-run"]) == 0
+    assert noted() == []
+    assert main([*words, "seed=0,1,2"]) == 0
+    assert noted() == ["train"] * 8
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name != "logs")
+    assert [name[:4] for name in folders] == [f"{number:04d}" for number in range(12)]
+    assert len(first) == 4
+    assert first.items() <= statuses_of(tmp_path / "runs").items()
+    row = rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
+    assert (row["seeds"], row["command"]) == ("3", "odebench reproduce figure5 budget=small seed=0,1,2")
+    # Those that are there must be among what is asked for, or the table would leave them out.
+    capsys.readouterr()
+    assert "holds other runs than these" in fails(capsys, *words[1:], "seed=0,1")
 
 
 def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
