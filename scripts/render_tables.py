@@ -9,20 +9,17 @@ A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``meas
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import results
+from bench_tables import NOT_YET, bench_files, bench_summary, bench_tables, machine_table, mode_table
+from cells import markdown, milliseconds, scientific
 
 from odebench.bench import report
-from odebench.bench.works import DEFAULT, WORKS
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.table import scale, shown
 
 ROOT = Path(__file__).resolve().parent.parent
-
-Row = dict[str, Any]
 
 
 def replace_between(text: str, marker: str, content: str) -> str:
@@ -53,6 +50,7 @@ def measured_with_tables(text: str) -> str:
 def speed_with_tables(text: str) -> str:
     """docs/speed.md with its tables."""
     text = replace_between(text, "detest", detest_table(results.read("detest")))
+    text = replace_between(text, "machines", machine_table())
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
 
 
@@ -85,12 +83,6 @@ PAGES = {
     ROOT / "docs" / "choosing.md": choosing_with_tables,
     ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its rows as lines."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
 
 
 def accuracy_table(rows: list[dict[str, str]]) -> str:
@@ -205,21 +197,6 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
     return f"{markdown(header, lines)}\n\nMeasured {one['date']}, Python {one['python']}, torch {one['torch']}."
 
 
-def mode_table(rows: list[Row]) -> str:
-    """What each gradient mode costs on the works of the bench, and how far its gradient is from float64's."""
-    lines, used = [], []
-    for row in rows:
-        if row["library"] != "odebench" or row["variant"] or row["mode"] == "forward":
-            continue
-        used.append(row)
-        memory = f"{row['peak_mib']:.3g} MiB" if row["peak_mib"] is not None else "–"
-        what = [f"`{row['work']}`", f"{row['tol']:g}", f"`{row['mode']}`"]
-        costs = [evaluations(row), milliseconds(row["time_min_ms"]), memory]
-        lines.append([*what, *costs, scientific(row["parameter_gradient_error"])])
-    header = ["work", "tol", "mode", "NFE", "least ms", "peak memory", "error of the gradient"]
-    return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}"
-
-
 def gradient_table(rows: list[dict[str, str]]) -> str:
     """`reproduce gradients`: a line for each model and gradient mode, what its training costs and how exact a step's
     gradient is at each tolerance."""
@@ -313,96 +290,6 @@ def detest_table(rows: list[dict[str, str]]) -> str:
         f"{markdown(header, lines)}\n\n`rtol` = `atol` = {float(last['tol']):.0e}, float64. "
         f"Measured {last['date']} with Python {last['python']}, torch {last['torch']}."
     )
-
-
-NOT_YET = "*Not measured yet.*"
-FAMILY_HEADER = ["library", "mode", "method", "ms: min, median", "ratio: min, median", "bare f, ms", "NFE", "steps"]
-ERRORS = {"state_error": "error", "parameter_gradient_error": "gradient error"}
-
-
-def bench_files() -> list[list[Row]]:
-    """The rows of each docs/results/bench_*.csv, those of bench_default first."""
-    paths = sorted(
-        results.RESULTS.glob("bench_*.csv"), key=lambda path: (not path.name.startswith("bench_default."), path.name)
-    )
-    return [report.read_csv(path) for path in paths]
-
-
-def bench_tables(rows: list[Row]) -> str:
-    """Everybody in one file: a table for each work, tolerance and family of modes."""
-    parts = []
-    for (work, family, tol), group in report.groups(rows).items():
-        errors = {name: title for name, title in ERRORS.items() if any(row[name] is not None for row in group)}
-        by_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation is then of some of the rows
-        lines = [
-            [
-                *(f"{row['library']} {row['variant'] or ''}".rstrip(), row["mode"], f"`{row['method']}`"),
-                f"{milliseconds(row['time_min_ms'])}, {milliseconds(row['time_median_ms'])}",
-                f"{row['ratio_min']:.2f}, {row['ratio_median']:.2f}" if row["ratio_min"] is not None else "–",
-                *(milliseconds(row["bare_ms"]), evaluations(row)),
-                *([f"{row['rows_forward']:,}" if row["rows_forward"] else "–"] if by_rows else []),
-                f"{row['accepted']} + {row['rejected']}" if row["accepted"] is not None else "–",
-                *(scientific(row[name]) for name in errors),
-                f"{row['peak_mib']:.3g}" if row["peak_mib"] is not None else "–",
-            ]
-            for row in group
-        ]
-        title = f"`{work}`, {family}, tol {tol:g}. {WORKS[work].about[0].upper()}{WORKS[work].about[1:]}."
-        header = [*FAMILY_HEADER, *errors.values(), "peak MiB"]
-        if by_rows:
-            header.insert(header.index("steps"), "rows evaluated")
-        parts.append(f"{title}\n\n{markdown(header, lines)}")
-    return "\n\n".join([*parts, bench_measured_on(rows)])
-
-
-def bench_summary(rows: list[Row]) -> str:
-    """odebench beside torchdiffeq: a line for each of the usual works, a column for each of the usual modes."""
-    columns = {"forward": "forward", "backprop": "exact gradient", "adjoint": "continuous adjoint"}
-    lines, used = [], []
-    for work in DEFAULT:
-        cells = []
-        for mode in columns:
-            mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (work, mode, "dopri5")]
-            mine = [row for row in mine if row["tol"] == WORKS[work].tol]
-            ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
-            # Of its variants the fastest.
-            theirs = min(
-                (r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None
-            )
-            if ours is None or theirs is None:
-                cells.append("–")
-                continue
-            used += [ours, theirs]
-            ratio, *times = theirs["time_min_ms"] / ours["time_min_ms"], ours["time_min_ms"], theirs["time_min_ms"]
-            cells.append(f"**{ratio:.1f}** ({' / '.join(map(milliseconds, times))} ms)")
-        if set(cells) != {"–"}:
-            lines.append([f"`{work}`", *cells])
-    return f"{markdown(['work', *columns.values()], lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
-
-
-def bench_measured_on(rows: list[Row]) -> str:
-    """When, where and with which versions."""
-    versions = dict.fromkeys(f"{row['library']} {row['version']}" for row in rows)
-    row = rows[0]
-    where = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''} of {row['cpu']}"
-    return f"Measured {row['date']} on {where}, Python {row['python']}, torch {row['torch']}; {', '.join(versions)}."
-
-
-def milliseconds(value: float | None) -> str:
-    """Three digits."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def evaluations(row: Row) -> str:
-    """Forward, and backward where there are any."""
-    return f"{row['nfe_forward']} + {row['nfe_backward']}" if row["nfe_backward"] else f"{row['nfe_forward']}"
-
-
-def scientific(value: float | None) -> str:
-    """Two digits."""
-    return "–" if value is None else f"{value:.1e}"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 
 FILE.csv is what `odebench reproduce` (its reproduction.csv) or `odebench bench` (results.csv) wrote. Numbers that no
 machine changes, such as evaluations, are named after the versions alone. The pages take their tables from these files:
-``render_tables.py``.
+``render_tables.py``. The bench of another machine is kept in docs/results/other_machines/, since its ratios are others.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+OTHERS, BENCH = "other_machines", "bench_"
 
 
 def path_of(name: str) -> Path:
@@ -32,11 +33,19 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows under a name, their machine and their torch; what stood under that name goes."""
+    """Write rows under a name, their machine and their torch. What stood under that name goes; a bench of another
+    machine goes to the others."""
+    machine = machines(rows)
     for old in RESULTS.glob(f"{name}.*.csv"):
+        if name.startswith(BENCH) and old.name.split(".")[1:2] != machine:
+            (RESULTS / OTHERS).mkdir(exist_ok=True)
+            old.rename(RESULTS / OTHERS / old.name)
+        else:
+            old.unlink()
+    for old in (RESULTS / OTHERS).glob(f"{'.'.join([name, *machine])}.*.csv"):
         old.unlink()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{'.'.join([name, *machines(rows), *versions(rows)])}.csv"
+    path = RESULTS / f"{'.'.join([name, *machine, *versions(rows)])}.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -1,5 +1,6 @@
 """The pages for readers: their commands are ones that this tool takes, their links lead somewhere."""
 
+import csv
 import importlib.util
 import itertools
 import re
@@ -149,7 +150,7 @@ BENCH = {
 def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
     assert tables.bench_files() == []
-    assert tables.bench_summary([]) == tables.NOT_YET
+    assert tables.bench_summary([]) == tables.machine_table() == tables.NOT_YET
     peers = [("odebench", "4.0", "5.0", "3.0", "2.4"), ("torchdiffeq", "12.0", "12.0", "1.0", "1.0")]
     names = ("library", "time_min_ms", "time_median_ms", "ratio_min", "ratio_median")
     rows = [BENCH | dict(zip(names, values, strict=True)) | {"version": "1.0"} for values in peers]
@@ -161,6 +162,13 @@ def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch
     assert "gradient error" not in everybody
     summary = tables.bench_summary(found)
     assert "| `mlp` | **3.0** (4 / 12 ms) | – | – |" in summary
+    faster = [row | {"cpu": "Other CPU", "time_min_ms": time} for row, time in zip(rows, ("3.0", "12.0"), strict=True)]
+    faster.append(faster[0] | {"variant": "compiled", "time_min_ms": "2.0"})
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in faster)]
+    (tmp_path / "other_machines").mkdir()
+    (tmp_path / "other_machines" / "bench_x.other-cpu.torch-2.13.0.csv").write_text("\n".join(lines) + "\n")
+    assert tables.machine_table().splitlines()[0] == "| work | gradient | CPU | Other CPU |"
+    assert tables.machine_table().splitlines()[2] == "| `mlp` | forward | 3.0 | 4.0, compiled 6.0 |"
     for text in (everybody, summary):
         assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
 
@@ -180,15 +188,24 @@ def test_a_result_is_named_after_its_machine_and_versions_and_takes_the_place_of
     assert not one.exists()
     assert [row["ours"] for row in results.read("figure4")] == ["2"]
     assert results.keep("detest", [{"torch": "2.13.0+cpu"}]).name == "detest.torch-2.13.0.csv"
+    # Ratios are another machine's own.
+    first = results.keep("bench_x", [{"cpu": "AMD EPYC", "torch": "2.13.0"}])
+    second = results.keep("bench_x", [{"cpu": "Intel Xeon", "torch": "2.13.0"}])
+    assert [path.exists() for path in (first, second)] == [False, True]
+    assert (tmp_path / "other_machines" / first.name).exists()
+    assert results.keep("bench_x", [{"cpu": "AMD EPYC", "torch": "2.14.0"}]).exists()
+    assert [path.name for path in (tmp_path / "other_machines").iterdir()] == [second.name]
     with pytest.raises(SystemExit, match=r"0 files figure5\.\*\.csv"):
         results.read("figure5")
 
 
 def test_every_result_has_the_name_that_its_rows_ask_for(tables):
-    for path in tables.results.RESULTS.iterdir():
+    results = tables.results
+    for path in (*results.RESULTS.glob("*.csv"), *(results.RESULTS / results.OTHERS).glob("*.csv")):
         name = path.name.partition(".")[0]
-        rows = tables.results.read(name)
-        told = [name, *tables.results.machines(rows), *tables.results.versions(rows)]
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        told = [name, *results.machines(rows), *results.versions(rows)]
         assert path.name == ".".join([*told, "csv"])
 
 
