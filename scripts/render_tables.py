@@ -59,7 +59,7 @@ def models_with_tables(text: str) -> str:
     densities = ("figure4", "figure5", "ffjord-toy", "ffjord-toy-long", "ffjord-mnist", "memory-cnf", "regularisers")
     for name in (*densities, "spirals", "table2-full", "table2", "poisson", "hopper", "physionet"):
         text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
-    return text
+    return replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
 
 
 def choosing_with_tables(text: str) -> str:
@@ -152,6 +152,20 @@ def in_reading(number: str, value: str | None, spread: str | None = None) -> str
     if not value:
         return "–"
     return shown(scale(number) * float(value), scale(number) * float(spread or "nan"))
+
+
+def spiral_errors_table(rows: list[dict[str, str]]) -> str:
+    """RMSE within the window and beyond it: of training and of test series, and of these from the best states."""
+    kinds = {"training": "training series", "test": "test series", "test_best": "test series, best initial states"}
+    lines = [
+        [row["points"], *(", ".join(row[f"{kind}_{where}"] for where in ("within", "beyond")) for kind in kinds)]
+        for row in rows
+    ]
+    header = ["points", *(f"{title}: within, beyond" for title in kinds.values())]
+    one = rows[0]
+    runs = f"The means of {one['seeds']} runs each" if int(one["seeds"]) > 1 else "One run each"
+    where = f"on {one['machine']}, torch {one['torch']}"
+    return f"{markdown(header, lines)}\n\n{runs}, by `python scripts/spiral_errors.py`, measured {one['date']} {where}."
 
 
 def short_verdict(its: dict[str, dict[str, str]]) -> str:

@@ -117,6 +117,11 @@ class SeriesSplit:
         """What the loss and the metrics look at."""
         return self._batch(indices, self.is_target, self.values, self.mask)
 
+    def both(self, indices: Tensor) -> tuple[SeriesBatch, SeriesBatch]:
+        """Inputs and targets, made once where they are the same points."""
+        inputs = self.inputs(indices)
+        return inputs, inputs if torch.equal(self.is_input, self.is_target) else self.targets(indices)
+
     def truths(self, indices: Tensor) -> SeriesBatch:
         """The values without noise at all points of these series; ValueError where they are not known."""
         if self.truth is None:

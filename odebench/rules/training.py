@@ -104,6 +104,7 @@ class Trainer:
     patience: Count | None
     max_nfe: Count | None
     log_every: Count
+    validate_every: Count
     measure_every: Count
     checkpoint_minutes: Positive
     objective: str

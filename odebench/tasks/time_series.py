@@ -126,7 +126,7 @@ class TimeSeries:
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
         noise = self._noise(self._options.get("samples", 1), len(chosen), generator)
-        batch = TrainingBatch(split.inputs(chosen), split.targets(chosen), noise, self._kl_weight(epoch))
+        batch = TrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
         if not self._options.get("consistency", 0.0):
             return batch
         times, latest = batch.targets.times, LATEST_RESTART * self._data.span

@@ -55,15 +55,16 @@ def fit(training: Training, settings: Settings, record: Record | SilentRecord, s
             if step % trainer.log_every == 0 or last_step:
                 record.log(step, numbers | timer.read())
 
-            epoch_ends = step % task.steps_per_epoch == 0
-            if epoch_ends or last_step:
+            epoch, rest = divmod(step, task.steps_per_epoch)
+            validation_due = (rest == 0 and epoch % trainer.validate_every == 0) or last_step
+            if validation_due:
                 display.validated(step, validate(training, settings, record))
                 too_stale = trainer.patience is not None and progress.stale_epochs >= trainer.patience
                 progress.finished = last_step or too_stale
-            if progress.finished or (epoch_ends and (step // task.steps_per_epoch) % trainer.measure_every == 0):
+            if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure(training, record)
             # After all that is logged of this step: a run that is killed goes on with the next one.
-            if epoch_ends or last_step or stopping or save_due:
+            if validation_due or stopping or save_due:
                 record.flush()
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
@@ -145,7 +146,7 @@ def validate(training: Training, settings: Settings, record: Record | SilentReco
         progress.best, progress.best_step, progress.stale_epochs = value, progress.step, 0
         training.save_weights(record.path / schema.BEST_CHECKPOINT)
     else:
-        progress.stale_epochs += 1
+        progress.stale_epochs += settings.trainer.validate_every
     return tagged
 
 

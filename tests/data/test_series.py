@@ -49,6 +49,16 @@ def points_of(split, series, kept):
     }
 
 
+def test_inputs_and_targets_of_the_same_points_are_one_batch():
+    split, some = random_pool(), torch.tensor([7, 3])
+    inputs, targets = split.both(some)
+    assert targets is inputs
+    apart = assign_roles(split, "extrapolation", 2.0)
+    for made, alone in zip(apart.both(some), (apart.inputs(some), apart.targets(some)), strict=True):
+        assert torch.equal(made.times, alone.times)
+        assert torch.equal(made.values, alone.values)
+
+
 def test_a_batch_is_the_union_of_its_series_times():
     split = flat_series([2, 1, 2], np.array([0.0, 2.0, 1.0, 0.5, 2.0]), np.arange(1.0, 6.0)[:, None])
     batch = split.inputs(torch.tensor([2, 0]))

@@ -429,6 +429,16 @@ def test_training_and_evaluation_can_use_different_solvers(train):
     assert set(run.series("val/nfe")[1]) == {20}
 
 
+def test_validations_may_be_epochs_apart_and_the_last_step_has_one(train, monkeypatch):
+    apart = ["model=mlp", "trainer.validate_every=2", "trainer.measure_every=100"]
+    result = train(*apart, "trainer.epochs=5")
+    assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 20]
+    # Patience counts epochs all the same: the best after 2 of them, 4 later it ends.
+    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+    result = train(*apart, "trainer.epochs=9", "trainer.patience=3")
+    assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 24]
+
+
 @pytest.mark.slow
 def test_measuring_leaves_no_trace_in_the_training(train):
     often, never = train(), train("trainer.measure_every=100")

@@ -1,0 +1,107 @@
+"""Where the errors of a latent ODE on spirals come from: its encoder, or its field and decoder.
+
+    python scripts/spiral_errors.py RUN...     finished runs of experiment=paper/latent_ode_spirals, two minutes each
+
+RMSE against the curve without noise, within the window and beyond: of training series whose curve goes on far enough,
+of the test series, and of these from the initial states that explain their observed points best, found by gradient
+descent from what the encoder says. What these leave is the field's and the decoder's; the rest is the encoder's. The
+mean over the runs of each number of points goes to docs/results/spiral-errors.*.csv and to docs/models.md.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from functools import partial
+
+import results
+import torch
+from render_tables import PAGES, ROOT
+from torch import Tensor
+
+from odebench.data import build_data
+from odebench.data.series import SeriesSplit
+from odebench import ode
+from odebench.record.manifest import machine
+from odebench.settings import options_of
+from odebench.training.trained import Run, load_run
+
+NUM_STEPS, LR = 300, 0.02
+solve = partial(ode.solve, rtol=1e-5, atol=1e-5)
+
+
+def whole(series: SeriesSplit) -> Tensor:
+    """The series whose curve reaches the last time that any has."""
+    lengths = series.offsets.diff()
+    return (lengths == lengths.max()).nonzero().squeeze(1)
+
+
+def errors(run: Run, series: SeriesSplit, best: bool) -> tuple[float, float]:
+    """RMSE within the window and beyond it. best: from the initial states of ``best_states``."""
+    model, chosen = run.model, whole(series)
+    inputs, truth = series.inputs(chosen), series.truths(chosen)
+    with torch.no_grad():
+        z0 = model.encoder(inputs, solve)[0].mean
+    if best:
+        z0 = best_states(model, z0, inputs.times, inputs.values, inputs.mask)
+    with torch.no_grad():
+        squares = (decoded(model, z0, truth.times) - truth.values).square()
+    beyond = truth.times > inputs.times.max()
+    within, after = (float(squares[:, columns].mean().sqrt()) for columns in (~beyond, beyond))
+    return within, after
+
+
+def decoded(model: torch.nn.Module, z0: Tensor, times: Tensor) -> Tensor:
+    """What solutions from z0 [B, L] look like: [B, T, D]."""
+    latents, _ = model.solve(z0.unsqueeze(0), times, solve)
+    return model.decoder(latents)[0]
+
+
+def best_states(model: torch.nn.Module, z0: Tensor, times: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The modes of p(z0 | observed points), searched from z0 on."""
+    z = z0.clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
+    for _ in range(NUM_STEPS):
+        optimizer.zero_grad()
+        misfits = ((decoded(model, z, times) - values) / model.noise_std).square() * mask
+        (0.5 * (misfits.sum() + z.square().sum())).backward()
+        optimizer.step()
+        schedule.step()
+    return z.detach()
+
+
+def measure(runs: Iterable[Run]) -> list[dict[str, object]]:
+    """A row for each number of observed points, over its runs."""
+    found: dict[int, list[dict[str, float]]] = {}
+    for run in runs:
+        data = build_data("spirals", options_of(run.settings.data), run.settings.seed)
+        cases = {"training": (data.train, False), "test": (data.test, False), "test_best": (data.test, True)}
+        numbers = {}
+        for name, (series, best) in cases.items():
+            numbers[f"{name}_within"], numbers[f"{name}_beyond"] = errors(run, series, best)
+        points = options_of(run.settings.data)["observed"]
+        found.setdefault(points, []).append(numbers)
+        print(run.path, points, {name: round(value, 4) for name, value in numbers.items()}, flush=True)
+    return [
+        {
+            "points": points,
+            "seeds": len(of_runs),
+            **{name: f"{statistics.mean(one[name] for one in of_runs):.4g}" for name in of_runs[0]},
+            "machine": machine(torch.device("cpu"))["cpu"],
+            "torch": torch.__version__,
+            "date": f"{datetime.now():%Y-%m-%d}",
+        }
+        for points, of_runs in sorted(found.items())
+    ]
+
+
+def main() -> None:
+    """Measure, write, render."""
+    results.keep("spiral-errors", measure(map(load_run, sys.argv[1:])))
+    page = ROOT / "docs" / "models.md"
+    page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
