@@ -19,9 +19,9 @@ import torch
 from render_tables import PAGES, ROOT
 from torch import Tensor
 
+from odebench import ode
 from odebench.data import build_data
 from odebench.data.series import SeriesSplit
-from odebench import ode
 from odebench.record.manifest import machine
 from odebench.settings import options_of
 from odebench.training.trained import Run, load_run
