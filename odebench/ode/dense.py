@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odebench.ode.once import once
+from odebench.ode.transforms import wants_derivative
+
 Weights = tuple[tuple[float, ...], ...]
 
 # Cubic Hermite interpolation from f at both ends and the step's mean slope (y_next - y) / h; order 3.
@@ -59,11 +62,16 @@ class Extension:
         slopes = self._stacked()
         return torch.addmm(self.y.unsqueeze(0), weights_at(self.weights, thetas, slopes), slopes, alpha=self.h)
 
-    def derivative(self, thetas: Sequence[float]) -> Tensor:
-        """dy/dt [len(thetas), N] at t + theta h, the derivative of the polynomial."""
-        rows = [[sum((j + 1) * p * theta**j for j, p in enumerate(row)) for row in self.weights] for theta in thetas]
+    def derivative(self, thetas: Sequence[float], order: int = 1) -> Tensor:
+        """dy/dt [len(thetas), N] at t + theta h, or a higher derivative of the polynomial."""
+
+        def weight(row: Sequence[float], theta: float) -> float:
+            powers = range(order, len(row) + 1)
+            return sum(math.perm(j, order) * row[j - 1] * theta ** (j - order) for j in powers)
+
+        rows = [[weight(row, theta) for row in self.weights] for theta in thetas]
         slopes = self._stacked()
-        return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes
+        return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes * self.h ** (1 - order)
 
     def kept(self) -> "Extension":
         """A copy whose tensors nobody writes to again."""
@@ -126,16 +134,13 @@ class DenseOutput:
         Raises ValueError for a time outside the span.
         """
         times, slack = _as_list(t)
-        states = self._graphed(self.flat(times, slack))
-        if isinstance(t, Tensor) and t.requires_grad:
-            shift = (t - t.detach()).reshape(-1, 1).to(states.device, states.real.dtype)
-            states = states + shift * self._read(times, Extension.derivative, slack).detach()
+        states = self._moving(t, self._graphed(self.flat(times, slack)), times, slack, 1)
         return self._unflatten(states if _is_several(t) else states[0])
 
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
         """dy/dt at t, or [T, ...] at t [T], as the derivative of the interpolating polynomial: one order less exact."""
         times, slack = _as_list(t)
-        rates = self._graphed(self._read(times, Extension.derivative, slack))
+        rates = self._moving(t, self._graphed(self._read(times, Extension.derivative, slack)), times, slack, 2)
         return self._unflatten(rates if _is_several(t) else rates[0])
 
     def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
@@ -185,6 +190,13 @@ class DenseOutput:
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> "DenseOutput":
         """Read what ``save`` wrote, onto a device; None is the one that it was on. Runs no code from the file."""
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
+
+    def _moving(self, t: Any, values: Tensor, times: Sequence[float], slack: float, order: int) -> Tensor:
+        """The values [T, N] at t, with the derivative of that order as theirs by t, where that is wanted."""
+        if not (isinstance(t, Tensor) and wants_derivative(t)):
+            return values
+        shift = (once(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
+        return values + shift * self._read(times, functools.partial(Extension.derivative, order=order), slack).detach()
 
     def _graphed(self, states: Tensor) -> Tensor:
         return states if self._source is None else _NoGradient.apply(states, self._source)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import Extension
+from odebench.ode.once import once
 from odebench.ode.problem import Problem
 from odebench.ode.status import EventHits
+from odebench.ode.transforms import transformed, wants_derivative
 
 # Where the sign of a function that is exactly zero at the start of a step is read instead.
 JUST_AFTER = 2.0**-10
@@ -170,11 +172,11 @@ class Watch:
         if not torch.is_grad_enabled():
             return time, y
         g = self._call(hit.index, hit.time, y)[hit.element]
-        if not g.requires_grad:
+        if not wants_derivative(g):
             return time, y
         rate, f = self._rate(hit, y.detach())
         # Where g does not move, only touches zero, the derivative is infinite, while the value stays.
-        shift = -(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny)
+        shift = once(-(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny))
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
     def _rate(self, hit: Hit, y: Tensor) -> tuple[float, Tensor]:
@@ -182,6 +184,9 @@ class Watch:
         (time,) = self._problem.clock([hit.time])
         with torch.no_grad():
             f = self._problem(time, y)
+        if transformed():
+            slopes = torch.func.grad(lambda *at: self._elements(hit.index, *at)[hit.element], argnums=(0, 1))(time, y)
+            return (slopes[0] + torch.vdot(slopes[1], f).real).item(), f
         with torch.enable_grad():
             leaves = (time.detach().requires_grad_(), y.requires_grad_())
             g = self._elements(hit.index, *leaves)[hit.element]

@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import number, shown
+from odebench.ode.once import once
 from odebench.ode.status import Stats
 from odebench.ode.transforms import under_vmap
 
@@ -51,7 +52,7 @@ class Layout:
     @functools.cached_property
     def plain(self) -> tuple[Any, ...] | None:
         """The state's shape, as ``view`` takes it fastest, where f is called with one tensor and nothing else."""
-        if self.single and not self.constants and self.autocast is None:
+        if self.single and self.args_structure.num_children == 0 and self.autocast is None:
             return tuple(self.shapes[0]) or ((),)
         return None
 
@@ -75,7 +76,7 @@ class Layout:
 
     def arguments(self, args: Sequence[Tensor]) -> Any:
         """The user's arguments, with these tensors."""
-        if not self.constants:
+        if self.args_structure.num_children == 0:
             return ()
         tensors = iter(args)
         leaves = [next(tensors) if kind == _TENSOR else value for kind, value in self.constants]
@@ -118,7 +119,9 @@ class Layout:
         else:
             leaves, structure = pytree.tree_flatten(rate)
             if structure != self.structure:
-                raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+                raise ValueError(
+                    "f(t, y) must return the structure of y (the same tuples, lists and dicts, keys in order)"
+                )
         for leaf, shape in zip(leaves, self.shapes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -259,7 +262,7 @@ class Problem:
         with torch.no_grad():
             # Without y's graph, which f could not differentiate by here.
             f = self(self.clock([self.times[i]])[0], y.detach())
-        return (self.t[i] - self.t[i].detach()).to(y.device, y.real.dtype) * f
+        return (once(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state; see ``Layout``."""
@@ -347,7 +350,7 @@ def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor
     """The numbers [N] of some tensors, one after the other, in their dtype or another; several are joined in ``out``
     [N], where it is given."""
     if len(leaves) == 1:
-        y = leaves[0].reshape(-1)
+        y = leaves[0].reshape(-1).resolve_conj().resolve_neg()
     else:
         same = out is not None and all(leaf.dtype == out.dtype for leaf in leaves)
         y = torch.cat([leaf.reshape(-1) for leaf in leaves], out=out if same else None)

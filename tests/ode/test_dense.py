@@ -198,3 +198,18 @@ def test_one_of_a_trained_field_is_saved_without_its_graph_and_of_other_classes_
     named = solve(lambda t, y: pair(-y.x), pair(y0), [0.0, 1.0], dense=True).dense
     with pytest.raises(TypeError, match="tuples, lists and dicts, not of pair"):
         named.state_dict()
+
+
+def test_its_derivative_moves_with_the_time_and_second_ones_by_it_are_refused():
+    start = torch.ones(1, dtype=torch.float64)
+    dense = solve(lambda t, y: -y, start, [0.0, 2.0], dense=True, rtol=1e-9, atol=1e-9).dense
+    t = torch.tensor([1.3, 0.4], dtype=torch.float64, requires_grad=True)
+    expected = torch.exp(-t.detach())
+    (of_states,) = torch.autograd.grad(dense(t).sum(), t, create_graph=True)
+    (of_rates,) = torch.autograd.grad(dense.derivative(t).sum(), t)
+    torch.testing.assert_close(of_states, -expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(of_rates, expected, rtol=1e-3, atol=0)
+    with pytest.raises(RuntimeError, match="with respect to t, are differentiable once"):
+        torch.autograd.grad(of_states.sum(), t)
+    _, tangent = torch.func.jvp(lambda t: dense(t)[:, 0], (t.detach(),), (torch.ones_like(expected),))
+    torch.testing.assert_close(tangent, -expected, rtol=1e-5, atol=0)

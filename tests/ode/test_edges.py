@@ -141,3 +141,23 @@ def test_a_state_without_tensors_is_refused(start):
 def test_an_error_inside_f_comes_out_as_it_is(y0):
     with pytest.raises(ZeroDivisionError):
         solve(lambda t, y: y * (1 / 0), y0, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "how", [{"method": "kvaerno5"}, {"method": "rodas4"}, {"method": "vode_adams"}, {"stepping": "per_sample"}]
+)
+def test_conjugates_are_states_like_others(how):
+    start = torch.tensor([[1 + 2j], [0.5 - 1j]]).conj()
+    assert start.is_conj()
+    for y0 in (start, start.imag):
+        assert torch.allclose(solve(lambda t, y: -y, y0, [0.0, 1.0], **how).y[-1], y0 * math.exp(-1), rtol=1e-3)
+    # f gives a conjugate: its real part grows, its imaginary part falls.
+    end = solve(lambda t, y: y.conj(), start.resolve_conj(), [0.0, 1.0], **how).y[-1]
+    assert torch.allclose(end, torch.complex(start.real * math.e, start.imag / math.e), rtol=1e-3)
+
+
+@pytest.mark.parametrize("empty", [{}, (), [{}]])
+def test_arguments_without_tensors_reach_f(empty):
+    given = []
+    solve(lambda t, y, p: given.append(p) or -y, torch.ones(2), [0.0, 1.0], args=(empty,))
+    assert given[0] == empty

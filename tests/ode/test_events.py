@@ -353,3 +353,32 @@ def test_where_the_function_stands_still_the_value_stays_and_the_derivative_is_i
     assert solution.events[0].t.tolist() == [1.0]
     assert solution.events[0].y.tolist() == [[0.0]]
     assert torch.autograd.grad(solution.events[0].t.sum(), offset)[0] < -1e300
+
+
+@pytest.mark.parametrize("how", [{}, {"stepping": "per_sample"}])
+def test_second_derivatives_of_events_and_of_times_are_refused_and_never_zero(how):
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    start, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.0, 9.0], dtype=torch.float64)
+    solution = solve(lambda t, y: -rate * y, start, times, event=lambda t, y: (y - rate / 2).reshape(-1), **how)
+    (gradient,) = torch.autograd.grad(solution.events[0].t.sum(), rate, create_graph=True)
+    with pytest.raises(RuntimeError, match="an event's time and state, and with respect to t, are differentiable once"):
+        torch.autograd.grad(gradient, rate)
+    times.requires_grad_()
+    states = solve(lambda t, y: -rate * y, start, times, **how).y
+    of_times, of_rate = torch.autograd.grad(states[-1].sum(), (times, rate), create_graph=True)
+    for at in of_times:
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(at, rate, retain_graph=True)
+    # What does not come through the times has all its derivatives.
+    (second,) = torch.autograd.grad(of_rate, rate)
+    torch.testing.assert_close(second, 81 * torch.exp(-9 * rate.detach()), rtol=1e-3, atol=0)
+
+
+def test_rows_with_an_event_that_does_not_move_keep_its_time():
+    start = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
+    solution = solve(
+        lambda t, y: -y, start, [0.0, 3.0], event=lambda t, y: (y[:, 0] < 0.5).double() - 0.5, stepping="per_sample"
+    )
+    torch.testing.assert_close(
+        solution.events[0].t.exp(), torch.tensor([2.0, 4.0], dtype=torch.float64), rtol=1e-3, atol=0
+    )

@@ -172,3 +172,33 @@ def test_the_gradient_of_complex_states(name):
         found = gradients(method=name, rtol=1e-6, atol=1e-6, gradient=gradient)
         for a, b in zip(exact, found, strict=True):
             assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if isinstance(m, ImplicitTableau | Rosenbrock)])
+def test_states_have_a_graph_only_where_somebody_wants_a_gradient(method):
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    how = {"method": method, "steps": 4}
+    start = torch.ones(2, dtype=torch.float64)
+    assert not solve(lambda t, y: -y * y, start, [0.0, 0.1], **how).y.requires_grad
+    assert solve(lambda t, y: -weight * y * y, start, [0.0, 0.1], **how).y.requires_grad
+    # A parameter that is met on the way, at later times than the first.
+    late = solve(lambda t, y: -y * y - (weight if t > 0.06 else 0.0), start, [0.0, 0.1], **how)
+    (gradient,) = torch.autograd.grad(late.y[-1].sum(), weight)
+    # Of two components 0.04 each, as well as steps of 0.025 see it.
+    assert -0.14 < gradient.item() < -0.04
+
+
+@pytest.mark.parametrize("method", ["rodas4", "kvaerno5"])
+def test_gradients_in_half_precision_are_those_in_single(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+    start = torch.randn(3, 4)
+
+    def gradients(dtype, method):
+        field, y = net.to(dtype), start.to(dtype).requires_grad_()
+        states = solve(lambda t, y: field(y) - 0.5 * y, y, [0.0, 0.5, 1.0], method=method, rtol=1e-3, atol=1e-3).y
+        found = torch.autograd.grad(states.float().square().sum(), [y, *field.parameters()])
+        return torch.cat([g.float().reshape(-1) for g in found])
+
+    single, half = gradients(torch.float32, "dopri5"), gradients(torch.bfloat16, method)
+    assert (half - single).norm() < 0.01 * single.norm()

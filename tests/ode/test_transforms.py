@@ -114,3 +114,26 @@ def test_without_gradients_a_mode_makes_no_difference():
     with torch.no_grad():
         mapped = TRANSFORMS["vmap"](lambda w: end(w, method="rk4", steps=4, gradient="adjoint"), W)
     torch.testing.assert_close(mapped, end(W, method="rk4", steps=4).expand(2), rtol=1e-13, atol=0)
+
+
+def test_events_move_under_every_way_to_differentiate():
+    def when_and_where(rate):
+        solution = solve(
+            lambda t, y: -rate * y,
+            torch.ones(1, dtype=torch.float64),
+            [0.0, 9.0],
+            event=lambda t, y: y[0] - 0.5 * rate,
+            rtol=1e-9,
+            atol=1e-9,
+        )
+        return solution.events[0].t[0], solution.events[0].y[0, 0]
+
+    # y = exp(-a t) meets a / 2 at t = -ln(a / 2) / a.
+    rate = torch.tensor(0.7, dtype=torch.float64)
+    slope = torch.log(rate / 2) / rate**2 - 1 / rate**2
+    _, tangents = torch.func.jvp(when_and_where, (rate,), (torch.ones_like(rate),))
+    torch.testing.assert_close(torch.stack(tangents), torch.stack([slope, torch.full_like(slope, 0.5)]))
+    torch.testing.assert_close(torch.func.grad(lambda a: when_and_where(a)[0])(rate), slope)
+    with forward_ad.dual_level():
+        dual = when_and_where(forward_ad.make_dual(rate, torch.ones_like(rate)))[0]
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, slope)

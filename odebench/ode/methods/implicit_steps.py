@@ -14,7 +14,7 @@ from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Extension
 from odebench.ode.methods.collocation import extrapolation
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.jacobian import Block, linearize
+from odebench.ode.methods.jacobian import Block, linearize, reaches_others
 from odebench.ode.methods.newton import Accuracy, Stages, StageSystem, attach
 from odebench.ode.status import Stats, Status
 
@@ -170,9 +170,11 @@ class ImplicitRungeKutta:
                 done.append(h * slope[None])
                 continue
             stages = list((base + a @ w[here]).unbind())
-            stages = [stage if stage.requires_grad else stage.requires_grad_() for stage in stages]
+            own = [stage.requires_grad_() for stage in stages if not stage.requires_grad]
             slopes = [self._field(clock[i], stage, True) for i, stage in zip(group, stages, strict=True)]
-            done.append(attach(w[here], slopes, stages, h, a, self._stats))
+            # A graph that ends in the leaves made here would be kept from step to step, for nobody.
+            is_wanted = len(own) < len(stages) or reaches_others(slopes, own)
+            done.append(attach(w[here], slopes, stages, h, a, self._stats) if is_wanted else w[here])
         return torch.cat(done)
 
     def _guess(self, w: Tensor, group: range, h: float) -> Tensor:

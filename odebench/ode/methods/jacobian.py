@@ -5,13 +5,14 @@ Complex states count as twice as many real numbers: f need not be holomorphic.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from odebench.ode.status import Stats
 
@@ -73,6 +74,21 @@ def leaf(y: Tensor) -> Tensor:
     return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
 
+def reaches_others(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
+    """Whether the graph of some results begins in other leaves than one's own: somebody else wants a gradient."""
+    seen, todo = set(), [get_gradient_edge(result).node for result in results if result.requires_grad]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and not any(variable is tensor for tensor in own):
+            return True
+        todo += [parent for parent, _ in node.next_functions if parent is not None]
+    return False
+
+
 def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[Block]:
     """df/dy at t and y [N] of a field, as blocks on its diagonal, good enough for Newton iterations to converge.
 
@@ -108,6 +124,8 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             rate = evaluate(time, x, True)
+    # A graph that ends in the leaves made here would be kept from step to step, for nobody.
+    differentiated = differentiated and (x is y or reaches_others([rate], (x, time)))
     if real_size(y) <= DENSE_SIZE and rate.requires_grad:
         stats.jacobians += 1
         matrix, f_t = rows(rate, (x, time), create_graph=differentiated)
@@ -119,7 +137,9 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
     if f_t is None:
         step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
         later = t + step
-        f_t = (f(later, y, False) - rate) / (later - t)
+        ahead = f(later, y, False)
+        # Not their difference where there is none: its gradient would be round-off over a tiny number.
+        f_t = torch.zeros_like(rate) if torch.equal(ahead, rate) else (ahead - rate) / (later - t)
     return (rate, block, f_t) if differentiated else (rate.detach(), block, f_t.detach())
 
 

@@ -105,7 +105,7 @@ class _Bridge:
 
     def array(self, y: Tensor) -> np.ndarray:
         """A tensor as a new array."""
-        y = y.detach()
+        y = y.detach().resolve_conj()
         real = torch.view_as_real(y).reshape(-1) if y.is_complex() else y
         return real.to("cpu", torch.float64, copy=True).numpy()
 

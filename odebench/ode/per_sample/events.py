@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.events import JUST_AFTER, Event
+from odebench.ode.once import once
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
 from odebench.ode.status import EventHits
@@ -105,6 +106,8 @@ class RowWatch:
         t = self._problem.on_device(time).detach().requires_grad_()
         y_leaf = y.detach().requires_grad_()
         g = self._value(t, y_leaf)
+        if not g.requires_grad:
+            return found, y
         dg_dt, dg_dy = torch.autograd.grad(g.sum(), (t, y_leaf), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             f = self._problem(t.detach(), y_leaf.detach(), rows)
@@ -112,6 +115,7 @@ class RowWatch:
         g = self._value(t.detach(), y)
         # Where g only touches zero the derivative is infinite, while the value stays.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
+        shift = once(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
 
     def _value_on(self, path: "_Path", theta: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class RowProblem:
             return rate
         leaves, structure = pytree.tree_flatten(rate)
         if structure != self.layout.structure:
-            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts)")
+            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts, keys in order)")
         for leaf, shape in zip(leaves, self.layout.shapes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != (num_rows, *shape):
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -172,7 +172,8 @@ class RowProblem:
 
     def _flat(self, leaves: list[Tensor]) -> Tensor:
         flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self.layout.sizes, strict=True)]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+        # A conjugate is not a view of memory that every operation can read.
+        return flat[0].resolve_conj().resolve_neg() if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
 def count(stats: Stats, num_rows: int) -> None:

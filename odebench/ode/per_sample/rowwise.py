@@ -9,6 +9,7 @@ from torch import Tensor
 from odebench.ode.gradients import Checkpoint
 from odebench.ode.integrate import Plan
 from odebench.ode.methods.tableau import Tableau
+from odebench.ode.once import once
 from odebench.ode.per_sample.checkpoint import run_checkpointed
 from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.loop import RowLoop
@@ -121,7 +122,7 @@ def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
         # Without y's graph, which f could not differentiate by here.
         f = problem(problem.on_device(pick(problem.times[i], rows)), y.detach(), rows)
     t = problem.t.expand(problem.num_rows, -1)[:, i]
-    return pick((t - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
+    return pick((once(t) - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
 
 
 def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
