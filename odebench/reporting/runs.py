@@ -282,7 +282,7 @@ def rows_of(run: Run) -> list[Row]:
 
 def evaluations(run: Run) -> list[Row]:
     """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with; "others": what
-    else its command line set."""
+    else its command line set, and of which samples they are where these are not all for validation."""
     settings = run.settings
     own = {
         "solver": settings.get("eval_solver") or settings.get("solver.name"),
@@ -294,8 +294,10 @@ def evaluations(run: Run) -> list[Row]:
         given = dict(word.split("=", 1) for word in row["overrides"] if word.partition("=")[0] in own)
         if "tol" in given:
             given["tol"] = float(given["tol"])
-        others = ", ".join(word for word in row["overrides"] if word.partition("=")[0] not in own)
-        found.append({**own, **given, "others": others, **row})
+        others = [word for word in row["overrides"] if word.partition("=")[0] not in own]
+        others += ["split=test"] if row.get("split") == "test" else []
+        others += [f"first {row['limit']:,}"] if row.get("limit") else []
+        found.append({**own, **given, "others": ", ".join(others), **row})
     return found
 
 
@@ -306,8 +308,15 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("overrides"), list):
+        if isinstance(row, dict) and _are_words(row.get("overrides")):
             yield row
+
+
+def _are_words(overrides: Any) -> bool:
+    """KEY=VALUE each; a tolerance is a number."""
+    if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
+        return False
+    return all(isinstance(_number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:

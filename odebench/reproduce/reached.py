@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from odebench.record.schema import rises
+from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.published import NFE_RATIO, ours
 from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, rows_of
 from odebench.reproduce import catalogue
@@ -41,10 +42,10 @@ def reach(
 ) -> list[Reached]:
     """Each row. jobs: of each row, the overrides of its runs; evidence: all runs of the sweep."""
     runs = {run.path.name: run for run in evidence.runs}
-    by_overrides = {job.overrides: job for job in sweep.jobs}
-    own = {row.name: [by_overrides[overrides] for overrides in jobs[row.name]] for row in reproduction.rows}
+    by_settings = {settings_of(job.overrides): job for job in sweep.jobs}
+    own = {row.name: [by_settings[settings_of(words)] for words in jobs[row.name]] for row in reproduction.rows}
     groups = {name: Group({}, [runs[job.name] for job in of_row if job.name in runs]) for name, of_row in own.items()}
-    made = {words for study in reproduction.studies for words in evaluations_of(study)}
+    made = {how for study in reproduction.studies for how in evaluations_of(study)}
     found = []
     for row in reproduction.rows:
         group, overview = groups[row.name], look(sweep, own[row.name][0])
@@ -64,9 +65,32 @@ def reach(
     return found
 
 
-def evaluations_of(study: Sequence[str]) -> set[tuple[str, ...]]:
-    """The overrides of each evaluation that the words of a study make."""
-    return set(map(tuple, expand([[word for word in study if not word.startswith("--")]])))
+def settings_of(overrides: Sequence[str]) -> frozenset[str]:
+    """What makes a run of a reproduction that one: its overrides in any order, with the seed where none is named, and
+    without the place of its files."""
+    named = {word.partition("=")[0] for word in overrides}
+    words = (word for word in overrides if not word.startswith("outputs="))
+    return frozenset([*words, *([] if "seed" in named else ["seed=0"])])
+
+
+Made = tuple[tuple[str, ...], int | None]
+"""How an evaluation was made: its overrides, and of how many samples."""
+
+
+def evaluations_of(study: Sequence[str]) -> set[Made]:
+    """The evaluations that the words of a study make."""
+    limits = [int(word.partition("=")[2]) for word in study if word.startswith("--limit=")]
+    jobs = expand([[word for word in study if not word.startswith("--")]])
+    return {(tuple(job), limits[0] if limits else None) for job in jobs}
+
+
+def studied(run: Run) -> dict[Made, Row]:
+    """A run's evaluations as studies make them, the last of each kind."""
+    return {
+        (tuple(line["overrides"]), line.get("limit")): line
+        for line in evaluations(run)
+        if {OUTPUT_ERROR, "failed"} & line.keys() and line.get("split") == "validation"
+    }
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -94,9 +118,9 @@ def _of_evaluation(line: Row, tag: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _evaluation(run: Run, wanted: Mapping[str, str], made: set[tuple[str, ...]]) -> Row | None:
-    """The last evaluation of the study, none that a user made by other words, that was made under these settings."""
-    own = [line for line in evaluations(run) if tuple(line["overrides"]) in made]
+def _evaluation(run: Run, wanted: Mapping[str, str], made: set[Made]) -> Row | None:
+    """The evaluation of the study, none that a user made by other words, that was made under these settings."""
+    own = [line for how, line in studied(run).items() if how in made]
     return next((line for line in reversed(own) if _is_of(line["overrides"], wanted)), None)
 
 

@@ -15,23 +15,25 @@ from odebench.listing import print_table
 from odebench.record.files import locked, write_atomically
 from odebench.record.schema import FIGURES
 from odebench.reporting import notes
-from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.report import draw_picture
-from odebench.reporting.runs import Evidence, evaluations, gather
+from odebench.reporting.runs import Evidence, gather
 from odebench.reporting.table import as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
-from odebench.reproduce.reached import Reached, evaluations_of, reach
+from odebench.reproduce.reached import Reached, evaluations_of, reach, settings_of, studied
 from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster
 from odebench.sweep.expand import expand
 from odebench.sweep.folder import LOCK, Sweep, add_jobs, is_sweep, load_sweep
 from odebench.sweep.run import Plan, resume_sweep, run_sweep
-from odebench.sweep.validate import validate
+from odebench.sweep.validate import Job, validate
 
 log = logging.getLogger(__name__)
 
 TABLE = "reproduction"
+# What a published number is of.
+PUBLISHED_PARTS = ("model", "data", "loss")
+WHERE_DATA_ARE = ("data.root", "data.download")
 COMPARISON = "comparison.png"
 COMPARE = (sys.executable, "-m", "odebench.training.comparison")
 
@@ -87,15 +89,29 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
     valid, outputs = validate(distinct, processes=processes)
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
-    if is_sweep(folder) and not {job.overrides for job in load_sweep(folder).jobs} <= set(distinct):
-        raise UsageError(f"{folder} holds other runs than these; name another folder: --output DIR")
+    if is_sweep(folder):
+        _check_held(folder, distinct)
     told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
     return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
+
+
+def _check_held(folder: Path, jobs: Sequence[tuple[str, ...]]) -> None:
+    """UsageError where the folder's sweep has runs that are not among these jobs."""
+    asked = set(map(settings_of, jobs))
+    others = [job for job in load_sweep(folder).jobs if settings_of(job.overrides) not in asked]
+    if others:
+        own = sorted(settings_of(others[0].overrides).difference(*asked)) or others[0].overrides
+        raise UsageError(
+            f"{folder} holds other runs than these ({' '.join(own)}); name their settings, too, or another folder: "
+            "--output DIR"
+        )
 
 
 def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
     """The budget among the words, and the other words."""
     named = [override for override in parse_overrides(list(words)) if override.key_or_group == "budget"]
+    if any(override.is_sweep_override() for override in named):
+        raise UsageError(f"{named[-1].input_line}: one budget at a time")
     budget = str(named[-1].value()) if named else FULL
     taken = {override.input_line for override in named}
     return budget, [word for word in words if word not in taken]
@@ -104,10 +120,12 @@ def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
 def _check_words(reproduction: Reproduction, words: Sequence[str]) -> None:
     """UsageError for a word that the rows have their own for: another's numbers would be judged as theirs."""
     taken = {word.partition("=")[0] for row in reproduction.rows for word in row.job}
-    taken |= {"model", "data", "loss"} if "experiment" in taken else set()  # which an experiment is of
+    taken |= set(PUBLISHED_PARTS) if "experiment" in taken else set()  # which an experiment is of
     for override in parse_overrides(list(words)):
         key = override.key_or_group
-        if any(one == key or one.startswith(f"{key}.") for one in taken):
+        part = key.partition(".")[0]
+        is_part = part in PUBLISHED_PARTS and part in taken and key not in WHERE_DATA_ARE
+        if is_part or any(one == key or one.startswith(f"{key}.") for one in taken):
             raise UsageError(
                 f"{override.input_line}: the rows of {reproduction.name} set {key} themselves; leave it out, "
                 "or train it beside them: odebench train"
@@ -124,12 +142,10 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
         code = resume_sweep(folder, planned.plan.cluster, policy, follow)
         print()
     sweep = load_sweep(folder)
-    if code != STOPPED:
-        shown = {job for row in planned.reproduction.rows if row.evaluation for job in planned.jobs[row.name]}
-        names = {job.name for job in sweep.jobs if job.overrides in shown}
+    if code != STOPPED and (missing := _missing_studies(planned, sweep)):
         with locked(folder / LOCK):
-            for words in planned.reproduction.studies:
-                _study(sweep, words, names)
+            for run, words in missing:
+                _study(sweep, run, words)
     _show(planned, sweep)
     return code
 
@@ -137,30 +153,44 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
 def _with_new_jobs(planned: Planned) -> Sweep:
     """The sweep in the folder, with those jobs that it has not had so far: of further seeds, say."""
     sweep = load_sweep(planned.folder)
-    known = {job.overrides for job in sweep.jobs}
-    new = [job for job in planned.plan.jobs if job.overrides not in known]
-    if not new:
+    if not _new_jobs(planned, sweep):
         return sweep
     with locked(planned.folder / LOCK):
-        return add_jobs(sweep, new)
+        sweep = load_sweep(planned.folder)
+        return add_jobs(sweep, _new_jobs(planned, sweep))
+
+
+def _new_jobs(planned: Planned, sweep: Sweep) -> list[Job]:
+    known = {settings_of(job.overrides) for job in sweep.jobs}
+    return [job for job in planned.plan.jobs if settings_of(job.overrides) not in known]
 
 
 def _unfinished(sweep: Sweep) -> bool:
     return any(look(sweep, job).status not in ENDED for job in sweep.jobs)
 
 
-def _study(sweep: Sweep, words: Sequence[str], names: set[str]) -> None:
-    """Evaluate each of the named runs that is done and has not been, in a process of its own."""
-    wanted = evaluations_of(words)
-    for run in gather([sweep.path]).runs:
-        told = {tuple(line["overrides"]) for line in evaluations(run) if {OUTPUT_ERROR, "failed"} & line.keys()}
-        if run.path.name in names and run.status == "done" and not wanted <= told:
-            log.info("study of %s: %s", run.path.name, " ".join(words))
-            done = subprocess.run(
-                [*COMMAND, "eval", str(run.path), *words], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
-            )
-            if done.returncode:
-                log.warning("study of %s: exit code %d", run.path.name, done.returncode)
+def _missing_studies(planned: Planned, sweep: Sweep) -> list[tuple[Path, tuple[str, ...]]]:
+    """Runs that are done and whose rows are of a study that they do not have yet, with its words."""
+    if not planned.reproduction.studies:
+        return []
+    shown = {job for row in planned.reproduction.rows if row.evaluation for job in planned.jobs[row.name]}
+    names = {job.name for job in sweep.jobs if settings_of(job.overrides) in set(map(settings_of, shown))}
+    return [
+        (run.path, words)
+        for words in planned.reproduction.studies
+        for run in gather([sweep.path]).runs
+        if run.path.name in names and run.status == "done" and not evaluations_of(words) <= studied(run).keys()
+    ]
+
+
+def _study(sweep: Sweep, path: Path, words: Sequence[str]) -> None:
+    """Evaluate a run in a process of its own."""
+    log.info("study of %s: %s", path.name, " ".join(words))
+    done = subprocess.run(
+        [*COMMAND, "eval", str(path), *words], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
+    )
+    if done.returncode:
+        log.warning("study of %s: exit code %d", path.name, done.returncode)
 
 
 def _show(planned: Planned, sweep: Sweep) -> None:

@@ -83,8 +83,10 @@ def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
         if not found:
             raise UsageError(f"{override.input_line}: none of the {PLURALS[key]} fits (odebench list {PLURALS[key]})")
         yield from found
+    elif not (values := list(override.sweep_string_iterator())):
+        raise UsageError(f"{override.input_line}: there is no value in it")
     else:
-        yield from override.sweep_string_iterator()
+        yield from values
 
 
 def read_grids(path: Path) -> list[list[str]]:

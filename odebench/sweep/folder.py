@@ -80,23 +80,6 @@ def write_sweep(sweep: Sweep) -> None:
     (sweep.path / LOGS).mkdir()
     for job in sweep.jobs:
         reset(sweep, job)
-    _write(sweep)
-
-
-def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
-    """The sweep with further jobs, queued, numbered after those that it has."""
-    numbered = (
-        Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
-        for number, job in enumerate(jobs, start=len(sweep.jobs))
-    )
-    larger = replace(sweep, jobs=(*sweep.jobs, *numbered))
-    for job in larger.jobs[len(sweep.jobs) :]:
-        reset(larger, job)
-    _write(larger)
-    return larger
-
-
-def _write(sweep: Sweep) -> None:
     content = {
         "format": FORMAT,
         "command": list(sys.argv),
@@ -104,8 +87,29 @@ def _write(sweep: Sweep) -> None:
         "cwd": str(sweep.cwd),
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
-        "jobs": [{"name": job.name, "overrides": list(job.overrides)} for job in sweep.jobs],
+        "jobs": _as_plain(sweep.jobs),
     }
+    _write(sweep, content)
+
+
+def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
+    """The sweep, read under its lock, with further jobs, queued and numbered after those that it has."""
+    numbered = (
+        Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
+        for number, job in enumerate(jobs, start=len(sweep.jobs))
+    )
+    larger = replace(sweep, jobs=(*sweep.jobs, *numbered))
+    for job in larger.jobs[len(sweep.jobs) :]:
+        reset(larger, job)
+    _write(larger, _load(sweep.path / SWEEP) | {"jobs": _as_plain(larger.jobs)})
+    return larger
+
+
+def _as_plain(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    return [{"name": job.name, "overrides": list(job.overrides)} for job in jobs]
+
+
+def _write(sweep: Sweep, content: dict[str, Any]) -> None:
     write_atomically(sweep.path / SWEEP, (_HEADER + _dump(content)).encode())
 
 

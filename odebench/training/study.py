@@ -86,9 +86,9 @@ def study_run(
             numbers = references[others].compare(run, overrides, split)
         except Diverged as error:
             log.warning("left out: %s: %s", " ".join(overrides), error)
-            append_evaluation(run, overrides, split, {"failed": str(error)})
+            append_evaluation(run, overrides, split, limit, {"failed": str(error)})
             continue
-        append_evaluation(run, overrides, split, {**numbers, "reference": REFERENCE})
+        append_evaluation(run, overrides, split, limit, {**numbers, "reference": REFERENCE})
         found.append(numbers)
         given = dict(word.split("=", 1) for word in overrides)
         more = {key: given[key] for key in varying if key not in _SHOWN_APART}

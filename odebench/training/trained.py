@@ -137,17 +137,20 @@ def evaluate_run(
     if "nfe" in numbers:
         rows.append(("NFE a batch", f"{numbers['nfe']:.1f}"))
     print(aligned(rows))
-    append_evaluation(run, overrides, split, numbers)
+    append_evaluation(run, overrides, split, limit, numbers)
     return numbers
 
 
-def append_evaluation(run: Run, overrides: Sequence[str], split: str, numbers: Mapping[str, Any]) -> None:
+def append_evaluation(
+    run: Run, overrides: Sequence[str], split: str, limit: int | None, numbers: Mapping[str, Any]
+) -> None:
     """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
     solver = run.settings.evaluation_solver
     line = {
         "time": time_now(),
         "overrides": overrides,
         "split": split,
+        "limit": limit,
         "solver": solver.name,
         "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
         **numbers,

@@ -9,6 +9,7 @@ import pytest
 
 from odebench.cli import main
 from odebench.errors import UsageError
+from odebench.record.files import locked
 from odebench.reporting.page import Picture
 from odebench.reproduce import run
 from odebench.sweep import attempts, local
@@ -160,10 +161,14 @@ def test_gradient_modes_are_trained_and_those_runs_studied_alone(noted, tmp_path
     assert (rows[trained, "final/peak_mib"]["ours"], rows[studied, "peak_mib"]["ours"]) == ("7.5", "2.5")
     header = next(line for line in capsys.readouterr().out.splitlines() if "peak_mib" in line).split()
     assert header.count("peak_mib") == 1
-    # An evaluation by other words is none of the study's.
+    # An evaluation by other words, or of other samples, is none of the study's.
     (path,) = [path for path in folder.glob("*/settings.yaml") if is_of(path.parent, "model=cnf", "gradient=adjoint")]
     with (path.parent / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "output_error": 1.0, "peak_mib": 9.0}) + "\n")
+        theirs = {"output_error": 1.0, "peak_mib": 9.0, "limit": 50}
+        file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "split": "validation", **theirs}) + "\n")
+        same = ["tol=0.001", "trainer.batch_size=16"]
+        file.write(json.dumps({"overrides": same, "split": "test", **theirs}) + "\n")
+        file.write(json.dumps({"overrides": same, "split": "validation", **theirs, "limit": None}) + "\n")
     assert main(["reproduce", "gradients", "budget=small"]) == 0
     assert noted() == []
     assert rows_of(folder)[studied, "peak_mib"]["ours"] == "2.5"
@@ -216,7 +221,28 @@ def test_further_seeds_are_trained_beside_those_that_are_done(noted, tmp_path, c
     assert (row["seeds"], row["command"]) == ("3", "odebench reproduce figure5 budget=small seed=0,1,2")
     # Those that are there must be among what is asked for, or the table would leave them out.
     capsys.readouterr()
-    assert "holds other runs than these" in fails(capsys, *words[1:], "seed=0,1")
+    assert "holds other runs than these (seed=2)" in fails(capsys, *words[1:], "seed=0,1")
+
+
+def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_by_default(noted, tmp_path, capsys):
+    assert main(["reproduce", "figure5", "budget=small", "optim.lr=0.5"]) == 0
+    noted()
+    written = (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
+    created = next(line for line in written.splitlines() if line.startswith("created"))
+    assert main(["reproduce", "figure5", "seed=1,0", "optim.lr=0.5", "budget=small"]) == 0
+    assert noted() == ["train"] * 4
+    assert created in (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
+    assert "(in use" not in capsys.readouterr().err
+
+
+def test_what_is_done_is_read_while_another_process_holds_it(noted, tmp_path, capsys):
+    assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
+    with locked(tmp_path / "runs" / "lock"):
+        assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
+        capsys.readouterr()
+        words = ["reproduce", "figure5", "budget=small", "seed=0,1", "--output", str(tmp_path / "runs")]
+        assert main(words) == 2
+        assert "in use by another process" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
@@ -225,7 +251,9 @@ def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
     noted()
     capsys.readouterr()
     line = fails(capsys, *words, "optim.lr=0.5")
-    assert line == f"{tmp_path / 'runs'} holds other runs than these; name another folder: --output DIR"
+    told = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
+    way_out = "name their settings, too, or another folder: --output DIR"
+    assert line == f"{tmp_path / 'runs'} holds other runs than these ({told}); {way_out}"
     assert noted() == []
 
 
@@ -234,7 +262,8 @@ def test_what_the_rows_set_themselves_is_refused(noted, capsys):
         "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train it beside them: odebench train"
     )
     for name, word in (("table2", "data.observed=20"), ("table1", "data=mnist5k"), ("memory", "tol=1e-3"),
-                       ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy")):  # fmt: skip
+                       ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy"), ("figure5", "data.noise=0.5"),
+                       ("memory", "model.channels=8"), ("table2", "loss.consistency=0")):  # fmt: skip
         assert fails(capsys, name, word).startswith(f"{word}: the rows of {name} set")
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
     assert noted() == []
@@ -257,6 +286,7 @@ def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
     assert fails(capsys).startswith("which? name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
     assert fails(capsys, "memory", "budget=smal").startswith("unknown budget smal; did you mean small?")
+    assert fails(capsys, "memory", "budget=small,full") == "budget=small,full: one budget at a time"
     assert main(["reproduce", "figure5", "budget=smal"]) == 2
     assert "unknown budget smal; did you mean small?" in capsys.readouterr().err
     monkeypatch.setattr(run, "options", lambda group: {})

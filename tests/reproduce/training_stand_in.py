@@ -46,6 +46,7 @@ def train(words):
 
 
 def evaluate(folder, words):
+    limits = [int(word.partition("=")[2]) for word in words if word.startswith("--limit=")]
     words = [word for word in words if not word.startswith("--")]
     values = [word.split("=")[1].split(",") for word in words]
     keys = [word.split("=")[0] for word in words]
@@ -53,6 +54,7 @@ def evaluate(folder, words):
         for chosen in itertools.product(*values):
             given = dict(zip(keys, chosen, strict=True)) | {"tol": float(chosen[keys.index("tol")])}
             line = {"overrides": [f"{key}={value}" for key, value in given.items()], "nfe": 14.0, "output_error": 0.25}
+            line |= {"split": "validation", "limit": limits[0] if limits else None}
             line |= {"nfe_forward": 30, "nfe_backward": 15, "peak_mib": 2.5, "gradient_error": 0.01}
             file.write(json.dumps(line) + "\n")
     return 0
