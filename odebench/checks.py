@@ -274,14 +274,28 @@ def _check_training(s: "Settings") -> None:
         )
 
 
+# What says how steps are chosen.
+ADAPTIVE = {f"solver.{name}" for name in ("controller", "first_step", "min_step", "max_step")}
+
+
 def overruled(settings: "Settings", words: Iterable[str]) -> list[str]:
     """Which of the overrides given others overrule; one line each, for the log."""
-    given, found = {word.partition("=")[0] for word in words}, []
+    given, found = dict(word.partition("=")[::2] for word in words), []
     trainer, solver = settings.trainer, settings.solver
     if "trainer.epochs" in given and trainer.iterations is not None:
         found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")
-    if "tol" in given and settings.has_ode and solver.fixed and settings.evaluation_solver.fixed:
+    if not settings.has_ode:
+        for key in given:
+            if key in ("tol", "eval_tol", "trainer.max_nfe") or key.startswith(("solver.", "dynamics.")):
+                found.append(f"{key}={given[key]} has no effect: model={settings.model.name} has no ODE")
+        return found
+    if "tol" in given and solver.fixed and settings.evaluation_solver.fixed:
         found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps says how many")
+    elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
+        found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
+    if solver.fixed:
+        for key in ADAPTIVE.intersection(given):
+            found.append(f"{key}={given[key]} has no effect: {solver.name} has fixed steps")
     return found
 
 

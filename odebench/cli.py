@@ -7,6 +7,7 @@ Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 
 """
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         complete(parser)

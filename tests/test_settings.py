@@ -423,7 +423,12 @@ def test_words_that_others_overrule_are_named():
         ("solver=rk4",): [],
         ("solver=rk4", "tol=1e-3"): [tol],
         ("solver=rk4", "tol=1e-3", "eval_solver=dopri5"): [],
-        ("model=mlp", "tol=1e-3"): [],
+        ("model=mlp", "tol=1e-3"): ["tol=1e-3 has no effect: model=mlp has no ODE"],
+        ("model=mlp", "solver.steps=5"): ["solver.steps=5 has no effect: model=mlp has no ODE"],
+        ("tol=1e-3", "solver.rtol=1e-4", "solver.atol=1e-4"): [
+            "tol=1e-3 has no effect beside solver.rtol and solver.atol"
+        ],
+        ("solver=rk4", "solver.controller=pi"): ["solver.controller=pi has no effect: rk4 has fixed steps"],
     }.items():
         assert overruled(read(*words), words) == told, words
 

@@ -95,6 +95,7 @@ def machine(device: "torch.device") -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "began": process_began(os.getpid()),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -104,6 +105,18 @@ def machine(device: "torch.device") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "gpu_driver": _driver() if device.type == "cuda" else None,
     }
+
+
+def process_began(pid: int) -> str | None:
+    """When a process of this number was started, as the kernel counts it, and since which start of the machine: another
+    process of the same number has another. None where there is none, or the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name of the command, in brackets, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot} {fields[19]}"
 
 
 def cpu_model() -> str | None:

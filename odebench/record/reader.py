@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.record.manifest import process_began
 from odebench.rules import NO_SOLVER
 from odebench.settings import read_yaml, refuse_resolvers
 
@@ -60,8 +61,8 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     return RunRecord(
         path=path,
         settings=_read_settings(path / schema.SETTINGS),
-        manifest=_read_json(path / schema.MANIFEST),
-        status=_read_json(path / schema.STATUS),
+        manifest=_read_manifest(path),
+        status=_read_status(path),
         summary=_read_json(path / schema.SUMMARY),
         metrics=read_metrics(path / schema.METRICS) if metrics else [],
     )
@@ -127,7 +128,7 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
     A run that says "running", but whose process was of this machine and is no more, counts as interrupted: it may
     go on. as_told: its own word is taken for it. Raises UsageError where a file is damaged.
     """
-    content, manifest = _read_json(path / schema.STATUS), _read_json(path / schema.MANIFEST)
+    content, manifest = _read_status(path), _read_manifest(path)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
     settings = manifest.get("settings")
     if settings is None and (path / schema.SETTINGS).exists():
@@ -160,6 +161,8 @@ def _is_gone(manifest: dict[str, Any]) -> bool:
     machine = [manifest, *manifest.get("resumed", [])][-1].get("machine", {})
     if machine.get("host") != socket.gethostname() or not isinstance(machine.get("pid"), int):
         return False
+    if (began := machine.get("began")) is not None and (now := process_began(machine["pid"])) is not None:
+        return began != now  # the number may be another process's by now, as in containers, where all are number 1
     try:
         os.kill(machine["pid"], 0)
     except ProcessLookupError:
@@ -215,6 +218,22 @@ def _read_settings(path: Path) -> DictConfig:
     except (UsageError, OmegaConfBaseException) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
     return settings
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    content = _read_json(folder / schema.STATUS)
+    known = isinstance(content.get("status"), str) and isinstance(content.get("step", 0), int)
+    if not known and (folder / schema.STATUS).exists():
+        raise UsageError(f"{folder / schema.STATUS} is damaged: its status or its step is missing or wrong")
+    return content
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    content = _read_json(folder / schema.MANIFEST)
+    resumed = content.get("resumed", [])
+    if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
+        raise UsageError(f"{folder / schema.MANIFEST} is damaged: what it says of resumes is wrong")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:

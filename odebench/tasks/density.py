@@ -116,7 +116,7 @@ class Density:
         model = (model or self.model).eval()
         log_prob, nfe = self._log_prob(model, split, self._trace)
         nll = -log_prob.mean().item()
-        numbers = {"nll_std_error": (log_prob.std() / len(log_prob) ** 0.5).item(), "samples": len(log_prob)}
+        numbers = {"nll_std_error": _std_error(log_prob), "samples": len(log_prob)}
         numbers |= self._likelihood(nll)
         numbers["loss"] = nll
         if self._log_density is not None:
@@ -206,7 +206,7 @@ class Density:
             log_q, x, _ = self._push(model, part, self._eval_solve)
             gaps.append(log_q - self._log_density(x))
         gap = torch.cat(gaps).double()
-        return gap.mean().item() + self._log_normaliser(), (gap.std() / len(gap) ** 0.5).item()
+        return gap.mean().item() + self._log_normaliser(), _std_error(gap)
 
     def _log_normaliser(self) -> float:
         return self._data.log_normaliser if isinstance(self._data, DensityData) else 0.0  # type: ignore[return-value]
@@ -252,3 +252,8 @@ def _samples(data: DensityData | ImageData) -> dict[str, Tensor]:
 
 def _margin(numbers: Mapping[str, float], name: str) -> str:
     return f" ± {numbers[name]:.4f}" if math.isfinite(numbers.get(name, math.nan)) else ""
+
+
+def _std_error(values: Tensor) -> float:
+    """Of the mean of values [n]; NaN of one alone."""
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from odebench.checks import overruled, warnings
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
@@ -55,6 +55,9 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
     by a job script, ends in the same numbers. Raises UsageError, with nothing written, where the settings cannot be
     meant or their data is missing.
     """
+    if root := OmegaConf.select(config, "data.root"):
+        # So that the run can be evaluated from anywhere.
+        OmegaConf.update(config, "data.root", str(Path(root).expanduser().absolute()))
     settings = read_settings(config)
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: _holds(settings.run_dir, config)):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from odebench.checks import overruled
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
@@ -121,6 +122,14 @@ def _warn_of_leakage(trained: str, asked: str) -> None:
         log.warning(line, asked, trained)
 
 
+def _loaded(path: Path, overrides: list[str]) -> Run:
+    """A run, and a line for each of the overrides that has no effect."""
+    run = load_run(path, overrides)
+    for line in overruled(run.settings, overrides):
+        log.warning(line)
+    return run
+
+
 def evaluate_run(
     path: Path, overrides: list[str], split: str = "validation", limit: int | None = None
 ) -> dict[str, float]:
@@ -128,7 +137,7 @@ def evaluate_run(
 
     limit: of the split, only so many samples.
     """
-    run = load_run(path, overrides)
+    run = _loaded(path, overrides)
     if limit is not None:
         run.task.limit(split, limit)
     numbers = run.task.evaluate(split)
@@ -163,7 +172,7 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
     """Write what a finished run's model says of each sample of a split, as CSV, to a new file or to stdout."""
     if output is not None:
         refuse_file(output, f"--output {output}")
-    columns = load_run(path, overrides).task.predict(split)
+    columns = _loaded(path, overrides).task.predict(split)
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -191,7 +200,9 @@ def sample_run(
         raise UsageError(f"--output {output}: a file of samples ends with {', '.join(SAMPLE_SUFFIXES)}")
     if output is not None:
         refuse_file(output, f"--output {output}")
-    run = load_run(path, overrides)
+    if named := [word for word in overrides if word.partition("=")[0] == "seed"]:
+        raise UsageError(f"{named[0]}: that of the samples is given by --seed {named[0].partition('=')[2]}")
+    run = _loaded(path, overrides)
     draw = getattr(run.task, "sample", None)
     if draw is None:
         raise UsageError(

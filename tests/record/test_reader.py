@@ -9,6 +9,7 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.record.manifest import process_began
 from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
 
@@ -61,6 +62,10 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         (schema.STATUS, "{", "is damaged: it is not JSON"),
         (schema.STATUS, "[1]", "is damaged: it holds no names and values"),
         (schema.SUMMARY, "null", "is damaged: it holds no names and values"),
+        (schema.STATUS, "{}", "is damaged: its status or its step is missing or wrong"),
+        (schema.STATUS, '{"status": null}', "is damaged: its status or its step is missing or wrong"),
+        (schema.STATUS, '{"status": "running", "step": "x"}', "is damaged: its status or its step is missing or wrong"),
+        (schema.MANIFEST, '{"resumed": 3}', "is damaged: what it says of resumes is wrong"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):
@@ -110,6 +115,9 @@ def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
     for machine, status in [
         (here | {"pid": os.getpid()}, "running"),
         (here | {"pid": dead.pid}, "interrupted"),
+        (here | {"pid": os.getpid(), "began": process_began(os.getpid())}, "running"),
+        # Another process has its number by now.
+        (here | {"pid": os.getpid(), "began": "another time"}, "interrupted"),
         ({"host": "elsewhere", "pid": dead.pid}, "running"),
         ({}, "running"),
     ]:

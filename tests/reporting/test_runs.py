@@ -146,6 +146,18 @@ def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_pass
         {"overrides": ["tol=1e-5", "solver=rk4"]},
         {"overrides": [], "tol": 0.1, "solver": "heun2"},
     ]
-    (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"overr')
+    not_ours = [{"overrides": [1]}, {"overrides": ["tol"]}, {"overrides": ["tol=abc"]}, {"overrides": None}]
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, *not_ours])
+    (path / "evaluations.jsonl").write_text(lines + '{"overr')
     (run,) = gather([runs]).runs
     assert [(row["solver"], row["tol"]) for row in evaluations(run)] == [("tsit5", 1e-3), ("rk4", 1e-5), ("heun2", 0.1)]
+
+
+def test_evaluations_of_other_samples_are_told_apart(record, runs):
+    path = record()
+    of = [{}, {"split": "validation", "limit": None}, {"split": "test"}, {"split": "validation", "limit": 1000}]
+    rows = [{"overrides": ["tol=1e-3", "trainer.batch_size=8"]} | more for more in of]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = gather([runs]).runs
+    own = "trainer.batch_size=8"
+    assert [row["others"] for row in evaluations(run)] == [own, own, f"{own}, split=test", f"{own}, first 1,000"]

@@ -43,6 +43,11 @@ def test_glob_chooses_among_the_options_of_a_group():
     assert "options of a group" in faults(expand, [["seed=glob(*)"]])[0]
 
 
+@pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(5,2)"])
+def test_a_range_without_a_value_trains_nothing_by_default(word):
+    assert faults(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
+
+
 def test_every_word_at_fault_is_told():
     told = faults(
         expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from itertools import permutations
 
 import pytest
@@ -137,6 +138,12 @@ def test_bits_per_dimension_are_those_of_eight_bit_pixels():
     loss = task.loss(batch)
     bits = loss.value.item() / (784 * math.log(2)) + 8
     assert loss.numbers["train/bits_per_dim"].item() == pytest.approx(bits, rel=1e-6)
+
+
+def test_one_sample_has_no_standard_error():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(task_of("data.validation=1").evaluate("validation")["nll_std_error"])
 
 
 def test_samples_and_predictions():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -520,6 +521,13 @@ def test_a_folder_below_a_file_is_refused_by_the_setting_before_anything_is_buil
     for setting in ("run_dir", "outputs"):
         with pytest.raises(UsageError, match=rf"^{setting}=.*thesis.txt/x cannot be made \(Not a directory\)"):
             train("model=mlp", f"{setting}={tmp_path / 'thesis.txt' / 'x'}")
+
+
+def test_a_relative_root_of_the_data_is_kept_as_an_absolute_one(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path / 'mine'}")):  # nothing lies there
+        train("data=mnist", "data.root=mine", "data.download=false")
 
 
 def test_nothing_is_written_for_settings_that_cannot_be_meant(train, tmp_path):

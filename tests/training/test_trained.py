@@ -65,6 +65,12 @@ def test_eval_takes_another_solver_and_tolerance(run, capsys):
     assert "rk4, 20 steps" in capsys.readouterr().out
 
 
+def test_what_has_no_effect_in_an_evaluation_is_told(run, capsys):
+    assert main(["eval", str(run), "solver=rk4", "tol=1e-2"]) == 0
+    assert "tol=0.01 has no effect: rk4 has fixed steps" in capsys.readouterr().err
+    assert evaluations(run)[-1]["limit"] is None
+
+
 def test_eval_with_the_other_name_of_the_same_network(run):
     assert main(["eval", str(run), "model=rknet", "model.width=8", "model.groups=4"]) == 0
 
@@ -218,6 +224,8 @@ def test_sample_writes_npy_and_csv_and_over_nothing(cnf_run, tmp_path, capsys):
     assert np.allclose(np.load(tmp_path / "samples.npy"), text, rtol=1e-7, atol=0)
     assert main(["sample", str(cnf_run), "--output", str(tmp_path / "samples.npy")]) == 2
     assert "exists; name a new file" in capsys.readouterr().err
+    assert main(["sample", str(cnf_run), "seed=5"]) == 2
+    assert capsys.readouterr().err == "odebench sample: seed=5: that of the samples is given by --seed 5\n"
 
 
 def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
