@@ -34,7 +34,7 @@ def number(count: int, word: str) -> str:
 
 
 def cautions(evidence: Evidence) -> list[str]:
-    """What a reader of the numbers has to know: seeds, machines."""
+    """What a reader of the numbers has to know: seeds, data, machines."""
     done = [group for group in evidence.groups if group.done]
     lines = []
     most = max((seeds(group) for group in done), default=0)
@@ -46,6 +46,9 @@ def cautions(evidence: Evidence) -> list[str]:
     repeated = sum(len(group.done) - seeds(group) for group in done)
     if repeated:
         lines.append(f"{number(repeated, 'run')} more of a seed that its group has already: its spread is understated")
+    mixed = sum(len({run.test_data for run in group.done} - {""}) > 1 for group in done)
+    if mixed:
+        lines.append(f"tested on different data within {number(mixed, 'group')} (manifest.json: data.splits)")
     machines = list(dict.fromkeys(run.machine for group in done for run in group.done))
     if len(machines) == 1:
         lines.append(f"ran on {machines[0]}")

@@ -34,12 +34,13 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Run:
     """One run. settings: by dotted key, with "experiment" and "tol"; asked: the keys that its command line named;
-    machine: where it ran, in a few words."""
+    machine: where it ran, in a few words; test_data: their SHA-256, "" where it is not known."""
 
     overview: Overview
     settings: dict[str, Any]
     asked: frozenset[str]
     machine: str
+    test_data: str = ""
 
     @property
     def path(self) -> Path:
@@ -178,7 +179,8 @@ def _read(path: Path) -> Run:
     if settings.get("trainer.iterations") is not None:
         settings["trainer.epochs"] = None  # which they stand in place of
     asked = frozenset(key if key in settings else f"{key}.name" for key in words)
-    return Run(overview, settings, asked, _machine(path))
+    manifest = _manifest(path)
+    return Run(overview, settings, asked, _machine(manifest), _test_data(manifest))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,11 +204,21 @@ def _words(path: Path) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
 
 
-def _machine(path: Path) -> str:
-    """Processor, threads, GPU and torch of the first process of a run."""
+def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / schema.MANIFEST).read_bytes())
+        return json.loads((path / schema.MANIFEST).read_bytes())
     except (OSError, ValueError):
+        return {}
+
+
+def _test_data(manifest: Mapping[str, Any]) -> str:
+    """The hash of the samples that a run was tested on."""
+    return str(manifest.get("data", {}).get("splits", {}).get("test", {}).get("sha256", ""))
+
+
+def _machine(manifest: Mapping[str, Any]) -> str:
+    """Processor, threads, GPU and torch of the first process of a run."""
+    if not manifest:
         return "an unknown machine"
     machine, torch = manifest.get("machine", {}), manifest.get("versions", {}).get("torch")
     where = machine.get("gpu") or f"{machine.get('cpu')}, threads: {machine.get('threads')}"

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_times_of_two_machines_are_told_apart(record, runs):
     manifest = record(seed=1) / "manifest.json"
     manifest.write_text(manifest.read_text().replace("a processor", "another one"))
     assert any(line.startswith("times of 2 machines") for line in notes.cautions(gather([runs])))
+
+
+def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, runs):
+    for seed, test in enumerate(("a", "a", "b", "")):
+        path = record(seed=seed)
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["data"] = {"splits": {"test": {"sha256": test}}}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        told = [line for line in notes.cautions(gather([runs])) if line.startswith("tested on different data")]
+        assert told == (["tested on different data within 1 group (manifest.json: data.splits)"] * (seed > 1))
