@@ -40,7 +40,7 @@ _EXTRAS = {
 # What ends with the training: no evaluation would heed it.
 _OF_TRAINING = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
-    r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience)"
+    r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 

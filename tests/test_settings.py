@@ -468,6 +468,8 @@ def test_other_groups_of_saved_settings_come_fresh_too(saved):
         ("tol=1,2", "tol=1,2: one value only"),
         ("trainer.epochs=3", "trainer.epochs=3: has no effect after the training; leave it out"),
         ("optim.lr=1", "optim.lr=1: has no effect after the training; leave it out"),
+        ("trainer.max_nfe=1", "trainer.max_nfe=1: has no effect after the training; leave it out"),
+        ("trainer.validate_every=2", "trainer.validate_every=2: has no effect after the training; leave it out"),
         ("tol", "malformed setting 'tol'"),
     ],
 )
