@@ -294,7 +294,7 @@ def overruled(settings: "Settings", words: Iterable[str]) -> list[str]:
     elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
         found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
     if solver.fixed:
-        for key in ADAPTIVE.intersection(given):
+        for key in sorted(ADAPTIVE.intersection(given)):
             found.append(f"{key}={given[key]} has no effect: {solver.name} has fixed steps")
     return found
 

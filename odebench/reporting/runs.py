@@ -308,7 +308,7 @@ def evaluations(run: Run) -> list[Row]:
             given["tol"] = float(given["tol"])
         others = [word for word in row["overrides"] if word.partition("=")[0] not in own]
         others += ["split=test"] if row.get("split") == "test" else []
-        others += [f"first {row['limit']:,}"] if row.get("limit") else []
+        others += [f"first {row['limit']:,}"] if isinstance(row.get("limit"), int) else []
         found.append({**own, **given, "others": ", ".join(others), **row})
     return found
 
