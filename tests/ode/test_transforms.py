@@ -116,17 +116,19 @@ def test_without_gradients_a_mode_makes_no_difference():
     torch.testing.assert_close(mapped, end(W, method="rk4", steps=4).expand(2), rtol=1e-13, atol=0)
 
 
-def test_events_move_under_every_way_to_differentiate():
+@pytest.mark.parametrize("how", [{}, {"stepping": "per_sample"}])
+def test_events_move_under_every_way_to_differentiate(how):
     def when_and_where(rate):
         solution = solve(
             lambda t, y: -rate * y,
-            torch.ones(1, dtype=torch.float64),
+            torch.ones(1, 1, dtype=torch.float64),
             [0.0, 9.0],
-            event=lambda t, y: y[0] - 0.5 * rate,
+            event=lambda t, y: y.reshape(-1) - 0.5 * rate,
             rtol=1e-9,
             atol=1e-9,
+            **how,
         )
-        return solution.events[0].t[0], solution.events[0].y[0, 0]
+        return solution.events[0].t[0], solution.events[0].y.reshape(-1)[0]
 
     # y = exp(-a t) meets a / 2 at t = -ln(a / 2) / a.
     rate = torch.tensor(0.7, dtype=torch.float64)

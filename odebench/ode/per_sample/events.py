@@ -12,6 +12,7 @@ from odebench.ode.once import once
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
 from odebench.ode.status import EventHits
+from odebench.ode.transforms import transformed
 
 # Zeros are found to this part of a step. Bisection alone would need MAX_SEARCH evaluations less one.
 EPSILON = 1e-15
@@ -103,20 +104,29 @@ class RowWatch:
 
     def _differentiable(self, found: Tensor, y: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same times and states with the implicit function theorem's gradient, dt = -dg / (dg/dt + dg/dy f)."""
-        t = self._problem.on_device(time).detach().requires_grad_()
-        y_leaf = y.detach().requires_grad_()
-        g = self._value(t, y_leaf)
-        if not g.requires_grad:
+        t, fixed = self._problem.on_device(time).detach(), y.detach()
+        slopes = self._slopes(t, fixed)
+        if slopes is None:
             return found, y
-        dg_dt, dg_dy = torch.autograd.grad(g.sum(), (t, y_leaf), allow_unused=True, materialize_grads=True)
+        dg_dt, dg_dy = slopes
         with torch.no_grad():
-            f = self._problem(t.detach(), y_leaf.detach(), rows)
+            f = self._problem(t, fixed, rows)
             slope = dg_dt + (dg_dy.conj() * f).real.sum(1)
-        g = self._value(t.detach(), y)
+        g = self._value(t, y)
         # Where g only touches zero the derivative is infinite, while the value stays.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         shift = once(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
+
+    def _slopes(self, t: Tensor, y: Tensor) -> Sequence[Tensor] | None:
+        """dg/dt [b'] and dg/dy [b', n]; None where g moves with neither."""
+        if transformed():
+            return torch.func.grad(lambda *at: self._value(*at).sum(), argnums=(0, 1))(t, y)
+        leaves = (t.clone().requires_grad_(), y.clone().requires_grad_())
+        g = self._value(*leaves)
+        if not g.requires_grad:
+            return None
+        return torch.autograd.grad(g.sum(), leaves, allow_unused=True, materialize_grads=True)
 
     def _value_on(self, path: "_Path", theta: Tensor) -> Tensor:
         return self._value(self._problem.on_device(path.t + theta * path.h), path.state(theta))
