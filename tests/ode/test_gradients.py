@@ -286,6 +286,13 @@ def test_the_adjoint_does_not_depend_on_the_scale_of_the_loss(factor):
     torch.testing.assert_close(gradient / factor, torch.ones_like(gradient), rtol=1e-2, atol=0)
 
 
+def test_the_adjoint_takes_gradients_whose_squares_overflow():
+    start = torch.ones(2, requires_grad=True)
+    states = solve(lambda t, y: -y, start, [0.0, 1.0], rtol=1e-5, atol=1e-5, gradient="adjoint").y
+    (gradient,) = torch.autograd.grad(1e30 * states[-1].sum(), start)
+    torch.testing.assert_close(gradient, torch.full((2,), 1e30 * math.exp(-1)), rtol=1e-4, atol=0)
+
+
 def test_several_backward_passes_go_through_one_solve(field, y0):
     y = solve(field, y0, TIMES, method="rk4", steps=20, max_steps=25, gradient="adjoint").y
     passes = [torch.autograd.grad(loss_of(y), y0, retain_graph=True)[0] for _ in range(3)]

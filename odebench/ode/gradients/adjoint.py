@@ -171,6 +171,8 @@ class _AdjointSolve(torch.autograd.Function):
             # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
             # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
             size = rms_over(plan.group)(a) or 1.0
+            if math.isinf(size):  # the sum of its squares alone, perhaps
+                size = a.abs().max().item()
             z = field.start(states[i], a / size)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
