@@ -138,7 +138,7 @@ def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     assert header.split()[:4] == ["solver", "tol", "NLL", "sampling"]
     assert [row.split()[:2] for row in rows[:3]] == [["dopri5", "0.1"], ["dopri5", "0.01"], ["bosh3", "0.1"]]
     figure = FIGURES["error-tolerance"].draw(gather([run]))
-    assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5", "bosh3"}
+    assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5, split=test", "bosh3, split=test"}
     assert [axes.get_title(loc="left")[:3] for axes in FIGURES["figure3"].draw(gather([run])).axes] == [
         "(a)", "(b)", "(c)", "(d)",
     ]  # fmt: skip
