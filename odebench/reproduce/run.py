@@ -173,8 +173,9 @@ def _missing_studies(planned: Planned, sweep: Sweep) -> list[tuple[Path, tuple[s
     """Runs that are done and whose rows are of a study that they do not have yet, with its words."""
     if not planned.reproduction.studies:
         return []
-    shown = {job for row in planned.reproduction.rows if row.evaluation for job in planned.jobs[row.name]}
-    names = {job.name for job in sweep.jobs if settings_of(job.overrides) in set(map(settings_of, shown))}
+    rows = [row for row in planned.reproduction.rows if row.evaluation]
+    shown = {settings_of(job) for row in rows for job in planned.jobs[row.name]}
+    names = {job.name for job in sweep.jobs if settings_of(job.overrides) in shown}
     return [
         (run.path, words)
         for words in planned.reproduction.studies
