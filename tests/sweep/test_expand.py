@@ -48,6 +48,13 @@ def test_a_range_without_a_value_trains_nothing_by_default(word):
     assert faults(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
 
 
+@pytest.mark.parametrize("word", ["seed=1,0,1", "solver=dopri5,tsit5,dopri5"])
+def test_a_value_given_twice_is_not_trained_twice(word):
+    (line,) = faults(expand, [[word]])
+    value = word.partition("=")[2].partition(",")[0]
+    assert line == f"{word}: {value} stands in it more than once"
+
+
 def test_every_word_at_fault_is_told():
     told = faults(
         expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]
