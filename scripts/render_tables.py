@@ -211,9 +211,17 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
     return f"{markdown(header, lines)}\n\nMeasured {one['date']}, Python {one['python']}, torch {one['torch']}."
 
 
+# What the models of `reproduce gradients` are tested by.
+REACHED = {
+    "test_accuracy": "{:.2f} %",
+    "test_nll_nats": "{:.3f} nats",
+    "test_rmse_extrapolation": "RMSE {:.3f}",
+}
+
+
 def gradient_table(rows: list[dict[str, str]]) -> str:
-    """`reproduce gradients`: a line for each model and gradient mode, what its training costs and how exact a step's
-    gradient is at each tolerance."""
+    """`reproduce gradients`: a line for each model and gradient mode, what its training comes to and costs, and how
+    exact a step's gradient is at each tolerance."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in (row for row in rows if row["ours"]):
         what, _, where = row["row"].partition(", ")
@@ -229,12 +237,14 @@ def gradient_table(rows: list[dict[str, str]]) -> str:
             for name in ("gradient_error_discrete", "gradient_error")
         ]
         nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
-        costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
-        lines.append(
-            [f"`{model}`", f"`{mode}`".replace(" (", "` (`").replace(")`", "`)"), *costs, *map(", ".join, errors)]
+        (reached,) = (
+            text.format(scale(f"final/{name}") * training[name]) for name, text in REACHED.items() if name in training
         )
+        costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
+        called = f"`{mode}`".replace(" (", "` (`").replace(")`", "`)")
+        lines.append([f"`{model}`", called, reached, *costs, *map(", ".join, errors)])
     at = ", ".join(tolerances.values())
-    header = ["model", "gradient", "peak memory", "a step", "NFE"]
+    header = ["model", "gradient", "test", "peak memory", "a step", "NFE"]
     header += [f"error against the discrete solve at {at}", "against float64 at 1e-9"]
     one = rows[0]
     return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
