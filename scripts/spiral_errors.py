@@ -24,7 +24,7 @@ from odebench.data import build_data
 from odebench.data.series import SeriesSplit
 from odebench.record.manifest import machine
 from odebench.settings import options_of
-from odebench.training.trained import Run, load_run
+from odebench.training.trained import TrainedRun, load_run
 
 NUM_STEPS, LR = 300, 0.02
 solve = partial(ode.solve, rtol=1e-5, atol=1e-5)
@@ -36,7 +36,7 @@ def whole(series: SeriesSplit) -> Tensor:
     return (lengths == lengths.max()).nonzero().squeeze(1)
 
 
-def errors(run: Run, series: SeriesSplit, best: bool) -> tuple[float, float]:
+def errors(run: TrainedRun, series: SeriesSplit, best: bool) -> tuple[float, float]:
     """RMSE within the window and beyond it. best: from the initial states of ``best_states``."""
     model, chosen = run.model, whole(series)
     inputs, truth = series.inputs(chosen), series.truths(chosen)
@@ -71,7 +71,7 @@ def best_states(model: torch.nn.Module, z0: Tensor, times: Tensor, values: Tenso
     return z.detach()
 
 
-def measure(runs: Iterable[Run]) -> list[dict[str, object]]:
+def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
     """A row for each number of observed points, over its runs."""
     found: dict[int, list[dict[str, float]]] = {}
     for run in runs:

@@ -14,7 +14,7 @@ SMOOTH_FROM = 60  # points; a series with more is drawn pale, with its running m
 Row = Mapping[str, Any]
 
 
-class _Series(NamedTuple):
+class _Curve(NamedTuple):
     tag: str
     label: str
     colour: str
@@ -24,13 +24,13 @@ class _Series(NamedTuple):
 class _Panel(NamedTuple):
     title: str
     y: str
-    series: tuple[_Series, ...]
+    curves: tuple[_Curve, ...]
 
 
 def _both(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
     """A quantity of the training batches and of the validation split."""
-    train = _Series(f"train/{name}", "train", style.BLUE, scale)
-    return _Panel(title, y, (train, _Series(f"val/{name}", "validation", style.VERMILION, scale)))
+    train = _Curve(f"train/{name}", "train", style.BLUE, scale)
+    return _Panel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
 
 
 _PANELS = (
@@ -46,8 +46,8 @@ _PANELS = (
         "Evaluations of the vector field",
         "NFE per step",
         (
-            _Series("nfe/forward", "forward", style.BLUE),
-            _Series("nfe/backward", "backward", style.VERMILION),
+            _Curve("nfe/forward", "forward", style.BLUE),
+            _Curve("nfe/backward", "backward", style.VERMILION),
         ),
     ),
 )
@@ -77,7 +77,7 @@ def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/acc
     """Accuracy against minutes of training, one line a run: runs is label -> rows of its metrics."""
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.8)
     for index, (label, rows) in enumerate(runs.items()):
-        seconds, percent = _points(rows, "elapsed_s", _Series(tag, label, "", 100.0))
+        seconds, percent = _points(rows, "elapsed_s", _Curve(tag, label, "", 100.0))
         axes.plot(
             seconds / 60,
             percent,
@@ -93,20 +93,20 @@ def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/acc
 
 
 def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
-    drawn = [(series, *_points(rows, "step", series)) for series in panel.series]
+    drawn = [(curve, *_points(rows, "step", curve)) for curve in panel.curves]
     drawn = [one for one in drawn if one[1].size]
-    for series, steps, values in drawn:
+    for curve, steps, values in drawn:
         few = values.size <= SMOOTH_FROM
         mark = "o" if values.size <= 25 else ""
         if not few:
-            axes.plot(steps, values, color=series.colour, linewidth=0.8, alpha=0.25)
+            axes.plot(steps, values, color=curve.colour, linewidth=0.8, alpha=0.25)
         smooth = values if few else _running_mean(values, values.size // 30)
         axes.plot(
             steps,
             smooth,
-            color=series.colour,
+            color=curve.colour,
             linewidth=style.LINE_PT,
-            label=series.label if few else f"{series.label} (running mean)",
+            label=curve.label if few else f"{curve.label} (running mean)",
             zorder=3,
             marker=mark,
             markersize=3.5,
@@ -120,16 +120,16 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
 
 
 def _curves(rows: Sequence[Row], panel: _Panel) -> list[list[float]]:
-    """The values of its series."""
-    return [_points(rows, "step", one)[1].tolist() for one in panel.series]
+    """The values of its curves."""
+    return [_points(rows, "step", one)[1].tolist() for one in panel.curves]
 
 
-def _points(rows: Sequence[Row], x: str, series: _Series) -> tuple[np.ndarray, np.ndarray]:
+def _points(rows: Sequence[Row], x: str, curve: _Curve) -> tuple[np.ndarray, np.ndarray]:
     """x and scaled values of the rows where both are finite numbers."""
-    pairs = [(row[x], row[series.tag]) for row in rows if row.get(x) is not None and row.get(series.tag) is not None]
+    pairs = [(row[x], row[curve.tag]) for row in rows if row.get(x) is not None and row.get(curve.tag) is not None]
     array = np.asarray(pairs, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]
-    return array[:, 0], array[:, 1] * series.scale
+    return array[:, 0], array[:, 1] * curve.scale
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class Points(NamedTuple):
     values: np.ndarray
 
 
-class Series(NamedTuple):
+class ShownSeries(NamedTuple):
     """One series, and a model's predictions of it.
 
     label: of its panel.
@@ -109,7 +109,7 @@ class Rate(NamedTuple):
     truth: np.ndarray | None = None
 
 
-def series_over_time(series: Sequence[Series], names: Sequence[str], time: str = TIME) -> Figure:
+def series_over_time(series: Sequence[ShownSeries], names: Sequence[str], time: str = TIME) -> Figure:
     """Reconstruction, extrapolation, truth and observations against time: a row a series, a column a component.
 
     A line is the mean over latent samples, a band their 5th to 95th percentile, the shade what the model could see.
@@ -135,7 +135,7 @@ def series_over_time(series: Sequence[Series], names: Sequence[str], time: str =
     return figure
 
 
-def series_in_plane(series: Sequence[Series], columns: int = MAX_COLUMNS) -> Figure:
+def series_in_plane(series: Sequence[ShownSeries], columns: int = MAX_COLUMNS) -> Figure:
     """The first two components against each other, a panel a series, all with the same limits.
 
     The strong line is the mean over latent samples, pale lines are single samples, up to 20.
@@ -163,7 +163,7 @@ def series_in_plane(series: Sequence[Series], columns: int = MAX_COLUMNS) -> Fig
     return figure
 
 
-def model_comparison(models: Mapping[str, Sequence[Series]]) -> Figure:
+def model_comparison(models: Mapping[str, Sequence[ShownSeries]]) -> Figure:
     """Models beside each other in the plane, series by series.
 
     models: name -> its series, the same for each. Of names such as "RNN, 30 points" a row of panels is what stands

@@ -61,7 +61,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Series:
+class SeriesSet:
     """What the sets of series share; random_state is the data set's own seed: another simulates other series."""
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
@@ -72,7 +72,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Spirals(Series):
+class Spirals(SeriesSet):
     """spirals; observed points of each, and times beyond them for prediction."""
 
     observed: Count
@@ -80,7 +80,7 @@ class Spirals(Series):
 
 
 @dataclass(frozen=True)
-class Periodic(Series):
+class Periodic(SeriesSet):
     """periodic; observed is the share of the points that is shown."""
 
     mode: Mode
@@ -90,7 +90,7 @@ class Periodic(Series):
 
 
 @dataclass(frozen=True)
-class Hopper(Series):
+class Hopper(SeriesSet):
     """hopper; its runs are always the same, and random_state divides them."""
 
     dividing: ClassVar[tuple[str, ...]] = (*DIVIDING, "random_state")
@@ -110,7 +110,7 @@ class PhysioNet2012(Hopper):
 
 
 @dataclass(frozen=True)
-class PoissonEvents(Series):
+class PoissonEvents(SeriesSet):
     """poisson_events; level in events a unit of time, frequency in periods."""
 
     series: Annotated[int, Range(at_least=201)]

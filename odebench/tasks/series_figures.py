@@ -44,7 +44,7 @@ def series_figures(
 
 def examples(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
-) -> list[plots.Series]:
+) -> list[plots.ShownSeries]:
     """The first series of each label, or the first where there are no labels; none of a model that says no values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
     return _reconstructed(
@@ -54,7 +54,7 @@ def examples(
 
 def _reconstructed(
     data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
-) -> list[plots.Series]:
+) -> list[plots.ShownSeries]:
     """These series reconstructed and continued, each by a forecast of its own."""
     shown = []
     for index in indices:
@@ -70,7 +70,7 @@ def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
     return torch.linspace(0, BEYOND * data.span, NUM_TIMES, device=split.times.device)
 
 
-def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.Series]) -> dict[str, Figure]:
+def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.ShownSeries]) -> dict[str, Figure]:
     """In the plane where there are two channels, else against time, those channels that were observed most often."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
@@ -78,7 +78,7 @@ def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.Ser
     return {"series": plots.series_over_time([_of(one, chosen) for one in shown], [data.channels[i] for i in chosen])}
 
 
-def _of(one: plots.Series, channels: list[int]) -> plots.Series:
+def _of(one: plots.ShownSeries, channels: list[int]) -> plots.ShownSeries:
     """These channels alone."""
     return one._replace(
         predictions=one.predictions[..., channels],
@@ -90,11 +90,11 @@ def _of(one: plots.Series, channels: list[int]) -> plots.Series:
 
 def _series(
     split: SeriesSplit, one: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
-) -> plots.Series:
+) -> plots.ShownSeries:
     inputs, targets = split.inputs(one), split.targets(one)
     kept_back = ~torch.isin(targets.times, inputs.times)
     hidden = SeriesBatch(targets.times[kept_back], targets.values[:, kept_back], targets.mask[:, kept_back], None)
-    return plots.Series(
+    return plots.ShownSeries(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
         predictions=values.cpu().numpy(),

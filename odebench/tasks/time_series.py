@@ -14,7 +14,7 @@ from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
-from odebench.plots.series import Series as ShownSeries
+from odebench.plots.series import ShownSeries
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model

@@ -25,7 +25,7 @@ from odebench.record.reader import RunRecord
 from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.trained import Run, append_evaluation, as_evaluated, load_run, trained_run
+from odebench.training.trained import TrainedRun, append_evaluation, as_evaluated, load_run, trained_run
 from odebench.training.trial import without_trace
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Reference:
         self._gradient = _gradient(run) if with_gradient else None
         self._has_turned_back = with_gradient
 
-    def compare(self, run: Run, overrides: list[str], split: str) -> dict[str, Any]:
+    def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
         """The numbers of a row."""
         task = run.task
         numbers: dict[str, Any] = _of_step(run.settings) | dict(task.evaluate(split))
@@ -152,7 +152,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
-def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
+def _training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
     """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
     where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
     step = _Step(run)
@@ -176,7 +176,7 @@ def _training_step(run: Run) -> tuple[dict[str, float], Tensor]:
     return numbers, gradient
 
 
-def _gradient(run: Run) -> Tensor:
+def _gradient(run: TrainedRun) -> Tensor:
     """The gradient [P] of the loss over the first training batch."""
     step = _Step(run)
     with without_trace(run.task):
@@ -184,7 +184,7 @@ def _gradient(run: Run) -> Tensor:
         return step.take_gradient()
 
 
-def _discrete_gradient(record: RunRecord, run: Run, overrides: Sequence[str]) -> Tensor | None:
+def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
     """The gradient [P] of the very same solve, differentiated exactly by another mode than the run's own; None where
     its solver knows none, as those of SciPy."""
     forward = [word for word in overrides if _group(word) != "gradient"]
@@ -197,7 +197,7 @@ def _discrete_gradient(record: RunRecord, run: Run, overrides: Sequence[str]) ->
     return None
 
 
-def _peak_mib(run: Run) -> float:
+def _peak_mib(run: TrainedRun) -> float:
     """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
     step = _Step(run)
     with without_trace(run.task), torch.compiler.set_stance("force_eager"):
@@ -207,7 +207,7 @@ def _peak_mib(run: Run) -> float:
 class _Step:
     """A training step over the first training batch, with the same random numbers each time; no update."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainedRun) -> None:
         self._task, self._model = run.task, run.task.model
         first = next(self._model.parameters())
         self.device = first.device

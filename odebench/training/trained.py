@@ -37,7 +37,7 @@ SAME_IMAGES = {"mnist", "mnist5k"}
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A trained run: its folder, its settings, the task (which holds the data) and the trained model in it."""
 
     path: Path
@@ -50,7 +50,7 @@ class Run:
         return self.task.model.eval()
 
 
-def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> Run:
+def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> TrainedRun:
     """The trained model of a run, its settings and its task.
 
     path: of the run's folder, or what ``trained_run`` read of it. overrides: settings in place of the saved ones, as
@@ -65,7 +65,7 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     load_fitting(task.model, run, settings)
     task.model.eval()
     _warn_of_leakage(trained.data.name, settings.data.name)
-    return Run(run.path, settings, task)
+    return TrainedRun(run.path, settings, task)
 
 
 def trained_run(path: Path | str) -> RunRecord:
@@ -122,7 +122,7 @@ def _warn_of_leakage(trained: str, asked: str) -> None:
         log.warning(line, asked, trained)
 
 
-def _loaded(path: Path, overrides: list[str]) -> Run:
+def _loaded(path: Path, overrides: list[str]) -> TrainedRun:
     """A run, and a line for each of the overrides that has no effect."""
     run = load_run(path, overrides)
     for line in overruled(run.settings, overrides):
@@ -151,7 +151,7 @@ def evaluate_run(
 
 
 def append_evaluation(
-    run: Run, overrides: Sequence[str], split: str, limit: int | None, numbers: Mapping[str, Any]
+    run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, numbers: Mapping[str, Any]
 ) -> None:
     """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
     solver = run.settings.evaluation_solver

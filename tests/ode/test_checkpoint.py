@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench import ode
 from odebench.ode import Checkpoint, SolveError, Tableau, solve
-from odebench.ode.gradients.record import States, replay
+from odebench.ode.gradients.tape import StateTape, replay
 
 TABLEAUS = [name for name, method in ode.METHODS.items() if isinstance(method, Tableau)]
 ADAPTIVE = [name for name in TABLEAUS if ode.METHODS[name].adaptive]
@@ -120,11 +120,11 @@ def test_work_is_what_the_docstring_says(field):
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 40])
 def test_no_more_states_are_kept_than_asked_for(limit, num_steps):
-    """Every step is given once, last first, from its own state, whatever was kept; and the record never holds more."""
-    record = States(limit)
+    """Every step is given once, last first, from its own state, whatever was kept; and the tape never holds more."""
+    tape = StateTape(limit)
     for n in range(num_steps):
-        record.accept(float(n), torch.tensor(n), 1.0)
-        assert 1 <= len(record.kept) <= limit
+        tape.accept(float(n), torch.tensor(n), 1.0)
+        assert 1 <= len(tape.kept) <= limit
     solved = []
 
     def advance(step, y):
@@ -132,7 +132,7 @@ def test_no_more_states_are_kept_than_asked_for(limit, num_steps):
         solved.append(step.t)
         return y + 1
 
-    given = [(n, int(y)) for n, y in record.backward(advance)]
+    given = [(n, int(y)) for n, y in tape.backward(advance)]
     assert given == [(n, n) for n in reversed(range(num_steps))]
     if limit >= num_steps:
         assert not solved

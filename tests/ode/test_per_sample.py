@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench.ode import METHODS, Checkpoint, SolveError, Status, Tableau, solve
 from odebench.ode.events import Event
-from odebench.ode.gradients.record import Kept
+from odebench.ode.gradients.tape import Kept
 from odebench.ode.per_sample import Rows
 
 ADAPTIVE = sorted(name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive)

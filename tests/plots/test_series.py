@@ -6,7 +6,7 @@ import pytest
 from odebench.plots.series import (
     Points,
     Rate,
-    Series,
+    ShownSeries,
     error_over_time,
     latent_paths,
     model_comparison,
@@ -23,9 +23,9 @@ NOWHERE = Points(np.empty(0), np.empty((0, 2)))
 NAMES = ("x (m)", "y (m)")
 
 
-def series(**changes: Any) -> Series:
+def series(**changes: Any) -> ShownSeries:
     observed = Points(TIMES[:5:2], TRUTH[:5:2])
-    return Series("one", TIMES, TRUTH + 0.1 * NOISE, observed, WINDOW, TRUTH)._replace(**changes)
+    return ShownSeries("one", TIMES, TRUTH + 0.1 * NOISE, observed, WINDOW, TRUTH)._replace(**changes)
 
 
 def lines(axes) -> dict[str, np.ndarray]:

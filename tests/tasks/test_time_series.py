@@ -9,7 +9,7 @@ import torch
 from odebench.data import DATA
 from odebench.data.periodic import periodic
 from odebench.errors import UsageError
-from odebench.models.series.reading import Series
+from odebench.models.series.reading import Observations
 from odebench.record.reader import read_run
 from odebench.record.schema import FIGURES
 from odebench.settings import compose, read_settings
@@ -180,7 +180,7 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
         for series in inputs.mask[:, column:].any((1, 2)).nonzero().flatten().tolist():
             seen = inputs.mask[series, :, 0] & (inputs.times >= start)
             values, mask = inputs.values[None, series, seen], inputs.mask[None, series, seen]
-            q, _ = task.model.encoder(Series(inputs.times[seen] - start, values, mask), task._solve)
+            q, _ = task.model.encoder(Observations(inputs.times[seen] - start, values, mask), task._solve)
             found.append(surprise(q, latents[:, [series]]).item())
     assert added == pytest.approx(np.mean(found), rel=1e-3)
     assert plain.batch(0).restart is None

@@ -137,7 +137,7 @@ def own_times(inputs: Observed, times: Tensor, wanted: Tensor | None, longest_ga
 
 
 @dataclass(frozen=True)
-class Series:
+class Observations:
     """The plainest ``Observed``."""
 
     times: Tensor
@@ -150,7 +150,7 @@ def observed_backwards(inputs: Observed, longest_gap: float | None = None, to_st
 
     to_start: whether the start is among them where nothing was observed there. longest_gap: see ``own_times``.
     """
-    backwards = Series(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
+    backwards = Observations(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
     return own_times(backwards, inputs.times.new_zeros(int(to_start)), None, longest_gap)
 
 

@@ -10,7 +10,7 @@ from odebench.models.series.decoders import Decoder
 from odebench.models.series.encoders import RecurrentEncoder, samples
 from odebench.models.series.forecast import Forecast
 from odebench.models.series.observing import Observing
-from odebench.models.series.reading import Observed, Series, Solve, own_times, read, spread
+from odebench.models.series.reading import Observations, Observed, Solve, own_times, read, spread
 
 
 class RNNVAE(Observing):
@@ -48,7 +48,7 @@ class RNNVAE(Observing):
         z0 = samples(posterior, noise)
         num_samples, num, _ = z0.shape
         unseen = inputs.values.new_zeros(num_samples * num, inputs.values.shape[2])
-        nothing = Series(times[:0], unseen.unsqueeze(1)[:, :0], unseen.bool().unsqueeze(1)[:, :0])
+        nothing = Observations(times[:0], unseen.unsqueeze(1)[:, :0], unseen.bool().unsqueeze(1)[:, :0])
         grid = own_times(nothing, times, None if wanted is None else wanted.repeat(num_samples, 1))
         state = self.cell.start_from(self.first_hidden(z0.flatten(0, 1)), unseen)
         reading = read(self.cell, grid, state, grid.times.new_zeros(len(unseen)), solve, self.decoder)

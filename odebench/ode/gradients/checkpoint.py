@@ -21,8 +21,8 @@ from torch import Tensor
 from odebench.ode.arguments import whole_number
 from odebench.ode.events import Watch
 from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.gradients.record import Graphs, Stage, StageField, States, Step, shares_last_stage
 from odebench.ode.gradients.reverse import Outputs, reverse_stages
+from odebench.ode.gradients.tape import GraphTape, Stage, StageField, StateTape, Step, shares_last_stage
 from odebench.ode.integrate import Observer, Plan, Result, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
@@ -115,10 +115,10 @@ class _CheckpointSolve(torch.autograd.Function):
     ) -> Tensor:
         keeps_graphs = mode.keep == "graphs"
         field = StageField(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
-        record: Graphs | States = States(mode.checkpoints)
+        tape: GraphTape | StateTape = StateTape(mode.checkpoints)
         if keeps_graphs:
             assert isinstance(plan.method, Tableau)
-            record = Graphs(field, plan.method, first)
+            tape = GraphTape(field, plan.method, first)
         result = integrate(
             field,
             y0,
@@ -126,12 +126,12 @@ class _CheckpointSolve(torch.autograd.Function):
             plan,
             problem.stats,
             f=first.f.detach(),
-            observers=(*observers, record),
+            observers=(*observers, tape),
             watch=watch,
         )
-        record.close(result.end)
+        tape.close(result.end)
         results.append(result)
-        ctx.mode, ctx.problem, ctx.plan, ctx.record = mode, problem, plan, record
+        ctx.mode, ctx.problem, ctx.plan, ctx.tape = mode, problem, plan, tape
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
         ctx.parameters, ctx.used = first.parameters, first.reached
         ctx.times = result.times[: result.outcome.reached]
@@ -142,28 +142,28 @@ class _CheckpointSolve(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        problem, plan, record, mode = ctx.problem, ctx.plan, ctx.record, ctx.mode
+        problem, plan, tape, mode = ctx.problem, ctx.plan, ctx.tape, ctx.mode
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args, reached=ctx.used)
-        outputs = Outputs(ctx.times, grad_states, record)
-        stats = Stats() if isinstance(record, Graphs) else problem.stats.backward or Stats()
+        outputs = Outputs(ctx.times, grad_states, tape)
+        stats = Stats() if isinstance(tape, GraphTape) else problem.stats.backward or Stats()
         field = StageField(problem, targets.args, stats, False)
-        if isinstance(record, States):
+        if isinstance(tape, StateTape):
             problem.stats.backward = stats
         with torch.autocast(grad_states.device.type, enabled=False):
-            if isinstance(record, Graphs):
-                a = reverse_stages(plan, record, record.backward(plan), field.graph, targets, outputs)
+            if isinstance(tape, GraphTape):
+                a = reverse_stages(plan, tape, tape.backward(plan), field.graph, targets, outputs)
             elif isinstance(plan.method, Tableau) and not plan.compile and (plan.method.dense or outputs.at_ends):
-                steps = _recompute(plan, record, field, outputs, with_graphs=mode.recompute == "step")
-                a = reverse_stages(plan, record, steps, field.graph, targets, outputs)
+                steps = _recompute(plan, tape, field, outputs, with_graphs=mode.recompute == "step")
+                a = reverse_stages(plan, tape, steps, field.graph, targets, outputs)
             else:
                 # Also inside steps without an extension of their own, read off with f at both ends.
-                a = _reverse_steps(plan, record, field, targets, outputs)
+                a = _reverse_steps(plan, tape, field, targets, outputs)
         return None, None, None, None, None, None, None, a + grad_states[0], *targets.gradients()
 
 
 def _recompute(
-    plan: Plan, record: States, field: StageField, outputs: Outputs, with_graphs: bool
+    plan: Plan, tape: StateTape, field: StageField, outputs: Outputs, with_graphs: bool
 ) -> Iterator[tuple[int, list[Stage]]]:
     """Each step's number and stages, evaluated again, the last step first.
 
@@ -171,7 +171,7 @@ def _recompute(
     """
     method = plan.method
     assert isinstance(method, Tableau)
-    side = record.side(plan)
+    side = tape.side(plan)
     short, full = (
         ExplicitRungeKutta(tableau, field, outputs.gradients[0], one_sided=side) for tableau in (method.fixed(), method)
     )
@@ -181,9 +181,9 @@ def _recompute(
         short.start(step.t, y, None)
         return short.attempt(step.t, step.h, y, True)
 
-    for n, y in record.backward(advance):
-        step = record.steps[n]
-        needs_last = bool(outputs.inside(n)[0]) and not shares_last_stage(plan, record, n)
+    for n, y in tape.backward(advance):
+        step = tape.steps[n]
+        needs_last = bool(outputs.inside(n)[0]) and not shares_last_stage(plan, tape, n)
         stepper = full if needs_last else short
         field.recording, field.with_graphs, field.stages = True, with_graphs, []
         stepper.start(step.t, y, None)
@@ -195,11 +195,11 @@ def _recompute(
         yield n, field.stages
 
 
-def _reverse_steps(plan: Plan, record: States, field: StageField, targets: Targets, outputs: Outputs) -> Tensor:
+def _reverse_steps(plan: Plan, tape: StateTape, field: StageField, targets: Targets, outputs: Outputs) -> Tensor:
     """The same for any method of one step, each step's graph made as a whole."""
     a = torch.zeros_like(outputs.gradients[0])
-    inside = any(outputs.inside(n)[0] for n in range(len(record.steps)))
-    side = record.side(plan)
+    inside = any(outputs.inside(n)[0] for n in range(len(tape.steps)))
+    side = tape.side(plan)
     how: dict[str, Any] = {"compiled": plan.compile, "with_stages": inside, "one_sided": side}
 
     def advance(step: Step, y: Tensor) -> Tensor:
@@ -207,8 +207,8 @@ def _reverse_steps(plan: Plan, record: States, field: StageField, targets: Targe
         stepper.start(step.t, y, None)
         return stepper.attempt(step.t, step.h, y, True)
 
-    for n, y in record.backward(advance):
-        step, (thetas, gradients) = record.steps[n], outputs.inside(n)
+    for n, y in tape.backward(advance):
+        step, (thetas, gradients) = tape.steps[n], outputs.inside(n)
         a = outputs.add_end(n, a)
         with torch.enable_grad():
             y = y.detach().requires_grad_()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odebench.ode.dense import weights_at
 from odebench.ode.gradients.reach import Targets
-from odebench.ode.gradients.record import Record, Stage, shares_last_stage
+from odebench.ode.gradients.tape import Stage, Tape, shares_last_stage
 from odebench.ode.integrate import Plan
 from odebench.ode.methods import Tableau
 from odebench.ode.problem import Graph
@@ -16,12 +16,12 @@ from odebench.ode.problem import Graph
 class Outputs:
     """Which outputs lie in which step, with their gradients [T, N]."""
 
-    def __init__(self, times: list[float], gradients: Tensor, record: Record) -> None:
+    def __init__(self, times: list[float], gradients: Tensor, tape: Tape) -> None:
         self.gradients = gradients
         self._inside: list[tuple[list[float], int]] = []
         self._at_end: list[int | None] = []
         due = 1
-        for step in record.steps:
+        for step in tape.steps:
             first = due
             while due < len(times) and (times[due] - step.t_next) * step.h < 0:
                 due += 1
@@ -48,7 +48,7 @@ class Outputs:
 
 def reverse_stages(
     plan: Plan,
-    record: Record,
+    tape: Tape,
     steps: Iterator[tuple[int, list[Stage]]],
     evaluate: Callable[[Tensor, Tensor], Graph],
     targets: Targets,
@@ -66,10 +66,10 @@ def reverse_stages(
     # A first stage may serve the extension of the step before as well.
     retain = method.end_stage is not None and bool(method.extra_c)
     for n, stages in steps:
-        h, num = record.steps[n].h, len(stages)
+        h, num = tape.steps[n].h, len(stages)
         a = outputs.add_end(n, a)
         reading = _reading(method, *outputs.inside(n), h)
-        earlier = _reading_of_last_stage(plan, record, outputs, n - 1)
+        earlier = _reading_of_last_stage(plan, tape, outputs, n - 1)
         for i in reversed(range(num)):
             stage, b = stages.pop(), method.b[i] if i < method.stages else 0.0
             pull = torch.addmv(a, rows[i + 1 : num].t(), columns.below(i, num), beta=h * b, alpha=h)
@@ -114,11 +114,11 @@ def _reading(method: Tableau, thetas: list[float], gradients: Tensor, h: float) 
     return h * weights_at(method.dense, thetas, gradients).t() @ gradients
 
 
-def _reading_of_last_stage(plan: Plan, record: Record, outputs: Outputs, n: int) -> Tensor | None:
+def _reading_of_last_stage(plan: Plan, tape: Tape, outputs: Outputs, n: int) -> Tensor | None:
     """dL/dk [N] of step n's last stage through the outputs inside that step, where step n + 1 is to add it."""
-    if n < 0 or not outputs.inside(n)[0] or not shares_last_stage(plan, record, n):
+    if n < 0 or not outputs.inside(n)[0] or not shares_last_stage(plan, tape, n):
         return None
     method = plan.method
     assert isinstance(method, Tableau)
-    reading = _reading(method, *outputs.inside(n), record.steps[n].h)
+    reading = _reading(method, *outputs.inside(n), tape.steps[n].h)
     return None if reading is None else reading[method.stages - 1]

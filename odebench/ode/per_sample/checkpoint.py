@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.gradients.record import Kept
+from odebench.ode.gradients.tape import Kept
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.once import differentiable_once
 from odebench.ode.per_sample.loop import RowLoop
@@ -39,7 +39,7 @@ def run_checkpointed(loop: RowLoop, y0: Tensor, checkpoints: int | None) -> Tens
 
 
 @dataclass(frozen=True)
-class Record:
+class TakenStep:
     """An accepted step of b rows: their numbers, times and signed sizes [b] on the host, states [b, n] at its start,
     where they are kept."""
 
@@ -50,11 +50,11 @@ class Record:
     reading: Reading | None
 
 
-class Records:
-    """The recorder of a loop from y [B, n]: each step's states, or at most ``limit`` times those of all rows."""
+class RowTape:
+    """The tape of a loop from y [B, n]: each step's states, or at most ``limit`` times those of all rows."""
 
     def __init__(self, limit: int | None, y: Tensor) -> None:
-        self.steps: list[Record] = []
+        self.steps: list[TakenStep] = []
         self._kept = None if limit is None else Kept(limit)
         self._states = y.detach()
 
@@ -68,22 +68,22 @@ class Records:
         if self._kept is not None:
             self._kept.offer(len(self.steps), self._states)
             self._states = put(self._states, rows, y_next)
-        self.steps.append(Record(rows, t, h, y if self._kept is None else None, reading))
+        self.steps.append(TakenStep(rows, t, h, y if self._kept is None else None, reading))
 
-    def backward(self, advance: Callable[[Record, Tensor], Tensor]) -> Iterator[tuple[Record, Tensor]]:
+    def backward(self, advance: Callable[[TakenStep, Tensor], Tensor]) -> Iterator[tuple[TakenStep, Tensor]]:
         """Each step and the states [b, n] that it starts from, the last step first.
 
-        advance(record, y): the states [b, n] after a step, solved again.
+        advance(taken, y): the states [b, n] after a step, solved again.
         """
         if self._kept is None:
-            for record in reversed(self.steps):
-                assert record.y is not None
-                yield record, record.y
+            for taken in reversed(self.steps):
+                assert taken.y is not None
+                yield taken, taken.y
             return
 
         def move(n: int, states: Tensor) -> Tensor:
-            record = self.steps[n]
-            return put(states, record.rows, advance(record, pick(states, record.rows)))
+            taken = self.steps[n]
+            return put(states, taken.rows, advance(taken, pick(states, taken.rows)))
 
         for n, states in self._kept.backward(len(self.steps), move):
             yield self.steps[n], pick(states, self.steps[n].rows)
@@ -94,9 +94,9 @@ class _Checkpointed(torch.autograd.Function):
     def forward(
         ctx: Any, loop: RowLoop, checkpoints: int | None, first: FirstEvaluation, y0: Tensor, *targets: Tensor
     ) -> Tensor:
-        loop.recorder = records = Records(checkpoints, y0)
+        loop.observer = tape = RowTape(checkpoints, y0)
         loop.run(y0, first.f)
-        ctx.records, ctx.problem, ctx.method = records, loop.problem, loop.plan.method
+        ctx.tape, ctx.problem, ctx.method = tape, loop.problem, loop.plan.method
         # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
         ctx.parameters, ctx.used = first.parameters, first.reached
         ctx.save_for_backward(y0, *targets)
@@ -112,8 +112,8 @@ class _Checkpointed(torch.autograd.Function):
         back = _WayBack(problem, ctx.method, targets, grad_states.flatten(0, 1))
         gradient = torch.zeros_like(grad_states[0])
         with torch.autocast(grad_states.device.type, enabled=False):
-            for record, y in ctx.records.backward(back.advance):
-                gradient = back.step(record, y, gradient)
+            for taken, y in ctx.tape.backward(back.advance):
+                gradient = back.step(taken, y, gradient)
         return None, None, None, gradient + grad_states[0], *targets.gradients()
 
 
@@ -128,26 +128,26 @@ class _WayBack:
         self._rows: Tensor | None = None
         self._args: list[Tensor] = []
 
-    def advance(self, record: Record, y: Tensor) -> Tensor:
+    def advance(self, taken: TakenStep, y: Tensor) -> Tensor:
         """The states [b, n] after a step from y [b, n]."""
-        k = self._field(self._problem.on_device(record.t), y, record.rows)
-        return self._forward.attempt(record.rows, record.t, record.h, y, k, need_end=False).y_next
+        k = self._field(self._problem.on_device(taken.t), y, taken.rows)
+        return self._forward.attempt(taken.rows, taken.t, taken.h, y, k, need_end=False).y_next
 
-    def step(self, record: Record, y: Tensor, gradient: Tensor) -> Tensor:
+    def step(self, taken: TakenStep, y: Tensor, gradient: Tensor) -> Tensor:
         """From the end of a step to its start; what it gives to parameters and arguments is added to the targets."""
-        rows, reading = record.rows, record.reading
+        rows, reading = taken.rows, taken.reading
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             # Arguments picked for an earlier step belong to a graph that is gone.
             self._rows = None
-            k = self._field(self._problem.on_device(record.t), y, rows)
+            k = self._field(self._problem.on_device(taken.t), y, rows)
             inside = reading is not None and len(reading.owners) > 0
-            step = self._stepper.attempt(rows, record.t, record.h, y, k, need_end=inside)
+            step = self._stepper.attempt(rows, taken.t, taken.h, y, k, need_end=inside)
             results, gradients = [step.y_next], [pick(gradient, rows)]
             if reading is not None:
                 results.append(read(self._stepper, step, reading))
                 gradients.append(pick(self._grad_outputs, reading.slots))
-        self._targets.check(results, record.t[0], [y])
+        self._targets.check(results, taken.t[0], [y])
         (pulled,) = self._targets.pull_all([y], results, gradients)
         return put(gradient, rows, pulled)
 

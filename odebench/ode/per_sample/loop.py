@@ -17,7 +17,7 @@ from odebench.ode.per_sample.stepping import RowStepper, Step
 from odebench.ode.status import Status
 
 
-class Recorder(Protocol):
+class RowObserver(Protocol):
     """Who is told of every step that some row accepts."""
 
     def accept(self, step: Step, accepted: Tensor, reading: Reading | None) -> None:
@@ -69,13 +69,13 @@ class RowLoop:
     """One solve of all rows. Afterwards ``outputs`` and ``ends`` say what came out.
 
     watch: looks for the zeros of an event function.
-    recorder: is told of the steps.
+    observer: is told of the steps.
     """
 
     problem: RowProblem
     plan: Plan
     watch: RowWatch | None = None
-    recorder: Recorder | None = None
+    observer: RowObserver | None = None
     outputs: Outputs = field(init=False)
     ends: Ends = field(init=False)
 
@@ -151,8 +151,8 @@ class RowLoop:
         reading = self.outputs.find(step, work.t, arrived)
         if reading is not None:
             self.outputs.keep(read(stepper, step, reading), reading.slots)
-        if self.recorder is not None:
-            self.recorder.accept(step, accepted, reading)
+        if self.observer is not None:
+            self.observer.accept(step, accepted, reading)
         if k is not None:
             work.k = k
         else:

@@ -3,7 +3,7 @@
 import torch
 
 from odebench.models.series import RNNVAE, LatentODE, gru_d, ode_rnn, rnn, rnn_decay
-from odebench.models.series.reading import Series
+from odebench.models.series.reading import Observations
 
 HEADS = {"decoder_units": 5, "noise_std": 0.1, "learn_noise": True, "classify": True, "classifier_units": 4}
 FIELD = {"field_units": 6, "field_layers": 1, "activation": "tanh"}
@@ -67,7 +67,7 @@ def small_batch():
     mask[3] = False
     mask[3, 4, 0] = True
     values = torch.randn(4, 9, 2, generator=generator, dtype=torch.float64)
-    return Series(times, torch.where(mask, values, 0), mask)
+    return Observations(times, torch.where(mask, values, 0), mask)
 
 
 # Where to predict: at times that nobody was observed at, and beyond the last observation.

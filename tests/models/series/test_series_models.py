@@ -9,7 +9,7 @@ from small_series import BUILD, HEADS, TIMES, UNITS, build, noise_for, small_bat
 from odebench import ode
 from odebench.models.series import rnn
 from odebench.models.series.observing import Observing
-from odebench.models.series.reading import Series
+from odebench.models.series.reading import Observations
 
 EVERY = pytest.mark.parametrize("name", list(BUILD))
 SOLVE = partial(ode.solve, rtol=1e-9, atol=1e-9)
@@ -34,7 +34,7 @@ def assert_same(one, other, tolerance=1e-7):
 @EVERY
 def test_values_outside_the_mask_change_nothing(name):
     model, batch = build(name), small_batch()
-    loud = Series(batch.times, torch.where(batch.mask, batch.values, 1e9), batch.mask)
+    loud = Observations(batch.times, torch.where(batch.mask, batch.values, 1e9), batch.mask)
     noise = noise_for(model)
     assert_same(model(batch, TIMES, SOLVE, noise=noise), model(loud, TIMES, SOLVE, noise=noise), tolerance=0)
 
@@ -48,7 +48,7 @@ def test_times_that_are_neither_observed_nor_wanted_change_nothing(name):
     values[:, places[:9]], mask[:, places[:9]] = batch.values, batch.mask
     later, columns = torch.unique(torch.cat((TIMES, more)), return_inverse=True)
     wanted = torch.isin(later, TIMES).expand(4, -1)
-    padded = model(Series(union, values, mask), later, SOLVE, wanted, noise)
+    padded = model(Observations(union, values, mask), later, SOLVE, wanted, noise)
     assert_same(model(batch, TIMES, SOLVE, noise=noise), padded.at(columns[: len(TIMES)]))
 
 
@@ -58,7 +58,7 @@ def test_a_series_is_forecast_the_same_alone(name):
     together = said(model(batch, TIMES, SOLVE, noise=noise))
     for i in range(4):
         seen = batch.mask[i].any(-1)
-        one = Series(batch.times[seen], batch.values[i : i + 1, seen], batch.mask[i : i + 1, seen])
+        one = Observations(batch.times[seen], batch.values[i : i + 1, seen], batch.mask[i : i + 1, seen])
         alone = said(model(one, TIMES, SOLVE, noise=None if noise is None else noise[:, i : i + 1]))
         for key, value in alone.items():
             torch.testing.assert_close(value, together[key][:, i : i + 1], rtol=1e-6, atol=1e-6, msg=key)
@@ -68,7 +68,7 @@ def test_a_series_is_forecast_the_same_alone(name):
 def test_forecasts_follow_a_permutation_of_the_series(name):
     model, batch, noise = build(name), small_batch(), noise_for(build(name))
     order = torch.tensor([2, 0, 3, 1])
-    mixed = Series(batch.times, batch.values[order], batch.mask[order])
+    mixed = Observations(batch.times, batch.values[order], batch.mask[order])
     in_order = said(model(batch, TIMES, SOLVE, noise=noise))
     permuted = said(model(mixed, TIMES, SOLVE, noise=None if noise is None else noise[:, order]))
     for key, value in permuted.items():
@@ -88,9 +88,9 @@ def test_every_parameter_is_trained(name):
 def test_what_is_observed_matters_and_so_does_when(name):
     model, batch = build(name), small_batch()
     first = model(batch, TIMES, SOLVE).values
-    other_values = Series(batch.times, batch.values + batch.mask, batch.mask)
+    other_values = Observations(batch.times, batch.values + batch.mask, batch.mask)
     assert not torch.allclose(model(other_values, TIMES, SOLVE).values, first, atol=1e-3)
-    other_times = Series(batch.times.sqrt(), batch.values, batch.mask)
+    other_times = Observations(batch.times.sqrt(), batch.values, batch.mask)
     assert not torch.allclose(model(other_times, TIMES, SOLVE).values, first, atol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_a_series_that_nobody_observed_is_forecast_in_finite_numbers(name, unsee
     model, batch = build(name), small_batch()
     mask = batch.mask.clone()
     mask[unseen] = False
-    found = said(model(Series(batch.times, batch.values, mask), TIMES, SOLVE, noise=noise_for(model)))
+    found = said(model(Observations(batch.times, batch.values, mask), TIMES, SOLVE, noise=noise_for(model)))
     sum(part.square().sum() for part in found.values()).backward()
     assert all(part.isfinite().all() for part in found.values())
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -119,5 +119,5 @@ def test_an_rnn_without_time_gaps_knows_the_order_of_the_observations_only():
     torch.manual_seed(0)
     model = rnn(2, width=6, kind="gru", time_gap=False, rollout=True, **UNITS, **HEADS).double()
     batch = small_batch()
-    squeezed = Series(batch.times.sqrt(), batch.values, batch.mask)
+    squeezed = Observations(batch.times.sqrt(), batch.values, batch.mask)
     torch.testing.assert_close(model(squeezed, TIMES + 1).values, model(batch, TIMES + 1).values)

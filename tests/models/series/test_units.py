@@ -4,7 +4,7 @@ import torch
 
 from odebench.models.series.cells import GapCell
 from odebench.models.series.encoders import RecurrentEncoder
-from odebench.models.series.reading import Series
+from odebench.models.series.reading import Observations
 
 
 def test_the_encoder_reads_values_and_gaps_in_its_units():
@@ -12,11 +12,11 @@ def test_the_encoder_reads_values_and_gaps_in_its_units():
     times, values, mask = torch.rand(7).cumsum(0), torch.randn(3, 7, 2), torch.rand(3, 7, 2) < 0.7
     scaled, plain = RecurrentEncoder(2, 5, 4, "tanh", 3.0, 0.5), RecurrentEncoder(2, 5, 4, "tanh")
     plain.load_state_dict(scaled.state_dict())
-    found, _ = scaled(Series(times, values, mask), None)
-    expected, _ = plain(Series(times / 0.5, values / 3.0, mask), None)
+    found, _ = scaled(Observations(times, values, mask), None)
+    expected, _ = plain(Observations(times / 0.5, values / 3.0, mask), None)
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.std, expected.std)
-    other, _ = plain(Series(times, values, mask), None)
+    other, _ = plain(Observations(times, values, mask), None)
     assert not torch.allclose(found.mean, other.mean, rtol=0.01)
 
 

@@ -23,7 +23,7 @@ class Step:
     t_next: float
 
 
-class Record:
+class Tape:
     """The accepted steps in the order they were taken."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Kept:
             end = start
 
 
-class States(Record):
+class StateTape(Tape):
     """Keeps the states [N] that the steps start from: all of them, or at most ``limit``."""
 
     def __init__(self, limit: int | None) -> None:
@@ -173,7 +173,7 @@ class StageField:
         return self._problem.graph(t, y, self._args)
 
 
-class Graphs(Record):
+class GraphTape(Tape):
     """Keeps the stages that ``field`` gathers, with their graphs.
 
     The list of a step has all its stages and the extra ones of its continuous extension; the one at the end of the step
@@ -222,9 +222,9 @@ class Graphs(Record):
             yield n, stages[: self._method.stages - 1] if shares_last_stage(plan, self, n) else stages
 
 
-def shares_last_stage(plan: Plan, record: Record, n: int) -> bool:
+def shares_last_stage(plan: Plan, tape: Tape, n: int) -> bool:
     """Whether the last stage of step n is the first of step n + 1 and gets its gradient there."""
     method = plan.method
     assert isinstance(method, Tableau)
-    follows = n + 1 < len(record.steps) and record.steps[n].t_next not in plan.jumps
+    follows = n + 1 < len(tape.steps) and tape.steps[n].t_next not in plan.jumps
     return method.fsal and not method.extra_c and follows
