@@ -28,7 +28,7 @@ from odebench.reporting.lines import (
     solved,
     split_into_lines,
 )
-from odebench.reporting.runs import Evidence, Group, Run, rows_of
+from odebench.reporting.runs import Evidence, Group, Row, Run, rows_of
 from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3, gradient_against_tolerance
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
@@ -89,12 +89,12 @@ def _both_ways(group: Group) -> float:
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
-def _drawable(panels: Sequence[Panel], least: int = 2) -> Figure:
-    """The panels that have as many points; Lacking without any."""
+def _drawable(panels: Sequence[Panel], least: int = 2, columns: int = 3) -> Figure:
+    """The panels that have as many points, so many in a row; Lacking without any."""
     panels = [panel for panel in panels if sum(map(count, panel.lines)) >= least]
     if not panels:
         raise Lacking
-    return comparison(panels)
+    return comparison(panels, columns)
 
 
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
@@ -141,11 +141,11 @@ def _result_panel(
     tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
     lines = [line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
     found = guides(_runs(by_label), tag)
-    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence), lines, found, are_lines)
+    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence.split), lines, found, are_lines)
 
 
-def _y(subject: Subject, evidence: Evidence) -> str:
-    return ", ".join(filter(None, [result_label(subject.quantity, evidence.split), subject.loss]))
+def _y(subject: Subject, split: str) -> str:
+    return joined(result_label(subject.quantity, split), subject.loss)
 
 
 def _pareto(evidence: Evidence) -> Figure:
@@ -168,7 +168,7 @@ def _front_panel(
         lines.append(drawn._replace(names=names))
     edge = line("", best, _mean(cost_tag), tag)
     guide = Guide("Pareto front", x=np.repeat(edge.x, 2)[1:], y=np.repeat(edge.y, 2)[:-1])
-    return Panel(f"{subject.data}: against {cost}", x, _y(subject, evidence), lines, [guide], False)
+    return Panel(f"{subject.data}: against {cost}", x, _y(subject, evidence.split), lines, [guide], False)
 
 
 def _figure4(evidence: Evidence) -> Figure:
@@ -190,6 +190,21 @@ def _figure4(evidence: Evidence) -> Figure:
 def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
     key, named = SIZES[model]
     return line(named, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(names=())
+
+
+def _result_over_training(evidence: Evidence) -> Figure:
+    """Of each validation, against the optimiser's steps and against time, a curve a setting."""
+    by_subject: dict[Subject, dict[str, list[list[Row]]]] = {}
+    for label, group in named_groups(evidence):
+        by_subject.setdefault(Subject.of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
+    panels = []
+    for subject, rows in by_subject.items():
+        tag, y = f"val/{subject.quantity}", _y(subject, "validation")
+        by_step, by_time = (lines_of_rows(rows, tag, along, smooth=False) for along in ("step", "elapsed_s"))
+        by_time = [one._replace(x=one.x / 60) for one in by_time]
+        for title, x, lines in (("steps", "optimiser step", by_step), ("time", "training time (min)", by_time)):
+            panels.append(Panel(f"{subject.data}: result over {title}", x, y, lines, curves=True, x_log=False))
+    return _drawable(panels, columns=2)
 
 
 def _nfe_against_tolerance(evidence: Evidence) -> Figure:
@@ -320,6 +335,11 @@ FIGURES = {
     "result-nfe": Named("the objective against forward NFE", _SWEEP, _result_against("NFE")),
     "result-time": Named("the objective against training time", _SWEEP, _result_against("time")),
     "result-memory": Named("the objective against peak memory", _SWEEP, _result_against("memory")),
+    "result-training": Named(
+        "the objective of each validation over a training, by steps and by time",
+        "a run with two validations; make it: odebench train",
+        _result_over_training,
+    ),
     "pareto": Named("the objective against each cost, with the settings that no other beats", _SWEEP, _pareto),
     "nfe-tolerance": Named(
         "NFE against tolerance, in training and after it",

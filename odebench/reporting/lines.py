@@ -144,23 +144,27 @@ def _fineness(group: Group) -> str:
     return {"solver.steps": f"{text} steps", "solver.step_size": f"step {text}"}.get(key, text)
 
 
-def lines_of_rows(runs: Mapping[str, Sequence[Sequence[Row]]], tag: str) -> list[Line]:
-    """A curve a label: mean and standard deviation of `tag` over its runs, at the steps that all of them logged.
-
-    Of many points the running mean is drawn.
+def lines_of_rows(
+    runs: Mapping[str, Sequence[Sequence[Row]]], tag: str, along: str = "step", smooth: bool = True
+) -> list[Line]:
+    """A curve a label: mean and standard deviation of `tag`, scaled to be read, over its runs, at the steps that all of
+    them logged; against the mean of `along`. smooth: of many points the running mean is drawn.
     """
     lines = []
     for label, of_runs in runs.items():
-        series = [{row["step"]: row[tag] for row in rows if tag in row} for rows in of_runs]
-        series = [one for one in series if one]
-        if not series:
+        logged = [
+            {row["step"]: (row[along], row[tag]) for row in rows if {tag, along} <= row.keys()} for rows in of_runs
+        ]
+        logged = [one for one in logged if one]
+        if not logged:
             continue
-        steps = sorted(set.intersection(*map(set, series)))
-        values = np.array([[one[step] for step in steps] for one in series], dtype=float)
-        if len(steps) > SMOOTH_FROM:
+        steps = sorted(set.intersection(*map(set, logged)))
+        points = np.array([[one[step] for step in steps] for one in logged], dtype=float)  # [runs, steps, 2]
+        x, values = points[..., 0].mean(axis=0), scale(tag) * points[..., 1]
+        if smooth and len(steps) > SMOOTH_FROM:
             values = np.array([_running_mean(one, len(steps) // 30) for one in values])
-        spread = values.std(axis=0, ddof=1) if len(series) > 1 else None
-        lines.append(Line(label, np.array(steps), values.mean(axis=0), spread))
+        spread = values.std(axis=0, ddof=1) if len(logged) > 1 else None
+        lines.append(Line(label, x, values.mean(axis=0), spread))
     return lines
 
 

@@ -226,6 +226,21 @@ def test_curves_are_means_over_seeds_at_the_steps_that_all_have():
     assert line.y_spread == pytest.approx([math.sqrt(2)] * 3)
 
 
+def test_the_result_over_training_is_the_mean_over_seeds_by_steps_and_by_minutes(corpus):
+    by_step, by_time = figures.draw("result-training", gather([corpus])).axes
+    for axes, x in ((by_step, [2.0, 4.0]), (by_time, [2.25, 4.25])):
+        line = next(line for line in axes.lines if line.get_label() == "tol 0.001, adjoint")
+        assert list(line.get_xdata()) == x
+        assert list(line.get_ydata()) == pytest.approx([83.0, 85.0])
+        assert axes.get_ylabel() == "validation accuracy (%)"
+
+
+def test_validations_of_a_long_training_are_drawn_as_they_are(record, runs):
+    record(rows=[{"step": s, "elapsed_s": s, "val/accuracy": s % 2} for s in range(200)])
+    axes = figures.draw("result-training", gather([runs])).axes[0]
+    assert list(axes.lines[0].get_ydata()) == [0, 100] * 100
+
+
 def test_the_running_mean_of_a_long_curve_keeps_a_straight_line():
     rows = [{"step": s, "nfe/forward": 2 * s} for s in range(300)]
     (line,) = lines_of_rows({"one": [rows]}, "nfe/forward")

@@ -98,7 +98,7 @@ def test_a_page_tells_what_differs_and_a_folder_in_one_line_what_was_left_out(re
     code, out, err = report(runs, "--output", tmp_path / "new")
     assert (code, str(tmp_path / "new" / "table.csv") in out) == (0, True)
     assert err.count("\n") == 1
-    assert "figures left out: result-nfe, nfe-tolerance" in err
+    assert "figures left out: result-nfe, result-training, nfe-tolerance" in err
     page = (tmp_path / "new" / "report.html").read_text()
     assert '<p class="note">also differ: trainer.batch_size' in page
     assert "figure nfe-tolerance needs two tolerances" in page
