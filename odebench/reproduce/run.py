@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from odebench.compose import options, parse_overrides
+from odebench.compose import load_option, options, parse_overrides
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.listing import print_table
 from odebench.record.files import locked, write_atomically
@@ -51,20 +51,35 @@ class Planned:
 
 
 def list_reproductions() -> None:
-    """Print name, source and title of each, and which experiment is missing that it needs."""
-    known = options("experiment")
-    rows = []
+    """Print name and title of each, and in a second line its source, how many trainings it takes and its budgets; or
+    which experiment is missing that it needs."""
+    known, rows = options("experiment"), []
     for name, one in reproductions().items():
         lacking = _lacking(one, known)
-        rows.append((name, one.title, one.source, f"needs experiment={lacking}" if lacking else ""))
+        takes = f"needs experiment={lacking}" if lacking else f"{_trainings(one)}, budget={' or '.join(_budgets(one))}"
+        rows += [(name, one.title), ("", f"{one.source}: {takes}")]
     print_table(rows)
+
+
+def _trainings(reproduction: Reproduction) -> str:
+    number = len({row.job for row in reproduction.rows})
+    return f"{number} trainings" if number > 1 else "1 training"
+
+
+def _budgets(reproduction: Reproduction) -> list[str]:
+    """The names of its budgets, the largest first."""
+    names = reproduction.budgets or load_option("experiment", _experiments(reproduction)[0])["budgets"]
+    return sorted(map(str, names))  # full, medium, small
 
 
 def _lacking(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:
     """The first experiment that a reproduction needs and that is not there."""
+    return next((name for name in _experiments(reproduction) if name not in known), "")
+
+
+def _experiments(reproduction: Reproduction) -> list[str]:
     words = (word for row in reproduction.rows for word in row.job)
-    named = (word.removeprefix("experiment=") for word in words if word.startswith("experiment="))
-    return next((name for name in named if name not in known), "")
+    return [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
 
 
 def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> Planned:

@@ -297,14 +297,23 @@ def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
 
 def test_the_list_says_what_each_is_and_what_it_lacks(capsys, monkeypatch):
     assert main(["reproduce", "--list"]) == 0
-    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "needs" not in listed["figure4"]
-    assert "Chen et al. 2018, Figure 4" in listed["figure4"]
+    listed = entries(capsys)
+    assert listed["figure4"].endswith("Chen et al. 2018, Figure 4: 24 trainings, budget=full or medium or small")
+    assert listed["table1"].endswith("Chen et al. 2018, Table 1: 6 trainings, budget=full or small")
+    assert "(no numbers): 15 trainings, budget=full or small" in listed["gradients"]
+    assert "1 training, " in listed["figure3"]
     monkeypatch.setattr(run, "options", lambda group: {})
     assert main(["reproduce", "--list"]) == 0
-    lacking = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    lacking = entries(capsys)
     assert lacking["figure4"].endswith("needs experiment=paper/cnf_density_matching")
     assert "needs" not in lacking["memory"]
+
+
+def entries(capsys):
+    """Of a list of two lines each, both joined, by name."""
+    lines = capsys.readouterr().out.splitlines()
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    return {title.split()[0]: f"{title} {source.strip()}" for title, source in pairs}
 
 
 @pytest.mark.slow
