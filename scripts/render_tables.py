@@ -173,7 +173,8 @@ def short_verdict(its: dict[str, dict[str, str]]) -> str:
     said = {}
     for number, row in its.items():
         # Ours against another row's is told with both numbers, a partial budget with its share.
-        text = re.sub(r"(as published): [^;]*?(, ratio [^;]*)?(; partial budget[^;]*)?$", r"\1\2", row["verdict"])
+        against = r"(as published): [^;]*?(, ratio [^;]*)?(?:(; partial budget)[^;]*)?(?=;|$)"
+        text = re.sub(against, r"\1\2\3", row["verdict"])
         text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
         text = re.sub(r"; [^;]* not done: .*", "", text)
         text = re.sub(r"^[^;]* not done: .*", "nothing to compare with yet", text)

@@ -100,7 +100,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
         mark = "o" if values.size <= 25 else ""
         if not few:
             axes.plot(steps, values, color=curve.colour, linewidth=0.8, alpha=0.25)
-        smooth = values if few else _running_mean(values, values.size // 30)
+        smooth = values if few else running_mean(values, values.size // 30)
         axes.plot(
             steps,
             smooth,
@@ -132,7 +132,7 @@ def _points(rows: Sequence[Row], x: str, curve: _Curve) -> tuple[np.ndarray, np.
     return array[:, 0], array[:, 1] * curve.scale
 
 
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over `width` points to each side, fewer at the ends."""
     kernel = np.ones(2 * width + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

@@ -47,6 +47,11 @@ def is_run(path: Path) -> bool:
     return (path / schema.SETTINGS).is_file() and (path / schema.STATUS).is_file()
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether the run in a folder left its last checkpoint, or the one before it, to go on from."""
+    return (path / schema.LAST_CHECKPOINT).exists() or (path / schema.PREVIOUS_CHECKPOINT).exists()
+
+
 def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     """Read the run in folder `path`; ``metrics=False`` leaves its rows out, for lists of many runs.
 
@@ -237,10 +242,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
         content = json.loads(path.read_bytes())
+    except FileNotFoundError:  # also one that a run took away a moment ago: it goes on from its checkpoint
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise UsageError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(content, dict):

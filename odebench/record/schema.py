@@ -14,6 +14,7 @@ EVALUATIONS = "evaluations.jsonl"
 STEPS = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
+PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the last one but one
 BEST_CHECKPOINT = "checkpoints/best.pt"
 FIGURES = "figures"
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern

@@ -6,7 +6,6 @@ and `reader` read as NaN.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -33,11 +32,10 @@ from odebench.record.files import (
     make_folder,
     plain,
     remove_temporaries,
-    time_now,
     write_atomically,
     write_json,
-    write_json_over,
 )
+from odebench.record.status import write_status
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIGURE_DPI = 150
@@ -55,20 +53,6 @@ _BEFORE_STATUS = {
 log = logging.getLogger(__name__)
 
 
-def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
-    """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
-    (message, traceback). On a full disk, without the traceback and over the old one."""
-    assert name in schema.STATUSES, name
-    content = {"status": name, "step": step, "time": time_now(), **fields}
-    try:
-        write_json(folder / schema.STATUS, content)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        content.pop("traceback", None)
-        write_json_over(folder / schema.STATUS, content)
-
-
 def settings_text(config: DictConfig) -> str:
     """The composed settings as settings.yaml holds them."""
     return OmegaConf.to_yaml(config, resolve=False)
@@ -83,15 +67,21 @@ class Record:
     """The open record of a running training; made by `create` or `reopen`, closed by `close` or ``with``."""
 
     def __init__(
-        self, path: Path, writer: SummaryWriter, rows: Sequence[Mapping[str, Any]] = (), step: int = 0
+        self,
+        path: Path,
+        writer: SummaryWriter,
+        rows: Sequence[Mapping[str, Any]] = (),
+        step: int = 0,
+        elapsed_s: float = 0.0,
     ) -> None:
-        """Use `create` or `reopen`. `rows` are those already in metrics.jsonl, `step` the last one taken."""
+        """Use `create` or `reopen`. `rows` are those already in metrics.jsonl, `step` the last one taken, `elapsed_s`
+        what the training had taken by then: steps after the last row count, too."""
         self.path = path
         self.step = step
         self._writer = writer
         self._last_logged = {tag: row["step"] for row in rows for tag in row}
         self._metrics = open(path / schema.METRICS, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-        self._started = time.monotonic() - (rows[-1]["elapsed_s"] if rows else 0.0)
+        self._started = time.monotonic() - max(elapsed_s, rows[-1]["elapsed_s"] if rows else 0.0)
         self._status = "running"
         self._closed = False
         self._log = _attach_log(path / schema.LOG)
@@ -126,9 +116,14 @@ class Record:
 
     @classmethod
     def reopen(
-        cls, folder: Path, step: int, manifest: Mapping[str, Any] | None = None, measured: Sequence[str] = ()
+        cls,
+        folder: Path,
+        step: int,
+        manifest: Mapping[str, Any] | None = None,
+        measured: Sequence[str] = (),
+        elapsed_s: float = 0.0,
     ) -> Self:
-        """Go on with a run from its checkpoint at `step`.
+        """Go on with a run from its checkpoint at `step`, written after `elapsed_s` seconds of training.
 
         Rows and TensorBoard's events after that step, and those of a run's end, are dropped: they come again.
         manifest: of the process that goes on; added to the list "resumed" in manifest.json, with the step.
@@ -152,7 +147,7 @@ class Record:
         write_status(run.path, "running", step)
         _date_back(sorted(run.path.glob(schema.EVENTS)))
         writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, measured)
-        return cls(run.path, writer, rows, step)
+        return cls(run.path, writer, rows, step, elapsed_s)
 
     @property
     def elapsed_s(self) -> float:

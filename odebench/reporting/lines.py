@@ -6,6 +6,7 @@ import numpy as np
 
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Guide, Line
+from odebench.plots.curves import SMOOTH_FROM, running_mean
 from odebench.record import schema
 from odebench.reporting.published import NFE_RATIO, published_of
 from odebench.reporting.runs import Evidence, Group, Row, Run, classes, differing, numbered, telling
@@ -15,7 +16,6 @@ from odebench.reporting.table import scale, shown_setting
 ALONG = ("tol", "solver.steps", "solver.step_size")
 # Settings that a panel of its own tells, or that say no more than these.
 OF_PANELS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
-SMOOTH_FROM = 60  # points of a curve
 
 
 class Lacking(UsageError):
@@ -162,15 +162,10 @@ def lines_of_rows(
         points = np.array([[one[step] for step in steps] for one in logged], dtype=float)  # [runs, steps, 2]
         x, values = points[..., 0].mean(axis=0), scale(tag) * points[..., 1]
         if smooth and len(steps) > SMOOTH_FROM:
-            values = np.array([_running_mean(one, len(steps) // 30) for one in values])
+            values = np.array([running_mean(one, len(steps) // 30) for one in values])
         spread = values.std(axis=0, ddof=1) if len(logged) > 1 else None
         lines.append(Line(label, x, values.mean(axis=0), spread))
     return lines
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    kernel = np.ones(2 * width + 1)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def front(

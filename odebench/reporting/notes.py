@@ -1,5 +1,6 @@
 """What is said beside the table: how many runs, which were not done and why, what they ran on, what was published."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from odebench.record import schema
 from odebench.record.reader import Overview
 from odebench.reporting.published import beside_published
 from odebench.reporting.runs import Evidence
-from odebench.reporting.table import Cell, Column, Table, scale, seeds, shown, shown_setting, title
+from odebench.reporting.table import Cell, Column, Table, headline_tags, scale, seeds, shown, shown_setting, title
 
 MAX_REASONS = 10
 _NUMBER = re.compile(r"\d[\d.,e+-]*")
@@ -46,6 +47,9 @@ def cautions(evidence: Evidence) -> list[str]:
     repeated = sum(len(group.done) - seeds(group) for group in done)
     if repeated:
         lines.append(f"{number(repeated, 'run')} more of a seed that its group has already: its spread is understated")
+    unfinished = [tag for tag in headline_tags(evidence) if any(_has_gap(group.numbers(tag)) for group in done)]
+    if unfinished:
+        lines.append(f"left out where a run of the group has no finite number: {', '.join(unfinished)}")
     mixed = sum(len({run.test_data for run in group.done} - {""}) > 1 for group in done)
     if mixed:
         lines.append(f"tested on different data within {number(mixed, 'group')} (manifest.json: data.splits)")
@@ -55,6 +59,10 @@ def cautions(evidence: Evidence) -> list[str]:
     elif machines:
         lines.append(f"times of {len(machines)} machines stand side by side: {'; '.join(machines)}")
     return lines
+
+
+def _has_gap(numbers: Sequence[float]) -> bool:
+    return not all(map(math.isfinite, numbers))
 
 
 def reasons(evidence: Evidence) -> list[tuple[str, list[str]]]:
@@ -92,10 +100,12 @@ def published_table(evidence: Evidence) -> Table | None:
             if key != "experiment" and value is not None
         )
         budget = str(group.runs[0].settings.get("budget", ""))
-        is_measured = bool(published.tag)
-        texts = [published.row, published.printed, shown(times * published.value)]
-        texts += [shown(times * mean, times * spread) if is_measured else "-", str(seeds(group)), budget]
-        rows.append([Cell(text, text) for text in [*texts, published.tag or "-", settings or "-", published.cited]])
+        named, printed = (Cell(text, text) for text in (published.row, published.printed))
+        theirs = Cell(shown(times * published.value), times * published.value)
+        own = Cell(shown(times * mean, times * spread), times * mean) if published.tag else Cell("-", math.nan)
+        repeats = Cell(str(seeds(group)), float(seeds(group)))
+        more = [Cell(text, text) for text in (budget, published.tag or "-", settings or "-", published.cited)]
+        rows.append([named, printed, theirs, own, repeats, *more])
     words = {"of": False, "printed": False, "published": True, "ours": True, "seeds": True}
     columns = [Column(name, numbers=numbers) for name, numbers in words.items()]
     columns += [Column(name, numbers=False) for name in ("budget", "number", "our settings", "source")]

@@ -4,13 +4,12 @@ import csv
 import json
 import math
 import os
+import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from odebench.errors import UsageError
 from odebench.record import schema
@@ -69,7 +68,6 @@ class Group:
 
     values: dict[str, Any]
     runs: list[Run]
-    _known: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,19 +80,24 @@ class Group:
         return [run for run in self.runs if run.status == "done"]
 
     def mean(self, tag: str) -> float:
-        """Mean of a number over the runs that are done; NaN without any."""
-        return self._mean_and_spread(tag)[0]
+        """Mean of a number over the runs that are done; NaN without any, and where one is not finite."""
+        return mean_and_spread(self.numbers(tag))[0]
 
     def spread(self, tag: str) -> float:
         """Its standard deviation (of n - 1); NaN for less than two runs."""
-        return self._mean_and_spread(tag)[1]
+        return mean_and_spread(self.numbers(tag))[1]
 
-    def _mean_and_spread(self, tag: str) -> tuple[float, float]:
-        if tag not in self._known:
-            values = np.array([number for run in self.done if math.isfinite(number := run.number(tag))])
-            mean = float(values.mean()) if values.size else math.nan
-            self._known[tag] = mean, float(values.std(ddof=1)) if values.size > 1 else math.nan
-        return self._known[tag]
+    def numbers(self, tag: str) -> list[float]:
+        """Those of the runs that are done and measured it."""
+        return [run.number(tag) for run in self.done if tag in run.overview.summary]
+
+
+def mean_and_spread(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (of n - 1) over seeds. NaN both where a number is not finite: to leave that seed out
+    would flatter the others; the spread also for less than two."""
+    if not numbers or not all(map(math.isfinite, numbers)):
+        return math.nan, math.nan
+    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else math.nan
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ PARAMETERS = "parameters"
 # After the objective, what a table shows unless asked for other columns.
 COSTS = ("final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/step_ms", "final/minutes")
 NOTHING = "-"
+MOST_DIGITS = 5  # decimal places, before a power of ten is set apart
 _ABOUT = {
     PARAMETERS: "numbers that the training fits",
     "runs": "runs that came to their end, of all where some did not",
@@ -133,13 +134,22 @@ def _sorted_by(value: Any) -> float | str:
 
 
 def shown(mean: float, spread: float = math.nan) -> str:
-    """A number with its spread, to two digits of that; without one to four digits."""
+    """A number with its spread, to two digits of that; without one to four digits. Small ones with a power of ten:
+    ``(1.60 ± 0.20)e-07``."""
     if not math.isfinite(mean):
         return NOTHING
     if not spread > 1e-9 * abs(mean):  # one run, or runs that agree but for rounding
         return f"{mean:,.0f}" if 1000 <= abs(mean) < 1e7 else f"{mean:.4g}"
-    digits = min(max(1 - math.floor(math.log10(spread)), 0), 6)
-    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+    if (digits := _digits(spread)) <= MOST_DIGITS:
+        return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+    power = math.floor(math.log10(max(abs(mean), spread)))
+    mean, spread = mean / 10.0**power, spread / 10.0**power
+    return f"({mean:.{_digits(spread)}f} ± {spread:.{_digits(spread)}f})e{power:+03d}"
+
+
+def _digits(spread: float) -> int:
+    """How many decimal places show two digits of a spread."""
+    return max(1 - math.floor(math.log10(spread)), 0)
 
 
 def as_terminal(table: Table) -> str:

@@ -1,37 +1,47 @@
 """What the rows of a reproduction came to, from the records of its runs and their evaluations."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from odebench.record.schema import rises
 from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.published import NFE_RATIO, ours
-from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, rows_of
+from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, mean_and_spread, rows_of
 from odebench.reproduce import catalogue
 from odebench.reproduce.verdict import share_of_published
 from odebench.sweep.attempts import look
 from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep
+from odebench.sweep.validate import Job
 
+# How an evaluation was made: its overrides, and of how many samples.
+Made = tuple[tuple[str, ...], int | None]
 STUDY_RATIO = ("nfe_backward", "nfe_forward")
 
 
 @dataclass(frozen=True)
 class Reached:
     """A row and its runs. numbers: mean and spread by tag, NaN where there is none; share: of the published training,
-    the least of the runs, None where that is not known; reason: why there is nothing, where no run is done."""
+    the least of the runs, None where that is not known; reason: why there is nothing, where no run is done; planned:
+    how many runs it was to have."""
 
     row: catalogue.Row
     group: Group
     numbers: dict[str, tuple[float, float]]
     share: float | None
     reason: str
+    planned: int
 
     def mean(self, tag: str) -> float:
         """NaN where there is none."""
         return self.numbers[tag][0]
+
+    @property
+    def lost(self) -> str:
+        """How many of its runs the numbers are of, where these are not all."""
+        done = len(self.group.done)
+        return "" if self.reason or done == self.planned else f"{done} of {self.planned} runs"
 
 
 def reach(
@@ -48,21 +58,50 @@ def reach(
     made = {how for study in reproduction.studies for how in evaluations_of(study)}
     found = []
     for row in reproduction.rows:
-        group, overview = groups[row.name], look(sweep, own[row.name][0])
-        reason = "" if group.done else ", ".join(filter(None, [f"not done: {overview.status}", overview.message]))
-        numbers = {}
-        for tag in dict.fromkeys([*row.tags, "final/minutes"]):
-            if row.within_time_of is not None:
-                minutes = groups[row.within_time_of].mean("final/minutes")
-                numbers[tag] = _mean_and_spread([_by_then(run, tag, minutes) for run in group.done])
-            elif row.evaluation and not tag.startswith("final/"):
-                lines = [line for run in group.done if (line := _evaluation(run, row.evaluation, made))]
-                numbers[tag] = _mean_and_spread([_of_evaluation(line, tag) for line in lines])
-            else:
-                numbers[tag] = ours(group, tag)
-        shares = [share for run in group.done if (share := share_of_published(run)) is not None]
-        found.append(Reached(row, group, numbers, min(shares, default=None), reason))
+        group, minutes = groups[row.name], math.inf
+        if row.within_time_of is not None:
+            minutes = groups[row.within_time_of].mean("final/minutes")
+        tags = dict.fromkeys([*row.tags, "final/minutes"])
+        shares = [share for run in group.done if (share := _share(run, minutes)) is not None]
+        found.append(
+            Reached(
+                row,
+                group,
+                {tag: _number(row, tag, group, minutes, made) for tag in tags},
+                min(shares, default=None),
+                _reason(sweep, own[row.name], group),
+                len(own[row.name]),
+            )
+        )
     return found
+
+
+def _reason(sweep: Sweep, jobs: Sequence[Job], group: Group) -> str:
+    """Why a row has no numbers, by the first of its jobs; "" where it has."""
+    if group.done:
+        return ""
+    overview = look(sweep, jobs[0])
+    return ", ".join(filter(None, [f"not done: {overview.status}", overview.message]))
+
+
+def _number(row: catalogue.Row, tag: str, group: Group, minutes: float, made: set[Made]) -> tuple[float, float]:
+    """Mean and spread of a row's number over its runs: at the end of the training, after so many minutes of it, or of
+    an evaluation of the study."""
+    if row.within_time_of is not None:
+        return mean_and_spread([_by_then(run, tag, minutes) for run in group.done])
+    if row.evaluation and not tag.startswith("final/"):
+        lines = [line for run in group.done if (line := _evaluation(run, row.evaluation, made))]
+        return mean_and_spread([_of_evaluation(line, tag) for line in lines])
+    return ours(group, tag)
+
+
+def _share(run: Run, minutes: float) -> float | None:
+    """Of the published training, what a run had had after so many minutes."""
+    share = share_of_published(run)
+    if share is None or not minutes < run.number("final/minutes"):
+        return share
+    steps = [row["step"] for row in rows_of(run) if row["elapsed_s"] <= 60 * minutes]
+    return share * max(steps, default=0) / run.overview.step
 
 
 def settings_of(overrides: Sequence[str]) -> frozenset[str]:
@@ -71,10 +110,6 @@ def settings_of(overrides: Sequence[str]) -> frozenset[str]:
     named = {word.partition("=")[0] for word in overrides}
     words = (word for word in overrides if not word.startswith("outputs="))
     return frozenset([*words, *([] if "seed" in named else ["seed=0"])])
-
-
-Made = tuple[tuple[str, ...], int | None]
-"""How an evaluation was made: its overrides, and of how many samples."""
 
 
 def evaluations_of(study: Sequence[str]) -> set[Made]:
@@ -91,12 +126,6 @@ def studied(run: Run) -> dict[Made, Row]:
         for line in evaluations(run)
         if {OUTPUT_ERROR, "failed"} & line.keys() and line.get("split") == "validation"
     }
-
-
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    finite = [value for value in values if math.isfinite(value)]
-    mean = statistics.fmean(finite) if finite else math.nan
-    return mean, statistics.stdev(finite) if len(finite) > 1 else math.nan
 
 
 def _by_then(run: Run, tag: str, minutes: float) -> float:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 TABLE = "reproduction"
 # What a published number is of.
 PUBLISHED_PARTS = ("model", "data", "loss")
+# What the share of a published training is counted by.
+COUNTED_BY = {"budgets", "trainer.batch_size"}
 WHERE_DATA_ARE = ("data.root", "data.download")
 COMPARISON = "comparison.png"
 COMPARE = (sys.executable, "-m", "odebench.training.comparison")
@@ -135,16 +137,17 @@ def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
 def _check_words(reproduction: Reproduction, words: Sequence[str]) -> None:
     """UsageError for a word that the rows have their own for: another's numbers would be judged as theirs."""
     taken = {word.partition("=")[0] for row in reproduction.rows for word in row.job}
-    taken |= set(PUBLISHED_PARTS) if "experiment" in taken else set()  # which an experiment is of
+    is_published = "experiment" in taken
+    taken |= set(PUBLISHED_PARTS) if is_published else set()  # which an experiment is of
+    way_out = "leave it out, or train it beside them: odebench train"
     for override in parse_overrides(list(words)):
-        key = override.key_or_group
+        key, line = override.key_or_group, override.input_line
         part = key.partition(".")[0]
         is_part = part in PUBLISHED_PARTS and part in taken and key not in WHERE_DATA_ARE
         if is_part or any(one == key or one.startswith(f"{key}.") for one in taken):
-            raise UsageError(
-                f"{override.input_line}: the rows of {reproduction.name} set {key} themselves; leave it out, "
-                "or train it beside them: odebench train"
-            )
+            raise UsageError(f"{line}: the rows of {reproduction.name} set {key} themselves; {way_out}")
+        if is_published and {key, part} & COUNTED_BY:
+            raise UsageError(f"{line}: the share of the published training is counted by it; {way_out}")
 
 
 def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:

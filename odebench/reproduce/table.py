@@ -10,8 +10,9 @@ from odebench.reporting.published import Published, read_published
 from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
 from odebench.reproduce.catalogue import WITHIN, Reproduction
 from odebench.reproduce.reached import Reached
-from odebench.reproduce.verdict import comparison, is_partial, percent, verdict
+from odebench.reproduce.verdict import compared, is_partial, percent, verdict
 
+MINUTES = "final/minutes"
 _CSV_COLUMNS = (
     "row",
     "number",
@@ -29,7 +30,7 @@ _CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class Judgement:
     """A number of a row, published or to be compared with another row's."""
 
     reached: Reached
@@ -38,7 +39,7 @@ class Line:
     verdict: str
 
 
-def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Line]:
+def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Judgement]:
     """Each number that was published, or that is to beat another row's."""
     values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
     by_name = {reached.row.name: reached for reached in found}
@@ -48,33 +49,36 @@ def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Line]:
         for tag in row.tags:
             if (published := values.get((row.of, tag))) is not None:
                 judged = _judged(reached, tag, published.value, reproduction.within.get(tag, WITHIN))
-                lines.append(Line(reached, tag, published, judged))
+                lines.append(Judgement(reached, tag, published, judged))
         for other in map(by_name.__getitem__, row.beside):
             tag = other.row.tags[0]
             one, two = (values.get((of, tag)) for of in (row.of, other.row.of))
             ratio = one.value / two.value if one and two else math.nan
-            lines.append(Line(reached, tag, None, _compared(reached, other, tag, ratio)))
+            lines.append(Judgement(reached, tag, None, _compared(reached, other, tag, ratio)))
     return lines
 
 
 def _judged(reached: Reached, tag: str, published: float, within: float) -> str:
     if reached.reason or not math.isfinite(reached.mean(tag)):
         return reached.reason or "not measured"
-    return verdict(tag, reached.mean(tag), published, within, reached.share)
+    text = verdict(tag, reached.mean(tag), published, within, reached.share)
+    return "; ".join(filter(None, [text, reached.lost]))
 
 
 def _compared(reached: Reached, other: Reached, tag: str, published_ratio: float) -> str:
     for one in (reached, other):
         if one.reason or not math.isfinite(one.mean(tag)):
             return f"{one.row.name} {one.reason or 'not measured'}"
-    text = comparison(tag, reached.mean(tag), other.mean(tag), other.row.name, published_ratio)
+    text = compared(tag, reached.mean(tag), other.mean(tag), other.row.name, published_ratio)
     if any(is_partial(one.share) for one in (reached, other)):
         told = " and ".join("?" if one.share is None else percent(one.share) for one in (reached, other))
         text += f"; partial budget, {told} of the published trainings"
-    return text
+    if other.row.within_time_of == reached.row.name and other.mean(MINUTES) < 0.99 * reached.mean(MINUTES):
+        text += f"; that one ended after {other.mean(MINUTES):.3g} of {reached.mean(MINUTES):.3g} minutes"
+    return "; ".join([text, *(f"{one.lost} of {one.row.name}" for one in (reached, other) if one.lost)])
 
 
-def verdicts(lines: Sequence[Line]) -> Table:
+def verdicts(lines: Sequence[Judgement]) -> Table:
     """Ours beside the published; comparisons alone have no published numbers."""
     has_published = any(line.published for line in lines)
     words = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
@@ -98,7 +102,7 @@ def numbers(found: Sequence[Reached]) -> Table:
         titles.setdefault(_title(tag), []).append(tag)
     rows = []
     for reached in found:
-        runs = f"{len(reached.group.done)}" if not reached.reason else reached.reason
+        runs = reached.reason or reached.lost.removesuffix(" runs") or str(reached.planned)
         own = [next((tag for tag in tags if tag in reached.numbers), "") for tags in titles.values()]
         rows.append([_cell(text) for text in [reached.row.name, runs, *(_shown(reached, tag) for tag in own)]])
     return Table([Column("row", numbers=False), Column("runs"), *map(Column, titles)], rows)
@@ -117,10 +121,10 @@ def _cell(text: str) -> Cell:
     return Cell(text, text)
 
 
-def as_csv(lines: Sequence[Line], found: Sequence[Reached], command: str) -> str:
+def as_csv(lines: Sequence[Judgement], found: Sequence[Reached], command: str) -> str:
     """Every number in its unit, with what it was judged by and the command that gave it."""
     judged = {(line.reached.row.name, line.tag): line for line in lines if line.published}
-    compared = {(line.reached.row.name, line.tag): line.verdict for line in lines if not line.published}
+    against = {(line.reached.row.name, line.tag): line.verdict for line in lines if not line.published}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -131,7 +135,7 @@ def as_csv(lines: Sequence[Line], found: Sequence[Reached], command: str) -> str
             place = reached.row.name, tag
             line = judged.get(place)
             published = line.published.value if line and line.published else math.nan
-            said = "; ".join(filter(None, [line.verdict if line else reached.reason, compared.get(place)]))
+            said = "; ".join(filter(None, [line.verdict if line else reached.reason, against.get(place)]))
             share = math.nan if reached.share is None else reached.share
             values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -52,10 +52,13 @@ def _rises(tag: str) -> bool:
     return rises(tag.removeprefix("final/test_").removeprefix("best/"))
 
 
-def comparison(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
-    """Whether a row beats another, as published."""
+def compared(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
+    """Whether a row beats another as published, and at least half as clearly where it is known how clearly."""
     sign = -1.0 if _rises(tag) else 1.0
     word = "as published" if sign * ours < sign * others else "not as published"
+    how_clearly = math.isfinite(published_ratio) and word == "as published"
+    if how_clearly and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
+        word = "better, but by less than half as much as published"
     text = f"{word}: {shown(scale(tag) * ours)} against {shown(scale(tag) * others)} of {name}"
     if math.isfinite(published_ratio):
         text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"

@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 from odebench.compose import quoted
 from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
-from odebench.record import schema
-from odebench.record.files import time_now, write_json
-from odebench.record.reader import Overview, read_overview
+from odebench.record.files import time_now
+from odebench.record.reader import Overview, has_checkpoint, read_overview
+from odebench.record.status import write_status
 from odebench.sweep.folder import Sweep, reset
 from odebench.sweep.validate import Job
 
@@ -88,8 +88,8 @@ def start(
 ) -> Attempt:
     """Start a job: from its checkpoint where it left one, else anew. launcher: starts it as several processes."""
     folder = sweep.folder(job)
-    if (folder / schema.LAST_CHECKPOINT).exists():
-        write_status(sweep, job, "queued", "")  # so that what it says at the end is of this attempt
+    if has_checkpoint(folder):
+        tell(sweep, job, "queued", "")  # so that what it says at the end is of this attempt
         words = ["resume", str(folder)]
     else:
         reset(sweep, job)
@@ -118,7 +118,7 @@ def settle(sweep: Sweep, attempt: Attempt) -> Overview:
         expected = told if told in _STATUS_OF.values() else "interrupted" if attempt.stopped else "failed"
     if told != expected:
         status = "failed" if expected == "done" else expected
-        write_status(sweep, job, status, _reason(sweep, attempt))
+        tell(sweep, job, status, _reason(sweep, attempt))
     attempt.log.close()
     return look(sweep, job)
 
@@ -131,11 +131,9 @@ def look(sweep: Sweep, job: Job, as_told: bool = False) -> Overview:
         return Overview(sweep.folder(job), "failed", 0, None, str(error), {}, {})
 
 
-def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
-    """Write a job's status in its place."""
-    step = look(sweep, job).step
-    content = {"status": status, "step": step, "time": time_now(), "message": message}
-    write_json(sweep.folder(job) / schema.STATUS, content)
+def tell(sweep: Sweep, job: Job, status: str, message: str) -> None:
+    """Write a job's status in its place, at the step that it has come to."""
+    write_status(sweep.folder(job), status, look(sweep, job).step, message=message)
 
 
 def _reason(sweep: Sweep, attempt: Attempt) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odebench.compose import PLURALS, options, parse_overrides
+from odebench.compose import PLURALS, options, parse_overrides, quoted
 from odebench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ _RESERVED = {
     "run_dir": "each job has a folder of its own; the sweep's is chosen by --output DIR",
     "hydra": "it belongs to `odebench train -m`; a sweep has --output DIR and cluster=",
 }
+
+# What would make more than one value of a text, or another one.
+_OF_GRAMMAR = set(",[]{}'\"")
 
 
 def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None) -> list[list[str]]:
@@ -121,6 +124,8 @@ def _values_text(path: Path, key: str, values: Any) -> str:
         raise UsageError(f"--file {path}: {key} stands on the command line, or in a file of yours (--config-dir)")
     if values == []:
         raise UsageError(f"--file {path}: {key} has no values")
+    if isinstance(values, str):  # in the grammar already
+        return values
     return ",".join(_text(path, key, value) for value in (values if isinstance(values, list) else [values]))
 
 
@@ -132,6 +137,8 @@ def _text(path: Path, key: str, value: Any) -> str:
         return "[" + ",".join(_text(path, key, entry) for entry in value) + "]"
     if value is None:
         return "null"
+    if isinstance(value, str) and _OF_GRAMMAR & set(value):
+        return quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odebench.errors import UsageError
-from odebench.sweep.attempts import ENDED, Policy, look, take, write_status
+from odebench.sweep.attempts import ENDED, Policy, look, take, tell
 from odebench.sweep.cluster import Slurm
 from odebench.sweep.display import Display
 from odebench.sweep.folder import Sweep
@@ -157,7 +157,7 @@ def settle_lost(sweep: Sweep, queue: set[int]) -> None:
     for number in sorted(submitted - queue):
         job = sweep.jobs[number]
         if look(sweep, job, as_told=True).status == "running" and (log := take(sweep, job)) is not None:
-            write_status(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
+            tell(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
             log.close()
 
 

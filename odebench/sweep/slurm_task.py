@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odebench.record.reader import Overview
-from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take, write_status
+from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take, tell
 from odebench.sweep.folder import Sweep, load_sweep
 from odebench.sweep.slurm import cancel, read_list
 from odebench.sweep.validate import Job
@@ -127,7 +127,7 @@ def come_back(sweep: Sweep, job: Job, before: Overview, after: Overview, warning
     end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
     # The warning of a time limit may come a minute early; what comes sooner is a pre-emption.
     if after.step <= before.step and time.time() > end - 2 * 60 - warning_s > 0:
-        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
+        tell(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
         return look(sweep, job)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", task], check=False)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odebench.errors import UsageError
+from odebench.record import schema
 from odebench.record.files import write_atomically
 from odebench.settings import Settings
 from odebench.tasks import Task
@@ -23,7 +24,7 @@ from odebench.training.distributed import gathered, is_first, num_ranks, rank
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
-PREVIOUS = "previous.pt"  # the last checkpoint but one, in the last one's folder
+PREVIOUS = Path(schema.PREVIOUS_CHECKPOINT).name  # in the last one's folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class Progress:
     """How far a training has come.
 
     step: optimiser steps taken. best: the objective's best value, None before the first validation, had at
-    best_step; stale_epochs: validations since then. finished: only the test is left.
+    best_step; stale_epochs: epochs without a better one. finished: only the test is left. elapsed_s: of the training,
+    when this was saved.
     """
 
     step: int = 0
@@ -41,6 +43,7 @@ class Progress:
     best_step: int = 0
     stale_epochs: int = 0
     finished: bool = False
+    elapsed_s: float = 0.0
 
 
 class Training:
@@ -104,9 +107,9 @@ class Training:
 
         Does nothing where there is neither. Raises UsageError where none of those that there are can be used.
         """
-        if not is_left(path):
-            return
         previous = path.with_name(PREVIOUS)
+        if not (path.exists() or previous.exists()):
+            return
         try:
             self.load(path)
         except UsageError as error:
@@ -116,11 +119,6 @@ class Training:
             self.load(previous)
             # Else the damaged one would be the previous one of the next.
             os.replace(previous, path)
-
-
-def is_left(path: Path) -> bool:
-    """Whether a training left its last checkpoint, or the one before it."""
-    return path.exists() or path.with_name(PREVIOUS).exists()
 
 
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:

@@ -66,6 +66,7 @@ def fit(training: Training, settings: Settings, record: Record | SilentRecord, s
             # After all that is logged of this step: a run that is killed goes on with the next one.
             if validation_due or stopping or save_due:
                 record.flush()
+                progress.elapsed_s = record.elapsed_s
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
             if stopping and not progress.finished:
@@ -141,12 +142,13 @@ def validate(training: Training, settings: Settings, record: Record | SilentReco
     numbers = distributed.from_first(lambda: training.task.evaluate("validation", training.evaluated))
     tagged = {f"val/{name}": value for name, value in numbers.items() if schema.is_tag(f"val/{name}")}
     record.log(progress.step, tagged)
-    value = tagged[settings.trainer.objective]
-    if better(settings.trainer.objective, value, progress.best):
-        progress.best, progress.best_step, progress.stale_epochs = value, progress.step, 0
+    value, best_before = tagged[settings.trainer.objective], progress.best
+    if better(settings.trainer.objective, value, best_before):
+        progress.best, progress.best_step = value, progress.step
         training.save_weights(record.path / schema.BEST_CHECKPOINT)
-    else:
-        progress.stale_epochs += settings.trainer.validate_every
+    # A tie is taken for its weights, but is no progress: trainer.patience goes on counting.
+    stale_epochs = progress.stale_epochs + settings.trainer.validate_every
+    progress.stale_epochs = stale_epochs if progress.best == best_before else 0
     return tagged
 
 

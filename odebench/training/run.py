@@ -19,13 +19,13 @@ from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageErro
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
 from odebench.record.files import locked, make_folder, refuse_folder
-from odebench.record.reader import RunRecord, read_metrics, read_run
+from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read_run
 from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
 from odebench.saved import saved_settings
 from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
-from odebench.training.checkpoint import Training, is_left, load_weights
+from odebench.training.checkpoint import Training, load_weights
 from odebench.training.failures import reason
 from odebench.training.loop import fit
 from odebench.training.machine import choose_device, compile_model, prepare
@@ -94,15 +94,15 @@ def resume_run(path: Path) -> RunResult:
             return RunResult(DONE, path, run.summary.get("objective"))
         with _locked(path):
             last = path / schema.LAST_CHECKPOINT
-            found = is_left(last)
+            found = has_checkpoint(path)
             # A checkpoint's weights replace those of init_from, a run that may be gone by now.
             training = _build(replace(settings, init_from=None) if found else settings)
             _load_newest(training, last)
-            step = training.progress.step
+            step, elapsed_s = training.progress.step, training.progress.elapsed_s
             about, measured = _about(saved, training, settings), training.task.measured
             with (
                 StopRequest(at_once=_STOPPING) as stop,
-                _record(path, lambda: Record.reopen(path, step, about, measured)) as record,
+                _record(path, lambda: Record.reopen(path, step, about, measured, elapsed_s)) as record,
             ):
                 if found:
                     log.info("going on after step %d", step)

@@ -2,14 +2,15 @@
 
 import math
 import shlex
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from odebench.settings import NO_SOLVER, Settings
 
-# Which logged tag becomes which closing tag: the last value, or the mean over the last epoch. Those of the splits,
-# which differ from task to task, become final/train_... and final/val_....
+# Which logged tag becomes which closing tag: the last value, or the mean over the last epoch, harmonic of a rate. Those
+# of the splits, which differ from task to task, become final/train_... and final/val_....
 LAST = {
     "memory/peak_mib": "final/peak_mib",
     "memory/saved_mib": "final/saved_mib",
@@ -19,8 +20,8 @@ MEAN = {
     "nfe/forward": "final/nfe_forward",
     "nfe/backward": "final/nfe_backward",
     "time/step_ms": "final/step_ms",
-    "throughput/samples_per_s": "final/samples_per_s",
 }
+RATE = {"throughput/samples_per_s": "final/samples_per_s"}
 
 
 def closing_numbers(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per_epoch: int) -> dict[str, float]:
@@ -33,11 +34,21 @@ def closing_numbers(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per
                 numbers[closing] = value
             if tag.startswith("val/") and row["step"] == best_step:
                 numbers[f"best/{tag.removeprefix('val/')}"] = value
-    for tag, closing in MEAN.items():
-        values = [row[tag] for row in rows if tag in row and row["step"] > last_step - steps_per_epoch]
-        if values:
-            numbers[closing] = sum(values) / len(values)
+    covered = _covered(rows, last_step - steps_per_epoch)
+    for tag, closing in (MEAN | RATE).items():
+        if told := [(weight, row[tag]) for weight, row in covered if tag in row]:
+            weights, values = zip(*told, strict=True)
+            mean = statistics.harmonic_mean if tag in RATE else statistics.fmean
+            numbers[closing] = mean(values, weights)
     return numbers
+
+
+def _covered(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows of training steps after `first_step`, each with the number of those that it stands for."""
+    of_steps = [row for row in rows if not row.keys().isdisjoint(MEAN | RATE)]
+    before = [0, *(row["step"] for row in of_steps)]
+    covered = [(row["step"] - max(start, first_step), row) for start, row in zip(before, of_steps, strict=False)]
+    return [(steps, row) for steps, row in covered if steps > 0]
 
 
 def describe(settings: Settings) -> str:

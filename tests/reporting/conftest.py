@@ -105,7 +105,13 @@ def corpus(record, runs):
                     for step in (2, 4)
                 ]
                 path = record(
-                    gradient__name=mode, tol=tol, seed=seed, summary=summary, rows=rows, experiment="paper/mnist_odenet"
+                    gradient__name=mode,
+                    tol=tol,
+                    seed=seed,
+                    summary=summary,
+                    rows=rows,
+                    experiment="paper/mnist_odenet",
+                    data__name="mnist",
                 )
     lines = [
         {"overrides": [f"tol={tol}"], "nfe": 9, "output_error": 2 * tol, "gradient_error": 3 * tol, "step_tol": tol}

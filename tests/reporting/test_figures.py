@@ -171,7 +171,7 @@ def study(solver, tol, nfe, nfe_backward):
 def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     rows = [{"step": 4 * epoch, "elapsed_s": 1.0, "nfe/forward": 10 + epoch} for epoch in range(4)]
     summary = {"best/step": 8, "best/epoch": 2}
-    path = record(experiment="paper/mnist_odenet", rows=rows, summary=summary)
+    path = record(experiment="paper/mnist_odenet", data__name="mnist", rows=rows, summary=summary)
     lines = [("dopri5", 1e-1, 7, 99), ("dopri5", 1e-3, 20, 25), ("dopri5", 1e-1, 8, 11), ("adams", 1e-3, 12, 0)]
     (path / "evaluations.jsonl").write_text("".join(study(*line) for line in lines))
     error, time, backward, over = figures.draw("figure3", gather([runs])).axes

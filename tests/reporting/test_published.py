@@ -33,8 +33,8 @@ def test_an_error_in_percent_is_the_accuracy_that_it_means():
 
 
 def test_published_values_stand_beside_the_runs_of_their_experiment_alone(record, runs):
-    record(experiment="paper/mnist_odenet", seed=0)
-    record(experiment="paper/mnist_odenet", seed=1)
+    record(experiment="paper/mnist_odenet", data__name="mnist", seed=0)
+    record(experiment="paper/mnist_odenet", data__name="mnist", seed=1)
     record(model__name="resnet")
     evidence = gather([runs])
     beside = {one.published.tag: one for one in beside_published(evidence)}

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -70,14 +71,16 @@ def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record,
     assert np.isnan(group.mean("final/kl_nats"))
 
 
-def test_a_run_that_is_not_done_or_lacks_a_number_is_left_out_of_the_mean(record, runs):
+def test_a_run_that_is_not_done_is_left_out_of_the_mean_and_one_whose_number_is_not_finite_is_not(record, runs):
     record(seed=0)
-    record(seed=1, summary={"best/accuracy": None})
+    record(seed=1, summary={"best/loss": None})  # as NaN and infinities are written
     path = record(seed=2, summary={"best/accuracy": 0.1})
     (path / "status.json").write_text('{"status": "failed"}')
-    (group,) = gather([runs]).groups
+    evidence = gather([runs])
+    (group,) = evidence.groups
     assert (len(group.runs), len(group.done), group.mean("best/accuracy")) == (3, 2, 0.95)
-    assert np.isnan(group.spread("best/accuracy"))
+    assert math.isnan(group.mean("best/loss"))
+    assert math.isnan(group.spread("best/loss"))
 
 
 def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):

@@ -19,6 +19,8 @@ from odebench.reporting.runs import gather
         (13.0, math.nan, "13"),
         (13.0, 0.0, "13"),
         (0.1 + 0.2, 4e-17, "0.3"),
+        (1.6e-7, 2e-8, "(1.60 ± 0.20)e-07"),
+        (-2.5e-6, 3e-6, "(-2.5 ± 3.0)e-06"),
         (208266, math.nan, "208,266"),
         (1.3e8, math.nan, "1.3e+08"),
         (math.nan, math.nan, "-"),

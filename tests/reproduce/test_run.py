@@ -264,6 +264,11 @@ def test_what_the_rows_set_themselves_is_refused(noted, capsys):
                        ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy"), ("figure5", "data.noise=0.5"),
                        ("memory", "model.channels=8"), ("table2", "loss.consistency=0")):  # fmt: skip
         assert fails(capsys, name, word).startswith(f"{word}: the rows of {name} set")
+    for word in ("budgets.full.iterations=5", "trainer.batch_size=8"):
+        assert fails(capsys, "figure5", word).startswith(
+            f"{word}: the share of the published training is counted by it"
+        )
+    assert main(["reproduce", "memory", "trainer.batch_size=8", "--dry-run"]) == 0
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
     assert noted() == []
 

@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.reproduce.verdict import comparison, how_much_worse, percent, verdict
+from odebench.reproduce.verdict import compared, how_much_worse, percent, verdict
 
 ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "final/test_auc"
 
@@ -46,7 +46,7 @@ def test_worse_is_positive_whichever_way_the_number_goes(tag):
 
 
 def test_a_comparison_says_who_is_better_and_the_ratio_beside_the_published():
-    assert comparison(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
-    assert comparison(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
-    assert comparison(ACCURACY, 0.9, 0.8, "the MLP") == "as published: 90 against 80 of the MLP"
-    assert comparison(RMSE, 0.2, 0.4, "the RNN", 0.42).endswith(", ratio 0.50 (published 0.42)")
+    assert compared(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
+    assert compared(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
+    assert compared(ACCURACY, 0.9, 0.8, "the MLP") == "as published: 90 against 80 of the MLP"
+    assert compared(RMSE, 0.2, 0.4, "the RNN", 0.42).endswith(", ratio 0.50 (published 0.42)")

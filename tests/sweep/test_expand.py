@@ -78,6 +78,13 @@ def test_a_file_of_one_grid(tmp_path):
     assert len(expand(read_grids(file))) == 2 * 2 * 3 * 2
 
 
+def test_a_text_in_a_list_of_a_file_is_one_value_whatever_stands_in_it(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("data.root: ['/tmp/a,b', \"/it's [here]\", /tmp/c]\ntol: [1e-3]\n")
+    roots = [job[0] for job in expand(read_grids(file))]
+    assert roots == ["data.root='/tmp/a,b'", "data.root='/it\\'s [here]'", "data.root=/tmp/c"]
+
+
 def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("- {model: odenet, tol: [0.1, 0.01]}\n- {model: resnet, data.augment: true, init_from: null}\n")

@@ -62,6 +62,8 @@ def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_pa
     assert "SIGINT: no further job starts, 1 saves and leaves" in caplog.messages
     assert "go on with: odebench resume sweep" in capsys.readouterr().out
     before = len(starts(stand_in))
+    last = first / "0003_mlp" / schema.LAST_CHECKPOINT
+    last.rename(first / "0003_mlp" / schema.PREVIOUS_CHECKPOINT)  # which is enough to go on from
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3
     assert statuses(first) == ["done", "diverged", "done", "done", "done"]
     again = {(verb, job) for verb, job, _ in starts(stand_in)[before:]}

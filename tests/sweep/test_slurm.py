@@ -7,7 +7,7 @@ from staging import calls, statuses
 
 from odebench.errors import UsageError
 from odebench.sweep import slurm
-from odebench.sweep.attempts import Policy, write_status
+from odebench.sweep.attempts import Policy, tell
 from odebench.sweep.folder import load_sweep
 from odebench.sweep.run import plan_sweep, resume_sweep, run_sweep
 
@@ -56,7 +56,7 @@ def test_resume_leaves_alone_what_is_in_the_queue_or_has_ended(submit, commands,
     submit("seed=range(0,6)")
     sweep = load_sweep(tmp_path / "sweep")
     for number, status in enumerate(["done", "failed", "running", "running", "queued", "interrupted"]):
-        write_status(sweep, sweep.jobs[number], status, "")
+        tell(sweep, sweep.jobs[number], status, "")
     (commands / "squeue.answer").write_text("101 2\n101 4\n99 0\n101 [7-8]\n")
     assert resume_sweep(sweep.path, ["cluster.time=2-0"], POLICY, follow=False) == 0
     assert slurm.read_list(sweep, "1.txt") == [1, 3, 5]

@@ -12,7 +12,7 @@ from staging import calls, starts, statuses, when
 
 from odebench.record.reader import read_overview
 from odebench.sweep import slurm_task
-from odebench.sweep.attempts import take, write_status
+from odebench.sweep.attempts import take, tell
 from odebench.sweep.folder import load_sweep
 from odebench.training.signals import SIGNALS
 
@@ -93,7 +93,7 @@ def test_two_tasks_of_one_job_do_not_run_at_once(task, submit, stand_in, tmp_pat
         found = take(*of_job)
         if found is None and refused.append(of_job) is None and len(refused) == 3:
             # The one that holds the log comes to its end.
-            write_status(sweep, sweep.jobs[0], "done", "")
+            tell(sweep, sweep.jobs[0], "done", "")
             log.close()
         return found
 

@@ -226,6 +226,14 @@ def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypat
     assert read_run(result.folder).status["step"] == 4 * (1 + 2)
 
 
+def test_validations_that_only_tie_are_no_progress_but_the_longest_trained_weights_are_kept(train):
+    run = read_run(train("model=mlp", "optim.lr=1e-12", "trainer.epochs=9", "trainer.patience=2").folder)
+    steps, accuracies = run.series("val/accuracy")
+    assert len(set(accuracies)) == 1
+    assert len(steps) == 3
+    assert run.summary["best/step"] == steps[-1]
+
+
 @pytest.mark.parametrize(
     "limit",
     ["trainer.patience=1", *(pytest.param(x, marks=SLOW) for x in ("trainer.max_minutes=1e-6", "trainer.epochs=2"))],
@@ -376,6 +384,19 @@ def test_a_run_goes_on_without_the_one_that_it_started_from(train, monkeypatch):
     assert same(weights(stopped.folder), weights(whole.folder))
     with pytest.raises(UsageError, match="does not exist"):
         train(*start)
+
+
+def test_the_time_since_the_last_row_counts_after_a_resume(train, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = train("model=mlp", "trainer.log_every=1000")
+    last = stopped.folder / "checkpoints" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    assert 0 < content["progress"]["elapsed_s"] < 60
+    content["progress"]["elapsed_s"] += 600
+    torch.save(content, last)
+    assert resume_run(stopped.folder).exit_code == 0
+    assert 10 < read_run(stopped.folder).summary["final/minutes"] < 11
 
 
 def test_a_training_on_images_that_its_start_may_have_seen_is_warned(train, caplog):
