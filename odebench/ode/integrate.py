@@ -156,6 +156,8 @@ def integrate(
     if y.requires_grad and not torch.is_grad_enabled():
         # f may differentiate by what it gets, and cannot by a view of what has a graph that nobody records.
         y = y.detach()
+    if stats.start is None:
+        stats.start = times[0]
     if isinstance(plan.method, SciPySolver):
         return _by_scipy(plan.method, field, y, times, plan, stats, watch)
     loop = _fixed if plan.tolerance is None else _adaptive

@@ -28,8 +28,9 @@ class Stats:
 
     nfe: evaluations of the vector field.
     accepted, rejected: steps.
-    step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by
-        adding them to the first time.
+    start: the time of the first step; None before it, and with per-sample stepping.
+    step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by adding them
+        to ``start``.
     error_ratios: the error of each accepted step in units of the tolerance; empty for fixed steps.
     stiffness: h |lambda| as the last step saw it, lambda the field's largest eigenvalue in the direction of the
         solution; explicit methods stay near their stability limit (3.3 for dopri5) on a stiff field. None where
@@ -50,6 +51,7 @@ class Stats:
     nfe: int = 0
     accepted: int = 0
     rejected: int = 0
+    start: float | None = None
     step_sizes: list[float] = field(default_factory=list)
     error_ratios: list[float] = field(default_factory=list)
     stiffness: float | None = None

@@ -104,6 +104,16 @@ def refuse_file(path: Path, named: str) -> None:
         raise UsageError(f"{named}: {path.parent} cannot be written to; name another file")
 
 
+def content_of(path: Path) -> bytes | None:
+    """What a file holds, None where there is none. UsageError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, made where there is none. The system frees it when the process ends, however it ends.

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.record.files import content_of
 from odebench.record.manifest import process_began
 from odebench.rules import NO_SOLVER
 from odebench.settings import read_yaml, refuse_resolvers
@@ -73,19 +74,33 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     )
 
 
-def find_runs(folder: Path | str, queued: bool = False) -> list[Path]:
-    """The folders of all runs in `folder` and below, sorted; the folder itself where it is a run.
+def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None = None) -> list[Path]:
+    """The folders of all runs in `folder` and below, links among them, sorted; the folder itself where it is a run.
 
-    queued: those of a sweep's jobs that have not started, too, which hold nothing but a status.
+    queued: those of a sweep's jobs that have not started, too, which hold nothing but a status. lost: gets a line for
+    each folder that cannot be looked into, and for each run whose status is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
-    found = []
-    for parent, children, files in os.walk(folder):
+    found, seen = [], set()
+    lost = [] if lost is None else lost
+
+    def unreadable(error: OSError) -> None:
+        lost.append(f"{error.filename} cannot be read: {error.strerror}")
+
+    for parent, children, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:  # a link to a folder above it, say
+            children.clear()
+            continue
+        seen.add(place)
         if schema.STATUS in files and (queued or schema.SETTINGS in files):
             found.append(Path(parent))
-            children.clear()  # runs do not hold runs
+        elif schema.MANIFEST in files and schema.SETTINGS in files:
+            lost.append(f"{parent} is damaged: {schema.STATUS} is missing")
+        else:
+            continue
+        children.clear()  # runs do not hold runs
     return sorted(found)
 
 
@@ -194,10 +209,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises UsageError for a damaged line that rows follow. A file that does not exist has no rows.
     """
-    if not path.exists():
-        return []
     # What follows the last newline is nothing, or a line cut off.
-    read = [_row(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    read = [_row(line) for line in (content_of(path) or b"").split(b"\n")[:-1]]
     while read and read[-1] is None:
         read.pop()
     if None in read:
@@ -242,12 +255,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:  # also one that a run took away a moment ago: it goes on from its checkpoint
+    held = content_of(path)
+    if held is None:  # also one that a run took away a moment ago: it goes on from its checkpoint
         return {}
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        content = json.loads(held)
     except ValueError:
         raise UsageError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(content, dict):

@@ -179,11 +179,11 @@ class Record:
         if array.size:
             self._writer.add_histogram(tag, array, step)
 
-    def step_sizes(self, solves: Sequence[Sequence[float]], step: int) -> None:
-        """Write the accepted steps of each solve of a training step to steps.json, over earlier ones, and add their
-        histogram to TensorBoard; nothing where there is no ODE."""
+    def step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
+        """Write the accepted steps of each solve of a training step, and the time of the first, to steps.json, over
+        earlier ones, and add their histogram to TensorBoard; nothing where there is no ODE."""
         if solves:
-            write_json(self.path / schema.STEPS, {"step": step, "solves": solves})
+            write_json(self.path / schema.STEPS, {"step": step, "solves": solves, "starts": starts})
             self.histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
     def figure(self, name: str, figure: Figure | bytes, step: int) -> None:
@@ -265,7 +265,7 @@ class SilentRecord:
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def step_sizes(self, solves: Sequence[Sequence[float]], step: int) -> None:
+    def step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
         """Nothing."""
 
     def status(self, name: str, **fields: Any) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ from odebench.errors import UsageError, unknown_name
 from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
 from odebench.plots.dots import dots
 from odebench.record import schema
+from odebench.record.files import content_of
 from odebench.reporting.lines import (
     ALONG,
     Lacking,
@@ -28,8 +29,9 @@ from odebench.reporting.lines import (
     solved,
     split_into_lines,
 )
-from odebench.reporting.runs import Evidence, Group, Row, Run, rows_of
+from odebench.reporting.runs import Evidence, Group, Row, Run, differing, rows_of
 from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3, gradient_against_tolerance
+from odebench.reporting.table import shown_setting
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
 # Cost -> its tag and the label of its axis.
@@ -42,22 +44,36 @@ TOLERANCE = "tolerance (rtol = atol)"
 # Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 MAX_PANELS = 24
+# Settings of the data that leave what is tested as it is.
+OF_TRAINING_DATA = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
 Of = TypeVar("Of", bound=Hashable)  # what a panel is of
 
 
 class Subject(NamedTuple):
-    """What results can be compared of: runs on the same data, judged by the same number. loss: which one, where the
-    number is the loss."""
+    """What results can be compared of: runs on the same data, judged by the same number. data: its name, with those of
+    its settings that differ and make it other data; loss: which one, where the number is the loss."""
 
     data: str
     quantity: str
     loss: str
 
-    @classmethod
-    def of(cls, run: Run) -> "Subject":
-        """That of a run."""
+
+def subjects(evidence: Evidence) -> Callable[[Run], Subject]:
+    """The subject of each run."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for run in evidence.runs:
+        by_name.setdefault(_data(run), []).append(run.settings)
+    telling = {
+        name: [key for key in differing(settings) if key.startswith("data.") and key not in OF_TRAINING_DATA]
+        for name, settings in by_name.items()
+    }
+
+    def subject(run: Run) -> Subject:
+        words = [f"{key.removeprefix('data.')} {shown_setting(run.settings.get(key))}" for key in telling[_data(run)]]
         loss = run.settings.get("loss.name") if run.objective == "loss" else ""
-        return cls(str(run.settings.get("data.name")), run.objective, str(loss))
+        return Subject(joined(_data(run), *words), run.objective, str(loss))
+
+    return subject
 
 
 class Named(NamedTuple):
@@ -91,16 +107,22 @@ def _both_ways(group: Group) -> float:
 
 def _drawable(panels: Sequence[Panel], least: int = 2, columns: int = 3) -> Figure:
     """The panels that have as many points, so many in a row; Lacking without any."""
-    panels = [panel for panel in panels if sum(map(count, panel.lines)) >= least]
+    panels = [panel for panel in panels if _points(panel) >= least]
     if not panels:
         raise Lacking
     return comparison(panels, columns)
 
 
+def _points(panel: Panel) -> int:
+    return sum(map(count, panel.lines))
+
+
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
     def draw(evidence: Evidence) -> Figure:
-        by_subject, are_lines = _by_panel(evidence, Subject.of)
-        return _drawable([_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()])
+        by_subject, are_lines = _by_panel(evidence, subjects(evidence))
+        panels = [_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()]
+        # One point says something beside those of other panels, or beside what was published.
+        return _drawable(panels, least=1 if sum(map(_points, panels)) > 1 else 2)
 
     return draw
 
@@ -149,7 +171,7 @@ def _y(subject: Subject, split: str) -> str:
 
 
 def _pareto(evidence: Evidence) -> Figure:
-    by_subject, are_lines = _by_panel(evidence, Subject.of, len(COSTS))
+    by_subject, are_lines = _by_panel(evidence, subjects(evidence), len(COSTS))
     return _drawable([_front_panel(evidence, *item, cost, are_lines) for item in by_subject.items() for cost in COSTS])
 
 
@@ -194,9 +216,9 @@ def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
 
 def _result_over_training(evidence: Evidence) -> Figure:
     """Of each validation, against the optimiser's steps and against time, a curve a setting."""
-    by_subject: dict[Subject, dict[str, list[list[Row]]]] = {}
+    subject_of, by_subject = subjects(evidence), dict[Subject, dict[str, list[list[Row]]]]()
     for label, group in named_groups(evidence):
-        by_subject.setdefault(Subject.of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
+        by_subject.setdefault(subject_of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
     panels = []
     for subject, rows in by_subject.items():
         tag, y = f"val/{subject.quantity}", _y(subject, "validation")
@@ -304,29 +326,40 @@ def _gradient_error(evidence: Evidence) -> Figure:
 
 
 def _step_sizes(evidence: Evidence) -> Figure:
-    by_model: dict[str, list[Line]] = {}  # each has a time of its own
-    for label, group in named_groups(evidence):
-        sizes = next(filter(None, map(_first_solve, group.runs)), None)
-        if sizes:
-            drawn = Line(label, np.cumsum([0.0, *sizes[:-1]]), np.abs(sizes))
-            by_model.setdefault(str(group.settings["model.name"]), []).append(drawn)
-    axes = "t where a step starts (time of the ODE)", "step size (time of the ODE)"
+    """Of each setting the solve of a training step that takes the most steps; of the decoder, say, not of a gap."""
+    found: dict[tuple[str, str], list[Line]] = {}  # each model has a time of its own
+    for label, group in named_groups(evidence, _longest_solve):
+        solve = _longest_solve(group)
+        assert solve is not None
+        start, sizes, place = solve
+        ends = np.cumsum([0.0 if start is None else start, *sizes])
+        title = f"{group.settings['model.name']}: step sizes of {place or 'one solve'}"
+        x = "t where a step starts" if start is not None else "t since the start of the solve"
+        found.setdefault((title, x), []).append(Line(label, ends[:-1], np.abs(sizes)))
+    unit = "(time of the ODE)"
     panels = [
-        Panel(f"{model}: step sizes of one solve", *axes, lines, x_log=False) for model, lines in by_model.items()
+        Panel(title, f"{x} {unit}", f"step size {unit}", lines, x_log=False) for (title, x), lines in found.items()
     ]
     return _drawable(panels, least=1)
 
 
-def _first_solve(run: Run) -> list[float]:
-    """Sizes of the accepted steps of a run's first solve; empty where it has none."""
-    path = run.path / schema.STEPS
-    if not path.exists():
-        return []
-    try:
-        solves = json.loads(path.read_bytes())["solves"]
-        return [float(size) for size in solves[0]] if solves else []
-    except (ValueError, LookupError, TypeError):
-        raise UsageError(f"{path} is damaged") from None
+def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None:
+    """Where it starts, if that is known, the sizes of its accepted steps, and which of several it is; of the first run
+    that has one."""
+    for run in group.runs:
+        path = run.path / schema.STEPS
+        if (held := content_of(path)) is None:
+            continue
+        try:
+            content = json.loads(held)
+            solves = [[float(size) for size in sizes] for sizes in content["solves"]]
+            starts = [*content.get("starts", ()), *[None] * len(solves)]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise UsageError(f"{path} is damaged") from None
+        number = max(range(len(solves)), key=lambda one: len(solves[one]), default=0)
+        if solves and solves[number]:
+            return starts[number], solves[number], f"solve {number + 1} of {len(solves)}" if len(solves) > 1 else ""
+    return None
 
 
 _SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
@@ -348,7 +381,7 @@ FIGURES = {
     ),
     "error-tolerance": Named(
         "error of the output against tolerance, after training",
-        f"evaluations with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
+        f"evaluations at tolerances, with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
         _error_against_tolerance,
     ),
     "gradient-tolerance": Named(
@@ -358,7 +391,7 @@ FIGURES = {
     ),
     "figure3": Named(
         "of a trained model error, time and backward NFE against forward NFE; its NFE over training (Chen et al. 2018)",
-        "evaluations at several tolerances; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
+        "two evaluations of a trained model; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
         figure3,
     ),
     "figure4": Named(
@@ -387,7 +420,7 @@ FIGURES = {
         _gradient_error,
     ),
     "step-sizes": Named(
-        "sizes of the steps of one solve along t",
+        "sizes of the steps of one solve along t, the longest of a training step",
         f"runs with {schema.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),

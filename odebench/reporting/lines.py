@@ -40,7 +40,8 @@ def split_into_lines(
     groups = [group for group in evidence.groups if group.done]
     others = [key for key in evidence.differing if key not in along]
     columns = differing([{key: group.settings.get(key) for key in others} for group in groups])
-    keys = without(OF_PANELS, groups, telling(columns, evidence.asked), panel)
+    keys = telling(columns, evidence.asked)
+    keys = without([*OF_PANELS, *([key] for key in keys if key.startswith("data."))], groups, keys, panel)
     keys = telling_keys(groups, keys)
     lines = _by_stepping(_by(groups, keys))
     if len(lines) <= MAX_LINES:
@@ -50,12 +51,16 @@ def split_into_lines(
     return _by(groups, few[:1]), False
 
 
-def named_groups(evidence: Evidence) -> Iterator[tuple[str, Group]]:
-    """Every group with its label, for figures of a line a group; UsageError for more than can be told apart."""
-    if len(evidence.groups) > MAX_LINES:
-        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(evidence.groups):,}; name fewer runs")
+def named_groups(
+    evidence: Evidence, drawable: Callable[[Group], object] = lambda group: True
+) -> Iterator[tuple[str, Group]]:
+    """Every group that can be drawn, with the label that tells it from all, for figures of a line a group; UsageError
+    for more than can be told apart."""
+    groups = [group for group in evidence.groups if drawable(group)]
+    if len(groups) > MAX_LINES:
+        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(groups):,}; name fewer runs")
     keys = telling_keys(evidence.groups, evidence.varying)
-    for group in evidence.groups:
+    for group in groups:
         yield label(group, keys), group
 
 

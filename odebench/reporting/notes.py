@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 from odebench.record import schema
 from odebench.record.reader import Overview
-from odebench.reporting.published import beside_published
+from odebench.reporting.published import beside_published, percent, share_of_published
 from odebench.reporting.runs import Evidence
-from odebench.reporting.table import Cell, Column, Table, headline_tags, scale, seeds, shown, shown_setting, title
+from odebench.reporting.table import (
+    NOTHING,
+    Cell,
+    Column,
+    Table,
+    headline_tags,
+    scale,
+    seeds,
+    shown,
+    shown_setting,
+    title,
+)
 
 MAX_REASONS = 10
 _NUMBER = re.compile(r"\d[\d.,e+-]*")
@@ -99,17 +110,22 @@ def published_table(evidence: Evidence) -> Table | None:
             for key, value in group.values.items()
             if key != "experiment" and value is not None
         )
-        budget = str(group.runs[0].settings.get("budget", ""))
-        named, printed = (Cell(text, text) for text in (published.row, published.printed))
-        theirs = Cell(shown(times * published.value), times * published.value)
-        own = Cell(shown(times * mean, times * spread), times * mean) if published.tag else Cell("-", math.nan)
-        repeats = Cell(str(seeds(group)), float(seeds(group)))
-        more = [Cell(text, text) for text in (budget, published.tag or "-", settings or "-", published.cited)]
-        rows.append([named, printed, theirs, own, repeats, *more])
+        unit = " %" if times == 100 else ""
+        shares = [share for run in group.done if (share := share_of_published(run)) is not None]
+        own = shown(times * mean, times * spread)
+        cells = [
+            Cell(published.row, published.row),
+            Cell(published.printed, published.printed),
+            Cell(shown(times * published.value) + unit if published.tag else NOTHING, times * published.value),
+            Cell(own + unit * (own != NOTHING), times * mean) if published.tag else Cell(NOTHING, math.nan),
+            Cell(str(seeds(group)), float(seeds(group))),
+            Cell(percent(min(shares)) if shares else NOTHING, min(shares, default=math.nan)),
+        ]
+        cells += [Cell(text, text) for text in (published.tag or NOTHING, settings or NOTHING, published.cited)]
+        rows.append(cells)
     words = {"of": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    columns = [Column(name, numbers=numbers) for name, numbers in words.items()]
-    columns += [Column(name, numbers=False) for name in ("budget", "number", "our settings", "source")]
-    return Table(columns, rows) if rows else None
+    words |= {"share of the published training": True, "number": False, "our settings": False, "source": False}
+    return Table([Column(name, numbers=numbers) for name, numbers in words.items()], rows) if rows else None
 
 
 def spoken(lines: Sequence[str]) -> str:

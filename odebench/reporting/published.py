@@ -87,3 +87,24 @@ def ours(group: Group, tag: str) -> tuple[float, float]:
         forward = group.mean("final/nfe_forward")
         return (group.mean("final/nfe_backward") / forward if forward else math.nan), math.nan
     return group.mean(tag), group.spread(tag)
+
+
+def share_of_published(run: Run) -> float | None:
+    """How much of the published training a run had, by its experiment's full budget; None where it names none."""
+    step, settings = run.overview.step, run.settings
+    if full := settings.get("budgets.full.iterations"):
+        return step / full
+    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.number("best/step"), run.number("best/epoch")
+    if not full or not best_epoch > 0:
+        return None
+    return step * best_epoch / best_step / full
+
+
+def is_partial(share: float | None) -> bool:
+    """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
+    return share is not None and share < 0.99
+
+
+def percent(share: float) -> str:
+    """Two digits: 0.13 %, 20 %, 100 %."""
+    return f"{float(f'{100 * share:.2g}'):g} %"

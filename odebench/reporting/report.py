@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from odebench.errors import UsageError, unknown_name
+from odebench.record.files import refuse_folder, write_atomically
 from odebench.reporting import figures, notes, page, table
 from odebench.reporting.runs import Evidence, gather
 
@@ -79,6 +80,7 @@ def _check_output(output: Path, form: str | None, names: Sequence[str]) -> None:
         raise UsageError(f"{shown} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()):
         raise UsageError(f"{shown} is not empty; a report goes into a folder of its own")
+    refuse_folder(output.parent if suffix else output, shown)
 
 
 def list_figures() -> None:
@@ -155,8 +157,7 @@ def write_folder(folder: Path, evidence: Evidence, tags: Sequence[str]) -> list[
 
 
 def _write(path: Path, text: str) -> Path:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    write_atomically(path, text.encode())
     return path
 
 
@@ -216,6 +217,5 @@ def write_figures(output: Path, pictures: Sequence[page.Picture]) -> list[Path]:
         named = {output: getattr(pictures[0], output.suffix[1:])}
     for path, content in named.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            file.write(content)
+        write_atomically(path, content)
     return list(named)

@@ -13,6 +13,7 @@ from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import schema
+from odebench.record.files import content_of
 from odebench.record.reader import Overview, find_runs, read_metrics, read_overview
 
 # Where they vary they are shown, though others may tell the same.
@@ -26,6 +27,8 @@ IGNORED = {
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
 }
 BENCH_HEADER = "work,family,library"
+# What says how fine fixed steps are.
+STEPS = ("solver.steps", "solver.step_size")
 
 Row = dict[str, Any]
 
@@ -156,8 +159,9 @@ class Evidence:
 
 def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
     """Read all runs in the folders and below, each once. UsageError where a folder is none."""
-    paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True)}
-    runs, queued, damaged = [], [], []
+    runs, queued = [], []
+    damaged: list[str] = []
+    paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, lost=damaged)}
     for path in paths.values():
         try:
             run = _read(path)
@@ -175,6 +179,9 @@ def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
 
 def _read(path: Path) -> Run:
     overview = read_overview(path)
+    for name, content in ((schema.SETTINGS, overview.settings), (schema.SUMMARY, overview.summary)):
+        if overview.status == "done" and not content:
+            raise UsageError(f"{path} is damaged: {name} is missing")
     words = _words(path)
     named = words.get("experiment")
     own = {"experiment": None if named == "null" else named, "tol": overview.tol}
@@ -296,8 +303,11 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def evaluations(run: Run) -> list[Row]:
-    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with; "others": what
-    else its command line set, and of which samples they are where these are not all for validation."""
+    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with.
+
+    "fineness": that tolerance, or the number or the size of fixed steps. "others": what else its command line set, and
+    of which samples they are where these are not all for validation.
+    """
     settings = run.settings
     own = {
         "solver": settings.get("eval_solver") or settings.get("solver.name"),
@@ -306,24 +316,27 @@ def evaluations(run: Run) -> list[Row]:
     }
     found = []
     for row in _evaluation_lines(run.path / schema.EVALUATIONS):
-        given = dict(word.split("=", 1) for word in row["overrides"] if word.partition("=")[0] in own)
-        if "tol" in given:
-            given["tol"] = float(given["tol"])
-        others = [word for word in row["overrides"] if word.partition("=")[0] not in own]
+        given = dict(word.split("=", 1) for word in row["overrides"])
+        made = own | {key: given[key] for key in own if key in given} | row
+        made["tol"] = _number(made["tol"]) if isinstance(made["tol"], str) else made["tol"]
+        steps = next((_number(given[key]) for key in STEPS if key in given), None)
+        made["fineness"] = steps if made["tol"] is None else made["tol"]
+        others = [word for word in row["overrides"] if word.partition("=")[0] not in {*own, *STEPS}]
         others += ["split=test"] if row.get("split") == "test" else []
         others += [f"first {row['limit']:,}"] if isinstance(row.get("limit"), int) else []
-        found.append({**own, **given, "others": ", ".join(others), **row})
+        found.append(made | {"others": ", ".join(others)})
     return found
 
 
 def _evaluation_lines(path: Path) -> Iterator[Row]:
-    """The lines of evaluations.jsonl; what a process that was killed left unfinished is passed over."""
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+    """The lines of evaluations.jsonl; what a process that was killed left unfinished is passed over, and what is no
+    evaluation. UsageError where the file cannot be read."""
+    for line in (content_of(path) or b"").split(b"\n"):
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and _are_words(row.get("overrides")):
+        if isinstance(row, dict) and _are_words(row.get("overrides")) and _is_named(row):
             yield row
 
 
@@ -332,6 +345,12 @@ def _are_words(overrides: Any) -> bool:
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
     return all(isinstance(_number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
+
+
+def _is_named(row: Row) -> bool:
+    """Whether what lines are named by are words, and the tolerance a number, two in words, or none."""
+    words = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
+    return words and isinstance(row.get("tol"), str | int | float | None)
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,6 @@
 """What `odebench eval` found of trained models, as the lines of a figure; and Figure 3 of Chen et al. 2018."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ GRADIENT_ERRORS = {
 
 def evaluated_runs(evidence: Evidence) -> Iterator[tuple[str, Run]]:
     """Of each group the first run that was evaluated, with the group's label."""
-    for label, group in named_groups(evidence):
+    for label, group in named_groups(evidence, _evaluated):
         for run in _evaluated(group):
             yield label, run
 
@@ -56,17 +55,23 @@ def _solved_by(label: str, solver: str) -> str:
     return f"{label}, solved by {solver}" if label else solver
 
 
-def _lines(run: Run, named: Callable[[Row], str], x: str, y: str, along: str = "tol") -> list[Line]:
-    """A number of a run's evaluations against another one, in the order of the tolerances, by name; the last of those
-    made alike. Those that were made with other settings are lines of their own."""
-    last: dict[str, dict[float, tuple[float, float]]] = {}
+def _lines(run: Run, named: Callable[[Row], str], x: str, y: str) -> list[Line]:
+    """A number of a run's evaluations against another one, in the order of the tolerances or the steps, by name; the
+    last of those made alike. Those that were made with other settings are lines of their own."""
+    last: dict[str, dict[str, Row]] = {}
     for row in evaluations(run):
-        if all(isinstance(row.get(key), int | float) for key in (x, y)) and isinstance(row.get(along), float):
-            last.setdefault(joined(named(row), row["others"]), {})[row[along]] = row[x], row[y]
+        if all(isinstance(row.get(key), int | float) for key in (x, y)):
+            last.setdefault(joined(named(row), row["others"]), {})[str(row["fineness"])] = row
     return [
-        Line(name, *np.array([point for _, point in sorted(of_tolerance.items())], dtype=float).T)
-        for name, of_tolerance in last.items()
+        Line(name, *np.array([(row[x], row[y]) for row in sorted(rows.values(), key=_fineness)], dtype=float).T)
+        for name, rows in last.items()
     ]
+
+
+def _fineness(row: Row) -> tuple[float, float]:
+    """Of two tolerances in words the evaluations tell the order."""
+    value = row["fineness"]
+    return value if isinstance(value, int | float) else np.inf, row.get("nfe", 0)
 
 
 def gradient_against_tolerance(evidence: Evidence) -> Figure:
@@ -78,7 +83,7 @@ def gradient_against_tolerance(evidence: Evidence) -> Figure:
     for group in evidence.groups:
         for run in _evaluated(group):
             for error in GRADIENT_ERRORS:
-                lines = _lines(run, _mode_and_solver, "step_tol", error, along="step_tol")
+                lines = _lines(run, _mode_and_solver, "step_tol", error)
                 found.setdefault((label_of(group, keys), error), []).extend(solved(lines))
     panels = [
         Panel(f"Gradient, {title}".removesuffix(", "), "tolerance (rtol = atol)", GRADIENT_ERRORS[error], lines)
@@ -106,7 +111,7 @@ def figure3(evidence: Evidence) -> Figure:
 
     forward, backward = "forward NFE of a training step", solved(lines("nfe_backward", "nfe_forward"))
     least = min((finite(one)[0].min(initial=np.inf) for one in backward), default=1.0)
-    over, x = _over_training(evidence, {run.path for _, run in runs})
+    over, x = _over_training(evidence)
     panels = [
         Panel(
             "(a) Error against NFE",
@@ -136,13 +141,11 @@ def figure3(evidence: Evidence) -> Figure:
     return comparison([panel for panel in panels if sum(map(count, panel.lines)) > 1], columns=2)
 
 
-def _over_training(evidence: Evidence, evaluated: set[Path]) -> tuple[list[Line], str]:
+def _over_training(evidence: Evidence) -> tuple[list[Line], str]:
     """Forward NFE of the trainings whose models were evaluated, labelled as their solvers' studies are; and the label
     of the x axis."""
     rows, of_epoch = {}, {}
-    for label, group in named_groups(evidence):
-        if evaluated.isdisjoint(run.path for run in group.runs):
-            continue
+    for label, group in named_groups(evidence, _evaluated):
         named = _solved_by(label, group.settings["solver.name"])
         rows[named] = [rows_of(run) for run in group.runs]
         of_epoch[named] = group.mean("best/step") / group.mean("best/epoch")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from odebench.record.schema import rises
 from odebench.reporting.figures import OUTPUT_ERROR
-from odebench.reporting.published import NFE_RATIO, ours
+from odebench.reporting.published import NFE_RATIO, ours, share_of_published
 from odebench.reporting.runs import Evidence, Group, Row, Run, evaluations, mean_and_spread, rows_of
 from odebench.reproduce import catalogue
-from odebench.reproduce.verdict import share_of_published
 from odebench.sweep.attempts import look
 from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep

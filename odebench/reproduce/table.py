@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from odebench.reporting.published import Published, read_published
+from odebench.reporting.published import Published, is_partial, percent, read_published
 from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
 from odebench.reproduce.catalogue import WITHIN, Reproduction
 from odebench.reproduce.reached import Reached
-from odebench.reproduce.verdict import compared, is_partial, percent, verdict
+from odebench.reproduce.verdict import compared, verdict
 
 MINUTES = "final/minutes"
 _CSV_COLUMNS = (

@@ -3,7 +3,7 @@
 import math
 
 from odebench.record.schema import rises
-from odebench.reporting.runs import Run
+from odebench.reporting.published import is_partial, percent
 from odebench.reporting.table import scale, shown
 
 # Another machine's is no standard.
@@ -25,16 +25,6 @@ def verdict(tag: str, ours: float, published: float, within: float, share: float
         return f"partial budget, {percent(share)} of the published training: {how}"
     is_reached = abs(worse) <= within or how.startswith("better")
     return f"{'reproduced' if is_reached else 'not reached'}: {how}"
-
-
-def is_partial(share: float | None) -> bool:
-    """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
-    return share is not None and share < 0.99
-
-
-def percent(share: float) -> str:
-    """Two digits: 0.13 %, 20 %, 100 %."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:
@@ -63,14 +53,3 @@ def compared(tag: str, ours: float, others: float, name: str, published_ratio: f
     if math.isfinite(published_ratio):
         text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
     return text
-
-
-def share_of_published(run: Run) -> float | None:
-    """How much of the published training a run had, by its experiment's full budget; None where it names none."""
-    step, settings = run.overview.step, run.settings
-    if full := settings.get("budgets.full.iterations"):
-        return step / full
-    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.number("best/step"), run.number("best/epoch")
-    if not full or not best_epoch > 0:
-        return None
-    return step * best_epoch / best_step / full

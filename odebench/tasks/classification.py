@@ -140,7 +140,7 @@ class Classification:
         _, solves = self._logits(self.model.eval(), images, self._eval_solve)
         if solves and solves[0].step_sizes:  # rows of their own steps keep none
             sizes = solves[0].step_sizes
-            figures["step_sizes"] = step_sizes(np.cumsum([0.0, *sizes[:-1]]), sizes)
+            figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
         return figures
 
     def state_dict(self) -> dict[str, Any]:

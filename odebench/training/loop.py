@@ -175,7 +175,7 @@ def measure(training: Training, record: Record | SilentRecord) -> None:
         log.warning("not measured after step %d: %s", progress.step, error)
         return
     record.log(progress.step, numbers)
-    record.step_sizes([list(stats.step_sizes) for stats in solves], progress.step)
+    record.step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:

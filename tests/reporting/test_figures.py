@@ -136,6 +136,40 @@ def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, run
     assert exact.get_ylabel() == "relative error against float64 at 1e-9"
 
 
+def test_a_study_of_fixed_steps_is_a_line_along_its_steps(record, runs, points):
+    made = [(f"solver.steps={steps}", 4 * steps, steps**-4.0) for steps in (8, 2, 4)]
+    lines = [
+        {"overrides": ["solver=rk4", steps], "solver": "rk4", "tol": None, "nfe": nfe, "output_error": error}
+        for steps, nfe, error in made
+    ]
+    (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (error,) = figures.draw("figure3", gather([runs])).axes
+    assert points(error) == {"rk4": [(8, 2**-4), (16, 4**-4), (32, 8**-4)]}
+    with pytest.raises(UsageError, match="needs evaluations at tolerances"):
+        figures.draw("error-tolerance", gather([runs]))
+
+
+def test_the_one_run_that_was_evaluated_is_drawn_among_many(record, runs, points):
+    for width in range(MAX_LINES + 1):
+        record(model__width=width)
+    path = record(model__name="cnf")
+    lines = [{"overrides": [f"tol={tol}"], "nfe": 9, "output_error": tol} for tol in (1e-2, 1e-3)]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = figures.draw("error-tolerance", gather([runs])).axes
+    assert [len(drawn) for label, drawn in points(axes).items() if "tolerance" not in label] == [2]
+
+
+def test_results_of_other_data_are_not_compared(record, runs):
+    for observed, tol, loss in ((30, 1e-2, 42.0), (30, 1e-3, 41.0), (100, 1e-2, 73.0), (100, 1e-3, 72.0)):
+        data = {"name": "spirals", "observed": observed, "train_limit": observed}
+        nfe = {"final/nfe_forward": -10 * math.log10(tol), "best/loss": loss}
+        record(tol=tol, data=data, task="time_series", trainer__objective="val/loss", summary=nfe)
+    few, many = figures.draw("result-nfe", gather([runs])).axes
+    assert few.get_title(loc="left") == "spirals, observed 30: result against NFE"
+    assert few.lines[0].get_xydata().tolist() == [[30, 41], [20, 42]]
+    assert many.lines[0].get_xydata().tolist() == [[30, 72], [20, 73]]
+
+
 def test_evaluations_with_other_settings_are_a_line_of_their_own(record, runs, points):
     made = [("tol=1e-2",), ("tol=1e-4",), ("tol=1e-3", "solver.max_step=0.1"), ("tol=1e-4", "solver.max_step=0.1")]
     lines = [{"overrides": words, "nfe": 9, "output_error": 1e-3 * len(words)} for words in made]
@@ -200,9 +234,19 @@ def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_model
     assert first.get_ylabel() == "validation KL(q || p) (nats)"
 
 
+def test_step_sizes_are_those_of_the_longest_solve_at_its_own_times(record, runs):
+    steps = {"solves": [[1.0], [-5.0, -2.5, -2.5]], "starts": [0.0, 10.0]}
+    (record() / "steps.json").write_text(json.dumps(steps))
+    (axes,) = figures.draw("step-sizes", gather([runs])).axes
+    assert axes.lines[0].get_xydata().tolist() == [[10.0, 5.0], [5.0, 2.5], [2.5, 2.5]]
+    assert axes.get_title(loc="left").endswith("step sizes of solve 2 of 2")
+    assert axes.get_xlabel() == "t where a step starts (time of the ODE)"
+
+
 def test_step_sizes_start_where_the_step_before_ends(corpus, points):
     (axes,) = figures.draw("step-sizes", gather([corpus])).axes
     assert [*points(axes).values()] == [[(0.0, 0.25), (0.25, 0.5), (0.75, 0.25)]]
+    assert axes.get_xlabel().startswith("t since the start of the solve")  # older records do not tell it
 
 
 def test_a_damaged_file_of_steps_is_told(corpus):

@@ -43,7 +43,7 @@ def test_published_values_stand_beside_the_runs_of_their_experiment_alone(record
     assert beside[NFE_RATIO].mean == 1.5
     assert {run.settings["experiment"] for run in beside[""].group.runs} == {"paper/mnist_odenet"}
     row = notes.published_table(evidence).texts[1]
-    assert row[:5] == ["ODE-Net", "0.42 % error", "99.58", "94", "2"]
+    assert row[:5] == ["ODE-Net", "0.42 % error", "99.58 %", "94 %", "2"]
     assert row[-1] == "Chen et al. 2018, Table 1, recalled"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from odebench import cli
 from odebench.reporting.figures import FIGURES
+from odebench.reporting.notes import published_table
+from odebench.reporting.runs import gather
 
 
 @pytest.fixture
@@ -139,6 +142,7 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["EMPTY"], "no runs in"),
         (["QUEUED"], "no run in"),
         (["missing"], "is not a folder"),
+        (["RUNS", "--output", "queued/status.json/a.csv"], "cannot be made (Not a directory)"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_a_line_and_leaves_nothing(report, record, tmp_path, monkeypatch, words, says):
@@ -152,6 +156,32 @@ def test_what_cannot_be_meant_is_told_in_a_line_and_leaves_nothing(report, recor
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(report, corpus, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for words in (["--output", tmp_path / "a.csv"], ["--figure", "time-nfe", "--output", tmp_path / "a.png"]):
+        code, _, err = report(corpus, *words)
+        assert (code, "No space left on device" in err) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == [corpus.name]
+
+
+def test_published_numbers_have_units_the_share_of_the_training_and_an_order(record, runs):
+    budgets = {"full": {"epochs": 160}}
+    summary = {"best/step": 8, "best/epoch": 4, "final/test_accuracy": 0.9}
+    record(experiment="paper/mnist_odenet", data__name="mnist", budgets=budgets, summary=summary)
+    table = published_table(gather([runs]))
+    titles = [column.title for column in table.columns]
+    rows = {row[titles.index("number")].text: dict(zip(titles, row, strict=True)) for row in table.rows}
+    accuracy = rows["final/test_accuracy"]
+    assert [accuracy[name].text for name in ("published", "ours")] == ["99.58 %", "90 %"]
+    assert [accuracy[name].value for name in ("published", "ours", "seeds")] == pytest.approx([99.58, 90, 1])
+    assert accuracy["share of the published training"].text == "2.5 %"
+    assert rows["parameters"]["ours"].text == "3,642"
+    assert math.isnan(rows["-"]["published"].value)
 
 
 def test_a_report_needs_no_torch():

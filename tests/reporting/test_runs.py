@@ -1,12 +1,13 @@
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
 from odebench.errors import UsageError
 from odebench.reporting import notes
-from odebench.reporting.runs import differing, evaluations, gather, telling
+from odebench.reporting.runs import differing, evaluations, gather, rows_of, telling
 
 
 def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
@@ -149,7 +150,8 @@ def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_pass
         {"overrides": ["tol=1e-5", "solver=rk4"]},
         {"overrides": [], "tol": 0.1, "solver": "heun2"},
     ]
-    not_ours = [{"overrides": [1]}, {"overrides": ["tol"]}, {"overrides": ["tol=abc"]}, {"overrides": None}]
+    shapeless = [{"overrides": [], name: {}} for name in ("solver", "gradient", "tol")]
+    not_ours = [*shapeless, {"overrides": [1]}, {"overrides": ["tol"]}, {"overrides": ["tol=abc"]}, {"overrides": None}]
     lines = "".join(json.dumps(row) + "\n" for row in [*rows, *not_ours])
     (path / "evaluations.jsonl").write_text(lines + '{"overr')
     (run,) = gather([runs]).runs
@@ -164,3 +166,49 @@ def test_evaluations_of_other_samples_are_told_apart(record, runs):
     (run,) = gather([runs]).runs
     own = "trainer.batch_size=8"
     assert [row["others"] for row in evaluations(run)] == [own, own, f"{own}, split=test", f"{own}, first 1,000"]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "status.json", "settings.yaml"])
+def test_a_run_that_lacks_a_file_counts_as_damaged_and_in_no_mean(name, record, runs):
+    record(seed=0)
+    path = record(seed=1, summary={"best/accuracy": 0.1})
+    (path / name).unlink()
+    if name == "settings.yaml":
+        (path / "manifest.json").unlink()
+    evidence = gather([runs])
+    assert evidence.damaged == [f"{path} is damaged: {name} is missing"]
+    (group,) = evidence.groups
+    assert (len(group.runs), group.mean("best/accuracy"), evidence.queued) == (1, 0.95, [])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "status.json", "evaluations.jsonl", "metrics.jsonl"])
+def test_a_file_that_cannot_be_read_costs_its_run_alone(name, record, runs):
+    record(seed=0)
+    path = record(seed=1)
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir()
+    evidence = gather([runs])
+    if name in ("evaluations.jsonl", "metrics.jsonl"):  # which are read where they are wanted
+        read = {"evaluations.jsonl": evaluations, "metrics.jsonl": rows_of}[name]
+        with pytest.raises(UsageError, match=f"{name} cannot be read: Is a directory"):
+            [read(run) for run in evidence.runs]
+    else:
+        assert [len(evidence.runs), len(evidence.damaged)] == [1, 1]
+        assert f"{name} cannot be read: Is a directory" in evidence.damaged[0] or name == "status.json"
+
+
+def test_runs_behind_links_are_found_once(record, runs, tmp_path):
+    path = record()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "one").symlink_to(path)
+    (runs / "loop").symlink_to(tmp_path)
+    assert [run.path.resolve() for run in gather([tmp_path / "links"]).runs] == [path.resolve()]
+    assert len(gather([runs, tmp_path / "links"]).runs) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+def test_a_folder_that_cannot_be_looked_into_is_told(record, runs):
+    record()
+    closed = runs / "closed"
+    closed.mkdir(mode=0)
+    assert gather([runs]).damaged == [f"{closed} cannot be read: Permission denied"]

@@ -1,6 +1,7 @@
 import pytest
 
-from odebench.reproduce.verdict import compared, how_much_worse, percent, verdict
+from odebench.reporting.published import percent
+from odebench.reproduce.verdict import compared, how_much_worse, verdict
 
 ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "final/test_auc"
 
