@@ -169,11 +169,16 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
         status=status,
         step=step,
         eta_s=eta_s,
-        message=" ".join(str(content.get("message") or "").split()),
+        message=_one_line(str(content.get("message") or "")),
         settings=settings,
         summary=_read_json(path / schema.SUMMARY),
         time=str(content.get("time", "")),
     )
+
+
+def _one_line(text: str) -> str:
+    """The text in one line that moves no terminal's cursor."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def _is_gone(manifest: dict[str, Any]) -> bool:

@@ -44,7 +44,7 @@ def make_wishes(
     folders: Sequence[str], figure: str | None, form: str | None, output: Path | None, columns: str | None, split: str
 ) -> Wishes:
     """Wishes from the words of the command line. Raises UsageError for what is unknown or does not go together."""
-    if not folders:
+    if not all(folders) or not folders:
         raise UsageError("which runs? name one folder or several, such as outputs (--list shows the figures)")
     names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
     for name in names:

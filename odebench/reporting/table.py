@@ -168,7 +168,7 @@ def as_terminal(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
-    header, *rows = [[text.replace("|", "\\|") for text in row] for row in table.texts]
+    header, *rows = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in table.texts]
     rule = ["---:" if column.numbers else "---" for column in table.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + (table.note and f"\n{table.note}\n")
 
@@ -184,8 +184,9 @@ def as_latex(table: Table) -> str:
 def _escape(text: str) -> str:
     if text == NOTHING:
         return "--"
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escaped = re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), text)
+    named = dict(zip("\\~^|<>", ("backslash", "asciitilde", "asciicircum", "bar", "less", "greater"), strict=True))
+    special = {sign: rf"\text{name}{{}}" for sign, name in named.items()}
+    escaped = re.sub(r"[\\~^|<>&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), " ".join(text.split()))
     return escaped.replace("±", r"$\pm$")
 
 

@@ -24,7 +24,7 @@ from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster
 from odebench.sweep.expand import expand
-from odebench.sweep.folder import LOCK, Sweep, add_jobs, is_sweep, load_sweep
+from odebench.sweep.folder import LOCK, Sweep, add_jobs, free_folder, is_sweep, load_sweep
 from odebench.sweep.run import Plan, resume_sweep, run_sweep
 from odebench.sweep.validate import Job, validate
 
@@ -108,6 +108,8 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
     if is_sweep(folder):
         _check_held(folder, distinct)
+    else:
+        free_folder(folder, outputs)
     told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
     return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
 

@@ -138,9 +138,11 @@ def tell(sweep: Sweep, job: Job, status: str, message: str) -> None:
 
 def _reason(sweep: Sweep, attempt: Attempt) -> str:
     code = attempt.process.returncode
+    if code < 0 and attempt.stopped:
+        return "stopped with its sweep"
     if code < 0:
         name = signal.Signals(-code).name
-        return f"ended by {name}" + (", perhaps for want of memory" * (name == "SIGKILL" and not attempt.stopped))
+        return f"ended by {name}" + ", perhaps for want of memory" * (name == "SIGKILL")
     printed = sweep.log(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
     # torchrun reports at length after what the training has said.
     said = [line for line in printed if line.startswith("odebench ")] if attempt.together else []

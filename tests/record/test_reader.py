@@ -126,6 +126,12 @@ def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
         assert read_overview(tmp_path / "run", as_told=True).status == "running"
 
 
+def test_a_reason_is_one_line_that_moves_no_cursor(tmp_path):
+    status = {"status": "failed", "step": 0, "message": "it\nbroke \x1b[2J\x07 here"}
+    (tmp_path / schema.STATUS).write_text(json.dumps(status))
+    assert read_overview(tmp_path).message == "it broke [2J here"
+
+
 def test_an_overview_reads_no_yaml_where_the_manifest_has_the_settings(tmp_path, create):
     create(tmp_path / "run").close()
     (tmp_path / "run" / schema.MANIFEST).write_text('{"settings": {"model": {"name": "mlp"}}}')

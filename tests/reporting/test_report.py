@@ -142,6 +142,7 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["EMPTY"], "no runs in"),
         (["QUEUED"], "no run in"),
         (["missing"], "is not a folder"),
+        ([""], "which runs? name one folder"),
         (["RUNS", "--output", "queued/status.json/a.csv"], "cannot be made (Not a directory)"),
     ],
 )

@@ -88,7 +88,7 @@ def test_markdown_and_latex_escape_what_means_something_to_them():
         [[table.Cell("x_1 & y", ""), table.Cell("1 ± 2", 1.0)]],
     )
     assert table.as_markdown(made) == "| a\\|b | 50 % |\n| --- | ---: |\n| x_1 & y | 1 ± 2 |\n"
-    assert r"a|b & 50 \% \\" in table.as_latex(made)
+    assert r"a\textbar{}b & 50 \% \\" in table.as_latex(made)
     assert r"x\_1 \& y & 1 $\pm$ 2 \\" in table.as_latex(made)
     assert table.as_latex(made).startswith("\\begin{tabular}{lr}\n\\toprule")
 
@@ -122,3 +122,9 @@ def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, run
         (path / "manifest.json").write_text(json.dumps(manifest))
         told = [line for line in notes.cautions(gather([runs])) if line.startswith("tested on different data")]
         assert told == (["tested on different data within 1 group (manifest.json: data.splits)"] * (seed > 1))
+
+
+def test_no_text_of_a_setting_breaks_a_line():
+    made = table.Table([table.Column("a", numbers=False)], [[table.Cell("x\ny <z>", "")]])
+    assert table.as_markdown(made).splitlines() == ["| a |", "| --- |", "| x y <z> |"]
+    assert r"x y \textless{}z\textgreater{} \\" in table.as_latex(made)

@@ -286,6 +286,15 @@ def test_a_dry_run_starts_nothing(noted, tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(noted, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for more in ([], ["--dry-run"]):
+        assert main(["reproduce", "figure5", "--output", str(tmp_path / "mine"), *more]) == 2
+        assert "mine is not empty; give another --output" in capsys.readouterr().err
+    assert noted() == []
+
+
 def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
     assert fails(capsys).startswith("which? name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
