@@ -170,19 +170,24 @@ def spiral_errors_table(rows: list[dict[str, str]]) -> str:
 
 def short_verdict(its: dict[str, dict[str, str]]) -> str:
     """The verdicts of a row, without the numbers that stand beside them; named where the row has several."""
-    said = {}
-    for number, row in its.items():
-        # Ours against another row's is told with both numbers, a partial budget with its share.
-        against = r"(as published): [^;]*?(, ratio [^;]*)?(?:(; partial budget)[^;]*)?(?=;|$)"
-        text = re.sub(against, r"\1\2\3", row["verdict"])
-        text = re.sub(r"(partial budget), [^:]* of the published training", r"\1", text)
-        text = re.sub(r"; [^;]* not done: .*", "", text)
-        text = re.sub(r"^[^;]* not done: .*", "nothing to compare with yet", text)
-        if text and text != "another machine":
-            said[in_words(number)] = text
+    said = {in_words(number): text for number, row in its.items() if (text := shortened(row["verdict"]))}
     if len(said) < 2 or {*said.values()} == {"nothing to compare with yet"}:
         return "".join({*said.values()}) or "–"
     return "; ".join(f"{number}: {text}" for number, text in said.items())
+
+
+def shortened(verdict: str) -> str:
+    """One verdict: a comparison without both numbers, a partial budget without its share and said once."""
+    kept: list[str] = []
+    for text in verdict.split("; ") if verdict != "another machine" else ():
+        if " not done: " in text:
+            kept = kept or ["nothing to compare with yet"]
+        elif text.startswith("partial budget") and text.endswith("of the published trainings"):  # of the comparison
+            kept[-1] += " (partial budget)" * (not kept[0].startswith("partial budget"))
+        else:
+            text = re.sub(r"(as published): .*?(, ratio .*)?$", r"\1\2", text)
+            kept.append(re.sub(r"(partial budget), [^:]* of the published training", r"\1", text))
+    return "; ".join(kept)
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:

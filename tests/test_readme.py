@@ -227,7 +227,7 @@ def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_
     ]  # fmt: skip
     text = tables.reproduction_table(rows).splitlines()
     assert text[0].startswith("| run | test rmse | published | test accuracy (%) | minutes | published | share")
-    short = "partial budget: worse by 9 %; as published, ratio 0.50 (published 0.42); partial budget"
+    short = "partial budget: worse by 9 %; as published, ratio 0.50 (published 0.42)"
     assert text[2] == f"| a | 0.300 ± 0.010 | 0.25 | 98.5 | – | – | 4 % | 2 | {short} |"
     assert text[3] == "| b | 0.6 | – | – | 0.4 | 6 | – | 2 | – |"
     assert text[-1] == "`odebench reproduce x seed=0,1`, measured 2026-01-02 on CPU."
