@@ -65,11 +65,14 @@ def list_runs(folder: Path) -> None:
     from odebench.record.reader import find_runs, read_overview
 
     rows = []
-    for path in find_runs(folder, queued=True):
+    damaged: list[str] = []
+    for path in find_runs(folder, queued=True, lost=damaged):
         try:
             rows.append(_row(read_overview(path)))
         except UsageError as error:
-            print(f"odebench list: {error}", file=sys.stderr)
+            damaged.append(str(error))
+    for line in damaged:
+        print(f"odebench list: {line}", file=sys.stderr)
     if not rows:
         print(f"odebench list: no runs in {folder}", file=sys.stderr)
         return

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,9 @@ def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     for name in (schema.SETTINGS, schema.STATUS):
         (damaged / name).write_bytes((run / name).read_bytes())
     (damaged / schema.SUMMARY).write_text("{")
+    lost = run.parent / "c_run"
+    shutil.copytree(run, lost)
+    (lost / schema.STATUS).rename(lost / schema.MANIFEST)
     assert main(["list", "runs", str(run.parent)]) == 0
     out, err = capsys.readouterr()
     header, row = out.splitlines()
@@ -318,7 +322,8 @@ def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     assert row.split()[:7] == [str(run), "odenet", "dopri5", "0.001", "done", "10", "-"]
     assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2"]
     assert "b_run" in err
-    assert "damaged" in err
+    assert "b_run/summary.json is damaged" in err
+    assert f"{lost} is damaged: status.json is missing" in err
 
 
 def test_list_runs_shows_the_tolerance_that_steps_are_chosen_by(run, capsys):
