@@ -124,7 +124,10 @@ def _cell(text: str) -> Cell:
 def as_csv(lines: Sequence[Judgement], found: Sequence[Reached], command: str) -> str:
     """Every number in its unit, with what it was judged by and the command that gave it."""
     judged = {(line.reached.row.name, line.tag): line for line in lines if line.published}
-    against = {(line.reached.row.name, line.tag): line.verdict for line in lines if not line.published}
+    against: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        if not line.published:
+            against.setdefault((line.reached.row.name, line.tag), []).append(line.verdict)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -133,9 +136,9 @@ def as_csv(lines: Sequence[Judgement], found: Sequence[Reached], command: str) -
         date = max((run.overview.time[:10] for run in reached.group.done), default="")
         for tag, (mean, spread) in reached.numbers.items():
             place = reached.row.name, tag
-            line = judged.get(place)
-            published = line.published.value if line and line.published else math.nan
-            said = "; ".join(filter(None, [line.verdict if line else reached.reason, against.get(place)]))
+            known = judged.get(place)
+            published = known.published.value if known and known.published else math.nan
+            said = "; ".join(filter(None, [known.verdict if known else reached.reason, *against.get(place, ())]))
             share = math.nan if reached.share is None else reached.share
             values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]

@@ -29,12 +29,13 @@ def verdict(tag: str, ours: float, published: float, within: float, share: float
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:
     """The relative difference, positive where ours is the worse (or the larger, where neither is better); of an
-    accuracy that of the errors."""
+    accuracy that of the errors. Of a published 0 it is 0 or infinite."""
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
     elif _rises(tag):
         ours, published = -ours, -published
-    return (ours - published) / abs(published)
+    gap = ours - published
+    return gap / abs(published) if published else math.copysign(math.inf, gap) if gap else 0.0
 
 
 def _rises(tag: str) -> bool:

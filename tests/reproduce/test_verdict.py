@@ -46,6 +46,11 @@ def test_worse_is_positive_whichever_way_the_number_goes(tag):
     assert (high > 0 > low) == (tag == RMSE)
 
 
+def test_of_a_published_nothing_all_is_infinitely_more():
+    assert [how_much_worse(RMSE, ours, 0.0) for ours in (0.0, 1e-3)] == [0.0, float("inf")]
+    assert how_much_worse(ACCURACY, 0.9, 1.0) == float("inf")
+
+
 def test_a_comparison_says_who_is_better_and_the_ratio_beside_the_published():
     assert compared(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
     assert compared(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
