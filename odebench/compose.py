@@ -247,7 +247,8 @@ def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
         if group in PLURALS:
             return unknown_name(group, name, options(group, config_dir), PLURALS[group])
         if found[1] in _EXTRAS:
-            return UsageError(f'{found[1]} is not installed: pip install "odebench[{_EXTRAS[found[1]]}]"')
+            extra = _EXTRAS[found[1]]
+            return UsageError(f'{found[1]} is not installed: from the checkout, pip install -e ".[{extra}]"')
         offered = re.search(r"Available options in '[^']+':\s*(.*?)\s*Config search", text, re.DOTALL)
         return UsageError(f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else ""))
     return UsageError(" ".join(text.split()))

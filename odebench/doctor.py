@@ -123,7 +123,7 @@ def _compiler() -> Line:
 def _completion() -> Line:
     if importlib.util.find_spec("argcomplete"):
         return "completion", "ok", 'eval "$(register-python-argcomplete odebench)" turns it on in this shell'
-    return "completion", "missing", "pip install 'odebench[completion]'"
+    return "completion", "missing", 'from the checkout, pip install -e ".[completion]"'
 
 
 def _slurm() -> Line:

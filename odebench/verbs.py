@@ -39,7 +39,7 @@ examples:
   odebench train                                          an ODE-Net on 5,000 MNIST images, no download
   odebench train model=resnet trainer.epochs=3
   odebench train solver=rk4 solver.steps=8 eval_solver=dopri5 eval_tol=1e-5
-  odebench train experiment=paper/mnist_odenet budget=small
+  odebench train experiment=paper/cnf_density_matching data=potential_1 budget=small
   odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, one after the other
   odebench train model=rknet tol=1e-4 --cfg               print the settings, train nothing"""
 
@@ -148,7 +148,8 @@ examples:
 
 _BENCH = """\
 Measure the solver beside torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
-(`pip install "odebench[peers]"`): time turn by turn, evaluations, errors against a float64 reference, memory.
+(from the checkout, `pip install -e ".[peers]"`): time turn by turn, evaluations, errors against a float64 reference,
+memory.
 
 works: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.

@@ -38,7 +38,7 @@ def is_installed(plugin):
 
 def needs(name):
     plugin, extra = PLUGINS[name]
-    return pytest.mark.skipif(not is_installed(plugin), reason=f'no {plugin} (pip install "odebench[{extra}]")')
+    return pytest.mark.skipif(not is_installed(plugin), reason=f'no {plugin} (pip install -e ".[{extra}]")')
 
 
 @pytest.fixture
@@ -113,13 +113,13 @@ def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_brings_it
     from hydra.errors import MissingConfigException
 
     error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'\n\nAvailable options in 'x':\n\tbasic")
-    assert str(explain(error)) == f'{name} is not installed: pip install "odebench[{PLUGINS[name][1]}]"'
+    assert str(explain(error)) == f'{name} is not installed: from the checkout, pip install -e ".[{PLUGINS[name][1]}]"'
 
 
 @pytest.mark.skipif(is_installed("hydra_optuna_sweeper"), reason="hydra_optuna_sweeper is installed")
 def test_a_search_without_optuna_is_one_line(trained, capsys):
     assert main([*SEARCH, "optim.lr=interval(1e-4,1e-1)"]) == 2
-    line = 'odebench train: hydra/sweeper/optuna is not installed: pip install "odebench[optuna]"\n'
+    line = 'odebench train: hydra/sweeper/optuna is not installed: from the checkout, pip install -e ".[optuna]"\n'
     assert capsys.readouterr().err == line
 
 

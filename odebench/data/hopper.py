@@ -87,8 +87,8 @@ def simulate(num: int, path: Path) -> np.ndarray:
         from dm_control import suite  # an extra, and a second to import
     except ImportError as error:
         raise UsageError(
-            f"data=hopper needs {path}, or dm_control to simulate it: pip install 'odebench[hopper]' "
-            f"(dm_control==1.0.50 mujoco==3.17.0)"
+            f'data=hopper needs {path}, or dm_control to simulate it: from the checkout, pip install -e ".[hopper]" '
+            "(dm_control==1.0.50 mujoco==3.17.0)"
         ) from error
     log.info("simulating %s runs of the hopper, to be kept in %s", f"{num:,}", path)
     physics = suite.load("hopper", "stand").physics

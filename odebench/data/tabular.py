@@ -101,7 +101,7 @@ def bsds300(*, root: str | None) -> DensityData:
     try:
         import h5py
     except ImportError as error:
-        raise UsageError('data=bsds300 needs h5py; pip install "odebench[hdf5]"') from error
+        raise UsageError('data=bsds300 needs h5py; from the checkout, pip install -e ".[hdf5]"') from error
     try:
         with h5py.File(path) as file:
             splits = file["train"][:], file["validation"][:], file["test"][:]

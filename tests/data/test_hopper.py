@@ -90,12 +90,12 @@ def test_without_kept_runs_and_simulator_one_line_says_what_to_install(root, mon
         load(root)
     line = str(caught.value)
     assert str(path) in line
-    assert "pip install 'odebench[hopper]'" in line
+    assert 'from the checkout, pip install -e ".[hopper]"' in line
     assert "\n" not in line
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_SIMULATOR, reason="dm_control is not installed: pip install 'odebench[hopper]'")
+@pytest.mark.skipif(not HAS_SIMULATOR, reason='dm_control is not installed: pip install -e ".[hopper]"')
 def test_simulated_runs_are_kept_and_start_as_published(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NUM_RUNS", 5)
     runs, provenance = read_runs(tmp_path)

@@ -174,7 +174,7 @@ def test_bsds300_without_h5py_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "BSDS300").mkdir()
     (tmp_path / "BSDS300/BSDS300.hdf5").touch()
-    assert refusal(tabular.bsds300, tmp_path) == 'data=bsds300 needs h5py; pip install "odebench[hdf5]"'
+    assert refusal(tabular.bsds300, tmp_path) == 'data=bsds300 needs h5py; from the checkout, pip install -e ".[hdf5]"'
 
 
 @pytest.mark.parametrize(

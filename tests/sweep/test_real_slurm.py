@@ -120,9 +120,7 @@ def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_
 
 def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_them(slurm, tiny, tmp_path):
     """One is requeued, which SIGTERM tells it, the other one pre-empted, which submitit's own signal tells it."""
-    pytest.importorskip(
-        "hydra_plugins.hydra_submitit_launcher", reason='no submitit (pip install "odebench[launchers]")'
-    )
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='no submitit (pip install -e ".[launchers]")')
     words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.max_num_timeout=10", "hydra.sweep.dir=here"]
     command = [sys.executable, "-m", "odebench", "train", *words, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
