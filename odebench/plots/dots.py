@@ -35,6 +35,7 @@ def dots(panels: Mapping[str, Dots], x: str) -> Figure:
                 markersize=6,
                 color=style.colour(place),
                 label=label,
+                clip_on=False,  # a whole decade is a limit, too
             )
         _scale(axes, [value for line in panel.values() for value in line.values() if value > 0])
         axes.set_yticks(range(len(categories)), categories)

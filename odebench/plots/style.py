@@ -1,7 +1,7 @@
 """One look for all figures: colours, sizes, axes. Figures are drawn by Agg, without pyplot and its state."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -146,13 +146,13 @@ def limits_of(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def legend_below(figure: Figure) -> None:
+def legend_below(figure: Figure, called: Mapping[str, str] | None = None) -> None:
     """One legend under all panels, that names each label once, in lines that the figure is wide enough for; the figure
-    grows by its height."""
+    grows by its height. called: what it says in place of a label."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            named.setdefault(label, handle)
+            named.setdefault((called or {}).get(label, label), handle)
     if not named:
         return
     width_in = figure.get_figwidth()

@@ -167,7 +167,7 @@ def _result_panel(
 
 
 def _y(subject: Subject, split: str) -> str:
-    return joined(result_label(subject.quantity, split), subject.loss)
+    return result_label(subject.quantity, split, subject.loss)
 
 
 def _pareto(evidence: Evidence) -> Figure:
@@ -186,10 +186,10 @@ def _front_panel(
     lines = []
     for label, groups in by_label.items():
         drawn = line(label, groups, _mean(cost_tag), tag)._replace(y_spread=None)
-        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.names, strict=True)]
-        lines.append(drawn._replace(names=names))
+        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.names, strict=False)]
+        lines.append(drawn._replace(label=label or "settings", names=names))
     edge = line("", best, _mean(cost_tag), tag)
-    guide = Guide("Pareto front", x=np.repeat(edge.x, 2)[1:], y=np.repeat(edge.y, 2)[:-1])
+    guide = Guide("Pareto front", x=edge.x, y=edge.y, is_front=True)
     return Panel(f"{subject.data}: against {cost}", x, _y(subject, evidence.split), lines, [guide], False)
 
 

@@ -16,6 +16,8 @@ from odebench.reporting.table import scale, shown_setting
 ALONG = ("tol", "solver.steps", "solver.step_size")
 # Settings that a panel of its own tells, or that say no more than these.
 OF_PANELS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
+# Losses that a split is judged by in nats: all of ours, for that of flow matching is the negative log-likelihood there.
+LOSSES_IN_NATS = ("cross_entropy", "maximum_likelihood", "density_matching", "flow_matching", "autoregressive", "elbo")
 
 
 class Lacking(UsageError):
@@ -129,13 +131,14 @@ def label(group: Group, keys: Sequence[str]) -> str:
 
 
 def line(label: str, groups: Sequence[Group], x: Callable[[Group], float], tag: str) -> Line:
-    """The groups' means of `tag`, scaled to be read, against `x`, with tolerance or steps as names."""
+    """The groups' means of `tag`, scaled to be read, against `x`; tolerance or steps are names, where these differ."""
+    names = [_fineness(group) for group in groups]
     return Line(
         label,
         np.array([x(group) for group in groups]),
         scale(tag) * np.array([group.mean(tag) for group in groups]),
         scale(tag) * np.array([group.spread(tag) for group in groups]),
-        [_fineness(group) for group in groups],
+        names if len(set(names)) > 1 else (),
     )
 
 
@@ -193,17 +196,24 @@ def guides(runs: Sequence[Run], tag: str) -> list[Guide]:
     """The published values of a result for the runs' experiments; they are of the test split."""
     quantity = tag.removeprefix("best/").removeprefix("final/test_")
     return [
-        Guide(f"published, test: {one.row}, {one.printed} ({one.cited})", scale(one.tag) * one.value)
+        Guide(
+            f"published, test: {one.row}, {one.printed} ({one.cited})",
+            scale(one.tag) * one.value,
+            note=f"{one.row}: {one.printed}",
+            source=f"published, test: {one.cited}",
+        )
         for one in published_of(runs, f"final/test_{quantity}")
     ]
 
 
-def result_label(quantity: str, split: str) -> str:
-    """The label of a result's axis, such as ``validation accuracy (%)`` or ``test nll (nats)``."""
+def result_label(quantity: str, split: str, loss: str = "") -> str:
+    """The label of a result's axis, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
+    loss: which one, where the quantity is the loss."""
     tag = f"best/{quantity}"
     unit = "%" if scale(tag) == 100 else schema.TAGS[tag].unit if tag in schema.TAGS else ""
     name = quantity.removesuffix(f"_{unit}").replace("_", " ")
-    return f"{split} {name} ({unit})" if unit else f"{split} {name}"
+    told = joined(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
+    return f"{split} {name} ({told})" if told else f"{split} {name}"
 
 
 def slopes(runs: Sequence[Run], lines: Sequence[Line], least: float = 0.0) -> list[Guide]:

@@ -109,3 +109,93 @@ def test_all_of_it_is_drawn_without_a_warning(tmp_path):
     figure.savefig(tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").stat().st_size < 200_000
     dots({}, "error").savefig(tmp_path / "dots.png")
+
+
+def noted(*levels):
+    return [Guide(f"published {level}", level, note=f"family, {level}", source="a paper") for level in levels]
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_guides_with_notes_are_the_few_nearest_to_the_points_and_their_source_is_in_the_legend_once():
+    one = line("one", [1, 2], [10, 11])
+    figure = comparison([Panel("t", "x", "y", [one], noted(2.0, 6.0, 7.0, 10.0, 11.5, 12.0, 90.0))])
+    (axes,) = figure.axes
+    assert sorted(set(named(axes)) - {"one"}) == [f"published {level}" for level in (10.0, 11.5, 12.0, 7.0)]
+    assert legend(figure) == ["one", "a paper (the nearest)"]
+    assert texts(axes) == ["family, 12.0", "11.5", "10.0", "7.0"]
+    low, high = axes.get_ylim()
+    assert low < 7 < 12 < high
+    assert legend(comparison([Panel("t", "x", "y", [one], noted(10.5))])) == ["one", "a paper"]
+    assert legend(comparison([Panel("t", "x", "y", [one], noted(90.0))])) == ["one"]
+
+
+def test_a_guide_far_from_numbers_of_both_signs_is_left_out():
+    one = line("one", [1, 2], [-2, 1])
+    (axes,) = comparison([Panel("t", "x", "y", [one], noted(-4.0, 3.0, -9.0, 9.0, np.nan))]).axes
+    assert sorted(named(axes)) == ["one", "published -4.0", "published 3.0"]
+
+
+def boxes(figure):
+    figure.draw_without_rendering()
+    return [text.get_window_extent() for axes in figure.axes for text in axes.texts]
+
+
+def overlapping(found):
+    return sum(one.overlaps(other) for i, one in enumerate(found) for other in found[:i])
+
+
+@pytest.mark.parametrize("levels", [(10.0, 10.01, 10.02, 10.03), (10.0, 10.3, 11.0, 11.9), (9.9, 10.0, 12.0, 12.01)])
+def test_notes_are_never_written_over_each_other(levels):
+    figure = comparison([Panel("t", "x", "y", [line("one", [1, 2], [9, 12])], noted(*levels))])
+    assert len(boxes(figure)) == 4
+    assert not overlapping(boxes(figure))
+
+
+def test_names_of_points_at_one_place_are_written_together_and_others_where_there_is_room():
+    one = line("one", [1, 1, 9], [1, 1, 9], names=["a", "b", "c"])
+    figure = comparison([Panel("t", "x", "y", [one, one._replace(label="two")])])
+    assert texts(figure.axes[0]) == ["a, b", "c", "a, b", "c"]
+    assert not overlapping(boxes(figure))
+    many = line("one", [5] * 20, np.linspace(5, 5.2, 20), names=[f"name {i}" for i in range(20)])
+    edge = line("two", [1, 9], [1, 9])
+    figure = comparison([Panel("t", "x", "y", [many, edge])])
+    assert texts(figure.axes[0]) == ["name 0 … name 19"]
+
+
+def test_a_name_stands_beside_its_error_bar():
+    one = line("one", [1, 5, 9], [2, 5, 8], y_spread=np.ones(3), names=["a", "b", "c"])
+    figure = comparison([Panel("t", "x", "y", [one])])
+    for box, x in zip(boxes(figure), one.x, strict=True):
+        (at, _) = figure.axes[0].transData.transform((x, 5))
+        assert not box.x0 - 2 <= at <= box.x1 + 2
+
+
+def test_a_cloud_whose_names_have_no_room_has_none():
+    x, y = np.meshgrid(np.linspace(4, 6, 5), np.linspace(4, 5, 5))
+    cloud = line("one", x.ravel(), y.ravel(), names=[f"tolerance {i}" for i in range(25)])
+    panel = Panel("t", "x", "y", [cloud, line("two", [0.1, 50], [0.1, 50])])
+    assert texts(comparison([panel]).axes[0])
+    assert not texts(comparison([panel._replace(joined=False)]).axes[0])
+
+
+@pytest.mark.parametrize(("y", "least"), [("memory (MiB)", 0.25), ("NFE of a batch", 0.25), ("accuracy (%)", 0.0)])
+def test_a_hundredth_of_a_cost_does_not_look_steep(y, least):
+    (axes,) = comparison([Panel("t", "x", y, [line("one", [1, 2], [122, 123])], y_log=False)]).axes
+    low, high = axes.get_ylim()
+    assert low < 122 < 123 < high
+    assert high - low >= least * 123
+    assert (high - low < 2) == (not least)
+    (axes,) = comparison([Panel("t", "x", y, [line("one", [1], [0.01])], y_log=False)]).axes
+    assert (axes.get_ylim()[0] >= 0) or not least
+
+
+@pytest.mark.parametrize("values", [(2, 3), (7, 7), (6, 25), (66, 100), (0, 1)])
+def test_evaluations_are_counted_in_whole_numbers(values):
+    figure = comparison([Panel("t", "forward NFE", "y", [line("one", values, [1, 2])], x_log=False)])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert len(axes.get_xticks()) >= 2
+    assert all(tick == round(tick) for tick in axes.get_xticks())

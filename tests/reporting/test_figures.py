@@ -327,8 +327,8 @@ def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(reco
     told = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
     assert sorted(told) == [
         ("pinwheel: result against NFE", "validation nll (nats)"),
-        ("two_moons: result against NFE", "validation loss, elbo"),
-        ("two_moons: result against NFE", "validation loss, flow_matching"),
+        ("two_moons: result against NFE", "validation loss (elbo, nats)"),
+        ("two_moons: result against NFE", "validation loss (flow matching, nats)"),
         ("two_moons: result against NFE", "validation nll (nats)"),
     ]
     for one in figure.axes:
@@ -363,3 +363,31 @@ def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
         record(tol=tol, task="density", model__name="cnf", trainer__objective="val/nll_nats", summary=density)
     figure = figures.draw("result-nfe", gather([runs]))
     assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation nll (nats)"]
+
+
+def test_a_published_value_is_written_at_its_line_and_its_source_stands_in_the_legend(corpus):
+    figure = figures.draw("result-nfe", gather([corpus], split="test"))
+    assert "ODE-Net: 0.42 % error" in {text.get_text() for text in figure.axes[0].texts}
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(named) == ["adjoint", "backprop", "published, test: Chen et al. 2018, Table 1, recalled"]
+
+
+def test_tolerances_are_written_only_where_a_line_has_several(record, runs):
+    for width, tol in ((8, 1e-2), (8, 1e-3), (16, 1e-4)):
+        record(model__width=width, tol=tol, summary={"final/nfe_forward": -10 * math.log10(tol)})
+    (axes,) = figures.draw("result-nfe", gather([runs])).axes
+    assert {text.get_text() for text in axes.texts} == {"1e-2", "1e-3"}
+
+
+def test_the_pareto_front_of_one_sweep_is_told_apart_from_its_other_settings(record, runs, points):
+    for tol, accuracy in ((1e-2, 0.9), (1e-3, 0.8), (1e-4, 0.7)):
+        nfe = {"final/nfe_forward": -10 * math.log10(tol)}
+        record(tol=tol, summary=nfe | {"best/accuracy": accuracy})
+    figure = figures.draw("pareto", gather([runs]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["settings", "Pareto front"]
+    drawn = points(figure.axes[0])
+    assert drawn["Pareto front"] == [(20, 90)]
+    assert len(drawn["settings"]) == 3
+    (front,) = [one for one in figure.axes[0].lines if one.get_label() == "Pareto front"]
+    assert front.get_marker() == "o"
+    assert {text.get_text() for text in figure.axes[0].texts} == {"1e-2"}
