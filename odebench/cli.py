@@ -243,13 +243,13 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from odebench.reporting.report import list_figures, make_report, make_wishes
+    from odebench.reporting.report import list_figures, make_report, read_request
 
     if arguments.list:
         list_figures()
         return 0
     make_report(
-        make_wishes(
+        read_request(
             arguments.folders,
             arguments.figure,
             arguments.format,

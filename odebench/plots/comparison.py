@@ -155,7 +155,7 @@ def _write(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[Guid
     notes = {guide.note: guide.level for guide in shown if guide.note and guide.level is not None}
     taken = labels.write_notes(axes, notes, taken)
     if sum(bool(name) for line in lines for name in line.names) <= MAX_NAMED:
-        named = [labels.Named(line.x, line.y, line.names, style.colour(places[line.label])) for line in lines]
+        named = [labels.NamedPoints(line.x, line.y, line.names, style.colour(places[line.label])) for line in lines]
         labels.write_names(axes, named, taken, is_cloud=not panel.joined)
 
 

@@ -23,7 +23,7 @@ MAX_WITHOUT_ROOM = 3  # names of a cloud; where more have no room none is writte
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-class Named(NamedTuple):
+class NamedPoints(NamedTuple):
     """Points of one colour, x and y: [N], with their names, "" for none."""
 
     x: np.ndarray
@@ -95,7 +95,7 @@ def _beginning(texts: Sequence[str]) -> str:
     return "".join(f"{alike[0]}, " for alike in itertools.takewhile(lambda alike: len(set(alike)) == 1, parts))
 
 
-def write_names(axes: Axes, lines: Sequence[Named], taken: Sequence[Box], is_cloud: bool) -> None:
+def write_names(axes: Axes, lines: Sequence[NamedPoints], taken: Sequence[Box], is_cloud: bool) -> None:
     """Write the names beside their points, where they cover nothing that is taken and no other name; those without room
     are left out. is_cloud: all are, where more than a few have no room of their own."""
     taken, written = list(taken), []
@@ -114,7 +114,7 @@ def write_names(axes: Axes, lines: Sequence[Named], taken: Sequence[Box], is_clo
         axes.annotate(text, point, (side * AWAY_PT, rise), **look)
 
 
-def _choices(axes: Axes, line: Named) -> Iterator[list[tuple[_Name, Box]]]:
+def _choices(axes: Axes, line: NamedPoints) -> Iterator[list[tuple[_Name, Box]]]:
     """Of each name of a line the places around its point that are inside the axes, the best first."""
     at = _places(axes, line.x, line.y)
     for index, text in _together(at, line.names):

@@ -46,7 +46,7 @@ SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar fl
 MAX_PANELS = 24
 # Settings of the data that leave what is tested as it is.
 OF_TRAINING_DATA = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
-Of = TypeVar("Of", bound=Hashable)  # what a panel is of
+Of = TypeVar("Of", bound=Hashable)  # a subject, which has panels of its own
 
 
 class Subject(NamedTuple):
@@ -76,7 +76,7 @@ def subjects(evidence: Evidence) -> Callable[[Run], Subject]:
     return subject
 
 
-class Named(NamedTuple):
+class FigureKind(NamedTuple):
     """A figure: what it shows, what it needs and what would make that, and how it is drawn."""
 
     shows: str
@@ -119,7 +119,7 @@ def _points(panel: Panel) -> int:
 
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
     def draw(evidence: Evidence) -> Figure:
-        by_subject, are_lines = _by_panel(evidence, subjects(evidence))
+        by_subject, are_lines = _by_subject(evidence, subjects(evidence))
         panels = [_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()]
         # One point says something beside those of other panels, or beside what was published.
         return _drawable(panels, least=1 if sum(map(_points, panels)) > 1 else 2)
@@ -127,23 +127,24 @@ def _result_against(cost: str) -> Callable[[Evidence], Figure]:
     return draw
 
 
-def _by_panel(
+def _by_subject(
     evidence: Evidence,
-    panel: Callable[[Run], Of],
-    panels: int = 1,
+    subject: Callable[[Run], Of],
+    *,
+    panels_each: int = 1,
     along: Sequence[str] = ALONG,
     first: str = "model.name",
 ) -> tuple[dict[Of, dict[str, list[Group]]], bool]:
-    """Of what a panel is of, the groups by their lines, a line having one label in all; and whether these are lines.
-    panels: of each; UsageError for more than a figure holds."""
-    by_label, are_lines = split_into_lines(evidence, along, first, panel)
-    found: dict[Of, dict[str, list[Group]]] = {panel(run): {} for run in evidence.runs if run.status == "done"}
+    """Of each subject the groups by their lines, a line having one label in all; and whether these are lines.
+    panels_each: of a subject; UsageError for more panels than a figure holds."""
+    by_label, are_lines = split_into_lines(evidence, along, first, subject)
+    found: dict[Of, dict[str, list[Group]]] = {subject(run): {} for run in evidence.runs if run.status == "done"}
     for label, groups in by_label.items():
         for group in groups:
-            found[panel(group.runs[0])].setdefault(label, []).append(group)
-    if panels * len(found) > MAX_PANELS:
+            found[subject(group.runs[0])].setdefault(label, []).append(group)
+    if panels_each * len(found) > MAX_PANELS:
         raise UsageError(
-            f"it shows up to {MAX_PANELS // panels} data sets and objectives, not {len(found):,}; name fewer runs"
+            f"it shows up to {MAX_PANELS // panels_each} data sets and objectives, not {len(found):,}; name fewer runs"
         )
     return found, are_lines
 
@@ -171,7 +172,7 @@ def _y(subject: Subject, split: str) -> str:
 
 
 def _pareto(evidence: Evidence) -> Figure:
-    by_subject, are_lines = _by_panel(evidence, subjects(evidence), len(COSTS))
+    by_subject, are_lines = _by_subject(evidence, subjects(evidence), panels_each=len(COSTS))
     return _drawable([_front_panel(evidence, *item, cost, are_lines) for item in by_subject.items() for cost in COSTS])
 
 
@@ -261,7 +262,7 @@ def _error_against_tolerance(evidence: Evidence) -> Figure:
 
 
 def _time_against_nfe(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_panel(evidence, _data)
+    by_data, are_lines = _by_subject(evidence, _data)
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
     panels = []
     for data, by_label in by_data.items():
@@ -271,7 +272,7 @@ def _time_against_nfe(evidence: Evidence) -> Figure:
 
 
 def _backward_against_forward(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_panel(evidence, _data, first="gradient.name")
+    by_data, are_lines = _by_subject(evidence, _data, first="gradient.name")
     x, y = "forward NFE of a training step", "backward NFE of a training step"
     panels = []
     for data, by_label in by_data.items():
@@ -294,7 +295,7 @@ def _nfe_over_training(evidence: Evidence) -> Figure:
 
 
 def _memory_against_depth(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_panel(evidence, _data, 1, (*ALONG, "model.blocks"), "gradient.name")
+    by_data, are_lines = _by_subject(evidence, _data, along=(*ALONG, "model.blocks"), first="gradient.name")
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     mode = (
         "" if "gradient.name" in evidence.varying or not evidence.runs else evidence.runs[0].settings["gradient.name"]
@@ -365,61 +366,61 @@ def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None
 _SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
 
 FIGURES = {
-    "result-nfe": Named("the objective against forward NFE", _SWEEP, _result_against("NFE")),
-    "result-time": Named("the objective against training time", _SWEEP, _result_against("time")),
-    "result-memory": Named("the objective against peak memory", _SWEEP, _result_against("memory")),
-    "result-training": Named(
+    "result-nfe": FigureKind("the objective against forward NFE", _SWEEP, _result_against("NFE")),
+    "result-time": FigureKind("the objective against training time", _SWEEP, _result_against("time")),
+    "result-memory": FigureKind("the objective against peak memory", _SWEEP, _result_against("memory")),
+    "result-training": FigureKind(
         "the objective of each validation over a training, by steps and by time",
         "a run with two validations; make it: odebench train",
         _result_over_training,
     ),
-    "pareto": Named("the objective against each cost, with the settings that no other beats", _SWEEP, _pareto),
-    "nfe-tolerance": Named(
+    "pareto": FigureKind("the objective against each cost, with the settings that no other beats", _SWEEP, _pareto),
+    "nfe-tolerance": FigureKind(
         "NFE against tolerance, in training and after it",
         "two tolerances; make them: odebench sweep tol=1e-2,1e-4, or odebench eval RUN tol=1e-2 and again tol=1e-4",
         _nfe_against_tolerance,
     ),
-    "error-tolerance": Named(
+    "error-tolerance": FigureKind(
         "error of the output against tolerance, after training",
         f"evaluations at tolerances, with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
         _error_against_tolerance,
     ),
-    "gradient-tolerance": Named(
+    "gradient-tolerance": FigureKind(
         "errors of the gradient against tolerance, after training, a line a gradient mode",
         "evaluations with gradients; make them: odebench eval RUN gradient=adjoint,checkpoint tol=1e-2,1e-3,1e-4",
         gradient_against_tolerance,
     ),
-    "figure3": Named(
+    "figure3": FigureKind(
         "of a trained model error, time and backward NFE against forward NFE; its NFE over training (Chen et al. 2018)",
         "two evaluations of a trained model; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
         figure3,
     ),
-    "figure4": Named(
+    "figure4": FigureKind(
         "divergence from a target against the size of CNF and planar flow (Chen et al. 2018)",
         "density matching by models of two sizes; make them: odebench sweep experiment=paper/cnf_density_matching"
         " model.width=2,8",
         _figure4,
     ),
-    "time-nfe": Named("time of a training step against its NFE", _SWEEP, _time_against_nfe),
-    "backward-forward": Named(
+    "time-nfe": FigureKind("time of a training step against its NFE", _SWEEP, _time_against_nfe),
+    "backward-forward": FigureKind(
         "backward against forward NFE",
         "runs that solve backward; make one: odebench train gradient=adjoint",
         _backward_against_forward,
     ),
-    "nfe-training": Named(
+    "nfe-training": FigureKind(
         "NFE over a training", "a run of a model with an ODE; make one: odebench train model=odenet", _nfe_over_training
     ),
-    "memory-depth": Named(
+    "memory-depth": FigureKind(
         "peak memory against depth, a line a gradient mode",
         "two settings that ran to their end; make them: odebench sweep gradient=adjoint,backprop tol=1e-2,1e-4",
         _memory_against_depth,
     ),
-    "gradient-error": Named(
+    "gradient-error": FigureKind(
         "error of the gradient by gradient mode",
         "the results.csv of a bench in the folders; make it: odebench bench --modes backprop,adjoint --output DIR",
         _gradient_error,
     ),
-    "step-sizes": Named(
+    "step-sizes": FigureKind(
         "sizes of the steps of one solve along t, the longest of a training step",
         f"runs with {schema.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,

@@ -29,7 +29,7 @@ DPI = 150
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Request:
     """What the user asks for. columns: tags with commas between, "all", or None for the usual ones."""
 
     folders: Sequence[Path]
@@ -40,10 +40,10 @@ class Wishes:
     split: str
 
 
-def make_wishes(
+def read_request(
     folders: Sequence[str], figure: str | None, form: str | None, output: Path | None, columns: str | None, split: str
-) -> Wishes:
-    """Wishes from the words of the command line. Raises UsageError for what is unknown or does not go together."""
+) -> Request:
+    """The request in the words of the command line. Raises UsageError for what is unknown or does not go together."""
     if not all(folders) or not folders:
         raise UsageError("which runs? name one folder or several, such as outputs (--list shows the figures)")
     names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
@@ -58,7 +58,7 @@ def make_wishes(
         _check_output(output, form, names)
     elif names:
         raise UsageError("--figure draws into files; add --output FILE.png, FILE.svg or a new folder")
-    return Wishes([Path(folder) for folder in folders], names, form, output, columns, split)
+    return Request([Path(folder) for folder in folders], names, form, output, columns, split)
 
 
 def _check_output(output: Path, form: str | None, names: Sequence[str]) -> None:
@@ -90,23 +90,23 @@ def list_figures() -> None:
         print(f"{name:<{width}}  {figure.shows}")
 
 
-def make_report(wishes: Wishes) -> None:
+def make_report(request: Request) -> None:
     """Read the runs, and print or write what is asked for. Raises UsageError where they cannot give it."""
-    evidence = gather(wishes.folders, wishes.split)
-    if wishes.figures:
-        assert wishes.output is not None
-        drawn = [draw_picture(name, evidence) for name in wishes.figures]
-        _written(write_figures(wishes.output, drawn))
+    evidence = gather(request.folders, request.split)
+    if request.figures:
+        assert request.output is not None
+        drawn = [draw_picture(name, evidence) for name in request.figures]
+        _written(write_figures(request.output, drawn))
         return
     if not evidence.runs:
         raise UsageError(_nothing_in(evidence))
-    tags = table.chosen_tags(evidence, wishes.columns)
-    if wishes.output is None:
-        _print(evidence, wishes.form or "terminal", tags)
-    elif wishes.output.suffix:
-        _written([_write_file(wishes.output, evidence, tags)])
+    tags = table.chosen_tags(evidence, request.columns)
+    if request.output is None:
+        _print(evidence, request.form or "terminal", tags)
+    elif request.output.suffix:
+        _written([_write_file(request.output, evidence, tags)])
     else:
-        _written(write_folder(wishes.output, evidence, tags))
+        _written(write_folder(request.output, evidence, tags))
 
 
 def _nothing_in(evidence: Evidence) -> str:
