@@ -32,6 +32,7 @@ def replace_between(text: str, marker: str, content: str) -> str:
 def readme_with_tables(text: str) -> str:
     """README.md with its tables."""
     text = replace_between(text, "mnist5k", accuracy_table(results.read("mnist5k")))
+    text = replace_between(text, "table1", error_line(results.read("table1")))
     # Of one measurement: ratios of times that were not taken turn by turn would say nothing.
     return replace_between(text, "bench", bench_summary(report.read_csv(results.path_of("bench_default"))))
 
@@ -140,6 +141,13 @@ def reproduction_table(rows: list[dict[str, str]]) -> str:
         header, lines = header[:-1], [line[:-1] for line in lines]
     one = rows[0]
     return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
+
+
+def error_line(rows: list[dict[str, str]]) -> str:
+    """Of a reproduction the test errors that were published, ours before them, in one line."""
+    found = [row for row in rows if row["number"] == "final/test_accuracy" and row["published"]]
+    errors = {row["row"]: [100 * (1 - float(row[whose])) for whose in ("ours", "published")] for row in found}
+    return "; ".join(f"{name} **{ours:.2f} %** ({published:.2f} %)" for name, (ours, published) in errors.items()) + "."
 
 
 def in_words(number: str) -> str:
