@@ -27,7 +27,7 @@ BELOW = {
     "record": {"rules", "settings"},
     "saved": {"compose", "record.reader"},
     "sweep": {"compose", "settings", "typed", "listing", "record", "training.signals"},
-    "reporting": {"plots", "record.schema", "record.reader"},
+    "reporting": {"plots", "record.schema", "record.reader", "record.files"},
     "reproduce": {"sweep", "reporting", "record", "compose", "listing"},
     "tasks": {"models", "data", "ode", "plots", "settings", "extensions", "record.schema", "record.reader"},
     "bench": {"allocator", "ode", "models", "plots", "record", "settings"},

@@ -1,7 +1,6 @@
 """From the words of a command line or of a sweep file to the overrides of each job, by Hydra's own grammar."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +88,6 @@ def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
         yield from found
     elif not (values := list(override.sweep_string_iterator())):
         raise UsageError(f"{override.input_line}: there is no value in it")
-    elif twice := [value for value, count in Counter(values).items() if count > 1]:
-        raise UsageError(f"{override.input_line}: {twice[0]} stands in it more than once")
     else:
         yield from values
 
