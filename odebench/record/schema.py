@@ -184,9 +184,7 @@ def layout(measured: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
     return {"Learning": learning} | ({"Solver": SOLVER_CHARTS} if "nfe" in measured else {})
 
 
-# Settings that come first among the columns of the HParams table, and are shown from the start, behind those that the
-# command line named; and the column of a word that is none.
-HPARAM_OF = {"tol": "solver.rtol"}
+# Settings that come first among the columns of the HParams table, and are shown from the start.
 FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradient.name")
 
 # Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models and data come

@@ -52,7 +52,7 @@ def open_writer(
     settings and command as text written."""
     # A start is told of the first file, too: TensorBoard's loader in Python takes the first it meets for no restart.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
-    _write_start(writer, _group(folder), settings, measured, overrides)
+    _write_start(writer, _group(folder), settings, measured)
     command = shlex.join(["odebench", "train", *overrides])
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
         writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's block of code
@@ -131,20 +131,7 @@ def _group(folder: Path) -> str:
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _named(columns: Mapping[str, type[HParam]], overrides: Sequence[str]) -> list[str]:
-    """The columns that the words of a command line named: what a sweep varies is among them."""
-    keys = [word.partition("=")[0] for word in overrides]
-    found = [schema.HPARAM_OF.get(key, key if key in columns else f"{key}.name") for key in keys]
-    return [name for name in found if name in columns]
-
-
-def _write_start(
-    writer: SummaryWriter,
-    group: str,
-    settings: Mapping[str, Any],
-    measured: Sequence[str],
-    overrides: Sequence[str] = (),
-) -> None:
+def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
     # TensorBoard takes a tag for a pattern that matches from the start: val/mse would bring val/mse_per_feature.
     writer.add_custom_scalars(
         {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
@@ -155,12 +142,12 @@ def _write_start(
         **columns_of(str(settings.get("task"))),
         **{name: _type_of(value) for name, value in values.items()},
     }
-    # TensorBoard sorts the columns by name, those that are said to differ first, and shows so many of them.
-    first = list(dict.fromkeys([*_named(columns, overrides), *schema.FIRST_HPARAMS]))[: len(schema.FIRST_HPARAMS)]
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
+        # TensorBoard sorts the columns by name, those that are said to differ first, and shows the first few.
         hparam_infos=[
-            api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in first) for name, kind in columns.items()
+            api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in schema.FIRST_HPARAMS)
+            for name, kind in columns.items()
         ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
