@@ -1,8 +1,8 @@
 """The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,9 +29,9 @@ from odebench.reporting.lines import (
     solved,
     split_into_lines,
 )
-from odebench.reporting.runs import Evidence, Group, Row, Run, differing, rows_of
+from odebench.reporting.panels import MAX_PANELS, Subject, by_subject, data_of, draw_panels, points_of, subjects
+from odebench.reporting.runs import Evidence, Group, Row, Run, rows_of
 from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3, gradient_against_tolerance
-from odebench.reporting.table import shown_setting
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
 # Cost -> its tag and the label of its axis.
@@ -43,37 +43,6 @@ COSTS = {
 TOLERANCE = "tolerance (rtol = atol)"
 # Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
-MAX_PANELS = 24
-# Settings of the data that leave what is tested as it is.
-OF_TRAINING_DATA = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
-Of = TypeVar("Of", bound=Hashable)  # a subject, which has panels of its own
-
-
-class Subject(NamedTuple):
-    """What results can be compared of: runs on the same data, judged by the same number. data: its name, with those of
-    its settings that differ and make it other data; loss: which one, where the number is the loss."""
-
-    data: str
-    quantity: str
-    loss: str
-
-
-def subjects(evidence: Evidence) -> Callable[[Run], Subject]:
-    """The subject of each run."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for run in evidence.runs:
-        by_name.setdefault(_data(run), []).append(run.settings)
-    telling = {
-        name: [key for key in differing(settings) if key.startswith("data.") and key not in OF_TRAINING_DATA]
-        for name, settings in by_name.items()
-    }
-
-    def subject(run: Run) -> Subject:
-        words = [f"{key.removeprefix('data.')} {shown_setting(run.settings.get(key))}" for key in telling[_data(run)]]
-        loss = run.settings.get("loss.name") if run.objective == "loss" else ""
-        return Subject(joined(_data(run), *words), run.objective, str(loss))
-
-    return subject
 
 
 class FigureKind(NamedTuple):
@@ -105,52 +74,14 @@ def _both_ways(group: Group) -> float:
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
-def _drawable(panels: Sequence[Panel], least: int = 2, columns: int = 3) -> Figure:
-    """The panels that have as many points, so many in a row; Lacking without any."""
-    panels = [panel for panel in panels if _points(panel) >= least]
-    if not panels:
-        raise Lacking
-    return comparison(panels, columns)
-
-
-def _points(panel: Panel) -> int:
-    return sum(map(count, panel.lines))
-
-
 def _result_against(cost: str) -> Callable[[Evidence], Figure]:
     def draw(evidence: Evidence) -> Figure:
-        by_subject, are_lines = _by_subject(evidence, subjects(evidence))
-        panels = [_result_panel(evidence, *item, cost, are_lines) for item in by_subject.items()]
+        found, are_lines = by_subject(evidence, subjects(evidence))
+        panels = [_result_panel(evidence, *item, cost, are_lines) for item in found.items()]
         # One point says something beside those of other panels, or beside what was published.
-        return _drawable(panels, least=1 if sum(map(_points, panels)) > 1 else 2)
+        return draw_panels(panels, least=1 if sum(map(points_of, panels)) > 1 else 2)
 
     return draw
-
-
-def _by_subject(
-    evidence: Evidence,
-    subject: Callable[[Run], Of],
-    *,
-    panels_each: int = 1,
-    along: Sequence[str] = ALONG,
-    first: str = "model.name",
-) -> tuple[dict[Of, dict[str, list[Group]]], bool]:
-    """Of each subject the groups by their lines, a line having one label in all; and whether these are lines.
-    panels_each: of a subject; UsageError for more panels than a figure holds."""
-    by_label, are_lines = split_into_lines(evidence, along, first, subject)
-    found: dict[Of, dict[str, list[Group]]] = {subject(run): {} for run in evidence.runs if run.status == "done"}
-    for label, groups in by_label.items():
-        for group in groups:
-            found[subject(group.runs[0])].setdefault(label, []).append(group)
-    if panels_each * len(found) > MAX_PANELS:
-        raise UsageError(
-            f"it shows up to {MAX_PANELS // panels_each} data sets and objectives, not {len(found):,}; name fewer runs"
-        )
-    return found, are_lines
-
-
-def _data(run: Run) -> str:
-    return str(run.settings.get("data.name"))
 
 
 def _runs(by_label: Mapping[str, Sequence[Group]]) -> list[Run]:
@@ -172,8 +103,8 @@ def _y(subject: Subject, split: str) -> str:
 
 
 def _pareto(evidence: Evidence) -> Figure:
-    by_subject, are_lines = _by_subject(evidence, subjects(evidence), panels_each=len(COSTS))
-    return _drawable([_front_panel(evidence, *item, cost, are_lines) for item in by_subject.items() for cost in COSTS])
+    found, are_lines = by_subject(evidence, subjects(evidence), panels_each=len(COSTS))
+    return draw_panels([_front_panel(evidence, *item, cost, are_lines) for item in found.items() for cost in COSTS])
 
 
 def _front_panel(
@@ -207,7 +138,7 @@ def _figure4(evidence: Evidence) -> Figure:
         target: [_by_size(model, groups, tag) for model, groups in of_target.items()]
         for target, of_target in found.items()
     }
-    return _drawable([Panel(target, x, y, its, x_log=True, y_log=True) for target, its in lines.items()])
+    return draw_panels([Panel(target, x, y, its, x_log=True, y_log=True) for target, its in lines.items()])
 
 
 def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
@@ -217,17 +148,17 @@ def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
 
 def _result_over_training(evidence: Evidence) -> Figure:
     """Of each validation, against the optimiser's steps and against time, a curve a setting."""
-    subject_of, by_subject = subjects(evidence), dict[Subject, dict[str, list[list[Row]]]]()
+    subject_of, found = subjects(evidence), dict[Subject, dict[str, list[list[Row]]]]()
     for label, group in named_groups(evidence):
-        by_subject.setdefault(subject_of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
+        found.setdefault(subject_of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
     panels = []
-    for subject, rows in by_subject.items():
+    for subject, rows in found.items():
         tag, y = f"val/{subject.quantity}", _y(subject, "validation")
         by_step, by_time = (lines_of_rows(rows, tag, along, smooth=False) for along in ("step", "elapsed_s"))
         by_time = [one._replace(x=one.x / 60) for one in by_time]
         for title, x, lines in (("steps", "optimiser step", by_step), ("time", "training time (min)", by_time)):
             panels.append(Panel(f"{subject.data}: result over {title}", x, y, lines, curves=True, x_log=False))
-    return _drawable(panels, columns=2)
+    return draw_panels(panels, columns=2)
 
 
 def _nfe_against_tolerance(evidence: Evidence) -> Figure:
@@ -262,24 +193,24 @@ def _error_against_tolerance(evidence: Evidence) -> Figure:
 
 
 def _time_against_nfe(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_subject(evidence, _data)
+    by_data, are_lines = by_subject(evidence, data_of)
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
     panels = []
     for data, by_label in by_data.items():
         lines = [line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()]
         panels.append(Panel(f"{data}: time against NFE", x, y, lines, (), are_lines, x_log=False, y_log=False))
-    return _drawable(panels)
+    return draw_panels(panels)
 
 
 def _backward_against_forward(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_subject(evidence, _data, first="gradient.name")
+    by_data, are_lines = by_subject(evidence, data_of, first="gradient.name")
     x, y = "forward NFE of a training step", "backward NFE of a training step"
     panels = []
     for data, by_label in by_data.items():
         lines = solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()])
         title, found = f"{data}: backward against forward", slopes(_runs(by_label), lines)
         panels.append(Panel(title, x, y, lines, found, are_lines, x_log=False, y_log=False))
-    return _drawable(panels, least=1)
+    return draw_panels(panels, least=1)
 
 
 def _nfe_over_training(evidence: Evidence) -> Figure:
@@ -295,7 +226,7 @@ def _nfe_over_training(evidence: Evidence) -> Figure:
 
 
 def _memory_against_depth(evidence: Evidence) -> Figure:
-    by_data, are_lines = _by_subject(evidence, _data, along=(*ALONG, "model.blocks"), first="gradient.name")
+    by_data, are_lines = by_subject(evidence, data_of, along=(*ALONG, "model.blocks"), first="gradient.name")
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     mode = (
         "" if "gradient.name" in evidence.varying or not evidence.runs else evidence.runs[0].settings["gradient.name"]
@@ -304,7 +235,7 @@ def _memory_against_depth(evidence: Evidence) -> Figure:
     for data, by_label in by_data.items():
         lines = [line(joined(label, mode), groups, _depth, "final/peak_mib") for label, groups in by_label.items()]
         panels.append(Panel(f"{data}: memory against depth", x, y, lines, (), are_lines, x_log=False, y_log=False))
-    return _drawable(panels)
+    return draw_panels(panels)
 
 
 def _depth(group: Group) -> float:
@@ -341,7 +272,7 @@ def _step_sizes(evidence: Evidence) -> Figure:
     panels = [
         Panel(title, f"{x} {unit}", f"step size {unit}", lines, x_log=False) for (title, x), lines in found.items()
     ]
-    return _drawable(panels, least=1)
+    return draw_panels(panels, least=1)
 
 
 def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None:
