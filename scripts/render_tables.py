@@ -13,11 +13,18 @@ from pathlib import Path
 
 import results
 from bench_tables import NOT_YET, bench_files, bench_summary, bench_tables, machine_table, mode_table
-from cells import markdown, milliseconds, scientific
+from cells import markdown
+from reproduction_tables import (
+    error_line,
+    gradient_table,
+    overview_table,
+    reproduction_table,
+    solver_table,
+    width_table,
+)
 
 from odebench.bench import report
 from odebench.reporting.figures import FIGURES
-from odebench.reporting.table import scale, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,14 +44,29 @@ def readme_with_tables(text: str) -> str:
     return replace_between(text, "bench", bench_summary(report.read_csv(results.path_of("bench_default"))))
 
 
+# In the order of the page: the files that `odebench reproduce` wrote.
+REPRODUCED = (
+    *("table1", "figure3", "figure4", "figure5", "ffjord-toy", "ffjord-toy-long", "ffjord-mnist", "regularisers"),
+    *("spirals", "table2", "poisson", "hopper", "physionet"),
+)
+
+
+def reproduced_with_tables(text: str) -> str:
+    """docs/reproduced.md with its tables."""
+    text = replace_between(text, "overview", overview_table(REPRODUCED))
+    for name in REPRODUCED:
+        table = width_table if name == "figure4" else reproduction_table
+        text = replace_between(text, name.replace("-", "_"), table(results.read(name)))
+    text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
+    return replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
+
+
 def measured_with_tables(text: str) -> str:
     """docs/measured.md with its tables."""
     text = replace_between(text, "mnist_epoch", accuracy_table(results.read("mnist_epoch")))
     for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
         text = replace_between(text, name, step_table(results.read(name)))
-    for name in ("table1", "figure3"):
-        text = replace_between(text, name, reproduction_table(results.read(name)))
-    text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
+    text = replace_between(text, "memory_cnf", reproduction_table(results.read("memory-cnf")))
     return replace_between(text, "gradients", gradient_table(results.read("gradients")))
 
 
@@ -53,14 +75,6 @@ def speed_with_tables(text: str) -> str:
     text = replace_between(text, "detest", detest_table(results.read("detest")))
     text = replace_between(text, "machines", machine_table())
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
-
-
-def models_with_tables(text: str) -> str:
-    """docs/models.md with its tables."""
-    densities = ("figure4", "figure5", "ffjord-toy", "ffjord-toy-long", "ffjord-mnist", "memory-cnf", "regularisers")
-    for name in (*densities, "spirals", "table2-full", "table2", "poisson", "hopper", "physionet"):
-        text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
-    return replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
 
 
 def choosing_with_tables(text: str) -> str:
@@ -78,9 +92,9 @@ def dashboards_with_tables(text: str) -> str:
 
 PAGES = {
     ROOT / "README.md": readme_with_tables,
+    ROOT / "docs" / "reproduced.md": reproduced_with_tables,
     ROOT / "docs" / "measured.md": measured_with_tables,
     ROOT / "docs" / "speed.md": speed_with_tables,
-    ROOT / "docs" / "models.md": models_with_tables,
     ROOT / "docs" / "choosing.md": choosing_with_tables,
     ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
@@ -109,59 +123,6 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
-def reproduction_table(rows: list[dict[str, str]]) -> str:
-    """All numbers of a reproduction, a line a row: ours, beside them the published where there are any, the share of
-    the published training, and the verdicts in short. A row without a run is left out."""
-    rows = [row for row in rows if row["ours"]]
-    # What trainings and studies both measured stands in one column: a row has either.
-    columns: dict[str, list[str]] = {}
-    for number in dict.fromkeys(row["number"] for row in rows):
-        columns.setdefault(in_words(number), []).append(number)
-    published = {row["number"] for row in rows if row["published"]}
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for row in rows:
-        found.setdefault(row["row"], {})[row["number"]] = row
-    lines = []
-    for title, its in found.items():
-        first = next(iter(its.values()))
-        cells = []
-        for numbers in columns.values():
-            number = next((number for number in numbers if number in its), numbers[0])
-            row = its.get(number, {})
-            cells.append(in_reading(number, row.get("ours"), row.get("spread")))
-            cells += [in_reading(number, row.get("published"))] if published & {*numbers} else []
-        share = f"{100 * float(first['share']):.3g} %" if first["share"] else "–"
-        lines.append([title, *cells, share, first["seeds"], short_verdict(its)])
-    header = ["run"]
-    for name, numbers in columns.items():
-        title = name + " (%)" * (scale(numbers[0]) == 100)
-        header += [title, "published"] if published & {*numbers} else [title]
-    header += ["share of the published training", "seeds", "verdict"]
-    if all(line[-1] == "–" for line in lines):
-        header, lines = header[:-1], [line[:-1] for line in lines]
-    one = rows[0]
-    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
-
-
-def error_line(rows: list[dict[str, str]]) -> str:
-    """Of a reproduction the test errors that were published, ours before them, in one line."""
-    found = [row for row in rows if row["number"] == "final/test_accuracy" and row["published"]]
-    errors = {row["row"]: [100 * (1 - float(row[whose])) for whose in ("ours", "published")] for row in found}
-    return "; ".join(f"{name} **{ours:.2f} %** ({published:.2f} %)" for name, (ours, published) in errors.items()) + "."
-
-
-def in_words(number: str) -> str:
-    """final/test_nll_nats as "test nll nats", best/nll_nats as "best validation nll nats"."""
-    return number.removeprefix("final/").replace("best/", "best validation ").replace("_", " ")
-
-
-def in_reading(number: str, value: str | None, spread: str | None = None) -> str:
-    """A number of a reproduction as its command prints it."""
-    if not value:
-        return "–"
-    return shown(scale(number) * float(value), scale(number) * float(spread or "nan"))
-
-
 def spiral_errors_table(rows: list[dict[str, str]]) -> str:
     """RMSE within the window and beyond it: of training and of test series, and of these from the best states."""
     kinds = {"training": "training series", "test": "test series", "test_best": "test series, best initial states"}
@@ -174,28 +135,6 @@ def spiral_errors_table(rows: list[dict[str, str]]) -> str:
     runs = f"The means of {one['seeds']} runs each" if int(one["seeds"]) > 1 else "One run each"
     where = f"on {one['machine']}, torch {one['torch']}"
     return f"{markdown(header, lines)}\n\n{runs}, by `python scripts/spiral_errors.py`, measured {one['date']} {where}."
-
-
-def short_verdict(its: dict[str, dict[str, str]]) -> str:
-    """The verdicts of a row, without the numbers that stand beside them; named where the row has several."""
-    said = {in_words(number): text for number, row in its.items() if (text := shortened(row["verdict"]))}
-    if len(said) < 2 or {*said.values()} == {"nothing to compare with yet"}:
-        return "".join({*said.values()}) or "–"
-    return "; ".join(f"{number}: {text}" for number, text in said.items())
-
-
-def shortened(verdict: str) -> str:
-    """One verdict: a comparison without both numbers, a partial budget without its share and said once."""
-    kept: list[str] = []
-    for text in verdict.split("; ") if verdict != "another machine" else ():
-        if " not done: " in text:
-            kept = kept or ["nothing to compare with yet"]
-        elif text.startswith("partial budget") and text.endswith("of the published trainings"):  # of the comparison
-            kept[-1] += " (partial budget)" * (not kept[0].startswith("partial budget"))
-        else:
-            text = re.sub(r"(as published): .*?(, ratio .*)?$", r"\1\2", text)
-            kept.append(re.sub(r"(partial budget), [^:]* of the published training", r"\1", text))
-    return "; ".join(kept)
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:
@@ -223,67 +162,6 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
     header = ["solver", "tol", "relative error: NFE, ratio", "absolute error: NFE, ratio"]
     one = rows[0]
     return f"{markdown(header, lines)}\n\nMeasured {one['date']}, Python {one['python']}, torch {one['torch']}."
-
-
-# What the models of `reproduce gradients` are tested by.
-REACHED = {
-    "test_accuracy": "{:.2f} %",
-    "test_nll_nats": "{:.3f} nats",
-    "test_rmse_extrapolation": "RMSE {:.3f}",
-}
-
-
-def gradient_table(rows: list[dict[str, str]]) -> str:
-    """`reproduce gradients`: a line for each model and gradient mode, what its training comes to and costs, and how
-    exact a step's gradient is at each tolerance."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in (row for row in rows if row["ours"]):
-        what, _, where = row["row"].partition(", ")
-        its = found.setdefault(what, {}).setdefault(where, {})
-        its[row["number"].removeprefix("final/")] = float(row["ours"])
-    tolerances = {where: where.rpartition(" at ")[2] for its in found.values() for where in its if " at " in where}
-    lines = []
-    for what, its in found.items():
-        model, _, mode = what.partition(": ")
-        training = its["training"]
-        errors = [
-            [scientific(its[where][name]) if name in its.get(where, {}) else "–" for where in tolerances]
-            for name in ("gradient_error_discrete", "gradient_error")
-        ]
-        nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
-        (reached,) = (
-            text.format(scale(f"final/{name}") * training[name]) for name, text in REACHED.items() if name in training
-        )
-        costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
-        called = f"`{mode}`".replace(" (", "` (`").replace(")`", "`)")
-        lines.append([f"`{model}`", called, reached, *costs, *map(", ".join, errors)])
-    at = ", ".join(tolerances.values())
-    header = ["model", "gradient", "test", "peak memory", "a step", "NFE"]
-    header += [f"error against the discrete solve at {at}", "against float64 at 1e-9"]
-    one = rows[0]
-    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
-
-
-def solver_table(rows: list[dict[str, str]]) -> str:
-    """A trained model under other solvers and tolerances: forward and backward NFE, error of the output."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        solver, _, tol = row["row"].partition(" at ")
-        if "," not in solver:
-            found.setdefault((tol, solver), {})[row["number"]] = row["ours"]
-    solvers = list(dict.fromkeys(solver for _, solver in found))
-    lines = []
-    for tol in dict.fromkeys(tol for tol, _ in found):
-        cells = []
-        for solver in solvers:
-            its = found.get((tol, solver), {})
-            told = [f"{float(its[name]):.0f}" if its.get(name) else "–" for name in ("nfe_forward", "nfe_backward")]
-            error = scientific(float(its["output_error"])) if its.get("output_error") else "–"
-            cells.append(f"{' + '.join(told)}, {error}")
-        lines.append([tol, *cells])
-    one = rows[0]
-    header = ["tol", *(f"`{solver}`: NFE, error" for solver in solvers)]
-    return f"{markdown(header, lines)}\n\n`{one['command']}`, measured {one['date']} on {one['machine']}."
 
 
 def step_table(rows: list[dict[str, str]]) -> str:

@@ -5,7 +5,7 @@
 RMSE against the curve without noise, within the window and beyond: of training series whose curve goes on far enough,
 of the test series, and of these from the initial states that explain their observed points best, found by gradient
 descent from what the encoder says. What these leave is the field's and the decoder's; the rest is the encoder's. The
-mean over the runs of each number of points goes to docs/results/spiral-errors.*.csv and to docs/models.md.
+mean over the runs of each number of points goes to docs/results/spiral-errors.*.csv and to docs/reproduced.md.
 """
 
 import statistics
@@ -99,7 +99,7 @@ def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
 def main() -> None:
     """Measure, write, render."""
     results.keep("spiral-errors", measure(map(load_run, sys.argv[1:])))
-    page = ROOT / "docs" / "models.md"
+    page = ROOT / "docs" / "reproduced.md"
     page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
