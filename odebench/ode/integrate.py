@@ -7,7 +7,7 @@ when it reads the error. What a step is, each family of methods says in its step
 import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -117,7 +117,8 @@ class Result:
     times: of the R rows, along the way of the solve.
     rows: those of the times asked for.
     hits: the zeros of event functions, in the order they were met.
-    end: where the last accepted step ended; later than the last row where a terminal event lies inside of it.
+    end: where the last accepted step ended; later than the last row where a terminal event lies inside of it, and the
+        last row where fixed steps went on through states that are not finite.
     pieces: the continuous extensions of the steps, where they were asked for.
     """
 
@@ -180,6 +181,10 @@ def integrate(
     states = torch.cat(reader.outputs)
     if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
         outcome = _check_finite(states, reader.times, outcome)
+        if outcome.status is Status.non_finite:
+            # Nothing leads back through the steps behind: what is not finite makes NaN of a gradient of nothing.
+            reached, reader.end = outcome.reached, outcome.time
+            states = torch.cat([*_first_rows(reader.outputs, reached), states[reached:].detach()])
     return Result(
         states,
         outcome,
@@ -209,6 +214,15 @@ def _check_finite(states: Tensor, times: list[float], outcome: Outcome) -> Outco
     if reached == len(times):
         return outcome
     return replace(outcome, status=Status.non_finite, reached=reached, time=times[max(reached - 1, 0)])
+
+
+def _first_rows(outputs: Sequence[Tensor], count: int) -> Iterator[Tensor]:
+    """So many rows [m, N] of the states read, each from its step alone."""
+    for rows in outputs:
+        if count <= 0:
+            return
+        yield rows[:count]
+        count -= len(rows)
 
 
 def _fixed(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from odebench.ode import Adjoint, SolveError, solve
+from odebench.ode import Adjoint, Checkpoint, SolveError, solve
 
 TIMES = [0.0, 0.4, 1.1, 2.0]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -308,6 +308,31 @@ def test_what_a_failed_solve_reached_is_differentiable(mode):
     by_state, by_time = torch.autograd.grad(solution.y[1].sum(), (y0, times))
     assert float(by_state) == pytest.approx(4.0, rel=1e-4)  # y(t) = 1 / (1 / y0 - t)
     assert by_time.tolist() == pytest.approx([-4.0, 4.0, 0.0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        *itertools.product(["euler", "rk4", "dopri5"], ["backprop", "checkpoint", Checkpoint(keep="graphs")]),
+        ("rk4", Checkpoint(checkpoints=2)),
+        ("implicit_midpoint", "checkpoint"),
+        ("explicit_adams", "backprop"),
+        ("reversible_rk4", "reversible"),
+    ],
+)
+@pytest.mark.parametrize("times", [[0.0, 0.2, 0.4, 3.0, 6.0], [0.0, 3.0]])
+def test_fixed_steps_that_went_on_through_nan_leave_what_was_reached_differentiable(method, mode, times):
+    def gradients(times, reached):
+        y0, rate = (torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        how = {"method": method, "step_size": 0.05, "gradient": mode, "throw": False}
+        solution = solve(lambda t, y, a: a * y**3, y0, times, args=(rate,), **how)
+        assert solution.outcome.reached == reached
+        return torch.autograd.grad(solution.y[:reached].sum(), (y0, rate), allow_unused=True, materialize_grads=True)
+
+    if len(times) == 2:
+        assert [one.item() for one in gradients(times, 1)] == [1.0, 0.0]
+    else:
+        torch.testing.assert_close(gradients(times, 3), gradients(times[:3], 3))
 
 
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])

@@ -43,7 +43,9 @@ class Tape:
         return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def close(self, end: float) -> None:
-        """The solve is over; its last step ended there."""
+        """The solve is over; its last step that counts ended there."""
+        while self.steps and (self.steps[-1].t - end) * self.steps[-1].h >= 0:
+            self.steps.pop()
         if self.steps:
             self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=end)
 
@@ -71,7 +73,7 @@ class Kept:
 
         advance(n, y): the state after step n, solved again.
         """
-        end, kept = num_steps, dict(self._kept)
+        end, kept = num_steps, {n: y for n, y in self._kept.items() if n < num_steps}
         for start in sorted(kept, reverse=True):
             slots = end - start if self._limit is None else self._limit - len(kept)
             yield from replay(start, end, kept.pop(start), slots, advance)
@@ -202,10 +204,11 @@ class GraphTape(Tape):
         self._complete = True
 
     def close(self, end: float) -> None:
-        """The solve is over; its last step ended there."""
+        """The solve is over; its last step that counts ended there."""
         super().close(end)
         if self._complete:
             self._stages.append(self._field.stages)
+        del self._stages[len(self.steps) :]
         self._field.stages = []
 
     def backward(self, plan: Plan) -> Iterator[tuple[int, list[Stage]]]:
