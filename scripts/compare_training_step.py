@@ -27,17 +27,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plain_torchdiffeq as plain
+import results
 import torch
 from torch import nn
 
 from odebench.bench import measure
-from odebench.record.manifest import machine, versions
 from odebench.settings import Settings, compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.time_series import TrainingBatch
@@ -276,7 +275,6 @@ def row_of(
     contest: Contest, side: Side, times: dict[str, measure.Times], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """One line of the table."""
-    about, installed = machine(torch.device("cpu")), versions()
     seconds, done = times[side.name].seconds, contest.batch_size * arguments.steps
     forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
     return {
@@ -291,13 +289,10 @@ def row_of(
         "tol": contest.tol,
         "data": contest.data,
         "turns": arguments.turns,
-        "machine": about["cpu"],
-        "cores": about["cores_usable"],
-        "threads": about["threads"],
-        "python": installed["python"],
-        "torch": installed["torch"],
+        **results.machine_here(),
+        "threads": torch.get_num_threads(),
+        **results.versions_here(),
         "torchdiffeq": version("torchdiffeq"),
-        "date": f"{datetime.now():%Y-%m-%d}",
     }
 
 

@@ -9,9 +9,7 @@ absolute: a gradient that the loss has divided by the batch size is small beside
 docs/results/backward.*.csv; a few minutes on one core. Evaluations do not depend on the machine.
 """
 
-import platform
 import sys
-from datetime import datetime
 
 import results
 import torch
@@ -43,7 +41,7 @@ def main() -> None:
     run = load_run(sys.argv[1], [f"trainer.batch_size={BATCH}"])
     images, labels = run.task.batch(0)
     model, field = run.model.train(), Counted(run.model.field)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "date": f"{datetime.now():%Y-%m-%d}"}
+    versions = results.versions_here()
     rows = []
     for solver in ("dopri5", "adams", "vode_adams"):
         for tol in TOLERANCES:

@@ -9,10 +9,8 @@ their geometric mean. Evaluations do not depend on the machine.
 """
 
 import math
-import platform
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from importlib.metadata import version
 
 import results
@@ -79,9 +77,7 @@ def measure(library: str, method: str, controller: str, end: End) -> dict[str, o
         "tol": TOL,
         "evaluations": evaluations,
         "error": f"{math.exp(sum(logs) / len(logs)):.3g}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": f"{datetime.now():%Y-%m-%d}",
+        **results.versions_here(),
     }
 
 

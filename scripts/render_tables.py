@@ -77,6 +77,11 @@ def speed_with_tables(text: str) -> str:
     return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
 
 
+def models_with_tables(text: str) -> str:
+    """docs/models.md with its table."""
+    return replace_between(text, "stepping", stepping_table(results.read("stepping")))
+
+
 def choosing_with_tables(text: str) -> str:
     """docs/choosing.md with its tables."""
     text = replace_between(text, "tolerances", tolerance_table(results.read("memory")))
@@ -95,6 +100,7 @@ PAGES = {
     ROOT / "docs" / "reproduced.md": reproduced_with_tables,
     ROOT / "docs" / "measured.md": measured_with_tables,
     ROOT / "docs" / "speed.md": speed_with_tables,
+    ROOT / "docs" / "models.md": models_with_tables,
     ROOT / "docs" / "choosing.md": choosing_with_tables,
     ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
@@ -183,6 +189,15 @@ def step_table(rows: list[dict[str, str]]) -> str:
         if has_bare:
             lines[-1].append(", ".join(row[f"{unit}_per_s_bare"] for row in (ours, theirs)))
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
+
+
+def stepping_table(rows: list[dict[str, str]]) -> str:
+    """Shared steps beside steps of its own for each series."""
+    header = ["`solver.stepping`", "NFE forward", "a step", "peak memory"]
+    lines = [
+        [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
+    ]
+    return f"{markdown(header, lines)}\n\n`{rows[0]['command']}` and the same with `per_sample`. {measured_on(rows)}"
 
 
 def measured_on(rows: list[dict[str, str]]) -> str:

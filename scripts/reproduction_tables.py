@@ -101,8 +101,8 @@ def told_of(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
 def in_words(number: str) -> str:
     """final/test_nll_nats as "test NLL (nats)", best/nll_nats as "best validation NLL (nats)"."""
     words = number.removeprefix("final/").replace("best/", "best validation ").replace("peak_", "peak memory_")
-    words = words.replace("saved_", "saved for backward_").replace("_ms", "_(ms)").replace("_mib", "_(MiB)")
-    words = re.sub(r"_(nats)$", r"_(\1)", words).replace("_", " ") + " (%)" * (scale(number) == 100)
+    words = words.replace("saved_", "saved for backward_").replace("_mib", "_(MiB)")
+    words = re.sub(r"_(nats|ms)$", r"_(\1)", words).replace("_", " ") + " (%)" * (scale(number) == 100)
     return re.sub(r"\b(nll|kl|nfe|mse|rmse|auc)\b", lambda found: found[0].upper(), words)
 
 
@@ -166,7 +166,7 @@ def width_table(rows: Sequence[Row]) -> str:
         header += [f"{what}: {cnf}", flow]
     share = " and ".join(f"{model} {' to '.join(shares(of_model[model]))}" for model in of_model)
     below = [f"of the published trainings {share}", f"seeds: {rows[0]['seeds']}"]
-    return f"{markdown([*header, 'published', 'verdict'], lines)}\n\n{told_of(rows, below)}"
+    return f"{markdown([*header, 'planar flow, published', 'verdict'], lines)}\n\n{told_of(rows, below)}"
 
 
 # What the models of `reproduce gradients` are tested by.

@@ -9,10 +9,16 @@ machine changes, such as evaluations, are named after the versions alone. The pa
 
 import argparse
 import csv
+import os
+import platform
 import re
 from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from odebench.record.manifest import cpu_model
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OTHERS, BENCH = "other_machines", "bench_"
@@ -65,6 +71,16 @@ def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
     told = " ".join(f"torch {row['torch']}" if "torch" in row else row.get("machine") or "" for row in rows)
     found = sorted(set(re.findall(r"torch (\d+\.\d+\.\d+)", told)))
     return [f"torch-{'_'.join(found)}"] if found else []
+
+
+def machine_here() -> dict[str, Any]:
+    """What a row says of the machine."""
+    return {"machine": cpu_model(), "cores": len(os.sched_getaffinity(0))}
+
+
+def versions_here() -> dict[str, str]:
+    """What a row says of versions and day; all, where no machine changes the numbers."""
+    return {"python": platform.python_version(), "torch": version("torch"), "date": f"{date.today()}"}
 
 
 def main() -> None:

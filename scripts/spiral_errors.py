@@ -11,7 +11,6 @@ mean over the runs of each number of points goes to docs/results/spiral-errors.*
 import statistics
 import sys
 from collections.abc import Iterable
-from datetime import datetime
 from functools import partial
 
 import results
@@ -22,7 +21,6 @@ from torch import Tensor
 from odebench import ode
 from odebench.data import build_data
 from odebench.data.series import SeriesSplit
-from odebench.record.manifest import machine
 from odebench.settings import options_of
 from odebench.training.trained import TrainedRun, load_run
 
@@ -88,9 +86,8 @@ def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
             "points": points,
             "seeds": len(of_runs),
             **{name: f"{statistics.mean(one[name] for one in of_runs):.4g}" for name in of_runs[0]},
-            "machine": machine(torch.device("cpu"))["cpu"],
-            "torch": torch.__version__,
-            "date": f"{datetime.now():%Y-%m-%d}",
+            **results.machine_here(),
+            **results.versions_here(),
         }
         for points, of_runs in sorted(found.items())
     ]

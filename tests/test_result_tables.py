@@ -164,6 +164,7 @@ def test_what_is_the_same_in_each_line_of_a_reproductions_table_stands_below_it(
         ("final/test_auc", "test AUC (%)"),
         ("final/peak_mib", "peak memory (MiB)"),
         ("final/step_ms", "step (ms)"),
+        ("final/test_mse_per_feature", "test MSE per feature"),
         ("nfe_backward", "NFE backward"),
     ],
 )
