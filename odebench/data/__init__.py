@@ -29,7 +29,8 @@ from odebench.data.mnist_small import mnist5k
 from odebench.data.periodic import periodic
 from odebench.data.physionet import physionet2012
 from odebench.data.poisson_events import poisson_events
-from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit, without_unobserved
+from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
+from odebench.data.series_loading import without_unobserved
 from odebench.data.spirals import spirals
 from odebench.data.splits import hold_out, select, stratified_order
 from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power

@@ -11,14 +11,8 @@ import numpy as np
 
 from odebench.data.cache import load_arrays, save_arrays
 from odebench.data.root import data_root
-from odebench.data.series import (
-    Mode,
-    SeriesData,
-    assign_roles,
-    divide,
-    flat_series,
-    hold_out_series,
-)
+from odebench.data.series import SeriesData
+from odebench.data.series_loading import Mode, assign_roles, divide, flat_series, hold_out_series
 from odebench.errors import UsageError
 
 NUM_RUNS, NUM_TEST = 10_000, 2_000

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from odebench.data.series import Mode, SeriesData, assign_roles, divide, flat_series, hold_out_series
+from odebench.data.series import SeriesData
+from odebench.data.series_loading import Mode, assign_roles, divide, flat_series, hold_out_series
 from odebench.errors import UsageError
 
 NUM_SERIES, NUM_TEST, NUM_TIMES = 1000, 200, 100

@@ -8,10 +8,9 @@ import numpy as np
 
 from odebench.data.physionet_records import DESCRIPTORS, PARAMETERS, SPAN_MINUTES, STATIC, Records, read_set
 from odebench.data.root import data_root
-from odebench.data.series import (
+from odebench.data.series import SeriesData, SeriesSplit
+from odebench.data.series_loading import (
     Mode,
-    SeriesData,
-    SeriesSplit,
     assign_roles,
     bounds,
     divide,

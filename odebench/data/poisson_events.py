@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odebench.data.series import Rate, SeriesData, SeriesSplit, divide, flat_series, hold_out_series
+from odebench.data.series import Rate, SeriesData, SeriesSplit
+from odebench.data.series_loading import divide, flat_series, hold_out_series
 from odebench.errors import UsageError
 
 NUM_TEST = 200

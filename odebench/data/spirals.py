@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from odebench.data.series import SeriesData, divide, draw_inputs, flat_series, hold_out_series
+from odebench.data.series import SeriesData
+from odebench.data.series_loading import divide, draw_inputs, flat_series, hold_out_series
 from odebench.errors import UsageError
 
 NUM_SPIRALS, NUM_TEST = 1000, 200

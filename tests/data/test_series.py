@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.data.series import (
-    SeriesData,
+from odebench.data.series import SeriesData
+from odebench.data.series_loading import (
     assign_roles,
     bounds,
     divide,
@@ -258,7 +258,7 @@ def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     pool = random_pool()
     drawn = divide(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
     data = without_unobserved(SeriesData(**drawn, span=2.0, channels=("a", "b", "c"), num_classes=2))
-    empty = int((torch.bincount(pool._owners()[pool.is_input], minlength=40) == 0).sum())
+    empty = int((torch.bincount(pool.owners()[pool.is_input], minlength=40) == 0).sum())
     assert sum(data.provenance["left_out"].values()) == empty > 0
     train, redraw = data.train, data.redraw
     assert len(train) < len(drawn["train"])
