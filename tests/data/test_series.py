@@ -267,7 +267,7 @@ def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
     for draw in draws:
         assert not (draw & ~train.is_target).any()
-        assert torch.equal(*(torch.bincount(train._owners()[d], minlength=len(train)) for d in (draw, train.is_input)))
+        assert torch.equal(*(torch.bincount(train.owners()[d], minlength=len(train)) for d in (draw, train.is_input)))
     assert "redraw" not in divide(pool, hold_out_series(np.arange(40), 10, 5, None))
 
 
