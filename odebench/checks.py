@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from odebench.compose import config_folders, options
@@ -115,6 +114,13 @@ def _check_dynamics(s: "Settings") -> None:
     if weights and not s.has_ode:
         line = f"{wanted}: {s.model.name} solves no ODE; leave dynamics out, or choose a model with an ODE"
         raise UsageError(line, "dynamics", *weights)
+    integrals = [key for key in weights if key != "dynamics.steer"]
+    if integrals and s.has_ode_cell:
+        line = (
+            f"{wanted}: not for an ODE-RNN, each of whose gaps is a solve on a time of its own; leave dynamics out, or "
+            "choose model=latent_ode with model.encoder=rnn or gru"
+        )
+        raise UsageError(line, "dynamics", *integrals)
     if weights and s.loss.name == "flow_matching":
         line = f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood"
         raise UsageError(line, "dynamics", *weights)
@@ -240,8 +246,7 @@ def _check_sync_steps(s: "Settings") -> None:
         "solver.stepping=per_sample": s.solver.stepping == "per_sample",
         "gradient.norm=full": getattr(s.gradient, "norm", "semi") == "full",
         f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
-        "model.encoder_solver=null": getattr(s.model, "encoder_solver", "") is None
-        and getattr(s.model, "encoder", "ode_rnn") == "ode_rnn",
+        "model.encoder_solver=null": s.has_ode_cell and getattr(s.model, "encoder_solver", None) is None,
     }
     for setting in (setting for setting, hinders in hindrances.items() if hinders):
         line = f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out"
@@ -272,60 +277,3 @@ def _check_training(s: "Settings") -> None:
             "data.train_limit",
             "trainer.batch_size",
         )
-
-
-# What says how steps are chosen.
-ADAPTIVE = {f"solver.{name}" for name in ("controller", "first_step", "min_step", "max_step")}
-
-
-def overruled(settings: "Settings", words: Iterable[str]) -> list[str]:
-    """Which of the overrides given others overrule; one line each, for the log."""
-    given, found = dict(word.partition("=")[::2] for word in words), []
-    trainer, solver = settings.trainer, settings.solver
-    if "trainer.epochs" in given and trainer.iterations is not None:
-        found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")
-    if not settings.has_ode:
-        for key in given:
-            if key in ("tol", "eval_tol", "trainer.max_nfe") or key.startswith(("solver.", "dynamics.")):
-                found.append(f"{key}={given[key]} has no effect: model={settings.model.name} has no ODE")
-        return found
-    if "tol" in given and solver.fixed and settings.evaluation_solver.fixed:
-        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps says how many")
-    elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
-        found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
-    if solver.fixed:
-        for key in sorted(ADAPTIVE.intersection(given)):
-            found.append(f"{key}={given[key]} has no effect: {solver.name} has fixed steps")
-    return found
-
-
-def warnings(settings: "Settings") -> list[str]:
-    """What is allowed but unlikely to be meant; one line each, for the log."""
-    found = []
-    tols = [t for t in (settings.solver.rtol, settings.solver.atol) if t is not None]
-    adaptive = settings.has_ode and not settings.solver.fixed
-    if settings.trainer.precision == "bf16" and adaptive and min(tols) < 1e-3:
-        found.append(
-            f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
-            "costs many more evaluations; use tol=1e-3 or float32"
-        )
-    if getattr(settings.model, "encoder", None) == "ode_rnn":
-        for unit in ("value_unit", "gap_unit"):
-            if (size := getattr(settings.model, unit, 1)) != 1:
-                found.append(f"model.{unit}={size:g} has no effect: it is for model.encoder=rnn and gru; set it to 1")
-    noise = getattr(settings.model, "noise", "rademacher")
-    if noise != "rademacher" and getattr(settings.model, "trace", None) == "exact":
-        found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")
-    if settings.loss.name == "flow_matching" and getattr(settings.model, "train_time", False):
-        found.append(
-            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; "
-            "model.train_time=false says so"
-        )
-    gradient = settings.gradient
-    if isinstance(gradient, Adjoint) and (settings.solver.fixed or gradient.steps is not None):
-        for key in ("rtol", "atol"):
-            if (tol := getattr(gradient, key)) is not None:
-                found.append(f"gradient.{key}={tol:g} has no effect: the backward steps are fixed; set it to null")
-    if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
-        found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
-    return found

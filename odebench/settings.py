@@ -92,6 +92,18 @@ class Settings:
         return getattr(self.model, "has_ode", self.solver.name != NO_SOLVER)
 
     @property
+    def has_ode_cell(self) -> bool:
+        """Whether a recurrent cell of the model follows an ODE between observations: an ODE-RNN."""
+        return hasattr(self.model, "encoder_solver") and getattr(self.model, "encoder", "ode_rnn") == "ode_rnn"
+
+    @property
+    def cell_solver(self) -> str | None:
+        """The fixed-step method of an ODE-RNN's cell where that is the model's only ODE: it is then solved by this, and
+        by backpropagation, whatever ``solver`` and ``gradient`` are. None otherwise."""
+        is_only = self.has_ode_cell and not hasattr(self.model, "encoder")
+        return getattr(self.model, "encoder_solver", None) if is_only else None
+
+    @property
     def evaluation_solver(self) -> Solver:
         """The solver of validation and test: eval_solver's file at eval_tol, where these are set.
 
@@ -111,7 +123,7 @@ class Settings:
 
 def run_name(settings: Settings) -> str:
     """What a run's folder is called after its time, e.g. ``odenet_dopri5`` or ``resnet``."""
-    solver = settings.solver.name
+    solver = settings.cell_solver or settings.solver.name
     return settings.model.name if solver == NO_SOLVER else f"{settings.model.name}_{solver}"
 
 

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench import rules
-from odebench.checks import overruled, warnings
 from odebench.compose import CONFIGS, PLURALS, known_keys, load_option, options, parse_overrides
 from odebench.errors import UsageError
+from odebench.notices import overruled, warnings
 from odebench.ode.methods import METHODS
 from odebench.settings import (
     Settings,
@@ -22,6 +22,7 @@ from odebench.settings import (
     read_settings,
     run_name,
 )
+from odebench.training.summary import describe
 
 
 @functools.cache
@@ -429,6 +430,28 @@ def test_words_that_others_overrule_are_named():
             "tol=1e-3 has no effect beside solver.rtol and solver.atol"
         ],
         ("solver=rk4", "solver.controller=pi"): ["solver.controller=pi has no effect: rk4 has fixed steps"],
+        ("model=ode_rnn",): [],
+        ("model=ode_rnn", "solver=rk4", "gradient=adjoint"): [
+            f"{word} has no effect: model.encoder_solver=euler solves the only ODE; set that to null"
+            for word in ("solver=rk4", "gradient=adjoint")
+        ],
+        ("model=ode_rnn", "model.encoder_solver=null", "tol=1e-4"): [],
+        ("model=latent_ode", "model.encoder_step=0.1"): [
+            "model.encoder_step=0.1 has no effect: it is for model.encoder=ode_rnn, not rnn"
+        ],
+        ("model=latent_ode", "model.encoder=ode_rnn", "model.encoder_step=0.1"): [],
+        ("model=latent_ode", "loss.event_weight=2"): ["loss.event_weight=2 has no effect: model.events=false"],
+        ("model=rnn", "model.time_gap=false", "model.gap_unit=2"): [
+            "model.gap_unit=2 has no effect: model.time_gap=false"
+        ],
+        ("model=latent_ode", "loss.kl_growth=0.9", "loss.kl_wait_epochs=3"): [],
+        ("model=latent_ode", "loss.kl_growth=0.9"): [
+            "loss.kl_growth=0.9 has no effect: loss.kl_wait_epochs=null leaves the weight of the divergence at 1"
+        ],
+        ("dynamics.taylor_order=2",): ["dynamics.taylor_order=2 has no effect: dynamics.taylor=0"],
+        ("model=ffjord", "loss=flow_matching", "gradient=checkpoint"): [
+            "gradient=checkpoint has no effect: loss=flow_matching solves nothing in training"
+        ],
     }.items():
         assert overruled(read(*words), words) == told, words
 
@@ -540,3 +563,14 @@ def test_reading_settings_imports_no_torch():
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_ode_rnn_is_named_after_what_solves_it_and_has_no_integrals_of_its_dynamics():
+    assert run_name(read("model=ode_rnn")) == "ode_rnn_euler"
+    assert describe(read("model=ode_rnn")) == "ode_rnn, euler, steps of 0.02 of the span, backprop"
+    assert run_name(read("model=ode_rnn", "model.encoder_solver=null")) == "ode_rnn_dopri5"
+    assert run_name(read("model=latent_ode", "model.encoder=ode_rnn")) == "latent_ode_dopri5"
+    for words in (["model=ode_rnn"], ["model=latent_ode", "model.encoder=ode_rnn"]):
+        with pytest.raises(UsageError, match=r"dynamics.kinetic=0\.1: not for an ODE-RNN"):
+            read(*words, "dynamics.kinetic=0.1")
+    assert read("model=latent_ode", "dynamics.kinetic=0.1").dynamics.kinetic == 0.1

@@ -17,7 +17,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
             return dict(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("%s cannot be read (%s); it is made anew", path, error)
         return None
 

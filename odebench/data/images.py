@@ -57,7 +57,12 @@ class ImageData:
 
     def __post_init__(self) -> None:
         for name, split in self.splits().items():
-            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
+            if not len(split):
+                raise UsageError(f"there are no {name} images")
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                size, trained = (list(one.images.shape[1:]) for one in (split, self.train))
+                raise UsageError(f"{name} images are {size}, those for training {trained}")
+            if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
                 raise UsageError(f"a label of the {name} images is outside 0 to {self.num_classes - 1}")
 
     def splits(self) -> dict[str, ImageSplit]:

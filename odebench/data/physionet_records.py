@@ -179,9 +179,12 @@ def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
     """Deaths in hospital by record number."""
     rows = csv.DictReader(content.decode("ascii", "replace").splitlines())
     try:
-        deaths = {int(row["RecordID"]): int(row["In-hospital_death"]) for row in rows}
+        told = [(int(row["RecordID"]), int(row["In-hospital_death"])) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: no table of RecordID and In-hospital_death") from error
+    deaths = dict(told)
+    if len(deaths) < len(told):
+        raise UsageError(f"{path} is damaged: it tells of a record twice")
     if not deaths or not set(deaths.values()) <= {0, 1}:
         raise UsageError(f"{path} is damaged: it holds no column In-hospital_death of 0 and 1")
     return deaths
@@ -190,7 +193,8 @@ def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
 def _sources(folder: Path, letter: str) -> tuple[list[Path], list[Path]]:
     """The files of a set as they lie in the folder, and the archives to search where those are not all of it."""
     outcomes = folder / f"Outcomes-{letter}.txt"
-    records = sorted(path for path in (folder / f"set-{letter}").glob("*.txt") if path.stem.isdecimal())
+    listed = (path for path in (folder / f"set-{letter}").glob("*.txt") if path.stem.isdecimal())
+    records = sorted(path for path in listed if path.is_file())
     loose = [*records, *([outcomes] if outcomes.is_file() else [])]
     if records and outcomes.is_file():
         return loose, []

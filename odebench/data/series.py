@@ -79,6 +79,8 @@ class SeriesSplit:
         self._check_times()
         if not torch.isfinite(self.values).logical_or(~self.mask).all():
             raise UsageError("an observed value is not finite; a value that is missing belongs outside the mask")
+        if self.truth is not None and not torch.isfinite(self.truth).all():
+            raise UsageError("the truth is not finite; it is wanted at each point, also at those that nobody observed")
 
     def _check_times(self) -> None:
         owners = self.owners()
@@ -204,6 +206,8 @@ class SeriesData:
                     f"[0, {self.span:g}], the data's span"
                 )
             labels = split.labels
+            if (labels is None) != (self.train.labels is None):
+                raise UsageError(f"the {name} series and those for training must both have labels, or neither")
             if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise UsageError(f"a label of the {name} series is outside 0 to {self.num_classes - 1}")
 

@@ -5,6 +5,7 @@ NeurIPS 2017 (MAF), in their layout under the data root, and prepared as in thei
 splits and units. Published log-likelihoods are those of the tables that result.
 """
 
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def hepmass(*, root: str | None) -> DensityData:
     Columns whose smallest value is found more than 5 times go; both files are normalised by the training file.
     """
     paths = [_find(root, f"hepmass/1000_{part}.csv") for part in ("train", "test")]
-    train, test = (_signal(_frame(path)) for path in paths)
+    train, test = map(_signal, paths)
     if test.shape[1] < train.shape[1]:
         raise UsageError(f"{paths[1]} has {test.shape[1]} columns, fewer than the {train.shape[1]} of {paths[0].name}")
     test = test[:, : train.shape[1]]  # the published test file has one more, which is no feature
@@ -105,7 +106,7 @@ def bsds300(*, root: str | None) -> DensityData:
     try:
         with h5py.File(path) as file:
             splits = file["train"][:], file["validation"][:], file["test"][:]
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     return _data([path], splits, "Berkeley segmentation data set")
 
@@ -123,7 +124,10 @@ def _find(root: str | None, name: str) -> Path:
 def _array(path: Path) -> np.ndarray:
     """What a .npy file holds. OSError, or ValueError for a damaged one and for one of objects, which are pickles."""
     with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except tokenize.TokenError as error:  # of a header without all its brackets
+            raise ValueError(f"its header is damaged: {error}") from error
 
 
 def _table(path: Path, columns: int) -> np.ndarray:
@@ -151,10 +155,13 @@ def _frame(path: Path) -> "DataFrame":
         raise _damaged(path, error) from error
 
 
-def _signal(table: "DataFrame") -> np.ndarray:
+def _signal(path: Path) -> np.ndarray:
     """The features, [N, D], of the rows whose first column, the class, is 1."""
-    values = table.to_numpy()
-    return values[values[:, 0] == 1, 1:]
+    values = _frame(path).to_numpy()
+    signal = values[values[:, 0] == 1, 1:]
+    if not len(signal):
+        raise UsageError(f"{path} has no row of class 1, the signal; copy or unpack it again")
+    return signal
 
 
 def _split(table: np.ndarray) -> Splits:

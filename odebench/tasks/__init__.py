@@ -23,15 +23,16 @@ class Loss(NamedTuple):
     solves: tuple[Stats, ...]
 
 
-def with_penalty(loss: Loss, solve: Any) -> Loss:
+def with_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
     """The loss with the integrals that the regularised dynamics of its solves add, where there are such.
 
-    solve: the task's ``ChosenSolve`` for training, or None.
+    solve: the task's ``ChosenSolve`` for training, or None. num_dims: over how many dimensions the loss is a sum, where
+    the integrals are means: so their weights stand against the loss of one, as published.
     """
     penalty, values = solve.take_penalty() if solve is not None else (None, {})
     if penalty is None:
         return loss
-    value = loss.value + penalty
+    value = loss.value + num_dims * penalty
     return Loss(value, {**loss.numbers, "train/loss": value.detach(), **values}, loss.solves)
 
 

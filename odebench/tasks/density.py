@@ -20,6 +20,7 @@ from odebench.data import (
     dequantise,
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
+from odebench.record.schema import SPLITS
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
@@ -106,7 +107,7 @@ class Density:
             value = -log_prob.mean()
             likelihood = self._likelihood(value.detach())
             numbers = {"train/loss": value.detach(), **{f"train/{name}": x for name, x in likelihood.items()}}
-        return with_penalty(Loss(value, numbers, solves), self._solve)
+        return with_penalty(Loss(value, numbers, solves), self._solve, self._dims)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -198,8 +199,8 @@ class Density:
         return model.base_log_prob(z) - log_det, x, solves
 
     def _kl(self, model: Any, split: str) -> tuple[float, float]:
-        """KL(q || p) by samples of the model, the same ones each time, and its standard error."""
-        generator = torch.Generator().manual_seed(0)
+        """KL(q || p) by samples of the model, of each split its own and the same each time, and its standard error."""
+        generator = torch.Generator().manual_seed(SPLITS.index(split))
         z = model.base_sample(len(self._splits[split]), generator).to(self._device)
         gaps = []
         for part in z.split(self._eval_batch_size):

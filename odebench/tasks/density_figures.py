@@ -39,7 +39,7 @@ def _in_the_plane(
     reach = 1.1 * samples.abs().max().item()
     limits = (-reach, reach)
     grid = torch.from_numpy(density.grid_points(limits, GRID)).to(samples)
-    modelled = model.log_prob(grid, solve)[0].cpu().numpy()
+    modelled = model.log_prob(grid, solve, "exact")[0].cpu().numpy()
     drawn, _ = model.sample(SAMPLES, solve, torch.Generator().manual_seed(0))
     if log_density is None:
         target = density.histogram(samples.cpu().numpy(), limits, density.bins_for(len(samples)))

@@ -345,6 +345,8 @@ class TimeSeries:
             wanted[:, places_of_rate] = True
         whole = self._forecast(model, series, indices, times, wanted)
         forecast = whole.at(at_targets)
+        if model.reads_itself:  # asked for the targets alone, as in training
+            forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
         loss = self._value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
         if whole.values is not None:
@@ -370,7 +372,8 @@ def _observed_from(series: SeriesBatch, start: float) -> Tensor:
 def _facts(data: SeriesData) -> dict[str, Any]:
     """What models may need to know of the data."""
     train = data.train
-    means = train.values.where(train.mask, 0).sum(0) / train.mask.sum(0).clamp(min=1)
+    told = train.mask & (train.is_input | train.is_target).unsqueeze(1)
+    means = train.values.where(told, 0).sum(0) / told.sum(0).clamp(min=1)
     return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.checks import overruled, warnings
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
+from odebench.notices import overruled, warnings
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
 from odebench.record.files import locked, make_folder, refuse_folder

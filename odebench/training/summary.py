@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odebench.settings import NO_SOLVER, Settings
+from odebench.settings import NO_SOLVER, Settings, options_of
 
 # Which logged tag becomes which closing tag: the last value, or the mean over the last epoch, harmonic of a rate. Those
 # of the splits, which differ from task to task, become final/train_... and final/val_....
@@ -56,6 +56,9 @@ def describe(settings: Settings) -> str:
     solver = settings.solver
     if solver.name == NO_SOLVER:
         return settings.model.name
+    if settings.cell_solver:
+        step = f"steps of {options_of(settings.model)['encoder_step']:g} of the span"
+        return f"{settings.model.name}, {settings.cell_solver}, {step}, backprop"
     if solver.steps is not None:
         how = f"{solver.steps} steps"
     elif solver.step_size is not None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from odebench.checks import overruled
 from odebench.errors import UsageError
+from odebench.notices import overruled
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
 from odebench.record.files import plain, refuse_file, time_now

@@ -18,7 +18,7 @@ def test_arrays_come_back_and_nothing_else_stays_in_the_folder(tmp_path):
     assert os.listdir(path.parent) == ["a.npz"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "object"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "object", "method"])
 def test_a_file_that_is_damaged_or_holds_objects_counts_as_absent(tmp_path, damage):
     path = tmp_path / "a.npz"
     save_arrays(path, {"x": np.arange(1000)})
@@ -26,6 +26,10 @@ def test_a_file_that_is_damaged_or_holds_objects_counts_as_absent(tmp_path, dama
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "empty":
         path.write_bytes(b"")
+    elif damage == "method":  # of compression, one that there is not
+        content = bytearray(path.read_bytes())
+        content[content.index(b"PK\x01\x02") + 10] = 0x63
+        path.write_bytes(content)
     elif damage == "pickle":
         path.write_bytes(pickle.dumps({"x": 1}))
     else:

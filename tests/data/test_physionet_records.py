@@ -175,6 +175,16 @@ def test_records_and_outcomes_must_be_of_the_same_numbers(tmp_path):
     assert "1 of set-a's records have no outcome" in refusal(tmp_path)
 
 
+def test_a_record_told_of_twice_is_refused_and_a_folder_is_no_record(tmp_path):
+    lay_out(tmp_path, "folder")
+    (tmp_path / "set-a" / "2.txt").mkdir()
+    whole, _ = read_set(tmp_path, "a")
+    outcomes = tmp_path / "Outcomes-a.txt"
+    outcomes.write_bytes(outcomes.read_bytes() + outcomes.read_bytes().splitlines()[-1])
+    assert len(whole.ids) == len(FILES) - 1
+    assert "it tells of a record twice" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("outcomes", ["RecordID,Survival\n1,2\n", "RecordID,In-hospital_death\n1,x\n", "\n", "<html>"])
 def test_outcomes_that_are_no_table_are_named(tmp_path, outcomes):
     write_files(tmp_path, {**FILES, "Outcomes-a.txt": outcomes.encode()})

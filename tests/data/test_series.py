@@ -143,6 +143,7 @@ def test_times_may_fall_only_from_one_series_to_the_next(lengths):
         ({"truth": torch.zeros(4, 3)}, "truth"),
         ({"offsets": torch.tensor([0, 3, 2])}, "offsets"),
         ({"values": torch.full((4, 1), torch.nan)}, "not finite"),
+        ({"truth": torch.full((4, 1), torch.nan)}, "the truth is not finite"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(change, named):

@@ -148,6 +148,12 @@ def test_hepmass_with_too_few_columns_for_test_is_refused(tmp_path):
     assert "1000_test.csv has 3 columns, fewer than the 4 of 1000_train.csv" in refusal(tabular.hepmass, tmp_path)
 
 
+def test_hepmass_without_a_signal_is_refused(tmp_path):
+    for part in ("train", "test"):
+        save(tmp_path, f"hepmass/1000_{part}.csv", hepmass_table(NUM).assign(**{"# label": 0}))
+    assert "1000_train.csv has no row of class 1" in refusal(tabular.hepmass, tmp_path)
+
+
 def test_miniboone_keeps_its_order_and_is_normalised_without_test(tmp_path):
     table = 5 + normal(NUM, 43)
     save(tmp_path, "miniboone/data.npy", table)
@@ -194,8 +200,14 @@ def test_the_line_about_an_absent_file_says_where_it_is_had(tmp_path, read, file
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x93NUMPY\x01\x00", b"<html>not found</html>", b"PK\x03\x04 and no archive"],
-    ids=["empty", "cut", "a web page", "no archive"],
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"<html>not found</html>",
+        b"PK\x03\x04 and no archive",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8',\n",
+    ],
+    ids=["empty", "cut", "a web page", "no archive", "an open brace"],
 )
 def test_a_damaged_array_is_named(tmp_path, content):
     (tmp_path / "miniboone").mkdir()

@@ -261,3 +261,16 @@ def test_a_planar_flow_of_images_is_refused():
 def test_a_model_without_a_velocity_field_cannot_be_matched():
     with pytest.raises(UsageError, match="planar_nf has no velocity field"):
         planar("loss=flow_matching")
+
+
+def test_the_weights_of_the_dynamics_stand_against_the_likelihood_of_a_dimension():
+    task = task_of("dynamics.kinetic=0.3")
+    numbers = task.loss(task.batch(0)).numbers
+    penalty = numbers["train/loss"] - numbers["train/nll_nats"]
+    torch.testing.assert_close(penalty, 2 * 0.3 * numbers["dynamics/kinetic"])
+
+
+def test_validation_and_test_estimate_the_divergence_by_samples_of_their_own():
+    task = task_of("data=potential_1", "loss=density_matching", "data.validation=200", "data.test=200")
+    assert task.evaluate("validation")["kl_nats"] != task.evaluate("test")["kl_nats"]
+    assert task.evaluate("test")["kl_nats"] == task.evaluate("test")["kl_nats"]

@@ -242,6 +242,25 @@ def test_without_a_truth_errors_are_those_against_the_targets(build):
     assert numbers["rmse_extrapolation"] == pytest.approx(numbers["mse"] ** 0.5)
 
 
+@pytest.mark.parametrize("model", [["model=rnn_vae"], [*RNN, "model.rollout=true"], [*SMALL, *FIXED]])
+def test_what_else_is_known_of_series_changes_no_loss(build, model):
+    task = build(*model)
+    known = task.evaluate("validation")
+    task._splits["validation"] = dataclasses.replace(task._splits["validation"], truth=None)
+    plain = task.evaluate("validation")
+    assert "rmse_extrapolation" in known
+    for name in ("loss", "nll_nats", "mse"):
+        assert known[name] == pytest.approx(plain[name], rel=1e-5)
+
+
+def test_means_are_those_of_what_a_model_is_told(build):
+    task = build("model=gru_d", "model.width=5", "data.observed=3")
+    train = task._splits["train"]
+    told = train.is_input | train.is_target
+    assert told.sum() < train.mask.any(1).sum()
+    torch.testing.assert_close(task.model.cell.means, train.values[told].mean(0))
+
+
 def test_predictions_agree_with_the_evaluation(build):
     task = build(*SMALL, *FIXED)
     rows = task.predict("validation")

@@ -28,6 +28,7 @@ class Autoregressive(Observing):
     def __init__(self, cell: Cell, num_features: int, width: int, rollout: bool, **heads: Any) -> None:
         super().__init__()
         self.cell, self.rollout = cell, rollout
+        self.reads_itself = rollout
         self.add_heads(num_features, width, width, **heads)
 
     def forward(
@@ -41,13 +42,12 @@ class Autoregressive(Observing):
         """See ``odebench.models.series``."""
         counted = Counted(solve)
         grid = own_times(inputs, times, wanted, self.cell.longest_gap)
-        start, now = self.cell.start(grid.values[:, 0]), grid.times.new_zeros(len(grid.times))
-        reading = read(self.cell, grid, start, now, counted, self.decoder if self.rollout else None)
+        start, from_zero = self.cell.start(grid.values[:, 0]), grid.times.new_zeros(len(grid.times))
+        reading = read(self.cell, grid, start, from_zero, counted, self.decoder if self.rollout else None)
         values = spread(self.decoder(reading.hiddens), grid, len(times))
         logits = None
         if self.classifier is not None:
-            told = self.cell.advance(reading.told, now, counted)
-            logits = self.logits(told[0].unsqueeze(0))
+            logits = self.logits(self.cell.summary(reading.told).unsqueeze(0))
         return Forecast(values.unsqueeze(0), encoder=counted.stats, logits=logits)
 
 

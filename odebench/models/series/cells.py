@@ -52,15 +52,22 @@ class GapCell(nn.Module):
 
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
         """Read the last observation."""
-        hidden, values, mask = state
-        inputs = [values / self.value_unit, mask]
-        if self.time_gap:
-            inputs.append(gap.unsqueeze(1) / self.gap_unit)
-        return self.recurrent(torch.cat(inputs, 1), hidden), values, mask
+        return self._read(state, gap), *state[1:]
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """Keep the observation for when it is read."""
         return state[0], values, mask.to(values.dtype)
+
+    def summary(self, state: State) -> Tensor:
+        """The last observation read, as if the next came at once."""
+        return self._read(state, state[1].new_zeros(len(state[1])))
+
+    def _read(self, state: State, gap: Tensor) -> Tensor:
+        hidden, values, mask = state
+        inputs = [values / self.value_unit, mask]
+        if self.time_gap:
+            inputs.append(gap.unsqueeze(1) / self.gap_unit)
+        return self.recurrent(torch.cat(inputs, 1), hidden)
 
 
 class Decay(nn.Module):
@@ -106,6 +113,10 @@ class DecayCell(nn.Module):
         """A step of the GRU."""
         return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
+    def summary(self, state: State) -> Tensor:
+        """The hidden state."""
+        return state[0]
+
 
 class GRUDCell(nn.Module):
     """GRU-D (Che et al. 2018): hidden state and last values decay, these towards their means.
@@ -143,6 +154,10 @@ class GRUDCell(nn.Module):
         values = torch.where(mask, values, decay * last + (1 - decay) * self.means)
         hidden = self.recurrent(torch.cat((values, mask), 1), hidden)
         return hidden, torch.where(mask, values, last), since.masked_fill(mask, 0)
+
+    def summary(self, state: State) -> Tensor:
+        """The hidden state."""
+        return state[0]
 
 
 class GatedUpdate(nn.Module):
@@ -211,6 +226,10 @@ class ODECell(nn.Module):
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """A step of the GRU."""
         return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
+
+    def summary(self, state: State) -> Tensor:
+        """The hidden state."""
+        return state[0]
 
     def _scaled(self, t: Tensor, h: Tensor, gap: Tensor) -> Tensor:
         return gap * self.field(t, h)

@@ -12,7 +12,10 @@ class Observing(nn.Module):
     ``add_heads`` comes last in a model's ``__init__``.
 
     decoder: of Gaussian observations; None where there are none. rates: of events, or None. classifier: or None.
+    reads_itself: whether it reads its own predictions, so that each depends on the times asked for before.
     """
+
+    reads_itself = False
 
     decoder: Decoder | None
     rates: EventRates | None

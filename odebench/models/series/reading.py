@@ -35,7 +35,7 @@ class Observed(Protocol):
 class Cell(Protocol):
     """A recurrent network that knows how much time has passed; its state is a tuple of tensors [B, ...].
 
-    What an advanced state is read by, its hidden state [B, H], comes first in it.
+    Predictions are read off an advanced state's hidden one [B, H], which comes first in it.
 
     flows: whether the state may be carried on in pieces, advance(advance(s, a), b) = advance(s, a + b).
     longest_gap: how long these are at most; None: as long as it is to the next observation.
@@ -52,6 +52,9 @@ class Cell(Protocol):
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """An advanced state after an observation [B, D] at its time; values are 0 where the mask is False."""
+
+    def summary(self, state: State) -> Tensor:
+        """The hidden state [B, H] that has seen the last observation, at its time."""
 
 
 class Counted:

@@ -24,6 +24,7 @@ class RNNVAE(Observing):
     """
 
     decoder: Decoder
+    reads_itself = True
 
     def __init__(
         self, num_features: int, latent_dim: int, encoder_width: int, decoder_width: int, **heads: Any

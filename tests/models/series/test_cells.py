@@ -1,5 +1,6 @@
 """The cells against their equations, followed through the observations of one series in a plain loop."""
 
+import dataclasses
 from functools import partial
 
 import torch
@@ -35,6 +36,18 @@ def loop(model, before, after, state, rollout=True):
         if rollout and not ahead:
             state = after(before(state, t), found[-1], torch.ones(2).double(), t)
     return torch.stack(found)
+
+
+def test_labels_are_said_from_the_state_after_the_last_observation_with_nothing_in_between():
+    batch = small_batch()
+    for name in ("gru_d", "rnn_decay"):
+        model = build(name)
+        decay = model.cell.hidden_decay if name == "gru_d" else model.cell.decay
+        alone = batch.mask & (batch.mask.any(-1).cumsum(1) == 1).unsqueeze(-1)  # the first observation of each
+        one = dataclasses.replace(batch, mask=alone, values=batch.values.where(alone, 0))
+        before = model(one, TIMES, SOLVE).logits
+        torch.nn.init.constant_(decay.bias, 3.0)  # nothing decays before it, nothing after it
+        torch.testing.assert_close(model(one, TIMES, SOLVE).logits, before)
 
 
 def assert_forecast(model, expected):
