@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words[0] if words and not words[0].startswith("-") else ""
     name = f"odebench {verb}" if verb in _VERBS else "odebench"
     try:
+        for word in words:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that the system could not read as text
+                raise UsageError(f"{word.encode(errors='backslashreplace').decode()}: is not UTF-8; name it otherwise")
         if verb and verb not in _VERBS:
             raise unknown_name("verb", verb, _VERBS, "verbs")
         with console_log():
@@ -58,7 +61,7 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
     except SystemExit as stop:  # after --help or --version
         return int(stop.code or 0)
     if arguments.verb == "tensorboard":
-        rest += tail
+        arguments.for_tensorboard = tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
     for name in ("overrides", "works", "folders"):
@@ -66,11 +69,10 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
             # argparse reads a list only up to the first option; what stands after it comes here.
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
             rest = [word for word in rest if word.startswith("-")]
-    if rest and arguments.verb != "tensorboard":
+    if rest:
         if not rest[0].startswith("-"):
             raise UsageError(f"{rest[0]} is one word too many")
         raise UsageError(f"unknown option {rest[0]}{_meant(rest[0], parser, arguments)}")
-    arguments.rest = rest
     return _VERBS[arguments.verb](arguments)
 
 
@@ -284,7 +286,7 @@ def _tensorboard(arguments: argparse.Namespace) -> int:
     if next(folder.rglob(EVENTS), None) is None:
         raise UsageError(f"{folder}: no TensorBoard files here or below; `odebench list runs` shows the runs")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.rest]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.for_tensorboard]
     os.execv(command[0], command)
 
 

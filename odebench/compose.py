@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -88,7 +88,10 @@ def load_option(group: str, name: object, config_dir: Path | str | None = None) 
     if name not in known:
         raise unknown_name(group, name, known, PLURALS[group])
     option, files = read_yaml(known[str(name)]), _files(group, config_dir)
-    shared = [base for base in option.get("defaults", ()) if isinstance(base, str) and base in files]
+    defaults = option.get("defaults", ())
+    if not isinstance(defaults, ListConfig | tuple):
+        raise UsageError(f"{known[str(name)]}: defaults: a list is needed, as in defaults: [_adaptive]")
+    shared = [base for base in defaults if isinstance(base, str) and base in files]
     merged = OmegaConf.merge(*(read_yaml(files[base]) for base in shared), option)
     assert isinstance(merged, DictConfig)
     merged.pop("defaults", None)
@@ -133,7 +136,10 @@ def fitted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
     overrides: those of the composition, which it does not touch. UsageError for a setting that the model has not.
     """
-    words = config.pop("models", {}).get(OmegaConf.select(config, "model.name"), ())
+    models, name = config.pop("models", {}), OmegaConf.select(config, "model.name")
+    words = models.get(name, ()) if isinstance(models, DictConfig | dict) else None
+    if not isinstance(words, ListConfig | tuple) or not all(isinstance(word, str) for word in words):
+        raise UsageError(f"models: a list of KEY=VALUE for each model is needed, as in {name}: [tol=1e-4]", "models")
     given = {override.key_or_group for override in parse_overrides(list(overrides), config.config_dir)}
     for word in parse_overrides(list(words), config.config_dir):
         key = word.key_or_group
@@ -185,6 +191,8 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION", override.key_or_group)
         if override.key_or_group == "config_dir":
             raise UsageError(f"{text}: write --config-dir DIR", override.key_or_group)
+        if override.key_or_group.startswith("hydra.run."):
+            raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", override.key_or_group)
         group, _, key = override.key_or_group.partition(".")
         if key == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
             line = f"{text}: write {group}={override.value()}, which brings its other settings too"
@@ -237,7 +245,8 @@ def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
 
     if isinstance(error, UsageError):
         return error
-    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+    is_of_yaml = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+    if not is_of_yaml and "defaults list" not in str(error):  # for which Hydra has a plain ValueError
         raise error
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
@@ -271,7 +280,8 @@ def known_keys(config_dir: Path | None = None) -> list[str]:
         keys.append(group)
         for name in options(group, config_dir) if group != "experiment" else ():
             option = load_option(group, name, config_dir)
-            if group in option:  # a global file, such as a model's, with top-level keys beside the group's
+            # A global file, such as a model's, has top-level keys beside the group's.
+            if isinstance(option.get(group), DictConfig):
                 top += [str(key) for key in option if key != group]
                 option = option[group]
             keys += [f"{group}.{key}" for key in map(str, option)]

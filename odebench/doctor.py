@@ -138,6 +138,8 @@ def _disk(outputs: Path) -> Line:
     folder = outputs.absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        return "outputs", "missing", f"{folder} is a file; choose another with outputs=DIR"
     free_gib = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
         return "outputs", "missing", f"{folder} cannot be written to; choose another with outputs=DIR"

@@ -343,6 +343,7 @@ def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatc
     started = []
     monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
     assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run))
+    assert fails(capsys, "tensorboard", str(run), "more") == "odebench tensorboard: more is one word too many"
     (run / "events.out.tfevents.1.host").touch()
     with pytest.raises(SystemExit):
         main(["tensorboard", str(run.parent), "--", "--port", "7007"])
@@ -385,6 +386,19 @@ def test_doctor_fails_for_a_package_that_every_run_imports(capsys, monkeypatch, 
     assert main(["doctor", "--outputs", str(tmp_path)]) == code
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{lacking} ")]
     assert line.split()[1:5] == ["missing", "pip", "install", lacking + ";" * (code == 0)]
+
+
+def test_doctor_says_where_no_runs_can_go(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    main(["doctor", "--outputs", str(tmp_path / "file" / "runs")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("outputs")]
+    assert f"missing  {tmp_path / 'file'} is a file" in " ".join(line.split()).replace("missing ", "missing  ")
+
+
+def test_a_word_that_is_no_text_is_told_before_anything_is_written(capsys, tmp_path):
+    assert "is not UTF-8" in fails(capsys, "train", "model=mlp", f"run_dir='{tmp_path}/run\udcff'")
+    assert "hydra.run.dir=x: has no effect; run_dir=DIR" in fails(capsys, "train", "hydra.run.dir=x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):

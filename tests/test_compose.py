@@ -38,6 +38,28 @@ def test_an_experiment_sets_the_model_that_is_chosen(folder):
     assert "models" not in config
 
 
+@pytest.mark.parametrize(
+    "models", ["3", "{cnf: model.width=7}", "{cnf: [{model.width: 3}]}", "{cnf: 3}", "[model.width=7]"]
+)
+def test_what_is_no_list_for_a_model_is_told_in_one_line(folder, models):
+    head = EXPERIMENT.partition("models:")[0]
+    (folder / "experiment" / "rings.yaml").write_text(f"{head}models: {models}\n")
+    with pytest.raises(UsageError, match="models: a list of KEY=VALUE for each model is needed, as in cnf: "):
+        compose(["experiment=rings"], folder)
+
+
+def test_yaml_of_ones_own_that_is_none_is_told_in_one_line(folder, capsys):
+    for group, text, word in (
+        ("data", "defaults: 3\nname: bad\n", "data=bad"),
+        ("experiment", "# @package _global_\nbudgets: 3\n", "experiment=bad"),
+        ("model", "model: 3\n", "model.hiden=3"),
+    ):
+        (folder / group).mkdir(exist_ok=True)
+        (folder / group / "bad.yaml").write_text(text)
+        assert main(["train", "--config-dir", str(folder), word, "--cfg"]) == 2, text
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_model_that_it_does_not_name_is_left_as_it_is(folder):
     assert compose(["experiment=rings", "model=ffjord"], folder).model == compose(["model=ffjord"]).model
 

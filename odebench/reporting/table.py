@@ -201,8 +201,13 @@ def as_csv(evidence: Evidence, tags: Sequence[str]) -> str:
         numbers = [number for tag in tags for number in (group.mean(tag), group.spread(tag))]
         counts = [len(group.runs), len(group.done), seeds(group)]
         settings = [group.settings.get(key) for key in keys]
-        writer.writerow([*settings, *counts, *("" if math.isnan(x) else x for x in numbers)])
+        writer.writerow([*map(_whole, settings), *counts, *("" if math.isnan(x) else _whole(x) for x in numbers)])
     return text.getvalue()
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as one, as it was set or counted."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def seeds(group: Group) -> int:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from odebench.rules.numbers import Count, Fraction, NotNegative, Positive, Share
 from odebench.typed import Range
 
+MOST_THREADS = 1024  # libraries of many more end the process
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -100,7 +102,7 @@ class Trainer:
     precision: Literal["float32", "bf16"]
     compile: bool
     deterministic: bool
-    threads: Count | None
+    threads: Annotated[int, Range(at_least=1, below=MOST_THREADS + 1)] | None
     patience: Count | None
     max_nfe: Count | None
     log_every: Count

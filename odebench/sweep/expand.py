@@ -1,6 +1,7 @@
 """From the words of a command line or of a sweep file to the overrides of each job, by Hydra's own grammar."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ _RESERVED = {
     "run_dir": "each job has a folder of its own; the sweep's is chosen by --output DIR",
     "hydra": "it belongs to `odebench train -m`; a sweep has --output DIR and cluster=",
 }
+
+MOST_JOBS = 100_000
 
 # What would make more than one value of a text, or another one.
 _OF_GRAMMAR = set(",[]{}'\"")
@@ -50,6 +53,8 @@ def expand_sound(
         values = [(word.partition("=")[0], _read_word(word, config_dir, faults)) for word in words]
         lost = {key for key, found in values if not found}
         sound = [found for key, found in values if found and key.partition(".")[0] not in lost]
+        if (num := math.prod(map(len, sound))) > MOST_JOBS:
+            raise UsageError(f"{num:,} jobs; a sweep has at most {MOST_JOBS:,}: give fewer values")
         jobs += map(list, itertools.product(*sound))
         # A model, and an experiment, bring the options of other groups.
         doubtful |= (lost - {""}) | (PLURALS.keys() if lost & {"model", "experiment"} else set())
@@ -86,8 +91,10 @@ def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
         if not found:
             raise UsageError(f"{override.input_line}: none of the {PLURALS[key]} fits (odebench list {PLURALS[key]})")
         yield from found
-    elif not (values := list(override.sweep_string_iterator())):
+    elif not (values := list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))):
         raise UsageError(f"{override.input_line}: there is no value in it")
+    elif len(values) > MOST_JOBS:
+        raise UsageError(f"{override.input_line}: more than {MOST_JOBS:,} values, the most that a sweep has of jobs")
     else:
         yield from values
 
@@ -108,6 +115,8 @@ def read_grids(path: Path) -> list[list[str]]:
     if not isinstance(content, DictConfig | ListConfig):
         raise UsageError(f"--file {path}: KEY: VALUES lines are needed, or a list of such blocks")
     plain: Any = OmegaConf.to_container(content, resolve=False)
+    if not plain:
+        raise UsageError(f"--file {path}: holds no settings; KEY: VALUES lines are needed, or a list of such blocks")
     grids = []
     for block in plain if isinstance(plain, list) else [plain]:
         if not isinstance(block, dict):

@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def reason(error: Exception, settings: Settings, folder: Path) -> str:
     """Why the run in a folder failed, in one line."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _out_of_memory(settings)
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
@@ -28,7 +28,8 @@ def reason(error: Exception, settings: Settings, folder: Path) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory left, on the CPU or on a GPU."""
     # The CPU's allocator raises a bare RuntimeError; nothing but its text tells.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -26,7 +26,7 @@ from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
 from odebench.training.checkpoint import Training, load_weights
-from odebench.training.failures import reason
+from odebench.training.failures import is_out_of_memory, reason
 from odebench.training.loop import fit
 from odebench.training.machine import choose_device, compile_model, prepare
 from odebench.training.signals import StopRequest
@@ -90,6 +90,8 @@ def resume_run(path: Path) -> RunResult:
         if distributed.from_first(lambda: run.status["status"] == "done"):
             if distributed.is_first():
                 log.info("%s is done already", path)
+                if "run" not in run.summary:
+                    raise UsageError(f"{path / schema.SUMMARY} is damaged: it holds no result; odebench eval gives one")
                 print(training_table(run.summary, path))
             return RunResult(DONE, path, run.summary.get("objective"))
         with _locked(path):
@@ -117,7 +119,7 @@ def _holds(folder: str | None, config: DictConfig) -> bool:
     if folder is None:
         return False
     path = Path(folder)
-    if is_started(path) and (path / schema.SETTINGS).read_text(encoding="utf-8") == settings_text(config):
+    if is_started(path) and (path / schema.SETTINGS).read_bytes() == settings_text(config).encode():
         return True
     refuse_taken(path)
     return False
@@ -159,7 +161,14 @@ def _build(settings: Settings) -> Training:
     source = None if settings.init_from is None else _source(settings.init_from)
     device = prepare(settings)
     with distributed.first_ahead():
-        task = build_task(settings, device)
+        try:
+            task = build_task(settings, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            both = f"model={settings.model.name} and data={settings.data.name}"
+            line = f"{both} do not fit into memory; choose a smaller model, or less data"
+            raise UsageError(line, "model", "data") from error
     _check_objective(settings, task)
     if source is not None:
         load_fitting(task.model, source, settings)
@@ -189,8 +198,9 @@ def _check_objective(settings: Settings, task: Task) -> None:
 
 def _warn_of_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
     theirs, ours = source.manifest.get("data", {}), provenance
+    validation = ours["splits"]["validation"]
     divides_otherwise = (
-        theirs.get("name") == ours["name"] and theirs["splits"]["validation"] != ours["splits"]["validation"]
+        theirs.get("name") == ours["name"] and theirs.get("splits", {}).get("validation", validation) != validation
     )
     if divides_otherwise or {theirs.get("name"), ours["name"]} == SAME_IMAGES:
         log.warning(

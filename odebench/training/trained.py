@@ -19,7 +19,7 @@ from odebench.errors import UsageError
 from odebench.notices import overruled
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
-from odebench.record.files import plain, refuse_file, time_now
+from odebench.record.files import plain, refuse_file, time_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.rules.data import DIVIDING
 from odebench.saved import saved_settings
@@ -177,8 +177,9 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     else:
-        with open(output, "x", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(output, text.getvalue().encode())
 
 
 SAMPLE_SUFFIXES = (".csv", ".npy", ".png")
@@ -224,13 +225,14 @@ def _write_samples(samples: np.ndarray, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(_as_csv(samples))
         return
-    with open(output, "xb") as file:
-        if suffix == ".npy":
-            np.save(file, samples)
-        elif suffix == ".png":
-            image_grid(samples).savefig(file, format="png", dpi=150)
-        else:
-            file.write(_as_csv(samples).encode())
+    file = io.BytesIO()
+    if suffix == ".npy":
+        np.save(file, samples)
+    elif suffix == ".png":
+        image_grid(samples).savefig(file, format="png", dpi=150)
+    else:
+        file.write(_as_csv(samples).encode())
+    write_atomically(output, file.getvalue())
 
 
 def _as_csv(samples: np.ndarray) -> str:

@@ -55,7 +55,7 @@ def test_what_differs_without_a_column_is_told_under_the_table_and_its_values_ar
     assert table.as_markdown(made).endswith(f" |\n\n{note}\n")
     assert table.as_latex(made).splitlines()[-1] == f"% {note}"
     rows = list(csv.DictReader(table.as_csv(evidence, ["best/accuracy"]).splitlines()))
-    assert [(row["model.name"], row["trainer.batch_size"]) for row in rows] == [("odenet", "64.0"), ("rknet", "128.0")]
+    assert [(row["model.name"], row["trainer.batch_size"]) for row in rows] == [("odenet", "64"), ("rknet", "128")]
 
 
 def test_the_columns_are_the_objective_and_its_costs_unless_named(record, runs):
@@ -76,7 +76,7 @@ def test_csv_holds_every_digit_and_the_spread(record, runs):
         record(seed=seed, model__width=32, summary={"best/accuracy": value})
     record(model__width=64)
     rows = list(csv.DictReader(table.as_csv(gather([runs]), ["best/accuracy"]).splitlines()))
-    assert [row["model.width"] for row in rows] == ["32.0", "64.0"]
+    assert [row["model.width"] for row in rows] == ["32", "64"]
     assert float(rows[0]["best/accuracy"]) == np.mean(values)
     assert float(rows[0]["best/accuracy_std"]) == np.std(values, ddof=1)
     assert (rows[0]["runs"], rows[0]["done"], rows[0]["seeds"], rows[1]["best/accuracy_std"]) == ("2", "2", "2", "")

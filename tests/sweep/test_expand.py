@@ -48,6 +48,14 @@ def test_a_range_without_a_value_trains_nothing_by_default(word):
     assert faults(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
 
 
+@pytest.mark.parametrize(
+    "words", [["seed=range(0,1000000000)"], ["seed=range(0,1000)", "tol=1e-1,1e-2", "model.width=range(1,100)"]]
+)
+def test_more_jobs_than_a_sweep_has_are_told_before_they_are_made(words):
+    with pytest.raises(UsageError, match="100,000"):
+        expand([words])
+
+
 def test_a_value_given_twice_is_two_equal_jobs():
     assert expand([["seed=0,1,0"]]) == [["seed=0"], ["seed=1"], ["seed=0"]]
 
@@ -95,6 +103,8 @@ def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
     ("text", "message"),
     [
         ("- tol\n", "is no block"),
+        ("", "holds no settings"),
+        ("[]\n", "holds no settings"),
         ("tol: []\n", "tol has no values"),
         ("solver: {name: rk4}\n", "write its keys with dots, as in solver.name"),
         ("cluster: slurm\n", "cluster stands on the command line"),

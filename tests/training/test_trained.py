@@ -1,6 +1,7 @@
 """Finished runs taken up again, from the command line and from Python."""
 
 import csv
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -171,6 +172,22 @@ def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(run)]) == 0
     assert capsys.readouterr().out.count("\n") == 41
+
+
+def test_a_full_disk_leaves_no_half_of_a_prediction(run, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("odebench.record.files.os.fsync", full)
+    assert main(["predict", str(run), "--output", str(tmp_path / "p.csv")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(tmp_path, capsys):
+    words = ["train", "model=mlp", "model.hidden=10000000000", f"run_dir={tmp_path / 'run'}"]
+    assert main(words) == 2
+    assert "model=mlp and data=mnist5k do not fit into memory" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_predict_writes_over_nothing(run, tmp_path, capsys):
