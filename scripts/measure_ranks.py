@@ -1,37 +1,33 @@
 """Two processes that train one model, beside one process: python scripts/measure_ranks.py [ITERATIONS]
 
-Prints a Markdown table. The gradient of the first step is read from the weights, which plain gradient descent with a
-learning rate of 1 takes from the same start to w - g: the norm of the difference of the two, over that of the gradient.
-Times are those of the fastest step, so that whatever else the machine does counts little. Every process has one thread.
+The gradient of the first step is read from the weights, which plain gradient descent with a learning rate of 1 takes
+from the same start to w - g: the norm of the difference of the two, over that of the gradient. Times are those of the
+fastest step, so that whatever else the machine does counts little. Every process has one thread. The rows go to
+docs/results/ranks.*.csv.
 """
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
+import results
 import torch
 
-from odebench.record.manifest import cpu_model
 from odebench.record.reader import read_run
-from odebench.record.schema import LAST_CHECKPOINT, MANIFEST
+from odebench.record.schema import LAST_CHECKPOINT
 
 COMMON = ["device=cpu", "schedule=constant", "optim=sgd", "trainer.log_every=1", "trainer.measure_every=1000"]
 IMAGES = ["model=odenet", "data.train_limit=2560", "data.validation=40", "trainer.batch_size=128"]
 POINTS = ["model=cnf", "data=two_moons", "data.validation=40", "data.test=40", "trainer.batch_size=512"]
-SERIES = ["model=latent_ode", "data=periodic", "data.validation=40", "trainer.batch_size=50"]
 ADAPTIVE = ["solver=dopri5", "tol=1e-3", "gradient=adjoint"]
 TRAININGS = {
     "`odenet`, rk4": [*IMAGES, "solver=rk4", "solver.steps=4", "gradient=adjoint"],
     "`odenet`, dopri5 at 1e-3": [*IMAGES, *ADAPTIVE],
     "`odenet`, the same, `solver.sync_steps=true`": [*IMAGES, *ADAPTIVE, "solver.sync_steps=true"],
     "`cnf`, dopri5 at 1e-3, `solver.sync_steps=true`": [*POINTS, *ADAPTIVE, "solver.sync_steps=true"],
-    "`latent_ode`, rk4": [*SERIES, "solver=rk4", "solver.steps=2", "gradient=adjoint"],
 }
 
 
@@ -66,17 +62,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("iterations", nargs="?", type=int, default=20, help="of the trainings that are timed")
     iterations = parser.parse_args().iterations
-    print("| training | difference of the gradients | a step, one process | two processes |\n|---|---|---|---|")
-    for number, (name, words) in enumerate(TRAININGS.items()):
+    rows = []
+    for name, words in TRAININGS.items():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             difference = gradient_difference(folder, words)
-            one, two = (step_ms(folder, processes, words, iterations) for processes in (1, 2))
-            print(f"| {name} | {difference:.1e} | {one:.0f} ms | {two:.0f} ms |", flush=True)
-            if number == len(TRAININGS) - 1:
-                versions = json.loads((folder / "first1" / MANIFEST).read_text())["versions"]
-    machine = f"{len(os.sched_getaffinity(0))} cores ({cpu_model()})"
-    print(f"\nMeasured {date.today()} on {machine}, Python {platform.python_version()}, torch {versions['torch']}.")
+            one, two = (f"{step_ms(folder, processes, words, iterations):.0f}" for processes in (1, 2))
+        its = {"training": name, "difference": f"{difference:.1e}", "one_process_ms": one, "two_processes_ms": two}
+        rows.append({**its, **results.machine_here(), **results.versions_here()})
+        print(its, flush=True)
+    print(results.keep("ranks", rows))
 
 
 if __name__ == "__main__":

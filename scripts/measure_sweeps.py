@@ -1,26 +1,24 @@
 """Measures what sweeps cost beside their jobs: python scripts/measure_sweeps.py [FOLDER]
 
-Three numbers, printed as a Markdown table: 1,000 jobs composed and validated; `odebench list runs` over 5,000 records,
-both in processor time, which is what a clock shows where nothing else runs; and by the clock what a sweep adds to each
-job, with stand-ins for trainings that end at once (tests/sweep/stand_in.py).
+Three numbers, for docs/results/sweeps.*.csv: 1,000 jobs composed and validated; `odebench list runs` over 5,000
+records, both in processor time, which is what a clock shows where nothing else runs; and by the clock what a sweep adds
+to each job, with stand-ins for trainings that end at once (tests/sweep/stand_in.py).
 """
 
 import contextlib
 import io
-import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
-from odebench.record.manifest import cpu_model
-from odebench.record.schema import MANIFEST
+import results
+
 from odebench.sweep import attempts
 from odebench.sweep.expand import expand
 from odebench.sweep.run import plan_sweep, run_sweep
@@ -87,18 +85,14 @@ def main() -> None:
     parent = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
-        rows = {
-            "1,000 jobs composed and validated": f"{validation_s():.1f} s of a processor",
-            "`odebench list runs` over 5,000 records": f"{listing_s(folder):.1f} s of a processor",
-            "what a sweep adds to a job": f"{overhead_ms(folder):.0f} ms",
+        measured = {
+            "1,000 jobs composed and validated": (validation_s(), "s of a processor"),
+            "`odebench list runs` over 5,000 records": (listing_s(folder), "s of a processor"),
+            "what a sweep adds to a job": (overhead_ms(folder), "ms"),
         }
-        versions = json.loads((folder / "run" / MANIFEST).read_text())["versions"]
-    print("| what | time |\n|---|---|")
-    for what, taken in rows.items():
-        print(f"| {what} | {taken} |")
-    machine = f"{len(os.sched_getaffinity(0))} cores ({cpu_model()})"
-    known = f"Python {platform.python_version()}, torch {versions['torch']}, hydra-core {versions['hydra-core']}"
-    print(f"\nMeasured {date.today()} on {machine}, {known}.")
+    told = {**results.machine_here(), **results.versions_here(), "hydra_core": version("hydra-core")}
+    rows = [{"what": what, "taken": f"{taken:.3g}", "unit": unit, **told} for what, (taken, unit) in measured.items()]
+    print(results.keep("sweeps", rows))
 
 
 if __name__ == "__main__":

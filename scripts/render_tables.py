@@ -82,6 +82,12 @@ def models_with_tables(text: str) -> str:
     return replace_between(text, "stepping", stepping_table(results.read("stepping")))
 
 
+def sweeps_with_tables(text: str) -> str:
+    """docs/sweeps.md with its tables."""
+    text = replace_between(text, "sweeps", costs_table(results.read("sweeps")))
+    return replace_between(text, "ranks", ranks_table(results.read("ranks")))
+
+
 def choosing_with_tables(text: str) -> str:
     """docs/choosing.md with its tables."""
     text = replace_between(text, "tolerances", tolerance_table(results.read("memory")))
@@ -101,6 +107,7 @@ PAGES = {
     ROOT / "docs" / "measured.md": measured_with_tables,
     ROOT / "docs" / "speed.md": speed_with_tables,
     ROOT / "docs" / "models.md": models_with_tables,
+    ROOT / "docs" / "sweeps.md": sweeps_with_tables,
     ROOT / "docs" / "choosing.md": choosing_with_tables,
     ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
@@ -198,6 +205,20 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
     ]
     return f"{markdown(header, lines)}\n\n`{rows[0]['command']}` and the same with `per_sample`. {measured_on(rows)}"
+
+
+def costs_table(rows: list[dict[str, str]]) -> str:
+    """What sweeps cost beside their jobs."""
+    lines = [[row["what"], f"{row['taken']} {row['unit']}"] for row in rows]
+    return f"{markdown(['what', 'time'], lines)}\n\n{measured_on(rows)[:-1]}, hydra-core {rows[0]['hydra_core']}."
+
+
+def ranks_table(rows: list[dict[str, str]]) -> str:
+    """Two processes of one training beside one."""
+    header = ["training", "difference of the gradients", "a step, one process", "two processes"]
+    times = ("one_process_ms", "two_processes_ms")
+    lines = [[row["training"], row["difference"], *(f"{row[time]} ms" for time in times)] for row in rows]
+    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
 def measured_on(rows: list[dict[str, str]]) -> str:
