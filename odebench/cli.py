@@ -149,7 +149,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     split, overrides = _split(arguments.overrides)
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: must be at least 1")
-    combinations = expand([overrides], _config_dir_of(run))
+    combinations = expand([overrides], _config_dir_of(run), is_sweep=False)
     if len(combinations) > 1 or arguments.gradients:
         from odebench.training.study import study_run
 

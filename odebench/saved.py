@@ -7,7 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from odebench.compose import CONFIGS, PLURALS, load_option, options
+from odebench.errors import UsageError
+from odebench.record import schema
 from odebench.record.reader import RunRecord
+from odebench.settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,14 @@ def saved_settings(run: RunRecord) -> DictConfig:
         told = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
         log.warning("%s was made before these settings were known; they are taken as %s", run.path, told)
     return OmegaConf.create(settings)
+
+
+def read_saved(config: DictConfig, path: Path) -> Settings:
+    """A run's settings read. UsageError names its file, and the fault: of a newer version's run, or a damaged one's."""
+    try:
+        return read_settings(config)
+    except UsageError as error:
+        raise UsageError(f"{path / schema.SETTINGS}: {error}", *error.settings) from None
 
 
 def _plain(config: Any) -> Any:

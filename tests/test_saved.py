@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf, open_dict
 
+from odebench.errors import UsageError
 from odebench.record.reader import RunRecord
-from odebench.saved import saved_settings
+from odebench.saved import read_saved, saved_settings
 from odebench.settings import compose, read_settings
 
 
@@ -60,3 +61,11 @@ def test_an_options_file_that_is_gone_is_not_needed(tmp_path):
 def test_a_damaged_file_is_left_to_those_who_tell_it(tmp_path):
     run = left(tmp_path, [], "model")
     assert saved_settings(run) == run.settings
+
+
+def test_a_fault_in_a_runs_own_settings_names_their_file(tmp_path):
+    settings = compose(["model=mlp"])
+    with open_dict(settings):
+        settings.of_a_newer_version = 3
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/settings\.yaml: unknown setting of_a_newer_version"):
+        read_saved(settings, tmp_path)

@@ -27,20 +27,20 @@ MOST_JOBS = 100_000
 _OF_GRAMMAR = set(",[]{}'\"")
 
 
-def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None) -> list[list[str]]:
+def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None, is_sweep: bool = True) -> list[list[str]]:
     """The overrides of every job: all combinations of each grid's values, the last key's value changing first.
 
     grids: the words of each, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. UsageError tells every
-    word at fault, a line each.
+    word at fault, a line each. is_sweep: whether each job gets a run of its own; a study evaluates one.
     """
-    jobs, faults, _ = expand_sound(grids, config_dir)
+    jobs, faults, _ = expand_sound(grids, config_dir, is_sweep)
     if faults:
         raise UsageError("\n".join(faults))
     return jobs
 
 
 def expand_sound(
-    grids: Sequence[Sequence[str]], config_dir: Path | None = None
+    grids: Sequence[Sequence[str]], config_dir: Path | None = None, is_sweep: bool = True
 ) -> tuple[list[list[str]], list[str], set[str]]:
     """The jobs of `expand` as if the words at fault had not been there; their faults; and the keys in doubt by them.
 
@@ -50,7 +50,7 @@ def expand_sound(
     faults: list[str] = []
     doubtful: set[str] = set()
     for words in grids:
-        values = [(word.partition("=")[0], _read_word(word, config_dir, faults)) for word in words]
+        values = [(word.partition("=")[0], _read_word(word, config_dir, is_sweep, faults)) for word in words]
         lost = {key for key, found in values if not found}
         sound = [found for key, found in values if found and key.partition(".")[0] not in lost]
         if (num := math.prod(map(len, sound))) > MOST_JOBS:
@@ -61,11 +61,11 @@ def expand_sound(
     return jobs, list(dict.fromkeys(faults)), doubtful
 
 
-def _read_word(word: str, config_dir: Path | None, faults: list[str]) -> list[str]:
+def _read_word(word: str, config_dir: Path | None, is_sweep: bool, faults: list[str]) -> list[str]:
     """One ``KEY=VALUE`` for each of the word's values; a fault is added to the list instead."""
     try:
         (override,) = parse_overrides([word], config_dir)
-        for key, reason in _RESERVED.items():
+        for key, reason in _RESERVED.items() if is_sweep else ():
             if override.key_or_group.replace("/", ".").partition(".")[0] == key:
                 raise UsageError(f"{word}: {reason}")
         if not override.is_sweep_override():

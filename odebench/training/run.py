@@ -21,7 +21,7 @@ from odebench.record import manifest, schema
 from odebench.record.files import locked, make_folder, refuse_folder
 from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read_run
 from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
-from odebench.saved import saved_settings
+from odebench.saved import read_saved, saved_settings
 from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
@@ -85,7 +85,7 @@ def resume_run(path: Path) -> RunResult:
     """
     run = read_run(path)
     saved = saved_settings(run)
-    settings = read_settings(saved)
+    settings = read_saved(saved, path)
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: run.status["status"] == "done"):
             if distributed.is_first():

@@ -22,7 +22,7 @@ from odebench.record import schema
 from odebench.record.files import plain, refuse_file, time_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.rules.data import DIVIDING
-from odebench.saved import saved_settings
+from odebench.saved import read_saved, saved_settings
 from odebench.settings import Settings, options_of, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
@@ -58,7 +58,8 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
     run = path if isinstance(path, RunRecord) else trained_run(path)
-    trained, settings = read_settings(run.settings), read_settings(override_saved(run.settings, overrides or []))
+    trained = read_saved(run.settings, run.path)
+    settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
         task = build_task(settings, choose_device(settings.device))

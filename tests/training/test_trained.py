@@ -174,6 +174,11 @@ def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 41
 
 
+def test_an_evaluation_has_no_folder_to_be_named(run, capsys):
+    assert main(["eval", str(run), "run_dir=x", "tol=1e-2,1e-3"]) == 2
+    assert "run_dir=x: has no effect after the training; leave it out" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_no_half_of_a_prediction(run, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
