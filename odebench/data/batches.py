@@ -27,7 +27,7 @@ def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) 
 
 
 def batch_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The CPU generator of all that one batch draws: crops, dequantisation, base samples, latent noise, restart times.
+    """The CPU generator of all that one batch draws: crops, dequantisation, base samples, latent noise, times.
 
     The numbers are the same whatever device holds the samples.
     """

@@ -98,13 +98,13 @@ class RegularisedSolve:
         _check(state[0], options)
         noise, *own_args = args or (None,)
         extended = (*state, *zeros(state[0], len(self._weights)))
-        share = _share(state, extended)
+        factor = _tolerance_factor(state, extended)
         solution = ode.solve(
             self._carrying(own),
             extended,
             t,
-            rtol=share * rtol,
-            atol=(share * atol,) * len(state) + (FREE,) * len(self._weights),
+            rtol=factor * rtol,
+            atol=(factor * atol,) * len(state) + (FREE,) * len(self._weights),
             args=(self._noise(own, noise, state[0]), *own_args),
             **options,
         )
@@ -152,9 +152,9 @@ def _check(z0: Any, options: dict[str, Any]) -> None:
         raise UsageError("dynamics: solves with events or dense output are not regularised; use dynamics=plain")
 
 
-def _share(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
-    """The part of a tolerance under which the root mean square of the errors over all numbers, those without error
-    among them, is what it would be over the state's own: the steps stay the same."""
+def _tolerance_factor(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
+    """What to multiply a tolerance by so that the steps stay the same: the integrals have no error, and yet count among
+    the numbers that the root mean square of the errors is taken over."""
     return math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
 
 

@@ -42,8 +42,8 @@ class ChosenSolve:
     a graph starts with the step that the last one's first error would have allowed; ``warm_step`` is its size and part
     of a training's checkpoint.
 
-    differentiable: the solves are for training. dynamics: the settings of its regularised dynamics. Solves for training
-    are under them where they have a graph; others, which are given none but to measure it, carry the integrals only.
+    differentiable: the solves are for training. dynamics: the settings of its regularised dynamics: training solves
+    add their terms to the loss; evaluations, which get them only where they are to be measured, carry the integrals.
 
     Raises UsageError for choices that the engine has no combination of.
     """
@@ -107,7 +107,8 @@ class ChosenSolve:
             t = self._dynamics.steered(t)
         if self._stop_at_times:
             options["step_t"] = t
-        solve = self._regularised if trains or not self._differentiable else ode.solve
+        measures = not self._differentiable
+        solve = self._regularised if trains or measures else ode.solve
         warm = self._warm and torch.is_grad_enabled() and "first_step" not in more
         if warm:
             options["first_step"] = self.warm_step

@@ -39,28 +39,31 @@ from odebench.tasks.series_metrics import (
 
 NUM_RATE_TIMES = 101
 # The latest time, as a share of the span, at which encoder and solution are compared: something must come after it.
-LATEST_RESTART = 0.8
+LATEST_CONSISTENCY = 0.8
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch. restart: the time, one of
-    the targets', from which the inputs are encoded once more; None: they are not. num_restarted: how many series have
-    such inputs; of a share, its part of the whole batch's: so the mean of the shares' surprise is that of the batch."""
+    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch.
+
+    consistency_time: one of the targets' times, from which on the inputs are encoded once more; None: they are not.
+    num_compared: how many series have such inputs; of a share, its part of the whole batch's, so that the mean of the
+    shares' consistency terms is that of the batch.
+    """
 
     inputs: SeriesBatch
     targets: SeriesBatch
     noise: Tensor | None
     kl_weight: float
-    restart: float | None = None
-    num_restarted: float = 0.0
+    consistency_time: float | None = None
+    num_compared: float = 0.0
 
     def rows(self, rows: slice) -> "TrainingBatch":
         """Some of the series: one process's share."""
         inputs, targets = self.inputs.rows(rows), self.targets.rows(rows)
         noise = None if self.noise is None else self.noise[:, rows]
-        num_restarted = self.num_restarted * len(inputs) / len(self.inputs)
-        return TrainingBatch(inputs, targets, noise, self.kl_weight, self.restart, num_restarted)
+        num_compared = self.num_compared * len(inputs) / len(self.inputs)
+        return TrainingBatch(inputs, targets, noise, self.kl_weight, self.consistency_time, num_compared)
 
 
 class TimeSeries:
@@ -129,11 +132,11 @@ class TimeSeries:
         batch = TrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
         if not self._options.get("consistency", 0.0):
             return batch
-        times, latest = batch.targets.times, LATEST_RESTART * self._data.span
+        times, latest = batch.targets.times, LATEST_CONSISTENCY * self._data.span
         num_before = int((times < latest * torch.rand((), generator=generator).item()).sum())
-        restart = times[min(num_before, len(times) - 1)].item()
-        num_restarted = int(_observed_from(batch.inputs, restart).sum())
-        return dataclasses.replace(batch, restart=restart, num_restarted=num_restarted)
+        since = times[min(num_before, len(times) - 1)].item()
+        num_compared = int(_observed_from(batch.inputs, since).sum())
+        return dataclasses.replace(batch, consistency_time=since, num_compared=num_compared)
 
     def loss(self, batch: TrainingBatch) -> Loss:
         """The negative of the bound, and of the label's log-likelihood where there is one."""
@@ -149,10 +152,10 @@ class TimeSeries:
             numbers = numbers_of([self._sums(model, forecast, targets)]) | _nfe(forecast)
         tagged: dict[str, Any] = {f"train/{name}": number for name, number in numbers.items()}
         solves = forecast.encoder + forecast.decoder
-        if batch.restart is not None:
-            unlikely, more = self._restarted(model, forecast, batch, batch.restart)
-            value, solves = value + self._options["consistency"] * unlikely, solves + more
-            tagged["task/surprise"] = unlikely.detach()
+        if batch.consistency_time is not None:
+            term, more = self._consistency(model, forecast, batch, batch.consistency_time)
+            value, solves = value + self._options["consistency"] * term, solves + more
+            tagged["task/consistency"] = term.detach()
         tagged |= {"train/loss": value.detach()}
         if forecast.posterior is not None:
             tagged["task/kl_weight"] = batch.kl_weight
@@ -298,7 +301,7 @@ class TimeSeries:
             value = value + options["label_weight"] * label_loss(forecast.logits, targets.labels)
         return value
 
-    def _restarted(
+    def _consistency(
         self, model: Any, forecast: Forecast, batch: TrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """How unlikely the encoder, shown only the inputs from a start on, thinks the states that the forecast has
@@ -312,7 +315,7 @@ class TimeSeries:
         rest = SeriesBatch(inputs.times[later] - start, values, mask, None)
         posterior, solves = model.encoder(rest, self._solve)
         of_seen = surprise(posterior, forecast.latents[:, seen, column, : model.latent_dim])
-        return of_seen * (int(seen.sum()) / batch.num_restarted), solves
+        return of_seen * (int(seen.sum()) / batch.num_compared), solves
 
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
         errors = {} if forecast.values is None else error_sums(forecast.values, targets)

@@ -77,10 +77,10 @@ def joined(device: torch.device) -> Iterator[None]:
 def first_ahead() -> Iterator[None]:
     """The first process goes through this alone, then the others: it may have something to fetch for all."""
     if num_ranks() > 1 and not is_first():
-        agreed(0)
+        wait_for_all()
     yield
     if num_ranks() > 1 and is_first():
-        agreed(0)
+        wait_for_all()
 
 
 def check_batch(batch_size: int) -> None:
@@ -132,6 +132,11 @@ def gathered(value: T) -> list[T]:
 def agreed(*values: Any) -> list[Any]:
     """The largest of each number over the processes; of flags, whether one of them has it set."""
     return list(values) if num_ranks() == 1 else _reduced(values, torch.int64, dist.ReduceOp.MAX)
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    agreed(0)
 
 
 def means(numbers: dict[str, float]) -> dict[str, float]:

@@ -248,7 +248,7 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
             log.warning("%s; %s", message, way_on)
             # All leave together, here as below: what started them ends the others once one has left.
             with contextlib.suppress(ConnectionError):
-                distributed.agreed(0)
+                distributed.wait_for_all()
             return RunResult(STOPPED, folder, progress.best)
         # A signal that comes during the test only waits for its end.
         if isinstance(record, Record):
@@ -257,7 +257,7 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
             record.status("done", step=progress.step)
             print(training_table(summary, folder))
         # All leave together: gloo's threads can end a process that leaves while another is connected to it.
-        distributed.agreed(0)
+        distributed.wait_for_all()
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
         message = f"after step {progress.step}: {error}"

@@ -166,13 +166,13 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
     task, plain = build(*SMALL, *FIXED, "loss.consistency=2"), build(*SMALL, *FIXED)
     batch = task.batch(0)
     assert torch.equal(batch.noise, plain.batch(0).noise)
-    assert 0 <= batch.restart < task._data.span
-    assert task.batch(1).restart != batch.restart == task.batch(0).restart
+    assert 0 <= batch.consistency_time < task._data.span
+    assert task.batch(1).consistency_time != batch.consistency_time == task.batch(0).consistency_time
     loss, bound = task.loss(batch), plain.loss(plain.batch(0))
     added = (loss.value - bound.value).item() / 2
-    assert loss.numbers["task/surprise"].item() == pytest.approx(added, rel=1e-3)
-    # By hand: for each series what comes from the first time after the restart on, encoded alone.
-    inputs, column = batch.inputs, int((batch.inputs.times < batch.restart).sum())
+    assert loss.numbers["task/consistency"].item() == pytest.approx(added, rel=1e-3)
+    # By hand: for each series what comes from the first time after that time on, encoded alone.
+    inputs, column = batch.inputs, int((batch.inputs.times < batch.consistency_time).sum())
     start = inputs.times[column].item()
     found = []
     with torch.no_grad():
@@ -183,12 +183,12 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
             q, _ = task.model.encoder(Observations(inputs.times[seen] - start, values, mask), task._solve)
             found.append(surprise(q, latents[:, [series]]).item())
     assert added == pytest.approx(np.mean(found), rel=1e-3)
-    assert plain.batch(0).restart is None
+    assert plain.batch(0).consistency_time is None
     inputs.mask[:, column:] = False
-    assert task.loss(batch).numbers["task/surprise"] == 0
+    assert task.loss(batch).numbers["task/consistency"] == 0
 
 
-def test_the_surprise_of_a_batch_is_the_mean_of_its_shares_however_many_series_of_each_go_on(build):
+def test_the_consistency_of_a_batch_is_the_mean_of_its_shares_however_many_series_of_each_go_on(build):
     task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.03", "loss.consistency=1")
 
     def outcome(batch):
@@ -196,7 +196,7 @@ def test_the_surprise_of_a_batch_is_the_mean_of_its_shares_however_many_series_o
         loss = task.loss(batch)
         loss.value.backward()
         gradients = [p.grad.flatten() for p in task.model.parameters() if p.grad is not None]
-        return loss.numbers["task/surprise"], torch.cat(gradients)
+        return loss.numbers["task/consistency"], torch.cat(gradients)
 
     for step in range(4):
         batch = task.batch(step)
@@ -204,7 +204,7 @@ def test_the_surprise_of_a_batch_is_the_mean_of_its_shares_however_many_series_o
         found = [outcome(part) for part in (batch, *shares)]
         for whole, *halves in zip(*found, strict=True):
             torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-4, atol=1e-4)
-    going_on = [part.inputs.mask[:, part.inputs.times >= batch.restart].any((1, 2)).sum() for part in shares]
+    going_on = [part.inputs.mask[:, part.inputs.times >= batch.consistency_time].any((1, 2)).sum() for part in shares]
     assert going_on[0] != going_on[1]
 
 

@@ -29,7 +29,7 @@ def weights(folder, name="last"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", ["odenet", "cnf", "latent_ode", "latent_ode_restarted", "odenet_synced", "cnf_synced"]
+    "model", ["odenet", "cnf", "latent_ode", "latent_ode_consistent", "odenet_synced", "cnf_synced"]
 )
 def test_two_processes_come_to_the_numbers_of_one(model, ranks):
     folder, codes = ranks
