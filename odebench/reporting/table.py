@@ -207,7 +207,7 @@ def as_csv(evidence: Evidence, tags: Sequence[str]) -> str:
 
 def _whole(value: Any) -> Any:
     """A whole number as one, as it was set or counted."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def seeds(group: Group) -> int:

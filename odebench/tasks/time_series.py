@@ -348,7 +348,7 @@ class TimeSeries:
             wanted[:, places_of_rate] = True
         whole = self._forecast(model, series, indices, times, wanted)
         forecast = whole.at(at_targets)
-        if model.reads_itself:  # asked for the targets alone, as in training
+        if getattr(model, "reads_itself", False):  # asked for the targets alone, as in training
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
         loss = self._value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
