@@ -66,7 +66,8 @@ def measured_with_tables(text: str) -> str:
     text = replace_between(text, "mnist_epoch", accuracy_table(results.read("mnist_epoch")))
     for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
         text = replace_between(text, name, step_table(results.read(name)))
-    text = replace_between(text, "memory_cnf", reproduction_table(results.read("memory-cnf")))
+    for name in ("memory-modes", "memory-cnf"):
+        text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
     return replace_between(text, "gradients", gradient_table(results.read("gradients")))
 
 
