@@ -180,11 +180,7 @@ def integrate(
     reader.close()
     states = torch.cat(reader.outputs)
     if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
-        outcome = _check_finite(states, reader.times, outcome)
-        if outcome.status is Status.non_finite:
-            # Nothing leads back through the steps behind: what is not finite makes NaN of a gradient of nothing.
-            reached, reader.end = outcome.reached, outcome.time
-            states = torch.cat([*_first_rows(reader.outputs, reached), states[reached:].detach()])
+        states, outcome = _until_finite(states, outcome, reader)
     return Result(
         states,
         outcome,
@@ -208,12 +204,16 @@ def _by_scipy(
     return Result(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
 
 
-def _check_finite(states: Tensor, times: list[float], outcome: Outcome) -> Outcome:
+def _until_finite(states: Tensor, outcome: Outcome, reader: Reader) -> tuple[Tensor, Outcome]:
+    """States [R, N] that fixed steps went through to the end, and the outcome: how far all of them are finite."""
     finite = torch.isfinite(states.detach()).all(dim=1).tolist()
-    reached = finite.index(False) if False in finite else len(times)
-    if reached == len(times):
-        return outcome
-    return replace(outcome, status=Status.non_finite, reached=reached, time=times[max(reached - 1, 0)])
+    if all(finite):
+        return states, outcome
+    reached = finite.index(False)
+    reader.end = reader.times[max(reached - 1, 0)]
+    # Nothing leads back through the steps behind: what is not finite makes NaN of a gradient of nothing.
+    states = torch.cat([*_first_rows(reader.outputs, reached), states[reached:].detach()])
+    return states, replace(outcome, status=Status.non_finite, reached=reached, time=reader.end)
 
 
 def _first_rows(outputs: Sequence[Tensor], count: int) -> Iterator[Tensor]:

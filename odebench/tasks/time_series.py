@@ -18,6 +18,7 @@ from odebench.plots.series import ShownSeries
 from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
+from odebench.tasks.series_checks import check_series
 from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
     kl_from_prior,
@@ -90,7 +91,7 @@ class TimeSeries:
         if self.steps_per_epoch == 0:
             raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training series")
         self.model: Any = build_model(settings, _facts(data)).to(device)
-        self._check(settings)
+        check_series(self.model, data, settings)
         self._window = float(data.train.times[data.train.is_input].max())
         self._redrawn: tuple[int, SeriesSplit] | None = None
         self._solve = self._eval_solve = None
@@ -240,33 +241,6 @@ class TimeSeries:
         """Take up the warm first step."""
         if self._solve:
             self._solve.warm_step = state["warm_step"]
-
-    def _check(self, settings: Settings) -> None:
-        name, is_latent = settings.model.name, self.model.latent_dim > 0
-        fitting = "elbo" if is_latent else "autoregressive"
-        if settings.loss.name != fitting:
-            has = "has a latent variable" if is_latent else "has no latent variable"
-            raise UsageError(f"loss={settings.loss.name}: {name} {has}; choose loss={fitting}")
-        if self._options.get("consistency", 0.0):
-            train = self._data.train
-            if not (isinstance(self.model, LatentODE) and (train.is_input & train.is_target).any()):
-                raise UsageError(
-                    "loss.consistency: needs model=latent_ode and series of which the same times are encoded and asked "
-                    "for; set it to 0"
-                )
-        if self.model.classifier is not None and self._data.num_classes != 2:
-            raise UsageError(
-                f"model.classify=true: needs series with labels of two classes, which data={settings.data.name} has not"
-            )
-        has_events = getattr(self.model, "rates", None) is not None
-        if self.model.noise_std is None and not has_events:
-            raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
-        # Their likelihood is also one of their absence at all times that it is not told of.
-        if has_events and any((split.is_input & ~split.is_target).any() for split in self._data.splits().values()):
-            raise UsageError(
-                f"model.events=true: events of data={settings.data.name} that are encoded are not asked for, as if "
-                "there were none; set data.mode=interpolation, or model.events=false"
-            )
 
     def _training_split(self, epoch: int) -> SeriesSplit:
         if self._data.redraw is None:
