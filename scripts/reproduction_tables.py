@@ -32,12 +32,14 @@ def overview_table(names: Sequence[str]) -> str:
         kept = sum(text.startswith(f"{AS_PUBLISHED}:") for text in comparisons)
         # Rows that read the same training have its minutes to the last digit.
         minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
+        planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
+        some = f", {len(done)} of {len(planned)} rows" * (done != planned)
         lines.append(
             [
                 reproduction.source.partition(" (")[0],
                 reproduction.title,
                 f"`{' '.join(word for word in words if not word.startswith('trainer.threads='))}`",
-                " and ".join(shares(rows)) or "–",
+                (" and ".join(shares(rows)) or "–") + some,
                 f"{minutes:.0f}",
                 ", ".join(f"{count} {word}" for word, count in values.items() if count) or "–",
                 f"{kept} of {len(comparisons)} {AS_PUBLISHED}" if comparisons else "–",
@@ -82,7 +84,7 @@ def reproduction_table(rows: Sequence[Row]) -> str:
     alike = {name: cells[0] for name, *cells in zip(header, *lines, strict=True) if len({*cells}) == 1}
     said_below = BELOW.keys() & alike.keys() - {in_words(number) for number in published}
     below = [text.format(alike[name]) for name, text in BELOW.items() if name in said_below and alike[name] != "–"]
-    left_out = said_below | {name for name in ("verdict",) if alike.get(name) == "–"}
+    left_out = said_below | ({"verdict"} if alike.get("verdict") == "–" else set())
     kept = [index for index, name in enumerate(header) if name not in left_out]
     header, *lines = ([line[index] for index in kept] for line in [header, *lines])
     return f"{markdown(header, lines)}\n\n{told_of(rows, below)}"
