@@ -1,10 +1,10 @@
-"""What the command line says on stderr: the log of a run, and an error in one line."""
+"""What the command line prints: the log of a run and an error in one line on stderr, tables on stdout."""
 
 import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, UsageError
 
@@ -26,17 +26,17 @@ def console_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def report(name: str, error: Exception) -> int:
+def report_error(name: str, error: Exception) -> int:
     """One line on stderr for an error that is the user's or the machine's, and the exit code for it.
 
     Of several processes (torchrun) the first one alone says it. Anything else is a fault of ours and is raised again,
     with its traceback.
     """
     if isinstance(error, UsageError):
-        _tell(f"{name}: {error}")
+        _print_once(f"{name}: {error}")
         return WRONG_USAGE
     if isinstance(error, Diverged):
-        _tell(f"{name}: {error}")
+        _print_once(f"{name}: {error}")
         return DIVERGED
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone; without this Python would complain once more while it exits.
@@ -44,11 +44,19 @@ def report(name: str, error: Exception) -> int:
         return 128 + 13
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
-        _tell(f"{name}: {os.strerror(error.errno)}{where}")
+        _print_once(f"{name}: {os.strerror(error.errno)}{where}")
         return FAILED
     raise error
 
 
-def _tell(line: str) -> None:
+def _print_once(line: str) -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
+
+
+def print_table(rows: Sequence[Sequence[str]], most: int | None = None) -> None:
+    """Rows of text on stdout, in columns as wide as their widest entry; most: characters of a row, None for all."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    for row in rows:
+        text = "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
+        print(text if most is None or len(text) <= most else f"{text[: most - 1]}…")

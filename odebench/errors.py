@@ -45,3 +45,12 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
     listed = _LISTS.get(plural, f"list {plural}")
     names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench {listed} prints all"
     return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)
+
+
+def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
+    """The error for a key that is not among the known ones, or not among those of the chosen option."""
+    known, group = list(known), key.partition(".")[0]
+    if key in known:
+        return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)
+    hint = did_you_mean(key, known) or "; odebench train --cfg prints them all"
+    return UsageError(f"unknown setting {key}{hint}", key)

@@ -7,7 +7,7 @@ import results
 from cells import markdown, milliseconds, scientific
 
 from odebench.bench import report
-from odebench.bench.works import DEFAULT, WORKS
+from odebench.bench.cases import DEFAULT, WORKS
 
 Row = dict[str, Any]
 

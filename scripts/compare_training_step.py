@@ -37,7 +37,9 @@ import torch
 from torch import nn
 
 from odebench.bench import measure
-from odebench.settings import Settings, compose, read_settings
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.config.settings import Settings
 from odebench.tasks import build_task
 from odebench.tasks.time_series import TrainingBatch
 from odebench.training.checkpoint import Training

@@ -25,9 +25,9 @@ import torch
 import torch._dynamo  # else imported in each child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from odebench.config.compose import compose
 from odebench.record import schema
 from odebench.record.reader import RunRecord, is_run, read_run
-from odebench.settings import compose
 from odebench.training.run import train_run
 
 SETTINGS = [

@@ -19,9 +19,9 @@ from render_tables import PAGES, ROOT
 from torch import Tensor
 
 from odebench import ode
+from odebench.config.choices import options_of
 from odebench.data import build_data
 from odebench.data.series import SeriesSplit
-from odebench.settings import options_of
 from odebench.training.trained import TrainedRun, load_run
 
 NUM_STEPS, LR = 300, 0.02

@@ -62,7 +62,7 @@ def tiny_odenet():
 @pytest.fixture
 def train(tiny):
     """Train the tiny network under more overrides; returns the RunResult."""
-    from odebench.settings import compose
+    from odebench.config.compose import compose
     from odebench.training.run import train_run
 
     def run(*overrides):

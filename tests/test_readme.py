@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from odebench import cli
-from odebench.compose import options, parse_overrides
+from odebench.cli.options import read_split
+from odebench.config.compose import compose, options, override_saved, parse_overrides
+from odebench.config.read import read_settings
 from odebench.ode import GRADIENTS, METHODS, Status
-from odebench.settings import compose, override_saved, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "docs" / "engine.md"
@@ -64,7 +65,7 @@ def taken(monkeypatch):
     """What the verbs that are not run were given, instead."""
     noted = []
     for verb in NOT_RUN:
-        monkeypatch.setitem(cli._VERBS, verb, lambda arguments: noted.append(arguments) or 0)
+        monkeypatch.setattr(f"odebench.cli.{verb}.run", lambda arguments: noted.append(arguments) or 0)
     # The bench reads what it is to measure, and measures nothing.
     monkeypatch.setattr("odebench.bench.run.run_bench", lambda *arguments: 0)
     return noted
@@ -101,7 +102,7 @@ def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, mon
                 # A run that the reader has made is none that these settings could be checked against.
                 read_settings(compose([word for word in overrides if not word.startswith("init_from=")]))
         elif arguments.verb in ("eval", "predict"):
-            _, overrides = cli._split(arguments.overrides)
+            _, overrides = read_split(arguments.overrides)
             for job in each_job(overrides) if arguments.verb == "eval" else [overrides]:
                 read_settings(override_saved(compose([]), job))
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.bench import measure, peers
-from odebench.bench.peers import FORWARD, LIBRARIES, Job, Steps
+from odebench.bench import measure
+from odebench.bench.cases import Problem, leaves_of, like, loss
+from odebench.bench.libraries import FORWARD, LIBRARIES, Job, Solve, Steps
 from odebench.bench.remote import Diffrax
-from odebench.bench.works import Problem, leaves_of, like, loss
 from odebench.ode.methods import METHODS, Tableau
 from odebench.record.meters import measure_step
 
@@ -114,14 +114,14 @@ def prepare_remote(remote: Diffrax, contestant: Contestant, tol: float) -> Entry
     return Entry(contestant, answer, costs, functools.partial(remote.seconds, reply["job"]))
 
 
-def _adapt(problem: Problem, contestant: Contestant, vector_field: nn.Module, tol: float) -> peers.Solve:
+def _adapt(problem: Problem, contestant: Contestant, vector_field: nn.Module, tol: float) -> Solve:
     adapt = LIBRARIES[contestant.library].adapt
     assert adapt is not None
     method, mode, variant = contestant.method, contestant.mode, contestant.variant
     return adapt(Job(vector_field, problem.state, problem.times, method, mode, variant, tol, tol))
 
 
-def _run(problem: Problem, mode: str, solve: peers.Solve, between: Callable[[], None] = lambda: None) -> Answer:
+def _run(problem: Problem, mode: str, solve: Solve, between: Callable[[], None] = lambda: None) -> Answer:
     """One solve and, in a gradient mode, the gradients; ``between`` is called when the solve is done."""
     if mode == FORWARD:
         with torch.no_grad():
@@ -160,7 +160,7 @@ def _count(problem: Problem, contestant: Contestant, counted: measure.Counted, t
 
 
 def _operations(
-    problem: Problem, contestant: Contestant, counted: measure.Counted, solve: peers.Solve
+    problem: Problem, contestant: Contestant, counted: measure.Counted, solve: Solve
 ) -> tuple[float | None, int, int]:
     """Steps of one forward solve, rejected ones included, its operations and its waits."""
     counted.reset()

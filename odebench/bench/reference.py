@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odebench import ode
-from odebench.bench.works import Problem, leaves_of, like, loss
+from odebench.bench.cases import Problem, leaves_of, like, loss
 
 
 @dataclass(frozen=True)

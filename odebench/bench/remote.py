@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odebench.bench.cases import Problem, leaves_of
 from odebench.bench.packing import pack, unpack
-from odebench.bench.works import Problem, leaves_of
 
 STOP_TIMEOUT_S = 5.0
 

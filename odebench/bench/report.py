@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from odebench.bench.peers import LIBRARIES, installed_version
+from odebench.bench.libraries import LIBRARIES, installed_version
 from odebench.errors import UsageError
 from odebench.plots.work_precision import work_precision
 from odebench.record import manifest

@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from odebench.allocator import keep_freed_memory
 from odebench.bench import report
-from odebench.bench.contest import Outcome, Plan, measure_all
-from odebench.bench.peers import LIBRARIES, MODES, PEERS
-from odebench.bench.works import DEFAULT, GROUPS, WORKS
+from odebench.bench.cases import DEFAULT, GROUPS, WORKS
+from odebench.bench.comparison import Outcome, Plan, measure_all
+from odebench.bench.libraries import LIBRARIES, MODES, PEERS
 from odebench.errors import UsageError, unknown_name
+from odebench.training.machine import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

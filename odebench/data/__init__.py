@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from odebench.config.plugins import find
 from odebench.data.batches import batch_generator, batch_indices, batch_random_state, random_crop, to_float
 from odebench.data.density import DensityData, Distribution, sampled
 from odebench.data.dequantisation import dequantise
@@ -37,7 +38,6 @@ from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power
 from odebench.data.targets import TARGETS
 from odebench.data.toy_densities import TOY_DENSITIES
 from odebench.errors import UsageError
-from odebench.extensions import find
 
 __all__ = [
     "DATA",

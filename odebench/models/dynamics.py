@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.errors import UsageError
-from odebench.models.carried import Carried, Evaluation, Integrand, zeros
+from odebench.models.augmented_state import Carried, Evaluation, Integrand, zeros
 from odebench.models.flow import draw_noise
 from odebench.ode import Rows
 from odebench.ode.problem import as_tensor

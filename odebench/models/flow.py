@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.errors import UsageError
-from odebench.models.carried import Carried, exact_trace, hutchinson_trace, zeros
+from odebench.models.augmented_state import Carried, exact_trace, hutchinson_trace, zeros
 from odebench.ode import Rows
 from odebench.ode.problem import noisy_layers
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.once import once
+from odebench.ode.once_differentiable import once
 from odebench.ode.transforms import wants_derivative
 
 Weights = tuple[tuple[float, ...], ...]

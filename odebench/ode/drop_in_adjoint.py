@@ -18,10 +18,11 @@ from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make
 from odebench.ode.events import Watch
 from odebench.ode.gradients.adjoint import Adjoint, integrate_back, quadrature_of
 from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpacked
-from odebench.ode.gradients.reach import Targets, alive, leaves
-from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.gradients.captured_tensors import Targets, alive, leaves
+from odebench.ode.integrate import Observer, Result, integrate
 from odebench.ode.methods import Tableau
-from odebench.ode.once import differentiable_once
+from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
 from odebench.ode.control import Controller, Norm, Tolerance, rms
-from odebench.ode.integrate import Grid, Plan
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
+from odebench.ode.plan import Grid, Plan
 from odebench.ode.problem import Problem, check_state, noisy_layers
 from odebench.ode.solving import check_plan
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import Extension
-from odebench.ode.once import once
+from odebench.ode.once_differentiable import once
 from odebench.ode.problem import Problem
 from odebench.ode.status import EventHits
 from odebench.ode.transforms import transformed, wants_derivative

@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import number, shown
-from odebench.ode.once import once
+from odebench.ode.once_differentiable import once
 from odebench.ode.status import Stats
 from odebench.ode.transforms import under_vmap
 

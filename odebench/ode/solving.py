@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,13 +15,18 @@ from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, Watch
 from odebench.ode.gradients import GRADIENTS, Mode
-from odebench.ode.integrate import Observer, Plan, even_grid
+from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
+from odebench.ode.methods.adams import FixedAdams
+from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.rosenbrock import Rosenbrock
+from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
+from odebench.ode.plan import Plan, even_grid
 from odebench.ode.problem import Problem, refuse_noisy_layers
 from odebench.ode.status import Solution, SolveError, Status
-from odebench.ode.transforms import check_batch, check_gradient, check_method, transformed, wants_derivative
+from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
 
 
 def solve(
@@ -159,12 +164,39 @@ def run(
 
 def _check_transforms(problem: Problem, plan: Plan, mode: Mode) -> None:
     """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
-    check_method(plan.method, plan.compile)
+    _check_method(plan.method, plan.compile)
     check_gradient(mode.name)
     with torch.no_grad():
         # One evaluation more: f may reach the batch by its closure alone.
         rate = problem.rate(problem.clock(problem.times[:1])[0], problem.y0, problem.args)
-    check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
+    _check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
+
+
+def _check_method(method: Method, compiled: bool) -> None:
+    """Raises ValueError for steps that do not go under the transformation at work."""
+    if isinstance(method, ImplicitTableau | Rosenbrock | SciPySolver):
+        raise ValueError(
+            f"method {method.name} does not go under torch.func and forward-mode differentiation; use an explicit "
+            "method, such as dopri5, or torch.autograd.grad around the solve"
+        )
+    if compiled:
+        raise ValueError("compile=True does not go under torch.func and forward-mode differentiation; leave it out")
+
+
+def _check_batch(method: Method, adaptive: bool, tensors: Iterable[Tensor]) -> None:
+    """Raises ValueError for steps that read numbers, where any of the tensors stands for many inside ``vmap``."""
+    if not any(map(under_vmap, tensors)):
+        return
+    if adaptive:
+        raise ValueError(
+            "steps cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
+            "the whole batch with stepping='per_sample'"
+        )
+    if not isinstance(method, Tableau) and not (isinstance(method, FixedAdams) and not method.implicit):
+        raise ValueError(
+            f"method {method.name} reads numbers that torch.func.vmap hides; use an explicit Runge-Kutta method with "
+            "steps or step_size"
+        )
 
 
 def find_controller(controller: str | Controller) -> Controller:

@@ -12,12 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from odebench.config.compose import read_yaml, refuse_resolvers
+from odebench.config.schema import NO_SOLVER
 from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.record.files import content_of
 from odebench.record.manifest import process_began
-from odebench.rules import NO_SOLVER
-from odebench.settings import read_yaml, refuse_resolvers
 
 _TAIL_BYTES = 1 << 16
 

@@ -21,9 +21,9 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
+from odebench.config.schema import DATA, MODELS
 from odebench.record import schema
 from odebench.record.files import write_atomically
-from odebench.rules import DATA, MODELS
 
 FLUSH_S = 20
 

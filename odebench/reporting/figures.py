@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
 from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
 from odebench.plots.dots import dots
@@ -113,7 +114,7 @@ def _front_panel(
     """All groups by result and cost, and the front of those that no other beats."""
     tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
     own = [group for groups in by_label.values() for group in groups]
-    best = front(own, _mean(cost_tag), _mean(tag), schema.rises(subject.quantity))
+    best = front(own, _mean(cost_tag), _mean(tag), higher_is_better(subject.quantity))
     told = {id(group) for group in best} if are_lines else set()
     lines = []
     for label, groups in by_label.items():

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from odebench.compose import load_option, options, parse_overrides
+from odebench.config.compose import load_option, options, parse_overrides
+from odebench.console import print_table
 from odebench.errors import STOPPED, UsageError, unknown_name
-from odebench.listing import print_table
 from odebench.record.files import locked, write_atomically
 from odebench.record.schema import FIGURES
 from odebench.reporting import notes
@@ -19,7 +19,7 @@ from odebench.reporting.report import draw_picture
 from odebench.reporting.runs import Evidence, gather
 from odebench.reporting.table import as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
-from odebench.reproduce.reached import Reached, evaluations_of, reach, settings_of, studied
+from odebench.reproduce.results import Reached, evaluations_of, reach, settings_of, studied
 from odebench.reproduce.table import as_csv, compare, numbers, verdicts
 from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
 from odebench.sweep.cluster import is_of_cluster, read_cluster

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from odebench.reporting.published import Published, is_partial, percent, read_published
 from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
 from odebench.reproduce.catalogue import WITHIN, Reproduction
-from odebench.reproduce.reached import Reached
+from odebench.reproduce.results import Reached
 from odebench.reproduce.verdict import compared, verdict
 
 MINUTES = "final/minutes"

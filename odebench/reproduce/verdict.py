@@ -2,7 +2,7 @@
 
 import math
 
-from odebench.record.schema import rises
+from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.published import is_partial, percent
 from odebench.reporting.table import scale, shown
 
@@ -40,7 +40,7 @@ def how_much_worse(tag: str, ours: float, published: float) -> float:
 
 def _rises(tag: str) -> bool:
     """Whether more is better."""
-    return rises(tag.removeprefix("final/test_").removeprefix("best/"))
+    return higher_is_better(tag.removeprefix("final/test_").removeprefix("best/"))
 
 
 def compared(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:

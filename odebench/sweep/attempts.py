@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from odebench.compose import quoted
+from odebench.config.compose import quoted
 from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
 from odebench.record.files import time_now
 from odebench.record.reader import Overview, has_checkpoint, read_overview

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
-from odebench.compose import load_option, options, parse_overrides
+from odebench.config.compose import load_option, options, parse_overrides
+from odebench.config.parsing import Range, read_value, shown
 from odebench.errors import UsageError, did_you_mean, unknown_name
-from odebench.typed import Range, read_value, shown
 
 GROUP = "cluster"
 _TIME = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table that is redrawn on a terminal, plain lines elsewhere."""
+"""The state of runs in columns; the progress of a sweep: a table redrawn on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -12,7 +12,6 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from odebench.listing import eta
 from odebench.record import schema
 from odebench.record.reader import Overview
 from odebench.sweep.validate import Job, labels
@@ -21,6 +20,34 @@ log = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 30.0
 _MOST_ROWS = 20
+
+
+STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
+
+
+def state_columns(run: Overview) -> tuple[str, ...]:
+    """How far a run is and what it came to: the objective's best value on validation, the last epoch's forward NFE."""
+    objective, best = run.setting("trainer.objective"), run.summary.get("objective")
+    return (
+        run.status,
+        str(run.step),
+        eta(run.eta_s),
+        "-" if best is None else f"{objective or 'objective'} {best:.4f}",
+        _number(run.summary.get("final/nfe_forward"), ".1f"),
+        _number(run.summary.get("final/minutes"), ".1f"),
+    )
+
+
+def eta(seconds: float | None) -> str:
+    """Seconds to go as ``H:MM:SS``, without the hours where there are none."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "-"
 
 
 def count_text(counts: Mapping[str, int]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odebench.compose import PLURALS, options, parse_overrides, quoted
+from odebench.config.compose import options, parse_overrides, quoted
+from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 
 if TYPE_CHECKING:

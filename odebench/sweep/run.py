@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from odebench.console import print_table
 from odebench.errors import UsageError
-from odebench.listing import STATE_COLUMNS, print_table, state_columns
 from odebench.record.files import locked
 from odebench.sweep import slurm
 from odebench.sweep.attempts import ENDED, Policy, look
 from odebench.sweep.cluster import GROUP, Local, is_of_cluster, read_cluster
-from odebench.sweep.display import Display, count_text
+from odebench.sweep.display import STATE_COLUMNS, Display, count_text, state_columns
 from odebench.sweep.expand import combine, expand_sound, read_grids
 from odebench.sweep.folder import LOCK, Sweep, claim_folder, load_sweep, write_sweep
 from odebench.sweep.local import LocalRunner

@@ -9,9 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from odebench.compose import PLURALS, compose, freeze_resolvers, known_keys, parse_overrides, unknown_setting
-from odebench.errors import UsageError
-from odebench.settings import Settings, read_settings, run_name
+from odebench.config.compose import compose, freeze_resolvers, known_keys, parse_overrides
+from odebench.config.groups import PLURALS
+from odebench.config.read import read_settings
+from odebench.config.settings import Settings, run_name
+from odebench.errors import UsageError, unknown_setting
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from odebench.config.settings import Settings
 from odebench.ode import Stats
-from odebench.settings import Settings
 
 
 class Loss(NamedTuple):
@@ -40,7 +40,7 @@ class Task(Protocol):
     """A model, its data and its loss. Batches are a function of the step alone, so that resuming needs no state.
 
     steps_per_epoch: optimiser steps from one validation to the next. note: one line for the user, may be empty.
-    provenance: of the data. measured: which quantities of ``schema.QUANTITIES`` each validation gives.
+    provenance: of the data. measured: which quantities of ``QUANTITIES`` each validation gives.
     """
 
     model: nn.Module

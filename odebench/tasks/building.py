@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from odebench import ode
+from odebench.config.choices import options_of
+from odebench.config.plugins import find
+from odebench.config.schema import SolverSettings
+from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
-from odebench.extensions import find
 from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
 from odebench.ode.arguments import TooManySteps
 from odebench.ode.per_sample import whole
 from odebench.ode.problem import as_tensor, refuse_noisy_layers
-from odebench.settings import Settings, Solver, options_of
 
 # Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
 _ROUND_OFF = 1e-2
@@ -50,7 +52,7 @@ class ChosenSolve:
 
     def __init__(
         self,
-        solver: Solver,
+        solver: SolverSettings,
         gradient: Any,
         extensions: tuple[str, ...],
         differentiable: bool = True,

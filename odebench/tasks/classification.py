@@ -10,11 +10,13 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odebench.config.choices import options_of
+from odebench.config.schema import NO_SOLVER
+from odebench.config.settings import Settings
 from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
 from odebench.errors import UsageError
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
-from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
 

@@ -10,6 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from odebench.config.choices import options_of
+from odebench.config.schema import NO_SOLVER
+from odebench.config.schema.quantities import SPLITS
+from odebench.config.settings import Settings
 from odebench.data import (
     DensityData,
     ImageData,
@@ -20,8 +24,6 @@ from odebench.data import (
     dequantise,
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
-from odebench.record.schema import SPLITS
-from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
 from odebench.tasks.density_checks import check_data, check_model

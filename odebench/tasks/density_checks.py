@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from odebench.config.settings import Settings
 from odebench.data import DensityData, ImageData
 from odebench.errors import UsageError
-from odebench.settings import Settings
 
 
 def check_data(data: Any, settings: Settings) -> None:

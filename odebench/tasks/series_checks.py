@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from odebench.config.choices import options_of
+from odebench.config.settings import Settings
 from odebench.data.series import SeriesData
 from odebench.errors import UsageError
 from odebench.models.series import LatentODE
-from odebench.settings import Settings, options_of
 
 
 def check_series(model: Any, data: SeriesData, settings: Settings) -> None:

@@ -9,13 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from odebench.config.choices import options_of
+from odebench.config.schema import NO_SOLVER
+from odebench.config.settings import Settings
 from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
 from odebench.plots.series import ShownSeries
-from odebench.settings import NO_SOLVER, Settings, options_of
 from odebench.tasks import Loss, with_penalty
 from odebench.tasks.building import ChosenSolve, build_model
 from odebench.tasks.series_checks import check_series

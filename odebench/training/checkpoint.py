@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from odebench.config.settings import Settings
 from odebench.errors import UsageError
 from odebench.record import schema
 from odebench.record.files import write_atomically
-from odebench.settings import Settings
 from odebench.tasks import Task
 from odebench.training.distributed import gathered, is_first, num_ranks, rank
 from odebench.training.optim import build_optimizer

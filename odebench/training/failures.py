@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from odebench.config.settings import Settings
 from odebench.record.meters import MIB
-from odebench.settings import Settings
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from odebench import ode
+from odebench.config.schema.quantities import higher_is_better
+from odebench.config.settings import Settings
 from odebench.errors import Diverged
 from odebench.record import schema
 from odebench.record.meters import StepTimer, measure_step
 from odebench.record.writer import Record, SilentRecord
-from odebench.settings import Settings
 from odebench.tasks import Loss, Task
 from odebench.training import distributed
 from odebench.training.checkpoint import Training
@@ -157,7 +158,7 @@ def better(objective: str, value: float, best: float | None) -> bool:
     if best is None or not math.isfinite(best):
         return True
     # Accuracies of few images often tie: then the longer trained weights are taken.
-    return value >= best if schema.rises(objective.partition("/")[2]) else value < best
+    return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
 def measure(training: Training, record: Record | SilentRecord) -> None:

@@ -1,17 +1,18 @@
 """The machine made ready for a training: device, threads, random states, determinism."""
 
 import contextlib
+import ctypes
 import logging
 import os
+import platform
 import random
 
 import numpy as np
 import torch
 
-from odebench.allocator import keep_freed_memory
+from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
-from odebench.settings import Settings
 from odebench.tasks import Task
 from odebench.training import distributed
 from odebench.training.trial import without_trace
@@ -56,6 +57,20 @@ def prepare(settings: Settings) -> torch.device:
         # Numbers below 1e-38, into which gradients fade through long recurrent networks, take CPUs many times as long.
         torch.set_flush_denormal(True)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next step, in place of returning them to the system.
+
+    A step allocates and frees the same large tensors again and again; by default each is a new mapping whose
+    pages the kernel zeroes anew, which can cost as much as the arithmetic.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def compile_model(task: Task) -> None:

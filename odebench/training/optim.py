@@ -6,21 +6,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from odebench.rules import SGD, Adam, Choice, Cosine, Exponential, OneCycle, RMSprop, Steps
+from odebench.config.schema import (
+    AdamSettings,
+    Choice,
+    CosineSettings,
+    ExponentialSettings,
+    OneCycleSettings,
+    RMSpropSettings,
+    SGDSettings,
+    StepsSettings,
+)
 
 
 def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over all parameters of the model that want a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if isinstance(optim, SGD):
+    if isinstance(optim, SGDSettings):
         return torch.optim.SGD(
             parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
         )
-    if isinstance(optim, RMSprop):
+    if isinstance(optim, RMSpropSettings):
         return torch.optim.RMSprop(
             parameters, optim.lr, optim.decay, weight_decay=optim.weight_decay, momentum=optim.momentum
         )
-    assert isinstance(optim, Adam)
+    assert isinstance(optim, AdamSettings)
     build = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[optim.name]
     return build(parameters, optim.lr, optim.betas, weight_decay=optim.weight_decay)
 
@@ -30,7 +39,7 @@ def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) ->
 
     A function of the step alone, so that resuming needs no state.
     """
-    if isinstance(schedule, OneCycle):
+    if isinstance(schedule, OneCycleSettings):
         # Smith & Topin 2018, with cosines for both halves; momentum is left alone.
         top = schedule.rise * num_steps
         if step < top:
@@ -39,11 +48,11 @@ def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) ->
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if isinstance(schedule, Steps):
+    if isinstance(schedule, StepsSettings):
         return schedule.factor ** sum(step >= m * steps_per_epoch for m in schedule.milestones)
-    if isinstance(schedule, Cosine):
+    if isinstance(schedule, CosineSettings):
         return _cosine(1.0, schedule.final, (step - warmup_steps) / max(num_steps - warmup_steps, 1))
-    if isinstance(schedule, Exponential):
+    if isinstance(schedule, ExponentialSettings):
         return max(schedule.factor ** (step - warmup_steps), schedule.final)
     return 1.0
 

@@ -14,15 +14,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from odebench.config.read import read_settings
+from odebench.config.saved import read_saved, saved_settings
+from odebench.config.settings import Settings, run_name
+from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
-from odebench.notices import overruled, warnings
 from odebench.plots.curves import training_curves
 from odebench.record import manifest, schema
 from odebench.record.files import locked, make_folder, refuse_folder
 from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read_run
 from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
-from odebench.saved import read_saved, saved_settings
-from odebench.settings import Settings, read_settings, run_name
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
 from odebench.training.checkpoint import Training, load_weights
@@ -63,7 +64,7 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
         if distributed.from_first(lambda: _holds(settings.run_dir, config)):
             return resume_run(Path(str(settings.run_dir)))
         distributed.from_first(lambda: refuse_folder(*_place(settings)))
-        for line in overruled(settings, overrides):
+        for line in without_effect(settings, overrides):
             log.warning(line)
         training = _build(settings)
         folder = distributed.from_first(lambda: _make_folder(settings))
@@ -84,8 +85,8 @@ def resume_run(path: Path) -> RunResult:
     process has it.
     """
     run = read_run(path)
-    saved = saved_settings(run)
-    settings = read_saved(saved, path)
+    saved = saved_settings(run.settings, run.path)
+    settings = read_saved(saved, run.path / schema.SETTINGS)
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: run.status["status"] == "done"):
             if distributed.is_first():
@@ -156,7 +157,7 @@ def _passed_on(result: RunResult, stop: StopRequest) -> RunResult:
 
 def _build(settings: Settings) -> Training:
     distributed.check_batch(settings.trainer.batch_size)
-    for warning in warnings(settings):
+    for warning in probable_mistakes(settings):
         log.warning(warning)
     source = None if settings.init_from is None else _source(settings.init_from)
     device = prepare(settings)

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odebench.config.compose import override_saved
+from odebench.config.read import read_settings
+from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.record.meters import measure_step
 from odebench.record.reader import RunRecord
-from odebench.settings import Settings, override_saved, read_settings
 from odebench.tasks import Loss
 from odebench.training.outputs import cast, in_double, outputs
 from odebench.training.trained import TrainedRun, append_evaluation, as_evaluated, load_run, trained_run

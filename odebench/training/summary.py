@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odebench.settings import NO_SOLVER, Settings, options_of
+from odebench.config.choices import options_of
+from odebench.config.schema import NO_SOLVER
+from odebench.config.settings import Settings
 
 # Which logged tag becomes which closing tag: the last value, or the mean over the last epoch, harmonic of a rate. Those
 # of the splits, which differ from task to task, become final/train_... and final/val_....

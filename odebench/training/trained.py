@@ -15,20 +15,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from odebench.config.choices import options_of
+from odebench.config.compose import override_saved
+from odebench.config.parsing import shown
+from odebench.config.read import read_settings
+from odebench.config.saved import read_saved, saved_settings
+from odebench.config.schema.data import DIVIDING
+from odebench.config.settings import Settings
+from odebench.config.warnings import without_effect
 from odebench.errors import UsageError
-from odebench.notices import overruled
 from odebench.plots.image_grid import image_grid
 from odebench.record import schema
 from odebench.record.files import plain, refuse_file, time_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
-from odebench.rules.data import DIVIDING
-from odebench.saved import read_saved, saved_settings
-from odebench.settings import Settings, options_of, override_saved, read_settings
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
 from odebench.training.machine import choose_device
 from odebench.training.summary import aligned, describe
-from odebench.typed import shown
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
     run = path if isinstance(path, RunRecord) else trained_run(path)
-    trained = read_saved(run.settings, run.path)
+    trained = read_saved(run.settings, run.path / schema.SETTINGS)
     settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
@@ -79,7 +82,7 @@ def trained_run(path: Path | str) -> RunRecord:
         if not (run.path / schema.BEST_CHECKPOINT).exists():
             raise UsageError(f"{unfinished}; go on with it: odebench resume {shlex.quote(str(path))}")
         log.warning("%s: these are its best weights so far", unfinished)
-    return replace(run, settings=saved_settings(run))
+    return replace(run, settings=saved_settings(run.settings, run.path))
 
 
 def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
@@ -90,7 +93,9 @@ def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
     try:
         load_weights(model, run.path / schema.BEST_CHECKPOINT, asked.model.name)
     except UsageError as error:
-        differ = _differ(read_settings(saved_settings(run)), asked) if "model" in error.settings else {}
+        differ = (
+            _differ(read_settings(saved_settings(run.settings, run.path)), asked) if "model" in error.settings else {}
+        )
         if not differ:
             raise
         now, before = (", ".join(f"{key}={shown(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
@@ -126,7 +131,7 @@ def _warn_of_leakage(trained: str, asked: str) -> None:
 def _loaded(path: Path, overrides: list[str]) -> TrainedRun:
     """A run, and a line for each of the overrides that has no effect."""
     run = load_run(path, overrides)
-    for line in overruled(run.settings, overrides):
+    for line in without_effect(run.settings, overrides):
         log.warning(line)
     return run
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from odebench import ode
+from odebench.bench.cases import WORKS, build, loss
 from odebench.bench.fields import Robertson, VanDerPol
 from odebench.bench.reference import LINEARISED, relative_error, solve_reference
-from odebench.bench.works import WORKS, build, loss
 
 
 @pytest.mark.parametrize(

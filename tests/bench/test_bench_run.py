@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from odebench.bench.contest import Outcome, measure_all
+from odebench.bench.cases import DEFAULT
+from odebench.bench.comparison import Outcome, measure_all
 from odebench.bench.fields import Spiral
 from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
-from odebench.bench.works import DEFAULT
 from odebench.cli import main
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from odebench import ode
 from odebench.errors import UsageError
-from odebench.models.carried import Carried, Evaluation, exact_trace, hutchinson_trace, zeros
+from odebench.models.augmented_state import Carried, Evaluation, exact_trace, hutchinson_trace, zeros
 from odebench.models.dynamics import Dynamics, RegularisedSolve, solution_derivative
 
 ALL = {"kinetic": 1.0, "jacobian": 0.5, "taylor": 0.25}

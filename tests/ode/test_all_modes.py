@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, Tableau, solve
-from odebench.ode.integrate import Plan
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 from odebench.ode.solving import run
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
-from odebench.ode.gradients.reach import Targets
+from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.gradients.reversible import RETRACES, BackwardField
-from odebench.ode.integrate import Plan
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.steppers import make_stepper
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 from odebench.record.meters import _LiveMemory
 

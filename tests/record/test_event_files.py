@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from odebench import rules
+from odebench.config.schema import GRADIENTS, SolverSettings
 from odebench.record import schema
 from odebench.record.tensorboard import columns_of, hparams
 from odebench.record.writer import Record
@@ -151,7 +151,7 @@ def test_data_have_the_columns_of_their_task():
 
 def test_every_setting_of_solvers_and_gradients_is_shown():
     """Those that several share have their column; a method's own comes with its runs."""
-    for group, classes in {"solver": [rules.Solver], "gradient": rules.GRADIENTS.values()}.items():
+    for group, classes in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
         for field in {field.name for its in classes for field in dataclasses.fields(its)} - {"options"}:
             assert f"{group}.{field}" in schema.HPARAMS
     assert hparams({"solver": {"name": "alf", "damping": 0.9}})["solver.damping"] == 0.9

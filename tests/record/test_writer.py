@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from odebench.config.schema.quantities import QUANTITIES
 from odebench.errors import UsageError
 from odebench.record import files, schema
 from odebench.record.reader import read_run
@@ -232,7 +233,7 @@ def test_reading_and_plotting_need_no_torch_and_no_pyplot():
 
 
 def test_every_chart_and_metric_names_a_tag_that_exists():
-    for task, quantities in schema.QUANTITIES.items():
+    for task, quantities in QUANTITIES.items():
         sections = schema.layout(list(quantities))
         tags = [tag for charts in sections.values() for chart in charts.values() for tag in chart]
         assert tags, task

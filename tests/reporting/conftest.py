@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from odebench.settings import compose
+from odebench.config.compose import compose
 
 SUMMARY = {
     "parameters": 3642,

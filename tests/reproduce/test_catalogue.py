@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from odebench.compose import parse_overrides
+from odebench.cli.command import build_parser
+from odebench.config.compose import parse_overrides
 from odebench.record import schema
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.published import NFE_RATIO, read_published
 from odebench.reproduce.catalogue import find, reproductions
 from odebench.sweep.expand import expand
 from odebench.sweep.validate import validate
-from odebench.verbs import build_parser
 
 KNOWN = reproductions()
 OF_STUDIES = (

@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.compose import CONFIGS
+from odebench.config.compose import CONFIGS
 from odebench.errors import UsageError
 from odebench.sweep.cluster import Local, is_of_cluster, read_cluster
 

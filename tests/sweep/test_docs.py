@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from staging import calls, statuses
 
 from odebench import cli
-from odebench.compose import compose
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
 from odebench.record import schema
 from odebench.record.reader import read_run
-from odebench.settings import read_settings
 from odebench.sweep.cluster import Slurm, read_cluster
 from odebench.sweep.run import plan_sweep
 

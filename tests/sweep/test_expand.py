@@ -1,6 +1,7 @@
 import pytest
 
-from odebench.compose import PLURALS, options
+from odebench.config.compose import options
+from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 from odebench.sweep.expand import combine, expand, expand_sound, read_grids
 

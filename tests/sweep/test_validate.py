@@ -1,8 +1,8 @@
 import pytest
 
-from odebench.compose import compose
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
 from odebench.errors import UsageError
-from odebench.settings import read_settings
 from odebench.sweep.expand import expand
 from odebench.sweep.validate import Composer, Job, labels, validate
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
 from odebench.errors import Diverged, UsageError
 from odebench.ode import Rows
-from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.building import ChosenSolve
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
 from odebench.errors import Diverged
-from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 
 

@@ -8,9 +8,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from odebench.compose import CONFIGS
+from odebench.config.compose import CONFIGS, compose
+from odebench.config.read import read_settings
 from odebench.errors import UsageError
-from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.flow_matching import flow_matching_loss, transport_plan
 

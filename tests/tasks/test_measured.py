@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from odebench.record.schema import QUANTITIES
-from odebench.settings import compose, read_settings
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.config.schema.quantities import QUANTITIES
 from odebench.tasks import build_task
 
 DENSITY = ["data.samples=64", "data.validation=40", "data.test=40", "trainer.batch_size=16", "model.end_time=0.1"]

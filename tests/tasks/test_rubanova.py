@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.compose import options
+from odebench.config.compose import compose, options
+from odebench.config.read import read_settings
 from odebench.record.reader import read_run
-from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.training.run import train_run
 

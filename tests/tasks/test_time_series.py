@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
 from odebench.data import DATA
 from odebench.data.periodic import periodic
 from odebench.errors import UsageError
 from odebench.models.series.reading import Observations
 from odebench.record.reader import read_run
 from odebench.record.schema import FIGURES
-from odebench.settings import compose, read_settings
 from odebench.tasks import build_task
 from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, surprise
 from odebench.training.run import train_run

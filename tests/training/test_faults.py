@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub.io import gfile
 
 from odebench.cli import main
+from odebench.config.compose import compose
 from odebench.errors import UsageError
 from odebench.record import files
 from odebench.record.reader import read_overview, read_run
-from odebench.settings import compose
 from odebench.tasks.classification import Classification
 from odebench.training import loop, run
 from odebench.training.checkpoint import Training
@@ -354,7 +354,7 @@ def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_pa
 
 
 def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
-    from odebench.settings import read_settings
+    from odebench.config.read import read_settings
     from odebench.training.failures import reason
 
     told = reason(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
@@ -362,7 +362,7 @@ def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
 
 
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
-    from odebench.settings import read_settings
+    from odebench.config.read import read_settings
     from odebench.training.failures import reason
 
     settings = read_settings(compose(["gradient=backprop"]))

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from odebench.rules import SGD, Adam, Constant, Cosine, OneCycle, Steps
+from odebench.config.schema import (
+    AdamSettings,
+    ConstantSettings,
+    CosineSettings,
+    OneCycleSettings,
+    SGDSettings,
+    StepsSettings,
+)
 from odebench.training.optim import build_optimizer, lr_factor
 
 EPOCH, TOTAL = 10, 200
@@ -16,7 +23,7 @@ def factors(schedule):
 
 
 def test_steps_fall_at_the_milestones_in_epochs():
-    found = factors(Steps("steps", 0.0, (6, 10, 14), 0.1))
+    found = factors(StepsSettings("steps", 0.0, (6, 10, 14), 0.1))
     assert found[59] == 1
     assert found[60] == found[99] == pytest.approx(0.1)
     assert found[100] == pytest.approx(0.01)
@@ -24,7 +31,7 @@ def test_steps_fall_at_the_milestones_in_epochs():
 
 
 def test_cosine_goes_from_one_to_its_final_value():
-    found = factors(Cosine("cosine", 0.0, 0.1))
+    found = factors(CosineSettings("cosine", 0.0, 0.1))
     assert found[0] == 1
     assert found == sorted(found, reverse=True)
     assert found[TOTAL // 2] == pytest.approx(0.55)
@@ -32,7 +39,7 @@ def test_cosine_goes_from_one_to_its_final_value():
 
 
 def test_one_cycle_rises_then_falls():
-    found = factors(OneCycle("one_cycle", 0.3, 0.04, 0.001))
+    found = factors(OneCycleSettings("one_cycle", 0.3, 0.04, 0.001))
     top = found.index(max(found))
     assert found[0] == pytest.approx(0.04)
     assert (top, found[top]) == (60, 1)
@@ -43,7 +50,7 @@ def test_one_cycle_rises_then_falls():
 
 @pytest.mark.parametrize(
     "kind",
-    [Constant("constant", 2.0), Cosine("cosine", 2.0, 0.0), Steps("steps", 2.0, (5,), 0.1)],
+    [ConstantSettings("constant", 2.0), CosineSettings("cosine", 2.0, 0.0), StepsSettings("steps", 2.0, (5,), 0.1)],
     ids=lambda s: s.name,
 )
 def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
@@ -57,12 +64,12 @@ def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
 def test_optimisers_take_their_settings():
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    sgd = build_optimizer(SGD("sgd", 0.1, 0.9, True, 0.01), model)
+    sgd = build_optimizer(SGDSettings("sgd", 0.1, 0.9, True, 0.01), model)
     assert isinstance(sgd, torch.optim.SGD)
     group = sgd.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 0.01)
     assert [id(p) for p in group["params"]] == [id(model.weight)]
     for name, kind in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
-        found = build_optimizer(Adam(name, 1e-3, (0.8, 0.99), 0.1), model)
+        found = build_optimizer(AdamSettings(name, 1e-3, (0.8, 0.99), 0.1), model)
         assert type(found) is kind
         assert found.param_groups[0]["betas"] == (0.8, 0.99)

@@ -14,11 +14,12 @@ import torch
 
 import odebench
 from odebench.cli import main
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.config.schema import PluginSettings
 from odebench.data import DATA
 from odebench.errors import UsageError
 from odebench.record.reader import read_run
-from odebench.rules import Extension
-from odebench.settings import compose, read_settings
 from odebench.training.trained import _check_data
 
 
@@ -135,7 +136,7 @@ def test_no_setting_that_divides_the_data_anew_can_change_after_training(name, s
 
 def test_what_divides_the_data_of_an_extension_cannot_change_either():
     trained = read_settings(compose(["model=mlp"]))
-    before, now = (replace(trained, data=Extension("mine", {"validation": num})) for num in (40, 50))
+    before, now = (replace(trained, data=PluginSettings("mine", {"validation": num})) for num in (40, 50))
     with pytest.raises(UsageError, match=r"^data.validation: cannot change after training"):
         _check_data(before, now)
 

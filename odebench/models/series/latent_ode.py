@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.models.augment import SecondOrder, augmented
-from odebench.models.carried import Carried, zeros
+from odebench.models.augmented_state import Carried, zeros
 from odebench.models.series.cells import ODECell
 from odebench.models.series.encoders import ODERNNEncoder, RecurrentEncoder, samples
 from odebench.models.series.fields import AutonomousField

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from odebench.models.carried import Evaluation
+from odebench.models.augmented_state import Evaluation
 from odebench.models.series.fields import mlp
 
 

@@ -7,7 +7,8 @@ from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
 from odebench.ode.gradients.checkpoint import Checkpoint
 from odebench.ode.gradients.reversible import ReversibleGradient
-from odebench.ode.integrate import Observer, Plan, Result
+from odebench.ode.integrate import Observer, Result
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 
 

@@ -19,14 +19,15 @@ from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Watch
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
-from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.integrate import Observer, Plan, Result, even_grid, integrate
+from odebench.ode.integrate import Observer, Result, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import find_method, make_stepper
-from odebench.ode.once import differentiable_once
+from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.plan import Plan, even_grid
 from odebench.ode.problem import Problem
 from odebench.ode.status import SolveError, Stats, Status
 

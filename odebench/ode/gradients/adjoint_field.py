@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import DenseOutput
-from odebench.ode.gradients.reach import Targets
+from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import Block, as_like, as_real, linearize_rate, real_size
 from odebench.ode.problem import Problem, flat

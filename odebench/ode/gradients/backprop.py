@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from odebench.ode.events import Watch
-from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.integrate import Observer, Result, integrate
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 
 

@@ -20,14 +20,15 @@ from torch import Tensor
 
 from odebench.ode.arguments import whole_number
 from odebench.ode.events import Watch
-from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.reverse import Outputs, reverse_stages
 from odebench.ode.gradients.tape import GraphTape, Stage, StageField, StateTape, Step, shares_last_stage
-from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.integrate import Observer, Result, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.steppers import make_stepper
-from odebench.ode.once import differentiable_once
+from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 from odebench.ode.status import Stats
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
-from odebench.ode.gradients.reach import Targets
+from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods.compiled import Step, compiled_or_plain, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import Layout, Problem

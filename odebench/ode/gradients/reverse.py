@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import weights_at
-from odebench.ode.gradients.reach import Targets
+from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.gradients.tape import Stage, Tape, shares_last_stage
-from odebench.ode.integrate import Plan
 from odebench.ode.methods import Tableau
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Graph
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from odebench.ode.events import Watch
-from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.integrate import Observer, Plan, Result, integrate
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
+from odebench.ode.integrate import Observer, Result, integrate
 from odebench.ode.methods import METHODS
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.reversible_steps import evaluate_stages
 from odebench.ode.methods.runge_kutta import Tape
-from odebench.ode.once import differentiable_once
+from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Problem
 from odebench.ode.status import Stats
 

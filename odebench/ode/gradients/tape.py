@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from odebench.ode.gradients.reach import FirstEvaluation
-from odebench.ode.integrate import Plan
+from odebench.ode.gradients.captured_tensors import FirstEvaluation
 from odebench.ode.methods import Tableau
+from odebench.ode.plan import Plan
 from odebench.ode.problem import Graph, Problem, PureField, flat
 from odebench.ode.status import Stats
 

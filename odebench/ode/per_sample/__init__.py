@@ -18,8 +18,8 @@ while one call of f serves all rows at work:
   where it was not finite, the accepted rows are evaluated once more, without it.
 """
 
-from odebench.ode.per_sample.pace import counted_grid
 from odebench.ode.per_sample.problem import RowProblem, Rows, whole
 from odebench.ode.per_sample.rowwise import solve_rows
+from odebench.ode.per_sample.step_size import counted_grid
 
 __all__ = ["RowProblem", "Rows", "counted_grid", "solve_rows", "whole"]

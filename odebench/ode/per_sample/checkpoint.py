@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.gradients.reach import FirstEvaluation, Targets, first_evaluation
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.tape import Kept
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.once import differentiable_once
+from odebench.ode.once_differentiable import differentiable_once
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.outputs import Reading, read
 from odebench.ode.per_sample.problem import RowProblem, count, pick, put

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.events import JUST_AFTER, Event
-from odebench.ode.once import once
+from odebench.ode.once_differentiable import once
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
 from odebench.ode.status import EventHits

@@ -7,13 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.integrate import Plan
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.outputs import Outputs, Reading, read
-from odebench.ode.per_sample.pace import AdaptivePace, FixedPace, Pace
 from odebench.ode.per_sample.problem import RowProblem, pick
+from odebench.ode.per_sample.step_size import AdaptivePace, FixedPace, Pace
 from odebench.ode.per_sample.stepping import RowStepper, Step
+from odebench.ode.plan import Plan
 from odebench.ode.status import Status
 
 

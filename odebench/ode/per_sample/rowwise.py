@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from odebench.ode.gradients import Checkpoint
-from odebench.ode.integrate import Plan
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.once import once
+from odebench.ode.once_differentiable import once
 from odebench.ode.per_sample.checkpoint import run_checkpointed
 from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, pick
+from odebench.ode.plan import Plan
 from odebench.ode.status import Outcome, RowStats, Solution, Status
 from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
 

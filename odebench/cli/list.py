@@ -1,0 +1,120 @@
+"""``odebench list``: the options of a group with their first comment, and the runs in a folder."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from odebench.cli.options import add_config_dir
+from odebench.config.groups import PLURALS
+from odebench.console import print_table
+from odebench.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from odebench.record.reader import Overview
+
+SUMMARY = "what there is to choose from, and the runs made so far"
+HELP = """\
+List what there is to choose from, or the runs in a folder.
+
+examples:
+  odebench list models                                    also losses, dynamics, solvers, gradients, data, optim,
+                                                          schedules, trainers, experiments, clusters
+  odebench list runs                                      those under outputs/
+  odebench list runs outputs/sweeps/2026-11-24"""
+
+# Group -> what `odebench list` calls its options; where a sweep runs is no setting of a training.
+_GROUPS = {**PLURALS, "cluster": "clusters"}
+KINDS = (*_GROUPS.values(), "runs")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    what = parser.add_argument("what", metavar="WHAT", help="models, solvers, ..., or runs")
+    what.completer = lambda **_: list(KINDS)  # type: ignore[attr-defined]
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="where to look for runs; by default outputs")
+    add_config_dir(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    if arguments.what not in KINDS:
+        hint = did_you_mean(arguments.what, KINDS)
+        raise UsageError(f"nothing to list called {arguments.what}{hint} ({', '.join(KINDS)})")
+    if arguments.what == "runs":
+        if arguments.folder is None and not Path("outputs").exists():
+            print("odebench list: no runs yet: they go to outputs/", file=sys.stderr)
+            return 0
+        list_runs(Path(arguments.folder or "outputs"))
+    elif arguments.folder is not None:
+        raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")
+    else:
+        list_options(arguments.what, arguments.config_dir)
+    return 0
+
+
+def list_options(kind: str, config_dir: Path | None) -> None:
+    """Print the name and first comment of every option, e.g. of ``models``; for solvers also the properties of their
+    methods, for models, data and losses their tasks. On a terminal, rows are cut at its width."""
+    from odebench.config.compose import first_comment, options
+    from odebench.config.schema import DATA, LOSSES, MODELS
+
+    with_task = {"model": MODELS, "data": DATA, "loss": LOSSES}
+    group = next(group for group, plural in _GROUPS.items() if plural == kind)
+    found = options(group, config_dir)
+    if group == "solver":
+        header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
+        rows = [header, *(_solver_row(name, first_comment(path)) for name, path in found.items())]
+    elif group in with_task:
+        rows = [(name, _tasks(with_task[group].get(name)), first_comment(path)) for name, path in found.items()]
+    else:
+        rows = [(name, first_comment(path)) for name, path in found.items()]
+    print_table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
+def _tasks(settings: type | None) -> str:
+    """The tasks that an option is for; unknown for a plugin's, which has no settings class."""
+    return ", ".join(getattr(settings, "tasks", None) or [getattr(settings, "task", "-")])
+
+
+def _solver_row(name: str, comment: str) -> tuple[str, ...]:
+    """The properties of a method; of a plugin's, which its YAML file does not name, only the comment."""
+    from odebench.ode.methods import METHODS
+
+    method = METHODS.get(name)
+    if method is None:
+        return (name, "-", "-", "-", "-", "-", comment, "-")
+    words = ["yes" if word else "-" for word in (method.adaptive, method.stiff, method.reversible)]
+    return (name, str(method.order), str(method.stages), *words, comment, method.source)
+
+
+def list_runs(folder: Path) -> None:
+    """One row a run: its folder, state, choices and last numbers. A damaged run is named on stderr."""
+    from odebench.record.reader import find_runs, read_overview
+    from odebench.sweep.display import STATE_COLUMNS, state_columns
+
+    rows = []
+    damaged: list[str] = []
+    for path in find_runs(folder, queued=True, lost=damaged):
+        try:
+            run = read_overview(path)
+            rows.append((*_row(run), *state_columns(run)))
+        except UsageError as error:
+            damaged.append(str(error))
+    for line in damaged:
+        print(f"odebench list: {line}", file=sys.stderr)
+    if not rows:
+        print(f"odebench list: no runs in {folder}", file=sys.stderr)
+        return
+    print_table([("RUN", "MODEL", "SOLVER", "TOL", *STATE_COLUMNS), *rows])
+
+
+def _row(run: "Overview") -> tuple[str, ...]:
+    solver, tol = run.setting("solver.name"), run.tol
+    return (
+        str(run.path),
+        str(run.setting("model.name") or "-"),
+        "-" if solver in (None, "none") else str(solver),
+        tol if isinstance(tol, str) else format(tol, "g") if isinstance(tol, float) else "-",
+    )

@@ -1,0 +1,32 @@
+"""``odebench predict``."""
+
+import argparse
+from pathlib import Path
+
+from odebench.cli.options import add_run, add_settings, check_run, read_split
+
+SUMMARY = "write a run's predictions for a split as CSV"
+HELP = """\
+Write what a run's model says of each sample of a split, as CSV: of an image its label, the prediction and its
+probability; of a density's sample the log-likelihood; of a series the forecast beside what was observed, a row a time.
+
+examples:
+  odebench predict RUN                                    the validation split, to stdout
+  odebench predict RUN split=test --output test.csv"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    add_run(parser)
+    add_settings(parser, "settings to change, and split=validation (default), test or train")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="a new CSV file; by default stdout")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    folder = check_run(arguments.run)
+    split, overrides = read_split(arguments.overrides)
+    from odebench.training.trained import predict_run
+
+    predict_run(folder, overrides, split, arguments.output)
+    return 0

@@ -1,0 +1,60 @@
+"""``odebench report``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "tables, figures and a page of runs and sweeps"
+HELP = """\
+Put runs and sweeps side by side: one table, grouped by the settings that vary, with mean and standard deviation over
+seeds; figures; one HTML page that needs no network. Records are read as they are, also of runs that go on.
+
+Without --output the table goes to the screen (--format csv, markdown or latex: to be piped). A file's suffix says what
+it becomes: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
+
+examples:
+  odebench report outputs
+  odebench report outputs/sweeps/2026-11-24 --output sweep_report
+  odebench report outputs --columns best/accuracy,final/nfe_forward --output table.tex
+  odebench report --list                                  the figures
+  odebench report outputs --figure pareto --output pareto.svg"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    folders = parser.add_argument("folders", metavar="DIR", nargs="*", help="runs, sweeps, or folders of them")
+    folders.required = False
+    parser.add_argument("--list", action="store_true", help="print the names of the figures")
+    figures = parser.add_argument("--figure", metavar="A,B", help="figures, by name, in place of the table")
+    figures.completer = _complete_figure  # type: ignore[attr-defined]
+    parser.add_argument("--format", metavar="FORMAT", help="terminal (default), markdown, csv or latex")
+    parser.add_argument("--output", metavar="PATH", type=Path, help="a new file, or a new or empty folder")
+    parser.add_argument("--columns", metavar="A,B", help="numbers, such as final/test_accuracy, or all")
+    parser.add_argument("--split", metavar="SPLIT", default="validation", help="of figures: validation or test")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    from odebench.reporting.report import list_figures, make_report, read_request
+
+    if arguments.list:
+        list_figures()
+        return 0
+    request = read_request(
+        arguments.folders,
+        arguments.figure,
+        arguments.format,
+        arguments.output,
+        arguments.columns,
+        arguments.split,
+    )
+    make_report(request)
+    return 0
+
+
+def _complete_figure(prefix: str, **_: Any) -> list[str]:
+    """The figures, also after a comma."""
+    from odebench.reporting.figures import FIGURES
+
+    before, comma = prefix.rpartition(",")[:2]
+    return [f"{before}{comma}{name}" for name in FIGURES]

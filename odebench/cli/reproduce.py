@@ -1,0 +1,55 @@
+"""``odebench reproduce``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from odebench.cli.options import add_retries, add_settings, policy_of
+
+SUMMARY = "a published table or figure: its runs, then ours beside the published numbers"
+HELP = """\
+Reproduce a published table or figure: train what is missing, then print ours beside the published numbers, with a
+verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command goes on with it, and a sweep
+that is done is only read. budget=full is the published training; budget=small, and medium where there is one, less.
+
+Further settings go to every run, as cluster ones do to the sweep: seed=0,1,2 gives each row three runs.
+After seed=0 it trains the other two.
+
+examples:
+  odebench reproduce --list
+  odebench reproduce table1 budget=small
+  odebench reproduce table2 seed=0,1,2 cluster.jobs=2
+  odebench reproduce figure4 budget=small --dry-run"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    name = parser.add_argument("name", metavar="NAME", nargs="?", help="of a published table or figure")
+    name.required = False
+    name.completer = _complete_name  # type: ignore[attr-defined]
+    add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of its runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    add_retries(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    from odebench.reproduce.run import list_reproductions, plan_reproduction, run_reproduction
+    from odebench.sweep.run import print_plan
+
+    if arguments.list:
+        list_reproductions()
+        return 0
+    reproduction = plan_reproduction(arguments.name, arguments.overrides, arguments.output)
+    if arguments.dry_run:
+        print_plan(reproduction.plan)
+        return 0
+    return run_reproduction(reproduction, policy_of(arguments), arguments.follow)
+
+
+def _complete_name(**_: Any) -> list[str]:
+    from odebench.reproduce.catalogue import reproductions
+
+    return list(reproductions())

@@ -1,0 +1,47 @@
+"""``odebench sweep``."""
+
+import argparse
+from pathlib import Path
+
+from odebench.cli.options import add_config_dir, add_retries, add_settings, policy_of
+
+SUMMARY = "train many, on this machine or on a SLURM cluster"
+HELP = """\
+Train once for each combination of values, each job in a process of its own, and end with a table of all.
+
+Values are written in Hydra's grammar: a,b or choice(a,b), range(start,stop,step), glob(pattern) for a group. All jobs
+are composed and checked before one starts. They run on this machine, cluster.jobs=N at a time, or as job arrays of a
+SLURM cluster (cluster=slurm; `odebench list clusters`). Ctrl-C lets the jobs save and leave; `odebench resume SWEEP`
+runs what has not ended.
+
+A file (--file) holds KEY: VALUES lines, or a list of such blocks, each a grid of its own.
+
+examples:
+  odebench sweep solver=dopri5,tsit5 tol=1e-2,1e-3        four jobs, one after the other
+  odebench sweep "seed=range(0,5)" cluster.jobs=2         two at a time
+  odebench sweep "experiment=glob(paper/*)" budget=small --dry-run
+  odebench sweep --file grid.yaml cluster=slurm cluster.partition=gpu cluster.gpus=1 cluster.time=8:00:00"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    add_settings(parser, "settings and their values, such as tol=1e-2,1e-3, and cluster=...")
+    parser.add_argument("--file", metavar="FILE", type=Path, help="settings and their values as YAML")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder for the sweep")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    add_retries(parser)
+    add_config_dir(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    from odebench.sweep.folder import free_folder
+    from odebench.sweep.run import plan_sweep, print_plan, run_sweep
+
+    policy = policy_of(arguments)
+    plan = plan_sweep(arguments.overrides, arguments.file, arguments.config_dir)
+    if arguments.dry_run:
+        free_folder(arguments.output, plan.outputs)
+        print_plan(plan)
+        return 0
+    return run_sweep(plan, arguments.output, policy, arguments.follow)

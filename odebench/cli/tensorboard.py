@@ -1,0 +1,35 @@
+"""``odebench tensorboard``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from odebench.errors import UsageError
+
+SUMMARY = "open the dashboard of a run, or of all runs in a folder"
+HELP = """\
+Start TensorBoard on one run or on all runs in a folder. What follows -- goes to TensorBoard.
+
+examples:
+  odebench tensorboard outputs
+  odebench tensorboard outputs -- --port 7007 --bind_all"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replace this process by TensorBoard; returns only by raising UsageError."""
+    from odebench.record.schema import EVENTS
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if next(folder.rglob(EVENTS), None) is None:
+        raise UsageError(f"{folder}: no TensorBoard files here or below; `odebench list runs` shows the runs")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.for_tensorboard]
+    os.execv(command[0], command)

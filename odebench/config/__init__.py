@@ -1,0 +1,1 @@
+"""From YAML and the command line to a frozen, validated Settings object. Free of torch."""

@@ -1,0 +1,80 @@
+"""The settings of each choice: one dataclass a model, solver, schedule, ..., with types and ranges.
+
+Frozen, without defaults: those stand in the YAML file of the same choice. The dicts say which name is read by which
+rules; what several settings say together is checked in odebench/config/settings.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from odebench.config.schema.data import DATA, ImageDataSettings
+from odebench.config.schema.losses import DYNAMICS, LOSSES, DynamicsSettings
+from odebench.config.schema.models import MODELS, MLPSettings, ODENetSettings, ResNetSettings
+from odebench.config.schema.solver import (
+    GRADIENTS,
+    NO_SOLVER,
+    AdjointSettings,
+    CheckpointSettings,
+    GradientSettings,
+    SolverSettings,
+)
+from odebench.config.schema.training import (
+    OPTIM,
+    SCHEDULE,
+    AdamSettings,
+    ConstantSettings,
+    CosineSettings,
+    ExponentialSettings,
+    OneCycleSettings,
+    RMSpropSettings,
+    SGDSettings,
+    StepsSettings,
+    TrainerSettings,
+)
+
+__all__ = [
+    "DATA",
+    "DYNAMICS",
+    "GRADIENTS",
+    "LOSSES",
+    "MODELS",
+    "NO_SOLVER",
+    "OPTIM",
+    "SCHEDULE",
+    "AdamSettings",
+    "AdjointSettings",
+    "CheckpointSettings",
+    "Choice",
+    "ConstantSettings",
+    "CosineSettings",
+    "DynamicsSettings",
+    "ExponentialSettings",
+    "GradientSettings",
+    "ImageDataSettings",
+    "MLPSettings",
+    "ODENetSettings",
+    "OneCycleSettings",
+    "PluginSettings",
+    "RMSpropSettings",
+    "ResNetSettings",
+    "SGDSettings",
+    "SolverSettings",
+    "StepsSettings",
+    "TrainerSettings",
+]
+
+
+class Choice(Protocol):
+    """The settings of a chosen option, of whatever group."""
+
+    @property
+    def name(self) -> str:
+        """The option's name."""
+
+
+@dataclass(frozen=True)
+class PluginSettings:
+    """A model or data set of an extension: its options are checked against its signature."""
+
+    name: str
+    options: dict[str, Any]

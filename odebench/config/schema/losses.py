@@ -1,0 +1,84 @@
+"""What a training minimises, and how an ODE's dynamics are regularised."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from odebench.config.parsing import Range
+from odebench.config.schema.numbers import FractionOrZero, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True)
+class CrossEntropySettings:
+    """cross_entropy; label_smoothing is the share of the probability spread over all classes."""
+
+    task: ClassVar[str] = "classification"
+    name: str
+    label_smoothing: FractionOrZero
+
+
+@dataclass(frozen=True)
+class DensityLossSettings:
+    """maximum_likelihood and density_matching, which have no options."""
+
+    task: ClassVar[str] = "density"
+    name: str
+
+
+@dataclass(frozen=True)
+class FlowMatchingSettings:
+    """flow_matching; sigma is the width of the conditional paths."""
+
+    task: ClassVar[str] = "density"
+    name: str
+    coupling: Literal["independent", "optimal_transport"]
+    sigma: NonNegativeFloat
+
+
+@dataclass(frozen=True)
+class AutoregressiveLossSettings:
+    """autoregressive; label_weight is that of the label's cross-entropy."""
+
+    task: ClassVar[str] = "time_series"
+    name: str
+    reduction: Literal["sum", "mean"]
+    label_weight: NonNegativeFloat
+
+
+@dataclass(frozen=True)
+class ELBOSettings(AutoregressiveLossSettings):
+    """elbo; what each setting means stands in configs/loss/elbo.yaml."""
+
+    samples: PositiveInt
+    eval_samples: PositiveInt
+    combine: Literal["mean", "logsumexp"]
+    kl_wait_epochs: NonNegativeInt | None
+    kl_growth: FractionOrZero
+    consistency: NonNegativeFloat
+    event_weight: NonNegativeFloat
+
+
+@dataclass(frozen=True)
+class DynamicsSettings:
+    """plain, and presets of the same terms: each a weight, 0 for off.
+
+    taylor_order: of the derivative that ``taylor`` weighs. steer: half width of the random end time, as a share of the
+    span.
+    """
+
+    name: str
+    kinetic: NonNegativeFloat
+    jacobian: NonNegativeFloat
+    taylor: NonNegativeFloat
+    taylor_order: Annotated[int, Range(at_least=2, at_most=6)]
+    steer: FractionOrZero
+
+
+LOSSES: dict[str, type[Any]] = {
+    "cross_entropy": CrossEntropySettings,
+    "maximum_likelihood": DensityLossSettings,
+    "density_matching": DensityLossSettings,
+    "flow_matching": FlowMatchingSettings,
+    "autoregressive": AutoregressiveLossSettings,
+    "elbo": ELBOSettings,
+}
+DYNAMICS: dict[str, type[Any]] = dict.fromkeys(("plain", "rnode", "taynode", "steer"), DynamicsSettings)

@@ -1,0 +1,98 @@
+"""The models: of which task they are, whether they solve an ODE, and their options."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from odebench.config.schema.numbers import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from odebench.config.schema.series import SERIES_MODELS
+
+
+@dataclass(frozen=True)
+class ODENetSettings:
+    """odenet, and rknet, which is the same network."""
+
+    task: ClassVar[str] = "classification"
+    has_ode: ClassVar[bool] = True
+    name: str
+    width: PositiveInt
+    groups: PositiveInt
+    end_time: PositiveFloat
+    augment: NonNegativeInt
+    second_order: bool
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """resnet, and its controls of one block and of none."""
+
+    task: ClassVar[str] = "classification"
+    has_ode: ClassVar[bool] = False
+    name: str
+    width: PositiveInt
+    groups: PositiveInt
+    blocks: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class MLPSettings:
+    """mlp."""
+
+    task: ClassVar[str] = "classification"
+    has_ode: ClassVar[bool] = False
+    name: str
+    hidden: PositiveInt
+
+
+@dataclass(frozen=True)
+class CNFSettings:
+    """cnf; hidden is the width of its hypernetwork."""
+
+    task: ClassVar[str] = "density"
+    has_ode: ClassVar[bool] = True
+    name: str
+    width: PositiveInt
+    hidden: PositiveInt
+    end_time: PositiveFloat
+    base_variance: PositiveFloat
+
+
+@dataclass(frozen=True)
+class FFJORDSettings:
+    """ffjord; dims are the hidden layers of each block's field, scales those of images."""
+
+    task: ClassVar[str] = "density"
+    has_ode: ClassVar[bool] = True
+    name: str
+    dims: tuple[PositiveInt, ...]
+    nonlinearity: Literal["softplus", "tanh"]
+    end_time: PositiveFloat
+    train_time: bool
+    blocks: PositiveInt
+    scales: PositiveInt
+    trace: Literal["exact", "hutchinson"]
+    noise: Literal["rademacher", "gaussian"]
+    logit: Fraction | None
+
+
+@dataclass(frozen=True)
+class PlanarFlowSettings:
+    """planar_nf; closed is the direction without root finding."""
+
+    task: ClassVar[str] = "density"
+    has_ode: ClassVar[bool] = False
+    name: str
+    layers: PositiveInt
+    closed: Literal["sampling", "likelihood"]
+    base_variance: PositiveFloat
+
+
+MODELS: dict[str, type[Any]] = {
+    "odenet": ODENetSettings,
+    "rknet": ODENetSettings,
+    "resnet": ResNetSettings,
+    "mlp": MLPSettings,
+    "cnf": CNFSettings,
+    "ffjord": FFJORDSettings,
+    "planar_nf": PlanarFlowSettings,
+    **SERIES_MODELS,
+}

@@ -1,0 +1,75 @@
+"""The solver and the gradient mode."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from odebench.config.schema.numbers import PositiveFloat, PositiveInt
+
+NO_SOLVER = "none"
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Any solver; rtol and atol rule adaptive steps, steps or step_size fixed ones.
+
+    options: what only this method has, such as the damping of alf; each is a key of its own in YAML.
+    """
+
+    name: str
+    rtol: PositiveFloat | None
+    atol: PositiveFloat | None
+    steps: PositiveInt | None
+    step_size: PositiveFloat | None
+    first_step: PositiveFloat | Literal["warm"] | None
+    min_step: PositiveFloat | None
+    max_step: PositiveFloat | None
+    max_steps: PositiveInt | None
+    controller: Literal["integral", "pi", "pid"]
+    sync_steps: bool
+    stepping: Literal["shared", "per_sample"]
+    stop_at_times: bool
+    compile: bool
+    options: dict[str, Any]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the steps are given, not chosen by the error."""
+        return self.steps is not None or self.step_size is not None
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """backprop and reversible, which have no options."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """checkpoint."""
+
+    name: str
+    checkpoints: PositiveInt | None
+    recompute: Literal["step", "stage"]
+    keep: Literal["states", "graphs"]
+
+
+@dataclass(frozen=True)
+class AdjointSettings:
+    """adjoint and interpolated_adjoint; null takes what the forward solve has."""
+
+    name: str
+    rtol: PositiveFloat | None
+    atol: PositiveFloat | None
+    method: str | None
+    steps: PositiveInt | None
+    norm: Literal["semi", "full"]
+
+
+GRADIENTS: dict[str, type[Any]] = {
+    "backprop": GradientSettings,
+    "checkpoint": CheckpointSettings,
+    "adjoint": AdjointSettings,
+    "interpolated_adjoint": AdjointSettings,
+    "reversible": GradientSettings,
+}

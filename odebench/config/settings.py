@@ -1,0 +1,80 @@
+"""The settings of a run as one frozen object. Their defaults stand in YAML under configs/."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+
+from odebench.config.choices import read_solver
+from odebench.config.compose import load_option, resolved
+from odebench.config.parsing import Range
+from odebench.config.schema import NO_SOLVER, Choice, DynamicsSettings, SolverSettings, TrainerSettings
+from odebench.config.schema.numbers import PositiveFloat
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, read and checked: one field a group, and the top-level ones."""
+
+    model: Choice
+    loss: Choice
+    dynamics: DynamicsSettings
+    solver: SolverSettings
+    gradient: Choice
+    data: Choice
+    optim: Choice
+    schedule: Choice
+    trainer: TrainerSettings
+    task: str
+    tol: PositiveFloat
+    eval_solver: str | None
+    eval_tol: PositiveFloat | None
+    seed: Annotated[int, Range(at_least=0, below=2**32)]
+    device: str
+    init_from: str | None
+    extensions: tuple[str, ...]
+    config_dir: str | None
+    outputs: str
+    run_dir: str | None
+    budget: str
+    budgets: dict[str, Any]
+
+    @property
+    def has_ode(self) -> bool:
+        """Whether the model solves an ODE; a plugin's does if a solver is chosen for it."""
+        return getattr(self.model, "has_ode", self.solver.name != NO_SOLVER)
+
+    @property
+    def has_ode_cell(self) -> bool:
+        """Whether a recurrent cell of the model follows an ODE between observations: an ODE-RNN."""
+        return hasattr(self.model, "encoder_solver") and getattr(self.model, "encoder", "ode_rnn") == "ode_rnn"
+
+    @property
+    def cell_solver(self) -> str | None:
+        """The fixed-step method of an ODE-RNN's cell where that is the model's only ODE: it is then solved by this, and
+        by backpropagation, whatever ``solver`` and ``gradient`` are. None otherwise."""
+        is_only = self.has_ode_cell and not hasattr(self.model, "encoder")
+        return getattr(self.model, "encoder_solver", None) if is_only else None
+
+    @property
+    def evaluation_solver(self) -> SolverSettings:
+        """The solver of validation and test: eval_solver's file at eval_tol, where these are set.
+
+        A warm first step is left out: it is state of the training.
+        """
+        tol = self.tol if self.eval_tol is None else self.eval_tol
+        if self.eval_solver is not None:
+            option = load_option("solver", self.eval_solver, self.config_dir)
+            whole = OmegaConf.create({"tol": tol, "solver": option})
+            solver = read_solver(resolved(whole)["solver"], self.extensions, self.config_dir)
+        elif self.eval_tol is not None and not self.solver.fixed:
+            solver = replace(self.solver, rtol=tol, atol=tol)
+        else:
+            solver = self.solver
+        return replace(solver, first_step=None) if solver.first_step == "warm" else solver
+
+
+def run_name(settings: Settings) -> str:
+    """What a run's folder is called after its time, e.g. ``odenet_dopri5`` or ``resnet``."""
+    solver = settings.cell_solver or settings.solver.name
+    return settings.model.name if solver == NO_SOLVER else f"{settings.model.name}_{solver}"

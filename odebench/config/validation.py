@@ -1,0 +1,289 @@
+"""What several settings must satisfy together: each fault is one line that names the setting and the remedy."""
+
+import math
+import re
+from typing import Any
+
+from odebench.config.compose import config_folders, options
+from odebench.config.parsing import shown
+from odebench.config.plugins import find, names
+from odebench.config.schema import (
+    DATA,
+    LOSSES,
+    MODELS,
+    NO_SOLVER,
+    AdjointSettings,
+    CheckpointSettings,
+    ODENetSettings,
+    ResNetSettings,
+    SGDSettings,
+    SolverSettings,
+    StepsSettings,
+)
+from odebench.config.schema.quantities import QUANTITIES
+from odebench.config.settings import Settings
+from odebench.errors import UsageError, did_you_mean, unknown_name
+from odebench.ode.methods import METHODS, Tableau
+from odebench.ode.methods.scipy_methods import SciPySolver
+
+
+def check(s: Settings) -> None:
+    """Check a run's settings against each other; raises UsageError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
+        raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
+    config_folders(s.config_dir)
+    _check_names(s)
+    _check_task(s)
+    _check_ode(s)
+    _check_dynamics(s)
+    if s.has_ode:
+        _check_solver(s.solver, s.extensions)
+        _check_gradient(s)
+        _check_encoder(s)
+        _check_sync_steps(s)
+        if s.eval_solver is not None:
+            _check_solver(s.evaluation_solver, s.extensions)
+    if isinstance(s.model, ODENetSettings | ResNetSettings) and s.model.width % s.model.groups:
+        raise UsageError(
+            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either",
+            "model.width",
+            "model.groups",
+        )
+    _check_training(s)
+
+
+def _check_names(s: Settings) -> None:
+    if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
+        raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
+
+
+def _check_task(s: Settings) -> None:
+    """Model, data, loss and what is measured belong to one task; those of an extension are taken at their word."""
+    if s.task not in QUANTITIES:
+        raise unknown_name("task", s.task, QUANTITIES, "tasks")
+    its_task = getattr(s.model, "task", s.task)
+    if its_task != s.task:
+        raise UsageError(
+            f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out", "task", "model"
+        )
+    its_tasks = getattr(s.data, "tasks", (s.task,))
+    if s.task not in its_tasks:
+        fitting = ", ".join(name for name, settings in DATA.items() if s.task in settings.tasks)
+        line = f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}"
+        raise UsageError(line, "data", "model")
+    if LOSSES[s.loss.name].task != s.task:
+        fitting = ", ".join(name for name, settings in LOSSES.items() if settings.task == s.task)
+        line = f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}"
+        raise UsageError(line, "loss", "model")
+    objectives = [f"val/{name}" for name in QUANTITIES[s.task]]
+    if s.trainer.objective not in objectives:
+        near, there = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
+        raise UsageError(
+            f"trainer.objective={s.trainer.objective}: no such number{near} (task {s.task} has {there})",
+            "trainer.objective",
+        )
+    if s.trainer.precision == "bf16" and s.task != "classification":
+        raise UsageError("trainer.precision=bf16: only classification has it; leave it out", "trainer.precision")
+
+
+def _check_ode(s: Settings) -> None:
+    """A solver and a gradient mode belong to models with an ODE, and only to them."""
+    name, with_ode = (
+        s.model.name,
+        ", ".join(n for n, settings in MODELS.items() if getattr(settings, "has_ode", False)),
+    )
+    if s.has_ode and s.solver.name == NO_SOLVER:
+        raise UsageError(
+            f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5", "solver", "model"
+        )
+    if s.has_ode and s.eval_solver == NO_SOLVER:
+        line = f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's"
+        raise UsageError(line, "eval_solver")
+    if not s.has_ode and s.solver.name != NO_SOLVER:
+        raise UsageError(
+            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})",
+            "solver",
+            "model",
+        )
+    if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
+        raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out", "eval_solver")
+    if not s.has_ode and s.gradient.name != "backprop":
+        raise UsageError(
+            f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
+            f"leave gradient out, or choose a model with an ODE ({with_ode})",
+            "gradient",
+            "model",
+        )
+
+
+def _check_dynamics(s: Settings) -> None:
+    """Terms along an ODE's solution need one in each training step."""
+    terms = ("kinetic", "jacobian", "taylor", "steer")
+    weights = {f"dynamics.{term}": getattr(s.dynamics, term) for term in terms if getattr(s.dynamics, term)}
+    wanted = ", ".join(f"{key}={weight:g}" for key, weight in weights.items())
+    if weights and not s.has_ode:
+        line = f"{wanted}: {s.model.name} solves no ODE; leave dynamics out, or choose a model with an ODE"
+        raise UsageError(line, "dynamics", *weights)
+    integrals = [key for key in weights if key != "dynamics.steer"]
+    if integrals and s.has_ode_cell:
+        line = (
+            f"{wanted}: not for an ODE-RNN, each of whose gaps is a solve on a time of its own; leave dynamics out, or "
+            "choose model=latent_ode with model.encoder=rnn or gru"
+        )
+        raise UsageError(line, "dynamics", *integrals)
+    if weights and s.loss.name == "flow_matching":
+        line = f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood"
+        raise UsageError(line, "dynamics", *weights)
+
+
+def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
+    method: Any = find("METHODS", solver.name, METHODS, extensions)
+    if solver.steps is not None and solver.step_size is not None:
+        raise UsageError(
+            f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
+            "give one of them; set the other to null",
+            "solver.steps",
+            "solver.step_size",
+        )
+    if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
+        line = f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}"
+        raise UsageError(line, "solver.steps", "solver.max_steps")
+    if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
+        raise UsageError(
+            "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
+            "leave it out, or choose solver=dopri5 solver.stepping=shared",
+            "solver.compile",
+            "solver.stepping",
+        )
+    if solver.stop_at_times and (isinstance(method, SciPySolver) or solver.stepping == "per_sample"):
+        raise UsageError(
+            "solver.stop_at_times=true: SciPy's steps, and those of each row's own, end where they will; leave it out",
+            "solver.stop_at_times",
+            "solver.stepping",
+        )
+    if solver.stepping == "per_sample" and not isinstance(method, Tableau):
+        raise UsageError(
+            f"solver.stepping=per_sample: {solver.name} is no explicit Runge-Kutta method; "
+            "leave it out, or choose solver=dopri5",
+            "solver.stepping",
+            "solver",
+        )
+    if (solver.min_step or 0) > (solver.max_step or math.inf):
+        line = f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}"
+        raise UsageError(line, "solver.min_step", "solver.max_step")
+    if solver.fixed:
+        return
+    if not method.adaptive:
+        raise UsageError(
+            f"solver.steps=null: {solver.name} has no step size control; "
+            "give solver.steps (20 is the default) or solver.step_size",
+            "solver.steps",
+            "solver.step_size",
+        )
+    if solver.rtol is None and solver.atol is None:
+        raise UsageError(
+            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps",
+            "solver.rtol",
+            "solver.atol",
+        )
+
+
+def _check_gradient(s: Settings) -> None:
+    """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
+    method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
+    if s.solver.stepping == "per_sample" and s.gradient.name not in ("backprop", "checkpoint"):
+        raise UsageError(
+            "solver.stepping=per_sample: rows with steps of their own have gradient=checkpoint and backprop, "
+            f"not {s.gradient.name}; choose one of them, or solver.stepping=shared",
+            "solver.stepping",
+            "gradient",
+        )
+    if isinstance(method, SciPySolver) and s.gradient.name != "adjoint":
+        raise UsageError(
+            f"gradient={s.gradient.name}: SciPy's {s.solver.name} has gradient=adjoint only; "
+            "choose it, or a solver that is not SciPy's, such as solver=adams",
+            "gradient",
+            "solver",
+        )
+    if s.gradient.name == "reversible" and not method.reversible:
+        raise UsageError(
+            f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
+            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
+            "gradient",
+            "solver",
+        )
+    if (
+        isinstance(s.gradient, CheckpointSettings)
+        and (s.gradient.checkpoints or s.gradient.recompute == "stage")
+        and s.gradient.keep == "graphs"
+    ):
+        line = "gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out"
+        raise UsageError(line, "gradient.keep", "gradient.checkpoints", "gradient.recompute")
+    if isinstance(s.gradient, AdjointSettings) and s.gradient.method is not None:
+        known = names("METHODS", METHODS, s.extensions)
+        if s.gradient.method not in known:
+            raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
+
+
+def _check_encoder(s: Settings) -> None:
+    """The fixed steps of an encoder's ODE are those of an explicit Runge-Kutta method."""
+    name = getattr(s.model, "encoder_solver", None)
+    if name is not None and name not in METHODS:
+        raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
+    if name is not None and not isinstance(METHODS[name], Tableau):
+        raise UsageError(
+            f"model.encoder_solver={name}: its steps are not those of an explicit Runge-Kutta method; "
+            "choose euler, rk4 or dopri5",
+            "model.encoder_solver",
+        )
+
+
+def _check_sync_steps(s: Settings) -> None:
+    """What keeps several processes from the steps of the whole batch: rows, times or solves that differ among them."""
+    if not s.solver.sync_steps:
+        return
+    backward = s.gradient.method if isinstance(s.gradient, AdjointSettings) else None
+    methods = {"solver": s.solver.name} | ({"gradient.method": backward} if backward else {})
+    for key, name in methods.items():
+        if not isinstance(find("METHODS", name, METHODS, s.extensions), Tableau):
+            raise UsageError(
+                f"solver.sync_steps=true: {key}={name} is no explicit Runge-Kutta method; "
+                f"leave sync_steps out, or choose {key}=dopri5",
+                "solver.sync_steps",
+                key,
+            )
+    hindrances = {
+        "solver.stepping=per_sample": s.solver.stepping == "per_sample",
+        "gradient.norm=full": getattr(s.gradient, "norm", "semi") == "full",
+        f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
+        "model.encoder_solver=null": s.has_ode_cell and getattr(s.model, "encoder_solver", None) is None,
+    }
+    for setting in (setting for setting, hinders in hindrances.items() if hinders):
+        line = f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out"
+        raise UsageError(line, "solver.sync_steps", setting.partition("=")[0])
+
+
+def _check_training(s: Settings) -> None:
+    schedule, epochs = s.schedule, s.trainer.epochs
+    if s.trainer.compile and s.task == "density":
+        way = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
+        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}", "trainer.compile")
+    if isinstance(schedule, StepsSettings) and any(
+        b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
+    ):
+        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase", "schedule.milestones")
+    warmup = getattr(schedule, "warmup_epochs", 0)
+    if warmup > epochs and s.trainer.iterations is None:
+        line = f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}"
+        raise UsageError(line, "schedule.warmup_epochs", "trainer.epochs")
+    if isinstance(s.optim, SGDSettings) and s.optim.nesterov and s.optim.momentum == 0:
+        line = "optim.nesterov=true: needs a momentum; set optim.momentum, such as optim.momentum=0.9"
+        raise UsageError(line, "optim.nesterov", "optim.momentum")
+    limit = getattr(s.data, "train_limit", None)
+    if limit is not None and limit < s.trainer.batch_size:
+        raise UsageError(
+            f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}, "
+            "or no batch is whole",
+            "data.train_limit",
+            "trainer.batch_size",
+        )

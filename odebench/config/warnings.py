@@ -1,0 +1,93 @@
+"""Warnings for settings that are valid but have no effect, or that are probably a mistake."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from odebench.config.schema.solver import AdjointSettings
+from odebench.config.settings import Settings
+
+# Settings of adaptive steps.
+_ADAPTIVE = {f"solver.{name}" for name in ("controller", "first_step", "min_step", "max_step")}
+
+
+def without_effect(settings: Settings, words: Iterable[str]) -> list[str]:
+    """Overrides of the command line that have no effect; one line each, for the log."""
+    given, found = dict(word.partition("=")[::2] for word in words), []
+    trainer, solver = settings.trainer, settings.solver
+    if "trainer.epochs" in given and trainer.iterations is not None:
+        found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")
+    if not settings.has_ode:
+        for key in given:
+            if key in ("tol", "eval_tol", "trainer.max_nfe") or key.startswith(("solver.", "dynamics.")):
+                found.append(f"{key}={given[key]} has no effect: model={settings.model.name} has no ODE")
+    elif "tol" in given and solver.fixed and settings.evaluation_solver.fixed:
+        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps says how many")
+    elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
+        found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
+    if settings.has_ode and solver.fixed:
+        for key in sorted(_ADAPTIVE.intersection(given)):
+            found.append(f"{key}={given[key]} has no effect: {solver.name} has fixed steps")
+    for keys, why in _unused(settings):
+        found += [f"{key}={given[key]} has no effect: {why}" for key in given if re.fullmatch(keys, key)]
+    return found
+
+
+def _unused(s: Settings) -> Iterator[tuple[str, str]]:
+    """Patterns of settings that the other settings leave unused, and why."""
+    model: Any = s.model
+    if s.cell_solver:
+        its = "(tol|eval_tol|eval_solver|solver|gradient)|(solver|gradient)\\..*"
+        yield its, f"model.encoder_solver={s.cell_solver} solves the only ODE; set that to null"
+    encoder = getattr(model, "encoder", None)
+    if encoder in ("rnn", "gru"):
+        its = "model.(encoder_solver|encoder_step|gate_units|encoder_field_units)"
+        yield its, f"it is for model.encoder=ode_rnn, not {encoder}"
+    elif s.has_ode_cell and model.encoder_solver is None:
+        yield "model.encoder_step", "model.encoder_solver=null takes the steps of solver"
+    for switch, its in {
+        "observations": "model.(noise_std|learn_noise|decoder_units)",
+        "events": "model.event_units|loss.event_weight",
+        "classify": "model.classifier_units|loss.label_weight",
+        "time_gap": "model.gap_unit",
+    }.items():
+        if getattr(model, switch, True) is False:
+            yield its, f"model.{switch}=false"
+    if getattr(s.loss, "kl_wait_epochs", 0) is None:
+        yield "loss.kl_growth", "loss.kl_wait_epochs=null leaves the weight of the divergence at 1"
+    if s.has_ode and not s.dynamics.taylor:
+        yield "dynamics.taylor_order", "dynamics.taylor=0"
+    if s.loss.name == "flow_matching":
+        yield "gradient|gradient\\..*|trainer.max_nfe", "loss=flow_matching solves nothing in training"
+
+
+def probable_mistakes(settings: Settings) -> list[str]:
+    """Valid settings that are probably a mistake; one line each, for the log."""
+    found = []
+    tols = [t for t in (settings.solver.rtol, settings.solver.atol) if t is not None]
+    adaptive = settings.has_ode and not settings.solver.fixed
+    if settings.trainer.precision == "bf16" and adaptive and min(tols) < 1e-3:
+        found.append(
+            f"trainer.precision=bf16 with a tolerance of {min(tols):g}: below 1e-3 the rounding of bf16 "
+            "costs many more evaluations; use tol=1e-3 or float32"
+        )
+    if getattr(settings.model, "encoder", None) == "ode_rnn":
+        for unit in ("value_unit", "gap_unit"):
+            if (size := getattr(settings.model, unit, 1)) != 1:
+                found.append(f"model.{unit}={size:g} has no effect: it is for model.encoder=rnn and gru; set it to 1")
+    noise = getattr(settings.model, "noise", "rademacher")
+    if noise != "rademacher" and getattr(settings.model, "trace", None) == "exact":
+        found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")
+    if settings.loss.name == "flow_matching" and getattr(settings.model, "train_time", False):
+        found.append(
+            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; "
+            "model.train_time=false says so"
+        )
+    gradient = settings.gradient
+    if isinstance(gradient, AdjointSettings) and (settings.solver.fixed or gradient.steps is not None):
+        for key in ("rtol", "atol"):
+            if (tol := getattr(gradient, key)) is not None:
+                found.append(f"gradient.{key}={tol:g} has no effect: the backward steps are fixed; set it to null")
+    if settings.eval_tol is not None and settings.has_ode and settings.evaluation_solver.fixed:
+        found.append(f"eval_tol={settings.eval_tol:g} has no effect: {settings.evaluation_solver.name} has fixed steps")
+    return found

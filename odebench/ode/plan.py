@@ -1,0 +1,77 @@
+"""How a solve steps: method, tolerance or grid, step sizes, and the times that a step must end at."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.distributed import ProcessGroup
+
+from odebench.ode import control
+from odebench.ode.methods import Method
+
+Grid = Callable[[list[float]], list[float]]
+"""From the times asked for to the times that fixed steps go through, from the first to the last."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to step.
+
+    method: its description.
+    tolerance: of adaptive steps; None for fixed steps.
+    grid: of fixed steps; None for adaptive ones.
+    first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
+    max_steps: attempts, rejected ones included, between the first and the last time.
+    min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
+    controller: of adaptive steps.
+    norm: of the scaled error.
+    group: processes that hold further rows of the state, and take the same steps.
+    forced: times that a step must end at, anywhere.
+    jumps: those of ``forced`` where f jumps: it is evaluated anew on their other side.
+    one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
+    interpolation: how outputs between the grid's times are read off: "linear" or "cubic".
+    dense: keep the continuous extension of every step.
+    compile: compile the step.
+    """
+
+    method: Method
+    tolerance: control.Tolerance | None
+    grid: Grid | None
+    first_step: float | None = None
+    max_steps: int = 100_000
+    min_step: float = 0.0
+    max_step: float = math.inf
+    controller: control.Controller = control.CONTROLLERS["integral"]
+    norm: control.Norm = control.rms
+    group: ProcessGroup | None = None
+    forced: tuple[float, ...] = ()
+    jumps: frozenset[float] = frozenset()
+    one_sided: bool = False
+    interpolation: str = "cubic"
+    dense: bool = False
+    compile: bool = False
+
+    def side(self, start: float, end: float) -> float:
+        """``one_sided`` as steppers get it: the direction of time, or 0."""
+        return math.copysign(1.0, end - start) if self.one_sided else 0.0
+
+    def stops(self, start: float, end: float) -> list[float]:
+        """The times from ``start`` to ``end`` that a step must end at, the last one ``end``."""
+        inside = {time for time in self.forced if min(start, end) < time < max(start, end)}
+        return [*sorted(inside, reverse=end < start), end]
+
+
+def even_grid(step_size: float) -> Grid:
+    """Steps of at most this size; each interval between two times is divided evenly, into one step or more."""
+
+    def grid(times: list[float]) -> list[float]:
+        points = [times[0]]
+        for start, end in itertools.pairwise(times):
+            num_steps = max(1, math.ceil(abs(end - start) / step_size - 1e-9))
+            h = (end - start) / num_steps
+            points += [start + n * h for n in range(1, num_steps)]
+            points.append(end)
+        return points
+
+    return grid

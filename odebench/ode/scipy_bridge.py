@@ -1,0 +1,224 @@
+"""A whole solve by one of SciPy's solvers."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.plan import Plan
+from odebench.ode.status import Outcome, Stats, Status
+
+# Two GiB for the N x N numbers of the solvers that keep such a matrix.
+LARGEST_MATRIX = 16_384
+
+
+class NonFinite(ArithmeticError):
+    """f is NaN or infinite somewhere: SciPy's solvers would go on for ever, or end with another word for it."""
+
+
+def solve_span(
+    method: SciPySolver, field: Any, y: Tensor, times: list[float], plan: Plan, stats: Stats
+) -> tuple[Tensor, Outcome, float]:
+    """The states [T, N] at the times, how the solve ended, and its last step size.
+
+    SciPy's own norm, controller and first step take the place of the plan's, and nobody observes the steps;
+    max_steps counts accepted ones. Rejected ones are known to SciPy alone.
+
+    Raises ValueError for what the solver does not have, and where a gradient would have to pass through it.
+    """
+    _check(method, y, plan)
+    if not y.numel():
+        outcome = Outcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
+        return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
+    bridge = _Bridge(method, field, y)
+    outputs, status, end, step = [y], Status.success, times[0], math.nan
+    with warnings.catch_warnings():
+        # They fail with a status of ours.
+        warnings.filterwarnings("ignore", "(vode|lsoda): ", UserWarning)
+        try:
+            solver = _open(method, bridge, y, times, plan)
+            while len(outputs) < len(times):
+                if stats.accepted == plan.max_steps:
+                    status = Status.max_steps
+                    break
+                solver.step()
+                # LSODA and VODE go on with steps that do not move t.
+                if solver.status == "failed" or solver.t == solver.t_old:
+                    status = Status.step_underflow
+                    break
+                step, end = float(solver.t - solver.t_old), float(solver.t)
+                _count(step, stats)
+                outputs += _read(solver, bridge, times[len(outputs) :])
+        except NonFinite:
+            status = Status.non_finite
+    outcome = Outcome(status, len(outputs), end, step, math.nan, stats.nfe)
+    outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
+    return torch.stack(outputs), outcome, abs(step)
+
+
+def _check(method: SciPySolver, y: Tensor, plan: Plan) -> None:
+    lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.forced)}
+    if method.solver not in ("LSODA", "vode_adams"):
+        lacks["min_step"] = plan.min_step > 0
+    for what, wanted in lacks.items():
+        if wanted:
+            raise ValueError(f"method {method.name} has no {what}; use a method that is not SciPy's, such as dopri5")
+    n = y.numel() * (2 if y.is_complex() else 1)
+    if method.matrix and n > LARGEST_MATRIX:
+        raise ValueError(
+            f"method {method.name} keeps a matrix of N x N numbers, {8 * n * n / 2**30:.3g} GiB for this state of "
+            f"{n:,}; at most {LARGEST_MATRIX:,} are allowed: use vode_adams or adams"
+        )
+    if torch.is_grad_enabled() and y.requires_grad:
+        raise ValueError(_no_gradient(method))
+
+
+def _no_gradient(method: SciPySolver) -> str:
+    return (
+        f"method {method.name}: autograd cannot look into SciPy; use gradient='adjoint', or torch.no_grad() where no "
+        "gradient is wanted"
+    )
+
+
+class _Bridge:
+    """f and states, between tensors like y [N] and float64 arrays [N], or [2N] for complex y."""
+
+    def __init__(self, method: SciPySolver, field: Any, y: Tensor) -> None:
+        self._method, self._field, self._y = method, field, y
+
+    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
+        """dy/dt; raises NonFinite, and ValueError where it wants a gradient."""
+        (time,) = self._field.clock([float(t)])
+        rate = self._field(time, self.state(y), True)
+        if rate.requires_grad and torch.is_grad_enabled():
+            raise ValueError(_no_gradient(self._method))
+        array = self.array(rate)
+        if not np.isfinite(array).all():
+            raise NonFinite
+        return array
+
+    def array(self, y: Tensor) -> np.ndarray:
+        """A tensor as a new array."""
+        y = y.detach().resolve_conj()
+        real = torch.view_as_real(y).reshape(-1) if y.is_complex() else y
+        return real.to("cpu", torch.float64, copy=True).numpy()
+
+    def state(self, y: np.ndarray) -> Tensor:
+        """An array as a new tensor."""
+        # SciPy writes to its arrays again.
+        state = torch.tensor(y, dtype=self._y.real.dtype).to(self._y.device)
+        return torch.view_as_complex(state.view(-1, 2)) if self._y.is_complex() else state
+
+    def tolerance(self, tolerance: float | Tensor) -> float | np.ndarray:
+        """A tolerance of the state, a number or [N], as one of the array."""
+        if isinstance(tolerance, float):
+            return tolerance
+        array = tolerance.detach().to("cpu", torch.float64).numpy()
+        return np.repeat(array, 2) if self._y.is_complex() else array
+
+
+def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], plan: Plan) -> Any:
+    """The solver at the first time, ready to step."""
+    from scipy import integrate
+
+    assert plan.tolerance is not None
+    start, end = times[0], times[-1]
+    options: dict[str, Any] = {
+        "rtol": bridge.tolerance(plan.tolerance.rtol),
+        "atol": bridge.tolerance(plan.tolerance.atol),
+        "first_step": None if plan.first_step is None else min(plan.first_step, abs(end - start)),
+        "max_step": plan.max_step,
+    }
+    if method.solver in ("LSODA", "vode_adams"):
+        options["min_step"] = plan.min_step
+    make = _VodeAdams if method.solver == "vode_adams" else getattr(integrate, method.solver)
+    return make(bridge, start, bridge.array(y), end, **options)
+
+
+def _read(solver: Any, bridge: _Bridge, due: list[float]) -> list[Tensor]:
+    """The states at those of the times due that the last step has reached."""
+    direction = math.copysign(1.0, solver.t - solver.t_old)
+    reached = [time for time in due if (time - solver.t) * direction <= 0]
+    if not reached:
+        return []
+    path = None if reached == [solver.t] else solver.dense_output()
+    return [bridge.state(solver.y if path is None or time == solver.t else path(time)) for time in reached]
+
+
+def _count(step: float, stats: Stats) -> None:
+    stats.accepted += 1
+    stats.step_sizes.append(step)
+    stats.warm_step = stats.warm_step or abs(step)
+
+
+class _VodeAdams:
+    """VODE's Adams method with functional iteration, in the form of SciPy's newer solvers: it keeps 16 states and no
+    matrix, and never steps beyond the end.
+
+    Brown, Byrne & Hindmarsh 1989, VODE: a variable-coefficient ODE solver.
+    """
+
+    def __init__(
+        self,
+        fun: _Bridge,
+        t0: float,
+        y0: np.ndarray,
+        t_bound: float,
+        *,
+        rtol: float | np.ndarray,
+        atol: float | np.ndarray,
+        first_step: float | None,
+        min_step: float,
+        max_step: float,
+    ) -> None:
+        from scipy.integrate import ode
+
+        self.t, self.t_old, self.y, self.status = t0, t0, y0, "running"
+        self._fun, self._bound = fun, t_bound
+        self._raised: BaseException | None = None
+        solver = ode(self._call).set_integrator(
+            "vode",
+            method="adams",
+            rtol=rtol,
+            atol=atol,
+            first_step=math.copysign(first_step or 0.0, t_bound - t0),
+            min_step=min_step,
+            max_step=0.0 if math.isinf(max_step) else max_step,
+        )
+        solver.set_initial_value(y0, t0)
+        self._vode = solver._integrator
+        self._vode.rwork[0] = t_bound
+
+    def step(self) -> None:
+        """One step; ``status`` says how it went."""
+        # VODE's task 5: one step, not beyond the time in rwork[0].
+        y, t = self._run(5, self._bound)
+        if not self._vode.success:
+            self.status = "failed"
+            return
+        self.t_old, self.t, self.y = self.t, t, y.copy()
+        self.status = "finished" if t == self._bound else "running"
+
+    def dense_output(self) -> Any:
+        """The state at a time inside the last step, read off VODE's history."""
+        return lambda t: self._run(1, t)[0].copy()
+
+    def _run(self, task: int, t: float) -> tuple[np.ndarray, float]:
+        self._vode.call_args[2] = task
+        y, t = self._vode.run(self._call, lambda: None, self.y.copy(), self.t, t, (), ())
+        if self._raised is not None:
+            raise self._raised
+        return y, t
+
+    def _call(self, t: float, y: np.ndarray) -> np.ndarray:
+        """f; what it raises waits for the end of the step, as SciPy 1.17's VODE goes on evaluating after an error."""
+        if self._raised is None:
+            try:
+                return self._fun(t, y)
+            except BaseException as error:
+                self._raised = error
+        return np.zeros_like(y)

@@ -1,0 +1,578 @@
+"""The command line: verbs, messages, exit codes, multirun and completion. Training itself is a stand-in."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from odebench.cli import doctor, main
+from odebench.cli.list import KINDS
+from odebench.config.compose import CONFIGS, compose
+from odebench.config.read import read_settings
+from odebench.errors import UsageError
+from odebench.record import schema
+
+VERBS = (
+    "train",
+    "sweep",
+    "eval",
+    "predict",
+    "sample",
+    "resume",
+    "list",
+    "report",
+    "reproduce",
+    "tensorboard",
+    "bench",
+    "doctor",
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for odebench.training.run and notes what is called; hidden=N chooses the exit code N."""
+    noted = []
+
+    def result(code=0, folder="somewhere"):
+        return types.SimpleNamespace(exit_code=code, folder=Path(folder), objective=0.5)
+
+    def train_run(config, overrides):
+        settings = read_settings(config)
+        noted.append(("train", settings, overrides, list(sys.argv)))
+        code = getattr(settings.model, "hidden", 0)
+        if code == 7:
+            raise ZeroDivisionError("a fault of ours")
+        if code == 8:
+            raise OSError(28, "", "/full")
+        if code == 9:
+            raise UsageError("no data there")
+        if code == 10:
+            raise KeyboardInterrupt
+        return result(code if code in (1, 2, 3, 75) else 0, settings.run_dir or "somewhere")
+
+    def note(verb, code=0):
+        return lambda *words: noted.append((verb, *words)) or result(code)
+
+    started = types.SimpleNamespace(train_run=train_run, resume_run=note("resume", 75))
+    finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"), sample_run=note("sample"))
+    monkeypatch.setitem(sys.modules, "odebench.training.study", types.SimpleNamespace(study_run=note("study")))
+    monkeypatch.setitem(sys.modules, "odebench.training.run", started)
+    monkeypatch.setitem(sys.modules, "odebench.training.trained", finished)
+    return noted
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run, as far as the command line looks into it."""
+    folder = tmp_path / "runs" / "a_run"
+    folder.mkdir(parents=True)
+    OmegaConf.save(compose([]), folder / schema.SETTINGS)
+    (folder / schema.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
+    numbers = {"objective": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
+    (folder / schema.SUMMARY).write_text(json.dumps(numbers))
+    return folder
+
+
+def fails(capsys, *words, code=2):
+    """The one line on stderr of a command that fails."""
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb_is_our_own(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: odebench {verb}")
+    assert f"odebench {verb}" in out.split("example")[-1] or verb == "doctor"
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: odebench [-h] [--version] VERB ...\n")
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+
+
+def test_the_help_of_list_names_all_that_it_lists(capsys):
+    assert main(["list", "--help"]) == 0
+    assert set(KINDS) <= set(re.findall(r"\w+", capsys.readouterr().out))
+
+
+def test_version(capsys):
+    from odebench import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"odebench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "odebench: the following arguments are required: VERB (odebench --help explains)"),
+        (["trian"], "odebench: unknown verb trian; did you mean train? (verbs: " + ", ".join(VERBS) + ")"),
+        (
+            ["eval"],
+            "odebench eval: the following arguments are required: RUN (odebench eval --help explains)",
+        ),
+        (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
+        (["resume", "/no", "tol=1"], "odebench resume: /no is not a run's folder: it does not exist"),
+        (
+            ["eval", "RUN", "--limit", "abc"],
+            "odebench eval: argument --limit: a whole number is needed, not abc (odebench eval --help explains)",
+        ),
+        (["train", "--foo"], "odebench train: unknown option --foo"),
+        (["predict", "RUN", "--limit", "3"], "odebench predict: unknown option --limit"),
+        (["report", "RUN", "--figure", "no"], "odebench report: unknown figure no (odebench report --list prints all)"),
+        (["reproduce", "no"], "odebench reproduce: unknown reproduction no (odebench reproduce --list prints all)"),
+        (["train", "--multirn"], "odebench train: unknown option --multirn; did you mean --multirun?"),
+        (
+            ["eval", "RUN", "--splt=test"],
+            "odebench eval: unknown option --splt=test; did you mean split=...? settings have no dashes",
+        ),
+        (["eval", "RUN", "--limt", "3"], "odebench eval: unknown option --limt; did you mean --limit?"),
+        (["train", "tol=abc"], "odebench train: tol=abc: a number is needed, such as tol=1e-3"),
+        (["train", "-m", "--cfg"], "odebench train: --cfg prints the settings of one run; leave -m out"),
+        (["train", "--", "x"], "odebench train: x: nothing can follow --"),
+        (["train", "--config-dir", "/no"], "odebench train: --config-dir /no: no such folder"),
+        (["list", "models", "x"], "odebench list: x: a folder goes with `list runs` only"),
+        (["list", "runs", "/no"], "odebench list: /no is not a folder"),
+        (["tensorboard", "/no"], "odebench tensorboard: /no: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line(words, line, capsys):
+    assert fails(capsys, *words) == line
+
+
+def test_a_mistyped_list_is_told(capsys):
+    line = fails(capsys, "list", "solver")
+    assert line.startswith("odebench list: nothing to list called solver; did you mean solvers? (models, ")
+
+
+def test_train_hands_over_settings_and_overrides_wherever_the_options_stand(calls):
+    assert main(["train", "model=mlp", "--config-dir", str(CONFIGS), "tol=1e-4"]) == 0
+    ((_, settings, overrides, _),) = calls
+    assert (settings.model.name, settings.tol) == ("mlp", 1e-4)
+    assert overrides == ["model=mlp", "tol=1e-4"]
+
+
+@pytest.mark.parametrize("code", [1, 3, 75])
+def test_the_exit_code_of_a_run_is_the_commands(code, calls):
+    assert main(["train", "model=mlp", f"model.hidden={code}"]) == code
+
+
+def test_errors_of_a_run_are_one_line_and_faults_of_ours_a_traceback(calls, capsys):
+    words = ["train", "model=mlp"]
+    assert fails(capsys, *words, "model.hidden=9") == "odebench train: no data there"
+    full = "odebench train: No space left on device: /full"
+    assert fails(capsys, *words, "model.hidden=8", code=1) == full
+    assert fails(capsys, *words, "model.hidden=10", code=130) == "odebench train: stopped"
+    with pytest.raises(ZeroDivisionError):
+        main([*words, "model.hidden=7"])
+
+
+def test_of_several_processes_the_first_one_alone_tells_an_error(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # by a cluster, for purposes of its own
+    assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert main(["train", "tol=abc"]) == 2
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
+
+
+def test_several_processes_train_one_model_and_no_multirun(calls, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "0")
+    line = "odebench train: -m: torchrun's processes train one model together; leave -m out, or start without torchrun"
+    assert fails(capsys, "train", "-m", "tol=1e-2,1e-3") == line
+    assert calls == []
+
+
+def test_cfg_prints_settings_that_read_back(calls, capsys):
+    assert main(["train", "--cfg", "model=rknet", "tol=1e-5"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert read_settings(printed) == read_settings(compose(["model=rknet", "tol=1e-5"]))
+    assert calls == []
+
+
+def test_eval_takes_overrides_and_a_split(calls, run, capsys):
+    assert main(["eval", str(run)]) == 0
+    assert main(["eval", str(run), "solver=rk4", "split=test", "tol=1e-5"]) == 0
+    assert main(["eval", str(run), "--limit", "20"]) == 0
+    assert calls == [
+        ("eval", run, [], "validation", None),
+        ("eval", run, ["solver=rk4", "tol=1e-5"], "test", None),
+        ("eval", run, [], "validation", 20),
+    ]
+    assert fails(capsys, "eval", str(run), "split=tset").startswith(
+        "odebench eval: unknown split tset; did you mean test?"
+    )
+
+
+def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
+    assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
+    ((verb, folder, combinations, split, limit, gradients),) = calls
+    assert (verb, folder, split, limit, gradients) == ("study", run, "test", None, False)
+    assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
+    assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
+        "odebench eval: unknown solver rk5; did you mean rk4"
+    )
+
+
+def test_eval_asked_for_gradients_is_a_study_of_one_combination_too(calls, run):
+    assert main(["eval", str(run), "tol=1e-2", "--gradients", "--limit", "5"]) == 0
+    assert calls == [("study", run, [["tol=1e-2"]], "validation", 5, True)]
+
+
+def test_sample_takes_a_number_a_seed_and_a_file(calls, run):
+    assert main(["sample", str(run)]) == 0
+    assert main(["sample", str(run), "--num", "7", "tol=1e-6", "--seed", "3", "--output", "x.npy"]) == 0
+    assert calls == [("sample", run, [], 100, 0, None), ("sample", run, ["tol=1e-6"], 7, 3, Path("x.npy"))]
+
+
+def test_predict_takes_an_output_file(calls, run):
+    assert main(["predict", str(run), "--output", "p.csv", "split=train"]) == 0
+    assert calls == [("predict", run, [], "train", Path("p.csv"))]
+
+
+def test_resume_hands_over_the_folder_and_its_exit_code(calls, run):
+    assert main(["resume", str(run)]) == 75
+    assert calls == [("resume", run)]
+
+
+def test_the_settings_of_a_run_are_fixed_and_the_way_out_is_told(calls, run, capsys):
+    folder = run.rename(run.parent / "my run")
+    assert fails(capsys, "resume", str(folder), "tol=1e-5") == (
+        "odebench resume: tol=1e-5: the settings of a run are fixed; "
+        f"train another from its weights: odebench train KEY=VALUE init_from='{folder}'"
+    )
+    assert calls == []
+
+
+@pytest.mark.parametrize("verb", ["eval", "resume"])
+def test_a_folder_of_runs_is_no_run_and_how_to_find_them_is_told(verb, run, capsys):
+    line = f"{run.parent} is not a run's folder: it holds 1; name one (odebench list runs {run.parent})"
+    assert fails(capsys, verb, str(run.parent)) == f"odebench {verb}: {line}"
+
+
+def test_before_the_first_run_there_is_none_to_list(in_tmp, capsys):
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr() == ("", "odebench list: no runs yet: they go to outputs/\n")
+
+
+def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
+    (tmp_path / "solver").mkdir()
+    (tmp_path / "solver" / "mine.yaml").write_text("# My own tuning\nname: rk4\n")
+    assert main(["list", "solvers", "--config-dir", str(tmp_path)]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE"]
+    listed = {row.split()[0]: re.split(r"\s\s+", row) for row in rows}
+    assert "My own tuning" in listed["mine"]
+    assert listed["rk4"][1:7] == ["4", "4", "-", "-", "-", "Runge-Kutta 3/8 rule, order 4, fixed steps"]
+    assert listed["kvaerno5"][3:6] == ["yes", "yes", "-"]
+    assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("[!_]*.yaml")} | {"mine"}
+
+
+def test_on_a_terminal_a_row_of_options_ends_where_that_does(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["list", "solvers"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert max(map(len, rows)) == 100
+    assert next(row for row in rows if row.startswith("rk4_classic")).endswith("…")
+
+
+def test_every_option_has_a_first_comment(capsys):
+    for kind in ("models", "solvers", "gradients", "data", "optim", "schedules", "trainers", "experiments", "clusters"):
+        assert main(["list", kind]) == 0
+        for line in capsys.readouterr().out.splitlines():
+            assert len(line.split(maxsplit=1)) == 2, line
+
+
+def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
+    damaged = run.parent / "b_run"
+    damaged.mkdir()
+    for name in (schema.SETTINGS, schema.STATUS):
+        (damaged / name).write_bytes((run / name).read_bytes())
+    (damaged / schema.SUMMARY).write_text("{")
+    lost = run.parent / "c_run"
+    shutil.copytree(run, lost)
+    (lost / schema.STATUS).rename(lost / schema.MANIFEST)
+    assert main(["list", "runs", str(run.parent)]) == 0
+    out, err = capsys.readouterr()
+    header, row = out.splitlines()
+    columns = ["RUN", "MODEL", "SOLVER", "TOL", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES"]
+    assert header.split() == columns
+    assert row.split()[:7] == [str(run), "odenet", "dopri5", "0.001", "done", "10", "-"]
+    assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2"]
+    assert "b_run" in err
+    assert "b_run/summary.json is damaged" in err
+    assert f"{lost} is damaged: status.json is missing" in err
+
+
+def test_list_runs_shows_the_tolerance_that_steps_are_chosen_by(run, capsys):
+    for word, told in (
+        ("tol=1e-4", "0.0001"),
+        ("solver.rtol=1e-2", "0.01/0.001"),
+        ("solver.steps=20", "-"),
+        ("solver.step_size=0.1", "-"),
+        ("model=resnet", "-"),
+    ):
+        OmegaConf.save(compose([word]), run / schema.SETTINGS)
+        assert main(["list", "runs", str(run.parent)]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[3] == told, word
+
+
+def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
+    assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run))
+    assert fails(capsys, "tensorboard", str(run), "more") == "odebench tensorboard: more is one word too many"
+    (run / "events.out.tfevents.1.host").touch()
+    with pytest.raises(SystemExit):
+        main(["tensorboard", str(run.parent), "--", "--port", "7007"])
+    assert started[0][1:] == ["-m", "tensorboard.main", "--logdir", str(run.parent), "--port", "7007"]
+
+
+def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ODEBENCH_DATA", str(tmp_path))
+    assert main(["doctor", "--outputs", str(tmp_path)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"odebench", "torch", "threads", "data=mnist", "data=mnist5k", "compiler", "slurm"} <= set(lines)
+    assert lines["outputs"].split()[1] == "ok"
+    assert lines["data=mnist"].split()[1] == "missing"
+    assert all(line.split()[1] in ("ok", "missing") for name, line in lines.items() if name != "data")
+
+
+def test_doctor_tells_what_every_run_imports_from_what_some_need():
+    code = (
+        "import sys, odebench.training.run\n"
+        "from odebench.tasks import classification, density, time_series\n"
+        "from odebench.config.compose import compose; compose([])\n"
+        "print(*sys.modules)"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    names = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    assert set(doctor._PACKAGES) == declared & {names.get(module, module) for module in imported}
+    assert set(doctor._OF_SOME) == declared - set(doctor._PACKAGES)
+
+
+@pytest.mark.parametrize(("lacking", "code"), [("scipy", 1), ("scikit-learn", 0), ("torchvision", 0)])
+def test_doctor_fails_for_a_package_that_every_run_imports(capsys, monkeypatch, tmp_path, lacking, code):
+    def version(package):
+        if package == lacking:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor", "--outputs", str(tmp_path)]) == code
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{lacking} ")]
+    assert line.split()[1:5] == ["missing", "pip", "install", lacking + ";" * (code == 0)]
+
+
+def test_doctor_says_where_no_runs_can_go(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    main(["doctor", "--outputs", str(tmp_path / "file" / "runs")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("outputs")]
+    assert f"missing  {tmp_path / 'file'} is a file" in " ".join(line.split()).replace("missing ", "missing  ")
+
+
+def test_a_word_that_is_no_text_is_told_before_anything_is_written(capsys, tmp_path):
+    assert "is not UTF-8" in fails(capsys, "train", "model=mlp", f"run_dir='{tmp_path}/run\udcff'")
+    assert "hydra.run.dir=x: has no effect; run_dir=DIR" in fails(capsys, "train", "hydra.run.dir=x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):
+    assert main(["doctor", "--data", str(tmp_path / "no")]) == 0
+    assert f"{tmp_path / 'no'} is no folder" in capsys.readouterr().out
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_multirun_runs_every_combination_in_folders_of_its_own(calls, in_tmp, capsys):
+    assert main(["train", "-m", "solver=dopri5,rk4", "tol=1e-2,1e-3"]) == 0
+    (sweep,) = (in_tmp / "outputs" / "multirun").glob("*/*")
+    names = ["0_odenet_dopri5", "1_odenet_dopri5", "2_odenet_rk4", "3_odenet_rk4"]
+    assert [settings.run_dir for _, settings, *_ in calls] == [str(sweep / name) for name in names]
+    assert [settings.tol for _, settings, *_ in calls] == [1e-2, 1e-3, 1e-2, 1e-3]
+    assert calls[0][2] == ["solver=dopri5", "tol=0.01"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["jobs.jsonl", "multirun.yaml"]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"4 jobs in {sweep}"
+    assert err.splitlines()[0] == "job 0: solver=dopri5 tol=0.01"
+
+
+def test_one_jobs_failure_does_not_end_the_others_and_the_worst_code_stays(calls, in_tmp, capsys):
+    """9: wrong usage (2); 3: diverged; 7: a fault of ours (1); 0 is refused by the rules (2)."""
+    assert main(["train", "-m", "model=mlp", "model.hidden=9,3,0,20"]) == 2
+    assert [settings.model.hidden for _, settings, *_ in calls] == [9, 3, 20]
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["2", "3", "2", "0"]
+    assert "odebench train: job 2: model.hidden=0: must be at least 1\n" in err
+    assert main(["train", "-m", "model=mlp", "model.hidden=7,3"]) == 1
+    assert "ZeroDivisionError: a fault of ours" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_whole_multirun(calls, in_tmp, capsys):
+    assert main(["train", "-m", "model=mlp", "model.hidden=20,75,21"]) == 75
+    assert [settings.model.hidden for _, settings, *_ in calls] == [20, 75]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 jobs in ")
+
+
+def test_ctrl_c_ends_the_whole_multirun(calls, in_tmp):
+    assert main(["train", "-m", "model=mlp", "model.hidden=10,21"]) == 130
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["model=odenet,odnet"], "unknown model odnet; did you mean odenet?"),
+        (["model.hiden=1,2"], "unknown setting model.hiden; did you mean model.hidden?"),
+        (["model=mlp,odenet", "model.hidden=3"], "model.hidden: the chosen model has no such setting"),
+        (["tol=1,2", "="], "malformed setting '='"),
+        (["hydra/launcher=jobli", "tol=1,2"], "no hydra/launcher/jobli (installed: basic"),
+        (["tol=interval(0,1)"], "BasicSweeper does not support sweep type"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_multirun_that_cannot_compose_starts_nothing(words, start, calls, in_tmp, capsys):
+    assert fails(capsys, "train", "-m", *words).startswith(f"odebench train: {start}")
+    assert calls == []
+    assert not list(in_tmp.rglob("multirun.yaml"))
+
+
+def test_multirun_restores_what_hydra_needed_and_the_job_sees_the_users_command(calls, in_tmp, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["odebench", "train", "-m", "seed=1,2"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert main() == 0
+    assert sys.argv == ["odebench", "train", "-m", "seed=1,2"]
+    assert calls[0][3] == sys.argv
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_multirun_finds_options_of_ones_own(calls, in_tmp):
+    folder = in_tmp / "my configs"
+    (folder / "solver").mkdir(parents=True)
+    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text() + "steps: 4\n"
+    (folder / "solver" / "coarse.yaml").write_text(coarse)
+    assert main(["train", "-m", "solver=coarse,dopri5", "--config-dir", "my configs"]) == 0
+    assert calls[0][1].solver.steps == 4
+    assert calls[0][1].config_dir == str(folder)
+    assert calls[0][2] == ["solver=coarse"]
+
+
+def test_multirun_goes_where_hydra_is_told_but_not_onto_another(calls, in_tmp, capsys):
+    words = ["train", "-m", "seed=1,2", "hydra.sweep.dir=here"]
+    assert main(words) == 0
+    assert calls[1][1].run_dir == str(in_tmp / "here" / "1_odenet_dopri5")
+    capsys.readouterr()
+    assert "holds another multirun" in fails(capsys, *words)
+
+
+NO_TORCH = """
+import contextlib, io, os, sys
+from odebench.cli import main
+from odebench.cli.completion import complete_setting
+import argparse
+with contextlib.redirect_stdout(io.StringIO()):
+    for words in (["--version"], ["--help"], *([verb, "--help"] for verb in {verbs}), ["list", "models"],
+                  ["list", "experiments"], ["list", "runs", {runs!r}], ["train", "--cfg"]):
+        assert main(words) == 0, words
+assert complete_setting("model=", argparse.Namespace())
+assert complete_setting("trainer.precision=", argparse.Namespace())
+assert main(["train", "tol=-1"]) == 2
+loaded = {{"torch", "torchvision", "matplotlib", "tensorboard"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_no_torch_before_a_verb_needs_it(run):
+    code = NO_TORCH.format(verbs=VERBS, runs=str(run.parent))
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+
+
+def test_version_and_help_import_no_hydra():
+    code = "import sys, odebench.cli as c; c.main(['train', '--help']); assert 'hydra' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [("models", "cnf density "), ("data", "mnist classification, density "), ("losses", "elbo time_series ")],
+)
+def test_what_belongs_to_a_task_is_listed_with_it(kind, row, capsys):
+    assert main(["list", kind]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith(row) for line in lines)
+
+
+@pytest.mark.parametrize("words", [["list", "models"], ["train", "--help"]], ids=" ".join)
+def test_a_closed_pipe_is_no_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "odebench", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 128 + signal.SIGPIPE)  # 0 where argparse itself passes over it
+
+
+def completions(line):
+    """What argcomplete answers a bash that stands at the end of ``line``."""
+    pytest.importorskip("argcomplete")
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "odebench"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("odebench tr", ["train "]),
+        ("odebench train solver.r", ["solver.rtol="]),
+        ("odebench train model=oden", ["odenet "]),
+        ("odebench train -m solver=dopri5,ts", ["dopri5,tsit5 "]),
+        ("odebench train tol=1 trainer.precision=", ["bf16", "float32"]),
+        ("odebench list sol", ["solvers "]),
+        ("odebench report outputs --figure par", ["pareto "]),
+        ("odebench report outputs --figure pareto,step", ["pareto,step-sizes "]),
+        ("odebench reproduce tab", ["table1", "table2"]),
+        ("odebench sweep cluster.th", ["cluster.threads="]),
+        ("odebench sweep cluster=sl", ["slurm "]),
+        ("odebench resume outputs cluster.p", ["cluster.partition=", "cluster.processes="]),
+        ("odebench resume outputs sol", [""]),
+    ],
+)
+def test_completion_in_bash(line, expected):
+    assert sorted(completions(line)) == sorted(expected)

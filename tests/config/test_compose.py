@@ -1,0 +1,105 @@
+"""Composition: what an experiment says for each of its models."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from odebench.cli import main
+from odebench.config.compose import compose
+from odebench.errors import UsageError
+from odebench.sweep.validate import Composer
+
+EXPERIMENT = """# @package _global_
+# Rings by a CNF, or by a planar flow
+defaults:
+  - override /model: cnf
+  - override /data: rings
+
+models:
+  cnf: [model.width=7, optim.lr=0.5]
+  planar_nf: [model.layers=3]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "rings.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def test_an_experiment_sets_the_model_that_is_chosen(folder):
+    config = compose(["experiment=rings"], folder)
+    assert (config.model.name, config.model.width, config.optim.lr) == ("cnf", 7, 0.5)
+    config = compose(["experiment=rings", "model=planar_nf"], folder)
+    assert (config.model.name, config.model.layers, config.data.name) == ("planar_nf", 3, "rings")
+    assert config.optim.lr != 0.5
+    assert "models" not in config
+
+
+@pytest.mark.parametrize(
+    "models", ["3", "{cnf: model.width=7}", "{cnf: [{model.width: 3}]}", "{cnf: 3}", "[model.width=7]"]
+)
+def test_what_is_no_list_for_a_model_is_told_in_one_line(folder, models):
+    head = EXPERIMENT.partition("models:")[0]
+    (folder / "experiment" / "rings.yaml").write_text(f"{head}models: {models}\n")
+    with pytest.raises(UsageError, match="models: a list of KEY=VALUE for each model is needed, as in cnf: "):
+        compose(["experiment=rings"], folder)
+
+
+def test_yaml_of_ones_own_that_is_none_is_told_in_one_line(folder, capsys):
+    for group, text, word in (
+        ("data", "defaults: 3\nname: bad\n", "data=bad"),
+        ("experiment", "# @package _global_\nbudgets: 3\n", "experiment=bad"),
+        ("model", "model: 3\n", "model.hiden=3"),
+    ):
+        (folder / group).mkdir(exist_ok=True)
+        (folder / group / "bad.yaml").write_text(text)
+        assert main(["train", "--config-dir", str(folder), word, "--cfg"]) == 2, text
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_that_it_does_not_name_is_left_as_it_is(folder):
+    assert compose(["experiment=rings", "model=ffjord"], folder).model == compose(["model=ffjord"]).model
+
+
+def test_overrides_come_after_what_an_experiment_says(folder):
+    config = compose(["experiment=rings", "model.width=9"], folder)
+    assert (config.model.width, config.optim.lr) == (9, 0.5)
+
+
+def test_a_setting_that_a_model_has_not_is_told_in_one_line(folder):
+    path = folder / "experiment" / "rings.yaml"
+    path.write_text(EXPERIMENT.replace("model.layers", "model.width"))
+    with pytest.raises(UsageError, match=r"^model\.width: the chosen model has no such setting"):
+        compose(["experiment=rings", "model=planar_nf"], folder)
+    path.write_text(EXPERIMENT.replace("model.width", "model.wdth"))
+    with pytest.raises(UsageError, match=r"^unknown setting model\.wdth; did you mean model\.width\?$"):
+        compose(["experiment=rings"], folder)
+
+
+def test_a_file_that_is_no_yaml_is_told_in_one_line(folder, capsys):
+    (folder / "model").mkdir()
+    path = folder / "model" / "torn.yaml"
+    path.write_text("name: mlp\nwidth: [\n")
+    for words in (["train", "model=torn"], ["train", "modle=mlp"], ["sweep", "model=torn", "seed=0,1", "--dry-run"]):
+        assert main([*words, "--config-dir", str(folder)]) == 2
+        assert str(path) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_sweeps_and_multiruns_do_the_same(folder, monkeypatch):
+    jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
+    composer = Composer(folder)
+    expected = [compose(job, folder) for job in jobs]
+    assert [composer.compose(job) for job in jobs] == expected
+    trained = []
+
+    def train_run(config, overrides):
+        trained.append(config)
+        return SimpleNamespace(exit_code=0, folder=folder, objective=0.0)
+
+    monkeypatch.setitem(sys.modules, "odebench.training.run", SimpleNamespace(train_run=train_run))
+    monkeypatch.chdir(folder)
+    assert main(["train", "-m", "experiment=rings", "model=cnf,planar_nf", "--config-dir", str(folder)]) == 0
+    assert [config.model for config in trained] == [compose(["experiment=rings"], folder).model, expected[1].model]

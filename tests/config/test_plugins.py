@@ -1,0 +1,155 @@
+"""Models, data and methods of a user's own module."""
+
+import sys
+
+import pytest
+
+from odebench.config.choices import options_of
+from odebench.config.compose import CONFIGS, compose
+from odebench.config.plugins import find, names
+from odebench.config.read import read_settings
+from odebench.config.schema import PluginSettings
+from odebench.errors import UsageError
+
+MODULE = """
+from odebench.ode.methods import METHODS as ours
+from odebench.ode.methods.tableau import Tableau
+
+
+class Wide:
+    def __init__(self, in_channels, num_classes, width, depth=2):
+        pass
+
+
+class Anything:
+    def __init__(self, in_channels, **options):
+        pass
+
+
+def noise(*, num, seed):
+    pass
+
+
+MODELS = {"wide": Wide, "anything": Anything, "odenet": Wide}
+DATA = {"noise": noise}
+METHODS = {"our_ralston": Tableau("our_ralston", "Ralston 1962", 2, (0.0, 2 / 3), ((), (2 / 3,)), (1 / 4, 3 / 4))}
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """An importable module, and a folder of YAML that names what it holds."""
+    (tmp_path / "their_lab.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "their_lab"
+    sys.modules.pop("their_lab", None)
+
+
+@pytest.fixture
+def configs(tmp_path):
+    folder = tmp_path / "configs"
+    for group in ("model", "data", "solver"):
+        (folder / group).mkdir(parents=True)
+    head = "# @package _global_\ntask: classification\nmodel:\n"
+    (folder / "model" / "wide.yaml").write_text(f"{head}  name: wide\n  width: 7\n")
+    (folder / "data" / "noise.yaml").write_text("name: noise\nnum: 512\n")
+    ralston = (CONFIGS / "solver" / "rk4.yaml").read_text().replace("rk4", "our_ralston")
+    (folder / "solver" / "our_ralston.yaml").write_text(ralston)
+    return folder
+
+
+def read(*overrides, config_dir=None):
+    return read_settings(compose(["extensions=[their_lab]", *overrides], config_dir))
+
+
+def test_ours_come_first_then_theirs(module):
+    own = {"odenet": "ours"}
+    assert find("MODELS", "odenet", own, [module]) == "ours"
+    assert find("MODELS", "wide", own, [module]).__name__ == "Wide"
+    assert names("MODELS", own, [module]) == ["odenet", "wide", "anything"]
+
+
+def test_a_name_nobody_has_is_told_with_the_nearest(module):
+    with pytest.raises(UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"):
+        find("MODELS", "wid", {"odenet": None}, [module])
+
+
+def test_a_module_without_a_dict_of_the_kind_has_none_of_it():
+    assert names("DATA", {"mnist": None}, ["json"]) == ["mnist"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("MODELS = [1]", "extensions: broken_lab.MODELS must be a dict from name to model"),
+        ("import not_installed", "extensions: broken_lab needs not_installed, which is not installed"),
+    ],
+    ids=["no dict", "missing import"],
+)
+def test_a_broken_module_is_one_line(tmp_path, monkeypatch, text, line):
+    (tmp_path / "broken_lab.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        find("MODELS", "wide", {}, ["broken_lab"])
+    sys.modules.pop("broken_lab", None)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", ["no_such_lab", "no.such.lab"])
+def test_a_missing_module_is_one_line(name):
+    with pytest.raises(UsageError, match=f"^extensions: no module {name}; install its package"):
+        find("MODELS", "wide", {}, [name])
+
+
+def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):
+    for word in ("model=wide", "data=noise", "solver=our_ralston"):
+        group, _, name = word.partition("=")
+        with pytest.raises(UsageError) as caught:
+            read_settings(compose([word], configs))
+        assert str(caught.value) == (
+            f"{word}: its YAML file is found, but extensions=[] holds no {group} of that name; "
+            "add its module, as in extensions=[my_module]"
+        )
+        with pytest.raises(UsageError, match=rf"^unknown {group} {name}.*; of your own: add --config-dir DIR, which"):
+            read(word)
+        with pytest.raises(UsageError, match=r"extensions=\[json\] holds no"):
+            read_settings(compose([word, "extensions=[json]"], configs))
+
+
+def test_their_model_data_and_method_are_settings(module, configs):
+    settings = read("model=wide", "data=noise", "solver=our_ralston", config_dir=configs)
+    assert settings.model == PluginSettings("wide", {"width": 7})
+    assert options_of(settings.data) == {"num": 512}
+    assert (settings.solver.name, settings.solver.fixed) == ("our_ralston", True)
+    assert settings.evaluation_solver == settings.solver
+
+
+def test_their_keys_are_checked_against_the_signature(module, configs):
+    (configs / "model" / "wide.yaml").write_text(
+        "# @package _global_\nmodel:\n  name: wide\n  widht: 7\ntask: classification\n"
+    )
+    with pytest.raises(UsageError, match=r"^unknown setting model\.widht; did you mean model\.width\?$"):
+        read("model=wide", config_dir=configs)
+    (configs / "model" / "wide.yaml").write_text("# @package _global_\nmodel:\n  name: wide\ntask: classification\n")
+    with pytest.raises(UsageError, match=r"^model\.width is missing; wide needs it"):
+        read("model=wide", config_dir=configs)
+
+
+def test_a_signature_that_takes_anything_takes_anything(module, configs):
+    (configs / "model" / "wide.yaml").write_text(
+        "# @package _global_\nmodel:\n  name: anything\n  colour: red\ntask: classification\n"
+    )
+    assert read("model=wide", config_dir=configs).model.options == {"colour": "red"}
+
+
+def test_their_model_has_an_ode_where_a_solver_is_chosen(module, configs):
+    assert read("model=wide", config_dir=configs).has_ode
+    settings = read("model=wide", "solver=none", "gradient=backprop", config_dir=configs)
+    assert not settings.has_ode
+    with pytest.raises(UsageError, match=r"^gradient=adjoint: wide has no ODE"):
+        read("model=wide", "solver=none", config_dir=configs)
+
+
+def test_their_method_without_step_size_control_needs_steps(module, configs):
+    with pytest.raises(UsageError, match=r"^solver\.steps=null: our_ralston has no step size control"):
+        read("solver=our_ralston", "solver.steps=null", config_dir=configs)

@@ -1,0 +1,71 @@
+"""Runs of an earlier version: settings that their files lack."""
+
+import logging
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.config.saved import read_saved, saved_settings
+from odebench.errors import UsageError
+from odebench.record.reader import RunRecord
+
+
+def left(tmp_path, words, *lacking):
+    """A run of these settings without some of them."""
+    settings = compose([*words])
+    with open_dict(settings):
+        for key in lacking:
+            group, _, name = key.rpartition(".")
+            del (settings[group] if group else settings)[name]
+    return RunRecord(tmp_path / "-".join(lacking), settings, {}, {}, {}, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking", "told"),
+    [
+        (["model=mlp"], ["trainer.patience"], "trainer.patience=null"),
+        (["solver=rk4"], ["solver.stepping", "eval_tol"], "solver.stepping=shared, eval_tol=null"),
+        (["model=latent_ode"], ["loss"], "loss=elbo"),
+        (["model=cnf"], ["dynamics", "task"], "dynamics=plain, task=density"),
+        (["model=odenet"], ["model.second_order"], "model.second_order=False"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_missing_is_the_default_and_said(words, lacking, told, tmp_path, caplog):
+    run = left(tmp_path, words, *lacking)
+    with caplog.at_level(logging.WARNING, "odebench"):
+        settings = saved_settings(run.settings, run.path)
+        saved_settings(settings, run.path)  # which lacks nothing any more
+        saved_settings(run.settings, run.path)
+    line, again = [record.getMessage() for record in caplog.records]
+    assert line == again
+    assert sorted(line.partition("taken as ")[2].split(", ")) == sorted(told.split(", "))
+    assert read_settings(settings) == read_settings(compose(words))
+    assert not set(lacking) & set(run.settings)  # the record stays as it is
+
+
+def test_whole_settings_stay_as_they_are_and_nothing_is_said(tmp_path, caplog):
+    run = left(tmp_path, ["model=ffjord", "data=two_moons", "tol=1e-2", "dynamics=rnode"])
+    assert saved_settings(run.settings, run.path) == run.settings
+    assert not caplog.records
+
+
+def test_an_options_file_that_is_gone_is_not_needed(tmp_path):
+    run = left(tmp_path, ["model=mlp"], "trainer.patience")
+    OmegaConf.update(run.settings, "config_dir", "/no/such/folder")
+    assert saved_settings(run.settings, run.path).trainer.patience is None
+
+
+def test_a_damaged_file_is_left_to_those_who_tell_it(tmp_path):
+    run = left(tmp_path, [], "model")
+    assert saved_settings(run.settings, run.path) == run.settings
+
+
+def test_a_fault_in_a_runs_own_settings_names_their_file(tmp_path):
+    settings = compose(["model=mlp"])
+    with open_dict(settings):
+        settings.of_a_newer_version = 3
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/settings\.yaml: unknown setting of_a_newer_version"):
+        read_saved(settings, tmp_path / "settings.yaml")

@@ -1,0 +1,156 @@
+"""Launchers and sweepers of Hydra under `train -m`: Optuna searches by the objective, joblib and submitit start jobs.
+
+Where a plugin is not installed, its tests are skipped; training itself is a stand-in but for the launchers.
+"""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from odebench.cli import main
+from odebench.config.compose import explain
+from odebench.config.read import read_settings
+from odebench.record.reader import read_run
+from odebench.sweep.multirun import _first_job
+
+PLUGINS = {
+    "hydra/sweeper/optuna": ("hydra_optuna_sweeper", "optuna"),
+    "hydra/launcher/joblib": ("hydra_joblib_launcher", "launchers"),
+    "hydra/launcher/submitit_local": ("hydra_submitit_launcher", "launchers"),
+    "hydra/launcher/submitit_slurm": ("hydra_submitit_launcher", "launchers"),
+}
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line)[3:] for line in re.findall(r"^odebench train -m hydra/.*$", PAGE, re.MULTILINE)]
+
+
+def is_installed(plugin):
+    return bool(importlib.util.find_spec("hydra_plugins")) and bool(importlib.util.find_spec(f"hydra_plugins.{plugin}"))
+
+
+def needs(name):
+    plugin, extra = PLUGINS[name]
+    return pytest.mark.skipif(not is_installed(plugin), reason=f'no {plugin} (pip install -e ".[{extra}]")')
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Stands in for trainings: the objective is model.hidden / 100; 3 diverges, 5 is queued again by its launcher."""
+
+    def train_run(config, overrides):
+        settings = read_settings(config)
+        hidden = getattr(settings.model, "hidden", 20)
+        if hidden == 5:
+            raise SystemExit(0)
+        return types.SimpleNamespace(exit_code=3 * (hidden == 3), folder=Path("x"), objective=hidden / 100)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "odebench.training.run", types.SimpleNamespace(train_run=train_run))
+
+
+SEARCH = ["train", "-m", "hydra/sweeper=optuna", "hydra.sweep.dir=here", "model=mlp", "hydra.sweeper.n_jobs=1"]
+DRAWN = [*SEARCH, "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=12"]
+
+
+@needs("hydra/sweeper/optuna")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "best"),
+    [([], 0.22), (["trainer.objective=val/loss"], 0.20), (["hydra.sweeper.direction=minimize"], 0.20)],
+    ids=["accuracy", "loss", "asked for"],
+)
+def test_optuna_goes_where_the_objective_is_better_and_a_divergence_is_no_value(words, best, trained, capsys):
+    assert main([*DRAWN, "model.hidden=choice(20,3,22,21)", *words]) == 3
+    found = OmegaConf.load("here/optimization_results.yaml")
+    assert (found.best_value, found.best_params["model.hidden"]) == (best, 100 * best)
+    out = capsys.readouterr().out.splitlines()
+    assert {line.split()[2] for line in out[1:13]} == {"0.0300", "0.2000", "0.2100", "0.2200"}
+    assert out[-2].split()[3] == f"{best:.4f},"
+
+
+@needs("hydra/sweeper/optuna")
+@pytest.mark.filterwarnings("ignore")
+def test_optuna_draws_from_an_interval(trained):
+    assert main([*SEARCH, "optim.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=3"]) == 0
+    rows = [json.loads(line) for line in Path("here/jobs.jsonl").read_text().splitlines()]
+    rates = [float(row["overrides"][0].removeprefix("optim.lr=")) for row in rows]
+    assert len(set(rates)) == 3
+    assert all(1e-4 <= rate <= 1e-1 for rate in rates)
+
+
+@needs("hydra/sweeper/optuna")
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_in_a_storage_goes_on(trained):
+    import optuna
+
+    (words,) = [words for words in COMMANDS if any("storage" in word for word in words)]
+    for folder in ("one", "two"):
+        assert main(["train", "-m", *words, "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={folder}"]) == 0
+    assert len(optuna.load_study("lr", "sqlite:///study.db").trials) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "words", [pytest.param(w, marks=needs(w[0].replace("=", "/")), id=" ".join(w)) for w in COMMANDS]
+)
+def test_every_command_of_the_page_starts_with_its_plugin(words, trained):
+    first = _first_job(words, None)
+    assert str(first.hydra[words[0].partition("/")[2].partition("=")[0]]["_target_"]).startswith("hydra_plugins.")
+    if "sweeper" in words[0]:
+        assert main(["train", "-m", *words, "hydra.sweeper.n_trials=2"]) == 0
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_brings_it(name):
+    from hydra.errors import MissingConfigException
+
+    error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'\n\nAvailable options in 'x':\n\tbasic")
+    assert str(explain(error)) == f'{name} is not installed: from the checkout, pip install -e ".[{PLUGINS[name][1]}]"'
+
+
+@pytest.mark.skipif(is_installed("hydra_optuna_sweeper"), reason="hydra_optuna_sweeper is installed")
+def test_a_search_without_optuna_is_one_line(trained, capsys):
+    assert main([*SEARCH, "optim.lr=interval(1e-4,1e-1)"]) == 2
+    line = 'odebench train: hydra/sweeper/optuna is not installed: from the checkout, pip install -e ".[optuna]"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_a_job_that_its_launcher_queues_again_is_stopped_and_the_line_of_its_end_holds(trained, capsys):
+    words = ["train", "-m", "model=mlp", "hydra.sweep.dir=here"]
+    assert main([*words, "model.hidden=20,5"]) == 75
+    rows = [json.loads(line) for line in Path("here/jobs.jsonl").read_text().splitlines()]
+    assert [row["exit_code"] for row in rows] == [0, 75]
+    assert "2 jobs in " in capsys.readouterr().out
+
+
+def test_what_a_launcher_raises_is_one_line(trained, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("could not detect\nsrun")
+
+    monkeypatch.setattr("hydra.main", lambda **_: fail)
+    assert main(["train", "-m", "seed=1,2"]) == 2
+    assert capsys.readouterr().err == "odebench train: RuntimeError: could not detect srun\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(n, marks=needs(f"hydra/launcher/{n}")) for n in ("joblib", "submitit_local")]
+)
+def test_a_launcher_runs_the_jobs_in_processes_of_their_own(launcher, tmp_path, tiny):
+    words = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=here", "model=mlp", "seed=1,2", *tiny]
+    command = [sys.executable, "-m", "odebench", "train", *words, "trainer.iterations=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = [read_run(tmp_path / "here" / f"{number}_mlp") for number in range(2)]
+    assert [run.status["status"] for run in runs] == ["done", "done"]
+    assert len({run.manifest["machine"]["pid"] for run in runs}) == 2
+    told = [f"{run.summary['objective']:.4f}" for run in runs]
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith(("0 ", "1 "))] == told
