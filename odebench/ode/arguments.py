@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 
-class TooManySteps(ValueError):
+class TooManyStepsError(ValueError):
     """Fixed steps that are more than ``max_steps`` over the times asked for."""
 
 

@@ -72,7 +72,7 @@ class Tolerance:
         return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
-class Gauge:
+class ScaledErrorNorm:
     """Measures the errors of the steps of one solve from y [N] on, in units of the tolerance."""
 
     def __init__(self, tolerance: Tolerance, norm: Norm, y: Tensor) -> None:
@@ -138,7 +138,7 @@ CONTROLLERS = {
 }
 
 
-class Control:
+class ControllerState:
     """A controller at work on one solve: it remembers the errors of the last two accepted steps."""
 
     def __init__(self, controller: Controller) -> None:

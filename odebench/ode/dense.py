@@ -16,15 +16,15 @@ from torch.utils import _pytree as pytree
 from odebench.ode.once_differentiable import once
 from odebench.ode.transforms import wants_derivative
 
-Weights = tuple[tuple[float, ...], ...]
+PolynomialWeights = tuple[tuple[float, ...], ...]
 
 # Cubic Hermite interpolation from f at both ends and the step's mean slope (y_next - y) / h; order 3.
-HERMITE: Weights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))
-LINEAR: Weights = ((1.0,),)
+HERMITE: PolynomialWeights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))
+LINEAR: PolynomialWeights = ((1.0,),)
 
 
-def weights_at(weights: Weights, thetas: Sequence[float], like: Tensor) -> Tensor:
-    """w_i(theta) of every slope i, a row for each theta, in dtype and device of ``like``; see ``Extension``."""
+def weights_at(weights: PolynomialWeights, thetas: Sequence[float], like: Tensor) -> Tensor:
+    """w_i(theta) of every slope i, a row for each theta, in dtype and device of ``like``; see ``Interpolant``."""
     table = _by_powers(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
@@ -32,7 +32,7 @@ def weights_at(weights: Weights, thetas: Sequence[float], like: Tensor) -> Tenso
 
 
 @functools.lru_cache(maxsize=64)
-def _by_powers(weights: Weights) -> Tensor:
+def _by_powers(weights: PolynomialWeights) -> Tensor:
     """A row for each power of theta, on the host in float64."""
     with torch.inference_mode(False):
         columns = tuple(itertools.zip_longest(*weights, fillvalue=0.0))
@@ -40,7 +40,7 @@ def _by_powers(weights: Weights) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Extension:
+class Interpolant:
     """The continuous extension of one step.
 
     y(t + theta h) = y + h sum_i w_i(theta) k_i with the polynomials w_i(theta) = p_i1 theta + p_i2 theta^2 + ...
@@ -55,7 +55,7 @@ class Extension:
     h: float
     y: Tensor
     slopes: Sequence[Tensor] | Tensor
-    weights: Weights
+    weights: PolynomialWeights
 
     def at(self, thetas: Sequence[float]) -> Tensor:
         """The states [len(thetas), N] at t + theta h."""
@@ -73,16 +73,16 @@ class Extension:
         slopes = self._stacked()
         return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes * self.h ** (1 - order)
 
-    def kept(self) -> "Extension":
+    def kept(self) -> "Interpolant":
         """A copy whose tensors nobody writes to again."""
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
-        return Extension(self.t, self.h, self.y.clone(), slopes, self.weights)
+        return Interpolant(self.t, self.h, self.y.clone(), slopes, self.weights)
 
     def _stacked(self) -> Tensor:
         return self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
 
 
-class _NoGradient(torch.autograd.Function):
+class _RefuseGradient(torch.autograd.Function):
     """States as they are; raises where they are differentiated, with respect to what the ``source`` came from."""
 
     @staticmethod
@@ -107,7 +107,7 @@ class DenseOutput:
 
     def __init__(
         self,
-        pieces: Sequence[Extension],
+        pieces: Sequence[Interpolant],
         unflatten: Callable[[Tensor], Any],
         end: float | None = None,
         source: Tensor | None = None,
@@ -140,7 +140,7 @@ class DenseOutput:
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
         """dy/dt at t, or [T, ...] at t [T], as the derivative of the interpolating polynomial: one order less exact."""
         times, slack = _as_list(t)
-        rates = self._moving(t, self._graphed(self._read(times, Extension.derivative, slack)), times, slack, 2)
+        rates = self._moving(t, self._graphed(self._read(times, Interpolant.derivative, slack)), times, slack, 2)
         return self._unflatten(rates if _is_several(t) else rates[0])
 
     def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
@@ -148,7 +148,7 @@ class DenseOutput:
 
         Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
         """
-        return self._read(times, Extension.at, slack)
+        return self._read(times, Interpolant.at, slack)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, lists and detached tensors, for torch.save; without f and without graph.
@@ -175,7 +175,7 @@ class DenseOutput:
         """The dense output that ``state_dict`` was taken from."""
         tables = [tuple(tuple(row) for row in table) for table in state["weights"]]
         columns = (state["t"], state["h"], state["y"].unbind(), state["slopes"], state["weights_of_step"])
-        pieces = [Extension(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
+        pieces = [Interpolant(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
         return cls(pieces, _unflatten_like(state["first_state"]), state["end"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -196,13 +196,15 @@ class DenseOutput:
         if not (isinstance(t, Tensor) and wants_derivative(t)):
             return values
         shift = (once(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
-        return values + shift * self._read(times, functools.partial(Extension.derivative, order=order), slack).detach()
+        return (
+            values + shift * self._read(times, functools.partial(Interpolant.derivative, order=order), slack).detach()
+        )
 
     def _graphed(self, states: Tensor) -> Tensor:
-        return states if self._source is None else _NoGradient.apply(states, self._source)
+        return states if self._source is None else _RefuseGradient.apply(states, self._source)
 
     def _read(
-        self, times: Sequence[float], read: Callable[[Extension, Sequence[float]], Tensor], slack: float
+        self, times: Sequence[float], read: Callable[[Interpolant, Sequence[float]], Tensor], slack: float
     ) -> Tensor:
         """What ``read`` gives at each time, [T, N]."""
         start, end = self.span

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import positive, shown
-from odebench.ode.drop_in_adjoint import BackwardOptions, BackwardSolve, backward_solve
-from odebench.ode.drop_in_options import Call, check_options, find_callbacks, pose
-from odebench.ode.events import Event, Watch
+from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, backward_solve
+from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, pose
+from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, Mode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.solution import SolveError, Status
 from odebench.ode.solving import run
-from odebench.ode.status import SolveError, Status
 from odebench.ode.transforms import check_gradient, transformed
 
 MAX_EVENT_STEPS = 20_000
@@ -114,8 +114,8 @@ def odeint_adjoint(
     if not torch.is_grad_enabled():
         return _answer(call, Backprop(), event_fn, options)
     if transformed():
-        check_gradient(BackwardSolve.name)
-    given = BackwardOptions(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
+        check_gradient(DropInAdjoint.name)
+    given = BackwardArguments(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
     return _answer(call, backward_solve(call, given, OdeintError), event_fn, options)
 
 
@@ -153,7 +153,9 @@ def _is_start_only(t: Tensor, event_fn: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 1 and len(t) == 1
 
 
-def _answer(call: Call, mode: Mode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None) -> Any:
+def _answer(
+    call: DropInCall, mode: Mode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None
+) -> Any:
     """What the caller gets."""
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
     if event_fn is not None:
@@ -167,7 +169,7 @@ def _answer(call: Call, mode: Mode, event_fn: Callable[..., Tensor] | None, opti
 
 
 def _until_event(
-    call: Call,
+    call: DropInCall,
     mode: Mode,
     observers: tuple[Observer, ...],
     event_fn: Callable[..., Tensor],
@@ -182,7 +184,7 @@ def _until_event(
             raise ValueError("fixed steps until an event need options={'step_size': ...}")
         far = MAX_EVENT_STEPS * positive("step_size", options["step_size"])
     problem.times = [start, start + direction * far]
-    solution = run(problem, call.plan, mode, observers, Watch([Event(event_fn)], problem))
+    solution = run(problem, call.plan, mode, observers, EventDetector([Event(event_fn)], problem))
     if solution.status is not Status.event:
         outcome = solution.outcome
         if solution.status is Status.success:

@@ -14,25 +14,25 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import number, shown
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.drop_in_options import Call, find_callbacks, largest_rms, make_plan
-from odebench.ode.events import Watch
+from odebench.ode.drop_in_options import DropInCall, find_callbacks, largest_rms, make_plan
+from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, integrate_back, quadrature_of
 from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpacked
 from odebench.ode.gradients.captured_tensors import Targets, alive, leaves
-from odebench.ode.integrate import Observer, Result, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.once_differentiable import differentiable_once
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
-from odebench.ode.status import SolveError, Stats, Status
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import SolveError, Stats, Status
 
-Present = Callable[[Tensor], tuple[Tensor, ...]]
+BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
 """From a backward state [2N + P] to the tuple that torchdiffeq shows: t's gradient, y, its adjoint, and those of
 parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class AdjointParameters:
     """What gets gradients of a solve, beside y0 and t.
 
     reached: those of the parameters that func uses at the first time; None where the caller answers for them.
@@ -44,7 +44,7 @@ class Found:
     f: Tensor | None = None
 
 
-def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None) -> Found:
+def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Tensor] | None) -> AdjointParameters:
     """The tensors ``given``, else the parameters of func and the leaf tensors it reaches at the first time.
 
     Warns of a module that uses a tensor that was computed outside of it; raises ValueError where another func does.
@@ -53,11 +53,11 @@ def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None)
         named = list(given) if isinstance(given, Iterable) else [given]
         if not all(isinstance(parameter, Tensor) for parameter in named):
             raise TypeError(f"adjoint_params must be a tuple of tensors, got {shown(given)}")
-        return Found(named)
+        return AdjointParameters(named)
     if getattr(func, "_is_replica", False):
         # nn.DataParallel's copies hold plain tensors in their parameters' places.
         attributes = [value for module in func.modules() for value in vars(module).values()]
-        return Found([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
+        return AdjointParameters([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
     y = problem.y0.detach().requires_grad_()
     (t,) = problem.clock(problem.times[:1])
     with torch.enable_grad():
@@ -76,10 +76,10 @@ def find_parameters(problem: Problem, func: Any, given: Iterable[Tensor] | None)
             raise ValueError(f"odeint_adjoint: {text}") from error
         warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
     module = func.parameters() if isinstance(func, nn.Module) else ()
-    return Found(list(dict.fromkeys((*module, *(reached or ())))), reached, f.detach())
+    return AdjointParameters(list(dict.fromkeys((*module, *(reached or ())))), reached, f.detach())
 
 
-def present_backward(problem: Problem, parameters: Sequence[Tensor], single: bool) -> Present:
+def present_backward(problem: InitialValueProblem, parameters: Sequence[Tensor], single: bool) -> BackwardUnpacker:
     """How the caller sees a backward state; the y of a ``single`` tensor has its shape, that of a tuple is flat."""
     n = len(problem.y0)
     shape = problem.shapes[0] if single else (n,)
@@ -91,7 +91,7 @@ def present_backward(problem: Problem, parameters: Sequence[Tensor], single: boo
     return present
 
 
-def backward_norm(call: Call, parameters: Sequence[Tensor], norm: Any) -> Norm:
+def backward_norm(call: DropInCall, parameters: Sequence[Tensor], norm: Any) -> Norm:
     """The norm of the backward error: the caller's, or "seminorm", or None."""
     problem, single = call.problem, call.parts is None
     n, sizes = len(problem.y0), [packed_size(parameter, problem.y0) for parameter in parameters]
@@ -115,7 +115,7 @@ def backward_norm(call: Call, parameters: Sequence[Tensor], norm: Any) -> Norm:
 
 
 def backward_tolerance(
-    forward: float | Tensor, given: Any, name: str, problem: Problem, parameters: Sequence[Tensor]
+    forward: float | Tensor, given: Any, name: str, problem: InitialValueProblem, parameters: Sequence[Tensor]
 ) -> float | Tensor:
     """The tolerance of the backward state: a number, or one an element.
 
@@ -136,7 +136,7 @@ def backward_tolerance(
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardOptions:
+class BackwardArguments:
     """What odeint_adjoint was told of the backward solve; None stands for what the forward solve has."""
 
     rtol: Any
@@ -146,7 +146,7 @@ class BackwardOptions:
     parameters: Iterable[Tensor] | None
 
 
-def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) -> "BackwardSolve":
+def backward_solve(call: DropInCall, given: BackwardArguments, error: type[SolveError]) -> "DropInAdjoint":
     """The gradient mode of a call; what it raises when its solve fails."""
     problem, single, norm = call.problem, call.parts is None, given.options.get("norm")
     found = find_parameters(problem, call.func, given.parameters)
@@ -173,21 +173,21 @@ def backward_solve(call: Call, given: BackwardOptions, error: type[SolveError]) 
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
     quadrature = quadrature_of(Adjoint(norm="semi"), plan.method) if separate else None
-    return BackwardSolve(plan, parameters, found.reached, found.f, observers, error, quadrature)
+    return DropInAdjoint(plan, parameters, found.reached, found.f, observers, error, quadrature)
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardSolve:
+class DropInAdjoint:
     """A gradient mode: the continuous adjoint by a plan of its own, one solve between each two times.
 
     plan: of the backward solve.
-    parameters, reached, f: what gets gradients, beside the first state; see ``Found``.
+    parameters, reached, f: what gets gradients, beside the first state; see ``AdjointParameters``.
     observers: of the backward steps.
     error: what a failed backward solve raises.
     quadrature: how the gradients of parameters are had, where they are no part of the backward state.
     """
 
-    plan: Plan
+    plan: SolvePlan
     parameters: Sequence[Tensor]
     reached: Sequence[Tensor] | None
     f: Tensor | None
@@ -203,24 +203,28 @@ class BackwardSolve:
         return isinstance(self.plan.method, Tableau)
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, and how it ended."""
-        results: list[Result] = []
-        states = _Solve.apply(self, problem, plan, observers, watch, results, problem.y0, *self.parameters)
+        results: list[IntegrationResult] = []
+        states = _DropInAdjointSolve.apply(self, problem, plan, observers, watch, results, problem.y0, *self.parameters)
         return dataclasses.replace(results[0], states=states)
 
 
-class _Solve(torch.autograd.Function):
+class _DropInAdjointSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        mode: BackwardSolve,
-        problem: Problem,
-        plan: Plan,
+        mode: DropInAdjoint,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: Watch | None,
-        results: list[Result],
+        watch: EventDetector | None,
+        results: list[IntegrationResult],
         y0: Tensor,
         *parameters: Tensor,
     ) -> Tensor:

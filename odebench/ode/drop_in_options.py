@@ -16,8 +16,8 @@ from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
-from odebench.ode.plan import Grid, Plan
-from odebench.ode.problem import Problem, check_state, noisy_layers
+from odebench.ode.plan import GridFunction, SolvePlan
+from odebench.ode.problem import InitialValueProblem, check_state, noisy_layers
 from odebench.ode.solving import check_plan
 
 # torchdiffeq takes fixed steps with these, be there an error estimate or not.
@@ -29,7 +29,7 @@ CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class DropInCall:
     """One call of torchdiffeq's in the engine's terms.
 
     func, y0, t: as they came.
@@ -40,12 +40,12 @@ class Call:
     func: Callable[..., Any]
     y0: Any
     t: Tensor
-    problem: Problem
+    problem: InitialValueProblem
     parts: int | None
     tolerance: Tolerance
     own_norm: Callable[[Any], Any] | None
     norm: Norm
-    plan: Plan
+    plan: SolvePlan
 
 
 def pose(
@@ -58,7 +58,7 @@ def pose(
     options: dict[str, Any] | None,
     *,
     parameters_known: bool,
-) -> Call:
+) -> DropInCall:
     """The call; see ``make_problem`` and ``make_plan`` for what it raises and warns of."""
     problem = make_problem(func, y0, t, parameters_known=parameters_known)
     parts = len(y0) if isinstance(y0, tuple) else None
@@ -66,7 +66,7 @@ def pose(
     norm = state_norm(problem, own_norm, parts)
     tolerance = Tolerance(flat_tolerance(problem, rtol, "rtol", parts), flat_tolerance(problem, atol, "atol", parts))
     plan = make_plan(method, options, (func, y0, t), tolerance, norm, exact=own_norm is not None)
-    return Call(func, y0, t, problem, parts, tolerance, own_norm, norm, plan)
+    return DropInCall(func, y0, t, problem, parts, tolerance, own_norm, norm, plan)
 
 
 def check_options(name: str, options: Any) -> dict[str, Any]:
@@ -79,13 +79,13 @@ def check_options(name: str, options: Any) -> dict[str, Any]:
     return options or {}
 
 
-def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> Problem:
+def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> InitialValueProblem:
     """The problem that a call of torchdiffeq's poses.
 
     parameters_known: func reaches no parameter but its module's, or but those that the caller named.
 
     Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor
-    a tuple of them, and for times that are no floating-point tensor; else what ``Problem`` raises.
+    a tuple of them, and for times that are no floating-point tensor; else what ``InitialValueProblem`` raises.
     """
     if not isinstance(y0, Tensor | tuple):
         raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")
@@ -105,12 +105,12 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {shown(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
-    fitted = _Fitted(func, y0)
+    fitted = _CoercedField(func, y0)
     field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
-    return Problem(field, y0, t, ())
+    return InitialValueProblem(field, y0, t, ())
 
 
-class _Fitted(nn.Module):
+class _CoercedField(nn.Module):
     """func with results as forgiving as torchdiffeq takes them: of another dtype, a tuple's parts of another shape
     with as many elements, a tensor of a shape that broadcasts to the state's."""
 
@@ -158,7 +158,7 @@ def _find_method(name: str | None, options: dict[str, Any]) -> Method:
     return METHODS[name]
 
 
-def flat_tolerance(problem: Problem, tolerance: Any, name: str, parts: int | None) -> float | Tensor:
+def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, parts: int | None) -> float | Tensor:
     """A tolerance as a number, or one an element of the state.
 
     parts: how many the state has, None where it is a single tensor.
@@ -178,7 +178,7 @@ def flat_tolerance(problem: Problem, tolerance: Any, name: str, parts: int | Non
     return problem.flat_tolerance(tolerances, name)
 
 
-def state_norm(problem: Problem, norm: Callable[[Any], Any] | None, parts: int | None) -> Norm:
+def state_norm(problem: InitialValueProblem, norm: Callable[[Any], Any] | None, parts: int | None) -> Norm:
     """The caller's norm of the state, or by default the root mean square; of a tuple, the largest of its tensors'."""
     if norm is not None:
         return lambda x: abs(float(norm(problem.unflatten(x))))
@@ -204,7 +204,7 @@ def make_plan(
     norm: Norm,
     *,
     exact: bool,
-) -> Plan:
+) -> SolvePlan:
     """The plan that a method's name and options stand for.
 
     asked: func, y0 and t.
@@ -222,7 +222,7 @@ def make_plan(
             for x in (tolerance.rtol, tolerance.atol)
         )
         tolerance = Tolerance(rtol, atol)
-    plan = Plan(method=method, tolerance=tolerance, grid=None, norm=norm)
+    plan = SolvePlan(method=method, tolerance=tolerance, grid=None, norm=norm)
     if isinstance(method, SciPySolver):
         plan = _with_scipy_options(plan, options)
     elif method.adaptive and method.name not in FIXED_STEPS:
@@ -234,7 +234,7 @@ def make_plan(
     return check_plan(plan)
 
 
-def _with_adaptive_options(plan: Plan, options: dict[str, Any], t: Tensor) -> Plan:
+def _with_adaptive_options(plan: SolvePlan, options: dict[str, Any], t: Tensor) -> SolvePlan:
     # Times are Python floats, on every device.
     options.pop("dtype", None)
     first_step = options.pop("first_step", None)
@@ -261,7 +261,7 @@ def _with_adaptive_options(plan: Plan, options: dict[str, Any], t: Tensor) -> Pl
     )
 
 
-def _with_scipy_options(plan: Plan, options: dict[str, Any]) -> Plan:
+def _with_scipy_options(plan: SolvePlan, options: dict[str, Any]) -> SolvePlan:
     for key in ("grid_points", "eps"):
         options.pop(key, None)
     return dataclasses.replace(
@@ -276,14 +276,16 @@ def _given(times: Any) -> Any:
     return () if times is None else times
 
 
-def _with_grid_options(plan: Plan, options: dict[str, Any], asked: tuple[Callable[..., Any], Any, Tensor]) -> Plan:
+def _with_grid_options(
+    plan: SolvePlan, options: dict[str, Any], asked: tuple[Callable[..., Any], Any, Tensor]
+) -> SolvePlan:
     step_size, constructor = options.pop("step_size", None), options.pop("grid_constructor", None)
     if step_size is not None and constructor is not None:
         raise ValueError("step_size and grid_constructor are mutually exclusive arguments.")
     interpolation = options.pop("interp", "linear")
     if interpolation not in ("linear", "cubic"):
         raise ValueError(f"Unknown interpolation method {interpolation}")
-    grid: Grid = list
+    grid: GridFunction = list
     if step_size is not None:
         grid = functools.partial(_stepped_grid, step_size=positive("step_size", step_size), dtype=asked[2].dtype)
     elif constructor is not None:
@@ -345,7 +347,7 @@ def _constructed_grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class Callbacks:
+class CallbackObserver:
     """Calls the caller's functions (t, y, dt) at steps, dt positive: an observer.
 
     present: the caller's state from the flat one [N].
@@ -377,8 +379,8 @@ class Callbacks:
 
 
 def find_callbacks(
-    func: Any, plan: Plan, present: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
-) -> tuple[Callbacks, ...]:
+    func: Any, plan: SolvePlan, present: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
+) -> tuple[CallbackObserver, ...]:
     """The observer that calls func's callbacks, if it has any; warns of those that the method does not support."""
     names = [name + suffix for name in CALLBACKS]
     found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
@@ -389,4 +391,4 @@ def find_callbacks(
         warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
     step, accept, reject = (None if name in unsupported else found.get(name) for name in names)
     dtype = torch.promote_types(torch.float64, time_dtype) if adaptive else time_dtype
-    return (Callbacks(step, accept, reject, present, dtype),) if step or accept or reject else ()
+    return (CallbackObserver(step, accept, reject, present, dtype),) if step or accept or reject else ()

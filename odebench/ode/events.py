@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import Extension
+from odebench.ode.dense import Interpolant
 from odebench.ode.once_differentiable import once
-from odebench.ode.problem import Problem
-from odebench.ode.status import EventHits
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import EventHits
 from odebench.ode.transforms import transformed, wants_derivative
 
 # Where the sign of a function that is exactly zero at the start of a step is read instead.
@@ -52,7 +52,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Crossing:
+class ZeroCrossing:
     """A zero inside a step: of element ``element`` of event number ``index``, at t + theta h."""
 
     theta: float
@@ -61,7 +61,7 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class Hit:
+class EventHit:
     """A zero of element ``element`` of event number ``index``, at ``time``; the state there is row ``row`` of the
     result's states."""
 
@@ -71,17 +71,19 @@ class Hit:
     row: int
 
 
-class Watch:
+class EventDetector:
     """Looks for the zeros of event functions in each accepted step, one after the other."""
 
-    def __init__(self, events: Sequence[Event], problem: Problem) -> None:
+    def __init__(self, events: Sequence[Event], problem: InitialValueProblem) -> None:
         self.events = tuple(events)
         self._problem = problem
         self._values: list[float] | None = None
         self._owners: list[tuple[int, int]] | None = None
 
     @classmethod
-    def of(cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: Problem) -> "Watch | None":
+    def of(
+        cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: InitialValueProblem
+    ) -> "EventDetector | None":
         """The watch for what ``solve`` got, None for nothing."""
         if event is None:
             return None
@@ -91,7 +93,7 @@ class Watch:
         return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
 
     @torch.no_grad()
-    def look(self, extension: Extension, t_next: float, y_next: Tensor) -> tuple[list[Crossing], bool]:
+    def look(self, extension: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
         """The zeros inside one step in the order they come, and whether the last one ends the solve."""
         before = self._evaluate(extension.t, extension.y) if self._values is None else self._values
         after = self._values = self._evaluate(t_next, y_next)
@@ -100,14 +102,14 @@ class Watch:
         for owner, start, end in zip(self._owners, before, after, strict=True):
             theta = self._search(extension, owner, start, end)
             if theta is not None:
-                found.append(Crossing(theta, *owner))
+                found.append(ZeroCrossing(theta, *owner))
         found.sort(key=lambda crossing: crossing.theta)
         for i, crossing in enumerate(found):
             if self.events[crossing.index].terminal:
                 return found[: i + 1], True
         return found, False
 
-    def collect(self, hits: Sequence[Hit], states: Tensor) -> tuple[EventHits, ...]:
+    def collect(self, hits: Sequence[EventHit], states: Tensor) -> tuple[EventHits, ...]:
         """The hits of each event function in the user's structure, differentiable.
 
         states: [R, N], with the graph of the gradient mode. One evaluation of the field a hit, where the event function
@@ -123,7 +125,7 @@ class Watch:
             collected.append(EventHits(times, problem.unflatten(rows)))
         return tuple(collected)
 
-    def _search(self, extension: Extension, owner: tuple[int, int], start: float, end: float) -> float | None:
+    def _search(self, extension: Interpolant, owner: tuple[int, int], start: float, end: float) -> float | None:
         """theta of a zero between the values at both ends of a step; None where the sign does not change as wanted."""
         index, element = owner
         first = 0.0
@@ -166,7 +168,7 @@ class Watch:
             raise TypeError(f"an event function must return a real tensor, got {got}")
         return value.reshape(-1)
 
-    def _differentiate(self, hit: Hit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _differentiate(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """t*, a tensor like ``like``, and y* [N] with their derivatives, from y [N] at t* held fixed."""
         time = like.new_tensor(hit.time)
         if not torch.is_grad_enabled():
@@ -179,7 +181,7 @@ class Watch:
         shift = once(-(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny))
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
-    def _rate(self, hit: Hit, y: Tensor) -> tuple[float, Tensor]:
+    def _rate(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
         """dg/dt + <dg/dy, f> along the solution, and f [N]."""
         (time,) = self._problem.clock([hit.time])
         with torch.no_grad():

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from odebench.ode import control
-from odebench.ode.dense import Extension
-from odebench.ode.events import Hit, Watch
+from odebench.ode.dense import Interpolant
+from odebench.ode.events import EventDetector, EventHit
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
-from odebench.ode.output import Reader
-from odebench.ode.plan import Plan
+from odebench.ode.output import OutputRecorder
+from odebench.ode.plan import SolvePlan
 from odebench.ode.scipy_bridge import solve_span
-from odebench.ode.status import Outcome, Stats, Status
+from odebench.ode.solution import SolveOutcome, Stats, Status
 from odebench.ode.transforms import under_vmap
 
 
@@ -40,7 +40,7 @@ class Observer(Protocol):
 
 
 @dataclass
-class Result:
+class IntegrationResult:
     """What an integration gives.
 
     states: [R, N], NaN where not reached: at the times asked for, and at the zeros of event functions among them.
@@ -56,28 +56,28 @@ class Result:
     """
 
     states: Tensor
-    outcome: Outcome
+    outcome: SolveOutcome
     next_step: float
     stepper: Stepper | None
     times: list[float]
     rows: list[int]
     end: float
-    hits: list[Hit] = field(default_factory=list)
-    pieces: list[Extension] = field(default_factory=list)
+    hits: list[EventHit] = field(default_factory=list)
+    pieces: list[Interpolant] = field(default_factory=list)
 
 
 def integrate(
     field: Field,
     y: Tensor,
     times: list[float],
-    plan: Plan,
+    plan: SolvePlan,
     stats: Stats,
     *,
     f: Tensor | None = None,
     observers: Sequence[Observer] = (),
-    watch: Watch | None = None,
+    watch: EventDetector | None = None,
     stepper: Stepper | None = None,
-) -> Result:
+) -> IntegrationResult:
     """Solve from y [N] at the first of ``times`` to the last.
 
     f: the field at the first time, where it is known already.
@@ -108,13 +108,13 @@ def integrate(
             stats=stats,
         )
         stepper.start(times[0], y, f)
-        reader = Reader(stepper, y, times, plan.dense, plan.interpolation, watch)
+        reader = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, watch)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
     reader.close()
     states = torch.cat(reader.outputs)
     if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
         states, outcome = _until_finite(states, outcome, reader)
-    return Result(
+    return IntegrationResult(
         states,
         outcome,
         next_step,
@@ -128,16 +128,22 @@ def integrate(
 
 
 def _by_scipy(
-    method: SciPySolver, field: Field, y: Tensor, times: list[float], plan: Plan, stats: Stats, watch: Watch | None
-) -> Result:
+    method: SciPySolver,
+    field: Field,
+    y: Tensor,
+    times: list[float],
+    plan: SolvePlan,
+    stats: Stats,
+    watch: EventDetector | None,
+) -> IntegrationResult:
     if watch is not None:
         raise ValueError(f"method {method.name} has no events; use a method that is not SciPy's, such as dopri5")
     with torch.autocast(y.device.type, enabled=False):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
-    return Result(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
+    return IntegrationResult(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
 
 
-def _until_finite(states: Tensor, outcome: Outcome, reader: Reader) -> tuple[Tensor, Outcome]:
+def _until_finite(states: Tensor, outcome: SolveOutcome, reader: OutputRecorder) -> tuple[Tensor, SolveOutcome]:
     """States [R, N] that fixed steps went through to the end, and the outcome: how far all of them are finite."""
     finite = torch.isfinite(states.detach()).all(dim=1).tolist()
     if all(finite):
@@ -163,17 +169,17 @@ def _fixed(
     field: Field,
     y: Tensor,
     times: list[float],
-    plan: Plan,
+    plan: SolvePlan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: Reader,
-) -> tuple[Outcome, float]:
+    reader: OutputRecorder,
+) -> tuple[SolveOutcome, float]:
     """The steps of the plan's grid, and to the times that one must end at."""
     h = 0.0
     grid = _with_stops(times, plan)
 
-    def outcome(status: Status, t: float) -> Outcome:
-        return Outcome(status, len(reader.times), t, h, math.nan, stats.nfe)
+    def outcome(status: Status, t: float) -> SolveOutcome:
+        return SolveOutcome(status, len(reader.times), t, h, math.nan, stats.nfe)
 
     for n, (t, t_next) in enumerate(itertools.pairwise(grid)):
         if n == plan.max_steps:
@@ -199,7 +205,7 @@ def _fixed(
     return outcome(Status.success, times[-1]), abs(h)
 
 
-def _with_stops(times: list[float], plan: Plan) -> list[float]:
+def _with_stops(times: list[float], plan: SolvePlan) -> list[float]:
     """The grid of fixed steps through these times and the forced ones between them."""
     assert plan.grid is not None
     if not plan.forced:
@@ -216,13 +222,13 @@ def _adaptive(
     field: Field,
     y: Tensor,
     times: list[float],
-    plan: Plan,
+    plan: SolvePlan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: Reader,
-) -> tuple[Outcome, float]:
+    reader: OutputRecorder,
+) -> tuple[SolveOutcome, float]:
     """Steps as large as the tolerance allows; times inside a step are read off its continuous extension."""
-    tolerance, controller = plan.tolerance, control.Control(plan.controller)
+    tolerance, controller = plan.tolerance, control.ControllerState(plan.controller)
     assert tolerance is not None
     t, end = times[0], times[-1]
     direction = 1.0 if end > t else -1.0
@@ -232,15 +238,15 @@ def _adaptive(
     # Not isinstance: with a protocol that takes as long as some steps.
     variable: VariableOrder | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
-    def outcome(status: Status) -> Outcome:
-        return Outcome(status, len(reader.times), t, direction * step, ratio, stats.nfe)
+    def outcome(status: Status) -> SolveOutcome:
+        return SolveOutcome(status, len(reader.times), t, direction * step, ratio, stats.nfe)
 
     h = plan.first_step or _search(stepper, field, t, y, end, plan)
     if math.isnan(h):
         return outcome(Status.non_finite), h
     # Where an event alone ends the solve, the end is infinite.
     far = max(abs(t), abs(end) if math.isfinite(end) else h)
-    gauge = control.Gauge(tolerance, plan.norm, y)
+    gauge = control.ScaledErrorNorm(tolerance, plan.norm, y)
 
     while True:
         h = max(h, plan.min_step)
@@ -291,7 +297,7 @@ def _adaptive(
             stepper.start(t, y, None)
 
 
-def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: Plan) -> float:
+def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: SolvePlan) -> float:
     """A first step, positive; NaN where the field is not finite."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:

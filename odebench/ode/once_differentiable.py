@@ -10,7 +10,7 @@ from torch import Tensor
 from odebench.ode.transforms import transformed
 
 
-class _Refusal(torch.autograd.Function):
+class _RaiseOnBackward(torch.autograd.Function):
     """The first ``count`` tensors as they are; raises where they are differentiated."""
 
     @staticmethod
@@ -41,7 +41,7 @@ def differentiable_once(
             return tuple(outputs)
         sources = [x for x in (*ctx.saved_tensors, *gradients) if isinstance(x, Tensor) and x.requires_grad]
         given = [i for i, output in enumerate(outputs) if output is not None]
-        refusing = _Refusal.apply(message, len(given), *(outputs[i] for i in given), *sources)
+        refusing = _RaiseOnBackward.apply(message, len(given), *(outputs[i] for i in given), *sources)
         for i, output in zip(given, refusing, strict=True):
             outputs[i] = output
         return tuple(outputs)
@@ -49,7 +49,7 @@ def differentiable_once(
     return wrapper
 
 
-class _Once(torch.autograd.Function):
+class _DifferentiableOnce(torch.autograd.Function):
     """A tensor as it is; its gradient is differentiable once."""
 
     @staticmethod
@@ -71,4 +71,4 @@ class _Once(torch.autograd.Function):
 def once(x: Tensor) -> Tensor:
     """x as a factor whose other one is held constant: first derivatives are right, second ones would silently lack what
     the other one moves with, and are refused. Under ``torch.func``, which has no way to refuse, x itself."""
-    return x if transformed() or not x.requires_grad else _Once.apply(x)
+    return x if transformed() or not x.requires_grad else _DifferentiableOnce.apply(x)

@@ -5,27 +5,33 @@ import math
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import Extension
-from odebench.ode.events import Crossing, Hit, Watch
+from odebench.ode.dense import Interpolant
+from odebench.ode.events import EventDetector, EventHit, ZeroCrossing
 from odebench.ode.methods.steppers import Stepper
 
 
-class Reader:
+class OutputRecorder:
     """Reads what is wanted off the accepted steps: the states asked for, the dense pieces, the zeros of events.
 
-    outputs, times: the states read so far, some rows [m, N] at a time, and the times of all rows; see ``Result`` for
-        the rest.
-    dense, interpolation: see ``Plan``.
+    outputs, times: the states recorded so far, some rows [m, N] at a time, and the times of all rows.
+    rows, hits, end, pieces: see ``IntegrationResult``.
+    dense, interpolation: see ``SolvePlan``.
     """
 
     def __init__(
-        self, stepper: Stepper, y: Tensor, times: list[float], dense: bool, interpolation: str, watch: Watch | None
+        self,
+        stepper: Stepper,
+        y: Tensor,
+        times: list[float],
+        dense: bool,
+        interpolation: str,
+        watch: EventDetector | None,
     ) -> None:
         self._stepper, self._asked, self._watch = stepper, times, watch
         self._dense, self._interpolation = dense, interpolation
         self.outputs, self.times, self.rows = [y.unsqueeze(0)], [times[0]], [0]
-        self.hits: list[Hit] = []
-        self.pieces: list[Extension] = []
+        self.hits: list[EventHit] = []
+        self.pieces: list[Interpolant] = []
         self.end = times[0]
 
     def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
@@ -42,7 +48,7 @@ class Reader:
             extension = self._stepper.extension(t, t_next, y, y_next, self._interpolation)
         if extension is not None and self._dense:
             self.pieces.append(extension.kept())
-        found: list[Crossing] = []
+        found: list[ZeroCrossing] = []
         ends = False
         if extension is not None and self._watch:
             found, ends = self._watch.look(extension, t_next, y_next)
@@ -53,11 +59,11 @@ class Reader:
         times = sorted({*wanted, *found_at}, reverse=h < 0) if found else wanted
         rows = self._keep(times, t, t_next, extension, y_next)
         self.rows += [rows[time] for time in wanted]
-        self.hits += [Hit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
+        self.hits += [EventHit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
         return event_time
 
     def _keep(
-        self, times: list[float], t: float, t_next: float, extension: Extension | None, y_next: Tensor
+        self, times: list[float], t: float, t_next: float, extension: Interpolant | None, y_next: Tensor
     ) -> dict[float, int]:
         """Keep the states at times of a step, in their order; the row of each."""
         last = len(self.times) - 1

@@ -10,12 +10,12 @@ from torch.distributed import ProcessGroup
 from odebench.ode import control
 from odebench.ode.methods import Method
 
-Grid = Callable[[list[float]], list[float]]
+GridFunction = Callable[[list[float]], list[float]]
 """From the times asked for to the times that fixed steps go through, from the first to the last."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SolvePlan:
     """How to step.
 
     method: its description.
@@ -37,7 +37,7 @@ class Plan:
 
     method: Method
     tolerance: control.Tolerance | None
-    grid: Grid | None
+    grid: GridFunction | None
     first_step: float | None = None
     max_steps: int = 100_000
     min_step: float = 0.0
@@ -62,7 +62,7 @@ class Plan:
         return [*sorted(inside, reverse=end < start), end]
 
 
-def even_grid(step_size: float) -> Grid:
+def even_grid(step_size: float) -> GridFunction:
     """Steps of at most this size; each interval between two times is divided evenly, into one step or more."""
 
     def grid(times: list[float]) -> list[float]:

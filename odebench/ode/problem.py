@@ -16,14 +16,14 @@ from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import number, shown
 from odebench.ode.once_differentiable import once
-from odebench.ode.status import Stats
+from odebench.ode.solution import Stats
 from odebench.ode.transforms import under_vmap
 
 _TENSOR = "tensor"
 
 
 @dataclass(frozen=True)
-class Layout:
+class StateLayout:
     """How the user's state and arguments lie in flat tensors; two problems of one layout call f alike.
 
     structure, shapes, sizes, dtype: of the state and its tensors.
@@ -132,7 +132,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Graph:
+class EvaluationGraph:
     """One evaluation of f with its graph, in the user's tensors: flattening would make that of a small f much longer.
 
     leaves: the tensors of the state, which the graph starts from. rates: those of dy/dt.
@@ -149,20 +149,20 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class PureField:
+class FieldArguments:
     """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``.
 
     numbers: makes a tensor of times and step sizes.
     """
 
     f: Callable[..., Any]
-    layout: Layout
+    layout: StateLayout
     args: Sequence[Tensor]
     stats: Stats
     numbers: Callable[[Sequence[float]], Tensor]
 
 
-class Problem:
+class InitialValueProblem:
     """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state; the integrator's field.
 
     y0: [N], all tensors of the user's state one after the other; float32 for a state of half precision, in which
@@ -190,7 +190,7 @@ class Problem:
         arg_leaves, args_structure = pytree.tree_flatten(args)
         # The caller's autocast is for f alone: states, sums and error estimates add small numbers to large ones.
         device_type = leaves[0].device.type
-        self.layout = Layout(
+        self.layout = StateLayout(
             structure=structure,
             shapes=tuple(leaf.shape for leaf in leaves),
             sizes=tuple(leaf.numel() for leaf in leaves),
@@ -218,9 +218,9 @@ class Problem:
         self.stats.nfe += 1
         return self.rate(t, y, self.args, out)
 
-    def pure(self) -> "PureField":
+    def pure(self) -> "FieldArguments":
         """What a compiled step makes evaluations of."""
-        return PureField(self.f, self.layout, self.args, self.stats, self.numbers)
+        return FieldArguments(self.f, self.layout, self.args, self.stats, self.numbers)
 
     def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors on the state's device."""
@@ -235,7 +235,7 @@ class Problem:
         return torch.stack([torch.full((), value, dtype=self.time_dtype, device=device) for value in values])
 
     def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        """dy/dt [N] at a flat state [N], uncounted, with ``args`` for the argument tensors; ``out``: see ``Layout``."""
+        """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
         version = None if y.is_inference() else y._version
         rate = self.layout.rate(self.f, t, y, args, out)
         if version is not None and y._version != version:
@@ -244,11 +244,11 @@ class Problem:
             )
         return rate
 
-    def graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Graph:
+    def graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
         """The same with its graph, whatever the mode."""
         leaves = [part.detach().requires_grad_() for part in self.layout.parts(y)]
         with torch.enable_grad():
-            return Graph(leaves, self.layout.evaluate(self.f, t, self.layout.structured(leaves), args))
+            return EvaluationGraph(leaves, self.layout.evaluate(self.f, t, self.layout.structured(leaves), args))
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """A tolerance as a number, or as [N] where it was given in the structure of the state."""
@@ -265,7 +265,7 @@ class Problem:
         return (once(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
-        """The user's structure from a flat state; see ``Layout``."""
+        """The user's structure from a flat state; see ``StateLayout``."""
         return self.layout.unflatten(y)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from odebench.ode.methods.scipy_methods import SciPySolver
-from odebench.ode.plan import Plan
-from odebench.ode.status import Outcome, Stats, Status
+from odebench.ode.plan import SolvePlan
+from odebench.ode.solution import SolveOutcome, Stats, Status
 
 # Two GiB for the N x N numbers of the solvers that keep such a matrix.
 LARGEST_MATRIX = 16_384
@@ -21,8 +21,8 @@ class NonFinite(ArithmeticError):
 
 
 def solve_span(
-    method: SciPySolver, field: Any, y: Tensor, times: list[float], plan: Plan, stats: Stats
-) -> tuple[Tensor, Outcome, float]:
+    method: SciPySolver, field: Any, y: Tensor, times: list[float], plan: SolvePlan, stats: Stats
+) -> tuple[Tensor, SolveOutcome, float]:
     """The states [T, N] at the times, how the solve ended, and its last step size.
 
     SciPy's own norm, controller and first step take the place of the plan's, and nobody observes the steps;
@@ -32,7 +32,7 @@ def solve_span(
     """
     _check(method, y, plan)
     if not y.numel():
-        outcome = Outcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
+        outcome = SolveOutcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
         return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
     bridge = _Bridge(method, field, y)
     outputs, status, end, step = [y], Status.success, times[0], math.nan
@@ -55,12 +55,12 @@ def solve_span(
                 outputs += _read(solver, bridge, times[len(outputs) :])
         except NonFinite:
             status = Status.non_finite
-    outcome = Outcome(status, len(outputs), end, step, math.nan, stats.nfe)
+    outcome = SolveOutcome(status, len(outputs), end, step, math.nan, stats.nfe)
     outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
     return torch.stack(outputs), outcome, abs(step)
 
 
-def _check(method: SciPySolver, y: Tensor, plan: Plan) -> None:
+def _check(method: SciPySolver, y: Tensor, plan: SolvePlan) -> None:
     lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.forced)}
     if method.solver not in ("LSODA", "vode_adams"):
         lacks["min_step"] = plan.min_step > 0
@@ -121,7 +121,7 @@ class _Bridge:
         return np.repeat(array, 2) if self._y.is_complex() else array
 
 
-def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], plan: Plan) -> Any:
+def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
     """The solver at the first time, ready to step."""
     from scipy import integrate
 

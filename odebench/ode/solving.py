@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import TooManySteps, finite_times, number, positive, shown, whole_number
+from odebench.ode.arguments import TooManyStepsError, finite_times, number, positive, shown, whole_number
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
-from odebench.ode.events import Event, Watch
+from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import GRADIENTS, Mode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
@@ -23,9 +23,9 @@ from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
-from odebench.ode.plan import Plan, even_grid
-from odebench.ode.problem import Problem, refuse_noisy_layers
-from odebench.ode.status import Solution, SolveError, Status
+from odebench.ode.plan import SolvePlan, even_grid
+from odebench.ode.problem import InitialValueProblem, refuse_noisy_layers
+from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
 
 
@@ -100,8 +100,8 @@ def solve(
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {shown(group)}")
     refuse_noisy_layers(f)
     jumps = finite_times("jump_t", jump_t)
-    problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else Problem(f, y0, t, whole(args))
-    plan = Plan(
+    problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, whole(args))
+    plan = SolvePlan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
         grid=None,
@@ -122,14 +122,18 @@ def solve(
     if isinstance(problem, RowProblem):
         solution = solve_rows(problem, plan, gradient, event)
     else:
-        solution = run(problem, plan, find_mode(gradient), watch=Watch.of(event, problem))
+        solution = run(problem, plan, find_mode(gradient), watch=EventDetector.of(event, problem))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
 
 
 def run(
-    problem: Problem, plan: Plan, mode: Mode, observers: tuple[Observer, ...] = (), watch: Watch | None = None
+    problem: InitialValueProblem,
+    plan: SolvePlan,
+    mode: Mode,
+    observers: tuple[Observer, ...] = (),
+    watch: EventDetector | None = None,
 ) -> Solution:
     """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
     if transformed():
@@ -162,7 +166,7 @@ def run(
     )
 
 
-def _check_transforms(problem: Problem, plan: Plan, mode: Mode) -> None:
+def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Mode) -> None:
     """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     _check_method(plan.method, plan.compile)
     check_gradient(mode.name)
@@ -222,7 +226,9 @@ def find_mode(gradient: str | Mode) -> Mode:
     return GRADIENTS[gradient]()
 
 
-def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, problem: Problem | RowProblem) -> Plan:
+def _with_fixed_steps(
+    plan: SolvePlan, steps: int | None, step_size: float | None, problem: InitialValueProblem | RowProblem
+) -> SolvePlan:
     """The plan with fixed steps, where they are asked for."""
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
@@ -241,13 +247,13 @@ def _with_fixed_steps(plan: Plan, steps: int | None, step_size: float | None, pr
         grid = counted_grid(count) if isinstance(problem, RowProblem) else even_grid(size)
     # Before a grid of so many points is made; a little more is rounding.
     if span > 1.001 * size * plan.max_steps:
-        raise TooManySteps(
+        raise TooManyStepsError(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
         )
     return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=grid)
 
 
-def check_plan(plan: Plan) -> Plan:
+def check_plan(plan: SolvePlan) -> SolvePlan:
     """The plan, or ValueError where its numbers cannot be meant."""
     if plan.compile and not isinstance(plan.method, Tableau):
         raise ValueError(f"compile=True is for explicit Runge-Kutta methods; leave it out for {plan.method.name}")

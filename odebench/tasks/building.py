@@ -19,7 +19,7 @@ from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
-from odebench.ode.arguments import TooManySteps
+from odebench.ode.arguments import TooManyStepsError
 from odebench.ode.per_sample import whole
 from odebench.ode.problem import as_tensor, refuse_noisy_layers
 
@@ -120,7 +120,7 @@ class ChosenSolve:
             self.take_penalty()  # else that of this step's other solves would be part of the next one's
             hint = "; a smaller optim.lr may help" if trains and error.outcome.status is ode.Status.non_finite else ""
             raise Diverged(f"{error}{hint}") from error
-        except TooManySteps as error:  # how long a solve is, the model says
+        except TooManyStepsError as error:  # how long a solve is, the model says
             line = f"solver.step_size={options['step_size']:g}: {error}"
             raise UsageError(line, "solver.step_size", "solver.max_steps") from error
         if warm:

@@ -11,7 +11,7 @@ import torch
 from odebench.ode import METHODS, SolveError, Status, solve
 from odebench.ode.methods.adams import VariableAdams, integrals, weights
 from odebench.ode.methods.adams_variable import VariableAdamsStepper
-from odebench.ode.problem import Problem
+from odebench.ode.problem import InitialValueProblem
 
 EXPLICIT, IMPLICIT, ADAMS = (METHODS[name] for name in ("explicit_adams", "implicit_adams", "adams"))
 Y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
@@ -289,7 +289,7 @@ def test_the_extension_has_an_order_more_than_the_predictor():
 
 def stepper_with_history(path, k, h):
     """A stepper of order k at t = 1 that knows exact slopes at steps of h before."""
-    problem = Problem(pendulum, Y0, [0.0, 1.0], ())
+    problem = InitialValueProblem(pendulum, Y0, [0.0, 1.0], ())
     stepper = VariableAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
     times = [1.0 - h * j for j in range(k)]
     slopes = [pendulum(torch.tensor(time, dtype=torch.float64), path(time)) for time in times]

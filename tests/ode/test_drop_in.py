@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from beside_torchdiffeq import LIBRARIES, TIMES, Y0, Field, Told, as_state, flat, largest, pair, theirs
+from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, LoggingField, as_state, flat, largest, pair, theirs
 
 from odebench.ode import odeint, odeint_adjoint, odeint_event
 from odebench.ode.methods import METHODS
@@ -187,7 +187,7 @@ def test_step_sizes(name):
     value = {"min_step": 0.3, "max_step": 0.05, "first_step": 0.02, "safety": 0.5}[name]
 
     def call(integrate, _):
-        field = Told()
+        field = LoggingField()
         integrate(
             field, Y0, TIMES, rtol=1e-6, atol=1e-6, options={name: torch.tensor(value) if name == "max_step" else value}
         )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from beside_torchdiffeq import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, pair
+from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, pair
 
 from odebench.ode import odeint, odeint_adjoint
 from odebench.ode.methods import METHODS

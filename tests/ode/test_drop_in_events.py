@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from beside_torchdiffeq import LIBRARIES, largest, theirs
+from torchdiffeq_comparison import LIBRARIES, largest, theirs
 
 from odebench.ode import odeint, odeint_adjoint, odeint_event
 from odebench.ode.methods import METHODS

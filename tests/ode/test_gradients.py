@@ -67,7 +67,7 @@ def finite_difference(loss, tensor, direction, eps=1e-5):
     return (values[0] - values[1]) / (2 * eps)
 
 
-# The other methods meet every mode in test_all_modes.
+# The other methods meet every mode in test_gradient_modes.
 SELDOM = {"tsit5", "bosh3", "midpoint"}
 
 

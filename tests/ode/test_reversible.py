@@ -15,8 +15,8 @@ from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.steppers import make_stepper
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
 from odebench.record.meters import _LiveMemory
 
 NAMES = [name for name, method in METHODS.items() if method.reversible]
@@ -203,7 +203,7 @@ def test_settings_out_of_range_are_refused():
 def there_and_back(method, f, start, sizes):
     """The pair after uneven steps and their undoing, and the pair at the start."""
     method = method.fixed()
-    problem = Problem(f, start, [0.0, sum(sizes)], ())
+    problem = InitialValueProblem(f, start, [0.0, sum(sizes)], ())
     with torch.no_grad():
         stepper = make_stepper(method, problem, problem.y0)
         stepper.start(0.0, problem.y0, None)
@@ -338,8 +338,8 @@ def test_a_solve_without_gradient_takes_the_same_steps(field, y0):
 @pytest.mark.parametrize("times", [[0.0, 0.4, 2.0], [2.0, 0.4, 0.0]], ids=["forward", "backward"])
 def test_fixed_grids_that_miss_the_outputs_are_made_to_meet_them(times, field, y0):
     """The drop-in calls step through a grid of their own."""
-    plan = Plan(METHODS["alf"].fixed(), None, lambda times: [times[0], 0.5, times[-1]])
-    problem = Problem(field, y0, times, ())
+    plan = SolvePlan(METHODS["alf"].fixed(), None, lambda times: [times[0], 0.5, times[-1]])
+    problem = InitialValueProblem(field, y0, times, ())
     GRADIENTS["reversible"]().integrate(problem, plan)
     steps = [later - earlier for earlier, later in pairwise(sorted([0.0, 0.4, 0.5, 2.0], reverse=times[0] > 0))]
     assert problem.stats.step_sizes == steps

@@ -1,6 +1,6 @@
 """Solves inside torch.func and forward-mode differentiation: what would lose a derivative there is refused.
 
-What works there is in test_all_modes.
+What works there is in test_gradient_modes.
 """
 
 import pytest

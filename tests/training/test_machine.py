@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
-from odebench.ode.status import Outcome, Status
+from odebench.ode.solution import SolveOutcome, Status
 from odebench.tasks import Loss
 from odebench.training.machine import choose_device, compile_model
 
@@ -95,7 +95,7 @@ def test_each_process_tries_the_share_that_it_will_train_on(compiler, monkeypatc
     assert torch.equal(tried, task.batch(0)[2:4])
 
 
-FAILED = Outcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
+FAILED = SolveOutcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
 
 
 @pytest.mark.parametrize("failure", [Diverged("solve failed"), SolveError(FAILED)], ids=["forward", "backward"])

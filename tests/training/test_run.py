@@ -14,7 +14,7 @@ import odebench.training.loop as loop
 import odebench.training.run as run_module
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
-from odebench.ode.status import Outcome, Status
+from odebench.ode.solution import SolveOutcome, Status
 from odebench.record import schema
 from odebench.record.reader import read_run
 from odebench.tasks.classification import Classification
@@ -469,7 +469,7 @@ def test_measuring_leaves_no_trace_in_the_training(train):
     assert read_run(never.folder).series("memory/peak_mib")[0] == [8]
 
 
-FAILED = Outcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
+FAILED = SolveOutcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, error_ratio=1.0, nfe=40)
 
 
 class FailsBackward(torch.autograd.Function):

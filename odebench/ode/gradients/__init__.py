@@ -2,14 +2,14 @@
 
 from typing import Protocol
 
-from odebench.ode.events import Watch
+from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
 from odebench.ode.gradients.checkpoint import Checkpoint
 from odebench.ode.gradients.reversible import ReversibleGradient
-from odebench.ode.integrate import Observer, Result
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
+from odebench.ode.integrate import IntegrationResult, Observer
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
 
 
 class Mode(Protocol):
@@ -19,8 +19,12 @@ class Mode(Protocol):
     def name(self) -> str: ...
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, with the graph that gives this mode's gradient.
 
         Raises ValueError for a method or an option that the mode has no gradient for.

@@ -17,19 +17,19 @@ from torch import Tensor
 from odebench.ode.arguments import number, whole_number
 from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
-from odebench.ode.events import Watch
+from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
-from odebench.ode.integrate import Observer, Result, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import find_method, make_stepper
 from odebench.ode.once_differentiable import differentiable_once
-from odebench.ode.plan import Plan, even_grid
-from odebench.ode.problem import Problem
-from odebench.ode.status import SolveError, Stats, Status
+from odebench.ode.plan import SolvePlan, even_grid
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import SolveError, Stats, Status
 
 # The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
 # once, while the state's error bends every later evaluation.
@@ -69,8 +69,12 @@ class Adjoint:
             raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
         Raises ValueError where f reaches a tensor whose gradient this mode would lose.
@@ -78,13 +82,13 @@ class Adjoint:
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
         first = first_evaluation(problem, self.name)
-        results: list[Result] = []
+        results: list[IntegrationResult] = []
         states = _AdjointSolve.apply(
             self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
-    def backward_plan(self, plan: Plan, span: float, largest: float) -> Plan:
+    def backward_plan(self, plan: SolvePlan, span: float, largest: float) -> SolvePlan:
         """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over so many units of time."""
         method = plan.method if self.method is None else find_method(self.method)
         tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
@@ -123,12 +127,12 @@ class _AdjointSolve(torch.autograd.Function):
     def forward(
         ctx: Any,
         mode: Adjoint,
-        problem: Problem,
-        plan: Plan,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: Watch | None,
+        watch: EventDetector | None,
         first: FirstEvaluation,
-        results: list[Result],
+        results: list[IntegrationResult],
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
@@ -198,11 +202,11 @@ def integrate_back(
     field: AdjointField,
     z: Tensor,
     span: list[float],
-    plan: Plan,
+    plan: SolvePlan,
     stats: Stats,
     size: float,
     stepper: Any = None,
-) -> Result:
+) -> IntegrationResult:
     """The backward solve over one interval, its parameter gradients times ``size``.
 
     stepper: a compiled one, or that of another interval: many are one step, and making it takes as long as a stage.
@@ -234,7 +238,7 @@ def _backward_tolerance(
     return tolerance and Tolerance(fitted(tolerance.rtol), fitted(tolerance.atol))
 
 
-def _norm(mode: Adjoint, plan: Plan, targets: Targets, like: Tensor) -> Norm:
+def _norm(mode: Adjoint, plan: SolvePlan, targets: Targets, like: Tensor) -> Norm:
     """The largest error of the parts of the backward state: y's, the adjoint's with its slack, and with the full norm
     every parameter gradient's, with the slack too."""
     num_states = 1 if mode.dense else 2

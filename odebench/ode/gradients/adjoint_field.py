@@ -12,8 +12,8 @@ from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import Block, as_like, as_real, linearize_rate, real_size
-from odebench.ode.problem import Problem, flat
-from odebench.ode.status import Stats
+from odebench.ode.problem import InitialValueProblem, flat
+from odebench.ode.solution import Stats
 
 Quadrature = Literal["stages", "nodes"] | None
 """How the parameter gradient is had: by the stages of an explicit step as they are evaluated, at the nodes of an
@@ -48,7 +48,9 @@ class AdjointField:
     the gradient g [P] of the targets is part of the state; where its ``quadrature`` is by stages, their integrands are
     kept for it."""
 
-    def __init__(self, problem: Problem, targets: Targets, path: DenseOutput | None, quadrature: Quadrature) -> None:
+    def __init__(
+        self, problem: InitialValueProblem, targets: Targets, path: DenseOutput | None, quadrature: Quadrature
+    ) -> None:
         self._problem, self._targets, self._path, self.quadrature = problem, targets, path, quadrature
         self._n = len(problem.y0)
         self.clock = problem.clock

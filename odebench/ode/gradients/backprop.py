@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from odebench.ode.events import Watch
-from odebench.ode.integrate import Observer, Result, integrate
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
+from odebench.ode.events import EventDetector
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,11 @@ class Backprop:
     name = "backprop"
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, with their graph."""
         return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.weak import TensorWeakRef
 
-from odebench.ode.problem import Graph, Problem, flat
+from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flat
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FirstEvaluation:
     reached: list[Tensor]
 
 
-def first_evaluation(problem: Problem, mode: str, with_graph: bool = False) -> FirstEvaluation:
+def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool = False) -> FirstEvaluation:
     """f(t0, y0) and every leaf that f reaches and that wants a gradient.
 
     The graph of this one evaluation shows what f takes from its surroundings, parameters in closures included, so
@@ -103,7 +103,7 @@ class Targets:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: InitialValueProblem,
         mode: str,
         parameters: Sequence[Tensor],
         args: Sequence[Tensor],
@@ -148,7 +148,7 @@ class Targets:
         if self._missing:
             self._missing -= seen
 
-    def pull(self, graph: Graph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
+    def pull(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
         """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""
         self.check(graph.rates, t, graph.leaves)
         pulled = self.pull_all(graph.leaves, graph.rates, graph.gradients(gradient), retain)

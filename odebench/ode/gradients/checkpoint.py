@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import whole_number
-from odebench.ode.events import Watch
+from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.reverse import Outputs, reverse_stages
 from odebench.ode.gradients.tape import GraphTape, Stage, StageField, StateTape, Step, shares_last_stage
-from odebench.ode.integrate import Observer, Result, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import differentiable_once
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
-from odebench.ode.status import Stats
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import Stats
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ class Checkpoint:
             raise ValueError("keep='graphs' recomputes nothing: leave checkpoints and recompute out")
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
         Raises ValueError where f reaches a tensor whose gradient this mode would lose, and for a method that is not
@@ -93,7 +97,7 @@ class Checkpoint:
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
         first = first_evaluation(problem, self.name, with_graph=self.keep == "graphs")
-        results: list[Result] = []
+        results: list[IntegrationResult] = []
         states = _CheckpointSolve.apply(
             self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
         )
@@ -105,12 +109,12 @@ class _CheckpointSolve(torch.autograd.Function):
     def forward(
         ctx: Any,
         mode: Checkpoint,
-        problem: Problem,
-        plan: Plan,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: Watch | None,
+        watch: EventDetector | None,
         first: FirstEvaluation,
-        results: list[Result],
+        results: list[IntegrationResult],
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
@@ -164,7 +168,7 @@ class _CheckpointSolve(torch.autograd.Function):
 
 
 def _recompute(
-    plan: Plan, tape: StateTape, field: StageField, outputs: Outputs, with_graphs: bool
+    plan: SolvePlan, tape: StateTape, field: StageField, outputs: Outputs, with_graphs: bool
 ) -> Iterator[tuple[int, list[Stage]]]:
     """Each step's number and stages, evaluated again, the last step first.
 
@@ -196,7 +200,7 @@ def _recompute(
         yield n, field.stages
 
 
-def _reverse_steps(plan: Plan, tape: StateTape, field: StageField, targets: Targets, outputs: Outputs) -> Tensor:
+def _reverse_steps(plan: SolvePlan, tape: StateTape, field: StageField, targets: Targets, outputs: Outputs) -> Tensor:
     """The same for any method of one step, each step's graph made as a whole."""
     a = torch.zeros_like(outputs.gradients[0])
     inside = any(outputs.inside(n)[0] for n in range(len(tape.steps)))

@@ -12,8 +12,8 @@ from torch.func import functional_call, vjp
 from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods.compiled import Step, compiled_or_plain, weighted_sum
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.problem import Layout, Problem
-from odebench.ode.status import Stats, Status
+from odebench.ode.problem import InitialValueProblem, StateLayout
+from odebench.ode.solution import Stats, Status
 
 
 class CompiledAdjoint:
@@ -26,7 +26,7 @@ class CompiledAdjoint:
 
     failure: Status | None = None
 
-    def __init__(self, method: Tableau, problem: Problem, targets: Targets, stats: Stats) -> None:
+    def __init__(self, method: Tableau, problem: InitialValueProblem, targets: Targets, stats: Stats) -> None:
         self._method, self._problem, self._stats = method, problem, stats
         self.totals = targets.totals
         self._names = tuple(_names(problem.f, targets) or ())
@@ -39,7 +39,7 @@ class CompiledAdjoint:
         self.order = method.order
 
     @staticmethod
-    def serves(problem: Problem, targets: Targets, method: Any) -> bool:
+    def serves(problem: InitialValueProblem, targets: Targets, method: Any) -> bool:
         """Whether f's parameters are those of a module, so that torch can differentiate f as a function of them."""
         real = not problem.y0.is_complex()
         known = isinstance(method, Tableau) and _names(problem.f, targets) is not None
@@ -105,7 +105,7 @@ def _names(f: Any, targets: Targets) -> list[str] | None:
 @functools.lru_cache(maxsize=64)
 def _compile(
     f: nn.Module,
-    layout: Layout,
+    layout: StateLayout,
     method: Tableau,
     names: tuple[str, ...],
     wanted: tuple[int, ...],

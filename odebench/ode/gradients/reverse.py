@@ -9,8 +9,8 @@ from odebench.ode.dense import weights_at
 from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.gradients.tape import Stage, Tape, shares_last_stage
 from odebench.ode.methods import Tableau
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Graph
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import EvaluationGraph
 
 
 class Outputs:
@@ -47,10 +47,10 @@ class Outputs:
 
 
 def reverse_stages(
-    plan: Plan,
+    plan: SolvePlan,
     tape: Tape,
     steps: Iterator[tuple[int, list[Stage]]],
-    evaluate: Callable[[Tensor, Tensor], Graph],
+    evaluate: Callable[[Tensor, Tensor], EvaluationGraph],
     targets: Targets,
     outputs: Outputs,
 ) -> Tensor:
@@ -114,7 +114,7 @@ def _reading(method: Tableau, thetas: list[float], gradients: Tensor, h: float) 
     return h * weights_at(method.dense, thetas, gradients).t() @ gradients
 
 
-def _reading_of_last_stage(plan: Plan, tape: Tape, outputs: Outputs, n: int) -> Tensor | None:
+def _reading_of_last_stage(plan: SolvePlan, tape: Tape, outputs: Outputs, n: int) -> Tensor | None:
     """dL/dk [N] of step n's last stage through the outputs inside that step, where step n + 1 is to add it."""
     if n < 0 or not outputs.inside(n)[0] or not shares_last_stage(plan, tape, n):
         return None

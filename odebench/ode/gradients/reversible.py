@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.events import Watch
+from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.integrate import Observer, Result, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import METHODS
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.reversible_steps import evaluate_stages
 from odebench.ode.methods.runge_kutta import Tape
 from odebench.ode.once_differentiable import differentiable_once
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
-from odebench.ode.status import Stats
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import Stats
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ class ReversibleGradient:
     name = "reversible"
 
     def integrate(
-        self, problem: Problem, plan: Plan, observers: tuple[Observer, ...] = (), watch: Watch | None = None
-    ) -> Result:
+        self,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
+        observers: tuple[Observer, ...] = (),
+        watch: EventDetector | None = None,
+    ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
         Raises ValueError for a method that is not reversible, for events, dense output and jumps, and where f reaches
@@ -53,7 +57,7 @@ class ReversibleGradient:
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
         first = first_evaluation(problem, self.name)
-        results: list[Result] = []
+        results: list[IntegrationResult] = []
         states = _ReversibleSolve.apply(
             problem,
             plan,
@@ -67,7 +71,7 @@ class ReversibleGradient:
         return dataclasses.replace(results[0], states=states)
 
 
-def _refuse(plan: Plan, watch: Watch | None) -> None:
+def _refuse(plan: SolvePlan, watch: EventDetector | None) -> None:
     """Raises ValueError for what the mode has no gradient for."""
     if not plan.method.reversible:
         names = ", ".join(name for name, method in METHODS.items() if method.reversible)
@@ -105,11 +109,11 @@ class _ReversibleSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        problem: Problem,
-        plan: Plan,
+        problem: InitialValueProblem,
+        plan: SolvePlan,
         observers: tuple[Observer, ...],
         first: FirstEvaluation,
-        results: list[Result],
+        results: list[IntegrationResult],
         y0: Tensor,
         *targets: Tensor,
     ) -> Tensor:
@@ -161,7 +165,7 @@ Pull = Callable[[Tensor], Tensor]
 class BackwardField:
     """The field of a backward pass, counted into ``stats``; what is made of it can be pulled back."""
 
-    def __init__(self, problem: Problem, targets: Targets, stats: Stats) -> None:
+    def __init__(self, problem: InitialValueProblem, targets: Targets, stats: Stats) -> None:
         self._problem, self._targets, self._stats = problem, targets, stats
         self.clock = problem.clock
 

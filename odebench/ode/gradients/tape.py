@@ -9,9 +9,9 @@ from torch import Tensor
 
 from odebench.ode.gradients.captured_tensors import FirstEvaluation
 from odebench.ode.methods import Tableau
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Graph, Problem, PureField, flat
-from odebench.ode.status import Stats
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import EvaluationGraph, FieldArguments, InitialValueProblem, flat
+from odebench.ode.solution import Stats
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Tape:
     def reject(self, t: float, y: Tensor, h: float) -> None:
         """Costs nothing backward."""
 
-    def side(self, plan: Plan) -> float:
-        """See ``Plan.side``."""
+    def side(self, plan: SolvePlan) -> float:
+        """See ``SolvePlan.side``."""
         return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def close(self, end: float) -> None:
@@ -141,14 +141,14 @@ class Stage:
 
     t: Tensor
     y: Tensor
-    graph: Graph | None
+    graph: EvaluationGraph | None
 
 
 class StageField:
     """f without graph. While ``recording``, its evaluations are kept in ``stages``, ``with_graphs`` or to be made again
     one by one."""
 
-    def __init__(self, problem: Problem, args: Sequence[Tensor], stats: Stats, recording: bool) -> None:
+    def __init__(self, problem: InitialValueProblem, args: Sequence[Tensor], stats: Stats, recording: bool) -> None:
         self.recording, self.with_graphs = recording, True
         self.stages: list[Stage] = []
         self.clock = problem.clock
@@ -165,11 +165,11 @@ class StageField:
         self._stats.nfe += 1
         return self._problem.rate(t, y, self._args, out)
 
-    def pure(self) -> PureField:
-        """See ``Problem.pure``."""
+    def pure(self) -> FieldArguments:
+        """See ``InitialValueProblem.pure``."""
         return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
 
-    def graph(self, t: Tensor, y: Tensor) -> Graph:
+    def graph(self, t: Tensor, y: Tensor) -> EvaluationGraph:
         """One evaluation with a graph of its own."""
         self._stats.nfe += 1
         return self._problem.graph(t, y, self._args)
@@ -186,7 +186,7 @@ class GraphTape(Tape):
         super().__init__()
         self._field, self._method, self._complete = field, method, False
         self._stages: list[list[Stage]] = []
-        field.stages.append(Stage(first.t, first.y, Graph([first.y], [first.f])))
+        field.stages.append(Stage(first.t, first.y, EvaluationGraph([first.y], [first.f])))
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
         """A step begins with its first stage; what was gathered before belongs to the last step, or to nothing."""
@@ -211,7 +211,7 @@ class GraphTape(Tape):
         del self._stages[len(self.steps) :]
         self._field.stages = []
 
-    def backward(self, plan: Plan) -> Iterator[tuple[int, list[Stage]]]:
+    def backward(self, plan: SolvePlan) -> Iterator[tuple[int, list[Stage]]]:
         """Each step's number and stages, the last step first; they are given away, for their memory.
 
         Raises RuntimeError the second time.
@@ -225,7 +225,7 @@ class GraphTape(Tape):
             yield n, stages[: self._method.stages - 1] if shares_last_stage(plan, self, n) else stages
 
 
-def shares_last_stage(plan: Plan, tape: Tape, n: int) -> bool:
+def shares_last_stage(plan: SolvePlan, tape: Tape, n: int) -> bool:
     """Whether the last stage of step n is the first of step n + 1 and gets its gradient there."""
     method = plan.method
     assert isinstance(method, Tableau)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods import adams, explicit
 from odebench.ode.methods.adams import FixedAdams
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
-from odebench.ode.status import Status
+from odebench.ode.solution import Status
 
 # Steps of the 3/8 rule start a method of up to this order: their local error is of this power of h.
 RK4_STARTS = 5
@@ -63,20 +63,20 @@ class FixedAdamsStepper:
         """None: the steps are fixed."""
         raise AssertionError("fixed steps have no error estimate")
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The integral of the polynomial that the step integrates; cubic Hermite in a step of the start."""
         h = t_next - t
         if interpolation == "linear" or not self._nodes:
             mean = (y_next - y) / h
             if interpolation == "linear":
-                return Extension(t, h, y, [mean], LINEAR)
+                return Interpolant(t, h, y, [mean], LINEAR)
             f_next = self._evaluate(t_next, y_next)
             self._end = (y_next, f_next)
-            return Extension(t, h, y, [self.slope(t, y), f_next, mean], HERMITE)
+            return Interpolant(t, h, y, [self.slope(t, y), f_next, mean], HERMITE)
         implicit = self._method.implicit
         known = (1.0, *self._nodes)[: self._method.order] if implicit else self._nodes
         weights = tuple(map(tuple, adams.integrals(known)))
-        return Extension(t, h, y, self._slopes.first(len(known), ahead=implicit), weights)
+        return Interpolant(t, h, y, self._slopes.first(len(known), ahead=implicit), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Keep the slope at the end of the step."""

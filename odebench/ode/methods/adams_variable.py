@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import Extension
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods import adams
 from odebench.ode.methods.adams import VariableAdams
 from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
-from odebench.ode.status import Status
+from odebench.ode.solution import Status
 
 # A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
 GROWTH = 2.0
@@ -150,11 +150,11 @@ class VariableAdamsStepper:
             return 1, higher
         return 0, ratio
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The integral of the polynomial that the corrector integrates, of order k + 1."""
         known = (1.0, *self._weights.nodes)
         weights = tuple(map(tuple, adams.integrals(known)))
-        return Extension(t, t_next - t, y, self._slopes.first(len(known), ahead=True), weights)
+        return Interpolant(t, t_next - t, y, self._slopes.first(len(known), ahead=True), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Keep the slope at the end of the step."""

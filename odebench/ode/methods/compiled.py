@@ -13,7 +13,7 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.problem import Layout, PureField
+from odebench.ode.problem import FieldArguments, StateLayout
 
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -30,7 +30,7 @@ class CompiledStep:
 
     def __init__(
         self,
-        field: PureField,
+        field: FieldArguments,
         method: Tableau,
         y: Tensor,
         with_stages: bool,
@@ -58,7 +58,7 @@ class CompiledStep:
 # Bounded, and each with its function: who solves with ever new lambdas compiles ever anew.
 @functools.lru_cache(maxsize=64)
 def _compile(
-    f: Callable[..., Any], layout: Layout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
+    f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
 ) -> Step:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
     fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods.collocation import extrapolation
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.jacobian import Block, linearize, reaches_others
 from odebench.ode.methods.newton import Accuracy, Stages, StageSystem, attach
-from odebench.ode.status import Stats, Status
+from odebench.ode.solution import Stats, Status
 
 
 class ImplicitRungeKutta:
@@ -96,16 +96,16 @@ class ImplicitRungeKutta:
             system = self._system(y.new_tensor([[self._method.smoothing]]))
             return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension; linear or cubic Hermite where it has none."""
         _, h, _ = self._attempted
         if self._method.dense is not None:
-            return Extension(t, h, y, self._w / h, self._method.dense)
+            return Interpolant(t, h, y, self._w / h, self._method.dense)
         mean = (y_next - y) / h
         if interpolation == "linear":
-            return Extension(t, h, y, [mean], LINEAR)
+            return Interpolant(t, h, y, [mean], LINEAR)
         self._end = self._slope_at_end(t_next, y_next)
-        return Extension(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
+        return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """The slope at the end becomes the one at the start, where it is known."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from odebench.ode.status import Stats
+from odebench.ode.solution import Stats
 
 # The largest state, in real numbers, whose Jacobian is a matrix.
 DENSE_SIZE = 256

@@ -18,7 +18,7 @@ from odebench.ode.control import Norm, Tolerance
 from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, jacobian_of, real_size
 from odebench.ode.methods.krylov import gmres
 from odebench.ode.once_differentiable import differentiable_once
-from odebench.ode.status import Stats, Status
+from odebench.ode.solution import Stats, Status
 
 # An iteration may end when what is left of it is this part of the tolerance.
 NEWTON_PART = 0.01

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from odebench.ode.methods.runge_kutta import Buffer, Tape
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.status import Status
+from odebench.ode.solution import Status
 
 # Under error control the halves may be apart by so many times the largest error that was accepted: the accuracy lost to
 # a contraction of exp(5) passes, one of exp(8) does not. Round-off alone is given so many units.
@@ -68,7 +68,7 @@ class CoupledRungeKutta:
         assert self._base.error is not None
         return self._ahead.error(self._base.error, self._h)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The base method's, with the coupling added in linearly: y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
         linear or cubic Hermite where it has none."""
         base, h, z = self._base, self._h, self._half
@@ -80,7 +80,7 @@ class CoupledRungeKutta:
             stage = self._ahead.combine(z, row, h)
             self._ahead.put(i, self._behind.get(0) if at_end else self._field(clock[i - base.stages], stage, False))
         slopes = [*self._ahead.first(base.dense_stages), (z - y) / h]
-        return Extension(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
+        return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """z = z'."""
@@ -134,7 +134,7 @@ class AsynchronousLeapfrogSteps:
         with torch.no_grad():
             return (self.half_next - self._half).mul_(self._h / 2)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with the velocities as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._half, self.half_next], interpolation)
 
@@ -189,7 +189,7 @@ class ReversibleHeunSteps:
         with torch.no_grad():
             return (self._slope_next - self._slope).mul_(self._h / 2)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with f(t, x) as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._slope, self._slope_next], interpolation)
 
@@ -258,11 +258,11 @@ def evaluate_stages(
         stages.put(i, k)
 
 
-def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Extension:
+def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Interpolant:
     mean = (y_next - y) / h
     if interpolation == "linear":
-        return Extension(t, h, y, [mean], LINEAR)
-    return Extension(t, h, y, [*slopes, mean], HERMITE)
+        return Interpolant(t, h, y, [mean], LINEAR)
+    return Interpolant(t, h, y, [*slopes, mean], HERMITE)
 
 
 def _own(k: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import Extension
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods.jacobian import DENSE_SIZE, Block, expand, real_size
 from odebench.ode.methods.newton import Accuracy, StageSystem
 from odebench.ode.methods.rosenbrock import Rosenbrock
-from odebench.ode.status import Stats, Status
+from odebench.ode.solution import Stats, Status
 
 # Gauss quadrature on (0, 1), of order 4 as the steps.
 NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
@@ -93,10 +93,10 @@ class RosenbrockSteps:
         with torch.no_grad():
             return self._combine(torch.zeros_like(y), self._method.error)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension."""
         h = self._attempted[1]
-        return Extension(t, h, y, torch.stack(self._u) / h, self._method.dense)
+        return Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Nothing is carried over."""
@@ -106,7 +106,7 @@ class RosenbrockSteps:
         """(weight, time, state [N]) whose sum of weight g(time, state) is the integral of g over the last attempt, to
         the order of the method."""
         t, h, y = self._attempted
-        states = Extension(t, h, y, torch.stack(self._u) / h, self._method.dense).at(NODES)
+        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).at(NODES)
         times = self._field.clock([t + theta * h for theta in NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import HERMITE, LINEAR, Extension
+from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods.compiled import CompiledStep
 from odebench.ode.methods.slopes import evaluate
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.status import Status
+from odebench.ode.solution import Status
 from odebench.ode.transforms import transformed
 
 
@@ -180,11 +180,11 @@ class ExplicitRungeKutta:
         assert self._method.error is not None
         return self._stages.error(self._method.error, self._h)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension; linear or cubic Hermite where it has none."""
         method, h = self._method, self._h
         if method.dense is not None and self._rows and not method.extra_c:
-            return Extension(t, h, y, self._rows[0], method.dense)
+            return Interpolant(t, h, y, self._rows[0], method.dense)
         if method.dense is not None:
             self._unpack()
             clock = self._clock(t, h, method.extra_c) if method.extra_c else ()
@@ -192,13 +192,13 @@ class ExplicitRungeKutta:
                 y_i = self._stages.combine(y, row, h)
                 self._stages.put(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))
             self._extended = True
-            return Extension(t, h, y, self._stages.first(method.dense_stages), method.dense)
+            return Interpolant(t, h, y, self._stages.first(method.dense_stages), method.dense)
         mean = (y_next - y) / h
         if interpolation == "linear":
-            return Extension(t, h, y, [mean], LINEAR)
+            return Interpolant(t, h, y, [mean], LINEAR)
         f_next = evaluate(self._field, t_next, y_next, self._one_sided, before=h)
         self._end = (y_next, f_next)
-        return Extension(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
+        return Interpolant(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """The stage at the end of the step becomes the first, or the first is evaluated."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odebench.ode.arguments import shown
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import Extension
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import FixedAdams, VariableAdams
 from odebench.ode.methods.adams_fixed import FixedAdamsStepper
@@ -22,7 +22,7 @@ from odebench.ode.methods.rosenbrock_steps import RosenbrockSteps
 from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
 from odebench.ode.methods.scipy_methods import SciPySolver
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.status import Stats, Status
+from odebench.ode.solution import Stats, Status
 
 
 class Field(Protocol):
@@ -63,7 +63,7 @@ class Stepper(Protocol):
         """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it. Or a scalar: its
         root mean square in units of the tolerance."""
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Extension:
+    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The continuous extension of the last attempt, to be read before ``accept``."""
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:

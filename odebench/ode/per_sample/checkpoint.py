@@ -18,7 +18,7 @@ from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.outputs import Reading, read
 from odebench.ode.per_sample.problem import RowProblem, count, pick, put
 from odebench.ode.per_sample.stepping import RowStepper, Step
-from odebench.ode.status import Stats
+from odebench.ode.solution import Stats
 
 MODE = "checkpoint"
 

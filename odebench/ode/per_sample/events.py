@@ -11,7 +11,7 @@ from odebench.ode.events import JUST_AFTER, Event
 from odebench.ode.once_differentiable import once
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
-from odebench.ode.status import EventHits
+from odebench.ode.solution import EventHits
 from odebench.ode.transforms import transformed
 
 # Zeros are found to this part of a step. Bisection alone would need MAX_SEARCH evaluations less one.

@@ -13,8 +13,8 @@ from odebench.ode.per_sample.outputs import Outputs, Reading, read
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.step_size import AdaptivePace, FixedPace, Pace
 from odebench.ode.per_sample.stepping import RowStepper, Step
-from odebench.ode.plan import Plan
-from odebench.ode.status import Status
+from odebench.ode.plan import SolvePlan
+from odebench.ode.solution import Status
 
 
 class RowObserver(Protocol):
@@ -73,7 +73,7 @@ class RowLoop:
     """
 
     problem: RowProblem
-    plan: Plan
+    plan: SolvePlan
     watch: RowWatch | None = None
     observer: RowObserver | None = None
     outputs: Outputs = field(init=False)

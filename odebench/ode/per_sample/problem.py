@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.problem import Layout, as_tensor, check_state, expanded
-from odebench.ode.status import Stats
+from odebench.ode.problem import StateLayout, as_tensor, check_state, expanded
+from odebench.ode.solution import Stats
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RowProblem:
         arg_leaves, args_structure = pytree.tree_flatten(args)
         device_type = leaves[0].device.type
         self.num_rows = len(leaves[0])
-        self.layout = Layout(
+        self.layout = StateLayout(
             structure=structure,
             shapes=tuple(leaf.shape[1:] for leaf in leaves),
             sizes=tuple(leaf.shape[1:].numel() for leaf in leaves),

@@ -13,8 +13,8 @@ from odebench.ode.per_sample.checkpoint import run_checkpointed
 from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, pick
-from odebench.ode.plan import Plan
-from odebench.ode.status import Outcome, RowStats, Solution, Status
+from odebench.ode.plan import SolvePlan
+from odebench.ode.solution import RowStats, Solution, SolveOutcome, Status
 from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
 
 # From the best to the worst; an event is as good as the end.
@@ -22,7 +22,7 @@ SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflo
 MODES = ("backprop", "checkpoint")
 
 
-def solve_rows(problem: RowProblem, plan: Plan, gradient: Any, event: Any) -> Solution:
+def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) -> Solution:
     """The solution of each row by the same plan.
 
     Raises ValueError for what goes with shared stepping only.
@@ -58,7 +58,7 @@ def solve_rows(problem: RowProblem, plan: Plan, gradient: Any, event: Any) -> So
     )
 
 
-def _check(plan: Plan, gradient: Any, event: Any) -> str:
+def _check(plan: SolvePlan, gradient: Any, event: Any) -> str:
     """The name of the gradient mode, once it is clear that everything asked for exists."""
     mode = gradient if isinstance(gradient, str) else gradient.name
     if mode not in MODES:
@@ -91,7 +91,7 @@ def _row_stats(loop: RowLoop) -> RowStats:
     return RowStats(tuple(ends.status), ends.time, loop.problem.evaluations(), ends.accepted, ends.rejected)
 
 
-def _outcome(loop: RowLoop, states: Tensor) -> Outcome:
+def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
     """That of the first of the rows that ended worst."""
     ends, problem = loop.ends, loop.problem
     numbers = Counter(ends.status)
@@ -101,11 +101,11 @@ def _outcome(loop: RowLoop, states: Tensor) -> Outcome:
         missing = states[1:].detach().isnan().flatten(1).any(1).tolist()
         reached = 1 + missing.index(True) if True in missing else reached
     if problem.num_rows == 0:
-        return Outcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
+        return SolveOutcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
     first = ends.status.index(worst)
     where = "" if worst is Status.success else f" [{numbers[worst]} of {problem.num_rows} rows, first row {first}]"
     time, step, ratio = (float(x[first]) for x in (ends.time, ends.step_size, ends.error_ratio))
-    return Outcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where)
+    return SolveOutcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where)
 
 
 def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:

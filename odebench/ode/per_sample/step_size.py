@@ -14,8 +14,8 @@ from torch import Tensor
 from odebench.ode.control import STRETCH, Tolerance
 from odebench.ode.per_sample.problem import RowProblem, pick, row_norm
 from odebench.ode.per_sample.stepping import RowStepper, Step
-from odebench.ode.plan import Grid, Plan, even_grid
-from odebench.ode.status import Status
+from odebench.ode.plan import GridFunction, SolvePlan, even_grid
+from odebench.ode.solution import Status
 
 
 class Pace(Protocol):
@@ -49,7 +49,7 @@ class AdaptivePace:
     proposal: [b] the size the controller wants next.
     """
 
-    def __init__(self, problem: RowProblem, plan: Plan) -> None:
+    def __init__(self, problem: RowProblem, plan: SolvePlan) -> None:
         assert plan.tolerance is not None
         self._tolerance, self._rule, self._order = plan.tolerance, plan.controller, plan.method.order
         self._min_step, self._max_step = plan.min_step, plan.max_step
@@ -109,7 +109,7 @@ class AdaptivePace:
         return [Status.step_underflow if ratio < math.inf else Status.non_finite for ratio in self.ratio.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
-        """``control.Control.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
+        """``control.ControllerState.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
         rule, ratio = self._rule, self.ratio
         p, i, d = rule.proportional, rule.integral, rule.derivative
         factor = ratio.pow(-1 / self._order).mul_(rule.safety)
@@ -146,7 +146,7 @@ class AdaptivePace:
 class FixedPace:
     """Through the times of the plan's grid, for each row those that its own times give."""
 
-    def __init__(self, problem: RowProblem, plan: Plan) -> None:
+    def __init__(self, problem: RowProblem, plan: SolvePlan) -> None:
         assert plan.grid is not None
         shared = problem.t.dim() == 1
         grids = [plan.grid(times) for times in problem.table[: 1 if shared else None].tolist()]
@@ -180,7 +180,7 @@ class FixedPace:
         return []
 
 
-def counted_grid(steps: int) -> Grid:
+def counted_grid(steps: int) -> GridFunction:
     """So many steps over the whole span, whatever its length; each interval between two times is divided evenly."""
 
     def grid(times: list[float]) -> list[float]:

@@ -14,8 +14,8 @@ from torch import nn
 from odebench.ode import GRADIENTS, METHODS, Tableau, solve
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPySolver
-from odebench.ode.plan import Plan
-from odebench.ode.problem import Problem
+from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solving import run
 
 CONTINUOUS = ["adjoint", "interpolated_adjoint"]
@@ -192,8 +192,8 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
         def f(t, y):
             return torch.tanh(2 * weight @ y + torch.cos(2 * t))
 
-        plan = Plan(METHODS["dopri5"].fixed(), tolerance=None, grid=lambda times: grid)
-        problem = Problem(f, y0, [0.0, 4.0], ())
+        plan = SolvePlan(METHODS["dopri5"].fixed(), tolerance=None, grid=lambda times: grid)
+        problem = InitialValueProblem(f, y0, [0.0, 4.0], ())
         y = run(problem, plan, GRADIENTS["backprop"]()).y
         return (y[-1] ** 2).sum() + y[-1][0]
 

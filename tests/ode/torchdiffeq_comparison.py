@@ -60,7 +60,7 @@ def gradients(integrate, field, y0, t, **how):
     return torch.cat([g.reshape(-1) for g in gradient]), forward, field.nfe - forward
 
 
-class Told(Field):
+class LoggingField(Field):
     """Writes down what its callbacks are told.
 
     It is the same at all times: their backward solve has an equation for the gradient of t, whose error bounds its
@@ -87,4 +87,4 @@ def tell(name):
 
 NAMES = ["callback_step", "callback_accept_step", "callback_reject_step"]
 for name in [*NAMES, *(name + "_adjoint" for name in NAMES)]:
-    setattr(Told, name, tell(name))
+    setattr(LoggingField, name, tell(name))

@@ -5,20 +5,20 @@ import warnings
 
 import pytest
 import torch
-from beside_torchdiffeq import (
+from torch import nn
+from torchdiffeq_comparison import (
     LIBRARIES,
     NAMES,
     TIMES,
     Y0,
     Field,
-    Told,
+    LoggingField,
     as_state,
     flat,
     largest,
     pair,
     theirs,
 )
-from torch import nn
 
 from odebench.ode import OdeintError, SolveError, odeint, odeint_adjoint
 
@@ -31,7 +31,7 @@ def test_callbacks(kind, sign, how):
     """The same calls in the same order, forward and backward, until the end of a solve comes into view."""
 
     def call(_, adjoint):
-        field = Told()
+        field = LoggingField()
         y0 = as_state(Y0.clone().requires_grad_(), kind)
         y = adjoint(field, y0, sign * TIMES[::3], rtol=1e-6, atol=1e-6, **how)
         forward, field.told = field.told, []
@@ -52,7 +52,7 @@ def test_callbacks(kind, sign, how):
 
 
 def test_rejections_are_told():
-    field = Told()
+    field = LoggingField()
     odeint(field, Y0, TIMES, options={"first_step": 1.0})
     names = [name for name, *_ in field.told]
     assert names[:2] == ["callback_step", "callback_reject_step"]
@@ -78,7 +78,7 @@ def test_warnings_of_options(how, text):
 def test_warnings_of_callbacks(method, missing):
     for integrate, _ in LIBRARIES.values():
         with pytest.warns(UserWarning, match="does not support callbacks") as caught:
-            integrate(Told(), Y0, TIMES[:2], method=method, rtol=1e-3, atol=1e-3)
+            integrate(LoggingField(), Y0, TIMES[:2], method=method, rtol=1e-3, atol=1e-3)
         assert [name for name in NAMES if name in str(caught[0].message)] == missing
 
 

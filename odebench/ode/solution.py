@@ -64,7 +64,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SolveOutcome:
     """How an integration ended, where, and with what numbers; ``reached`` of the times have their states.
 
     rows: with per-sample stepping how many rows ended so, and the first of them, whose numbers these are.
@@ -144,7 +144,7 @@ class Solution:
     t: Tensor
     y: Any
     stats: Stats
-    outcome: Outcome
+    outcome: SolveOutcome
     dense: DenseOutput | None = None
     events: tuple["EventHits", ...] = ()
     rows: RowStats | None = None
@@ -169,7 +169,7 @@ class SolveError(RuntimeError):
     process, and loses its graph on the way.
     """
 
-    def __init__(self, outcome: Outcome, solution: Solution | None = None, during: str = "solve") -> None:
+    def __init__(self, outcome: SolveOutcome, solution: Solution | None = None, during: str = "solve") -> None:
         super().__init__(f"{during} failed: {outcome.message()}")
         self.outcome, self.solution, self.during = outcome, solution, during
 
