@@ -8,7 +8,7 @@ The models: odenet, MNIST (from data.root or $ODEBENCH_DATA, else the 5,000 imag
 circles, batch 512, tol 1e-5; latent_ode, all 1,000 spirals at all 100 times as one batch, tol 1e-5.
 
 Same weights, batches, optimiser, tolerance, method and threads; odebench's step is the trainer's own, torchdiffeq's is
-forward, backward, step (``plain_torchdiffeq.py``). All are in one process and take turns, so that a drift of the
+forward, backward, step (``torchdiffeq_models.py``). All are in one process and take turns, so that a drift of the
 machine's speed meets everybody. Every turn starts from the weights that odebench has after --warmup steps and takes the
 same batches; the losses of all must agree. The numbers are the best and the median of the turns. No GPU is used.
 
@@ -31,9 +31,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import plain_torchdiffeq as plain
 import results
 import torch
+import torchdiffeq_models as plain
 from torch import nn
 
 from odebench.bench import measure
@@ -54,18 +54,18 @@ AGREEMENT = 100
 Batches = Callable[[int], Any]
 
 
-class Way(NamedTuple):
+class GradientChoice(NamedTuple):
     """How odebench takes its gradient: settings, and the gradient of torchdiffeq that it is put beside."""
 
     words: tuple[str, ...]
     beside: str
 
 
-ADJOINT, BACKPROP = Way(("gradient=adjoint",), "adjoint"), Way(("gradient=backprop",), "backprop")
+ADJOINT, BACKPROP = GradientChoice(("gradient=adjoint",), "adjoint"), GradientChoice(("gradient=backprop",), "backprop")
 
 
 @dataclass(frozen=True)
-class Contest:
+class StepComparison:
     """One model.
 
     data, tol: and further words of its settings. unit, batch_size: what a batch has so many of. gradients: those of
@@ -78,8 +78,8 @@ class Contest:
     words: tuple[str, ...]
     unit: str
     batch_size: int
-    gradients: dict[str, Way]
-    plain: type[plain.Plain]
+    gradients: dict[str, GradientChoice]
+    plain: type[plain.TorchdiffeqModel]
     field: Callable[[Any], nn.Module] = lambda model: model.field
     batches: Callable[[Any], Batches] = lambda task: task.batch
 
@@ -98,26 +98,26 @@ def all_spirals(task: Any) -> Batches:
 
 
 CONTESTS = {
-    "odenet": Contest(
+    "odenet": StepComparison(
         data="mnist",
         tol=1e-3,
         words=("trainer.batch_size=128", "optim=sgd", "optim.lr=0.1"),
         unit="images",
         batch_size=128,
         gradients={"adjoint": ADJOINT, "backprop": BACKPROP},
-        plain=plain.ODENet,
+        plain=plain.TorchdiffeqODENet,
     ),
-    "cnf": Contest(
+    "cnf": StepComparison(
         data="two_circles",
         tol=1e-5,
         words=("trainer.batch_size=512",),
         unit="samples",
         batch_size=512,
         gradients={"adjoint": ADJOINT},
-        plain=plain.CNF,
+        plain=plain.TorchdiffeqCNF,
         field=lambda model: model.transforms[0]._carried["exact"],
     ),
-    "latent_ode": Contest(
+    "latent_ode": StepComparison(
         data="spirals",
         tol=1e-5,
         words=("data.observed=100",),
@@ -125,18 +125,18 @@ CONTESTS = {
         batch_size=1000,
         gradients={
             "adjoint": ADJOINT,
-            "adjoint, compiled": Way(("gradient=adjoint", "solver.compile=true"), "adjoint"),
-            "checkpoint": Way(("gradient=checkpoint",), "adjoint"),
+            "adjoint, compiled": GradientChoice(("gradient=adjoint", "solver.compile=true"), "adjoint"),
+            "checkpoint": GradientChoice(("gradient=checkpoint",), "adjoint"),
             "backprop": BACKPROP,
         },
-        plain=plain.LatentODE,
+        plain=plain.TorchdiffeqLatentODE,
         batches=all_spirals,
     ),
 }
 
 
 @dataclass
-class Side:
+class TimedTraining:
     """One who takes part.
 
     step: takes optimiser step n; its loss, and its evaluations forward and backward.
@@ -158,7 +158,7 @@ class Side:
         return f"{self.library}, {self.gradient}, first step {self.first_step}"
 
 
-def ours(contest: Contest, settings: Settings, gradient: str, first_step: str) -> Side:
+def ours(contest: StepComparison, settings: Settings, gradient: str, first_step: str) -> TimedTraining:
     """The trainer's own step."""
     task = build(settings)
     task.batch = contest.batches(task)
@@ -169,10 +169,10 @@ def ours(contest: Contest, settings: Settings, gradient: str, first_step: str) -
         numbers = train_step(training, settings, 10**6)
         return numbers["train/loss"], numbers["nfe/forward"], numbers["nfe/backward"]
 
-    return Side("odebench", gradient, first_step, task.model, contest.field(task.model), step)
+    return TimedTraining("odebench", gradient, first_step, task.model, contest.field(task.model), step)
 
 
-def theirs(contest: Contest, settings: Settings, gradient: str) -> Side:
+def theirs(contest: StepComparison, settings: Settings, gradient: str) -> TimedTraining:
     """Forward, backward, step."""
     task = build(settings)
     batch = contest.batches(task)
@@ -188,7 +188,7 @@ def theirs(contest: Contest, settings: Settings, gradient: str) -> Side:
         optimizer.step()
         return loss.item(), forward, model.field.nfe - forward
 
-    return Side("torchdiffeq", gradient, "search", task.model, model.field, step)
+    return TimedTraining("torchdiffeq", gradient, "search", task.model, model.field, step)
 
 
 def build(settings: Settings) -> Any:
@@ -196,7 +196,7 @@ def build(settings: Settings) -> Any:
     return build_task(settings, prepare(settings))
 
 
-def all_sides(model: str, words: list[str]) -> list[Side]:
+def all_sides(model: str, words: list[str]) -> list[TimedTraining]:
     """All who take part, odebench first."""
     contest = CONTESTS[model]
     sides = [
@@ -215,13 +215,13 @@ def settings_of(model: str, words: list[str]) -> Settings:
     return read_settings(compose([*about, *contest.words, *words]))
 
 
-def take_turns(sides: list[Side], arguments: argparse.Namespace) -> dict[str, measure.Times]:
+def take_turns(sides: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, measure.RunTimes]:
     """The seconds of each side's turns by its name, and of the evaluations of each library's field by kind."""
     for number in range(arguments.warmup):
         sides[0].step(number)
     weights = {name: tensor.clone() for name, tensor in sides[0].model.state_dict().items()}
 
-    def turn(side: Side) -> float:
+    def turn(side: TimedTraining) -> float:
         side.model.load_state_dict(weights)
         started = time.perf_counter()
         taken = [side.step(arguments.warmup + number) for number in range(arguments.steps)]
@@ -257,14 +257,14 @@ def first_call(module: nn.Module) -> Iterator[list[Any]]:
     handle.remove()
 
 
-def check_losses(sides: list[Side], tol: float) -> None:
+def check_losses(sides: list[TimedTraining], tol: float) -> None:
     """SystemExit where the sides do not train the same model."""
     losses = {side.name: statistics.mean(side.losses) for side in sides}
     if max(losses.values()) - min(losses.values()) > AGREEMENT * tol * abs(statistics.mean(losses.values())):
         raise SystemExit(f"the losses differ by more than {AGREEMENT} tolerances: {losses}")
 
 
-def bare_s(side: Side, times: dict[str, measure.Times]) -> float:
+def bare_s(side: TimedTraining, times: dict[str, measure.RunTimes]) -> float:
     """What the evaluations of a step alone take at best, the backward ones, or else the forward ones, with product."""
     forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
     plain_s, together_s, apart_s = (
@@ -274,7 +274,7 @@ def bare_s(side: Side, times: dict[str, measure.Times]) -> float:
 
 
 def row_of(
-    contest: Contest, side: Side, times: dict[str, measure.Times], arguments: argparse.Namespace
+    contest: StepComparison, side: TimedTraining, times: dict[str, measure.RunTimes], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """One line of the table."""
     seconds, done = times[side.name].seconds, contest.batch_size * arguments.steps

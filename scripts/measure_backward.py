@@ -23,7 +23,7 @@ BATCH = 32  # as in the study of figure3
 TOLERANCES = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
 
 
-class Counted(nn.Module):
+class CountingField(nn.Module):
     """A field that counts its calls."""
 
     def __init__(self, field: nn.Module) -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     """Measure, and write the CSV file."""
     run = load_run(sys.argv[1], [f"trainer.batch_size={BATCH}"])
     images, labels = run.task.batch(0)
-    model, field = run.model.train(), Counted(run.model.field)
+    model, field = run.model.train(), CountingField(run.model.field)
     versions = results.versions_here()
     rows = []
     for solver in ("dopri5", "adams", "vode_adams"):

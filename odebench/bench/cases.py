@@ -21,7 +21,7 @@ STIFF = ("kvaerno5", "rodas4", "radau", "bdf", "lsoda")
 
 
 @dataclass(frozen=True)
-class Work:
+class BenchmarkCase:
     """One problem.
 
     name, about: what the user types, and a line that says what it is.
@@ -53,14 +53,14 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Problem:
+class CaseProblem:
     """A work with its tensors: the same objects for everybody.
 
     published: what the peers solve; ``field`` itself where it is written as published.
     times: [T], in the state's dtype.
     """
 
-    work: Work
+    work: BenchmarkCase
     field: nn.Module
     published: nn.Module
     state: State
@@ -72,7 +72,7 @@ class Problem:
         return list(self.field.parameters())
 
 
-def build(work: Work) -> Problem:
+def build(work: BenchmarkCase) -> CaseProblem:
     """The work's tensors, the same at every call; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -81,7 +81,7 @@ def build(work: Work) -> Problem:
     leaves = [leaf.to(work.dtype) for leaf in leaves_of(state)]
     published = work.published(field) if work.published else field
     times = torch.tensor(work.times, dtype=work.dtype)
-    return Problem(work, field, published, like(state, leaves), times)
+    return CaseProblem(work, field, published, like(state, leaves), times)
 
 
 def leaves_of(state: State) -> list[Tensor]:
@@ -110,7 +110,7 @@ def _oscillators(num: int) -> Tensor:
 
 
 _ALL = (
-    Work(
+    BenchmarkCase(
         "tiny",
         "spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 1] (torchdiffeq's ode_demo)",
         field=fields.Spiral,
@@ -118,7 +118,7 @@ _ALL = (
         times=_evenly(1.0, 10),
         tol=1e-5,
     ),
-    Work(
+    BenchmarkCase(
         "mlp",
         "MLP 4-64-64-4 (tanh), batch 128, 50 outputs in [0, 5]",
         field=lambda: fields.mlp(nn.Tanh()),
@@ -126,7 +126,7 @@ _ALL = (
         times=_evenly(5.0, 50),
         tol=1e-5,
     ),
-    Work(
+    BenchmarkCase(
         "mlp_silu",
         "MLP 4-64-64-4 (SiLU), batch 128, 50 outputs in [0, 5]",
         field=lambda: fields.mlp(nn.SiLU()),
@@ -134,7 +134,7 @@ _ALL = (
         times=_evenly(5.0, 50),
         tol=1e-5,
     ),
-    Work(
+    BenchmarkCase(
         "conv",
         "field of the MNIST ODE-Net, 64 x 6 x 6, batch 128, t in [0, 1]; peers solve it as published",
         field=lambda: fields.ConvField(64, 32),
@@ -147,16 +147,16 @@ _ALL = (
         reference="engine_adjoint",
         minutes_for=("diffrax",),
     ),
-    Work(
+    BenchmarkCase(
         "cnf",
         "continuous normalizing flow, 2-D, hypernetwork, exact trace, batch 512, t in [0, 10] (torchdiffeq's cnf)",
-        field=fields.Flow,
+        field=fields.HypernetworkFlow,
         state=lambda: (torch.randn(512, 2), torch.zeros(512, 1)),
         times=(0.0, 10.0),
         tol=1e-5,
         reference_tol=1e-9,
     ),
-    Work(
+    BenchmarkCase(
         "robertson",
         "Robertson's reaction, stiff, (y1, 1e4 y2, y3), 9 outputs to t = 1e4, float64",
         field=fields.Robertson,
@@ -167,7 +167,7 @@ _ALL = (
         dtype=torch.float64,
         reference="sensitivities",
     ),
-    Work(
+    BenchmarkCase(
         "vdp",
         "van der Pol's oscillator, mu = 1000, stiff, 11 outputs in [0, 1000], float64",
         field=lambda: fields.VanDerPol(1000.0),
@@ -178,7 +178,7 @@ _ALL = (
         dtype=torch.float64,
         reference="sensitivities",
     ),
-    Work(
+    BenchmarkCase(
         "mixed",
         "64 van der Pol oscillators, mu from 0.1 to 30, 20 outputs in [0, 10], float64; rows with steps of their own",
         field=fields.Oscillators,

@@ -11,24 +11,24 @@ from typing import Any
 import torch
 
 from odebench.bench import measure
-from odebench.bench.cases import Problem, Work, build
-from odebench.bench.entries import Contestant, Entry, prepare, prepare_remote
+from odebench.bench.cases import BenchmarkCase, CaseProblem, build
+from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import FAMILIES, FORWARD, LIBRARIES, installed_version
-from odebench.bench.reference import Reference, relative_error, solve_reference
-from odebench.bench.remote import Diffrax
+from odebench.bench.preparation import LibraryConfig, PreparedRun, prepare, prepare_remote
+from odebench.bench.reference import ReferenceSolution, relative_error, solve_reference
 
-Tell = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What the user wants measured.
 
     modes, libraries: in the order of the table. methods: None takes each work's own. tols: None takes each work's own.
     named: whether the user named the libraries. limit_s: time for one contestant's timed runs.
     """
 
-    works: tuple[Work, ...]
+    works: tuple[BenchmarkCase, ...]
     modes: tuple[str, ...]
     libraries: tuple[str, ...]
     methods: tuple[str, ...] | None = None
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass
-class Outcome:
+class BenchmarkResults:
     """Everything that was measured: a row a contestant, and who is missing, why."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -48,15 +48,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Ring:
+class _CaseContext:
     """Where contestants meet: a problem, its truth, and the process of the library that needs one."""
 
-    problem: Problem
-    truth: Reference
-    remote: Diffrax | None
+    problem: CaseProblem
+    truth: ReferenceSolution
+    remote: DiffraxClient | None
 
 
-def measure_all(plan: Plan, outcome: Outcome, tell: Tell) -> Iterator[Work]:
+def measure_all(plan: BenchmarkPlan, outcome: BenchmarkResults, tell: ProgressCallback) -> Iterator[BenchmarkCase]:
     """Measures work by work into ``outcome``; yields each work when it is done. ``tell`` hears what is going on."""
     missing = [name for name in plan.libraries if installed_version(name) is None]
     outcome.left_out += [f"{name}: not installed" for name in missing]
@@ -74,8 +74,8 @@ def measure_all(plan: Plan, outcome: Outcome, tell: Tell) -> Iterator[Work]:
             outcome.left_out.append(f"{work.name}: its reference needs SciPy")
             continue
         with contextlib.ExitStack() as stack:
-            remote = stack.enter_context(Diffrax(problem)) if "diffrax" in libraries else None
-            ring = _Ring(problem, truth, remote)
+            remote = stack.enter_context(DiffraxClient(problem)) if "diffrax" in libraries else None
+            ring = _CaseContext(problem, truth, remote)
             for tol, family in itertools.product(plan.tols or (work.tol,), FAMILIES):
                 modes = [mode for mode in FAMILIES[family] if mode in plan.modes]
                 contestants = list(_contestants(plan, work, libraries, modes))
@@ -83,7 +83,9 @@ def measure_all(plan: Plan, outcome: Outcome, tell: Tell) -> Iterator[Work]:
         yield work
 
 
-def _contestants(plan: Plan, work: Work, libraries: Sequence[str], modes: Sequence[str]) -> Iterator[Contestant]:
+def _contestants(
+    plan: BenchmarkPlan, work: BenchmarkCase, libraries: Sequence[str], modes: Sequence[str]
+) -> Iterator[LibraryConfig]:
     """Everybody who can do the work in one of the modes."""
     for name in libraries:
         library = LIBRARIES[name]
@@ -96,18 +98,24 @@ def _contestants(plan: Plan, work: Work, libraries: Sequence[str], modes: Sequen
             if mode == "reversible" and f"reversible_{method}" in library.methods:
                 method = f"reversible_{method}"
             if method in library.methods and mode in library.modes:
-                yield Contestant(name, method, mode, "")
+                yield LibraryConfig(name, method, mode, "")
                 for variant, only in variants:
                     if only in ("", mode):
-                        yield Contestant(name, method, mode, variant)
+                        yield LibraryConfig(name, method, mode, variant)
 
 
 def _measure_family(
-    plan: Plan, ring: _Ring, family: str, tol: float, contestants: list[Contestant], outcome: Outcome, tell: Tell
+    plan: BenchmarkPlan,
+    ring: _CaseContext,
+    family: str,
+    tol: float,
+    contestants: list[LibraryConfig],
+    outcome: BenchmarkResults,
+    tell: ProgressCallback,
 ) -> None:
     """Rows of the contestants whose times are compared with one another, timed turn by turn."""
     work = ring.problem.work.name
-    entries: list[Entry] = []
+    entries: list[PreparedRun] = []
     for contestant in contestants:
         name = f"{work}, {contestant.mode}, tol {tol:g}: {contestant.label} {contestant.method}"
         tell(name)
@@ -133,7 +141,7 @@ def _measure_family(
         outcome.rows.append(_row(ring, family, tol, entry, *times_and_bare))
 
 
-def _whose_field(problem: Problem, contestant: Contestant) -> str:
+def _whose_field(problem: CaseProblem, contestant: LibraryConfig) -> str:
     if contestant.library == "diffrax":
         return "diffrax"
     if contestant.variant == "compiled":
@@ -141,7 +149,7 @@ def _whose_field(problem: Problem, contestant: Contestant) -> str:
     return "ours" if contestant.library == "odebench" or problem.published is problem.field else "published"
 
 
-def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, Callable[[], float]]:
+def _bare_runs(ring: _CaseContext, entries: list[PreparedRun], gradient: bool) -> dict[str, Callable[[], float]]:
     """The fields that the entries solve, alone, without and with their vector-Jacobian products."""
     problem, remote = ring.problem, ring.remote
     fields = {"ours": problem.field, "ours compiled": problem.field, "published": problem.published}
@@ -163,7 +171,7 @@ def _bare_runs(ring: _Ring, entries: list[Entry], gradient: bool) -> dict[str, C
     return runs
 
 
-def _bare_ms(problem: Problem, entry: Entry, times: dict[str, measure.Times]) -> float:
+def _bare_ms(problem: CaseProblem, entry: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
     """What the contestant's evaluations alone would take at best: f for each, and the product of each that is
     differentiated (those of the backward pass where there are any, else those of the forward one)."""
     forward, backward = entry.costs.nfe_forward, entry.costs.nfe_backward
@@ -176,7 +184,9 @@ def _bare_ms(problem: Problem, entry: Entry, times: dict[str, measure.Times]) ->
     return forward * plain_ms + backward * times[f"{whose} {measure.APART}"].min_ms
 
 
-def _row(ring: _Ring, family: str, tol: float, entry: Entry, times: measure.Times, bare_ms: float) -> dict[str, Any]:
+def _row(
+    ring: _CaseContext, family: str, tol: float, entry: PreparedRun, times: measure.RunTimes, bare_ms: float
+) -> dict[str, Any]:
     """All numbers of one contestant under the names they are written with."""
     problem, truth = ring.problem, ring.truth
     contestant, answer, costs = entry.contestant, entry.answer, entry.costs

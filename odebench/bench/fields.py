@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from odebench.models.convolution import ConvField
 
-__all__ = ["ConvField", "Flow", "Oscillators", "PublishedConvField", "Robertson", "Spiral", "VanDerPol", "mlp"]
+__all__ = [
+    "ConvField",
+    "HypernetworkFlow",
+    "Oscillators",
+    "PublishedConvField",
+    "Robertson",
+    "Spiral",
+    "VanDerPol",
+    "mlp",
+]
 
 
 class Spiral(nn.Module):
@@ -69,7 +78,7 @@ def _concat_conv(conv: nn.Conv2d, t: Tensor, x: Tensor) -> Tensor:
     return F.conv2d(torch.cat([plane, x], 1), conv.weight, conv.bias, padding=1)
 
 
-class Flow(nn.Module):
+class HypernetworkFlow(nn.Module):
     """dz/dt = mean over 64 units of U tanh(W z + B), with U, W, B made from t by a network.
 
     State: z [B, 2] and log-density change [B, 1]; the trace of the Jacobian is exact, in closed form (torchdiffeq,

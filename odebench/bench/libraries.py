@@ -30,7 +30,7 @@ MODES = tuple(mode for modes in FAMILIES.values() for mode in modes)
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepCounts:
     """Steps of a forward solve; rows that step alone are added up."""
 
     accepted: int
@@ -38,7 +38,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Job:
+class SolveRequest:
     """What one contestant is to do.
 
     field: f(t, y), bare or counted. times: [T]. variant: a way of its own to do it, "" the plain one.
@@ -54,7 +54,7 @@ class Job:
     atol: float
 
 
-Solve = Callable[[State], tuple[State, Steps | None]]
+SolveFunction = Callable[[State], tuple[State, StepCounts | None]]
 """From the state at the first time to the states at all of them, each tensor [T, *its shape], under autograd where it
 is on, and the steps where the library tells."""
 
@@ -63,7 +63,7 @@ is on, and the steps where the library tells."""
 class Library:
     """One solver library.
 
-    package: what is installed and imported. adapt: from a job to its Solve; None for a library that runs in a
+    package: what is installed and imported. adapt: from a job to its SolveFunction; None for a library that runs in a
         process of its own.
     modes, methods: our names and its own, of what it has.
     variants: (variant, mode or "" for all of them): further ways to run.
@@ -72,15 +72,15 @@ class Library:
     package: str
     modes: tuple[str, ...]
     methods: Mapping[str, str]
-    adapt: Callable[[Job], Solve] | None
+    adapt: Callable[[SolveRequest], SolveFunction] | None
     variants: tuple[tuple[str, str], ...] = ()
     torch_memory: bool = True
 
 
-def solve_with_odebench(job: Job) -> Solve:
+def solve_with_odebench(job: SolveRequest) -> SolveFunction:
     """``odebench.ode.solve``; variants "compiled" and "per_sample"."""
 
-    def solve(y0: State) -> tuple[State, Steps]:
+    def solve(y0: State) -> tuple[State, StepCounts]:
         solution = ode.solve(
             job.field,
             y0,
@@ -93,12 +93,12 @@ def solve_with_odebench(job: Job) -> Solve:
             gradient="backprop" if job.mode == FORWARD else job.mode,
             compile=job.variant == "compiled",
         )
-        return solution.y, Steps(solution.stats.accepted, solution.stats.rejected)
+        return solution.y, StepCounts(solution.stats.accepted, solution.stats.rejected)
 
     return solve
 
 
-def solve_with_torchdiffeq(job: Job) -> Solve:
+def solve_with_torchdiffeq(job: SolveRequest) -> SolveFunction:
     """``odeint`` and ``odeint_adjoint``; variant "seminorm" leaves the parameters out of the adjoint's error."""
     import torchdiffeq
 
@@ -117,10 +117,10 @@ def solve_with_torchdiffeq(job: Job) -> Solve:
     return lambda y0: (torchdiffeq.odeint_adjoint(job.field, y0, job.times, **options), None)
 
 
-class Flattened(nn.Module):
+class FlatField(nn.Module):
     """A field on one flat state: f(t, y [N]), or with ``rows`` f(t [1], y [1, N]) as torchode wants it."""
 
-    def __init__(self, job: Job, rows: bool = False) -> None:
+    def __init__(self, job: SolveRequest, rows: bool = False) -> None:
         super().__init__()
         self.field = job.field
         self._state = job.state
@@ -146,13 +146,13 @@ class Flattened(nn.Module):
         return like(self._state, leaves)
 
 
-def solve_with_torchode(job: Job) -> Solve:
+def solve_with_torchode(job: SolveRequest) -> SolveFunction:
     """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``. It knows rows with steps of their own only: the whole batch is
     one row, so that all have one norm; variant "per_sample" is its usual way."""
     import torchode
 
     alone = job.variant == "per_sample"
-    flat = Flattened(job, rows=True)
+    flat = FlatField(job, rows=True)
     term = torchode.ODETerm(job.field if alone else flat, with_stats=False)
     method = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}[job.method](term=term)
     controller = torchode.IntegralController(atol=job.atol, rtol=job.rtol, term=term)
@@ -161,24 +161,24 @@ def solve_with_torchode(job: Job) -> Solve:
     else:
         loop = torchode.AutoDiffAdjoint(method, controller, backprop_through_step_size_control=False)
 
-    def solve(y0: State) -> tuple[State, Steps]:
+    def solve(y0: State) -> tuple[State, StepCounts]:
         y: Any = y0 if alone else flat.flatten(y0)
         solution = loop.solve(torchode.InitialValueProblem(y0=y, t_eval=job.times.expand(len(y), -1)))
         attempts, accepted = (int(solution.stats[name].sum()) for name in ("n_steps", "n_accepted"))
         states = solution.ys.transpose(0, 1) if alone else flat.unflatten(solution.ys[0])
-        return states, Steps(accepted, attempts - accepted)
+        return states, StepCounts(accepted, attempts - accepted)
 
     return solve
 
 
-def solve_with_torchdyn(job: Job) -> Solve:
+def solve_with_torchdyn(job: SolveRequest) -> SolveFunction:
     """``torchdyn.numerics.odeint``, and ``ODEProblem`` for the adjoint."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchdyn.core import ODEProblem
         from torchdyn.numerics import odeint
 
-    flat = Flattened(job)
+    flat = FlatField(job)
     # Without interpolation it would shorten a step for every output.
     options = {"solver": job.method, "rtol": job.rtol, "atol": job.atol}
     if job.method == "dopri5":
@@ -189,11 +189,11 @@ def solve_with_torchdyn(job: Job) -> Solve:
     return lambda y0: (flat.unflatten(odeint(flat, flat.flatten(y0), job.times, **options)[1]), None)
 
 
-def solve_with_scipy(job: Job) -> Solve:
+def solve_with_scipy(job: SolveRequest) -> SolveFunction:
     """``scipy.integrate.solve_ivp``: no gradient, and all but f in float64."""
     from scipy.integrate import solve_ivp
 
-    flat = Flattened(job)
+    flat = FlatField(job)
     dtype = job.times.dtype
 
     def rate(t: float, y: Any) -> Any:

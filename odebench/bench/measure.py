@@ -19,7 +19,7 @@ _aten = torch.ops.aten
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.masked_select}
 
 
-class Counted(nn.Module):
+class CountingField(nn.Module):
     """A vector field that counts its evaluations, and the rows in them, and knows when it is at work.
 
     torchdiffeq tells it of accepted and rejected steps, through the two callbacks.
@@ -55,10 +55,10 @@ class Counted(nn.Module):
         self.rejected += 1
 
 
-class Operations(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts the tensor operations that run outside the field, views left out, and the waits for their results."""
 
-    def __init__(self, counted: Counted) -> None:
+    def __init__(self, counted: CountingField) -> None:
         super().__init__()
         self._counted = counted
         self.operations = 0
@@ -80,7 +80,7 @@ def is_view(func: Any) -> bool:
 
 
 @dataclass
-class Times:
+class RunTimes:
     """Seconds of each run of one contestant."""
 
     seconds: list[float] = field(default_factory=list)
@@ -101,13 +101,13 @@ def interleave(
     repeats: int,
     limit_s: float,
     tick: Callable[[str], None] = lambda name: None,
-) -> dict[str, Times]:
+) -> dict[str, RunTimes]:
     """Each contestant's times, taken in rounds, so that a drift of the machine's speed meets all of them.
 
     contestants: name -> runs once and returns its seconds; whoever has used up ``limit_s`` sits out the later rounds
         (but has three). The order turns from round to round, so that nobody always follows the same neighbour.
     """
-    times = {name: Times() for name in contestants}
+    times = {name: RunTimes() for name in contestants}
     names = list(contestants)
     collecting = gc.isenabled()
     try:

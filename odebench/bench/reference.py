@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from odebench import ode
-from odebench.bench.cases import Problem, leaves_of, like, loss
+from odebench.bench.cases import CaseProblem, leaves_of, like, loss
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSolution:
     """states: each tensor [T, *its shape]. gradients: of the parameters, then of the state; None if not asked for."""
 
     states: list[Tensor]
     gradients: list[Tensor] | None
 
 
-def solve_reference(problem: Problem, gradients: bool) -> Reference:
+def solve_reference(problem: CaseProblem, gradients: bool) -> ReferenceSolution:
     """The problem's solution in float64, with the gradients of ``works.loss`` where asked for.
 
     Raises ModuleNotFoundError for a stiff problem without SciPy.
@@ -37,10 +37,10 @@ def solve_reference(problem: Problem, gradients: bool) -> Reference:
     with torch.set_grad_enabled(gradients):
         states = ode.solve(field, state, times, rtol=tol, atol=tol, gradient=mode).y
         found = torch.autograd.grad(loss(states), [*field.parameters(), *leaves]) if gradients else None
-    return Reference([leaf.detach() for leaf in leaves_of(states)], list(found) if found else None)
+    return ReferenceSolution([leaf.detach() for leaf in leaves_of(states)], list(found) if found else None)
 
 
-def _by_sensitivities(problem: Problem, gradients: bool) -> Reference:
+def _by_sensitivities(problem: CaseProblem, gradients: bool) -> ReferenceSolution:
     """y [n] with S = dy/d(parameters, y0) [n, p + n], dS/dt = (df/dy) S + [df/dparameters, 0], by SciPy's Radau."""
     from scipy.integrate import solve_ivp
 
@@ -71,17 +71,17 @@ def _by_sensitivities(problem: Problem, gradients: bool) -> Reference:
         raise RuntimeError(f"no reference: {solution.message}")
     states = torch.from_numpy(solution.y[:n].T.copy()).requires_grad_(gradients)
     if not gradients:
-        return Reference([states], None)
+        return ReferenceSolution([states], None)
     (slope,) = torch.autograd.grad(loss(states), states)
     total = torch.einsum("ti,ijt->j", slope, torch.from_numpy(solution.y[n:].reshape(n, -1, len(times))))
     parts = total.split([math.prod(shape) for shape in shapes])
-    return Reference([states.detach()], [part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+    return ReferenceSolution([states.detach()], [part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
 
 
-Linearised = tuple[np.ndarray, np.ndarray, np.ndarray]
+FieldAndJacobians = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def linearised_robertson(log_rates: np.ndarray, y: np.ndarray) -> Linearised:
+def linearised_robertson(log_rates: np.ndarray, y: np.ndarray) -> FieldAndJacobians:
     """``fields.Robertson``: rate [3], and its derivatives with respect to the parameters and to y."""
     k1, k2, k3 = np.exp(log_rates)
     a, b, c = y[0], 1e-4 * y[1], y[2]
@@ -94,7 +94,7 @@ def linearised_robertson(log_rates: np.ndarray, y: np.ndarray) -> Linearised:
     return rate, of_rates, of_y
 
 
-def linearised_van_der_pol(log_mu: np.ndarray, y: np.ndarray) -> Linearised:
+def linearised_van_der_pol(log_mu: np.ndarray, y: np.ndarray) -> FieldAndJacobians:
     """``fields.VanDerPol``: rate [2], and its derivatives with respect to the parameter and to y."""
     mu, (x, v) = math.exp(log_mu[0]), y
     damping = mu * (1 - x * x)
@@ -102,7 +102,7 @@ def linearised_van_der_pol(log_mu: np.ndarray, y: np.ndarray) -> Linearised:
     return np.array([v, damping * v - x]), np.array([[0.0], [damping * v]]), of_y
 
 
-LINEARISED: dict[str, Callable[[np.ndarray, np.ndarray], Linearised]] = {
+LINEARISED: dict[str, Callable[[np.ndarray, np.ndarray], FieldAndJacobians]] = {
     "robertson": linearised_robertson,
     "vdp": linearised_van_der_pol,
 }

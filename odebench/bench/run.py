@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from odebench.bench import report
 from odebench.bench.cases import DEFAULT, GROUPS, WORKS
-from odebench.bench.comparison import Outcome, Plan, measure_all
+from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, PEERS
 from odebench.errors import UsageError, unknown_name
 from odebench.training.machine import keep_freed_memory
@@ -33,7 +33,7 @@ def make_plan(
     repeats: int = 10,
     compiled: bool = False,
     work_precision: bool = False,
-) -> Plan:
+) -> BenchmarkPlan:
     """A plan from names separated by commas. Raises UsageError for what is not known."""
     names: list[str] = []
     for word in works or DEFAULT:
@@ -45,7 +45,7 @@ def make_plan(
     if repeats < 1:
         raise UsageError(f"--repeats must be 1 or more, got {repeats}")
     chosen = () if peers == "none" else _names("peer", peers, PEERS, PEERS)
-    return Plan(
+    return BenchmarkPlan(
         works=tuple(WORKS[name] for name in names),
         modes=_names("mode", modes, MODES, DEFAULT_MODES),
         libraries=("odebench", *chosen),
@@ -80,7 +80,7 @@ def _tolerances(text: str) -> tuple[float, ...]:
     return tols
 
 
-def run_bench(plan: Plan, output: Path | None, threads: int | None, command: Sequence[str]) -> int:
+def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, command: Sequence[str]) -> int:
     """Measures, writes and prints; the exit code. What was measured is written after each work.
 
     Raises UsageError for a folder that holds something already.
@@ -96,7 +96,7 @@ def run_bench(plan: Plan, output: Path | None, threads: int | None, command: Seq
     machine = about["machine"]
     print(f"{report.versions_line(plan.libraries)}; torch {torch.__version__}")
     print(f"{machine['cpu']}, {machine['threads']} threads, {about['date']}", flush=True)
-    outcome = Outcome()
+    outcome = BenchmarkResults()
     abouts = {work.name: work.about for work in plan.works}
     with _progress(len(plan.works)) as (tell, tick):
         for work in measure_all(plan, outcome, tell):

@@ -24,7 +24,7 @@ from odebench.config.schema.quantities import QUANTITIES
 from odebench.config.settings import Settings
 from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.ode.methods import METHODS, Tableau
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.scipy_methods import SciPyMethod
 
 
 def check(s: Settings) -> None:
@@ -155,7 +155,7 @@ def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
             "solver.compile",
             "solver.stepping",
         )
-    if solver.stop_at_times and (isinstance(method, SciPySolver) or solver.stepping == "per_sample"):
+    if solver.stop_at_times and (isinstance(method, SciPyMethod) or solver.stepping == "per_sample"):
         raise UsageError(
             "solver.stop_at_times=true: SciPy's steps, and those of each row's own, end where they will; leave it out",
             "solver.stop_at_times",
@@ -198,7 +198,7 @@ def _check_gradient(s: Settings) -> None:
             "solver.stepping",
             "gradient",
         )
-    if isinstance(method, SciPySolver) and s.gradient.name != "adjoint":
+    if isinstance(method, SciPyMethod) and s.gradient.name != "adjoint":
         raise UsageError(
             f"gradient={s.gradient.name}: SciPy's {s.solver.name} has gradient=adjoint only; "
             "choose it, or a solver that is not SciPy's, such as solver=adams",

@@ -19,7 +19,7 @@ from odebench.ode.drop_in_options import DropInCall, check_options, find_callbac
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, Mode
 from odebench.ode.integrate import Observer
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import SolveError, Status
 from odebench.ode.solving import run
 from odebench.ode.transforms import check_gradient, transformed
@@ -67,7 +67,7 @@ def odeint(
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
     call = pose(func, y0, t, rtol, atol, method, options, parameters_known=True)
     # Autograd cannot look into SciPy.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not isinstance(call.plan.method, SciPySolver)):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not isinstance(call.plan.method, SciPyMethod)):
         return _answer(call, Backprop(), event_fn, options)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
 from odebench.ode.control import Controller, Norm, Tolerance, rms
 from odebench.ode.methods import METHODS, Method
-from odebench.ode.methods.adams import HIGHEST_ORDER, FixedAdams
+from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
+from odebench.ode.methods.scipy_methods import SCIPY_METHODS, SciPyMethod
 from odebench.ode.plan import GridFunction, SolvePlan
 from odebench.ode.problem import InitialValueProblem, check_state, noisy_layers
 from odebench.ode.solving import check_plan
@@ -148,9 +148,9 @@ def _find_method(name: str | None, options: dict[str, Any]) -> Method:
         name = "dopri5"
     if name == "scipy_solver":
         solver = options.pop("solver", "LSODA")
-        if solver not in SCIPY_SOLVERS:
-            raise ValueError(f'Invalid solver "{solver}". Must be one of {sorted(SCIPY_SOLVERS)}.')
-        return SCIPY_SOLVERS[solver]
+        if solver not in SCIPY_METHODS:
+            raise ValueError(f'Invalid solver "{solver}". Must be one of {sorted(SCIPY_METHODS)}.')
+        return SCIPY_METHODS[solver]
     name = ALIASES.get(name, name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in METHODS:
         names = '", "'.join([*METHODS, *ALIASES, "scipy_solver"])
@@ -223,7 +223,7 @@ def make_plan(
         )
         tolerance = Tolerance(rtol, atol)
     plan = SolvePlan(method=method, tolerance=tolerance, grid=None, norm=norm)
-    if isinstance(method, SciPySolver):
+    if isinstance(method, SciPyMethod):
         plan = _with_scipy_options(plan, options)
     elif method.adaptive and method.name not in FIXED_STEPS:
         plan = _with_adaptive_options(plan, options, asked[2])
@@ -293,7 +293,7 @@ def _with_grid_options(
             raise TypeError(f"grid_constructor must be a function (func, y0, t), got {shown(constructor)}")
         grid = functools.partial(_constructed_grid, constructor=constructor, asked=asked)
     method = plan.method
-    if isinstance(method, FixedAdams):
+    if isinstance(method, FixedOrderAdams):
         assert plan.tolerance is not None
         method = _as_adams(method, options, plan.tolerance)
     if isinstance(method, ImplicitTableau):
@@ -310,7 +310,7 @@ def _with_grid_options(
     )
 
 
-def _as_adams(method: FixedAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
+def _as_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
     """The method with torchdiffeq's start, which raises the order step by step, and its iteration."""
     max_order = whole_number("max_order", options.pop("max_order", HIGHEST_ORDER))
     max_iters = whole_number("max_iters", options.pop("max_iters", 4))
@@ -386,7 +386,7 @@ def find_callbacks(
     found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
     adaptive = plan.tolerance is not None
     supported = names if adaptive else names[:1]
-    unsupported = found.keys() - (() if isinstance(plan.method, SciPySolver) else supported)
+    unsupported = found.keys() - (() if isinstance(plan.method, SciPyMethod) else supported)
     if unsupported:
         warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
     step, accept, reject = (None if name in unsupported else found.get(name) for name in names)

@@ -17,8 +17,8 @@ from torch import Tensor
 from odebench.ode import control
 from odebench.ode.dense import Interpolant
 from odebench.ode.events import EventDetector, EventHit
-from odebench.ode.methods.scipy_methods import SciPySolver
-from odebench.ode.methods.steppers import Field, Stepper, VariableOrder, make_stepper
+from odebench.ode.methods.scipy_methods import SciPyMethod
+from odebench.ode.methods.steppers import Field, Stepper, VariableOrderStepper, make_stepper
 from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
 from odebench.ode.scipy_bridge import solve_span
@@ -92,7 +92,7 @@ def integrate(
         y = y.detach()
     if stats.start is None:
         stats.start = times[0]
-    if isinstance(plan.method, SciPySolver):
+    if isinstance(plan.method, SciPyMethod):
         return _by_scipy(plan.method, field, y, times, plan, stats, watch)
     loop = _fixed if plan.tolerance is None else _adaptive
     with torch.autocast(y.device.type, enabled=False):
@@ -128,7 +128,7 @@ def integrate(
 
 
 def _by_scipy(
-    method: SciPySolver,
+    method: SciPyMethod,
     field: Field,
     y: Tensor,
     times: list[float],
@@ -236,7 +236,7 @@ def _adaptive(
     step = ratio = math.nan
     attempts = 0
     # Not isinstance: with a protocol that takes as long as some steps.
-    variable: VariableOrder | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
+    variable: VariableOrderStepper | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
     def outcome(status: Status) -> SolveOutcome:
         return SolveOutcome(status, len(reader.times), t, direction * step, ratio, stats.nfe)

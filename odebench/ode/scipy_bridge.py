@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import SolveOutcome, Stats, Status
 
@@ -16,12 +16,12 @@ from odebench.ode.solution import SolveOutcome, Stats, Status
 LARGEST_MATRIX = 16_384
 
 
-class NonFinite(ArithmeticError):
+class NonFiniteError(ArithmeticError):
     """f is NaN or infinite somewhere: SciPy's solvers would go on for ever, or end with another word for it."""
 
 
 def solve_span(
-    method: SciPySolver, field: Any, y: Tensor, times: list[float], plan: SolvePlan, stats: Stats
+    method: SciPyMethod, field: Any, y: Tensor, times: list[float], plan: SolvePlan, stats: Stats
 ) -> tuple[Tensor, SolveOutcome, float]:
     """The states [T, N] at the times, how the solve ended, and its last step size.
 
@@ -34,7 +34,7 @@ def solve_span(
     if not y.numel():
         outcome = SolveOutcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
         return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
-    bridge = _Bridge(method, field, y)
+    bridge = _FieldAdapter(method, field, y)
     outputs, status, end, step = [y], Status.success, times[0], math.nan
     with warnings.catch_warnings():
         # They fail with a status of ours.
@@ -53,14 +53,14 @@ def solve_span(
                 step, end = float(solver.t - solver.t_old), float(solver.t)
                 _count(step, stats)
                 outputs += _read(solver, bridge, times[len(outputs) :])
-        except NonFinite:
+        except NonFiniteError:
             status = Status.non_finite
     outcome = SolveOutcome(status, len(outputs), end, step, math.nan, stats.nfe)
     outputs += [torch.full_like(y, math.nan)] * (len(times) - len(outputs))
     return torch.stack(outputs), outcome, abs(step)
 
 
-def _check(method: SciPySolver, y: Tensor, plan: SolvePlan) -> None:
+def _check(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
     lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.forced)}
     if method.solver not in ("LSODA", "vode_adams"):
         lacks["min_step"] = plan.min_step > 0
@@ -77,28 +77,28 @@ def _check(method: SciPySolver, y: Tensor, plan: SolvePlan) -> None:
         raise ValueError(_no_gradient(method))
 
 
-def _no_gradient(method: SciPySolver) -> str:
+def _no_gradient(method: SciPyMethod) -> str:
     return (
         f"method {method.name}: autograd cannot look into SciPy; use gradient='adjoint', or torch.no_grad() where no "
         "gradient is wanted"
     )
 
 
-class _Bridge:
+class _FieldAdapter:
     """f and states, between tensors like y [N] and float64 arrays [N], or [2N] for complex y."""
 
-    def __init__(self, method: SciPySolver, field: Any, y: Tensor) -> None:
+    def __init__(self, method: SciPyMethod, field: Any, y: Tensor) -> None:
         self._method, self._field, self._y = method, field, y
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        """dy/dt; raises NonFinite, and ValueError where it wants a gradient."""
+        """dy/dt; raises NonFiniteError, and ValueError where it wants a gradient."""
         (time,) = self._field.clock([float(t)])
         rate = self._field(time, self.state(y), True)
         if rate.requires_grad and torch.is_grad_enabled():
             raise ValueError(_no_gradient(self._method))
         array = self.array(rate)
         if not np.isfinite(array).all():
-            raise NonFinite
+            raise NonFiniteError
         return array
 
     def array(self, y: Tensor) -> np.ndarray:
@@ -121,7 +121,7 @@ class _Bridge:
         return np.repeat(array, 2) if self._y.is_complex() else array
 
 
-def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
+def _open(method: SciPyMethod, bridge: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
     """The solver at the first time, ready to step."""
     from scipy import integrate
 
@@ -139,7 +139,7 @@ def _open(method: SciPySolver, bridge: _Bridge, y: Tensor, times: list[float], p
     return make(bridge, start, bridge.array(y), end, **options)
 
 
-def _read(solver: Any, bridge: _Bridge, due: list[float]) -> list[Tensor]:
+def _read(solver: Any, bridge: _FieldAdapter, due: list[float]) -> list[Tensor]:
     """The states at those of the times due that the last step has reached."""
     direction = math.copysign(1.0, solver.t - solver.t_old)
     reached = [time for time in due if (time - solver.t) * direction <= 0]
@@ -164,7 +164,7 @@ class _VodeAdams:
 
     def __init__(
         self,
-        fun: _Bridge,
+        fun: _FieldAdapter,
         t0: float,
         y0: np.ndarray,
         t_bound: float,

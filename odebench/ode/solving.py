@@ -17,10 +17,10 @@ from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import GRADIENTS, Mode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
-from odebench.ode.methods.adams import FixedAdams
+from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
 from odebench.ode.plan import SolvePlan, even_grid
@@ -178,7 +178,7 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Mode)
 
 def _check_method(method: Method, compiled: bool) -> None:
     """Raises ValueError for steps that do not go under the transformation at work."""
-    if isinstance(method, ImplicitTableau | Rosenbrock | SciPySolver):
+    if isinstance(method, ImplicitTableau | Rosenbrock | SciPyMethod):
         raise ValueError(
             f"method {method.name} does not go under torch.func and forward-mode differentiation; use an explicit "
             "method, such as dopri5, or torch.autograd.grad around the solve"
@@ -196,7 +196,7 @@ def _check_batch(method: Method, adaptive: bool, tensors: Iterable[Tensor]) -> N
             "steps cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
             "the whole batch with stepping='per_sample'"
         )
-    if not isinstance(method, Tableau) and not (isinstance(method, FixedAdams) and not method.implicit):
+    if not isinstance(method, Tableau) and not (isinstance(method, FixedOrderAdams) and not method.implicit):
         raise ValueError(
             f"method {method.name} reads numbers that torch.func.vmap hides; use an explicit Runge-Kutta method with "
             "steps or step_size"

@@ -45,7 +45,7 @@ def test_groups_name_works():
 @pytest.mark.parametrize("name", WORKS)
 def test_the_field_written_for_jax_is_the_same_function(name):
     jnp = pytest.importorskip("jax.numpy")
-    from odebench.bench.diffrax_process import FIELDS
+    from odebench.bench.diffrax_server import FIELDS
 
     problem = build(WORKS[name])
     state = [leaf.float()[:4] if leaf.dim() > 1 else leaf.float() for leaf in leaves_of(problem.state)]

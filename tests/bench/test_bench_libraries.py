@@ -7,12 +7,12 @@ import pytest
 
 from odebench import ode
 from odebench.bench.cases import WORKS, build
-from odebench.bench.comparison import Outcome, Plan, measure_all
-from odebench.bench.entries import Contestant, Endless, prepare
+from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
+from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import LIBRARIES
-from odebench.bench.measure import Counted
+from odebench.bench.measure import CountingField
+from odebench.bench.preparation import LibraryConfig, TooManyEvaluations, prepare
 from odebench.bench.reference import relative_error, solve_reference
-from odebench.bench.remote import Diffrax
 
 QUICK = ("forward", "backprop")
 CASES = [
@@ -41,7 +41,7 @@ def test_an_adapter_agrees_with_the_truth_and_counts(tiny, name, mode, variant):
         warnings.simplefilter("ignore")  # what a library says while it is imported
         pytest.importorskip(LIBRARIES[name].package)
     problem, truth = tiny
-    entry = prepare(problem, Contestant(name, method_for(mode), mode, variant), 1e-5)
+    entry = prepare(problem, LibraryConfig(name, method_for(mode), mode, variant), 1e-5)
     answer, costs = entry.answer, entry.costs
     assert relative_error(answer.states, truth.states) < 1e-3
     assert costs.nfe_forward > 6
@@ -58,9 +58,9 @@ def test_an_adapter_agrees_with_the_truth_and_counts(tiny, name, mode, variant):
 
 def test_counted_evaluations_are_the_solvers_own(tiny):
     problem, _ = tiny
-    counted = Counted(problem.field)
+    counted = CountingField(problem.field)
     stats = ode.solve(counted, problem.state, problem.times, rtol=1e-5, atol=1e-5, controller="integral").stats
-    costs = prepare(problem, Contestant("odebench", "dopri5", "forward", ""), 1e-5).costs
+    costs = prepare(problem, LibraryConfig("odebench", "dopri5", "forward", ""), 1e-5).costs
     assert counted.calls == stats.nfe == costs.nfe_forward
     assert costs.rows_forward == 20 * stats.nfe
 
@@ -72,27 +72,27 @@ def test_the_gradients_error_shrinks_with_the_tolerance(mode):
     truth = solve_reference(problem, gradients=True)
     errors = []
     for tol in (1e-3, 1e-5, 1e-7):
-        answer = prepare(problem, Contestant("odebench", "dopri5", mode, ""), tol).answer
+        answer = prepare(problem, LibraryConfig("odebench", "dopri5", mode, ""), tol).answer
         errors.append(relative_error(answer.gradients, truth.gradients))
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
 def test_operations_a_step_leave_out_what_happens_once(tiny):
     problem, _ = tiny
-    costs = prepare(problem, Contestant("odebench", "dopri5", "forward", ""), 1e-6).costs
+    costs = prepare(problem, LibraryConfig("odebench", "dopri5", "forward", ""), 1e-6).costs
     assert costs.synchronisations == 1
     assert 6 <= costs.operations <= 30
 
 
 def test_a_solve_that_never_ends_is_given_up(tiny, monkeypatch):
     problem, _ = tiny
-    monkeypatch.setattr("odebench.bench.entries.MAX_EVALUATIONS", 20)
-    with pytest.raises(Endless, match="more than 20 evaluations"):
-        prepare(problem, Contestant("odebench", "dopri5", "forward", ""), 1e-6)
+    monkeypatch.setattr("odebench.bench.preparation.MAX_EVALUATIONS", 20)
+    with pytest.raises(TooManyEvaluations, match="more than 20 evaluations"):
+        prepare(problem, LibraryConfig("odebench", "dopri5", "forward", ""), 1e-6)
 
 
 def plan(**changes):
-    return Plan((WORKS["tiny"],), ("forward", "adjoint"), ("odebench", "torchdiffeq"), repeats=2, **changes)
+    return BenchmarkPlan((WORKS["tiny"],), ("forward", "adjoint"), ("odebench", "torchdiffeq"), repeats=2, **changes)
 
 
 def test_an_absent_library_and_a_failing_one_are_left_out_by_name(monkeypatch):
@@ -106,7 +106,7 @@ def test_an_absent_library_and_a_failing_one_are_left_out_by_name(monkeypatch):
         return prepare(problem, contestant, tol)
 
     monkeypatch.setattr("odebench.bench.comparison.prepare", fail)
-    outcome = Outcome()
+    outcome = BenchmarkResults()
     told = []
     assert [work.name for work in measure_all(plan(), outcome, told.append)] == ["tiny"]
     assert outcome.left_out == ["torchdiffeq: not installed", "tiny, adjoint, tol 1e-05: odebench dopri5: underflow"]
@@ -124,7 +124,7 @@ def test_diffrax_in_its_own_process_agrees_with_the_truth(name):
     pytest.importorskip("diffrax")
     problem = build(WORKS[name])
     truth = solve_reference(problem, gradients=True)
-    with Diffrax(problem) as remote:
+    with DiffraxClient(problem) as remote:
         for mode in LIBRARIES["diffrax"].modes:
             reply = remote.prepare(mode, "Dopri5", 1e-5)
             assert relative_error(reply["states"], truth.states) < 1e-3

@@ -15,9 +15,9 @@ class Twice(nn.Module):
 
 
 def test_operations_are_those_outside_the_field_without_views():
-    field = measure.Counted(Twice())
+    field = measure.CountingField(Twice())
     x, t = torch.ones(4, 3), torch.zeros(())
-    with measure.Operations(field) as seen:
+    with measure.OperationCounter(field) as seen:
         rate = field(t, x)  # two inside
         shifted = (rate + x).t()  # one, and a view
         shifted.mul_(2)  # one
@@ -30,7 +30,7 @@ def test_operations_are_those_outside_the_field_without_views():
 
 
 def test_rows_are_counted_of_batches_only():
-    field = measure.Counted(nn.Identity())
+    field = measure.CountingField(nn.Identity())
     field.vector_field.forward = lambda t, y: y
     field(None, torch.zeros(3))
     field(None, (torch.zeros(5, 2), torch.zeros(5, 1)))
@@ -55,7 +55,7 @@ def test_contestants_take_turns_and_whoever_is_slow_sits_out_after_three_runs():
 
 def test_bare_evaluations_are_timed_with_and_without_their_products():
     field = nn.Linear(2, 2)
-    module = measure.Counted(Twice())
+    module = measure.CountingField(Twice())
     module.vector_field.forward = lambda t, y: (field(y[0]), y[1] * 1.0)
     state = (torch.zeros(3, 2), torch.zeros(3, 1))
     for kind in (measure.PLAIN, measure.TOGETHER, measure.APART):

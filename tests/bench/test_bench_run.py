@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from odebench.bench.cases import DEFAULT
-from odebench.bench.comparison import Outcome, measure_all
+from odebench.bench.comparison import BenchmarkResults, measure_all
 from odebench.bench.fields import Spiral
 from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
 from odebench.cli import main
@@ -80,7 +80,7 @@ def test_a_small_bench_writes_and_prints(tmp_path, capsys):
 def test_beside_compiled_steps_stands_the_time_of_the_compiled_field(monkeypatch):
     fields = []
     monkeypatch.setattr(torch, "compile", lambda f, **_: fields.append(f) or f if isinstance(f, nn.Module) else f)
-    outcome = Outcome()
+    outcome = BenchmarkResults()
     plan = make_plan(["tiny"], modes="forward", peers="none", tol="1e-3", repeats=1, compiled=True)
     list(measure_all(plan, outcome, lambda text: None))
     assert [type(field) for field in fields] == [Spiral]

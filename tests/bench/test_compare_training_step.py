@@ -34,7 +34,7 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def contest():
-    plain = load("plain_torchdiffeq")
+    plain = load("torchdiffeq_models")
     yield load("compare_training_step")
     del sys.modules[plain.__name__], sys.modules["compare_training_step"]
 
@@ -87,6 +87,9 @@ def test_the_table_puts_each_of_ours_beside_its_peer(contest, tmp_path, monkeypa
 
 
 def test_sides_that_train_other_models_are_told(contest):
-    sides = [contest.Side(name, "adjoint", "search", None, None, None, [loss]) for name, loss in (("a", 1), ("b", 2))]
+    sides = [
+        contest.TimedTraining(name, "adjoint", "search", None, None, None, [loss])
+        for name, loss in (("a", 1), ("b", 2))
+    ]
     with pytest.raises(SystemExit, match="the losses differ"):
         contest.check_losses(sides, 1e-5)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from odebench.ode import METHODS, SolveError, Status, solve
-from odebench.ode.methods.adams import VariableAdams, integrals, weights
-from odebench.ode.methods.adams_variable import VariableAdamsStepper
+from odebench.ode.methods.adams import VariableOrderAdams, integrals, weights
+from odebench.ode.methods.adams_variable_stepper import VariableOrderAdamsStepper
 from odebench.ode.problem import InitialValueProblem
 
 EXPLICIT, IMPLICIT, ADAMS = (METHODS[name] for name in ("explicit_adams", "implicit_adams", "adams"))
@@ -236,7 +236,7 @@ def test_it_needs_fewer_evaluations_than_dopri5(name):
 
 def test_high_orders_pay():
     """At order 4 and below the same method needs far more steps."""
-    low = solve_problem("kepler", VariableAdams("low", "", highest=4), 1e-9).stats
+    low = solve_problem("kepler", VariableOrderAdams("low", "", highest=4), 1e-9).stats
     assert low.accepted > 2.5 * solve_problem("kepler", ADAMS, 1e-9).stats.accepted
 
 
@@ -290,7 +290,7 @@ def test_the_extension_has_an_order_more_than_the_predictor():
 def stepper_with_history(path, k, h):
     """A stepper of order k at t = 1 that knows exact slopes at steps of h before."""
     problem = InitialValueProblem(pendulum, Y0, [0.0, 1.0], ())
-    stepper = VariableAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
+    stepper = VariableOrderAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
     times = [1.0 - h * j for j in range(k)]
     slopes = [pendulum(torch.tensor(time, dtype=torch.float64), path(time)) for time in times]
     stepper.start(times[-1], path(times[-1]), slopes[-1])

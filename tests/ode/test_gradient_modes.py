@@ -13,7 +13,7 @@ from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, Tableau, solve
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solving import run
@@ -82,7 +82,7 @@ def expected_error(method):
 
 
 def is_refused(method, mode):
-    if isinstance(method, SciPySolver):
+    if isinstance(method, SciPyMethod):
         return mode != "adjoint"
     if mode == "checkpoint":
         return not isinstance(method, Tableau) and not getattr(method, "one_step", False)
@@ -97,7 +97,7 @@ def same_steps(method, mode, times):
 @pytest.mark.parametrize(("name", "mode"), PAIRS)
 def test_a_method_and_a_mode_give_the_right_gradient_or_refuse(name, mode):
     method = METHODS[name]
-    if isinstance(method, SciPySolver):
+    if isinstance(method, SciPyMethod):
         pytest.importorskip("scipy")
     how = how_to_solve(method)
     if is_refused(method, mode):
@@ -115,7 +115,7 @@ def test_a_method_and_a_mode_give_the_right_gradient_or_refuse(name, mode):
             torch.testing.assert_close(found, exact, rtol=slack, atol=slack)
 
 
-FIXED = [name for name, method in METHODS.items() if not isinstance(method, SciPySolver) and name != "adams"]
+FIXED = [name for name, method in METHODS.items() if not isinstance(method, SciPyMethod) and name != "adams"]
 
 
 @pytest.mark.parametrize(

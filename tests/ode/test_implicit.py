@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from odebench.ode import METHODS, SolveError, solve
-from odebench.ode.methods import jacobian, newton, rosenbrock_steps
+from odebench.ode.methods import jacobian, newton, rosenbrock_stepper
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.krylov import gmres
 from odebench.ode.methods.order_conditions import gamma, size, stage_weights
@@ -25,7 +25,7 @@ MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
 
 @pytest.fixture
 def matrix_free(monkeypatch):
-    for module in (jacobian, newton, rosenbrock_steps):
+    for module in (jacobian, newton, rosenbrock_stepper):
         monkeypatch.setattr(module, "DENSE_SIZE", 1)
 
 
@@ -230,7 +230,7 @@ def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
     f, y0 = brusselator(20)
     with torch.no_grad():
         dense = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
-        for module in (jacobian, newton, rosenbrock_steps):
+        for module in (jacobian, newton, rosenbrock_stepper):
             monkeypatch.setattr(module, "DENSE_SIZE", 1)
         free = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
     assert dense.stats.jacobian_products == 0 < free.stats.jacobian_products

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, solve
-from odebench.ode.methods import jacobian, newton, rosenbrock_steps
+from odebench.ode.methods import jacobian, newton, rosenbrock_stepper
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 
@@ -17,7 +17,7 @@ IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, Impli
 @pytest.fixture
 def matrix_free(monkeypatch):
     """Jacobians are treated as if they were too large to be kept."""
-    for module in (jacobian, newton, rosenbrock_steps):
+    for module in (jacobian, newton, rosenbrock_stepper):
         monkeypatch.setattr(module, "DENSE_SIZE", 1)
 
 

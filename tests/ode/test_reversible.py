@@ -13,7 +13,7 @@ from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.gradients.reversible import RETRACES, BackwardField
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.high_order import DOPRI8
-from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
@@ -23,8 +23,8 @@ NAMES = [name for name, method in METHODS.items() if method.reversible]
 # With options away from their defaults, whose terms the defaults all but hide.
 CASES = {name: METHODS[name] for name in NAMES} | {
     "damped alf": AsynchronousLeapfrog(damping=0.9),
-    "loosely coupled rk4": Reversible(RK4, coupling=0.8),
-    "loosely coupled dopri5": Reversible(DOPRI5, coupling=0.9),
+    "loosely coupled rk4": ReversibleRungeKutta(RK4, coupling=0.8),
+    "loosely coupled dopri5": ReversibleRungeKutta(DOPRI5, coupling=0.9),
 }
 ADAPTIVE = {name: method for name, method in CASES.items() if method.adaptive and "alf" not in name}
 TIMES = [0.0, 0.4, 1.1, 2.0]
@@ -80,7 +80,12 @@ def decay(t, y):
 
 @pytest.mark.parametrize(
     ("method", "order"),
-    [(AsynchronousLeapfrog(0.8), 1), (Reversible(MIDPOINT, 0.5), 2), (Reversible(RK4, 0.5), 4), (ReversibleHeun(), 2)],
+    [
+        (AsynchronousLeapfrog(0.8), 1),
+        (ReversibleRungeKutta(MIDPOINT, 0.5), 2),
+        (ReversibleRungeKutta(RK4, 0.5), 4),
+        (ReversibleHeun(), 2),
+    ],
     ids=["damped alf", "midpoint", "rk4", "heun"],
 )
 def test_order_with_strong_damping_or_loose_coupling(method, order):
@@ -95,7 +100,7 @@ def test_order_with_strong_damping_or_loose_coupling(method, order):
     assert slopes == pytest.approx([order] * 2, abs=0.25)
 
 
-@pytest.mark.parametrize("method", [*ADAPTIVE.values(), Reversible(DOPRI8)], ids=[*ADAPTIVE, "dopri8"])
+@pytest.mark.parametrize("method", [*ADAPTIVE.values(), ReversibleRungeKutta(DOPRI8)], ids=[*ADAPTIVE, "dopri8"])
 def test_outputs_inside_of_steps_are_as_good_as_those_at_their_ends(method, field, y0):
     times = torch.linspace(0, 1, 31).tolist()
     tol = 1e-6 if method.order > 2 else 1e-4
@@ -145,7 +150,7 @@ def test_the_coupling_is_stable_up_to_its_logarithm(h, stable):
         decay,
         torch.ones(1, dtype=torch.float64),
         [0.0, steps * h],
-        method=Reversible(RK4, 0.9),
+        method=ReversibleRungeKutta(RK4, 0.9),
         steps=steps,
         throw=False,
     )
@@ -183,7 +188,12 @@ def test_adaptive_steps_hold_their_accuracy_or_are_unstable_by_name(method):
 def test_a_smaller_coupling_holds_a_long_contraction_together():
     start = torch.ones(1, dtype=torch.float64)
     y = solve(
-        lambda t, y: -(y - torch.cos(t)), start, [0.0, 30.0], method=Reversible(BOSH3, 0.8), rtol=1e-5, atol=1e-5
+        lambda t, y: -(y - torch.cos(t)),
+        start,
+        [0.0, 30.0],
+        method=ReversibleRungeKutta(BOSH3, 0.8),
+        rtol=1e-5,
+        atol=1e-5,
     ).y
     assert float(y[-1]) == pytest.approx((math.cos(30) + math.sin(30)) / 2, abs=2e-4)
 
@@ -191,7 +201,7 @@ def test_a_smaller_coupling_holds_a_long_contraction_together():
 def test_settings_out_of_range_are_refused():
     for coupling in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match="coupling must lie between 0 and 1"):
-            Reversible(RK4, coupling)
+            ReversibleRungeKutta(RK4, coupling)
     for damping in (0.5, 1.1):
         with pytest.raises(ValueError, match=r"damping must lie above 0\.5"):
             AsynchronousLeapfrog(damping)
@@ -240,7 +250,7 @@ def test_steps_undone_give_the_start(method, sign):
 def test_float32_round_off_is_undone_up_to_the_power_of_the_coupling(coupling):
     steps = 50
     start = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
-    after, before = there_and_back(Reversible(RK4, coupling), swing, start, [0.02] * steps)
+    after, before = there_and_back(ReversibleRungeKutta(RK4, coupling), swing, start, [0.02] * steps)
     error = float((after[0] - before[0]).norm() / before[0].norm())
     amplified = EPS32 * coupling**-steps
     assert amplified / 20 < error < 20 * amplified
@@ -420,8 +430,8 @@ def test_jumps_restart_the_pair_with_backpropagation(method):
 
 
 def test_descriptions_are_data():
-    method = Reversible(DOPRI5)
+    method = ReversibleRungeKutta(DOPRI5)
     assert (method.name, method.order, method.stages, method.adaptive) == ("reversible_dopri5", 5, 12, True)
-    assert dataclasses.replace(method, coupling=0.9) == Reversible(DOPRI5, 0.9)
+    assert dataclasses.replace(method, coupling=0.9) == ReversibleRungeKutta(DOPRI5, 0.9)
     assert not method.fixed().adaptive
-    assert hash(method) == hash(Reversible(DOPRI5))
+    assert hash(method) == hash(ReversibleRungeKutta(DOPRI5))

@@ -8,9 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 from odebench.ode import METHODS, Adjoint, SolveError, Status, solve
-from odebench.ode.methods.scipy_methods import SCIPY_SOLVERS, SciPySolver
+from odebench.ode.methods.scipy_methods import SCIPY_METHODS, SciPyMethod
 
-NAMES = [name for name, method in METHODS.items() if isinstance(method, SciPySolver)]
+NAMES = [name for name, method in METHODS.items() if isinstance(method, SciPyMethod)]
 A = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 Y0 = torch.tensor([2.0, 0.5], dtype=torch.float64)
 TIMES = [0.0, 0.01, 0.02, 1.3, 3.0]
@@ -25,8 +25,8 @@ def exact(times):
 
 
 def test_every_solver_has_a_method():
-    assert set(SCIPY_SOLVERS) == {"RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA", "vode_adams"}
-    assert sorted(method.name for method in SCIPY_SOLVERS.values()) == sorted(NAMES)
+    assert set(SCIPY_METHODS) == {"RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA", "vode_adams"}
+    assert sorted(method.name for method in SCIPY_METHODS.values()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("times", [TIMES, TIMES[::-1]], ids=["forward", "reversed"])
@@ -47,10 +47,10 @@ def test_the_error_falls_with_the_tolerance(name):
     assert errors[1] < errors[0] / 100
 
 
-@pytest.mark.parametrize("solver", [solver for solver in SCIPY_SOLVERS if solver != "vode_adams"])
+@pytest.mark.parametrize("solver", [solver for solver in SCIPY_METHODS if solver != "vode_adams"])
 def test_the_numbers_are_those_of_solve_ivp(solver):
     theirs = solve_ivp(lambda t, y: A.numpy() @ y, (0.0, 3.0), Y0.numpy(), solver, t_eval=TIMES, rtol=1e-6, atol=1e-7)
-    ours = solve(rotate, Y0, TIMES, method=SCIPY_SOLVERS[solver], rtol=1e-6, atol=1e-7)
+    ours = solve(rotate, Y0, TIMES, method=SCIPY_METHODS[solver], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(ours.y.numpy(), theirs.y.T, rtol=1e-12, atol=1e-12)
     assert ours.stats.nfe == pytest.approx(theirs.nfev, abs=10)
 

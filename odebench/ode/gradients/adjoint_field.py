@@ -11,7 +11,7 @@ from torch import Tensor
 from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods import Method, Tableau
-from odebench.ode.methods.jacobian import Block, as_like, as_real, linearize_rate, real_size
+from odebench.ode.methods.jacobian import JacobianBlock, as_like, as_real, linearize_rate, real_size
 from odebench.ode.problem import InitialValueProblem, flat
 from odebench.ode.solution import Stats
 
@@ -108,13 +108,13 @@ class AdjointField:
             return [torch.zeros_like(target) for target in self._targets.wanted]
         return list(torch.autograd.grad(f, self._targets.wanted, a, allow_unused=True, materialize_grads=True))
 
-    def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[Block]:
+    def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[JacobianBlock]:
         """df/dy of y and -(df/dy)^T of a, good enough for Newton iterations: what a gets from a change of y, and g from
         both, comes right an iteration later."""
         y, _ = self._split(t, z)
         state = linearize_rate(lambda x: self._rate(t, x), y, stats)
         blocks = [state.minus_transpose()] if self._path is not None else [state, state.minus_transpose()]
-        return [*blocks, Block(real_size(z) - sum(block.size for block in blocks))]
+        return [*blocks, JacobianBlock(real_size(z) - sum(block.size for block in blocks))]
 
     def differentiable(self, t: Tensor, z: Tensor, counts: bool = True) -> Tensor:
         """What calling the field gives, with its graph down to t and z."""

@@ -25,7 +25,7 @@ from odebench.ode.gradients.reverse import Outputs, reverse_stages
 from odebench.ode.gradients.tape import GraphTape, Stage, StageField, StateTape, Step, shares_last_stage
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
-from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
+from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import differentiable_once
 from odebench.ode.plan import SolvePlan
@@ -178,7 +178,8 @@ def _recompute(
     assert isinstance(method, Tableau)
     side = tape.side(plan)
     short, full = (
-        ExplicitRungeKutta(tableau, field, outputs.gradients[0], one_sided=side) for tableau in (method.fixed(), method)
+        ExplicitRungeKuttaStepper(tableau, field, outputs.gradients[0], one_sided=side)
+        for tableau in (method.fixed(), method)
     )
 
     def advance(step: Step, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from odebench.ode.gradients.captured_tensors import Targets
-from odebench.ode.methods.compiled import Step, compiled_or_plain, weighted_sum
+from odebench.ode.methods.compiled_step import StepFunction, compiled_or_plain, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import InitialValueProblem, StateLayout
 from odebench.ode.solution import Stats, Status
@@ -110,7 +110,7 @@ def _compile(
     names: tuple[str, ...],
     wanted: tuple[int, ...],
     device_type: str,
-) -> Step:
+) -> StepFunction:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
     fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
 

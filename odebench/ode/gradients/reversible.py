@@ -17,9 +17,9 @@ from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import METHODS
-from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
-from odebench.ode.methods.reversible_steps import evaluate_stages
-from odebench.ode.methods.runge_kutta import Tape
+from odebench.ode.methods.explicit_stepper import StageList
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
+from odebench.ode.methods.reversible_stepper import evaluate_stages
 from odebench.ode.once_differentiable import differentiable_once
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
@@ -202,10 +202,10 @@ class Retrace(Protocol):
 
 
 class CoupledRetrace:
-    """The retrace of a ``Reversible``: both of its lines backward, and the transposes of their derivatives."""
+    """The retrace of a ``ReversibleRungeKutta``: both of its lines backward, and the transposed derivatives."""
 
     def __init__(
-        self, method: Reversible, field: BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
+        self, method: ReversibleRungeKutta, field: BackwardField, t: float, y: Tensor, half: Tensor, grad: Tensor
     ) -> None:
         self._coupling, self._step, self._field = method.coupling, method.base.fixed(), field
         self.y, self.half, self.grad, self._grad_half = y, half, grad, torch.zeros_like(grad)
@@ -225,7 +225,7 @@ class CoupledRetrace:
         return self.grad + self._grad_half
 
     def _increment(self, t: float, h: float, y: Tensor) -> Tensor:
-        stages, step = Tape(), self._step
+        stages, step = StageList(), self._step
         clock = self._field.clock([t + c_i * h for c_i in step.c])
         evaluate_stages(stages, step, self._field, clock, y, h)
         return stages.combine(torch.zeros_like(y), step.b, h)
@@ -300,7 +300,7 @@ class ReversibleHeunRetrace:
 
 
 RETRACES: dict[type, Callable[..., Retrace]] = {
-    Reversible: CoupledRetrace,
+    ReversibleRungeKutta: CoupledRetrace,
     AsynchronousLeapfrog: AsynchronousLeapfrogRetrace,
     ReversibleHeun: ReversibleHeunRetrace,
 }

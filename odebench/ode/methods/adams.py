@@ -15,7 +15,7 @@ HIGHEST_ORDER = 12
 
 
 @dataclass(frozen=True)
-class FixedAdams:
+class FixedOrderAdams:
     """An Adams method for fixed steps, on an even grid or an uneven one: the coefficients follow the steps.
 
     order: 1 to 12.
@@ -60,13 +60,13 @@ class FixedAdams:
         """Known slopes that a step of the full order builds on."""
         return max(self.order - 1, 1) if self.implicit else self.order
 
-    def fixed(self) -> "FixedAdams":
+    def fixed(self) -> "FixedOrderAdams":
         """Itself."""
         return self
 
 
 @dataclass(frozen=True)
-class VariableAdams:
+class VariableOrderAdams:
     """An Adams predictor-corrector method that chooses its step size and its order, from 1 to ``highest``.
 
     A step predicts with k slopes, evaluates, corrects with k + 1 (local extrapolation) and evaluates again.
@@ -91,16 +91,16 @@ class VariableAdams:
         """The highest order of a step."""
         return self.highest + 1
 
-    def fixed(self) -> "VariableAdams":
+    def fixed(self) -> "VariableOrderAdams":
         """Raises ValueError: the error that chooses the order is compared with the tolerance."""
         raise ValueError(f"method {self.name} chooses its order by its error: use implicit_adams for fixed steps")
 
 
-EXPLICIT_ADAMS = FixedAdams("explicit_adams", "Bashforth & Adams 1883", order=4, implicit=False)
-IMPLICIT_ADAMS = FixedAdams(
+EXPLICIT_ADAMS = FixedOrderAdams("explicit_adams", "Bashforth & Adams 1883", order=4, implicit=False)
+IMPLICIT_ADAMS = FixedOrderAdams(
     "implicit_adams", "Moulton 1926, predicted by Bashforth & Adams 1883", order=4, implicit=True
 )
-ADAMS = VariableAdams("adams", "Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations")
+ADAMS = VariableOrderAdams("adams", "Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations")
 
 
 def weights(nodes: Sequence[Any]) -> list[Any]:

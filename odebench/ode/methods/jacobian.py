@@ -19,12 +19,12 @@ from odebench.ode.solution import Stats
 # The largest state, in real numbers, whose Jacobian is a matrix.
 DENSE_SIZE = 256
 
-Rate = Callable[[Tensor], Tensor]
+FieldAtTime = Callable[[Tensor], Tensor]
 """From a state [N] to its derivative [N]."""
 
 
 @dataclass(frozen=True)
-class Block:
+class JacobianBlock:
     """A square part on the diagonal of df/dy; zero where neither ``matrix`` nor ``product`` is given.
 
     size: n real numbers of the state.
@@ -37,13 +37,13 @@ class Block:
     product: Callable[[Tensor], Tensor] | None = None
     transposed: Callable[[Tensor], Tensor] | None = None
 
-    def minus_transpose(self) -> "Block":
+    def minus_transpose(self) -> "JacobianBlock":
         """-(block)^T: of the adjoint equation."""
         if self.matrix is not None:
-            return Block(self.size, matrix=-self.matrix.t().contiguous())
+            return JacobianBlock(self.size, matrix=-self.matrix.t().contiguous())
         transposed = self.transposed
         assert transposed is not None
-        return Block(self.size, product=lambda v: -transposed(v))
+        return JacobianBlock(self.size, product=lambda v: -transposed(v))
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def reaches_others(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
     return False
 
 
-def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[Block]:
+def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]:
     """df/dy at t and y [N] of a field, as blocks on its diagonal, good enough for Newton iterations to converge.
 
     A field may say how it is best linearized, by a method ``linearize(t, y, stats)``.
@@ -99,7 +99,7 @@ def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[Block]:
     return [linearize_rate(lambda state: f(t, state, False), y, stats)]
 
 
-def linearize_rate(rate: Rate, y: Tensor, stats: Stats) -> Block:
+def linearize_rate(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
     """Its derivative at y [N], from one evaluation where autograd can tell it."""
     with recording():
         x = leaf(y)
@@ -108,7 +108,7 @@ def linearize_rate(rate: Rate, y: Tensor, stats: Stats) -> Block:
         return _block(rate, x, f, stats)
 
 
-def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, Block, Tensor]:
+def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
     """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation where autograd can tell them; with their graphs
     where autograd is on.
 
@@ -129,7 +129,7 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
     if real_size(y) <= DENSE_SIZE and rate.requires_grad:
         stats.jacobians += 1
         matrix, f_t = rows(rate, (x, time), create_graph=differentiated)
-        block = Block(real_size(y), matrix=_or_zero(matrix, y))
+        block = JacobianBlock(real_size(y), matrix=_or_zero(matrix, y))
         f_t = None if f_t is None else as_like(f_t, y)
     else:
         block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
@@ -155,17 +155,17 @@ def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
         return torch.autograd.grad(g, u, torch.ones_like(g), allow_unused=True)[0]
 
 
-def _block(rate: Rate, y: Tensor, f: Tensor, stats: Stats) -> Block:
+def _block(rate: FieldAtTime, y: Tensor, f: Tensor, stats: Stats) -> JacobianBlock:
     """df/dy from the graph of f = rate(y) [N]."""
     stats.jacobians += 1
     size = real_size(y)
     if size <= DENSE_SIZE:
-        return Block(size, matrix=_matrix(rate, y, f))
-    products = Products(rate, y, f, stats)
-    return Block(size, product=products.forward, transposed=products.transposed)
+        return JacobianBlock(size, matrix=_matrix(rate, y, f))
+    products = JacobianProducts(rate, y, f, stats)
+    return JacobianBlock(size, product=products.forward, transposed=products.transposed)
 
 
-def _matrix(rate: Rate, y: Tensor, f: Tensor) -> Tensor:
+def _matrix(rate: FieldAtTime, y: Tensor, f: Tensor) -> Tensor:
     """df/dy [n, n] with n real numbers in y."""
     if f.requires_grad:
         return jacobian_of(f, y)
@@ -199,7 +199,7 @@ def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> lis
     return [None if result is None else as_real(result) for result in results]
 
 
-def difference(rate: Rate, y: Tensor, v: Tensor) -> Tensor:
+def difference(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
     """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, for what autograd cannot tell."""
     with torch.no_grad():
         x = as_real(y)
@@ -212,10 +212,10 @@ def difference(rate: Rate, y: Tensor, v: Tensor) -> Tensor:
 
 
 @dataclass
-class Products:
-    """Products of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
+class JacobianProducts:
+    """JacobianProducts of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
 
-    rate: Rate
+    rate: FieldAtTime
     y: Tensor
     f: Tensor
     stats: Stats

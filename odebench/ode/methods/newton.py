@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.methods.jacobian import DENSE_SIZE, Block, as_like, as_real, jacobian_of, real_size
+from odebench.ode.methods.jacobian import DENSE_SIZE, JacobianBlock, as_like, as_real, jacobian_of, real_size
 from odebench.ode.methods.krylov import gmres
 from odebench.ode.once_differentiable import differentiable_once
 from odebench.ode.solution import Stats, Status
@@ -30,7 +30,7 @@ MAX_ITERATIONS = 10
 class StageSystem:
     """(I - h a x J) X = R for m stages, J being the blocks on the diagonal of df/dy; factorized once."""
 
-    def __init__(self, blocks: Sequence[Block], h: float, a: Tensor, stats: Stats) -> None:
+    def __init__(self, blocks: Sequence[JacobianBlock], h: float, a: Tensor, stats: Stats) -> None:
         self._blocks, self._h, self._stats = blocks, h, stats
         self._a = a.real
         self._factors = [self._factorize(block.matrix) for block in blocks]
@@ -82,7 +82,7 @@ class StageSystem:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class StageTolerance:
     """How exactly stages are solved: to a part of the ``tolerance`` in its ``norm``; to round-off where there is none,
     as for fixed steps, or where the solution is to be differentiated (``exact``)."""
 
@@ -112,7 +112,7 @@ class Accuracy:
 
 
 @dataclass
-class Stages:
+class StageEquations:
     """The equations of m stages, to be solved by ``solve``.
 
     evaluate: h f(t_i, Y_i) [N] of stage i.
@@ -126,7 +126,7 @@ class Stages:
     system: StageSystem
     relinearize: Callable[[Tensor], StageSystem]
 
-    def solve(self, y: Tensor, guess: Tensor, accuracy: Accuracy) -> tuple[Tensor, Status | None]:
+    def solve(self, y: Tensor, guess: Tensor, accuracy: StageTolerance) -> tuple[Tensor, Status | None]:
         """W [m, N] of a step from y [N], and why there is none."""
         w, jacobians, iteration = guess, 1, 0
         before = math.inf
@@ -161,7 +161,7 @@ class Stages:
             return rate < 2
         return rate < 0.9 and size * rate ** (MAX_ITERATIONS - iteration) <= 1
 
-    def _converged(self, size: float, rate: float, iteration: int, accuracy: Accuracy) -> bool:
+    def _converged(self, size: float, rate: float, iteration: int, accuracy: StageTolerance) -> bool:
         """Whether what the iterations still miss is acceptable: size rate / (1 - rate), the sum of what would come."""
         if iteration == 1:
             return size <= 1
@@ -170,7 +170,7 @@ class Stages:
         return accuracy.tight and rate > 0.3 and size <= 100
 
 
-class _Solved(torch.autograd.Function):
+class _ImplicitFunction(torch.autograd.Function):
     """Solved stages with their derivative, by the implicit function theorem."""
 
     @staticmethod
@@ -202,7 +202,7 @@ def attach(w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: T
             return _pull_dense(gradient, slopes, stages, h, a)
         return _pull_by_products(gradient, slopes, stages, h, a, stats)
 
-    return _Solved.apply(rates, w, pull)
+    return _ImplicitFunction.apply(rates, w, pull)
 
 
 def _pull_dense(gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from odebench.ode.methods.tableau import Tableau
 
 
 @dataclass(frozen=True)
-class Reversible:
+class ReversibleRungeKutta:
     """The McCallum-Foster coupling, which makes a reversible method of any explicit Runge-Kutta method.
 
     With Psi_h(t, y) the increment of the base method, a step takes two states y and z to
@@ -75,7 +75,7 @@ class Reversible:
         """The base method's."""
         return self.base.dense_order
 
-    def fixed(self) -> "Reversible":
+    def fixed(self) -> "ReversibleRungeKutta":
         """The same step without error estimate."""
         return dataclasses.replace(self, base=self.base.fixed())
 
@@ -151,8 +151,8 @@ class ReversibleHeun:
 
 ALF = AsynchronousLeapfrog()
 REVERSIBLE_HEUN = ReversibleHeun()
-REVERSIBLE_MIDPOINT = Reversible(explicit.MIDPOINT)
-REVERSIBLE_RK4 = Reversible(explicit.RK4)
-REVERSIBLE_BOSH3 = Reversible(explicit.BOSH3)
-REVERSIBLE_DOPRI5 = Reversible(explicit.DOPRI5)
-REVERSIBLE_TSIT5 = Reversible(explicit.TSIT5)
+REVERSIBLE_MIDPOINT = ReversibleRungeKutta(explicit.MIDPOINT)
+REVERSIBLE_RK4 = ReversibleRungeKutta(explicit.RK4)
+REVERSIBLE_BOSH3 = ReversibleRungeKutta(explicit.BOSH3)
+REVERSIBLE_DOPRI5 = ReversibleRungeKutta(explicit.DOPRI5)
+REVERSIBLE_TSIT5 = ReversibleRungeKutta(explicit.TSIT5)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class SciPySolver:
+class SciPyMethod:
     """A solver of SciPy's that takes a whole solve into its hands, on the CPU and in float64.
 
     order: the highest of its steps.
@@ -24,21 +24,21 @@ class SciPySolver:
     adaptive = True
     reversible = False
 
-    def fixed(self) -> "SciPySolver":
+    def fixed(self) -> "SciPyMethod":
         """Raises ValueError: SciPy chooses the steps."""
         raise ValueError(f"method {self.name} chooses its steps itself: give it rtol and atol, not steps or step_size")
 
 
-RK23 = SciPySolver("scipy_rk23", "Bogacki & Shampine 1989, by SciPy", 3, "RK23", stages=3)
-RK45 = SciPySolver("scipy_rk45", "Dormand & Prince 1980, by SciPy", 5, "RK45", stages=6)
-DOP853 = SciPySolver("scipy_dop853", "Hairer, Norsett & Wanner 1993, by SciPy", 8, "DOP853", stages=12)
-RADAU = SciPySolver("scipy_radau", "Hairer & Wanner 1996, by SciPy", 5, "Radau", stages=3, stiff=True, matrix=True)
-BDF = SciPySolver("scipy_bdf", "Shampine & Reichelt 1997, by SciPy", 5, "BDF", stages=1, stiff=True, matrix=True)
-LSODA = SciPySolver(
+RK23 = SciPyMethod("scipy_rk23", "Bogacki & Shampine 1989, by SciPy", 3, "RK23", stages=3)
+RK45 = SciPyMethod("scipy_rk45", "Dormand & Prince 1980, by SciPy", 5, "RK45", stages=6)
+DOP853 = SciPyMethod("scipy_dop853", "Hairer, Norsett & Wanner 1993, by SciPy", 8, "DOP853", stages=12)
+RADAU = SciPyMethod("scipy_radau", "Hairer & Wanner 1996, by SciPy", 5, "Radau", stages=3, stiff=True, matrix=True)
+BDF = SciPyMethod("scipy_bdf", "Shampine & Reichelt 1997, by SciPy", 5, "BDF", stages=1, stiff=True, matrix=True)
+LSODA = SciPyMethod(
     "scipy_lsoda", "Hindmarsh 1983 and Petzold 1983, ODEPACK by SciPy", 12, "LSODA", stages=1, stiff=True, matrix=True
 )
-VODE_ADAMS = SciPySolver(
+VODE_ADAMS = SciPyMethod(
     "vode_adams", "Brown, Byrne & Hindmarsh 1989, VODE by SciPy, functional iteration", 12, "vode_adams", stages=1
 )
 
-SCIPY_SOLVERS = {method.solver: method for method in (RK23, RK45, DOP853, RADAU, BDF, LSODA, VODE_ADAMS)}
+SCIPY_METHODS = {method.solver: method for method in (RK23, RK45, DOP853, RADAU, BDF, LSODA, VODE_ADAMS)}

@@ -10,17 +10,21 @@ from odebench.ode.arguments import shown
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Interpolant
 from odebench.ode.methods import METHODS, Method
-from odebench.ode.methods.adams import FixedAdams, VariableAdams
-from odebench.ode.methods.adams_fixed import FixedAdamsStepper
-from odebench.ode.methods.adams_variable import VariableAdamsStepper
+from odebench.ode.methods.adams import FixedOrderAdams, VariableOrderAdams
+from odebench.ode.methods.adams_fixed_stepper import FixedOrderAdamsStepper
+from odebench.ode.methods.adams_variable_stepper import VariableOrderAdamsStepper
+from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.implicit_steps import ImplicitRungeKutta
-from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
-from odebench.ode.methods.reversible_steps import AsynchronousLeapfrogSteps, CoupledRungeKutta, ReversibleHeunSteps
+from odebench.ode.methods.implicit_stepper import ImplicitRungeKuttaStepper
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
+from odebench.ode.methods.reversible_stepper import (
+    AsynchronousLeapfrogStepper,
+    ReversibleHeunStepper,
+    ReversibleRungeKuttaStepper,
+)
 from odebench.ode.methods.rosenbrock import Rosenbrock
-from odebench.ode.methods.rosenbrock_steps import RosenbrockSteps
-from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
-from odebench.ode.methods.scipy_methods import SciPySolver
+from odebench.ode.methods.rosenbrock_stepper import RosenbrockStepper
+from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Stats, Status
 
@@ -74,7 +78,7 @@ class Stepper(Protocol):
 
 
 @runtime_checkable
-class VariableOrder(Protocol):
+class VariableOrderStepper(Protocol):
     """What a stepper that changes its order offers besides."""
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
@@ -87,14 +91,14 @@ class VariableOrder(Protocol):
 
 
 STEPPERS: dict[type, Callable[..., Any]] = {
-    Tableau: ExplicitRungeKutta,
-    Reversible: CoupledRungeKutta,
-    AsynchronousLeapfrog: AsynchronousLeapfrogSteps,
-    ReversibleHeun: ReversibleHeunSteps,
-    FixedAdams: FixedAdamsStepper,
-    VariableAdams: VariableAdamsStepper,
-    ImplicitTableau: ImplicitRungeKutta,
-    Rosenbrock: RosenbrockSteps,
+    Tableau: ExplicitRungeKuttaStepper,
+    ReversibleRungeKutta: ReversibleRungeKuttaStepper,
+    AsynchronousLeapfrog: AsynchronousLeapfrogStepper,
+    ReversibleHeun: ReversibleHeunStepper,
+    FixedOrderAdams: FixedOrderAdamsStepper,
+    VariableOrderAdams: VariableOrderAdamsStepper,
+    ImplicitTableau: ImplicitRungeKuttaStepper,
+    Rosenbrock: RosenbrockStepper,
 }
 
 
@@ -106,7 +110,7 @@ def find_method(method: str | Method) -> Method:
             hint = f"did you mean {' or '.join(sorted(near))}?" if near else f"the methods are {', '.join(METHODS)}"
             raise ValueError(f"unknown method {method!r}; {hint}")
         return METHODS[method]
-    if type(method) not in STEPPERS and not isinstance(method, SciPySolver):
+    if type(method) not in STEPPERS and not isinstance(method, SciPyMethod):
         raise TypeError(
             f"method must be a name, such as 'dopri5', or a description, such as a Tableau, got {shown(method)}"
         )

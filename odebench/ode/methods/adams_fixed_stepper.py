@@ -9,23 +9,23 @@ from torch import Tensor
 
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods import adams, explicit
-from odebench.ode.methods.adams import FixedAdams
-from odebench.ode.methods.runge_kutta import ExplicitRungeKutta
-from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
+from odebench.ode.methods.adams import FixedOrderAdams
+from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
+from odebench.ode.methods.slope_history import evaluate, keep_slopes, nodes
 from odebench.ode.solution import Status
 
 # Steps of the 3/8 rule start a method of up to this order: their local error is of this power of h.
 RK4_STARTS = 5
 
 
-class FixedAdamsStepper:
-    """The stepper of a ``FixedAdams``; see ``odebench.ode.methods.steppers.Stepper``."""
+class FixedOrderAdamsStepper:
+    """The stepper of a ``FixedOrderAdams``; see ``odebench.ode.methods.steppers.Stepper``."""
 
-    def __init__(self, method: FixedAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
+    def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._slopes = keep_slopes(method.num_slopes, y)
         self._times: list[float] = []
-        self._starter = ExplicitRungeKutta(explicit.RK4, field, y, compiled=compiled, one_sided=one_sided)
+        self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, compiled=compiled, one_sided=one_sided)
         self._nodes: tuple[float, ...] = ()
         self._predictor: list[float] = []
         self._corrector: list[float] = []

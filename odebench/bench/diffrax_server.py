@@ -1,4 +1,4 @@
-"""diffrax in a process of its own: ``python -m odebench.bench.diffrax_process``, JSON lines in and out.
+"""diffrax in a process of its own: ``python -m odebench.bench.diffrax_server``, JSON lines in and out.
 
 First line in: the work's name, threads, parameters, state and times. Then either {"mode", "method", "tol"}, which
 compiles a job and answers with its result, or {"run": job}, which answers with the seconds of one run, or {"bare":
@@ -23,7 +23,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: start["threads"]])
     server = None
     try:
-        server = Server(start)
+        server = DiffraxServer(start)
         answer({})
     except Exception as error:
         answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
@@ -42,7 +42,7 @@ def answer(reply: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-class Server:
+class DiffraxServer:
     """One problem, and the jobs compiled for it."""
 
     def __init__(self, start: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def conv(parameters: Any, t: Any, y: Any) -> Any:
 
 
 def flow(parameters: Any, t: Any, state: Any) -> Any:
-    """``fields.Flow``."""
+    """``fields.HypernetworkFlow``."""
     import jax
     import jax.numpy as jnp
 

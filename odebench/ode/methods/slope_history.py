@@ -1,7 +1,7 @@
 """The last slopes of a multistep method, newest first, written once for both ways of keeping them.
 
-``SlopeRows`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the fast way
-where autograd does not watch. ``SlopeTape`` keeps them as they are, for autograd to walk back. Before the newest comes,
+``SlopeBuffer`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the fast
+way where autograd does not watch. ``SlopeList`` keeps them as they are, for autograd to walk back. Before the newest,
 where there is one, the slope *ahead*: that at the end of a step that is being tried.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class SlopeRows:
+class SlopeBuffer:
     """At most ``count`` slopes, and one ahead, as neighbouring rows of a matrix."""
 
     def __init__(self, count: int, y: Tensor) -> None:
@@ -57,7 +57,7 @@ class SlopeRows:
         return torch.mm(rows.new_tensor(weights), rows)
 
 
-class SlopeTape:
+class SlopeList:
     """At most ``count`` slopes, and one ahead, as tensors with their graphs."""
 
     def __init__(self, count: int) -> None:
@@ -102,9 +102,9 @@ class SlopeTape:
             return torch.mm(rows.new_tensor(weights), rows)
 
 
-def keep_slopes(count: int, y: Tensor) -> SlopeRows | SlopeTape:
+def keep_slopes(count: int, y: Tensor) -> SlopeBuffer | SlopeList:
     """Room for ``count`` slopes like y [N], and one ahead, kept the way that suits."""
-    return SlopeTape(count) if torch.is_grad_enabled() else SlopeRows(count, y)
+    return SlopeList(count) if torch.is_grad_enabled() else SlopeBuffer(count, y)
 
 
 def evaluate(field: Any, t: float, y: Tensor, one_sided: float, before: float = 0.0) -> Tensor:

@@ -18,7 +18,7 @@ from odebench.tasks.time_series import TrainingBatch
 SOLVES = {"adjoint": odeint_adjoint, "backprop": odeint}
 
 
-class Plain:
+class TorchdiffeqModel:
     """A loss around one solve of ``field`` by dopri5."""
 
     field: Any
@@ -31,12 +31,12 @@ class Plain:
         return self._solve(self.field, y0, times, rtol=self._tol, atol=self._tol, method="dopri5")
 
 
-class ODENet(Plain):
+class TorchdiffeqODENet(TorchdiffeqModel):
     """ODE-Net as published (Chen et al. 2018): the time prepended as a channel."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
-        self.field = ConvField(model.field)
+        self.field = TorchdiffeqConvField(model.field)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of images and labels."""
@@ -45,13 +45,13 @@ class ODENet(Plain):
         return F.cross_entropy(self.model.head(y), labels)
 
 
-class ConvField(nn.Module):
+class TorchdiffeqConvField(nn.Module):
     """Two convolutions between group normalisations."""
 
     def __init__(self, field: Any) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = field.norm1, field.norm2, field.norm3
-        self.conv1, self.conv2 = ConcatConv(field.conv1), ConcatConv(field.conv2)
+        self.conv1, self.conv2 = TorchdiffeqConcatConv(field.conv1), TorchdiffeqConcatConv(field.conv2)
         self.relu = nn.ReLU(inplace=True)
         self.nfe = 0
 
@@ -63,7 +63,7 @@ class ConvField(nn.Module):
         return self.norm3(y)
 
 
-class ConcatConv(nn.Module):
+class TorchdiffeqConcatConv(nn.Module):
     """A convolution that sees the time."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -76,12 +76,12 @@ class ConcatConv(nn.Module):
         return F.conv2d(torch.cat([plane, x], 1), self.conv.weight, self.conv.bias, padding=1)
 
 
-class CNF(Plain):
+class TorchdiffeqCNF(TorchdiffeqModel):
     """The CNF of torchdiffeq's own example, its trace by one derivative a dimension."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
-        self.field = GatedField(model.transforms[0].field)
+        self.field = TorchdiffeqGatedField(model.transforms[0].field)
 
     def loss(self, batch: Tensor) -> Tensor:
         """Negative log-likelihood of samples [B, D]."""
@@ -91,7 +91,7 @@ class CNF(Plain):
         return -(base.log_prob(z[-1]).sum(1) + trace[-1].squeeze(1)).mean()
 
 
-class GatedField(nn.Module):
+class TorchdiffeqGatedField(nn.Module):
     """Chen et al. 2018, section 4: hidden units whose parameters come from t."""
 
     def __init__(self, field: Any) -> None:
@@ -114,13 +114,13 @@ class GatedField(nn.Module):
         return dz, trace.unsqueeze(1)
 
 
-class LatentODE(Plain):
+class TorchdiffeqLatentODE(TorchdiffeqModel):
     """The latent ODE of torchdiffeq's own example, its encoder odebench's: a recurrent network that reads values, mask
     and time gaps backwards."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
-        self.field = LatentField(model.field)
+        self.field = TorchdiffeqLatentField(model.field)
 
     def loss(self, batch: TrainingBatch) -> Tensor:
         """The negative evidence lower bound, one latent sample."""
@@ -139,7 +139,7 @@ class LatentODE(Plain):
         return (torch.distributions.kl_divergence(posterior, prior).sum(1) - likelihood).mean()
 
 
-class LatentField(nn.Module):
+class TorchdiffeqLatentField(nn.Module):
     """A network of the state."""
 
     def __init__(self, field: Any) -> None:

@@ -1,7 +1,7 @@
 """Steps of an explicit Runge-Kutta method, written once for both ways of keeping its stages.
 
-``Buffer`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the
-fast way where autograd does not watch. ``Tape`` keeps them as they are, for autograd to walk back.
+``StageBuffer`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the
+fast way where autograd does not watch. ``StageList`` keeps them as they are, for autograd to walk back.
 """
 
 import functools
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
-from odebench.ode.methods.compiled import CompiledStep
-from odebench.ode.methods.slopes import evaluate
+from odebench.ode.methods.compiled_step import CompiledStep
+from odebench.ode.methods.slope_history import evaluate
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 from odebench.ode.transforms import transformed
 
 
-class Buffer:
+class StageBuffer:
     """Stages as the rows of one preallocated matrix [s, N]."""
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
@@ -71,7 +71,7 @@ def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
         return torch.tensor(weights, dtype=dtype, device=device)
 
 
-class Tape:
+class StageList:
     """Stages as tensors with their graphs. ``owned``: nobody else writes to them."""
 
     def __init__(self, owned: bool = False) -> None:
@@ -111,7 +111,7 @@ class Tape:
         return total
 
 
-class ExplicitRungeKutta:
+class ExplicitRungeKuttaStepper:
     """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
     field: gives f; one_sided: see ``make_stepper``.
@@ -139,7 +139,9 @@ class ExplicitRungeKutta:
             self._step = CompiledStep(field.pure(), method, y, with_stages, one_sided != 0, tolerance, norm)
         self._has_stages = self._step is None or with_stages
         tapes = torch.is_grad_enabled() or self._step is not None or transformed()
-        self._stages: Buffer | Tape = Tape(owned=self._step is not None) if tapes else Buffer(method, y)
+        self._stages: StageBuffer | StageList = (
+            StageList(owned=self._step is not None) if tapes else StageBuffer(method, y)
+        )
         # Of each stage but the first: its number, its row, whether it has weight in the step, and whether in the next.
         last = method.stages - 1
         self._later = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]

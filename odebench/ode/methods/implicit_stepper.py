@@ -14,12 +14,12 @@ from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods.collocation import extrapolation
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.jacobian import Block, linearize, reaches_others
-from odebench.ode.methods.newton import Accuracy, Stages, StageSystem, attach
+from odebench.ode.methods.jacobian import JacobianBlock, linearize, reaches_others
+from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, attach
 from odebench.ode.solution import Stats, Status
 
 
-class ImplicitRungeKutta:
+class ImplicitRungeKuttaStepper:
     """The stepper of an ``ImplicitTableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
     tolerance, norm: of adaptive steps, which say how exactly the stages are solved.
@@ -41,7 +41,7 @@ class ImplicitRungeKutta:
         if one_sided and max(method.c) > 1:
             raise ValueError(f"jump_t: a stage of {method.name} lies beyond its step's end; use radauIIA5 or kvaerno3")
         self._method, self._field, self._one_sided = method, field, one_sided
-        self._accuracy = Accuracy(tolerance, norm, torch.is_grad_enabled())
+        self._accuracy = StageTolerance(tolerance, norm, torch.is_grad_enabled())
         self._stats = stats or Stats()
         self._a, self._b = y.new_tensor(method.a), y.new_tensor(method.b)
         self._error = None if method.error is None else y.new_tensor(method.error)
@@ -50,7 +50,7 @@ class ImplicitRungeKutta:
         self._previous: tuple[float, Tensor] | None = None
         self._slope: Tensor | None = None
         self._end: Tensor | None = None
-        self._blocks: list[Block] | None = None
+        self._blocks: list[JacobianBlock] | None = None
         self._systems: dict[tuple[float, ...], StageSystem] = {}
         self.order = method.error_order or method.order
         self.failure: Status | None = None
@@ -141,7 +141,7 @@ class ImplicitRungeKutta:
             if not self._method.a[group.start][group.start] and len(group) == 1:
                 w[here] = h * (self.slope(t, y) if group.start == 0 else self._field(clock[group.start], base[0], True))
                 continue
-            stages = Stages(
+            stages = StageEquations(
                 lambda i, stage, first=group.start: h * self._field(clock[first + i], stage, True),  # type: ignore[misc]
                 base,
                 a,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from odebench.bench import measure
-from odebench.bench.cases import Problem, leaves_of, like, loss
-from odebench.bench.libraries import FORWARD, LIBRARIES, Job, Solve, Steps
-from odebench.bench.remote import Diffrax
+from odebench.bench.cases import CaseProblem, leaves_of, like, loss
+from odebench.bench.diffrax_client import DiffraxClient
+from odebench.bench.libraries import FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
 from odebench.ode.methods import METHODS, Tableau
 from odebench.record.meters import measure_step
 
@@ -22,7 +22,7 @@ MAX_EVALUATIONS = 50_000
 
 
 @dataclass(frozen=True)
-class Contestant:
+class LibraryConfig:
     """A library that solves by a method in a mode, in a variant of its own ("" the plain one)."""
 
     library: str
@@ -37,16 +37,16 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RunOutput:
     """What one run gives: states, each tensor [T, *its shape]; gradients of the parameters, then of the state."""
 
     states: list[Tensor]
     gradients: list[Tensor] | None
-    steps: Steps | None
+    steps: StepCounts | None
 
 
 @dataclass
-class Costs:
+class RunCosts:
     """What one run costs besides time; None where it cannot be told.
 
     rows_forward: rows of the batch over all evaluations of the forward solve.
@@ -56,7 +56,7 @@ class Costs:
 
     nfe_forward: int
     nfe_backward: int
-    steps: Steps | None
+    steps: StepCounts | None
     rows_forward: int | None = None
     peak_mib: float | None = None
     operations: float | None = None
@@ -64,78 +64,80 @@ class Costs:
 
 
 @dataclass
-class Entry:
+class PreparedRun:
     """A contestant that is ready; ``seconds`` runs it once and returns the time."""
 
-    contestant: Contestant
-    answer: Answer
-    costs: Costs
+    contestant: LibraryConfig
+    answer: RunOutput
+    costs: RunCosts
     seconds: Callable[[], float]
 
 
-class Endless(RuntimeError):
+class TooManyEvaluations(RuntimeError):
     """A solve that was given up."""
 
 
-class _Guarded(measure.Counted):
+class _LimitedField(measure.CountingField):
     def forward(self, t: Tensor, y: Any) -> Any:
         if self.calls >= MAX_EVALUATIONS:
-            raise Endless(f"more than {MAX_EVALUATIONS:,} evaluations")
+            raise TooManyEvaluations(f"more than {MAX_EVALUATIONS:,} evaluations")
         return super().forward(t, y)
 
 
-def prepare(problem: Problem, contestant: Contestant, tol: float) -> Entry:
-    """Counts, watches and warms up a contestant. Raises what its library raises, and Endless."""
+def prepare(problem: CaseProblem, contestant: LibraryConfig, tol: float) -> PreparedRun:
+    """Counts, watches and warms up a contestant. Raises what its library raises, and TooManyEvaluations."""
     library = LIBRARIES[contestant.library]
     vector_field = problem.field if contestant.library == "odebench" else problem.published
     run = functools.partial(_run, problem, contestant.mode, _adapt(problem, contestant, vector_field, tol))
     # Compiled code neither counts nor can be watched; it evaluates as often as the eager one
     # (a compiled adjoint, which keeps no stage, once more for each further step of an interval).
     eager = dataclasses.replace(contestant, variant="") if contestant.variant == "compiled" else contestant
-    answers: list[Answer] = []
+    answers: list[RunOutput] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        costs = _count(problem, eager, _Guarded(vector_field), tol)
+        costs = _count(problem, eager, _LimitedField(vector_field), tol)
         if library.torch_memory and contestant is eager:
             costs.peak_mib = measure_step(lambda: answers.append(run()), "cpu")["memory/peak_mib"]
         else:
             answers.append(run())
     if contestant is not eager:
         costs.operations = costs.synchronisations = None
-    return Entry(contestant, answers[0], costs, measure.stopwatch(run))
+    return PreparedRun(contestant, answers[0], costs, measure.stopwatch(run))
 
 
-def prepare_remote(remote: Diffrax, contestant: Contestant, tol: float) -> Entry:
+def prepare_remote(remote: DiffraxClient, contestant: LibraryConfig, tol: float) -> PreparedRun:
     """The same for the library in its own process. Raises RuntimeError."""
     reply = remote.prepare(contestant.mode, LIBRARIES["diffrax"].methods[contestant.method], tol)
-    steps = Steps(reply["accepted"], reply["rejected"])
-    answer = Answer(reply["states"], reply["gradients"], steps)
-    costs = Costs(reply["nfe_forward"], reply["nfe_backward"], steps)
-    return Entry(contestant, answer, costs, functools.partial(remote.seconds, reply["job"]))
+    steps = StepCounts(reply["accepted"], reply["rejected"])
+    answer = RunOutput(reply["states"], reply["gradients"], steps)
+    costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], steps)
+    return PreparedRun(contestant, answer, costs, functools.partial(remote.seconds, reply["job"]))
 
 
-def _adapt(problem: Problem, contestant: Contestant, vector_field: nn.Module, tol: float) -> Solve:
+def _adapt(problem: CaseProblem, contestant: LibraryConfig, vector_field: nn.Module, tol: float) -> SolveFunction:
     adapt = LIBRARIES[contestant.library].adapt
     assert adapt is not None
     method, mode, variant = contestant.method, contestant.mode, contestant.variant
-    return adapt(Job(vector_field, problem.state, problem.times, method, mode, variant, tol, tol))
+    return adapt(SolveRequest(vector_field, problem.state, problem.times, method, mode, variant, tol, tol))
 
 
-def _run(problem: Problem, mode: str, solve: Solve, between: Callable[[], None] = lambda: None) -> Answer:
+def _run(
+    problem: CaseProblem, mode: str, solve: SolveFunction, between: Callable[[], None] = lambda: None
+) -> RunOutput:
     """One solve and, in a gradient mode, the gradients; ``between`` is called when the solve is done."""
     if mode == FORWARD:
         with torch.no_grad():
             states, steps = solve(problem.state)
         between()
-        return Answer(leaves_of(states), None, steps)
+        return RunOutput(leaves_of(states), None, steps)
     leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(problem.state)]
     states, steps = solve(like(problem.state, leaves))
     between()
     gradients = torch.autograd.grad(loss(states), [*problem.parameters, *leaves])
-    return Answer([leaf.detach() for leaf in leaves_of(states)], list(gradients), steps)
+    return RunOutput([leaf.detach() for leaf in leaves_of(states)], list(gradients), steps)
 
 
-def _count(problem: Problem, contestant: Contestant, counted: measure.Counted, tol: float) -> Costs:
+def _count(problem: CaseProblem, contestant: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
     """Evaluations and steps of one run; and operations a step, from the difference of two forward solves, so that what
     a solve does once drops out."""
     solve = _adapt(problem, contestant, counted, tol)
@@ -144,8 +146,8 @@ def _count(problem: Problem, contestant: Contestant, counted: measure.Counted, t
     nfe_forward, rows_forward = before
     steps = answer.steps
     if steps is None and counted.accepted:
-        steps = Steps(counted.accepted, counted.rejected)
-    costs = Costs(nfe_forward, counted.calls - nfe_forward, steps, rows_forward)
+        steps = StepCounts(counted.accepted, counted.rejected)
+    costs = RunCosts(nfe_forward, counted.calls - nfe_forward, steps, rows_forward)
     if not LIBRARIES[contestant.library].torch_memory:
         return costs
     tight = _operations(problem, contestant, counted, solve)
@@ -160,13 +162,13 @@ def _count(problem: Problem, contestant: Contestant, counted: measure.Counted, t
 
 
 def _operations(
-    problem: Problem, contestant: Contestant, counted: measure.Counted, solve: Solve
+    problem: CaseProblem, contestant: LibraryConfig, counted: measure.CountingField, solve: SolveFunction
 ) -> tuple[float | None, int, int]:
     """Steps of one forward solve, rejected ones included, its operations and its waits."""
     counted.reset()
     gradient = contestant.mode != FORWARD
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(problem.state)]
-    with torch.set_grad_enabled(gradient), measure.Operations(counted) as seen:
+    with torch.set_grad_enabled(gradient), measure.OperationCounter(counted) as seen:
         _, steps = solve(like(problem.state, leaves))
     tableau = METHODS.get(contestant.method)
     num_steps: float | None = None

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from odebench.ode.dense import Interpolant
 from odebench.ode.methods import adams
-from odebench.ode.methods.adams import VariableAdams
-from odebench.ode.methods.slopes import evaluate, keep_slopes, nodes
+from odebench.ode.methods.adams import VariableOrderAdams
+from odebench.ode.methods.slope_history import evaluate, keep_slopes, nodes
 from odebench.ode.solution import Status
 
 # A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
@@ -32,7 +32,7 @@ REJECTIONS = 4
 
 
 @dataclass(frozen=True)
-class Weights:
+class AdamsWeights:
     """What a step at given nodes multiplies the slopes with.
 
     predictor: k weights, without the slope ahead.
@@ -46,11 +46,11 @@ class Weights:
     errors: list[list[float]]
 
 
-def make_weights(known: tuple[float, ...]) -> Weights:
+def make_weights(known: tuple[float, ...]) -> AdamsWeights:
     """The weights for k known slopes."""
     k, after = len(known), (1.0, *known)
     errors = [error_weights(after, order) for order in range(k, max(k - 3, 0), -1)]
-    return Weights(known, adams.weights(known), adams.weights(after), errors)
+    return AdamsWeights(known, adams.weights(known), adams.weights(after), errors)
 
 
 def error_weights(after: tuple[float, ...], order: int) -> list[float]:
@@ -60,19 +60,19 @@ def error_weights(after: tuple[float, ...], order: int) -> list[float]:
     return [integral * weight for weight in row] + [0.0] * (len(after) - order - 1)
 
 
-class VariableAdamsStepper:
-    """The stepper of ``VariableAdams``; see ``odebench.ode.methods.steppers.Stepper`` and ``VariableOrder``."""
+class VariableOrderAdamsStepper:
+    """The stepper of ``VariableOrderAdams``; see ``steppers.Stepper`` and ``steppers.VariableOrderStepper``."""
 
     failure: Status | None = None
 
-    def __init__(self, method: VariableAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
+    def __init__(self, method: VariableOrderAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._field, self._one_sided, self._highest = field, one_sided, method.highest
         self._slopes = keep_slopes(method.highest + 1, y)
         self._times: list[float] = []
         self._k = 1
         self._raising = True
         self._rejections = 0
-        self._weights = Weights((), [], [], [])
+        self._weights = AdamsWeights((), [], [], [])
         self._step = (0.0, 0.0, False)
         self._y_next: Tensor | None = None
         self._f_next: Tensor | None = None

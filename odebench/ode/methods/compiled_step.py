@@ -15,7 +15,7 @@ from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import FieldArguments, StateLayout
 
-Step = Callable[..., tuple[Tensor, ...]]
+StepFunction = Callable[..., tuple[Tensor, ...]]
 
 
 class CompiledStep:
@@ -59,7 +59,7 @@ class CompiledStep:
 @functools.lru_cache(maxsize=64)
 def _compile(
     f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
-) -> Step:
+) -> StepFunction:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
     fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
 
@@ -84,7 +84,7 @@ def _compile(
     return compiled_or_plain(step, device_type)
 
 
-def compiled_or_plain(step: Any, device_type: str) -> Step:
+def compiled_or_plain(step: Any, device_type: str) -> StepFunction:
     """The step compiled; where that fails a warning, and the step as it is."""
     # torch counts recompilations by code object, and gives up after a few: each step gets its own.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)

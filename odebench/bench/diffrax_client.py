@@ -1,4 +1,4 @@
-"""diffrax from here: the other end of ``diffrax_process``, which JAX has for itself.
+"""diffrax from here: the other end of ``diffrax_server``, which JAX has for itself.
 
 JAX and PyTorch in one process would fight over the threads, so that each slows the other.
 """
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.bench.cases import Problem, leaves_of
+from odebench.bench.cases import CaseProblem, leaves_of
 from odebench.bench.packing import pack, unpack
 
 STOP_TIMEOUT_S = 5.0
 
 
-class Diffrax:
+class DiffraxClient:
     """A process that solves one problem by diffrax, with as many threads as torch has here.
 
     Raises RuntimeError, with the process's last word, where it cannot go on.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: CaseProblem) -> None:
         self._start = {
             "work": problem.work.name,
             "threads": torch.get_num_threads(),
@@ -35,9 +35,9 @@ class Diffrax:
         }
         self._process: Any = None
 
-    def __enter__(self) -> "Diffrax":
+    def __enter__(self) -> "DiffraxClient":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "odebench.bench.diffrax_process"],
+            [sys.executable, "-m", "odebench.bench.diffrax_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

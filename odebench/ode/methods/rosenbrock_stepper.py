@@ -8,8 +8,8 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Interpolant
-from odebench.ode.methods.jacobian import DENSE_SIZE, Block, expand, real_size
-from odebench.ode.methods.newton import Accuracy, StageSystem
+from odebench.ode.methods.jacobian import DENSE_SIZE, JacobianBlock, expand, real_size
+from odebench.ode.methods.newton import StageSystem, StageTolerance
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.solution import Stats, Status
 
@@ -17,7 +17,7 @@ from odebench.ode.solution import Stats, Status
 NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
 
 
-class RosenbrockSteps:
+class RosenbrockStepper:
     """The stepper of a ``Rosenbrock``; see ``odebench.ode.methods.steppers.Stepper``.
 
     Under autograd the Jacobian carries its graph: derivatives of any order, for states of at most ``DENSE_SIZE`` real
@@ -42,13 +42,13 @@ class RosenbrockSteps:
                 "use gradient='adjoint', or kvaerno5"
             )
         self._method, self._field, self._one_sided = method, field, one_sided
-        self._accuracy, self._stats = Accuracy(tolerance, norm, False), stats or Stats()
+        self._accuracy, self._stats = StageTolerance(tolerance, norm, False), stats or Stats()
         # The residuals of the linear systems: the acceptable ones, or round-off.
         self._goal = (0.0, 1.0) if tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
-        self._linear: tuple[Tensor, Block, Tensor] | None = None
+        self._linear: tuple[Tensor, JacobianBlock, Tensor] | None = None
         self.order = method.order
         self.failure: Status | None = None
 

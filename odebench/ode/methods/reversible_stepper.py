@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
-from odebench.ode.methods.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
-from odebench.ode.methods.runge_kutta import Buffer, Tape
+from odebench.ode.methods.explicit_stepper import StageBuffer, StageList
+from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 
@@ -18,19 +18,21 @@ from odebench.ode.solution import Status
 SLACK, ROUND_OFF = 300.0, 1e3
 
 
-class CoupledRungeKutta:
-    """The stepper of a ``Reversible``; see ``odebench.ode.methods.steppers.Stepper``.
+class ReversibleRungeKuttaStepper:
+    """The stepper of a ``ReversibleRungeKutta``; see ``odebench.ode.methods.steppers.Stepper``.
 
     half_next: z' [N] of the last attempt.
     """
 
-    def __init__(self, method: Reversible, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
+    def __init__(
+        self, method: ReversibleRungeKutta, field: Any, y: Tensor, *, compiled: bool, one_sided: float
+    ) -> None:
         self._method, self._base, self._step = method, method.base, method.base.fixed()
-        self._field, self._clock = field, _Clock(field, one_sided)
+        self._field, self._clock = field, _StepTimes(field, one_sided)
         with_graph = torch.is_grad_enabled()
-        self._ahead: Buffer | Tape = Tape() if with_graph else Buffer(self._base, y)
-        self._behind: Buffer | Tape = Tape() if with_graph else Buffer(self._step, y)
-        self._drift = _Drift(method.adaptive)
+        self._ahead: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
+        self._behind: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
+        self._drift = _DriftMonitor(method.adaptive)
         self.order = method.order
         self.failure: Status | None = None
 
@@ -94,7 +96,7 @@ class CoupledRungeKutta:
         return None
 
 
-class AsynchronousLeapfrogSteps:
+class AsynchronousLeapfrogStepper:
     """The stepper of an ``AsynchronousLeapfrog``; see ``odebench.ode.methods.steppers.Stepper``.
 
     half_next: v' [N] of the last attempt.
@@ -105,9 +107,9 @@ class AsynchronousLeapfrogSteps:
     def __init__(
         self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
-        self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
+        self._method, self._field, self._clock = method, field, _StepTimes(field, one_sided)
         # The error estimate of adaptive steps sees v drift; fixed steps are watched.
-        self._drift = None if method.adaptive else _Drift(False)
+        self._drift = None if method.adaptive else _DriftMonitor(False)
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
@@ -149,7 +151,7 @@ class AsynchronousLeapfrogSteps:
         return None
 
 
-class ReversibleHeunSteps:
+class ReversibleHeunStepper:
     """The stepper of a ``ReversibleHeun``; see ``odebench.ode.methods.steppers.Stepper``.
 
     half_next: x' [N] of the last attempt.
@@ -158,8 +160,8 @@ class ReversibleHeunSteps:
     order = 2  # of the error estimate
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
-        self._method, self._field, self._clock = method, field, _Clock(field, one_sided)
-        self._drift = _Drift(method.adaptive)
+        self._method, self._field, self._clock = method, field, _StepTimes(field, one_sided)
+        self._drift = _DriftMonitor(method.adaptive)
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
@@ -205,7 +207,7 @@ class ReversibleHeunSteps:
         return None
 
 
-class _Drift:
+class _DriftMonitor:
     """Watches how far the two halves of the state are apart; waits for the device.
 
     With fixed steps they may be as far apart as the state was large so far; steps under error control have a tolerance
@@ -227,7 +229,7 @@ class _Drift:
         return apart > SLACK * self._error + ROUND_OFF * torch.finfo(y.dtype).eps * self._size
 
 
-class _Clock:
+class _StepTimes:
     """Times t + c_i h of a step as f gets them; where ``one_sided``, the direction of time, is not 0, those at the ends
     of the step just inside of it. A step of size 0 is the start of one to come."""
 
@@ -247,7 +249,13 @@ class _Clock:
 
 
 def evaluate_stages(
-    stages: Buffer | Tape, step: Tableau, field: Any, clock: Any, y: Tensor, h: float, first: Tensor | None = None
+    stages: StageBuffer | StageList,
+    step: Tableau,
+    field: Any,
+    clock: Any,
+    y: Tensor,
+    h: float,
+    first: Tensor | None = None,
 ) -> None:
     """The stages of a step from y [N]; ``first``: the first one, where it is known."""
     for i in range(step.stages):
