@@ -41,10 +41,10 @@ from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings
 from odebench.tasks import build_task
-from odebench.tasks.time_series import TrainingBatch
-from odebench.training.checkpoint import Training
+from odebench.tasks.time_series import SeriesTrainingBatch
+from odebench.training.checkpoint import TrainingState
+from odebench.training.environment import prepare
 from odebench.training.loop import train_step
-from odebench.training.machine import prepare
 from odebench.training.optim import build_optimizer
 
 FIRST_STEPS = {"search": "null", "warm": "warm"}
@@ -90,9 +90,9 @@ def all_spirals(task: Any) -> Batches:
     values, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask"))
     inputs = dataclasses.replace(parts[0], values=values, mask=mask, labels=None)
 
-    def batch(step: int) -> TrainingBatch:
+    def batch(step: int) -> SeriesTrainingBatch:
         noise = torch.randn(1, len(values), task.model.latent_dim, generator=torch.Generator().manual_seed(step))
-        return TrainingBatch(inputs, inputs, noise, kl_weight=1.0)
+        return SeriesTrainingBatch(inputs, inputs, noise, kl_weight=1.0)
 
     return batch
 
@@ -162,7 +162,7 @@ def ours(contest: StepComparison, settings: Settings, gradient: str, first_step:
     """The trainer's own step."""
     task = build(settings)
     task.batch = contest.batches(task)
-    training = Training(settings, task)
+    training = TrainingState(settings, task)
 
     def step(number: int) -> tuple[float, float, float]:
         training.progress.step = number

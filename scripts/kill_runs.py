@@ -26,7 +26,7 @@ import torch._dynamo  # else imported in each child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odebench.config.compose import compose
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import RunRecord, is_run, read_run
 from odebench.training.run import train_run
 
@@ -133,7 +133,7 @@ def writing(folder: Path, child: int) -> list[str]:
 def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
     """The step of the last checkpoint, where a kill hit the run, in a few words, and what cannot be read any more."""
     step, faults = 0, []
-    for path in folder.glob(f"{schema.CHECKPOINTS}/*.pt"):
+    for path in folder.glob(f"{layout.CHECKPOINTS}/*.pt"):
         try:
             content = torch.load(path, weights_only=True)
         except Exception as error:
@@ -162,10 +162,10 @@ def content(folder: Path) -> dict[str, Any]:
         "rows": [row for row in rows if len(row) > 1],
         "summary": {tag: x for tag, x in run.summary.items() if not tag.startswith(TIMES)},
         "events": events(run),
-        "figures": {path.name for path in (folder / schema.FIGURES).iterdir()},
+        "figures": {path.name for path in (folder / layout.FIGURES).iterdir()},
         "weights": {
             name: torch.load(folder / name, weights_only=True)["model"]
-            for name in (schema.LAST_CHECKPOINT, schema.BEST_CHECKPOINT)
+            for name in (layout.LAST_CHECKPOINT, layout.BEST_CHECKPOINT)
         },
     }
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import results
 import torch
 
+from odebench.record.layout import LAST_CHECKPOINT
 from odebench.record.reader import read_run
-from odebench.record.schema import LAST_CHECKPOINT
 
 COMMON = ["device=cpu", "schedule=constant", "optim=sgd", "trainer.log_every=1", "trainer.measure_every=1000"]
 IMAGES = ["model=odenet", "data.train_limit=2560", "data.validation=40", "trainer.batch_size=128"]

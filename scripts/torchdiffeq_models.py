@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
 from odebench.data import to_float
-from odebench.tasks.time_series import TrainingBatch
+from odebench.tasks.time_series import SeriesTrainingBatch
 
 SOLVES = {"adjoint": odeint_adjoint, "backprop": odeint}
 
@@ -122,7 +122,7 @@ class TorchdiffeqLatentODE(TorchdiffeqModel):
         super().__init__(model, tol, gradient)
         self.field = TorchdiffeqLatentField(model.field)
 
-    def loss(self, batch: TrainingBatch) -> Tensor:
+    def loss(self, batch: SeriesTrainingBatch) -> Tensor:
         """The negative evidence lower bound, one latent sample."""
         model, inputs = self.model, batch.inputs
         gaps = torch.diff(inputs.times, prepend=torch.zeros(1)).expand(len(inputs), -1).unsqueeze(-1)

@@ -21,7 +21,7 @@ WITHOUT_TORCH = [
     "config.read",
     "config.saved",
     "config.warnings",
-    "record.schema",
+    "record.layout",
     "record.reader",
     "record.files",
     "reporting.report",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from odebench import __version__
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import find_runs, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +80,7 @@ def test_it_trains_and_leaves_a_whole_record(run, tiny_odenet, tmp_path):
     assert (record.status["status"], record.status["step"]) == ("done", 8)
     assert record.manifest["versions"]["odebench"] == __version__
     assert 0 <= record.summary["final/test_accuracy"] <= 1
-    files = [schema.OVERRIDES, schema.LOG, schema.LAST_CHECKPOINT, schema.BEST_CHECKPOINT]
+    files = [layout.OVERRIDES, layout.LOG, layout.LAST_CHECKPOINT, layout.BEST_CHECKPOINT]
     assert [name for name in files if not (folder / name).is_file()] == []
-    assert len(list(folder.glob(schema.EVENTS))) == 1
-    assert list((folder / schema.FIGURES).glob("*.png"))
+    assert len(list(folder.glob(layout.EVENTS))) == 1
+    assert list((folder / layout.FIGURES).glob("*.png"))

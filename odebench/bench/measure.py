@@ -1,6 +1,6 @@
 """The meters: evaluations of the field, tensor operations outside of it, time taken turn by turn.
 
-Memory is ``odebench.record.meters``'. Counting and timing are different runs: a watched run is slow.
+Memory is ``odebench.record.profiling``'. Counting and timing are different runs: a watched run is slow.
 """
 
 import gc

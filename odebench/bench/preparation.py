@@ -15,7 +15,7 @@ from odebench.bench.cases import CaseProblem, leaves_of, like, loss
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
 from odebench.ode.methods import METHODS, Tableau
-from odebench.record.meters import measure_step
+from odebench.record.profiling import measure_step
 
 # A solve that evaluates more often than this is given up: it will not end.
 MAX_EVALUATIONS = 50_000

@@ -15,7 +15,7 @@ from odebench.bench.cases import DEFAULT, GROUPS, WORKS
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, PEERS
 from odebench.errors import UsageError, unknown_name
-from odebench.training.machine import keep_freed_memory
+from odebench.training.environment import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from odebench.console import print_table
 from odebench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from odebench.record.reader import Overview
+    from odebench.record.reader import RunOverview
 
 SUMMARY = "what there is to choose from, and the runs made so far"
 HELP = """\
@@ -110,7 +110,7 @@ def list_runs(folder: Path) -> None:
     print_table([("RUN", "MODEL", "SOLVER", "TOL", *STATE_COLUMNS), *rows])
 
 
-def _row(run: "Overview") -> tuple[str, ...]:
+def _row(run: "RunOverview") -> tuple[str, ...]:
     solver, tol = run.setting("solver.name"), run.tol
     return (
         str(run.path),

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replace this process by TensorBoard; returns only by raising UsageError."""
-    from odebench.record.schema import EVENTS
+    from odebench.record.layout import EVENTS
 
     folder = Path(arguments.folder)
     if not folder.is_dir():

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from odebench.config.compose import read_yaml, refuse_resolvers
 from odebench.config.schema import NO_SOLVER
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import content_of
 from odebench.record.manifest import process_began
 
@@ -45,12 +45,12 @@ class RunRecord:
 
 def is_run(path: Path) -> bool:
     """Whether the folder holds a run, finished or not."""
-    return (path / schema.SETTINGS).is_file() and (path / schema.STATUS).is_file()
+    return (path / layout.SETTINGS).is_file() and (path / layout.STATUS).is_file()
 
 
 def has_checkpoint(path: Path) -> bool:
     """Whether the run in a folder left its last checkpoint, or the one before it, to go on from."""
-    return (path / schema.LAST_CHECKPOINT).exists() or (path / schema.PREVIOUS_CHECKPOINT).exists()
+    return (path / layout.LAST_CHECKPOINT).exists() or (path / layout.PREVIOUS_CHECKPOINT).exists()
 
 
 def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
@@ -60,17 +60,17 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     """
     path = Path(path)
     if not is_run(path):
-        reason = f"{schema.SETTINGS} or {schema.STATUS} is missing" if path.exists() else "it does not exist"
+        reason = f"{layout.SETTINGS} or {layout.STATUS} is missing" if path.exists() else "it does not exist"
         if path.is_dir() and (runs := len(find_runs(path))):
             reason = f"it holds {runs}; name one (odebench list runs {shlex.quote(str(path))})"
         raise UsageError(f"{path} is not a run's folder: {reason}")
     return RunRecord(
         path=path,
-        settings=_read_settings(path / schema.SETTINGS),
+        settings=_read_settings(path / layout.SETTINGS),
         manifest=_read_manifest(path),
         status=_read_status(path),
-        summary=_read_json(path / schema.SUMMARY),
-        metrics=read_metrics(path / schema.METRICS) if metrics else [],
+        summary=_read_json(path / layout.SUMMARY),
+        metrics=read_metrics(path / layout.METRICS) if metrics else [],
     )
 
 
@@ -94,10 +94,10 @@ def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None =
             children.clear()
             continue
         seen.add(place)
-        if schema.STATUS in files and (queued or schema.SETTINGS in files):
+        if layout.STATUS in files and (queued or layout.SETTINGS in files):
             found.append(Path(parent))
-        elif schema.MANIFEST in files and schema.SETTINGS in files:
-            lost.append(f"{parent} is damaged: {schema.STATUS} is missing")
+        elif layout.MANIFEST in files and layout.SETTINGS in files:
+            lost.append(f"{parent} is damaged: {layout.STATUS} is missing")
         else:
             continue
         children.clear()  # runs do not hold runs
@@ -105,7 +105,7 @@ def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None =
 
 
 @dataclass(frozen=True)
-class Overview:
+class RunOverview:
     """What a list tells of one run: little, and fast to read.
 
     settings are resolved. eta_s: seconds to go, None unless it runs and has told its number of steps.
@@ -142,7 +142,7 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
     return node
 
 
-def read_overview(path: Path, as_told: bool = False) -> Overview:
+def read_overview(path: Path, as_told: bool = False) -> RunOverview:
     """Status, settings and summary of the run or queued job in folder `path`.
 
     A run that says "running", but whose process was of this machine and is no more, counts as interrupted: it may
@@ -151,11 +151,11 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
     content, manifest = _read_status(path), _read_manifest(path)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
     settings = manifest.get("settings")
-    if settings is None and (path / schema.SETTINGS).exists():
-        settings = OmegaConf.to_container(_read_settings(path / schema.SETTINGS), resolve=True)
+    if settings is None and (path / layout.SETTINGS).exists():
+        settings = OmegaConf.to_container(_read_settings(path / layout.SETTINGS), resolve=True)
     settings = settings if isinstance(settings, dict) else {}
     if status == "running":
-        last = _last_row(path / schema.METRICS)
+        last = _last_row(path / layout.METRICS)
         step = max(step, last.get("step", 0))
         if not as_told and _is_gone(manifest):
             status = "interrupted"
@@ -164,14 +164,14 @@ def read_overview(path: Path, as_told: bool = False) -> Overview:
             eta_s = elapsed_s / step * (content["steps"] - step)
             if minutes := _setting(settings, "trainer.max_minutes"):
                 eta_s = max(min(eta_s, 60 * minutes - elapsed_s), 0.0)
-    return Overview(
+    return RunOverview(
         path=path,
         status=status,
         step=step,
         eta_s=eta_s,
         message=_one_line(str(content.get("message") or "")),
         settings=settings,
-        summary=_read_json(path / schema.SUMMARY),
+        summary=_read_json(path / layout.SUMMARY),
         time=str(content.get("time", "")),
     )
 
@@ -244,18 +244,18 @@ def _read_settings(path: Path) -> DictConfig:
 
 
 def _read_status(folder: Path) -> dict[str, Any]:
-    content = _read_json(folder / schema.STATUS)
+    content = _read_json(folder / layout.STATUS)
     known = isinstance(content.get("status"), str) and isinstance(content.get("step", 0), int)
-    if not known and (folder / schema.STATUS).exists():
-        raise UsageError(f"{folder / schema.STATUS} is damaged: its status or its step is missing or wrong")
+    if not known and (folder / layout.STATUS).exists():
+        raise UsageError(f"{folder / layout.STATUS} is damaged: its status or its step is missing or wrong")
     return content
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    content = _read_json(folder / schema.MANIFEST)
+    content = _read_json(folder / layout.MANIFEST)
     resumed = content.get("resumed", [])
     if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
-        raise UsageError(f"{folder / schema.MANIFEST} is damaged: what it says of resumes is wrong")
+        raise UsageError(f"{folder / layout.MANIFEST} is damaged: what it says of resumes is wrong")
     return content
 
 

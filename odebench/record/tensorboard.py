@@ -22,7 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from odebench.config.schema import DATA, MODELS
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import write_atomically
 
 FLUSH_S = 20
@@ -61,7 +61,7 @@ def open_writer(
 
 def reopen_writer(folder: Path, settings: Mapping[str, Any], step: int, measured: Sequence[str] = ()) -> SummaryWriter:
     """A writer that goes on after `step`: what was written of later steps, and of the run's end, is void."""
-    files = sorted(folder.glob(schema.EVENTS))
+    files = sorted(folder.glob(layout.EVENTS))
     for path in files:
         _forget_end(path)
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
@@ -111,7 +111,7 @@ def columns_of(task: str) -> dict[str, type[HParam]]:
     for group, of_task in (("model", its_models), ("data", its_data)):
         for its_rules in of_task:
             columns |= {f"{group}.{name}": _type_of_hint(hint) for name, hint in get_type_hints(its_rules).items()}
-    return _shown(columns) | schema.HPARAMS
+    return _shown(columns) | layout.HPARAMS
 
 
 def _shown(columns: Mapping[str, type[HParam]]) -> dict[str, type[HParam]]:
@@ -135,7 +135,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
     # TensorBoard takes a tag for a pattern that matches from the start: val/mse would bring val/mse_per_feature.
     writer.add_custom_scalars(
         {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
-         for section, charts in schema.layout(measured).items()}
+         for section, charts in layout.layout(measured).items()}
     )  # fmt: skip
     values = hparams(settings)
     columns = {
@@ -146,12 +146,12 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
         time_created_secs=time.time(),
         # TensorBoard sorts the columns by name, those that are said to differ first, and shows the first few.
         hparam_infos=[
-            api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in schema.FIRST_HPARAMS)
+            api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in layout.FIRST_HPARAMS)
             for name, kind in columns.items()
         ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
-            for tag in schema.closing_tags(str(settings.get("task")))
+            for tag in layout.closing_tags(str(settings.get("task")))
         ],
     )
     _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
@@ -165,7 +165,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
 
 def description(tag: str) -> str:
     """What the tag means, with its unit."""
-    unit, text = schema.TAGS[tag]
+    unit, text = layout.TAGS[tag]
     return f"{text} ({unit})" if unit else text
 
 
@@ -200,7 +200,7 @@ def _forget_end(path: Path) -> None:
 
 
 def _ends_run(tag: str) -> bool:
-    return tag == metadata.SESSION_END_INFO_TAG or schema.is_of_the_end(tag)
+    return tag == metadata.SESSION_END_INFO_TAG or layout.is_of_the_end(tag)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from odebench.errors import UsageError
-from odebench.record import reader, schema, tensorboard
+from odebench.record import layout, reader, tensorboard
 from odebench.record.files import (
     TIME_FORMAT,
     is_temporary,
@@ -41,13 +41,13 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIGURE_DPI = 150
 # What a start that was killed may have left before its status; another start takes such a folder over.
 _BEFORE_STATUS = {
-    schema.LOG,
-    schema.SETTINGS,
-    schema.OVERRIDES,
-    schema.MANIFEST,
-    schema.CHECKPOINTS,
-    schema.FIGURES,
-    schema.STATUS,
+    layout.LOG,
+    layout.SETTINGS,
+    layout.OVERRIDES,
+    layout.MANIFEST,
+    layout.CHECKPOINTS,
+    layout.FIGURES,
+    layout.STATUS,
 }
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def is_started(folder: Path) -> bool:
     return reader.is_run(folder) and not _is_queued(folder)
 
 
-class Record:
+class RunWriter:
     """The open record of a running training; made by `create` or `reopen`, closed by `close` or ``with``."""
 
     def __init__(
@@ -80,11 +80,11 @@ class Record:
         self.step = step
         self._writer = writer
         self._last_logged = {tag: row["step"] for row in rows for tag in row}
-        self._metrics = open(path / schema.METRICS, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._metrics = open(path / layout.METRICS, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
         self._started = time.monotonic() - max(elapsed_s, rows[-1]["elapsed_s"] if rows else 0.0)
         self._status = "running"
         self._closed = False
-        self._log = _attach_log(path / schema.LOG)
+        self._log = _attach_log(path / layout.LOG)
         self._excepthook = threading.excepthook
         threading.excepthook = self._silence_events
         self._writer.flush()
@@ -106,9 +106,9 @@ class Record:
         folder = Path(folder)
         claim(folder)
         remove_temporaries(folder)
-        write_atomically(folder / schema.SETTINGS, settings_text(config).encode())
-        write_atomically(folder / schema.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
-        write_json(folder / schema.MANIFEST, manifest)
+        write_atomically(folder / layout.SETTINGS, settings_text(config).encode())
+        write_atomically(folder / layout.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
+        write_json(folder / layout.MANIFEST, manifest)
         _make_folders(folder)
         # Last: with its status the run is there, whatever happens to the process.
         write_status(folder, "running")
@@ -134,18 +134,18 @@ class Record:
         remove_temporaries(run.path)
         _make_folders(run.path)
         rows = [
-            {tag: value for tag, value in row.items() if not schema.is_of_the_end(tag)}
+            {tag: value for tag, value in row.items() if not layout.is_of_the_end(tag)}
             for row in run.metrics
             if row["step"] <= step
         ]
         rows = [row for row in rows if row.keys() - {"step", "elapsed_s"}]
-        write_atomically(run.path / schema.METRICS, "".join(map(_line, rows)).encode())
-        (run.path / schema.SUMMARY).unlink(missing_ok=True)
+        write_atomically(run.path / layout.METRICS, "".join(map(_line, rows)).encode())
+        (run.path / layout.SUMMARY).unlink(missing_ok=True)
         if manifest is not None:
             resumed = [*run.manifest.get("resumed", []), {"step": step, **manifest}]
-            write_json(run.path / schema.MANIFEST, {**run.manifest, "resumed": resumed})
+            write_json(run.path / layout.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
-        _date_back(sorted(run.path.glob(schema.EVENTS)))
+        _date_back(sorted(run.path.glob(layout.EVENTS)))
         writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, measured)
         return cls(run.path, writer, rows, step, elapsed_s)
 
@@ -161,7 +161,7 @@ class Record:
         """
         values = {tag: _number(value) for tag, value in numbers.items()}
         for tag in values:
-            assert schema.is_tag(tag), f"{tag} is not in schema.TAGS; a task's own tags start with task/"
+            assert layout.is_tag(tag), f"{tag} is not in schema.TAGS; a task's own tags start with task/"
             last = self._last_logged.get(tag, -1)
             assert step > last, f"{tag} at step {step}, but it was logged at step {last} already"
             self._last_logged[tag] = step
@@ -173,7 +173,7 @@ class Record:
 
     def histogram(self, tag: str, values: Any, step: int) -> None:
         """Add a histogram of `values` (any shape) to TensorBoard; NaN and infinities are left out."""
-        assert tag in schema.HISTOGRAMS or tag.startswith(schema.FREE_GROUP), tag
+        assert tag in layout.HISTOGRAMS or tag.startswith(layout.FREE_GROUP), tag
         array = np.asarray(plain(values), dtype=np.float64).reshape(-1)
         array = array[np.isfinite(array)]
         if array.size:
@@ -183,7 +183,7 @@ class Record:
         """Write the accepted steps of each solve of a training step, and the time of the first, to steps.json, over
         earlier ones, and add their histogram to TensorBoard; nothing where there is no ODE."""
         if solves:
-            write_json(self.path / schema.STEPS, {"step": step, "solves": solves, "starts": starts})
+            write_json(self.path / layout.STEPS, {"step": step, "solves": solves, "starts": starts})
             self.histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
     def figure(self, name: str, figure: Figure | bytes, step: int) -> None:
@@ -195,7 +195,7 @@ class Record:
             buffer = BytesIO()
             figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
             image, suffix = buffer.getvalue(), "png"
-        write_atomically(self.path / schema.FIGURES / f"{name}.{suffix}", image)
+        write_atomically(self.path / layout.FIGURES / f"{name}.{suffix}", image)
         tensorboard.write_image(self._writer, f"figures/{name}", image, step)
 
     def status(self, name: str, **fields: Any) -> None:
@@ -206,13 +206,13 @@ class Record:
         self._status = name
         write_status(self.path, name, **{"step": self.step, **fields})
         if fields.get("traceback"):
-            with contextlib.suppress(OSError), open(self.path / schema.LOG, "a", encoding="utf-8") as log:
+            with contextlib.suppress(OSError), open(self.path / layout.LOG, "a", encoding="utf-8") as log:
                 log.write(f"{str(fields['traceback']).rstrip()}\n")
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
         """Write summary.json; its ``best/...`` and ``final/...`` are logged too, at the last step."""
-        write_json(self.path / schema.SUMMARY, numbers)
-        closing = [tag for tag, value in numbers.items() if schema.is_closing(tag) and value is not None]
+        write_json(self.path / layout.SUMMARY, numbers)
+        closing = [tag for tag, value in numbers.items() if layout.is_closing(tag) and value is not None]
         if closing:
             self.log(self.step, {tag: numbers[tag] for tag in closing})
 
@@ -253,7 +253,7 @@ class Record:
         self.close()
 
 
-class SilentRecord:
+class NullRunWriter:
     """The record as the other processes of a run see it: the first one writes it."""
 
     elapsed_s = 0.0
@@ -292,7 +292,7 @@ def refuse_taken(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
-    if not names <= _BEFORE_STATUS or (schema.STATUS in names and not _is_queued(folder)):
+    if not names <= _BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
         told = f"{folder} is not empty;"
         if reader.is_run(folder):
             way_out = f"go on with that run (odebench resume {shlex.quote(str(folder))}) or"
@@ -306,13 +306,13 @@ def _is_queued(folder: Path) -> bool:
 
 def _status(folder: Path) -> str | None:
     try:
-        return json.loads((folder / schema.STATUS).read_bytes()).get("status")
+        return json.loads((folder / layout.STATUS).read_bytes()).get("status")
     except (ValueError, AttributeError):  # no status of ours
         return None
 
 
 def _make_folders(folder: Path) -> None:
-    for name in (schema.CHECKPOINTS, schema.FIGURES):
+    for name in (layout.CHECKPOINTS, layout.FIGURES):
         (folder / name).mkdir(exist_ok=True)
 
 

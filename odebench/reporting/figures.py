@@ -11,7 +11,7 @@ from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
 from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
 from odebench.plots.dots import dots
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import content_of
 from odebench.reporting.lines import (
     ALONG,
@@ -280,7 +280,7 @@ def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None
     """Where it starts, if that is known, the sizes of its accepted steps, and which of several it is; of the first run
     that has one."""
     for run in group.runs:
-        path = run.path / schema.STEPS
+        path = run.path / layout.STEPS
         if (held := content_of(path)) is None:
             continue
         try:
@@ -354,7 +354,7 @@ FIGURES = {
     ),
     "step-sizes": FigureKind(
         "sizes of the steps of one solve along t, the longest of a training step",
-        f"runs with {schema.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
+        f"runs with {layout.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),
 }

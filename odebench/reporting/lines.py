@@ -7,7 +7,7 @@ import numpy as np
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Guide, Line
 from odebench.plots.curves import SMOOTH_FROM, running_mean
-from odebench.record import schema
+from odebench.record import layout
 from odebench.reporting.published import NFE_RATIO, published_of
 from odebench.reporting.runs import Evidence, Group, Row, Run, classes, differing, numbered, telling
 from odebench.reporting.table import scale, shown_setting
@@ -210,7 +210,7 @@ def result_label(quantity: str, split: str, loss: str = "") -> str:
     """The label of a result's axis, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
     loss: which one, where the quantity is the loss."""
     tag = f"best/{quantity}"
-    unit = "%" if scale(tag) == 100 else schema.TAGS[tag].unit if tag in schema.TAGS else ""
+    unit = "%" if scale(tag) == 100 else layout.TAGS[tag].unit if tag in layout.TAGS else ""
     name = quantity.removesuffix(f"_{unit}").replace("_", " ")
     told = joined(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
     return f"{split} {name} ({told})" if told else f"{split} {name}"

@@ -5,8 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from odebench.record import schema
-from odebench.record.reader import Overview
+from odebench.record import layout
+from odebench.record.reader import RunOverview
 from odebench.reporting.published import beside_published, percent, share_of_published
 from odebench.reporting.runs import Evidence
 from odebench.reporting.table import (
@@ -29,14 +29,14 @@ _NUMBER = re.compile(r"\d[\d.,e+-]*")
 def counted(evidence: Evidence) -> str:
     """How many runs and groups, and how many runs are in which status."""
     counts = Counter(one.status for one in _overviews(evidence))
-    statuses = [f"{counts[status]:,} {status}" for status in schema.STATUSES if counts[status]]
+    statuses = [f"{counts[status]:,} {status}" for status in layout.STATUSES if counts[status]]
     statuses += [f"{len(evidence.damaged):,} damaged"] if evidence.damaged else []
     total = counts.total() + len(evidence.damaged)
     groups = f" in {number(len(evidence.groups), 'group')}" if evidence.groups else ""
     return f"{number(total, 'run')}{groups}: {', '.join(statuses)}"
 
 
-def _overviews(evidence: Evidence) -> list[Overview]:
+def _overviews(evidence: Evidence) -> list[RunOverview]:
     return [*(run.overview for run in evidence.runs), *evidence.queued]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import content_of
-from odebench.record.reader import Overview, find_runs, read_metrics, read_overview
+from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview
 
 # Where they vary they are shown, though others may tell the same.
 CHOICES = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
@@ -37,7 +37,7 @@ class Run:
     """One run. settings: by dotted key, with "experiment" and "tol"; asked: the keys that its command line named;
     machine: where it ran, in a few words; test_data: their SHA-256, "" where it is not known."""
 
-    overview: Overview
+    overview: RunOverview
     settings: dict[str, Any]
     asked: frozenset[str]
     machine: str
@@ -111,7 +111,7 @@ class Evidence:
 
     folders: Sequence[Path]
     runs: list[Run]
-    queued: list[Overview]
+    queued: list[RunOverview]
     damaged: list[str]
     split: str = "validation"
 
@@ -181,7 +181,7 @@ def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
 
 def _read(path: Path) -> Run:
     overview = read_overview(path)
-    for name, content in ((schema.SETTINGS, overview.settings), (schema.SUMMARY, overview.summary)):
+    for name, content in ((layout.SETTINGS, overview.settings), (layout.SUMMARY, overview.summary)):
         if overview.status == "done" and not content:
             raise UsageError(f"{path} is damaged: {name} is missing")
     words = _words(path)
@@ -210,7 +210,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _words(path: Path) -> dict[str, str]:
     """What the command line set, by key: the last value of each."""
     try:
-        lines = (path / schema.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
@@ -218,7 +218,7 @@ def _words(path: Path) -> dict[str, str]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / schema.MANIFEST).read_bytes())
+        return json.loads((path / layout.MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
 
@@ -301,7 +301,7 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 def rows_of(run: Run) -> list[Row]:
     """The rows of a run's metrics."""
-    return read_metrics(run.path / schema.METRICS)
+    return read_metrics(run.path / layout.METRICS)
 
 
 def evaluations(run: Run) -> list[Row]:
@@ -317,7 +317,7 @@ def evaluations(run: Run) -> list[Row]:
         "gradient": settings.get("gradient.name"),
     }
     found = []
-    for row in _evaluation_lines(run.path / schema.EVALUATIONS):
+    for row in _evaluation_lines(run.path / layout.EVALUATIONS):
         given = dict(word.split("=", 1) for word in row["overrides"])
         made = own | {key: given[key] for key in own if key in given} | row
         made["tol"] = _number(made["tol"]) if isinstance(made["tol"], str) else made["tol"]
@@ -358,7 +358,7 @@ def _is_named(row: Row) -> bool:
 def _csv_files(folder: Path) -> Iterator[Path]:
     """CSV files outside runs."""
     for parent, children, files in os.walk(folder):
-        if schema.STATUS in files:
+        if layout.STATUS in files:
             children.clear()
         else:
             yield from (Path(parent, name) for name in sorted(files) if name.endswith(".csv"))

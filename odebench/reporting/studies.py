@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from odebench.plots.comparison import Line, Panel, comparison
-from odebench.record import schema
+from odebench.record import layout
 from odebench.reporting.lines import (
     Lacking,
     count,
@@ -40,7 +40,7 @@ def evaluated_runs(evidence: Evidence) -> Iterator[tuple[str, Run]]:
 
 def _evaluated(group: Group) -> list[Run]:
     """The first run that was evaluated, if any."""
-    return [run for run in group.done if (run.path / schema.EVALUATIONS).exists()][:1]
+    return [run for run in group.done if (run.path / layout.EVALUATIONS).exists()][:1]
 
 
 def by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from odebench.errors import UsageError, did_you_mean
-from odebench.record import schema
+from odebench.record import layout
 from odebench.reporting.runs import Evidence, Group
 
 PARAMETERS = "parameters"
@@ -53,9 +53,9 @@ class Table(NamedTuple):
 def all_tags(evidence: Evidence) -> list[str]:
     """Every number that at least one run came to, in the order of the schema."""
     tasks = dict.fromkeys(str(run.settings.get("task")) for run in evidence.runs)
-    known = [tag for task in tasks for tag in schema.closing_tags(task)]
+    known = [tag for task in tasks for tag in layout.closing_tags(task)]
     told = {tag: None for run in evidence.runs for tag in run.overview.summary if math.isfinite(run.number(tag))}
-    extra = [tag for tag in told if schema.is_closing(tag)]
+    extra = [tag for tag in told if layout.is_closing(tag)]
     return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in told]
 
 
@@ -112,12 +112,12 @@ def title(key: str) -> str:
 
 def about(tag: str) -> str:
     """What a number means."""
-    return _ABOUT.get(tag) or (schema.TAGS[tag].description if tag in schema.TAGS else "")
+    return _ABOUT.get(tag) or (layout.TAGS[tag].description if tag in layout.TAGS else "")
 
 
 def scale(tag: str) -> float:
     """What a number is multiplied by to be read: fractions are read in percent."""
-    return 100.0 if tag in schema.TAGS and schema.TAGS[tag].unit == "fraction" else 1.0
+    return 100.0 if tag in layout.TAGS and layout.TAGS[tag].unit == "fraction" else 1.0
 
 
 def shown_setting(value: Any) -> str:

@@ -13,7 +13,7 @@ from odebench.config.compose import load_option, options, parse_overrides
 from odebench.console import print_table
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import locked, write_atomically
-from odebench.record.schema import FIGURES
+from odebench.record.layout import FIGURES
 from odebench.reporting import notes
 from odebench.reporting.report import draw_picture
 from odebench.reporting.runs import Evidence, gather

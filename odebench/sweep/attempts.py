@@ -15,7 +15,7 @@ from typing import BinaryIO
 from odebench.config.compose import quoted
 from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
 from odebench.record.files import time_now
-from odebench.record.reader import Overview, has_checkpoint, read_overview
+from odebench.record.reader import RunOverview, has_checkpoint, read_overview
 from odebench.record.status import write_status
 from odebench.sweep.folder import Sweep, reset
 from odebench.sweep.validate import Job
@@ -109,7 +109,7 @@ def start(
     return Attempt(job, process, log, together=bool(launcher))
 
 
-def settle(sweep: Sweep, attempt: Attempt) -> Overview:
+def settle(sweep: Sweep, attempt: Attempt) -> RunOverview:
     """What an attempt that ended came to. A status that it could not write itself is written for it."""
     job, code = attempt.job, attempt.process.wait()
     expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_OF.get(code, "failed")
@@ -123,12 +123,12 @@ def settle(sweep: Sweep, attempt: Attempt) -> Overview:
     return look(sweep, job)
 
 
-def look(sweep: Sweep, job: Job, as_told: bool = False) -> Overview:
+def look(sweep: Sweep, job: Job, as_told: bool = False) -> RunOverview:
     """The job as its folder tells it; one whose files are damaged counts as failed."""
     try:
         return read_overview(sweep.folder(job), as_told)
     except UsageError as error:
-        return Overview(sweep.folder(job), "failed", 0, None, str(error), {}, {})
+        return RunOverview(sweep.folder(job), "failed", 0, None, str(error), {}, {})
 
 
 def tell(sweep: Sweep, job: Job, status: str, message: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from odebench.record import schema
-from odebench.record.reader import Overview
+from odebench.record import layout
+from odebench.record.reader import RunOverview
 from odebench.sweep.validate import Job, labels
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _MOST_ROWS = 20
 STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
 
 
-def state_columns(run: Overview) -> tuple[str, ...]:
+def state_columns(run: RunOverview) -> tuple[str, ...]:
     """How far a run is and what it came to: the objective's best value on validation, the last epoch's forward NFE."""
     objective, best = run.setting("trainer.objective"), run.summary.get("objective")
     return (
@@ -52,13 +52,13 @@ def _number(value: Any, form: str) -> str:
 
 def count_text(counts: Mapping[str, int]) -> str:
     """How many jobs are in which status, such as ``3 queued, 2 running``."""
-    return ", ".join(f"{counts[status]} {status}" for status in schema.STATUSES if counts.get(status))
+    return ", ".join(f"{counts[status]} {status}" for status in layout.STATUSES if counts.get(status))
 
 
 class Display:
     """Progress on stderr: how many jobs are in which status, and how far those are that run."""
 
-    def __init__(self, jobs: Sequence[Job], overviews: Sequence[Overview], num_rows: int) -> None:
+    def __init__(self, jobs: Sequence[Job], overviews: Sequence[RunOverview], num_rows: int) -> None:
         """The jobs and what is known of each; num_rows: at most so many run at a time."""
         self._overviews = {job.number: overview for job, overview in zip(jobs, overviews, strict=True)}
         self._labels = {job.number: label for job, label in zip(jobs, labels(jobs), strict=True)}
@@ -80,7 +80,7 @@ class Display:
     ) -> None:
         self._stack.close()
 
-    def update(self, job: Job, overview: Overview) -> None:
+    def update(self, job: Job, overview: RunOverview) -> None:
         """What is known of a job now; a line for each change of its status."""
         before = self._overviews[job.number].status
         self._overviews[job.number] = overview
@@ -116,7 +116,7 @@ class Display:
     def _line(self, number: int) -> str:
         return f"job {number}: {self._state(self._overviews[number])}  {self._labels[number]}".rstrip()
 
-    def _state(self, overview: Overview) -> str:
+    def _state(self, overview: RunOverview) -> str:
         best = overview.summary.get("objective")
         parts = [overview.status]
         if overview.step:

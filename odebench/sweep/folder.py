@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import make_folder, refuse_folder, time_now, write_atomically
 from odebench.sweep.validate import Job
 
@@ -120,7 +120,7 @@ def reset(sweep: Sweep, job: Job) -> None:
     folder.mkdir()
     # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
     now = time_now()
-    (folder / schema.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
+    (folder / layout.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
 
 
 def load_sweep(path: Path) -> Sweep:

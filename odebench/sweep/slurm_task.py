@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from odebench.record.reader import Overview
+from odebench.record.reader import RunOverview
 from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take, tell
 from odebench.sweep.folder import Sweep, load_sweep
 from odebench.sweep.slurm import cancel, read_list
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_job(
     sweep: Sweep, job: Job, policy: Policy, received: Sequence[str], nodes: int = 1, processes: int = 1
-) -> Overview:
+) -> RunOverview:
     """Runs the job unless it has ended already, again where it fails; returns what it came to.
 
     nodes, processes: the machines that train its model together, and the processes on each.
@@ -122,7 +122,7 @@ def _wait(attempt: Attempt, received: Sequence[str]) -> None:
         time.sleep(_POLL_S)
 
 
-def come_back(sweep: Sweep, job: Job, before: Overview, after: Overview, warning_s: int) -> Overview:
+def come_back(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:
     """Asks SLURM to queue this task again. One that a whole time limit did not bring forward ends as timeout."""
     end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
     # The warning of a time limit may come a minute early; what comes sooner is a pre-emption.

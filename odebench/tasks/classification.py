@@ -17,11 +17,11 @@ from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices,
 from odebench.errors import UsageError
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
-from odebench.tasks import Loss, with_penalty
-from odebench.tasks.building import ChosenSolve, build_model
+from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.task import Loss, with_penalty
 
 
-class Classification:
+class ClassificationTask:
     """Images to classes by cross-entropy. See ``odebench.tasks.Task`` for what each part means."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
@@ -48,10 +48,12 @@ class Classification:
         self.model = build_model(settings, self.facts).to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
-            self._solve = ChosenSolve(
+            self._solve = ConfiguredSolver(
                 settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
             )
-            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+            self._eval_solve = ConfiguredSolver(
+                settings.evaluation_solver, settings.gradient, settings.extensions, False
+            )
 
     @property
     def measured(self) -> list[str]:
@@ -154,7 +156,7 @@ class Classification:
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 
-    def _logits(self, model: nn.Module, images: Tensor, solve: ChosenSolve | None) -> tuple[Tensor, Any]:
+    def _logits(self, model: nn.Module, images: Tensor, solve: ConfiguredSolver | None) -> tuple[Tensor, Any]:
         autocast = torch.autocast(self._device.type, torch.bfloat16, self._bf16)
         with autocast:
             logits, solves = model(to_float(images), solve)

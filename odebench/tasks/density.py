@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from odebench.config.choices import options_of
@@ -24,21 +25,20 @@ from odebench.data import (
     dequantise,
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
-from odebench.tasks import Loss, with_penalty
-from odebench.tasks.building import ChosenSolve, build_model
-from odebench.tasks.density_checks import check_data, check_model
+from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.compatibility import check_data, check_model
 from odebench.tasks.density_figures import density_figures
-from odebench.tasks.flow_matching import flow_matching_loss
+from odebench.tasks.task import Loss, with_penalty
 
 
-class Density:
+class DensityTask:
     """Densities by maximum likelihood, density matching or flow matching, all evaluated alike.
 
     See ``odebench.tasks.Task`` for what each part means.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError where the data is missing, and for what ``density_checks`` refuses."""
+        """Raises UsageError where the data is missing, and for what ``compatibility`` refuses."""
         trainer = settings.trainer
         data = cast(Any, build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions))
         check_data(data, settings)
@@ -59,10 +59,12 @@ class Density:
         self.model: Any = model.to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
-            self._solve = ChosenSolve(
+            self._solve = ConfiguredSolver(
                 settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
             )
-            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+            self._eval_solve = ConfiguredSolver(
+                settings.evaluation_solver, settings.gradient, settings.extensions, False
+            )
 
     @property
     def measured(self) -> list[str]:
@@ -260,3 +262,29 @@ def _margin(numbers: Mapping[str, float], name: str) -> str:
 def _std_error(values: Tensor) -> float:
     """Of the mean of values [n]; NaN of one alone."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
+
+
+def flow_matching_loss(model: Any, x1: Tensor, coupling: str, sigma: float) -> Tensor:
+    """The mean square of T v(tT, x_t) - (x1 - x0) at x_t = (1 - t) x0 + t x1 + sigma eps, a scalar.
+
+    x1: data [B, *shape]; x0 is drawn from the model's base, t uniformly in [0, 1], T is the model's end time (Lipman et
+    al. 2023; Tong et al. 2024, independent coupling). With coupling "optimal_transport" data and noise of the batch are
+    paired by the transport of the least total squared distance (Tong et al. 2024, minibatch OT).
+    """
+    num = len(x1)
+    x0 = model.base_sample(num).to(x1)
+    if coupling == "optimal_transport":
+        x0 = x0[transport_plan(x0, x1)]
+    t = torch.rand(num, device=x1.device, dtype=x1.dtype)
+    share = t.view(num, *[1] * (x1.ndim - 1))
+    x_t = (1 - share) * x0 + share * x1
+    if sigma:
+        x_t = x_t + sigma * torch.randn_like(x_t)
+    velocity = model.end_time * model.velocity(t * model.end_time, x_t)
+    return (velocity - (x1 - x0)).square().mean()
+
+
+def transport_plan(x0: Tensor, x1: Tensor) -> Tensor:
+    """For each row of x1 [B, *shape] the row of x0 that optimal transport pairs it with, int64 [B]."""
+    cost = torch.cdist(x1.flatten(1), x0.flatten(1)).square()
+    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x1.device)

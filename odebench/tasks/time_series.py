@@ -18,9 +18,8 @@ from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
 from odebench.plots.series import ShownSeries
-from odebench.tasks import Loss, with_penalty
-from odebench.tasks.building import ChosenSolve, build_model
-from odebench.tasks.series_checks import check_series
+from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.compatibility import check_series
 from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
     kl_from_prior,
@@ -39,6 +38,7 @@ from odebench.tasks.series_metrics import (
     likelihood_sums,
     numbers_of,
 )
+from odebench.tasks.task import Loss, with_penalty
 
 NUM_RATE_TIMES = 101
 # The latest time, as a share of the span, at which encoder and solution are compared: something must come after it.
@@ -46,7 +46,7 @@ LATEST_CONSISTENCY = 0.8
 
 
 @dataclass(frozen=True)
-class TrainingBatch:
+class SeriesTrainingBatch:
     """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch.
 
     consistency_time: one of the targets' times, from which on the inputs are encoded once more; None: they are not.
@@ -61,15 +61,15 @@ class TrainingBatch:
     consistency_time: float | None = None
     num_compared: float = 0.0
 
-    def rows(self, rows: slice) -> "TrainingBatch":
+    def rows(self, rows: slice) -> "SeriesTrainingBatch":
         """Some of the series: one process's share."""
         inputs, targets = self.inputs.rows(rows), self.targets.rows(rows)
         noise = None if self.noise is None else self.noise[:, rows]
         num_compared = self.num_compared * len(inputs) / len(self.inputs)
-        return TrainingBatch(inputs, targets, noise, self.kl_weight, self.consistency_time, num_compared)
+        return SeriesTrainingBatch(inputs, targets, noise, self.kl_weight, self.consistency_time, num_compared)
 
 
-class TimeSeries:
+class TimeSeriesTask:
     """Series by the evidence lower bound, or one observation after the other; evaluated alike.
 
     See ``odebench.tasks.Task`` for what each part means.
@@ -98,10 +98,12 @@ class TimeSeries:
         self._redrawn: tuple[int, SeriesSplit] | None = None
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
-            self._solve = ChosenSolve(
+            self._solve = ConfiguredSolver(
                 settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
             )
-            self._eval_solve = ChosenSolve(settings.evaluation_solver, settings.gradient, settings.extensions, False)
+            self._eval_solve = ConfiguredSolver(
+                settings.evaluation_solver, settings.gradient, settings.extensions, False
+            )
 
     @property
     def measured(self) -> list[str]:
@@ -125,14 +127,14 @@ class TimeSeries:
         }
         return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
 
-    def batch(self, step: int) -> TrainingBatch:
+    def batch(self, step: int) -> SeriesTrainingBatch:
         """Series, with fresh inputs each epoch where the data redraws them."""
         epoch, index = divmod(step, self.steps_per_epoch)
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
         noise = self._noise(self._options.get("samples", 1), len(chosen), generator)
-        batch = TrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
+        batch = SeriesTrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
         if not self._options.get("consistency", 0.0):
             return batch
         times, latest = batch.targets.times, LATEST_CONSISTENCY * self._data.span
@@ -141,7 +143,7 @@ class TimeSeries:
         num_compared = int(_observed_from(batch.inputs, since).sum())
         return dataclasses.replace(batch, consistency_time=since, num_compared=num_compared)
 
-    def loss(self, batch: TrainingBatch) -> Loss:
+    def loss(self, batch: SeriesTrainingBatch) -> Loss:
         """The negative of the bound, and of the label's log-likelihood where there is one."""
         model, targets = self.model.train(), batch.targets
         try:
@@ -278,7 +280,7 @@ class TimeSeries:
         return value
 
     def _consistency(
-        self, model: Any, forecast: Forecast, batch: TrainingBatch, start: float
+        self, model: Any, forecast: Forecast, batch: SeriesTrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """How unlikely the encoder, shown only the inputs from a start on, thinks the states that the forecast has
         there, for those series that have such inputs, 0 where none has; and the encoder's solves."""

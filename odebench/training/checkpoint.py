@@ -17,14 +17,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odebench.config.settings import Settings
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import write_atomically
 from odebench.tasks import Task
 from odebench.training.distributed import gathered, is_first, num_ranks, rank
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
-PREVIOUS = Path(schema.PREVIOUS_CHECKPOINT).name  # in the last one's folder
+PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # in the last one's folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Progress:
     elapsed_s: float = 0.0
 
 
-class Training:
+class TrainingState:
     """What changes while a training runs: model, optimiser, average, the task's own state, progress."""
 
     def __init__(self, settings: Settings, task: Task) -> None:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from odebench.errors import UsageError
 from odebench.plots.series import ShownSeries, model_comparison
-from odebench.tasks.time_series import TimeSeries
-from odebench.training.trained import load_run
+from odebench.tasks.time_series import TimeSeriesTask
+from odebench.training.inference import load_run
 
 DPI = 150
 
@@ -35,7 +35,7 @@ def compare_runs(runs: Mapping[str, Path | str]) -> Figure:
 
 def _examples(folder: Path | str) -> list[ShownSeries]:
     task = load_run(folder).task
-    shown = task.examples() if isinstance(task, TimeSeries) else []
+    shown = task.examples() if isinstance(task, TimeSeriesTask) else []
     if not shown or shown[0].predictions.shape[-1] != 2:
         raise UsageError(f"{folder}: no model of series in the plane, such as those of data=spirals")
     return shown

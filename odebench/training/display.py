@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 PLAIN_EVERY_S = 30.0
 
 
-class Display:
+class ProgressDisplay:
     """Progress on stderr; everything that must last goes through the logger ``odebench`` too."""
 
     def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int, seconds_left: float) -> None:
@@ -29,7 +29,7 @@ class Display:
         self._first_step = first_step
         self._started = self._last_line = time.monotonic()
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         if sys.stderr.isatty() and is_first():
             self._bar = self._stack.enter_context(
                 tqdm(

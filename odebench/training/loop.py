@@ -12,34 +12,34 @@ from odebench import ode
 from odebench.config.schema.quantities import higher_is_better
 from odebench.config.settings import Settings
 from odebench.errors import Diverged
-from odebench.record import schema
-from odebench.record.meters import StepTimer, measure_step
-from odebench.record.writer import Record, SilentRecord
+from odebench.record import layout
+from odebench.record.profiling import StepTimer, measure_step
+from odebench.record.writer import NullRunWriter, RunWriter
 from odebench.tasks import Loss, Task
 from odebench.training import distributed
-from odebench.training.checkpoint import Training
-from odebench.training.display import Display
+from odebench.training.checkpoint import TrainingState
+from odebench.training.display import ProgressDisplay
 from odebench.training.optim import lr_factor
+from odebench.training.restored_state import without_trace
 from odebench.training.signals import StopRequest
-from odebench.training.trial import without_trace
 
 log = logging.getLogger(__name__)
 
 
-def fit(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> bool:
+def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
     """Train to the end; False where a signal stopped it first. The checkpoint ``last`` is current in both cases.
 
     Several processes take every decision together. Raises Diverged.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
     num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
-    last_checkpoint = record.path / schema.LAST_CHECKPOINT
+    last_checkpoint = record.path / layout.LAST_CHECKPOINT
     last_saved = time.monotonic()
     timer = StepTimer()
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     record.status("running", step=progress.step, steps=num_steps)
 
-    with Display(progress.step, num_steps, task.steps_per_epoch, max_seconds - record.elapsed_s) as display:
+    with ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - record.elapsed_s) as display:
         while progress.step < num_steps and not progress.finished:
             timer.start()
             numbers = train_step(training, settings, num_steps)
@@ -76,7 +76,7 @@ def fit(training: Training, settings: Settings, record: Record | SilentRecord, s
     return True
 
 
-def train_step(training: Training, settings: Settings, num_steps: int) -> dict[str, float]:
+def train_step(training: TrainingState, settings: Settings, num_steps: int) -> dict[str, float]:
     """One optimiser step; its numbers by tag. Raises Diverged before the weights are touched."""
     trainer, task, optimizer, step = (
         settings.trainer,
@@ -137,16 +137,16 @@ def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
     }
 
 
-def validate(training: Training, settings: Settings, record: Record | SilentRecord) -> dict[str, float]:
+def validate(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter) -> dict[str, float]:
     """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
     progress = training.progress
     numbers = distributed.from_first(lambda: training.task.evaluate("validation", training.evaluated))
-    tagged = {f"val/{name}": value for name, value in numbers.items() if schema.is_tag(f"val/{name}")}
+    tagged = {f"val/{name}": value for name, value in numbers.items() if layout.is_tag(f"val/{name}")}
     record.log(progress.step, tagged)
     value, best_before = tagged[settings.trainer.objective], progress.best
     if better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
-        training.save_weights(record.path / schema.BEST_CHECKPOINT)
+        training.save_weights(record.path / layout.BEST_CHECKPOINT)
     # A tie is taken for its weights, but is no progress: trainer.patience goes on counting.
     stale_epochs = progress.stale_epochs + settings.trainer.validate_every
     progress.stale_epochs = stale_epochs if progress.best == best_before else 0
@@ -161,7 +161,7 @@ def better(objective: str, value: float, best: float | None) -> bool:
     return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
-def measure(training: Training, record: Record | SilentRecord) -> None:
+def measure(training: TrainingState, record: RunWriter | NullRunWriter) -> None:
     """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace: nothing
     but a warning where it diverges."""
     task, progress = training.task, training.progress

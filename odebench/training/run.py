@@ -1,9 +1,13 @@
 """A run from settings to record: train it, go on with it."""
 
 import contextlib
+import errno
 import itertools
 import logging
+import os
+import resource
 import shlex
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from odebench.config.read import read_settings
@@ -20,19 +25,19 @@ from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
-from odebench.record import manifest, schema
+from odebench.record import layout, manifest
 from odebench.record.files import locked, make_folder, refuse_folder
+from odebench.record.profiling import MIB
 from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read_run
-from odebench.record.writer import Record, SilentRecord, claim, is_started, refuse_taken, settings_text
+from odebench.record.writer import NullRunWriter, RunWriter, claim, is_started, refuse_taken, settings_text
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
-from odebench.training.checkpoint import Training, load_weights
-from odebench.training.failures import is_out_of_memory, reason
+from odebench.training.checkpoint import TrainingState, load_weights
+from odebench.training.environment import choose_device, compile_model, prepare
+from odebench.training.inference import SAME_IMAGES, load_fitting
 from odebench.training.loop import fit
-from odebench.training.machine import choose_device, compile_model, prepare
 from odebench.training.signals import StopRequest
 from odebench.training.summary import closing_numbers, describe, results, training_table
-from odebench.training.trained import SAME_IMAGES, load_fitting
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +77,7 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
         with (
             _locked(folder),
             StopRequest(at_once=_STOPPING) as stop,
-            _record(folder, lambda: Record.create(folder, config, overrides, about, measured)) as record,
+            _record(folder, lambda: RunWriter.create(folder, config, overrides, about, measured)) as record,
         ):
             result = _run(training, settings, record, stop)
     return _passed_on(result, stop)
@@ -86,17 +91,17 @@ def resume_run(path: Path) -> RunResult:
     """
     run = read_run(path)
     saved = saved_settings(run.settings, run.path)
-    settings = read_saved(saved, run.path / schema.SETTINGS)
+    settings = read_saved(saved, run.path / layout.SETTINGS)
     with distributed.joined(choose_device(settings.device)):
         if distributed.from_first(lambda: run.status["status"] == "done"):
             if distributed.is_first():
                 log.info("%s is done already", path)
                 if "run" not in run.summary:
-                    raise UsageError(f"{path / schema.SUMMARY} is damaged: it holds no result; odebench eval gives one")
+                    raise UsageError(f"{path / layout.SUMMARY} is damaged: it holds no result; odebench eval gives one")
                 print(training_table(run.summary, path))
             return RunResult(DONE, path, run.summary.get("objective"))
         with _locked(path):
-            last = path / schema.LAST_CHECKPOINT
+            last = path / layout.LAST_CHECKPOINT
             found = has_checkpoint(path)
             # A checkpoint's weights replace those of init_from, a run that may be gone by now.
             training = _build(replace(settings, init_from=None) if found else settings)
@@ -105,7 +110,7 @@ def resume_run(path: Path) -> RunResult:
             about, measured = _about(saved, training, settings), training.task.measured
             with (
                 StopRequest(at_once=_STOPPING) as stop,
-                _record(path, lambda: Record.reopen(path, step, about, measured, elapsed_s)) as record,
+                _record(path, lambda: RunWriter.reopen(path, step, about, measured, elapsed_s)) as record,
             ):
                 if found:
                     log.info("going on after step %d", step)
@@ -120,13 +125,13 @@ def _holds(folder: str | None, config: DictConfig) -> bool:
     if folder is None:
         return False
     path = Path(folder)
-    if is_started(path) and (path / schema.SETTINGS).read_bytes() == settings_text(config).encode():
+    if is_started(path) and (path / layout.SETTINGS).read_bytes() == settings_text(config).encode():
         return True
     refuse_taken(path)
     return False
 
 
-def _about(config: DictConfig, training: Training, settings: Settings) -> dict[str, Any]:
+def _about(config: DictConfig, training: TrainingState, settings: Settings) -> dict[str, Any]:
     """The manifest."""
     task, num_ranks = training.task, distributed.num_ranks()
     processes = {"number": num_ranks, "batch_size": task.batch_size, "batch_size_each": task.batch_size // num_ranks}
@@ -135,14 +140,14 @@ def _about(config: DictConfig, training: Training, settings: Settings) -> dict[s
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
-    return locked(folder / schema.LOG) if distributed.is_first() else contextlib.nullcontext()
+    return locked(folder / layout.LOG) if distributed.is_first() else contextlib.nullcontext()
 
 
-def _record(folder: Path, make: Callable[[], Record]) -> AbstractContextManager[Record | SilentRecord]:
-    return make() if distributed.is_first() else contextlib.nullcontext(SilentRecord(folder))
+def _record(folder: Path, make: Callable[[], RunWriter]) -> AbstractContextManager[RunWriter | NullRunWriter]:
+    return make() if distributed.is_first() else contextlib.nullcontext(NullRunWriter(folder))
 
 
-def _load_newest(training: Training, path: Path) -> None:
+def _load_newest(training: TrainingState, path: Path) -> None:
     # The first process puts a checkpoint before a damaged one in its place; then all read the same.
     distributed.from_first(lambda: training.load_newest(path))
     if not distributed.is_first() and path.exists():
@@ -155,7 +160,7 @@ def _passed_on(result: RunResult, stop: StopRequest) -> RunResult:
     return result
 
 
-def _build(settings: Settings) -> Training:
+def _build(settings: Settings) -> TrainingState:
     distributed.check_batch(settings.trainer.batch_size)
     for warning in probable_mistakes(settings):
         log.warning(warning)
@@ -176,7 +181,7 @@ def _build(settings: Settings) -> Training:
         _warn_of_leakage(source, task.provenance)
     if settings.trainer.compile:
         compile_model(task)
-    return Training(settings, task)
+    return TrainingState(settings, task)
 
 
 def _source(init_from: str) -> RunRecord:
@@ -234,7 +239,9 @@ def _make_folder(settings: Settings) -> Path:
     return folder
 
 
-def _run(training: Training, settings: Settings, record: Record | SilentRecord, stop: StopRequest) -> RunResult:
+def _run(
+    training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest
+) -> RunResult:
     """Train, test once, and end with a status whatever happens."""
     folder, progress = record.path, training.progress
     way_on = f"go on with: odebench resume {shlex.quote(str(folder))}"
@@ -252,7 +259,7 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
                 distributed.wait_for_all()
             return RunResult(STOPPED, folder, progress.best)
         # A signal that comes during the test only waits for its end.
-        if isinstance(record, Record):
+        if isinstance(record, RunWriter):
             summary = _finish(training, settings, record)
             record.flush()
             record.status("done", step=progress.step)
@@ -280,13 +287,13 @@ def _run(training: Training, settings: Settings, record: Record | SilentRecord, 
         return RunResult(FAILED, folder, progress.best)
 
 
-def _finish(training: Training, settings: Settings, record: Record) -> dict[str, Any]:
+def _finish(training: TrainingState, settings: Settings, record: RunWriter) -> dict[str, Any]:
     """Test the best weights, once; draw; sum up. Returns the summary."""
     task, progress, folder = training.task, training.progress, record.path
-    load_weights(task.model, folder / schema.BEST_CHECKPOINT, settings.model.name)
+    load_weights(task.model, folder / layout.BEST_CHECKPOINT, settings.model.name)
     test = task.evaluate("test")
     record.flush()
-    rows = read_metrics(folder / schema.METRICS)
+    rows = read_metrics(folder / layout.METRICS)
     closing = closing_numbers(rows, progress.best_step, task.steps_per_epoch)
     best = {tag.removeprefix("best/"): value for tag, value in closing.items() if tag.startswith("best/")}
     summary = {
@@ -296,11 +303,50 @@ def _finish(training: Training, settings: Settings, record: Record) -> dict[str,
         "test": test,
         "results": results(task.rows(test), task.rows(best), best["epoch"]),
         **closing,
-        **{f"final/test_{name}": x for name, x in test.items() if schema.is_tag(f"final/test_{name}")},
+        **{f"final/test_{name}": x for name, x in test.items() if layout.is_tag(f"final/test_{name}")},
         "final/minutes": record.elapsed_s / 60,
     }
     for name, figure in {"curves": training_curves(rows), **task.figures()}.items():
         record.figure(name, figure, progress.step)
-    record.log(progress.step, {f"test/{name}": x for name, x in test.items() if schema.is_tag(f"test/{name}")})
+    record.log(progress.step, {f"test/{name}": x for name, x in test.items() if layout.is_tag(f"test/{name}")})
     record.summary(summary)
     return summary
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def reason(error: Exception, settings: Settings, folder: Path) -> str:
+    """Why the run in a folder failed, in one line."""
+    if is_out_of_memory(error):
+        return _out_of_memory(settings)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        way_out = (
+            f"; make room, then go on with: odebench resume {shlex.quote(str(folder))}" if error.errno in _FULL else ""
+        )
+        return f"{os.strerror(error.errno)}{where}{way_out}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory left, on the CPU or on a GPU."""
+    # The CPU's allocator raises a bare RuntimeError; nothing but its text tells.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(settings: Settings) -> str:
+    trainer = settings.trainer
+    ways_out = [f"lower trainer.batch_size={trainer.batch_size}"]
+    if settings.has_ode and settings.gradient.name == "backprop":
+        ways_out.append("choose gradient=checkpoint or gradient=adjoint")
+    ways_out.append(f"lower trainer.eval_batch_size={trainer.eval_batch_size} where an evaluation failed")
+    return f"out of memory after a peak of {_peak_mib():,.0f} MiB; {', or '.join(ways_out)}"
+
+
+def _peak_mib() -> float:
+    """The most that this process has held: of the GPU's memory, else of the machine's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / MIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB

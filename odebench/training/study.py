@@ -7,6 +7,7 @@ the same solve differentiated exactly, and against the far more exact one.
 """
 
 import contextlib
+import dataclasses
 import logging
 import shlex
 import time
@@ -23,12 +24,11 @@ from odebench.config.read import read_settings
 from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
-from odebench.record.meters import measure_step
+from odebench.record.profiling import measure_step
 from odebench.record.reader import RunRecord
-from odebench.tasks import Loss
-from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.trained import TrainedRun, append_evaluation, as_evaluated, load_run, trained_run
-from odebench.training.trial import without_trace
+from odebench.tasks import Loss, Task
+from odebench.training.inference import TrainedRun, append_evaluation, as_evaluated, load_run, trained_run
+from odebench.training.restored_state import without_trace
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,13 @@ def study_run(
     chosen = _distinct(record, combinations)
     varying = _varying(combinations)
     compares_gradients = gradients or any(_group(key) == "gradient" for key in varying)
-    references: dict[tuple[str, ...], Reference] = {}
+    references: dict[tuple[str, ...], ReferenceModel] = {}
     found, table = [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
         if others not in references:
-            references[others] = Reference(record, others, split, compares_gradients, limit)
+            references[others] = ReferenceModel(record, others, split, compares_gradients, limit)
         run = load_run(record, overrides)
         if limit is not None:
             run.task.limit(split, limit)
@@ -103,7 +103,7 @@ def study_run(
     return found
 
 
-class Reference:
+class ReferenceModel:
     """A run's model solved as exactly as can be, and how others of its solves compare with it."""
 
     def __init__(
@@ -157,7 +157,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 def _training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
     """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
     where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
-    step = _Step(run)
+    step = _TrainingStep(run)
     with without_trace(run.task):
         first_s = step.forward()[1]  # which pays for what is made once
         loss, second_s = step.forward()
@@ -180,7 +180,7 @@ def _training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
 
 def _gradient(run: TrainedRun) -> Tensor:
     """The gradient [P] of the loss over the first training batch."""
-    step = _Step(run)
+    step = _TrainingStep(run)
     with without_trace(run.task):
         step.backward(step.forward()[0])
         return step.take_gradient()
@@ -201,12 +201,12 @@ def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[s
 
 def _peak_mib(run: TrainedRun) -> float:
     """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
-    step = _Step(run)
+    step = _TrainingStep(run)
     with without_trace(run.task), torch.compiler.set_stance("force_eager"):
         return measure_step(lambda: step.backward(step.forward()[0]), step.device)["memory/peak_mib"]
 
 
-class _Step:
+class _TrainingStep:
     """A training step over the first training batch, with the same random numbers each time; no update."""
 
     def __init__(self, run: TrainedRun) -> None:
@@ -304,3 +304,26 @@ def _as_text(rows: Sequence[Mapping[str, str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
     return "\n".join(lines)
+
+
+def outputs(task: Task, split: str, num: int) -> Tensor:
+    """See ``Task.outputs``; the same random numbers each time."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return task.outputs(split, num)
+
+
+def in_double(task: Task) -> None:
+    """Turn a task's model into float64, and what it is called with."""
+    task.model.double().register_forward_pre_hook(lambda model, given: cast(given, torch.float64))
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in that dtype, also inside tuples and dataclasses; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(cast(item, dtype) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{name: cast(item, dtype) for name, item in vars(value).items()})
+    return value

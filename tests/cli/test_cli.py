@@ -20,7 +20,7 @@ from odebench.cli.list import KINDS
 from odebench.config.compose import CONFIGS, compose
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 
 VERBS = (
     "train",
@@ -67,7 +67,7 @@ def calls(monkeypatch):
     finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"), sample_run=note("sample"))
     monkeypatch.setitem(sys.modules, "odebench.training.study", types.SimpleNamespace(study_run=note("study")))
     monkeypatch.setitem(sys.modules, "odebench.training.run", started)
-    monkeypatch.setitem(sys.modules, "odebench.training.trained", finished)
+    monkeypatch.setitem(sys.modules, "odebench.training.inference", finished)
     return noted
 
 
@@ -76,10 +76,10 @@ def run(tmp_path):
     """The folder of a run, as far as the command line looks into it."""
     folder = tmp_path / "runs" / "a_run"
     folder.mkdir(parents=True)
-    OmegaConf.save(compose([]), folder / schema.SETTINGS)
-    (folder / schema.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
+    OmegaConf.save(compose([]), folder / layout.SETTINGS)
+    (folder / layout.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
     numbers = {"objective": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
-    (folder / schema.SUMMARY).write_text(json.dumps(numbers))
+    (folder / layout.SUMMARY).write_text(json.dumps(numbers))
     return folder
 
 
@@ -307,12 +307,12 @@ def test_every_option_has_a_first_comment(capsys):
 def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     damaged = run.parent / "b_run"
     damaged.mkdir()
-    for name in (schema.SETTINGS, schema.STATUS):
+    for name in (layout.SETTINGS, layout.STATUS):
         (damaged / name).write_bytes((run / name).read_bytes())
-    (damaged / schema.SUMMARY).write_text("{")
+    (damaged / layout.SUMMARY).write_text("{")
     lost = run.parent / "c_run"
     shutil.copytree(run, lost)
-    (lost / schema.STATUS).rename(lost / schema.MANIFEST)
+    (lost / layout.STATUS).rename(lost / layout.MANIFEST)
     assert main(["list", "runs", str(run.parent)]) == 0
     out, err = capsys.readouterr()
     header, row = out.splitlines()
@@ -333,7 +333,7 @@ def test_list_runs_shows_the_tolerance_that_steps_are_chosen_by(run, capsys):
         ("solver.step_size=0.1", "-"),
         ("model=resnet", "-"),
     ):
-        OmegaConf.save(compose([word]), run / schema.SETTINGS)
+        OmegaConf.save(compose([word]), run / layout.SETTINGS)
         assert main(["list", "runs", str(run.parent)]) == 0
         assert capsys.readouterr().out.splitlines()[1].split()[3] == told, word
 

@@ -153,7 +153,7 @@ def test_replays_are_as_few_as_revolve_allows():
 
 
 def test_peak_memory_is_one_state_a_step_or_flat(field):
-    from odebench.record.meters import measure_step
+    from odebench.record.profiling import measure_step
 
     wide = nn.Sequential(nn.Linear(1000, 4), nn.Tanh(), nn.Linear(4, 1000)).double()
 

@@ -17,7 +17,7 @@ from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
-from odebench.record.meters import _LiveMemory
+from odebench.record.profiling import _TensorMemoryTracker
 
 NAMES = [name for name, method in METHODS.items() if method.reversible]
 # With options away from their defaults, whose terms the defaults all but hide.
@@ -390,7 +390,7 @@ def test_memory_does_not_grow_with_the_steps(name):
             y = solve(lambda t, y: torch.sin(weight * y), start, [0.0, 1.0], method=name, steps=steps, gradient=mode).y
             torch.autograd.grad(y[-1].sum(), [start, weight])
 
-        with _LiveMemory() as memory:
+        with _TensorMemoryTracker() as memory:
             step()
         return memory.peak_bytes / start.nbytes
 

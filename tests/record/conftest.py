@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.record.writer import Record
+from odebench.record.writer import RunWriter
 
 SETTINGS = """
 model: {name: odenet, width: 64, kind: [a, b]}
@@ -27,6 +27,6 @@ def config() -> DictConfig:
 
 
 @pytest.fixture
-def create(config: DictConfig) -> Callable[[Path], Record]:
+def create(config: DictConfig) -> Callable[[Path], RunWriter]:
     measured = ["loss", "accuracy", "nfe"]
-    return lambda folder: Record.create(folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]}, measured)
+    return lambda folder: RunWriter.create(folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]}, measured)

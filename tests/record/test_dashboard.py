@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odebench.record import schema
+from odebench.record import layout
 
 pytestmark = pytest.mark.browser
 
@@ -166,7 +166,7 @@ def test_scalars_draws_a_curve_of_each_training_number(page):
 
 
 def test_custom_scalars_draws_what_belongs_together(page):
-    titles = list(schema.SOLVER_CHARTS)
+    titles = list(layout.SOLVER_CHARTS)
     assert_curves(page("#custom_scalars"), "tf-custom-scalar-multi-line-chart-card", "vz-line-chart2", titles)
 
 

@@ -15,9 +15,9 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
 from odebench.config.schema import GRADIENTS, SolverSettings
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.tensorboard import columns_of, hparams
-from odebench.record.writer import Record
+from odebench.record.writer import RunWriter
 
 
 def load(folder: Path) -> EventAccumulator:
@@ -83,19 +83,19 @@ def test_the_layout_pairs_what_belongs_together(tmp_path, create):
 
 
 def test_a_run_has_the_charts_of_what_it_measures_alone():
-    assert list(schema.layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == ["Learning", "Solver"]
-    assert list(schema.layout(["loss", "mse", "an extension's own"])["Learning"]) == [
+    assert list(layout.layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == ["Learning", "Solver"]
+    assert list(layout.layout(["loss", "mse", "an extension's own"])["Learning"]) == [
         "loss: train against validation",
         "mse: train against validation",
     ]
     # A residual network has no solver.
-    assert "Solver" not in schema.layout(["loss", "accuracy"])
+    assert "Solver" not in layout.layout(["loss", "accuracy"])
 
 
 def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.status("done")
-    assert len(list(record.path.glob(schema.EVENTS))) == 1
+    assert len(list(record.path.glob(layout.EVENTS))) == 1
     assert {path.name for path in record.path.iterdir() if path.is_dir()} == {"checkpoints", "figures"}
     data = hparams_data(load(record.path))
     assert set(data) == {"experiment", "session_start_info", "session_end_info"}
@@ -104,7 +104,7 @@ def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     assert types["solver.first_step"] == api_pb2.DATA_TYPE_STRING
     assert types["data.augment"] == api_pb2.DATA_TYPE_BOOL
     shown_first = [info.name for info in data["experiment"].experiment.hparam_infos if info.differs]
-    assert sorted(shown_first) == sorted(schema.FIRST_HPARAMS)
+    assert sorted(shown_first) == sorted(layout.FIRST_HPARAMS)
     kinds = {
         "string_value": api_pb2.DATA_TYPE_STRING,
         "number_value": api_pb2.DATA_TYPE_FLOAT64,
@@ -117,7 +117,7 @@ def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     }
     assert start.hparams["solver.rtol"].number_value == 1e-3
     metrics = {info.name.tag for info in data["experiment"].experiment.metric_infos}
-    assert metrics == set(schema.closing_tags("classification")) >= {"best/accuracy", "final/test_nfe", "final/minutes"}
+    assert metrics == set(layout.closing_tags("classification")) >= {"best/accuracy", "final/test_nfe", "final/minutes"}
 
 
 def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
@@ -153,7 +153,7 @@ def test_every_setting_of_solvers_and_gradients_is_shown():
     """Those that several share have their column; a method's own comes with its runs."""
     for group, classes in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
         for field in {field.name for its in classes for field in dataclasses.fields(its)} - {"options"}:
-            assert f"{group}.{field}" in schema.HPARAMS
+            assert f"{group}.{field}" in layout.HPARAMS
     assert hparams({"solver": {"name": "alf", "damping": 0.9}})["solver.damping"] == 0.9
 
 
@@ -181,7 +181,7 @@ def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, cr
             record.histogram("steps/size", [0.1], step)
         record.summary({"best/accuracy": 0.5})
         record.status("failed")
-    with Record.reopen(record.path, 20) as record:
+    with RunWriter.reopen(record.path, 20) as record:
         for step in (30, 40, 50):
             record.log(step, {"train/loss": 0.5})
         record.summary({"best/accuracy": 0.9})
@@ -199,9 +199,9 @@ def test_a_run_killed_in_the_middle_of_an_event_goes_on(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 1.0})
         record.log(20, {"train/loss": 1.0})
-    (path,) = record.path.glob(schema.EVENTS)
+    (path,) = record.path.glob(layout.EVENTS)
     path.write_bytes(path.read_bytes()[:-5])
-    with Record.reopen(record.path, 10) as record:
+    with RunWriter.reopen(record.path, 10) as record:
         record.log(20, {"train/loss": 0.5})
         record.status("done")
     events = load(record.path)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.manifest import process_began
 from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
@@ -54,24 +54,24 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        (schema.SETTINGS, "model: [", "cannot be read: while parsing"),
-        (schema.SETTINGS, b"\xff", "cannot be read: 'utf-8'"),
-        (schema.SETTINGS, "- 1", "holds no settings"),
-        (schema.SETTINGS, "width: ${x}", "Interpolation key 'x' not found"),
-        (schema.SETTINGS, "home: ${oc.env:HOME}", "resolvers are not read from saved settings"),
-        (schema.STATUS, "{", "is damaged: it is not JSON"),
-        (schema.STATUS, "[1]", "is damaged: it holds no names and values"),
-        (schema.SUMMARY, "null", "is damaged: it holds no names and values"),
-        (schema.STATUS, "{}", "is damaged: its status or its step is missing or wrong"),
-        (schema.STATUS, '{"status": null}', "is damaged: its status or its step is missing or wrong"),
-        (schema.STATUS, '{"status": "running", "step": "x"}', "is damaged: its status or its step is missing or wrong"),
-        (schema.MANIFEST, '{"resumed": 3}', "is damaged: what it says of resumes is wrong"),
+        (layout.SETTINGS, "model: [", "cannot be read: while parsing"),
+        (layout.SETTINGS, b"\xff", "cannot be read: 'utf-8'"),
+        (layout.SETTINGS, "- 1", "holds no settings"),
+        (layout.SETTINGS, "width: ${x}", "Interpolation key 'x' not found"),
+        (layout.SETTINGS, "home: ${oc.env:HOME}", "resolvers are not read from saved settings"),
+        (layout.STATUS, "{", "is damaged: it is not JSON"),
+        (layout.STATUS, "[1]", "is damaged: it holds no names and values"),
+        (layout.SUMMARY, "null", "is damaged: it holds no names and values"),
+        (layout.STATUS, "{}", "is damaged: its status or its step is missing or wrong"),
+        (layout.STATUS, '{"status": null}', "is damaged: its status or its step is missing or wrong"),
+        (layout.STATUS, '{"status": "running", "step": "x"}', "is damaged: its status or its step is missing or wrong"),
+        (layout.MANIFEST, '{"resumed": 3}', "is damaged: what it says of resumes is wrong"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):
     folder = tmp_path / "run"
     create(folder).close()
-    (folder / schema.MANIFEST).unlink()  # or the settings are read from there
+    (folder / layout.MANIFEST).unlink()  # or the settings are read from there
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (read_run, read_overview):
         with pytest.raises(UsageError, match=f"^{folder / name}.*{told}[^\n]*$"):
@@ -87,7 +87,7 @@ def test_a_list_of_runs_need_not_read_their_rows(tmp_path, create):
 
 
 def overview(folder, **status):
-    (folder / schema.STATUS).write_text(json.dumps({"status": "running", "step": 0, **status}))
+    (folder / layout.STATUS).write_text(json.dumps({"status": "running", "step": 0, **status}))
     return read_overview(folder)
 
 
@@ -95,14 +95,14 @@ def test_a_run_in_progress_tells_its_step_and_the_time_to_go(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(1, {"train/loss": 0.5})
         record.log(30, {"train/loss": 0.4})
-    rows = (record.path / schema.METRICS).read_text().splitlines()
+    rows = (record.path / layout.METRICS).read_text().splitlines()
     rows[-1] = json.dumps(json.loads(rows[-1]) | {"elapsed_s": 60.0})
     torn = '\n{"step": 31, "elap'
-    (record.path / schema.METRICS).write_text("\n".join(rows) + torn)
+    (record.path / layout.METRICS).write_text("\n".join(rows) + torn)
     assert (overview(record.path).step, overview(record.path).eta_s) == (30, None)
     assert overview(record.path, steps=90).eta_s == 120.0
-    settings = (record.path / schema.SETTINGS).read_text()
-    (record.path / schema.SETTINGS).write_text(settings.replace("average: null", "max_minutes: 1.5"))
+    settings = (record.path / layout.SETTINGS).read_text()
+    (record.path / layout.SETTINGS).write_text(settings.replace("average: null", "max_minutes: 1.5"))
     assert overview(record.path, steps=90).eta_s == 30.0
     assert overview(record.path, status="done", step=90, steps=90).eta_s is None
 
@@ -121,23 +121,23 @@ def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
         ({"host": "elsewhere", "pid": dead.pid}, "running"),
         ({}, "running"),
     ]:
-        (tmp_path / "run" / schema.MANIFEST).write_text(json.dumps({"machine": machine}))
+        (tmp_path / "run" / layout.MANIFEST).write_text(json.dumps({"machine": machine}))
         assert overview(tmp_path / "run").status == status
         assert read_overview(tmp_path / "run", as_told=True).status == "running"
 
 
 def test_a_reason_is_one_line_that_moves_no_cursor(tmp_path):
     status = {"status": "failed", "step": 0, "message": "it\nbroke \x1b[2J\x07 here"}
-    (tmp_path / schema.STATUS).write_text(json.dumps(status))
+    (tmp_path / layout.STATUS).write_text(json.dumps(status))
     assert read_overview(tmp_path).message == "it broke [2J here"
 
 
 def test_an_overview_reads_no_yaml_where_the_manifest_has_the_settings(tmp_path, create):
     create(tmp_path / "run").close()
-    (tmp_path / "run" / schema.MANIFEST).write_text('{"settings": {"model": {"name": "mlp"}}}')
-    (tmp_path / "run" / schema.SETTINGS).write_text("not: [yaml")
+    (tmp_path / "run" / layout.MANIFEST).write_text('{"settings": {"model": {"name": "mlp"}}}')
+    (tmp_path / "run" / layout.SETTINGS).write_text("not: [yaml")
     found = read_overview(tmp_path / "run")
     assert (found.setting("model.name"), found.setting("model.name.x"), found.setting("data")) == ("mlp", None, None)
-    (tmp_path / "run" / schema.MANIFEST).write_text("{")
+    (tmp_path / "run" / layout.MANIFEST).write_text("{")
     with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
         read_overview(tmp_path / "run")

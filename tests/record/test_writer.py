@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from odebench.config.schema.quantities import QUANTITIES
 from odebench.errors import UsageError
-from odebench.record import files, schema
+from odebench.record import files, layout
 from odebench.record.reader import read_run
-from odebench.record.writer import Record, write_status
+from odebench.record.writer import RunWriter, write_status
 
 
 def strict_rows(path: Path) -> list[dict]:
@@ -107,7 +107,7 @@ def test_a_tag_is_logged_once_a_step_also_after_reopening(tmp_path, create):
         record.log(5, {"val/loss": 0.5})
         with pytest.raises(AssertionError, match="already"):
             record.log(5, {"val/loss": 0.4})
-    with Record.reopen(tmp_path / "run", 5) as record, pytest.raises(AssertionError, match="already"):
+    with RunWriter.reopen(tmp_path / "run", 5) as record, pytest.raises(AssertionError, match="already"):
         record.log(5, {"train/loss": 0.5})
 
 
@@ -186,7 +186,7 @@ def test_reopening_drops_later_rows_a_torn_line_and_the_end(tmp_path, create):
         record.summary({"final/nfe_forward": 26.0})
     with open(record.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "train/lo')
-    with Record.reopen(record.path, 20, {"host": "other"}) as record:
+    with RunWriter.reopen(record.path, 20, {"host": "other"}) as record:
         assert record.step == 20
         assert read_run(record.path).status["status"] == "running"
         assert not (record.path / "summary.json").exists()
@@ -201,7 +201,7 @@ def test_reopening_at_the_end_forgets_what_was_said_of_the_end(tmp_path, create)
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 0.5})
         record.summary({"best/accuracy": 0.5})
-    with Record.reopen(record.path, 10) as record:
+    with RunWriter.reopen(record.path, 10) as record:
         assert len(read_run(record.path).metrics) == 1
         record.summary({"best/accuracy": 0.6})
     assert read_run(record.path).series("best/accuracy") == ([10], [0.6])
@@ -212,19 +212,19 @@ def test_elapsed_time_goes_on_after_reopening(tmp_path, create):
         record.log(1, {"train/loss": 0.5})
     rows = strict_rows(record.path / "metrics.jsonl")
     (record.path / "metrics.jsonl").write_text(json.dumps({**rows[0], "elapsed_s": 1000.0}) + "\n")
-    with Record.reopen(record.path, 1) as record:
+    with RunWriter.reopen(record.path, 1) as record:
         assert 1000 <= record.elapsed_s < 1010
 
 
 def test_reopening_what_is_no_run_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match="not a run's folder"):
-        Record.reopen(tmp_path, 0)
+        RunWriter.reopen(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_reading_and_plotting_need_no_torch_and_no_pyplot():
     program = (
-        "import sys, odebench.record.schema, odebench.record.reader, odebench.plots.curves;"
+        "import sys, odebench.record.layout, odebench.record.reader, odebench.plots.curves;"
         "import odebench.plots.confusion, odebench.plots.cost, odebench.plots.solver;"
         "print(sorted({'torch', 'tensorboard', 'matplotlib.pyplot'} & sys.modules.keys()))"
     )
@@ -234,7 +234,7 @@ def test_reading_and_plotting_need_no_torch_and_no_pyplot():
 
 def test_every_chart_and_metric_names_a_tag_that_exists():
     for task, quantities in QUANTITIES.items():
-        sections = schema.layout(list(quantities))
+        sections = layout.layout(list(quantities))
         tags = [tag for charts in sections.values() for chart in charts.values() for tag in chart]
         assert tags, task
-        assert set(tags) <= schema.TAGS.keys()
+        assert set(tags) <= layout.TAGS.keys()

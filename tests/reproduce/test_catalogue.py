@@ -6,7 +6,7 @@ import pytest
 
 from odebench.cli.command import build_parser
 from odebench.config.compose import parse_overrides
-from odebench.record import schema
+from odebench.record import layout
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.published import NFE_RATIO, read_published
 from odebench.reproduce.catalogue import find, reproductions
@@ -37,7 +37,7 @@ def test_rows_figures_and_numbers_are_what_they_can_be(name):
         assert {*row.beside, row.within_time_of or row.name} <= set(names)
         assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.beside)
         for tag in row.tags:
-            assert schema.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
+            assert layout.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
     assert set(one.figures) <= set(FIGURES)
     assert set(one.within) <= {tag for row in one.rows for tag in row.tags}
 

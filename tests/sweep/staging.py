@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
 
@@ -60,7 +60,7 @@ def numbers(run):
 
 def training_process(run):
     """The id of the process that trains in a folder."""
-    manifest = json.loads((run / schema.MANIFEST).read_text())
+    manifest = json.loads((run / layout.MANIFEST).read_text())
     return [manifest, *manifest.get("resumed", [])][-1]["machine"]["pid"]
 
 
@@ -71,7 +71,7 @@ def hold(runs):
 
     def all_held():
         for run in runs:
-            if run not in held and (run / schema.LAST_CHECKPOINT).exists():
+            if run not in held and (run / layout.LAST_CHECKPOINT).exists():
                 held[run] = training_process(run)
                 os.kill(held[run], signal.SIGSTOP)
         return len(held) == len(runs)

@@ -18,7 +18,7 @@ from staging import calls, statuses
 from odebench import cli
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import read_run
 from odebench.sweep.cluster import Slurm, read_cluster
 from odebench.sweep.run import plan_sweep
@@ -95,7 +95,7 @@ def test_the_clusters_file_of_the_page_is_one(files):
 
 
 def test_every_status_and_every_setting_of_slurm_is_explained():
-    for status in schema.STATUSES:
+    for status in layout.STATUSES:
         assert f"\n| `{status}` |" in PAGE
     for field in fields(Slurm):
         assert field.name == "name" or f"`cluster.{field.name}" in PAGE or f"`{field.name}`" in PAGE, field.name

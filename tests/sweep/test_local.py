@@ -12,7 +12,7 @@ from staging import LONG, STAND_IN, numbers, starts, statuses, training_process,
 
 from odebench.cli import main
 from odebench.errors import UsageError
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import locked
 from odebench.sweep import attempts, local
 from odebench.sweep.cluster import Local
@@ -62,8 +62,8 @@ def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_pa
     assert "SIGINT: no further job starts, 1 saves and leaves" in caplog.messages
     assert "go on with: odebench resume sweep" in capsys.readouterr().out
     before = len(starts(stand_in))
-    last = first / "0003_mlp" / schema.LAST_CHECKPOINT
-    last.rename(first / "0003_mlp" / schema.PREVIOUS_CHECKPOINT)  # which is enough to go on from
+    last = first / "0003_mlp" / layout.LAST_CHECKPOINT
+    last.rename(first / "0003_mlp" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3
     assert statuses(first) == ["done", "diverged", "done", "done", "done"]
     again = {(verb, job) for verb, job, _ in starts(stand_in)[before:]}
@@ -190,11 +190,11 @@ def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(stand_in, 
 @pytest.mark.slow
 def test_a_training_that_is_killed_and_tried_again_gives_the_numbers_of_one_that_was_not(tiny_odenet, tmp_path):
     path = tmp_path / "sweep"
-    checkpoint = path / "0000_odenet_rk4" / schema.LAST_CHECKPOINT
+    checkpoint = path / "0000_odenet_rk4" / layout.LAST_CHECKPOINT
     thread = when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
     words = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
     assert main(words) == 0
     thread.join()
     killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))
-    assert "resumed" in (killed / schema.MANIFEST).read_text()
+    assert "resumed" in (killed / layout.MANIFEST).read_text()
     assert numbers(killed) == numbers(undisturbed)

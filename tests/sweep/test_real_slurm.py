@@ -13,7 +13,7 @@ import pytest
 from staging import LONG, hold, let_go, numbers, parent, statuses, until
 
 from odebench.cli import main
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
 from odebench.sweep.slurm import in_queue
@@ -127,12 +127,12 @@ def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_t
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]
     requeued, warned = hold(runs)
-    array = json.loads((runs[0] / schema.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
+    array = json.loads((runs[0] / layout.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
     subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
     subprocess.run(["scancel", "--signal=USR2", f"{array}_1"], check=True)
     let_go(requeued, signal.SIGTERM)
     let_go(warned, signal.SIGUSR2)
     out, _ = hydra.communicate(timeout=400)
     assert hydra.returncode == 0
-    assert [len(json.loads((run / schema.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]
+    assert [len(json.loads((run / layout.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]
     assert [line.split()[1] for line in out.splitlines() if line.startswith(("0 ", "1 "))] == ["0", "0"]

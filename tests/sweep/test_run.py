@@ -9,7 +9,7 @@ import pytest
 from staging import statuses
 
 from odebench.cli import main
-from odebench.record.reader import Overview
+from odebench.record.reader import RunOverview
 from odebench.sweep import display as shown
 from odebench.sweep.display import Display
 from odebench.sweep.folder import load_sweep
@@ -106,10 +106,10 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     jobs = [Job(n, f"000{n}_mlp", (f"seed={n}",)) for n in range(3)]
-    state = lambda status, **more: Overview(os.curdir, status, 0, None, "", {}, {}, **more)  # noqa: E731
+    state = lambda status, **more: RunOverview(os.curdir, status, 0, None, "", {}, {}, **more)  # noqa: E731
     with Display(jobs, [state("queued")] * 3, 2) as display:
         display.update(jobs[0], state("done"))
-        display.update(jobs[1], Overview(os.curdir, "running", 5, 75.0, "", {}, {}))
+        display.update(jobs[1], RunOverview(os.curdir, "running", 5, 75.0, "", {}, {}))
         display.refresh()
         drawn = sys.stderr.getvalue()
     assert "1 queued, 1 running, 1 done" in drawn
@@ -121,8 +121,8 @@ def test_elsewhere_lines_tell_the_changes_and_now_and_then_the_whole(monkeypatch
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(shown, "PLAIN_EVERY_S", 0.0)
     job = Job(0, "0000_mlp", ("seed=0",))
-    with Display([job], [Overview(os.curdir, "queued", 0, None, "", {}, {})], 1) as display:
+    with Display([job], [RunOverview(os.curdir, "queued", 0, None, "", {}, {})], 1) as display:
         for _ in range(2):
-            display.update(job, Overview(os.curdir, "running", 5, 3675.0, "", {}, {}))
+            display.update(job, RunOverview(os.curdir, "running", 5, 3675.0, "", {}, {}))
         display.refresh()
     assert caplog.messages == ["job 0: running, step 5, 1:01:15 to go  seed=0", "1 running", *caplog.messages[:1]]

@@ -12,7 +12,7 @@ from odebench.config.compose import CONFIGS, compose
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.tasks import build_task
-from odebench.tasks.flow_matching import flow_matching_loss, transport_plan
+from odebench.tasks.density import flow_matching_loss, transport_plan
 
 SMALL = [
     "model.width=4",

@@ -12,8 +12,8 @@ from odebench.data import DATA
 from odebench.data.periodic import periodic
 from odebench.errors import UsageError
 from odebench.models.series.reading import Observations
+from odebench.record.layout import FIGURES
 from odebench.record.reader import read_run
-from odebench.record.schema import FIGURES
 from odebench.tasks import build_task
 from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, surprise
 from odebench.training.run import train_run

@@ -3,9 +3,9 @@
 import pytest
 
 from odebench.cli import main
-from odebench.tasks.classification import Classification
-from odebench.tasks.density import Density
-from odebench.tasks.time_series import TimeSeries
+from odebench.tasks.classification import ClassificationTask
+from odebench.tasks.density import DensityTask
+from odebench.tasks.time_series import TimeSeriesTask
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def finished(tmp_path_factory):
     def run(*words):
         folder = tmp_path_factory.mktemp("finished") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            for task in (Classification, Density, TimeSeries):
+            for task in (ClassificationTask, DensityTask, TimeSeriesTask):
                 patch.setattr(task, "figures", lambda self: {})
             assert main(["train", *words, "device=cpu", f"run_dir={folder}"]) == 0
         return folder

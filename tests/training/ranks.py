@@ -20,9 +20,9 @@ import torch._dynamo  # noqa: F401 (else imported in each child)
 from odebench.cli import main
 from odebench.errors import Diverged
 from odebench.models.series.latent_ode import LatentODE
-from odebench.tasks.classification import Classification
-from odebench.tasks.density import Density
-from odebench.tasks.time_series import TimeSeries
+from odebench.tasks.classification import ClassificationTask
+from odebench.tasks.density import DensityTask
+from odebench.tasks.time_series import TimeSeriesTask
 from odebench.training import loop
 from odebench.training.run import train_run  # noqa: F401
 
@@ -94,32 +94,32 @@ def before_third_step(fault):
 
 
 def loss_of_nan():
-    loss = Classification.loss
+    loss = ClassificationTask.loss
 
     def broken(self, batch):
         found = loss(self, batch)
         return found._replace(value=found.value * math.nan)
 
-    Classification.loss = broken
+    ClassificationTask.loss = broken
 
 
 def failed_solve():
     def broken(self, batch):
         raise Diverged("solve failed: too many steps")
 
-    Classification.loss = broken
+    ClassificationTask.loss = broken
 
 
 def failed_measurement():
     measure_step = loop.measure_step
 
     def measured(*arguments):
-        loss = Classification.loss
+        loss = ClassificationTask.loss
         loss_of_nan()
         try:
             return measure_step(*arguments)
         finally:
-            Classification.loss = loss
+            ClassificationTask.loss = loss
 
     loop.measure_step = measured
 
@@ -133,7 +133,7 @@ def failed_forecast():
 
 def train_all(folder):
     """All trainings; their exit codes by name."""
-    for task in (Classification, Density, TimeSeries):  # drawing takes longer than training
+    for task in (ClassificationTask, DensityTask, TimeSeriesTask):  # drawing takes longer than training
         task.figures = lambda self: {}
     codes, odenet, synced = {}, ["train", *ODENET], ["train", *PAIRS["odenet_synced"]]
     for name, words in PAIRS.items():

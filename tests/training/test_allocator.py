@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from odebench.training.machine import keep_freed_memory
+from odebench.training.environment import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(20):

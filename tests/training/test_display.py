@@ -4,14 +4,14 @@ import math
 import pytest
 
 from odebench.training import display
-from odebench.training.display import Display
+from odebench.training.display import ProgressDisplay
 
 
 @pytest.mark.parametrize(("seconds_left", "told"), [(math.inf, "01:30"), (40.0, "00:30"), (5.0, "00:00")])
 def test_the_time_to_go_ends_with_the_minutes_that_a_training_may_take(seconds_left, told, caplog, monkeypatch):
     now = 100.0
     monkeypatch.setattr(display.time, "monotonic", lambda: now)
-    shown = Display(0, 100, 10, seconds_left)
+    shown = ProgressDisplay(0, 100, 10, seconds_left)
     now = 110.0
     with caplog.at_level(logging.INFO, "odebench"):
         shown.validated(10, {"val/loss": 0.5})

@@ -20,9 +20,9 @@ from odebench.config.compose import compose
 from odebench.errors import UsageError
 from odebench.record import files
 from odebench.record.reader import read_overview, read_run
-from odebench.tasks.classification import Classification
+from odebench.tasks.classification import ClassificationTask
 from odebench.training import loop, run
-from odebench.training.checkpoint import Training
+from odebench.training.checkpoint import TrainingState
 from odebench.training.run import resume_run, train_run
 
 QUICK = [
@@ -45,7 +45,7 @@ def slow(value):
 @pytest.fixture(autouse=True)
 def _few_figures(monkeypatch):
     """Drawing takes longer than the training."""
-    monkeypatch.setattr(Classification, "figures", lambda self: {})
+    monkeypatch.setattr(ClassificationTask, "figures", lambda self: {})
     monkeypatch.setattr(run, "training_curves", lambda rows: Figure(figsize=(1, 1)))
 
 
@@ -58,7 +58,7 @@ def quick(folder, *overrides):
 def whole(tmp_path_factory):
     """An undisturbed run, with a checkpoint at each of its eight steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Classification, "figures", lambda self: {})
+        patch.setattr(ClassificationTask, "figures", lambda self: {})
         folder = tmp_path_factory.mktemp("whole") / "run"
         assert quick(folder).exit_code == 0
     return folder
@@ -87,7 +87,7 @@ def stopped(tmp_path, at_step, monkeypatch):
         at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert quick(tmp_path / "run").exit_code == 75
     monkeypatch.undo()
-    monkeypatch.setattr(Classification, "figures", lambda self: {})
+    monkeypatch.setattr(ClassificationTask, "figures", lambda self: {})
     return tmp_path / "run"
 
 
@@ -355,7 +355,7 @@ def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_pa
 
 def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
     from odebench.config.read import read_settings
-    from odebench.training.failures import reason
+    from odebench.training.run import reason
 
     told = reason(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
     assert told.endswith("go on with: odebench resume 'my run'")
@@ -363,7 +363,7 @@ def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
 
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
     from odebench.config.read import read_settings
-    from odebench.training.failures import reason
+    from odebench.training.run import reason
 
     settings = read_settings(compose(["gradient=backprop"]))
     assert "choose gradient=checkpoint or gradient=adjoint" in reason(torch.OutOfMemoryError(), settings, tmp_path)
@@ -452,7 +452,7 @@ def test_a_running_run_tells_how_many_steps_it_has(tmp_path, at_step):
 
 @pytest.mark.parametrize("step", [8, slow(4)])
 def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monkeypatch, whole):
-    save = Training.save
+    save = TrainingState.save
 
     class Killed(BaseException):
         pass
@@ -463,7 +463,7 @@ def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monk
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "save", save_and_die)
+        patch.setattr(TrainingState, "save", save_and_die)
         with pytest.raises(Killed):
             quick(tmp_path / "run")
     assert resume_run(tmp_path / "run").exit_code == 0

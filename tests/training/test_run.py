@@ -15,12 +15,12 @@ import odebench.training.run as run_module
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.ode.solution import SolveOutcome, Status
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.reader import read_run
-from odebench.tasks.classification import Classification
+from odebench.tasks.classification import ClassificationTask
 from odebench.training.checkpoint import load_weights
+from odebench.training.inference import load_run
 from odebench.training.run import resume_run
-from odebench.training.trained import load_run
 
 
 def weights(folder, name="last"):
@@ -52,9 +52,9 @@ def losses(folder):
 @pytest.mark.parametrize("model", ["odenet", "rknet", "resnet", "mlp"])
 def test_every_model_trains_tests_once_and_leaves_a_whole_record(model, train, capsys, monkeypatch):
     splits = []
-    evaluate = Classification.evaluate
+    evaluate = ClassificationTask.evaluate
     monkeypatch.setattr(
-        Classification,
+        ClassificationTask,
         "evaluate",
         lambda self, split, *model: splits.append(split) or evaluate(self, split, *model),
     )
@@ -175,14 +175,14 @@ def test_resuming_a_finished_run_prints_its_result_and_changes_nothing(train, ca
 
 
 def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, monkeypatch):
-    evaluate = Classification.loss
+    evaluate = ClassificationTask.loss
 
     def loss(self, batch):
         found = evaluate(self, batch)
         late = self.optimizer_steps = getattr(self, "optimizer_steps", 0) + 1
         return found._replace(value=found.value * math.nan) if late > 6 else found
 
-    monkeypatch.setattr(Classification, "loss", loss)
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
     result = train("trainer.measure_every=100")
     status = read_run(result.folder).status
     assert (result.exit_code, status["status"], status["step"]) == (3, "diverged", 6)
@@ -210,7 +210,7 @@ def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkey
     def broken(self, batch):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Classification, "loss", broken)
+    monkeypatch.setattr(ClassificationTask, "loss", broken)
     result = train()
     status = read_run(result.folder).status
     assert (result.exit_code, status["status"]) == (1, "failed")
@@ -245,7 +245,7 @@ def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_train
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classification, "figures", broken)
+        patch.setattr(ClassificationTask, "figures", broken)
         failed = train(limit)
     assert failed.exit_code == 1
     before = weights(failed.folder)
@@ -264,18 +264,18 @@ def test_a_start_that_is_missing_is_told_before_data_are_loaded(train, monkeypat
 
 
 def test_a_signal_is_answered_at_once_and_the_log_tells(train, monkeypatch, caplog):
-    evaluate, answers = Classification.evaluate, []
+    evaluate, answers = ClassificationTask.evaluate, []
 
     def interrupted(self, *words):
         os.kill(os.getpid(), signal.SIGINT)
         answers.append(caplog.messages[-1])
         return evaluate(self, *words)
 
-    monkeypatch.setattr(Classification, "evaluate", interrupted)
+    monkeypatch.setattr(ClassificationTask, "evaluate", interrupted)
     result = train("model=mlp")
     answer = "SIGINT: finishes what is under way, saves and leaves; a second one stops at once"
     assert answers == [answer]
-    assert answer in (result.folder / schema.LOG).read_text()
+    assert answer in (result.folder / layout.LOG).read_text()
     assert result.exit_code == 75
 
 
@@ -283,10 +283,10 @@ def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(train, monkeyp
     with monkeypatch.context() as patch:
         stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         folder = train("model=mlp").folder
-    for checkpoint in (folder / schema.CHECKPOINTS).iterdir():
+    for checkpoint in (folder / layout.CHECKPOINTS).iterdir():
         checkpoint.unlink()
     assert resume_run(folder).exit_code == 0
-    assert f"no checkpoint is left in {folder / schema.CHECKPOINTS}: starts anew" in caplog.messages
+    assert f"no checkpoint is left in {folder / layout.CHECKPOINTS}: starts anew" in caplog.messages
     assert not any(line.startswith("going on") for line in caplog.messages)
 
 
@@ -316,13 +316,13 @@ def test_settings_that_others_overrule_are_told(train, caplog):
 
 
 def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):
-    figures = Classification.figures
+    figures = ClassificationTask.figures
 
     def slow(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return figures(self)
 
-    monkeypatch.setattr(Classification, "figures", slow)
+    monkeypatch.setattr(ClassificationTask, "figures", slow)
     result = train()
     assert (result.exit_code, read_run(result.folder).status["status"]) == (0, "done")
 
@@ -486,7 +486,7 @@ def failed_solve(self, batch):
     raise Diverged("solve failed: max_steps")
 
 
-def failed_backward_solve(self, batch, loss=Classification.loss):
+def failed_backward_solve(self, batch, loss=ClassificationTask.loss):
     found = loss(self, batch)
     return found._replace(value=FailsBackward.apply(found.value))
 
@@ -498,7 +498,7 @@ def test_a_step_that_fails_where_it_is_only_measured_costs_the_measurement_alone
 
     def measured(*arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(Classification, "loss", broken)
+            patch.setattr(ClassificationTask, "loss", broken)
             return measure_step(*arguments)
 
     monkeypatch.setattr(loop, "measure_step", measured)
@@ -607,7 +607,7 @@ def test_checkpoints_execute_nothing(train):
 
 def test_the_accepted_steps_of_a_training_step_are_kept(train):
     run = read_run(train("tol=1e-2").folder)
-    kept = json.loads((run.path / schema.STEPS).read_text())
+    kept = json.loads((run.path / layout.STEPS).read_text())
     assert kept["step"] == run.metrics[-1]["step"]
     assert [sum(sizes) for sizes in kept["solves"]] == pytest.approx([1.0])
 

@@ -12,9 +12,18 @@ from odebench.errors import Diverged, UsageError
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.runs import gather
 from odebench.training import study
-from odebench.training.outputs import cast, in_double, outputs
-from odebench.training.study import REFERENCE_SOLVER, REFERENCE_TOL, Reference, _gradient, relative_error, study_run
-from odebench.training.trained import load_run, trained_run
+from odebench.training.inference import load_run, trained_run
+from odebench.training.study import (
+    REFERENCE_SOLVER,
+    REFERENCE_TOL,
+    ReferenceModel,
+    _gradient,
+    cast,
+    in_double,
+    outputs,
+    relative_error,
+    study_run,
+)
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def test_the_output_error_of_fixed_steps_falls_by_the_order_of_the_method(solver
 
 
 def test_the_reference_is_in_float64_and_another_solver_agrees(run):
-    reference = Reference(trained_run(run), (), "validation", with_gradient=False)
+    reference = ReferenceModel(trained_run(run), (), "validation", with_gradient=False)
     loaded = load_run(run, [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL}"])
     in_double(loaded.task)
     found = outputs(loaded.task, "validation", 100)
@@ -206,14 +215,14 @@ def test_an_undone_solve_of_many_times_is_compared_with_one_that_steps_to_them_t
 
 
 def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatch):
-    whole = Reference.compare
+    whole = ReferenceModel.compare
 
     def compare(self, run, overrides, split):
         if overrides == ["tol=0.1"]:
             raise Diverged("solve failed: max_steps")
         return whole(self, run, overrides, split)
 
-    monkeypatch.setattr(study.Reference, "compare", compare)
+    monkeypatch.setattr(study.ReferenceModel, "compare", compare)
     assert len(study_run(run, [["tol=0.1"], ["tol=0.01"]])) == 1
     assert "left out: tol=0.1: solve failed: max_steps" in caplog.text
     assert [row.get("failed") for row in lines(run)[-2:]] == ["solve failed: max_steps", None]
@@ -229,7 +238,7 @@ def test_a_backward_solve_that_fails_costs_the_row_its_training_step_alone(run, 
 
 
 def test_what_cannot_be_meant_is_told_before_anything_is_evaluated(run, monkeypatch):
-    monkeypatch.setattr(study, "Reference", None)
+    monkeypatch.setattr(study, "ReferenceModel", None)
     with pytest.raises(UsageError, match="tol=-1: must be greater than 0"):
         study_run(run, [["tol=0.1"], ["tol=-1"]])
 

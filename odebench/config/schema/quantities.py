@@ -18,7 +18,7 @@ _LOSS = Quantity("", "what the training minimises")
 _NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over batches")
 
 # By task, what its training batches and its splits are measured by. Each gives the tags train/NAME, val/NAME, test/NAME
-# and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME (odebench/record/schema.py).
+# and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME (odebench/record/layout.py).
 QUANTITIES: dict[str, dict[str, Quantity]] = {
     "classification": {
         "loss": _LOSS,

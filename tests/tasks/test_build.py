@@ -9,7 +9,7 @@ from odebench.config.read import read_settings
 from odebench.errors import Diverged, UsageError
 from odebench.ode import Rows
 from odebench.tasks import build_task
-from odebench.tasks.building import ChosenSolve
+from odebench.tasks.build import ConfiguredSolver
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def task(tiny_odenet):
 def solve(tiny_odenet):
     def build(*overrides, differentiable=True):
         s = read_settings(compose([*tiny_odenet, "gradient=backprop", *overrides]))
-        return ChosenSolve(s.solver, s.gradient, s.extensions, differentiable, s.dynamics)
+        return ConfiguredSolver(s.solver, s.gradient, s.extensions, differentiable, s.dynamics)
 
     return build
 

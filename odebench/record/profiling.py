@@ -36,8 +36,8 @@ def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[st
     The step must drop its gradients first (``zero_grad()``): those of the step before would count as old.
     """
     device = torch.device(device)
-    memory = _LiveMemory()
-    saved = _SavedMemory(memory)
+    memory = _TensorMemoryTracker()
+    saved = _SavedTensorTracker(memory)
     with _cuda_peak(device) as cuda_peak_bytes, saved_tensors_hooks(saved.pack, saved.unpack), memory:
         step()
     peak_bytes = memory.peak_bytes if cuda_peak_bytes is None else cuda_peak_bytes()
@@ -78,7 +78,7 @@ class StepTimer:
         return {"time/step_ms": 1e3 * seconds / steps, "throughput/samples_per_s": samples / seconds}
 
 
-class _LiveMemory(TorchDispatchMode):
+class _TensorMemoryTracker(TorchDispatchMode):
     """Follows the storages that operations make, from their first output to their death."""
 
     def __init__(self) -> None:
@@ -130,18 +130,18 @@ class _LiveMemory(TorchDispatchMode):
         del self._watches[key]
 
 
-class _SavedMemory:
+class _SavedTensorTracker:
     """Counts what autograd holds for backward, by the two hooks it calls when it saves and unpacks."""
 
-    def __init__(self, memory: _LiveMemory) -> None:
+    def __init__(self, memory: _TensorMemoryTracker) -> None:
         self.held_bytes = 0
         self.peak_bytes = 0
         self._memory = memory
         self._holders: dict[int, int] = {}  # by storage
 
-    def pack(self, tensor: torch.Tensor) -> "_Saved":
+    def pack(self, tensor: torch.Tensor) -> "_SavedTensor":
         # detached: a node that keeps its own output would else keep itself alive, and the count with it
-        saved = _Saved(tensor.detach())
+        saved = _SavedTensor(tensor.detach())
         key, num_bytes = self._memory.bytes_of(tensor)
         if num_bytes:
             if key not in self._holders:
@@ -151,7 +151,7 @@ class _SavedMemory:
             weakref.finalize(saved, self._release, key, num_bytes).atexit = False
         return saved
 
-    def unpack(self, saved: "_Saved") -> torch.Tensor:
+    def unpack(self, saved: "_SavedTensor") -> torch.Tensor:
         return saved.tensor
 
     def _release(self, key: int, num_bytes: int) -> None:
@@ -161,7 +161,7 @@ class _SavedMemory:
             self.held_bytes -= num_bytes
 
 
-class _Saved:
+class _SavedTensor:
     """One tensor in a graph; its death tells that the graph let go of it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:

@@ -25,12 +25,12 @@ from odebench.config.settings import Settings
 from odebench.config.warnings import without_effect
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
-from odebench.record import schema
+from odebench.record import layout
 from odebench.record.files import plain, refuse_file, time_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
-from odebench.training.machine import choose_device
+from odebench.training.environment import choose_device
 from odebench.training.summary import aligned, describe
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
     run = path if isinstance(path, RunRecord) else trained_run(path)
-    trained = read_saved(run.settings, run.path / schema.SETTINGS)
+    trained = read_saved(run.settings, run.path / layout.SETTINGS)
     settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
@@ -79,7 +79,7 @@ def trained_run(path: Path | str) -> RunRecord:
     status = run.status["status"]
     if status != "done":
         unfinished = f"{path} is not finished (status {status})"
-        if not (run.path / schema.BEST_CHECKPOINT).exists():
+        if not (run.path / layout.BEST_CHECKPOINT).exists():
             raise UsageError(f"{unfinished}; go on with it: odebench resume {shlex.quote(str(path))}")
         log.warning("%s: these are its best weights so far", unfinished)
     return replace(run, settings=saved_settings(run.settings, run.path))
@@ -91,7 +91,7 @@ def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
     Raises UsageError as ``load_weights``; of a model that they do not fit it names the settings that differ.
     """
     try:
-        load_weights(model, run.path / schema.BEST_CHECKPOINT, asked.model.name)
+        load_weights(model, run.path / layout.BEST_CHECKPOINT, asked.model.name)
     except UsageError as error:
         differ = (
             _differ(read_settings(saved_settings(run.settings, run.path)), asked) if "model" in error.settings else {}
@@ -170,7 +170,7 @@ def append_evaluation(
         "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
         **numbers,
     }
-    with open(run.path / schema.EVALUATIONS, "a", encoding="utf-8") as file:
+    with open(run.path / layout.EVALUATIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps(plain(line)) + "\n")
 
 

@@ -15,7 +15,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.tasks import Task
 from odebench.training import distributed
-from odebench.training.trial import without_trace
+from odebench.training.restored_state import without_trace
 
 log = logging.getLogger(__name__)
 

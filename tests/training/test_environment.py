@@ -10,7 +10,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.ode.solution import SolveOutcome, Status
 from odebench.tasks import Loss
-from odebench.training.machine import choose_device, compile_model
+from odebench.training.environment import choose_device, compile_model
 
 
 def test_auto_takes_what_is_there():

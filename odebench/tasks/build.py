@@ -37,7 +37,7 @@ def build_model(settings: Settings, facts: Mapping[str, Any]) -> nn.Module:
     return model(**{name: fact for name, fact in facts.items() if name in named}, **options_of(settings.model))
 
 
-class ChosenSolve:
+class ConfiguredSolver:
     """The engine's ``solve`` with the solver and the gradient mode that the settings choose.
 
     Called as solve(f, y0, t, **more); raises Diverged where the solve fails. With ``first_step="warm"`` each solve with

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from odebench.record.meters import MIB, StepTimer, measure_step
+from odebench.record.profiling import MIB, StepTimer, measure_step
 
 BATCH, WIDTH = 1024, 32
 ACTIVATION = 4 * BATCH * WIDTH
