@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.problem import refuse_noisy_layers
+from odebench.ode.problem import refuse_layers_in_training_mode
 
 
 class Evaluation:
@@ -133,7 +133,7 @@ class Carried(nn.Module):
         super().__init__()
         if not isinstance(field, nn.Module):
             # The engine looks through a module's submodules, where a function or a method is not found.
-            refuse_noisy_layers(field)
+            refuse_layers_in_training_mode(field)
         self.field, self.integrands, self.noise = field, tuple(integrands), noise
 
     def forward(

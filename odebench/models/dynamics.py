@@ -20,7 +20,7 @@ from odebench.errors import UsageError
 from odebench.models.augmented_state import Carried, Evaluation, Integrand, zeros
 from odebench.models.flow import draw_noise
 from odebench.ode import Rows
-from odebench.ode.problem import as_tensor
+from odebench.ode.problem import times_as_tensor
 
 # The integrals' absolute tolerance: they have no say in the steps. Functions of the solution, they are nearly as exact
 # as it is (0.6 % of their mean at a tolerance of 1e-3), while under error control the third derivative of a fast field
@@ -58,7 +58,7 @@ class Dynamics:
 
     def steered(self, t: Tensor | Sequence[float]) -> Tensor:
         """The times [..., T] with a random end, drawn from torch's global random state."""
-        t = as_tensor(t)
+        t = times_as_tensor(t)
         shift = self.steer * (2 * torch.rand(()).item() - 1)
         before, end = t[..., -2:-1], t[..., -1:]
         return torch.cat((t[..., :-1], end + shift * (end - before)), dim=-1)

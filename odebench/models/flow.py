@@ -14,7 +14,7 @@ from odebench import ode
 from odebench.errors import UsageError
 from odebench.models.augmented_state import Carried, exact_trace, hutchinson_trace, zeros
 from odebench.ode import Rows
-from odebench.ode.problem import noisy_layers
+from odebench.ode.problem import layers_in_training_mode
 
 Solve = Callable[..., ode.Solution]
 Solves = tuple[ode.Stats, ...]
@@ -177,7 +177,7 @@ class ODEBlock(nn.Module):
         noise: Noise = "rademacher",
     ) -> None:
         super().__init__()
-        if layers := noisy_layers(field):
+        if layers := layers_in_training_mode(field):
             raise UsageError(
                 f"the field's layer {layers[0]} changes at every evaluation, and within a solve all must be of one "
                 "field; take it out, or use GroupNorm or LayerNorm"

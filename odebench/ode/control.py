@@ -16,7 +16,7 @@ Norm = Callable[[Tensor], float]
 """From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Waits for the device."""
 
 # A step may grow by this much to reach the end at once: 1.1^5 SAFETY^5 < 1 for a method of order 5.
-STRETCH = 1.1
+END_STRETCH = 1.1
 
 
 def rms(x: Tensor) -> float:
@@ -80,22 +80,22 @@ class ScaledErrorNorm:
         self._size = self._size_next = y.detach().abs()
         self._rtol, atol = tolerance.numbers or (0.0, 0.0)
         # A tensor, since adding a number takes longer.
-        self._floor = self._size.new_tensor(atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
+        self._atol_over_rtol = self._size.new_tensor(atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
 
-    def ratio(self, error: Tensor, y_next: Tensor) -> float:
+    def error_ratio(self, error: Tensor, y_next: Tensor) -> float:
         """The error [N] of a step to y_next [N]; or a scalar, where the step has measured it itself."""
         if error.dim() == 0:
             return error.item()
         self._size_next = y_next.detach().abs()
-        return self.again(error)
+        return self.remeasure(error)
 
-    def again(self, error: Tensor) -> float:
+    def remeasure(self, error: Tensor) -> float:
         """Another error [N] of the same step. Waits for the device once, and may overwrite the error."""
         size = torch.maximum(self._size, self._size_next)
-        if self._floor is None:
+        if self._atol_over_rtol is None:
             return self._norm(error.div_(self._tolerance.scale(size)))
         # rtol is left to Python: one tensor operation less.
-        return self._norm(error.div_(size.add_(self._floor))) / self._rtol
+        return self._norm(error.div_(size.add_(self._atol_over_rtol))) / self._rtol
 
     def accept(self) -> None:
         """The next step starts where this one ended."""
@@ -142,26 +142,26 @@ class ControllerState:
     """A controller at work on one solve: it remembers the errors of the last two accepted steps."""
 
     def __init__(self, controller: Controller) -> None:
-        self._rule = controller
-        self._past = (1.0, 1.0)
+        self._controller = controller
+        self._previous_ratios = (1.0, 1.0)
 
     def propose(self, h: float, ratio: float, accepted: bool, order: int) -> float:
         """The size after a step of size h whose error was ``ratio`` tolerances, falling with h^order."""
-        rule = self._rule
+        controller = self._controller
         if not math.isfinite(ratio):
-            return h * rule.min_factor
+            return h * controller.min_factor
         if not accepted:
-            return h * max(rule.min_factor, rule.safety * ratio ** (-1 / order))
-        p, i, d = rule.proportional, rule.integral, rule.derivative
+            return h * max(controller.min_factor, controller.safety * ratio ** (-1 / order))
+        p, i, d = controller.proportional, controller.integral, controller.derivative
         ratio = max(ratio, 1e-12)
-        before, earlier = self._past
-        self._past = (ratio, before)
-        factor = rule.safety * ratio ** (-(p + i + d) / order)
+        before, earlier = self._previous_ratios
+        self._previous_ratios = (ratio, before)
+        factor = controller.safety * ratio ** (-(p + i + d) / order)
         if p or d:
             factor *= before ** ((p + 2 * d) / order) * earlier ** (-d / order)
         # Integral control never shrinks after an accepted step, as in the solvers it is compared with.
-        floor = rule.min_factor if p or d else 1.0
-        return h * min(rule.max_factor, max(floor, factor))
+        floor = controller.min_factor if p or d else 1.0
+        return h * min(controller.max_factor, max(floor, factor))
 
 
 def first_step(
@@ -194,6 +194,6 @@ def first_step(
 def fit_to_end(h: float, remaining: float, max_step: float = math.inf) -> float:
     """The proposed step h > 0 fitted to what remains: the end is reached exactly and without a sliver step."""
     h = min(h, max_step)
-    if remaining <= min(h * STRETCH, max_step):
+    if remaining <= min(h * END_STRETCH, max_step):
         return remaining
     return remaining / 2 if 2 * h > remaining else h

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.once_differentiable import once
-from odebench.ode.transforms import wants_derivative
+from odebench.ode.once_differentiable import first_derivative_only
+from odebench.ode.transforms import needs_derivative
 
 PolynomialWeights = tuple[tuple[float, ...], ...]
 
@@ -193,9 +193,9 @@ class DenseOutput:
 
     def _moving(self, t: Any, values: Tensor, times: Sequence[float], slack: float, order: int) -> Tensor:
         """The values [T, N] at t, with the derivative of that order as theirs by t, where that is wanted."""
-        if not (isinstance(t, Tensor) and wants_derivative(t)):
+        if not (isinstance(t, Tensor) and needs_derivative(t)):
             return values
-        shift = (once(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
+        shift = (first_derivative_only(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
         return (
             values + shift * self._read(times, functools.partial(Interpolant.derivative, order=order), slack).detach()
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.arguments import positive, shown
+from odebench.ode.arguments import as_positive, short_repr
 from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, backward_solve
 from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, pose
 from odebench.ode.events import Event, EventDetector
@@ -21,8 +21,8 @@ from odebench.ode.gradients import Backprop, Mode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import SolveError, Status
-from odebench.ode.solving import run
-from odebench.ode.transforms import check_gradient, transformed
+from odebench.ode.solving import solve_problem
+from odebench.ode.transforms import check_mode_under_transform, transform_active
 
 MAX_EVENT_STEPS = 20_000
 
@@ -113,8 +113,8 @@ def odeint_adjoint(
     call = pose(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)
     if not torch.is_grad_enabled():
         return _answer(call, Backprop(), event_fn, options)
-    if transformed():
-        check_gradient(DropInAdjoint.name)
+    if transform_active():
+        check_mode_under_transform(DropInAdjoint.name)
     given = BackwardArguments(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
     return _answer(call, backward_solve(call, given, OdeintError), event_fn, options)
 
@@ -141,7 +141,7 @@ def odeint_event(
     Raises what odeint_interface raises.
     """
     if not isinstance(t0, Tensor):
-        raise TypeError(f"t0 must be a tensor of one time, got {shown(t0)}")
+        raise TypeError(f"t0 must be a tensor of one time, got {short_repr(t0)}")
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
@@ -160,7 +160,7 @@ def _answer(
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
     if event_fn is not None:
         return _until_event(call, mode, observers, event_fn, options)
-    solution = run(call.problem, call.plan, mode, observers)
+    solution = solve_problem(call.problem, call.plan, mode, observers)
     # Fixed steps that end in NaN give it back, as they always did.
     unnoticed = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
     if solution.status not in unnoticed:
@@ -182,9 +182,9 @@ def _until_event(
     if call.plan.tolerance is None:
         if not options or options.get("step_size") is None:
             raise ValueError("fixed steps until an event need options={'step_size': ...}")
-        far = MAX_EVENT_STEPS * positive("step_size", options["step_size"])
+        far = MAX_EVENT_STEPS * as_positive("step_size", options["step_size"])
     problem.times = [start, start + direction * far]
-    solution = run(problem, call.plan, mode, observers, EventDetector([Event(event_fn)], problem))
+    solution = solve_problem(problem, call.plan, mode, observers, EventDetector([Event(event_fn)], problem))
     if solution.status is not Status.event:
         outcome = solution.outcome
         if solution.status is Status.success:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.arguments import number, shown
+from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import DropInCall, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import EventDetector
@@ -21,7 +21,7 @@ from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packe
 from odebench.ode.gradients.captured_tensors import Targets, alive, leaves
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
@@ -52,14 +52,14 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
     if given is not None:
         named = list(given) if isinstance(given, Iterable) else [given]
         if not all(isinstance(parameter, Tensor) for parameter in named):
-            raise TypeError(f"adjoint_params must be a tuple of tensors, got {shown(given)}")
+            raise TypeError(f"adjoint_params must be a tuple of tensors, got {short_repr(given)}")
         return AdjointParameters(named)
     if getattr(func, "_is_replica", False):
         # nn.DataParallel's copies hold plain tensors in their parameters' places.
         attributes = [value for module in func.modules() for value in vars(module).values()]
         return AdjointParameters([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
     y = problem.y0.detach().requires_grad_()
-    (t,) = problem.clock(problem.times[:1])
+    (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
         # Nodes of autograd's graph are numbered as they are made: smaller numbers were made before func ran.
         fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
@@ -127,7 +127,7 @@ def backward_tolerance(
             return forward
         return torch.cat([forward, forward, forward.min().expand(sum(packed_size(p, problem.y0) for p in parameters))])
     if not isinstance(given, tuple | list | Tensor) or (isinstance(given, Tensor) and given.dim() == 0):
-        return number(name, given)
+        return as_number(name, given)
     sizes = [len(problem.y0)] * 2 + [packed_size(parameter, problem.y0) for parameter in parameters]
     tolerances = [torch.as_tensor(x, dtype=problem.y0.real.dtype, device=problem.y0.device) for x in given]
     if len(tolerances) != len(sizes) + 1:
@@ -207,11 +207,13 @@ class DropInAdjoint:
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended."""
         results: list[IntegrationResult] = []
-        states = _DropInAdjointSolve.apply(self, problem, plan, observers, watch, results, problem.y0, *self.parameters)
+        states = _DropInAdjointSolve.apply(
+            self, problem, plan, observers, detector, results, problem.y0, *self.parameters
+        )
         return dataclasses.replace(results[0], states=states)
 
 
@@ -223,12 +225,14 @@ class _DropInAdjointSolve(torch.autograd.Function):
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: EventDetector | None,
+        detector: EventDetector | None,
         results: list[IntegrationResult],
         y0: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        result = integrate(problem, y0, problem.times, plan, problem.stats, f=mode.f, observers=observers, watch=watch)
+        result = integrate(
+            problem, y0, problem.times, plan, problem.stats, f=mode.f, observers=observers, detector=detector
+        )
         results.append(result)
         ctx.mode, ctx.problem = mode, problem
         # Fixed steps that end in NaN have a gradient of NaN.
@@ -243,7 +247,7 @@ class _DropInAdjointSolve(torch.autograd.Function):
         return result.states
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.arguments import finite_times, number, positive, shown, whole_number
+from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.control import Controller, Norm, Tolerance, rms
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_METHODS, SciPyMethod
 from odebench.ode.plan import GridFunction, SolvePlan
-from odebench.ode.problem import InitialValueProblem, check_state, noisy_layers
+from odebench.ode.problem import InitialValueProblem, check_state, layers_in_training_mode
 from odebench.ode.solving import check_plan
 
 # torchdiffeq takes fixed steps with these, be there an error estimate or not.
@@ -72,10 +72,10 @@ def pose(
 def check_options(name: str, options: Any) -> dict[str, Any]:
     """The options, or TypeError where they are no dictionary or their norm no function."""
     if not isinstance(options or {}, dict):
-        raise TypeError(f"{name} must be a dictionary, such as {{'step_size': 0.1}}, got {shown(options)}")
+        raise TypeError(f"{name} must be a dictionary, such as {{'step_size': 0.1}}, got {short_repr(options)}")
     norm = (options or {}).get("norm")
     if norm is not None and not callable(norm) and not (norm == "seminorm" and name == "adjoint_options"):
-        raise TypeError(f"{name}['norm'] must be a function of the state, got {shown(norm)}")
+        raise TypeError(f"{name}['norm'] must be a function of the state, got {short_repr(norm)}")
     return options or {}
 
 
@@ -96,14 +96,14 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         # Torch's own cat mixes dtypes, and so did torchdiffeq's states.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
-    if layers := noisy_layers(func):
+    if layers := layers_in_training_mode(func):
         warnings.warn(
             f"func has {layers[0]} in training mode, which changes at every evaluation: error control sees noise; call "
             ".eval() on it for the solve",
             stacklevel=4,
         )
     if not callable(func):
-        raise TypeError(f"func must be callable as func(t, y), got {shown(func)}")
+        raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
     fitted = _CoercedField(func, y0)
     field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
@@ -166,7 +166,7 @@ def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, part
     if isinstance(tolerance, Tensor) and tolerance.requires_grad:
         raise ValueError(f"{name} cannot require gradient")
     if isinstance(tolerance, str) or not hasattr(tolerance, "__len__"):
-        return number(name, tolerance)
+        return as_number(name, tolerance)
     single = not isinstance(tolerance, tuple | list) and torch.as_tensor(tolerance).numel() == 1
     if single and (parts is None or torch.as_tensor(tolerance).dim() == 0):
         return float(tolerance)
@@ -239,23 +239,23 @@ def _with_adaptive_options(plan: SolvePlan, options: dict[str, Any], t: Tensor) 
     options.pop("dtype", None)
     first_step = options.pop("first_step", None)
     controller = Controller(
-        safety=number("safety", options.pop("safety", 0.9)),
-        min_factor=number("dfactor", options.pop("dfactor", 0.2)),
-        max_factor=number("ifactor", options.pop("ifactor", 10.0)),
+        safety=as_number("safety", options.pop("safety", 0.9)),
+        min_factor=as_number("dfactor", options.pop("dfactor", 0.2)),
+        max_factor=as_number("ifactor", options.pop("ifactor", 10.0)),
     )
-    step_t, jump_t = (finite_times(key, _given(options.pop(key, None))) for key in ("step_t", "jump_t"))
+    step_t, jump_t = (as_finite_times(key, _given(options.pop(key, None))) for key in ("step_t", "jump_t"))
     if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
     # torchdiffeq counts anew from each time that is asked for.
-    max_steps = whole_number("max_num_steps", options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
+    max_steps = as_positive_integer("max_num_steps", options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
     return dataclasses.replace(
         plan,
-        min_step=number("min_step", options.pop("min_step", 0.0)),
-        max_step=positive("max_step", options.pop("max_step", math.inf)),
-        first_step=None if first_step is None else positive("first_step", first_step),
+        min_step=as_number("min_step", options.pop("min_step", 0.0)),
+        max_step=as_positive("max_step", options.pop("max_step", math.inf)),
+        first_step=None if first_step is None else as_positive("first_step", first_step),
         controller=controller,
-        forced=(*step_t, *jump_t),
-        jumps=frozenset(jump_t),
+        step_times=(*step_t, *jump_t),
+        jump_times=frozenset(jump_t),
         one_sided=bool(step_t or jump_t),
         max_steps=max_steps,
     )
@@ -266,8 +266,8 @@ def _with_scipy_options(plan: SolvePlan, options: dict[str, Any]) -> SolvePlan:
         options.pop(key, None)
     return dataclasses.replace(
         plan,
-        min_step=number("min_step", options.pop("min_step", 0.0)),
-        max_step=positive("max_step", options.pop("max_step", math.inf)),
+        min_step=as_number("min_step", options.pop("min_step", 0.0)),
+        max_step=as_positive("max_step", options.pop("max_step", math.inf)),
         max_steps=2**31 - 1,
     )
 
@@ -287,10 +287,10 @@ def _with_grid_options(
         raise ValueError(f"Unknown interpolation method {interpolation}")
     grid: GridFunction = list
     if step_size is not None:
-        grid = functools.partial(_stepped_grid, step_size=positive("step_size", step_size), dtype=asked[2].dtype)
+        grid = functools.partial(_stepped_grid, step_size=as_positive("step_size", step_size), dtype=asked[2].dtype)
     elif constructor is not None:
         if not callable(constructor):
-            raise TypeError(f"grid_constructor must be a function (func, y0, t), got {shown(constructor)}")
+            raise TypeError(f"grid_constructor must be a function (func, y0, t), got {short_repr(constructor)}")
         grid = functools.partial(_constructed_grid, constructor=constructor, asked=asked)
     method = plan.method
     if isinstance(method, FixedOrderAdams):
@@ -312,8 +312,8 @@ def _with_grid_options(
 
 def _as_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
     """The method with torchdiffeq's start, which raises the order step by step, and its iteration."""
-    max_order = whole_number("max_order", options.pop("max_order", HIGHEST_ORDER))
-    max_iters = whole_number("max_iters", options.pop("max_iters", 4))
+    max_order = as_positive_integer("max_order", options.pop("max_order", HIGHEST_ORDER))
+    max_iters = as_positive_integer("max_iters", options.pop("max_iters", 4))
     if max_order > HIGHEST_ORDER:
         raise ValueError(f"max_order must be at most {HIGHEST_ORDER}")
     if max_order < 4:

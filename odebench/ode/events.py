@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import Interpolant
-from odebench.ode.once_differentiable import once
+from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import EventHits
-from odebench.ode.transforms import transformed, wants_derivative
+from odebench.ode.transforms import needs_derivative, transform_active
 
 # Where the sign of a function that is exactly zero at the start of a step is read instead.
 JUST_AFTER = 2.0**-10
@@ -93,14 +93,14 @@ class EventDetector:
         return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
 
     @torch.no_grad()
-    def look(self, extension: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
+    def look(self, interpolant: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
         """The zeros inside one step in the order they come, and whether the last one ends the solve."""
-        before = self._evaluate(extension.t, extension.y) if self._values is None else self._values
+        before = self._evaluate(interpolant.t, interpolant.y) if self._values is None else self._values
         after = self._values = self._evaluate(t_next, y_next)
         found = []
         assert self._owners is not None
         for owner, start, end in zip(self._owners, before, after, strict=True):
-            theta = self._search(extension, owner, start, end)
+            theta = self._search(interpolant, owner, start, end)
             if theta is not None:
                 found.append(ZeroCrossing(theta, *owner))
         found.sort(key=lambda crossing: crossing.theta)
@@ -125,14 +125,14 @@ class EventDetector:
             collected.append(EventHits(times, problem.unflatten(rows)))
         return tuple(collected)
 
-    def _search(self, extension: Interpolant, owner: tuple[int, int], start: float, end: float) -> float | None:
+    def _search(self, interpolant: Interpolant, owner: tuple[int, int], start: float, end: float) -> float | None:
         """theta of a zero between the values at both ends of a step; None where the sign does not change as wanted."""
         index, element = owner
         first = 0.0
 
         def value(theta: float) -> float:
-            time = extension.t + theta * extension.h
-            return self._call(index, time, extension.at([theta])[0])[element].item()
+            time = interpolant.t + theta * interpolant.h
+            return self._call(index, time, interpolant.at([theta])[0])[element].item()
 
         if start == 0:
             first, start = JUST_AFTER, value(JUST_AFTER)
@@ -143,8 +143,8 @@ class EventDetector:
         if end == 0:
             return 1.0
         # Of a step, the share that rounding leaves in its state, and in its time.
-        size = max(abs(extension.t), abs(extension.t + extension.h))
-        resolution = max(torch.finfo(self._problem.time_dtype).eps, math.ulp(size) / abs(extension.h))
+        size = max(abs(interpolant.t), abs(interpolant.t + interpolant.h))
+        resolution = max(torch.finfo(self._problem.time_dtype).eps, math.ulp(size) / abs(interpolant.h))
         return find_zero(value, (first, start), (1.0, end), 2 * resolution)
 
     def _evaluate(self, t: float, y: Tensor) -> list[float]:
@@ -158,7 +158,7 @@ class EventDetector:
 
     def _call(self, index: int, t: float, y: Tensor) -> Tensor:
         """The elements [E] of an event function at t and y [N]."""
-        (time,) = self._problem.clock([t])
+        (time,) = self._problem.time_tensors([t])
         return self._elements(index, time, y)
 
     def _elements(self, index: int, time: Tensor, y: Tensor) -> Tensor:
@@ -174,19 +174,21 @@ class EventDetector:
         if not torch.is_grad_enabled():
             return time, y
         g = self._call(hit.index, hit.time, y)[hit.element]
-        if not wants_derivative(g):
+        if not needs_derivative(g):
             return time, y
         rate, f = self._rate(hit, y.detach())
         # Where g does not move, only touches zero, the derivative is infinite, while the value stays.
-        shift = once(-(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny))
+        shift = first_derivative_only(
+            -(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny)
+        )
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
     def _rate(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
         """dg/dt + <dg/dy, f> along the solution, and f [N]."""
-        (time,) = self._problem.clock([hit.time])
+        (time,) = self._problem.time_tensors([hit.time])
         with torch.no_grad():
             f = self._problem(time, y)
-        if transformed():
+        if transform_active():
             slopes = torch.func.grad(lambda *at: self._elements(hit.index, *at)[hit.element], argnums=(0, 1))(time, y)
             return (slopes[0] + torch.vdot(slopes[1], f).real).item(), f
         with torch.enable_grad():

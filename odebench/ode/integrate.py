@@ -75,7 +75,7 @@ def integrate(
     *,
     f: Tensor | None = None,
     observers: Sequence[Observer] = (),
-    watch: EventDetector | None = None,
+    detector: EventDetector | None = None,
     stepper: Stepper | None = None,
 ) -> IntegrationResult:
     """Solve from y [N] at the first of ``times`` to the last.
@@ -93,7 +93,7 @@ def integrate(
     if stats.start is None:
         stats.start = times[0]
     if isinstance(plan.method, SciPyMethod):
-        return _by_scipy(plan.method, field, y, times, plan, stats, watch)
+        return _by_scipy(plan.method, field, y, times, plan, stats, detector)
     loop = _fixed if plan.tolerance is None else _adaptive
     with torch.autocast(y.device.type, enabled=False):
         stepper = stepper or make_stepper(
@@ -101,14 +101,14 @@ def integrate(
             field,
             y,
             compiled=plan.compile,
-            with_stages=len(times) > 2 or plan.dense or watch is not None,
-            one_sided=plan.side(times[0], times[-1]),
+            with_stages=len(times) > 2 or plan.dense or detector is not None,
+            one_sided=plan.time_direction(times[0], times[-1]),
             tolerance=plan.tolerance,
             norm=plan.norm,
             stats=stats,
         )
         stepper.start(times[0], y, f)
-        reader = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, watch)
+        reader = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, detector)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
     reader.close()
     states = torch.cat(reader.outputs)
@@ -134,9 +134,9 @@ def _by_scipy(
     times: list[float],
     plan: SolvePlan,
     stats: Stats,
-    watch: EventDetector | None,
+    detector: EventDetector | None,
 ) -> IntegrationResult:
-    if watch is not None:
+    if detector is not None:
         raise ValueError(f"method {method.name} has no events; use a method that is not SciPy's, such as dopri5")
     with torch.autocast(y.device.type, enabled=False):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
@@ -200,7 +200,7 @@ def _fixed(
             return outcome(Status.event, event_time), abs(h)
         stepper.accept(t_next, y_next, last)
         y = y_next
-        if t_next in plan.jumps and not last:
+        if t_next in plan.jump_times and not last:
             stepper.start(t_next, y, None)
     return outcome(Status.success, times[-1]), abs(h)
 
@@ -208,10 +208,10 @@ def _fixed(
 def _with_stops(times: list[float], plan: SolvePlan) -> list[float]:
     """The grid of fixed steps through these times and the forced ones between them."""
     assert plan.grid is not None
-    if not plan.forced:
+    if not plan.step_times:
         return plan.grid(times)
     start, end = times[0], times[-1]
-    stops = plan.stops(start, end)
+    stops = plan.stop_times(start, end)
     grid = plan.grid(sorted({*times, *stops}, reverse=end < start))
     # A grid of the caller's own need not go through them.
     return sorted({*grid, *stops}, reverse=end < start)
@@ -232,7 +232,7 @@ def _adaptive(
     assert tolerance is not None
     t, end = times[0], times[-1]
     direction = 1.0 if end > t else -1.0
-    stops = plan.stops(t, end)
+    stops = plan.stop_times(t, end)
     step = ratio = math.nan
     attempts = 0
     # Not isinstance: with a protocol that takes as long as some steps.
@@ -246,7 +246,7 @@ def _adaptive(
         return outcome(Status.non_finite), h
     # Where an event alone ends the solve, the end is infinite.
     far = max(abs(t), abs(end) if math.isfinite(end) else h)
-    gauge = control.ScaledErrorNorm(tolerance, plan.norm, y)
+    error_norm = control.ScaledErrorNorm(tolerance, plan.norm, y)
 
     while True:
         h = max(h, plan.min_step)
@@ -265,10 +265,10 @@ def _adaptive(
         y_next = stepper.attempt(t, direction * step, y, last)
         if stepper.failure is Status.unstable:
             return outcome(Status.unstable), h
-        ratio = gauge.ratio(stepper.error(), y_next)
+        ratio = error_norm.error_ratio(stepper.error(), y_next)
         # NaN is a rejection too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
-        ratio_next = ratio if variable is None else variable.choose_order(gauge.again, ratio, accepted)
+        ratio_next = ratio if variable is None else variable.choose_order(error_norm.remeasure, ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)
         if not accepted:
             for observer in observers:
@@ -291,9 +291,9 @@ def _adaptive(
         if last or event_time is not None:
             return outcome(Status.success if event_time is None else Status.event), h
         stepper.accept(t_next, y_next, last)
-        gauge.accept()
+        error_norm.accept()
         y = y_next
-        if at_stop and stops.pop(0) in plan.jumps:
+        if at_stop and stops.pop(0) in plan.jump_times:
             stepper.start(t, y, None)
 
 
@@ -301,7 +301,7 @@ def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, pla
     """A first step, positive; NaN where the field is not finite."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:
-        return field(field.clock([time])[0], state, False)
+        return field(field.time_tensors([time])[0], state, False)
 
     assert plan.tolerance is not None
     # With its graph: the first step is made of it too.

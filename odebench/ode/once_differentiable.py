@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.transforms import transformed
+from odebench.ode.transforms import transform_active
 
 
 class _RaiseOnBackward(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _RaiseOnBackward(torch.autograd.Function):
         raise RuntimeError(ctx.message)
 
 
-def differentiable_once(
+def once_differentiable(
     backward: Callable[..., Any],
     message: str = "this gradient is differentiable once; use gradient='backprop' with an explicit method",
 ) -> Callable[..., Any]:
@@ -62,13 +62,13 @@ class _DifferentiableOnce(torch.autograd.Function):
         return (gradient,)
 
     backward = staticmethod(
-        differentiable_once(
+        once_differentiable(
             _backward, "the derivatives of an event's time and state, and with respect to t, are differentiable once"
         )
     )
 
 
-def once(x: Tensor) -> Tensor:
+def first_derivative_only(x: Tensor) -> Tensor:
     """x as a factor whose other one is held constant: first derivatives are right, second ones would silently lack what
     the other one moves with, and are refused. Under ``torch.func``, which has no way to refuse, x itself."""
-    return x if transformed() or not x.requires_grad else _DifferentiableOnce.apply(x)
+    return x if transform_active() or not x.requires_grad else _DifferentiableOnce.apply(x)

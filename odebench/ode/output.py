@@ -25,9 +25,9 @@ class OutputRecorder:
         times: list[float],
         dense: bool,
         interpolation: str,
-        watch: EventDetector | None,
+        detector: EventDetector | None,
     ) -> None:
-        self._stepper, self._asked, self._watch = stepper, times, watch
+        self._stepper, self._asked, self._watch = stepper, times, detector
         self._dense, self._interpolation = dense, interpolation
         self.outputs, self.times, self.rows = [y.unsqueeze(0)], [times[0]], [0]
         self.hits: list[EventHit] = []
@@ -43,27 +43,27 @@ class OutputRecorder:
         wanted = self._asked[first:due]
         if not (wanted or self._dense or self._watch):
             return None
-        extension = None
+        interpolant = None
         if self._dense or self._watch or wanted[0] != t_next:
-            extension = self._stepper.extension(t, t_next, y, y_next, self._interpolation)
-        if extension is not None and self._dense:
-            self.pieces.append(extension.kept())
+            interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
+        if interpolant is not None and self._dense:
+            self.pieces.append(interpolant.kept())
         found: list[ZeroCrossing] = []
         ends = False
-        if extension is not None and self._watch:
-            found, ends = self._watch.look(extension, t_next, y_next)
+        if interpolant is not None and self._watch:
+            found, ends = self._watch.look(interpolant, t_next, y_next)
         found_at = [t_next if crossing.theta == 1 else t + crossing.theta * h for crossing in found]
         event_time = found_at[-1] if ends else None
         if event_time is not None:
             wanted = [time for time in wanted if (time - event_time) * h <= 0]
         times = sorted({*wanted, *found_at}, reverse=h < 0) if found else wanted
-        rows = self._keep(times, t, t_next, extension, y_next)
+        rows = self._keep(times, t, t_next, interpolant, y_next)
         self.rows += [rows[time] for time in wanted]
         self.hits += [EventHit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
         return event_time
 
     def _keep(
-        self, times: list[float], t: float, t_next: float, extension: Interpolant | None, y_next: Tensor
+        self, times: list[float], t: float, t_next: float, interpolant: Interpolant | None, y_next: Tensor
     ) -> dict[float, int]:
         """Keep the states at times of a step, in their order; the row of each."""
         last = len(self.times) - 1
@@ -71,8 +71,8 @@ class OutputRecorder:
         new = [time for time in times if time != self.times[-1]]
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
-            assert extension is not None
-            self.outputs.append(extension.at(thetas))
+            assert interpolant is not None
+            self.outputs.append(interpolant.at(thetas))
         if new[-1:] == [t_next]:
             self.outputs.append(y_next.unsqueeze(0))
         self.times += new

@@ -27,8 +27,8 @@ class SolvePlan:
     controller: of adaptive steps.
     norm: of the scaled error.
     group: processes that hold further rows of the state, and take the same steps.
-    forced: times that a step must end at, anywhere.
-    jumps: those of ``forced`` where f jumps: it is evaluated anew on their other side.
+    step_times: times that a step must end at, anywhere.
+    jump_times: those of ``step_times`` where f jumps: it is evaluated anew on their other side.
     one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
     interpolation: how outputs between the grid's times are read off: "linear" or "cubic".
     dense: keep the continuous extension of every step.
@@ -45,20 +45,20 @@ class SolvePlan:
     controller: control.Controller = control.CONTROLLERS["integral"]
     norm: control.Norm = control.rms
     group: ProcessGroup | None = None
-    forced: tuple[float, ...] = ()
-    jumps: frozenset[float] = frozenset()
+    step_times: tuple[float, ...] = ()
+    jump_times: frozenset[float] = frozenset()
     one_sided: bool = False
     interpolation: str = "cubic"
     dense: bool = False
     compile: bool = False
 
-    def side(self, start: float, end: float) -> float:
+    def time_direction(self, start: float, end: float) -> float:
         """``one_sided`` as steppers get it: the direction of time, or 0."""
         return math.copysign(1.0, end - start) if self.one_sided else 0.0
 
-    def stops(self, start: float, end: float) -> list[float]:
+    def stop_times(self, start: float, end: float) -> list[float]:
         """The times from ``start`` to ``end`` that a step must end at, the last one ``end``."""
-        inside = {time for time in self.forced if min(start, end) < time < max(start, end)}
+        inside = {time for time in self.step_times if min(start, end) < time < max(start, end)}
         return [*sorted(inside, reverse=end < start), end]
 
 

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
-from odebench.ode.arguments import number, shown
-from odebench.ode.once_differentiable import once
+from odebench.ode.arguments import as_number, short_repr
+from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.solution import Stats
 from odebench.ode.transforms import under_vmap
 
@@ -40,7 +40,7 @@ class StateLayout:
     autocast: torch.dtype | None
 
     @functools.cached_property
-    def single(self) -> bool:
+    def is_tensor(self) -> bool:
         """Whether the state is one tensor."""
         return self.structure.is_leaf()
 
@@ -50,31 +50,31 @@ class StateLayout:
         return self.structure == pytree.tree_structure(tuple(self.sizes))
 
     @functools.cached_property
-    def plain(self) -> tuple[Any, ...] | None:
+    def view_shape(self) -> tuple[Any, ...] | None:
         """The state's shape, as ``view`` takes it fastest, where f is called with one tensor and nothing else."""
-        if self.single and self.args_structure.num_children == 0 and self.autocast is None:
+        if self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None:
             return tuple(self.shapes[0]) or ((),)
         return None
 
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
-        return self.structured(self.parts(y))
+        return self.rebuild(self.split(y))
 
-    def parts(self, y: Tensor) -> list[Tensor]:
+    def split(self, y: Tensor) -> list[Tensor]:
         """The tensors of a flat state, in order; see ``unflatten``."""
         if y.dtype != self.dtype:
             y = y.to(self.dtype)
         batch = y.shape[:-1] if y.dim() > 1 else ()
-        parts = (y,) if self.single else y.split_with_sizes(self.sizes, dim=-1)
+        parts = (y,) if self.is_tensor else y.split_with_sizes(self.sizes, dim=-1)
         return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def structured(self, parts: Sequence[Tensor]) -> Any:
+    def rebuild(self, parts: Sequence[Tensor]) -> Any:
         """The user's structure of these tensors."""
-        if self.single:
+        if self.is_tensor:
             return parts[0]
         return tuple(parts) if self.is_tuple else pytree.tree_unflatten(parts, self.structure)
 
-    def arguments(self, args: Sequence[Tensor]) -> Any:
+    def rebuild_args(self, args: Sequence[Tensor]) -> Any:
         """The user's arguments, with these tensors."""
         if self.args_structure.num_children == 0:
             return ()
@@ -88,17 +88,17 @@ class StateLayout:
         if structure != self.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
         how: dict[str, Any] = {"dtype": like.real.dtype, "device": like.device}
-        return [x.to(**how) if isinstance(x, Tensor) else torch.tensor(number(name, x), **how) for x in leaves]
+        return [x.to(**how) if isinstance(x, Tensor) else torch.tensor(as_number(name, x), **how) for x in leaves]
 
-    def rate(
+    def evaluate_flat(
         self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
     ) -> Tensor:
         """dy/dt [N] at a flat state y [N], written to ``out`` [N] where that saves a copy; raises what ``evaluate``
         raises."""
-        if self.plain and y.dtype == self.dtype and y.dim() == 1:
+        if self.view_shape and y.dtype == self.dtype and y.dim() == 1:
             # The same in fewer calls, which would take as long as a small f.
-            return self._check(f(t, y.view(*self.plain)))[0].reshape(-1)
-        return flat(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
+            return self._check(f(t, y.view(*self.view_shape)))[0].reshape(-1)
+        return flatten(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
     def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of dy/dt at a state in the user's structure.
@@ -106,13 +106,13 @@ class StateLayout:
         Raises ValueError where f gives anything but a rate for each number of the state.
         """
         if self.autocast is None:
-            return self._check(f(t, state, *self.arguments(args)))
+            return self._check(f(t, state, *self.rebuild_args(args)))
         # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
         with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
-            return self._check(f(t, state, *self.arguments(args)))
+            return self._check(f(t, state, *self.rebuild_args(args)))
 
     def _check(self, rate: Any) -> Sequence[Tensor]:
-        if self.single and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
+        if self.is_tensor and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
             return (rate,)
         if self.is_tuple and type(rate) is tuple and len(rate) == len(self.shapes):
             leaves: Sequence[Any] = rate
@@ -135,16 +135,16 @@ class StateLayout:
 class EvaluationGraph:
     """One evaluation of f with its graph, in the user's tensors: flattening would make that of a small f much longer.
 
-    leaves: the tensors of the state, which the graph starts from. rates: those of dy/dt.
+    leaves: the tensors of the state, which the graph starts from. outputs: the tensors of dy/dt.
     """
 
     leaves: Sequence[Tensor]
-    rates: Sequence[Tensor]
+    outputs: Sequence[Tensor]
 
-    def gradients(self, gradient: Tensor) -> list[Tensor]:
-        """dL/d rates from dL/d(dy/dt) [N]."""
-        parts = (gradient,) if len(self.rates) == 1 else gradient.split_with_sizes([r.numel() for r in self.rates])
-        like = zip(parts, self.rates, strict=True)
+    def grad_outputs(self, gradient: Tensor) -> list[Tensor]:
+        """The gradient of the loss with respect to each output, from that of the flat dy/dt [N]."""
+        parts = (gradient,) if len(self.outputs) == 1 else gradient.split_with_sizes([r.numel() for r in self.outputs])
+        like = zip(parts, self.outputs, strict=True)
         return [part.view_as(r) if part.dtype == r.dtype else part.view_as(r).to(r.dtype) for part, r in like]
 
 
@@ -152,14 +152,14 @@ class EvaluationGraph:
 class FieldArguments:
     """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``.
 
-    numbers: makes a tensor of times and step sizes.
+    to_tensor: makes a tensor of times and step sizes.
     """
 
     f: Callable[..., Any]
     layout: StateLayout
     args: Sequence[Tensor]
     stats: Stats
-    numbers: Callable[[Sequence[float]], Tensor]
+    to_tensor: Callable[[Sequence[float]], Tensor]
 
 
 class InitialValueProblem:
@@ -199,11 +199,11 @@ class InitialValueProblem:
             constants=tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves),
             autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         )
-        self.y0 = flat(leaves)
+        self.y0 = flatten(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         self.time_dtype = self.y0.real.dtype
-        self.t = as_tensor(t)
+        self.t = times_as_tensor(t)
         self.times = _check_times(self.t)
         self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
         self.stats = Stats()
@@ -216,17 +216,17 @@ class InitialValueProblem:
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
         self.stats.nfe += 1
-        return self.rate(t, y, self.args, out)
+        return self.evaluate(t, y, self.args, out)
 
-    def pure(self) -> "FieldArguments":
-        """What a compiled step makes evaluations of."""
-        return FieldArguments(self.f, self.layout, self.args, self.stats, self.numbers)
+    def field_arguments(self) -> "FieldArguments":
+        """f and its arguments, for a compiled step."""
+        return FieldArguments(self.f, self.layout, self.args, self.stats, self.to_tensor)
 
-    def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
+    def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors on the state's device."""
-        return self.numbers(times).unbind()
+        return self.to_tensor(times).unbind()
 
-    def numbers(self, values: Sequence[float]) -> Tensor:
+    def to_tensor(self, values: Sequence[float]) -> Tensor:
         """The same and step sizes, [len(values)]."""
         device = self.y0.device
         if device.type == "cpu":
@@ -234,54 +234,54 @@ class InitialValueProblem:
         # Filled there: a copy from the host would wait for the device.
         return torch.stack([torch.full((), value, dtype=self.time_dtype, device=device) for value in values])
 
-    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
         version = None if y.is_inference() else y._version
-        rate = self.layout.rate(self.f, t, y, args, out)
+        rate = self.layout.evaluate_flat(self.f, t, y, args, out)
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
             )
         return rate
 
-    def graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
-        """The same with its graph, whatever the mode."""
-        leaves = [part.detach().requires_grad_() for part in self.layout.parts(y)]
+    def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
+        """One evaluation with its graph, even under ``torch.no_grad``; not counted."""
+        leaves = [part.detach().requires_grad_() for part in self.layout.split(y)]
         with torch.enable_grad():
-            return EvaluationGraph(leaves, self.layout.evaluate(self.f, t, self.layout.structured(leaves), args))
+            return EvaluationGraph(leaves, self.layout.evaluate(self.f, t, self.layout.rebuild(leaves), args))
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """A tolerance as a number, or as [N] where it was given in the structure of the state."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
-        return flat([expanded(name, x, shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)])
+        return flatten([expand_tolerance(name, x, shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)])
 
-    def time_shift(self, i: int, y: Tensor) -> Tensor:
+    def time_derivative_term(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
         with torch.no_grad():
             # Without y's graph, which f could not differentiate by here.
-            f = self(self.clock([self.times[i]])[0], y.detach())
-        return (once(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
+            f = self(self.time_tensors([self.times[i]])[0], y.detach())
+        return (first_derivative_only(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state; see ``StateLayout``."""
         return self.layout.unflatten(y)
 
 
-def noisy_layers(f: Callable[..., Any]) -> list[str]:
+def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
     """The layers of f that give another result at every evaluation: batch normalisation, which learns from each, and
     dropout, in training mode. Found in a module, and among what a function or a method names."""
     return [
         f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
-        for held, owner in _named_by(f)
+        for held, owner in _referenced_objects(f)
         if isinstance(owner, nn.Module)
         for name, layer in owner.named_modules()
         if layer.training and (isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0))
     ]
 
 
-def _named_by(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
+def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
     """f and what it names, as far as one can tell without calling it; of an object what the method names of it, which
     may hold other layers besides.
 
@@ -290,7 +290,7 @@ def _named_by(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any
     if isinstance(f, nn.Module):
         return [("", f)]
     if isinstance(f, functools.partial):
-        return [*_named_by(f.func), *(("", value) for value in f.args), *f.keywords.items()]
+        return [*_referenced_objects(f.func), *(("", value) for value in f.args), *f.keywords.items()]
     if isinstance(f, types.FunctionType):
         cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
         held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
@@ -300,12 +300,12 @@ def _named_by(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any
     if not isinstance(function, types.FunctionType) or function in seen:
         return []
     attributes = {**getattr(owner, "__dict__", {}), **getattr(owner, "_modules", {})}
-    found = _named_by(function)
+    found = _referenced_objects(function)
     for name in function.__code__.co_names:
         if name in attributes:
             found.append((name, attributes[name]))
         elif isinstance(other := getattr(type(owner), name, None), types.FunctionType):
-            found += _named_by(types.MethodType(other, owner), seen | {function})
+            found += _referenced_objects(types.MethodType(other, owner), seen | {function})
     return found
 
 
@@ -315,17 +315,17 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
-def refuse_noisy_layers(f: Callable[..., Any]) -> None:
-    """Raises ValueError where f has ``noisy_layers``: error control would see noise, and statistics would be updated
-    at every evaluation."""
-    if layers := noisy_layers(f):
+def refuse_layers_in_training_mode(f: Callable[..., Any]) -> None:
+    """Raises ValueError where f has ``layers_in_training_mode``: the error estimate would be noisy, and the statistics
+    of batch normalisation would be updated at every evaluation."""
+    if layers := layers_in_training_mode(f):
         raise ValueError(
             f"f has {layers[0]} in training mode, which changes at every evaluation; call .eval() on it for the solve, "
             "take it out of f, or use GroupNorm or LayerNorm"
         )
 
 
-def as_tensor(t: Any) -> Tensor:
+def times_as_tensor(t: Any) -> Tensor:
     """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times, ValueError
     for those that ``torch.func.vmap`` hides."""
     if isinstance(t, Tensor):
@@ -336,17 +336,17 @@ def as_tensor(t: Any) -> Tensor:
             )
         return t
     if not hasattr(t, "__iter__") or isinstance(t, str | dict | set):
-        raise TypeError(f"t must be a tensor or a list of two or more times, got {shown(t)}")
+        raise TypeError(f"t must be a tensor or a list of two or more times, got {short_repr(t)}")
     t = list(t)
     try:
         if any(isinstance(time, Tensor) for time in t):
             return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
         return torch.tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"t must be a tensor or a list of numbers, got {shown(t)}") from error
+        raise TypeError(f"t must be a tensor or a list of numbers, got {short_repr(t)}") from error
 
 
-def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """The numbers [N] of some tensors, one after the other, in their dtype or another; several are joined in ``out``
     [N], where it is given."""
     if len(leaves) == 1:
@@ -357,7 +357,7 @@ def flat(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor
     return y if dtype is None or y.dtype == dtype else y.to(dtype)
 
 
-def expanded(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
+def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
     """A tolerance for each number of a tensor of the state. Raises ValueError where its shape does not allow that."""
     try:
         return tolerance.expand(shape)

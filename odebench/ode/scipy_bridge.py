@@ -61,7 +61,7 @@ def solve_span(
 
 
 def _check(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
-    lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.forced)}
+    lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.step_times)}
     if method.solver not in ("LSODA", "vode_adams"):
         lacks["min_step"] = plan.min_step > 0
     for what, wanted in lacks.items():
@@ -92,7 +92,7 @@ class _FieldAdapter:
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
         """dy/dt; raises NonFiniteError, and ValueError where it wants a gradient."""
-        (time,) = self._field.clock([float(t)])
+        (time,) = self._field.time_tensors([float(t)])
         rate = self._field(time, self.state(y), True)
         if rate.requires_grad and torch.is_grad_enabled():
             raise ValueError(_no_gradient(self._method))

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import TooManyStepsError, finite_times, number, positive, shown, whole_number
+from odebench.ode.arguments import (
+    TooManyStepsError,
+    as_finite_times,
+    as_number,
+    as_positive,
+    as_positive_integer,
+    short_repr,
+)
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
@@ -24,9 +31,9 @@ from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
 from odebench.ode.plan import SolvePlan, even_grid
-from odebench.ode.problem import InitialValueProblem, refuse_noisy_layers
+from odebench.ode.problem import InitialValueProblem, refuse_layers_in_training_mode
 from odebench.ode.solution import Solution, SolveError, Status
-from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
+from odebench.ode.transforms import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
 
 def solve(
@@ -97,23 +104,23 @@ def solve(
     if group is not None and (stepping != "shared" or not isinstance(find_method(method), Tableau)):
         raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
     if group is not None and not isinstance(group, ProcessGroup):
-        raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {shown(group)}")
-    refuse_noisy_layers(f)
-    jumps = finite_times("jump_t", jump_t)
+        raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
+    refuse_layers_in_training_mode(f)
+    jumps = as_finite_times("jump_t", jump_t)
     problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, whole(args))
     plan = SolvePlan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
         grid=None,
-        first_step=None if first_step is None else positive("first_step", first_step),
-        min_step=number("min_step", min_step),
-        max_step=positive("max_step", max_step),
-        max_steps=whole_number("max_steps", max_steps),
+        first_step=None if first_step is None else as_positive("first_step", first_step),
+        min_step=as_number("min_step", min_step),
+        max_step=as_positive("max_step", max_step),
+        max_steps=as_positive_integer("max_steps", max_steps),
         controller=find_controller(controller),
         norm=rms_over(group),
         group=group,
-        forced=(*finite_times("step_t", step_t), *jumps),
-        jumps=frozenset(jumps),
+        step_times=(*as_finite_times("step_t", step_t), *jumps),
+        jump_times=frozenset(jumps),
         one_sided=len(jumps) > 0,
         dense=dense,
         compile=compile,
@@ -122,34 +129,34 @@ def solve(
     if isinstance(problem, RowProblem):
         solution = solve_rows(problem, plan, gradient, event)
     else:
-        solution = run(problem, plan, find_mode(gradient), watch=EventDetector.of(event, problem))
+        solution = solve_problem(problem, plan, find_gradient_mode(gradient), detector=EventDetector.of(event, problem))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
 
 
-def run(
+def solve_problem(
     problem: InitialValueProblem,
     plan: SolvePlan,
     mode: Mode,
     observers: tuple[Observer, ...] = (),
-    watch: EventDetector | None = None,
+    detector: EventDetector | None = None,
 ) -> Solution:
     """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
-    if transformed():
+    if transform_active():
         _check_transforms(problem, plan, mode)
-    time_wants_gradient = wants_derivative(problem.t)
+    time_wants_gradient = needs_derivative(problem.t)
     if time_wants_gradient:
         initial = problem.y0
-        problem.y0 = initial - problem.time_shift(0, initial)
-    result = mode.integrate(problem, plan, observers, watch)
+        problem.y0 = initial - problem.time_derivative_term(0, initial)
+    result = mode.integrate(problem, plan, observers, detector)
     states, outcome = result.states, result.outcome
-    events = watch.collect(result.hits, states) if watch else ()
+    events = detector.collect(result.hits, states) if detector else ()
     if result.hits:
         states = states[result.rows]
         outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.rows, outcome.reached))
     if time_wants_gradient:
-        later = [states[i] + problem.time_shift(i, states[i]) for i in range(1, outcome.reached)]
+        later = [states[i] + problem.time_derivative_term(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
     dense = None
     if plan.dense and result.pieces:
@@ -169,10 +176,10 @@ def run(
 def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Mode) -> None:
     """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     _check_method(plan.method, plan.compile)
-    check_gradient(mode.name)
+    check_mode_under_transform(mode.name)
     with torch.no_grad():
         # One evaluation more: f may reach the batch by its closure alone.
-        rate = problem.rate(problem.clock(problem.times[:1])[0], problem.y0, problem.args)
+        rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     _check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
 
 
@@ -212,13 +219,13 @@ def find_controller(controller: str | Controller) -> Controller:
     return CONTROLLERS[controller]
 
 
-def find_mode(gradient: str | Mode) -> Mode:
+def find_gradient_mode(gradient: str | Mode) -> Mode:
     """A gradient mode by its name. Raises ValueError where there is none, TypeError for what is neither."""
     if not isinstance(gradient, str):
         if isinstance(gradient, type) or not hasattr(gradient, "integrate"):
             raise TypeError(
                 "gradient must be a name, or a mode with its options, such as Checkpoint(checkpoints=8), got "
-                + shown(gradient)
+                + short_repr(gradient)
             )
         return gradient
     if gradient not in GRADIENTS:
@@ -239,10 +246,10 @@ def _with_fixed_steps(
     else:
         span = abs(problem.times[-1] - problem.times[0])
     if step_size is not None:
-        size = positive("step_size", step_size)
+        size = as_positive("step_size", step_size)
         grid = even_grid(size)
     else:
-        count = whole_number("steps", steps)
+        count = as_positive_integer("steps", steps)
         size = span / count
         grid = counted_grid(count) if isinstance(problem, RowProblem) else even_grid(size)
     # Before a grid of so many points is made; a little more is rounding.

@@ -16,20 +16,20 @@ def under_vmap(x: Tensor) -> bool:
     return False
 
 
-def wants_derivative(x: Tensor) -> bool:
+def needs_derivative(x: Tensor) -> bool:
     """Whether a derivative with respect to x is wanted: backward, where gradients are on, or forward."""
     if torch.is_grad_enabled() and x.requires_grad:
         return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
-def transformed() -> bool:
+def transform_active() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: then what f gives may hold more than memory made
     before has room for."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def check_gradient(name: str) -> None:
+def check_mode_under_transform(name: str) -> None:
     """Raises ValueError for a gradient mode, by its name, whose backward pass is written by hand."""
     if name != "backprop" and torch.is_grad_enabled():
         raise ValueError(

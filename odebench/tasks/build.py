@@ -21,7 +21,7 @@ from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
 from odebench.ode.arguments import TooManyStepsError
 from odebench.ode.per_sample import whole
-from odebench.ode.problem import as_tensor, refuse_noisy_layers
+from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
 
 # Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
 _ROUND_OFF = 1e-2
@@ -101,7 +101,7 @@ class ConfiguredSolver:
         # A function may be new at every solve; its code is not.
         tried = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
         if tried not in self._tried_fields:
-            _refuse_redrawn_noise(f, y0, as_tensor(t), more.get("args", ()))
+            _refuse_redrawn_noise(f, y0, times_as_tensor(t), more.get("args", ()))
             self._tried_fields.add(tried)
         options = self._options | more
         trains = self._differentiable and torch.is_grad_enabled()
@@ -139,7 +139,7 @@ def _refuse_redrawn_noise(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) 
     evaluated there again: all evaluations of a solve must be of one function, or error control sees the noise and
     takes ever smaller steps."""
     try:
-        refuse_noisy_layers(f)
+        refuse_layers_in_training_mode(f)
     except ValueError as error:
         raise UsageError(f"model: {error}", "model") from error
     state = tree_leaves(y0)[0]

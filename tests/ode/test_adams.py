@@ -281,8 +281,8 @@ def test_the_extension_has_an_order_more_than_the_predictor():
         for h in (0.1, 0.05):
             stepper = stepper_with_history(exact, k, h)
             y_next = stepper.attempt(1.0, h, exact(1.0), last=False)
-            extension = stepper.extension(1.0, 1.0 + h, exact(1.0), y_next, "cubic")
-            found = torch.stack((*extension.at([0.3, 0.8]), y_next))
+            interpolant = stepper.interpolant(1.0, 1.0 + h, exact(1.0), y_next, "cubic")
+            found = torch.stack((*interpolant.at([0.3, 0.8]), y_next))
             errors.append(float((found - exact([1 + 0.3 * h, 1 + 0.8 * h, 1 + h])).abs().max()))
         assert math.log2(errors[0] / errors[1]) > k + 2 - 0.35
 

@@ -23,7 +23,7 @@ class Mode(Protocol):
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, with the graph that gives this mode's gradient.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from odebench.ode.arguments import number, whole_number
+from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import EventDetector
@@ -26,7 +26,7 @@ from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.steppers import find_method, make_stepper
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
@@ -61,10 +61,10 @@ class Adjoint:
     def __post_init__(self) -> None:
         for option in ("rtol", "atol"):
             value = getattr(self, option)
-            if value is not None and not number(option, value) >= 0:
+            if value is not None and not as_number(option, value) >= 0:
                 raise ValueError(f"gradient={self.name!r}: {option} must not be negative, got {value}")
         if self.steps is not None:
-            whole_number("steps", self.steps)
+            as_positive_integer("steps", self.steps)
         if self.norm not in ("semi", "full"):
             raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
 
@@ -73,18 +73,20 @@ class Adjoint:
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
         Raises ValueError where f reaches a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
+            return integrate(
+                problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector
+            )
         first = first_evaluation(problem, self.name)
         results: list[IntegrationResult] = []
         states = _AdjointSolve.apply(
-            self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
+            self, problem, plan, observers, detector, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
@@ -130,7 +132,7 @@ class _AdjointSolve(torch.autograd.Function):
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: EventDetector | None,
+        detector: EventDetector | None,
         first: FirstEvaluation,
         results: list[IntegrationResult],
         y0: Tensor,
@@ -138,7 +140,7 @@ class _AdjointSolve(torch.autograd.Function):
     ) -> Tensor:
         forward_plan = dataclasses.replace(plan, dense=True) if mode.dense else plan
         result = integrate(
-            problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, watch=watch
+            problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, detector=detector
         )
         results.append(result)
         ctx.path = DenseOutput(result.pieces, lambda y: y) if mode.dense and result.pieces else None
@@ -154,7 +156,7 @@ class _AdjointSolve(torch.autograd.Function):
         return result.states
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, *tensors = ctx.saved_tensors
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
@@ -213,7 +215,13 @@ def integrate_back(
     """
     if field.quadrature == "nodes" and stepper is None:
         stepper = make_stepper(
-            plan.method, field, z, one_sided=plan.side(*span), tolerance=plan.tolerance, norm=plan.norm, stats=stats
+            plan.method,
+            field,
+            z,
+            one_sided=plan.time_direction(*span),
+            tolerance=plan.tolerance,
+            norm=plan.norm,
+            stats=stats,
         )
     observer: Observer = StageQuadrature(field, plan.method, size)
     if isinstance(stepper, CompiledAdjoint):

@@ -12,7 +12,7 @@ from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.captured_tensors import Targets
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import JacobianBlock, as_like, as_real, linearize_rate, real_size
-from odebench.ode.problem import InitialValueProblem, flat
+from odebench.ode.problem import InitialValueProblem, flatten
 from odebench.ode.solution import Stats
 
 Quadrature = Literal["stages", "nodes"] | None
@@ -53,7 +53,7 @@ class AdjointField:
     ) -> None:
         self._problem, self._targets, self._path, self.quadrature = problem, targets, path, quadrature
         self._n = len(problem.y0)
-        self.clock = problem.clock
+        self.time_tensors = problem.time_tensors
         self.integrands: list[list[Tensor] | None] = []
 
     def start(self, y: Tensor, a: Tensor) -> Tensor:
@@ -77,25 +77,25 @@ class AdjointField:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
         self._count()
-        graph = self._problem.graph(t, y, self._targets.args)
-        self._targets.check(graph.rates, t, graph.leaves)
+        graph = self._problem.evaluate_with_graph(t, y, self._targets.args)
+        self._targets.check(graph.outputs, t, graph.leaves)
         # One call for the state's and the parameters' gradients: two would walk the same chain twice.
         gathers = self.quadrature is None or (counts and self.quadrature == "stages")
         inputs = [*graph.leaves, *self._targets.wanted] if gathers else list(graph.leaves)
-        pairs = [(r, g) for r, g in zip(graph.rates, graph.gradients(a), strict=True) if r.requires_grad]
+        pairs = [(r, g) for r, g in zip(graph.outputs, graph.grad_outputs(a), strict=True) if r.requires_grad]
         pulled: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:
             rates, gradients = zip(*pairs, strict=True)
             pulled = torch.autograd.grad(rates, inputs, gradients, allow_unused=True)
         found = [torch.zeros_like(x) if part is None else part for x, part in zip(inputs, pulled, strict=True)]
         n = len(graph.leaves)
-        parts = [rate.detach() for rate in graph.rates] if self._path is None else []
+        parts = [rate.detach() for rate in graph.outputs] if self._path is None else []
         parts += map(torch.neg, found[:n])
         if self.quadrature == "stages":
             self.integrands.append(found[n:] if counts else None)
         else:
             parts += map(torch.neg, packed(found[n:], a))
-        return flat(parts, a.dtype, out)
+        return flatten(parts, a.dtype, out)
 
     def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
         """a^T df/dtheta of every target."""
@@ -139,7 +139,7 @@ class AdjointField:
 
     def _rate(self, t: Tensor, y: Tensor) -> Tensor:
         self._count()
-        return self._problem.rate(t, y, self._targets.args)
+        return self._problem.evaluate(t, y, self._targets.args)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and a, both [N], at the time t."""

@@ -23,7 +23,9 @@ class Backprop:
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, with their graph."""
-        return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
+        return integrate(
+            problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector
+        )

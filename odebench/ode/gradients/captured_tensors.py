@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.weak import TensorWeakRef
 
-from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flat
+from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flatten
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
     hand-written backward pass and is refused, in the name of the gradient ``mode``.
     """
     y, args = problem.y0.detach().requires_grad_(), [leaf(arg) for arg in problem.args]
-    (t,) = problem.clock(problem.times[:1])
+    (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
         # Autograd numbers its nodes in the order they are made: a smaller number was made before f ran.
         fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
         assert fence is not None
         problem.stats.nfe += 1
-        f = problem.rate(t, y, args)
+        f = problem.evaluate(t, y, args)
     found = leaves(f, mode, fence._sequence_nr())
     f = f if with_graph else f.detach()
     own = set(map(id, (y, *args)))
@@ -150,9 +150,9 @@ class Targets:
 
     def pull(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
         """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""
-        self.check(graph.rates, t, graph.leaves)
-        pulled = self.pull_all(graph.leaves, graph.rates, graph.gradients(gradient), retain)
-        return flat(pulled, gradient.dtype)
+        self.check(graph.outputs, t, graph.leaves)
+        pulled = self.pull_all(graph.leaves, graph.outputs, graph.grad_outputs(gradient), retain)
+        return flatten(pulled, gradient.dtype)
 
     def pull_all(
         self, state: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from odebench.ode.arguments import whole_number
+from odebench.ode.arguments import as_positive_integer
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.reverse import Outputs, reverse_stages
@@ -27,7 +27,7 @@ from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.steppers import make_stepper
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Stats
@@ -55,7 +55,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if self.checkpoints is not None:
-            whole_number("checkpoints", self.checkpoints)
+            as_positive_integer("checkpoints", self.checkpoints)
         if self.recompute not in ("step", "stage"):
             raise ValueError(f"recompute must be 'step' or 'stage', got {self.recompute!r}")
         if self.keep not in ("states", "graphs"):
@@ -68,7 +68,7 @@ class Checkpoint:
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
@@ -86,20 +86,22 @@ class Checkpoint:
                 raise ValueError(
                     f"gradient='checkpoint': recompute and keep are for explicit methods, not for {method.name}"
                 )
-        if self.keep == "graphs" and plan.jumps:
+        if self.keep == "graphs" and plan.jump_times:
             raise ValueError("gradient='checkpoint': keep='graphs' has no jumps; leave keep out")
-        if self.keep == "graphs" and watch is not None and plan.tolerance is None:
+        if self.keep == "graphs" and detector is not None and plan.tolerance is None:
             raise ValueError("gradient='checkpoint': keep='graphs' has no events at fixed steps; leave keep out")
         if plan.compile and (self.keep == "graphs" or self.recompute == "stage"):
             raise ValueError(
                 "gradient='checkpoint': a compiled step has no graphs of its own; leave keep and recompute out"
             )
         if not torch.is_grad_enabled():
-            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers, watch=watch)
+            return integrate(
+                problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector
+            )
         first = first_evaluation(problem, self.name, with_graph=self.keep == "graphs")
         results: list[IntegrationResult] = []
         states = _CheckpointSolve.apply(
-            self, problem, plan, observers, watch, first, results, problem.y0, *first.parameters, *problem.args
+            self, problem, plan, observers, detector, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 
@@ -112,7 +114,7 @@ class _CheckpointSolve(torch.autograd.Function):
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...],
-        watch: EventDetector | None,
+        detector: EventDetector | None,
         first: FirstEvaluation,
         results: list[IntegrationResult],
         y0: Tensor,
@@ -132,7 +134,7 @@ class _CheckpointSolve(torch.autograd.Function):
             problem.stats,
             f=first.f.detach(),
             observers=(*observers, tape),
-            watch=watch,
+            detector=detector,
         )
         tape.close(result.end)
         results.append(result)
@@ -145,7 +147,7 @@ class _CheckpointSolve(torch.autograd.Function):
         return result.states
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         problem, plan, tape, mode = ctx.problem, ctx.plan, ctx.tape, ctx.mode
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
@@ -195,7 +197,7 @@ def _recompute(
         stepper.start(step.t, y, None)
         y_next = stepper.attempt(step.t, step.h, y, True)
         if needs_last:
-            stepper.extension(step.t, step.t_next, y, y_next, plan.interpolation)
+            stepper.interpolant(step.t, step.t_next, y, y_next, plan.interpolation)
         if not with_graphs:
             field.recording = False
         yield n, field.stages
@@ -222,8 +224,8 @@ def _reverse_steps(plan: SolvePlan, tape: StateTape, field: StageField, targets:
             stepper.start(step.t, y, None)
             results = [stepper.attempt(step.t, step.h, y, True)]
             if thetas:
-                extension = stepper.extension(step.t, step.t_next, y, results[0], plan.interpolation)
-                results.append(extension.at(thetas))
-        targets.check(results, field.clock([step.t])[0], [y])
+                interpolant = stepper.interpolant(step.t, step.t_next, y, results[0], plan.interpolation)
+                results.append(interpolant.at(thetas))
+        targets.check(results, field.time_tensors([step.t])[0], [y])
         (a,) = targets.pull_all([y], results, [a, gradients][: len(results)])
     return a

@@ -51,7 +51,7 @@ class CompiledAdjoint:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [2N] at t + h."""
         self._stats.nfe += self._method.stages
-        numbers = self._problem.numbers([h, *(t + c_i * h for c_i in self._method.c)])
+        numbers = self._problem.to_tensor([h, *(t + c_i * h for c_i in self._method.c)])
         y_next, self._error, *self.gathered = self._step(numbers, y, self._parameters, self._args)
         return y_next
 
@@ -112,7 +112,7 @@ def _compile(
     device_type: str,
 ) -> StepFunction:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
-    fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
+    fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(numbers: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:
         h, *clock = numbers.unbind()
@@ -124,7 +124,7 @@ def _compile(
                 for i, value in zip(wanted, inputs[len(names) :], strict=True):
                     given[i] = value
                 state = dict(zip(names, inputs, strict=False))
-                return layout.rate(lambda *called: functional_call(f, state, called), t, y, given)
+                return layout.evaluate_flat(lambda *called: functional_call(f, state, called), t, y, given)
 
             return vjp(rate, y, *inputs) if gathers else vjp(lambda y: rate(y, *inputs), y)
 

@@ -20,7 +20,7 @@ from odebench.ode.methods import METHODS
 from odebench.ode.methods.explicit_stepper import StageList
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.reversible_stepper import evaluate_stages
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Stats
@@ -45,15 +45,15 @@ class ReversibleGradient:
         problem: InitialValueProblem,
         plan: SolvePlan,
         observers: tuple[Observer, ...] = (),
-        watch: EventDetector | None = None,
+        detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
         Raises ValueError for a method that is not reversible, for events, dense output and jumps, and where f reaches
         a tensor whose gradient this mode would lose.
         """
-        _refuse(plan, watch)
-        plan = dataclasses.replace(plan, forced=(*plan.forced, *problem.times))
+        _refuse(plan, detector)
+        plan = dataclasses.replace(plan, step_times=(*plan.step_times, *problem.times))
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
         first = first_evaluation(problem, self.name)
@@ -71,7 +71,7 @@ class ReversibleGradient:
         return dataclasses.replace(results[0], states=states)
 
 
-def _refuse(plan: SolvePlan, watch: EventDetector | None) -> None:
+def _refuse(plan: SolvePlan, detector: EventDetector | None) -> None:
     """Raises ValueError for what the mode has no gradient for."""
     if not plan.method.reversible:
         names = ", ".join(name for name, method in METHODS.items() if method.reversible)
@@ -80,9 +80,9 @@ def _refuse(plan: SolvePlan, watch: EventDetector | None) -> None:
             f"reversible method ({names})"
         )
     for what, given in {
-        "events": watch is not None,
+        "events": detector is not None,
         "dense output": plan.dense,
-        "jump_t": plan.jumps or plan.one_sided,
+        "jump_t": plan.jump_times or plan.one_sided,
     }.items():
         if given:
             raise ValueError(f"gradient='reversible' has no {what}; use gradient='backprop'")
@@ -134,7 +134,7 @@ class _ReversibleSolve(torch.autograd.Function):
         return results[0].states
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         y, half, _, *tensors = ctx.saved_tensors
         problem, steps = ctx.problem, ctx.steps
@@ -167,19 +167,19 @@ class BackwardField:
 
     def __init__(self, problem: InitialValueProblem, targets: Targets, stats: Stats) -> None:
         self._problem, self._targets, self._stats = problem, targets, stats
-        self.clock = problem.clock
+        self.time_tensors = problem.time_tensors
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at y [N]."""
         self._stats.nfe += 1
-        return self._problem.rate(t, y, self._targets.args)
+        return self._problem.evaluate(t, y, self._targets.args)
 
     def linearize(self, t: float, function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, "Pull"]:
         """The value [N] of a function made of the field near t, at y [N], and its ``Pull``."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             value = function(y)
-        self._targets.check([value], self.clock([t])[0], [y])
+        self._targets.check([value], self.time_tensors([t])[0], [y])
         return value.detach(), lambda gradient: self._targets.pull_all([y], [value], [gradient])[0]
 
 
@@ -226,7 +226,7 @@ class CoupledRetrace:
 
     def _increment(self, t: float, h: float, y: Tensor) -> Tensor:
         stages, step = StageList(), self._step
-        clock = self._field.clock([t + c_i * h for c_i in step.c])
+        clock = self._field.time_tensors([t + c_i * h for c_i in step.c])
         evaluate_stages(stages, step, self._field, clock, y, h)
         return stages.combine(torch.zeros_like(y), step.b, h)
 
@@ -265,7 +265,7 @@ class AsynchronousLeapfrogRetrace:
         return self.grad + pull(self._grad_half)
 
     def _evaluate(self, t: float, y: Tensor) -> tuple[Tensor, Pull]:
-        return self._field.linearize(t, lambda y: self._field(self._field.clock([t])[0], y), y)
+        return self._field.linearize(t, lambda y: self._field(self._field.time_tensors([t])[0], y), y)
 
 
 class ReversibleHeunRetrace:
@@ -296,7 +296,7 @@ class ReversibleHeunRetrace:
         return self.grad + self._grad_half + self._pull(self._grad_slope)
 
     def _evaluate(self, t: float, y: Tensor) -> tuple[Tensor, Pull]:
-        return self._field.linearize(t, lambda y: self._field(self._field.clock([t])[0], y), y)
+        return self._field.linearize(t, lambda y: self._field(self._field.time_tensors([t])[0], y), y)
 
 
 RETRACES: dict[type, Callable[..., Retrace]] = {

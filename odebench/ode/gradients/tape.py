@@ -10,7 +10,7 @@ from torch import Tensor
 from odebench.ode.gradients.captured_tensors import FirstEvaluation
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
-from odebench.ode.problem import EvaluationGraph, FieldArguments, InitialValueProblem, flat
+from odebench.ode.problem import EvaluationGraph, FieldArguments, InitialValueProblem, flatten
 from odebench.ode.solution import Stats
 
 
@@ -39,8 +39,8 @@ class Tape:
         """Costs nothing backward."""
 
     def side(self, plan: SolvePlan) -> float:
-        """See ``SolvePlan.side``."""
-        return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
+        """See ``SolvePlan.time_direction``."""
+        return plan.time_direction(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def close(self, end: float) -> None:
         """The solve is over; its last step that counts ended there."""
@@ -151,7 +151,7 @@ class StageField:
     def __init__(self, problem: InitialValueProblem, args: Sequence[Tensor], stats: Stats, recording: bool) -> None:
         self.recording, self.with_graphs = recording, True
         self.stages: list[Stage] = []
-        self.clock = problem.clock
+        self.time_tensors = problem.time_tensors
         self._problem, self._args, self._stats = problem, args, stats
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
@@ -159,20 +159,20 @@ class StageField:
         if self.recording and self.with_graphs:
             graph = self.graph(t, y)
             self.stages.append(Stage(t, y, graph))
-            return flat([rate.detach() for rate in graph.rates], y.dtype, out)
+            return flatten([rate.detach() for rate in graph.outputs], y.dtype, out)
         if self.recording:
             self.stages.append(Stage(t, y, None))
         self._stats.nfe += 1
-        return self._problem.rate(t, y, self._args, out)
+        return self._problem.evaluate(t, y, self._args, out)
 
-    def pure(self) -> FieldArguments:
-        """See ``InitialValueProblem.pure``."""
-        return dataclasses.replace(self._problem.pure(), args=self._args, stats=self._stats)
+    def field_arguments(self) -> FieldArguments:
+        """See ``InitialValueProblem.field_arguments``."""
+        return dataclasses.replace(self._problem.field_arguments(), args=self._args, stats=self._stats)
 
     def graph(self, t: Tensor, y: Tensor) -> EvaluationGraph:
         """One evaluation with a graph of its own."""
         self._stats.nfe += 1
-        return self._problem.graph(t, y, self._args)
+        return self._problem.evaluate_with_graph(t, y, self._args)
 
 
 class GraphTape(Tape):
@@ -229,5 +229,5 @@ def shares_last_stage(plan: SolvePlan, tape: Tape, n: int) -> bool:
     """Whether the last stage of step n is the first of step n + 1 and gets its gradient there."""
     method = plan.method
     assert isinstance(method, Tableau)
-    follows = n + 1 < len(tape.steps) and tape.steps[n].t_next not in plan.jumps
+    follows = n + 1 < len(tape.steps) and tape.steps[n].t_next not in plan.jump_times
     return method.fsal and not method.extra_c and follows

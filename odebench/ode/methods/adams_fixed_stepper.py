@@ -63,7 +63,7 @@ class FixedOrderAdamsStepper:
         """None: the steps are fixed."""
         raise AssertionError("fixed steps have no error estimate")
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The integral of the polynomial that the step integrates; cubic Hermite in a step of the start."""
         h = t_next - t
         if interpolation == "linear" or not self._nodes:

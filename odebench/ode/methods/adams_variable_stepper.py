@@ -150,7 +150,7 @@ class VariableOrderAdamsStepper:
             return 1, higher
         return 0, ratio
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The integral of the polynomial that the corrector integrates, of order k + 1."""
         known = (1.0, *self._weights.nodes)
         weights = tuple(map(tuple, adams.integrals(known)))

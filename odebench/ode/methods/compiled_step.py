@@ -51,7 +51,7 @@ class CompiledStep:
         """y at t + h, the last stage, and the error, all [N], or the error measured, which has no graph; then, if
         wanted, all stages [s, N]."""
         self._field.stats.nfe += len(self._c)
-        numbers = self._field.numbers([h, *(t + c_i * h for c_i in self._c)])
+        numbers = self._field.to_tensor([h, *(t + c_i * h for c_i in self._c)])
         return self._step(numbers, y, k0, list(self._field.args), self._tolerance)
 
 
@@ -61,7 +61,7 @@ def _compile(
     f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
 ) -> StepFunction:
     # Known before they are traced: where a cached property is made, torch would cut the step in two.
-    fsal, _, _, _ = method.fsal, layout.single, layout.is_tuple, layout.plain
+    fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(
         numbers: Tensor, y: Tensor, k0: Tensor, args: list[Tensor], tolerance: Tensor | None
@@ -71,7 +71,7 @@ def _compile(
         for i, time in enumerate(clock, start=1):
             y_next = y + h * weighted_sum(method.a[i], stages)
             time = torch.nextafter(time, time - h) if one_sided and method.c[i] == 1 else time
-            stages.append(layout.rate(f, time, y_next, args))
+            stages.append(layout.evaluate_flat(f, time, y_next, args))
         if not fsal:
             y_next = y + h * weighted_sum(method.b, stages)
         error = y.new_zeros(())

@@ -16,7 +16,7 @@ from odebench.ode.methods.compiled_step import CompiledStep
 from odebench.ode.methods.slope_history import evaluate
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
-from odebench.ode.transforms import transformed
+from odebench.ode.transforms import transform_active
 
 
 class StageBuffer:
@@ -136,9 +136,9 @@ class ExplicitRungeKuttaStepper:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._step: CompiledStep | None = None
         if compiled and method.stages > 1:
-            self._step = CompiledStep(field.pure(), method, y, with_stages, one_sided != 0, tolerance, norm)
+            self._step = CompiledStep(field.field_arguments(), method, y, with_stages, one_sided != 0, tolerance, norm)
         self._has_stages = self._step is None or with_stages
-        tapes = torch.is_grad_enabled() or self._step is not None or transformed()
+        tapes = torch.is_grad_enabled() or self._step is not None or transform_active()
         self._stages: StageBuffer | StageList = (
             StageList(owned=self._step is not None) if tapes else StageBuffer(method, y)
         )
@@ -182,7 +182,7 @@ class ExplicitRungeKuttaStepper:
         assert self._method.error is not None
         return self._stages.error(self._method.error, self._h)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension; linear or cubic Hermite where it has none."""
         method, h = self._method, self._h
         if method.dense is not None and self._rows and not method.extra_c:
@@ -232,7 +232,7 @@ class ExplicitRungeKuttaStepper:
                 self._stages.put(i, k)
 
     def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
-        times = self._field.clock([t + c_i * h for c_i in c])
+        times = self._field.time_tensors([t + c_i * h for c_i in c])
         if not self._one_sided:
             return times
         return [torch.nextafter(time, time - h) if c_i == 1 else time for time, c_i in zip(times, c, strict=True)]

@@ -96,7 +96,7 @@ class ImplicitRungeKuttaStepper:
             system = self._system(y.new_tensor([[self._method.smoothing]]))
             return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension; linear or cubic Hermite where it has none."""
         _, h, _ = self._attempted
         if self._method.dense is not None:
@@ -208,12 +208,12 @@ class ImplicitRungeKuttaStepper:
         return self._field(self._clock_start(t_next), y_next, True)
 
     def _clock_start(self, t: float) -> Tensor:
-        (time,) = self._field.clock([t])
+        (time,) = self._field.time_tensors([t])
         return torch.nextafter(time, time + self._one_sided) if self._one_sided else time
 
     def _clock(self, t: float, h: float) -> list[Tensor]:
         c = self._method.c
-        times = self._field.clock([t + c_i * h for c_i in c])
+        times = self._field.time_tensors([t + c_i * h for c_i in c])
         if not self._one_sided:
             return list(times)
         inward = {0.0: h, 1.0: -h}

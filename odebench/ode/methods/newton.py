@@ -17,7 +17,7 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.methods.jacobian import DENSE_SIZE, JacobianBlock, as_like, as_real, jacobian_of, real_size
 from odebench.ode.methods.krylov import gmres
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.solution import Stats, Status
 
 # An iteration may end when what is left of it is this part of the tolerance.
@@ -180,7 +180,7 @@ class _ImplicitFunction(torch.autograd.Function):
         return solved.clone()
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.pull(gradient), None, None
 

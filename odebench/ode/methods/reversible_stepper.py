@@ -70,7 +70,7 @@ class ReversibleRungeKuttaStepper:
         assert self._base.error is not None
         return self._ahead.error(self._base.error, self._h)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The base method's, with the coupling added in linearly: y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
         linear or cubic Hermite where it has none."""
         base, h, z = self._base, self._h, self._half
@@ -136,7 +136,7 @@ class AsynchronousLeapfrogStepper:
         with torch.no_grad():
             return (self.half_next - self._half).mul_(self._h / 2)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with the velocities as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._half, self.half_next], interpolation)
 
@@ -191,7 +191,7 @@ class ReversibleHeunStepper:
         with torch.no_grad():
             return (self._slope_next - self._slope).mul_(self._h / 2)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with f(t, x) as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._slope, self._slope_next], interpolation)
 
@@ -237,7 +237,7 @@ class _StepTimes:
         self._field, self._one_sided = field, one_sided
 
     def __call__(self, t: float, h: float, c: tuple[float, ...]) -> Any:
-        times = self._field.clock([t + c_i * h for c_i in c])
+        times = self._field.time_tensors([t + c_i * h for c_i in c])
         if not self._one_sided:
             return times
         inward = math.copysign(math.inf, h or self._one_sided)

@@ -93,7 +93,7 @@ class RosenbrockStepper:
         with torch.no_grad():
             return self._combine(torch.zeros_like(y), self._method.error)
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension."""
         h = self._attempted[1]
         return Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense)
@@ -107,7 +107,7 @@ class RosenbrockStepper:
         the order of the method."""
         t, h, y = self._attempted
         states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).at(NODES)
-        times = self._field.clock([t + theta * h for theta in NODES])
+        times = self._field.time_tensors([t + theta * h for theta in NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 
     def stiffness(self) -> float | None:
@@ -122,7 +122,7 @@ class RosenbrockStepper:
         return y
 
     def _clock(self, t: float, h: float) -> list[Tensor]:
-        times = list(self._field.clock([t + alpha * h for alpha in self._method.alpha]))
+        times = list(self._field.time_tensors([t + alpha * h for alpha in self._method.alpha]))
         if self._one_sided:
             times[0] = torch.nextafter(times[0], times[0] + self._one_sided)
             times[1:] = [

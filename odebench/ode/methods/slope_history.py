@@ -110,7 +110,7 @@ def keep_slopes(count: int, y: Tensor) -> SlopeBuffer | SlopeList:
 def evaluate(field: Any, t: float, y: Tensor, one_sided: float, before: float = 0.0) -> Tensor:
     """The field [N] at t; where ``one_sided`` it is taken just after t, or, in a step of this size, just before its
     end t."""
-    (time,) = field.clock([t])
+    (time,) = field.time_tensors([t])
     if one_sided:
         time = torch.nextafter(time, time - before if before else time + one_sided)
     return field(time, y, True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from odebench.ode.arguments import shown
+from odebench.ode.arguments import short_repr
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Interpolant
 from odebench.ode.methods import METHODS, Method
@@ -40,7 +40,7 @@ class Field(Protocol):
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """One evaluation."""
 
-    def clock(self, times: Sequence[float]) -> Sequence[Tensor]:
+    def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors."""
 
 
@@ -67,7 +67,7 @@ class Stepper(Protocol):
         """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it. Or a scalar: its
         root mean square in units of the tolerance."""
 
-    def extension(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
+    def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The continuous extension of the last attempt, to be read before ``accept``."""
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
@@ -112,7 +112,7 @@ def find_method(method: str | Method) -> Method:
         return METHODS[method]
     if type(method) not in STEPPERS and not isinstance(method, SciPyMethod):
         raise TypeError(
-            f"method must be a name, such as 'dopri5', or a description, such as a Tableau, got {shown(method)}"
+            f"method must be a name, such as 'dopri5', or a description, such as a Tableau, got {short_repr(method)}"
         )
     return method
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
 from odebench.ode.gradients.tape import Kept
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.once_differentiable import differentiable_once
+from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.outputs import Reading, read
 from odebench.ode.per_sample.problem import RowProblem, count, pick, put
@@ -103,7 +103,7 @@ class _Checkpointed(torch.autograd.Function):
         return loop.outputs.collect()
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
         problem: RowProblem = ctx.problem
@@ -157,4 +157,4 @@ class _WayBack:
         count(stats, len(y))
         if rows is not self._rows:
             self._rows, self._args = rows, self._problem.args_of(self._targets.args, rows)
-        return self._problem.rate(t, y, self._args)
+        return self._problem.evaluate(t, y, self._args)

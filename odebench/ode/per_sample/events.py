@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from odebench.ode.events import JUST_AFTER, Event
-from odebench.ode.once_differentiable import once
+from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.per_sample.stepping import RowStepper, Step, states_at
 from odebench.ode.solution import EventHits
-from odebench.ode.transforms import transformed
+from odebench.ode.transforms import transform_active
 
 # Zeros are found to this part of a step. Bisection alone would need MAX_SEARCH evaluations less one.
 EPSILON = 1e-15
@@ -115,12 +115,12 @@ class RowWatch:
         g = self._value(t, y)
         # Where g only touches zero the derivative is infinite, while the value stays.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
-        shift = once(shift)
+        shift = first_derivative_only(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
 
     def _slopes(self, t: Tensor, y: Tensor) -> Sequence[Tensor] | None:
         """dg/dt [b'] and dg/dy [b', n]; None where g moves with neither."""
-        if transformed():
+        if transform_active():
             return torch.func.grad(lambda *at: self._value(*at).sum(), argnums=(0, 1))(t, y)
         leaves = (t.clone().requires_grad_(), y.clone().requires_grad_())
         g = self._value(*leaves)
@@ -144,7 +144,7 @@ class _Path:
 
     def __init__(self, stepper: RowStepper, step: Step, at: Tensor) -> None:
         self.t, self.h, self._y = (pick(x, at) for x in (step.t, step.h, step.y))
-        self._coefficients = stepper.extension(step, at)
+        self._coefficients = stepper.interpolant(step, at)
         self._owners = torch.arange(len(at), device=self._y.device)
 
     def state(self, theta: Tensor) -> Tensor:

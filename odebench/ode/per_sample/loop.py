@@ -74,7 +74,7 @@ class RowLoop:
 
     problem: RowProblem
     plan: SolvePlan
-    watch: RowWatch | None = None
+    detector: RowWatch | None = None
     observer: RowObserver | None = None
     outputs: Outputs = field(init=False)
     ends: Ends = field(init=False)
@@ -96,14 +96,14 @@ class RowLoop:
     def _start(self, y: Tensor, k: Tensor | None) -> None:
         problem, plan = self.problem, self.plan
         rows = problem.all_rows()
-        (t0,) = problem.clock(problem.times[:1])
+        (t0,) = problem.time_tensors(problem.times[:1])
         if k is None:
             # A copy: f may write to the same memory again.
             k = problem(t0, y, rows).clone()
         self._pace: Pace = FixedPace(problem, plan) if plan.tolerance is None else AdaptivePace(problem, plan)
         self._work = Work(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long))
-        if self.watch is not None:
-            self.watch.start(t0, y)
+        if self.detector is not None:
+            self.detector.start(t0, y)
         self._drop_non_finite()
         if isinstance(self._pace, AdaptivePace) and plan.first_step is None:
             work = self._work
@@ -143,8 +143,8 @@ class RowLoop:
             work.y = torch.where(moved, step.y_next, step.y)
             k = None if step.end is None else torch.where(moved, step.end, work.k)
         done, statuses = arrived, [Status.success] * len(arrived)
-        if self.watch is not None:
-            hits = self.watch.look(stepper, step, pace.t_next, accepted)
+        if self.detector is not None:
+            hits = self.detector.look(stepper, step, pace.t_next, accepted)
             hit = ~hits.isnan()
             work.t, arrived, done = torch.where(hit, hits, work.t), arrived & ~hit, arrived | hit
             statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
@@ -199,6 +199,6 @@ class RowLoop:
         ends.accepted[rows] = work.attempts - ends.rejected[rows]
         staying = (~leaving).nonzero().squeeze(1)
         work.select(staying)
-        for part in (pace, self.outputs, self.watch):
+        for part in (pace, self.outputs, self.detector):
             if part is not None:
                 part.select(staying)

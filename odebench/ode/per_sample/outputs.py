@@ -94,7 +94,7 @@ def read(stepper: RowStepper, step: Step, reading: Reading) -> Tensor:
     device = step.y.device
     if len(reading.owners):
         at, owners = torch.unique_consecutive(reading.owners, return_inverse=True)
-        parts.append(states_at(stepper.extension(step, at), pick(step.y, at), owners.to(device), reading.thetas))
+        parts.append(states_at(stepper.interpolant(step, at), pick(step.y, at), owners.to(device), reading.thetas))
     if len(reading.ends):
         parts.append(pick(step.y_next, reading.ends))
     return parts[0] if len(parts) == 1 else torch.cat(parts)

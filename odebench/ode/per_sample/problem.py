@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.problem import StateLayout, as_tensor, check_state, expanded
+from odebench.ode.problem import StateLayout, check_state, expand_tolerance, times_as_tensor
 from odebench.ode.solution import Stats
 
 
@@ -64,7 +64,7 @@ class RowProblem:
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         self.time_dtype = self.y0.real.dtype
-        self.t = as_tensor(t)
+        self.t = times_as_tensor(t)
         self.table = _check_times(self.t, self.num_rows)
         self.times = self.table.unbind(1)
         tensors = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor | Rows)]
@@ -72,14 +72,14 @@ class RowProblem:
         self._by_row = [isinstance(leaf, Rows) for leaf in tensors]
         self.stats = Stats(row_evaluations=0)
         self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
-        self._rows, self._calls, self._arguments = self.all_rows(), 0, self.layout.arguments(self.args)
+        self._rows, self._calls, self._arguments = self.all_rows(), 0, self.layout.rebuild_args(self.args)
 
     def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """dy/dt [b, n] of these rows [b] at their times and flat states [b, n], counted as a forward evaluation."""
         count(self.stats, len(y))
         if rows is not self._rows:
             self.evaluations()
-            self._rows, self._arguments = rows, self.layout.arguments(self.args_of(self.args, rows))
+            self._rows, self._arguments = rows, self.layout.rebuild_args(self.args_of(self.args, rows))
         self._calls += 1
         return self._evaluate(t, y, self._arguments)
 
@@ -101,11 +101,11 @@ class RowProblem:
             return list(args)
         return [pick(arg, rows) if by_row else arg for arg, by_row in zip(args, self._by_row, strict=True)]
 
-    def rate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+    def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [b, n] at flat states [b, n], uncounted, with ``args`` for the argument tensors."""
-        return self._evaluate(t, y, self.layout.arguments(args))
+        return self._evaluate(t, y, self.layout.rebuild_args(args))
 
-    def clock(self, times: Sequence[Tensor]) -> list[Tensor]:
+    def time_tensors(self, times: Sequence[Tensor]) -> list[Tensor]:
         """Times as f gets them."""
         return [self.on_device(time) for time in times]
 
@@ -123,7 +123,7 @@ class RowProblem:
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
         shapes = [(self.num_rows, *shape) for shape in self.layout.shapes]
-        full = [expanded(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)]
+        full = [expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)]
         return self._flat(full)
 
     def unflatten(self, y: Tensor) -> Any:

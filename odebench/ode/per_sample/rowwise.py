@@ -8,14 +8,14 @@ from torch import Tensor
 
 from odebench.ode.gradients import Checkpoint
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.once_differentiable import once
+from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.checkpoint import run_checkpointed
 from odebench.ode.per_sample.events import RowWatch
 from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, pick
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import RowStats, Solution, SolveOutcome, Status
-from odebench.ode.transforms import check_gradient, transformed, under_vmap, wants_derivative
+from odebench.ode.transforms import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
 # From the best to the worst; an event is as good as the end.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
@@ -28,12 +28,12 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
     Raises ValueError for what goes with shared stepping only.
     """
     mode = _check(plan, gradient, event)
-    if transformed():
+    if transform_active():
         _check_transforms(problem, mode)
-    watch = RowWatch.of(event, problem)
-    loop = RowLoop(problem, plan, watch)
+    detector = RowWatch.of(event, problem)
+    loop = RowLoop(problem, plan, detector)
     y0 = problem.y0
-    time_wants_gradient = wants_derivative(problem.t)
+    time_wants_gradient = needs_derivative(problem.t)
     if time_wants_gradient:
         y0 = y0 - _time_shift(problem, 0, y0, problem.all_rows())
     if mode == "checkpoint" and torch.is_grad_enabled():
@@ -53,7 +53,7 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
         problem.unflatten(states),
         problem.stats,
         _outcome(loop, states),
-        events=() if watch is None else watch.collect(),
+        events=() if detector is None else detector.collect(),
         rows=rows,
     )
 
@@ -69,7 +69,7 @@ def _check(plan: SolvePlan, gradient: Any, event: Any) -> str:
         raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
     if not isinstance(plan.method, Tableau):
         raise ValueError(f"stepping='per_sample' takes explicit Runge-Kutta methods, not {plan.method.name}")
-    unknown = {"step_t or jump_t": plan.forced, "dense": plan.dense, "compile": plan.compile}
+    unknown = {"step_t or jump_t": plan.step_times, "dense": plan.dense, "compile": plan.compile}
     for name, value in unknown.items():
         if value:
             raise ValueError(f"stepping='per_sample' has no {name}; use stepping='shared'")
@@ -78,10 +78,10 @@ def _check(plan: SolvePlan, gradient: Any, event: Any) -> str:
 
 def _check_transforms(problem: RowProblem, mode: str) -> None:
     """Raises ValueError for what does not go under ``torch.func`` or forward-mode differentiation."""
-    check_gradient(mode)
+    check_mode_under_transform(mode)
     with torch.no_grad():
         # One evaluation more: f may reach the batch by its closure alone.
-        rate = problem.rate(problem.clock(problem.times[:1])[0], problem.y0, problem.args)
+        rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     if under_vmap(problem.y0) or under_vmap(rate):
         raise ValueError("stepping='per_sample' does not go under torch.func.vmap; make the batch its rows instead")
 
@@ -122,7 +122,7 @@ def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
         # Without y's graph, which f could not differentiate by here.
         f = problem(problem.on_device(pick(problem.times[i], rows)), y.detach(), rows)
     t = problem.t.expand(problem.num_rows, -1)[:, i]
-    return pick((once(t) - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
+    return pick((first_derivative_only(t) - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
 
 
 def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.control import STRETCH, Tolerance
+from odebench.ode.control import END_STRETCH, Tolerance
 from odebench.ode.per_sample.problem import RowProblem, pick, row_norm
 from odebench.ode.per_sample.stepping import RowStepper, Step
 from odebench.ode.plan import GridFunction, SolvePlan, even_grid
@@ -67,10 +67,10 @@ class AdaptivePace:
     def offer(self, t: Tensor) -> Tensor | None:
         """The proposed step fitted to what remains, as ``control.fit_to_end`` does."""
         h = self.proposal
-        reach = h * STRETCH
+        reach = h * END_STRETCH
         if self._bounded:
             h = h.clamp(self._min_step, self._max_step)
-            reach = (h * STRETCH).clamp_(max=self._max_step)
+            reach = (h * END_STRETCH).clamp_(max=self._max_step)
         remaining = (self._end - t).abs_()
         self.last = remaining <= reach
         self._step = torch.where(self.last, remaining, torch.minimum(h, 0.5 * remaining))

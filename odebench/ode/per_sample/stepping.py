@@ -141,7 +141,7 @@ class RowStepper:
         end = None if part.end is None else k.index_copy(0, at, part.end)
         return Step(step.rows, step.t, step.h, step.y, y_next, part.stages, end)
 
-    def extension(self, step: Step, at: Tensor) -> Tensor:
+    def interpolant(self, step: Step, at: Tensor) -> Tensor:
         """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j for the rows at these positions.
 
         Evaluates the stages that only this needs; cubic Hermite where the method has no extension of its own.
@@ -176,7 +176,7 @@ class RowStepper:
 
 
 def states_at(coefficients: Tensor, y: Tensor, owners: Tensor, thetas: Tensor) -> Tensor:
-    """The states [P, n] inside a step: of the row at position owners_p of y [b, n] and its ``extension``
+    """The states [P, n] inside a step: of the row at position owners_p of y [b, n] and its ``interpolant``
     [q, b, n], at thetas_p."""
     powers = thetas.to(y.device, y.real.dtype).unsqueeze(0).expand(len(coefficients), -1).cumprod(0)
     terms = coefficients.index_select(1, owners) * powers.unsqueeze(2)
