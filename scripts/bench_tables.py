@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import results
-from cells import markdown, milliseconds, scientific
+from formatting import markdown, milliseconds, scientific
 
 from odebench.bench import report
 from odebench.bench.cases import DEFAULT, WORKS

@@ -18,8 +18,8 @@ from pathlib import Path
 import results
 from render_tables import PAGES, ROOT, replace_between
 
-from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time
+from odebench.plots.solver import memory_against_nfe
 from odebench.record.reader import is_run, read_run
 from odebench.training.summary import training_table
 

@@ -2,7 +2,7 @@
 
 Three numbers, for docs/results/sweeps.*.csv: 1,000 jobs composed and validated; `odebench list runs` over 5,000
 records, both in processor time, which is what a clock shows where nothing else runs; and by the clock what a sweep adds
-to each job, with stand-ins for trainings that end at once (tests/sweep/stand_in.py).
+to each job, with stand-ins for trainings that end at once (tests/sweep/fake_training.py).
 """
 
 import contextlib
@@ -22,10 +22,10 @@ import results
 from odebench.sweep import attempts
 from odebench.sweep.expand import expand
 from odebench.sweep.run import plan_sweep, run_sweep
-from odebench.sweep.validate import validate
+from odebench.sweep.validate import validate_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
-STAND_IN = (sys.executable, "-I", "-S", str(ROOT / "tests" / "sweep" / "stand_in.py"))
+FAKE_TRAINING = (sys.executable, "-I", "-S", str(ROOT / "tests" / "sweep" / "fake_training.py"))
 GRID = ["solver=dopri5,tsit5,bosh3,rk4", "tol=1e-2,1e-3,1e-4,1e-5,1e-6", "seed=range(0,50)"]
 NUM_STARTS, NUM_RECORDS = 100, 5000
 
@@ -34,7 +34,7 @@ def validation_s() -> float:
     """Seconds for 1,000 jobs of `GRID`."""
     jobs = expand([GRID])
     start = time.process_time()
-    validate(jobs)
+    validate_jobs(jobs)
     return time.process_time() - start
 
 
@@ -42,11 +42,11 @@ def overhead_ms(folder: Path) -> float:
     """Milliseconds that a sweep takes for a job, less what the job's process takes by itself."""
     plan = plan_sweep(["model=mlp", f"seed=range(0,{NUM_STARTS})"], None, None)
     (folder / "notes").mkdir()
-    os.environ["STAND_IN_NOTES"] = str(folder / "notes")
-    attempts.COMMAND = STAND_IN
+    os.environ["FAKE_TRAINING_NOTES"] = str(folder / "notes")
+    attempts.COMMAND = FAKE_TRAINING
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        run_sweep(plan, folder / "sweep", attempts.Policy(fail_fast=False, retry=0), follow=False)
+        run_sweep(plan, folder / "sweep", attempts.FailurePolicy(fail_fast=False, retry=0), follow=False)
     together = time.perf_counter() - start
     shutil.rmtree(folder / "notes")
     (folder / "notes").mkdir()
@@ -55,7 +55,7 @@ def overhead_ms(folder: Path) -> float:
         alone = folder / f"alone{number}"
         alone.mkdir()
         (alone / "status.json").touch()
-        subprocess.run([*STAND_IN, "train", f"run_dir='{alone}'"], check=True)
+        subprocess.run([*FAKE_TRAINING, "train", f"run_dir='{alone}'"], check=True)
     return 1e3 * (together - (time.perf_counter() - start)) / NUM_STARTS
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import results
 from bench_tables import NOT_YET, bench_files, bench_summary, bench_tables, machine_table, mode_table
-from cells import markdown
+from formatting import markdown
 from reproduction_tables import (
     error_line,
     gradient_table,
@@ -98,7 +98,7 @@ def choosing_with_tables(text: str) -> str:
 
 def dashboards_with_tables(text: str) -> str:
     """docs/dashboards.md with the figures that there are."""
-    rows = [[f"`{name}`", figure.shows] for name, figure in FIGURES.items()]
+    rows = [[f"`{name}`", figure.description] for name, figure in FIGURES.items()]
     return replace_between(text, "figures", markdown(["figure", "what it shows"], rows))
 
 

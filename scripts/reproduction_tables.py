@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 import results
-from cells import markdown, milliseconds, scientific
+from formatting import markdown, milliseconds, scientific
 
-from odebench.reporting.table import scale, shown
-from odebench.reproduce.catalogue import find
+from odebench.reporting.table import display_scale, format_number
+from odebench.reproduce.catalogue import find_reproduction
 
 # A row of one of its files.
 Row = dict[str, str]
@@ -25,7 +25,7 @@ def overview_table(names: Sequence[str]) -> str:
     for name in names:
         rows = results.read(name)
         words = rows[0]["command"].split()[2:]
-        reproduction = find(words[0])
+        reproduction = find_reproduction(words[0])
         said = [text for row in rows for text in row["verdict"].split("; ")]
         values = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in said) for word in VERDICTS}
         comparisons = [text for text in said if " against " in text]
@@ -104,15 +104,15 @@ def in_words(number: str) -> str:
     """final/test_nll_nats as "test NLL (nats)", best/nll_nats as "best validation NLL (nats)"."""
     words = number.removeprefix("final/").replace("best/", "best validation ").replace("peak_", "peak memory_")
     words = words.replace("saved_", "saved for backward_").replace("_mib", "_(MiB)")
-    words = re.sub(r"_(nats|ms)$", r"_(\1)", words).replace("_", " ") + " (%)" * (scale(number) == 100)
+    words = re.sub(r"_(nats|ms)$", r"_(\1)", words).replace("_", " ") + " (%)" * (display_scale(number) == 100)
     return re.sub(r"\b(nll|kl|nfe|mse|rmse|auc)\b", lambda found: found[0].upper(), words)
 
 
-def in_reading(number: str, value: str | None, spread: str | None = None) -> str:
+def in_reading(number: str, value: str | None, std: str | None = None) -> str:
     """A number of a reproduction as its command prints it."""
     if not value:
         return "–"
-    return shown(scale(number) * float(value), scale(number) * float(spread or "nan"))
+    return format_number(display_scale(number) * float(value), display_scale(number) * float(std or "nan"))
 
 
 def short_verdict(its: dict[str, Row]) -> str:
@@ -198,7 +198,9 @@ def gradient_table(rows: Sequence[Row]) -> str:
         ]
         nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
         (reached,) = (
-            text.format(scale(f"final/{name}") * training[name]) for name, text in REACHED.items() if name in training
+            text.format(display_scale(f"final/{name}") * training[name])
+            for name, text in REACHED.items()
+            if name in training
         )
         costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
         called = f"`{mode}`".replace(" (", "` (`").replace(")`", "`)")

@@ -17,11 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "sweep"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from conftest import TINY, TINY_MODEL
-from staging import LONG, numbers, parent, statuses, training_process, until
+from sweep_testing import LONG, logged_values, parent, statuses, training_process, wait_until
 
 from odebench.cli import main
 from odebench.sweep.folder import Sweep, load_sweep
-from odebench.sweep.slurm import in_queue
+from odebench.sweep.slurm import jobs_in_queue
 
 SCRIPT = Path(__file__).resolve().parent / "local_slurm.sh"
 # The epochs are for a training of some minutes, longer than its time limit.
@@ -37,13 +37,13 @@ def submit(path: Path, *words: str) -> Sweep:
 
 def restarts(sweep: Sweep) -> int:
     """How often the first job went on."""
-    manifest = json.loads((sweep.folder(sweep.jobs[0]) / "manifest.json").read_text())
+    manifest = json.loads((sweep.job_folder(sweep.jobs[0]) / "manifest.json").read_text())
     return len(manifest.get("resumed", []))
 
 
-def finish(sweep: Sweep) -> None:
+def wait_for_end(sweep: Sweep) -> None:
     """Wait for the end of a job that comes back by itself."""
-    until(lambda: not in_queue(sweep), 1800)
+    wait_until(lambda: not jobs_in_queue(sweep), 1800)
     assert statuses(sweep.path) == ["done"], statuses(sweep.path)
 
 
@@ -51,7 +51,7 @@ def lose_node(sweep: Sweep, slurm: Path) -> None:
     """Kill all that the node of the first job runs: its slurmd, and the job with what watches over it."""
     listed = subprocess.run(["squeue", "-h", "-o", "%N", "-t", "RUNNING"], capture_output=True, text=True, check=True)
     slurmd = int((slurm / "run" / f"{listed.stdout.strip()}.pid").read_text().split()[0])
-    training = training_process(sweep.folder(sweep.jobs[0]))
+    training = training_process(sweep.job_folder(sweep.jobs[0]))
     task = parent(training)
     for process in (slurmd, parent(task), task, training):
         os.kill(process, signal.SIGKILL)
@@ -60,31 +60,31 @@ def lose_node(sweep: Sweep, slurm: Path) -> None:
 def try_all(folder: Path, slurm: Path) -> None:
     undisturbed = folder / "undisturbed"
     assert main(["sweep", *TRAINING, "--output", str(undisturbed)]) == 0
-    expected = numbers(undisturbed / "0000_odenet_rk4")
+    expected = logged_values(undisturbed / "0000_odenet_rk4")
 
     sweep = submit(folder / "limit", *TRAINING, "cluster.time=0:02:00", "cluster.warning_s=60")
-    finish(sweep)
-    equal = numbers(sweep.folder(sweep.jobs[0])) == expected
+    wait_for_end(sweep)
+    equal = logged_values(sweep.job_folder(sweep.jobs[0])) == expected
     print(f"time limit of 2 minutes: done after {restarts(sweep)} returns, numbers equal: {equal}", flush=True)
 
     sweep = submit(folder / "node", *TRAINING)
-    until((sweep.folder(sweep.jobs[0]) / "checkpoints" / "last.pt").exists, 300)
+    wait_until((sweep.job_folder(sweep.jobs[0]) / "checkpoints" / "last.pt").exists, 300)
     start = time.monotonic()
     lose_node(sweep, slurm)
-    until(lambda: restarts(sweep) > 0, 600)
+    wait_until(lambda: restarts(sweep) > 0, 600)
     back = time.monotonic() - start
-    finish(sweep)
-    equal = numbers(sweep.folder(sweep.jobs[0])) == expected
+    wait_for_end(sweep)
+    equal = logged_values(sweep.job_folder(sweep.jobs[0])) == expected
     print(f"a node lost: back on another after {back:.0f} s, done, numbers equal: {equal}", flush=True)
 
-    held = ["cluster.directives={hold: true}", "seed=range(0,1200)"]
+    paused = ["cluster.directives={hold: true}", "seed=range(0,1200)"]
     start = time.monotonic()
-    sweep = submit(folder / "many", "model=mlp", *held)
+    sweep = submit(folder / "many", "model=mlp", *paused)
     taken = time.monotonic() - start
     arrays = [json.loads(line)["array"] for line in (sweep.path / "slurm" / "arrays.jsonl").read_text().splitlines()]
-    print(f"1,200 jobs: {len(arrays)} arrays after {taken:.0f} s, {len(in_queue(sweep))} in the queue", flush=True)
+    print(f"1,200 jobs: {len(arrays)} arrays after {taken:.0f} s, {len(jobs_in_queue(sweep))} in the queue", flush=True)
     subprocess.run(["scancel", *arrays], check=True)
-    until(lambda: not in_queue(sweep), 60)
+    wait_until(lambda: not jobs_in_queue(sweep), 60)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from odebench.bench.libraries import LIBRARIES, installed_version
 from odebench.errors import UsageError
-from odebench.plots.work_precision import work_precision
+from odebench.plots.solver import work_precision
 from odebench.record import manifest
 from odebench.record.files import write_json
 

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     split, overrides = read_split(arguments.overrides)
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: must be at least 1")
-    combinations = expand([overrides], _config_dir_of(folder), is_sweep=False)
+    combinations = expand([overrides], _config_dir_of(folder), check_reserved=False)
     if len(combinations) > 1 or arguments.gradients:
         from odebench.training.study import study_run
 

@@ -8,7 +8,7 @@ from odebench.cli.completion import complete_setting
 from odebench.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from odebench.sweep.attempts import Policy
+    from odebench.sweep.attempts import FailurePolicy
 
 
 def add_settings(parser: argparse.ArgumentParser, text: str) -> None:
@@ -35,13 +35,13 @@ def add_retries(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="with SLURM: watch the jobs until they end")
 
 
-def policy_of(arguments: argparse.Namespace) -> "Policy":
+def policy_of(arguments: argparse.Namespace) -> "FailurePolicy":
     """The options of `add_retries`."""
-    from odebench.sweep.attempts import Policy
+    from odebench.sweep.attempts import FailurePolicy
 
     if arguments.retry < 0:
         raise UsageError(f"--retry {arguments.retry}: must be at least 0")
-    return Policy(arguments.fail_fast, arguments.retry)
+    return FailurePolicy(arguments.fail_fast, arguments.retry)
 
 
 def whole_number(text: str) -> int:

@@ -35,13 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from odebench.sweep.folder import free_folder
+    from odebench.sweep.folder import choose_folder
     from odebench.sweep.run import plan_sweep, print_plan, run_sweep
 
     policy = policy_of(arguments)
     plan = plan_sweep(arguments.overrides, arguments.file, arguments.config_dir)
     if arguments.dry_run:
-        free_folder(arguments.output, plan.outputs)
+        choose_folder(arguments.output, plan.outputs)
         print_plan(plan)
         return 0
     return run_sweep(plan, arguments.output, policy, arguments.follow)

@@ -29,18 +29,18 @@ class Frame(NamedTuple):
     particles: np.ndarray
 
 
-def strip(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> Figure:
+def frame_strip(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> Figure:
     """The frames side by side; limits are those of both axes.
 
     Of more than 8 frames 8 are drawn, evenly spaced, with the first and the last.
     """
     num = min(len(frames), MAX_IN_STRIP)
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, num).round().astype(int)]
-    figure, panels = style.new_planes(max(num, 1), MAX_IN_STRIP, STRIP_PANEL_IN, title=title)
+    figure, panels = style.new_square_figure(max(num, 1), MAX_IN_STRIP, STRIP_PANEL_IN, title=title)
     for axes, frame in zip(panels, chosen, strict=False):
         _draw(axes, frame, limits)
     if not chosen:
-        style.dress_plane(panels[0], "No frames", limits)
+        style.style_plane(panels[0], "No frames", limits)
     return figure
 
 
@@ -53,7 +53,7 @@ def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None)
     """
     if not frames:
         raise ValueError("an animation needs a frame")
-    figure, (axes,) = style.new_planes(1, 1, GIF_PANEL_IN, title=title)
+    figure, (axes,) = style.new_square_figure(1, 1, GIF_PANEL_IN, title=title)
     figure.set_dpi(GIF_DPI)
     drawn: list[np.ndarray] = []
     for frame in frames:
@@ -68,7 +68,7 @@ def _draw(axes: Axes, frame: Frame, limits: Limits) -> None:
     axes.plot(
         *frame.particles.T, linestyle="none", marker=".", markersize=2.5, markeredgewidth=0, color=style.VERMILION
     )
-    style.dress_plane(axes, frame.label, limits)
+    style.style_plane(axes, frame.label, limits)
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Many runs in one figure: lines and points of two quantities, side by side."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
@@ -9,24 +10,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
-from odebench.plots import labels, style
+from odebench.plots import style, text_placement
 
-STROKES = ("-", "--", ":")
+LINE_STYLES = ("-", "--", ":")
 MAX_LINES = 2 * len(style.COLOURS)  # solid, then dashed, of a panel; those of another panel may be dotted
-MAX_NAMED = 30
+MAX_POINT_LABELS = 30
 FEW_POINTS = 300
 RASTER_FROM = 2000  # points; an SVG of more would weigh megabytes
 PANEL_IN = (5.2, 3.8)
-TITLE_LETTERS = 46  # in a line: more would run into the next panel
+MAX_TITLE_LETTERS = 46  # in a line: more would run into the next panel
 # What axes are of is read from their labels: of counts, which have no halves, and of costs, nought being their measure.
-COUNTS = ("NFE", "(evaluations)", "optimiser step")
-COSTS = (*COUNTS, "(MiB)", "(ms)", "(min)")
-LEAST_SPAN = 0.25  # of the largest cost: an axis of one per cent makes any change look steep
-MAX_NOTED = 4  # guides of a panel
-FAR = 3.0  # times the largest or a part of the smallest number: what is further off would flatten the points
+COUNT_WORDS = ("NFE", "(evaluations)", "optimiser step")
+COST_WORDS = (*COUNT_WORDS, "(MiB)", "(ms)", "(min)")
+MIN_RELATIVE_SPAN = 0.25  # of the largest cost: an axis of one per cent makes any change look steep
+MAX_LABELLED_LINES = 4  # guides of a panel
+MAX_DISTANCE_FACTOR = (
+    3.0  # times the largest or a part of the smallest number: what is further off would flatten the points
+)
 
 
 Numbers = Sequence[float] | np.ndarray
+Dots = Mapping[str, Mapping[str, float]]
+ROW_IN = 0.42
 
 
 class Line(NamedTuple):
@@ -39,11 +44,11 @@ class Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
-    y_spread: np.ndarray | None = None
-    names: Sequence[str] = ()
+    y_error: np.ndarray | None = None
+    point_labels: Sequence[str] = ()
 
 
-class Guide(NamedTuple):
+class ReferenceLine(NamedTuple):
     """A dashed line to compare with: a constant ``level``, or the points x, y.
 
     note: written at the level, in place of an entry of its own in the legend, which names its ``source`` once. Of these
@@ -67,15 +72,15 @@ class Panel(NamedTuple):
     x: str
     y: str
     lines: Sequence[Line]
-    guides: Sequence[Guide] = ()
-    joined: bool = True
-    curves: bool = False
+    reference_lines: Sequence[ReferenceLine] = ()
+    connect_points: bool = True
+    as_curves: bool = False
     x_log: bool | None = None
     y_log: bool | None = None
-    x_falls: bool = False
+    x_descending: bool = False
 
 
-def comparison(panels: Sequence[Panel], columns: int = 3) -> Figure:
+def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
     """The panels, up to `columns` in a row, under one legend; a label has the same look in all of them. A line without
     a point only keeps its look from the others.
 
@@ -84,20 +89,20 @@ def comparison(panels: Sequence[Panel], columns: int = 3) -> Figure:
     axis runs from large to small, as tolerances do.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
-    places = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
+    style_indices = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
     drawn: set[str] = set()
     for panel, axes in zip(panels, all_axes, strict=True):
         lines = list(filter(_has_points, map(_finite, panel.lines)))
-        shown = _shown(panel, lines)
-        drawn |= {guide.label for guide in shown}
+        shown = _visible_reference_lines(panel, lines)
+        drawn |= {reference.label for reference in shown}
         total = sum(len(line.x) for line in lines)
         for line in lines:
-            _draw(axes, panel, line, places[line.label], total)
-        for index, guide in enumerate(shown):
-            _draw_guide(axes, guide, 0 if guide.note else index)
+            _draw(axes, panel, line, style_indices[line.label], total)
+        for index, reference in enumerate(shown):
+            _draw_reference_line(axes, reference, 0 if reference.note else index)
         _scale(axes, panel, lines, shown)
-        _write(axes, panel, lines, shown, places)
-        style.dress(axes, textwrap.fill(panel.title, TITLE_LETTERS), panel.x, panel.y)
+        _write_labels(axes, panel, lines, shown, style_indices)
+        style.style_axes(axes, textwrap.fill(panel.title, MAX_TITLE_LETTERS), panel.x, panel.y)
     style.legend_below(figure, _sources(panels, drawn))
     return figure
 
@@ -110,25 +115,25 @@ def _finite(line: Line) -> Line:
     """The line without what cannot be drawn."""
     x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
     kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    spread = None if line.y_spread is None else np.nan_to_num(np.asarray(line.y_spread, dtype=float)[kept])
-    names = [name for i, name in enumerate(line.names) if i in set(kept)]
-    return Line(line.label, x[kept], y[kept], spread, names)
+    spread = None if line.y_error is None else np.nan_to_num(np.asarray(line.y_error, dtype=float)[kept])
+    point_labels = [name for i, name in enumerate(line.point_labels) if i in set(kept)]
+    return Line(line.label, x[kept], y[kept], spread, point_labels)
 
 
 def _has_points(line: Line) -> bool:
     return len(line.x) > 0
 
 
-def _shown(panel: Panel, lines: Sequence[Line]) -> list[Guide]:
+def _visible_reference_lines(panel: Panel, lines: Sequence[Line]) -> list[ReferenceLine]:
     """The panel's guides; of those with notes the few that are nearest to the points."""
     values = np.concatenate([line.y for line in lines] or [np.empty(0)])
 
-    def distance(guide: Guide) -> float:
-        return float(np.abs(values - guide.level).min())
+    def distance(reference: ReferenceLine) -> float:
+        return float(np.abs(values - reference.level).min())
 
-    near = [one for one in panel.guides if one.note and one.level is not None and _is_near(one.level, values)]
-    nearest = {guide.label for guide in sorted(near, key=distance)[:MAX_NOTED]}
-    return [guide for guide in panel.guides if not guide.note or guide.label in nearest]
+    near = [one for one in panel.reference_lines if one.note and one.level is not None and _is_near(one.level, values)]
+    nearest = {reference.label for reference in sorted(near, key=distance)[:MAX_LABELLED_LINES]}
+    return [reference for reference in panel.reference_lines if not reference.note or reference.label in nearest]
 
 
 def _is_near(level: float, values: np.ndarray) -> bool:
@@ -136,7 +141,7 @@ def _is_near(level: float, values: np.ndarray) -> bool:
         return False
     low, high = float(values.min()), float(values.max())
     if low > 0:
-        return low / FAR <= level <= high * FAR
+        return low / MAX_DISTANCE_FACTOR <= level <= high * MAX_DISTANCE_FACTOR
     span = max(high - low, abs(low))
     return low - span <= level <= high + span
 
@@ -144,79 +149,84 @@ def _is_near(level: float, values: np.ndarray) -> bool:
 def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
     """What the legend says in place of the labels of guides with notes: one entry a source, and whether some of its
     guides are not drawn."""
-    noted = [guide for panel in panels for guide in panel.guides if guide.note]
-    part = {guide.source for guide in noted if guide.label not in drawn}
+    noted = [reference for panel in panels for reference in panel.reference_lines if reference.note]
+    part = {reference.source for reference in noted if reference.label not in drawn}
     return {one.label: f"{one.source} (the nearest)" if one.source in part else one.source for one in noted}
 
 
-def _write(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[Guide], places: Mapping[str, int]) -> None:
+def _write_labels(
+    axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine], style_indices: Mapping[str, int]
+) -> None:
     """The notes of the guides, and the names of the points where these are few."""
-    taken = [box for line in lines for box in labels.boxes_of(axes, line.x, line.y, line.y_spread)]
-    notes = {guide.note: guide.level for guide in shown if guide.note and guide.level is not None}
-    taken = labels.write_notes(axes, notes, taken)
-    if sum(bool(name) for line in lines for name in line.names) <= MAX_NAMED:
-        named = [labels.NamedPoints(line.x, line.y, line.names, style.colour(places[line.label])) for line in lines]
-        labels.write_names(axes, named, taken, is_cloud=not panel.joined)
+    occupied = [box for line in lines for box in text_placement.marker_boxes(axes, line.x, line.y, line.y_error)]
+    notes = {reference.note: reference.level for reference in shown if reference.note and reference.level is not None}
+    occupied = text_placement.write_line_labels(axes, notes, occupied)
+    if sum(bool(name) for line in lines for name in line.point_labels) <= MAX_POINT_LABELS:
+        labelled = [
+            text_placement.LabelledPoints(line.x, line.y, line.point_labels, style.colour(style_indices[line.label]))
+            for line in lines
+        ]
+        text_placement.write_point_labels(axes, labelled, occupied, is_scatter=not panel.connect_points)
 
 
-def _draw(axes: Axes, panel: Panel, line: Line, place: int, total: int) -> None:
-    tint = style.colour(place)
-    stroke = STROKES[place // len(style.COLOURS) % len(STROKES)]
+def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int) -> None:
+    tint = style.colour(style_index)
+    line_style = LINE_STYLES[style_index // len(style.COLOURS) % len(LINE_STYLES)]
     (drawn,) = axes.plot(
         line.x,
         line.y,
         color=tint,
-        linestyle=stroke if panel.joined or panel.curves else "none",
+        linestyle=line_style if panel.connect_points or panel.as_curves else "none",
         linewidth=style.LINE_PT,
-        marker="" if panel.curves and len(line.x) > 1 else style.marker(place),
+        marker="" if panel.as_curves and len(line.x) > 1 else style.marker(style_index),
         markersize=6 if total <= FEW_POINTS else 4,
-        alpha=1.0 if total <= FEW_POINTS or panel.curves else 0.5,
-        markeredgewidth=0.8 if panel.joined else 0,
+        alpha=1.0 if total <= FEW_POINTS or panel.as_curves else 0.5,
+        markeredgewidth=0.8 if panel.connect_points else 0,
         rasterized=total > RASTER_FROM,
         label=line.label or None,
     )
-    if stroke != "-":
+    if line_style != "-":
         drawn.set_markerfacecolor("white")
         drawn.set_markeredgewidth(1.2)
-    if line.y_spread is not None and line.y_spread.any():
-        if panel.curves:
-            low, high = line.y - line.y_spread, line.y + line.y_spread
+    if line.y_error is not None and line.y_error.any():
+        if panel.as_curves:
+            low, high = line.y - line.y_error, line.y + line.y_error
             axes.fill_between(line.x, low, high, color=tint, alpha=0.15, linewidth=0)
         elif total <= FEW_POINTS:
-            axes.errorbar(line.x, line.y, line.y_spread, fmt="none", ecolor=tint, elinewidth=1.0, capsize=2.5)
+            axes.errorbar(line.x, line.y, line.y_error, fmt="none", ecolor=tint, elinewidth=1.0, capsize=2.5)
 
 
-def _draw_guide(axes: Axes, guide: Guide, index: int) -> None:
-    stroke = (0, ((5, 3), (1, 2), (8, 3, 1, 3))[index % 3])
-    look: dict[str, Any] = {"color": style.GREY, "linestyle": stroke, "linewidth": 1.3, "label": guide.label}
-    if guide.level is not None:
-        axes.axhline(guide.level, zorder=1.7, **look)
-    elif guide.is_front:
+def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> None:
+    line_style = (0, ((5, 3), (1, 2), (8, 3, 1, 3))[index % 3])
+    look: dict[str, Any] = {"color": style.GREY, "linestyle": line_style, "linewidth": 1.3, "label": reference.label}
+    if reference.level is not None:
+        axes.axhline(reference.level, zorder=1.7, **look)
+    elif reference.is_front:
         rings: dict[str, Any] = {"marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.2}
-        axes.plot(guide.x, guide.y, drawstyle="steps-post", **rings, **look)
+        axes.plot(reference.x, reference.y, drawstyle="steps-post", **rings, **look)
     else:
-        axes.plot(guide.x, guide.y, **look)
+        axes.plot(reference.x, reference.y, **look)
 
 
-def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[Guide]) -> None:
-    asked_of: dict[Literal["x", "y"], bool | None] = {"x": panel.x_log, "y": panel.y_log}
-    for axis, asked in asked_of.items():
+def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine]) -> None:
+    requested: dict[Literal["x", "y"], bool | None] = {"x": panel.x_log, "y": panel.y_log}
+    for axis, log_scale in requested.items():
         values = np.concatenate([getattr(line, axis) for line in lines] or [np.empty(0)])
-        if _is_log(values, asked):
-            _scale_log(axes, axis, values, falls=panel.x_falls and axis == "x")
+        if _is_log(values, log_scale):
+            _scale_log(axes, axis, values, descending=panel.x_descending and axis == "x")
         else:
-            tops = [_top(line, axis) for line in lines]
+            tops = [_upper_end(line, axis) for line in lines]
             if axis == "y":
-                tops += [guide.level for guide in shown if guide.level is not None]
+                tops += [reference.level for reference in shown if reference.level is not None]
             _scale_linear(axes, axis, values, max(tops, default=0.0), getattr(panel, axis))
-    if panel.x_falls:
+    if panel.x_descending:
         axes.invert_xaxis()
 
 
-def _scale_log(axes: Axes, axis: str, values: np.ndarray, falls: bool) -> None:
+def _scale_log(axes: Axes, axis: str, values: np.ndarray, descending: bool) -> None:
     axes.set(**{f"{axis}scale": "log"})
     low, high = getattr(axes, f"get_{axis}lim")()
-    if high / low < 1000 and not falls:
+    if high / low < 1000 and not descending:
         ruler = axes.xaxis if axis == "x" else axes.yaxis
         ruler.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ruler.set_major_formatter("{x:g}" if values.min() > 1e-3 else LogFormatterSciNotation(minor_thresholds=(9, 9)))
@@ -227,7 +237,7 @@ def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: 
     """top: how far the axis reaches that starts at nought."""
     axes.ticklabel_format(axis=axis, useOffset=False)
     axes.margins(x=0.08 if axis == "x" else None, y=0.08 if axis == "y" else None)
-    is_count, is_cost = (any(words in label for words in some) for some in (COUNTS, COSTS))
+    is_count, is_cost = (any(words in label for words in some) for some in (COUNT_WORDS, COST_WORDS))
     if is_count:
         ruler = axes.xaxis if axis == "x" else axes.yaxis
         ruler.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -237,20 +247,61 @@ def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: 
         axes.set(**{f"{axis}lim": (0, 1.08 * top)})
     elif values.min() >= 0 and is_cost:
         low, high = getattr(axes, f"get_{axis}lim")()
-        least = max(LEAST_SPAN * values.max(), 2.0 if is_count else 0.0)
+        least = max(MIN_RELATIVE_SPAN * values.max(), 2.0 if is_count else 0.0)
         more = max(least - (high - low), 0.0) / 2
         axes.set(**{f"{axis}lim": (max(low - more, 0.0), high + more)})
 
 
-def _top(line: Line, part: str) -> float:
+def _upper_end(line: Line, part: str) -> float:
     """How far the line reaches, with its spread."""
     values = getattr(line, part)
-    if part == "y" and line.y_spread is not None:
-        values = values + line.y_spread
+    if part == "y" and line.y_error is not None:
+        values = values + line.y_error
     return values.max(initial=0.0)
 
 
-def _is_log(values: np.ndarray, asked: bool | None) -> bool:
+def _is_log(values: np.ndarray, log_scale: bool | None) -> bool:
     if not values.size or values.min() <= 0:
         return False
-    return style.spans_decades(values) if asked is None else asked
+    return style.spans_decades(values) if log_scale is None else log_scale
+
+
+def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
+    """A panel a title, a row a category, a marker a label, on a logarithmic axis; what is not positive is left out.
+
+    panels: title -> label -> category -> number. x: what the numbers are, with their unit.
+    """
+    categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
+    labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+    figure, all_axes = style.new_figure(max(len(panels), 1), 2, 5.4, 1.1 + ROW_IN * max(len(categories), 2))
+    for (title, panel), axes in zip(panels.items(), all_axes, strict=False):
+        for label, line in panel.items():
+            place = labels.index(label)
+            # One below the other, so that equal numbers do not hide each other.
+            shift = 0.5 * ((place + 0.5) / len(labels) - 0.5)
+            rows = [(value, categories.index(name) + shift) for name, value in line.items() if value > 0]
+            axes.plot(
+                [value for value, _ in rows],
+                [row for _, row in rows],
+                linestyle="none",
+                marker=style.marker(place),
+                markersize=6,
+                color=style.colour(place),
+                label=label,
+                clip_on=False,  # a whole decade is a limit, too
+            )
+        _scale_to_decades(axes, [value for line in panel.values() for value in line.values() if value > 0])
+        axes.set_yticks(range(len(categories)), categories)
+        axes.set_ylim(len(categories) - 0.5, -0.5)
+        style.style_axes(axes, title, x, "")
+    style.legend_below(figure)
+    return figure
+
+
+def _scale_to_decades(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis of whole decades."""
+    axes.set_xscale("log")
+    if values:
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -34,7 +34,7 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
     total = counts.sum()
     errors = int(total - np.trace(counts))
     share = f": {errors:,} of {int(total):,} wrong ({100 * errors / total:.2f} %)" if total else ""
-    style.dress(axes, f"Confusion{share}", "predicted label", "true label")
+    style.style_axes(axes, f"Confusion{share}", "predicted label", "true label")
     axes.grid(False)
     return figure
 

@@ -27,21 +27,21 @@ class _Panel(NamedTuple):
     curves: tuple[_Curve, ...]
 
 
-def _both(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
+def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
     """A quantity of the training batches and of the validation split."""
     train = _Curve(f"train/{name}", "train", style.BLUE, scale)
     return _Panel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
 
 
 _PANELS = (
-    _both("Loss", "loss", "loss"),
-    _both("Accuracy", "accuracy (%)", "accuracy", 100.0),
-    _both("Negative log-likelihood", "nats a sample", "nll_nats"),
-    _both("Negative log-likelihood", "bits a dimension", "bits_per_dim"),
-    _both("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
-    _both("Evidence lower bound", "nats a series", "elbo_nats"),
-    _both("Error within the window", "root mean square error", "rmse_interpolation"),
-    _both("Error after the window", "root mean square error", "rmse_extrapolation"),
+    _train_and_validation("Loss", "loss", "loss"),
+    _train_and_validation("Accuracy", "accuracy (%)", "accuracy", 100.0),
+    _train_and_validation("Negative log-likelihood", "nats a sample", "nll_nats"),
+    _train_and_validation("Negative log-likelihood", "bits a dimension", "bits_per_dim"),
+    _train_and_validation("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
+    _train_and_validation("Evidence lower bound", "nats a series", "elbo_nats"),
+    _train_and_validation("Error within the window", "root mean square error", "rmse_interpolation"),
+    _train_and_validation("Error after the window", "root mean square error", "rmse_extrapolation"),
     _Panel(
         "Evaluations of the vector field",
         "NFE per step",
@@ -65,7 +65,7 @@ def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
     panels = others if is_told or not any(_curves(rows, loss)) else [loss, *others]
     figure, all_axes = style.new_figure(max(len(panels), 1), columns=3)
     if not panels:
-        style.dress(all_axes[0], "No numbers were logged", "optimiser step", "")
+        style.style_axes(all_axes[0], "No numbers were logged", "optimiser step", "")
     for panel, axes in zip(panels, all_axes, strict=False):
         _draw_panel(axes, panel, rows)
     if title:
@@ -88,7 +88,7 @@ def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/acc
             label=label,
         )
     split = {"val": "validation", "test": "test", "train": "training"}.get(tag.partition("/")[0], tag)
-    style.dress(axes, "Accuracy against training time", "time (min)", f"{split} accuracy (%)", bool(runs))
+    style.style_axes(axes, "Accuracy against training time", "time (min)", f"{split} accuracy (%)", bool(runs))
     return figure
 
 
@@ -116,7 +116,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     if panel.title.startswith("Evaluations"):
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    style.dress(axes, panel.title, "optimiser step", panel.y, legend=True)
+    style.style_axes(axes, panel.title, "optimiser step", panel.y, legend=True)
 
 
 def _curves(rows: Sequence[Row], panel: _Panel) -> list[list[float]]:

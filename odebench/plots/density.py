@@ -1,6 +1,6 @@
 """A density in the plane beside its model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,12 @@ Limits = tuple[float, float]
 SQUARE_IN = 3.1
 SATURATED_MASS = 0.01
 MAX_EXPONENT = 50.0
+Numbers = Sequence[float] | np.ndarray
+LONG_ARROW = 1.2  # in spacings of the grid, for all but the fastest twentieth
+MAX_COLUMNS = 4
 
 
-class Scale(NamedTuple):
+class ColourScale(NamedTuple):
     """Colours of a figure's densities: exp(log density - offset) from 0 to `top`."""
 
     top: float
@@ -41,14 +44,14 @@ def density_comparison(
     samples: [N, 2], drawn from the model.
     limits: of both axes.
     """
-    figure, panels = style.new_planes(3, 3, SQUARE_IN, bar=True, title=title)
-    sampled = histogram(samples, limits, bins_for(len(samples)))
+    figure, panels = style.new_square_figure(3, 3, SQUARE_IN, bar=True, title=title)
+    sampled = histogram(samples, limits, num_bins(len(samples)))
     count = f"{len(samples):,} model sample{'' if len(samples) == 1 else 's'}"
     named = {"Target density": target, "Model density": model, count: sampled}
-    scale = scale_of([target])
+    scale = shared_colour_scale([target])
     for axes, (name, log_density) in zip(panels, named.items(), strict=True):
         image = draw_density(axes, log_density, limits, scale)
-        style.dress_plane(axes, name, limits)
+        style.style_plane(axes, name, limits)
     style.colour_bar(figure, image, panels, scale.label, extend="max")
     return figure
 
@@ -73,12 +76,12 @@ def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
         return np.log(counts.ravel() / (max(len(samples), 1) * cell))
 
 
-def bins_for(num_samples: int) -> int:
+def num_bins(num_samples: int) -> int:
     """Bins an axis for a histogram of so many samples: two samples a cell on average, within 10 to 100 bins."""
     return int(np.clip(np.sqrt(num_samples / 2), 10, 100))
 
 
-def scale_of(log_densities: Iterable[np.ndarray]) -> Scale:
+def shared_colour_scale(log_densities: Iterable[np.ndarray]) -> ColourScale:
     """The scale that shows all of some log densities, whose greatest top is its top.
 
     One hundredth of a density's mass lies in cells denser than its top: one odd cell does not pale the rest. Tops
@@ -87,7 +90,7 @@ def scale_of(log_densities: Iterable[np.ndarray]) -> Scale:
     finite = [log_density[np.isfinite(log_density)] for log_density in log_densities]
     log_top = max((_log_top(values) for values in finite if values.size), default=0.0)
     offset = log_top if abs(log_top) > MAX_EXPONENT else 0.0
-    return Scale(float(np.exp(log_top - offset)), offset)
+    return ColourScale(float(np.exp(log_top - offset)), offset)
 
 
 def _log_top(finite: np.ndarray) -> float:
@@ -96,10 +99,10 @@ def _log_top(finite: np.ndarray) -> float:
     return float(falling[np.searchsorted(mass, SATURATED_MASS * mass[-1])])
 
 
-def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: Scale) -> AxesImage:
+def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: ColourScale) -> AxesImage:
     """Draw a log density [num^2] at `grid_points`; what is not a number is left grey."""
     return axes.imshow(
-        shown_density(log_density, scale),
+        density_image(log_density, scale),
         origin="lower",
         extent=(*limits, *limits),
         cmap=style.DENSITY_MAP.with_extremes(bad=style.GREY),
@@ -108,8 +111,44 @@ def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: Sca
     )
 
 
-def shown_density(log_density: np.ndarray, scale: Scale) -> np.ndarray:
+def density_image(log_density: np.ndarray, scale: ColourScale) -> np.ndarray:
     """[num, num]: the density in the units of the scale, rows from the bottom, cut a little above the scale's top."""
     side = int(np.sqrt(log_density.size))
     above = np.log(1.1 * scale.top)
     return np.exp(np.minimum(log_density.astype(float) - scale.offset, above)).reshape(side, side)
+
+
+def vector_field(times: Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:
+    """The vector field in the plane at some times, in one scale for all.
+
+    times: [T], a panel each.
+    velocities: [T, num^2, 2], dx/dt at `density.grid_points(limits, num)`, num some 16.
+    limits: of both axes.
+    """
+    figure, panels = style.new_square_figure(max(len(times), 1), MAX_COLUMNS, SQUARE_IN, title=title)
+    num = int(np.sqrt(np.shape(velocities)[1])) if len(times) else 1
+    unit = _typical_speed(velocities)
+    for index, (axes, time) in enumerate(zip(panels, times, strict=False)):
+        arrows = axes.quiver(
+            *grid_points(limits, num).T,
+            *velocities[index].T,
+            angles="xy",
+            scale_units="xy",
+            scale=unit * num / (LONG_ARROW * (limits[1] - limits[0])),
+            pivot="mid",
+            width=0.006,
+            color=style.VERMILION,
+        )
+        style.style_plane(axes, f"t = {time:.3g}", limits)
+        if index == 0:
+            shown = float(f"{unit:.1g}")
+            axes.quiverkey(arrows, 0.88, 1.05, shown, f"|dx/dt| = {shown:g}", labelpos="W", fontproperties={"size": 9})
+    if not len(times):
+        style.style_plane(panels[0], "No times", limits)
+    return figure
+
+
+def _typical_speed(velocities: np.ndarray) -> float:
+    speeds = np.linalg.norm(velocities, axis=-1)
+    speeds = speeds[np.isfinite(speeds)]
+    return float(np.quantile(speeds, 0.95)) or 1.0 if speeds.size else 1.0

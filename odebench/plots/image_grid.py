@@ -53,7 +53,7 @@ def _draw(rows: Sequence[np.ndarray], names: Sequence[str], title: str, shape: t
     sheet_in = CELL_IN * np.array([columns, len(sheet) / across])
     figure, (axes,) = style.new_figure(width_in=sheet_in[0] + 1.2, height_in=sheet_in[1] + 0.9)
     axes.imshow(sheet, interpolation="nearest")
-    style.dress(axes, title if num else f"{title}: none", f"image ({height} x {width} pixels)", "")
+    style.style_axes(axes, title if num else f"{title}: none", f"image ({height} x {width} pixels)", "")
     axes.grid(False)
     axes.tick_params(length=0)
     axes.set_xticks(across * np.arange(columns) + width / 2, [f"{1 + column}" for column in range(columns)])

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from odebench.plots import style
 
 Numbers = Sequence[float] | np.ndarray
-TIME = "t (time of the series)"
+TIME_LABEL = "t (time of the series)"
 BAND = (5, 95)  # percentiles over the latent samples
 BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
 SAMPLES = "single latent samples"
 MAX_PALE_LINES = 20
 MAX_COLUMNS = 3
 # How far beyond the data a view follows the predictions, in spans of the data: one that explodes flattens nothing.
-FOLLOWED = 0.5
+MAX_OVERSHOOT = 0.5
 
-WINDOW: dict[str, Any] = {"color": style.PALE, "linewidth": 0, "zorder": 0, "label": "observed window"}
+WINDOW: dict[str, Any] = {"color": style.LIGHT_GREY, "linewidth": 0, "zorder": 0, "label": "observed window"}
 TRUTH: dict[str, Any] = {
     "color": style.BLACK,
     "linewidth": 1.0,
@@ -38,7 +38,7 @@ OBSERVED: dict[str, Any] = {
     "zorder": 1.9,  # under the lines
     "label": "observed",
 }
-HIDDEN = OBSERVED | {"markerfacecolor": "white", "label": "kept from the model"}
+HELD_OUT = OBSERVED | {"markerfacecolor": "white", "label": "kept from the model"}
 EVENT: dict[str, Any] = {
     "linestyle": "none",
     "marker": "|",
@@ -49,14 +49,14 @@ EVENT: dict[str, Any] = {
 START: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
 
 
-class Points(NamedTuple):
+class MeasuredValues(NamedTuple):
     """Measured values: times [n], values [n, D] with NaN where there is none."""
 
     times: np.ndarray
     values: np.ndarray
 
 
-class ShownSeries(NamedTuple):
+class PredictedSeries(NamedTuple):
     """One series, and a model's predictions of it.
 
     label: of its panel.
@@ -70,12 +70,12 @@ class ShownSeries(NamedTuple):
     label: str
     times: np.ndarray
     predictions: np.ndarray
-    observed: Points
+    observed: MeasuredValues
     window: tuple[float, float]
     truth: np.ndarray | None = None
-    hidden: Points | None = None
+    held_out: MeasuredValues | None = None
 
-    def parts(self) -> Iterator[tuple[str, str, slice]]:
+    def segments(self) -> Iterator[tuple[str, str, slice]]:
         """Label, colour and times of the reconstruction, and of the extrapolation, which goes on where it ends."""
         split = int(np.searchsorted(self.times, self.window[1], side="right"))
         yield "reconstruction", style.BLUE, slice(0, split)
@@ -85,15 +85,15 @@ class ShownSeries(NamedTuple):
     def limits(self, components: slice) -> tuple[float, float]:
         """Of a view that shows all that was measured or is true, and follows the predictions half its span further."""
         truth = [] if self.truth is None else [self.truth]
-        known = [points.values for points in (self.observed, self.hidden) if points is not None] + truth
+        known = [points.values for points in (self.observed, self.held_out) if points is not None] + truth
         measured, predicted = np.concatenate(known)[:, components], _mean_and_band(self.predictions[..., components])
-        low, high = style.limits_of(measured if np.isfinite(measured).any() else predicted)
-        further = FOLLOWED * (high - low)
+        low, high = style.padded_limits(measured if np.isfinite(measured).any() else predicted)
+        further = MAX_OVERSHOOT * (high - low)
         followed = predicted.clip(low - further, high + further)
-        return style.limits_of(np.array([low, high, *style.limits_of(followed)]), margin=0.06)
+        return style.padded_limits(np.array([low, high, *style.padded_limits(followed)]), margin=0.06)
 
 
-class Rate(NamedTuple):
+class InferredRate(NamedTuple):
     """The rate of one Poisson process.
 
     label: of its panel.
@@ -109,7 +109,7 @@ class Rate(NamedTuple):
     truth: np.ndarray | None = None
 
 
-def series_over_time(series: Sequence[ShownSeries], names: Sequence[str], time: str = TIME) -> Figure:
+def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], time: str = TIME_LABEL) -> Figure:
     """Reconstruction, extrapolation, truth and observations against time: a row a series, a column a component.
 
     A line is the mean over latent samples, a band their 5th to 95th percentile, the shade what the model could see.
@@ -122,30 +122,30 @@ def series_over_time(series: Sequence[ShownSeries], names: Sequence[str], time: 
         axes.axvspan(*one.window, **WINDOW)
         if one.truth is not None:
             axes.plot(one.times, one.truth[:, component], **TRUTH)
-        for label, tint, part in one.parts():
+        for label, tint, part in one.segments():
             _draw_band(axes, one.times[part], one.predictions[:, part, component], tint, label)
-        if one.hidden is not None:
-            axes.plot(one.hidden.times, one.hidden.values[:, component], **HIDDEN)
+        if one.held_out is not None:
+            axes.plot(one.held_out.times, one.held_out.values[:, component], **HELD_OUT)
         axes.plot(one.observed.times, one.observed.values[:, component], **OBSERVED)
         axes.set_ylim(one.limits(slice(component, component + 1)))
-        style.dress(axes, one.label, time, names[component])
+        style.style_axes(axes, one.label, time, names[component])
     if not series:
-        style.dress(panels[0], "No series", time, "")
+        style.style_axes(panels[0], "No series", time, "")
     style.legend_below(figure)
     return figure
 
 
-def series_in_plane(series: Sequence[ShownSeries], columns: int = MAX_COLUMNS) -> Figure:
+def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMNS) -> Figure:
     """The first two components against each other, a panel a series, all with the same limits.
 
     The strong line is the mean over latent samples, pale lines are single samples, up to 20.
     """
-    figure, panels = style.new_planes(max(len(series), 1), columns, 2.9)
-    limits = style.limits_of(np.array([one.limits(slice(0, 2)) for one in series]))
+    figure, panels = style.new_square_figure(max(len(series), 1), columns, 2.9)
+    limits = style.padded_limits(np.array([one.limits(slice(0, 2)) for one in series]))
     for axes, one in zip(panels, series, strict=False):
         if one.truth is not None:
             axes.plot(*one.truth[:, :2].T, **TRUTH)
-        for label, tint, part in one.parts():
+        for label, tint, part in one.segments():
             samples = one.predictions[:, part, :2]
             if len(samples) > 1:
                 pale = LineCollection(
@@ -153,17 +153,17 @@ def series_in_plane(series: Sequence[ShownSeries], columns: int = MAX_COLUMNS) -
                 )
                 axes.add_collection(pale)
             axes.plot(*_mean_and_band(samples)[0].T, color=tint, linewidth=style.LINE_PT, label=label)
-        if one.hidden is not None:
-            axes.plot(*one.hidden.values[:, :2].T, **HIDDEN)
+        if one.held_out is not None:
+            axes.plot(*one.held_out.values[:, :2].T, **HELD_OUT)
         axes.plot(*one.observed.values[:, :2].T, **OBSERVED)
-        style.dress_plane(axes, one.label, limits)
+        style.style_plane(axes, one.label, limits)
     if not series:
-        style.dress_plane(panels[0], "No series", limits)
+        style.style_plane(panels[0], "No series", limits)
     style.legend_below(figure)
     return figure
 
 
-def model_comparison(models: Mapping[str, Sequence[ShownSeries]]) -> Figure:
+def model_comparison(models: Mapping[str, Sequence[PredictedSeries]]) -> Figure:
     """Models beside each other in the plane, series by series.
 
     models: name -> its series, the same for each. Of names such as "RNN, 30 points" a row of panels is what stands
@@ -186,7 +186,7 @@ def latent_paths(
 
     paths: [N, T, L], L at least 2; labels: [N], indices of class_names.
     """
-    figure, (axes,) = style.new_planes(1, 1, 4.2)
+    figure, (axes,) = style.new_square_figure(1, 1, 4.2)
     labels = np.zeros(len(paths), dtype=int) if labels is None else labels
     for index in np.unique(labels):
         chosen = paths[labels == index][..., :2]
@@ -194,14 +194,14 @@ def latent_paths(
         tint = style.colour(int(index))
         axes.add_collection(LineCollection(list(chosen), color=tint, linewidth=0.9, alpha=0.7, label=name))
         axes.plot(*chosen[:, 0].T, **START, color=tint)
-    style.dress_plane(axes, title, style.limits_of(paths[..., :2], margin=0.05))
+    style.style_plane(axes, title, style.padded_limits(paths[..., :2], margin=0.05))
     axes.set(xlabel="z₁ (latent)", ylabel="z₂ (latent)")
     axes.plot([], [], **START, color=style.GREY, label="start")
     style.legend_below(figure)
     return figure
 
 
-def rates_over_time(rates: Sequence[Rate], time: str = TIME) -> Figure:
+def rates_over_time(rates: Sequence[InferredRate], time: str = TIME_LABEL) -> Figure:
     """The inferred rate of Poisson processes beside the true one, a panel a process, a tick an event."""
     figure, panels = style.new_figure(max(len(rates), 1), MAX_COLUMNS, height_in=2.6)
     for axes, one in zip(panels, rates, strict=False):
@@ -211,9 +211,9 @@ def rates_over_time(rates: Sequence[Rate], time: str = TIME) -> Figure:
         floor = np.full(len(one.events), 0.04)
         axes.plot(one.events, floor, **EVENT, transform=axes.get_xaxis_transform())
         axes.set_ylim(bottom=0)
-        style.dress(axes, f"{one.label} ({len(one.events)} events)", time, "rate (events / unit of t)")
+        style.style_axes(axes, f"{one.label} ({len(one.events)} events)", time, "rate (events / unit of t)")
     if not rates:
-        style.dress(panels[0], "No rates", time, "rate (events / unit of t)")
+        style.style_axes(panels[0], "No rates", time, "rate (events / unit of t)")
     style.legend_below(figure)
     return figure
 
@@ -223,7 +223,7 @@ def error_over_time(
     errors: Mapping[str, np.ndarray],
     window: tuple[float, float],
     error: str = "RMSE (units of the data)",
-    time: str = TIME,
+    time: str = TIME_LABEL,
 ) -> Figure:
     """Error of models against time, in and beyond the window they could see.
 
@@ -240,7 +240,7 @@ def error_over_time(
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    style.dress(axes, "Error against time", time, error, legend=True)
+    style.style_axes(axes, "Error against time", time, error, legend=True)
     return figure
 
 

@@ -26,7 +26,7 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
-PALE = "#EEEEEE"
+LIGHT_GREY = "#EEEEEE"
 
 # It grows darker all the way: colour-blind readers and print without colour keep the order.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
@@ -56,7 +56,7 @@ def new_figure(
     return figure, panels
 
 
-def dress(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
+def style_axes(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
     """Give the axes title, labels (with units) and the common look; call it after drawing."""
     axes.set_title(title, fontsize=TITLE_PT, loc="left", fontweight="bold")
     axes.set_xlabel(x, fontsize=LABEL_PT)
@@ -72,7 +72,7 @@ def dress(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
         axes.legend(fontsize=TICK_PT, frameon=False)
 
 
-def new_planes(
+def new_square_figure(
     num_panels: int,
     columns: int,
     size_in: float,
@@ -93,12 +93,12 @@ def new_planes(
     return figure, panels
 
 
-def dress_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
+def style_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
     """The look of a panel that shows the plane of two-dimensional states: `limits` on both axes, no grid.
 
     Only the outer panels of a figure keep their labels.
     """
-    dress(axes, title, "x₁", "x₂")
+    style_axes(axes, title, "x₁", "x₂")
     axes.grid(False)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
@@ -137,7 +137,7 @@ def spans_decades(values: Sequence[float] | np.ndarray, ratio: float = 20.0) -> 
     return bool(array.size and array.min() > 0 and array.max() / array.min() > ratio)
 
 
-def limits_of(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
+def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
     """Least and greatest finite value, and `margin` of their distance further out; where they span nothing, one."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -146,13 +146,13 @@ def limits_of(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def legend_below(figure: Figure, called: Mapping[str, str] | None = None) -> None:
+def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> None:
     """One legend under all panels, that names each label once, in lines that the figure is wide enough for; the figure
     grows by its height. called: what it says in place of a label."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            named.setdefault((called or {}).get(label, label), handle)
+            named.setdefault((renamed or {}).get(label, label), handle)
     if not named:
         return
     width_in = figure.get_figwidth()

@@ -9,30 +9,43 @@ from matplotlib.figure import Figure
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
-from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
-from odebench.plots.dots import dots
+from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot
 from odebench.record import layout
 from odebench.record.files import content_of
+from odebench.reporting.evaluations import (
+    OUTPUT_ERROR,
+    evaluated_runs,
+    figure3,
+    gradient_against_tolerance,
+    lines_by_solver,
+)
 from odebench.reporting.lines import (
-    ALONG,
-    Lacking,
-    count,
-    enough,
-    finite,
-    front,
-    guides,
-    joined,
-    line,
-    lines_of_rows,
+    RESOLUTION_KEYS,
+    MissingDataError,
+    finite_points,
+    join_nonempty,
+    make_line,
+    mean_curves,
     named_groups,
+    nfe_ratio_lines,
+    num_points,
+    pareto_front,
+    positive_only,
+    published_lines,
+    require_points,
     result_label,
-    slopes,
-    solved,
     split_into_lines,
 )
-from odebench.reporting.panels import MAX_PANELS, Subject, by_subject, data_of, draw_panels, points_of, subjects
-from odebench.reporting.runs import Evidence, Group, Row, Run, rows_of
-from odebench.reporting.studies import OUTPUT_ERROR, by_solver, evaluated_runs, figure3, gradient_against_tolerance
+from odebench.reporting.panels import (
+    MAX_PANELS,
+    PanelKey,
+    data_name,
+    draw_panels,
+    lines_by_panel,
+    num_panel_points,
+    panel_key_function,
+)
+from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
 # Cost -> its tag and the label of its axis.
@@ -49,92 +62,92 @@ SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar fl
 class FigureKind(NamedTuple):
     """A figure: what it shows, what it needs and what would make that, and how it is drawn."""
 
-    shows: str
-    needs: str
-    draw: Callable[[Evidence], Figure]
+    description: str
+    requirement: str
+    draw: Callable[[RunCollection], Figure]
 
 
-def draw(name: str, evidence: Evidence) -> Figure:
+def draw(name: str, collection: RunCollection) -> Figure:
     """The figure of a name. UsageError for a name that is none, Lacking where the files cannot give it."""
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES, "figures")
     try:
-        return FIGURES[name].draw(evidence)
-    except Lacking:
-        raise Lacking(f"figure {name} needs {FIGURES[name].needs}") from None
+        return FIGURES[name].draw(collection)
+    except MissingDataError:
+        raise MissingDataError(f"figure {name} needs {FIGURES[name].requirement}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
 
 
-def _mean(tag: str) -> Callable[[Group], float]:
+def _mean(tag: str) -> Callable[[RunGroup], float]:
     return lambda group: group.mean(tag)
 
 
-def _both_ways(group: Group) -> float:
+def _total_nfe(group: RunGroup) -> float:
     """NFE of a training step, forward and backward."""
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
-def _result_against(cost: str) -> Callable[[Evidence], Figure]:
-    def draw(evidence: Evidence) -> Figure:
-        found, are_lines = by_subject(evidence, subjects(evidence))
-        panels = [_result_panel(evidence, *item, cost, are_lines) for item in found.items()]
+def _result_against(cost: str) -> Callable[[RunCollection], Figure]:
+    def draw(collection: RunCollection) -> Figure:
+        found, are_lines = lines_by_panel(collection, panel_key_function(collection))
+        panels = [_result_panel(collection, *item, cost, are_lines) for item in found.items()]
         # One point says something beside those of other panels, or beside what was published.
-        return draw_panels(panels, least=1 if sum(map(points_of, panels)) > 1 else 2)
+        return draw_panels(panels, min_points=1 if sum(map(num_panel_points, panels)) > 1 else 2)
 
     return draw
 
 
-def _runs(by_label: Mapping[str, Sequence[Group]]) -> list[Run]:
+def _runs(by_label: Mapping[str, Sequence[RunGroup]]) -> list[Run]:
     return [run for groups in by_label.values() for group in groups for run in group.runs]
 
 
 def _result_panel(
-    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, are_lines: bool
+    collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
 ) -> Panel:
     """Means over seeds, a line along tolerances or steps."""
-    tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
-    lines = [line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
-    found = guides(_runs(by_label), tag)
-    return Panel(f"{subject.data}: result against {cost}", x, _y(subject, evidence.split), lines, found, are_lines)
+    tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
+    lines = [make_line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
+    found = published_lines(_runs(by_label), tag)
+    return Panel(f"{key.data}: result against {cost}", x, _y(key, collection.split), lines, found, are_lines)
 
 
-def _y(subject: Subject, split: str) -> str:
-    return result_label(subject.quantity, split, subject.loss)
+def _y(key: PanelKey, split: str) -> str:
+    return result_label(key.quantity, split, key.loss)
 
 
-def _pareto(evidence: Evidence) -> Figure:
-    found, are_lines = by_subject(evidence, subjects(evidence), panels_each=len(COSTS))
-    return draw_panels([_front_panel(evidence, *item, cost, are_lines) for item in found.items() for cost in COSTS])
+def _pareto(collection: RunCollection) -> Figure:
+    found, are_lines = lines_by_panel(collection, panel_key_function(collection), panels_per_key=len(COSTS))
+    return draw_panels([_front_panel(collection, *item, cost, are_lines) for item in found.items() for cost in COSTS])
 
 
 def _front_panel(
-    evidence: Evidence, subject: Subject, by_label: Mapping[str, Sequence[Group]], cost: str, are_lines: bool
+    collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
 ) -> Panel:
     """All groups by result and cost, and the front of those that no other beats."""
-    tag, (cost_tag, x) = evidence.result_tag(subject.quantity), COSTS[cost]
+    tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     own = [group for groups in by_label.values() for group in groups]
-    best = front(own, _mean(cost_tag), _mean(tag), higher_is_better(subject.quantity))
+    best = pareto_front(own, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
     told = {id(group) for group in best} if are_lines else set()
     lines = []
     for label, groups in by_label.items():
-        drawn = line(label, groups, _mean(cost_tag), tag)._replace(y_spread=None)
-        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.names, strict=False)]
-        lines.append(drawn._replace(label=label or "settings", names=names))
-    edge = line("", best, _mean(cost_tag), tag)
-    guide = Guide("Pareto front", x=edge.x, y=edge.y, is_front=True)
-    return Panel(f"{subject.data}: against {cost}", x, _y(subject, evidence.split), lines, [guide], False)
+        drawn = make_line(label, groups, _mean(cost_tag), tag)._replace(y_error=None)
+        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.point_labels, strict=False)]
+        lines.append(drawn._replace(label=label or "settings", point_labels=names))
+    edge = make_line("", best, _mean(cost_tag), tag)
+    guide = ReferenceLine("Pareto front", x=edge.x, y=edge.y, is_front=True)
+    return Panel(f"{key.data}: against {cost}", x, _y(key, collection.split), lines, [guide], False)
 
 
-def _figure4(evidence: Evidence) -> Figure:
+def _figure4(collection: RunCollection) -> Figure:
     """Divergence against the size of the model, a panel a target, a line a model."""
-    tag = evidence.result_tag("kl_nats")
-    found: dict[str, dict[str, list[Group]]] = {}
-    for group in evidence.groups:
+    tag = collection.result_tag("kl_nats")
+    found: dict[str, dict[str, list[RunGroup]]] = {}
+    for group in collection.groups:
         settings = group.runs[0].settings
         if settings.get("model.name") in SIZES and np.isfinite(group.mean(tag)):
             found.setdefault(settings["data.name"], {}).setdefault(settings["model.name"], []).append(group)
-    x, y = "width M of the CNF, depth K of the planar flow", f"{evidence.split} KL(q || p) (nats)"
+    x, y = "width M of the CNF, depth K of the planar flow", f"{collection.split} KL(q || p) (nats)"
     lines = {
         target: [_by_size(model, groups, tag) for model, groups in of_target.items()]
         for target, of_target in found.items()
@@ -142,126 +155,139 @@ def _figure4(evidence: Evidence) -> Figure:
     return draw_panels([Panel(target, x, y, its, x_log=True, y_log=True) for target, its in lines.items()])
 
 
-def _by_size(model: str, groups: Sequence[Group], tag: str) -> Line:
+def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
     key, named = SIZES[model]
-    return line(named, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(names=())
+    return make_line(named, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(point_labels=())
 
 
-def _result_over_training(evidence: Evidence) -> Figure:
+def _result_over_training(collection: RunCollection) -> Figure:
     """Of each validation, against the optimiser's steps and against time, a curve a setting."""
-    subject_of, found = subjects(evidence), dict[Subject, dict[str, list[list[Row]]]]()
-    for label, group in named_groups(evidence):
-        found.setdefault(subject_of(group.runs[0]), {})[label] = [rows_of(run) for run in group.runs]
+    subject_of, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
+    for label, group in named_groups(collection):
+        found.setdefault(subject_of(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
     panels = []
-    for subject, rows in found.items():
-        tag, y = f"val/{subject.quantity}", _y(subject, "validation")
-        by_step, by_time = (lines_of_rows(rows, tag, along, smooth=False) for along in ("step", "elapsed_s"))
+    for key, rows in found.items():
+        tag, y = f"val/{key.quantity}", _y(key, "validation")
+        by_step, by_time = (mean_curves(rows, tag, along, smooth=False) for along in ("step", "elapsed_s"))
         by_time = [one._replace(x=one.x / 60) for one in by_time]
         for title, x, lines in (("steps", "optimiser step", by_step), ("time", "training time (min)", by_time)):
-            panels.append(Panel(f"{subject.data}: result over {title}", x, y, lines, curves=True, x_log=False))
+            panels.append(Panel(f"{key.data}: result over {title}", x, y, lines, as_curves=True, x_log=False))
     return draw_panels(panels, columns=2)
 
 
-def _nfe_against_tolerance(evidence: Evidence) -> Figure:
-    by_label, are_lines = split_into_lines(evidence, ("tol",), "solver.name")
+def _nfe_against_tolerance(collection: RunCollection) -> Figure:
+    by_label, are_lines = split_into_lines(collection, ("tol",), "solver.name")
     panels = []
     for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
-        lines = [line(label, groups, _tolerance, tag)._replace(names=()) for label, groups in by_label.items()]
+        lines = [
+            make_line(label, groups, _tolerance, tag)._replace(point_labels=()) for label, groups in by_label.items()
+        ]
         panels.append(
-            Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", solved(lines), (), are_lines)
+            Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", positive_only(lines), (), are_lines)
         )
-    if len(evidence.groups) <= MAX_LINES:
-        after = [one for label, run in evaluated_runs(evidence) for one in by_solver(label, run, "nfe")]
+    if len(collection.groups) <= MAX_LINES:
+        after = [one for label, run in evaluated_runs(collection) for one in lines_by_solver(label, run, "nfe")]
         panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
-    panels = [panel for panel in panels if len({x for one in panel.lines for x in finite(one)[0]}) > 1]
+    panels = [panel for panel in panels if len({x for one in panel.lines for x in finite_points(one)[0]}) > 1]
     if not panels:
-        raise Lacking
-    return comparison([panel._replace(x_log=True, x_falls=True) for panel in panels])
+        raise MissingDataError
+    return comparison_figure([panel._replace(x_log=True, x_descending=True) for panel in panels])
 
 
-def _tolerance(group: Group) -> float:
+def _tolerance(group: RunGroup) -> float:
     value = group.runs[0].settings["tol"]
     return value if isinstance(value, float) else np.nan
 
 
-def _error_against_tolerance(evidence: Evidence) -> Figure:
-    lines = enough([one for label, run in evaluated_runs(evidence) for one in by_solver(label, run, OUTPUT_ERROR)])
+def _error_against_tolerance(collection: RunCollection) -> Figure:
+    lines = require_points(
+        [one for label, run in evaluated_runs(collection) for one in lines_by_solver(label, run, OUTPUT_ERROR)]
+    )
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
-    guide = Guide("error = tolerance", x=equal, y=equal)
+    guide = ReferenceLine("error = tolerance", x=equal, y=equal)
     panel = Panel("Error of the output", TOLERANCE, "relative error against float64 at 1e-9", lines, [guide])
-    return comparison([panel._replace(x_log=True, y_log=True, x_falls=True)])
+    return comparison_figure([panel._replace(x_log=True, y_log=True, x_descending=True)])
 
 
-def _time_against_nfe(evidence: Evidence) -> Figure:
-    by_data, are_lines = by_subject(evidence, data_of)
+def _time_against_nfe(collection: RunCollection) -> Figure:
+    by_data, are_lines = lines_by_panel(collection, data_name)
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
     panels = []
     for data, by_label in by_data.items():
-        lines = [line(label, groups, _both_ways, STEP_MS) for label, groups in by_label.items()]
+        lines = [make_line(label, groups, _total_nfe, STEP_MS) for label, groups in by_label.items()]
         panels.append(Panel(f"{data}: time against NFE", x, y, lines, (), are_lines, x_log=False, y_log=False))
     return draw_panels(panels)
 
 
-def _backward_against_forward(evidence: Evidence) -> Figure:
-    by_data, are_lines = by_subject(evidence, data_of, first="gradient.name")
+def _backward_against_forward(collection: RunCollection) -> Figure:
+    by_data, are_lines = lines_by_panel(collection, data_name, first="gradient.name")
     x, y = "forward NFE of a training step", "backward NFE of a training step"
     panels = []
     for data, by_label in by_data.items():
-        lines = solved([line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()])
-        title, found = f"{data}: backward against forward", slopes(_runs(by_label), lines)
+        lines = positive_only(
+            [make_line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]
+        )
+        title, found = f"{data}: backward against forward", nfe_ratio_lines(_runs(by_label), lines)
         panels.append(Panel(title, x, y, lines, found, are_lines, x_log=False, y_log=False))
-    return draw_panels(panels, least=1)
+    return draw_panels(panels, min_points=1)
 
 
-def _nfe_over_training(evidence: Evidence) -> Figure:
-    rows = {label: [rows_of(run) for run in group.runs] for label, group in named_groups(evidence)}
+def _nfe_over_training(collection: RunCollection) -> Figure:
+    rows = {label: [read_rows(run) for run in group.runs] for label, group in named_groups(collection)}
     panels = []
     for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
-        lines = solved(lines_of_rows(rows, tag))
-        if any(map(count, lines)):
+        lines = positive_only(mean_curves(rows, tag))
+        if any(map(num_points, lines)):
             panels.append(Panel(f"{way} NFE over training", "optimiser step", "NFE of a training step", lines))
     if not panels:
-        raise Lacking
-    return comparison([panel._replace(curves=True, x_log=False, y_log=False) for panel in panels])
+        raise MissingDataError
+    return comparison_figure([panel._replace(as_curves=True, x_log=False, y_log=False) for panel in panels])
 
 
-def _memory_against_depth(evidence: Evidence) -> Figure:
-    by_data, are_lines = by_subject(evidence, data_of, along=(*ALONG, "model.blocks"), first="gradient.name")
+def _memory_against_depth(collection: RunCollection) -> Figure:
+    by_data, are_lines = lines_by_panel(
+        collection, data_name, along=(*RESOLUTION_KEYS, "model.blocks"), first="gradient.name"
+    )
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     mode = (
-        "" if "gradient.name" in evidence.varying or not evidence.runs else evidence.runs[0].settings["gradient.name"]
+        ""
+        if "gradient.name" in collection.varying_keys or not collection.runs
+        else collection.runs[0].settings["gradient.name"]
     )
     panels = []
     for data, by_label in by_data.items():
-        lines = [line(joined(label, mode), groups, _depth, "final/peak_mib") for label, groups in by_label.items()]
+        lines = [
+            make_line(join_nonempty(label, mode), groups, _depth, "final/peak_mib")
+            for label, groups in by_label.items()
+        ]
         panels.append(Panel(f"{data}: memory against depth", x, y, lines, (), are_lines, x_log=False, y_log=False))
     return draw_panels(panels)
 
 
-def _depth(group: Group) -> float:
+def _depth(group: RunGroup) -> float:
     nfe, blocks = group.mean(FORWARD), group.runs[0].settings.get("model.blocks")
     return nfe if np.isfinite(nfe) or blocks is None else blocks
 
 
-def _gradient_error(evidence: Evidence) -> Figure:
+def _gradient_error(collection: RunCollection) -> Figure:
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    for row in evidence.bench:
+    for row in collection.bench:
         if isinstance(row.get("parameter_gradient_error"), float) and isinstance(row.get("tol"), float):
             words = filter(None, [row["library"], row["variant"], row["method"]])
             marks = panels.setdefault(f"{row['work']}, tolerance {row['tol']:g}", {})
             marks.setdefault(" ".join(words), {})[row["mode"]] = row["parameter_gradient_error"]
     if not panels:
-        raise Lacking
+        raise MissingDataError
     if len(panels) > MAX_PANELS:
         raise UsageError(f"it shows up to {MAX_PANELS} works and tolerances, not {len(panels):,}; name fewer folders")
-    return dots(panels, "relative error of the parameters' gradient, against float64")
+    return dot_plot(panels, "relative error of the parameters' gradient, against float64")
 
 
-def _step_sizes(evidence: Evidence) -> Figure:
+def _step_sizes(collection: RunCollection) -> Figure:
     """Of each setting the solve of a training step that takes the most steps; of the decoder, say, not of a gap."""
     found: dict[tuple[str, str], list[Line]] = {}  # each model has a time of its own
-    for label, group in named_groups(evidence, _longest_solve):
+    for label, group in named_groups(collection, _longest_solve):
         solve = _longest_solve(group)
         assert solve is not None
         start, sizes, place = solve
@@ -273,10 +299,10 @@ def _step_sizes(evidence: Evidence) -> Figure:
     panels = [
         Panel(title, f"{x} {unit}", f"step size {unit}", lines, x_log=False) for (title, x), lines in found.items()
     ]
-    return draw_panels(panels, least=1)
+    return draw_panels(panels, min_points=1)
 
 
-def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None:
+def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | None:
     """Where it starts, if that is known, the sizes of its accepted steps, and which of several it is; of the first run
     that has one."""
     for run in group.runs:
@@ -295,18 +321,20 @@ def _longest_solve(group: Group) -> tuple[float | None, list[float], str] | None
     return None
 
 
-_SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
+_NEEDS_SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
 
 FIGURES = {
-    "result-nfe": FigureKind("the objective against forward NFE", _SWEEP, _result_against("NFE")),
-    "result-time": FigureKind("the objective against training time", _SWEEP, _result_against("time")),
-    "result-memory": FigureKind("the objective against peak memory", _SWEEP, _result_against("memory")),
+    "result-nfe": FigureKind("the objective against forward NFE", _NEEDS_SWEEP, _result_against("NFE")),
+    "result-time": FigureKind("the objective against training time", _NEEDS_SWEEP, _result_against("time")),
+    "result-memory": FigureKind("the objective against peak memory", _NEEDS_SWEEP, _result_against("memory")),
     "result-training": FigureKind(
         "the objective of each validation over a training, by steps and by time",
         "a run with two validations; make it: odebench train",
         _result_over_training,
     ),
-    "pareto": FigureKind("the objective against each cost, with the settings that no other beats", _SWEEP, _pareto),
+    "pareto": FigureKind(
+        "the objective against each cost, with the settings that no other beats", _NEEDS_SWEEP, _pareto
+    ),
     "nfe-tolerance": FigureKind(
         "NFE against tolerance, in training and after it",
         "two tolerances; make them: odebench sweep tol=1e-2,1e-4, or odebench eval RUN tol=1e-2 and again tol=1e-4",
@@ -333,7 +361,7 @@ FIGURES = {
         " model.width=2,8",
         _figure4,
     ),
-    "time-nfe": FigureKind("time of a training step against its NFE", _SWEEP, _time_against_nfe),
+    "time-nfe": FigureKind("time of a training step against its NFE", _NEEDS_SWEEP, _time_against_nfe),
     "backward-forward": FigureKind(
         "backward against forward NFE",
         "runs that solve backward; make one: odebench train gradient=adjoint",

@@ -7,64 +7,64 @@ from collections.abc import Sequence
 
 from odebench.record import layout
 from odebench.record.reader import RunOverview
-from odebench.reporting.published import beside_published, percent, share_of_published
-from odebench.reporting.runs import Evidence
+from odebench.reporting.published import compare_with_published, format_percent, training_fraction
+from odebench.reporting.runs import RunCollection
 from odebench.reporting.table import (
-    NOTHING,
-    Cell,
+    EMPTY,
     Column,
     Table,
+    TableCell,
+    column_title,
+    display_scale,
+    format_number,
+    format_setting,
     headline_tags,
-    scale,
-    seeds,
-    shown,
-    shown_setting,
-    title,
+    num_seeds,
 )
 
 MAX_REASONS = 10
 _NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
-def counted(evidence: Evidence) -> str:
+def status_counts(collection: RunCollection) -> str:
     """How many runs and groups, and how many runs are in which status."""
-    counts = Counter(one.status for one in _overviews(evidence))
+    counts = Counter(one.status for one in _overviews(collection))
     statuses = [f"{counts[status]:,} {status}" for status in layout.STATUSES if counts[status]]
-    statuses += [f"{len(evidence.damaged):,} damaged"] if evidence.damaged else []
-    total = counts.total() + len(evidence.damaged)
-    groups = f" in {number(len(evidence.groups), 'group')}" if evidence.groups else ""
-    return f"{number(total, 'run')}{groups}: {', '.join(statuses)}"
+    statuses += [f"{len(collection.damaged):,} damaged"] if collection.damaged else []
+    total = counts.total() + len(collection.damaged)
+    groups = f" in {plural(len(collection.groups), 'group')}" if collection.groups else ""
+    return f"{plural(total, 'run')}{groups}: {', '.join(statuses)}"
 
 
-def _overviews(evidence: Evidence) -> list[RunOverview]:
-    return [*(run.overview for run in evidence.runs), *evidence.queued]
+def _overviews(collection: RunCollection) -> list[RunOverview]:
+    return [*(run.overview for run in collection.runs), *collection.queued]
 
 
-def number(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{count:,} {word}" + "s" * (count != 1)
 
 
-def cautions(evidence: Evidence) -> list[str]:
+def caveats(collection: RunCollection) -> list[str]:
     """What a reader of the numbers has to know: seeds, data, machines."""
-    done = [group for group in evidence.groups if group.done]
+    done = [group for group in collection.groups if group.done_runs]
     lines = []
-    most = max((seeds(group) for group in done), default=0)
+    most = max((num_seeds(group) for group in done), default=0)
     if most > 1:
-        least = min(seeds(group) for group in done)
+        least = min(num_seeds(group) for group in done)
         lines.append(
             f"mean ± standard deviation over seeds; {least if least == most else f'{least} to {most}'} seeds a group"
         )
-    repeated = sum(len(group.done) - seeds(group) for group in done)
+    repeated = sum(len(group.done_runs) - num_seeds(group) for group in done)
     if repeated:
-        lines.append(f"{number(repeated, 'run')} more of a seed that its group has already: its spread is understated")
-    unfinished = [tag for tag in headline_tags(evidence) if any(_has_gap(group.numbers(tag)) for group in done)]
+        lines.append(f"{plural(repeated, 'run')} more of a seed that its group has already: its spread is understated")
+    unfinished = [tag for tag in headline_tags(collection) if any(_has_non_finite(group.values(tag)) for group in done)]
     if unfinished:
         lines.append(f"left out where a run of the group has no finite number: {', '.join(unfinished)}")
-    mixed = sum(len({run.test_data for run in group.done} - {""}) > 1 for group in done)
+    mixed = sum(len({run.test_data_hash for run in group.done_runs} - {""}) > 1 for group in done)
     if mixed:
-        lines.append(f"tested on different data within {number(mixed, 'group')} (manifest.json: data.splits)")
-    machines = list(dict.fromkeys(run.machine for group in done for run in group.done))
+        lines.append(f"tested on different data within {plural(mixed, 'group')} (manifest.json: data.splits)")
+    machines = list(dict.fromkeys(run.machine for group in done for run in group.done_runs))
     if len(machines) == 1:
         lines.append(f"ran on {machines[0]}")
     elif machines:
@@ -72,62 +72,64 @@ def cautions(evidence: Evidence) -> list[str]:
     return lines
 
 
-def _has_gap(numbers: Sequence[float]) -> bool:
+def _has_non_finite(numbers: Sequence[float]) -> bool:
     return not all(map(math.isfinite, numbers))
 
 
-def reasons(evidence: Evidence) -> list[tuple[str, list[str]]]:
+def failure_reasons(collection: RunCollection) -> list[tuple[str, list[str]]]:
     """Why runs did not come to their end, with the folders of those: the commonest reason first.
 
     Reasons that differ in their numbers alone are told once. Runs that are queued or running are only counted.
     """
     found: dict[str, tuple[str, list[str]]] = {}
-    for one in _overviews(evidence):
+    for one in _overviews(collection):
         if one.status not in ("done", "queued", "running"):
             reason = f"{one.status}: {one.message or 'no reason told'}"
             found.setdefault(_NUMBER.sub("#", reason), (reason, []))[1].append(str(one.path))
     ordered = sorted(found.values(), key=lambda item: -len(item[1]))
-    return ordered + [(f"damaged: {reason}", []) for reason in evidence.damaged]
+    return ordered + [(f"damaged: {reason}", []) for reason in collection.damaged]
 
 
-def reason_lines(evidence: Evidence) -> list[str]:
+def failure_lines(collection: RunCollection) -> list[str]:
     """The reasons in a few lines, each with a folder to look into."""
     lines = []
-    for reason, paths in reasons(evidence)[:MAX_REASONS]:
+    for reason, paths in failure_reasons(collection)[:MAX_REASONS]:
         more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
         lines.append(f"{reason}  ({paths[0]}{more})" if paths else reason)
-    left = len(reasons(evidence)) - MAX_REASONS
-    return lines + ([f"and {number(left, 'other reason')}; --output DIR writes all"] if left > 0 else [])
+    left = len(failure_reasons(collection)) - MAX_REASONS
+    return lines + ([f"and {plural(left, 'other reason')}; --output DIR writes all"] if left > 0 else [])
 
 
-def published_table(evidence: Evidence) -> Table | None:
+def published_table(collection: RunCollection) -> Table | None:
     """Published values beside ours, a row for each group of an experiment; None where there are none."""
     rows = []
-    for published, group, mean, spread in beside_published(evidence):
-        times = scale(published.tag)
+    for published, group, mean, std in compare_with_published(collection):
+        times = display_scale(published.tag)
         settings = ", ".join(
-            f"{title(key)} {shown_setting(value)}"
-            for key, value in group.values.items()
+            f"{column_title(key)} {format_setting(value)}"
+            for key, value in group.varying_settings.items()
             if key != "experiment" and value is not None
         )
         unit = " %" if times == 100 else ""
-        shares = [share for run in group.done if (share := share_of_published(run)) is not None]
-        own = shown(times * mean, times * spread)
+        shares = [share for run in group.done_runs if (share := training_fraction(run)) is not None]
+        own = format_number(times * mean, times * std)
         cells = [
-            Cell(published.row, published.row),
-            Cell(published.printed, published.printed),
-            Cell(shown(times * published.value) + unit if published.tag else NOTHING, times * published.value),
-            Cell(own + unit * (own != NOTHING), times * mean) if published.tag else Cell(NOTHING, math.nan),
-            Cell(str(seeds(group)), float(seeds(group))),
-            Cell(percent(min(shares)) if shares else NOTHING, min(shares, default=math.nan)),
+            TableCell(published.row, published.row),
+            TableCell(published.printed, published.printed),
+            TableCell(
+                format_number(times * published.value) + unit if published.tag else EMPTY, times * published.value
+            ),
+            TableCell(own + unit * (own != EMPTY), times * mean) if published.tag else TableCell(EMPTY, math.nan),
+            TableCell(str(num_seeds(group)), float(num_seeds(group))),
+            TableCell(format_percent(min(shares)) if shares else EMPTY, min(shares, default=math.nan)),
         ]
-        cells += [Cell(text, text) for text in (published.tag or NOTHING, settings or NOTHING, published.cited)]
+        cells += [TableCell(text, text) for text in (published.tag or EMPTY, settings or EMPTY, published.citation)]
         rows.append(cells)
     words = {"of": False, "printed": False, "published": True, "ours": True, "seeds": True}
     words |= {"share of the published training": True, "number": False, "our settings": False, "source": False}
-    return Table([Column(name, numbers=numbers) for name, numbers in words.items()], rows) if rows else None
+    return Table([Column(name, is_numeric=numbers) for name, numbers in words.items()], rows) if rows else None
 
 
-def spoken(lines: Sequence[str]) -> str:
+def join_lines(lines: Sequence[str]) -> str:
     """Lines as text; nothing for none."""
     return "".join(f"{line}\n" for line in lines)

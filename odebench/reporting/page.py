@@ -13,16 +13,16 @@ from odebench.reporting.table import Table
 SVG_LIMIT_BYTES = 400_000  # a picture of points is smaller than their drawing
 
 
-class Picture(NamedTuple):
+class RenderedFigure(NamedTuple):
     """A figure as files: its name, what it shows, and both forms."""
 
     name: str
-    shows: str
+    description: str
     png: bytes
     svg: bytes
 
 
-class Page(NamedTuple):
+class ReportPage(NamedTuple):
     """What stands on the page. reasons: why runs were not done -> their folders; left_out: figures, and why."""
 
     title: str
@@ -31,12 +31,12 @@ class Page(NamedTuple):
     notes: Sequence[str]
     table: Table
     published: Table | None
-    pictures: Sequence[Picture]
+    pictures: Sequence[RenderedFigure]
     left_out: Sequence[str]
     reasons: Mapping[str, Sequence[str]]
 
 
-def as_html(page: Page) -> str:
+def as_html(page: ReportPage) -> str:
     """The page."""
     template = Template((files("odebench.reporting") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -56,9 +56,9 @@ def _notes(lines: Sequence[str]) -> str:
 
 
 def _table(table: Table) -> str:
-    kinds = [' class="number"' if column.numbers else "" for column in table.columns]
+    kinds = [' class="number"' if column.is_numeric else "" for column in table.columns]
     head = "".join(
-        f'<th{kind} title="{escape(column.about)}"><button>{escape(column.title)}</button></th>'
+        f'<th{kind} title="{escape(column.description)}"><button>{escape(column.title)}</button></th>'
         for column, kind in zip(table.columns, kinds, strict=True)
     )
     rows = "\n".join(
@@ -80,13 +80,13 @@ def _value(value: float | str) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _figures(page: Page) -> str:
+def _figures(page: ReportPage) -> str:
     parts = ["<h2>Figures</h2>", '<div class="figures">']
     for one in page.pictures:
         kind, content = ("svg+xml", one.svg) if len(one.svg) < SVG_LIMIT_BYTES else ("png", one.png)
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        caption = f"{escape(one.shows)} (<code>{escape(one.name)}</code>)"
-        picture = f'<img alt="{escape(one.shows)}" src="{source}">'
+        caption = f"{escape(one.description)} (<code>{escape(one.name)}</code>)"
+        picture = f'<img alt="{escape(one.description)}" src="{source}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     parts.append("</div>")
     if page.left_out:

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple, TypeVar
 from matplotlib.figure import Figure
 
 from odebench.errors import UsageError
-from odebench.plots.comparison import Panel, comparison
-from odebench.reporting.lines import ALONG, Lacking, count, joined, split_into_lines
-from odebench.reporting.runs import Evidence, Group, Run, differing
-from odebench.reporting.table import shown_setting
+from odebench.plots.comparison import Panel, comparison_figure
+from odebench.reporting.lines import RESOLUTION_KEYS, MissingDataError, join_nonempty, num_points, split_into_lines
+from odebench.reporting.runs import Run, RunCollection, RunGroup, differing_columns
+from odebench.reporting.table import format_setting
 
 MAX_PANELS = 24
 # Settings of the data that leave what is tested as it is.
-OF_TRAINING_DATA = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
-Of = TypeVar("Of", bound=Hashable)  # a subject, which has panels of its own
+TRAINING_DATA_KEYS = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
+Key = TypeVar("Key", bound=Hashable)  # a subject, which has panels of its own
 
 
-class Subject(NamedTuple):
+class PanelKey(NamedTuple):
     """What results can be compared of: runs on the same data, judged by the same number. data: its name, with those of
     its settings that differ and make it other data; loss: which one, where the number is the loss."""
 
@@ -26,59 +26,65 @@ class Subject(NamedTuple):
     loss: str
 
 
-def subjects(evidence: Evidence) -> Callable[[Run], Subject]:
+def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
     """The subject of each run."""
     by_name: dict[str, list[dict[str, Any]]] = {}
-    for run in evidence.runs:
-        by_name.setdefault(data_of(run), []).append(run.settings)
-    telling = {
-        name: [key for key in differing(settings) if key.startswith("data.") and key not in OF_TRAINING_DATA]
+    for run in collection.runs:
+        by_name.setdefault(data_name(run), []).append(run.settings)
+    differing_keys = {
+        name: [key for key in differing_columns(settings) if key.startswith("data.") and key not in TRAINING_DATA_KEYS]
         for name, settings in by_name.items()
     }
 
-    def subject(run: Run) -> Subject:
-        words = [f"{key.removeprefix('data.')} {shown_setting(run.settings.get(key))}" for key in telling[data_of(run)]]
+    def panel_key(run: Run) -> PanelKey:
+        words = [
+            f"{key.removeprefix('data.')} {format_setting(run.settings.get(key))}"
+            for key in differing_keys[data_name(run)]
+        ]
         loss = run.settings.get("loss.name") if run.objective == "loss" else ""
-        return Subject(joined(data_of(run), *words), run.objective, str(loss))
+        return PanelKey(join_nonempty(data_name(run), *words), run.objective, str(loss))
 
-    return subject
+    return panel_key
 
 
-def draw_panels(panels: Sequence[Panel], least: int = 2, columns: int = 3) -> Figure:
+def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Figure:
     """The panels that have as many points, so many in a row; Lacking without any."""
-    panels = [panel for panel in panels if points_of(panel) >= least]
+    panels = [panel for panel in panels if num_panel_points(panel) >= min_points]
     if not panels:
-        raise Lacking
-    return comparison(panels, columns)
+        raise MissingDataError
+    return comparison_figure(panels, columns)
 
 
-def points_of(panel: Panel) -> int:
+def num_panel_points(panel: Panel) -> int:
     """How many points of it can be drawn."""
-    return sum(map(count, panel.lines))
+    return sum(map(num_points, panel.lines))
 
 
-def by_subject(
-    evidence: Evidence,
-    subject: Callable[[Run], Of],
+def lines_by_panel(
+    collection: RunCollection,
+    panel_key: Callable[[Run], Key],
     *,
-    panels_each: int = 1,
-    along: Sequence[str] = ALONG,
+    panels_per_key: int = 1,
+    along: Sequence[str] = RESOLUTION_KEYS,
     first: str = "model.name",
-) -> tuple[dict[Of, dict[str, list[Group]]], bool]:
+) -> tuple[dict[Key, dict[str, list[RunGroup]]], bool]:
     """Of each subject the groups by their lines, a line having one label in all; and whether these are lines.
     panels_each: of a subject; UsageError for more panels than a figure holds."""
-    by_label, are_lines = split_into_lines(evidence, along, first, subject)
-    found: dict[Of, dict[str, list[Group]]] = {subject(run): {} for run in evidence.runs if run.status == "done"}
+    by_label, are_lines = split_into_lines(collection, along, first, panel_key)
+    found: dict[Key, dict[str, list[RunGroup]]] = {
+        panel_key(run): {} for run in collection.runs if run.status == "done"
+    }
     for label, groups in by_label.items():
         for group in groups:
-            found[subject(group.runs[0])].setdefault(label, []).append(group)
-    if panels_each * len(found) > MAX_PANELS:
+            found[panel_key(group.runs[0])].setdefault(label, []).append(group)
+    if panels_per_key * len(found) > MAX_PANELS:
         raise UsageError(
-            f"it shows up to {MAX_PANELS // panels_each} data sets and objectives, not {len(found):,}; name fewer runs"
+            f"it shows up to {MAX_PANELS // panels_per_key} data sets and objectives, got {len(found):,}; "
+            "name fewer runs"
         )
     return found, are_lines
 
 
-def data_of(run: Run) -> str:
+def data_name(run: Run) -> str:
     """The name of its data set, a subject for costs."""
     return str(run.settings.get("data.name"))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from odebench.reporting.runs import Evidence, Group, Run
+from odebench.reporting.runs import Run, RunCollection, RunGroup
 
 # Of a training step, backward over forward evaluations: a tag of this file alone.
 NFE_RATIO = "nfe_ratio"
 
 
-class Published(NamedTuple):
+class PublishedValue(NamedTuple):
     """One value. experiment: its name and settings KEY=VALUE, with spaces between; it and tag are empty where there is
     none. value: NaN where no number was printed."""
 
@@ -32,11 +32,11 @@ class Published(NamedTuple):
     recalled: bool
 
     @property
-    def cited(self) -> str:
+    def citation(self) -> str:
         """The source, and whether it was read again."""
         return f"{self.source}, recalled" if self.recalled else self.source
 
-    def is_of(self, run: Run) -> bool:
+    def applies_to(self, run: Run) -> bool:
         """Whether the value is to be compared with the run's."""
         name, *words = self.experiment.split() or [""]
         return run.settings.get("experiment") == name and all(_has(run, *word.split("=")) for word in words)
@@ -47,64 +47,67 @@ def _has(run: Run, key: str, text: str) -> bool:
     return value == float(text) if isinstance(value, float) else str(value) == text
 
 
-class Beside(NamedTuple):
+class PublishedComparison(NamedTuple):
     """A published value and ours: mean and standard deviation over a group's runs; NaN where there is none."""
 
-    published: Published
-    group: Group
+    published: PublishedValue
+    group: RunGroup
     mean: float
-    spread: float
+    std: float
 
 
-def read_published() -> list[Published]:
+def read_published() -> list[PublishedValue]:
     """All published values."""
     text = (files("odebench.reporting") / "published.csv").read_text(encoding="utf-8")
     return [
-        Published(
+        PublishedValue(
             **{**row, "value": float(row["value"] or "nan"), "recalled": row["recalled"] == "yes"}  # type: ignore[arg-type]
         )
         for row in csv.DictReader(text.splitlines())
     ]
 
 
-def published_of(runs: Sequence[Run], tag: str) -> list[Published]:
+def published_for(runs: Sequence[Run], tag: str) -> list[PublishedValue]:
     """The published values of a tag that some of the runs are to be compared with."""
-    return [one for one in read_published() if one.tag == tag and any(map(one.is_of, runs))]
+    return [one for one in read_published() if one.tag == tag and any(map(one.applies_to, runs))]
 
 
-def beside_published(evidence: Evidence) -> list[Beside]:
+def compare_with_published(collection: RunCollection) -> list[PublishedComparison]:
     """Each published value for the runs' experiments, beside each group of these runs; what is no number once."""
     found = []
     for one in read_published():
-        of_it = [group for group in evidence.groups if all(map(one.is_of, group.runs))]
-        found += [Beside(one, group, *ours(group, one.tag)) for group in (of_it if one.tag else of_it[:1])]
+        of_it = [group for group in collection.groups if all(map(one.applies_to, group.runs))]
+        found += [
+            PublishedComparison(one, group, *group_mean_and_std(group, one.tag))
+            for group in (of_it if one.tag else of_it[:1])
+        ]
     return found
 
 
-def ours(group: Group, tag: str) -> tuple[float, float]:
+def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
     """Mean and spread of a group's runs in a tag of the file."""
     if tag == NFE_RATIO:
         forward = group.mean("final/nfe_forward")
         return (group.mean("final/nfe_backward") / forward if forward else math.nan), math.nan
-    return group.mean(tag), group.spread(tag)
+    return group.mean(tag), group.std(tag)
 
 
-def share_of_published(run: Run) -> float | None:
+def training_fraction(run: Run) -> float | None:
     """How much of the published training a run had, by its experiment's full budget; None where it names none."""
     step, settings = run.overview.step, run.settings
     if full := settings.get("budgets.full.iterations"):
         return step / full
-    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.number("best/step"), run.number("best/epoch")
+    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.value("best/step"), run.value("best/epoch")
     if not full or not best_epoch > 0:
         return None
     return step * best_epoch / best_step / full
 
 
-def is_partial(share: float | None) -> bool:
+def is_partial_budget(share: float | None) -> bool:
     """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
     return share is not None and share < 0.99
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Two digits: 0.13 %, 20 %, 100 %."""
     return f"{float(f'{100 * share:.2g}'):g} %"

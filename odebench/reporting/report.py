@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from odebench.errors import UsageError, unknown_name
 from odebench.record.files import refuse_folder, write_atomically
 from odebench.reporting import figures, notes, page, table
-from odebench.reporting.runs import Evidence, gather
+from odebench.reporting.runs import RunCollection, collect_runs
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +29,25 @@ DPI = 150
 
 
 @dataclass(frozen=True)
-class Request:
+class ReportRequest:
     """What the user asks for. columns: tags with commas between, "all", or None for the usual ones."""
 
     folders: Sequence[Path]
     figures: Sequence[str]
-    form: str | None
+    table_format: str | None
     output: Path | None
     columns: str | None
     split: str
 
 
 def read_request(
-    folders: Sequence[str], figure: str | None, form: str | None, output: Path | None, columns: str | None, split: str
-) -> Request:
+    folders: Sequence[str],
+    figure: str | None,
+    table_format: str | None,
+    output: Path | None,
+    columns: str | None,
+    split: str,
+) -> ReportRequest:
     """The request in the words of the command line. Raises UsageError for what is unknown or does not go together."""
     if not all(folders) or not folders:
         raise UsageError("which runs? name one folder or several, such as outputs (--list shows the figures)")
@@ -52,21 +57,21 @@ def read_request(
             raise unknown_name("figure", name, figures.FIGURES, "figures")
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"), "splits")
-    if form is not None and form not in FORMATS:
-        raise unknown_name("format", form, FORMATS, "formats")
+    if table_format is not None and table_format not in FORMATS:
+        raise unknown_name("format", table_format, FORMATS, "formats")
     if output is not None:
-        _check_output(output, form, names)
+        _check_output(output, table_format, names)
     elif names:
         raise UsageError("--figure draws into files; add --output FILE.png, FILE.svg or a new folder")
-    return Request([Path(folder) for folder in folders], names, form, output, columns, split)
+    return ReportRequest([Path(folder) for folder in folders], names, table_format, output, columns, split)
 
 
-def _check_output(output: Path, form: str | None, names: Sequence[str]) -> None:
+def _check_output(output: Path, table_format: str | None, names: Sequence[str]) -> None:
     """Nothing is overwritten, and a file's suffix says what goes into it."""
     suffix, shown = output.suffix, f"--output {output}"
-    if form is not None and (names or TABLE_SUFFIXES.get(suffix) != form):
-        suffixes = [one for one, content in TABLE_SUFFIXES.items() if content == form]
-        raise UsageError(f"--format {form} goes to the screen, or with --output FILE{suffixes[0]}")
+    if table_format is not None and (names or TABLE_SUFFIXES.get(suffix) != table_format):
+        suffixes = [one for one, content in TABLE_SUFFIXES.items() if content == table_format]
+        raise UsageError(f"--format {table_format} goes to the screen, or with --output FILE{suffixes[0]}")
     if suffix and suffix not in (*TABLE_SUFFIXES, *FIGURE_SUFFIXES, PAGE_SUFFIX):
         known = ", ".join((*TABLE_SUFFIXES, PAGE_SUFFIX, *FIGURE_SUFFIXES))
         raise UsageError(f"{shown}: a file ends with {known}; a folder has no suffix")
@@ -87,69 +92,69 @@ def list_figures() -> None:
     """Print name and content of every figure."""
     width = max(map(len, figures.FIGURES))
     for name, figure in figures.FIGURES.items():
-        print(f"{name:<{width}}  {figure.shows}")
+        print(f"{name:<{width}}  {figure.description}")
 
 
-def make_report(request: Request) -> None:
+def make_report(request: ReportRequest) -> None:
     """Read the runs, and print or write what is asked for. Raises UsageError where they cannot give it."""
-    evidence = gather(request.folders, request.split)
+    collection = collect_runs(request.folders, request.split)
     if request.figures:
         assert request.output is not None
-        drawn = [draw_picture(name, evidence) for name in request.figures]
-        _written(write_figures(request.output, drawn))
+        drawn = [render_figure(name, collection) for name in request.figures]
+        _print_paths(write_figures(request.output, drawn))
         return
-    if not evidence.runs:
-        raise UsageError(_nothing_in(evidence))
-    tags = table.chosen_tags(evidence, request.columns)
+    if not collection.runs:
+        raise UsageError(_no_runs_message(collection))
+    tags = table.chosen_tags(collection, request.columns)
     if request.output is None:
-        _print(evidence, request.form or "terminal", tags)
+        _print(collection, request.table_format or "terminal", tags)
     elif request.output.suffix:
-        _written([_write_file(request.output, evidence, tags)])
+        _print_paths([_write_file(request.output, collection, tags)])
     else:
-        _written(write_folder(request.output, evidence, tags))
+        _print_paths(write_folder(request.output, collection, tags))
 
 
-def _nothing_in(evidence: Evidence) -> str:
-    where = ", ".join(map(str, evidence.folders))
-    if evidence.queued or evidence.damaged:
-        return f"no run in {where} has begun and can be read ({notes.counted(evidence)})"
+def _no_runs_message(collection: RunCollection) -> str:
+    where = ", ".join(map(str, collection.folders))
+    if collection.queued or collection.damaged:
+        return f"no run in {where} has begun and can be read ({notes.status_counts(collection)})"
     return f"no runs in {where}; make one: odebench train"
 
 
-def _print(evidence: Evidence, form: str, tags: Sequence[str]) -> None:
-    sys.stdout.write(as_text(evidence, form, tags))
-    lines = [notes.counted(evidence), *notes.cautions(evidence), *notes.reason_lines(evidence)]
-    if form != "terminal":  # the table alone, to be piped
-        print(notes.spoken(lines), end="", file=sys.stderr)
+def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) -> None:
+    sys.stdout.write(as_text(collection, table_format, tags))
+    lines = [notes.status_counts(collection), *notes.caveats(collection), *notes.failure_lines(collection)]
+    if table_format != "terminal":  # the table alone, to be piped
+        print(notes.join_lines(lines), end="", file=sys.stderr)
         return
-    print(f"\n{notes.spoken(lines)}", end="")
-    if published := notes.published_table(evidence):
+    print(f"\n{notes.join_lines(lines)}", end="")
+    if published := notes.published_table(collection):
         print(f"\n{table.as_terminal(published)}", end="")
 
 
-def as_text(evidence: Evidence, form: str, tags: Sequence[str]) -> str:
+def as_text(collection: RunCollection, table_format: str, tags: Sequence[str]) -> str:
     """The table in one of FORMATS."""
-    if form == "csv":
-        return table.as_csv(evidence, tags)
-    render = {"terminal": table.as_terminal, "markdown": table.as_markdown, "latex": table.as_latex}[form]
-    return render(table.make_table(evidence, tags))
+    if table_format == "csv":
+        return table.as_csv(collection, tags)
+    render = {"terminal": table.as_terminal, "markdown": table.as_markdown, "latex": table.as_latex}[table_format]
+    return render(table.make_table(collection, tags))
 
 
-def _write_file(path: Path, evidence: Evidence, tags: Sequence[str]) -> Path:
+def _write_file(path: Path, collection: RunCollection, tags: Sequence[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == PAGE_SUFFIX:
-        return _write(path, as_page(evidence, *draw_all(evidence)))
-    return _write(path, as_text(evidence, TABLE_SUFFIXES[path.suffix], tags))
+        return _write(path, make_page(collection, *render_figures(collection)))
+    return _write(path, as_text(collection, TABLE_SUFFIXES[path.suffix], tags))
 
 
-def write_folder(folder: Path, evidence: Evidence, tags: Sequence[str]) -> list[Path]:
+def write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -> list[Path]:
     """The page, the table in every form, and each figure that the runs can give."""
-    pictures, left_out = draw_all(evidence)
+    pictures, left_out = render_figures(collection)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [_write(folder / PAGE, as_page(evidence, pictures, left_out))]
-    for suffix, form in TABLE_SUFFIXES.items():
-        chosen = table.all_tags(evidence) if form == "csv" else tags
-        written.append(_write(folder / f"table{suffix}", as_text(evidence, form, chosen)))
+    written = [_write(folder / PAGE, make_page(collection, pictures, left_out))]
+    for suffix, table_format in TABLE_SUFFIXES.items():
+        chosen = table.all_tags(collection) if table_format == "csv" else tags
+        written.append(_write(folder / f"table{suffix}", as_text(collection, table_format, chosen)))
     written += write_figures(folder / "figures", pictures) if pictures else []
     if left_out:
         log.info("figures left out: %s (%s has what each needs)", ", ".join(left_out), folder / PAGE)
@@ -161,56 +166,56 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _written(paths: Sequence[Path]) -> None:
+def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         print(path)
 
 
-def as_page(evidence: Evidence, pictures: Sequence[page.Picture], left_out: Mapping[str, str]) -> str:
+def make_page(collection: RunCollection, pictures: Sequence[page.RenderedFigure], left_out: Mapping[str, str]) -> str:
     """The page, with every number in its table, the usual ones first."""
-    names = ", ".join(folder.resolve().name for folder in evidence.folders)
-    tags = dict.fromkeys([*table.headline_tags(evidence), *table.all_tags(evidence)])
+    names = ", ".join(folder.resolve().name for folder in collection.folders)
+    tags = dict.fromkeys([*table.headline_tags(collection), *table.all_tags(collection)])
     return page.as_html(
-        page.Page(
+        page.ReportPage(
             title=f"Runs of {names}",
             command=shlex.join(["odebench", *sys.argv[1:]]),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
-            notes=[notes.counted(evidence), *notes.cautions(evidence)],
-            table=table.make_table(evidence, [*tags]),
-            published=notes.published_table(evidence),
+            notes=[notes.status_counts(collection), *notes.caveats(collection)],
+            table=table.make_table(collection, [*tags]),
+            published=notes.published_table(collection),
             pictures=pictures,
             left_out=list(left_out.values()),
-            reasons=dict(notes.reasons(evidence)),
+            reasons=dict(notes.failure_reasons(collection)),
         )
     )
 
 
-def draw_all(evidence: Evidence) -> tuple[list[page.Picture], dict[str, str]]:
+def render_figures(collection: RunCollection) -> tuple[list[page.RenderedFigure], dict[str, str]]:
     """Each figure that the runs can give, and by name why the others are left out."""
     pictures, left_out = [], {}
     for name in figures.FIGURES:
         try:
-            pictures.append(draw_picture(name, evidence))
+            pictures.append(render_figure(name, collection))
         except UsageError as error:
             left_out[name] = str(error)
     return pictures, left_out
 
 
-def draw_picture(name: str, evidence: Evidence) -> page.Picture:
+def render_figure(name: str, collection: RunCollection) -> page.RenderedFigure:
     """A figure as PNG and SVG. Raises UsageError where the runs cannot give it."""
-    figure = figures.draw(name, evidence)
+    figure = figures.draw(name, collection)
     with matplotlib.rc_context({"svg.hashsalt": name}):  # the same runs give the same bytes
-        png, svg = (_saved(figure, form) for form in ("png", "svg"))
-    return page.Picture(name, figures.FIGURES[name].shows, png, svg)
+        png, svg = (_figure_bytes(figure, image_format) for image_format in ("png", "svg"))
+    return page.RenderedFigure(name, figures.FIGURES[name].description, png, svg)
 
 
-def _saved(figure: Figure, form: str) -> bytes:
+def _figure_bytes(figure: Figure, image_format: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
+    figure.savefig(buffer, format=image_format, dpi=DPI, metadata={"Date": None} if image_format == "svg" else None)
     return buffer.getvalue()
 
 
-def write_figures(output: Path, pictures: Sequence[page.Picture]) -> list[Path]:
+def write_figures(output: Path, pictures: Sequence[page.RenderedFigure]) -> list[Path]:
     """The figures as NAME.png and NAME.svg in a folder, or one of them as the file that is named."""
     named = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
     if output.suffix:

@@ -16,18 +16,18 @@ from odebench.record.files import content_of
 from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview
 
 # Where they vary they are shown, though others may tell the same.
-CHOICES = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
+ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
 # Of the others the earlier are shown where several tell the same.
-PREFERRED = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
+PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
 # What makes no other experiment; tol stands for the solver's two.
-IGNORED = {
+IGNORED_KEYS = {
     *("solver.rtol", "solver.atol"),
     *("seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
 }
 BENCH_HEADER = "work,family,library"
 # What says how fine fixed steps are.
-STEPS = ("solver.steps", "solver.step_size")
+FIXED_STEP_KEYS = ("solver.steps", "solver.step_size")
 
 Row = dict[str, Any]
 
@@ -39,9 +39,9 @@ class Run:
 
     overview: RunOverview
     settings: dict[str, Any]
-    asked: frozenset[str]
+    overridden_keys: frozenset[str]
     machine: str
-    test_data: str = ""
+    test_data_hash: str = ""
 
     @property
     def path(self) -> Path:
@@ -58,17 +58,17 @@ class Run:
         """What its training was judged by, without the split: ``accuracy``, ``nll_nats``, ``loss``."""
         return str(self.settings.get("trainer.objective") or "val/loss").rpartition("/")[2]
 
-    def number(self, tag: str) -> float:
+    def value(self, tag: str) -> float:
         """A number of its summary; NaN where there is none."""
         value = self.overview.summary.get(tag)
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that differ in nothing but the seed. values: their settings that vary among groups, by key."""
 
-    values: dict[str, Any]
+    varying_settings: dict[str, Any]
     runs: list[Run]
 
     @property
@@ -77,24 +77,24 @@ class Group:
         return self.runs[0].settings
 
     @property
-    def done(self) -> list[Run]:
+    def done_runs(self) -> list[Run]:
         """Those that came to their end."""
         return [run for run in self.runs if run.status == "done"]
 
     def mean(self, tag: str) -> float:
         """Mean of a number over the runs that are done; NaN without any, and where one is not finite."""
-        return mean_and_spread(self.numbers(tag))[0]
+        return mean_and_std(self.values(tag))[0]
 
-    def spread(self, tag: str) -> float:
+    def std(self, tag: str) -> float:
         """Its standard deviation (of n - 1); NaN for less than two runs."""
-        return mean_and_spread(self.numbers(tag))[1]
+        return mean_and_std(self.values(tag))[1]
 
-    def numbers(self, tag: str) -> list[float]:
+    def values(self, tag: str) -> list[float]:
         """Those of the runs that are done and measured it."""
-        return [run.number(tag) for run in self.done if tag in run.overview.summary]
+        return [run.value(tag) for run in self.done_runs if tag in run.overview.summary]
 
 
-def mean_and_spread(numbers: Sequence[float]) -> tuple[float, float]:
+def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation (of n - 1) over seeds. NaN both where a number is not finite: to leave that seed out
     would flatter the others; the spread also for less than two."""
     if not numbers or not all(map(math.isfinite, numbers)):
@@ -106,7 +106,7 @@ def mean_and_spread(numbers: Sequence[float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunCollection:
     """All that a report is made of. damaged: why a folder could not be read; split: validation or test."""
 
     folders: Sequence[Path]
@@ -116,33 +116,39 @@ class Evidence:
     split: str = "validation"
 
     @cached_property
-    def differing(self) -> dict[str, list[int]]:
+    def differing_columns(self) -> dict[str, list[int]]:
         """`differing` of the runs' settings."""
-        return differing([run.settings for run in self.runs])
+        return differing_columns([run.settings for run in self.runs])
 
     @cached_property
-    def asked(self) -> frozenset[str]:
+    def overridden_keys(self) -> frozenset[str]:
         """The keys that the command line of a run or more named."""
-        return frozenset().union(*(run.asked for run in self.runs))
+        return frozenset().union(*(run.overridden_keys for run in self.runs))
 
     @cached_property
-    def varying(self) -> list[str]:
+    def varying_keys(self) -> list[str]:
         """Keys of the settings that tell the groups apart."""
-        return telling(self.differing, self.asked)
+        return distinguishing_keys(self.differing_columns, self.overridden_keys)
 
     @cached_property
-    def also_differ(self) -> list[str]:
+    def other_differing_keys(self) -> list[str]:
         """Keys that differ among the groups, but are not of those, nor brought by the choice of their own group."""
-        return [key for key in self.differing if key not in self.varying and not _is_brought(key, self.differing)]
+        return [
+            key
+            for key in self.differing_columns
+            if key not in self.varying_keys and not _follows_from_choice(key, self.differing_columns)
+        ]
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         """The runs by what varies, in the order of its values."""
-        found: dict[str, Group] = {}
+        found: dict[str, RunGroup] = {}
         for run in self.runs:
-            values = {key: run.settings.get(key) for key in self.varying}
-            found.setdefault(repr(values), Group(values, [])).runs.append(run)
-        return sorted(found.values(), key=lambda group: [_order(value) for value in group.values.values()])
+            values = {key: run.settings.get(key) for key in self.varying_keys}
+            found.setdefault(repr(values), RunGroup(values, [])).runs.append(run)
+        return sorted(
+            found.values(), key=lambda group: [_value_order(value) for value in group.varying_settings.values()]
+        )
 
     @cached_property
     def objectives(self) -> list[str]:
@@ -159,14 +165,14 @@ class Evidence:
         return f"final/test_{quantity}" if self.split == "test" else f"best/{quantity}"
 
 
-def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
+def collect_runs(folders: Sequence[Path], split: str = "validation") -> RunCollection:
     """Read all runs in the folders and below, each once. UsageError where a folder is none."""
     runs, queued = [], []
     damaged: list[str] = []
     paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, lost=damaged)}
     for path in paths.values():
         try:
-            run = _read(path)
+            run = _read_run(path)
         except UsageError as error:
             damaged.append(str(error))
         except (AttributeError, TypeError):  # JSON, but of another shape
@@ -176,38 +182,38 @@ def gather(folders: Sequence[Path], split: str = "validation") -> Evidence:
                 runs.append(run)
             else:
                 queued.append(run.overview)
-    return Evidence(folders, runs, queued, damaged, split)
+    return RunCollection(folders, runs, queued, damaged, split)
 
 
-def _read(path: Path) -> Run:
+def _read_run(path: Path) -> Run:
     overview = read_overview(path)
     for name, content in ((layout.SETTINGS, overview.settings), (layout.SUMMARY, overview.summary)):
         if overview.status == "done" and not content:
             raise UsageError(f"{path} is damaged: {name} is missing")
-    words = _words(path)
-    named = words.get("experiment")
+    overrides = _read_overrides(path)
+    named = overrides.get("experiment")
     own = {"experiment": None if named == "null" else named, "tol": overview.tol}
-    settings = flat(overview.settings | own) if overview.settings else {}
+    settings = flatten(overview.settings | own) if overview.settings else {}
     if settings.get("trainer.iterations") is not None:
         settings["trainer.epochs"] = None  # which they stand in place of
-    asked = frozenset(key if key in settings else f"{key}.name" for key in words)
+    overridden_keys = frozenset(key if key in settings else f"{key}.name" for key in overrides)
     manifest = _manifest(path)
-    return Run(overview, settings, asked, _machine(manifest), _test_data(manifest))
+    return Run(overview, settings, overridden_keys, _machine(manifest), _test_data_hash(manifest))
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key, numbers as floats."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            found |= flatten(value, f"{prefix}{name}.")
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             found[f"{prefix}{name}"] = float(value) if is_number else value  # 1 and 1.0 are the same setting
     return found
 
 
-def _words(path: Path) -> dict[str, str]:
+def _read_overrides(path: Path) -> dict[str, str]:
     """What the command line set, by key: the last value of each."""
     try:
         lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -223,7 +229,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _test_data(manifest: Mapping[str, Any]) -> str:
+def _test_data_hash(manifest: Mapping[str, Any]) -> str:
     """The hash of the samples that a run was tested on."""
     return str(manifest.get("data", {}).get("splits", {}).get("test", {}).get("sha256", ""))
 
@@ -237,78 +243,80 @@ def _machine(manifest: Mapping[str, Any]) -> str:
     return f"{where}, torch {torch}"
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """The keys whose values differ, those first that a reader looks for, with the value of each row as a number.
 
     Equal values have equal numbers: classes of runs are then compared by them.
     """
     keys = dict.fromkeys(
-        key for one in settings for key in one if key not in IGNORED and not key.startswith("budgets.")
+        key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")
     )
-    texts = {key: [repr(one.get(key)) for one in settings] for key in sorted(keys, key=_preference)}
-    return {key: numbered(column) for key, column in texts.items() if len(set(column)) > 1}
+    texts = {key: [repr(one.get(key)) for one in settings] for key in sorted(keys, key=_column_order)}
+    return {key: factorize(column) for key, column in texts.items() if len(set(column)) > 1}
 
 
-def telling(columns: Mapping[str, Sequence[int]], asked: Collection[str] = ()) -> list[str]:
+def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: Collection[str] = ()) -> list[str]:
     """Of the keys that differ those that tell the rows apart: the choices, what was asked for, and of the rest as few
     as say all.
 
     A key that follows from those before it is left out: another model brings another width.
     """
-    finest = classes([*columns.values()])
-    chosen = [key for key in columns if key in CHOICES or key in asked]
-    current = classes([columns[key] for key in chosen])
+    finest = row_classes([*columns.values()])
+    chosen = [key for key in columns if key in ALWAYS_SHOWN or key in overridden_keys]
+    current = row_classes([columns[key] for key in chosen])
     for key in columns:
         if max(current, default=0) == max(finest, default=0):
             break
-        finer = classes([current, columns[key]])
+        finer = row_classes([current, columns[key]])
         if max(finer) > max(current, default=0):
             chosen.append(key)
             current = finer
     return chosen
 
 
-def _is_brought(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
+def _follows_from_choice(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
     """Whether the choice of the key's own group, such as model.name of model.width, tells its value."""
     name = f"{key.partition('.')[0]}.name"
-    return key != name and name in columns and max(classes([columns[name], columns[key]])) == max(columns[name])
+    return key != name and name in columns and max(row_classes([columns[name], columns[key]])) == max(columns[name])
 
 
-def numbered(values: Sequence[Any]) -> list[int]:
+def factorize(values: Sequence[Any]) -> list[int]:
     """The values as numbers from 0 on, in the order in which they come first."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
-def classes(columns: Sequence[Sequence[int]]) -> list[int]:
+def row_classes(columns: Sequence[Sequence[int]]) -> list[int]:
     """Which rows are alike in all columns, as numbers."""
     columns = [column for column in columns if column]
-    return numbered(list(zip(*columns, strict=True))) if columns else []
+    return factorize(list(zip(*columns, strict=True))) if columns else []
 
 
-def _preference(key: str) -> tuple[int, int]:
-    choice = CHOICES.index(key) if key in CHOICES else len(CHOICES)
-    place = next((place for place, start in enumerate(PREFERRED) if key.startswith(start)), len(PREFERRED))
+def _column_order(key: str) -> tuple[int, int]:
+    choice = ALWAYS_SHOWN.index(key) if key in ALWAYS_SHOWN else len(ALWAYS_SHOWN)
+    place = next(
+        (place for place, start in enumerate(PREFERRED_PREFIXES) if key.startswith(start)), len(PREFERRED_PREFIXES)
+    )
     return choice, place
 
 
-def _order(value: Any) -> tuple[int, float, str]:
+def _value_order(value: Any) -> tuple[int, float, str]:
     """Nothing first, then numbers, then words."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
-def rows_of(run: Run) -> list[Row]:
+def read_rows(run: Run) -> list[Row]:
     """The rows of a run's metrics."""
     return read_metrics(run.path / layout.METRICS)
 
 
-def evaluations(run: Run) -> list[Row]:
-    """The lines of a run's evaluations, with the "solver", "tol" and "gradient" that each was made with.
+def read_evaluations(run: Run) -> list[Row]:
+    """Read the evaluations of a run, each with its "solver", "tol" and "gradient".
 
-    "fineness": that tolerance, or the number or the size of fixed steps. "others": what else its command line set, and
-    of which samples they are where these are not all for validation.
+    "resolution": the tolerance, or the number or the size of fixed steps. "others": other overrides of the command
+    line, and the samples, unless they are the whole validation split.
     """
     settings = run.settings
     own = {
@@ -321,9 +329,9 @@ def evaluations(run: Run) -> list[Row]:
         given = dict(word.split("=", 1) for word in row["overrides"])
         made = own | {key: given[key] for key in own if key in given} | row
         made["tol"] = _number(made["tol"]) if isinstance(made["tol"], str) else made["tol"]
-        steps = next((_number(given[key]) for key in STEPS if key in given), None)
-        made["fineness"] = steps if made["tol"] is None else made["tol"]
-        others = [word for word in row["overrides"] if word.partition("=")[0] not in {*own, *STEPS}]
+        steps = next((_number(given[key]) for key in FIXED_STEP_KEYS if key in given), None)
+        made["resolution"] = steps if made["tol"] is None else made["tol"]
+        others = [word for word in row["overrides"] if word.partition("=")[0] not in {*own, *FIXED_STEP_KEYS}]
         others += ["split=test"] if row.get("split") == "test" else []
         others += [f"first {row['limit']:,}"] if isinstance(row.get("limit"), int) else []
         found.append(made | {"others": ", ".join(others)})
@@ -338,21 +346,21 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and _are_words(row.get("overrides")) and _is_named(row):
+        if isinstance(row, dict) and _are_overrides(row.get("overrides")) and _has_valid_names(row):
             yield row
 
 
-def _are_words(overrides: Any) -> bool:
+def _are_overrides(overrides: Any) -> bool:
     """KEY=VALUE each; a tolerance is a number."""
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
     return all(isinstance(_number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
 
 
-def _is_named(row: Row) -> bool:
+def _has_valid_names(row: Row) -> bool:
     """Whether what lines are named by are words, and the tolerance a number, two in words, or none."""
-    words = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
-    return words and isinstance(row.get("tol"), str | int | float | None)
+    overrides = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
+    return overrides and isinstance(row.get("tol"), str | int | float | None)
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:

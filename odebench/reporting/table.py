@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from odebench.errors import UsageError, did_you_mean
 from odebench.record import layout
-from odebench.reporting.runs import Evidence, Group
+from odebench.reporting.runs import RunCollection, RunGroup
 
 PARAMETERS = "parameters"
 # After the objective, what a table shows unless asked for other columns.
 COSTS = ("final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/step_ms", "final/minutes")
-NOTHING = "-"
-MOST_DIGITS = 5  # decimal places, before a power of ten is set apart
-_ABOUT = {
+EMPTY = "-"
+MAX_DECIMALS = 5  # decimal places, before a power of ten is set apart
+_DESCRIPTIONS = {
     PARAMETERS: "numbers that the training fits",
     "runs": "runs that came to their end, of all where some did not",
 }
@@ -26,11 +26,11 @@ class Column(NamedTuple):
     """A column: its title, and what it means where the title does not tell."""
 
     title: str
-    about: str = ""
-    numbers: bool = True
+    description: str = ""
+    is_numeric: bool = True
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """What is read, and what the cell is sorted by (NaN: nothing)."""
 
     text: str
@@ -41,7 +41,7 @@ class Table(NamedTuple):
     """Columns and rows of cells. note: a line that stands under them."""
 
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     note: str = ""
 
     @property
@@ -50,30 +50,30 @@ class Table(NamedTuple):
         return [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.rows)]
 
 
-def all_tags(evidence: Evidence) -> list[str]:
+def all_tags(collection: RunCollection) -> list[str]:
     """Every number that at least one run came to, in the order of the schema."""
-    tasks = dict.fromkeys(str(run.settings.get("task")) for run in evidence.runs)
+    tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
     known = [tag for task in tasks for tag in layout.closing_tags(task)]
-    told = {tag: None for run in evidence.runs for tag in run.overview.summary if math.isfinite(run.number(tag))}
+    told = {tag: None for run in collection.runs for tag in run.overview.summary if math.isfinite(run.value(tag))}
     extra = [tag for tag in told if layout.is_closing(tag)]
     return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in told]
 
 
-def headline_tags(evidence: Evidence) -> list[str]:
+def headline_tags(collection: RunCollection) -> list[str]:
     """What a table shows unless asked for other columns: the objectives, then what they cost."""
-    results = [f"{split}{name}" for name in evidence.objectives for split in ("best/", "final/test_")]
-    present = all_tags(evidence)
+    results = [f"{split}{name}" for name in collection.objectives for split in ("best/", "final/test_")]
+    present = all_tags(collection)
     return [tag for tag in [PARAMETERS, *results, *COSTS] if tag in present]
 
 
-def chosen_tags(evidence: Evidence, asked: str | None) -> list[str]:
+def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
     """The columns of a table: those named, with commas between; all; or the usual ones (None)."""
-    present = all_tags(evidence)
-    if asked is None:
-        return headline_tags(evidence)
-    if asked == "all":
+    present = all_tags(collection)
+    if requested is None:
+        return headline_tags(collection)
+    if requested == "all":
         return present
-    named = list(filter(None, asked.split(",")))
+    named = list(filter(None, requested.split(",")))
     for tag in named:
         if tag not in present:
             raise UsageError(
@@ -82,74 +82,74 @@ def chosen_tags(evidence: Evidence, asked: str | None) -> list[str]:
     return named
 
 
-def make_table(evidence: Evidence, tags: Sequence[str]) -> Table:
+def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
     """A row a group: what varies, how many runs, then mean and standard deviation of each tag over its runs."""
-    columns = [Column(title(key), key, numbers=False) for key in evidence.varying]
-    columns.append(Column("runs", _ABOUT["runs"]))
-    columns += [Column(tag + " (%)" * (scale(tag) == 100.0), about(tag)) for tag in tags]
+    columns = [Column(column_title(key), key, is_numeric=False) for key in collection.varying_keys]
+    columns.append(Column("runs", _DESCRIPTIONS["runs"]))
+    columns += [Column(tag + " (%)" * (display_scale(tag) == 100.0), describe_tag(tag)) for tag in tags]
     rows = []
-    for group in evidence.groups:
-        told, total = len(group.done), len(group.runs)
-        row = [Cell(shown_setting(value), _sorted_by(value)) for value in group.values.values()]
-        row.append(Cell(f"{told}" if told == total else f"{told} of {total}", float(told)))
+    for group in collection.groups:
+        told, total = len(group.done_runs), len(group.runs)
+        row = [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
+        row.append(TableCell(f"{told}" if told == total else f"{told} of {total}", float(told)))
         for tag in tags:
-            mean, spread = scale(tag) * group.mean(tag), scale(tag) * group.spread(tag)
-            row.append(Cell(shown(mean, spread), mean))
+            mean, std = display_scale(tag) * group.mean(tag), display_scale(tag) * group.std(tag)
+            row.append(TableCell(format_number(mean, std), mean))
         rows.append(row)
-    return Table(columns, rows, _also_differ(evidence))
+    return Table(columns, rows, _differing_note(collection))
 
 
-def _also_differ(evidence: Evidence) -> str:
+def _differing_note(collection: RunCollection) -> str:
     """What differs among the rows without a column of its own."""
-    names = ", ".join(map(title, evidence.also_differ))
+    names = ", ".join(map(column_title, collection.other_differing_keys))
     return names and f"also differ: {names} (--format csv has their values)"
 
 
-def title(key: str) -> str:
+def column_title(key: str) -> str:
     """A setting's key as a column's title: ``model`` of model.name."""
     return key.removesuffix(".name")
 
 
-def about(tag: str) -> str:
+def describe_tag(tag: str) -> str:
     """What a number means."""
-    return _ABOUT.get(tag) or (layout.TAGS[tag].description if tag in layout.TAGS else "")
+    return _DESCRIPTIONS.get(tag) or (layout.TAGS[tag].description if tag in layout.TAGS else "")
 
 
-def scale(tag: str) -> float:
+def display_scale(tag: str) -> float:
     """What a number is multiplied by to be read: fractions are read in percent."""
     return 100.0 if tag in layout.TAGS and layout.TAGS[tag].unit == "fraction" else 1.0
 
 
-def shown_setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting as it is read."""
     if value is None:
-        return NOTHING
+        return EMPTY
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sorted_by(value: Any) -> float | str:
+def _sort_value(value: Any) -> float | str:
     if value is None:
         return math.nan
     return value if isinstance(value, float) else str(value)
 
 
-def shown(mean: float, spread: float = math.nan) -> str:
+def format_number(mean: float, std: float = math.nan) -> str:
     """A number with its spread, to two digits of that; without one to four digits. Small ones with a power of ten:
     ``(1.60 ± 0.20)e-07``."""
     if not math.isfinite(mean):
-        return NOTHING
-    if not spread > 1e-9 * abs(mean):  # one run, or runs that agree but for rounding
+        return EMPTY
+    if not std > 1e-9 * abs(mean):  # one run, or runs that agree but for rounding
         return f"{mean:,.0f}" if 1000 <= abs(mean) < 1e7 else f"{mean:.4g}"
-    if (digits := _digits(spread)) <= MOST_DIGITS:
-        return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
-    power = math.floor(math.log10(max(abs(mean), spread)))
-    mean, spread = mean / 10.0**power, spread / 10.0**power
-    return f"({mean:.{_digits(spread)}f} ± {spread:.{_digits(spread)}f})e{power:+03d}"
+    if (digits := _digits(std)) <= MAX_DECIMALS:
+        return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
+    power = math.floor(math.log10(max(abs(mean), std)))
+    mean, std = mean / 10.0**power, std / 10.0**power
+    return f"({mean:.{_digits(std)}f} ± {std:.{_digits(std)}f})e{power:+03d}"
 
 
-def _digits(spread: float) -> int:
+def _digits(std: float) -> int:
     """How many decimal places show two digits of a spread."""
-    return max(1 - math.floor(math.log10(spread)), 0)
+    return max(1 - math.floor(math.log10(std)), 0)
 
 
 def as_terminal(table: Table) -> str:
@@ -158,7 +158,7 @@ def as_terminal(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(
-            text.rjust(width) if column.numbers else text.ljust(width)
+            text.rjust(width) if column.is_numeric else text.ljust(width)
             for text, width, column in zip(row, widths, table.columns, strict=True)
         ).rstrip()
         + "\n"
@@ -169,20 +169,20 @@ def as_terminal(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
     header, *rows = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in table.texts]
-    rule = ["---:" if column.numbers else "---" for column in table.columns]
+    rule = ["---:" if column.is_numeric else "---" for column in table.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + (table.note and f"\n{table.note}\n")
 
 
 def as_latex(table: Table) -> str:
     """A tabular for the package booktabs."""
     header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in table.texts]
-    places = "".join("r" if column.numbers else "l" for column in table.columns)
+    places = "".join("r" if column.is_numeric else "l" for column in table.columns)
     lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", *([f"% {table.note}"] if table.note else []), ""])
 
 
 def _escape(text: str) -> str:
-    if text == NOTHING:
+    if text == EMPTY:
         return "--"
     named = dict(zip("\\~^|<>", ("backslash", "asciitilde", "asciicircum", "bar", "less", "greater"), strict=True))
     special = {sign: rf"\text{name}{{}}" for sign, name in named.items()}
@@ -190,26 +190,28 @@ def _escape(text: str) -> str:
     return escaped.replace("±", r"$\pm$")
 
 
-def as_csv(evidence: Evidence, tags: Sequence[str]) -> str:
+def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
     """Every number in full: settings that differ, runs, done, seeds, mean and standard deviation of each tag in its
     unit."""
-    keys = [*evidence.varying, *evidence.also_differ]
+    keys = [*collection.varying_keys, *collection.other_differing_keys]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*keys, "runs", "done", "seeds", *(name for tag in tags for name in (tag, f"{tag}_std"))])
-    for group in evidence.groups:
-        numbers = [number for tag in tags for number in (group.mean(tag), group.spread(tag))]
-        counts = [len(group.runs), len(group.done), seeds(group)]
+    for group in collection.groups:
+        numbers = [number for tag in tags for number in (group.mean(tag), group.std(tag))]
+        counts = [len(group.runs), len(group.done_runs), num_seeds(group)]
         settings = [group.settings.get(key) for key in keys]
-        writer.writerow([*map(_whole, settings), *counts, *("" if math.isnan(x) else _whole(x) for x in numbers)])
+        writer.writerow(
+            [*map(_int_if_whole, settings), *counts, *("" if math.isnan(x) else _int_if_whole(x) for x in numbers)]
+        )
     return text.getvalue()
 
 
-def _whole(value: Any) -> Any:
+def _int_if_whole(value: Any) -> Any:
     """A whole number as one, as it was set or counted."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def seeds(group: Group) -> int:
+def num_seeds(group: RunGroup) -> int:
     """How many seeds the runs that are done have."""
-    return len({run.settings.get("seed") for run in group.done})
+    return len({run.settings.get("seed") for run in group.done_runs})

@@ -7,12 +7,12 @@ from typing import Any
 
 from odebench.errors import UsageError, unknown_name
 
-FULL = "full"
-WITHIN = 0.1
+FULL_BUDGET = "full"
+DEFAULT_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table: the overrides of its job, and the tags of its numbers. of: its name among the published values.
 
     beside: the rows that it beats as published. within_time_of: the row whose training time its runs are judged at.
@@ -20,10 +20,10 @@ class Row:
     """
 
     name: str
-    of: str
+    published_row: str
     job: tuple[str, ...]
     tags: tuple[str, ...]
-    beside: tuple[str, ...]
+    better_than: tuple[str, ...]
     within_time_of: str | None
     evaluation: dict[str, str]
 
@@ -38,12 +38,12 @@ class Reproduction:
     name: str
     title: str
     source: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     budgets: dict[str, tuple[str, ...]]
-    studies: tuple[tuple[str, ...], ...]
-    within: dict[str, float]
+    evaluations: tuple[tuple[str, ...], ...]
+    tolerance: dict[str, float]
     figures: tuple[str, ...]
-    pictures: tuple[str, ...]
+    run_figures: tuple[str, ...]
     comparison: bool
 
 
@@ -55,7 +55,7 @@ def reproductions() -> dict[str, Reproduction]:
     return {name: _read(name, node) for name, node in yaml.safe_load(text).items()}
 
 
-def find(name: str | None) -> Reproduction:
+def find_reproduction(name: str | None) -> Reproduction:
     """The one of a name. UsageError where there is none."""
     known = reproductions()
     if name is None:
@@ -66,33 +66,33 @@ def find(name: str | None) -> Reproduction:
 
 
 def _read(name: str, node: dict[str, Any]) -> Reproduction:
-    values = node.get("each", {})
-    filled = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    rows = [_row(raw, each) for raw in node["rows"] for each in filled]
+    values = node.get("values", {})
+    fill = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    rows = [_row(raw, chosen_values) for raw in node["rows"] for chosen_values in fill]
     return Reproduction(
         name=name,
         title=node["title"],
         source=node["source"],
         rows=tuple({row.name: row for row in rows}.values()),  # a row without {} once
         budgets={budget: tuple(words) for budget, words in node.get("budgets", {}).items()},
-        studies=tuple(map(tuple, node.get("studies", ()))),
-        within=node.get("within", {}),
+        evaluations=tuple(map(tuple, node.get("evaluations", ()))),
+        tolerance=node.get("tolerance", {}),
         figures=tuple(node.get("figures", ())),
-        pictures=tuple(node.get("pictures", ())),
+        run_figures=tuple(node.get("run_figures", ())),
         comparison=node.get("comparison", False),
     )
 
 
-def _row(raw: dict[str, Any], each: dict[str, Any]) -> Row:
-    def filled(text: str) -> str:
-        return text.format(**each)
+def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:
+    def fill(text: str) -> str:
+        return text.format(**chosen_values)
 
-    return Row(
-        name=filled(raw["row"]),
-        of=filled(raw.get("of", raw["row"])),
-        job=tuple(map(filled, raw["job"])),
+    return TableRow(
+        name=fill(raw["row"]),
+        published_row=fill(raw.get("published_row", raw["row"])),
+        job=tuple(map(fill, raw["job"])),
         tags=tuple(raw["tags"]),
-        beside=tuple(map(filled, raw.get("beside", ()))),
-        within_time_of=filled(raw["within_time_of"]) if "within_time_of" in raw else None,
-        evaluation={key: filled(raw[key]) for key in ("solver", "tol", "gradient") if key in raw},
+        better_than=tuple(map(fill, raw.get("better_than", ()))),
+        within_time_of=fill(raw["within_time_of"]) if "within_time_of" in raw else None,
+        evaluation={key: fill(raw[key]) for key in ("solver", "tol", "gradient") if key in raw},
     )

@@ -15,38 +15,44 @@ from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import locked, write_atomically
 from odebench.record.layout import FIGURES
 from odebench.reporting import notes
-from odebench.reporting.report import draw_picture
-from odebench.reporting.runs import Evidence, gather
+from odebench.reporting.report import render_figure
+from odebench.reporting.runs import RunCollection, collect_runs
 from odebench.reporting.table import as_markdown, as_terminal
-from odebench.reproduce.catalogue import FULL, Reproduction, find, reproductions
-from odebench.reproduce.results import Reached, evaluations_of, reach, settings_of, studied
-from odebench.reproduce.table import as_csv, compare, numbers, verdicts
-from odebench.sweep.attempts import COMMAND, ENDED, Policy, look
-from odebench.sweep.cluster import is_of_cluster, read_cluster
+from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, find_reproduction, reproductions
+from odebench.reproduce.results import (
+    RowResult,
+    collect_results,
+    evaluations_by_key,
+    expected_evaluations,
+    job_identity,
+)
+from odebench.reproduce.table import as_csv, judge_rows, results_table, verdict_table
+from odebench.sweep.attempts import COMMAND, FINAL_STATUSES, FailurePolicy, read_status
+from odebench.sweep.cluster import is_cluster_override, read_cluster
 from odebench.sweep.expand import expand
-from odebench.sweep.folder import LOCK, Sweep, add_jobs, free_folder, is_sweep, load_sweep
-from odebench.sweep.run import Plan, resume_sweep, run_sweep
-from odebench.sweep.validate import Job, validate
+from odebench.sweep.folder import LOCK_FILE, Sweep, add_jobs, choose_folder, is_sweep, load_sweep
+from odebench.sweep.run import SweepPlan, resume_sweep, run_sweep
+from odebench.sweep.validate import Job, validate_jobs
 
 log = logging.getLogger(__name__)
 
-TABLE = "reproduction"
+TABLE_NAME = "reproduction"
 # What a published number is of.
-PUBLISHED_PARTS = ("model", "data", "loss")
+EXPERIMENT_GROUPS = ("model", "data", "loss")
 # What the share of a published training is counted by.
-COUNTED_BY = {"budgets", "trainer.batch_size"}
-WHERE_DATA_ARE = ("data.root", "data.download")
-COMPARISON = "comparison.png"
-COMPARE = (sys.executable, "-m", "odebench.training.comparison")
+TRAINING_LENGTH_KEYS = {"budgets", "trainer.batch_size"}
+DATA_LOCATION_KEYS = ("data.root", "data.download")
+COMPARISON_FILE = "comparison.png"
+COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 
 
 @dataclass(frozen=True)
-class Planned:
+class ReproductionPlan:
     """A reproduction that could start. jobs: of each row, the overrides of its runs; command: what gives the same
     numbers, without where and how many at a time."""
 
     reproduction: Reproduction
-    plan: Plan
+    plan: SweepPlan
     folder: Path
     jobs: dict[str, list[tuple[str, ...]]]
     command: str
@@ -57,13 +63,17 @@ def list_reproductions() -> None:
     which experiment is missing that it needs."""
     known, rows = options("experiment"), []
     for name, one in reproductions().items():
-        lacking = _lacking(one, known)
-        takes = f"needs experiment={lacking}" if lacking else f"{_trainings(one)}, budget={' or '.join(_budgets(one))}"
+        missing = _missing_experiment(one, known)
+        takes = (
+            f"needs experiment={missing}"
+            if missing
+            else f"{_count_trainings(one)}, budget={' or '.join(_budgets(one))}"
+        )
         rows += [(name, one.title), ("", f"{one.source}: {takes}")]
     print_table(rows)
 
 
-def _trainings(reproduction: Reproduction) -> str:
+def _count_trainings(reproduction: Reproduction) -> str:
     number = len({row.job for row in reproduction.rows})
     return f"{number} trainings" if number > 1 else "1 training"
 
@@ -74,7 +84,7 @@ def _budgets(reproduction: Reproduction) -> list[str]:
     return sorted(map(str, names))  # full, medium, small
 
 
-def _lacking(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:
+def _missing_experiment(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:
     """The first experiment that a reproduction needs and that is not there."""
     return next((name for name in _experiments(reproduction) if name not in known), "")
 
@@ -84,75 +94,75 @@ def _experiments(reproduction: Reproduction) -> list[str]:
     return [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
 
 
-def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> Planned:
+def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> ReproductionPlan:
     """Expand and validate the jobs; nothing is written. words: budget=..., settings of every run, and cluster ones.
 
     UsageError where the name is unknown, an experiment is missing, a word is the rows' own, or the folder holds runs
     that are not among these.
     """
-    reproduction = find(name)
-    if lacking := _lacking(reproduction, options("experiment")):
-        raise UsageError(f"{reproduction.name} needs experiment={lacking}, which is not among the experiments")
-    budget, own = _budget(words)
+    reproduction = find_reproduction(name)
+    if missing := _missing_experiment(reproduction, options("experiment")):
+        raise UsageError(f"{reproduction.name} needs experiment={missing}, which is not among the experiments")
+    budget, own = _split_budget(words)
     known = reproduction.budgets or {budget: (f"budget={budget}",)}
     if budget not in known:
         raise unknown_name("budget", budget, known, "budgets")
-    cluster = tuple(word for word in own if is_of_cluster(word))
+    cluster = tuple(word for word in own if is_cluster_override(word))
     processes = read_cluster(cluster).num_processes
-    own = [word for word in own if not is_of_cluster(word)]
-    _check_words(reproduction, own)
+    own = [word for word in own if not is_cluster_override(word)]
+    _check_overrides(reproduction, own)
     more = [*known[budget], *own]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
-    valid, outputs = validate(distinct, processes=processes)
+    valid, outputs = validate_jobs(distinct, num_processes=processes)
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
     if is_sweep(folder):
-        _check_held(folder, distinct)
+        _check_existing_jobs(folder, distinct)
     else:
-        free_folder(folder, outputs)
+        choose_folder(folder, outputs)
     told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
-    return Planned(reproduction, Plan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
+    return ReproductionPlan(reproduction, SweepPlan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
 
 
-def _check_held(folder: Path, jobs: Sequence[tuple[str, ...]]) -> None:
+def _check_existing_jobs(folder: Path, jobs: Sequence[tuple[str, ...]]) -> None:
     """UsageError where the folder's sweep has runs that are not among these jobs."""
-    asked = set(map(settings_of, jobs))
-    others = [job for job in load_sweep(folder).jobs if settings_of(job.overrides) not in asked]
+    asked = set(map(job_identity, jobs))
+    others = [job for job in load_sweep(folder).jobs if job_identity(job.overrides) not in asked]
     if others:
-        own = sorted(settings_of(others[0].overrides).difference(*asked)) or others[0].overrides
+        own = sorted(job_identity(others[0].overrides).difference(*asked)) or others[0].overrides
         raise UsageError(
             f"{folder} holds other runs than these ({' '.join(own)}); name their settings, too, or another folder: "
             "--output DIR"
         )
 
 
-def _budget(words: Sequence[str]) -> tuple[str, list[str]]:
+def _split_budget(words: Sequence[str]) -> tuple[str, list[str]]:
     """The budget among the words, and the other words."""
     named = [override for override in parse_overrides(list(words)) if override.key_or_group == "budget"]
     if any(override.is_sweep_override() for override in named):
         raise UsageError(f"{named[-1].input_line}: one budget at a time")
-    budget = str(named[-1].value()) if named else FULL
+    budget = str(named[-1].value()) if named else FULL_BUDGET
     taken = {override.input_line for override in named}
     return budget, [word for word in words if word not in taken]
 
 
-def _check_words(reproduction: Reproduction, words: Sequence[str]) -> None:
+def _check_overrides(reproduction: Reproduction, words: Sequence[str]) -> None:
     """UsageError for a word that the rows have their own for: another's numbers would be judged as theirs."""
     taken = {word.partition("=")[0] for row in reproduction.rows for word in row.job}
     is_published = "experiment" in taken
-    taken |= set(PUBLISHED_PARTS) if is_published else set()  # which an experiment is of
+    taken |= set(EXPERIMENT_GROUPS) if is_published else set()  # which an experiment is of
     way_out = "leave it out, or train it beside them: odebench train"
     for override in parse_overrides(list(words)):
         key, line = override.key_or_group, override.input_line
         part = key.partition(".")[0]
-        is_part = part in PUBLISHED_PARTS and part in taken and key not in WHERE_DATA_ARE
+        is_part = part in EXPERIMENT_GROUPS and part in taken and key not in DATA_LOCATION_KEYS
         if is_part or any(one == key or one.startswith(f"{key}.") for one in taken):
             raise UsageError(f"{line}: the rows of {reproduction.name} set {key} themselves; {way_out}")
-        if is_published and {key, part} & COUNTED_BY:
+        if is_published and {key, part} & TRAINING_LENGTH_KEYS:
             raise UsageError(f"{line}: the share of the published training is counted by it; {way_out}")
 
 
-def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
+def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: bool) -> int:
     """Run what is missing, then print the table and write it beside the runs. Returns the sweep's exit code."""
     folder, code = planned.folder, 0
     if not is_sweep(folder):
@@ -162,49 +172,51 @@ def run_reproduction(planned: Planned, policy: Policy, follow: bool) -> int:
         code = resume_sweep(folder, planned.plan.cluster, policy, follow)
         print()
     sweep = load_sweep(folder)
-    if code != STOPPED and (missing := _missing_studies(planned, sweep)):
-        with locked(folder / LOCK):
+    if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
+        with locked(folder / LOCK_FILE):
             for run, words in missing:
-                _study(sweep, run, words)
-    _show(planned, sweep)
+                _evaluate(sweep, run, words)
+    _print_and_write(planned, sweep)
     return code
 
 
-def _with_new_jobs(planned: Planned) -> Sweep:
+def _with_new_jobs(planned: ReproductionPlan) -> Sweep:
     """The sweep in the folder, with those jobs that it has not had so far: of further seeds, say."""
     sweep = load_sweep(planned.folder)
     if not _new_jobs(planned, sweep):
         return sweep
-    with locked(planned.folder / LOCK):
+    with locked(planned.folder / LOCK_FILE):
         sweep = load_sweep(planned.folder)
         return add_jobs(sweep, _new_jobs(planned, sweep))
 
 
-def _new_jobs(planned: Planned, sweep: Sweep) -> list[Job]:
-    known = {settings_of(job.overrides) for job in sweep.jobs}
-    return [job for job in planned.plan.jobs if settings_of(job.overrides) not in known]
+def _new_jobs(planned: ReproductionPlan, sweep: Sweep) -> list[Job]:
+    known = {job_identity(job.overrides) for job in sweep.jobs}
+    return [job for job in planned.plan.jobs if job_identity(job.overrides) not in known]
 
 
 def _unfinished(sweep: Sweep) -> bool:
-    return any(look(sweep, job).status not in ENDED for job in sweep.jobs)
+    return any(read_status(sweep, job).status not in FINAL_STATUSES for job in sweep.jobs)
 
 
-def _missing_studies(planned: Planned, sweep: Sweep) -> list[tuple[Path, tuple[str, ...]]]:
+def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, tuple[str, ...]]]:
     """Runs that are done and whose rows are of a study that they do not have yet, with its words."""
-    if not planned.reproduction.studies:
+    if not planned.reproduction.evaluations:
         return []
     rows = [row for row in planned.reproduction.rows if row.evaluation]
-    shown = {settings_of(job) for row in rows for job in planned.jobs[row.name]}
-    names = {job.name for job in sweep.jobs if settings_of(job.overrides) in shown}
+    shown = {job_identity(job) for row in rows for job in planned.jobs[row.name]}
+    names = {job.name for job in sweep.jobs if job_identity(job.overrides) in shown}
     return [
         (run.path, words)
-        for words in planned.reproduction.studies
-        for run in gather([sweep.path]).runs
-        if run.path.name in names and run.status == "done" and not evaluations_of(words) <= studied(run).keys()
+        for words in planned.reproduction.evaluations
+        for run in collect_runs([sweep.path]).runs
+        if run.path.name in names
+        and run.status == "done"
+        and not expected_evaluations(words) <= evaluations_by_key(run).keys()
     ]
 
 
-def _study(sweep: Sweep, path: Path, words: Sequence[str]) -> None:
+def _evaluate(sweep: Sweep, path: Path, words: Sequence[str]) -> None:
     """Evaluate a run in a process of its own."""
     log.info("study of %s: %s", path.name, " ".join(words))
     done = subprocess.run(
@@ -214,60 +226,60 @@ def _study(sweep: Sweep, path: Path, words: Sequence[str]) -> None:
         log.warning("study of %s: exit code %d", path.name, done.returncode)
 
 
-def _show(planned: Planned, sweep: Sweep) -> None:
+def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     """Print the tables; write them, and the figures, into the sweep's folder, over those of before."""
-    reproduction, evidence = planned.reproduction, gather([sweep.path])
-    found = reach(reproduction, planned.jobs, sweep, evidence)
-    lines = compare(reproduction, found)
-    tables = [*([verdicts(lines)] if lines else []), numbers(found)]
-    sources = dict.fromkeys(line.published.cited for line in lines if line.published)
-    remarks = [notes.counted(evidence), *notes.cautions(evidence)]
+    reproduction, collection = planned.reproduction, collect_runs([sweep.path])
+    found = collect_results(reproduction, planned.jobs, sweep, collection)
+    lines = judge_rows(reproduction, found)
+    tables = [*([verdict_table(lines)] if lines else []), results_table(found)]
+    sources = dict.fromkeys(line.published.citation for line in lines if line.published)
+    remarks = [notes.status_counts(collection), *notes.caveats(collection)]
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
     print(f"{reproduction.title}\n{reproduction.source}\n")
-    print("\n".join([*map(as_terminal, tables), notes.spoken(remarks)]), end="")
-    drawn = _figures(reproduction, evidence)
-    pictures = _pictures(reproduction, found) | _comparison(reproduction, found, sweep)
+    print("\n".join([*map(as_terminal, tables), notes.join_lines(remarks)]), end="")
+    drawn = _figures(reproduction, collection)
+    pictures = _run_figures(reproduction, found) | _comparison_figure(reproduction, found, sweep)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
-    written = {f"{TABLE}.md": text.encode(), f"{TABLE}.csv": as_csv(lines, found, planned.command).encode()}
+    written = {f"{TABLE_NAME}.md": text.encode(), f"{TABLE_NAME}.csv": as_csv(lines, found, planned.command).encode()}
     written |= drawn | pictures
     for name, content in written.items():
         write_atomically(sweep.path / name, content)
     print(f"written to {sweep.path}: {', '.join(written)}")
 
 
-def _pictures(reproduction: Reproduction, found: Sequence[Reached]) -> dict[str, bytes]:
+def _run_figures(reproduction: Reproduction, found: Sequence[RowResult]) -> dict[str, bytes]:
     """What each row's first run drew of its model."""
     taken: dict[str, bytes] = {}
-    for reached in found:
-        for name in reproduction.pictures if reached.group.done else ():
-            path = reached.group.done[0].path / FIGURES / f"{name}.png"
+    for result in found:
+        for name in reproduction.run_figures if result.group.done_runs else ():
+            path = result.group.done_runs[0].path / FIGURES / f"{name}.png"
             if path.exists():  # an RNN has no latent paths
-                taken[re.sub(r"\W+", "-", f"{reached.row.name} {name}") + ".png"] = path.read_bytes()
+                taken[re.sub(r"\W+", "-", f"{result.row.name} {name}") + ".png"] = path.read_bytes()
     return taken
 
 
-def _comparison(reproduction: Reproduction, found: Sequence[Reached], sweep: Sweep) -> dict[str, bytes]:
+def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], sweep: Sweep) -> dict[str, bytes]:
     """The same series by each row's first run, where all rows have one, drawn by a process that may import torch."""
-    if not reproduction.comparison or not all(reached.group.done for reached in found):
+    if not reproduction.comparison or not all(result.group.done_runs for result in found):
         return {}
-    path = sweep.path / COMPARISON
-    named = [word for reached in found for word in (reached.row.name, str(reached.group.done[0].path))]
+    path = sweep.path / COMPARISON_FILE
+    named = [word for result in found for word in (result.row.name, str(result.group.done_runs[0].path))]
     cwd = sweep.cwd if sweep.cwd.is_dir() else None
-    done = subprocess.run([*COMPARE, str(path), *named], check=False, cwd=cwd)
+    done = subprocess.run([*COMPARE_COMMAND, str(path), *named], check=False, cwd=cwd)
     if done.returncode:
-        log.warning("left out: %s, exit code %d", COMPARISON, done.returncode)
+        log.warning("left out: %s, exit code %d", COMPARISON_FILE, done.returncode)
         return {}
-    return {COMPARISON: path.read_bytes()}
+    return {COMPARISON_FILE: path.read_bytes()}
 
 
-def _figures(reproduction: Reproduction, evidence: Evidence) -> dict[str, bytes]:
+def _figures(reproduction: Reproduction, collection: RunCollection) -> dict[str, bytes]:
     """The reproduction's figures that its runs can give, as files."""
     drawn: dict[str, bytes] = {}
     for name in reproduction.figures:
         try:
-            picture = draw_picture(name, evidence)
+            picture = render_figure(name, collection)
         except UsageError as error:
             log.info("left out: %s", error)
         else:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from odebench.reporting.published import Published, is_partial, percent, read_published
-from odebench.reporting.table import NOTHING, Cell, Column, Table, scale, seeds, shown
-from odebench.reproduce.catalogue import WITHIN, Reproduction
-from odebench.reproduce.results import Reached
-from odebench.reproduce.verdict import compared, verdict
+from odebench.config.schema.quantities import higher_is_better
+from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget, read_published
+from odebench.reporting.table import EMPTY, Column, Table, TableCell, display_scale, format_number, num_seeds
+from odebench.reproduce.catalogue import DEFAULT_TOLERANCE, Reproduction
+from odebench.reproduce.results import RowResult
 
 MINUTES = "final/minutes"
+# Another machine's is no standard.
+WITHOUT_VERDICT = ("final/minutes",)
 _CSV_COLUMNS = (
     "row",
     "number",
@@ -30,117 +32,177 @@ _CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RowVerdict:
     """A number of a row, published or to be compared with another row's."""
 
-    reached: Reached
+    result: RowResult
     tag: str
-    published: Published | None
+    published: PublishedValue | None
     verdict: str
 
 
-def compare(reproduction: Reproduction, found: Sequence[Reached]) -> list[Judgement]:
+def judge_rows(reproduction: Reproduction, found: Sequence[RowResult]) -> list[RowVerdict]:
     """Each number that was published, or that is to beat another row's."""
     values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
-    by_name = {reached.row.name: reached for reached in found}
+    by_name = {result.row.name: result for result in found}
     lines = []
-    for reached in found:
-        row = reached.row
+    for result in found:
+        row = result.row
         for tag in row.tags:
-            if (published := values.get((row.of, tag))) is not None:
-                judged = _judged(reached, tag, published.value, reproduction.within.get(tag, WITHIN))
-                lines.append(Judgement(reached, tag, published, judged))
-        for other in map(by_name.__getitem__, row.beside):
+            if (published := values.get((row.published_row, tag))) is not None:
+                judged = _judge_published(
+                    result, tag, published.value, reproduction.tolerance.get(tag, DEFAULT_TOLERANCE)
+                )
+                lines.append(RowVerdict(result, tag, published, judged))
+        for other in map(by_name.__getitem__, row.better_than):
             tag = other.row.tags[0]
-            one, two = (values.get((of, tag)) for of in (row.of, other.row.of))
+            one, two = (values.get((of, tag)) for of in (row.published_row, other.row.published_row))
             ratio = one.value / two.value if one and two else math.nan
-            lines.append(Judgement(reached, tag, None, _compared(reached, other, tag, ratio)))
+            lines.append(RowVerdict(result, tag, None, _judge_comparison(result, other, tag, ratio)))
     return lines
 
 
-def _judged(reached: Reached, tag: str, published: float, within: float) -> str:
-    if reached.reason or not math.isfinite(reached.mean(tag)):
-        return reached.reason or "not measured"
-    text = verdict(tag, reached.mean(tag), published, within, reached.share)
-    return "; ".join(filter(None, [text, reached.lost]))
+def _judge_published(result: RowResult, tag: str, published: float, tolerance: float) -> str:
+    if result.reason or not math.isfinite(result.mean(tag)):
+        return result.reason or "not measured"
+    text = published_verdict(tag, result.mean(tag), published, tolerance, result.training_fraction)
+    return "; ".join(filter(None, [text, result.missing_runs]))
 
 
-def _compared(reached: Reached, other: Reached, tag: str, published_ratio: float) -> str:
-    for one in (reached, other):
+def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_ratio: float) -> str:
+    for one in (result, other):
         if one.reason or not math.isfinite(one.mean(tag)):
             return f"{one.row.name} {one.reason or 'not measured'}"
-    text = compared(tag, reached.mean(tag), other.mean(tag), other.row.name, published_ratio)
-    if any(is_partial(one.share) for one in (reached, other)):
-        told = " and ".join("?" if one.share is None else percent(one.share) for one in (reached, other))
+    text = comparison_verdict(tag, result.mean(tag), other.mean(tag), other.row.name, published_ratio)
+    if any(is_partial_budget(one.training_fraction) for one in (result, other)):
+        told = " and ".join(
+            "?" if one.training_fraction is None else format_percent(one.training_fraction) for one in (result, other)
+        )
         text += f"; partial budget, {told} of the published trainings"
-    if other.row.within_time_of == reached.row.name and other.mean(MINUTES) < 0.99 * reached.mean(MINUTES):
-        text += f"; that one ended after {other.mean(MINUTES):.3g} of {reached.mean(MINUTES):.3g} minutes"
-    return "; ".join([text, *(f"{one.lost} of {one.row.name}" for one in (reached, other) if one.lost)])
+    if other.row.within_time_of == result.row.name and other.mean(MINUTES) < 0.99 * result.mean(MINUTES):
+        text += f"; that one ended after {other.mean(MINUTES):.3g} of {result.mean(MINUTES):.3g} minutes"
+    return "; ".join([text, *(f"{one.missing_runs} of {one.row.name}" for one in (result, other) if one.missing_runs)])
 
 
-def verdicts(lines: Sequence[Judgement]) -> Table:
+def verdict_table(lines: Sequence[RowVerdict]) -> Table:
     """Ours beside the published; comparisons alone have no published numbers."""
     has_published = any(line.published for line in lines)
     words = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    columns = [*(Column(word, numbers=numbers) for word, numbers in words.items()), Column("verdict", numbers=False)]
+    columns = [
+        *(Column(word, is_numeric=is_numeric) for word, is_numeric in words.items()),
+        Column("verdict", is_numeric=False),
+    ]
     rows = []
     for line in lines:
-        published = shown(scale(line.tag) * line.published.value) if line.published else NOTHING
-        printed = line.published.printed if line.published else NOTHING
-        texts = [line.reached.row.name, _title(line.tag), printed, published, _shown(line.reached, line.tag)]
-        rows.append([_cell(text) for text in [*texts, str(seeds(line.reached.group)), line.verdict]])
+        published = format_number(display_scale(line.tag) * line.published.value) if line.published else EMPTY
+        printed = line.published.printed if line.published else EMPTY
+        texts = [
+            line.result.row.name,
+            _column_title(line.tag),
+            printed,
+            published,
+            _format_result(line.result, line.tag),
+        ]
+        rows.append([_cell(text) for text in [*texts, str(num_seeds(line.result.group)), line.verdict]])
     if not has_published:
         columns, rows = columns[:2] + columns[4:], [row[:2] + row[4:] for row in rows]
     return Table(columns, rows)
 
 
-def numbers(found: Sequence[Reached]) -> Table:
+def results_table(found: Sequence[RowResult]) -> Table:
     """All numbers, a line a row. What is measured in training and in a study alike stands in one column: a row has
     either."""
     titles: dict[str, list[str]] = {}
-    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.numbers), key="final/minutes".__eq__):
-        titles.setdefault(_title(tag), []).append(tag)
+    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key="final/minutes".__eq__):
+        titles.setdefault(_column_title(tag), []).append(tag)
     rows = []
-    for reached in found:
-        runs = reached.reason or reached.lost.removesuffix(" runs") or str(reached.planned)
-        own = [next((tag for tag in tags if tag in reached.numbers), "") for tags in titles.values()]
-        rows.append([_cell(text) for text in [reached.row.name, runs, *(_shown(reached, tag) for tag in own)]])
-    return Table([Column("row", numbers=False), Column("runs"), *map(Column, titles)], rows)
+    for result in found:
+        runs = result.reason or result.missing_runs.removesuffix(" runs") or str(result.num_planned)
+        own = [next((tag for tag in tags if tag in result.statistics), "") for tags in titles.values()]
+        rows.append([_cell(text) for text in [result.row.name, runs, *(_format_result(result, tag) for tag in own)]])
+    return Table([Column("row", is_numeric=False), Column("runs"), *map(Column, titles)], rows)
 
 
-def _shown(reached: Reached, tag: str) -> str:
-    mean, spread = reached.numbers.get(tag, (math.nan, math.nan))
-    return shown(scale(tag) * mean, scale(tag) * spread)
+def _format_result(result: RowResult, tag: str) -> str:
+    mean, std = result.statistics.get(tag, (math.nan, math.nan))
+    return format_number(display_scale(tag) * mean, display_scale(tag) * std)
 
 
-def _title(tag: str) -> str:
-    return tag.removeprefix("final/") + " (%)" * (scale(tag) == 100.0)
+def _column_title(tag: str) -> str:
+    return tag.removeprefix("final/") + " (%)" * (display_scale(tag) == 100.0)
 
 
-def _cell(text: str) -> Cell:
-    return Cell(text, text)
+def _cell(text: str) -> TableCell:
+    return TableCell(text, text)
 
 
-def as_csv(lines: Sequence[Judgement], found: Sequence[Reached], command: str) -> str:
+def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
     """Every number in its unit, with what it was judged by and the command that gave it."""
-    judged = {(line.reached.row.name, line.tag): line for line in lines if line.published}
+    judged = {(line.result.row.name, line.tag): line for line in lines if line.published}
     against: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         if not line.published:
-            against.setdefault((line.reached.row.name, line.tag), []).append(line.verdict)
+            against.setdefault((line.result.row.name, line.tag), []).append(line.verdict)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
-    for reached in found:
-        machines = "; ".join(dict.fromkeys(run.machine for run in reached.group.done))
-        date = max((run.overview.time[:10] for run in reached.group.done), default="")
-        for tag, (mean, spread) in reached.numbers.items():
-            place = reached.row.name, tag
+    for result in found:
+        machines = "; ".join(dict.fromkeys(run.machine for run in result.group.done_runs))
+        date = max((run.overview.time[:10] for run in result.group.done_runs), default="")
+        for tag, (mean, std) in result.statistics.items():
+            place = result.row.name, tag
             known = judged.get(place)
             published = known.published.value if known and known.published else math.nan
-            said = "; ".join(filter(None, [known.verdict if known else reached.reason, *against.get(place, ())]))
-            share = math.nan if reached.share is None else reached.share
-            values = [published, mean, spread, seeds(reached.group), share, reached.mean("final/minutes")]
+            said = "; ".join(filter(None, [known.verdict if known else result.reason, *against.get(place, ())]))
+            fraction = math.nan if result.training_fraction is None else result.training_fraction
+            values = [published, mean, std, num_seeds(result.group), fraction, result.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
             writer.writerow([*place, *plain, machines, date, said, command])
     return text.getvalue()
+
+
+def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
+    """Whether a number was reproduced. within: how far off still counts, as a share of the published (of an accuracy:
+    of its error); a result that is better always does. share: of the published training that ours had."""
+    if tag in WITHOUT_VERDICT:
+        return "another machine"
+    worse = how_much_worse(tag, ours, published)
+    more, less = ("worse", "better") if tag.startswith("final/test_") else ("more", "less")
+    if abs(worse) <= tolerance:
+        how = f"within {100 * abs(worse):.1f} %"
+    else:
+        how = f"{more if worse > 0 else less} by {100 * abs(worse):.0f} %"
+    if fraction is not None and is_partial_budget(fraction) and tag != "parameters":
+        return f"partial budget, {format_percent(fraction)} of the published training: {how}"
+    is_reached = abs(worse) <= tolerance or how.startswith("better")
+    return f"{'reproduced' if is_reached else 'not reached'}: {how}"
+
+
+def how_much_worse(tag: str, ours: float, published: float) -> float:
+    """The relative difference, positive where ours is the worse (or the larger, where neither is better); of an
+    accuracy that of the errors. Of a published 0 it is 0 or infinite."""
+    if tag.endswith("accuracy"):
+        ours, published = 1 - ours, 1 - published
+    elif _rises(tag):
+        ours, published = -ours, -published
+    gap = ours - published
+    return gap / abs(published) if published else math.copysign(math.inf, gap) if gap else 0.0
+
+
+def _rises(tag: str) -> bool:
+    """Whether more is better."""
+    return higher_is_better(tag.removeprefix("final/test_").removeprefix("best/"))
+
+
+def comparison_verdict(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
+    """Whether a row beats another as published, and at least half as clearly where it is known how clearly."""
+    sign = -1.0 if _rises(tag) else 1.0
+    word = "as published" if sign * ours < sign * others else "not as published"
+    how_clearly = math.isfinite(published_ratio) and word == "as published"
+    if how_clearly and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
+        word = "better, but by less than half as much as published"
+    values = [format_number(display_scale(tag) * value) for value in (ours, others)]
+    text = f"{word}: {' against '.join(values)} of {name}"
+    if math.isfinite(published_ratio):
+        text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
+    return text

@@ -16,18 +16,18 @@ from odebench.config.compose import quoted
 from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
 from odebench.record.files import time_now
 from odebench.record.reader import RunOverview, has_checkpoint, read_overview
-from odebench.record.status import write_status
-from odebench.sweep.folder import Sweep, reset
+from odebench.record.status import write_status as write_run_status
+from odebench.sweep.folder import Sweep, reset_job
 from odebench.sweep.validate import Job
 
 _LOG = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "odebench")
 # A diverged job has ended, too: from the same seed it would diverge again.
-ENDED = ("done", "diverged")
+FINAL_STATUSES = ("done", "diverged")
 # What a job's exit code says of its status; another code is a failure. That of torchrun says no more than that one of
 # its processes has failed.
-_STATUS_OF = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
+_STATUS_BY_EXIT_CODE = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
 _TAIL_BYTES = 1 << 14
 
 
@@ -38,13 +38,13 @@ class Attempt:
     job: Job
     process: subprocess.Popen[bytes]
     log: BinaryIO
-    together: bool = False
+    distributed: bool = False
     stopped: bool = False
 
     def stop(self) -> None:
         """Asks the job to save and to leave. srun passes USR1 on to all, but ends all soon after a SIGTERM."""
         self.stopped = True
-        self.process.send_signal(signal.SIGUSR1 if self.together else signal.SIGTERM)
+        self.process.send_signal(signal.SIGUSR1 if self.distributed else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the job and the processes that it has started, at once."""
@@ -55,31 +55,31 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Policy:
+class FailurePolicy:
     """What a failure leads to: so many further attempts at the job, and then perhaps the end of the sweep."""
 
     fail_fast: bool
     retry: int
 
-    def tries_again(self, attempt: Attempt, failures: int) -> bool:
+    def should_retry(self, attempt: Attempt, failures: int) -> bool:
         """Whether a job is tried again that has failed so often; wrong settings are wrong again."""
         return attempt.process.returncode != WRONG_USAGE and failures <= self.retry
 
 
-def take(sweep: Sweep, job: Job) -> BinaryIO | None:
+def acquire(sweep: Sweep, job: Job) -> BinaryIO | None:
     """The job's log, locked; None where a process of an earlier attempt still lives.
 
     The processes of a job inherit the open file and with it the lock, so that it outlives a sweep that crashed. A file
     system without locks goes without.
     """
-    log = sweep.log(job).open("ab")
+    log = sweep.log_path(job).open("ab")
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         log.close()
         return None
     except OSError as error:
-        _LOG.warning("%s cannot be locked: %s", sweep.log(job), error.strerror)
+        _LOG.warning("%s cannot be locked: %s", sweep.log_path(job), error.strerror)
     return log
 
 
@@ -87,12 +87,12 @@ def start(
     sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str], launcher: Sequence[str] = ()
 ) -> Attempt:
     """Start a job: from its checkpoint where it left one, else anew. launcher: starts it as several processes."""
-    folder = sweep.folder(job)
+    folder = sweep.job_folder(job)
     if has_checkpoint(folder):
-        tell(sweep, job, "queued", "")  # so that what it says at the end is of this attempt
+        write_status(sweep, job, "queued", "")  # so that what it says at the end is of this attempt
         words = ["resume", str(folder)]
     else:
-        reset(sweep, job)
+        reset_job(sweep, job)
         own = [] if sweep.config_dir is None else ["--config-dir", str(sweep.config_dir)]
         words = ["train", *job.overrides, f"run_dir={quoted(str(folder))}", *own]
     log.write(f"== {time_now()}: odebench {shlex.join(words)}\n".encode())
@@ -106,34 +106,34 @@ def start(
         env={**os.environ, **environment},
         start_new_session=True,  # a Ctrl-C is meant for the sweep, which asks its jobs to stop
     )
-    return Attempt(job, process, log, together=bool(launcher))
+    return Attempt(job, process, log, distributed=bool(launcher))
 
 
-def settle(sweep: Sweep, attempt: Attempt) -> RunOverview:
+def finish(sweep: Sweep, attempt: Attempt) -> RunOverview:
     """What an attempt that ended came to. A status that it could not write itself is written for it."""
     job, code = attempt.job, attempt.process.wait()
-    expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_OF.get(code, "failed")
-    told = look(sweep, job, as_told=True).status
-    if attempt.together and code:
-        expected = told if told in _STATUS_OF.values() else "interrupted" if attempt.stopped else "failed"
+    expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_BY_EXIT_CODE.get(code, "failed")
+    told = read_status(sweep, job, as_told=True).status
+    if attempt.distributed and code:
+        expected = told if told in _STATUS_BY_EXIT_CODE.values() else "interrupted" if attempt.stopped else "failed"
     if told != expected:
         status = "failed" if expected == "done" else expected
-        tell(sweep, job, status, _reason(sweep, attempt))
+        write_status(sweep, job, status, _reason(sweep, attempt))
     attempt.log.close()
-    return look(sweep, job)
+    return read_status(sweep, job)
 
 
-def look(sweep: Sweep, job: Job, as_told: bool = False) -> RunOverview:
+def read_status(sweep: Sweep, job: Job, as_told: bool = False) -> RunOverview:
     """The job as its folder tells it; one whose files are damaged counts as failed."""
     try:
-        return read_overview(sweep.folder(job), as_told)
+        return read_overview(sweep.job_folder(job), as_told)
     except UsageError as error:
-        return RunOverview(sweep.folder(job), "failed", 0, None, str(error), {}, {})
+        return RunOverview(sweep.job_folder(job), "failed", 0, None, str(error), {}, {})
 
 
-def tell(sweep: Sweep, job: Job, status: str, message: str) -> None:
+def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
     """Write a job's status in its place, at the step that it has come to."""
-    write_status(sweep.folder(job), status, look(sweep, job).step, message=message)
+    write_run_status(sweep.job_folder(job), status, read_status(sweep, job).step, message=message)
 
 
 def _reason(sweep: Sweep, attempt: Attempt) -> str:
@@ -143,8 +143,8 @@ def _reason(sweep: Sweep, attempt: Attempt) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + ", perhaps for want of memory" * (name == "SIGKILL")
-    printed = sweep.log(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
+    printed = sweep.log_path(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
     # torchrun reports at length after what the training has said.
-    said = [line for line in printed if line.startswith("odebench ")] if attempt.together else []
+    said = [line for line in printed if line.startswith("odebench ")] if attempt.distributed else []
     last = next((line for line in reversed(said or printed) if line.strip()), "")
     return last if code and not last.startswith("== ") else f"ended with code {code} and left no result"

@@ -13,20 +13,20 @@ from odebench.config.parsing import Range, read_value, shown
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
 GROUP = "cluster"
-_TIME = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
-_MEMORY = r"\d+[KMGT]?"
-_WORD = r"[\w.,:+@/-]+"
+_TIME_PATTERN = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
+_MEMORY_PATTERN = r"\d+[KMGT]?"
+_NAME_PATTERN = r"[\w.,:+@/-]+"
 
-Count = Annotated[int, Range(at_least=1)]
+PositiveInt = Annotated[int, Range(at_least=1)]
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalCluster:
     """local: this machine."""
 
     name: Literal["local"]
-    jobs: Count
-    threads: Count | None
+    jobs: PositiveInt
+    threads: PositiveInt | None
     devices: tuple[int, ...] | None
 
     @property
@@ -36,37 +36,37 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Slurm:
+class SlurmCluster:
     """slurm: what sbatch is asked for; null leaves it to the cluster."""
 
     name: Literal["slurm"]
-    jobs: Count | None
+    jobs: PositiveInt | None
     partition: str | None
     account: str | None
     time: str | None
-    nodes: Count
-    processes: Count | None
-    gpus: Count | None
-    cpus: Count
+    nodes: PositiveInt
+    processes: PositiveInt | None
+    gpus: PositiveInt | None
+    cpus: PositiveInt
     memory: str | None
-    warning_s: Count
+    warning_s: PositiveInt
     directives: dict[str, Any]
     setup: tuple[str, ...]
 
     @property
-    def processes_each(self) -> int:
+    def processes_per_node(self) -> int:
         """How many processes train one model on each machine."""
         return self.processes or self.gpus or 1
 
     @property
     def num_processes(self) -> int:
         """How many processes train one model."""
-        return self.nodes * self.processes_each
+        return self.nodes * self.processes_per_node
 
 
-_RULES: dict[str, type] = {"local": Local, "slurm": Slurm}
+_CLUSTER_TYPES: dict[str, type] = {"local": LocalCluster, "slurm": SlurmCluster}
 # Options of sbatch that a sweep sets itself, by the setting that stands for each where there is one.
-_TAKEN = {
+_RESERVED_OPTIONS = {
     "array": "cluster.jobs",
     "partition": "cluster.partition",
     "account": "cluster.account",
@@ -92,16 +92,18 @@ _TAKEN = {
 
 def known_keys() -> list[str]:
     """Every setting that some kind of cluster has, such as ``cluster.jobs``."""
-    names = [field.name for rules in _RULES.values() for field in fields(rules) if field.name != "name"]
+    names = [
+        field.name for cluster_type in _CLUSTER_TYPES.values() for field in fields(cluster_type) if field.name != "name"
+    ]
     return [f"{GROUP}.{name}" for name in dict.fromkeys(names)]
 
 
-def is_of_cluster(word: str) -> bool:
+def is_cluster_override(word: str) -> bool:
     """Whether a word of the command line is about where jobs run, as ``cluster=slurm`` and ``cluster.jobs=4`` are."""
     return re.match(r"cluster(=|\.)", word) is not None
 
 
-def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> Local | Slurm:
+def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> LocalCluster | SlurmCluster:
     """The cluster that the words choose, local where they choose none. UsageError names the key and the way out.
 
     A file of the user's in ``cluster/`` of their config_dir may take the rest from ours by ``defaults: [slurm]``.
@@ -115,21 +117,21 @@ def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> Local 
     if name not in known:
         raise unknown_name(GROUP, name, known, "clusters")
     node = dict(OmegaConf.to_container(load_option(GROUP, name, config_dir), resolve=True))  # type: ignore[arg-type]
-    rules = _RULES.get(str(node.get("name")))
-    if rules is None:
-        raise UsageError(f"{known[name]}: name must be {' or '.join(_RULES)}")
+    cluster_type = _CLUSTER_TYPES.get(str(node.get("name")))
+    if cluster_type is None:
+        raise UsageError(f"{known[name]}: name must be {' or '.join(_CLUSTER_TYPES)}")
     for override in parsed:
         if override.key_or_group != GROUP:
-            _set(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
+            _set_key(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
     if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as a number of seconds, sbatch a number as minutes
         raise UsageError(f"{GROUP}.time={node['time']}: write hours, minutes and seconds, in YAML in quotes: '8:00:00'")
-    cluster = _read(rules, node)
-    if isinstance(cluster, Slurm):
+    cluster = _read_settings(cluster_type, node)
+    if isinstance(cluster, SlurmCluster):
         _check_slurm(cluster)
     return cluster
 
 
-def _set(node: dict[str, Any], key: str, value: Any) -> None:
+def _set_key(node: dict[str, Any], key: str, value: Any) -> None:
     """Sets a key; ``directives.NAME`` adds a directive."""
     first, _, rest = key.partition(".")
     if rest and first == "directives":
@@ -138,9 +140,9 @@ def _set(node: dict[str, Any], key: str, value: Any) -> None:
         node[key] = value
 
 
-def _read(rules: type, node: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(rules, include_extras=True)
-    known = [field.name for field in fields(rules)]
+def _read_settings(cluster_type: type, node: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cluster_type, include_extras=True)
+    known = [field.name for field in fields(cluster_type)]
     for key in node:
         if key not in known:
             keys = [f"{GROUP}.{name}" for name in known]
@@ -148,23 +150,26 @@ def _read(rules: type, node: Mapping[str, Any]) -> Any:
     for key in known:
         if key not in node:
             raise UsageError(f"{GROUP}.{key} is missing; take it from ours by `defaults: [{node['name']}]`")
-    return rules(**{key: read_value(hints[key], f"{GROUP}.{key}", node[key]) for key in known})
+    return cluster_type(**{key: read_value(hints[key], f"{GROUP}.{key}", node[key]) for key in known})
 
 
-def _check_slurm(cluster: Slurm) -> None:
+def _check_slurm(cluster: SlurmCluster) -> None:
     """What goes to sbatch is of the form that it must have there, so that nothing else can be said by it."""
-    forms = {"partition": _WORD, "account": _WORD, "time": _TIME, "memory": _MEMORY}
+    patterns = {"partition": _NAME_PATTERN, "account": _NAME_PATTERN, "time": _TIME_PATTERN, "memory": _MEMORY_PATTERN}
     examples = {"partition": "gpu", "account": "my_project", "time": "8:00:00", "memory": "16G"}
-    for key, form in forms.items():
+    for key, pattern in patterns.items():
         value = getattr(cluster, key)
-        if value is not None and not re.fullmatch(form, value, re.ASCII):
+        if value is not None and not re.fullmatch(pattern, value, re.ASCII):
             raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={examples[key]}")
     for name, value in cluster.directives.items():
         where = f"{GROUP}.directives.{name}={shown(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UsageError(f"{where}: directives are the long options of sbatch, without the dashes")
-        if name in _TAKEN:
-            raise UsageError(f"{where}: " + (f"set {_TAKEN[name]}" if _TAKEN[name] else "the sweep sets it itself"))
+        if name in _RESERVED_OPTIONS:
+            raise UsageError(
+                f"{where}: "
+                + (f"set {_RESERVED_OPTIONS[name]}" if _RESERVED_OPTIONS[name] else "the sweep sets it itself")
+            )
         if not isinstance(value, str | int | float | bool) or not str(value).isprintable():
             raise UsageError(f"{where}: one value in one line is needed, or true for an option without a value")
     for command in cluster.setup:

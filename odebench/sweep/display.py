@@ -14,12 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from odebench.record import layout
 from odebench.record.reader import RunOverview
-from odebench.sweep.validate import Job, labels
+from odebench.sweep.validate import Job, job_labels
 
 log = logging.getLogger(__name__)
 
-PLAIN_EVERY_S = 30.0
-_MOST_ROWS = 20
+PLAIN_INTERVAL_S = 30.0
+_MAX_ROWS = 20
 
 
 STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
@@ -50,24 +50,24 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "-"
 
 
-def count_text(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """How many jobs are in which status, such as ``3 queued, 2 running``."""
     return ", ".join(f"{counts[status]} {status}" for status in layout.STATUSES if counts.get(status))
 
 
-class Display:
+class SweepDisplay:
     """Progress on stderr: how many jobs are in which status, and how far those are that run."""
 
     def __init__(self, jobs: Sequence[Job], overviews: Sequence[RunOverview], num_rows: int) -> None:
         """The jobs and what is known of each; num_rows: at most so many run at a time."""
         self._overviews = {job.number: overview for job, overview in zip(jobs, overviews, strict=True)}
-        self._labels = {job.number: label for job, label in zip(jobs, labels(jobs), strict=True)}
-        self._num_rows = min(num_rows, _MOST_ROWS)
+        self._labels = {job.number: label for job, label in zip(jobs, job_labels(jobs), strict=True)}
+        self._num_rows = min(num_rows, _MAX_ROWS)
         self._rows: list[Any] = []
         self._stack = ExitStack()
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "SweepDisplay":
         if sys.stderr.isatty():
             for position in range(1 + self._num_rows):
                 bar = tqdm(total=0, position=position, bar_format="{desc}", dynamic_ncols=True, leave=False)
@@ -86,13 +86,13 @@ class Display:
         self._overviews[job.number] = overview
         if overview.status not in (before, "queued"):
             level = logging.INFO if overview.status in ("running", "done") else logging.WARNING
-            log.log(level, self._line(job.number))
+            log.log(level, self._job_line(job.number))
 
     def status(self, job: Job) -> str:
         """The job's status as last told."""
         return self._overviews[job.number].status
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """A line that stays."""
         log.warning(text)
 
@@ -101,22 +101,22 @@ class Display:
         running = [number for number, overview in self._overviews.items() if overview.status == "running"]
         if self._rows:
             shown = running[: self._num_rows]
-            lines = [self._counts(), *(self._line(number) for number in shown)]
+            lines = [self._counts_line(), *(self._job_line(number) for number in shown)]
             for position, bar in enumerate(self._rows):
                 bar.set_description_str(lines[position] if position < len(lines) else "", refresh=True)
-        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
-            log.info(self._counts())
+            log.info(self._counts_line())
             for number in running[: self._num_rows]:
-                log.info(self._line(number))
+                log.info(self._job_line(number))
 
-    def _counts(self) -> str:
-        return count_text(Counter(overview.status for overview in self._overviews.values()))
+    def _counts_line(self) -> str:
+        return format_counts(Counter(overview.status for overview in self._overviews.values()))
 
-    def _line(self, number: int) -> str:
-        return f"job {number}: {self._state(self._overviews[number])}  {self._labels[number]}".rstrip()
+    def _job_line(self, number: int) -> str:
+        return f"job {number}: {self._progress_text(self._overviews[number])}  {self._labels[number]}".rstrip()
 
-    def _state(self, overview: RunOverview) -> str:
+    def _progress_text(self, overview: RunOverview) -> str:
         best = overview.summary.get("objective")
         parts = [overview.status]
         if overview.step:

@@ -22,64 +22,68 @@ _RESERVED = {
     "hydra": "it belongs to `odebench train -m`; a sweep has --output DIR and cluster=",
 }
 
-MOST_JOBS = 100_000
+MAX_JOBS = 100_000
 
 # What would make more than one value of a text, or another one.
-_OF_GRAMMAR = set(",[]{}'\"")
+_GRAMMAR_CHARACTERS = set(",[]{}'\"")
 
 
-def expand(grids: Sequence[Sequence[str]], config_dir: Path | None = None, is_sweep: bool = True) -> list[list[str]]:
+def expand(
+    grids: Sequence[Sequence[str]], config_dir: Path | None = None, check_reserved: bool = True
+) -> list[list[str]]:
     """The overrides of every job: all combinations of each grid's values, the last key's value changing first.
 
     grids: the words of each, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. UsageError tells every
     word at fault, a line each. is_sweep: whether each job gets a run of its own; a study evaluates one.
     """
-    jobs, faults, _ = expand_sound(grids, config_dir, is_sweep)
-    if faults:
-        raise UsageError("\n".join(faults))
+    jobs, errors, _ = expand_valid(grids, config_dir, check_reserved)
+    if errors:
+        raise UsageError("\n".join(errors))
     return jobs
 
 
-def expand_sound(
-    grids: Sequence[Sequence[str]], config_dir: Path | None = None, is_sweep: bool = True
+def expand_valid(
+    grids: Sequence[Sequence[str]], config_dir: Path | None = None, check_reserved: bool = True
 ) -> tuple[list[list[str]], list[str], set[str]]:
     """The jobs of `expand` as if the words at fault had not been there; their faults; and the keys in doubt by them.
 
     With a group's option the settings of the group go, which another option might not have.
     """
     jobs: list[list[str]] = []
-    faults: list[str] = []
-    doubtful: set[str] = set()
+    errors: list[str] = []
+    uncertain_keys: set[str] = set()
     for words in grids:
-        values = [(word.partition("=")[0], _read_word(word, config_dir, is_sweep, faults)) for word in words]
-        lost = {key for key, found in values if not found}
-        sound = [found for key, found in values if found and key.partition(".")[0] not in lost]
-        if (num := math.prod(map(len, sound))) > MOST_JOBS:
-            raise UsageError(f"{num:,} jobs; a sweep has at most {MOST_JOBS:,}: give fewer values")
-        jobs += map(list, itertools.product(*sound))
+        values = [
+            (word.partition("=")[0], _expand_override(word, config_dir, check_reserved, errors)) for word in words
+        ]
+        invalid_keys = {key for key, found in values if not found}
+        valid = [found for key, found in values if found and key.partition(".")[0] not in invalid_keys]
+        if (num := math.prod(map(len, valid))) > MAX_JOBS:
+            raise UsageError(f"{num:,} jobs; a sweep has at most {MAX_JOBS:,}: give fewer values")
+        jobs += map(list, itertools.product(*valid))
         # A model, and an experiment, bring the options of other groups.
-        doubtful |= (lost - {""}) | (PLURALS.keys() if lost & {"model", "experiment"} else set())
-    return jobs, list(dict.fromkeys(faults)), doubtful
+        uncertain_keys |= (invalid_keys - {""}) | (PLURALS.keys() if invalid_keys & {"model", "experiment"} else set())
+    return jobs, list(dict.fromkeys(errors)), uncertain_keys
 
 
-def _read_word(word: str, config_dir: Path | None, is_sweep: bool, faults: list[str]) -> list[str]:
+def _expand_override(word: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
     """One ``KEY=VALUE`` for each of the word's values; a fault is added to the list instead."""
     try:
         (override,) = parse_overrides([word], config_dir)
-        for key, reason in _RESERVED.items() if is_sweep else ():
+        for key, reason in _RESERVED.items() if check_reserved else ():
             if override.key_or_group.replace("/", ".").partition(".")[0] == key:
                 raise UsageError(f"{word}: {reason}")
         if not override.is_sweep_override():
             return [word]
         if (key := override.get_key_element()) == "outputs":
             raise UsageError(f"{word}: all jobs of a sweep go to one folder")
-        return [f"{key}={value}" for value in _values(override, config_dir)]
+        return [f"{key}={value}" for value in _override_values(override, config_dir)]
     except UsageError as error:
-        faults.append(str(error))
+        errors.append(str(error))
         return []
 
 
-def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
+def _override_values(override: "Override", config_dir: Path | None) -> Iterator[str]:
     from hydra.core.override_parser.types import Glob
 
     if not override.is_discrete_sweep():
@@ -92,10 +96,10 @@ def _values(override: "Override", config_dir: Path | None) -> Iterator[str]:
         if not found:
             raise UsageError(f"{override.input_line}: none of the {PLURALS[key]} fits (odebench list {PLURALS[key]})")
         yield from found
-    elif not (values := list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))):
+    elif not (values := list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))):
         raise UsageError(f"{override.input_line}: there is no value in it")
-    elif len(values) > MOST_JOBS:
-        raise UsageError(f"{override.input_line}: more than {MOST_JOBS:,} values, the most that a sweep has of jobs")
+    elif len(values) > MAX_JOBS:
+        raise UsageError(f"{override.input_line}: more than {MAX_JOBS:,} values, the most that a sweep has of jobs")
     else:
         yield from values
 
@@ -122,34 +126,34 @@ def read_grids(path: Path) -> list[list[str]]:
     for block in plain if isinstance(plain, list) else [plain]:
         if not isinstance(block, dict):
             raise UsageError(f"--file {path}: {block!r} is no block of KEY: VALUES lines")
-        grids.append([f"{key}={_values_text(path, str(key), values)}" for key, values in block.items()])
+        grids.append([f"{key}={_grid_values(path, str(key), values)}" for key, values in block.items()])
     return grids
 
 
-def _values_text(path: Path, key: str, values: Any) -> str:
+def _grid_values(path: Path, key: str, values: Any) -> str:
     if key.partition(".")[0] == "cluster":
         raise UsageError(f"--file {path}: {key} stands on the command line, or in a file of yours (--config-dir)")
     if values == []:
         raise UsageError(f"--file {path}: {key} has no values")
     if isinstance(values, str):  # in the grammar already
         return values
-    return ",".join(_text(path, key, value) for value in (values if isinstance(values, list) else [values]))
+    return ",".join(_grammar_text(path, key, value) for value in (values if isinstance(values, list) else [values]))
 
 
-def _text(path: Path, key: str, value: Any) -> str:
+def _grammar_text(path: Path, key: str, value: Any) -> str:
     """A YAML value in the grammar of the command line."""
     if isinstance(value, dict):
         raise UsageError(f"--file {path}: {key} is a block; write its keys with dots, as in {key}.{next(iter(value))}")
     if isinstance(value, list):
-        return "[" + ",".join(_text(path, key, entry) for entry in value) + "]"
+        return "[" + ",".join(_grammar_text(path, key, entry) for entry in value) + "]"
     if value is None:
         return "null"
-    if isinstance(value, str) and _OF_GRAMMAR & set(value):
+    if isinstance(value, str) and _GRAMMAR_CHARACTERS & set(value):
         return quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def combine(grids: Sequence[Sequence[str]], words: Sequence[str]) -> list[list[str]]:
+def merge_grids(grids: Sequence[Sequence[str]], words: Sequence[str]) -> list[list[str]]:
     """The words of the command line joined to every grid of a file; they win where both name a key."""
     given = {word.partition("=")[0] for word in words}
     return [[*(word for word in grid if word.partition("=")[0] not in given), *words] for grid in grids]

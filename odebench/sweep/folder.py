@@ -19,10 +19,10 @@ from odebench.record import layout
 from odebench.record.files import make_folder, refuse_folder, time_now, write_atomically
 from odebench.sweep.validate import Job
 
-SWEEP, LOCK, LOGS = "sweep.yaml", "lock", "logs"
-FORMAT = 1
+SWEEP_FILE, LOCK_FILE, LOGS_FOLDER = "sweep.yaml", "lock", "logs"
+FORMAT_VERSION = 1
 _HEADER = "# What `odebench resume` goes on with. A job's overrides are those of `odebench train`.\n"
-_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
+_JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class Sweep:
     config_dir: Path | None
     cwd: Path
 
-    def folder(self, job: Job) -> Path:
+    def job_folder(self, job: Job) -> Path:
         """The folder of a job's record."""
         return self.path / job.name
 
-    def log(self, job: Job) -> Path:
+    def log_path(self, job: Job) -> Path:
         """What a job's processes print; locked as long as one of them lives."""
-        return self.path / LOGS / f"{job.name.partition('_')[0]}.txt"
+        return self.path / LOGS_FOLDER / f"{job.name.partition('_')[0]}.txt"
 
 
 def is_sweep(path: Path) -> bool:
     """Whether the folder holds a sweep."""
-    return (path / SWEEP).is_file()
+    return (path / SWEEP_FILE).is_file()
 
 
-def claim_folder(chosen: Path | None, outputs: str) -> Path:
+def create_folder(chosen: Path | None, outputs: str) -> Path:
     """Make the folder of a new sweep; see `free_folder`."""
-    path = free_folder(chosen, outputs)
-    make_folder(path, _named(chosen, outputs))
+    path = choose_folder(chosen, outputs)
+    make_folder(path, _option_text(chosen, outputs))
     return path
 
 
-def free_folder(chosen: Path | None, outputs: str) -> Path:
+def choose_folder(chosen: Path | None, outputs: str) -> Path:
     """The folder of a new sweep, not made yet: the chosen one, or one named by the time. UsageError where it is not
     empty, or cannot be made."""
     now = datetime.now()
@@ -67,27 +67,27 @@ def free_folder(chosen: Path | None, outputs: str) -> Path:
     if path.is_dir() and any(path.iterdir()):
         way_out = f" go on with that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
         raise UsageError(f"{path} is not empty;{way_out} give another --output")
-    refuse_folder(path, _named(chosen, outputs))
+    refuse_folder(path, _option_text(chosen, outputs))
     return path
 
 
-def _named(chosen: Path | None, outputs: str) -> str:
+def _option_text(chosen: Path | None, outputs: str) -> str:
     return f"--output {chosen}" if chosen else f"outputs={outputs}"
 
 
 def write_sweep(sweep: Sweep) -> None:
     """Write a new sweep: its jobs queued, each in its folder, and sweep.yaml last."""
-    (sweep.path / LOGS).mkdir()
+    (sweep.path / LOGS_FOLDER).mkdir()
     for job in sweep.jobs:
-        reset(sweep, job)
+        reset_job(sweep, job)
     content = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "command": list(sys.argv),
         "created": time_now(),
         "cwd": str(sweep.cwd),
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
-        "jobs": _as_plain(sweep.jobs),
+        "jobs": _jobs_as_dicts(sweep.jobs),
     }
     _write(sweep, content)
 
@@ -100,22 +100,22 @@ def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
     )
     larger = replace(sweep, jobs=(*sweep.jobs, *numbered))
     for job in larger.jobs[len(sweep.jobs) :]:
-        reset(larger, job)
-    _write(larger, _load(sweep.path / SWEEP) | {"jobs": _as_plain(larger.jobs)})
+        reset_job(larger, job)
+    _write(larger, _load(sweep.path / SWEEP_FILE) | {"jobs": _jobs_as_dicts(larger.jobs)})
     return larger
 
 
-def _as_plain(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _jobs_as_dicts(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     return [{"name": job.name, "overrides": list(job.overrides)} for job in jobs]
 
 
 def _write(sweep: Sweep, content: dict[str, Any]) -> None:
-    write_atomically(sweep.path / SWEEP, (_HEADER + _dump(content)).encode())
+    write_atomically(sweep.path / SWEEP_FILE, (_HEADER + _dump(content)).encode())
 
 
-def reset(sweep: Sweep, job: Job) -> None:
+def reset_job(sweep: Sweep, job: Job) -> None:
     """Make a job's folder as before its start: nothing in it but the status queued."""
-    folder = sweep.folder(job)
+    folder = sweep.job_folder(job)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
@@ -126,10 +126,10 @@ def reset(sweep: Sweep, job: Job) -> None:
 def load_sweep(path: Path) -> Sweep:
     """The sweep in a folder. UsageError where sweep.yaml is none of ours, or names a folder outside."""
     path = path.absolute()
-    content = _load(path / SWEEP)
+    content = _load(path / SWEEP_FILE)
     try:
-        if content["format"] != FORMAT:
-            raise UsageError(f"{path / SWEEP} is of another version of odebench (format {content['format']})")
+        if content["format"] != FORMAT_VERSION:
+            raise UsageError(f"{path / SWEEP_FILE} is of another version of odebench (format {content['format']})")
         jobs = tuple(
             Job(number, str(job["name"]), tuple(map(str, job["overrides"])))
             for number, job in enumerate(content["jobs"])
@@ -137,10 +137,10 @@ def load_sweep(path: Path) -> Sweep:
         config_dir, cwd = content["config_dir"], Path(content["cwd"])
         cluster = tuple(map(str, content["cluster"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path / SWEEP} is damaged: {error} is missing or wrong") from None
+        raise UsageError(f"{path / SWEEP_FILE} is damaged: {error} is missing or wrong") from None
     for job in jobs:
-        if not _NAME.fullmatch(job.name):
-            raise UsageError(f"{path / SWEEP} is damaged: {job.name!r} cannot be the folder of a job")
+        if not _JOB_NAME.fullmatch(job.name):
+            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job.name!r} cannot be the folder of a job")
     return Sweep(path, jobs, cluster, None if config_dir is None else Path(config_dir), cwd)
 
 

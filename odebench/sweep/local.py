@@ -8,14 +8,14 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take
-from odebench.sweep.cluster import Local
-from odebench.sweep.display import Display
+from odebench.sweep.attempts import FINAL_STATUSES, Attempt, FailurePolicy, acquire, finish, read_status, start
+from odebench.sweep.cluster import LocalCluster
+from odebench.sweep.display import SweepDisplay
 from odebench.sweep.folder import Sweep
 from odebench.sweep.validate import Job
 from odebench.training.signals import StopRequest
 
-_POLL_S, _LOOK_S = 0.05, 1.0
+_POLL_S, _REFRESH_S = 0.05, 1.0
 
 
 class LocalRunner:
@@ -24,14 +24,14 @@ class LocalRunner:
     A job that an earlier process of this sweep has left running holds a slot, too, until it ends.
     """
 
-    def __init__(self, sweep: Sweep, cluster: Local, policy: Policy, display: Display) -> None:
+    def __init__(self, sweep: Sweep, cluster: LocalCluster, policy: FailurePolicy, display: SweepDisplay) -> None:
         self._sweep, self._policy, self._display = sweep, policy, display
-        self._environments = environments(cluster)
+        self._environments = slot_environments(cluster)
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Attempt] = {}
-        self._others: dict[int, Job] = {}
+        self._orphaned: dict[int, Job] = {}
         self._failures: Counter[int] = Counter()
-        self._end: str | None = None  # why no further job starts
+        self._stop_reason: str | None = None  # why no further job starts
 
     def run(self, jobs: Sequence[Job], stop: StopRequest) -> None:
         """Returns when none of the jobs runs any more: all have ended, or a signal or a failure stopped them.
@@ -39,78 +39,78 @@ class LocalRunner:
         A second Ctrl-C kills those that are still saving.
         """
         self._waiting.extend(jobs)
-        next_look = 0.0
+        next_refresh = 0.0
         try:
-            while self._waiting or self._running or self._others:
-                self._settle()
+            while self._waiting or self._running or self._orphaned:
+                self._finish_attempts()
                 if stop.name:
                     self._stop(stop.name)
-                self._fill()
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + _LOOK_S
-                    self._look()
+                self._fill_slots()
+                if time.monotonic() >= next_refresh:
+                    next_refresh = time.monotonic() + _REFRESH_S
+                    self._refresh()
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
             for attempt in self._running.values():
                 attempt.kill()
-                self._display.update(attempt.job, settle(self._sweep, attempt))
+                self._display.update(attempt.job, finish(self._sweep, attempt))
 
-    def _settle(self) -> None:
+    def _finish_attempts(self) -> None:
         for slot, attempt in list(self._running.items()):
             if attempt.process.poll() is None:
                 continue
             del self._running[slot]
-            job, after = attempt.job, settle(self._sweep, attempt)
+            job, after = attempt.job, finish(self._sweep, attempt)
             self._display.update(job, after)
             if after.status != "failed":
                 continue
             self._failures[job.number] += 1
-            if self._end is None and self._policy.tries_again(attempt, self._failures[job.number]):
+            if self._stop_reason is None and self._policy.should_retry(attempt, self._failures[job.number]):
                 self._waiting.appendleft(job)
             elif self._policy.fail_fast:
                 self._stop(f"job {job.number} failed")
 
     def _stop(self, reason: str) -> None:
-        if self._end is not None:
+        if self._stop_reason is not None:
             return
-        self._end = reason
+        self._stop_reason = reason
         leaving = "1 saves and leaves" if len(self._running) == 1 else f"{len(self._running)} save and leave"
-        self._display.note(f"{reason}: no further job starts, {leaving}")
-        for job in self._others.values():
-            self._display.note(f"job {job.number} goes on: it belongs to an earlier process of this sweep")
+        self._display.warn(f"{reason}: no further job starts, {leaving}")
+        for job in self._orphaned.values():
+            self._display.warn(f"job {job.number} goes on: it belongs to an earlier process of this sweep")
         self._waiting.clear()
-        self._others.clear()
+        self._orphaned.clear()
         for attempt in self._running.values():
             attempt.stop()
 
-    def _fill(self) -> None:
+    def _fill_slots(self) -> None:
         for slot, environment in enumerate(self._environments):
-            while slot not in self._running and slot not in self._others and self._waiting:
+            while slot not in self._running and slot not in self._orphaned and self._waiting:
                 job = self._waiting.popleft()
-                log = take(self._sweep, job)
+                log = acquire(self._sweep, job)
                 if log is None:
-                    self._others[slot] = job
-                elif look(self._sweep, job).status in ENDED:
+                    self._orphaned[slot] = job
+                elif read_status(self._sweep, job).status in FINAL_STATUSES:
                     log.close()
                 else:
                     self._running[slot] = start(self._sweep, job, log, environment)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Tells the display how far the jobs are, and looks whether those of an earlier process have ended."""
         for attempt in self._running.values():
             # Until a new process has come to its training, the status is what it was before.
-            overview = replace(look(self._sweep, attempt.job), status="running", message="")
+            overview = replace(read_status(self._sweep, attempt.job), status="running", message="")
             self._display.update(attempt.job, overview)
-        for slot, job in list(self._others.items()):
-            self._display.update(job, look(self._sweep, job))
-            if (log := take(self._sweep, job)) is not None:
+        for slot, job in list(self._orphaned.items()):
+            self._display.update(job, read_status(self._sweep, job))
+            if (log := acquire(self._sweep, job)) is not None:
                 log.close()
-                del self._others[slot]
+                del self._orphaned[slot]
                 self._waiting.appendleft(job)
         self._display.refresh()
 
 
-def environments(cluster: Local) -> list[dict[str, str]]:
+def slot_environments(cluster: LocalCluster) -> list[dict[str, str]]:
     """What each slot adds to the environment of its jobs: its share of the cores, and its CUDA device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared: dict[str, str] = {}

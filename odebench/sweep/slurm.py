@@ -20,54 +20,54 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odebench.errors import UsageError
-from odebench.sweep.attempts import ENDED, Policy, look, take, tell
-from odebench.sweep.cluster import Slurm
-from odebench.sweep.display import Display
+from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, acquire, read_status, write_status
+from odebench.sweep.cluster import SlurmCluster
+from odebench.sweep.display import SweepDisplay
 from odebench.sweep.folder import Sweep
 from odebench.sweep.validate import Job
 from odebench.training.signals import StopRequest
 
-FOLDER, ARRAYS = "slurm", "arrays.jsonl"
+SLURM_FOLDER, ARRAYS_FILE = "slurm", "arrays.jsonl"
 # Clusters limit an array's size, most to 1,000 (MaxArraySize=1001).
-PART = 1000
+MAX_ARRAY_SIZE = 1000
 # The jobs' folders can be looked at often; the queue belongs to all users of a cluster.
-_LOOK_S, _QUEUE_S = 2.0, 20.0
+_REFRESH_S, _QUEUE_POLL_S = 2.0, 20.0
 
 
-def submit(sweep: Sweep, jobs: Sequence[Job], cluster: Slurm, policy: Policy) -> list[str]:
+def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
     """Submit the jobs, in arrays of at most `PART`; returns SLURM's numbers for these.
 
     UsageError where sbatch refuses one; those before it stay submitted.
     """
-    folder = sweep.path / FOLDER
+    folder = sweep.path / SLURM_FOLDER
     folder.mkdir(exist_ok=True)
     arrays: list[str] = []
-    for first in range(0, len(jobs), PART):
-        part = jobs[first : first + PART]
-        listed = folder / f"{len(_arrays(sweep))}.txt"
-        listed.write_text("".join(f"{job.number}\n" for job in part), encoding="utf-8")
+    for first in range(0, len(jobs), MAX_ARRAY_SIZE):
+        part = jobs[first : first + MAX_ARRAY_SIZE]
+        job_list = folder / f"{len(_submitted_arrays(sweep))}.txt"
+        job_list.write_text("".join(f"{job.number}\n" for job in part), encoding="utf-8")
         script = folder / "task.sh"
         script.write_text("\n".join(["#!/bin/sh", *cluster.setup, 'exec "$@"', ""]), encoding="utf-8")
         # With a limit to the jobs at a time, a part waits for the one before it.
         after = arrays[-1] if arrays and cluster.jobs is not None else None
         words = [
-            *sbatch_words(sweep, len(part), cluster, after),
+            *sbatch_command(sweep, len(part), cluster, after),
             str(script),
-            *_task_words(sweep, listed, cluster, policy),
+            *_task_arguments(sweep, job_list, cluster, policy),
         ]
-        array = _run(words).strip().partition(";")[0]
-        with (folder / ARRAYS).open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps({"array": array, "list": listed.name}) + "\n")
+        array = _run_command(words).strip().partition(";")[0]
+        with (folder / ARRAYS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"array": array, "list": job_list.name}) + "\n")
         arrays.append(array)
     return arrays
 
 
-def sbatch_words(sweep: Sweep, num_tasks: int, cluster: Slurm, after: str | None = None) -> list[str]:
+def sbatch_command(sweep: Sweep, num_tasks: int, cluster: SlurmCluster, after: str | None = None) -> list[str]:
     """The command that submits an array, without its script."""
     at_a_time = "" if cluster.jobs is None else f"%{cluster.jobs}"
     # % starts a replacement in the path of the output.
-    output = str(sweep.path / FOLDER).replace("%", "%%") + "/%A_%a.txt"
-    asked = {
+    output = str(sweep.path / SLURM_FOLDER).replace("%", "%%") + "/%A_%a.txt"
+    options = {
         "partition": cluster.partition,
         "account": cluster.account,
         "time": cluster.time,
@@ -89,7 +89,7 @@ def sbatch_words(sweep: Sweep, num_tasks: int, cluster: Slurm, after: str | None
         "--requeue",
         "--open-mode=append",
         f"--signal=B:USR1@{cluster.warning_s}",
-        *(_option(name, value) for name, value in asked.items() if value is not None and value is not False),
+        *(_option(name, value) for name, value in options.items() if value is not None and value is not False),
     ]
 
 
@@ -97,52 +97,54 @@ def _option(name: str, value: object) -> str:
     return f"--{name}" if value is True else f"--{name}={value}"
 
 
-def _task_words(sweep: Sweep, listed: Path, cluster: Slurm, policy: Policy) -> list[str]:
-    words = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), listed.name]
+def _task_arguments(sweep: Sweep, job_list: Path, cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
+    words = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), job_list.name]
     words += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
     if cluster.num_processes > 1:
-        words += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_each}"]
+        words += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_per_node}"]
     return [*words, "--fail-fast"] if policy.fail_fast else words
 
 
-def in_queue(sweep: Sweep) -> set[int]:
+def jobs_in_queue(sweep: Sweep) -> set[int]:
     """The numbers of the jobs that wait or run in SLURM's queue; none where SLURM is not to be asked."""
-    arrays = _arrays(sweep)
+    arrays = _submitted_arrays(sweep)
     if not arrays or shutil.which("squeue") is None:
         return set()
     found = set()
     lists: dict[str, list[int]] = {}
-    for line in _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F %K"]).splitlines():
+    for line in _run_command(
+        ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F %K"]
+    ).splitlines():
         array, _, task = line.strip().partition(" ")
         if array in arrays and task.isdigit():
             if array not in lists:
-                lists[array] = read_list(sweep, arrays[array])
+                lists[array] = read_job_list(sweep, arrays[array])
             found.add(lists[array][int(task)])
     return found
 
 
-def read_list(sweep: Sweep, name: str) -> list[int]:
+def read_job_list(sweep: Sweep, name: str) -> list[int]:
     """The job numbers of an array."""
-    return [int(line) for line in (sweep.path / FOLDER / name).read_text(encoding="utf-8").split()]
+    return [int(line) for line in (sweep.path / SLURM_FOLDER / name).read_text(encoding="utf-8").split()]
 
 
 def cancel(sweep: Sweep) -> None:
     """Takes all jobs of the sweep from SLURM's queue; those that run are asked to save and to leave."""
-    if arrays := _arrays(sweep):
-        _run(["scancel", *arrays])
+    if arrays := _submitted_arrays(sweep):
+        _run_command(["scancel", *arrays])
 
 
-def _arrays(sweep: Sweep) -> dict[str, str]:
+def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
     """SLURM's number -> name of the list, of every array submitted."""
     try:
-        lines = (sweep.path / FOLDER / ARRAYS).read_text(encoding="utf-8").splitlines()
+        lines = (sweep.path / SLURM_FOLDER / ARRAYS_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
     rows = [json.loads(line) for line in lines]
     return {row["array"]: row["list"] for row in rows if re.fullmatch(r"\d+", row["array"])}
 
 
-def _run(words: Sequence[str]) -> str:
+def _run_command(words: Sequence[str]) -> str:
     if shutil.which(words[0]) is None:
         raise UsageError(f"no {words[0]} here: start the sweep where SLURM's commands are, or choose cluster=local")
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
@@ -151,28 +153,28 @@ def _run(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def settle_lost(sweep: Sweep, queue: set[int]) -> None:
+def mark_lost_jobs(sweep: Sweep, queue: set[int]) -> None:
     """Submitted jobs that say they run, but are in no queue, were killed without a word: interrupted."""
-    submitted = {number for name in _arrays(sweep).values() for number in read_list(sweep, name)}
+    submitted = {number for name in _submitted_arrays(sweep).values() for number in read_job_list(sweep, name)}
     for number in sorted(submitted - queue):
         job = sweep.jobs[number]
-        if look(sweep, job, as_told=True).status == "running" and (log := take(sweep, job)) is not None:
-            tell(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
+        if read_status(sweep, job, as_told=True).status == "running" and (log := acquire(sweep, job)) is not None:
+            write_status(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
             log.close()
 
 
-def follow(sweep: Sweep, stop: StopRequest, display: Display) -> None:
+def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:
     """Watch the jobs until none is in the queue. A signal ends the watching, not the jobs."""
-    next_question = 0.0
+    next_queue_poll = 0.0
     while not stop.name:
-        going = [job for job in sweep.jobs if display.status(job) not in ENDED]
-        for job in going:
-            display.update(job, look(sweep, job))
+        active = [job for job in sweep.jobs if display.status(job) not in FINAL_STATUSES]
+        for job in active:
+            display.update(job, read_status(sweep, job))
         display.refresh()
-        if not going or time.monotonic() >= next_question:
-            next_question = time.monotonic() + _QUEUE_S
-            if not (queue := in_queue(sweep)):
-                settle_lost(sweep, queue)
+        if not active or time.monotonic() >= next_queue_poll:
+            next_queue_poll = time.monotonic() + _QUEUE_POLL_S
+            if not (queue := jobs_in_queue(sweep)):
+                mark_lost_jobs(sweep, queue)
                 return
-        time.sleep(_LOOK_S)
-    display.note(f"{stop.name}: the jobs go on")
+        time.sleep(_REFRESH_S)
+    display.warn(f"{stop.name}: the jobs go on")

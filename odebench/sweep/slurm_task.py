@@ -21,14 +21,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odebench.record.reader import RunOverview
-from odebench.sweep.attempts import ENDED, Attempt, Policy, look, settle, start, take, tell
+from odebench.sweep.attempts import (
+    FINAL_STATUSES,
+    Attempt,
+    FailurePolicy,
+    acquire,
+    finish,
+    read_status,
+    start,
+    write_status,
+)
 from odebench.sweep.folder import Sweep, load_sweep
-from odebench.sweep.slurm import cancel, read_list
+from odebench.sweep.slurm import cancel, read_job_list
 from odebench.sweep.validate import Job
 from odebench.training.signals import SIGNALS
 
-WARNING = "SIGUSR1"
-_POLL_S, _REQUEST_S = 0.2, 5.0
+WARNING_SIGNAL = "SIGUSR1"
+_POLL_S, _STOP_REQUEST_S = 0.2, 5.0
 _EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
 
@@ -43,24 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="machines that train the job's model together")
     parser.add_argument("--processes", type=int, default=1, help="processes that do so, on each")
     arguments = parser.parse_args(argv)
-    received: list[str] = []
+    signals: list[str] = []
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
+        signal.signal(number, lambda number, frame: signals.append(signal.Signals(number).name))
     sweep = load_sweep(arguments.sweep)
-    job = sweep.jobs[read_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
-    policy = Policy(arguments.fail_fast, arguments.retry)
-    before = look(sweep, job)
-    after = run_job(sweep, job, policy, received, arguments.nodes, arguments.processes)
+    job = sweep.jobs[read_job_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+    policy = FailurePolicy(arguments.fail_fast, arguments.retry)
+    before = read_status(sweep, job)
+    after = run_job(sweep, job, policy, signals, arguments.nodes, arguments.processes)
     print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
     if after.status == "failed" and policy.fail_fast:
         cancel(sweep)
-    if after.status == "interrupted" and WARNING in received:
-        after = come_back(sweep, job, before, after, arguments.warning_s)
+    if after.status == "interrupted" and WARNING_SIGNAL in signals:
+        after = requeue(sweep, job, before, after, arguments.warning_s)
     return _EXIT_CODES.get(after.status, 1)
 
 
 def run_job(
-    sweep: Sweep, job: Job, policy: Policy, received: Sequence[str], nodes: int = 1, processes: int = 1
+    sweep: Sweep, job: Job, policy: FailurePolicy, signals: Sequence[str], nodes: int = 1, processes: int = 1
 ) -> RunOverview:
     """Runs the job unless it has ended already, again where it fails; returns what it came to.
 
@@ -70,23 +79,25 @@ def run_job(
     threads = str(max(1, int(cpus) // processes)) if cpus else None
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if threads else {}
     for failures in range(1, policy.retry + 2):
-        while (log := take(sweep, job)) is None:  # a process of the task before this one is still leaving
-            if received:
-                return look(sweep, job)
+        while (log := acquire(sweep, job)) is None:  # a process of the task before this one is still leaving
+            if signals:
+                return read_status(sweep, job)
             time.sleep(_POLL_S)
-        after = look(sweep, job)
-        if after.status in ENDED or received:
+        after = read_status(sweep, job)
+        if after.status in FINAL_STATUSES or signals:
             log.close()
             return after
-        attempt = start(sweep, job, log, environment, launcher(nodes, processes) if nodes * processes > 1 else ())
-        _wait(attempt, received)
-        after = settle(sweep, attempt)
-        if after.status != "failed" or not policy.tries_again(attempt, failures):
+        attempt = start(
+            sweep, job, log, environment, torchrun_command(nodes, processes) if nodes * processes > 1 else ()
+        )
+        _wait_for_end(attempt, signals)
+        after = finish(sweep, attempt)
+        if after.status != "failed" or not policy.should_retry(attempt, failures):
             break
     return after
 
 
-def launcher(nodes: int, processes: int) -> list[str]:
+def torchrun_command(nodes: int, processes: int) -> list[str]:
     """The command that starts so many processes of a module on each of this task's machines, met on the first of them.
 
     torchrun and what is not yet a training ignore the signal that asks trainings to save and to leave.
@@ -112,23 +123,23 @@ def launcher(nodes: int, processes: int) -> list[str]:
     ]
 
 
-def _wait(attempt: Attempt, received: Sequence[str]) -> None:
+def _wait_for_end(attempt: Attempt, signals: Sequence[str]) -> None:
     """Wait for the end. A job of several processes is asked again and again to stop: it may not have heard it yet."""
     next_request = 0.0
     while attempt.process.poll() is None:
-        if received and time.monotonic() >= next_request:
+        if signals and time.monotonic() >= next_request:
             attempt.stop()
-            next_request = time.monotonic() + _REQUEST_S if attempt.together else math.inf
+            next_request = time.monotonic() + _STOP_REQUEST_S if attempt.distributed else math.inf
         time.sleep(_POLL_S)
 
 
-def come_back(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:
+def requeue(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:
     """Asks SLURM to queue this task again. One that a whole time limit did not bring forward ends as timeout."""
     end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
     # The warning of a time limit may come a minute early; what comes sooner is a pre-emption.
     if after.step <= before.step and time.time() > end - 2 * 60 - warning_s > 0:
-        tell(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
-        return look(sweep, job)
+        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
+        return read_status(sweep, job)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", task], check=False)
     return after

@@ -25,84 +25,86 @@ class Job:
     overrides: tuple[str, ...]
 
 
-def labels(jobs: Sequence[Job]) -> list[str]:
+def job_labels(jobs: Sequence[Job]) -> list[str]:
     """What tells each job from the others: its overrides without those that all share, in one line."""
     shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
     return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
 
 
-def validate(
+def validate_jobs(
     jobs: Sequence[Sequence[str]],
     config_dir: Path | None = None,
-    processes: int = 1,
-    doubtful: Collection[str] = (),
+    num_processes: int = 1,
+    uncertain_keys: Collection[str] = (),
 ) -> tuple[list[Job], str]:
     """Named jobs from the overrides of each, and the folder for outputs that they name.
 
     processes: so many train each model together. doubtful: settings that the jobs lack because what was said of them is
     at fault; jobs at fault by these are left out. UsageError lists every other fault, each with the jobs that have it.
     """
-    composer = Composer(config_dir)
+    composer = CachedComposer(config_dir)
     named: list[Job] = []
-    faults: dict[str, list[int]] = {}
+    errors: dict[str, list[int]] = {}
     outputs = ""
     width = max(4, len(str(len(jobs) - 1)))
     for number, overrides in enumerate(jobs):
-        settings, found = _read(composer, overrides, processes)
-        for fault in found:
-            if not set(fault.settings) & set(doubtful):
-                faults.setdefault(str(fault), []).append(number)
+        settings, found = _read_job(composer, overrides, num_processes)
+        for error in found:
+            if not set(error.settings) & set(uncertain_keys):
+                errors.setdefault(str(error), []).append(number)
         if settings is None:
             continue
         name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
         named.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
         outputs = settings.outputs
-    if faults:
-        bad = len(set().union(*faults.values()))
-        lines = [f"{_which(numbers, jobs)}: {fault}" for fault, numbers in faults.items()]
+    if errors:
+        bad = len(set().union(*errors.values()))
+        lines = [f"{_describe_jobs(numbers, jobs)}: {error}" for error, numbers in errors.items()]
         raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs cannot run, and none was started", *lines]))
     return named, outputs
 
 
-def _read(composer: "Composer", overrides: Sequence[str], processes: int) -> tuple[Settings | None, list[UsageError]]:
+def _read_job(
+    composer: "CachedComposer", overrides: Sequence[str], num_processes: int
+) -> tuple[Settings | None, list[UsageError]]:
     """A job's settings, or None and its faults: the first one, then those without the settings that it is about."""
-    words, faults = list(overrides), list[UsageError]()
+    words, errors = list(overrides), list[UsageError]()
     while True:
         try:
             settings = read_settings(composer.compose(words))
-            _check_place(settings, processes)
+            _check_device_and_batch(settings, num_processes)
         except UsageError as error:
-            faults.append(error)
+            errors.append(error)
             # An option stays: without it all that goes with it may be wrong.
             blamed = set(error.settings) - PLURALS.keys()
             rest = [word for word in words if word.partition("=")[0] not in blamed]
             if len(rest) == len(words):
-                return None, faults
+                return None, errors
             words = rest
         else:
-            return (None if faults else settings), faults
+            return (None if errors else settings), errors
 
 
-def _check_place(settings: Settings, processes: int) -> None:
+def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
     if settings.device.startswith("cuda:"):
         raise UsageError(
             f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]",
             "device",
         )
-    if settings.trainer.batch_size % processes:
+    if settings.trainer.batch_size % num_processes:
         raise UsageError(
-            f"trainer.batch_size={settings.trainer.batch_size}: {processes} processes share it; "
-            f"make it a multiple of {processes}",
+            f"trainer.batch_size={settings.trainer.batch_size}: {num_processes} processes share it; "
+            f"make it a multiple of {num_processes}",
             "trainer.batch_size",
         )
 
 
-def _which(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
+def _describe_jobs(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
     first = f"job {numbers[0]} ({' '.join(jobs[numbers[0]])})"
     return first if len(numbers) == 1 else f"{first} and {len(numbers) - 1} more"
 
 
-class Composer:
+class CachedComposer:
     """Composes many jobs. Hydra does so once for each choice of options; the single values are set on a copy.
 
     The settings are those of `compose`, many times faster.
@@ -115,7 +117,9 @@ class Composer:
     def compose(self, overrides: Iterable[str]) -> DictConfig:
         """The settings of a job. UsageError as `compose`."""
         parsed = parse_overrides(list(overrides), self._config_dir)
-        config = copy.deepcopy(self._choose(tuple(str(o.input_line) for o in parsed if o.key_or_group in PLURALS)))
+        config = copy.deepcopy(
+            self._compose_choices(tuple(str(o.input_line) for o in parsed if o.key_or_group in PLURALS))
+        )
         for override in parsed:
             if (key := override.key_or_group) not in PLURALS:
                 try:
@@ -127,7 +131,7 @@ class Composer:
                 freeze_resolvers(config)
         return config
 
-    def _choose(self, options: tuple[str, ...]) -> DictConfig:
+    def _compose_choices(self, options: tuple[str, ...]) -> DictConfig:
         if options not in self._composed:
             try:
                 self._composed[options] = compose(list(options), self._config_dir)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odebench.plots import animation, density, field, image_grid
+from odebench.plots import animation, density, image_grid
 
 GRID = 120
 ARROWS = 16
@@ -42,13 +42,13 @@ def _in_the_plane(
     modelled = model.log_prob(grid, solve, "exact")[0].cpu().numpy()
     drawn, _ = model.sample(SAMPLES, solve, torch.Generator().manual_seed(0))
     if log_density is None:
-        target = density.histogram(samples.cpu().numpy(), limits, density.bins_for(len(samples)))
+        target = density.histogram(samples.cpu().numpy(), limits, density.num_bins(len(samples)))
     else:
         target = log_density(grid).cpu().numpy()
     base = model.base_sample(PARTICLES, torch.Generator().manual_seed(0)).to(samples)
     figures: dict[str, Figure | bytes] = {
         "density": density.density_comparison(target, modelled, drawn.cpu().numpy(), limits),
-        "transformation": animation.strip(
+        "transformation": animation.frame_strip(
             _frames(model, solve, base, STRIP_FRAMES), limits, "From the base to the data"
         ),
         "transformation_gif": animation.animation(_frames(model, solve, base, GIF_FRAMES), limits),
@@ -56,7 +56,7 @@ def _in_the_plane(
     if not hasattr(model, "velocity"):
         return figures
     times, velocities = _velocities(model, limits, samples)
-    return figures | {"field": field.vector_field(times, velocities, limits, title="The vector field")}
+    return figures | {"field": density.vector_field(times, velocities, limits, title="The vector field")}
 
 
 def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Frame]:

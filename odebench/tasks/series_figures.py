@@ -44,7 +44,7 @@ def series_figures(
 
 def examples(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
-) -> list[plots.ShownSeries]:
+) -> list[plots.PredictedSeries]:
     """The first series of each label, or the first where there are no labels; none of a model that says no values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
     return _reconstructed(
@@ -54,7 +54,7 @@ def examples(
 
 def _reconstructed(
     data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
-) -> list[plots.ShownSeries]:
+) -> list[plots.PredictedSeries]:
     """These series reconstructed and continued, each by a forecast of its own."""
     shown = []
     for index in indices:
@@ -70,7 +70,7 @@ def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
     return torch.linspace(0, BEYOND * data.span, NUM_TIMES, device=split.times.device)
 
 
-def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.ShownSeries]) -> dict[str, Figure]:
+def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]) -> dict[str, Figure]:
     """In the plane where there are two channels, else against time, those channels that were observed most often."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
@@ -78,42 +78,44 @@ def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.Sho
     return {"series": plots.series_over_time([_of(one, chosen) for one in shown], [data.channels[i] for i in chosen])}
 
 
-def _of(one: plots.ShownSeries, channels: list[int]) -> plots.ShownSeries:
+def _of(one: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
     """These channels alone."""
     return one._replace(
         predictions=one.predictions[..., channels],
         observed=one.observed._replace(values=one.observed.values[:, channels]),
         truth=None if one.truth is None else one.truth[:, channels],
-        hidden=None if one.hidden is None else one.hidden._replace(values=one.hidden.values[:, channels]),
+        held_out=None if one.held_out is None else one.held_out._replace(values=one.held_out.values[:, channels]),
     )
 
 
 def _series(
     split: SeriesSplit, one: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
-) -> plots.ShownSeries:
+) -> plots.PredictedSeries:
     inputs, targets = split.inputs(one), split.targets(one)
-    kept_back = ~torch.isin(targets.times, inputs.times)
-    hidden = SeriesBatch(targets.times[kept_back], targets.values[:, kept_back], targets.mask[:, kept_back], None)
-    return plots.ShownSeries(
+    is_held_out = ~torch.isin(targets.times, inputs.times)
+    held_out = SeriesBatch(
+        targets.times[is_held_out], targets.values[:, is_held_out], targets.mask[:, is_held_out], None
+    )
+    return plots.PredictedSeries(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
         predictions=values.cpu().numpy(),
         observed=_points(inputs),
         window=window,
         truth=split.truths(one).values[0].cpu().numpy() if split.truth is not None else None,
-        hidden=_points(hidden) if len(hidden.times) else None,
+        held_out=_points(held_out) if len(held_out.times) else None,
     )
 
 
-def _points(batch: SeriesBatch) -> plots.Points:
+def _points(batch: SeriesBatch) -> plots.MeasuredValues:
     values = batch.values[0].masked_fill(~batch.mask[0], torch.nan)
-    return plots.Points(batch.times.cpu().numpy(), values.cpu().numpy())
+    return plots.MeasuredValues(batch.times.cpu().numpy(), values.cpu().numpy())
 
 
-def _rate(data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor) -> plots.Rate:
+def _rate(data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor) -> plots.InferredRate:
     """log_rates: [S, T, E] of the series with this index."""
     one = torch.tensor([index])
-    return plots.Rate(
+    return plots.InferredRate(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
         rates=log_rates.exp().sum(-1).cpu().numpy(),

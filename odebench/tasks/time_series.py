@@ -17,7 +17,7 @@ from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
-from odebench.plots.series import ShownSeries
+from odebench.plots.series import PredictedSeries
 from odebench.tasks.build import ConfiguredSolver, build_model
 from odebench.tasks.compatibility import check_series
 from odebench.tasks.series_figures import examples, series_figures
@@ -233,7 +233,7 @@ class TimeSeriesTask:
         return series_figures(self._data, self._splits["test"], self._of_test, (0.0, self._window))
 
     @torch.no_grad()
-    def examples(self) -> list[ShownSeries]:
+    def examples(self) -> list[PredictedSeries]:
         """The first test series of each label, as the model reconstructs and continues it: to be drawn."""
         return examples(self._data, self._splits["test"], self._of_test, (0.0, self._window))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from odebench.errors import UsageError
-from odebench.plots.series import ShownSeries, model_comparison
+from odebench.plots.series import PredictedSeries, model_comparison
 from odebench.tasks.time_series import TimeSeriesTask
 from odebench.training.inference import load_run
 
@@ -33,7 +33,7 @@ def compare_runs(runs: Mapping[str, Path | str]) -> Figure:
     return model_comparison(shown)
 
 
-def _examples(folder: Path | str) -> list[ShownSeries]:
+def _examples(folder: Path | str) -> list[PredictedSeries]:
     task = load_run(folder).task
     shown = task.examples() if isinstance(task, TimeSeriesTask) else []
     if not shown or shown[0].predictions.shape[-1] != 2:

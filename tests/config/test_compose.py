@@ -8,7 +8,7 @@ import pytest
 from odebench.cli import main
 from odebench.config.compose import compose
 from odebench.errors import UsageError
-from odebench.sweep.validate import Composer
+from odebench.sweep.validate import CachedComposer
 
 EXPERIMENT = """# @package _global_
 # Rings by a CNF, or by a planar flow
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_yaml_is_told_in_one_line(folder, capsys):
 
 def test_sweeps_and_multiruns_do_the_same(folder, monkeypatch):
     jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
-    composer = Composer(folder)
+    composer = CachedComposer(folder)
     expected = [compose(job, folder) for job in jobs]
     assert [composer.compose(job) for job in jobs] == expected
     trained = []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odebench.plots.animation import Frame, animation, strip
+from odebench.plots.animation import Frame, animation, frame_strip
 
 LIMITS = (-3.0, 3.0)
 
@@ -33,7 +33,7 @@ def read(gif):
 
 def test_a_strip_shows_the_particles_of_each_frame_under_its_label():
     given = frames(3)
-    panels = strip(given, LIMITS, "title").axes
+    panels = frame_strip(given, LIMITS, "title").axes
     assert [axes.get_title(loc="left") for axes in panels] == [frame.label for frame in given]
     for axes, frame in zip(panels, given, strict=True):
         assert np.array_equal(np.stack(axes.lines[0].get_data(), axis=1), frame.particles)
@@ -41,7 +41,7 @@ def test_a_strip_shows_the_particles_of_each_frame_under_its_label():
 
 def test_a_strip_of_many_layers_keeps_the_first_and_the_last_and_no_more_than_eight():
     layers = [Frame(f"layer {index}", np.zeros((1, 2))) for index in range(33)]
-    shown = titles(strip(layers, LIMITS))
+    shown = titles(frame_strip(layers, LIMITS))
     assert len(shown) == 8
     assert (shown[0], shown[-1]) == ("layer 0", "layer 32")
 
@@ -79,14 +79,14 @@ def test_forty_crowded_frames_stay_under_two_mebibytes():
     ],
 )
 def test_both_draw_what_is_odd_without_a_warning(tmp_path, given):
-    figure = strip(given, LIMITS)
+    figure = frame_strip(given, LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert figure.axes[0].get_xlabel() == "x₁"
     assert len(read(animation(given, LIMITS))[0]) == len(given)
 
 
 def test_no_frames_make_a_strip_that_says_so_and_no_animation(tmp_path):
-    figure = strip([], LIMITS)
+    figure = frame_strip([], LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert titles(figure) == ["No frames"]
     with pytest.raises(ValueError, match="needs a frame"):

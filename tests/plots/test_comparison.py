@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from odebench.plots.comparison import MAX_LINES, Guide, Line, Panel, comparison
-from odebench.plots.dots import dots
+from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot
 
 
 def line(label, x, y, **more):
@@ -20,7 +19,7 @@ def legend(figure):
 def test_a_label_looks_the_same_in_every_panel_and_stands_in_the_legend_once():
     first = Panel("a", "x", "y", [line("one", [], []), line("two", [1, 2], [3, 4])])
     second = Panel("b", "x", "y", [line("two", [1], [1]), line("one", [2], [2])])
-    figure = comparison([first, second])
+    figure = comparison_figure([first, second])
     left, right = map(named, figure.axes)
     assert left["two"].get_color() == right["two"].get_color() != right["one"].get_color()
     assert legend(figure) == ["two", "one"]
@@ -29,7 +28,9 @@ def test_a_label_looks_the_same_in_every_panel_and_stands_in_the_legend_once():
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_long_label_is_not_cut_off(count):
     label = "published, test: latent ODE (ODE-RNN encoder), interpolation, 10 % observed, 0.0036 (Rubanova et al. 2019)"
-    figure = comparison([Panel("t", "x", "y", [line("one", [1, 2], [1, 2])], [Guide(label, 1.5)])] * count)
+    figure = comparison_figure(
+        [Panel("t", "x", "y", [line("one", [1, 2], [1, 2])], [ReferenceLine(label, 1.5)])] * count
+    )
     figure.draw_without_rendering()
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
@@ -38,8 +39,8 @@ def test_a_long_label_is_not_cut_off(count):
 
 
 def test_what_is_not_finite_is_left_out_with_its_spread_and_its_name():
-    one = line("one", [1, np.nan, 3], [4, 5, np.inf], y_spread=np.array([0.5, 1, 1]), names=["a", "b", "c"])
-    (axes,) = comparison([Panel("t", "x", "y", [one])]).axes
+    one = line("one", [1, np.nan, 3], [4, 5, np.inf], y_error=np.array([0.5, 1, 1]), point_labels=["a", "b", "c"])
+    (axes,) = comparison_figure([Panel("t", "x", "y", [one])]).axes
     assert [tuple(map(list, line.get_data())) for line in named(axes).values()] == [([1.0], [4.0])]
     assert [text.get_text() for text in axes.texts] == ["a"]
     (bar,) = [part for part in axes.collections if len(part.get_paths()) == 1]
@@ -48,14 +49,14 @@ def test_what_is_not_finite_is_left_out_with_its_spread_and_its_name():
 
 def test_every_line_that_can_be_drawn_looks_different():
     lines = [line(str(i), [0, 1], [i, i]) for i in range(MAX_LINES)]
-    (axes,) = comparison([Panel("t", "x", "y", lines)]).axes
+    (axes,) = comparison_figure([Panel("t", "x", "y", lines)]).axes
     assert len({(one.get_color(), one.get_linestyle()) for one in axes.lines}) == MAX_LINES
 
 
 def test_an_axis_of_decades_names_no_more_than_these_though_the_lines_span_fewer():
-    lines, guide = [line("one", [1e-4, 1e-1], [2e-3, 1e-1])], Guide("equal", x=[1e-5, 1e-1], y=[1e-5, 1e-1])
-    for guides, least, most in (((), 5, 9), ((guide,), 4, 6)):
-        figure = comparison([Panel("t", "x", "y", lines, guides, y_log=True)])
+    lines, reference = [line("one", [1e-4, 1e-1], [2e-3, 1e-1])], ReferenceLine("equal", x=[1e-5, 1e-1], y=[1e-5, 1e-1])
+    for reference_lines, least, most in (((), 5, 9), ((reference,), 4, 6)):
+        figure = comparison_figure([Panel("t", "x", "y", lines, reference_lines, y_log=True)])
         figure.draw_without_rendering()
         (axes,) = figure.axes
         low, high = axes.get_ylim()
@@ -67,7 +68,7 @@ def test_numbers_stand_at_an_axis_as_they_are():
     """No offset to be added in the mind, and one way of writing."""
     panels = [Panel("t", "x", "y", [line("one", [1, 2], y)], y_log=log)
               for y, log in (([17.654, 17.655], False), ([2e-5, 2e-4], True))]  # fmt: skip
-    figure = comparison(panels)
+    figure = comparison_figure(panels)
     figure.canvas.draw()
     linear, log = figure.axes
     assert linear.yaxis.get_offset_text().get_text() == ""
@@ -80,14 +81,14 @@ def test_numbers_stand_at_an_axis_as_they_are():
     ("y", "scale"), [([1, 1000], "log"), ([1, 2], "linear"), ([0, 1000], "linear"), ([], "linear")]
 )
 def test_an_axis_is_logarithmic_where_the_numbers_span_decades(y, scale):
-    (axes,) = comparison([Panel("t", "x", "y", [line("one", range(len(y)), y)])]).axes
+    (axes,) = comparison_figure([Panel("t", "x", "y", [line("one", range(len(y)), y)])]).axes
     assert axes.get_yscale() == scale
 
 
 def test_a_guide_is_a_level_or_a_line_and_a_bar_is_not_cut():
-    one = line("one", [1, 2], [1, 10], y_spread=np.array([0, 5]))
-    guides = [Guide("level", 3.0), Guide("slope", x=[0, 2], y=[0, 2])]
-    (axes,) = comparison([Panel("t", "x", "y", [one], guides, x_falls=True)]).axes
+    one = line("one", [1, 2], [1, 10], y_error=np.array([0, 5]))
+    reference_lines = [ReferenceLine("level", 3.0), ReferenceLine("slope", x=[0, 2], y=[0, 2])]
+    (axes,) = comparison_figure([Panel("t", "x", "y", [one], reference_lines, x_descending=True)]).axes
     assert list(named(axes)["level"].get_ydata()) == [3.0, 3.0]
     assert list(named(axes)["slope"].get_ydata()) == [0, 2]
     assert axes.get_ylim()[1] > 15
@@ -96,7 +97,7 @@ def test_a_guide_is_a_level_or_a_line_and_a_bar_is_not_cut():
 
 def test_dots_stand_in_the_row_of_their_category_on_whole_decades():
     panels = {"work": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "peer": {"backprop": 2e-3}}}
-    (axes,) = dots(panels, "error").axes
+    (axes,) = dot_plot(panels, "error").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adjoint", "backprop"]
     assert [round(float(one.get_ydata()[0])) for one in axes.lines] == [0, 1]
     assert axes.get_xlim() == pytest.approx((1e-5, 1e-2))
@@ -105,14 +106,16 @@ def test_dots_stand_in_the_row_of_their_category_on_whole_decades():
 
 def test_all_of_it_is_drawn_without_a_warning(tmp_path):
     many = line("many", np.arange(1, 3001), np.arange(1, 3001))
-    figure = comparison([Panel("t", "x", "y", [many]), Panel("u", "x", "y", [line("", [1], [1])], joined=False)])
+    figure = comparison_figure(
+        [Panel("t", "x", "y", [many]), Panel("u", "x", "y", [line("", [1], [1])], connect_points=False)]
+    )
     figure.savefig(tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").stat().st_size < 200_000
-    dots({}, "error").savefig(tmp_path / "dots.png")
+    dot_plot({}, "error").savefig(tmp_path / "dots.png")
 
 
 def noted(*levels):
-    return [Guide(f"published {level}", level, note=f"family, {level}", source="a paper") for level in levels]
+    return [ReferenceLine(f"published {level}", level, note=f"family, {level}", source="a paper") for level in levels]
 
 
 def texts(axes):
@@ -121,20 +124,20 @@ def texts(axes):
 
 def test_guides_with_notes_are_the_few_nearest_to_the_points_and_their_source_is_in_the_legend_once():
     one = line("one", [1, 2], [10, 11])
-    figure = comparison([Panel("t", "x", "y", [one], noted(2.0, 6.0, 7.0, 10.0, 11.5, 12.0, 90.0))])
+    figure = comparison_figure([Panel("t", "x", "y", [one], noted(2.0, 6.0, 7.0, 10.0, 11.5, 12.0, 90.0))])
     (axes,) = figure.axes
     assert sorted(set(named(axes)) - {"one"}) == [f"published {level}" for level in (10.0, 11.5, 12.0, 7.0)]
     assert legend(figure) == ["one", "a paper (the nearest)"]
     assert texts(axes) == ["family, 12.0", "11.5", "10.0", "7.0"]
     low, high = axes.get_ylim()
     assert low < 7 < 12 < high
-    assert legend(comparison([Panel("t", "x", "y", [one], noted(10.5))])) == ["one", "a paper"]
-    assert legend(comparison([Panel("t", "x", "y", [one], noted(90.0))])) == ["one"]
+    assert legend(comparison_figure([Panel("t", "x", "y", [one], noted(10.5))])) == ["one", "a paper"]
+    assert legend(comparison_figure([Panel("t", "x", "y", [one], noted(90.0))])) == ["one"]
 
 
 def test_a_guide_far_from_numbers_of_both_signs_is_left_out():
     one = line("one", [1, 2], [-2, 1])
-    (axes,) = comparison([Panel("t", "x", "y", [one], noted(-4.0, 3.0, -9.0, 9.0, np.nan))]).axes
+    (axes,) = comparison_figure([Panel("t", "x", "y", [one], noted(-4.0, 3.0, -9.0, 9.0, np.nan))]).axes
     assert sorted(named(axes)) == ["one", "published -4.0", "published 3.0"]
 
 
@@ -149,25 +152,25 @@ def overlapping(found):
 
 @pytest.mark.parametrize("levels", [(10.0, 10.01, 10.02, 10.03), (10.0, 10.3, 11.0, 11.9), (9.9, 10.0, 12.0, 12.01)])
 def test_notes_are_never_written_over_each_other(levels):
-    figure = comparison([Panel("t", "x", "y", [line("one", [1, 2], [9, 12])], noted(*levels))])
+    figure = comparison_figure([Panel("t", "x", "y", [line("one", [1, 2], [9, 12])], noted(*levels))])
     assert len(boxes(figure)) == 4
     assert not overlapping(boxes(figure))
 
 
 def test_names_of_points_at_one_place_are_written_together_and_others_where_there_is_room():
-    one = line("one", [1, 1, 9], [1, 1, 9], names=["a", "b", "c"])
-    figure = comparison([Panel("t", "x", "y", [one, one._replace(label="two")])])
+    one = line("one", [1, 1, 9], [1, 1, 9], point_labels=["a", "b", "c"])
+    figure = comparison_figure([Panel("t", "x", "y", [one, one._replace(label="two")])])
     assert texts(figure.axes[0]) == ["a, b", "c", "a, b", "c"]
     assert not overlapping(boxes(figure))
-    many = line("one", [5] * 20, np.linspace(5, 5.2, 20), names=[f"name {i}" for i in range(20)])
+    many = line("one", [5] * 20, np.linspace(5, 5.2, 20), point_labels=[f"name {i}" for i in range(20)])
     edge = line("two", [1, 9], [1, 9])
-    figure = comparison([Panel("t", "x", "y", [many, edge])])
+    figure = comparison_figure([Panel("t", "x", "y", [many, edge])])
     assert texts(figure.axes[0]) == ["name 0 … name 19"]
 
 
 def test_a_name_stands_beside_its_error_bar():
-    one = line("one", [1, 5, 9], [2, 5, 8], y_spread=np.ones(3), names=["a", "b", "c"])
-    figure = comparison([Panel("t", "x", "y", [one])])
+    one = line("one", [1, 5, 9], [2, 5, 8], y_error=np.ones(3), point_labels=["a", "b", "c"])
+    figure = comparison_figure([Panel("t", "x", "y", [one])])
     for box, x in zip(boxes(figure), one.x, strict=True):
         (at, _) = figure.axes[0].transData.transform((x, 5))
         assert not box.x0 - 2 <= at <= box.x1 + 2
@@ -175,26 +178,26 @@ def test_a_name_stands_beside_its_error_bar():
 
 def test_a_cloud_whose_names_have_no_room_has_none():
     x, y = np.meshgrid(np.linspace(4, 6, 5), np.linspace(4, 5, 5))
-    cloud = line("one", x.ravel(), y.ravel(), names=[f"tolerance {i}" for i in range(25)])
+    cloud = line("one", x.ravel(), y.ravel(), point_labels=[f"tolerance {i}" for i in range(25)])
     panel = Panel("t", "x", "y", [cloud, line("two", [0.1, 50], [0.1, 50])])
-    assert texts(comparison([panel]).axes[0])
-    assert not texts(comparison([panel._replace(joined=False)]).axes[0])
+    assert texts(comparison_figure([panel]).axes[0])
+    assert not texts(comparison_figure([panel._replace(connect_points=False)]).axes[0])
 
 
 @pytest.mark.parametrize(("y", "least"), [("memory (MiB)", 0.25), ("NFE of a batch", 0.25), ("accuracy (%)", 0.0)])
 def test_a_hundredth_of_a_cost_does_not_look_steep(y, least):
-    (axes,) = comparison([Panel("t", "x", y, [line("one", [1, 2], [122, 123])], y_log=False)]).axes
+    (axes,) = comparison_figure([Panel("t", "x", y, [line("one", [1, 2], [122, 123])], y_log=False)]).axes
     low, high = axes.get_ylim()
     assert low < 122 < 123 < high
     assert high - low >= least * 123
     assert (high - low < 2) == (not least)
-    (axes,) = comparison([Panel("t", "x", y, [line("one", [1], [0.01])], y_log=False)]).axes
+    (axes,) = comparison_figure([Panel("t", "x", y, [line("one", [1], [0.01])], y_log=False)]).axes
     assert (axes.get_ylim()[0] >= 0) or not least
 
 
 @pytest.mark.parametrize("values", [(2, 3), (7, 7), (6, 25), (66, 100), (0, 1)])
 def test_evaluations_are_counted_in_whole_numbers(values):
-    figure = comparison([Panel("t", "forward NFE", "y", [line("one", values, [1, 2])], x_log=False)])
+    figure = comparison_figure([Panel("t", "forward NFE", "y", [line("one", values, [1, 2])], x_log=False)])
     figure.canvas.draw()
     (axes,) = figure.axes
     assert len(axes.get_xticks()) >= 2

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from odebench.plots.density import bins_for, density_comparison, grid_points, histogram, scale_of
+from odebench.plots.density import density_comparison, grid_points, histogram, num_bins, shared_colour_scale
 
 LIMITS = (-4.0, 4.0)
 POINTS = grid_points(LIMITS, 50)
@@ -43,26 +43,26 @@ def test_all_panels_share_axes_and_the_scale_of_the_target_at_the_place_the_poin
     drawn = image.get_array().reshape(-1)
     assert np.array_equal(drawn == 1.0, np.isfinite(peak))
     assert panels[1].images[0].get_array().max() > 1.0  # above the target's top, and the bar's arrow says so
-    assert panels[2].images[0].get_array().shape == (bins_for(1000),) * 2
+    assert panels[2].images[0].get_array().shape == (num_bins(1000),) * 2
 
 
 def test_one_odd_cell_does_not_pale_the_rest():
     odd = NORMAL.copy()
     odd[0] = NORMAL.max() + 0.5  # 0.7 % of the mass
-    assert scale_of([odd]).top == pytest.approx(scale_of([NORMAL]).top, rel=0.02)
+    assert shared_colour_scale([odd]).top == pytest.approx(shared_colour_scale([NORMAL]).top, rel=0.02)
 
 
 @pytest.mark.parametrize("shift", [1e4, -1e4, 700.0])
 def test_densities_beyond_floats_are_shown_by_the_top_as_unit(shift):
-    scale = scale_of([NORMAL + shift])
+    scale = shared_colour_scale([NORMAL + shift])
     assert scale.top == pytest.approx(1)
     assert scale.offset == pytest.approx(shift + NORMAL.max(), abs=0.1)
     assert scale.label.startswith("density / exp(")
 
 
 def test_the_scale_of_several_is_that_of_the_densest_and_there_is_one_without_numbers():
-    assert scale_of([NORMAL - 3, NORMAL, np.full(4, np.nan)]) == scale_of([NORMAL])
-    assert scale_of([np.full(4, -np.inf)]) == scale_of([]) == (1.0, 0.0)
+    assert shared_colour_scale([NORMAL - 3, NORMAL, np.full(4, np.nan)]) == shared_colour_scale([NORMAL])
+    assert shared_colour_scale([np.full(4, -np.inf)]) == shared_colour_scale([]) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from odebench.plots.density import grid_points
-from odebench.plots.field import vector_field
+from odebench.plots.density import grid_points, vector_field
 
 LIMITS = (-2.0, 2.0)
 POINTS = grid_points(LIMITS, 8)

@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 
 from odebench.plots import style
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.cost import memory_against_nfe
 from odebench.plots.curves import accuracy_against_time, training_curves
-from odebench.plots.solver import step_sizes
+from odebench.plots.solver import memory_against_nfe, step_sizes
 
 ROWS: list[dict[str, Any]] = [
     {

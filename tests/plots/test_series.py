@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from odebench.plots.series import (
-    Points,
-    Rate,
-    ShownSeries,
+    InferredRate,
+    MeasuredValues,
+    PredictedSeries,
     error_over_time,
     latent_paths,
     model_comparison,
@@ -19,13 +19,13 @@ TIMES = np.arange(10.0)
 WINDOW = (0.0, 4.0)
 TRUTH = np.stack([np.cos(TIMES), np.sin(TIMES)], axis=1)
 NOISE = np.random.RandomState(0).randn(7, 10, 2)
-NOWHERE = Points(np.empty(0), np.empty((0, 2)))
+NOWHERE = MeasuredValues(np.empty(0), np.empty((0, 2)))
 NAMES = ("x (m)", "y (m)")
 
 
-def series(**changes: Any) -> ShownSeries:
-    observed = Points(TIMES[:5:2], TRUTH[:5:2])
-    return ShownSeries("one", TIMES, TRUTH + 0.1 * NOISE, observed, WINDOW, TRUTH)._replace(**changes)
+def series(**changes: Any) -> PredictedSeries:
+    observed = MeasuredValues(TIMES[:5:2], TRUTH[:5:2])
+    return PredictedSeries("one", TIMES, TRUTH + 0.1 * NOISE, observed, WINDOW, TRUTH)._replace(**changes)
 
 
 def lines(axes) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ def test_a_row_a_series_a_column_a_component():
 
 
 def test_the_mean_is_a_reconstruction_in_the_window_and_an_extrapolation_from_its_end():
-    one = series(hidden=Points(TIMES[5:7], TRUTH[5:7]))
+    one = series(held_out=MeasuredValues(TIMES[5:7], TRUTH[5:7]))
     drawn = lines(series_over_time([one], NAMES).axes[1])
     mean = np.stack([TIMES, one.predictions[..., 1].mean(axis=0)], axis=1)
     assert np.allclose(drawn["reconstruction"], mean[:5])
@@ -121,7 +121,7 @@ def test_latent_paths_are_coloured_by_class_in_their_first_two_components():
 
 def test_a_rate_stands_beside_the_truth_with_a_tick_an_event():
     rates = 2 + np.abs(NOISE[..., 0])
-    axes = rates_over_time([Rate("process", TIMES, rates, np.array([1.5, 2.5]), 1 + TIMES)]).axes[0]
+    axes = rates_over_time([InferredRate("process", TIMES, rates, np.array([1.5, 2.5]), 1 + TIMES)]).axes[0]
     drawn = lines(axes)
     assert drawn["event"][:, 0].tolist() == [1.5, 2.5]
     assert np.allclose(drawn["inferred"][:, 1], rates.mean(axis=0))
@@ -143,7 +143,9 @@ def test_errors_are_a_line_a_model_with_the_range_of_its_runs():
 ODD = {
     "nothing observed": series(observed=NOWHERE, truth=None),
     "no sample": series(predictions=np.empty((0, 10, 2))),
-    "not a number": series(predictions=np.full((3, 10, 2), np.nan), observed=Points(TIMES, TRUTH * np.nan), truth=None),
+    "not a number": series(
+        predictions=np.full((3, 10, 2), np.nan), observed=MeasuredValues(TIMES, TRUTH * np.nan), truth=None
+    ),
     "infinite": series(predictions=np.full((3, 10, 2), [np.inf, -np.inf])),
     "no times": series(times=np.empty(0), predictions=np.empty((2, 0, 2)), truth=None),
     "all in the window": series(window=(0.0, 9.0)),
@@ -165,7 +167,9 @@ ODD = {
         pytest.param(lambda: latent_paths(np.empty((0, 5, 2))), id="no paths"),
         pytest.param(lambda: latent_paths(np.full((1, 5, 2), np.nan)), id="paths not a number"),
         pytest.param(lambda: rates_over_time([]), id="no rates"),
-        pytest.param(lambda: rates_over_time([Rate("r", TIMES, TRUTH.T * np.nan, np.empty(0))]), id="no events"),
+        pytest.param(
+            lambda: rates_over_time([InferredRate("r", TIMES, TRUTH.T * np.nan, np.empty(0))]), id="no events"
+        ),
         pytest.param(lambda: error_over_time([], {}, WINDOW), id="no errors"),
         pytest.param(lambda: error_over_time(TIMES, {"m": np.full((2, 10), np.nan)}, WINDOW), id="errors not a number"),
         pytest.param(lambda: error_over_time(TIMES, {"m": np.empty((0, 10))}, WINDOW), id="no runs"),

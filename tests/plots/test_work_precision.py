@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from odebench.plots.work_precision import work_precision
+from odebench.plots.solver import work_precision
 
 
 def row(time_ms, nfe, error, backward=None):

@@ -8,13 +8,13 @@ import pytest
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES
 from odebench.reporting import figures
-from odebench.reporting.lines import front, lines_of_rows, named_groups
-from odebench.reporting.runs import gather
+from odebench.reporting.lines import mean_curves, named_groups, pareto_front
+from odebench.reporting.runs import collect_runs
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_every_figure_is_drawn_from_its_data_with_named_axes(name, request):
-    figure = figures.draw(name, gather([request.getfixturevalue("matched" if name == "figure4" else "corpus")]))
+    figure = figures.draw(name, collect_runs([request.getfixturevalue("matched" if name == "figure4" else "corpus")]))
     for axes in figure.axes:
         assert axes.get_title(loc="left")
         assert axes.get_xlabel()
@@ -26,17 +26,17 @@ def test_every_figure_is_drawn_from_its_data_with_named_axes(name, request):
 def test_a_figure_that_the_runs_cannot_give_says_what_would_make_it(name, record, runs):
     record(gradient__name="backprop", summary={"final/nfe_backward": 0})
     with pytest.raises(UsageError, match=f"^figure {name} needs .*odebench (sweep|train|eval|bench)"):
-        figures.draw(name, gather([runs]))
+        figures.draw(name, collect_runs([runs]))
 
 
 def test_an_unknown_figure_is_told_with_the_nearest_name(record, runs):
     record()
     with pytest.raises(UsageError, match="did you mean pareto"):
-        figures.draw("paretto", gather([runs]))
+        figures.draw("paretto", collect_runs([runs]))
 
 
 def test_the_result_is_the_mean_over_seeds_against_the_mean_cost(corpus, points):
-    (axes,) = figures.draw("result-nfe", gather([corpus])).axes
+    (axes,) = figures.draw("result-nfe", collect_runs([corpus])).axes
     drawn = points(axes)["adjoint"]
     assert dict(drawn) == pytest.approx({nfe + 0.5: 90 + (nfe + 0.5) / 10 for nfe in (20, 30, 40)})
     assert axes.get_ylabel() == "validation accuracy (%)"
@@ -44,7 +44,7 @@ def test_the_result_is_the_mean_over_seeds_against_the_mean_cost(corpus, points)
 
 
 def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, points):
-    (axes,) = figures.draw("result-time", gather([corpus], split="test")).axes
+    (axes,) = figures.draw("result-time", collect_runs([corpus], split="test")).axes
     (guide,) = [line for line in axes.lines if line.get_label().startswith("published")]
     assert list(guide.get_ydata()) == [99.58, 99.58]
     assert "recalled" in guide.get_label()
@@ -54,7 +54,7 @@ def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, poin
 
 
 def test_a_backward_pass_without_an_evaluation_is_no_point(corpus, points):
-    (axes,) = figures.draw("backward-forward", gather([corpus])).axes
+    (axes,) = figures.draw("backward-forward", collect_runs([corpus])).axes
     drawn = points(axes)
     assert "backprop" not in drawn
     assert sorted(drawn["adjoint"]) == [(20.5, 30.75), (30.5, 45.75), (40.5, 60.75)]
@@ -62,20 +62,20 @@ def test_a_backward_pass_without_an_evaluation_is_no_point(corpus, points):
 
 
 def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
-    evidence = gather([corpus])
-    after = figures.draw("nfe-tolerance", evidence).axes[2]
+    collection = collect_runs([corpus])
+    after = figures.draw("nfe-tolerance", collection).axes[2]
     assert [*points(after).values()] == [[(1e-3, 9), (1e-1, 9)]]
-    (axes,) = figures.draw("error-tolerance", evidence).axes
+    (axes,) = figures.draw("error-tolerance", collection).axes
     assert points(axes)["tol 0.0001, backprop, solved by dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
 
 
 def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(record, runs, points):
     for steps, tol in ((None, 1e-2), (None, 1e-4), (8, 1e-3), (20, 1e-3)):
         record(tol=tol, solver__steps=steps, summary={"final/nfe_forward": steps or -10 * math.log10(tol)})
-    evidence = gather([runs])
-    (axes,) = figures.draw("result-nfe", evidence).axes
+    collection = collect_runs([runs])
+    (axes,) = figures.draw("result-nfe", collection).axes
     assert {text.get_text() for text in axes.texts} >= {"1e-2", "1e-4", "8 steps", "20 steps"}
-    forward = figures.draw("nfe-tolerance", evidence).axes[0]
+    forward = figures.draw("nfe-tolerance", collection).axes[0]
     assert sorted(point for line in points(forward).values() for point in line) == [(1e-4, 40), (1e-2, 20)]
 
 
@@ -84,7 +84,7 @@ def test_runs_that_differ_in_more_than_their_steps_are_no_line(record, runs, poi
     made = [(None, 1e-2, 9, 20), (None, 1e-3, 9, 30), (None, 1e-4, 1, 40), (8, 1e-3, 9, 8), (20, 1e-3, 9, 21)]
     for steps, tol, epochs, nfe in made:
         record(tol=tol, solver__steps=steps, trainer__epochs=epochs, summary={"final/nfe_forward": nfe})
-    (axes,) = figures.draw("result-nfe", gather([runs])).axes
+    (axes,) = figures.draw("result-nfe", collect_runs([runs])).axes
     assert {label: [x for x, _ in line] for label, line in points(axes).items()} == {
         "epochs 9, adaptive": [30, 20],
         "epochs 9, fixed steps": [8, 21],
@@ -95,21 +95,21 @@ def test_runs_that_differ_in_more_than_their_steps_are_no_line(record, runs, poi
 def test_two_experiments_on_the_same_data_are_two_lines(record, runs, points):
     for experiment, tol in itertools.product(("one", "two"), (1e-2, 1e-3)):
         record(tol=tol, experiment=experiment, optim__lr=0.1 if experiment == "one" else 0.2)
-    assert sorted(points(figures.draw("result-nfe", gather([runs])).axes[0])) == ["one", "two"]
+    assert sorted(points(figures.draw("result-nfe", collect_runs([runs])).axes[0])) == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["time-nfe", "backward-forward", "memory-depth"])
 def test_costs_have_a_panel_for_each_data_set(name, record, runs):
     for (data, model), tol in itertools.product((("mnist5k", "odenet"), ("two_circles", "cnf")), (1e-2, 1e-3)):
         record(data__name=data, model__name=model, tol=tol)
-    titles = [axes.get_title(loc="left").partition(":")[0] for axes in figures.draw(name, gather([runs])).axes]
+    titles = [axes.get_title(loc="left").partition(":")[0] for axes in figures.draw(name, collect_runs([runs])).axes]
     assert sorted(titles) == ["mnist5k", "two_circles"]
 
 
 def test_step_sizes_of_models_that_have_times_of_their_own_have_a_panel_each(record, runs, points):
     for model, sizes in (("odenet", [0.5, 0.5]), ("cnf", [-5.0, -4.0])):
         (record(model__name=model) / "steps.json").write_text(json.dumps({"solves": [sizes]}))
-    cnf, odenet = figures.draw("step-sizes", gather([runs])).axes
+    cnf, odenet = figures.draw("step-sizes", collect_runs([runs])).axes
     assert [*points(cnf).values()] == [[(0.0, 5.0), (-5.0, 4.0)]]
     assert [*points(odenet).values()] == [[(0.0, 0.5), (0.5, 0.5)]]
 
@@ -124,12 +124,12 @@ def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, run
         for mode, tol, error, nfe in made
     ]  # fmt: skip
     (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evidence = gather([runs])
-    (axes,) = figures.draw("error-tolerance", evidence).axes
+    collection = collect_runs([runs])
+    (axes,) = figures.draw("error-tolerance", collection).axes
     drawn = points(axes)
     assert drawn["dopri5, adjoint"] == [(1e-4, 0.5), (1e-2, 0.5)]
     assert drawn["dopri5, checkpoint"] == [(1e-2, 0.5)]
-    discrete, exact = figures.draw("gradient-tolerance", evidence).axes
+    discrete, exact = figures.draw("gradient-tolerance", collection).axes
     assert points(discrete) == {"adjoint, dopri5": [(1e-4, 1e-4), (1e-2, 1e-2)]}  # equal gradients have no error
     assert points(exact)["checkpoint, dopri5"] == [(1e-2, 2e-2)]
     assert exact.get_title(loc="left") == "Gradient"
@@ -143,10 +143,10 @@ def test_a_study_of_fixed_steps_is_a_line_along_its_steps(record, runs, points):
         for steps, nfe, error in made
     ]
     (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (error,) = figures.draw("figure3", gather([runs])).axes
+    (error,) = figures.draw("figure3", collect_runs([runs])).axes
     assert points(error) == {"rk4": [(8, 2**-4), (16, 4**-4), (32, 8**-4)]}
     with pytest.raises(UsageError, match="needs evaluations at tolerances"):
-        figures.draw("error-tolerance", gather([runs]))
+        figures.draw("error-tolerance", collect_runs([runs]))
 
 
 def test_the_one_run_that_was_evaluated_is_drawn_among_many(record, runs, points):
@@ -155,7 +155,7 @@ def test_the_one_run_that_was_evaluated_is_drawn_among_many(record, runs, points
     path = record(model__name="cnf")
     lines = [{"overrides": [f"tol={tol}"], "nfe": 9, "output_error": tol} for tol in (1e-2, 1e-3)]
     (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (axes,) = figures.draw("error-tolerance", gather([runs])).axes
+    (axes,) = figures.draw("error-tolerance", collect_runs([runs])).axes
     assert [len(drawn) for label, drawn in points(axes).items() if "tolerance" not in label] == [2]
 
 
@@ -164,7 +164,7 @@ def test_results_of_other_data_are_not_compared(record, runs):
         data = {"name": "spirals", "observed": observed, "train_limit": observed}
         nfe = {"final/nfe_forward": -10 * math.log10(tol), "best/loss": loss}
         record(tol=tol, data=data, task="time_series", trainer__objective="val/loss", summary=nfe)
-    few, many = figures.draw("result-nfe", gather([runs])).axes
+    few, many = figures.draw("result-nfe", collect_runs([runs])).axes
     assert few.get_title(loc="left") == "spirals, observed 30: result against NFE"
     assert few.lines[0].get_xydata().tolist() == [[30, 41], [20, 42]]
     assert many.lines[0].get_xydata().tolist() == [[30, 72], [20, 73]]
@@ -174,7 +174,7 @@ def test_evaluations_with_other_settings_are_a_line_of_their_own(record, runs, p
     made = [("tol=1e-2",), ("tol=1e-4",), ("tol=1e-3", "solver.max_step=0.1"), ("tol=1e-4", "solver.max_step=0.1")]
     lines = [{"overrides": words, "nfe": 9, "output_error": 1e-3 * len(words)} for words in made]
     (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (axes,) = figures.draw("error-tolerance", gather([runs])).axes
+    (axes,) = figures.draw("error-tolerance", collect_runs([runs])).axes
     drawn = points(axes)
     assert drawn["dopri5"] == [(1e-4, 1e-3), (1e-2, 1e-3)]
     assert drawn["dopri5, solver.max_step=0.1"] == [(1e-4, 2e-3), (1e-3, 2e-3)]
@@ -184,7 +184,7 @@ def test_a_line_a_group_is_named_by_no_more_than_tells_the_groups_apart(record, 
     words = [("odenet", "mnist5k", 1e-3), ("cnf", "two_moons", 1e-5)]
     for (model, data, tol), mode in itertools.product(words, ("adjoint", "backprop")):
         record(model__name=model, data__name=data, tol=tol, gradient__name=mode)
-    labels = [label for label, _ in named_groups(gather([runs]))]
+    labels = [label for label, _ in named_groups(collect_runs([runs]))]
     assert sorted(labels) == ["cnf, adjoint", "cnf, backprop", "odenet, adjoint", "odenet, backprop"]
 
 
@@ -192,7 +192,7 @@ def test_a_setting_that_a_group_lacks_is_no_word_of_its_name(record, runs):
     for eval_tol in (None, 1e-5):
         record(eval_tol=eval_tol)
         record(eval_tol=eval_tol, gradient__name="backprop")
-    labels = [label for label, _ in named_groups(gather([runs]))]
+    labels = [label for label, _ in named_groups(collect_runs([runs]))]
     assert sorted(labels) == ["adjoint", "adjoint, eval_tol 1e-05", "backprop", "backprop, eval_tol 1e-05"]
 
 
@@ -208,7 +208,7 @@ def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     path = record(experiment="paper/mnist_odenet", data__name="mnist", rows=rows, summary=summary)
     lines = [("dopri5", 1e-1, 7, 99), ("dopri5", 1e-3, 20, 25), ("dopri5", 1e-1, 8, 11), ("adams", 1e-3, 12, 0)]
     (path / "evaluations.jsonl").write_text("".join(study(*line) for line in lines))
-    error, time, backward, over = figures.draw("figure3", gather([runs])).axes
+    error, time, backward, over = figures.draw("figure3", collect_runs([runs])).axes
     assert points(error) == {"dopri5": [(20, 2e-3), (8, 0.2)], "adams": [(12, 2e-3)]}  # the last of those made alike
     assert error.get_yscale() == "log"
     assert points(time)["dopri5"] == [(21, 60), (9, 24)]
@@ -219,13 +219,13 @@ def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     assert points(over) == {"dopri5": [(0, 10), (1, 11), (2, 12), (3, 13)]}
     assert over.get_xlabel() == "epoch"
     record(model__name="rknet", rows=rows, summary=summary)  # of which nothing was evaluated
-    error, *_, over = figures.draw("figure3", gather([runs])).axes
+    error, *_, over = figures.draw("figure3", collect_runs([runs])).axes
     assert sorted(points(error)) == ["odenet, solved by adams", "odenet, solved by dopri5"]
     assert list(points(over)) == ["odenet, solved by dopri5"]
 
 
 def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_models(matched, points):
-    first, second = figures.draw("figure4", gather([matched])).axes
+    first, second = figures.draw("figure4", collect_runs([matched])).axes
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("potential_1", "potential_2")
     assert points(first) == {
         "CNF": [(size, 1 + 1 / size) for size in (2, 8, 32)],
@@ -237,14 +237,14 @@ def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_model
 def test_step_sizes_are_those_of_the_longest_solve_at_its_own_times(record, runs):
     steps = {"solves": [[1.0], [-5.0, -2.5, -2.5]], "starts": [0.0, 10.0]}
     (record() / "steps.json").write_text(json.dumps(steps))
-    (axes,) = figures.draw("step-sizes", gather([runs])).axes
+    (axes,) = figures.draw("step-sizes", collect_runs([runs])).axes
     assert axes.lines[0].get_xydata().tolist() == [[10.0, 5.0], [5.0, 2.5], [2.5, 2.5]]
     assert axes.get_title(loc="left").endswith("step sizes of solve 2 of 2")
     assert axes.get_xlabel() == "t where a step starts (time of the ODE)"
 
 
 def test_step_sizes_start_where_the_step_before_ends(corpus, points):
-    (axes,) = figures.draw("step-sizes", gather([corpus])).axes
+    (axes,) = figures.draw("step-sizes", collect_runs([corpus])).axes
     assert [*points(axes).values()] == [[(0.0, 0.25), (0.25, 0.5), (0.75, 0.25)]]
     assert axes.get_xlabel().startswith("t since the start of the solve")  # older records do not tell it
 
@@ -253,25 +253,25 @@ def test_a_damaged_file_of_steps_is_told(corpus):
     for path in corpus.glob("*/steps.json"):
         path.write_text("[]")
     with pytest.raises(UsageError, match="damaged"):
-        figures.draw("step-sizes", gather([corpus]))
+        figures.draw("step-sizes", collect_runs([corpus]))
 
 
 def test_memory_of_residual_networks_stands_at_their_blocks(record, runs, points):
     for blocks in (2, 4):
         record(model__name="resnet", model__blocks=blocks, solver__name="none", summary={"final/nfe_forward": None})
-    (axes,) = figures.draw("memory-depth", gather([runs])).axes
+    (axes,) = figures.draw("memory-depth", collect_runs([runs])).axes
     assert [*points(axes).values()] == [[(2, 50), (4, 50)]]
 
 
 def test_curves_are_means_over_seeds_at_the_steps_that_all_have():
     rows = [[{"step": s, "nfe/forward": s + seed} for s in range(1, 4 + seed)] for seed in (0, 2)]
-    (line,) = lines_of_rows({"one": rows, "none": [[]]}, "nfe/forward")
+    (line,) = mean_curves({"one": rows, "none": [[]]}, "nfe/forward")
     assert (line.label, list(line.x), list(line.y)) == ("one", [1, 2, 3], [2, 3, 4])
-    assert line.y_spread == pytest.approx([math.sqrt(2)] * 3)
+    assert line.y_error == pytest.approx([math.sqrt(2)] * 3)
 
 
 def test_the_result_over_training_is_the_mean_over_seeds_by_steps_and_by_minutes(corpus):
-    by_step, by_time = figures.draw("result-training", gather([corpus])).axes
+    by_step, by_time = figures.draw("result-training", collect_runs([corpus])).axes
     for axes, x in ((by_step, [2.0, 4.0]), (by_time, [2.25, 4.25])):
         line = next(line for line in axes.lines if line.get_label() == "tol 0.001, adjoint")
         assert list(line.get_xdata()) == x
@@ -281,13 +281,13 @@ def test_the_result_over_training_is_the_mean_over_seeds_by_steps_and_by_minutes
 
 def test_validations_of_a_long_training_are_drawn_as_they_are(record, runs):
     record(rows=[{"step": s, "elapsed_s": s, "val/accuracy": s % 2} for s in range(200)])
-    axes = figures.draw("result-training", gather([runs])).axes[0]
+    axes = figures.draw("result-training", collect_runs([runs])).axes[0]
     assert list(axes.lines[0].get_ydata()) == [0, 100] * 100
 
 
 def test_the_running_mean_of_a_long_curve_keeps_a_straight_line():
     rows = [{"step": s, "nfe/forward": 2 * s} for s in range(300)]
-    (line,) = lines_of_rows({"one": [rows]}, "nfe/forward")
+    (line,) = mean_curves({"one": [rows]}, "nfe/forward")
     assert line.y[20:-20] == pytest.approx(2 * line.x[20:-20])
 
 
@@ -295,7 +295,7 @@ def test_the_pareto_front_is_what_no_other_beats():
     rng = random.Random(0)
     groups = [(rng.randrange(12), rng.randrange(12)) for _ in range(60)]
     for rises in (True, False):
-        found = front(groups, lambda group: group[0], lambda group: float(group[1]), rises)
+        found = pareto_front(groups, lambda group: group[0], lambda group: float(group[1]), rises)
         better = (lambda a, b: a > b) if rises else (lambda a, b: a < b)
         beaten = {
             a
@@ -308,12 +308,12 @@ def test_the_pareto_front_is_what_no_other_beats():
 def test_more_lines_than_can_be_told_apart_become_clouds_and_curves_are_refused(record, runs, points):
     for width, mode in itertools.product(range(1, MAX_LINES + 2), ("adjoint", "backprop")):
         record(model__width=width, gradient__name=mode, summary={"final/nfe_forward": width})
-    evidence = gather([runs])
-    (axes,) = figures.draw("result-nfe", evidence).axes
+    collection = collect_runs([runs])
+    (axes,) = figures.draw("result-nfe", collection).axes
     assert {label: len(drawn) for label, drawn in points(axes).items()} == {"adjoint": 15, "backprop": 15}
     assert {line.get_linestyle() for line in axes.lines} == {"None"}
     with pytest.raises(UsageError, match=f"figure nfe-training: it shows up to {MAX_LINES} settings, not 30"):
-        figures.draw("nfe-training", evidence)
+        figures.draw("nfe-training", collection)
 
 
 def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(record, runs, points):
@@ -323,7 +323,7 @@ def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(reco
         record(data__name=data, model__name=model, tol=tol, summary={"best/nll_nats": nll}, **density)
     for loss, tol in itertools.product(("elbo", "flow_matching"), (1e-2, 1e-3)):
         record(data__name="two_moons", loss__name=loss, tol=tol, trainer__objective="val/loss")
-    figure = figures.draw("result-nfe", gather([runs]))
+    figure = figures.draw("result-nfe", collect_runs([runs]))
     told = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
     assert sorted(told) == [
         ("pinwheel: result against NFE", "validation nll (nats)"),
@@ -336,24 +336,24 @@ def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(reco
         assert max(values) - min(values) < 0.1
     looks = {(line.get_label(), line.get_color()) for one in figure.axes for line in one.lines if points(one)}
     assert len({label for label, _ in looks}) == len(looks)
-    assert len(figures.draw("pareto", gather([runs])).axes) == 4 * 3
+    assert len(figures.draw("pareto", collect_runs([runs])).axes) == 4 * 3
 
 
 def test_more_panels_than_a_figure_holds_are_refused(record, runs):
     for number in range(figures.MAX_PANELS + 1):
         record(data__name=f"data{number}")
-    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} data sets and objectives, not 25"):
-        figures.draw("result-nfe", gather([runs]))
+    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} data sets and objectives, got 25"):
+        figures.draw("result-nfe", collect_runs([runs]))
 
 
 def test_a_bench_of_more_panels_than_a_figure_holds_is_refused_and_none_is_dropped(corpus, points):
     header, row = (corpus / "results.csv").read_text().splitlines()[:2]
     rows = [row.replace("conv", f"work{number}") for number in range(figures.MAX_PANELS + 1)]
     (corpus / "results.csv").write_text("\n".join([header, *rows[:-1]]))
-    assert len(figures.draw("gradient-error", gather([corpus])).axes) == figures.MAX_PANELS
+    assert len(figures.draw("gradient-error", collect_runs([corpus])).axes) == figures.MAX_PANELS
     (corpus / "results.csv").write_text("\n".join([header, *rows]))
     with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} works and tolerances, not 25"):
-        figures.draw("gradient-error", gather([corpus]))
+        figures.draw("gradient-error", collect_runs([corpus]))
 
 
 def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
@@ -361,12 +361,12 @@ def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
         record(tol=tol)
         density = {"best/nll_nats": 1.5, "best/accuracy": None}
         record(tol=tol, task="density", model__name="cnf", trainer__objective="val/nll_nats", summary=density)
-    figure = figures.draw("result-nfe", gather([runs]))
+    figure = figures.draw("result-nfe", collect_runs([runs]))
     assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation nll (nats)"]
 
 
 def test_a_published_value_is_written_at_its_line_and_its_source_stands_in_the_legend(corpus):
-    figure = figures.draw("result-nfe", gather([corpus], split="test"))
+    figure = figures.draw("result-nfe", collect_runs([corpus], split="test"))
     assert "ODE-Net: 0.42 % error" in {text.get_text() for text in figure.axes[0].texts}
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(named) == ["adjoint", "backprop", "published, test: Chen et al. 2018, Table 1, recalled"]
@@ -375,7 +375,7 @@ def test_a_published_value_is_written_at_its_line_and_its_source_stands_in_the_l
 def test_tolerances_are_written_only_where_a_line_has_several(record, runs):
     for width, tol in ((8, 1e-2), (8, 1e-3), (16, 1e-4)):
         record(model__width=width, tol=tol, summary={"final/nfe_forward": -10 * math.log10(tol)})
-    (axes,) = figures.draw("result-nfe", gather([runs])).axes
+    (axes,) = figures.draw("result-nfe", collect_runs([runs])).axes
     assert {text.get_text() for text in axes.texts} == {"1e-2", "1e-3"}
 
 
@@ -383,7 +383,7 @@ def test_the_pareto_front_of_one_sweep_is_told_apart_from_its_other_settings(rec
     for tol, accuracy in ((1e-2, 0.9), (1e-3, 0.8), (1e-4, 0.7)):
         nfe = {"final/nfe_forward": -10 * math.log10(tol)}
         record(tol=tol, summary=nfe | {"best/accuracy": accuracy})
-    figure = figures.draw("pareto", gather([runs]))
+    figure = figures.draw("pareto", collect_runs([runs]))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["settings", "Pareto front"]
     drawn = points(figure.axes[0])
     assert drawn["Pareto front"] == [(20, 90)]

@@ -14,7 +14,7 @@ import pytest
 from odebench import cli
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.notes import published_table
-from odebench.reporting.runs import gather
+from odebench.reporting.runs import collect_runs
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_published_numbers_have_units_the_share_of_the_training_and_an_order(rec
     budgets = {"full": {"epochs": 160}}
     summary = {"best/step": 8, "best/epoch": 4, "final/test_accuracy": 0.9}
     record(experiment="paper/mnist_odenet", data__name="mnist", budgets=budgets, summary=summary)
-    table = published_table(gather([runs]))
+    table = published_table(collect_runs([runs]))
     titles = [column.title for column in table.columns]
     rows = {row[titles.index("number")].text: dict(zip(titles, row, strict=True)) for row in table.rows}
     accuracy = rows["final/test_accuracy"]

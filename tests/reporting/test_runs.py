@@ -7,34 +7,37 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.reporting import notes
-from odebench.reporting.runs import differing, evaluations, gather, rows_of, telling
+from odebench.reporting.runs import collect_runs, differing_columns, distinguishing_keys, read_evaluations, read_rows
 
 
 def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
     odenet = {"model.name": "odenet", "model.width": 64.0, "gradient.name": "adjoint", "optim.lr": 0.1, "seed": 0.0}
     rknet = {**odenet, "model.name": "rknet", "model.width": 32.0, "gradient.name": "backprop", "seed": 1.0}
-    assert telling(differing([odenet, rknet])) == ["model.name", "gradient.name"]
-    assert telling(differing([odenet, rknet, {**rknet, "optim.lr": 0.2}])) == [
+    assert distinguishing_keys(differing_columns([odenet, rknet])) == ["model.name", "gradient.name"]
+    assert distinguishing_keys(differing_columns([odenet, rknet, {**rknet, "optim.lr": 0.2}])) == [
         "model.name",
         "gradient.name",
         "optim.lr",
     ]
-    assert telling(differing([odenet, {**odenet, "seed": 3.0}])) == []
-    assert telling(differing([])) == []
+    assert distinguishing_keys(differing_columns([odenet, {**odenet, "seed": 3.0}])) == []
+    assert distinguishing_keys(differing_columns([])) == []
 
 
 def test_what_is_shown_tells_all_groups_apart():
     rng = np.random.default_rng(0)
     settings = [{f"group.key{k}": float(rng.integers(2)) for k in range(8)} for _ in range(40)]
-    shown = telling(differing(settings))
+    shown = distinguishing_keys(differing_columns(settings))
     assert len({tuple(one[key] for key in shown) for one in settings}) == len({repr(one) for one in settings})
 
 
 def test_an_experiment_is_named_in_place_of_its_settings_which_are_told_to_differ(record, runs):
     record(experiment="paper/mnist_odenet", optim__lr=0.1, trainer__epochs=160)
     record()
-    evidence = gather([runs])
-    assert (evidence.varying, sorted(evidence.also_differ)) == (["experiment"], ["optim.lr", "trainer.epochs"])
+    collection = collect_runs([runs])
+    assert (collection.varying_keys, sorted(collection.other_differing_keys)) == (
+        ["experiment"],
+        ["optim.lr", "trainer.epochs"],
+    )
 
 
 def test_what_a_command_line_named_is_shown_where_it_differs_though_others_tell_the_same(record, runs):
@@ -47,28 +50,28 @@ def test_what_a_command_line_named_is_shown_where_it_differs_though_others_tell_
         optim__name="sgd",
         words=["trainer.iterations=20", "+data.train_limit=640", "optim=sgd"],
     )
-    evidence = gather([runs])
-    assert evidence.varying == [
+    collection = collect_runs([runs])
+    assert collection.varying_keys == [
         *("tol", "solver.steps", "optim.name", "data.train_limit", "trainer.iterations"),
     ]
-    assert evidence.also_differ == ["trainer.epochs"]
-    assert [run.settings["trainer.epochs"] for run in evidence.runs] == [9, None]  # iterations stand in their place
+    assert collection.other_differing_keys == ["trainer.epochs"]
+    assert [run.settings["trainer.epochs"] for run in collection.runs] == [9, None]  # iterations stand in their place
 
 
 def test_what_the_choice_of_its_own_group_brings_is_not_told_to_differ_and_what_another_brings_is(record, runs):
     record(model__name="odenet", model__width=64)
     record(model__name="rknet", model__width=32, optim__lr=0.5, budgets={"full": {"epochs": 160}})
-    evidence = gather([runs])
-    assert (evidence.varying, evidence.also_differ) == (["model.name"], ["optim.lr"])
+    collection = collect_runs([runs])
+    assert (collection.varying_keys, collection.other_differing_keys) == (["model.name"], ["optim.lr"])
 
 
 def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record, runs):
     accuracies = [0.91, 0.95, 0.96]
     for seed, accuracy in enumerate(accuracies):
         record(seed=seed, summary={"best/accuracy": accuracy})
-    (group,) = gather([runs]).groups
+    (group,) = collect_runs([runs]).groups
     assert group.mean("best/accuracy") == pytest.approx(np.mean(accuracies))
-    assert group.spread("best/accuracy") == pytest.approx(np.std(accuracies, ddof=1))
+    assert group.std("best/accuracy") == pytest.approx(np.std(accuracies, ddof=1))
     assert np.isnan(group.mean("final/kl_nats"))
 
 
@@ -77,11 +80,11 @@ def test_a_run_that_is_not_done_is_left_out_of_the_mean_and_one_whose_number_is_
     record(seed=1, summary={"best/loss": None})  # as NaN and infinities are written
     path = record(seed=2, summary={"best/accuracy": 0.1})
     (path / "status.json").write_text('{"status": "failed"}')
-    evidence = gather([runs])
-    (group,) = evidence.groups
-    assert (len(group.runs), len(group.done), group.mean("best/accuracy")) == (3, 2, 0.95)
+    collection = collect_runs([runs])
+    (group,) = collection.groups
+    assert (len(group.runs), len(group.done_runs), group.mean("best/accuracy")) == (3, 2, 0.95)
     assert math.isnan(group.mean("best/loss"))
-    assert math.isnan(group.spread("best/loss"))
+    assert math.isnan(group.std("best/loss"))
 
 
 def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):
@@ -89,18 +92,18 @@ def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):
     record(tol=1e-3)
     record(solver__rtol=1e-2, solver__atol=1e-5)
     record(solver__rtol=None, solver__atol=None)
-    evidence = gather([runs])
-    assert evidence.varying == ["tol"]
-    assert [group.values["tol"] for group in evidence.groups] == [None, 1e-3, 1e-2, "0.01/1e-05"]
+    collection = collect_runs([runs])
+    assert collection.varying_keys == ["tol"]
+    assert [group.varying_settings["tol"] for group in collection.groups] == [None, 1e-3, 1e-2, "0.01/1e-05"]
 
 
 def test_fixed_steps_have_no_tolerance(record, runs):
     record(tol=1e-2, solver__steps=20)
     record(tol=1e-3, solver__steps=20, seed=1)  # which changes nothing
     record(tol=1e-2, solver__step_size=0.1)
-    evidence = gather([runs])
-    assert [run.settings["tol"] for run in evidence.runs] == [None] * 3
-    assert [(group.values, len(group.runs)) for group in evidence.groups] == [
+    collection = collect_runs([runs])
+    assert [run.settings["tol"] for run in collection.runs] == [None] * 3
+    assert [(group.varying_settings, len(group.runs)) for group in collection.groups] == [
         ({"solver.steps": None, "solver.step_size": 0.1}, 1),
         ({"solver.steps": 20, "solver.step_size": None}, 2),
     ]
@@ -110,13 +113,17 @@ def test_groups_stand_in_the_order_of_their_numbers(record, runs):
     for epochs in (10, 9, 100):
         record(trainer__epochs=epochs)
     record(trainer__epochs=9.0, seed=1)  # the same setting, written otherwise
-    groups = gather([runs]).groups
-    assert [(group.values["trainer.epochs"], len(group.runs)) for group in groups] == [(9, 2), (10, 1), (100, 1)]
+    groups = collect_runs([runs]).groups
+    assert [(group.varying_settings["trainer.epochs"], len(group.runs)) for group in groups] == [
+        (9, 2),
+        (10, 1),
+        (100, 1),
+    ]
 
 
 def test_a_run_in_two_of_the_folders_counts_once(record, runs):
     path = record()
-    assert len(gather([runs, path, runs / ".." / "runs"]).runs) == 1
+    assert len(collect_runs([runs, path, runs / ".." / "runs"]).runs) == 1
 
 
 def test_queued_and_damaged_runs_are_kept_apart(record, runs):
@@ -124,11 +131,11 @@ def test_queued_and_damaged_runs_are_kept_apart(record, runs):
     (record() / "manifest.json").write_text("{")
     (runs / "job").mkdir()
     (runs / "job" / "status.json").write_text('{"status": "queued"}')
-    evidence = gather([runs])
-    assert (len(evidence.runs), len(evidence.queued)) == (1, 1)
-    assert "damaged" in evidence.damaged[0]
+    collection = collect_runs([runs])
+    assert (len(collection.runs), len(collection.queued)) == (1, 1)
+    assert "damaged" in collection.damaged[0]
     with pytest.raises(UsageError, match="not a folder"):
-        gather([runs / "missing"])
+        collect_runs([runs / "missing"])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"settings": 1}', '{"status": 3}', '"text"'])
@@ -136,11 +143,11 @@ def test_queued_and_damaged_runs_are_kept_apart(record, runs):
 def test_a_damaged_file_spoils_no_more_than_its_run(record, runs, name, content):
     record(seed=1)
     (record(seed=2) / name).write_text(content)
-    evidence = gather([runs])
-    assert len(evidence.runs) + len(evidence.queued) + len(evidence.damaged) == 2
-    assert evidence.groups[0].mean("best/accuracy") == pytest.approx(0.95)
-    assert notes.counted(evidence)
-    assert all(reason for reason, _ in notes.reasons(evidence))
+    collection = collect_runs([runs])
+    assert len(collection.runs) + len(collection.queued) + len(collection.damaged) == 2
+    assert collection.groups[0].mean("best/accuracy") == pytest.approx(0.95)
+    assert notes.status_counts(collection)
+    assert all(reason for reason, _ in notes.failure_reasons(collection))
 
 
 def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_passed_over(record, runs):
@@ -154,8 +161,12 @@ def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_pass
     not_ours = [*shapeless, {"overrides": [1]}, {"overrides": ["tol"]}, {"overrides": ["tol=abc"]}, {"overrides": None}]
     lines = "".join(json.dumps(row) + "\n" for row in [*rows, *not_ours])
     (path / "evaluations.jsonl").write_text(lines + '{"overr')
-    (run,) = gather([runs]).runs
-    assert [(row["solver"], row["tol"]) for row in evaluations(run)] == [("tsit5", 1e-3), ("rk4", 1e-5), ("heun2", 0.1)]
+    (run,) = collect_runs([runs]).runs
+    assert [(row["solver"], row["tol"]) for row in read_evaluations(run)] == [
+        ("tsit5", 1e-3),
+        ("rk4", 1e-5),
+        ("heun2", 0.1),
+    ]
 
 
 def test_evaluations_of_other_samples_are_told_apart(record, runs):
@@ -163,9 +174,9 @@ def test_evaluations_of_other_samples_are_told_apart(record, runs):
     of = [{}, {"split": "validation", "limit": None}, {"split": "test"}, {"split": "validation", "limit": 1000}]
     rows = [{"overrides": ["tol=1e-3", "trainer.batch_size=8"]} | more for more in of]
     (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run,) = gather([runs]).runs
+    (run,) = collect_runs([runs]).runs
     own = "trainer.batch_size=8"
-    assert [row["others"] for row in evaluations(run)] == [own, own, f"{own}, split=test", f"{own}, first 1,000"]
+    assert [row["others"] for row in read_evaluations(run)] == [own, own, f"{own}, split=test", f"{own}, first 1,000"]
 
 
 @pytest.mark.parametrize("name", ["summary.json", "status.json", "settings.yaml"])
@@ -175,10 +186,10 @@ def test_a_run_that_lacks_a_file_counts_as_damaged_and_in_no_mean(name, record, 
     (path / name).unlink()
     if name == "settings.yaml":
         (path / "manifest.json").unlink()
-    evidence = gather([runs])
-    assert evidence.damaged == [f"{path} is damaged: {name} is missing"]
-    (group,) = evidence.groups
-    assert (len(group.runs), group.mean("best/accuracy"), evidence.queued) == (1, 0.95, [])
+    collection = collect_runs([runs])
+    assert collection.damaged == [f"{path} is damaged: {name} is missing"]
+    (group,) = collection.groups
+    assert (len(group.runs), group.mean("best/accuracy"), collection.queued) == (1, 0.95, [])
 
 
 @pytest.mark.parametrize("name", ["summary.json", "manifest.json", "status.json", "evaluations.jsonl", "metrics.jsonl"])
@@ -187,14 +198,14 @@ def test_a_file_that_cannot_be_read_costs_its_run_alone(name, record, runs):
     path = record(seed=1)
     (path / name).unlink(missing_ok=True)
     (path / name).mkdir()
-    evidence = gather([runs])
+    collection = collect_runs([runs])
     if name in ("evaluations.jsonl", "metrics.jsonl"):  # which are read where they are wanted
-        read = {"evaluations.jsonl": evaluations, "metrics.jsonl": rows_of}[name]
+        read = {"evaluations.jsonl": read_evaluations, "metrics.jsonl": read_rows}[name]
         with pytest.raises(UsageError, match=f"{name} cannot be read: Is a directory"):
-            [read(run) for run in evidence.runs]
+            [read(run) for run in collection.runs]
     else:
-        (told,) = evidence.damaged
-        assert len(evidence.runs) == 1
+        (told,) = collection.damaged
+        assert len(collection.runs) == 1
         # A folder without the file status.json is no run: what else is missing is not looked at.
         assert ("status.json is missing" if name == "status.json" else f"{name} cannot be read: Is a directory") in told
 
@@ -204,8 +215,8 @@ def test_runs_behind_links_are_found_once(record, runs, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "one").symlink_to(path)
     (runs / "loop").symlink_to(tmp_path)
-    assert [run.path.resolve() for run in gather([tmp_path / "links"]).runs] == [path.resolve()]
-    assert len(gather([runs, tmp_path / "links"]).runs) == 1
+    assert [run.path.resolve() for run in collect_runs([tmp_path / "links"]).runs] == [path.resolve()]
+    assert len(collect_runs([runs, tmp_path / "links"]).runs) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
@@ -213,4 +224,4 @@ def test_a_folder_that_cannot_be_looked_into_is_told(record, runs):
     record()
     closed = runs / "closed"
     closed.mkdir(mode=0)
-    assert gather([runs]).damaged == [f"{closed} cannot be read: Permission denied"]
+    assert collect_runs([runs]).damaged == [f"{closed} cannot be read: Permission denied"]

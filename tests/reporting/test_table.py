@@ -7,11 +7,11 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.reporting import notes, table
-from odebench.reporting.runs import gather
+from odebench.reporting.runs import collect_runs
 
 
 @pytest.mark.parametrize(
-    ("mean", "spread", "text"),
+    ("mean", "std", "text"),
     [
         (0.97123, 0.0021, "0.9712 ± 0.0021"),
         (43.2, 1.26, "43.2 ± 1.3"),
@@ -26,8 +26,8 @@ from odebench.reporting.runs import gather
         (math.nan, math.nan, "-"),
     ],
 )
-def test_a_number_is_shown_with_two_digits_of_its_spread(mean, spread, text):
-    assert table.shown(mean, spread) == text
+def test_a_number_is_shown_with_two_digits_of_its_spread(mean, std, text):
+    assert table.format_number(mean, std) == text
 
 
 def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record, runs):
@@ -35,8 +35,8 @@ def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record,
     record(tol=1e-2, seed=1, summary={"best/accuracy": 0.97})
     record(tol=1e-2, seed=2, status="diverged", message="the loss is nan")
     record(solver__name="none", gradient__name="backprop", summary={"final/nfe_forward": None})
-    evidence = gather([runs])
-    made = table.make_table(evidence, ["best/accuracy", "final/nfe_forward"])
+    collection = collect_runs([runs])
+    made = table.make_table(collection, ["best/accuracy", "final/nfe_forward"])
     assert made.texts == [
         ["solver", "tol", "gradient", "runs", "best/accuracy (%)", "final/nfe_forward"],
         ["dopri5", "0.01", "adjoint", "2 of 3", "96.0 ± 1.4", "20"],
@@ -47,27 +47,27 @@ def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record,
 def test_what_differs_without_a_column_is_told_under_the_table_and_its_values_are_in_the_csv(record, runs):
     record(model__name="odenet")
     record(model__name="rknet", trainer__batch_size=128)
-    evidence = gather([runs])
-    made = table.make_table(evidence, ["best/accuracy"])
+    collection = collect_runs([runs])
+    made = table.make_table(collection, ["best/accuracy"])
     note = "also differ: trainer.batch_size (--format csv has their values)"
     assert "trainer.batch_size" not in [column.title for column in made.columns]
     assert table.as_terminal(made).splitlines()[-1] == note
     assert table.as_markdown(made).endswith(f" |\n\n{note}\n")
     assert table.as_latex(made).splitlines()[-1] == f"% {note}"
-    rows = list(csv.DictReader(table.as_csv(evidence, ["best/accuracy"]).splitlines()))
+    rows = list(csv.DictReader(table.as_csv(collection, ["best/accuracy"]).splitlines()))
     assert [(row["model.name"], row["trainer.batch_size"]) for row in rows] == [("odenet", "64"), ("rknet", "128")]
 
 
 def test_the_columns_are_the_objective_and_its_costs_unless_named(record, runs):
     record()
-    evidence = gather([runs])
-    headline = table.chosen_tags(evidence, None)
+    collection = collect_runs([runs])
+    headline = table.chosen_tags(collection, None)
     assert headline[:3] == ["parameters", "best/accuracy", "final/test_accuracy"]
     assert "best/loss" not in headline
-    assert "best/loss" in table.chosen_tags(evidence, "all")
-    assert table.chosen_tags(evidence, "best/loss,parameters") == ["best/loss", "parameters"]
+    assert "best/loss" in table.chosen_tags(collection, "all")
+    assert table.chosen_tags(collection, "best/loss,parameters") == ["best/loss", "parameters"]
     with pytest.raises(UsageError, match="did you mean best/accuracy"):
-        table.chosen_tags(evidence, "best/acuracy")
+        table.chosen_tags(collection, "best/acuracy")
 
 
 def test_csv_holds_every_digit_and_the_spread(record, runs):
@@ -75,7 +75,7 @@ def test_csv_holds_every_digit_and_the_spread(record, runs):
     for seed, value in enumerate(values):
         record(seed=seed, model__width=32, summary={"best/accuracy": value})
     record(model__width=64)
-    rows = list(csv.DictReader(table.as_csv(gather([runs]), ["best/accuracy"]).splitlines()))
+    rows = list(csv.DictReader(table.as_csv(collect_runs([runs]), ["best/accuracy"]).splitlines()))
     assert [row["model.width"] for row in rows] == ["32", "64"]
     assert float(rows[0]["best/accuracy"]) == np.mean(values)
     assert float(rows[0]["best/accuracy_std"]) == np.std(values, ddof=1)
@@ -84,8 +84,8 @@ def test_csv_holds_every_digit_and_the_spread(record, runs):
 
 def test_markdown_and_latex_escape_what_means_something_to_them():
     made = table.Table(
-        [table.Column("a|b", numbers=False), table.Column("50 %")],
-        [[table.Cell("x_1 & y", ""), table.Cell("1 ± 2", 1.0)]],
+        [table.Column("a|b", is_numeric=False), table.Column("50 %")],
+        [[table.TableCell("x_1 & y", ""), table.TableCell("1 ± 2", 1.0)]],
     )
     assert table.as_markdown(made) == "| a\\|b | 50 % |\n| --- | ---: |\n| x_1 & y | 1 ± 2 |\n"
     assert r"a\textbar{}b & 50 \% \\" in table.as_latex(made)
@@ -100,18 +100,18 @@ def test_the_notes_count_runs_and_tell_once_why_some_were_not_done(record, runs)
         record(status="diverged", message=f"after step {step}: the loss is nan", seed=step)
     record(status="running", seed=7)
     record(tol=0.5)
-    evidence = gather([runs])
-    assert notes.counted(evidence) == "6 runs in 2 groups: 1 running, 3 done, 2 diverged"
-    (reason,) = [line for line in notes.reason_lines(evidence) if line.startswith("diverged")]
+    collection = collect_runs([runs])
+    assert notes.status_counts(collection) == "6 runs in 2 groups: 1 running, 3 done, 2 diverged"
+    (reason,) = [line for line in notes.failure_lines(collection) if line.startswith("diverged")]
     assert reason == f"diverged: after step 3: the loss is nan  ({runs / '002'} and 1 more)"
-    assert any("1 run more of a seed" in line for line in notes.cautions(evidence))
+    assert any("1 run more of a seed" in line for line in notes.caveats(collection))
 
 
 def test_times_of_two_machines_are_told_apart(record, runs):
     record(seed=0)
     manifest = record(seed=1) / "manifest.json"
     manifest.write_text(manifest.read_text().replace("a processor", "another one"))
-    assert any(line.startswith("times of 2 machines") for line in notes.cautions(gather([runs])))
+    assert any(line.startswith("times of 2 machines") for line in notes.caveats(collect_runs([runs])))
 
 
 def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, runs):
@@ -120,11 +120,11 @@ def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, run
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["data"] = {"splits": {"test": {"sha256": test}}}
         (path / "manifest.json").write_text(json.dumps(manifest))
-        told = [line for line in notes.cautions(gather([runs])) if line.startswith("tested on different data")]
+        told = [line for line in notes.caveats(collect_runs([runs])) if line.startswith("tested on different data")]
         assert told == (["tested on different data within 1 group (manifest.json: data.splits)"] * (seed > 1))
 
 
 def test_no_text_of_a_setting_breaks_a_line():
-    made = table.Table([table.Column("a", numbers=False)], [[table.Cell("x\ny <z>", "")]])
+    made = table.Table([table.Column("a", is_numeric=False)], [[table.TableCell("x\ny <z>", "")]])
     assert table.as_markdown(made).splitlines() == ["| a |", "| --- |", "| x y <z> |"]
     assert r"x y \textless{}z\textgreater{} \\" in table.as_latex(made)

@@ -9,9 +9,9 @@ from odebench.config.compose import parse_overrides
 from odebench.record import layout
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.published import NFE_RATIO, read_published
-from odebench.reproduce.catalogue import find, reproductions
+from odebench.reproduce.catalogue import find_reproduction, reproductions
 from odebench.sweep.expand import expand
-from odebench.sweep.validate import validate
+from odebench.sweep.validate import validate_jobs
 
 KNOWN = reproductions()
 OF_STUDIES = (
@@ -34,17 +34,17 @@ def test_rows_figures_and_numbers_are_what_they_can_be(name):
     assert len(set(names)) == len(names)
     for row in one.rows:
         assert not re.search(r"[{}]", " ".join([row.name, *row.job]))
-        assert {*row.beside, row.within_time_of or row.name} <= set(names)
-        assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.beside)
+        assert {*row.better_than, row.within_time_of or row.name} <= set(names)
+        assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.better_than)
         for tag in row.tags:
             assert layout.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
     assert set(one.figures) <= set(FIGURES)
-    assert set(one.within) <= {tag for row in one.rows for tag in row.tags}
+    assert set(one.tolerance) <= {tag for row in one.rows for tag in row.tags}
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_published_number_of_it_has_a_row(name):
-    shown = {(row.of, tag) for row in KNOWN[name].rows for tag in row.tags}
+    shown = {(row.published_row, tag) for row in KNOWN[name].rows for tag in row.tags}
     for one in read_published():
         assert one.of != name or not one.tag or (one.row, one.tag) in shown, one
 
@@ -56,12 +56,12 @@ def test_each_kind_of_job_is_valid(name, budget):
     keys = ("experiment", "model", "gradient", "solver")
     kinds = {tuple(word for word in row.job if word.split("=")[0] in keys): row.job for row in one.rows}
     own = one.budgets or {budget: (f"budget={budget}",)}
-    validate([[*job, *own[budget]] for job in kinds.values()])
+    validate_jobs([[*job, *own[budget]] for job in kinds.values()])
 
 
 def test_a_rows_evaluation_is_one_of_the_study():
     for one in KNOWN.values():
-        studies = [[word for word in study if not word.startswith("--")] for study in one.studies]
+        studies = [[word for word in study if not word.startswith("--")] for study in one.evaluations]
         made = [dict(word.split("=") for word in words) for study in studies for words in expand([study])]
         made = [{**words, "tol": float(words["tol"])} for words in made]
         for row in one.rows:
@@ -71,25 +71,25 @@ def test_a_rows_evaluation_is_one_of_the_study():
 
 def test_studies_are_read_by_the_command_lines_grammar():
     for one in KNOWN.values():
-        for words in one.studies:
+        for words in one.evaluations:
             arguments, rest = build_parser().parse_known_args(["eval", "RUN", *words])
             assert not rest
             assert parse_overrides(arguments.overrides)
 
 
 def test_each_stands_for_every_combination():
-    rows = {row.name: row for row in find("figure4").rows}
+    rows = {row.name: row for row in find_reproduction("figure4").rows}
     assert len(rows) == 36
     row = rows["target 3: CNF, M = 8"]
     assert row.job == ("experiment=paper/cnf_density_matching", "data=potential_3", "model.width=8")
     planar = "target 3: planar flow, K = 8"
-    assert row.beside == (planar, f"{planar}, in the CNF's time")
+    assert row.better_than == (planar, f"{planar}, in the CNF's time")
     assert rows[f"{planar}, in the CNF's time"].within_time_of == row.name
     assert rows[f"{planar}, in the CNF's time"].job == rows[planar].job
 
 
 def test_each_gradient_mode_is_trained_with_and_studied_at_each_tolerance():
-    one = find("gradients")
+    one = find_reproduction("gradients")
     modes = {"adjoint", "interpolated_adjoint", "checkpoint", "backprop", "reversible"}
     trained = {row.job for row in one.rows if not row.evaluation}
     studied = {(row.job, row.evaluation["tol"]) for row in one.rows if row.evaluation}

@@ -10,39 +10,39 @@ import pytest
 from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record.files import locked
-from odebench.reporting.page import Picture
+from odebench.reporting.page import RenderedFigure
 from odebench.reproduce import run
 from odebench.sweep import attempts, local
 
 
 @pytest.fixture
-def noted(monkeypatch, tmp_path):
+def new_calls(monkeypatch, tmp_path):
     """Runs the stand-in in a folder of its own; gives the verbs that it was called with since it was last asked."""
-    command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("training_stand_in.py")))
+    command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_commands.py")))
     monkeypatch.setattr(attempts, "COMMAND", command)
     monkeypatch.setattr(run, "COMMAND", command)
-    monkeypatch.setattr(run, "COMPARE", (*command, "compare"))
+    monkeypatch.setattr(run, "COMPARE_COMMAND", (*command, "compare"))
     monkeypatch.setattr(local, "_POLL_S", 0.01)
-    monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("FAKE_TRAINING_NOTES", str(tmp_path / "notes"))
     monkeypatch.chdir(tmp_path)
     notes = tmp_path / "notes"
 
-    def told():
+    def new_verbs():
         lines = notes.read_text().splitlines() if notes.exists() else []
         notes.unlink(missing_ok=True)
         return [json.loads(line)[0] for line in lines]
 
-    return told
+    return new_verbs
 
 
-def rows_of(folder):
+def csv_rows(folder):
     return {
         (row["row"], row["number"]): row
         for row in csv.DictReader((folder / "reproduction.csv").read_text().splitlines())
     }
 
 
-def statuses_of(folder):
+def status_files(folder):
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/status.json")}
 
 
@@ -54,52 +54,52 @@ def fails(capsys, *words):
     return err.removeprefix("odebench reproduce: ").rstrip("\n")
 
 
-def test_it_trains_once_and_then_only_reads(noted, tmp_path, capsys):
+def test_it_trains_once_and_then_only_reads(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "budget=small", "cluster.jobs=2"]) == 0
-    assert noted() == ["train"] * 4
+    assert new_calls() == ["train"] * 4
     folder = tmp_path / "outputs" / "reproduce" / "figure5-small"
     first = capsys.readouterr().out
     assert main(["reproduce", "figure5", "budget=small"]) == 0
-    assert noted() == []
+    assert new_calls() == []
     second = capsys.readouterr().out
     assert first.endswith(second)  # after the sweep's own table
     assert "as published: 2 against 3 of two_moons: planar flow; partial budget, 10 %" in second
     assert "ran on a processor, threads: 1, torch 2.13.0" in second
     assert second.splitlines()[-1] == f"written to {folder}: reproduction.md, reproduction.csv"
-    row = rows_of(folder)["two_moons: CNF", "final/test_nll_nats"]
+    row = csv_rows(folder)["two_moons: CNF", "final/test_nll_nats"]
     assert (row["share"], row["command"]) == ("0.1", "odebench reproduce figure5 budget=small")
 
 
-def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(noted, tmp_path, capsys):
+def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(new_calls, tmp_path, capsys):
     words = ["reproduce", "figure5", "seed=0,7", "--output", str(tmp_path / "runs")]
     assert main(words) == 1
-    assert noted() == ["train"] * 8
+    assert new_calls() == ["train"] * 8
     assert main(words) == 1
-    assert noted() == ["train"] * 4
+    assert new_calls() == ["train"] * 4
     assert "failed: it broke" in capsys.readouterr().out
-    row = rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
+    row = csv_rows(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
     assert (row["seeds"], row["command"]) == ("1", "odebench reproduce figure5 seed=0,7")
 
 
-def test_a_row_without_a_run_says_why(noted, tmp_path, capsys):
+def test_a_row_without_a_run_says_why(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "seed=7"]) == 1
     out = capsys.readouterr().out
     assert "two_moons: CNF not done: failed, it broke" in out
-    row = rows_of(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_moons: CNF", "final/test_nll_nats"]
+    row = csv_rows(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_moons: CNF", "final/test_nll_nats"]
     assert row["ours"] == ""
 
 
 @pytest.mark.slow
-def test_seeds_are_runs_of_each_row(noted, tmp_path):
+def test_seeds_are_runs_of_each_row(new_calls, tmp_path):
     assert main(["reproduce", "figure5", "seed=0,1,2"]) == 0
-    row = rows_of(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_circles: CNF", "final/test_nll_nats"]
+    row = csv_rows(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_circles: CNF", "final/test_nll_nats"]
     assert (row["ours"], row["spread"], row["seeds"]) == ("3.0", "1.0", "3")
 
 
-def test_published_numbers_stand_beside_ours_with_a_verdict(noted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "draw_picture", draw_picture)
+def test_published_numbers_stand_beside_ours_with_a_verdict(new_calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "table1"]) == 0
-    rows = rows_of(tmp_path / "outputs" / "reproduce" / "table1-full")
+    rows = csv_rows(tmp_path / "outputs" / "reproduce" / "table1-full")
     node = rows["ODE-Net", "final/test_accuracy"]
     assert (node["published"], node["ours"], node["minutes"]) == ("0.9958", "0.9956", "1.5")
     assert node["verdict"] == "partial budget, 1.6 % of the published training: within 4.8 %"
@@ -108,21 +108,21 @@ def test_published_numbers_stand_beside_ours_with_a_verdict(noted, tmp_path, cap
     assert "published: Chen et al. 2018, Table 1, recalled" in capsys.readouterr().out
 
 
-def draw_picture(name, evidence):
+def render_figure(name, collection):
     """A stand-in: drawing takes seconds."""
     if name == "nfe-training":
         raise UsageError("no rows")
-    return Picture(name, "", png=b"png", svg=b"svg")
+    return RenderedFigure(name, "", png=b"png", svg=b"svg")
 
 
-def test_a_study_is_made_once_and_its_evaluations_are_the_rows(noted, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "draw_picture", draw_picture)
+def test_a_study_is_made_once_and_its_evaluations_are_the_rows(new_calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "figure3"]) == 0
-    assert noted() == ["train", "eval"]
+    assert new_calls() == ["train", "eval"]
     assert main(["reproduce", "figure3"]) == 0
-    assert noted() == []
+    assert new_calls() == []
     folder = tmp_path / "outputs" / "reproduce" / "figure3-full"
-    rows = rows_of(folder)
+    rows = csv_rows(folder)
     assert rows["vode_adams at 1e-3", "output_error"]["ours"] == "0.25"
     assert rows["evaluated, vode_adams at 1e-3", "nfe_ratio"]["ours"] == "0.5"
     assert rows["in training, dopri5", "nfe_ratio"]["ours"] == "0.55"
@@ -132,18 +132,18 @@ def test_a_study_is_made_once_and_its_evaluations_are_the_rows(noted, tmp_path, 
     evaluated = run_folder / "evaluations.jsonl"
     evaluated.write_text(evaluated.read_text().replace('"output_error": 0.25', '"failed": "max_steps"'))
     assert main(["reproduce", "figure3"]) == 0
-    assert noted() == []  # it would fail again
-    assert rows_of(folder)["vode_adams at 1e-3", "output_error"]["ours"] == ""
+    assert new_calls() == []  # it would fail again
+    assert csv_rows(folder)["vode_adams at 1e-3", "output_error"]["ours"] == ""
     evaluated.unlink()
     assert main(["reproduce", "figure3"]) == 0
-    assert noted() == ["eval"]
+    assert new_calls() == ["eval"]
 
 
-def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(noted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "draw_picture", draw_picture)
+def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(new_calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "figure4"]) == 0
-    assert noted() == ["train"] * 24
-    rows = rows_of(tmp_path / "outputs" / "reproduce" / "figure4-full")
+    assert new_calls() == ["train"] * 24
+    rows = csv_rows(tmp_path / "outputs" / "reproduce" / "figure4-full")
     planar = "target 1: planar flow, K = 2, in the CNF's time"
     assert rows[planar, "best/kl_nats"]["ours"] == "1.2"  # of 80 s in 1.5 minutes; the best follows at 120 s
     assert rows[planar, "final/minutes"]["ours"] == "1.5"
@@ -151,18 +151,20 @@ def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(not
     assert cnf["verdict"].startswith(f"as published: 1.1 against 1.2 of {planar}; partial budget, 10 % and")
 
 
-def test_gradient_modes_are_trained_and_those_runs_studied_alone(noted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "draw_picture", draw_picture)
+def test_gradient_modes_are_trained_and_those_runs_studied_alone(new_calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "gradients", "budget=small", "cluster.jobs=2"]) == 0
-    assert noted() == ["train"] * 15 + ["eval"] * 15
+    assert new_calls() == ["train"] * 15 + ["eval"] * 15
     folder = tmp_path / "outputs" / "reproduce" / "gradients-small"
     studied, trained = "cnf: adjoint, steps of 16 at 1e-3", "cnf: adjoint, training"
-    rows = rows_of(folder)
+    rows = csv_rows(folder)
     assert (rows[trained, "final/peak_mib"]["ours"], rows[studied, "peak_mib"]["ours"]) == ("7.5", "2.5")
     header = next(line for line in capsys.readouterr().out.splitlines() if "peak_mib" in line).split()
     assert header.count("peak_mib") == 1
     # An evaluation by other words, or of other samples, is none of the study's.
-    (path,) = [path for path in folder.glob("*/settings.yaml") if is_of(path.parent, "model=cnf", "gradient=adjoint")]
+    (path,) = [
+        path for path in folder.glob("*/settings.yaml") if has_overrides(path.parent, "model=cnf", "gradient=adjoint")
+    ]
     with (path.parent / "evaluations.jsonl").open("a") as file:
         theirs = {"output_error": 1.0, "peak_mib": 9.0, "limit": 50}
         file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "split": "validation", **theirs}) + "\n")
@@ -170,15 +172,15 @@ def test_gradient_modes_are_trained_and_those_runs_studied_alone(noted, tmp_path
         file.write(json.dumps({"overrides": same, "split": "test", **theirs}) + "\n")
         file.write(json.dumps({"overrides": same, "split": "validation", **theirs, "limit": None}) + "\n")
     assert main(["reproduce", "gradients", "budget=small"]) == 0
-    assert noted() == []
-    assert rows_of(folder)[studied, "peak_mib"]["ours"] == "2.5"
+    assert new_calls() == []
+    assert csv_rows(folder)[studied, "peak_mib"]["ours"] == "2.5"
 
 
-def is_of(folder, *words):
+def has_overrides(folder, *words):
     return set(words) <= set((folder / "overrides.txt").read_text().splitlines())
 
 
-def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(noted, tmp_path, capsys):
+def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(new_calls, tmp_path, capsys):
     assert main(["reproduce", "spirals"]) == 0
     folder = tmp_path / "outputs" / "reproduce" / "spirals-full"
     assert (folder / "latent-ODE-series.png").read_bytes() == b"paper/latent_ode_spirals"
@@ -187,9 +189,9 @@ def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(noted, tmp_pa
     assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png, comparison.png\n")
 
 
-def test_table_2_ends_with_one_picture_of_its_six_runs(noted, tmp_path):
+def test_table_2_ends_with_one_picture_of_its_six_runs(new_calls, tmp_path):
     assert main(["reproduce", "table2"]) == 0
-    assert noted() == ["train"] * 6 + ["compare"]
+    assert new_calls() == ["train"] * 6 + ["compare"]
     folder = tmp_path / "outputs" / "reproduce" / "table2-full"
     names = [f"{model}, {points} points" for model in ("latent ODE", "RNN") for points in (30, 50, 100)]
     shown = json.loads((folder / "comparison.png").read_text())
@@ -198,43 +200,43 @@ def test_table_2_ends_with_one_picture_of_its_six_runs(noted, tmp_path):
     assert "![comparison](comparison.png)" in (folder / "reproduction.md").read_text()
 
 
-def test_without_a_run_of_each_row_there_is_no_picture_of_all(noted, tmp_path):
+def test_without_a_run_of_each_row_there_is_no_picture_of_all(new_calls, tmp_path):
     assert main(["reproduce", "table2", "seed=7"]) == 1
-    assert "compare" not in noted()
+    assert "compare" not in new_calls()
     assert not (tmp_path / "outputs" / "reproduce" / "table2-full" / "comparison.png").exists()
 
 
-def test_further_seeds_are_trained_beside_those_that_are_done(noted, tmp_path, capsys):
+def test_further_seeds_are_trained_beside_those_that_are_done(new_calls, tmp_path, capsys):
     words = ["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]
     assert main([*words, "seed=0"]) == 0
-    assert noted() == ["train"] * 4
-    first = statuses_of(tmp_path / "runs")
+    assert new_calls() == ["train"] * 4
+    first = status_files(tmp_path / "runs")
     assert main([*words, "seed=0,1,2", "--dry-run"]) == 0
-    assert noted() == []
+    assert new_calls() == []
     assert main([*words, "seed=0,1,2"]) == 0
-    assert noted() == ["train"] * 8
+    assert new_calls() == ["train"] * 8
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name != "logs")
     assert [name[:4] for name in folders] == [f"{number:04d}" for number in range(12)]
     assert len(first) == 4
-    assert first.items() <= statuses_of(tmp_path / "runs").items()
-    row = rows_of(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
+    assert first.items() <= status_files(tmp_path / "runs").items()
+    row = csv_rows(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
     assert (row["seeds"], row["command"]) == ("3", "odebench reproduce figure5 budget=small seed=0,1,2")
     # Those that are there must be among what is asked for, or the table would leave them out.
     capsys.readouterr()
     assert "holds other runs than these (seed=2)" in fails(capsys, *words[1:], "seed=0,1")
 
 
-def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_by_default(noted, tmp_path):
+def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_by_default(new_calls, tmp_path):
     assert main(["reproduce", "figure5", "budget=small", "optim.lr=0.5"]) == 0
-    noted()
+    new_calls()
     written = (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
     created = next(line for line in written.splitlines() if line.startswith("created"))
     assert main(["reproduce", "figure5", "seed=1,0", "optim.lr=0.5", "budget=small"]) == 0
-    assert noted() == ["train"] * 4
+    assert new_calls() == ["train"] * 4
     assert created in (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
 
 
-def test_what_is_done_is_read_while_another_process_holds_it(noted, tmp_path, capsys):
+def test_what_is_done_is_read_while_another_process_holds_it(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
     with locked(tmp_path / "runs" / "lock"):
         assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
@@ -244,19 +246,19 @@ def test_what_is_done_is_read_while_another_process_holds_it(noted, tmp_path, ca
         assert "in use by another process" in capsys.readouterr().err
 
 
-def test_a_folder_of_other_runs_is_left_alone(noted, tmp_path, capsys):
+def test_a_folder_of_other_runs_is_left_alone(new_calls, tmp_path, capsys):
     words = ["figure5", "budget=small", "--output", str(tmp_path / "runs")]
     assert main(["reproduce", *words]) == 0
-    noted()
+    new_calls()
     capsys.readouterr()
     line = fails(capsys, *words, "optim.lr=0.5")
-    told = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
+    new_verbs = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
     way_out = "name their settings, too, or another folder: --output DIR"
-    assert line == f"{tmp_path / 'runs'} holds other runs than these ({told}); {way_out}"
-    assert noted() == []
+    assert line == f"{tmp_path / 'runs'} holds other runs than these ({new_verbs}); {way_out}"
+    assert new_calls() == []
 
 
-def test_what_the_rows_set_themselves_is_refused(noted, capsys):
+def test_what_the_rows_set_themselves_is_refused(new_calls, capsys):
     assert fails(capsys, "figure5", "data=pinwheel") == (
         "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train it beside them: odebench train"
     )
@@ -270,32 +272,32 @@ def test_what_the_rows_set_themselves_is_refused(noted, capsys):
         )
     assert main(["reproduce", "memory", "trainer.batch_size=8", "--dry-run"]) == 0
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
-    assert noted() == []
+    assert new_calls() == []
 
 
-def test_a_batch_that_the_processes_of_a_job_cannot_share_is_refused(noted, capsys):
+def test_a_batch_that_the_processes_of_a_job_cannot_share_is_refused(new_calls, capsys):
     assert main(["reproduce", "table2", "budget=small", "cluster=slurm", "cluster.processes=4", "--dry-run"]) == 2
     assert "trainer.batch_size=90: 4 processes share it" in capsys.readouterr().err
-    assert noted() == []
+    assert new_calls() == []
 
 
-def test_a_dry_run_starts_nothing(noted, tmp_path, capsys):
+def test_a_dry_run_starts_nothing(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "--dry-run", "cluster.jobs=2"]) == 0
     assert "4 jobs, all valid; nothing was started" in capsys.readouterr().out
-    assert noted() == []
+    assert new_calls() == []
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(noted, tmp_path, capsys):
+def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(new_calls, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for more in ([], ["--dry-run"]):
         assert main(["reproduce", "figure5", "--output", str(tmp_path / "mine"), *more]) == 2
         assert "mine is not empty; give another --output" in capsys.readouterr().err
-    assert noted() == []
+    assert new_calls() == []
 
 
-def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
+def test_wrong_words_are_one_line(new_calls, capsys, monkeypatch):
     assert fails(capsys).startswith("which? name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
     assert fails(capsys, "memory", "budget=smal").startswith("unknown budget smal; did you mean small?")
@@ -306,7 +308,7 @@ def test_wrong_words_are_one_line(noted, capsys, monkeypatch):
     assert fails(capsys, "figure5") == (
         "figure5 needs experiment=paper/cnf_maximum_likelihood, which is not among the experiments"
     )
-    assert noted() == []
+    assert new_calls() == []
 
 
 def test_the_list_says_what_each_is_and_what_it_lacks(capsys, monkeypatch):
@@ -334,7 +336,7 @@ def entries(capsys):
 def test_real_trainings_come_to_a_table(tmp_path, capsys):
     words = ["figure5", "budget=small", "trainer.iterations=2", "device=cpu", "cluster.jobs=2"]
     assert main(["reproduce", *words, "--output", str(tmp_path / "runs")]) == 0
-    rows = rows_of(tmp_path / "runs")
+    rows = csv_rows(tmp_path / "runs")
     assert len(rows) == 8
     assert all(float(row["ours"]) > 0 for row in rows.values())
     assert float(rows["two_moons: CNF", "final/test_nll_nats"]["share"]) == pytest.approx(2 / 10_000)

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from staging import STAND_IN
+from sweep_testing import FAKE_TRAINING
 
 from odebench.sweep import attempts, local
 from odebench.sweep.run import plan_sweep, run_sweep
@@ -28,44 +28,44 @@ import json, signal, subprocess, sys
 from pathlib import Path
 with Path(__file__).with_suffix(".calls").open("a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
-training = subprocess.Popen([sys.executable, "-IS", "{stand_in}", *sys.argv[sys.argv.index("odebench") + 1 :]])
+training = subprocess.Popen([sys.executable, "-IS", "{fake_training}", *sys.argv[sys.argv.index("odebench") + 1 :]])
 signal.signal(signal.SIGUSR1, lambda number, frame: training.send_signal(number))
 sys.exit(training.wait() != 0)
 """
 
 
 @pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """Jobs run stand_in.py in place of odebench; what a job does is chosen by model.hidden. The folder of its notes."""
-    monkeypatch.setattr(attempts, "COMMAND", (sys.executable, "-I", "-S", str(STAND_IN)))
+def fake_training(monkeypatch, tmp_path):
+    """Run fake_training.py in place of odebench; model.hidden chooses how a job ends. Gives the folder of its notes."""
+    monkeypatch.setattr(attempts, "COMMAND", (sys.executable, "-I", "-S", str(FAKE_TRAINING)))
     monkeypatch.setattr(local, "_POLL_S", 0.01)
-    monkeypatch.setattr(local, "_LOOK_S", 0.05)
-    monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(local, "_REFRESH_S", 0.05)
+    monkeypatch.setenv("FAKE_TRAINING_NOTES", str(tmp_path / "notes"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     return tmp_path / "notes"
 
 
 @pytest.fixture
-def sweep(stand_in, tmp_path):
+def sweep(fake_training, tmp_path):
     """Run a sweep of stand-ins in the folder ``sweep``; returns its exit code."""
 
     def run(*words, fail_fast=False, retry=0):
         plan = plan_sweep(["model=mlp", *words], None, None)
-        return run_sweep(plan, tmp_path / "sweep", attempts.Policy(fail_fast, retry), follow=False)
+        return run_sweep(plan, tmp_path / "sweep", attempts.FailurePolicy(fail_fast, retry), follow=False)
 
     return run
 
 
 @pytest.fixture
-def commands(stand_in, tmp_path, monkeypatch):
+def commands(fake_training, tmp_path, monkeypatch):
     """A folder of stand-ins: each notes its words in NAME.calls, and prints what stands in NAME.answer."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "squeue", "scancel", "scontrol"):
         (folder / name).write_text(SLURM_COMMAND.format(python=sys.executable))
         (folder / name).chmod(0o755)
-    (folder / "srun").write_text(SRUN.format(python=sys.executable, stand_in=STAND_IN))
+    (folder / "srun").write_text(SRUN.format(python=sys.executable, fake_training=FAKE_TRAINING))
     (folder / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     return folder
@@ -77,6 +77,6 @@ def submit(commands, tmp_path):
 
     def run(*words, fail_fast=False, retry=0, name="sweep"):
         plan = plan_sweep(["model=mlp", "cluster=slurm", *words], None, None)
-        return run_sweep(plan, tmp_path / name, attempts.Policy(fail_fast, retry), follow=False)
+        return run_sweep(plan, tmp_path / name, attempts.FailurePolicy(fail_fast, retry), follow=False)
 
     return run

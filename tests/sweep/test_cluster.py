@@ -2,11 +2,11 @@ import pytest
 
 from odebench.config.compose import CONFIGS
 from odebench.errors import UsageError
-from odebench.sweep.cluster import Local, is_of_cluster, read_cluster
+from odebench.sweep.cluster import LocalCluster, is_cluster_override, read_cluster
 
 
 def test_this_machine_is_the_default():
-    assert read_cluster([]) == Local(name="local", jobs=1, threads=None, devices=None)
+    assert read_cluster([]) == LocalCluster(name="local", jobs=1, threads=None, devices=None)
     assert read_cluster(["cluster.jobs=4", "cluster.devices=[0,2]"]).devices == (0, 2)
 
 
@@ -17,7 +17,7 @@ def test_every_cluster_of_ours_reads(name):
 
 def test_words_about_the_cluster_are_told_from_a_trainings():
     words = ["cluster=slurm", "cluster.jobs=2", "clusters=1", "tol=1", "data.root=cluster=x"]
-    assert [is_of_cluster(word) for word in words] == [True, True, False, False, False]
+    assert [is_cluster_override(word) for word in words] == [True, True, False, False, False]
 
 
 def test_slurm_takes_what_sbatch_is_asked_for():

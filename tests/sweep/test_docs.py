@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from staging import calls, statuses
+from sweep_testing import calls, statuses
 
 from odebench import cli
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.record import layout
 from odebench.record.reader import read_run
-from odebench.sweep.cluster import Slurm, read_cluster
+from odebench.sweep.cluster import SlurmCluster, read_cluster
 from odebench.sweep.run import plan_sweep
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
@@ -91,11 +91,11 @@ def test_the_grid_of_the_page_has_as_many_jobs_as_its_blocks_say(files):
 def test_the_clusters_file_of_the_page_is_one(files):
     mine = read_cluster(["cluster=mine"], files / "DIR")
     assert (mine.partition, mine.time, mine.setup) == ("gpu", "8:00:00", ("module load cuda",))
-    assert set(OmegaConf.create(BLOCKS["yaml"][1])) - {"defaults"} <= {field.name for field in fields(Slurm)}
+    assert set(OmegaConf.create(BLOCKS["yaml"][1])) - {"defaults"} <= {field.name for field in fields(SlurmCluster)}
 
 
 def test_every_status_and_every_setting_of_slurm_is_explained():
     for status in layout.STATUSES:
         assert f"\n| `{status}` |" in PAGE
-    for field in fields(Slurm):
+    for field in fields(SlurmCluster):
         assert field.name == "name" or f"`cluster.{field.name}" in PAGE or f"`{field.name}`" in PAGE, field.name

@@ -3,10 +3,10 @@ import pytest
 from odebench.config.compose import options
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
-from odebench.sweep.expand import combine, expand, expand_sound, read_grids
+from odebench.sweep.expand import expand, expand_valid, merge_grids, read_grids
 
 
-def faults(function, *arguments):
+def errors(function, *arguments):
     with pytest.raises(UsageError) as caught:
         function(*arguments)
     return str(caught.value).splitlines()
@@ -40,13 +40,13 @@ def test_glob_chooses_among_the_options_of_a_group():
     fitting = [name for name in options("experiment") if name.startswith("paper/mnist_") and name.endswith("net")]
     assert jobs == [[f"experiment={name}"] for name in fitting if not name.endswith("resnet")]
     assert len(jobs) > 1
-    assert "none of the solvers fits" in faults(expand, [["solver=glob(xyz*)"]])[0]
-    assert "options of a group" in faults(expand, [["seed=glob(*)"]])[0]
+    assert "none of the solvers fits" in errors(expand, [["solver=glob(xyz*)"]])[0]
+    assert "options of a group" in errors(expand, [["seed=glob(*)"]])[0]
 
 
 @pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(5,2)"])
 def test_a_range_without_a_value_trains_nothing_by_default(word):
-    assert faults(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
+    assert errors(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_value_given_twice_is_two_equal_jobs():
 
 
 def test_every_word_at_fault_is_told():
-    told = faults(
+    told = errors(
         expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]
     )
     assert [line.split(":")[0] for line in told] == [
@@ -94,7 +94,7 @@ def test_a_text_in_a_list_of_a_file_is_one_value_whatever_stands_in_it(tmp_path)
 def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("- {model: odenet, tol: [0.1, 0.01]}\n- {model: resnet, data.augment: true, init_from: null}\n")
-    assert combine(read_grids(file), ["tol=1e-3", "seed=1,2"]) == [
+    assert merge_grids(read_grids(file), ["tol=1e-3", "seed=1,2"]) == [
         ["model=odenet", "tol=1e-3", "seed=1,2"],
         ["model=resnet", "data.augment=true", "init_from=null", "tol=1e-3", "seed=1,2"],
     ]
@@ -116,24 +116,24 @@ def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
 def test_a_file_that_is_none_is_told_and_nothing_in_it_is_executed(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text(text)
-    assert message in faults(read_grids, tmp_path / "sweep.yaml")[0]
+    assert message in errors(read_grids, tmp_path / "sweep.yaml")[0]
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_that_holds_no_text_is_told(tmp_path):
     (tmp_path / "sweep.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "codec can't decode" in faults(read_grids, tmp_path / "sweep.yaml")[0]
+    assert "codec can't decode" in errors(read_grids, tmp_path / "sweep.yaml")[0]
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    assert faults(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]
+    assert errors(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]
 
 
 def test_what_is_sound_expands_without_the_words_at_fault_and_the_settings_of_their_groups():
     words = ["solver=dopri55,rk4", "solver.steps=8", "tol=1,2", "model=odnet", "="]
-    jobs, faults, doubtful = expand_sound([words, ["seed=1"]])
+    jobs, errors, uncertain_keys = expand_valid([words, ["seed=1"]])
     assert jobs == [["tol=1"], ["tol=2"], ["seed=1"]]
-    assert [fault.split(";")[0] for fault in faults] == ["unknown solver dopri55", "unknown model odnet", faults[2]]
-    assert faults[2].startswith("malformed setting '='")
-    assert doubtful == {*PLURALS}  # a model brings the options of other groups
-    assert expand_sound([["solver=dopri55,rk4", "tol=1,a", "seed=="]])[2] == {"solver", "seed"}
+    assert [error.split(";")[0] for error in errors] == ["unknown solver dopri55", "unknown model odnet", errors[2]]
+    assert errors[2].startswith("malformed setting '='")
+    assert uncertain_keys == {*PLURALS}  # a model brings the options of other groups
+    assert expand_valid([["solver=dopri55,rk4", "tol=1,a", "seed=="]])[2] == {"solver", "seed"}

@@ -4,7 +4,7 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.record.reader import find_runs, read_overview
-from odebench.sweep.folder import SWEEP, Sweep, claim_folder, is_sweep, load_sweep, write_sweep
+from odebench.sweep.folder import SWEEP_FILE, Sweep, create_folder, is_sweep, load_sweep, write_sweep
 from odebench.sweep.validate import Job
 
 HOSTILE = ["data.root='a\nb; $(touch ran) `id` \"x\" %A \\'y\\''", "init_from=~", "x={a: [1, 'ü']}", "- !!python/none"]
@@ -31,7 +31,7 @@ def test_its_jobs_are_queued_and_listed_but_no_runs_yet(written):
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "0000_a/../../b", "..", "0_a\n", "lock", ""])
 def test_a_job_cannot_name_a_folder_outside(written, name):
-    file = written.path / SWEEP
+    file = written.path / SWEEP_FILE
     file.write_text(file.read_text().replace("0001_odenet_rk4", repr(name) if name else "''"))
     with pytest.raises(UsageError, match="is damaged"):
         load_sweep(written.path)
@@ -39,21 +39,21 @@ def test_a_job_cannot_name_a_folder_outside(written, name):
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "format: 2\n", "format: 1\njobs: 3\n", "!!python/name:os.system"])
 def test_a_file_that_is_no_sweep_is_told(written, text):
-    (written.path / SWEEP).write_text(text)
+    (written.path / SWEEP_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"sweep\.yaml is (damaged|of another version)"):
         load_sweep(written.path)
 
 
 def test_a_new_sweep_never_goes_into_a_folder_in_use(tmp_path):
-    assert claim_folder(None, str(tmp_path)).parent.parent == tmp_path / "sweeps"
+    assert create_folder(None, str(tmp_path)).parent.parent == tmp_path / "sweeps"
     (tmp_path / "x").touch()
     with pytest.raises(UsageError, match=r"is not empty; give another --output$"):
-        claim_folder(tmp_path, "")
+        create_folder(tmp_path, "")
     with pytest.raises(UsageError, match="no control characters"):
-        claim_folder(tmp_path / "a\nb", "")
+        create_folder(tmp_path / "a\nb", "")
     for path in (tmp_path / "x", tmp_path / "x" / "y"):
         with pytest.raises(UsageError, match=rf"^--output {path} cannot be made"):
-            claim_folder(path, "")
+            create_folder(path, "")
     with pytest.raises(UsageError, match=rf"^outputs={tmp_path / 'x'} cannot be made"):
-        claim_folder(None, str(tmp_path / "x"))
+        create_folder(None, str(tmp_path / "x"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweeps", "x"]

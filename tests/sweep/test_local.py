@@ -8,19 +8,19 @@ import subprocess
 import sys
 
 import pytest
-from staging import LONG, STAND_IN, numbers, starts, statuses, training_process, until, when
+from sweep_testing import FAKE_TRAINING, LONG, logged_values, run_when, starts, statuses, training_process, wait_until
 
 from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import locked
 from odebench.sweep import attempts, local
-from odebench.sweep.cluster import Local
-from odebench.sweep.folder import LOCK, load_sweep
-from odebench.sweep.local import cuda_devices, environments
+from odebench.sweep.cluster import LocalCluster
+from odebench.sweep.folder import LOCK_FILE, load_sweep
+from odebench.sweep.local import cuda_devices, slot_environments
 from odebench.sweep.run import resume_sweep, run_sweep
 
-POLICY = attempts.Policy(fail_fast=False, retry=0)
+POLICY = attempts.FailurePolicy(fail_fast=False, retry=0)
 
 
 def test_every_job_ends_with_a_status_and_the_worst_is_the_exit_code(sweep, tmp_path, capsys):
@@ -44,33 +44,33 @@ def test_exit_codes(sweep, hidden, code):
     assert sweep(f"model.hidden={hidden}") == code
 
 
-def test_so_many_run_at_a_time(sweep, stand_in, tmp_path, caplog):
+def test_so_many_run_at_a_time(sweep, fake_training, tmp_path, caplog):
     running = lambda: len(list((tmp_path / "sweep").glob("*/ready")))  # noqa: E731
-    thread = when(lambda: running() == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    thread = run_when(lambda: running() == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert sweep("model.hidden=50", "seed=range(0,4)", "cluster.jobs=2") == 75
     thread.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "interrupted", "queued", "queued"]
     assert "SIGTERM: no further job starts, 2 save and leave" in caplog.messages
 
 
-def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, stand_in, tmp_path, capsys, caplog):
+def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, fake_training, tmp_path, capsys, caplog):
     first = tmp_path / "sweep"
-    thread = when(lambda: (first / "0003_mlp" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT))
+    thread = run_when(lambda: (first / "0003_mlp" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT))
     assert sweep("model.hidden=10,3,4,50,11") == 1
     thread.join()
     assert statuses(first) == ["done", "diverged", "failed", "interrupted", "queued"]
     assert "SIGINT: no further job starts, 1 saves and leaves" in caplog.messages
     assert "go on with: odebench resume sweep" in capsys.readouterr().out
-    before = len(starts(stand_in))
+    before = len(starts(fake_training))
     last = first / "0003_mlp" / layout.LAST_CHECKPOINT
     last.rename(first / "0003_mlp" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3
     assert statuses(first) == ["done", "diverged", "done", "done", "done"]
-    again = {(verb, job) for verb, job, _ in starts(stand_in)[before:]}
+    again = {(verb, job) for verb, job, _ in starts(fake_training)[before:]}
     assert again == {("train", "0002_mlp"), ("resume", "0003_mlp"), ("train", "0004_mlp")}
     assert main(["resume", str(first)]) == 3
-    assert len(starts(stand_in)) == before + 3
-    assert len(load_sweep(first).log(load_sweep(first).jobs[3]).read_text().splitlines()) == 2
+    assert len(starts(fake_training)) == before + 3
+    assert len(load_sweep(first).log_path(load_sweep(first).jobs[3]).read_text().splitlines()) == 2
 
 
 def test_only_the_cluster_can_change_when_a_sweep_is_resumed(sweep, tmp_path):
@@ -81,15 +81,18 @@ def test_only_the_cluster_can_change_when_a_sweep_is_resumed(sweep, tmp_path):
 
 def test_the_second_of_two_is_refused(sweep, tmp_path, capsys):
     sweep("model.hidden=10")
-    with locked(tmp_path / "sweep" / LOCK):
+    with locked(tmp_path / "sweep" / LOCK_FILE):
         assert main(["resume", str(tmp_path / "sweep")]) == 2
     assert "sweep is in use by another process" in capsys.readouterr().err
 
 
-def test_a_job_that_fails_is_tried_again_but_not_with_wrong_settings(sweep, stand_in, tmp_path):
+def test_a_job_that_fails_is_tried_again_but_not_with_wrong_settings(sweep, fake_training, tmp_path):
     assert sweep("model.hidden=4,1,2,10", retry=2) == 1
     assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "done"]
-    assert [job for _, job, _ in starts(stand_in)] == ["0000_mlp"] * 2 + ["0001_mlp"] * 3 + ["0002_mlp", "0003_mlp"]
+    assert [job for _, job, _ in starts(fake_training)] == ["0000_mlp"] * 2 + ["0001_mlp"] * 3 + [
+        "0002_mlp",
+        "0003_mlp",
+    ]
 
 
 def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(sweep, tmp_path):
@@ -100,8 +103,8 @@ def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(
 def test_a_second_ctrl_c_kills_the_jobs(sweep, tmp_path, monkeypatch):
     ready, asked = tmp_path / "sweep" / "0000_mlp" / "ready", []
     monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: asked.append(attempt))  # takes for ever to save
-    when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
-    second = when(lambda: asked, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run_when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    second = run_when(lambda: asked, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert sweep("model.hidden=50,10") == 75
     second.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "queued"]
@@ -114,41 +117,41 @@ from odebench.sweep import attempts
 from odebench.sweep.run import plan_sweep, run_sweep
 attempts.COMMAND = (sys.executable, "-I", "-S", sys.argv[1])
 plan = plan_sweep(["model=mlp", "model.hidden=50,10", "cluster.jobs=1"], None, None)
-run_sweep(plan, Path("sweep"), attempts.Policy(False, 0), False)
+run_sweep(plan, Path("sweep"), attempts.FailurePolicy(False, 0), False)
 """
 
 
-def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(stand_in, tmp_path, monkeypatch):
-    crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(STAND_IN)], stderr=subprocess.DEVNULL)
+def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(fake_training, tmp_path, monkeypatch):
+    crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(FAKE_TRAINING)], stderr=subprocess.DEVNULL)
     job = tmp_path / "sweep" / "0000_mlp"
-    until((job / "ready").exists)
+    wait_until((job / "ready").exists)
     crashed.kill()
     crashed.wait()
     pid = json.loads((job / "manifest.json").read_text())["machine"]["pid"]
-    started, refused, take = [], [], attempts.take
+    started, refused, acquire = [], [], attempts.take
 
-    def watched(*of_job):
-        log = take(*of_job)
-        refused.extend([of_job] if log is None else [])
+    def counting_acquire(*arguments):
+        log = acquire(*arguments)
+        refused.extend([arguments] if log is None else [])
         return log
 
-    monkeypatch.setattr(local, "take", watched)
-    stop = lambda: (started.extend(starts(stand_in)), os.kill(pid, signal.SIGTERM))  # noqa: E731
-    thread = when(lambda: len(refused) > 2, stop)
+    monkeypatch.setattr(local, "acquire", counting_acquire)
+    stop = lambda: (started.extend(starts(fake_training)), os.kill(pid, signal.SIGTERM))  # noqa: E731
+    thread = run_when(lambda: len(refused) > 2, stop)
     assert resume_sweep(tmp_path / "sweep", (), POLICY, False) == 0
     thread.join()
     assert len(started) == 1
-    assert [(verb, name) for verb, name, _ in starts(stand_in)] == [
+    assert [(verb, name) for verb, name, _ in starts(fake_training)] == [
         ("train", "0000_mlp"),
         ("resume", "0000_mlp"),
         ("train", "0001_mlp"),
     ]
 
 
-def test_threads_are_divided_and_devices_dealt_round(sweep, stand_in, monkeypatch):
+def test_threads_are_divided_and_devices_dealt_round(sweep, fake_training, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert sweep("model.hidden=10,11,12", "cluster.jobs=3", "cluster.threads=2", "cluster.devices=[4,7]") == 0
-    given = {job: environment for _, job, environment in starts(stand_in)}
+    given = {job: environment for _, job, environment in starts(fake_training)}
     assert {environment["OMP_NUM_THREADS"] for environment in given.values()} == {"2"}
     assert [given[f"000{n}_mlp"]["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "7", "4"]
 
@@ -156,11 +159,11 @@ def test_threads_are_divided_and_devices_dealt_round(sweep, stand_in, monkeypatc
 def test_cores_are_shared_unless_the_user_has_said_how_many(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    cluster = Local(name="local", jobs=3, threads=None, devices=None)
+    cluster = LocalCluster(name="local", jobs=3, threads=None, devices=None)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert environments(cluster) == [{}, {}, {}]
+    assert slot_environments(cluster) == [{}, {}, {}]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert environments(cluster)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    assert slot_environments(cluster)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 
 def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
@@ -177,7 +180,7 @@ def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     assert cuda_devices() == []
 
 
-def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(stand_in, tmp_path):
+def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(fake_training, tmp_path):
     from odebench.sweep.run import plan_sweep
 
     hostile = tmp_path / "a 'b' \"c\"; $(touch ran) `touch ran` %A \\x"
@@ -191,10 +194,10 @@ def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(stand_in, 
 def test_a_training_that_is_killed_and_tried_again_gives_the_numbers_of_one_that_was_not(tiny_odenet, tmp_path):
     path = tmp_path / "sweep"
     checkpoint = path / "0000_odenet_rk4" / layout.LAST_CHECKPOINT
-    thread = when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
+    thread = run_when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
     words = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
     assert main(words) == 0
     thread.join()
     killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))
     assert "resumed" in (killed / layout.MANIFEST).read_text()
-    assert numbers(killed) == numbers(undisturbed)
+    assert logged_values(killed) == logged_values(undisturbed)

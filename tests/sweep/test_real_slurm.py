@@ -10,18 +10,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from staging import LONG, hold, let_go, numbers, parent, statuses, until
+from sweep_testing import LONG, continue_after_signal, logged_values, parent, pause_trainings, statuses, wait_until
 
 from odebench.cli import main
 from odebench.record import layout
 from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
-from odebench.sweep.slurm import in_queue
+from odebench.sweep.slurm import jobs_in_queue
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "local_slurm.sh"
-AT_ONCE = ["cluster=slurm", "cluster.time=0:30:00", "cluster.memory=500M"]
+CLUSTER = ["cluster=slurm", "cluster.time=0:30:00", "cluster.memory=500M"]
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def slurm():
     subprocess.run([SCRIPT, "start", folder], check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
-        patch.setattr("odebench.sweep.slurm._QUEUE_S", 1.0)
+        patch.setattr("odebench.sweep.slurm._QUEUE_POLL_S", 1.0)
         yield folder
         subprocess.run([SCRIPT, "stop", folder], check=True, capture_output=True)
     shutil.rmtree(folder)
 
 
 def submit(path, *words):
-    assert main(["sweep", *words, *AT_ONCE, "--output", str(path)]) == 0
+    assert main(["sweep", *words, *CLUSTER, "--output", str(path)]) == 0
     sweep = load_sweep(path)
     array = json.loads((path / "slurm" / "arrays.jsonl").read_text())["array"]
     return sweep, array
@@ -50,27 +50,27 @@ def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undis
     """Four equal jobs: one cancelled, one requeued, one killed with its task, one pre-empted."""
     hostile = tmp_path / "a 'b' \"c\"; $(touch ran) %A"
     sweep, array = submit(hostile, *tiny_odenet, *LONG, "seed=0,0,0,0")
-    cancelled, requeued, killed, preempted = hold([sweep.folder(job) for job in sweep.jobs])
+    cancelled, requeued, killed, preempted = pause_trainings([sweep.job_folder(job) for job in sweep.jobs])
     subprocess.run(["scancel", f"{array}_0"], check=True)
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
-    let_go(cancelled, signal.SIGTERM)
-    let_go(requeued, signal.SIGTERM)
+    continue_after_signal(cancelled, signal.SIGTERM)
+    continue_after_signal(requeued, signal.SIGTERM)
     for process in (parent(killed), killed):  # the task first, so that it cannot tell
         os.kill(process, signal.SIGKILL)
-    until(lambda: in_queue(sweep) == {1, 3})
+    wait_until(lambda: jobs_in_queue(sweep) == {1, 3})
     high = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(high, check=True)
-    let_go(preempted, signal.SIGTERM)
-    until(lambda: statuses(hostile)[3] in ("interrupted", "done"))
+    continue_after_signal(preempted, signal.SIGTERM)
+    wait_until(lambda: statuses(hostile)[3] in ("interrupted", "done"))
 
     assert main(["resume", str(hostile), "--follow"]) == 0
     assert statuses(hostile) == ["done"] * 4
     undisturbed = tmp_path / "undisturbed"
     assert main(["sweep", *tiny_odenet, *LONG, "seed=0", "--output", str(undisturbed)]) == 0
-    expected = numbers(undisturbed / "0000_odenet_rk4")
+    expected = logged_values(undisturbed / "0000_odenet_rk4")
     for job in sweep.jobs:
-        assert read_run(sweep.folder(job)).manifest["resumed"], job.name
-        assert numbers(sweep.folder(job)) == expected, job.name
+        assert read_run(sweep.job_folder(job)).manifest["resumed"], job.name
+        assert logged_values(sweep.job_folder(job)) == expected, job.name
     assert not list(tmp_path.rglob("ran"))
     assert "4 jobs in " in capfd.readouterr().out
 
@@ -91,12 +91,12 @@ def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_
     words = [*tiny, *QUICK, "trainer.epochs=30"]
     sweep, array = submit(tmp_path / "two", *words, "cluster.nodes=2")
     (job,) = sweep.jobs
-    (first,) = hold([sweep.folder(job)])  # the other one waits for it
+    (first,) = pause_trainings([sweep.job_folder(job)])  # the other one waits for it
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{array}_0"], check=True)  # the warning
-    let_go(first, signal.SIGUSR1)
-    until(lambda: statuses(sweep.path) == ["done"] and not in_queue(sweep), 240)
+    continue_after_signal(first, signal.SIGUSR1)
+    wait_until(lambda: statuses(sweep.path) == ["done"] and not jobs_in_queue(sweep), 240)
     assert main(["sweep", *words, "--output", str(tmp_path / "one")]) == 0
-    two, one = read_run(sweep.folder(job)), read_run(tmp_path / "one" / job.name)
+    two, one = read_run(sweep.job_folder(job)), read_run(tmp_path / "one" / job.name)
     assert (two.manifest["processes"]["number"], len(two.manifest["resumed"])) == (2, 1)
     for tag in ("train/loss", "optim/grad_norm", "val/loss"):
         assert two.series(tag)[0] == one.series(tag)[0]
@@ -106,14 +106,14 @@ def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_
 def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_path):
     sweep, _ = submit(tmp_path / "s", *tiny, *QUICK, "trainer.epochs=30", "cluster.processes=2")
     (job,) = sweep.jobs
-    (first,) = hold([sweep.folder(job)])
+    (first,) = pause_trainings([sweep.job_folder(job)])
     torchrun = parent(first)
     children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
     (second,) = {int(child) for child in children} - {first}
     os.kill(second, signal.SIGKILL)
     os.kill(first, signal.SIGCONT)
-    until(lambda: statuses(sweep.path) == ["failed"] and not in_queue(sweep))
-    assert "another process of this run has ended" in read_overview(sweep.folder(job)).message
+    wait_until(lambda: statuses(sweep.path) == ["failed"] and not jobs_in_queue(sweep))
+    assert "another process of this run has ended" in read_overview(sweep.job_folder(job)).message
     assert main(["resume", str(sweep.path), "--follow"]) == 0
     assert statuses(sweep.path) == ["done"]
 
@@ -126,12 +126,12 @@ def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_t
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]
-    requeued, warned = hold(runs)
+    requeued, warned = pause_trainings(runs)
     array = json.loads((runs[0] / layout.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
     subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
     subprocess.run(["scancel", "--signal=USR2", f"{array}_1"], check=True)
-    let_go(requeued, signal.SIGTERM)
-    let_go(warned, signal.SIGUSR2)
+    continue_after_signal(requeued, signal.SIGTERM)
+    continue_after_signal(warned, signal.SIGUSR2)
     out, _ = hydra.communicate(timeout=400)
     assert hydra.returncode == 0
     assert [len(json.loads((run / layout.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]

@@ -6,17 +6,17 @@ import subprocess
 import sys
 
 import pytest
-from staging import statuses
+from sweep_testing import statuses
 
 from odebench.cli import main
 from odebench.record.reader import RunOverview
 from odebench.sweep import display as shown
-from odebench.sweep.display import Display
+from odebench.sweep.display import SweepDisplay
 from odebench.sweep.folder import load_sweep
 from odebench.sweep.validate import Job
 
 
-def test_a_dry_run_prints_the_jobs_and_writes_nothing(stand_in, tmp_path, capsys):
+def test_a_dry_run_prints_the_jobs_and_writes_nothing(fake_training, tmp_path, capsys):
     assert main(["sweep", "model=mlp", "seed=1,2", "cluster=slurm", "--dry-run"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["JOB", "FOLDER", "SETTINGS"],
@@ -41,7 +41,7 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(stand_in, tmp_path, capsys
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, tmp_path, capsys):
+def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, fake_training, tmp_path, capsys):
     assert main(["sweep", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -50,7 +50,7 @@ def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, stand_in, 
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
-def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(stand_in, capsys):
+def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(fake_training, capsys):
     words = ["solver=dopri55,rk44,rk4", "solver.steps=8", "gradient=reversible,backprop", "tol=-1,1", "seed=1,a"]
     assert main(["sweep", *words]) == 2
     assert capsys.readouterr().err.splitlines() == [
@@ -61,7 +61,7 @@ def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_
     ]
 
 
-def test_beside_an_unknown_model_nothing_is_told_of_the_options_that_it_would_have_brought(stand_in, capsys):
+def test_beside_an_unknown_model_nothing_is_told_of_the_options_that_it_would_have_brought(fake_training, capsys):
     words = ["model=cnff", "data.samples=100", "loss=flow_matching", "loss.sigma=0.1", "tol=-1", "trainer.epochs=a"]
     assert main(["sweep", *words, "trainer.objective=val/nll_nats"]) == 2
     first, *lines = capsys.readouterr().err.splitlines()
@@ -69,7 +69,7 @@ def test_beside_an_unknown_model_nothing_is_told_of_the_options_that_it_would_ha
     assert [line.partition("): ")[2].partition(":")[0] for line in lines] == ["tol=-1", "trainer.epochs=a"]
 
 
-def test_a_file_and_the_command_line_make_one_sweep(stand_in, tmp_path):
+def test_a_file_and_the_command_line_make_one_sweep(fake_training, tmp_path):
     (tmp_path / "grid.yaml").write_text("- {model: mlp, model.hidden: [10, 11]}\n- {model: resnet, model.blocks: 1}\n")
     assert main(["sweep", "--file", "grid.yaml", "seed=3", "outputs=o", "cluster.jobs=3"]) == 0
     (path,) = (tmp_path / "o" / "sweeps").glob("*/*")
@@ -107,7 +107,7 @@ def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs
     monkeypatch.setattr(sys, "stderr", Terminal())
     jobs = [Job(n, f"000{n}_mlp", (f"seed={n}",)) for n in range(3)]
     state = lambda status, **more: RunOverview(os.curdir, status, 0, None, "", {}, {}, **more)  # noqa: E731
-    with Display(jobs, [state("queued")] * 3, 2) as display:
+    with SweepDisplay(jobs, [state("queued")] * 3, 2) as display:
         display.update(jobs[0], state("done"))
         display.update(jobs[1], RunOverview(os.curdir, "running", 5, 75.0, "", {}, {}))
         display.refresh()
@@ -119,9 +119,9 @@ def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs
 def test_elsewhere_lines_tell_the_changes_and_now_and_then_the_whole(monkeypatch, caplog):
     caplog.set_level("INFO", "odebench")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(shown, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(shown, "PLAIN_INTERVAL_S", 0.0)
     job = Job(0, "0000_mlp", ("seed=0",))
-    with Display([job], [RunOverview(os.curdir, "queued", 0, None, "", {}, {})], 1) as display:
+    with SweepDisplay([job], [RunOverview(os.curdir, "queued", 0, None, "", {}, {})], 1) as display:
         for _ in range(2):
             display.update(job, RunOverview(os.curdir, "running", 5, 3675.0, "", {}, {}))
         display.refresh()

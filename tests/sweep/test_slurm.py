@@ -3,15 +3,15 @@
 import sys
 
 import pytest
-from staging import calls, statuses
+from sweep_testing import calls, statuses
 
 from odebench.errors import UsageError
 from odebench.sweep import slurm
-from odebench.sweep.attempts import Policy, tell
+from odebench.sweep.attempts import FailurePolicy, write_status
 from odebench.sweep.folder import load_sweep
 from odebench.sweep.run import plan_sweep, resume_sweep, run_sweep
 
-POLICY = Policy(fail_fast=False, retry=0)
+POLICY = FailurePolicy(fail_fast=False, retry=0)
 
 
 def test_an_array_over_the_list_of_jobs_is_submitted_and_left(submit, commands, tmp_path, capsys):
@@ -36,17 +36,17 @@ def test_an_array_over_the_list_of_jobs_is_submitted_and_left(submit, commands, 
 
 
 def test_more_jobs_than_an_array_takes_go_in_parts(submit, commands, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "PART", 2)
+    monkeypatch.setattr(slurm, "MAX_ARRAY_SIZE", 2)
     submit("seed=range(0,5)")
     arrays = [next(word for word in words if word.startswith("--array")) for words in calls(commands, "sbatch")]
     assert arrays == ["--array=0-1", "--array=0-1", "--array=0-0"]
     sweep = load_sweep(tmp_path / "sweep")
-    assert [slurm.read_list(sweep, f"{n}.txt") for n in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [slurm.read_job_list(sweep, f"{n}.txt") for n in range(3)] == [[0, 1], [2, 3], [4]]
     assert not any("--dependency" in word for words in calls(commands, "sbatch") for word in words)
 
 
 def test_a_limit_to_the_jobs_at_a_time_holds_over_all_parts(submit, commands, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "PART", 2)
+    monkeypatch.setattr(slurm, "MAX_ARRAY_SIZE", 2)
     submit("seed=range(0,5)", "cluster.jobs=1")
     after = [[w for w in words if w.startswith("--dependency")] for words in calls(commands, "sbatch")]
     assert after == [[], ["--dependency=afterany:101"], ["--dependency=afterany:102"]]
@@ -56,10 +56,10 @@ def test_resume_leaves_alone_what_is_in_the_queue_or_has_ended(submit, commands,
     submit("seed=range(0,6)")
     sweep = load_sweep(tmp_path / "sweep")
     for number, status in enumerate(["done", "failed", "running", "running", "queued", "interrupted"]):
-        tell(sweep, sweep.jobs[number], status, "")
+        write_status(sweep, sweep.jobs[number], status, "")
     (commands / "squeue.answer").write_text("101 2\n101 4\n99 0\n101 [7-8]\n")
     assert resume_sweep(sweep.path, ["cluster.time=2-0"], POLICY, follow=False) == 0
-    assert slurm.read_list(sweep, "1.txt") == [1, 3, 5]
+    assert slurm.read_job_list(sweep, "1.txt") == [1, 3, 5]
     assert "--time=2-0" in calls(commands, "sbatch")[1]
     assert statuses(sweep.path) == ["done", "failed", "running", "interrupted", "queued", "interrupted"]
 
@@ -84,9 +84,11 @@ def test_without_slurm_the_way_out_is_told(submit, tmp_path, monkeypatch):
 
 def test_follow_ends_when_the_queue_holds_no_job_of_the_sweep(commands, tmp_path, monkeypatch):
     answers = [{0, 1}, {1}, set()]
-    monkeypatch.setattr(slurm, "_LOOK_S", 0.0)
-    monkeypatch.setattr(slurm, "_QUEUE_S", 0.0)
-    monkeypatch.setattr(slurm, "in_queue", lambda sweep: answers.pop(0) if (sweep.path / "slurm").exists() else set())
+    monkeypatch.setattr(slurm, "_REFRESH_S", 0.0)
+    monkeypatch.setattr(slurm, "_QUEUE_POLL_S", 0.0)
+    monkeypatch.setattr(
+        slurm, "jobs_in_queue", lambda sweep: answers.pop(0) if (sweep.path / "slurm").exists() else set()
+    )
     plan = plan_sweep(["model=mlp", "cluster=slurm", "seed=1,2"], None, None)
     assert run_sweep(plan, tmp_path / "sweep", POLICY, follow=True) == 75
     assert answers == []

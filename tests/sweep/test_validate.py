@@ -4,7 +4,7 @@ from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.sweep.expand import expand
-from odebench.sweep.validate import Composer, Job, labels, validate
+from odebench.sweep.validate import CachedComposer, Job, job_labels, validate_jobs
 
 GRIDS = [
     ["solver=rk4,dopri5", "solver.rtol=1e-5", "tol=1e-2"],
@@ -15,7 +15,7 @@ GRIDS = [
 
 
 def test_many_are_composed_as_each_alone():
-    composer = Composer(None)
+    composer = CachedComposer(None)
     for overrides in expand(GRIDS):
         together, alone = composer.compose(overrides), compose(overrides)
         assert together == alone
@@ -23,7 +23,7 @@ def test_many_are_composed_as_each_alone():
 
 
 def test_jobs_are_numbered_and_named():
-    jobs, outputs = validate([["model=mlp", "outputs=here"], ["solver=rk4"]])
+    jobs, outputs = validate_jobs([["model=mlp", "outputs=here"], ["solver=rk4"]])
     assert jobs == [
         Job(0, "0000_mlp", ("model=mlp", "outputs=here")),
         Job(1, "0001_odenet_rk4", ("solver=rk4",)),
@@ -34,7 +34,7 @@ def test_jobs_are_numbered_and_named():
 def test_every_fault_is_told_once_with_the_jobs_that_have_it():
     jobs = expand([["model=mlp", "model.hidden=10,0", "seed=1,2"], ["model.hiden=3"], ["tol=-1"], ["device=cuda:0"]])
     with pytest.raises(UsageError) as caught:
-        validate(jobs)
+        validate_jobs(jobs)
     assert str(caught.value).splitlines() == [
         "5 of 7 jobs cannot run, and none was started",
         "job 2 (model=mlp model.hidden=0 seed=1) and 1 more: model.hidden=0: must be at least 1",
@@ -48,7 +48,7 @@ def test_every_fault_is_told_once_with_the_jobs_that_have_it():
 def test_a_job_tells_all_its_faults():
     jobs = expand([["model.hiden=3", "model.hidden=8", "tol=-1", "seed=1,a"], ["gradient=reversible", "tol=-1"]])
     with pytest.raises(UsageError) as caught:
-        validate(jobs)
+        validate_jobs(jobs)
     first, *lines = str(caught.value).splitlines()
     assert first == "3 of 3 jobs cannot run, and none was started"
     assert [line.split("; ")[0].split(": ", 1)[1] for line in lines] == [
@@ -63,7 +63,7 @@ def test_a_job_tells_all_its_faults():
 def test_after_a_fault_of_several_settings_the_others_of_the_job_are_told():
     both = ["solver.steps=2", "solver.step_size=0.1"]
     with pytest.raises(UsageError) as caught:
-        validate([["model.width=10", *both, "data=mnist5k", "data.train_limit=3", "optim.lr=0.1"]])
+        validate_jobs([["model.width=10", *both, "data=mnist5k", "data.train_limit=3", "optim.lr=0.1"]])
     assert [line.split(": ", 1)[1].split(": ")[0] for line in str(caught.value).splitlines()[1:]] == [
         "solver.steps=2 and solver.step_size=0.1",
         "model.width=10",
@@ -73,5 +73,5 @@ def test_after_a_fault_of_several_settings_the_others_of_the_job_are_told():
 
 def test_a_label_is_what_tells_a_job_from_the_others():
     jobs = [Job(n, f"{n}_x", ("tol=1", *more)) for n, more in enumerate([("seed=0",), ("seed=1", "model=mlp"), ()])]
-    assert labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]
-    assert labels(jobs[:1]) == ["tol=1 seed=0"]
+    assert job_labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]
+    assert job_labels(jobs[:1]) == ["tol=1 seed=0"]

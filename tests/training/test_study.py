@@ -10,7 +10,7 @@ import torch
 from odebench.cli import main
 from odebench.errors import Diverged, UsageError
 from odebench.reporting.figures import FIGURES
-from odebench.reporting.runs import gather
+from odebench.reporting.runs import collect_runs
 from odebench.training import study
 from odebench.training.inference import load_run, trained_run
 from odebench.training.study import (
@@ -146,9 +146,9 @@ def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["solver", "tol", "NLL", "sampling"]
     assert [row.split()[:2] for row in rows[:3]] == [["dopri5", "0.1"], ["dopri5", "0.01"], ["bosh3", "0.1"]]
-    figure = FIGURES["error-tolerance"].draw(gather([run]))
+    figure = FIGURES["error-tolerance"].draw(collect_runs([run]))
     assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5, split=test", "bosh3, split=test"}
-    assert [axes.get_title(loc="left")[:3] for axes in FIGURES["figure3"].draw(gather([run])).axes] == [
+    assert [axes.get_title(loc="left")[:3] for axes in FIGURES["figure3"].draw(collect_runs([run])).axes] == [
         "(a)", "(b)", "(c)", "(d)",
     ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from odebench.record import layout
 from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
 
-STAND_IN = Path(__file__).parent / "stand_in.py"
+FAKE_TRAINING = Path(__file__).parent / "fake_training.py"
 # Real trainings: checkpoints all the time, and steps enough that something can happen in between.
 LONG = ["trainer.epochs=45", "trainer.checkpoint_minutes=0.005", "trainer.measure_every=45"]
 LONG += ["solver=rk4", "solver.steps=2"]
@@ -21,7 +21,7 @@ LONG += ["solver=rk4", "solver.steps=2"]
 def statuses(path):
     """The status of every job of the sweep in a folder."""
     sweep = load_sweep(path)
-    return [read_overview(sweep.folder(job)).status for job in sweep.jobs]
+    return [read_overview(sweep.job_folder(job)).status for job in sweep.jobs]
 
 
 def starts(notes):
@@ -35,7 +35,7 @@ def calls(commands, name):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(condition, seconds=120):
+def wait_until(condition, seconds=120):
     """Wait for what will happen; so long, because a busy machine may take its time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -43,14 +43,14 @@ def until(condition, seconds=120):
         time.sleep(0.01)
 
 
-def when(condition, action):
+def run_when(condition, action):
     """Does something in another thread as soon as it can be done."""
-    thread = threading.Thread(target=lambda: (until(condition), action()), daemon=True)
+    thread = threading.Thread(target=lambda: (wait_until(condition), action()), daemon=True)
     thread.start()
     return thread
 
 
-def numbers(run):
+def logged_values(run):
     """All that a training logged but times and what is measured in the machine, and its test."""
     record = read_run(run)
     kept = ("train/", "val/", "optim/", "nfe/", "steps/")
@@ -64,42 +64,42 @@ def training_process(run):
     return [manifest, *manifest.get("resumed", [])][-1]["machine"]["pid"]
 
 
-def hold(runs):
+def pause_trainings(runs):
     """Stop the training in each of these folders at its first checkpoint, so that it cannot end before what is to
     befall it; when all are held, their processes."""
-    held = {}
+    paused = {}
 
-    def all_held():
+    def all_paused():
         for run in runs:
-            if run not in held and (run / layout.LAST_CHECKPOINT).exists():
-                held[run] = training_process(run)
-                os.kill(held[run], signal.SIGSTOP)
-        return len(held) == len(runs)
+            if run not in paused and (run / layout.LAST_CHECKPOINT).exists():
+                paused[run] = training_process(run)
+                os.kill(paused[run], signal.SIGSTOP)
+        return len(paused) == len(runs)
 
-    until(all_held)
-    return [held[run] for run in runs]
+    wait_until(all_paused)
+    return [paused[run] for run in runs]
 
 
-def let_go(process, number):
+def continue_after_signal(process, number):
     """Let a process that is held go on once this signal waits for it, or once it has been killed."""
-    until(lambda: not is_alive(process) or is_pending(process, number))
+    wait_until(lambda: not is_alive(process) or is_pending(process, number))
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGCONT)
 
 
 def is_alive(process):
     try:
-        return _of(process)["State"][0] not in "ZX"
+        return _process_status(process)["State"][0] not in "ZX"
     except FileNotFoundError:
         return False
 
 
 def is_pending(process, number):
     """Whether a signal was sent to a process that has not taken it yet."""
-    return bool(int(_of(process)["ShdPnd"], 16) >> (number - 1) & 1)
+    return bool(int(_process_status(process)["ShdPnd"], 16) >> (number - 1) & 1)
 
 
-def _of(process):
+def _process_status(process):
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 

@@ -1,7 +1,7 @@
 import pytest
 
-from odebench.reporting.published import percent
-from odebench.reproduce.verdict import compared, how_much_worse, verdict
+from odebench.reporting.published import format_percent
+from odebench.reproduce.table import comparison_verdict, how_much_worse, published_verdict
 
 ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "final/test_auc"
 
@@ -23,20 +23,20 @@ ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "f
     ],
 )
 def test_a_verdict_says_how_far_off_and_which_way(tag, ours, published, text):
-    assert verdict(tag, ours, published, within=0.1, share=1.0) == text
+    assert published_verdict(tag, ours, published, tolerance=0.1, fraction=1.0) == text
 
 
 def test_a_partial_training_is_said_and_never_called_reproduced_or_not():
-    text = verdict(RMSE, 0.15, 0.1, 0.1, share=0.02)
+    text = published_verdict(RMSE, 0.15, 0.1, 0.1, fraction=0.02)
     assert text == "partial budget, 2 % of the published training: worse by 50 %"
-    assert "reproduced" not in verdict(RMSE, 0.1, 0.1, 0.1, share=0.5)
-    assert verdict(RMSE, 0.1, 0.1, 0.1, share=0.995) == "reproduced: within 0.0 %"
-    assert verdict(RMSE, 0.1, 0.1, 0.1, share=None) == "reproduced: within 0.0 %"
-    assert verdict("parameters", 1.0, 1.0, 0.1, share=0.02) == "reproduced: within 0.0 %"
+    assert "reproduced" not in published_verdict(RMSE, 0.1, 0.1, 0.1, fraction=0.5)
+    assert published_verdict(RMSE, 0.1, 0.1, 0.1, fraction=0.995) == "reproduced: within 0.0 %"
+    assert published_verdict(RMSE, 0.1, 0.1, 0.1, fraction=None) == "reproduced: within 0.0 %"
+    assert published_verdict("parameters", 1.0, 1.0, 0.1, fraction=0.02) == "reproduced: within 0.0 %"
 
 
 def test_a_share_has_two_digits():
-    assert [percent(share) for share in (0.0013, 0.2, 0.996, 1.0)] == ["0.13 %", "20 %", "100 %", "100 %"]
+    assert [format_percent(fraction) for fraction in (0.0013, 0.2, 0.996, 1.0)] == ["0.13 %", "20 %", "100 %", "100 %"]
 
 
 @pytest.mark.parametrize("tag", [RMSE, ACCURACY, AUC])
@@ -52,7 +52,7 @@ def test_of_a_published_nothing_all_is_infinitely_more():
 
 
 def test_a_comparison_says_who_is_better_and_the_ratio_beside_the_published():
-    assert compared(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
-    assert compared(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
-    assert compared(ACCURACY, 0.9, 0.8, "the MLP") == "as published: 90 against 80 of the MLP"
-    assert compared(RMSE, 0.2, 0.4, "the RNN", 0.42).endswith(", ratio 0.50 (published 0.42)")
+    assert comparison_verdict(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
+    assert comparison_verdict(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
+    assert comparison_verdict(ACCURACY, 0.9, 0.8, "the MLP") == "as published: 90 against 80 of the MLP"
+    assert comparison_verdict(RMSE, 0.2, 0.4, "the RNN", 0.42).endswith(", ratio 0.50 (published 0.42)")

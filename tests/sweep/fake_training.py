@@ -29,7 +29,7 @@ def main(verb, *words):
         hidden = json.loads((folder / "manifest.json").read_text())["settings"]["model"]["hidden"]
     environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     note = {"verb": verb, "job": folder.name, "environment": environment, "began": time.time()}
-    noted = Path(os.environ["STAND_IN_NOTES"]) / f"{time.monotonic_ns()}-{os.getpid()}.json"
+    noted = Path(os.environ["FAKE_TRAINING_NOTES"]) / f"{time.monotonic_ns()}-{os.getpid()}.json"
     noted.with_suffix(".tmp").write_text(json.dumps(note))  # others read all notes at any time
     noted.with_suffix(".tmp").rename(noted)
     first = sum(json.loads(path.read_text())["job"] == folder.name for path in noted.parent.glob("*.json")) == 1

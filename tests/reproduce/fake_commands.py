@@ -62,7 +62,7 @@ def evaluate(folder, words):
 
 if __name__ == "__main__":
     verb, *words = sys.argv[1:]
-    with Path(os.environ["STAND_IN_NOTES"]).open("a") as notes:
+    with Path(os.environ["FAKE_TRAINING_NOTES"]).open("a") as notes:
         notes.write(json.dumps([verb, *words]) + "\n")
     if verb == "compare":
         Path(words[0]).write_text(json.dumps(dict(zip(words[1::2], words[2::2], strict=True))))
