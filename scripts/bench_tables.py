@@ -7,12 +7,12 @@ import results
 from formatting import markdown, milliseconds, scientific
 
 from odebench.bench import report
-from odebench.bench.cases import DEFAULT, WORKS
+from odebench.bench.cases import CASES, DEFAULT_CASES
 
 Row = dict[str, Any]
 
 NOT_YET = "*Not measured yet.*"
-FAMILY_HEADER = ["library", "mode", "method", "ms: min, median", "ratio: min, median", "bare f, ms", "NFE", "steps"]
+FAMILY_HEADER = ["library", "mode", "method", "ms: min, median", "ratio: min, median", "f alone, ms", "NFE", "steps"]
 MODES = {"forward": "forward", "backprop": "exact gradient", "adjoint": "continuous adjoint"}
 ERRORS = {"state_error": "error", "parameter_gradient_error": "gradient error"}
 
@@ -27,11 +27,11 @@ def bench_files(folder: Path | None = None) -> list[list[Row]]:
 
 
 def bench_tables(rows: list[Row]) -> str:
-    """Everybody in one file: a table for each work, tolerance and family of modes."""
+    """All libraries of one file: a table for each case, tolerance and family of modes."""
     parts = []
-    for (work, family, tol), group in report.groups(rows).items():
+    for (case, family, tol), group in report.groups(rows).items():
         errors = {name: title for name, title in ERRORS.items() if any(row[name] is not None for row in group)}
-        by_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation is then of some of the rows
+        by_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation may be of some of the rows
         lines = [
             [
                 *(f"{row['library']} {row['variant'] or ''}".rstrip(), row["mode"], f"`{row['method']}`"),
@@ -45,7 +45,8 @@ def bench_tables(rows: list[Row]) -> str:
             ]
             for row in group
         ]
-        title = f"`{work}`, {family}, tol {tol:g}. {WORKS[work].about[0].upper()}{WORKS[work].about[1:]}."
+        description = CASES[case].description
+        title = f"`{case}`, {family}, tol {tol:g}. {description[0].upper()}{description[1:]}."
         header = [*FAMILY_HEADER, *errors.values(), "peak MiB"]
         if by_rows:
             header.insert(header.index("steps"), "rows evaluated")
@@ -54,15 +55,15 @@ def bench_tables(rows: list[Row]) -> str:
 
 
 def bench_summary(rows: list[Row]) -> str:
-    """odebench beside torchdiffeq: a line for each of the usual works, a column for each of the usual modes."""
+    """odebench beside torchdiffeq: a line for each default case, a column for each default mode."""
     lines, used = [], []
-    for work in DEFAULT:
+    for case in DEFAULT_CASES:
         cells = []
         for mode in MODES:
-            mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (work, mode, "dopri5")]
-            mine = [row for row in mine if row["tol"] == WORKS[work].tol]
+            mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (case, mode, "dopri5")]
+            mine = [row for row in mine if row["tol"] == CASES[case].tol]
             ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
-            # Of its variants the fastest.
+            # The fastest of its variants.
             theirs = min(
                 (r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None
             )
@@ -73,12 +74,12 @@ def bench_summary(rows: list[Row]) -> str:
             ratio, *times = theirs["time_min_ms"] / ours["time_min_ms"], ours["time_min_ms"], theirs["time_min_ms"]
             cells.append(f"**{ratio:.1f}** ({' / '.join(map(milliseconds, times))} ms)")
         if set(cells) != {"–"}:
-            lines.append([f"`{work}`", *cells])
-    return f"{markdown(['work', *MODES.values()], lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
+            lines.append([f"`{case}`", *cells])
+    return f"{markdown(['case', *MODES.values()], lines)}\n\n{bench_measured_on(used)}" if lines else NOT_YET
 
 
 def machine_table() -> str:
-    """How many times as fast as torchdiffeq on each machine, by the least times of both: eager steps, compiled ones."""
+    """Speed relative to torchdiffeq on each machine, by the shortest times of both: eager steps, compiled steps."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     machines: dict[str, None] = {}
     for rows in (*bench_files(), *bench_files(results.RESULTS / results.OTHERS)):
@@ -87,24 +88,24 @@ def machine_table() -> str:
             for row in group if theirs else ():
                 if row["library"] != "odebench" or row["mode"] not in MODES or row["variant"] not in (None, "compiled"):
                     continue
-                told = found.setdefault((row["work"], row["mode"]), {}).setdefault(row["cpu"], [])
+                ratios = found.setdefault((row["work"], row["mode"]), {}).setdefault(row["cpu"], [])
                 machines[row["cpu"]] = None
                 ratio = f"{theirs / row['time_min_ms']:.1f}"
                 if row["variant"]:
-                    told.append(f"compiled {ratio}")
-                elif not told:  # the other file with eager steps has them beside compiled ones
-                    told.append(ratio)
+                    ratios.append(f"compiled {ratio}")
+                elif not ratios:  # another file may have eager steps too, measured beside compiled ones
+                    ratios.append(ratio)
     lines = [
-        [f"`{work}`", MODES[mode], *(", ".join(its.get(cpu, "–")) for cpu in machines)]
-        for work in WORKS
+        [f"`{case}`", MODES[mode], *(", ".join(by_cpu.get(cpu, "–")) for cpu in machines)]
+        for case in CASES
         for mode in MODES
-        if (its := found.get((work, mode)))
+        if (by_cpu := found.get((case, mode)))
     ]
-    return markdown(["work", "gradient", *machines], lines) if lines else NOT_YET
+    return markdown(["case", "gradient", *machines], lines) if lines else NOT_YET
 
 
 def bench_measured_on(rows: list[Row]) -> str:
-    """When, where and with which versions."""
+    """When and where the rows were measured, and with which versions."""
     versions = dict.fromkeys(f"{row['library']} {row['version']}" for row in rows)
     row = rows[0]
     where = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''} of {row['cpu']}"
@@ -112,20 +113,20 @@ def bench_measured_on(rows: list[Row]) -> str:
 
 
 def mode_table(rows: list[Row]) -> str:
-    """What each gradient mode costs on the works of the bench, and how far its gradient is from float64's."""
+    """What each gradient mode costs on the benchmark cases, and the error of its gradient."""
     lines, used = [], []
     for row in rows:
         if row["library"] != "odebench" or row["variant"] or row["mode"] == "forward":
             continue
         used.append(row)
         memory = f"{row['peak_mib']:.3g} MiB" if row["peak_mib"] is not None else "–"
-        what = [f"`{row['work']}`", f"{row['tol']:g}", f"`{row['mode']}`"]
+        cells = [f"`{row['work']}`", f"{row['tol']:g}", f"`{row['mode']}`"]
         costs = [evaluations(row), milliseconds(row["time_min_ms"]), memory]
-        lines.append([*what, *costs, scientific(row["parameter_gradient_error"])])
-    header = ["work", "tol", "mode", "NFE", "least ms", "peak memory", "error of the gradient"]
+        lines.append([*cells, *costs, scientific(row["parameter_gradient_error"])])
+    header = ["case", "tol", "mode", "NFE", "shortest ms", "peak memory", "error of the gradient"]
     return f"{markdown(header, lines)}\n\n{bench_measured_on(used)}"
 
 
 def evaluations(row: Row) -> str:
-    """Forward, and backward where there are any."""
+    """Forward, and backward if there are any."""
     return f"{row['nfe_forward']} + {row['nfe_backward']}" if row["nfe_backward"] else f"{row['nfe_forward']}"

@@ -1,4 +1,4 @@
-"""Training steps: odebench beside the same model written plainly with torchdiffeq.
+"""Compare training steps of odebench with those of the same model written with torchdiffeq.
 
     pip install -e ".[dev,peers]"
     python scripts/compare_training_step.py --model odenet --output steps.csv     also: cnf, latent_ode
@@ -7,14 +7,14 @@
 The models: odenet, MNIST (from data.root or $ODEBENCH_DATA, else the 5,000 images), batch 128, tol 1e-3; cnf, two
 circles, batch 512, tol 1e-5; latent_ode, all 1,000 spirals at all 100 times as one batch, tol 1e-5.
 
-Same weights, batches, optimiser, tolerance, method and threads; odebench's step is the trainer's own, torchdiffeq's is
-forward, backward, step (``torchdiffeq_models.py``). All are in one process and take turns, so that a drift of the
-machine's speed meets everybody. Every turn starts from the weights that odebench has after --warmup steps and takes the
-same batches; the losses of all must agree. The numbers are the best and the median of the turns. No GPU is used.
+Weights, batches, optimiser, tolerance, method and threads are the same; odebench's step is that of its trainer,
+torchdiffeq's is forward, backward, step (``torchdiffeq_models.py``). All run in one process in turns, so that a drift
+of the machine's speed affects all. Every turn starts from the weights that odebench has after --warmup steps and uses
+the same batches; all losses must agree. The numbers are the best and the median of the turns. No GPU is used.
 
-odebench is measured twice: as it comes, each solve searching its first step as torchdiffeq does, and with
-solver.first_step=warm, where a training's solve starts with what the last one's first error allowed. The bare speed is
-that of the evaluations of each one's own field alone: f, and its vector-Jacobian product where there is one.
+odebench is measured twice: with its default, where each solve searches its first step as in torchdiffeq, and with
+solver.first_step=warm, where each solve starts with the step size that the first error of the previous one allowed. The
+speed of the field alone counts the evaluations of f, and the vector-Jacobian products in a backward solve.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import results
 import torch
-import torchdiffeq_models as plain
+import torchdiffeq_models
 from torch import nn
 
 from odebench.bench import measure
@@ -48,17 +48,17 @@ from odebench.training.loop import train_step
 from odebench.training.optim import build_optimizer
 
 FIRST_STEPS = {"search": "null", "warm": "warm"}
-# So many tolerances may the losses differ, relatively.
-AGREEMENT = 100
+# The losses may differ by this many tolerances, relatively.
+MAX_LOSS_DIFFERENCE = 100
 
 Batches = Callable[[int], Any]
 
 
 class GradientChoice(NamedTuple):
-    """How odebench takes its gradient: settings, and the gradient of torchdiffeq that it is put beside."""
+    """Settings of odebench's gradient mode, and the gradient of torchdiffeq that it is compared with."""
 
     words: tuple[str, ...]
-    beside: str
+    compared_with: str
 
 
 ADJOINT, BACKPROP = GradientChoice(("gradient=adjoint",), "adjoint"), GradientChoice(("gradient=backprop",), "backprop")
@@ -68,9 +68,12 @@ ADJOINT, BACKPROP = GradientChoice(("gradient=adjoint",), "adjoint"), GradientCh
 class StepComparison:
     """One model.
 
-    data, tol: and further words of its settings. unit, batch_size: what a batch has so many of. gradients: those of
-    odebench by name. plain: the peer. field: of odebench's model, as the engine evaluates it. batches: from a task to
-    its batch for an optimiser step.
+    data, tol, words: settings of both libraries.
+    unit, batch_size: what a batch consists of, and how many.
+    gradients: odebench's gradient modes by name.
+    torchdiffeq_model: the same model written with torchdiffeq.
+    field: the field of odebench's model that the solver evaluates.
+    batches: from a task to a function that gives the batch of an optimiser step.
     """
 
     data: str
@@ -79,13 +82,13 @@ class StepComparison:
     unit: str
     batch_size: int
     gradients: dict[str, GradientChoice]
-    plain: type[plain.TorchdiffeqModel]
+    torchdiffeq_model: type[torchdiffeq_models.TorchdiffeqModel]
     field: Callable[[Any], nn.Module] = lambda model: model.field
     batches: Callable[[Any], Batches] = lambda task: task.batch
 
 
 def all_spirals(task: Any) -> Batches:
-    """The 1,000 spirals of all three splits, which share their times; what is observed is encoded and asked for."""
+    """The 1,000 spirals of all three splits at their common times, observed and predicted at the same points."""
     parts = [split.inputs(torch.arange(len(split))) for split in task._splits.values()]
     values, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask"))
     inputs = dataclasses.replace(parts[0], values=values, mask=mask, labels=None)
@@ -97,7 +100,7 @@ def all_spirals(task: Any) -> Batches:
     return batch
 
 
-CONTESTS = {
+COMPARISONS = {
     "odenet": StepComparison(
         data="mnist",
         tol=1e-3,
@@ -105,7 +108,7 @@ CONTESTS = {
         unit="images",
         batch_size=128,
         gradients={"adjoint": ADJOINT, "backprop": BACKPROP},
-        plain=plain.TorchdiffeqODENet,
+        torchdiffeq_model=torchdiffeq_models.TorchdiffeqODENet,
     ),
     "cnf": StepComparison(
         data="two_circles",
@@ -114,7 +117,7 @@ CONTESTS = {
         unit="samples",
         batch_size=512,
         gradients={"adjoint": ADJOINT},
-        plain=plain.TorchdiffeqCNF,
+        torchdiffeq_model=torchdiffeq_models.TorchdiffeqCNF,
         field=lambda model: model.transforms[0]._carried["exact"],
     ),
     "latent_ode": StepComparison(
@@ -129,7 +132,7 @@ CONTESTS = {
             "checkpoint": GradientChoice(("gradient=checkpoint",), "adjoint"),
             "backprop": BACKPROP,
         },
-        plain=plain.TorchdiffeqLatentODE,
+        torchdiffeq_model=torchdiffeq_models.TorchdiffeqLatentODE,
         batches=all_spirals,
     ),
 }
@@ -137,9 +140,9 @@ CONTESTS = {
 
 @dataclass
 class TimedTraining:
-    """One who takes part.
+    """A training of one library with one gradient mode.
 
-    step: takes optimiser step n; its loss, and its evaluations forward and backward.
+    step: takes optimiser step n; returns its loss, and its evaluations forward and backward.
     losses, nfe: of the first step of each turn, and of all steps.
     """
 
@@ -154,14 +157,14 @@ class TimedTraining:
 
     @property
     def name(self) -> str:
-        """For the reader."""
+        """Library, gradient mode and first step."""
         return f"{self.library}, {self.gradient}, first step {self.first_step}"
 
 
-def ours(contest: StepComparison, settings: Settings, gradient: str, first_step: str) -> TimedTraining:
-    """The trainer's own step."""
+def odebench_training(comparison: StepComparison, settings: Settings, gradient: str, first_step: str) -> TimedTraining:
+    """The step of odebench's trainer."""
     task = build(settings)
-    task.batch = contest.batches(task)
+    task.batch = comparison.batches(task)
     training = TrainingState(settings, task)
 
     def step(number: int) -> tuple[float, float, float]:
@@ -169,14 +172,14 @@ def ours(contest: StepComparison, settings: Settings, gradient: str, first_step:
         numbers = train_step(training, settings, 10**6)
         return numbers["train/loss"], numbers["nfe/forward"], numbers["nfe/backward"]
 
-    return TimedTraining("odebench", gradient, first_step, task.model, contest.field(task.model), step)
+    return TimedTraining("odebench", gradient, first_step, task.model, comparison.field(task.model), step)
 
 
-def theirs(contest: StepComparison, settings: Settings, gradient: str) -> TimedTraining:
-    """Forward, backward, step."""
+def torchdiffeq_training(comparison: StepComparison, settings: Settings, gradient: str) -> TimedTraining:
+    """Forward, backward, step, with torchdiffeq."""
     task = build(settings)
-    batch = contest.batches(task)
-    model = contest.plain(task.model, settings.tol, gradient)
+    batch = comparison.batches(task)
+    model = comparison.torchdiffeq_model(task.model, settings.tol, gradient)
     optimizer = build_optimizer(settings.optim, task.model)
 
     def step(number: int) -> tuple[float, float, float]:
@@ -192,54 +195,56 @@ def theirs(contest: StepComparison, settings: Settings, gradient: str) -> TimedT
 
 
 def build(settings: Settings) -> Any:
-    """A task whose weights are the seed's; how the trainer prepares the machine is for all."""
+    """Build a task with the weights of the seed, after preparing the machine as the trainer does."""
     return build_task(settings, prepare(settings))
 
 
-def all_sides(model: str, words: list[str]) -> list[TimedTraining]:
-    """All who take part, odebench first."""
-    contest = CONTESTS[model]
-    sides = [
-        ours(contest, settings_of(model, [*way.words, f"solver.first_step={word}", *words]), gradient, first_step)
-        for gradient, way in contest.gradients.items()
+def all_trainings(model: str, words: list[str]) -> list[TimedTraining]:
+    """All trainings, those of odebench first."""
+    comparison = COMPARISONS[model]
+    trainings = [
+        odebench_training(
+            comparison, settings_of(model, [*choice.words, f"solver.first_step={word}", *words]), gradient, first_step
+        )
+        for gradient, choice in comparison.gradients.items()
         for first_step, word in FIRST_STEPS.items()
     ]
-    peers = dict.fromkeys(way.beside for way in contest.gradients.values())
-    return sides + [theirs(contest, settings_of(model, words), gradient) for gradient in peers]
+    gradients = dict.fromkeys(choice.compared_with for choice in comparison.gradients.values())
+    return trainings + [torchdiffeq_training(comparison, settings_of(model, words), gradient) for gradient in gradients]
 
 
 def settings_of(model: str, words: list[str]) -> Settings:
-    """The settings of one side."""
-    contest = CONTESTS[model]
-    about = [f"model={model}", f"data={contest.data}", f"tol={contest.tol}", "schedule=constant", "device=cpu"]
-    return read_settings(compose([*about, *contest.words, *words]))
+    """The settings of one training."""
+    comparison = COMPARISONS[model]
+    settings = [f"model={model}", f"data={comparison.data}", f"tol={comparison.tol}", "schedule=constant", "device=cpu"]
+    return read_settings(compose([*settings, *comparison.words, *words]))
 
 
-def take_turns(sides: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, measure.RunTimes]:
-    """The seconds of each side's turns by its name, and of the evaluations of each library's field by kind."""
+def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, measure.RunTimes]:
+    """The seconds of each training's turns by its name, and of one evaluation of each library's field, by kind."""
     for number in range(arguments.warmup):
-        sides[0].step(number)
-    weights = {name: tensor.clone() for name, tensor in sides[0].model.state_dict().items()}
+        trainings[0].step(number)
+    weights = {name: tensor.clone() for name, tensor in trainings[0].model.state_dict().items()}
 
-    def turn(side: TimedTraining) -> float:
-        side.model.load_state_dict(weights)
+    def turn(training: TimedTraining) -> float:
+        training.model.load_state_dict(weights)
         started = time.perf_counter()
-        taken = [side.step(arguments.warmup + number) for number in range(arguments.steps)]
+        steps = [training.step(arguments.warmup + number) for number in range(arguments.steps)]
         seconds = time.perf_counter() - started
-        side.losses.append(taken[0][0])
-        side.nfe += [(forward, backward) for _, forward, backward in taken]
+        training.losses.append(steps[0][0])
+        training.nfe += [(forward, backward) for _, forward, backward in steps]
         return seconds
 
     runs: dict[str, Callable[[], float]] = {}
-    for side in sides:
-        with first_call(side.field) as call:
-            turn(side)
-        turn(side)  # a compiled solve is made again without the hook
-        side.losses.clear()
-        side.nfe.clear()
-        runs[side.name] = functools.partial(turn, side)
-        for kind in (measure.PLAIN, measure.TOGETHER, measure.APART):
-            runs.setdefault(f"{side.library} {kind}", measure.bare(side.field, *call, kind))
+    for training in trainings:
+        with first_call(training.field) as call:
+            turn(training)
+        turn(training)  # a compiled solve is compiled again without the hook
+        training.losses.clear()
+        training.nfe.clear()
+        runs[training.name] = functools.partial(turn, training)
+        for kind in (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH):
+            runs.setdefault(f"{training.library} {kind}", measure.field_timer(training.field, *call, kind))
     return measure.interleave(runs, arguments.turns, math.inf)
 
 
@@ -257,39 +262,43 @@ def first_call(module: nn.Module) -> Iterator[list[Any]]:
     handle.remove()
 
 
-def check_losses(sides: list[TimedTraining], tol: float) -> None:
-    """SystemExit where the sides do not train the same model."""
-    losses = {side.name: statistics.mean(side.losses) for side in sides}
-    if max(losses.values()) - min(losses.values()) > AGREEMENT * tol * abs(statistics.mean(losses.values())):
-        raise SystemExit(f"the losses differ by more than {AGREEMENT} tolerances: {losses}")
+def check_losses(trainings: list[TimedTraining], tol: float) -> None:
+    """Raises SystemExit unless the losses of all trainings agree."""
+    losses = {training.name: statistics.mean(training.losses) for training in trainings}
+    if max(losses.values()) - min(losses.values()) > MAX_LOSS_DIFFERENCE * tol * abs(statistics.mean(losses.values())):
+        raise SystemExit(f"the losses differ by more than {MAX_LOSS_DIFFERENCE} tolerances: {losses}")
 
 
-def bare_s(side: TimedTraining, times: dict[str, measure.RunTimes]) -> float:
-    """What the evaluations of a step alone take at best, the backward ones, or else the forward ones, with product."""
-    forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
-    plain_s, together_s, apart_s = (
-        min(times[f"{side.library} {kind}"].seconds) for kind in (measure.PLAIN, measure.TOGETHER, measure.APART)
+def field_s(training: TimedTraining, times: dict[str, measure.RunTimes]) -> float:
+    """Shortest time of a step's evaluations alone; the backward ones (else the forward ones) with their products."""
+    forward, backward = (statistics.mean(counts) for counts in zip(*training.nfe, strict=True))
+    evaluation_s, together_s, apart_s = (
+        min(times[f"{training.library} {kind}"].seconds)
+        for kind in (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH)
     )
-    return forward * plain_s + backward * apart_s if backward else forward * together_s
+    return forward * evaluation_s + backward * apart_s if backward else forward * together_s
 
 
 def row_of(
-    contest: StepComparison, side: TimedTraining, times: dict[str, measure.RunTimes], arguments: argparse.Namespace
+    comparison: StepComparison,
+    training: TimedTraining,
+    times: dict[str, measure.RunTimes],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One line of the table."""
-    seconds, done = times[side.name].seconds, contest.batch_size * arguments.steps
-    forward, backward = (statistics.mean(counts) for counts in zip(*side.nfe, strict=True))
+    """One row of the CSV file."""
+    seconds, done = times[training.name].seconds, comparison.batch_size * arguments.steps
+    forward, backward = (statistics.mean(counts) for counts in zip(*training.nfe, strict=True))
     return {
-        "gradient": side.gradient,
-        "first_step": side.first_step,
-        "library": side.library,
-        f"{contest.unit}_per_s_best": round(done / min(seconds), 1),
-        f"{contest.unit}_per_s_median": round(done / statistics.median(seconds), 1),
-        f"{contest.unit}_per_s_bare": round(contest.batch_size / bare_s(side, times), 1),
+        "gradient": training.gradient,
+        "first_step": training.first_step,
+        "library": training.library,
+        f"{comparison.unit}_per_s_best": round(done / min(seconds), 1),
+        f"{comparison.unit}_per_s_median": round(done / statistics.median(seconds), 1),
+        f"{comparison.unit}_per_s_bare": round(comparison.batch_size / field_s(training, times), 1),
         "nfe_forward": round(forward, 1),
         "nfe_backward": round(backward, 1),
-        "tol": contest.tol,
-        "data": contest.data,
+        "tol": comparison.tol,
+        "data": comparison.data,
         "turns": arguments.turns,
         **results.machine_here(),
         "threads": torch.get_num_threads(),
@@ -300,7 +309,7 @@ def row_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=CONTESTS, required=True)
+    parser.add_argument("--model", choices=COMPARISONS, required=True)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1, help="optimiser steps a turn")
     parser.add_argument("--warmup", type=int, default=50, help="optimiser steps before the first turn")
@@ -308,26 +317,26 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further settings of both, such as data=mnist5k")
     arguments = parser.parse_args()
 
-    contest = CONTESTS[arguments.model]
-    sides = all_sides(arguments.model, arguments.overrides)
-    times = take_turns(sides, arguments)
-    check_losses(sides, contest.tol)
-    rows, unit = [], contest.unit
-    for side in sides:
-        if side.library != "odebench":
+    comparison = COMPARISONS[arguments.model]
+    trainings = all_trainings(arguments.model, arguments.overrides)
+    times = time_in_turns(trainings, arguments)
+    check_losses(trainings, comparison.tol)
+    rows, unit = [], comparison.unit
+    for training in trainings:
+        if training.library != "odebench":
             continue
-        peer = ("torchdiffeq", contest.gradients[side.gradient].beside)
-        beside = next(other for other in sides if (other.library, other.gradient) == peer)
-        pair = [row_of(contest, one, times, arguments) for one in (side, beside)]
+        other = ("torchdiffeq", comparison.gradients[training.gradient].compared_with)
+        partner = next(one for one in trainings if (one.library, one.gradient) == other)
+        pair = [row_of(comparison, one, times, arguments) for one in (training, partner)]
         rows += pair
-        print(side.name)
+        print(training.name)
         for row in pair:
             print(
-                f"  {row['library']}: {row[f'{unit}_per_s_median']:,} {unit}/s (median), bare "
+                f"  {row['library']}: {row[f'{unit}_per_s_median']:,} {unit}/s (median), field alone "
                 f"{row[f'{unit}_per_s_bare']:,}, NFE {row['nfe_forward']} + {row['nfe_backward']}"
             )
         ratios = (pair[0][f"{unit}_per_s_{kind}"] / pair[1][f"{unit}_per_s_{kind}"] for kind in ("best", "median"))
-        print("  times as many: {:.2f} (best), {:.2f} (median)".format(*ratios))
+        print("  ratio: {:.2f} (best), {:.2f} (median)".format(*ratios))
     if arguments.output:
         with open(arguments.output, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -4,8 +4,8 @@
 
 For given stages the order conditions are linear in the weights. So an extra stage at node c is the extension of
 the stages before it, evaluated at theta = c, and the weights b_i(theta) are polynomials that satisfy the
-conditions of order p (Hairer, Norsett & Wanner, Solving ODEs I, section II.6). What that leaves free makes the
-error terms of order p + 1 small. Neighbouring steps join with a continuous derivative.
+conditions of order p (Hairer, Norsett & Wanner, Solving ODEs I, section II.6). The remaining freedom minimises
+the error terms of order p + 1. The derivative is continuous from step to step.
 """
 
 import argparse
@@ -19,7 +19,7 @@ METHODS = {"vern7": VERN7, "dopri8": DOPRI8}
 
 # Node and order of the extra stages, after f at the end of the step. Those of vern7 and the last two of dopri8
 # are the pair of tenths with the least error terms. The stages of dopri8 miss the order conditions of order 6 by
-# a multiple of theta^2 (theta - 1)^2 (theta^2 - theta + 3/14), so that its first node has order 6 for nothing.
+# a multiple of theta^2 (theta - 1)^2 (theta^2 - theta + 3/14), which is zero at its first node.
 EXTRA_STAGES = {
     "vern7": [(0.6, 5), (0.4, 5)],
     "dopri8": [(0.5 + 7**0.5 / 14, 6), (0.5, 6), (0.3, 6)],
@@ -28,18 +28,18 @@ DAMPING = 1e-5  # how much the size of the weights counts beside the error terms
 
 
 def conditions(rows, order, used):
-    """What the order conditions are made of.
+    """Matrix and right side of the order conditions.
 
     Returns the matrix [trees, used stages] that maps weights to elementary weights; 1 / gamma, size and 1 / sigma
     of each tree. The last scales its elementary differential in the error.
     """
     weights = stage_weights(rows, order)
-    facts = np.array([(1 / gamma(tree), size(tree), 1 / sigma(tree)) for tree in weights]).T
-    return np.array(list(weights.values()))[:, used], *facts
+    tree_data = np.array([(1 / gamma(tree), size(tree), 1 / sigma(tree)) for tree in weights]).T
+    return np.array(list(weights.values()))[:, used], *tree_data
 
 
 def solutions(matrix, right):
-    """The least x with matrix x = right, for each column of ``right``, and the null space of the matrix."""
+    """The minimum-norm x with matrix x = right, for each column of ``right``, and the null space of the matrix."""
     u, s, v = np.linalg.svd(matrix)
     rank = int((s > 1e-10 * s[0]).sum())
     x = v[:rank].T @ (u[:, :rank].T @ right / s[:rank, None])
@@ -48,34 +48,34 @@ def solutions(matrix, right):
     return x, v[rank:].T
 
 
-def minimise(rows, x, null, basis, wishes):
-    """x + null y basis^T with the y [free, k] that brings rows (x + null y basis^T) powers near to each wish.
+def minimise(rows, x, null, basis, targets):
+    """x + null y basis^T with the y [free, k] that brings rows (x + null y basis^T) powers near each target.
 
-    wishes: pairs of theta's powers [degree] and a right side [number of rows].
+    targets: pairs of theta's powers [degree] and a right side [number of rows].
     """
-    goal = np.vstack([np.kron(rows @ null, basis.T @ powers) for powers, _ in wishes])
-    missing = np.concatenate([wish - rows @ x @ powers for powers, wish in wishes])
-    y = np.linalg.lstsq(goal, missing, rcond=None)[0]
+    matrix = np.vstack([np.kron(rows @ null, basis.T @ powers) for powers, _ in targets])
+    residual = np.concatenate([target - rows @ x @ powers for powers, target in targets])
+    y = np.linalg.lstsq(matrix, residual, rcond=None)[0]
     return x + null @ y.reshape(null.shape[1], -1) @ basis.T
 
 
 def extra_stage(rows, used, node, order):
     """Weights [used stages] of a stage at ``node`` of the given order."""
     matrix, right, sizes, scale = conditions(rows, order + 1, used)
-    held = sizes <= order
+    satisfied = sizes <= order
     right = right * node**sizes
-    x, null = solutions(matrix[held], right[held, None])
-    goal = np.vstack([scale[~held, None] * matrix[~held], DAMPING * np.eye(len(used))])
-    wish = np.concatenate([scale[~held] * right[~held], np.zeros(len(used))])
-    return minimise(goal, x, null, np.ones((1, 1)), [(np.ones(1), wish)])[:, 0]
+    x, null = solutions(matrix[satisfied], right[satisfied, None])
+    weighted_rows = np.vstack([scale[~satisfied, None] * matrix[~satisfied], DAMPING * np.eye(len(used))])
+    target = np.concatenate([scale[~satisfied] * right[~satisfied], np.zeros(len(used))])
+    return minimise(weighted_rows, x, null, np.ones((1, 1)), [(np.ones(1), target)])[:, 0]
 
 
 def polynomials(rows, used, b, end, order):
     """Coefficients [used stages, order] of the weights b_i(theta); stage ``end`` is f at the end of the step."""
     matrix, right, sizes, scale = conditions(rows, order + 1, used)
-    held = sizes <= order
+    satisfied = sizes <= order
     powers = np.arange(1, order + 1)
-    x, null = solutions(matrix[held], right[held, None] * (sizes[held, None] == powers))
+    x, null = solutions(matrix[satisfied], right[satisfied, None] * (sizes[satisfied, None] == powers))
 
     # b'(0) is 1 for the first stage alone, b(1) is b, b'(1) is 1 for stage ``end`` alone.
     stages = np.eye(len(rows))[used]
@@ -84,10 +84,10 @@ def polynomials(rows, used, b, end, order):
     x = x + null @ null.T @ (ends_right - x @ ends) @ np.linalg.pinv(ends)
     basis = np.linalg.svd(ends.T)[2][3:].T
 
-    goal = np.vstack([scale[~held, None] * matrix[~held], DAMPING * np.eye(len(used))])
-    wish = np.concatenate([scale[~held] * right[~held], np.zeros(len(used))])
+    weighted_rows = np.vstack([scale[~satisfied, None] * matrix[~satisfied], DAMPING * np.eye(len(used))])
+    target = np.concatenate([scale[~satisfied] * right[~satisfied], np.zeros(len(used))])
     thetas = (np.arange(10) + 0.5) / 10
-    x = minimise(goal, x, null, basis, [(theta**powers, theta ** (order + 1) * wish) for theta in thetas])
+    x = minimise(weighted_rows, x, null, basis, [(theta**powers, theta ** (order + 1) * target) for theta in thetas])
     x = x + (ends_right - x @ ends) @ np.linalg.pinv(ends)  # round-off
     x[:, 0] = stages[:, 0]
     return x
@@ -98,7 +98,7 @@ def derive(name):
     method = METHODS[name]
     rows = [*method.a] if method.fsal else [*method.a, method.b]
     end = len(rows) - 1
-    # The stages after the first that b skips have a low order: what uses them has it too.
+    # Stages after the first with b_i = 0 have a low order; a weight on them would lower the order of the result.
     first = next(i for i in range(1, method.stages) if method.b[i] != 0)
     for node, order in EXTRA_STAGES[name]:
         used = [0, *range(first, len(rows))]

@@ -1,11 +1,11 @@
-"""Backward evaluations where the adjoint's error is absolute, as in the code of Chen et al. 2018 and in torchdiffeq.
+"""Measure backward evaluations with an absolute error of the adjoint, as in Chen et al. 2018 and in torchdiffeq.
 
     odebench reproduce figure3 budget=small
     python scripts/measure_backward.py outputs/reproduce/figure3-small/0000_odenet_dopri5
 
 `gradient=adjoint` measures the adjoint's error relative to the gradient; the code behind the published "about half" did
-not. Here the same trained network takes the same training step by the drop-in ``odeint_adjoint``, whose errors are
-absolute: a gradient that the loss has divided by the batch size is small beside the tolerance, and its solve easy.
+not. Here the same trained network takes the same training step with the drop-in ``odeint_adjoint``, whose errors are
+absolute: a gradient that the loss divides by the batch size is small relative to the tolerance, and easy to solve for.
 docs/results/backward.*.csv; a few minutes on one core. Evaluations do not depend on the machine.
 """
 
@@ -37,7 +37,7 @@ class CountingField(nn.Module):
 
 
 def main() -> None:
-    """Measure, and write the CSV file."""
+    """Measure and write the CSV file."""
     run = load_run(sys.argv[1], [f"trainer.batch_size={BATCH}"])
     images, labels = run.task.batch(0)
     model, field = run.model.train(), CountingField(run.model.field)

@@ -1,11 +1,11 @@
-"""DETEST measured: what the 25 problems cost and how exact their ends are, by several methods.
+"""Measure evaluations and errors of several methods on the 25 problems of DETEST.
 
     pip install -e ".[dev,peers]"
     python scripts/measure_detest.py                    about a minute; docs/results/detest.*.csv and docs/speed.md
 
-The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each is
-solved for its end alone; an error is the largest absolute one of any component at t = 20, and that of all problems
-their geometric mean. Evaluations do not depend on the machine.
+The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each
+is solved for its end only; the error is the largest absolute error of any component at t = 20, and the geometric mean
+over the problems. Evaluations do not depend on the machine.
 """
 
 import math
@@ -25,28 +25,28 @@ import detest
 
 TOL = 1e-6
 SPAN = torch.tensor([0.0, detest.END], dtype=torch.float64)
-# Method and controller; that of adams changes its order by rules of its own.
-OURS = [
+# Method and controller; adams also chooses its order.
+CONFIGS = [
     ("dopri5", "integral"),
     ("dopri5", "pi"),
     *((method, "integral") for method in ("tsit5", "bosh3", "dopri8", "vern7", "adams")),
 ]
 
-End = Callable[[detest.TestProblem], tuple[int, Tensor]]
+SolveEnd = Callable[[detest.TestProblem], tuple[int, Tensor]]
 
 
-def by_odebench(method: str, controller: str) -> End:
-    """From a problem to the evaluations and y(20)."""
+def solve_with_odebench(method: str, controller: str) -> SolveEnd:
+    """Solve a problem; evaluations and y(20)."""
 
-    def end(problem: detest.TestProblem) -> tuple[int, Tensor]:
+    def solve_end(problem: detest.TestProblem) -> tuple[int, Tensor]:
         solution = solve(problem.f, problem.y0, SPAN, method=method, rtol=TOL, atol=TOL, controller=controller)
         return solution.stats.nfe, solution.y[-1]
 
-    return end
+    return solve_end
 
 
-def by_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
-    """The same by torchdiffeq's dopri5, evaluations counted inside the field."""
+def solve_with_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
+    """Solve by torchdiffeq's dopri5, counting evaluations inside the field."""
     import torchdiffeq
 
     calls = 0
@@ -61,11 +61,11 @@ def by_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
 
 
 @torch.no_grad()
-def measure(library: str, method: str, controller: str, end: End) -> dict[str, object]:
+def measure(library: str, method: str, controller: str, solve_end: SolveEnd) -> dict[str, object]:
     """A row of the CSV file."""
     evaluations, logs = 0, []
     for name, problem in detest.PROBLEMS.items():
-        calls, y = end(problem)
+        calls, y = solve_end(problem)
         evaluations += calls
         logs.append(math.log(float((y - detest.reference(name)).abs().max())))
     print(library, method, controller, evaluations, flush=True)
@@ -82,9 +82,9 @@ def measure(library: str, method: str, controller: str, end: End) -> dict[str, o
 
 
 def main() -> None:
-    """Measure, write, render."""
-    rows = [measure("odebench", *words, by_odebench(*words)) for words in OURS]
-    rows.insert(2, measure("torchdiffeq", "dopri5", "integral", by_torchdiffeq))
+    """Measure, write the CSV file, render the page."""
+    rows = [measure("odebench", *words, solve_with_odebench(*words)) for words in CONFIGS]
+    rows.insert(2, measure("torchdiffeq", "dopri5", "integral", solve_with_torchdiffeq))
     results.keep("detest", rows)
     page = ROOT / "docs" / "speed.md"
     page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What steps of its own for each series cost: python scripts/measure_stepping.py
+"""Measure the cost of per-sample steps for time series: python scripts/measure_stepping.py
 
 Two trainings of a few steps, for docs/results/stepping.*.csv: 50 sinusoids of 100 times each, no two at the same time,
-solved together in shared steps, and by `solver.stepping=per_sample`. Alone on the machine; a minute on one core.
+solved in shared steps, and with `solver.stepping=per_sample`. Run nothing else meanwhile; a minute on one core.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ TRAINING = ["gradient=backprop", "trainer.batch_size=50", "trainer.eval_batch_si
 
 
 def measure(stepping: str, folder: Path) -> dict[str, object]:
-    """A row: time and memory of a step, and its evaluations."""
+    """Train, and return a row: time, memory and evaluations of a step."""
     words = ["train", *SERIES, *TRAINING, f"solver.stepping={stepping}", "trainer.threads=1"]
     subprocess.run([sys.executable, "-m", "odebench", *words, f"run_dir='{folder}'"], check=True)
     summary = read_run(folder).summary
@@ -34,7 +34,7 @@ def measure(stepping: str, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, and keep the file."""
+    """Measure and write the CSV file."""
     with tempfile.TemporaryDirectory() as name:
         rows = [measure(stepping, Path(name) / stepping) for stepping in ("shared", "per_sample")]
     print(results.keep("stepping", rows))

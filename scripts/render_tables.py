@@ -181,9 +181,9 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
 def step_table(rows: list[dict[str, str]]) -> str:
     """The training step beside torchdiffeq's, and what the evaluations alone would allow where that was measured."""
     unit = next(name.removesuffix("_per_s_best") for name in rows[0] if name.endswith("_per_s_best"))
-    has_bare = f"{unit}_per_s_bare" in rows[0]
+    has_field = f"{unit}_per_s_bare" in rows[0]
     header = ["gradient", "first step", *(f"{library}, {unit}/s (NFE)" for library in ("odebench", "torchdiffeq"))]
-    header += ["ratio: best, median"] + [f"bare f + vjp, {unit}/s: odebench, torchdiffeq"] * has_bare
+    header += ["ratio: best, median"] + [f"f + vjp alone, {unit}/s: odebench, torchdiffeq"] * has_field
     lines = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         ratios = [float(ours[f"{unit}_per_s_{k}"]) / float(theirs[f"{unit}_per_s_{k}"]) for k in ("best", "median")]
@@ -194,7 +194,7 @@ def step_table(rows: list[dict[str, str]]) -> str:
         if theirs["gradient"] != gradient:
             gradient = f"{gradient} beside {theirs['gradient']}"
         lines.append([gradient, ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
-        if has_bare:
+        if has_field:
             lines[-1].append(", ".join(row[f"{unit}_per_s_bare"] for row in (ours, theirs)))
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 

@@ -1,7 +1,6 @@
-"""Models as a user of torchdiffeq writes them: the peers of ``compare_training_step.py``.
+"""Models as a user of torchdiffeq writes them, for ``compare_training_step.py``.
 
-Each takes the weights of one of odebench's models and gives the same loss of the same batch. The fields count their
-evaluations in ``nfe``.
+Each uses the weights of one of odebench's models, and has the same loss. The fields count their evaluations in ``nfe``.
 """
 
 import math
@@ -64,20 +63,20 @@ class TorchdiffeqConvField(nn.Module):
 
 
 class TorchdiffeqConcatConv(nn.Module):
-    """A convolution that sees the time."""
+    """A convolution with the time as an input channel."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """The convolution of t beside x."""
+        """Convolve t and x, concatenated as channels."""
         plane = torch.ones_like(x[:, :1]) * t
         return F.conv2d(torch.cat([plane, x], 1), self.conv.weight, self.conv.bias, padding=1)
 
 
 class TorchdiffeqCNF(TorchdiffeqModel):
-    """The CNF of torchdiffeq's own example, its trace by one derivative a dimension."""
+    """The CNF of torchdiffeq's example; the trace takes one derivative per dimension."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
@@ -115,8 +114,8 @@ class TorchdiffeqGatedField(nn.Module):
 
 
 class TorchdiffeqLatentODE(TorchdiffeqModel):
-    """The latent ODE of torchdiffeq's own example, its encoder odebench's: a recurrent network that reads values, mask
-    and time gaps backwards."""
+    """The latent ODE of torchdiffeq's example with odebench's encoder, a recurrent network that reads values, mask and
+    time gaps backwards."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
@@ -140,7 +139,7 @@ class TorchdiffeqLatentODE(TorchdiffeqModel):
 
 
 class TorchdiffeqLatentField(nn.Module):
-    """A network of the state."""
+    """A network of the state, without the time."""
 
     def __init__(self, field: Any) -> None:
         super().__init__()

@@ -48,19 +48,19 @@ BENCH = {
 }  # fmt: skip
 
 
-def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch):
+def test_the_speed_tables_have_the_numbers_of_the_bench(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
     assert tables.bench_files() == []
     assert tables.bench_summary([]) == tables.machine_table() == tables.NOT_YET
-    peers = [("odebench", "4.0", "5.0", "3.0", "2.4"), ("torchdiffeq", "12.0", "12.0", "1.0", "1.0")]
+    libraries = [("odebench", "4.0", "5.0", "3.0", "2.4"), ("torchdiffeq", "12.0", "12.0", "1.0", "1.0")]
     names = ("library", "time_min_ms", "time_median_ms", "ratio_min", "ratio_median")
-    rows = [BENCH | dict(zip(names, values, strict=True)) | {"version": "1.0"} for values in peers]
+    rows = [BENCH | dict(zip(names, values, strict=True)) | {"version": "1.0"} for values in libraries]
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
     (tmp_path / "bench_x.cpu.torch-2.13.0.csv").write_text("\n".join(lines) + "\n")
     (found,) = tables.bench_files()
-    everybody = tables.bench_tables(found)
-    assert "| odebench | forward | `dopri5` | 4, 5 | 3.00, 2.40 | 2.5 | 50 | 7 + 1 | 1.2e-05 | – |" in everybody
-    assert "gradient error" not in everybody
+    all_libraries = tables.bench_tables(found)
+    assert "| odebench | forward | `dopri5` | 4, 5 | 3.00, 2.40 | 2.5 | 50 | 7 + 1 | 1.2e-05 | – |" in all_libraries
+    assert "gradient error" not in all_libraries
     summary = tables.bench_summary(found)
     assert "| `mlp` | **3.0** (4 / 12 ms) | – | – |" in summary
     faster = [row | {"cpu": "Other CPU", "time_min_ms": time} for row, time in zip(rows, ("3.0", "12.0"), strict=True)]
@@ -68,9 +68,9 @@ def test_the_speed_tables_say_what_the_bench_wrote(tables, tmp_path, monkeypatch
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in faster)]
     (tmp_path / "other_machines").mkdir()
     (tmp_path / "other_machines" / "bench_x.other-cpu.torch-2.13.0.csv").write_text("\n".join(lines) + "\n")
-    assert tables.machine_table().splitlines()[0] == "| work | gradient | CPU | Other CPU |"
+    assert tables.machine_table().splitlines()[0] == "| case | gradient | CPU | Other CPU |"
     assert tables.machine_table().splitlines()[2] == "| `mlp` | forward | 3.0 | 4.0, compiled 6.0 |"
-    for text in (everybody, summary):
+    for text in (all_libraries, summary):
         assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
 
 

@@ -1,6 +1,6 @@
-"""The engine measured beside the other solver libraries that are installed.
+"""Compare the solver with the other solver libraries that are installed.
 
-``works`` are the problems, as data; ``peers`` the libraries, one adapter each (``remote`` and ``diffrax_server``
-for the one that needs a process of its own); ``reference`` is the truth that errors are measured against;
-``measure`` holds the meters; ``contest`` lets all of them run; ``report`` writes what came out.
+``cases`` holds the initial value problems, ``libraries`` one adapter per library (diffrax runs in a separate process:
+``diffrax_client``, ``diffrax_server``), ``reference`` the solutions that errors are measured against, ``measure`` the
+counters and timers. ``comparison`` runs all of it, ``report`` writes the results.
 """

@@ -1,7 +1,7 @@
-"""The problems that are solved, as data: a vector field, a state, times, a tolerance.
+"""The benchmark cases as data: a vector field, an initial state, output times, a tolerance.
 
-A state is a tensor or a tuple of tensors, the first dimension being the batch. All of it is made from one seed, so
-that every library, every mode and every run meets the same numbers.
+A state is a tensor or a tuple of tensors; the first dimension is the batch. A fixed seed makes the tensors the same for
+every library, mode and run.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,24 @@ STIFF = ("kvaerno5", "rodas4", "radau", "bdf", "lsoda")
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """One problem.
+    """An initial value problem to compare libraries on.
 
-    name, about: what the user types, and a line that says what it is.
+    name, description: the name on the command line, and a line for the table.
     field, state: make the vector field f(t, y) and the state at the first time.
-    times: where the states are wanted.
+    times: output times.
     tol: rtol and atol.
-    published: from ``field``, the same function with the same parameters as its authors wrote it, where ours is
-        written otherwise; the peers solve that one.
-    methods: solved by these where the user names none; a library takes part with those it has.
+    published: from ``field``, the same function with the same parameters in its authors' implementation, if ours
+        differs; the other libraries solve that one.
+    methods: the default methods; each library runs those it has.
     per_sample: each row may have its own step sizes.
-    reference_tol, reference: tolerance of the float64 reference, and how it is had: "engine", "engine_adjoint" (flat
-        in memory), or "sensitivities" (SciPy's Radau on the variational equations, for small stiff systems).
-    minutes_for: libraries that need minutes for it, so that they take part only when they are named.
+    reference_tol, reference: tolerance of the float64 reference solution, and how its gradient is computed: "backprop",
+        "adjoint" (constant memory), or "sensitivities" (SciPy's Radau on the variational equations, for small stiff
+        systems).
+    slow_libraries: libraries that need minutes for it, and run only if the user names them.
     """
 
     name: str
-    about: str
+    description: str
     field: Callable[[], nn.Module]
     state: Callable[[], State]
     times: tuple[float, ...]
@@ -48,19 +49,19 @@ class BenchmarkCase:
     per_sample: bool = False
     dtype: torch.dtype = torch.float32
     reference_tol: float = 1e-10
-    reference: str = "engine"
-    minutes_for: tuple[str, ...] = ()
+    reference: str = "backprop"
+    slow_libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class CaseProblem:
-    """A work with its tensors: the same objects for everybody.
+    """A case with its tensors; all libraries solve the same objects.
 
-    published: what the peers solve; ``field`` itself where it is written as published.
+    published: the field that the other libraries solve; ``field`` itself if there is no published implementation.
     times: [T], in the state's dtype.
     """
 
-    work: BenchmarkCase
+    case: BenchmarkCase
     field: nn.Module
     published: nn.Module
     state: State
@@ -72,16 +73,16 @@ class CaseProblem:
         return list(self.field.parameters())
 
 
-def build(work: BenchmarkCase) -> CaseProblem:
-    """The work's tensors, the same at every call; the caller's random state is left alone."""
+def build_problem(case: BenchmarkCase) -> CaseProblem:
+    """Make the case's tensors, the same at every call; the caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        field = work.field().to(work.dtype)
-        state = work.state()
-    leaves = [leaf.to(work.dtype) for leaf in leaves_of(state)]
-    published = work.published(field) if work.published else field
-    times = torch.tensor(work.times, dtype=work.dtype)
-    return CaseProblem(work, field, published, like(state, leaves), times)
+        field = case.field().to(case.dtype)
+        state = case.state()
+    leaves = [leaf.to(case.dtype) for leaf in leaves_of(state)]
+    published = case.published(field) if case.published else field
+    times = torch.tensor(case.times, dtype=case.dtype)
+    return CaseProblem(case, field, published, like_state(state, leaves), times)
 
 
 def leaves_of(state: State) -> list[Tensor]:
@@ -89,17 +90,17 @@ def leaves_of(state: State) -> list[Tensor]:
     return list(state) if isinstance(state, tuple) else [state]
 
 
-def like(state: State, leaves: list[Tensor]) -> State:
-    """The leaves in the structure of the state."""
+def like_state(state: State, leaves: list[Tensor]) -> State:
+    """Arrange tensors in the structure of the state."""
     return tuple(leaves) if isinstance(state, tuple) else leaves[0]
 
 
 def loss(states: State) -> Tensor:
-    """What the gradient is taken of: the mean square of each tensor of the states [T, ...], first time left out."""
+    """The loss that is differentiated: the mean square of each tensor of the states [T, ...] after the first time."""
     return torch.stack([leaf[1:].square().mean() for leaf in leaves_of(states)]).sum()
 
 
-def _evenly(end: float, num: int) -> tuple[float, ...]:
+def _evenly_spaced(end: float, num: int) -> tuple[float, ...]:
     return tuple(end * i / (num - 1) for i in range(num))
 
 
@@ -115,7 +116,7 @@ _ALL = (
         "spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 1] (torchdiffeq's ode_demo)",
         field=fields.Spiral,
         state=lambda: 4 * torch.rand(20, 2) - 2,
-        times=_evenly(1.0, 10),
+        times=_evenly_spaced(1.0, 10),
         tol=1e-5,
     ),
     BenchmarkCase(
@@ -123,7 +124,7 @@ _ALL = (
         "MLP 4-64-64-4 (tanh), batch 128, 50 outputs in [0, 5]",
         field=lambda: fields.mlp(nn.Tanh()),
         state=lambda: torch.randn(128, 4),
-        times=_evenly(5.0, 50),
+        times=_evenly_spaced(5.0, 50),
         tol=1e-5,
     ),
     BenchmarkCase(
@@ -131,21 +132,21 @@ _ALL = (
         "MLP 4-64-64-4 (SiLU), batch 128, 50 outputs in [0, 5]",
         field=lambda: fields.mlp(nn.SiLU()),
         state=lambda: torch.randn(128, 4),
-        times=_evenly(5.0, 50),
+        times=_evenly_spaced(5.0, 50),
         tol=1e-5,
     ),
     BenchmarkCase(
         "conv",
-        "field of the MNIST ODE-Net, 64 x 6 x 6, batch 128, t in [0, 1]; peers solve it as published",
+        "field of the MNIST ODE-Net, 64 x 6 x 6, batch 128, t in [0, 1]; other libraries solve the published code",
         field=lambda: fields.ConvField(64, 32),
         state=lambda: torch.randn(128, 64, 6, 6),
         times=(0.0, 1.0),
         tol=1e-3,
         published=fields.PublishedConvField,
-        # Kinks make tighter ones dear; at this one the reference's own gradient is good to 1 %.
+        # The kinks of relu make tighter ones expensive; at this one the reference gradient has an error of 1 %.
         reference_tol=1e-5,
-        reference="engine_adjoint",
-        minutes_for=("diffrax",),
+        reference="adjoint",
+        slow_libraries=("diffrax",),
     ),
     BenchmarkCase(
         "cnf",
@@ -172,7 +173,7 @@ _ALL = (
         "van der Pol's oscillator, mu = 1000, stiff, 11 outputs in [0, 1000], float64",
         field=lambda: fields.VanDerPol(1000.0),
         state=lambda: torch.tensor([2.0, 0.0], dtype=torch.float64),
-        times=_evenly(1000.0, 11),
+        times=_evenly_spaced(1000.0, 11),
         tol=1e-6,
         methods=STIFF,
         dtype=torch.float64,
@@ -180,15 +181,15 @@ _ALL = (
     ),
     BenchmarkCase(
         "mixed",
-        "64 van der Pol oscillators, mu from 0.1 to 30, 20 outputs in [0, 10], float64; rows with steps of their own",
+        "64 van der Pol oscillators, mu from 0.1 to 30, 20 outputs in [0, 10], float64; also with per-sample steps",
         field=fields.Oscillators,
         state=lambda: _oscillators(64),
-        times=_evenly(10.0, 20),
+        times=_evenly_spaced(10.0, 20),
         tol=1e-5,
         per_sample=True,
         dtype=torch.float64,
     ),
 )
-WORKS = {work.name: work for work in _ALL}
-GROUPS = {"stiff": ("robertson", "vdp"), "all": tuple(WORKS)}
-DEFAULT = ("tiny", "mlp", "conv", "cnf")
+CASES = {case.name: case for case in _ALL}
+CASE_GROUPS = {"stiff": ("robertson", "vdp"), "all": tuple(CASES)}
+DEFAULT_CASES = ("tiny", "mlp", "conv", "cnf")

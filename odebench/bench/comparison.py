@@ -1,4 +1,4 @@
-"""The contest: which library, mode and variant meets which work, and what is measured of each."""
+"""Runs every library, mode and variant on every benchmark case, and collects what is measured."""
 
 import contextlib
 import functools
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from odebench.bench import measure
-from odebench.bench.cases import BenchmarkCase, CaseProblem, build
+from odebench.bench.cases import BenchmarkCase, CaseProblem, build_problem
 from odebench.bench.diffrax_client import DiffraxClient
-from odebench.bench.libraries import FAMILIES, FORWARD, LIBRARIES, installed_version
-from odebench.bench.preparation import LibraryConfig, PreparedRun, prepare, prepare_remote
+from odebench.bench.libraries import FORWARD, LIBRARIES, MODE_FAMILIES, installed_version
+from odebench.bench.preparation import LibraryConfig, PreparedRun, prepare, prepare_diffrax
 from odebench.bench.reference import ReferenceSolution, relative_error, solve_reference
 
 ProgressCallback = Callable[[str], None]
@@ -22,13 +22,15 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What the user wants measured.
+    """What to measure.
 
-    modes, libraries: in the order of the table. methods: None takes each work's own. tols: None takes each work's own.
-    named: whether the user named the libraries. limit_s: time for one contestant's timed runs.
+    modes, libraries: in the order of the table.
+    methods, tols: None uses those of each case.
+    named: whether the user named the libraries.
+    limit_s: time for the timed runs of one library, method, mode and variant.
     """
 
-    works: tuple[BenchmarkCase, ...]
+    cases: tuple[BenchmarkCase, ...]
     modes: tuple[str, ...]
     libraries: tuple[str, ...]
     methods: tuple[str, ...] | None = None
@@ -41,7 +43,7 @@ class BenchmarkPlan:
 
 @dataclass
 class BenchmarkResults:
-    """Everything that was measured: a row a contestant, and who is missing, why."""
+    """One row per library, method, mode and variant, and a line for each that was left out, with the reason."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -49,52 +51,54 @@ class BenchmarkResults:
 
 @dataclass(frozen=True)
 class _CaseContext:
-    """Where contestants meet: a problem, its truth, and the process of the library that needs one."""
+    """A problem, its reference solution, and the process that runs diffrax."""
 
     problem: CaseProblem
-    truth: ReferenceSolution
-    remote: DiffraxClient | None
+    reference: ReferenceSolution
+    client: DiffraxClient | None
 
 
-def measure_all(plan: BenchmarkPlan, outcome: BenchmarkResults, tell: ProgressCallback) -> Iterator[BenchmarkCase]:
-    """Measures work by work into ``outcome``; yields each work when it is done. ``tell`` hears what is going on."""
+def measure_all(
+    plan: BenchmarkPlan, results: BenchmarkResults, on_progress: ProgressCallback
+) -> Iterator[BenchmarkCase]:
+    """Measure into ``results`` and yield each case when it is done; ``on_progress`` gets a line before each task."""
     missing = [name for name in plan.libraries if installed_version(name) is None]
-    outcome.left_out += [f"{name}: not installed" for name in missing]
-    for work in plan.works:
-        libraries = [name for name in plan.libraries if name not in missing]
+    results.left_out += [f"{name}: not installed" for name in missing]
+    for case in plan.cases:
+        names = [name for name in plan.libraries if name not in missing]
         if not plan.named:
-            slow = [name for name in libraries if name in work.minutes_for]
-            outcome.left_out += [f"{name} on {work.name}: takes minutes; --peers {name} asks for it" for name in slow]
-            libraries = [name for name in libraries if name not in slow]
-        problem = build(work)
-        tell(f"{work.name}: reference")
+            slow = [name for name in names if name in case.slow_libraries]
+            results.left_out += [f"{name} on {case.name}: takes minutes; --peers {name} includes it" for name in slow]
+            names = [name for name in names if name not in slow]
+        problem = build_problem(case)
+        on_progress(f"{case.name}: reference")
         try:
-            truth = solve_reference(problem, gradients=any(mode != FORWARD for mode in plan.modes))
+            reference = solve_reference(problem, gradients=any(mode != FORWARD for mode in plan.modes))
         except ModuleNotFoundError:
-            outcome.left_out.append(f"{work.name}: its reference needs SciPy")
+            results.left_out.append(f"{case.name}: its reference needs SciPy")
             continue
         with contextlib.ExitStack() as stack:
-            remote = stack.enter_context(DiffraxClient(problem)) if "diffrax" in libraries else None
-            ring = _CaseContext(problem, truth, remote)
-            for tol, family in itertools.product(plan.tols or (work.tol,), FAMILIES):
-                modes = [mode for mode in FAMILIES[family] if mode in plan.modes]
-                contestants = list(_contestants(plan, work, libraries, modes))
-                _measure_family(plan, ring, family, tol, contestants, outcome, tell)
-        yield work
+            client = stack.enter_context(DiffraxClient(problem)) if "diffrax" in names else None
+            context = _CaseContext(problem, reference, client)
+            for tol, family in itertools.product(plan.tols or (case.tol,), MODE_FAMILIES):
+                modes = [mode for mode in MODE_FAMILIES[family] if mode in plan.modes]
+                configs = list(_library_configs(plan, case, names, modes))
+                _measure_family(plan, context, family, tol, configs, results, on_progress)
+        yield case
 
 
-def _contestants(
-    plan: BenchmarkPlan, work: BenchmarkCase, libraries: Sequence[str], modes: Sequence[str]
+def _library_configs(
+    plan: BenchmarkPlan, case: BenchmarkCase, names: Sequence[str], modes: Sequence[str]
 ) -> Iterator[LibraryConfig]:
-    """Everybody who can do the work in one of the modes."""
-    for name in libraries:
+    """What can solve the case in one of the modes, among the named libraries."""
+    for name in names:
         library = LIBRARIES[name]
         variants = [*library.variants]
         if name == "odebench" and plan.compiled:
             variants.append(("compiled", ""))
-        if work.per_sample and name in ("odebench", "torchode"):
+        if case.per_sample and name in ("odebench", "torchode"):
             variants.append(("per_sample", ""))
-        for method, mode in itertools.product(plan.methods or work.methods, modes):
+        for method, mode in itertools.product(plan.methods or case.methods, modes):
             if mode == "reversible" and f"reversible_{method}" in library.methods:
                 method = f"reversible_{method}"
             if method in library.methods and mode in library.modes:
@@ -106,117 +110,120 @@ def _contestants(
 
 def _measure_family(
     plan: BenchmarkPlan,
-    ring: _CaseContext,
+    context: _CaseContext,
     family: str,
     tol: float,
-    contestants: list[LibraryConfig],
-    outcome: BenchmarkResults,
-    tell: ProgressCallback,
+    configs: list[LibraryConfig],
+    results: BenchmarkResults,
+    on_progress: ProgressCallback,
 ) -> None:
-    """Rows of the contestants whose times are compared with one another, timed turn by turn."""
-    work = ring.problem.work.name
-    entries: list[PreparedRun] = []
-    for contestant in contestants:
-        name = f"{work}, {contestant.mode}, tol {tol:g}: {contestant.label} {contestant.method}"
-        tell(name)
+    """Add the rows of one family of modes; the libraries run in turns, so that their times can be compared."""
+    case = context.problem.case.name
+    prepared_runs: list[PreparedRun] = []
+    for config in configs:
+        name = f"{case}, {config.mode}, tol {tol:g}: {config.label} {config.method}"
+        on_progress(name)
         try:
-            if contestant.library == "diffrax":
-                assert ring.remote is not None
-                entries.append(prepare_remote(ring.remote, contestant, tol))
+            if config.library == "diffrax":
+                assert context.client is not None
+                prepared_runs.append(prepare_diffrax(context.client, config, tol))
             else:
-                entries.append(prepare(ring.problem, contestant, tol))
-        except Exception as error:  # whatever a library raises is its answer, told by name
+                prepared_runs.append(prepare(context.problem, config, tol))
+        except Exception as error:  # whatever the library raises goes into the report
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            outcome.left_out.append(f"{name}: {reason}")
-    if not entries:
+            results.left_out.append(f"{name}: {reason}")
+    if not prepared_runs:
         return
-    runs = {str(number): entry.seconds for number, entry in enumerate(entries)}
-    runs |= _bare_runs(ring, entries, gradient=family != "forward")
-    tell(f"{work}, {family}, tol {tol:g}: timing {len(entries)}")
+    runs = {str(number): prepared.seconds for number, prepared in enumerate(prepared_runs)}
+    runs |= _field_timers(context, prepared_runs, gradient=family != "forward")
+    on_progress(f"{case}, {family}, tol {tol:g}: timing {len(prepared_runs)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         times = measure.interleave(runs, plan.repeats, plan.limit_s)
-    for number, entry in enumerate(entries):
-        times_and_bare = times[str(number)], _bare_ms(ring.problem, entry, times)
-        outcome.rows.append(_row(ring, family, tol, entry, *times_and_bare))
+    for number, prepared in enumerate(prepared_runs):
+        field_ms = _field_ms(context.problem, prepared, times)
+        results.rows.append(_row(context, family, tol, prepared, times[str(number)], field_ms))
 
 
-def _whose_field(problem: CaseProblem, contestant: LibraryConfig) -> str:
-    if contestant.library == "diffrax":
+def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
+    """Which implementation of the vector field the library solves."""
+    if config.library == "diffrax":
         return "diffrax"
-    if contestant.variant == "compiled":
+    if config.variant == "compiled":
         return "ours compiled"
-    return "ours" if contestant.library == "odebench" or problem.published is problem.field else "published"
+    return "ours" if config.library == "odebench" or problem.published is problem.field else "published"
 
 
-def _bare_runs(ring: _CaseContext, entries: list[PreparedRun], gradient: bool) -> dict[str, Callable[[], float]]:
-    """The fields that the entries solve, alone, without and with their vector-Jacobian products."""
-    problem, remote = ring.problem, ring.remote
+def _field_timers(
+    context: _CaseContext, prepared_runs: list[PreparedRun], gradient: bool
+) -> dict[str, Callable[[], float]]:
+    """Functions that time the fields alone, with and without vector-Jacobian products."""
+    problem, client = context.problem, context.client
     fields = {"ours": problem.field, "ours compiled": problem.field, "published": problem.published}
-    kinds = (measure.PLAIN, measure.TOGETHER, measure.APART) if gradient else (measure.PLAIN,)
+    kinds = (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH) if gradient else (measure.FIELD_ONLY,)
     runs: dict[str, Callable[[], float]] = {}
-    for whose, kind in itertools.product({_whose_field(problem, entry.contestant) for entry in entries}, kinds):
-        if whose == "diffrax":
-            assert remote is not None
-            runs[f"{whose} {kind}"] = functools.partial(remote.bare_seconds, kind != measure.PLAIN)
+    for name, kind in itertools.product({_field_name(problem, prepared.config) for prepared in prepared_runs}, kinds):
+        if name == "diffrax":
+            assert client is not None
+            runs[f"{name} {kind}"] = functools.partial(client.field_seconds, kind != measure.FIELD_ONLY)
         else:
-            run = functools.partial(measure.bare, t=problem.times[0], state=problem.state, kind=kind)
-            vector_field: Any = fields[whose]
+            run = functools.partial(measure.field_timer, t=problem.times[0], state=problem.state, kind=kind)
+            vector_field: Any = fields[name]
             try:
-                if whose == "ours compiled":
+                if name == "ours compiled":
                     vector_field = torch.compile(vector_field, dynamic=False)
-                runs[f"{whose} {kind}"] = run(vector_field)
+                runs[f"{name} {kind}"] = run(vector_field)
             except torch._dynamo.exc.TorchDynamoException:  # no compiler: the steps were not compiled either
-                runs[f"{whose} {kind}"] = run(fields[whose])
+                runs[f"{name} {kind}"] = run(fields[name])
     return runs
 
 
-def _bare_ms(problem: CaseProblem, entry: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
-    """What the contestant's evaluations alone would take at best: f for each, and the product of each that is
-    differentiated (those of the backward pass where there are any, else those of the forward one)."""
-    forward, backward = entry.costs.nfe_forward, entry.costs.nfe_backward
-    whose = _whose_field(problem, entry.contestant)
-    plain_ms = times[f"{whose} {measure.PLAIN}"].min_ms
-    if entry.contestant.mode == FORWARD:
-        return forward * plain_ms
+def _field_ms(problem: CaseProblem, prepared: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
+    """Lower bound of the run's time: its evaluations of f alone, and a vector-Jacobian product for each one that is
+    differentiated (the backward evaluations if there are any, else the forward ones)."""
+    forward, backward = prepared.costs.nfe_forward, prepared.costs.nfe_backward
+    name = _field_name(problem, prepared.config)
+    evaluation_ms = times[f"{name} {measure.FIELD_ONLY}"].min_ms
+    if prepared.config.mode == FORWARD:
+        return forward * evaluation_ms
     if not backward:
-        return forward * times[f"{whose} {measure.TOGETHER}"].min_ms
-    return forward * plain_ms + backward * times[f"{whose} {measure.APART}"].min_ms
+        return forward * times[f"{name} {measure.VJPS_TOGETHER}"].min_ms
+    return forward * evaluation_ms + backward * times[f"{name} {measure.VJP_EACH}"].min_ms
 
 
 def _row(
-    ring: _CaseContext, family: str, tol: float, entry: PreparedRun, times: measure.RunTimes, bare_ms: float
+    context: _CaseContext, family: str, tol: float, prepared: PreparedRun, times: measure.RunTimes, field_ms: float
 ) -> dict[str, Any]:
-    """All numbers of one contestant under the names they are written with."""
-    problem, truth = ring.problem, ring.truth
-    contestant, answer, costs = entry.contestant, entry.answer, entry.costs
+    """One row of results.csv."""
+    problem, reference = context.problem, context.reference
+    config, output, costs = prepared.config, prepared.output, prepared.costs
     num_parameters = len(problem.parameters)
     errors: list[float | None] = [None, None]
-    if answer.gradients is not None and truth.gradients is not None:
+    if output.gradients is not None and reference.gradients is not None:
         parts = (slice(num_parameters), slice(num_parameters, None))
-        errors = [relative_error(answer.gradients[part], truth.gradients[part]) for part in parts]
+        errors = [relative_error(output.gradients[part], reference.gradients[part]) for part in parts]
     return {
-        "work": problem.work.name,
+        "work": problem.case.name,
         "family": family,
-        "library": contestant.library,
-        "variant": contestant.variant,
-        "mode": contestant.mode,
-        "method": contestant.method,
+        "library": config.library,
+        "variant": config.variant,
+        "mode": config.mode,
+        "method": config.method,
         "tol": tol,
         "time_min_ms": times.min_ms,
         "time_median_ms": times.median_ms,
         "runs": len(times.seconds),
-        "bare_ms": bare_ms,
+        "bare_ms": field_ms,
         "nfe_forward": costs.nfe_forward,
         "nfe_backward": costs.nfe_backward,
         "rows_forward": costs.rows_forward,
         "accepted": costs.steps.accepted if costs.steps else None,
         "rejected": costs.steps.rejected if costs.steps else None,
-        "state_error": relative_error(answer.states, truth.states),
+        "state_error": relative_error(output.states, reference.states),
         "parameter_gradient_error": errors[0],
         "state_gradient_error": errors[1],
         "peak_mib": costs.peak_mib,
         "operations_per_step": costs.operations,
         "synchronisations_per_step": costs.synchronisations,
-        "version": installed_version(contestant.library),
+        "version": installed_version(config.library),
     }

@@ -1,6 +1,6 @@
-"""diffrax from here: the other end of ``diffrax_server``, which JAX has for itself.
+"""Run diffrax in a separate process, ``diffrax_server``.
 
-JAX and PyTorch in one process would fight over the threads, so that each slows the other.
+JAX and PyTorch in one process compete for threads, and each slows the other.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odebench.bench.cases import CaseProblem, leaves_of
-from odebench.bench.packing import pack, unpack
+from odebench.bench.diffrax_server import pack, unpack
 
 STOP_TIMEOUT_S = 5.0
 
@@ -22,12 +22,12 @@ STOP_TIMEOUT_S = 5.0
 class DiffraxClient:
     """A process that solves one problem by diffrax, with as many threads as torch has here.
 
-    Raises RuntimeError, with the process's last word, where it cannot go on.
+    Raises RuntimeError, with the message of the process, if it fails.
     """
 
     def __init__(self, problem: CaseProblem) -> None:
         self._start = {
-            "work": problem.work.name,
+            "case": problem.case.name,
             "threads": torch.get_num_threads(),
             "parameters": [_pack(parameter) for parameter in problem.parameters],
             "state": [_pack(leaf) for leaf in leaves_of(problem.state)],
@@ -42,7 +42,7 @@ class DiffraxClient:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            # Its own signals: Ctrl-C is for us, and we close its input.
+            # A separate session: Ctrl-C reaches only this process, which then closes the input of the other.
             start_new_session=True,
             env={**os.environ, "JAX_ENABLE_X64": "1" if "float64" in self._start["times"]["dtype"] else "0"},  # type: ignore[index]
         )
@@ -60,25 +60,25 @@ class DiffraxClient:
         self._process.stdout.close()
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
-        """Compiles and runs one job: its states and gradients as tensors, its evaluations and steps, its number."""
+        """Compile and run one solve: its index, states and gradients as tensors, evaluations and steps."""
         if self._start:
             start, self._start = self._start, {}
-            self._ask(start)
-        reply = self._ask({"mode": mode, "method": method, "tol": tol})
+            self._request(start)
+        reply = self._request({"mode": mode, "method": method, "tol": tol})
         for name in ("states", "gradients"):
             packed = reply[name]
             reply[name] = packed and [torch.from_numpy(unpack(one)) for one in packed]
         return reply
 
-    def seconds(self, job: int) -> float:
-        """Runs a prepared job once; its time as measured over there, until its result is there."""
-        return self._ask({"run": job})["seconds"]
+    def seconds(self, index: int) -> float:
+        """Run a prepared solve once; the time until its result is ready, measured in the other process."""
+        return self._request({"run": index})["seconds"]
 
-    def bare_seconds(self, gradient: bool) -> float:
-        """One evaluation of the field alone over there, with its vector-Jacobian product or without."""
-        return self._ask({"bare": gradient})["seconds"]
+    def field_seconds(self, gradient: bool) -> float:
+        """Time of one evaluation of the field alone, with or without its vector-Jacobian product."""
+        return self._request({"field": gradient})["seconds"]
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()

@@ -1,10 +1,11 @@
-"""diffrax in a process of its own: ``python -m odebench.bench.diffrax_server``, JSON lines in and out.
+"""Serve diffrax solves in a separate process: ``python -m odebench.bench.diffrax_server``, JSON lines in and out.
 
-First line in: the work's name, threads, parameters, state and times. Then either {"mode", "method", "tol"}, which
-compiles a job and answers with its result, or {"run": job}, which answers with the seconds of one run, or {"bare":
-gradient}, with those of one evaluation. An answer {"error": text} says why there is none. Imports no torch.
+The first line has the case's name, threads, parameters, state and times. Each further line is {"mode", "method", "tol"}
+(compile and run a solve; replies with its results and index), {"run": index} (replies with the seconds of one run) or
+{"field": gradient} (replies with the seconds of one evaluation). A failure replies {"error": text}. Imports no torch.
 """
 
+import base64
 import json
 import os
 import sys
@@ -12,73 +13,82 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-BARE_CALLS = 10
+import numpy as np
+
+FIELD_CALLS = 10
 
 
 def main() -> None:
-    """Answers line by line until its input ends."""
+    """Reply to each line until the input ends."""
     start = json.loads(sys.stdin.readline())
-    # XLA has as many threads as the process has cores.
+    # XLA starts as many threads as the process has cores.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: start["threads"]])
     server = None
     try:
         server = DiffraxServer(start)
-        answer({})
+        send({})
     except Exception as error:
-        answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+        send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
     for line in sys.stdin:
         message = json.loads(line)
         try:
             assert server is not None, "diffrax could not be started"
-            answer(server.respond(message))
+            send(server.respond(message))
         except Exception as error:
-            answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+            send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
 
 
-def answer(reply: dict[str, Any]) -> None:
-    """One line out."""
+def send(reply: dict[str, Any]) -> None:
+    """Write one line."""
     sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 
+def pack(array: np.ndarray) -> dict[str, Any]:
+    """An array for JSON, exact to the bit: shape, dtype and bytes."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "data": data}
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """The array from ``pack``."""
+    flat = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed["dtype"])
+    return flat.reshape(packed["shape"]).copy()
+
+
 class DiffraxServer:
-    """One problem, and the jobs compiled for it."""
+    """One problem, and the solves compiled for it."""
 
     def __init__(self, start: dict[str, Any]) -> None:
         import jax.numpy as jnp
 
-        from odebench.bench.packing import unpack
-
-        self._field = FIELDS[start["work"]]
+        self._field = FIELDS[start["case"]]
         self._parameters, state = ([jnp.asarray(unpack(x)) for x in start[name]] for name in ("parameters", "state"))
         self._state = tuple(state) if len(state) > 1 else state[0]
         self._times = jnp.asarray(unpack(start["times"]))
-        self._jobs: list[Callable[[], Any]] = []
-        self._bare: dict[bool, Any] = {}
+        self._solves: list[Callable[[], Any]] = []
+        self._evaluations: dict[bool, Any] = {}
         self._counts: dict[tuple[str, str, float], int] = {}
 
     def respond(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one line."""
-        if "bare" in message:
-            return self.bare(message["bare"])
+        """The reply to one line."""
+        if "field" in message:
+            return self.evaluate(message["field"])
         return self.run(message["run"]) if "run" in message else self.prepare(**message)
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
-        """Compile a job, run it, and count its evaluations in runs of their own."""
+        """Compile a solve, run it, and count its evaluations in separate runs."""
         import jax
-        import numpy as np
-
-        from odebench.bench.packing import pack
 
         inputs = (self._parameters, self._state)
         function = jax.jit(self._function(mode, method, tol, self._field))
         (states, steps), gradients = jax.block_until_ready(function(*inputs))
-        self._jobs.append(lambda: jax.block_until_ready(function(*inputs)))
+        self._solves.append(lambda: jax.block_until_ready(function(*inputs)))
         nfe_forward = self._count("forward", method, tol)
         nfe_total = self._count(mode, method, tol)
         return {
-            "job": len(self._jobs) - 1,
+            "index": len(self._solves) - 1,
             "states": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(states)],
             "gradients": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(gradients)] or None,
             "nfe_forward": nfe_forward,
@@ -87,33 +97,33 @@ class DiffraxServer:
             "rejected": int(steps["num_rejected_steps"]),
         }
 
-    def run(self, job: int) -> dict[str, float]:
+    def run(self, index: int) -> dict[str, float]:
         """The seconds of one run."""
         started = time.perf_counter()
-        self._jobs[job]()
+        self._solves[index]()
         return {"seconds": time.perf_counter() - started}
 
-    def bare(self, gradient: bool) -> dict[str, float]:
-        """The seconds of one evaluation, with its vector-Jacobian product where ``gradient``: the mean over a loop
-        inside one compiled function, as a solve has it."""
+    def evaluate(self, gradient: bool) -> dict[str, float]:
+        """The seconds of one evaluation, with its vector-Jacobian product if ``gradient``: the mean over a loop inside
+        one compiled function, as in a solve."""
         import jax
 
         add = lambda a, b: jax.tree_util.tree_map(lambda x, y: x + 1e-6 * y, a, b)  # noqa: E731
 
         def once(_: Any, carry: Any) -> Any:
             rate, product = jax.vjp(lambda *carry: self._field(carry[0], self._times[0], carry[1]), *carry)
-            if gradient:  # the state goes on with the rate, the parameters with the product, so that neither is idle
+            if gradient:  # use the rate in the state and the product in the parameters, so that XLA removes neither
                 slopes = product(rate)
                 return add(carry[0], slopes[0]), add(add(carry[1], rate), slopes[1])
             return carry[0], add(carry[1], rate)
 
         inputs = (self._parameters, self._state)
-        if gradient not in self._bare:
-            self._bare[gradient] = jax.jit(lambda *carry: jax.lax.fori_loop(0, BARE_CALLS, once, carry))
-            jax.block_until_ready(self._bare[gradient](*inputs))
+        if gradient not in self._evaluations:
+            self._evaluations[gradient] = jax.jit(lambda *carry: jax.lax.fori_loop(0, FIELD_CALLS, once, carry))
+            jax.block_until_ready(self._evaluations[gradient](*inputs))
         started = time.perf_counter()
-        jax.block_until_ready(self._bare[gradient](*inputs))
-        return {"seconds": (time.perf_counter() - started) / BARE_CALLS}
+        jax.block_until_ready(self._evaluations[gradient](*inputs))
+        return {"seconds": (time.perf_counter() - started) / FIELD_CALLS}
 
     def _function(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> Callable[..., Any]:
         """(parameters, state) -> ((states, statistics), gradients of the loss, none in mode forward)."""
@@ -147,13 +157,13 @@ class DiffraxServer:
             return sum(jnp.mean(leaf[1:] ** 2) for leaf in jax.tree_util.tree_leaves(states)), (states, steps)
 
         def with_gradients(parameters: Any, state: Any) -> Any:
-            (_, answer), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, state)
-            return answer, gradients
+            (_, output), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, state)
+            return output, gradients
 
         return with_gradients if mode != "forward" else lambda *inputs: (solve(*inputs), ())
 
     def _count(self, mode: str, method: str, tol: float) -> int:
-        """Evaluations of a job, by a callback to the host in each."""
+        """Evaluations of a solve, counted by a callback to the host."""
         import jax
 
         if (mode, method, tol) in self._counts:
@@ -161,12 +171,12 @@ class DiffraxServer:
 
         calls = 0
 
-        def note() -> None:
+        def increment() -> None:
             nonlocal calls
             calls += 1
 
         def counted(parameters: Any, t: Any, y: Any) -> Any:
-            jax.debug.callback(note)
+            jax.debug.callback(increment)
             return self._field(parameters, t, y)
 
         function = self._function(mode, method, tol, counted)

@@ -1,4 +1,4 @@
-"""The vector fields of the works. Each sees the time as a scalar or, where rows step alone, as [B]."""
+"""The vector fields of the cases. The time is a scalar, or [B] with per-sample steps."""
 
 import math
 
@@ -8,21 +8,10 @@ from torch.nn import functional as F
 
 from odebench.models.convolution import ConvField
 
-__all__ = [
-    "ConvField",
-    "HypernetworkFlow",
-    "Oscillators",
-    "PublishedConvField",
-    "Robertson",
-    "Spiral",
-    "VanDerPol",
-    "mlp",
-]
-
 
 class Spiral(nn.Module):
-    """y^3 through one hidden layer of 50 (torchdiffeq, examples/ode_demo.py), near to what it is trained to be there:
-    dy/dt = A y^3, a spiral. y: [B, 2]."""
+    """y^3 through one hidden layer of 50 (torchdiffeq, examples/ode_demo.py), initialised near the spiral dy/dt = A y^3
+    that it is trained on there. y: [B, 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +20,7 @@ class Spiral(nn.Module):
         nn.init.normal_(first.weight, std=0.1)
         nn.init.zeros_(first.bias)
         nn.init.zeros_(last.bias)
-        with torch.no_grad():  # where tanh is the identity the two layers are A
+        with torch.no_grad():  # for small y, where tanh is the identity, the two layers multiply by A
             last.weight.copy_(torch.tensor([[-0.1, -2.0], [2.0, -0.1]]) @ torch.linalg.pinv(first.weight))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -40,7 +29,7 @@ class Spiral(nn.Module):
 
 
 class Autonomous(nn.Module):
-    """A network of the state alone."""
+    """A network of the state, without the time."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -52,7 +41,7 @@ class Autonomous(nn.Module):
 
 
 def mlp(activation: nn.Module) -> nn.Module:
-    """4-64-64-4 with the activation; y: [B, 4]."""
+    """An MLP 4-64-64-4 with the activation; y: [B, 4]."""
     layers = [nn.Linear(4, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 4)]
     return Autonomous(nn.Sequential(*layers))
 
@@ -82,7 +71,7 @@ class HypernetworkFlow(nn.Module):
     """dz/dt = mean over 64 units of U tanh(W z + B), with U, W, B made from t by a network.
 
     State: z [B, 2] and log-density change [B, 1]; the trace of the Jacobian is exact, in closed form (torchdiffeq,
-    examples/cnf.py, has it by autograd).
+    examples/cnf.py, computes it by autograd).
     """
 
     width, hidden = 64, 32
@@ -96,8 +85,8 @@ class HypernetworkFlow(nn.Module):
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(dz/dt, -trace of its Jacobian)."""
         z, _ = state
-        made = self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(t.reshape(1))))))
-        w, u, gate, b = made.split((2 * self.width, 2 * self.width, 2 * self.width, self.width))
+        weights = self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(t.reshape(1))))))
+        w, u, gate, b = weights.split((2 * self.width, 2 * self.width, 2 * self.width, self.width))
         w, u = w.view(2, self.width), (u * torch.sigmoid(gate)).view(self.width, 2) / self.width
         h = torch.tanh(torch.addmm(b, z, w))
         # d tanh = 1 - tanh^2, and unit i adds w_i . u_i of it to the trace.
@@ -105,7 +94,7 @@ class HypernetworkFlow(nn.Module):
 
 
 class Robertson(nn.Module):
-    """Three reactions with rates 0.04, 3e7, 1e4 (Robertson 1966), in y1, 1e4 y2, y3: all of one size.
+    """Three reactions with rates 0.04, 3e7, 1e4 (Robertson 1966), in y1, 1e4 y2, y3, which have similar sizes.
 
     The parameters are the logarithms of the rates.
     """
@@ -137,13 +126,13 @@ class VanDerPol(nn.Module):
 
 
 class Oscillators(nn.Module):
-    """Rows (x, v, mu) of van der Pol oscillators: mu stands in the row, so that any subset of rows can be solved."""
+    """Rows (x, v, mu) of van der Pol oscillators; mu is part of the state, so that any subset of rows can be solved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt [B, 3]; mu stays."""
+        """dy/dt [B, 3]; mu is constant."""
         x, v, mu = y.unbind(-1)
         return torch.stack([v, self.scale * mu * (1 - x * x) * v - x, torch.zeros_like(mu)], -1)

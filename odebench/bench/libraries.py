@@ -1,7 +1,7 @@
-"""The libraries, one adapter each: from a job to a function that solves it once.
+"""The solver libraries, with one adapter each that turns a request into a function that solves it.
 
 All solve with the same tensors, tolerances, error norm (root mean square over the whole state), integral control with
-safety 0.9 and factors from 0.2 to 10, and a searched first step, as far as a library lets one choose.
+safety 0.9 and factors from 0.2 to 10, and an automatic first step, as far as a library allows to choose.
 """
 
 import importlib.util
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from odebench import ode
-from odebench.bench.cases import State, leaves_of, like
+from odebench.bench.cases import State, leaves_of, like_state
 from odebench.ode.gradients import GRADIENTS
 from odebench.ode.methods import METHODS
 
 FORWARD = "forward"
-# Modes whose times are compared with one another: what they compute is the same.
-FAMILIES = {
+# Modes whose times are compared with one another, since they compute the same.
+MODE_FAMILIES = {
     "forward": (FORWARD,),
     "exact gradient": ("backprop", "checkpoint", "reversible"),
     "continuous adjoint": ("adjoint", "interpolated_adjoint"),
 }
-MODES = tuple(mode for modes in FAMILIES.values() for mode in modes)
+MODES = tuple(mode for modes in MODE_FAMILIES.values() for mode in modes)
 
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Steps of a forward solve; rows that step alone are added up."""
+    """Steps of a forward solve; with per-sample stepping the sum over the rows."""
 
     accepted: int
     rejected: int
@@ -39,9 +39,9 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class SolveRequest:
-    """What one contestant is to do.
+    """One initial value problem, and how a library is to solve it.
 
-    field: f(t, y), bare or counted. times: [T]. variant: a way of its own to do it, "" the plain one.
+    field: f(t, y). times: [T]. variant: a variant of the library, "" is its default.
     """
 
     field: nn.Module
@@ -55,77 +55,79 @@ class SolveRequest:
 
 
 SolveFunction = Callable[[State], tuple[State, StepCounts | None]]
-"""From the state at the first time to the states at all of them, each tensor [T, *its shape], under autograd where it
-is on, and the steps where the library tells."""
+"""From the state at the first time to the states at all times, each tensor [T, *its shape], and the number of steps if
+the library reports it. Records the graph if autograd is on."""
 
 
 @dataclass(frozen=True)
 class Library:
     """One solver library.
 
-    package: what is installed and imported. adapt: from a job to its SolveFunction; None for a library that runs in a
-        process of its own.
-    modes, methods: our names and its own, of what it has.
+    package: what is installed and imported.
+    modes: those that the library has.
+    methods: our name -> the library's name.
+    make_solve: from a request to its SolveFunction; None for a library that runs in a separate process.
     variants: (variant, mode or "" for all of them): further ways to run.
+    torch_memory: whether peak memory and operations can be measured in torch.
     """
 
     package: str
     modes: tuple[str, ...]
     methods: Mapping[str, str]
-    adapt: Callable[[SolveRequest], SolveFunction] | None
+    make_solve: Callable[[SolveRequest], SolveFunction] | None
     variants: tuple[tuple[str, str], ...] = ()
     torch_memory: bool = True
 
 
-def solve_with_odebench(job: SolveRequest) -> SolveFunction:
+def solve_with_odebench(request: SolveRequest) -> SolveFunction:
     """``odebench.ode.solve``; variants "compiled" and "per_sample"."""
 
     def solve(y0: State) -> tuple[State, StepCounts]:
         solution = ode.solve(
-            job.field,
+            request.field,
             y0,
-            job.times,
-            method=job.method,
-            rtol=job.rtol,
-            atol=job.atol,
+            request.times,
+            method=request.method,
+            rtol=request.rtol,
+            atol=request.atol,
             controller="integral",
-            stepping="per_sample" if job.variant == "per_sample" else "shared",
-            gradient="backprop" if job.mode == FORWARD else job.mode,
-            compile=job.variant == "compiled",
+            stepping="per_sample" if request.variant == "per_sample" else "shared",
+            gradient="backprop" if request.mode == FORWARD else request.mode,
+            compile=request.variant == "compiled",
         )
         return solution.y, StepCounts(solution.stats.accepted, solution.stats.rejected)
 
     return solve
 
 
-def solve_with_torchdiffeq(job: SolveRequest) -> SolveFunction:
+def solve_with_torchdiffeq(request: SolveRequest) -> SolveFunction:
     """``odeint`` and ``odeint_adjoint``; variant "seminorm" leaves the parameters out of the adjoint's error."""
     import torchdiffeq
 
-    num_elements = sum(leaf.numel() for leaf in leaves_of(job.state))
+    num_elements = sum(leaf.numel() for leaf in leaves_of(request.state))
 
     def joint_norm(leaves: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([leaf.square().sum() for leaf in leaves]).sum().div(num_elements).sqrt()
 
-    options: dict[str, Any] = {"method": job.method, "rtol": job.rtol, "atol": job.atol}
-    if isinstance(job.state, tuple):
+    options: dict[str, Any] = {"method": request.method, "rtol": request.rtol, "atol": request.atol}
+    if isinstance(request.state, tuple):
         options["options"] = {"norm": joint_norm}  # by default the largest of the tensors' own norms
-    if job.mode != "adjoint":
-        return lambda y0: (torchdiffeq.odeint(job.field, y0, job.times, **options), None)
-    if job.variant == "seminorm":
+    if request.mode != "adjoint":
+        return lambda y0: (torchdiffeq.odeint(request.field, y0, request.times, **options), None)
+    if request.variant == "seminorm":
         options["adjoint_options"] = {"norm": "seminorm"}
-    return lambda y0: (torchdiffeq.odeint_adjoint(job.field, y0, job.times, **options), None)
+    return lambda y0: (torchdiffeq.odeint_adjoint(request.field, y0, request.times, **options), None)
 
 
 class FlatField(nn.Module):
-    """A field on one flat state: f(t, y [N]), or with ``rows`` f(t [1], y [1, N]) as torchode wants it."""
+    """A field of one flat state: f(t, y [N]), or with ``rows`` f(t [1], y [1, N]), which torchode requires."""
 
-    def __init__(self, job: SolveRequest, rows: bool = False) -> None:
+    def __init__(self, request: SolveRequest, rows: bool = False) -> None:
         super().__init__()
-        self.field = job.field
-        self._state = job.state
-        self._shapes = [leaf.shape for leaf in leaves_of(job.state)]
-        self._sizes = [leaf.numel() for leaf in leaves_of(job.state)]
+        self.field = request.field
+        self._state = request.state
+        self._shapes = [leaf.shape for leaf in leaves_of(request.state)]
+        self._sizes = [leaf.numel() for leaf in leaves_of(request.state)]
         self._rows = rows
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -143,72 +145,73 @@ class FlatField(nn.Module):
         """The state from y [*batch, N]."""
         parts = y.split(self._sizes, dim=-1)
         leaves = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
-        return like(self._state, leaves)
+        return like_state(self._state, leaves)
 
 
-def solve_with_torchode(job: SolveRequest) -> SolveFunction:
-    """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``. It knows rows with steps of their own only: the whole batch is
-    one row, so that all have one norm; variant "per_sample" is its usual way."""
+def solve_with_torchode(request: SolveRequest) -> SolveFunction:
+    """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``. torchode has only per-sample steps: by default the whole batch
+    is one row, so that all libraries have the same norm; variant "per_sample" is one row per sample."""
     import torchode
 
-    alone = job.variant == "per_sample"
-    flat = FlatField(job, rows=True)
-    term = torchode.ODETerm(job.field if alone else flat, with_stats=False)
-    method = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}[job.method](term=term)
-    controller = torchode.IntegralController(atol=job.atol, rtol=job.rtol, term=term)
-    if job.mode == "adjoint":
+    per_sample = request.variant == "per_sample"
+    flat = FlatField(request, rows=True)
+    term = torchode.ODETerm(request.field if per_sample else flat, with_stats=False)
+    method = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}[request.method](term=term)
+    controller = torchode.IntegralController(atol=request.atol, rtol=request.rtol, term=term)
+    if request.mode == "adjoint":
         loop = torchode.JointBacksolveAdjoint(term, method, controller)
     else:
         loop = torchode.AutoDiffAdjoint(method, controller, backprop_through_step_size_control=False)
 
     def solve(y0: State) -> tuple[State, StepCounts]:
-        y: Any = y0 if alone else flat.flatten(y0)
-        solution = loop.solve(torchode.InitialValueProblem(y0=y, t_eval=job.times.expand(len(y), -1)))
+        y: Any = y0 if per_sample else flat.flatten(y0)
+        solution = loop.solve(torchode.InitialValueProblem(y0=y, t_eval=request.times.expand(len(y), -1)))
         attempts, accepted = (int(solution.stats[name].sum()) for name in ("n_steps", "n_accepted"))
-        states = solution.ys.transpose(0, 1) if alone else flat.unflatten(solution.ys[0])
+        states = solution.ys.transpose(0, 1) if per_sample else flat.unflatten(solution.ys[0])
         return states, StepCounts(accepted, attempts - accepted)
 
     return solve
 
 
-def solve_with_torchdyn(job: SolveRequest) -> SolveFunction:
+def solve_with_torchdyn(request: SolveRequest) -> SolveFunction:
     """``torchdyn.numerics.odeint``, and ``ODEProblem`` for the adjoint."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchdyn.core import ODEProblem
         from torchdyn.numerics import odeint
 
-    flat = FlatField(job)
+    flat = FlatField(request)
     # Without interpolation it would shorten a step for every output.
-    options = {"solver": job.method, "rtol": job.rtol, "atol": job.atol}
-    if job.method == "dopri5":
+    options = {"solver": request.method, "rtol": request.rtol, "atol": request.atol}
+    if request.method == "dopri5":
         options["interpolator"] = "4th"
-    if job.mode == "adjoint":
-        problem = ODEProblem(flat, sensitivity="adjoint", rtol_adjoint=job.rtol, atol_adjoint=job.atol, **options)
-        return lambda y0: (flat.unflatten(problem.odeint(flat.flatten(y0), job.times)[1]), None)
-    return lambda y0: (flat.unflatten(odeint(flat, flat.flatten(y0), job.times, **options)[1]), None)
+    if request.mode == "adjoint":
+        adjoint_options = {"rtol_adjoint": request.rtol, "atol_adjoint": request.atol}
+        problem = ODEProblem(flat, sensitivity="adjoint", **adjoint_options, **options)
+        return lambda y0: (flat.unflatten(problem.odeint(flat.flatten(y0), request.times)[1]), None)
+    return lambda y0: (flat.unflatten(odeint(flat, flat.flatten(y0), request.times, **options)[1]), None)
 
 
-def solve_with_scipy(job: SolveRequest) -> SolveFunction:
-    """``scipy.integrate.solve_ivp``: no gradient, and all but f in float64."""
+def solve_with_scipy(request: SolveRequest) -> SolveFunction:
+    """``scipy.integrate.solve_ivp``: no gradient; float64 except for f."""
     from scipy.integrate import solve_ivp
 
-    flat = FlatField(job)
-    dtype = job.times.dtype
+    flat = FlatField(request)
+    dtype = request.times.dtype
 
     def rate(t: float, y: Any) -> Any:
         return flat(torch.tensor(t, dtype=dtype), torch.from_numpy(y).to(dtype)).double().numpy()
 
     def solve(y0: State) -> tuple[State, None]:
-        times = job.times.double().tolist()
+        times = request.times.double().tolist()
         solution = solve_ivp(
             rate,
             (times[0], times[-1]),
             flat.flatten(y0).double().numpy(),
-            method=LIBRARIES["scipy"].methods[job.method],
+            method=LIBRARIES["scipy"].methods[request.method],
             t_eval=times,
-            rtol=job.rtol,
-            atol=job.atol,
+            rtol=request.rtol,
+            atol=request.atol,
         )
         if not solution.success:
             raise RuntimeError(solution.message)
@@ -258,7 +261,7 @@ LIBRARIES: dict[str, Library] = {
         torch_memory=False,
     ),
 }
-PEERS = tuple(name for name in LIBRARIES if name != "odebench")
+OTHER_LIBRARIES = tuple(name for name in LIBRARIES if name != "odebench")
 
 
 def installed_version(name: str) -> str | None:

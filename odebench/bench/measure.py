@@ -1,6 +1,6 @@
-"""The meters: evaluations of the field, tensor operations outside of it, time taken turn by turn.
+"""Count evaluations of the field and tensor operations outside of it, and time several functions in turns.
 
-Memory is ``odebench.record.profiling``'. Counting and timing are different runs: a watched run is slow.
+``odebench.record.profiling`` measures memory. Counting and timing are separate runs, since counting slows a run down.
 """
 
 import gc
@@ -20,15 +20,15 @@ _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.m
 
 
 class CountingField(nn.Module):
-    """A vector field that counts its evaluations, and the rows in them, and knows when it is at work.
+    """A vector field that counts its evaluations and their rows; ``is_evaluating`` during a call.
 
-    torchdiffeq tells it of accepted and rejected steps, through the two callbacks.
+    torchdiffeq reports accepted and rejected steps to it, through the two callbacks.
     """
 
     def __init__(self, vector_field: nn.Module) -> None:
         super().__init__()
         self.vector_field = vector_field
-        self.inside = False
+        self.is_evaluating = False
         self.reset()
 
     def reset(self) -> None:
@@ -40,23 +40,23 @@ class CountingField(nn.Module):
         first = y[0] if isinstance(y, tuple) else y
         self.calls += 1
         self.rows += len(first) if first.dim() > 1 else 1
-        self.inside = True
+        self.is_evaluating = True
         try:
             return self.vector_field(t, y)
         finally:
-            self.inside = False
+            self.is_evaluating = False
 
     def callback_accept_step(self, t0: Tensor, y0: Any, dt: Tensor) -> None:
-        """A step counts."""
+        """Count an accepted step."""
         self.accepted += 1
 
     def callback_reject_step(self, t0: Tensor, y0: Any, dt: Tensor) -> None:
-        """A step is repeated."""
+        """Count a rejected step."""
         self.rejected += 1
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the tensor operations that run outside the field, views left out, and the waits for their results."""
+    """Counts tensor operations outside the field, without views, and host synchronisations."""
 
     def __init__(self, counted: CountingField) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class OperationCounter(TorchDispatchMode):
         self.synchronisations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self._counted.inside:
+        if not self._counted.is_evaluating:
             if func.overloadpacket in _SYNCHRONISING:
                 self.synchronisations += 1
             elif not is_view(func):
@@ -74,14 +74,14 @@ class OperationCounter(TorchDispatchMode):
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operation only looks at its input's memory in another way, and so computes nothing."""
+    """Whether an operation returns a view of its input, and so computes nothing."""
     aliases = [result.alias_info for result in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
 @dataclass
 class RunTimes:
-    """Seconds of each run of one contestant."""
+    """Seconds of each run of one timed function."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -97,18 +97,18 @@ class RunTimes:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], float]],
+    timers: Mapping[str, Callable[[], float]],
     repeats: int,
     limit_s: float,
-    tick: Callable[[str], None] = lambda name: None,
 ) -> dict[str, RunTimes]:
-    """Each contestant's times, taken in rounds, so that a drift of the machine's speed meets all of them.
+    """Time several functions in rounds, so that a drift of the machine's speed affects all of them.
 
-    contestants: name -> runs once and returns its seconds; whoever has used up ``limit_s`` sits out the later rounds
-        (but has three). The order turns from round to round, so that nobody always follows the same neighbour.
+    The order rotates from round to round, so that no function always follows the same one.
+
+    timers: name -> runs once and returns its seconds; after three runs, one that has used ``limit_s`` is skipped.
     """
-    times = {name: RunTimes() for name in contestants}
-    names = list(contestants)
+    times = {name: RunTimes() for name in timers}
+    names = list(timers)
     collecting = gc.isenabled()
     try:
         for number in range(repeats):
@@ -118,8 +118,7 @@ def interleave(
             for name in (*names[start:], *names[:start]):
                 spent = times[name].seconds
                 if len(spent) < min(3, repeats) or sum(spent) < limit_s:
-                    spent.append(contestants[name]())
-                tick(name)
+                    spent.append(timers[name]())
             gc.enable()
     finally:
         if collecting:
@@ -129,29 +128,29 @@ def interleave(
     return times
 
 
-def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
-    """A function that runs once and returns the seconds it took; what ``run`` returns is dropped in the time."""
+def timed(run: Callable[[], Any]) -> Callable[[], float]:
+    """A function that runs once and returns the seconds it took, including freeing what ``run`` returns."""
 
-    def timed() -> float:
+    def seconds() -> float:
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
 
-    return timed
+    return seconds
 
 
-BARE_S, MAX_BARE_CALLS = 5e-3, 50
+FIELD_TIMING_S, MAX_FIELD_CALLS = 5e-3, 50
 
 
-PLAIN, TOGETHER, APART = "f", "f + products together", "f + product"
-"""What is timed of a field alone: evaluations; evaluations, then their vector-Jacobian products in one backward pass,
-as backpropagation has them; an evaluation and its product, one after the other, as an adjoint has them."""
+FIELD_ONLY, VJPS_TOGETHER, VJP_EACH = "f", "f + products together", "f + product"
+"""What is timed of a field alone: evaluations; evaluations and then one backward pass for all vector-Jacobian products,
+as in backpropagation; an evaluation followed by its product, as in an adjoint solve."""
 
 
-def bare(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:
-    """Times an evaluation of the field alone, or one with its product for the state and the parameters; the mean over
-    some milliseconds of calls."""
-    gradient = kind != PLAIN
+def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:
+    """A function that times one evaluation of the field alone, or with the product for state and parameters; the mean
+    over some milliseconds of calls."""
+    gradient = kind != FIELD_ONLY
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in _leaves(state)]
     y = tuple(leaves) if isinstance(state, tuple) else leaves[0]
     inputs = [*vector_field.parameters(), *leaves]
@@ -162,17 +161,17 @@ def bare(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[
         with torch.set_grad_enabled(gradient):
             for _ in range(number):
                 rate = list(_leaves(vector_field(t, y)))
-                if kind == APART:
+                if kind == VJP_EACH:
                     torch.autograd.grad(rate, inputs, ones, allow_unused=True)
-                elif kind == TOGETHER:
+                elif kind == VJPS_TOGETHER:
                     rates += rate
             if rates:
                 torch.autograd.grad(rates, inputs, ones * number, allow_unused=True)
 
     calls(2)
-    number = int(min(MAX_BARE_CALLS, max(2, BARE_S / stopwatch(lambda: calls(1))())))
-    timed = stopwatch(lambda: calls(number))
-    return lambda: timed() / number
+    number = int(min(MAX_FIELD_CALLS, max(2, FIELD_TIMING_S / timed(lambda: calls(1))())))
+    seconds = timed(lambda: calls(number))
+    return lambda: seconds() / number
 
 
 def _leaves(state: Any) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""A contestant made ready: run once and counted, once watched, and from then on only timed."""
+"""Prepare a library for timing: one run counts evaluations and steps, one measures memory."""
 
 import dataclasses
 import functools
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from odebench.bench import measure
-from odebench.bench.cases import CaseProblem, leaves_of, like, loss
+from odebench.bench.cases import CaseProblem, leaves_of, like_state, loss
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
 from odebench.ode.methods import METHODS, Tableau
 from odebench.record.profiling import measure_step
 
-# A solve that evaluates more often than this is given up: it will not end.
+# A solve with more evaluations than this is stopped.
 MAX_EVALUATIONS = 50_000
 
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """A library that solves by a method in a mode, in a variant of its own ("" the plain one)."""
+    """A library, a method, a mode, and a variant of the library ("" is its default)."""
 
     library: str
     method: str
@@ -32,13 +32,13 @@ class LibraryConfig:
 
     @property
     def label(self) -> str:
-        """Library and variant in one word or two."""
+        """Library and variant."""
         return f"{self.library} {self.variant}".rstrip()
 
 
 @dataclass(frozen=True)
 class RunOutput:
-    """What one run gives: states, each tensor [T, *its shape]; gradients of the parameters, then of the state."""
+    """Results of one run: states, each tensor [T, *its shape]; gradients of the parameters, then of the state."""
 
     states: list[Tensor]
     gradients: list[Tensor] | None
@@ -47,11 +47,12 @@ class RunOutput:
 
 @dataclass
 class RunCosts:
-    """What one run costs besides time; None where it cannot be told.
+    """What one run costs besides time; None where it is unknown.
 
     rows_forward: rows of the batch over all evaluations of the forward solve.
-    peak_mib: the most tensors alive at once. operations, synchronisations: tensor operations and waits a step of the
-        forward solve, outside the field.
+    peak_mib: peak memory of tensors.
+    operations, synchronisations: tensor operations and host synchronisations per step of the forward solve, outside
+        the field.
     """
 
     nfe_forward: int
@@ -65,16 +66,16 @@ class RunCosts:
 
 @dataclass
 class PreparedRun:
-    """A contestant that is ready; ``seconds`` runs it once and returns the time."""
+    """A configuration ready for timing; ``seconds`` runs it once and returns the time."""
 
-    contestant: LibraryConfig
-    answer: RunOutput
+    config: LibraryConfig
+    output: RunOutput
     costs: RunCosts
     seconds: Callable[[], float]
 
 
 class TooManyEvaluations(RuntimeError):
-    """A solve that was given up."""
+    """A solve that was stopped after ``MAX_EVALUATIONS``."""
 
 
 class _LimitedField(measure.CountingField):
@@ -84,41 +85,41 @@ class _LimitedField(measure.CountingField):
         return super().forward(t, y)
 
 
-def prepare(problem: CaseProblem, contestant: LibraryConfig, tol: float) -> PreparedRun:
-    """Counts, watches and warms up a contestant. Raises what its library raises, and TooManyEvaluations."""
-    library = LIBRARIES[contestant.library]
-    vector_field = problem.field if contestant.library == "odebench" else problem.published
-    run = functools.partial(_run, problem, contestant.mode, _adapt(problem, contestant, vector_field, tol))
-    # Compiled code neither counts nor can be watched; it evaluates as often as the eager one
+def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> PreparedRun:
+    """Count, measure memory and warm up. Raises what the library raises, and TooManyEvaluations."""
+    library = LIBRARIES[config.library]
+    vector_field = problem.field if config.library == "odebench" else problem.published
+    run = functools.partial(_run, problem, config.mode, _make_solve(problem, config, vector_field, tol))
+    # Compiled code cannot be counted; it evaluates as often as the eager one
     # (a compiled adjoint, which keeps no stage, once more for each further step of an interval).
-    eager = dataclasses.replace(contestant, variant="") if contestant.variant == "compiled" else contestant
-    answers: list[RunOutput] = []
+    eager = dataclasses.replace(config, variant="") if config.variant == "compiled" else config
+    outputs: list[RunOutput] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         costs = _count(problem, eager, _LimitedField(vector_field), tol)
-        if library.torch_memory and contestant is eager:
-            costs.peak_mib = measure_step(lambda: answers.append(run()), "cpu")["memory/peak_mib"]
+        if library.torch_memory and config is eager:
+            costs.peak_mib = measure_step(lambda: outputs.append(run()), "cpu")["memory/peak_mib"]
         else:
-            answers.append(run())
-    if contestant is not eager:
+            outputs.append(run())
+    if config is not eager:
         costs.operations = costs.synchronisations = None
-    return PreparedRun(contestant, answers[0], costs, measure.stopwatch(run))
+    return PreparedRun(config, outputs[0], costs, measure.timed(run))
 
 
-def prepare_remote(remote: DiffraxClient, contestant: LibraryConfig, tol: float) -> PreparedRun:
-    """The same for the library in its own process. Raises RuntimeError."""
-    reply = remote.prepare(contestant.mode, LIBRARIES["diffrax"].methods[contestant.method], tol)
+def prepare_diffrax(client: DiffraxClient, config: LibraryConfig, tol: float) -> PreparedRun:
+    """Prepare diffrax, which runs in its own process. Raises RuntimeError."""
+    reply = client.prepare(config.mode, LIBRARIES["diffrax"].methods[config.method], tol)
     steps = StepCounts(reply["accepted"], reply["rejected"])
-    answer = RunOutput(reply["states"], reply["gradients"], steps)
+    output = RunOutput(reply["states"], reply["gradients"], steps)
     costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], steps)
-    return PreparedRun(contestant, answer, costs, functools.partial(remote.seconds, reply["job"]))
+    return PreparedRun(config, output, costs, functools.partial(client.seconds, reply["index"]))
 
 
-def _adapt(problem: CaseProblem, contestant: LibraryConfig, vector_field: nn.Module, tol: float) -> SolveFunction:
-    adapt = LIBRARIES[contestant.library].adapt
-    assert adapt is not None
-    method, mode, variant = contestant.method, contestant.mode, contestant.variant
-    return adapt(SolveRequest(vector_field, problem.state, problem.times, method, mode, variant, tol, tol))
+def _make_solve(problem: CaseProblem, config: LibraryConfig, vector_field: nn.Module, tol: float) -> SolveFunction:
+    make_solve = LIBRARIES[config.library].make_solve
+    assert make_solve is not None
+    method, mode, variant = config.method, config.mode, config.variant
+    return make_solve(SolveRequest(vector_field, problem.state, problem.times, method, mode, variant, tol, tol))
 
 
 def _run(
@@ -131,28 +132,28 @@ def _run(
         between()
         return RunOutput(leaves_of(states), None, steps)
     leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(problem.state)]
-    states, steps = solve(like(problem.state, leaves))
+    states, steps = solve(like_state(problem.state, leaves))
     between()
     gradients = torch.autograd.grad(loss(states), [*problem.parameters, *leaves])
     return RunOutput([leaf.detach() for leaf in leaves_of(states)], list(gradients), steps)
 
 
-def _count(problem: CaseProblem, contestant: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
-    """Evaluations and steps of one run; and operations a step, from the difference of two forward solves, so that what
-    a solve does once drops out."""
-    solve = _adapt(problem, contestant, counted, tol)
+def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
+    """Count evaluations and steps of one run, and operations per step: the difference of two forward solves with
+    different tolerances, which cancels what a solve does once."""
+    solve = _make_solve(problem, config, counted, tol)
     before: list[int] = []
-    answer = _run(problem, contestant.mode, solve, lambda: before.extend((counted.calls, counted.rows)))
+    output = _run(problem, config.mode, solve, lambda: before.extend((counted.calls, counted.rows)))
     nfe_forward, rows_forward = before
-    steps = answer.steps
+    steps = output.steps
     if steps is None and counted.accepted:
         steps = StepCounts(counted.accepted, counted.rejected)
     costs = RunCosts(nfe_forward, counted.calls - nfe_forward, steps, rows_forward)
-    if not LIBRARIES[contestant.library].torch_memory:
+    if not LIBRARIES[config.library].torch_memory:
         return costs
-    tight = _operations(problem, contestant, counted, solve)
-    loose = _operations(problem, contestant, counted, _adapt(problem, contestant, counted, 30 * tol))
-    if tight[0] == loose[0] or not isinstance(METHODS.get(contestant.method), Tableau):
+    tight = _operations(problem, config, counted, solve)
+    loose = _operations(problem, config, counted, _make_solve(problem, config, counted, 30 * tol))
+    if tight[0] == loose[0] or not isinstance(METHODS.get(config.method), Tableau):
         loose = (0.0, 0, 0)  # the mean: implicit steps do not all cost the same
     if tight[0] is not None and loose[0] is not None:
         costs.operations, costs.synchronisations = (
@@ -162,20 +163,20 @@ def _count(problem: CaseProblem, contestant: LibraryConfig, counted: measure.Cou
 
 
 def _operations(
-    problem: CaseProblem, contestant: LibraryConfig, counted: measure.CountingField, solve: SolveFunction
+    problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, solve: SolveFunction
 ) -> tuple[float | None, int, int]:
-    """Steps of one forward solve, rejected ones included, its operations and its waits."""
+    """Steps of one forward solve, rejected ones included, its operations and its synchronisations."""
     counted.reset()
-    gradient = contestant.mode != FORWARD
+    gradient = config.mode != FORWARD
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(problem.state)]
-    with torch.set_grad_enabled(gradient), measure.OperationCounter(counted) as seen:
-        _, steps = solve(like(problem.state, leaves))
-    tableau = METHODS.get(contestant.method)
+    with torch.set_grad_enabled(gradient), measure.OperationCounter(counted) as counter:
+        _, steps = solve(like_state(problem.state, leaves))
+    tableau = METHODS.get(config.method)
     num_steps: float | None = None
-    if steps is not None and contestant.variant != "per_sample":  # there each row has its own
+    if steps is not None and config.variant != "per_sample":  # there each row has its own steps
         num_steps = steps.accepted + steps.rejected
     elif counted.accepted:
         num_steps = counted.accepted + counted.rejected
-    elif isinstance(tableau, Tableau):  # who does not tell shows it by its evaluations
+    elif isinstance(tableau, Tableau):  # libraries that do not report steps: from their evaluations
         num_steps = counted.calls / (tableau.stages - tableau.fsal)
-    return num_steps, seen.operations, seen.synchronisations
+    return num_steps, counter.operations, counter.synchronisations

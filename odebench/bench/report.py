@@ -1,4 +1,4 @@
-"""What a contest leaves: results.json, results.csv, figures, and the tables on the screen."""
+"""Write benchmark results: results.json, results.csv, figures, and tables for the terminal."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from odebench.record.files import write_json
 Row = Mapping[str, Any]
 
 JSON, CSV = "results.json", "results.csv"
-# Column -> its name on the screen and its format.
+# Column -> heading and number format in the terminal.
 COLUMNS = {
-    "contestant": ("LIBRARY", ""),
+    "library": ("LIBRARY", ""),
     "mode": ("MODE", ""),
     "method": ("METHOD", ""),
     "time_min_ms": ("MIN MS", ".3g"),
     "time_median_ms": ("MEDIAN MS", ".3g"),
     "ratio_min": ("RATIO MIN", ".2f"),
     "ratio_median": ("RATIO MEDIAN", ".2f"),
-    "bare_ms": ("BARE F MS", ".3g"),
+    "bare_ms": ("F ALONE MS", ".3g"),
     "nfe": ("NFE", ""),
     "rows_forward": ("ROWS", "d"),
     "steps": ("STEPS", ""),
@@ -35,18 +35,18 @@ COLUMNS = {
     "operations_per_step": ("OPS/STEP", ".0f"),
     "synchronisations_per_step": ("SYNCS/STEP", ".1f"),
 }
-# Shown only where it tells something: rows may step alone.
+# Columns for some cases only: with per-sample steps an evaluation may be of some of the rows.
 ONLY_FOR = {"rows_forward": ("mixed",)}
 
 LEGEND = """\
-RATIO: time of the first peer (or first row) over this one's: more than 1 is faster. NFE: evaluations, forward +
-backward. STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative, against
-the true ODE. BARE F: the time that the evaluations alone take. OPS, SYNCS: tensor operations and waits for their
-results, a step, outside f."""
+RATIO: time of the first other library (or first row) divided by this row's time; above 1 is faster. NFE: evaluations,
+forward + backward. STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative
+to a float64 reference solution. F ALONE: time of the evaluations without the solver. OPS, SYNCS: tensor operations
+and host synchronisations per step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the numbers come from: command, date, processor, threads, versions, commit."""
+    """How and where the numbers are measured: command, date, processor, threads, versions, commit."""
     import torch
 
     return {
@@ -60,22 +60,22 @@ def describe_machine(command: Sequence[str], libraries: Sequence[str], settings:
 
 
 def make_folder(output: Path | None) -> Path:
-    """The folder for results, made here; by default outputs/bench/<date>/<time>.
+    """Make the folder for results; by default outputs/bench/<date>/<time>.
 
-    Raises UsageError where there is something in it already.
+    Raises UsageError if it is not empty.
     """
     folder = output or Path("outputs", "bench", *f"{datetime.now():%Y-%m-%d %H-%M-%S}".split())
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty; results go into a folder of their own")
+        raise UsageError(f"{folder} is not empty; choose a new or empty folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Gives each row ``ratio_min`` and ``ratio_median``: the first peer's time over its own, in each group; the first
-    row's where no peer took part."""
+    """Add ``ratio_min`` and ``ratio_median`` to each row: the time of the group's first row of another library (else of
+    its first row) divided by the row's time."""
     for group in groups(rows).values():
         base = next((row for row in group if row["library"] != "odebench"), group[0])
         for row in group:
@@ -85,25 +85,25 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """The rows whose times may be compared: by work, family and tolerance, in their order."""
+    """Group rows whose times may be compared: by case, family and tolerance, in their order."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["work"], row["family"], row["tol"]), []).append(row)
     return found
 
 
-def write(folder: Path, about: Mapping[str, Any], rows: Sequence[Row], left_out: Sequence[str]) -> None:
-    """results.json with everything, results.csv with the rows and, in each, the machine's description."""
-    write_json(folder / JSON, {**about, "rows": list(rows), "left_out": list(left_out)})
+def write(folder: Path, machine_info: Mapping[str, Any], rows: Sequence[Row], left_out: Sequence[str]) -> None:
+    """Write results.json with everything, and results.csv with one line per row that includes the machine."""
+    write_json(folder / JSON, {**machine_info, "rows": list(rows), "left_out": list(left_out)})
     if not rows:
         return
-    machine, versions = about["machine"], about["versions"]
+    machine, versions = machine_info["machine"], machine_info["versions"]
     where = {
         "cpu": machine["cpu"],
         "threads": machine["threads"],
         "python": versions["python"],
         "torch": versions["torch"],
-        "date": about["date"],
+        "date": machine_info["date"],
     }
     with open(folder / CSV, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
@@ -126,20 +126,20 @@ def _value(text: str) -> Any:
     return text or None
 
 
-def tables(rows: Sequence[dict[str, Any]], abouts: Mapping[str, str]) -> Iterator[str]:
-    """A table a group, under a line that says what was solved. abouts: work -> what it is."""
-    for (work, family, tol), group in groups(rows).items():
-        names = [name for name in COLUMNS if work in ONLY_FOR.get(name, (work,))]
-        lines = [[_shown(row, name) for name in names] for row in group]
-        # A column without a number says nothing.
+def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str]) -> Iterator[str]:
+    """One table per group, below the case's description. descriptions: case -> description."""
+    for (case, family, tol), group in groups(rows).items():
+        names = [name for name in COLUMNS if case in ONLY_FOR.get(name, (case,))]
+        lines = [[_cell(row, name) for name in names] for row in group]
+        # Leave out columns without a number.
         kept = [i for i in range(len(names)) if any(line[i] != "-" for line in lines)]
         header = [COLUMNS[names[i]][0] for i in kept]
         table = _aligned([header, *([line[i] for i in kept] for line in lines)])
-        yield f"{work}: {abouts[work]}\n{family}, tol {tol:g}\n{table}"
+        yield f"{case}: {descriptions[case]}\n{family}, tol {tol:g}\n{table}"
 
 
-def _shown(row: Row, name: str) -> str:
-    if name == "contestant":
+def _cell(row: Row, name: str) -> str:
+    if name == "library":
         return f"{row['library']} {row['variant'] or ''}".rstrip()
     if name in ("nfe", "steps"):
         first, second = ("nfe_forward", "nfe_backward") if name == "nfe" else ("accepted", "rejected")
@@ -154,7 +154,7 @@ def _shown(row: Row, name: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Words to the left, numbers to the right."""
+    """Align words to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = [all(not row[i][:1].isdigit() and row[i] != "-" for row in rows[1:]) for i in range(len(widths))]
     return "\n".join(
@@ -166,8 +166,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def draw(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """A work-precision figure for each work and family that was solved at two tolerances or more."""
+def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    """Save a work-precision figure for each case and family with two tolerances or more."""
     figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         several = len({other["method"] for other in rows if other["work"] == row["work"]}) > 1
@@ -175,12 +175,12 @@ def draw(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
         label = " ".join(filter(None, [*words, row["method"] if several else ""]))
         figures.setdefault((row["work"], row["family"]), {}).setdefault(label, []).append(row)
     written = []
-    for (work, family), lines in figures.items():
+    for (case, family), lines in figures.items():
         if max(len(line) for line in lines.values()) < 2:
             continue
         error = "state_error" if family == "forward" else "parameter_gradient_error"
-        path = folder / f"{work}_{family.replace(' ', '_')}.png"
-        work_precision(lines, error, f"{work}, {family}").savefig(path, dpi=150)
+        path = folder / f"{case}_{family.replace(' ', '_')}.png"
+        work_precision(lines, error, f"{case}, {family}").savefig(path, dpi=150)
         written.append(path)
     return written
 

@@ -1,15 +1,15 @@
-"""The problems: the same at every call, the peers' version the same function, every one of them complete."""
+"""The benchmark cases: reproducible, with equivalent published and JAX implementations."""
 
 import pytest
 import torch
 
-from odebench.bench.cases import GROUPS, WORKS, build, leaves_of
+from odebench.bench.cases import CASE_GROUPS, CASES, build_problem, leaves_of
 
 
-@pytest.mark.parametrize("name", WORKS)
-def test_a_work_is_the_same_at_every_call_and_its_field_fits_its_state(name):
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_is_the_same_at_every_call_and_its_field_fits_its_state(name):
     state = torch.random.get_rng_state()
-    first, second = build(WORKS[name]), build(WORKS[name])
+    first, second = build_problem(CASES[name]), build_problem(CASES[name])
     assert torch.equal(torch.random.get_rng_state(), state)
     for a, b in zip(
         [*first.parameters, *leaves_of(first.state)], [*second.parameters, *leaves_of(second.state)], strict=True
@@ -21,7 +21,7 @@ def test_a_work_is_the_same_at_every_call_and_its_field_fits_its_state(name):
 
 
 def test_the_published_field_is_the_same_function_of_the_same_parameters():
-    problem = build(WORKS["conv"])
+    problem = build_problem(CASES["conv"])
     assert problem.published is not problem.field
     assert set(problem.published.parameters()) == set(problem.parameters)
     y, t = problem.state[:2], torch.tensor(0.3)
@@ -29,7 +29,7 @@ def test_the_published_field_is_the_same_function_of_the_same_parameters():
 
 
 def test_the_flow_has_its_exact_trace():
-    problem = build(WORKS["cnf"])
+    problem = build_problem(CASES["cnf"])
     z, t = problem.state[0][:5].double(), torch.tensor(0.7, dtype=torch.float64)
     field = problem.field.double()
     jacobian = torch.func.jacrev(lambda row: field(t, (row[None], row[None, :1]))[0][0])
@@ -37,17 +37,17 @@ def test_the_flow_has_its_exact_trace():
     torch.testing.assert_close(field(t, (z, z[:, :1]))[1][:, 0], -traces)
 
 
-def test_groups_name_works():
-    assert all(set(names) <= set(WORKS) for names in GROUPS.values())
+def test_groups_contain_known_cases():
+    assert all(set(names) <= set(CASES) for names in CASE_GROUPS.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize("name", CASES)
 def test_the_field_written_for_jax_is_the_same_function(name):
     jnp = pytest.importorskip("jax.numpy")
     from odebench.bench.diffrax_server import FIELDS
 
-    problem = build(WORKS[name])
+    problem = build_problem(CASES[name])
     state = [leaf.float()[:4] if leaf.dim() > 1 else leaf.float() for leaf in leaves_of(problem.state)]
     rows = tuple(state) if len(state) > 1 else state[0]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every library solves the same problem: it agrees with the truth to tolerance, in every mode it has."""
+"""Every library solves the same problem: each agrees with the reference solution to tolerance, in all its modes."""
 
 import dataclasses
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from odebench import ode
-from odebench.bench.cases import WORKS, build
+from odebench.bench.cases import CASES, build_problem
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import LIBRARIES
@@ -15,10 +15,10 @@ from odebench.bench.preparation import LibraryConfig, TooManyEvaluations, prepar
 from odebench.bench.reference import relative_error, solve_reference
 
 QUICK = ("forward", "backprop")
-CASES = [
+VARIANTS = [
     pytest.param(name, mode, variant, id=f"{name} {variant} {mode}", marks=[pytest.mark.slow] * (mode not in QUICK))
     for name, library in LIBRARIES.items()
-    if library.adapt is not None
+    if library.make_solve is not None
     for mode in library.modes
     for variant, only in [("", ""), *library.variants]
     if only in ("", mode)
@@ -27,7 +27,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def tiny():
-    problem = build(WORKS["tiny"])
+    problem = build_problem(CASES["tiny"])
     return problem, solve_reference(problem, gradients=True)
 
 
@@ -35,28 +35,28 @@ def method_for(mode):
     return "reversible_dopri5" if mode == "reversible" else "dopri5"
 
 
-@pytest.mark.parametrize(("name", "mode", "variant"), CASES)
-def test_an_adapter_agrees_with_the_truth_and_counts(tiny, name, mode, variant):
+@pytest.mark.parametrize(("name", "mode", "variant"), VARIANTS)
+def test_a_library_agrees_with_the_reference_and_counts(tiny, name, mode, variant):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a library says while it is imported
+        warnings.simplefilter("ignore")  # warnings of the library's import
         pytest.importorskip(LIBRARIES[name].package)
-    problem, truth = tiny
-    entry = prepare(problem, LibraryConfig(name, method_for(mode), mode, variant), 1e-5)
-    answer, costs = entry.answer, entry.costs
-    assert relative_error(answer.states, truth.states) < 1e-3
+    problem, reference = tiny
+    prepared = prepare(problem, LibraryConfig(name, method_for(mode), mode, variant), 1e-5)
+    output, costs = prepared.output, prepared.costs
+    assert relative_error(output.states, reference.states) < 1e-3
     assert costs.nfe_forward > 6
     assert (costs.nfe_backward == 0) == (mode in ("forward", "backprop"))
     if mode == "forward":
-        assert answer.gradients is None
+        assert output.gradients is None
     else:
-        assert relative_error(answer.gradients, truth.gradients) < 1e-3
+        assert relative_error(output.gradients, reference.gradients) < 1e-3
     if costs.steps and name == "odebench" and mode != "reversible":
-        # six evaluations a step, one at the start, one for the first step's size
+        # six evaluations per step, one at the start, one for the first step size
         assert costs.nfe_forward == 6 * (costs.steps.accepted + costs.steps.rejected) + 2
     assert (costs.peak_mib is None) == (name == "scipy")
 
 
-def test_counted_evaluations_are_the_solvers_own(tiny):
+def test_counted_evaluations_equal_those_that_the_solver_reports(tiny):
     problem, _ = tiny
     counted = CountingField(problem.field)
     stats = ode.solve(counted, problem.state, problem.times, rtol=1e-5, atol=1e-5, controller="integral").stats
@@ -68,23 +68,23 @@ def test_counted_evaluations_are_the_solvers_own(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
 def test_the_gradients_error_shrinks_with_the_tolerance(mode):
-    problem = build(dataclasses.replace(WORKS["tiny"], dtype=WORKS["vdp"].dtype))
-    truth = solve_reference(problem, gradients=True)
+    problem = build_problem(dataclasses.replace(CASES["tiny"], dtype=CASES["vdp"].dtype))
+    reference = solve_reference(problem, gradients=True)
     errors = []
     for tol in (1e-3, 1e-5, 1e-7):
-        answer = prepare(problem, LibraryConfig("odebench", "dopri5", mode, ""), tol).answer
-        errors.append(relative_error(answer.gradients, truth.gradients))
+        output = prepare(problem, LibraryConfig("odebench", "dopri5", mode, ""), tol).output
+        errors.append(relative_error(output.gradients, reference.gradients))
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
-def test_operations_a_step_leave_out_what_happens_once(tiny):
+def test_operations_per_step_leave_out_those_once_per_solve(tiny):
     problem, _ = tiny
     costs = prepare(problem, LibraryConfig("odebench", "dopri5", "forward", ""), 1e-6).costs
     assert costs.synchronisations == 1
     assert 6 <= costs.operations <= 30
 
 
-def test_a_solve_that_never_ends_is_given_up(tiny, monkeypatch):
+def test_a_solve_with_too_many_evaluations_is_stopped(tiny, monkeypatch):
     problem, _ = tiny
     monkeypatch.setattr("odebench.bench.preparation.MAX_EVALUATIONS", 20)
     with pytest.raises(TooManyEvaluations, match="more than 20 evaluations"):
@@ -92,7 +92,7 @@ def test_a_solve_that_never_ends_is_given_up(tiny, monkeypatch):
 
 
 def plan(**changes):
-    return BenchmarkPlan((WORKS["tiny"],), ("forward", "adjoint"), ("odebench", "torchdiffeq"), repeats=2, **changes)
+    return BenchmarkPlan((CASES["tiny"],), ("forward", "adjoint"), ("odebench", "torchdiffeq"), repeats=2, **changes)
 
 
 def test_an_absent_library_and_a_failing_one_are_left_out_by_name(monkeypatch):
@@ -100,38 +100,38 @@ def test_an_absent_library_and_a_failing_one_are_left_out_by_name(monkeypatch):
         "odebench.bench.comparison.installed_version", lambda name: None if name == "torchdiffeq" else "1.0"
     )
 
-    def fail(problem, contestant, tol):
-        if contestant.mode == "adjoint":
+    def fail(problem, config, tol):
+        if config.mode == "adjoint":
             raise RuntimeError("underflow\nin dt")
-        return prepare(problem, contestant, tol)
+        return prepare(problem, config, tol)
 
     monkeypatch.setattr("odebench.bench.comparison.prepare", fail)
-    outcome = BenchmarkResults()
-    told = []
-    assert [work.name for work in measure_all(plan(), outcome, told.append)] == ["tiny"]
-    assert outcome.left_out == ["torchdiffeq: not installed", "tiny, adjoint, tol 1e-05: odebench dopri5: underflow"]
-    (row,) = outcome.rows
+    results = BenchmarkResults()
+    messages = []
+    assert [case.name for case in measure_all(plan(), results, messages.append)] == ["tiny"]
+    assert results.left_out == ["torchdiffeq: not installed", "tiny, adjoint, tol 1e-05: odebench dopri5: underflow"]
+    (row,) = results.rows
     assert (row["library"], row["family"], row["runs"]) == ("odebench", "forward", 2)
     assert row["time_min_ms"] > 0
     assert row["bare_ms"] > 0
     assert 0 < row["state_error"] < 1e-3
-    assert told[0] == "tiny: reference"
+    assert messages[0] == "tiny: reference"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnf"])
-def test_diffrax_in_its_own_process_agrees_with_the_truth(name):
+def test_diffrax_in_its_own_process_agrees_with_the_reference(name):
     pytest.importorskip("diffrax")
-    problem = build(WORKS[name])
-    truth = solve_reference(problem, gradients=True)
-    with DiffraxClient(problem) as remote:
+    problem = build_problem(CASES[name])
+    reference = solve_reference(problem, gradients=True)
+    with DiffraxClient(problem) as client:
         for mode in LIBRARIES["diffrax"].modes:
-            reply = remote.prepare(mode, "Dopri5", 1e-5)
-            assert relative_error(reply["states"], truth.states) < 1e-3
+            reply = client.prepare(mode, "Dopri5", 1e-5)
+            assert relative_error(reply["states"], reference.states) < 1e-3
             if mode != "forward":
-                assert relative_error(reply["gradients"], truth.gradients) < 3e-3
+                assert relative_error(reply["gradients"], reference.gradients) < 3e-3
             assert (reply["nfe_backward"] == 0) == (mode == "forward")
-            assert 0 < remote.seconds(reply["job"]) < 10
-        assert 0 < remote.bare_seconds(True) < 1
+            assert 0 < client.seconds(reply["index"]) < 10
+        assert 0 < client.field_seconds(True) < 1
         with pytest.raises(RuntimeError, match="AttributeError"):
-            remote.prepare("forward", "Dopri6", 1e-5)
+            client.prepare("forward", "Dopri6", 1e-5)

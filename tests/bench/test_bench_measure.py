@@ -1,4 +1,4 @@
-"""The meters count what is known to happen."""
+"""Counting evaluations and operations, and timing in turns."""
 
 import gc
 
@@ -17,19 +17,19 @@ class Twice(nn.Module):
 def test_operations_are_those_outside_the_field_without_views():
     field = measure.CountingField(Twice())
     x, t = torch.ones(4, 3), torch.zeros(())
-    with measure.OperationCounter(field) as seen:
-        rate = field(t, x)  # two inside
+    with measure.OperationCounter(field) as counter:
+        rate = field(t, x)  # two inside the field
         shifted = (rate + x).t()  # one, and a view
         shifted.mul_(2)  # one
         shifted[0].view(2, 2).unsqueeze(0)  # views
         total = shifted.sum()  # one
-        assert float(total) > 0  # one comparison is Python's; one wait
-    assert seen.operations == 3
-    assert seen.synchronisations == 1
+        assert float(total) > 0  # Python compares; one synchronisation
+    assert counter.operations == 3
+    assert counter.synchronisations == 1
     assert (field.calls, field.rows) == (1, 4)
 
 
-def test_rows_are_counted_of_batches_only():
+def test_rows_are_counted_for_batches_only():
     field = measure.CountingField(nn.Identity())
     field.vector_field.forward = lambda t, y: y
     field(None, torch.zeros(3))
@@ -39,7 +39,7 @@ def test_rows_are_counted_of_batches_only():
     assert (field.calls, field.rows) == (0, 0)
 
 
-def test_contestants_take_turns_and_whoever_is_slow_sits_out_after_three_runs():
+def test_functions_are_timed_in_turns_and_slow_ones_stop_after_three_runs():
     order = []
 
     def runner(name, seconds):
@@ -53,13 +53,13 @@ def test_contestants_take_turns_and_whoever_is_slow_sits_out_after_three_runs():
     assert times["b"].min_ms == times["b"].median_ms == 2000
 
 
-def test_bare_evaluations_are_timed_with_and_without_their_products():
+def test_the_field_alone_is_timed_with_and_without_vjps():
     field = nn.Linear(2, 2)
     module = measure.CountingField(Twice())
     module.vector_field.forward = lambda t, y: (field(y[0]), y[1] * 1.0)
     state = (torch.zeros(3, 2), torch.zeros(3, 1))
-    for kind in (measure.PLAIN, measure.TOGETHER, measure.APART):
-        assert 0 < measure.bare(module, torch.zeros(()), state, kind)() < 0.1
+    for kind in (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH):
+        assert 0 < measure.field_timer(module, torch.zeros(()), state, kind)() < 0.1
     assert all(p.grad is None for p in field.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Results: ratios, tables, files that read back as they were written, folders that hold nothing else."""
+"""Results: ratios, tables, files that read back unchanged, an empty folder for them."""
 
 import json
 
@@ -44,7 +44,7 @@ ABOUT = {
 }
 
 
-def test_ratios_are_the_first_peers_time_over_ones_own_in_each_group():
+def test_ratios_are_relative_to_the_first_other_library_of_each_group():
     rows = [row("odebench", 2.0), row("torchdiffeq", 6.0), row("scipy", 3.0), row("odebench", 1.0, tol=1e-3)]
     report.add_ratios(rows)
     assert [r["ratio_min"] for r in rows] == [3, 1, 2, 1]
@@ -65,7 +65,7 @@ def test_files_read_back_as_they_were_written(tmp_path):
     assert content["machine"]["cpu"] == "A CPU"
 
 
-def test_a_table_shows_errors_beside_times_and_drops_what_nobody_has():
+def test_a_table_shows_errors_beside_times_and_drops_empty_columns():
     rows = [row("odebench", 2.0), row("torchdiffeq", 1234.5, nfe_backward=35, accepted=None, rejected=None)]
     report.add_ratios(rows)
     (table,) = report.tables(rows, {"tiny": "a spiral"})
@@ -82,9 +82,9 @@ def test_a_table_shows_errors_beside_times_and_drops_what_nobody_has():
     assert {"1,234", "-"} <= set(second.split())
 
 
-def test_results_go_into_a_folder_of_their_own(tmp_path, monkeypatch):
+def test_results_need_an_empty_folder(tmp_path, monkeypatch):
     assert report.make_folder(tmp_path / "new" / "one").is_dir()
-    assert report.make_folder(tmp_path / "new" / "one").is_dir()  # empty still
+    assert report.make_folder(tmp_path / "new" / "one").is_dir()  # still empty
     with pytest.raises(UsageError, match="new is not empty"):
         report.make_folder(tmp_path / "new")
     (tmp_path / "file").write_text("")
@@ -95,6 +95,6 @@ def test_results_go_into_a_folder_of_their_own(tmp_path, monkeypatch):
 
 
 def test_a_figure_is_drawn_where_there_are_two_tolerances(tmp_path):
-    rows = [row("odebench", 2.0), row("odebench", 3.0, tol=1e-6, state_error=1e-7), row("scipy", 3.0, work="mlp")]
-    assert [path.name for path in report.draw(tmp_path, rows)] == ["tiny_forward.png"]
+    rows = [row("odebench", 2.0), row("odebench", 3.0, tol=1e-6, state_error=1e-7), row("scipy", 3.0, case="mlp")]
+    assert [path.name for path in report.save_figures(tmp_path, rows)] == ["tiny_forward.png"]
     assert (tmp_path / "tiny_forward.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""``odebench bench``: words to a plan, and a small plan to results."""
+"""``odebench bench``: arguments to a plan, and a small plan to results."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from odebench.bench.cases import DEFAULT
+from odebench.bench.cases import DEFAULT_CASES
 from odebench.bench.comparison import BenchmarkResults, measure_all
 from odebench.bench.fields import Spiral
 from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
@@ -16,14 +16,17 @@ from odebench.cli import main
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["tinyy"], "unknown work tinyy; did you mean tiny? (works: tiny, mlp,"),
+        (["tinyy"], "unknown case tinyy; did you mean tiny? (cases: tiny, mlp,"),
         (["tiny", "--modes", "forwrd"], "unknown mode forwrd; did you mean forward? (modes: forward, backprop,"),
-        (["tiny", "--peers", "torchdifeq"], "unknown peer torchdifeq; did you mean torchdiffeq? (peers: torchdiffeq,"),
-        (["--peers", "scipy", "tiny", "mpl"], "unknown work mpl; did you mean mlp?"),
+        (
+            ["tiny", "--peers", "torchdifeq"],
+            "unknown library torchdifeq; did you mean torchdiffeq? (libraries: torchdiffeq,",
+        ),
+        (["--peers", "scipy", "tiny", "mpl"], "unknown case mpl; did you mean mlp?"),
         (["tiny", "--methods", "dopri55"], "unknown method dopri55; did you mean dopri5?"),
-        (["tiny", "--tol", "abc"], "--tol abc: numbers are needed, such as 1e-3 or 1e-3,1e-5"),
-        (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance lies between 0 and 1"),
-        (["tiny", "--modes", ","], "--modes needs a name, or several with commas"),
+        (["tiny", "--tol", "abc"], "--tol abc: must be numbers, such as 1e-3 or 1e-3,1e-5"),
+        (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance must lie between 0 and 1"),
+        (["tiny", "--modes", ","], "--modes needs a name, or several names separated by commas"),
         (["tiny", "--repeats", "0"], "--repeats must be 1 or more, got 0"),
         (["tiny", "--threads", "0"], "--threads must be 1 or more, got 0"),
         (["tiny", "--repeat", "3"], "unknown option --repeat; did you mean --repeats?"),
@@ -42,14 +45,14 @@ def test_wrong_usage_is_one_line(words, line, capsys, monkeypatch, tmp_path):
 
 def test_a_plan_has_defaults_and_takes_names_in_order():
     plan = make_plan([])
-    assert tuple(work.name for work in plan.works) == DEFAULT
+    assert tuple(case.name for case in plan.cases) == DEFAULT_CASES
     assert plan.libraries[:2] == ("odebench", "torchdiffeq")
     assert not plan.named
     plan = make_plan(["vdp", "stiff"], "adjoint", "scipy", "radau", work_precision=True)
-    assert [work.name for work in plan.works] == ["vdp", "robertson"]
+    assert [case.name for case in plan.cases] == ["vdp", "robertson"]
     assert (plan.modes, plan.libraries, plan.methods) == (("adjoint",), ("odebench", "scipy"), ("radau",))
     assert (plan.tols, plan.named) == (WORK_PRECISION_TOLS, True)
-    assert make_plan([], peers="none").libraries == ("odebench",)
+    assert make_plan([], libraries="none").libraries == ("odebench",)
 
 
 def test_a_small_bench_writes_and_prints(tmp_path, capsys):
@@ -77,12 +80,12 @@ def test_a_small_bench_writes_and_prints(tmp_path, capsys):
     assert f"{folder} is not empty" in capsys.readouterr().err
 
 
-def test_beside_compiled_steps_stands_the_time_of_the_compiled_field(monkeypatch):
+def test_compiled_steps_are_compared_with_the_time_of_the_compiled_field(monkeypatch):
     fields = []
     monkeypatch.setattr(torch, "compile", lambda f, **_: fields.append(f) or f if isinstance(f, nn.Module) else f)
-    outcome = BenchmarkResults()
-    plan = make_plan(["tiny"], modes="forward", peers="none", tol="1e-3", repeats=1, compiled=True)
-    list(measure_all(plan, outcome, lambda text: None))
+    results = BenchmarkResults()
+    plan = make_plan(["tiny"], modes="forward", libraries="none", tol="1e-3", repeats=1, compiled=True)
+    list(measure_all(plan, results, lambda text: None))
     assert [type(field) for field in fields] == [Spiral]
-    assert [row["variant"] for row in outcome.rows] == ["", "compiled"]
-    assert all(row["bare_ms"] > 0 for row in outcome.rows)
+    assert [row["variant"] for row in results.rows] == ["", "compiled"]
+    assert all(row["bare_ms"] > 0 for row in results.rows)
