@@ -17,7 +17,7 @@ from odebench.ode.arguments import as_positive, short_repr
 from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, backward_solve
 from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, pose
 from odebench.ode.events import Event, EventDetector
-from odebench.ode.gradients import Backprop, Mode
+from odebench.ode.gradients import Backprop, GradientMode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import SolveError, Status
@@ -154,7 +154,7 @@ def _is_start_only(t: Tensor, event_fn: Any) -> bool:
 
 
 def _answer(
-    call: DropInCall, mode: Mode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None
+    call: DropInCall, mode: GradientMode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None
 ) -> Any:
     """What the caller gets."""
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
@@ -170,7 +170,7 @@ def _answer(
 
 def _until_event(
     call: DropInCall,
-    mode: Mode,
+    mode: GradientMode,
     observers: tuple[Observer, ...],
     event_fn: Callable[..., Tensor],
     options: dict[str, Any] | None,

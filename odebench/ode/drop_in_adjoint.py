@@ -16,9 +16,9 @@ from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.drop_in_options import DropInCall, find_callbacks, largest_rms, make_plan
 from odebench.ode.events import EventDetector
-from odebench.ode.gradients.adjoint import Adjoint, integrate_back, quadrature_of
-from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpacked
-from odebench.ode.gradients.captured_tensors import Targets, alive, leaves
+from odebench.ode.gradients.adjoint import Adjoint, integrate_backward, quadrature_for
+from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpack_gradients
+from odebench.ode.gradients.captured_tensors import GradientAccumulator, alive_tensors, graph_leaves
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.once_differentiable import once_differentiable
@@ -67,11 +67,11 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
         f = problem(t, y)
     reached: list[Tensor] | None = None
     try:
-        found = leaves(f, "adjoint", fence._sequence_nr())
+        found = graph_leaves(f, "adjoint", fence._sequence_nr())
         f = f.detach()
-        reached = [x for x in alive(found) if x is not y]
+        reached = [x for x in alive_tensors(found) if x is not y]
     except ValueError as error:
-        text = "func uses a tensor that was computed outside of it and wants a gradient; name it in adjoint_params"
+        text = "func uses a tensor that was computed outside of it and requires a gradient; name it in adjoint_params"
         if not isinstance(func, nn.Module):
             raise ValueError(f"odeint_adjoint: {text}") from error
         warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
@@ -86,7 +86,7 @@ def present_backward(problem: InitialValueProblem, parameters: Sequence[Tensor],
 
     def present(z: Tensor) -> tuple[Tensor, ...]:
         # Gradients of times need no equation of their own.
-        return z.new_zeros(()), z[:n].view(shape), z[n : 2 * n].view(shape), *unpacked(z[2 * n :], parameters)
+        return z.new_zeros(()), z[:n].view(shape), z[n : 2 * n].view(shape), *unpack_gradients(z[2 * n :], parameters)
 
     return present
 
@@ -172,7 +172,7 @@ def backward_solve(call: DropInCall, given: BackwardArguments, error: type[Solve
     observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
-    quadrature = quadrature_of(Adjoint(norm="semi"), plan.method) if separate else None
+    quadrature = quadrature_for(Adjoint(norm="semi"), plan.method) if separate else None
     return DropInAdjoint(plan, parameters, found.reached, found.f, observers, error, quadrature)
 
 
@@ -251,23 +251,23 @@ class _DropInAdjointSolve(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        way_out = "name it in adjoint_params=(...), or use odeint"
-        targets = Targets(problem, mode.name, ctx.parameters, [], reached=mode.reached, way_out=way_out)
-        field = AdjointField(problem, targets, None, mode.quadrature)
+        hint = "name it in adjoint_params=(...), or use odeint"
+        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.reached, hint=hint)
+        field = AdjointField(problem, accumulator, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         stepper: Any = None
         a = grad_states[len(times) - 1]
         for i in range(len(times) - 1, 0, -1):
-            z = field.start(states[i], a)
+            z = field.initial_state(states[i], a)
             plan = dataclasses.replace(mode.plan, first_step=first_step)
             span = [times[i], times[i - 1]]
             if mode.quadrature is None:
                 result = integrate(field, z, span, plan, stats, observers=mode.observers)
             else:
-                result = integrate_back(field, z, span, plan, stats, 1.0, stepper)
+                result = integrate_backward(field, z, span, plan, stats, 1.0, stepper)
                 stepper = result.stepper
             if result.outcome.status is not Status.success and plan.tolerance is not None:
                 raise mode.error(result.outcome, during="backward solve of the adjoint")
-            a = field.finish(result.states[1], 1.0) + grad_states[i - 1]
+            a = field.extract_adjoint(result.states[1], 1.0) + grad_states[i - 1]
             first_step = mode.plan.first_step or (result.next_step if mode.warm_start else None)
-        return None, None, None, None, None, None, a, *targets.gradients()
+        return None, None, None, None, None, None, a, *accumulator.gradients()

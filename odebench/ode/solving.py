@@ -21,7 +21,7 @@ from odebench.ode.arguments import (
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
-from odebench.ode.gradients import GRADIENTS, Mode
+from odebench.ode.gradients import GRADIENTS, GradientMode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.adams import FixedOrderAdams
@@ -29,7 +29,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
-from odebench.ode.per_sample import RowProblem, counted_grid, solve_rows, whole
+from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows, unwrap_rows
 from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem, refuse_layers_in_training_mode
 from odebench.ode.solution import Solution, SolveError, Status
@@ -57,7 +57,7 @@ def solve(
     stepping: Literal["shared", "per_sample"] = "shared",
     event: Event | Sequence[Event] | Callable[..., Tensor] | None = None,
     dense: bool = False,
-    gradient: str | Mode = "backprop",
+    gradient: str | GradientMode = "backprop",
     group: ProcessGroup | None = None,
     compile: bool = False,
     throw: bool = True,
@@ -107,7 +107,9 @@ def solve(
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
     refuse_layers_in_training_mode(f)
     jumps = as_finite_times("jump_t", jump_t)
-    problem = RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, whole(args))
+    problem = (
+        RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, unwrap_rows(args))
+    )
     plan = SolvePlan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
@@ -138,7 +140,7 @@ def solve(
 def solve_problem(
     problem: InitialValueProblem,
     plan: SolvePlan,
-    mode: Mode,
+    mode: GradientMode,
     observers: tuple[Observer, ...] = (),
     detector: EventDetector | None = None,
 ) -> Solution:
@@ -173,7 +175,7 @@ def solve_problem(
     )
 
 
-def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Mode) -> None:
+def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode) -> None:
     """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     _check_method(plan.method, plan.compile)
     check_mode_under_transform(mode.name)
@@ -219,7 +221,7 @@ def find_controller(controller: str | Controller) -> Controller:
     return CONTROLLERS[controller]
 
 
-def find_gradient_mode(gradient: str | Mode) -> Mode:
+def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
     """A gradient mode by its name. Raises ValueError where there is none, TypeError for what is neither."""
     if not isinstance(gradient, str):
         if isinstance(gradient, type) or not hasattr(gradient, "integrate"):
@@ -251,7 +253,7 @@ def _with_fixed_steps(
     else:
         count = as_positive_integer("steps", steps)
         size = span / count
-        grid = counted_grid(count) if isinstance(problem, RowProblem) else even_grid(size)
+        grid = grid_with_num_steps(count) if isinstance(problem, RowProblem) else even_grid(size)
     # Before a grid of so many points is made; a little more is rounding.
     if span > 1.001 * size * plan.max_steps:
         raise TooManyStepsError(

@@ -20,7 +20,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import Dynamics, RegularisedSolve
 from odebench.ode.arguments import TooManyStepsError
-from odebench.ode.per_sample import whole
+from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
 
 # Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
@@ -144,7 +144,7 @@ def _refuse_redrawn_noise(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) 
         raise UsageError(f"model: {error}", "model") from error
     state = tree_leaves(y0)[0]
     start, before = t.select(-1, 0).to(state.device, state.real.dtype), _random_state(state.device)
-    once, again = (tree_leaves(f(start, y0, *whole(args))) for _ in range(2))
+    once, again = (tree_leaves(f(start, y0, *unwrap_rows(args))) for _ in range(2))
     differ = (not _nearly_equal(*pair) for pair in zip(once, again, strict=True))
     if not torch.equal(_random_state(state.device), before) or any(differ):
         raise UsageError(

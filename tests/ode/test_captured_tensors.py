@@ -1,4 +1,4 @@
-"""What the backward passes written by hand cannot reach: never a zero gradient in silence."""
+"""Tensors that f captures get their gradient from hand-written backward passes, or an error: never a silent zero."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch.func import functional_call
 from odebench.ode import METHODS, Adjoint, Checkpoint, odeint_adjoint, solve
 
 FIXED = {"method": "rk4", "steps": 10}
-BY_HAND = {
+CASES = {
     "checkpoint": {"gradient": "checkpoint", **FIXED},
-    "checkpoint, graphs kept": {"gradient": Checkpoint(keep="graphs"), **FIXED},
+    "checkpoint, keep graphs": {"gradient": Checkpoint(keep="graphs"), **FIXED},
     "checkpoint, by stage": {"gradient": Checkpoint(recompute="stage"), **FIXED},
     "checkpoint, outputs inside": {"gradient": "checkpoint", "method": "heun3", "steps": 10},
     "checkpoint, implicit": {"gradient": "checkpoint", "method": "gl4", "steps": 10},
@@ -32,8 +32,8 @@ def y0():
     return torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
 
 
-class Late(nn.Module):
-    """Uses a tensor that is no parameter, and only in the second half."""
+class LateUse(nn.Module):
+    """Uses a tensor that is not a parameter, and only in the second half."""
 
     def __init__(self, other):
         super().__init__()
@@ -45,33 +45,33 @@ class Late(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["module", "closure"])
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_a_tensor_that_f_uses_later_only_is_refused(mode, kind, y0):
+@pytest.mark.parametrize("mode", CASES)
+def test_a_tensor_that_f_uses_only_later_raises(mode, kind, y0):
     other = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
-    late = Late(other)
-    y = solve(late if kind == "module" else lambda t, y: late(t, y), y0, TIMES, **BY_HAND[mode]).y
+    late_use = LateUse(other)
+    y = solve(late_use if kind == "module" else lambda t, y: late_use(t, y), y0, TIMES, **CASES[mode]).y
     with pytest.raises(ValueError, match=r"f uses a tensor at t=.* make it a parameter of an nn.Module f"):
         y.sum().backward()
     assert y0.grad is None
 
 
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_a_parameter_that_f_uses_later_only_is_found_in_a_module(mode, y0):
-    late = Late(None)
-    late.other = nn.Parameter(torch.full((2,), 0.5, dtype=torch.float64))
-    late.others = [late.other]
-    how = BY_HAND[mode]
-    found = torch.autograd.grad(solve(late, y0, TIMES, **how).y.sum(), late.other)
-    exact = how | {"gradient": "backprop"}
-    (wanted,) = torch.autograd.grad(solve(late, y0, TIMES, **exact).y.sum(), late.other)
-    # The jump lies inside a step, where the continuous adjoint is no more exact than that.
-    torch.testing.assert_close(found[0], wanted, rtol=0.2 if "adjoint" in mode else 1e-6, atol=0)
+@pytest.mark.parametrize("mode", CASES)
+def test_a_module_parameter_that_f_uses_only_later_gets_its_gradient(mode, y0):
+    late_use = LateUse(None)
+    late_use.other = nn.Parameter(torch.full((2,), 0.5, dtype=torch.float64))
+    late_use.others = [late_use.other]
+    kwargs = CASES[mode]
+    found = torch.autograd.grad(solve(late_use, y0, TIMES, **kwargs).y.sum(), late_use.other)
+    exact = kwargs | {"gradient": "backprop"}
+    (expected,) = torch.autograd.grad(solve(late_use, y0, TIMES, **exact).y.sum(), late_use.other)
+    # The jump is inside a step, where the continuous adjoint is inaccurate.
+    torch.testing.assert_close(found[0], expected, rtol=0.2 if "adjoint" in mode else 1e-6, atol=0)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
-@pytest.mark.parametrize("mode", [mode for mode in BY_HAND if mode != "checkpoint, graphs kept"])
-def test_parameters_of_functional_call_are_gone_when_the_backward_pass_runs(mode, frozen, y0):
-    """The module then has its own again: the gradient would be another's, or zero."""
+@pytest.mark.parametrize("mode", [mode for mode in CASES if mode != "checkpoint, keep graphs"])
+def test_a_solve_inside_functional_call_raises_in_the_backward_pass(mode, frozen, y0):
+    """The module has its own parameters again by then: they would get the gradient."""
 
     class Flow(nn.Module):
         def __init__(self):
@@ -79,7 +79,7 @@ def test_parameters_of_functional_call_are_gone_when_the_backward_pass_runs(mode
             self.field = Field()
 
         def forward(self, y0):
-            return solve(self.field, y0, TIMES, **BY_HAND[mode]).y
+            return solve(self.field, y0, TIMES, **CASES[mode]).y
 
     class Field(nn.Linear):
         def __init__(self):
@@ -95,7 +95,7 @@ def test_parameters_of_functional_call_are_gone_when_the_backward_pass_runs(mode
         y.sum().backward()
 
 
-def test_weights_of_a_functional_call_inside_of_f_are_found(y0):
+def test_weights_of_a_functional_call_inside_f_get_their_gradient(y0):
     layer, weight = nn.Linear(2, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64, requires_grad=True)
 
     def f(t, y):
@@ -108,9 +108,9 @@ def test_weights_of_a_functional_call_inside_of_f_are_found(y0):
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_leaves_that_f_makes_for_itself_are_its_own_affair(mode, y0):
-    """As for a product with a Jacobian: linear in a vector, by which it is differentiated."""
+@pytest.mark.parametrize("mode", CASES)
+def test_leaves_that_f_creates_do_not_raise(mode, y0):
+    """As in a Jacobian-vector product by two vjps, which differentiates with respect to an auxiliary vector."""
     weight = torch.tensor([[0.3, -0.8], [0.9, 0.2]], dtype=torch.float64, requires_grad=True)
 
     def f(t, y):
@@ -118,42 +118,42 @@ def test_leaves_that_f_makes_for_itself_are_its_own_affair(mode, y0):
             x = y if y.requires_grad else y.detach().requires_grad_()
             rate = torch.tanh(x @ weight)
             v = torch.ones_like(rate).requires_grad_()
-            (pulled,) = torch.autograd.grad(rate, x, v, create_graph=True)
-            (pushed,) = torch.autograd.grad(pulled, v, rate.detach(), create_graph=True)
-            return rate + 0.1 * pushed * v
+            (vjp,) = torch.autograd.grad(rate, x, v, create_graph=True)
+            (jvp,) = torch.autograd.grad(vjp, v, rate.detach(), create_graph=True)
+            return rate + 0.1 * jvp * v
 
-    def gradients(how):
-        return torch.autograd.grad(solve(f, y0, TIMES, **how).y.sum(), (y0, weight))
+    def gradients(kwargs):
+        return torch.autograd.grad(solve(f, y0, TIMES, **kwargs).y.sum(), (y0, weight))
 
-    how = BY_HAND[mode]
-    exact = how | {"gradient": "backprop"}
-    for one, other in zip(gradients(how), gradients(exact), strict=True):
+    kwargs = CASES[mode]
+    exact = kwargs | {"gradient": "backprop"}
+    for one, other in zip(gradients(kwargs), gradients(exact), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3 if "adjoint" in mode else 1e-6, atol=1e-4)
 
 
-def test_a_parameter_that_was_frozen_for_the_solve_may_be_set_free_before_the_backward_pass(y0):
+def test_a_parameter_that_was_frozen_for_the_solve_may_be_unfrozen_before_the_backward_pass(y0):
     """As where one of two networks is trained through the other."""
-    late = Late(1)
-    late.weight.requires_grad_(False)
-    y = solve(late, y0, TIMES, gradient="adjoint", **FIXED).y
-    late.weight.requires_grad_(True)
+    late_use = LateUse(1)
+    late_use.weight.requires_grad_(False)
+    y = solve(late_use, y0, TIMES, gradient="adjoint", **FIXED).y
+    late_use.weight.requires_grad_(True)
     y.sum().backward()
     assert y0.grad is not None
-    assert late.weight.grad is None
+    assert late_use.weight.grad is None
 
 
-def test_odeint_adjoint_names_its_own_way_out(y0):
+def test_odeint_adjoint_says_to_use_adjoint_params(y0):
     other = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
-    late, t = Late(other), torch.tensor(TIMES, dtype=torch.float64)
-    y = odeint_adjoint(late, y0, t, method="rk4", options={"step_size": 0.1})
+    late_use, t = LateUse(other), torch.tensor(TIMES, dtype=torch.float64)
+    y = odeint_adjoint(late_use, y0, t, method="rk4", options={"step_size": 0.1})
     with pytest.raises(ValueError, match=r"name it in adjoint_params=\(...\), or use odeint"):
         y.sum().backward()
-    named = (*late.parameters(), other)
-    odeint_adjoint(late, y0, t, method="rk4", options={"step_size": 0.1}, adjoint_params=named).sum().backward()
+    named = (*late_use.parameters(), other)
+    odeint_adjoint(late_use, y0, t, method="rk4", options={"step_size": 0.1}, adjoint_params=named).sum().backward()
     assert other.grad.abs().min() > 0
 
 
-# Fields that differentiate by what they get, as those of continuous normalizing flows.
+# Fields that differentiate with respect to their inputs, as in continuous normalizing flows.
 
 
 class Flow(nn.Module):
@@ -176,28 +176,28 @@ def flow():
     return Flow()
 
 
-def flow_gradients(flow, time_gradient=False, **how):
+def flow_gradients(flow, time_gradient=False, **kwargs):
     z = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
     t = torch.tensor(TIMES, dtype=torch.float64, requires_grad=time_gradient)
-    z_later, trace = solve(flow, (z, torch.zeros(4, dtype=torch.float64)), t, **how).y
+    z_later, trace = solve(flow, (z, torch.zeros(4, dtype=torch.float64)), t, **kwargs).y
     loss = (z_later[1:] ** 2).sum() + trace[1:].sin().sum()
-    # That of the last bias does not depend on the trace alone.
+    # The gradient of the last bias must not come from the trace alone.
     return torch.autograd.grad(loss, [z, *flow.parameters(), *([t] if time_gradient else [])])
 
 
 @pytest.mark.parametrize("time_gradient", [False, True], ids=["", "times too"])
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_a_field_that_differentiates_by_its_state(mode, time_gradient, flow):
-    how = BY_HAND[mode]
-    found = flow_gradients(flow, time_gradient, **how)
-    wanted = flow_gradients(flow, time_gradient, **how | {"gradient": "backprop"})
+@pytest.mark.parametrize("mode", CASES)
+def test_a_field_that_differentiates_with_respect_to_its_state(mode, time_gradient, flow):
+    kwargs = CASES[mode]
+    found = flow_gradients(flow, time_gradient, **kwargs)
+    expected = flow_gradients(flow, time_gradient, **kwargs | {"gradient": "backprop"})
     bound = 1e-2 if "adjoint" in mode else 1e-5
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rodas4", "kvaerno5", "adams", "alf", "scipy_rk45"])
-def test_without_gradients_such_a_field_may_start_from_a_state_that_wants_one(method, flow):
+def test_under_no_grad_such_a_field_accepts_a_state_that_requires_a_gradient(method, flow):
     assert METHODS[method].adaptive
     z = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
@@ -206,11 +206,11 @@ def test_without_gradients_such_a_field_may_start_from_a_state_that_wants_one(me
 
 
 @pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint", "reversible"])
-def test_gradients_are_added_to_those_that_are_there(mode, y0):
-    how = BY_HAND["reversible"] if mode == "reversible" else {"gradient": mode}
+def test_gradients_are_added_to_existing_ones(mode, y0):
+    kwargs = CASES["reversible"] if mode == "reversible" else {"gradient": mode}
     layer = nn.Linear(2, 2).double()
     layer.weight.grad = torch.full_like(layer.weight, 3.0)
-    y = solve(lambda t, y: layer(y), y0, TIMES, **how).y
+    y = solve(lambda t, y: layer(y), y0, TIMES, **kwargs).y
     (once,) = torch.autograd.grad(y.sum(), layer.weight, retain_graph=True)
     y.sum().backward(retain_graph=True)
     y.sum().backward()

@@ -1,4 +1,4 @@
-"""The checkpoint mode gives the numbers of backpropagation, from the memory and the work it promises."""
+"""The checkpoint mode gives the gradient of backpropagation with the documented memory and work."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench import ode
 from odebench.ode import Checkpoint, SolveError, Tableau, solve
-from odebench.ode.gradients.tape import StateTape, replay
+from odebench.ode.gradients.step_history import StateHistory, reversed_states
 
 TABLEAUS = [name for name, method in ode.METHODS.items() if isinstance(method, Tableau)]
 ADAPTIVE = [name for name in TABLEAUS if ode.METHODS[name].adaptive]
@@ -19,7 +19,7 @@ MODES = {
     "stage": Checkpoint(recompute="stage"),
     "graphs": Checkpoint(keep="graphs"),
 }
-# All outputs at steps' ends; several inside one step; backward in time.
+# All outputs at the ends of steps; several inside one step; backward in time.
 TIMES = {"ends": (0.0, 2.0), "inside": (0.0, 0.1, 0.15, 0.2, 1.0, 1.01, 2.0, 2.2), "backward": (2.0, 1.9, 0.0)}
 
 
@@ -39,7 +39,7 @@ def field():
 
 
 def solve_and_differentiate(field, method, gradient, times, **options):
-    """The solution, and the gradients of a loss that weighs every number of it differently."""
+    """The solution, and the gradients of a loss with a different weight for every element."""
     y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
@@ -50,8 +50,8 @@ def solve_and_differentiate(field, method, gradient, times, **options):
     return solution, torch.autograd.grad(loss, [y0, scale, t, *field.parameters()])
 
 
-def assert_equal(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
+def assert_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
@@ -59,33 +59,33 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize("span", TIMES)
 @pytest.mark.parametrize("method", ["dopri5", "vern7", pytest.param("dopri8", marks=pytest.mark.slow), "bosh3"])
 def test_adaptive_gradients_equal_backpropagation(field, method, span, mode):
-    _, theirs = solve_and_differentiate(field, method, "backprop", TIMES[span])
-    solution, ours = solve_and_differentiate(field, method, MODES[mode], TIMES[span])
+    _, expected = solve_and_differentiate(field, method, "backprop", TIMES[span])
+    solution, found = solve_and_differentiate(field, method, MODES[mode], TIMES[span])
     assert solution.stats.accepted > 1
-    assert_equal(ours, theirs)
+    assert_equal(found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["states", "graphs"])
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_fixed_step_gradients_equal_backpropagation(field, method, mode):
-    _, theirs = solve_and_differentiate(field, method, "backprop", TIMES["inside"], steps=5)
-    _, ours = solve_and_differentiate(field, method, MODES[mode], TIMES["inside"], steps=5)
-    assert_equal(ours, theirs)
+    _, expected = solve_and_differentiate(field, method, "backprop", TIMES["inside"], steps=5)
+    _, found = solve_and_differentiate(field, method, MODES[mode], TIMES["inside"], steps=5)
+    assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rejected_steps_leave_no_trace(field, mode):
+def test_rejected_steps_do_not_affect_the_gradient(field, mode):
     options = {"first_step": 2.0, "rtol": 1e-7}
-    _, theirs = solve_and_differentiate(field, "tsit5", "backprop", TIMES["inside"], **options)
-    solution, ours = solve_and_differentiate(field, "tsit5", MODES[mode], TIMES["inside"], **options)
+    _, expected = solve_and_differentiate(field, "tsit5", "backprop", TIMES["inside"], **options)
+    solution, found = solve_and_differentiate(field, "tsit5", MODES[mode], TIMES["inside"], **options)
     assert solution.stats.rejected > 0
-    assert_equal(ours, theirs)
+    assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("mode", ["states", "three", "stage"])
 def test_a_jump_of_the_field_is_evaluated_on_both_sides(mode):
-    """Outputs inside the steps beside the jump read stages of both sides."""
+    """Outputs inside the steps next to the jump use stages of both sides."""
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 
     def field(t, y):
@@ -97,14 +97,14 @@ def test_a_jump_of_the_field_is_evaluated_on_both_sides(mode):
         y = solve(field, y0, times, gradient=mode, jump_t=[1.0], rtol=1e-9, atol=1e-9).y
         return torch.autograd.grad(y.sum(), rate)[0], y
 
-    ours, y = gradient(MODES[mode])
-    theirs, _ = gradient("backprop")
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    found, y = gradient(MODES[mode])
+    expected, _ = gradient("backprop")
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert y[-1].item() == pytest.approx(1.0, abs=1e-8)
 
 
-def test_work_is_what_the_docstring_says(field):
-    """dopri5: six evaluations a step, and once more the same backward; by stage twice; with graphs none."""
+def test_backward_evaluations_are_as_documented(field):
+    """dopri5: six evaluations per step; backward the same number again, twice that by stage, none with graphs."""
     nfe = {}
     for name, mode in MODES.items():
         solution, _ = solve_and_differentiate(field, "dopri5", mode, TIMES["ends"], first_step=0.3)
@@ -119,40 +119,40 @@ def test_work_is_what_the_docstring_says(field):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 40])
-def test_no_more_states_are_kept_than_asked_for(limit, num_steps):
-    """Every step is given once, last first, from its own state, whatever was kept; and the tape never holds more."""
-    tape = StateTape(limit)
+def test_no_more_states_are_stored_than_checkpoints(limit, num_steps):
+    """Every step comes once, the last first, with its own state, whatever was stored."""
+    history = StateHistory(limit)
     for n in range(num_steps):
-        tape.accept(float(n), torch.tensor(n), 1.0)
-        assert 1 <= len(tape.kept) <= limit
-    solved = []
+        history.accept(float(n), torch.tensor(n), 1.0)
+        assert 1 <= len(history.checkpoints) <= limit
+    recomputed = []
 
     def advance(step, y):
         assert int(y) == step.t
-        solved.append(step.t)
+        recomputed.append(step.t)
         return y + 1
 
-    given = [(n, int(y)) for n, y in tape.backward(advance)]
-    assert given == [(n, n) for n in reversed(range(num_steps))]
+    visited = [(n, int(y)) for n, y in history.reversed_steps(advance)]
+    assert visited == [(n, n) for n in reversed(range(num_steps))]
     if limit >= num_steps:
-        assert not solved
+        assert not recomputed
 
 
-def test_replays_are_as_few_as_revolve_allows():
-    """With m states kept, binomial(m + r, m) steps need r - 1 replays each at most (Griewank & Walther 2000)."""
-    for slots, repeats in [(2, 2), (3, 3), (4, 2)]:
-        length = math.comb(slots + 1 + repeats, repeats)
-        solved = []
+def test_steps_are_repeated_no_more_often_than_revolve_needs():
+    """With m stored states, binomial(m + r, m) steps need at most r - 1 repeats each (Griewank & Walther 2000)."""
+    for num_free, repeats in [(2, 2), (3, 3), (4, 2)]:
+        length = math.comb(num_free + 1 + repeats, repeats)
+        recomputed = []
 
-        def advance(n, y, solved=solved):
-            solved.append(n)
+        def advance(n, y, recomputed=recomputed):
+            recomputed.append(n)
             return y + 1
 
-        assert [n for n, _ in replay(0, length, 0, slots, advance)] == list(reversed(range(length)))
-        assert max(solved.count(n) for n in range(length)) <= repeats
+        assert [n for n, _ in reversed_states(0, length, 0, num_free, advance)] == list(reversed(range(length)))
+        assert max(recomputed.count(n) for n in range(length)) <= repeats
 
 
-def test_peak_memory_is_one_state_a_step_or_flat(field):
+def test_peak_memory_is_one_state_per_step_or_constant(field):
     from odebench.record.profiling import measure_step
 
     wide = nn.Sequential(nn.Linear(1000, 4), nn.Tanh(), nn.Linear(4, 1000)).double()
@@ -174,7 +174,7 @@ def test_peak_memory_is_one_state_a_step_or_flat(field):
     assert growth("backprop") > 3
 
 
-def test_a_failed_solve_has_the_gradient_of_what_was_reached():
+def test_a_failed_solve_has_the_gradient_of_the_reached_states():
     y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
     solution = solve(
         lambda t, y: y**2, y0, [0.0, 0.5, 2.0], gradient="checkpoint", max_steps=40, rtol=1e-9, atol=1e-9, throw=False
@@ -185,7 +185,7 @@ def test_a_failed_solve_has_the_gradient_of_what_was_reached():
     assert y0.grad.item() == pytest.approx(1 / (1 - 0.5) ** 2, rel=1e-6)
 
 
-def test_what_it_would_lose_is_refused():
+def test_lost_gradients_and_invalid_options_raise():
     weight = torch.ones(1, requires_grad=True)
     outside = weight * 2
     with pytest.raises(ValueError, match="computed outside of it"):

@@ -11,7 +11,7 @@ from odebench.ode import Adjoint, Checkpoint, SolveError, solve
 
 TIMES = [0.0, 0.4, 1.1, 2.0]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
-HOWS = {
+METHOD_KWARGS = {
     "dopri5": TIGHT,
     "tsit5": {"method": "tsit5", **TIGHT},
     "bosh3": {"method": "bosh3", "rtol": 1e-7, "atol": 1e-7},
@@ -36,7 +36,7 @@ def field():
     field = Field()
     with torch.no_grad():
         for parameter in field.parameters():
-            parameter.mul_(3)  # wild enough for the tolerance to matter
+            parameter.mul_(3)  # large enough for the tolerance to matter
     return field
 
 
@@ -46,14 +46,14 @@ def y0():
 
 
 def loss_of(y):
-    """Weighs every output time, and is not linear."""
+    """Nonlinear, with a weight for every output time."""
     return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
 
 
-def gradients(field, y0, times=TIMES, scale=None, **how):
-    wanted = [y0, *field.parameters(), *([] if scale is None else [scale])]
+def gradients(field, y0, times=TIMES, scale=None, **kwargs):
+    tensors = [y0, *field.parameters(), *([] if scale is None else [scale])]
     args = () if scale is None else (scale,)
-    return torch.autograd.grad(loss_of(solve(field, y0, times, args=args, **how).y), wanted)
+    return torch.autograd.grad(loss_of(solve(field, y0, times, args=args, **kwargs).y), tensors)
 
 
 def finite_difference(loss, tensor, direction, eps=1e-5):
@@ -67,51 +67,57 @@ def finite_difference(loss, tensor, direction, eps=1e-5):
     return (values[0] - values[1]) / (2 * eps)
 
 
-# The other methods meet every mode in test_gradient_modes.
-SELDOM = {"tsit5", "bosh3", "midpoint"}
+# Tested with every mode in test_all_modes.
+SLOW_METHODS = {"tsit5", "bosh3", "midpoint"}
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param(how, marks=[pytest.mark.slow] * (name in SELDOM), id=name) for name, how in HOWS.items()]
+    "kwargs",
+    [
+        pytest.param(kwargs, marks=[pytest.mark.slow] * (name in SLOW_METHODS), id=name)
+        for name, kwargs in METHOD_KWARGS.items()
+    ],
 )
 @pytest.mark.parametrize(
     "times", [TIMES, pytest.param(TIMES[::-1], marks=pytest.mark.slow)], ids=["forward", "reversed"]
 )
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
-def test_gradients_equal_finite_differences(mode, times, how, field, y0):
+def test_gradients_equal_finite_differences(mode, times, kwargs, field, y0):
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     tensors = [y0, *field.parameters(), scale]
-    found = gradients(field, y0, times, scale, gradient=mode, **how)
+    found = gradients(field, y0, times, scale, gradient=mode, **kwargs)
     generator = torch.Generator().manual_seed(1)
-    # Adaptive: the difference quotient sees the step sizes change. Adjoint: its error is the discretisation's.
-    bound = {"bosh3": 1e-4, "midpoint": 1e-3 if mode == "adjoint" else 1e-6}.get(how.get("method", ""), 1e-6)
+    # Adaptive: the step sizes of the two solves differ. Adjoint: it has a discretisation error.
+    bound = {"bosh3": 1e-4, "midpoint": 1e-3 if mode == "adjoint" else 1e-6}.get(kwargs.get("method", ""), 1e-6)
     for tensor, gradient in zip(tensors, found, strict=True):
         direction = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
-        slope = finite_difference(lambda: loss_of(solve(field, y0, times, args=(scale,), **how).y), tensor, direction)
+        slope = finite_difference(
+            lambda: loss_of(solve(field, y0, times, args=(scale,), **kwargs).y), tensor, direction
+        )
         assert float((gradient * direction).sum()) == pytest.approx(slope, rel=bound, abs=bound)
 
 
 def test_the_adjoint_approaches_the_true_gradient_as_the_tolerance_falls(field, y0):
-    truth = torch.cat([g.flatten() for g in gradients(field, y0, rtol=1e-12, atol=1e-12)])
+    reference = torch.cat([g.flatten() for g in gradients(field, y0, rtol=1e-12, atol=1e-12)])
     errors = []
     for tol in (1e-3, 1e-5, 1e-7, 1e-9):
         found = gradients(field, y0, gradient="adjoint", rtol=tol, atol=tol)
-        errors.append(float((torch.cat([g.flatten() for g in found]) - truth).norm() / truth.norm()))
+        errors.append(float((torch.cat([g.flatten() for g in found]) - reference).norm() / reference.norm()))
     assert errors[0] < 1e-2
     assert all(later < earlier / 5 for earlier, later in itertools.pairwise(errors))
 
 
-def test_a_tolerance_of_its_own_makes_the_backward_solve_more_exact(field, y0):
-    truth = torch.cat([g.flatten() for g in gradients(field, y0, **TIGHT)])
+def test_backward_tolerances_determine_the_error_of_the_gradient(field, y0):
+    reference = torch.cat([g.flatten() for g in gradients(field, y0, **TIGHT)])
 
     def error(mode):
         found = gradients(field, y0, gradient=mode, rtol=1e-4, atol=1e-4)
-        return float((torch.cat([g.flatten() for g in found]) - truth).norm())
+        return float((torch.cat([g.flatten() for g in found]) - reference).norm())
 
     assert error(Adjoint(rtol=1e-2, atol=1e-2)) > 3 * error(Adjoint(rtol=1e-7, atol=1e-7))
 
 
-def test_the_backward_solve_takes_no_larger_steps_than_the_forward_solve_unless_it_has_its_own_tolerance():
+def test_the_backward_solve_takes_no_larger_steps_than_the_forward_solve_unless_it_has_other_tolerances():
     def largest(mode):
         y = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
         solution = solve(lambda t, y: -4 * y * torch.exp(-t), y, [0.0, 6.0], gradient=mode, rtol=1e-3, atol=1e-3)
@@ -125,16 +131,16 @@ def test_the_backward_solve_takes_no_larger_steps_than_the_forward_solve_unless_
 
 
 @pytest.mark.parametrize(
-    ("mode", "how", "taken"),
+    ("mode", "kwargs", "taken"),
     [
         (Adjoint(steps=8), {}, 8),
-        (Adjoint(steps=3), {}, 4),  # one at least between two times
+        (Adjoint(steps=3), {}, 4),  # at least one between two times
         (Adjoint(rtol=1e-10, atol=1e-10), {"method": "rk4", "steps": 20}, 20),
         (Adjoint(method="dopri5", rtol=1e-10, atol=1e-10), {"method": "rk4", "steps": 20}, 20),
     ],
 )
-def test_fixed_steps_backward_are_so_many_over_the_whole_span(mode, how, taken, field, y0):
-    solution = solve(field, y0, [0.0, 0.5, 1.0, 1.5, 2.0], gradient=mode, **how)
+def test_steps_is_the_number_of_backward_steps_over_the_whole_span(mode, kwargs, taken, field, y0):
+    solution = solve(field, y0, [0.0, 0.5, 1.0, 1.5, 2.0], gradient=mode, **kwargs)
     loss_of(solution.y).backward()
     assert solution.stats.backward.accepted == taken
 
@@ -161,7 +167,7 @@ def test_backprop_is_differentiable_twice(y0):
     assert torch.autograd.gradgradcheck(final, (weight,))
 
 
-def test_the_adjoint_says_that_it_is_differentiable_once(field, y0):
+def test_a_second_derivative_through_the_adjoint_raises(field, y0):
     (gradient,) = torch.autograd.grad(loss_of(solve(field, y0, TIMES, gradient="adjoint").y), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
@@ -177,8 +183,8 @@ def test_the_adjoint_says_that_it_is_differentiable_once(field, y0):
         ("backprop", "gl4"),
     ],
 )
-def test_a_second_derivative_behind_a_linear_loss_is_refused_too(mode, method):
-    """The incoming gradient then has no graph: without a word the penalty would lose its gradient."""
+def test_a_second_derivative_of_a_linear_loss_raises_too(mode, method):
+    """The incoming gradient then has no graph: the penalty would silently have no gradient."""
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     start = torch.ones(2, dtype=torch.float64, requires_grad=True)
     steps = 5 if method == "gl4" else None
@@ -189,18 +195,18 @@ def test_a_second_derivative_behind_a_linear_loss_is_refused_too(mode, method):
 
 
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
-def test_tuple_states_have_the_gradients_of_their_flat_twin(mode, field, y0):
+def test_tuple_states_have_the_gradients_of_the_flat_state(mode, field, y0):
     def halves(t, y):
         rate = field(t, torch.stack(y, -1))
         return rate[..., 0], rate[..., 1]
 
     solution = solve(halves, (y0[:, 0], y0[:, 1]), TIMES, gradient=mode, **TIGHT)
     found = torch.autograd.grad(loss_of(torch.stack(solution.y, -1)), [y0, *field.parameters()])
-    for mine, flat in zip(found, gradients(field, y0, gradient=mode, **TIGHT), strict=True):
-        torch.testing.assert_close(mine, flat, rtol=1e-7, atol=1e-7)
+    for found_part, flat in zip(found, gradients(field, y0, gradient=mode, **TIGHT), strict=True):
+        torch.testing.assert_close(found_part, flat, rtol=1e-7, atol=1e-7)
 
 
-# The adjoint and what f reaches: parameters are found wherever they are, and what would be lost is refused.
+# The adjoint and the tensors that f captures: they get their gradient, or an error is raised.
 
 
 def test_parameters_in_closures_get_their_gradients():
@@ -210,14 +216,14 @@ def test_parameters_in_closures_get_their_gradients():
     torch.testing.assert_close(rate.grad, -1.5 * torch.exp(-1.5 * rate.detach()))
 
 
-def test_a_tensor_computed_outside_the_field_is_refused_by_name():
+def test_a_tensor_computed_outside_the_field_raises():
     rate = torch.tensor([0.5, 2.0], requires_grad=True)
     doubled = 2 * rate
     with pytest.raises(ValueError, match=r"computed outside of it \(by MulBackward0\).*pass it through args"):
         solve(lambda t, y: -doubled * y, torch.ones(2), [0.0, 1.0], gradient="adjoint")
 
 
-def test_the_same_tensor_through_args_reaches_what_it_was_computed_from():
+def test_a_computed_tensor_in_args_passes_its_gradient_on():
     rate = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
     start = torch.ones(2, dtype=torch.float64)
 
@@ -245,7 +251,7 @@ def test_a_state_that_is_computed_passes_its_gradient_on(field, y0):
     torch.testing.assert_close(found["adjoint"], found["backprop"], rtol=1e-6, atol=1e-7)
 
 
-def test_a_parameter_that_f_uses_later_only_is_found_in_a_module_and_refused_elsewhere():
+def test_a_parameter_that_f_uses_only_later_gets_its_gradient_in_a_module_and_raises_elsewhere():
     early, late = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
 
     class Switch(nn.Module):
@@ -268,7 +274,7 @@ def test_a_parameter_that_f_uses_later_only_is_found_in_a_module_and_refused_els
         y[-1].sum().backward()
 
 
-def test_a_parameter_with_a_gradient_hook_is_refused():
+def test_a_parameter_with_a_gradient_hook_raises():
     rate = torch.tensor([0.5, 2.0], requires_grad=True)
     rate.register_hook(lambda gradient: 2 * gradient)
     with pytest.raises(ValueError, match="gradient hook"):
@@ -277,7 +283,7 @@ def test_a_parameter_with_a_gradient_hook_is_refused():
 
 @pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
 def test_the_adjoint_does_not_depend_on_the_scale_of_the_loss(factor):
-    """At an equilibrium nothing but the adjoint moves, so that its own error control is all there is."""
+    """At an equilibrium only the adjoint changes, so that only its error controls the steps."""
     mean = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
     y = solve(
         lambda t, y: -20 * (y - mean), mean.detach().clone(), [0.0, 1.0], rtol=1e-3, atol=1e-3, gradient="adjoint"
@@ -300,7 +306,7 @@ def test_several_backward_passes_go_through_one_solve(field, y0):
 
 
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
-def test_what_a_failed_solve_reached_is_differentiable(mode):
+def test_the_reached_states_of_a_failed_solve_are_differentiable(mode):
     y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
     times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
     solution = solve(lambda t, y: y * y, y0, times, rtol=1e-8, atol=1e-8, gradient=mode, throw=False)
@@ -321,11 +327,11 @@ def test_what_a_failed_solve_reached_is_differentiable(mode):
     ],
 )
 @pytest.mark.parametrize("times", [[0.0, 0.2, 0.4, 3.0, 6.0], [0.0, 3.0]])
-def test_fixed_steps_that_went_on_through_nan_leave_what_was_reached_differentiable(method, mode, times):
+def test_fixed_steps_through_nan_keep_the_reached_states_differentiable(method, mode, times):
     def gradients(times, reached):
         y0, rate = (torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        how = {"method": method, "step_size": 0.05, "gradient": mode, "throw": False}
-        solution = solve(lambda t, y, a: a * y**3, y0, times, args=(rate,), **how)
+        kwargs = {"method": method, "step_size": 0.05, "gradient": mode, "throw": False}
+        solution = solve(lambda t, y, a: a * y**3, y0, times, args=(rate,), **kwargs)
         assert solution.outcome.reached == reached
         return torch.autograd.grad(solution.y[:reached].sum(), (y0, rate), allow_unused=True, materialize_grads=True)
 
@@ -336,7 +342,7 @@ def test_fixed_steps_that_went_on_through_nan_leave_what_was_reached_differentia
 
 
 @pytest.mark.parametrize("mode", ["backprop", "adjoint"])
-def test_autocast_is_for_the_field_alone(mode):
+def test_autocast_applies_to_the_field_only(mode):
     layer = nn.Linear(4, 4)
     seen = []
 
@@ -346,7 +352,7 @@ def test_autocast_is_for_the_field_alone(mode):
         return out
 
     with torch.autocast("cpu", torch.bfloat16):
-        layer(torch.ones(1, 4))  # fills autocast's cache of the weights, graph and all
+        layer(torch.ones(1, 4))  # fills autocast's cache of the weights, with their graph
         solutions = [solve(f, torch.ones(2, 4), [0.0, 0.3, 1.0], gradient=mode, rtol=1e-3, atol=1e-3) for _ in range(2)]
     sum(solution.y.sum() for solution in solutions).backward()
     assert set(seen) == {(torch.float32, torch.bfloat16)}
@@ -361,7 +367,7 @@ def test_a_trainable_end_time_inside_a_list_gets_its_gradient():
     assert float(end.grad) == pytest.approx(-math.exp(-1.5), rel=1e-6)
 
 
-# What the backward pass costs.
+# Cost of the backward pass.
 
 
 def test_adjoint_statistics_count_the_backward_solve(field, y0):
@@ -380,7 +386,7 @@ def test_adjoint_statistics_count_the_backward_solve(field, y0):
     backward = solution.stats.backward
     assert solution.stats.nfe == forward
     assert backward.nfe == calls - forward
-    # Segments start warm: one evaluation each, where the state and its adjoint jump, and no search.
+    # Each interval starts with one evaluation, as the adjoint jumps there, and without a search for the first step.
     assert backward.nfe == (len(TIMES) - 1) + 6 * (backward.accepted + backward.rejected)
     assert sum(backward.step_sizes) == pytest.approx(TIMES[0] - TIMES[-1])
 
@@ -404,8 +410,8 @@ def test_adjoint_memory_does_not_grow_with_the_steps(field, y0):
     assert bytes_saved("backprop", 80) > 7 * bytes_saved("backprop", 10)
 
 
-def test_a_backward_solve_that_fails_says_so():
-    class Turncoat(nn.Module):
+def test_a_failed_backward_solve_raises():
+    class BreaksLater(nn.Module):
         broken = False
 
         def __init__(self):
@@ -415,7 +421,7 @@ def test_a_backward_solve_that_fails_says_so():
         def forward(self, t, y):
             return self.rate * y * (float("nan") if self.broken else 1.0)
 
-    f = Turncoat()
+    f = BreaksLater()
     y = solve(f, torch.ones(1), [0.0, 1.0], gradient="adjoint").y
     f.broken = True
     with pytest.raises(SolveError, match="backward solve of the adjoint failed: non_finite"):
@@ -434,5 +440,5 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(mode, field, y0):
     found = gradients(field, y0, gradient=mode, rtol=1e-8, atol=1e-8)
     there = y0.detach().cuda().requires_grad_()
     on_gpu = gradients(field.cuda(), there, gradient=mode, rtol=1e-8, atol=1e-8)
-    for mine, theirs in zip(found, on_gpu, strict=True):
-        torch.testing.assert_close(mine, theirs.cpu(), rtol=1e-6, atol=1e-8)
+    for found_part, theirs in zip(found, on_gpu, strict=True):
+        torch.testing.assert_close(found_part, theirs.cpu(), rtol=1e-6, atol=1e-8)

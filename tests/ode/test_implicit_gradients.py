@@ -1,4 +1,4 @@
-"""Gradients through implicit methods, in every mode that has them."""
+"""Gradients through implicit methods, in every gradient mode that supports them."""
 
 import math
 
@@ -45,17 +45,17 @@ def inputs(rate=20.0):
     return field, y0, scale, [y0, scale, *field.parameters()]
 
 
-def loss_of(field, y0, scale, **how):
-    y = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), **how).y
+def loss_of(field, y0, scale, **kwargs):
+    y = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), **kwargs).y
     return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
 
 
-def slope_along(loss, wanted, directions, eps=1e-5):
+def slope_along(loss, tensors, directions, eps=1e-5):
     """Central difference of loss() along directions in the tensors, changed in place."""
 
     def shifted(distance):
         with torch.no_grad():
-            for tensor, direction in zip(wanted, directions, strict=True):
+            for tensor, direction in zip(tensors, directions, strict=True):
                 tensor.add_(distance * direction)
 
     shifted(eps)
@@ -68,29 +68,29 @@ def slope_along(loss, wanted, directions, eps=1e-5):
 
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_backprop_is_the_gradient_of_the_discrete_solve(name):
-    field, y0, scale, wanted = inputs()
-    how = {"method": name, "steps": 5}
-    gradients = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    field, y0, scale, tensors = inputs()
+    kwargs = {"method": name, "steps": 5}
+    gradients = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
     for _ in range(2):
-        # Every tensor counts the same, however small its gradient.
+        # Every tensor has the same weight, however small its gradient.
         directions = [torch.randn_like(g) / g.norm() for g in gradients]
         expected = sum(float((g * direction).sum()) for g, direction in zip(gradients, directions, strict=True))
-        measured = slope_along(lambda: loss_of(field, y0, scale, **how), wanted, directions, eps=1e-6)
+        measured = slope_along(lambda: loss_of(field, y0, scale, **kwargs), tensors, directions, eps=1e-6)
         assert measured == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "trapezoid"])
 def test_matrix_free_gradient_is_the_one_with_the_matrix(name, request):
-    field, y0, scale, wanted = inputs()
-    how = {"method": name, "steps": 5}
-    dense = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    field, y0, scale, tensors = inputs()
+    kwargs = {"method": name, "steps": 5}
+    dense = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
     request.getfixturevalue("matrix_free")
-    free = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    free = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
     for a, b in zip(dense, free, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_a_second_derivative_is_refused_but_for_rosenbrock_methods():
+def test_a_second_derivative_raises_except_for_rosenbrock_methods():
     field, y0, scale, _ = inputs()
 
     def second(name):
@@ -123,23 +123,23 @@ def test_a_large_state_has_no_graph_through_a_rosenbrock_method():
 @pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint", "full"])
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4", "radauIIA5"])
 def test_other_gradient_modes_give_the_gradient_to_the_tolerance(name, mode):
-    field, y0, scale, wanted = inputs(rate=5.0)
-    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-8, atol=1e-8), wanted)
+    field, y0, scale, tensors = inputs(rate=5.0)
+    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-8, atol=1e-8), tensors)
     gradient = Adjoint(norm="full") if mode == "full" else mode
-    how = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": gradient}
-    found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    kwargs = {"method": name, "rtol": 1e-6, "atol": 1e-6, "gradient": gradient}
+    found = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
     total = math.sqrt(sum(float(g.norm()) ** 2 for g in exact))
     assert math.sqrt(sum(float((a - b).norm()) ** 2 for a, b in zip(exact, found, strict=True))) < 2e-5 * total
 
 
-def test_the_adjoint_of_a_stiff_solve_is_cheap_along_its_path():
-    """Backward in time y is unstable at the rate 1000: only the path of the forward solve leads back."""
-    field, y0, scale, wanted = inputs(rate=1000.0)
-    how = {"method": "kvaerno5", "rtol": 1e-5, "atol": 1e-5}
-    exact = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
-    solution = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), gradient=InterpolatedAdjoint(), **how)
+def test_the_interpolated_adjoint_of_a_stiff_solve_takes_few_steps():
+    """Backward in time y is unstable at the rate 1000, so that it must be interpolated from the forward solve."""
+    field, y0, scale, tensors = inputs(rate=1000.0)
+    kwargs = {"method": "kvaerno5", "rtol": 1e-5, "atol": 1e-5}
+    exact = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
+    solution = solve(field, y0, [0.0, 0.3, 1.0], args=(scale,), gradient=InterpolatedAdjoint(), **kwargs)
     loss = (solution.y[1:] ** 2).sum() + torch.sin(solution.y[1]).sum()
-    found = torch.autograd.grad(loss, wanted)
+    found = torch.autograd.grad(loss, tensors)
     # y0 is forgotten at the rate 1000.
     for a, b in list(zip(exact, found, strict=True))[1:]:
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -150,10 +150,10 @@ def test_the_adjoint_of_a_stiff_solve_is_cheap_along_its_path():
 
 @pytest.mark.parametrize("name", ["kvaerno5", "rodas4"])
 def test_matrix_free_adjoint(name, matrix_free):
-    field, y0, scale, wanted = inputs(rate=5.0)
-    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-7, atol=1e-7), wanted)
-    how = {"method": name, "rtol": 1e-4, "atol": 1e-4, "gradient": "adjoint"}
-    found = torch.autograd.grad(loss_of(field, y0, scale, **how), wanted)
+    field, y0, scale, tensors = inputs(rate=5.0)
+    exact = torch.autograd.grad(loss_of(field, y0, scale, rtol=1e-7, atol=1e-7), tensors)
+    kwargs = {"method": name, "rtol": 1e-4, "atol": 1e-4, "gradient": "adjoint"}
+    found = torch.autograd.grad(loss_of(field, y0, scale, **kwargs), tensors)
     for a, b in zip(exact, found, strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
@@ -163,8 +163,8 @@ def test_the_gradient_of_complex_states(name):
     weight = torch.tensor(2j - 0.1, dtype=torch.complex128, requires_grad=True)
     z0 = torch.tensor([1 + 1j, 0.5 - 2j], dtype=torch.complex128, requires_grad=True)
 
-    def gradients(**how):
-        z = solve(lambda t, y, w: w * y + 0.3 * y.conj(), z0, [0, 1], args=(weight,), **how).y[-1]
+    def gradients(**kwargs):
+        z = solve(lambda t, y, w: w * y + 0.3 * y.conj(), z0, [0, 1], args=(weight,), **kwargs).y[-1]
         return torch.autograd.grad(z.abs().sum(), [z0, weight])
 
     exact = gradients(rtol=1e-8, atol=1e-8)
@@ -175,14 +175,14 @@ def test_the_gradient_of_complex_states(name):
 
 
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if isinstance(m, ImplicitTableau | Rosenbrock)])
-def test_states_have_a_graph_only_where_somebody_wants_a_gradient(method):
+def test_states_have_a_graph_only_if_something_requires_a_gradient(method):
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    how = {"method": method, "steps": 4}
+    kwargs = {"method": method, "steps": 4}
     start = torch.ones(2, dtype=torch.float64)
-    assert not solve(lambda t, y: -y * y, start, [0.0, 0.1], **how).y.requires_grad
-    assert solve(lambda t, y: -weight * y * y, start, [0.0, 0.1], **how).y.requires_grad
-    # A parameter that is met on the way, at later times than the first.
-    late = solve(lambda t, y: -y * y - (weight if t > 0.06 else 0.0), start, [0.0, 0.1], **how)
+    assert not solve(lambda t, y: -y * y, start, [0.0, 0.1], **kwargs).y.requires_grad
+    assert solve(lambda t, y: -weight * y * y, start, [0.0, 0.1], **kwargs).y.requires_grad
+    # A parameter that f uses only at later times.
+    late = solve(lambda t, y: -y * y - (weight if t > 0.06 else 0.0), start, [0.0, 0.1], **kwargs)
     (gradient,) = torch.autograd.grad(late.y[-1].sum(), weight)
     # Of two components 0.04 each, as well as steps of 0.025 see it.
     assert -0.14 < gradient.item() < -0.04

@@ -1,4 +1,4 @@
-"""Per-sample stepping: each row is solved as it would be alone, and costs no more."""
+"""Per-sample stepping: each row is solved as if alone, at no higher cost."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from odebench.ode import METHODS, Checkpoint, SolveError, Status, Tableau, solve
 from odebench.ode.events import Event
-from odebench.ode.gradients.tape import Kept
+from odebench.ode.gradients.step_history import CheckpointStore
 from odebench.ode.per_sample import Rows
 
 ADAPTIVE = sorted(name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive)
@@ -21,8 +21,8 @@ def van_der_pol(t, y, mu):
     return torch.stack((v, mu * (1 - x * x) * v - x), -1)
 
 
-def rows_of(f, y0, t, args=(), **how):
-    return solve(f, y0, t, args=args, stepping="per_sample", **how)
+def solve_rows(f, y0, t, args=(), **kwargs):
+    return solve(f, y0, t, args=args, stepping="per_sample", **kwargs)
 
 
 def costs(solution):
@@ -33,7 +33,7 @@ def costs(solution):
 
 
 class Field(nn.Module):
-    """Takes one state with a scalar time as well as rows of them."""
+    """Accepts one state with a scalar time, and rows of states with their times."""
 
     def __init__(self):
         super().__init__()
@@ -51,17 +51,17 @@ class Field(nn.Module):
 
 
 @pytest.mark.parametrize("times", [[0.0, 3.0], [0.0, 0.1, 0.11, 2.0, 3.0], [3.0, 2.9, 0.0]], ids=str)
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no_grad"])
 @pytest.mark.parametrize(
     "method", [m if m in ("adaptive_heun", "dopri5") else pytest.param(m, marks=pytest.mark.slow) for m in ADAPTIVE]
 )
 def test_each_row_takes_the_steps_it_takes_alone(method, grad, times):
     tol = {2: 1e-3, 3: 1e-5}.get(METHODS[method].order, 1e-7)
-    how = {"method": method, "rtol": tol, "atol": tol}
-    mu = 0.2 * MU if times[0] > times[-1] else MU  # backward in time it runs away
+    kwargs = {"method": method, "rtol": tol, "atol": tol}
+    mu = 0.2 * MU if times[0] > times[-1] else MU  # it diverges backward in time
     with torch.set_grad_enabled(grad):
-        together = rows_of(van_der_pol, Y0, times, (Rows(mu),), **how)
-        alone = [solve(van_der_pol, y, times, args=(m,), **how) for y, m in zip(Y0, mu, strict=True)]
+        together = solve_rows(van_der_pol, Y0, times, (Rows(mu),), **kwargs)
+        alone = [solve(van_der_pol, y, times, args=(m,), **kwargs) for y, m in zip(Y0, mu, strict=True)]
     torch.testing.assert_close(together.y, torch.stack([a.y for a in alone], 1), rtol=1e-9, atol=1e-9)
     assert costs(together) == [list(costs(a)) for a in alone]
     assert together.stats.row_evaluations == sum(a.stats.nfe for a in alone)
@@ -70,7 +70,7 @@ def test_each_row_takes_the_steps_it_takes_alone(method, grad, times):
 
 
 def test_states_agree_to_round_off():
-    together = rows_of(van_der_pol, Y0, [0.0, 0.5, 1.0], (Rows(MU),), rtol=1e-6, atol=1e-6)
+    together = solve_rows(van_der_pol, Y0, [0.0, 0.5, 1.0], (Rows(MU),), rtol=1e-6, atol=1e-6)
     alone = [
         solve(van_der_pol, y, [0.0, 0.5, 1.0], args=(m,), rtol=1e-6, atol=1e-6).y for y, m in zip(Y0, MU, strict=True)
     ]
@@ -78,7 +78,7 @@ def test_states_agree_to_round_off():
 
 
 @pytest.mark.parametrize(
-    "how",
+    "kwargs",
     [
         {"controller": "integral"},
         {"controller": "pi"},
@@ -92,31 +92,31 @@ def test_states_agree_to_round_off():
     ],
     ids=str,
 )
-def test_every_way_of_choosing_steps_is_that_of_the_row_alone(how):
+def test_step_size_options_apply_to_each_row_as_if_alone(kwargs):
     spans = torch.tensor([[0.0, 0.2, 1.0], [0.0, 1.5, 2.0], [1.0, 0.7, -0.5], [0.5, 1.0, 1.6]], dtype=torch.float64)
-    together = rows_of(van_der_pol, Y0, spans, (Rows(MU),), **how)
-    alone = [solve(van_der_pol, y, t, args=(m,), **how) for y, t, m in zip(Y0, spans, MU, strict=True)]
+    together = solve_rows(van_der_pol, Y0, spans, (Rows(MU),), **kwargs)
+    alone = [solve(van_der_pol, y, t, args=(m,), **kwargs) for y, t, m in zip(Y0, spans, MU, strict=True)]
     torch.testing.assert_close(together.y, torch.stack([a.y for a in alone], 1), rtol=1e-9, atol=1e-9)
     assert costs(together) == [list(costs(a)) for a in alone]
     assert torch.equal(together.t, spans)
     assert torch.equal(together.rows.time, spans[:, -1])
 
 
-def test_a_nested_state_equals_its_flat_twin():
+def test_a_nested_state_gives_the_solution_of_the_flat_state():
     def nested(t, y, mu):
         rate = van_der_pol(t, torch.stack((y["x"], y["v"][0].squeeze(-1)), -1), mu)
         return {"x": rate[:, 0], "v": (rate[:, 1:],)}
 
     times = [0.0, 1.0, 3.0]
-    flat = rows_of(van_der_pol, Y0, times, (Rows(MU),))
-    solution = rows_of(nested, {"x": Y0[:, 0], "v": (Y0[:, 1:],)}, times, ({"mu": Rows(MU)}["mu"],))
+    flat = solve_rows(van_der_pol, Y0, times, (Rows(MU),))
+    solution = solve_rows(nested, {"x": Y0[:, 0], "v": (Y0[:, 1:],)}, times, ({"mu": Rows(MU)}["mu"],))
     assert solution.y["x"].shape == (3, 4)
     assert solution.y["v"][0].shape == (3, 4, 1)
     torch.testing.assert_close(torch.cat((solution.y["x"].unsqueeze(-1), solution.y["v"][0]), -1), flat.y)
     assert costs(solution) == costs(flat)
 
 
-def test_other_arguments_come_as_they_are_and_shared_steps_take_all_rows():
+def test_other_arguments_are_unchanged_and_shared_stepping_unwraps_rows():
     weight = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
 
     def f(t, y, options):
@@ -125,7 +125,7 @@ def test_other_arguments_come_as_they_are_and_shared_steps_take_all_rows():
         return options["mu"].unsqueeze(-1) * y @ weight
 
     args = ({"weight": weight, "mu": Rows(MU), "name": "kept"},)
-    per_row = rows_of(f, Y0, [0.0, 1.0], args, rtol=1e-9, atol=1e-9)
+    per_row = solve_rows(f, Y0, [0.0, 1.0], args, rtol=1e-9, atol=1e-9)
     shared = solve(f, Y0, [0.0, 1.0], args=args, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(per_row.y, shared.y, rtol=1e-7, atol=1e-7)
 
@@ -140,36 +140,36 @@ def test_other_dtypes(dtype):
         return -y
 
     tol = 1e-2 if dtype is torch.bfloat16 else 1e-5
-    solution = rows_of(f, rate.to(dtype).unsqueeze(-1), [0.0, 0.5, 1.0], rtol=tol, atol=tol)
+    solution = solve_rows(f, rate.to(dtype).unsqueeze(-1), [0.0, 0.5, 1.0], rtol=tol, atol=tol)
     assert solution.y.dtype is dtype
     assert seen == {(torch.float64 if dtype is torch.complex128 else torch.float32, dtype)}
     torch.testing.assert_close(solution.y[-1].squeeze(-1), (rate * math.exp(-1)).to(dtype), rtol=tol, atol=tol)
 
 
-def test_a_field_may_write_to_one_buffer_of_its_own():
+def test_a_field_may_reuse_its_output_buffer():
     buffer = torch.empty_like(Y0)
 
     def f(t, y, mu):
         return buffer[: len(y)].copy_(van_der_pol(t, y, mu))
 
     with torch.no_grad():
-        own = rows_of(f, Y0, [0.0, 0.5, 2.0], (Rows(MU),))
-        new = rows_of(van_der_pol, Y0, [0.0, 0.5, 2.0], (Rows(MU),))
-    assert torch.equal(own.y, new.y)
+        reused = solve_rows(f, Y0, [0.0, 0.5, 2.0], (Rows(MU),))
+        new = solve_rows(van_der_pol, Y0, [0.0, 0.5, 2.0], (Rows(MU),))
+    assert torch.equal(reused.y, new.y)
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
-def test_one_row_and_none(gradient):
-    one = rows_of(van_der_pol, Y0[:1], [0.0, 1.0, 2.0], (Rows(MU[:1]),), gradient=gradient)
+def test_one_row_and_no_rows(gradient):
+    one = solve_rows(van_der_pol, Y0[:1], [0.0, 1.0, 2.0], (Rows(MU[:1]),), gradient=gradient)
     torch.testing.assert_close(one.y[:, 0], solve(van_der_pol, Y0[0], [0.0, 1.0, 2.0], args=(MU[0],)).y)
-    empty = rows_of(van_der_pol, Y0[:0], [0.0, 1.0, 2.0], (Rows(MU[:0]),), gradient=gradient)
+    empty = solve_rows(van_der_pol, Y0[:0], [0.0, 1.0, 2.0], (Rows(MU[:0]),), gradient=gradient)
     assert (empty.y.shape, empty.status, empty.stats.nfe) == ((3, 0, 2), Status.success, 0)
 
 
-# Work that is done is not paid for.
+# Cost.
 
 
-def test_rows_that_are_done_drop_out():
+def test_finished_rows_are_no_longer_evaluated():
     seen = []
 
     def f(t, y):
@@ -178,7 +178,7 @@ def test_rows_that_are_done_drop_out():
         return -y
 
     ends = torch.tensor([[0.0, 1.0], [0.0, 30.0], [0.0, 5.0]], dtype=torch.float64)
-    solution = rows_of(f, Y0[:3], ends)
+    solution = solve_rows(f, Y0[:3], ends)
     assert (seen[0], seen[-1]) == (3, 1)
     assert seen == sorted(seen, reverse=True)
     assert len(seen) == solution.stats.nfe
@@ -186,16 +186,16 @@ def test_rows_that_are_done_drop_out():
 
 
 def test_outputs_inside_steps_cost_no_evaluations():
-    few = rows_of(van_der_pol, Y0, [0.0, 5.0], (Rows(MU),))
-    many = rows_of(van_der_pol, Y0, torch.linspace(0, 5, 101), (Rows(MU),))
+    few = solve_rows(van_der_pol, Y0, [0.0, 5.0], (Rows(MU),))
+    many = solve_rows(van_der_pol, Y0, torch.linspace(0, 5, 101), (Rows(MU),))
     assert many.stats == few.stats
     assert torch.equal(many.y[-1], few.y[-1])
 
 
-# How rows fail: by name, alone, and with what they reached.
+# Failures of single rows.
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no_grad"])
 def test_a_row_that_fails_does_not_stop_the_others(grad):
     """y' = y^2 from 1 blows up at t = 1, from 0.1 at t = 10; the last row is not a number from the start."""
     y0 = torch.tensor([[0.1], [1.0], [0.2], [math.nan]], dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_a_row_that_fails_does_not_stop_the_others(grad):
         torch.set_grad_enabled(grad),
         pytest.raises(SolveError, match=r"non_finite.*\[1 of 4 rows, first row 3\]") as caught,
     ):
-        rows_of(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], rtol=1e-5, atol=1e-5)
+        solve_rows(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], rtol=1e-5, atol=1e-5)
     solution = caught.value.solution
     assert solution.rows.status == (Status.success, Status.step_underflow, Status.success, Status.non_finite)
     assert solution.rows.time.tolist() == pytest.approx([2, 1, 2, 0], abs=1e-3)
@@ -214,7 +214,7 @@ def test_a_row_that_fails_does_not_stop_the_others(grad):
 
 
 def test_max_steps_counts_for_each_row():
-    solution = rows_of(van_der_pol, Y0, [0.0, 10.0], (Rows(MU),), max_steps=80, throw=False)
+    solution = solve_rows(van_der_pol, Y0, [0.0, 10.0], (Rows(MU),), max_steps=80, throw=False)
     alone = [
         solve(van_der_pol, y, [0.0, 10.0], args=(m,), max_steps=80, throw=False) for y, m in zip(Y0, MU, strict=True)
     ]
@@ -223,32 +223,32 @@ def test_max_steps_counts_for_each_row():
     assert costs(solution) == [list(costs(a)) for a in alone]
 
 
-def test_fixed_steps_name_the_row_that_is_not_finite():
+def test_fixed_steps_report_the_row_that_is_not_finite():
     y0 = torch.tensor([[1.0], [math.inf]], dtype=torch.float64)
-    solution = rows_of(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", steps=5, throw=False)
+    solution = solve_rows(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", steps=5, throw=False)
     assert solution.rows.status == (Status.success, Status.non_finite)
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("kwargs", "message"),
     [
         ({"gradient": "adjoint"}, "gradient modes backprop and checkpoint"),
         ({"dense": True}, "has no dense"),
         ({"jump_t": [0.5]}, "has no step_t or jump_t"),
-        ({"event": [Event(lambda t, y: y[:, 0], terminal=False)]}, "one event, and a terminal one"),
-        ({"event": lambda t, y: y}, "one number a row"),
+        ({"event": [Event(lambda t, y: y[:, 0], terminal=False)]}, "one event, and it must be terminal"),
+        ({"event": lambda t, y: y}, "one number per row"),
         ({"t": [0.0, 1.0, 1.0]}, "strictly"),
         ({"t": torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])}, "unlike row 1"),
         ({"t": torch.zeros(3, 2)}, r"\[4, T\]"),
         ({"y0": torch.tensor(1.0)}, r"must be \[B, ...\]"),
         ({"y0": (torch.zeros(2), torch.zeros(3))}, "with one B"),
-        ({"args": (Rows(MU[:2]),)}, "one entry a row"),
-        ({"f": lambda t, y, mu: Y0, "max_step": 0.5}, "are done drop out"),
+        ({"args": (Rows(MU[:2]),)}, "one entry per row"),
+        ({"f": lambda t, y, mu: Y0, "max_step": 0.5}, "finished rows are removed"),
         ({"f": lambda t, y, mu: y.mul_(2)}, "changed y in place"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_what_cannot_be_meant_is_refused(how, message):
+def test_invalid_arguments_raise(kwargs, message):
     call = {
         "f": van_der_pol,
         "y0": Y0.clone(),
@@ -256,7 +256,7 @@ def test_what_cannot_be_meant_is_refused(how, message):
         "args": (Rows(MU),),
     }
     with torch.no_grad(), pytest.raises(ValueError, match=message):
-        solve(**(call | how), stepping="per_sample")
+        solve(**(call | kwargs), stepping="per_sample")
 
 
 # Gradients.
@@ -271,12 +271,12 @@ def gradient_inputs():
 
 
 def loss_of(y):
-    """Weighs every output time, and is not linear."""
+    """Nonlinear, with a weight for every output time."""
     return (y[1:] ** 2).sum() + torch.sin(y[1]).sum()
 
 
 @pytest.mark.parametrize(
-    "how",
+    "kwargs",
     [
         {"method": "dopri5", "first_step": 3.0},
         {"method": "bosh3", "controller": "pi"},
@@ -285,37 +285,37 @@ def loss_of(y):
     ],
     ids=str,
 )
-def test_gradients_are_those_of_solving_one_by_one(how):
+def test_gradients_are_those_of_solving_one_by_one(kwargs):
     field = Field()
     inputs = (*gradient_inputs(), *field.parameters())
     y0, speed, scale, times = inputs[:4]
-    alone = sum(loss_of(solve(field, y0[i], times[i], args=(speed[i], scale), **how).y) for i in range(4))
+    alone = sum(loss_of(solve(field, y0[i], times[i], args=(speed[i], scale), **kwargs).y) for i in range(4))
     expected = torch.autograd.grad(alone, inputs)
     for gradient in ("backprop", Checkpoint(checkpoints=3), "checkpoint"):
-        solution = rows_of(field, y0, times, (Rows(speed), scale), gradient=gradient, **how)
+        solution = solve_rows(field, y0, times, (Rows(speed), scale), gradient=gradient, **kwargs)
         found = torch.autograd.grad(loss_of(solution.y), inputs)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    assert "steps" in how or solution.stats.rejected > 0
+    assert "steps" in kwargs or solution.stats.rejected > 0
     assert 0 < solution.stats.backward.row_evaluations < solution.stats.row_evaluations
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_no_more_states_of_all_rows_are_kept_than_asked_for(limit, monkeypatch):
-    """The numbers stay the same, to round-off; the work grows."""
-    largest, real_offer = 0, Kept.offer
+def test_no_more_states_of_all_rows_are_stored_than_checkpoints(limit, monkeypatch):
+    """The gradient stays the same, to round-off, with more evaluations."""
+    largest, real_save = 0, CheckpointStore.save_if_due
 
-    def offer(kept, n, y):
+    def save_if_due(store, n, y):
         nonlocal largest
-        real_offer(kept, n, y)
+        real_save(store, n, y)
         assert y.shape == Y0.shape
-        largest = max(largest, len(kept))
+        largest = max(largest, len(store))
 
-    monkeypatch.setattr(Kept, "offer", offer)
+    monkeypatch.setattr(CheckpointStore, "save_if_due", save_if_due)
     found, work = [], []
     for gradient in (Checkpoint(), Checkpoint(checkpoints=limit)):
         y0, mu = Y0.clone().requires_grad_(), MU.clone().requires_grad_()
-        solution = rows_of(van_der_pol, y0, [0.0, 0.7, 3.0], (Rows(mu),), gradient=gradient)
+        solution = solve_rows(van_der_pol, y0, [0.0, 0.7, 3.0], (Rows(mu),), gradient=gradient)
         found.append(torch.autograd.grad((solution.y[1:] ** 2).sum(), (y0, mu)))
         work.append(solution.stats.backward.row_evaluations)
     for one, other in zip(*found, strict=True):
@@ -326,7 +326,7 @@ def test_no_more_states_of_all_rows_are_kept_than_asked_for(limit, monkeypatch):
 
 def test_backprop_is_differentiable_twice():
     y0 = torch.tensor([[0.5], [1.0]], dtype=torch.float64, requires_grad=True)
-    end = rows_of(lambda t, y: -y * y, y0, [0.0, 1.0], rtol=1e-10, atol=1e-10).y[-1]
+    end = solve_rows(lambda t, y: -y * y, y0, [0.0, 1.0], rtol=1e-10, atol=1e-10).y[-1]
     (first,) = torch.autograd.grad(end.sum(), y0, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), y0)
     torch.testing.assert_close(first, (1 + y0) ** -2)  # y(1) = y0 / (1 + y0)
@@ -335,7 +335,7 @@ def test_backprop_is_differentiable_twice():
 
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun"])
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
-def test_rows_that_are_not_finite_poison_no_gradient(gradient, method):
+def test_non_finite_rows_do_not_affect_the_gradient_of_others(gradient, method):
     """sqrt(y) is NaN where a trial step of a row leaves the domain, and where the last row starts."""
     weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     y0 = torch.tensor([[1.0], [100.0], [-1.0]], dtype=torch.float64, requires_grad=True)
@@ -344,8 +344,8 @@ def test_rows_that_are_not_finite_poison_no_gradient(gradient, method):
         return -torch.sqrt(weight * y)
 
     tol = 1e-6 if method == "dopri5" else 1e-4
-    how = {"first_step": 1.9, "rtol": tol, "atol": tol, "gradient": gradient, "method": method, "throw": False}
-    solution = rows_of(f, y0, [0.0, 1.9], **how)
+    kwargs = {"first_step": 1.9, "rtol": tol, "atol": tol, "gradient": gradient, "method": method, "throw": False}
+    solution = solve_rows(f, y0, [0.0, 1.9], **kwargs)
     assert solution.rows.status == (Status.success, Status.success, Status.non_finite)
     assert int(solution.rows.rejected[0]) > 0
     found = torch.autograd.grad(solution.y[-1, :2].sum(), (y0, weight))
@@ -357,34 +357,34 @@ def test_rows_that_are_not_finite_poison_no_gradient(gradient, method):
     assert float(found[1]) == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_checkpoint_refuses_what_it_would_lose():
+def test_checkpoint_raises_for_lost_gradients_and_unsupported_options():
     outside = torch.ones(1, dtype=torch.float64, requires_grad=True) * 2
     with pytest.raises(ValueError, match="computed outside"):
-        rows_of(lambda t, y: outside * y, Y0, [0.0, 1.0], gradient="checkpoint")
+        solve_rows(lambda t, y: outside * y, Y0, [0.0, 1.0], gradient="checkpoint")
     with pytest.raises(ValueError, match="has no events"):
-        rows_of(lambda t, y: y, Y0, [0.0, 1.0], gradient="checkpoint", event=lambda t, y: y[:, 0])
+        solve_rows(lambda t, y: y, Y0, [0.0, 1.0], gradient="checkpoint", event=lambda t, y: y[:, 0])
     for mode in (Checkpoint(recompute="stage"), Checkpoint(keep="graphs")):
-        with pytest.raises(ValueError, match="has no recompute and keep there"):
-            rows_of(lambda t, y: y, Y0, [0.0, 1.0], gradient=mode)
+        with pytest.raises(ValueError, match="has no recompute and keep"):
+            solve_rows(lambda t, y: y, Y0, [0.0, 1.0], gradient=mode)
 
 
 # Events.
 
 
-@pytest.mark.parametrize("how", [{"method": "dopri5"}, {"method": "bosh3"}, {"method": "rk4", "steps": 7}], ids=str)
-def test_each_row_ends_at_its_own_event(how):
-    """A stone falls from a height; the last one has not arrived when the time is over."""
+@pytest.mark.parametrize("kwargs", [{"method": "dopri5"}, {"method": "bosh3"}, {"method": "rk4", "steps": 7}], ids=str)
+def test_each_row_ends_at_its_own_event(kwargs):
+    """A stone falls from a height; the last one does not arrive before the last time."""
     g = 9.81
     height = torch.tensor([1.0, 3.0, 2.0, 100.0], dtype=torch.float64, requires_grad=True)
     y0 = torch.stack((height, torch.zeros_like(height)), 1)
-    solution = rows_of(
+    solution = solve_rows(
         lambda t, y: torch.stack((y[:, 1], torch.full_like(y[:, 1], -g)), 1),
         y0,
         torch.linspace(0, 2, 9, dtype=torch.float64),
         event=lambda t, y: y[:, 0],
         rtol=1e-6,
         atol=1e-6,
-        **how,
+        **kwargs,
     )
     assert solution.rows.status == (Status.event,) * 3 + (Status.success,)
     assert solution.status is Status.event
@@ -404,11 +404,11 @@ def test_each_row_ends_at_its_own_event(how):
 
 @torch.no_grad()
 @pytest.mark.parametrize("direction", [-1, 0, 1])
-def test_an_event_that_starts_at_zero_waits_for_its_next_zero_in_the_wanted_direction(direction):
+def test_an_event_that_starts_at_zero_detects_its_next_zero_in_the_given_direction(direction):
     """sin(w t), as a rotation."""
     speed = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     y0 = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(3, 2)
-    solution = rows_of(
+    solution = solve_rows(
         lambda t, y, w: torch.stack((w * y[:, 1], -w * y[:, 0]), 1),
         y0,
         [0.0, 10.0],

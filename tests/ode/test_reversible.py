@@ -1,4 +1,4 @@
-"""Reversible methods: their steps can be undone, and the gradient had by undoing them is that of backpropagation."""
+"""Reversible methods: their steps can be undone, and doing so gives the gradient of backpropagation."""
 
 import dataclasses
 import math
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
-from odebench.ode.gradients.captured_tensors import Targets
-from odebench.ode.gradients.reversible import RETRACES, BackwardField
+from odebench.ode.gradients.captured_tensors import GradientAccumulator
+from odebench.ode.gradients.reversible import REVERSE_STEPPERS, BackwardField
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
@@ -20,7 +20,7 @@ from odebench.ode.problem import InitialValueProblem
 from odebench.record.profiling import _TensorMemoryTracker
 
 NAMES = [name for name, method in METHODS.items() if method.reversible]
-# With options away from their defaults, whose terms the defaults all but hide.
+# Other options than the defaults, which almost hide some terms.
 CASES = {name: METHODS[name] for name in NAMES} | {
     "damped alf": AsynchronousLeapfrog(damping=0.9),
     "loosely coupled rk4": ReversibleRungeKutta(RK4, coupling=0.8),
@@ -56,14 +56,14 @@ def y0():
 
 
 def loss_of(y):
-    """Weighs every output time, and is not linear."""
+    """Nonlinear, with a weight for every output time."""
     return (y**2).sum() + torch.sin(y[1]).sum()
 
 
-def gradients(field, y0, times=TIMES, **how):
+def gradients(field, y0, times=TIMES, **kwargs):
     """With respect to y0, the parameters and an argument."""
     scale = torch.tensor(1.3, dtype=y0.dtype, requires_grad=True)
-    y = solve(field, y0, times, args=(scale,), **how).y
+    y = solve(field, y0, times, args=(scale,), **kwargs).y
     return torch.autograd.grad(loss_of(y), [y0, *field.parameters(), scale])
 
 
@@ -130,16 +130,16 @@ def test_a_field_may_reuse_its_memory(method):
     memory = torch.empty(2, dtype=torch.float64)
     start = torch.tensor([1.0, 0.5], dtype=torch.float64)
     times = [0.0, 0.3, 0.8] if method.adaptive else [0.0, 0.4, 0.8]
-    how = {"rtol": 1e-4, "atol": 1e-4} if method.adaptive else {"steps": 10}
+    kwargs = {"rtol": 1e-4, "atol": 1e-4} if method.adaptive else {"steps": 10}
 
     def f(t, y):
         return torch.cos(t) * y.flip(0)
 
-    fresh = solve(f, start, times, method=method, **how).y
-    assert torch.equal(solve(lambda t, y: memory.copy_(f(t, y)), start, times, method=method, **how).y, fresh)
+    fresh = solve(f, start, times, method=method, **kwargs).y
+    assert torch.equal(solve(lambda t, y: memory.copy_(f(t, y)), start, times, method=method, **kwargs).y, fresh)
 
 
-# Stability, and what watches over it.
+# Stability.
 
 
 @pytest.mark.parametrize(("h", "stable"), [(0.09, True), (0.13, False)])
@@ -161,7 +161,7 @@ def test_the_coupling_is_stable_up_to_its_logarithm(h, stable):
 
 
 @pytest.mark.parametrize("name", ["reversible_heun", "reversible_rk4", "alf"])
-def test_fixed_steps_that_drift_apart_are_unstable_by_name(name):
+def test_fixed_steps_that_drift_apart_have_the_status_unstable(name):
     with pytest.raises(SolveError, match="unstable") as caught:
         solve(decay, torch.ones(1, dtype=torch.float64), [0.0, 50.0, 100.0], method=name, steps=400)
     assert 2 < caught.value.outcome.time < 60
@@ -169,7 +169,7 @@ def test_fixed_steps_that_drift_apart_are_unstable_by_name(name):
 
 
 @pytest.mark.parametrize("method", ADAPTIVE.values(), ids=ADAPTIVE)
-def test_adaptive_steps_hold_their_accuracy_or_are_unstable_by_name(method):
+def test_adaptive_steps_are_accurate_or_have_the_status_unstable(method):
     start = torch.ones(1, dtype=torch.float64)
     statuses = []
     for end in (3.0, 6.0, 10.0, 30.0):
@@ -185,7 +185,7 @@ def test_adaptive_steps_hold_their_accuracy_or_are_unstable_by_name(method):
     assert set(statuses) == {Status.success, Status.unstable}
 
 
-def test_a_smaller_coupling_holds_a_long_contraction_together():
+def test_a_smaller_coupling_is_stable_over_a_long_contraction():
     start = torch.ones(1, dtype=torch.float64)
     y = solve(
         lambda t, y: -(y - torch.cos(t)),
@@ -198,7 +198,7 @@ def test_a_smaller_coupling_holds_a_long_contraction_together():
     assert float(y[-1]) == pytest.approx((math.cos(30) + math.sin(30)) / 2, abs=2e-4)
 
 
-def test_settings_out_of_range_are_refused():
+def test_options_out_of_range_raise():
     for coupling in (0.0, 1.0, 1.5):
         with pytest.raises(ValueError, match="coupling must lie between 0 and 1"):
             ReversibleRungeKutta(RK4, coupling)
@@ -225,11 +225,11 @@ def there_and_back(method, f, start, sizes):
             t += h
             stepper.accept(t, y, False)
         assert stepper.failure is None
-        field = BackwardField(problem, Targets(problem, "reversible", [], [], reached=[]), Stats())
-        back = RETRACES[type(method)](method, field, t, y, stepper.half_next, torch.zeros_like(y))
+        field = BackwardField(problem, GradientAccumulator(problem, "reversible", [], [], captured=[]), Stats())
+        back = REVERSE_STEPPERS[type(method)](method, field, t, y, stepper.half_next, torch.zeros_like(y))
         for step in reversed(steps):
             back.undo(*step)
-    return (back.y, back.half), before
+    return (back.y, back.auxiliary), before
 
 
 def swing(t, y):
@@ -270,9 +270,9 @@ def test_float32_round_off_is_undone_up_to_the_power_of_the_coupling(coupling):
 def test_gradients_equal_those_of_backpropagation(method, adaptive, times, field, y0):
     # Steps end at the outputs in the one mode, and have to in the other.
     tol = 1e-2 if method.order < 3 else 1e-4
-    how = {"rtol": tol, "atol": tol, "step_t": times} if adaptive else {"steps": 12}
-    found = gradients(field, y0, times, method=method, gradient="reversible", **how)
-    expected = gradients(field, y0, times, method=method, gradient="backprop", **how)
+    kwargs = {"rtol": tol, "atol": tol, "step_t": times} if adaptive else {"steps": 12}
+    found = gradients(field, y0, times, method=method, gradient="reversible", **kwargs)
+    expected = gradients(field, y0, times, method=method, gradient="backprop", **kwargs)
     assert largest_difference(found, expected) < 1e-10
 
 
@@ -327,11 +327,11 @@ def test_gradients_with_respect_to_times(name, field, y0):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_failed_solve_reached_is_differentiable(name):
+def test_the_reached_states_of_a_failed_solve_are_differentiable(name):
     """y(t) = 1 / (1 / y0 - t) is 2 at t = 1/2 and not finite at t = 1."""
     y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    how = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 2000} if METHODS[name].adaptive else {"step_size": 0.01}
-    solution = solve(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], method=name, gradient="reversible", throw=False, **how)
+    kwargs = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 2000} if METHODS[name].adaptive else {"step_size": 0.01}
+    solution = solve(lambda t, y: y * y, y0, [0.0, 0.5, 2.0], method=name, gradient="reversible", throw=False, **kwargs)
     assert solution.outcome.reached == 2
     assert solution.y[:2].isfinite().all()
     (gradient,) = torch.autograd.grad(solution.y[1].sum(), y0)
@@ -339,15 +339,15 @@ def test_what_a_failed_solve_reached_is_differentiable(name):
 
 
 def test_a_solve_without_gradient_takes_the_same_steps(field, y0):
-    how = {"method": "reversible_dopri5", "gradient": "reversible", "rtol": 1e-4, "atol": 1e-4}
-    with_graph = solve(field, y0, TIMES, **how)
+    kwargs = {"method": "reversible_dopri5", "gradient": "reversible", "rtol": 1e-4, "atol": 1e-4}
+    with_graph = solve(field, y0, TIMES, **kwargs)
     with torch.no_grad():
-        assert torch.equal(solve(field, y0, TIMES, **how).y, with_graph.y)
+        assert torch.equal(solve(field, y0, TIMES, **kwargs).y, with_graph.y)
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.4, 2.0], [2.0, 0.4, 0.0]], ids=["forward", "backward"])
-def test_fixed_grids_that_miss_the_outputs_are_made_to_meet_them(times, field, y0):
-    """The drop-in calls step through a grid of their own."""
+def test_fixed_grids_are_extended_by_the_output_times(times, field, y0):
+    """odeint steps through a different grid."""
     plan = SolvePlan(METHODS["alf"].fixed(), None, lambda times: [times[0], 0.5, times[-1]])
     problem = InitialValueProblem(field, y0, times, ())
     GRADIENTS["reversible"]().integrate(problem, plan)
@@ -361,14 +361,14 @@ def test_several_backward_passes_go_through_one_solve(field, y0):
     assert torch.equal(passes[0], passes[2])
 
 
-def test_it_is_differentiable_once(field, y0):
+def test_a_second_derivative_raises(field, y0):
     y = solve(field, y0, TIMES, method="alf", steps=20, gradient="reversible").y
     (gradient,) = torch.autograd.grad(loss_of(y), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
 
 
-# What it costs.
+# Cost.
 
 
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES)
@@ -381,7 +381,7 @@ def test_work_of_the_backward_pass(method, field, y0):
 
 @pytest.mark.parametrize("name", ["alf", "reversible_heun", "reversible_bosh3"])
 def test_memory_does_not_grow_with_the_steps(name):
-    """Less than 1 % of a state a step."""
+    """It grows by less than 1 % of a state per step."""
     weight = torch.tensor([0.9], requires_grad=True)
     start = torch.linspace(-1, 1, 10_000).requires_grad_()
 
@@ -398,20 +398,20 @@ def test_memory_does_not_grow_with_the_steps(name):
     assert peak_states("backprop", 6) - peak_states("backprop", 2) > 4
 
 
-# What it refuses.
+# Unsupported options.
 
 
-def test_other_methods_are_refused_and_the_way_out_is_named(field, y0):
+def test_other_methods_raise_with_alternatives(field, y0):
     with pytest.raises(ValueError, match=r"dopri5 cannot be undone; use gradient='checkpoint'.*reversible_heun"):
         solve(field, y0, TIMES, gradient="reversible")
 
 
-def test_dense_output_and_jumps_are_refused(field, y0):
-    how = {"method": "reversible_dopri5", "gradient": "reversible"}
+def test_dense_output_and_jumps_raise(field, y0):
+    kwargs = {"method": "reversible_dopri5", "gradient": "reversible"}
     with pytest.raises(ValueError, match="has no dense output"):
-        solve(field, y0, TIMES, dense=True, **how)
+        solve(field, y0, TIMES, dense=True, **kwargs)
     with pytest.raises(ValueError, match="has no jump_t"):
-        solve(field, y0, TIMES, jump_t=[0.7], **how)
+        solve(field, y0, TIMES, jump_t=[0.7], **kwargs)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE.values(), ids=ADAPTIVE)
@@ -429,7 +429,7 @@ def test_jumps_restart_the_pair_with_backpropagation(method):
     assert (float(by_start), float(by_rate)) == pytest.approx((math.e, math.e / 2), rel=1e-3)
 
 
-def test_descriptions_are_data():
+def test_methods_are_hashable_dataclasses():
     method = ReversibleRungeKutta(DOPRI5)
     assert (method.name, method.order, method.stages, method.adaptive) == ("reversible_dopri5", 5, 12, True)
     assert dataclasses.replace(method, coupling=0.9) == ReversibleRungeKutta(DOPRI5, 0.9)

@@ -1,4 +1,4 @@
-"""The gradient modes by name: how dL/dtheta is had."""
+"""The gradient modes by name: how dL/dtheta is computed."""
 
 from typing import Protocol
 
@@ -12,8 +12,8 @@ from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 
 
-class Mode(Protocol):
-    """A gradient mode with its options, and the name that users call it by."""
+class GradientMode(Protocol):
+    """A gradient mode with its options, and its name in ``gradient=``."""
 
     @property
     def name(self) -> str: ...
@@ -27,11 +27,11 @@ class Mode(Protocol):
     ) -> IntegrationResult:
         """The states at the problem's times, with the graph that gives this mode's gradient.
 
-        Raises ValueError for a method or an option that the mode has no gradient for.
+        Raises ValueError for a method or an option that the mode does not support.
         """
 
 
-GRADIENTS: dict[str, type[Mode]] = {
+GRADIENTS: dict[str, type[GradientMode]] = {
     "backprop": Backprop,
     "checkpoint": Checkpoint,
     "adjoint": Adjoint,
@@ -39,4 +39,12 @@ GRADIENTS: dict[str, type[Mode]] = {
     "reversible": ReversibleGradient,
 }
 
-__all__ = ["GRADIENTS", "Adjoint", "Backprop", "Checkpoint", "InterpolatedAdjoint", "Mode", "ReversibleGradient"]
+__all__ = [
+    "GRADIENTS",
+    "Adjoint",
+    "Backprop",
+    "Checkpoint",
+    "GradientMode",
+    "InterpolatedAdjoint",
+    "ReversibleGradient",
+]

@@ -19,8 +19,8 @@ from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
-from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.gradients.compiled_adjoint import CompiledAdjoint, StepQuadrature
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
+from odebench.ode.gradients.compiled_adjoint import CompiledAdjointStepper, StepQuadrature
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
@@ -31,9 +31,9 @@ from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
 
-# The adjoint may be so many times less exact, relative to its size, than the state: its error enters the gradient
-# once, while the state's error bends every later evaluation.
-ADJOINT_SLACK = 10.0
+# The relative error of the adjoint may be this much larger than the state's: it enters the gradient once, while the
+# state's error changes every later evaluation.
+ADJOINT_ERROR_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Adjoint:
     """The continuous adjoint: constant memory in the number of steps; the gradient's error is of the order of the
     tolerance, relative to the gradient. Differentiable once.
 
-    rtol, atol: tolerances of the backward solve; None takes the forward solve's. They hold for the state as they are,
-        and for the adjoint, divided by its size at the last time, ten times as large. Fixed steps have none: those of
-        ``steps``, and those of a forward solve with fixed steps, which are the backward solve's, too.
-    method, steps: of the backward solve, so many fixed steps over the whole span, one at least between two times; None
-        takes the forward solve's. With its method and tolerances the backward solve takes no larger steps than it did.
-    norm: of the backward error: "semi" leaves the parameter gradient out of it, "full" has it under error control.
+    rtol, atol: tolerances of the backward solve, None for the forward solve's; those of the adjoint, relative to its
+        norm at the last time, are ten times as large. Unused with fixed steps, backward or forward.
+    method, steps: of the backward solve, None for the forward solve's; ``steps`` is the number of fixed steps over the
+        whole span, with at least one between two times. With the forward solve's method and tolerances the backward
+        solve takes no larger steps than the forward solve did.
+    norm: of the backward error: "semi" excludes the parameter gradient from it, "full" includes it.
     """
 
     rtol: float | None = None
@@ -56,7 +56,7 @@ class Adjoint:
     norm: Literal["semi", "full"] = "semi"
 
     name = "adjoint"
-    dense = False
+    interpolates = False
 
     def __post_init__(self) -> None:
         for option in ("rtol", "atol"):
@@ -77,7 +77,7 @@ class Adjoint:
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
-        Raises ValueError where f reaches a tensor whose gradient this mode would lose.
+        Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
             return integrate(
@@ -91,11 +91,11 @@ class Adjoint:
         return dataclasses.replace(results[0], states=states)
 
     def backward_plan(self, plan: SolvePlan, span: float, largest: float) -> SolvePlan:
-        """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over so many units of time."""
+        """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over a time of ``span``."""
         method = plan.method if self.method is None else find_method(self.method)
         tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
         if self.rtol is None and self.atol is None and self.method is None:
-            # Where y needed no larger ones, the estimate for a larger one is often too good.
+            # Larger steps than the forward solve needed for y often have too small an error estimate.
             max_step = min(max_step, largest)
         if tolerance is not None:
             rtol = tolerance.rtol if self.rtol is None else self.rtol
@@ -114,14 +114,14 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class InterpolatedAdjoint(Adjoint):
-    """The continuous adjoint along the forward solve's dense output, instead of solving the state backward once more:
-    nothing grows unstable on the way back, and the backward state is half as large. Options as those of ``Adjoint``.
+    """The continuous adjoint along the dense output of the forward solve: y(t) is interpolated, not solved backward,
+    which is stable where y is not, and halves the backward state. Options as for ``Adjoint``.
 
     Memory: the dense output, all stages of all accepted steps.
     """
 
     name = "interpolated_adjoint"
-    dense = True
+    interpolates = True
 
 
 class _AdjointSolve(torch.autograd.Function):
@@ -136,23 +136,23 @@ class _AdjointSolve(torch.autograd.Function):
         first: FirstEvaluation,
         results: list[IntegrationResult],
         y0: Tensor,
-        *targets: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        forward_plan = dataclasses.replace(plan, dense=True) if mode.dense else plan
+        forward_plan = dataclasses.replace(plan, dense=True) if mode.interpolates else plan
         result = integrate(
             problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, detector=detector
         )
         results.append(result)
-        ctx.path = DenseOutput(result.pieces, lambda y: y) if mode.dense and result.pieces else None
-        ctx.mode, ctx.problem, ctx.reached, ctx.times = mode, problem, result.outcome.reached, result.times
+        ctx.dense_output = DenseOutput(result.pieces, lambda y: y) if mode.interpolates and result.pieces else None
+        ctx.mode, ctx.problem, ctx.num_reached, ctx.times = mode, problem, result.outcome.reached, result.times
         step_sizes = list(map(abs, problem.stats.step_sizes))
         ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0], max(step_sizes, default=math.inf))
-        ctx.compile = plan.compile and mode.norm == "semi" and not mode.dense and not plan.one_sided
-        # The way back starts where the way there ended: with a step that resolved y there, not a larger one.
+        ctx.compile = plan.compile and mode.norm == "semi" and not mode.interpolates and not plan.one_sided
+        # The backward solve starts at the last time, with the last step size of the forward solve.
         ctx.first_step = step_sizes[-1] if step_sizes else result.next_step
-        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters, ctx.used = first.parameters, first.reached
-        ctx.save_for_backward(result.states, *targets)
+        # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
+        ctx.parameters, ctx.captured = first.parameters, first.captured
+        ctx.save_for_backward(result.states, *tensors)
         return result.states
 
     @staticmethod
@@ -162,37 +162,37 @@ class _AdjointSolve(torch.autograd.Function):
         mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
         stats = problem.stats.backward = problem.stats.backward or Stats()
         args = tensors[len(ctx.parameters) :]
-        targets = Targets(problem, mode.name, ctx.parameters, args, reached=ctx.used)
-        quadrature = quadrature_of(mode, ctx.plan.method)
+        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, args, captured=ctx.captured)
+        quadrature = quadrature_for(mode, ctx.plan.method)
         plan = dataclasses.replace(
             ctx.plan,
-            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, targets, quadrature, states),
-            norm=_norm(mode, ctx.plan, targets, states),
+            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, accumulator, quadrature, states),
+            norm=_backward_norm(mode, ctx.plan, accumulator, states),
         )
-        field = AdjointField(problem, targets, ctx.path, quadrature)
+        field = AdjointField(problem, accumulator, ctx.dense_output, quadrature)
         stepper: Any = None
-        if ctx.compile and CompiledAdjoint.serves(problem, targets, plan.method):
-            stepper = CompiledAdjoint(plan.method, problem, targets, stats)
-        a = grad_states[ctx.reached - 1]
-        for i in range(ctx.reached - 1, 0, -1):
-            # The equation is linear in a: solved for an a of size 1, so that its error is relative to the gradient,
-            # whatever the loss was divided by. An absolute tolerance could exceed all of a small gradient.
-            size = rms_over(plan.group)(a) or 1.0
-            if math.isinf(size):  # the sum of its squares alone, perhaps
-                size = a.abs().max().item()
-            z = field.start(states[i], a / size)
+        if ctx.compile and CompiledAdjointStepper.supports(problem, accumulator, plan.method):
+            stepper = CompiledAdjointStepper(plan.method, problem, accumulator, stats)
+        a = grad_states[ctx.num_reached - 1]
+        for i in range(ctx.num_reached - 1, 0, -1):
+            # The equation is linear in a: solved for an a of norm 1, so that its error is relative to the gradient,
+            # however the loss is scaled. An absolute tolerance could exceed all of a small gradient.
+            scale = rms_over(plan.group)(a) or 1.0
+            if math.isinf(scale):  # perhaps only the sum of squares overflows
+                scale = a.abs().max().item()
+            z = field.initial_state(states[i], a / scale)
             span = [ctx.times[i], ctx.times[i - 1]]
             plan = dataclasses.replace(plan, first_step=first_step)
-            result = integrate_back(field, z, span, plan, stats, size, stepper)
+            result = integrate_backward(field, z, span, plan, stats, scale, stepper)
             if result.outcome.status is not Status.success:
                 raise SolveError(result.outcome, during="backward solve of the adjoint")
-            a = size * field.finish(result.states[1], size) + grad_states[i - 1]
+            a = scale * field.extract_adjoint(result.states[1], scale) + grad_states[i - 1]
             first_step, stepper = result.next_step, result.stepper
-        return None, None, None, None, None, None, None, a, *targets.gradients()
+        return None, None, None, None, None, None, None, a, *accumulator.gradients()
 
 
-def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
-    """How a backward solve by this method has the parameter gradient."""
+def quadrature_for(mode: Adjoint, method: Method) -> Quadrature:
+    """How a backward solve by this method computes the parameter gradient."""
     if mode.norm == "full":
         return None
     if isinstance(method, Tableau):
@@ -200,18 +200,18 @@ def quadrature_of(mode: Adjoint, method: Method) -> Quadrature:
     return "nodes" if isinstance(method, ImplicitTableau | Rosenbrock) else None
 
 
-def integrate_back(
+def integrate_backward(
     field: AdjointField,
     z: Tensor,
     span: list[float],
     plan: SolvePlan,
     stats: Stats,
-    size: float,
+    scale: float,
     stepper: Any = None,
 ) -> IntegrationResult:
-    """The backward solve over one interval, its parameter gradients times ``size``.
+    """Solve backward over one interval; parameter gradients are multiplied by ``scale``.
 
-    stepper: a compiled one, or that of another interval: many are one step, and making it takes as long as a stage.
+    stepper: a compiled one, or that of another interval: many are one step, and creating it takes as long as a stage.
     """
     if field.quadrature == "nodes" and stepper is None:
         stepper = make_stepper(
@@ -223,41 +223,40 @@ def integrate_back(
             norm=plan.norm,
             stats=stats,
         )
-    observer: Observer = StageQuadrature(field, plan.method, size)
-    if isinstance(stepper, CompiledAdjoint):
-        observer = StepQuadrature(stepper, size)
+    observer: Observer = StageQuadrature(field, plan.method, scale)
+    if isinstance(stepper, CompiledAdjointStepper):
+        observer = StepQuadrature(stepper, scale)
     elif field.quadrature == "nodes":
-        observer = NodeQuadrature(field, stepper, size)
+        observer = NodeQuadrature(field, stepper, scale)
     return integrate(field, z, span, plan, stats, observers=[observer], stepper=stepper)
 
 
 def _backward_tolerance(
-    mode: Adjoint, tolerance: Tolerance | None, targets: Targets, quadrature: Quadrature, like: Tensor
+    mode: Adjoint, tolerance: Tolerance | None, accumulator: GradientAccumulator, quadrature: Quadrature, like: Tensor
 ) -> Tolerance | None:
-    """A tolerance of each number of y as one of each number of the backward state: the adjoint has y's, and a parameter
-    gradient in it the smallest of them."""
+    """Tolerances of the backward state: for the adjoint those of y, for a parameter gradient the smallest of them."""
 
-    def fitted(tol: float | Tensor) -> float | Tensor:
+    def extended(tol: float | Tensor) -> float | Tensor:
         if not isinstance(tol, Tensor):
             return tol
-        num_parameters = sum(packed_size(x, like) for x in targets.wanted) if quadrature is None else 0
-        return torch.cat([*[tol] * (1 if mode.dense else 2), tol.min().expand(num_parameters)])
+        num_parameters = sum(packed_size(x, like) for x in accumulator.tensors) if quadrature is None else 0
+        return torch.cat([*[tol] * (1 if mode.interpolates else 2), tol.min().expand(num_parameters)])
 
-    return tolerance and Tolerance(fitted(tolerance.rtol), fitted(tolerance.atol))
+    return tolerance and Tolerance(extended(tolerance.rtol), extended(tolerance.atol))
 
 
-def _norm(mode: Adjoint, plan: SolvePlan, targets: Targets, like: Tensor) -> Norm:
-    """The largest error of the parts of the backward state: y's, the adjoint's with its slack, and with the full norm
-    every parameter gradient's, with the slack too."""
-    num_states = 1 if mode.dense else 2
+def _backward_norm(mode: Adjoint, plan: SolvePlan, accumulator: GradientAccumulator, like: Tensor) -> Norm:
+    """The largest error of y, of the adjoint and, with the full norm, of any parameter gradient; all but that of y are
+    divided by ``ADJOINT_ERROR_FACTOR``."""
+    num_states = 1 if mode.interpolates else 2
     sizes = [like.shape[-1]] * num_states
-    slack = [1.0, ADJOINT_SLACK][-num_states:]
+    factors = [1.0, ADJOINT_ERROR_FACTOR][-num_states:]
     if mode.norm == "full":
-        sizes += [packed_size(target, like) for target in targets.wanted]
-        slack += [ADJOINT_SLACK] * len(targets.wanted)
+        sizes += [packed_size(target, like) for target in accumulator.tensors]
+        factors += [ADJOINT_ERROR_FACTOR] * len(accumulator.tensors)
 
     def norm(x: Tensor) -> float:
         errors = rms_of_parts(x[: sum(sizes)].split(sizes), plan.group)
-        return max(error / s for error, s in zip(errors, slack, strict=True))
+        return max(error / factor for error, factor in zip(errors, factors, strict=True))
 
     return norm

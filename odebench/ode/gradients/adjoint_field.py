@@ -1,5 +1,4 @@
-"""What the continuous adjoint solves backward: the field of state and adjoint, and the integrals along its steps that
-are the parameter gradient."""
+"""The vector field of the continuous adjoint, and the quadratures that give the parameter gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,30 +8,30 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import DenseOutput
-from odebench.ode.gradients.captured_tensors import Targets
+from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import JacobianBlock, as_like, as_real, linearize_rate, real_size
 from odebench.ode.problem import InitialValueProblem, flatten
 from odebench.ode.solution import Stats
 
 Quadrature = Literal["stages", "nodes"] | None
-"""How the parameter gradient is had: by the stages of an explicit step as they are evaluated, at the nodes of an
-accepted implicit step, or, None, as a part of the backward state."""
+"""How the parameter gradient is computed: from the stages of an explicit step, at the nodes of an accepted implicit
+step, or, None, as a part of the backward state."""
 
 
-def packed(gradients: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Gradients, flat, as numbers of a backward state like this: complex ones as their parts where it is real."""
+def pack_gradients(gradients: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """Flatten gradients to the dtype of a backward state; complex ones become pairs of reals if it is real."""
     flattened = (gradient.reshape(-1) for gradient in gradients)
     return [(g if like.is_complex() else as_real(g)).to(like.dtype) for g in flattened]
 
 
 def packed_size(target: Tensor, like: Tensor) -> int:
-    """How many numbers the gradient of a target takes there."""
+    """The number of elements of a target's gradient in the backward state."""
     return target.numel() if like.is_complex() else real_size(target)
 
 
-def unpacked(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of ``packed``, for gradients of these targets, in their shapes."""
+def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+    """Invert ``pack_gradients``: gradients in the shapes of their targets."""
     found = []
     for part, target in zip(numbers.split([packed_size(x, numbers) for x in targets]), targets, strict=True):
         if not target.is_complex():
@@ -44,93 +43,100 @@ def unpacked(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
 
 
 class AdjointField:
-    """d/dt of (y, a) [2N], of a [N] where y(t) is read off the ``path`` of the forward solve, and of (..., g) where
-    the gradient g [P] of the targets is part of the state; where its ``quadrature`` is by stages, their integrands are
-    kept for it."""
+    """d/dt of the backward state: (y, a) [2N], or a [N] if y(t) comes from the ``dense_output`` of the forward solve,
+    followed by the parameter gradient g [P] if ``quadrature`` is None.
+
+    integrands: of the stages evaluated so far, for a quadrature by stages; None for those without weight.
+    """
 
     def __init__(
-        self, problem: InitialValueProblem, targets: Targets, path: DenseOutput | None, quadrature: Quadrature
+        self,
+        problem: InitialValueProblem,
+        accumulator: GradientAccumulator,
+        dense_output: DenseOutput | None,
+        quadrature: Quadrature,
     ) -> None:
-        self._problem, self._targets, self._path, self.quadrature = problem, targets, path, quadrature
+        self._problem, self._accumulator = problem, accumulator
+        self._dense_output, self.quadrature = dense_output, quadrature
         self._n = len(problem.y0)
         self.time_tensors = problem.time_tensors
         self.integrands: list[list[Tensor] | None] = []
 
-    def start(self, y: Tensor, a: Tensor) -> Tensor:
+    def initial_state(self, y: Tensor, a: Tensor) -> Tensor:
         """The backward state from y and a, both [N]."""
         self.integrands = []
-        parts = [a] if self._path is not None else [y, a]
+        parts = [a] if self._dense_output is not None else [y, a]
         if self.quadrature is None:
-            parts.append(a.new_zeros(sum(packed_size(target, a) for target in self._targets.wanted)))
+            parts.append(a.new_zeros(sum(packed_size(target, a) for target in self._accumulator.tensors)))
         return torch.cat(parts)
 
-    def finish(self, z: Tensor, size: float) -> Tensor:
-        """a [N] of the backward state; the gradients in it, times ``size``, are added to the targets' totals."""
-        start = 0 if self._path is not None else self._n
+    def extract_adjoint(self, z: Tensor, scale: float) -> Tensor:
+        """a [N] of the backward state; the parameter gradients in it, times ``scale``, go to the accumulator."""
+        start = 0 if self._dense_output is not None else self._n
         if self.quadrature is None:
-            totals = self._targets.totals
-            for total, part in zip(totals, unpacked(z[start + self._n :], totals), strict=True):
-                total.add_(part, alpha=size)
+            totals = self._accumulator.totals
+            for total, part in zip(totals, unpack_gradients(z[start + self._n :], totals), strict=True):
+                total.add_(part, alpha=scale)
         return z[start : start + self._n]
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
         self._count()
-        graph = self._problem.evaluate_with_graph(t, y, self._targets.args)
-        self._targets.check(graph.outputs, t, graph.leaves)
-        # One call for the state's and the parameters' gradients: two would walk the same chain twice.
-        gathers = self.quadrature is None or (counts and self.quadrature == "stages")
-        inputs = [*graph.leaves, *self._targets.wanted] if gathers else list(graph.leaves)
+        graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args)
+        self._accumulator.note_leaves(graph.outputs, t, graph.leaves)
+        # One call for all gradients: two would traverse the same graph twice.
+        with_parameters = self.quadrature is None or (counts and self.quadrature == "stages")
+        inputs = [*graph.leaves, *self._accumulator.tensors] if with_parameters else list(graph.leaves)
         pairs = [(r, g) for r, g in zip(graph.outputs, graph.grad_outputs(a), strict=True) if r.requires_grad]
-        pulled: Sequence[Tensor | None] = [None] * len(inputs)
+        vjps: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:
             rates, gradients = zip(*pairs, strict=True)
-            pulled = torch.autograd.grad(rates, inputs, gradients, allow_unused=True)
-        found = [torch.zeros_like(x) if part is None else part for x, part in zip(inputs, pulled, strict=True)]
+            vjps = torch.autograd.grad(rates, inputs, gradients, allow_unused=True)
+        results = [torch.zeros_like(x) if part is None else part for x, part in zip(inputs, vjps, strict=True)]
         n = len(graph.leaves)
-        parts = [rate.detach() for rate in graph.outputs] if self._path is None else []
-        parts += map(torch.neg, found[:n])
+        parts = [rate.detach() for rate in graph.outputs] if self._dense_output is None else []
+        parts += map(torch.neg, results[:n])
         if self.quadrature == "stages":
-            self.integrands.append(found[n:] if counts else None)
+            self.integrands.append(results[n:] if counts else None)
         else:
-            parts += map(torch.neg, packed(found[n:], a))
+            parts += map(torch.neg, pack_gradients(results[n:], a))
         return flatten(parts, a.dtype, out)
 
     def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
-        """a^T df/dtheta of every target."""
+        """a^T df/dtheta for every parameter."""
         y, a = self._split(t, z)
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             f = self._rate(t, y)
-        self._targets.check([f], t, [y])
-        if not (f.requires_grad and self._targets.wanted):
-            return [torch.zeros_like(target) for target in self._targets.wanted]
-        return list(torch.autograd.grad(f, self._targets.wanted, a, allow_unused=True, materialize_grads=True))
+        self._accumulator.note_leaves([f], t, [y])
+        if not (f.requires_grad and self._accumulator.tensors):
+            return [torch.zeros_like(target) for target in self._accumulator.tensors]
+        return list(torch.autograd.grad(f, self._accumulator.tensors, a, allow_unused=True, materialize_grads=True))
 
     def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[JacobianBlock]:
-        """df/dy of y and -(df/dy)^T of a, good enough for Newton iterations: what a gets from a change of y, and g from
-        both, comes right an iteration later."""
+        """df/dy for y and -(df/dy)^T for a, good enough for Newton iterations: they account for the dependence of a on
+        y, and of g on both, one iteration later."""
         y, _ = self._split(t, z)
         state = linearize_rate(lambda x: self._rate(t, x), y, stats)
-        blocks = [state.minus_transpose()] if self._path is not None else [state, state.minus_transpose()]
+        blocks = [state.minus_transpose()] if self._dense_output is not None else [state, state.minus_transpose()]
         return [*blocks, JacobianBlock(real_size(z) - sum(block.size for block in blocks))]
 
     def differentiable(self, t: Tensor, z: Tensor, counts: bool = True) -> Tensor:
-        """What calling the field gives, with its graph down to t and z."""
+        """The derivative of the backward state z, with its graph down to t and z."""
         y, a = self._split(t, z)
-        if self._path is not None and t.requires_grad:
-            (slope,) = self._path.derivative([self._within(t)])
+        if self._dense_output is not None and t.requires_grad:
+            (slope,) = self._dense_output.derivative([self._clamp_time(t)])
             y = y + (t - t.detach()) * slope
         y = y if y.requires_grad else y.requires_grad_()
         f = self._rate(t, y)
-        self._targets.check([f], t, [t, z, y])
-        inputs = [y, *self._targets.wanted] if self.quadrature is None else [y]
+        self._accumulator.note_leaves([f], t, [t, z, y])
+        inputs = [y, *self._accumulator.tensors] if self.quadrature is None else [y]
         a_dfdy, *integrand = torch.autograd.grad(
             f, inputs, a, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        parts = [a_dfdy.neg()] if self._path is not None else [f, a_dfdy.neg()]
-        return torch.cat([*parts, *map(torch.neg, packed(integrand, a))])
+        parts = [a_dfdy.neg()] if self._dense_output is not None else [f, a_dfdy.neg()]
+        return torch.cat([*parts, *map(torch.neg, pack_gradients(integrand, a))])
 
     def _count(self) -> None:
         stats = self._problem.stats.backward
@@ -139,39 +145,39 @@ class AdjointField:
 
     def _rate(self, t: Tensor, y: Tensor) -> Tensor:
         self._count()
-        return self._problem.evaluate(t, y, self._targets.args)
+        return self._problem.evaluate(t, y, self._accumulator.args)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and a, both [N], at the time t."""
-        if self._path is None:
+        if self._dense_output is None:
             return z[: self._n], z[self._n : 2 * self._n]
-        return self._path.flat([self._within(t)], slack=1.0)[0], z[: self._n]
+        return self._dense_output.flat([self._clamp_time(t)], slack=1.0)[0], z[: self._n]
 
-    def _within(self, t: Tensor) -> float:
-        """t as a float, inside the path: but for the stages of implicit methods that lie well beyond the end of a step,
-        and for which the path is extrapolated."""
-        assert self._path is not None
-        low, high = sorted(self._path.span)
+    def _clamp_time(self, t: Tensor) -> float:
+        """t as a float, without round-off beyond the span of the dense output, which extrapolates for the stages of
+        implicit methods that lie far beyond the end of a step."""
+        assert self._dense_output is not None
+        low, high = sorted(self._dense_output.span)
         time = t.item()
-        within = min(max(time, low), high)
-        return within if abs(time - within) < 1e-6 * (high - low) else time
+        clamped = min(max(time, low), high)
+        return clamped if abs(time - clamped) < 1e-6 * (high - low) else time
 
 
 @dataclass
 class StageQuadrature:
-    """The integral of a^T df/dtheta along the accepted steps, times ``size``, with the weights of the method."""
+    """Sums ``scale`` times the integral of a^T df/dtheta over the accepted steps, with the weights of the method."""
 
     field: AdjointField
     method: Method
-    size: float
+    scale: float
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Before a step there is its first stage: the last one that was evaluated, anew after a jump."""
+        """Keep the integrand of the first stage: the last one evaluated, also after a jump."""
         evaluated: list[list[Tensor] | None] = [stage for stage in self.field.integrands if stage is not None]
         self.field.integrands = evaluated[-1:]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add what the step's stages gathered."""
+        """Add the integral over the step."""
         if not self.field.integrands:
             return
         assert isinstance(self.method, Tableau)
@@ -179,32 +185,34 @@ class StageQuadrature:
         stages = self.field.integrands[: self.method.stages]
         for weight, integrand in zip(self.method.b, stages, strict=True):
             if weight and integrand:
-                torch._foreach_add_(self.field._targets.totals, integrand, alpha=-h * weight * self.size)
+                torch._foreach_add_(self.field._accumulator.totals, integrand, alpha=-h * weight * self.scale)
         self.field.integrands = stages[-1:] if self.method.fsal else []
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """The first stage stays."""
+        """Keep the integrand of the first stage."""
         self.field.integrands = self.field.integrands[:1]
 
 
 @dataclass
 class NodeQuadrature:
-    """The same for an implicit method, evaluated at the nodes of each accepted step: its iterations need no parameter
-    gradient."""
+    """``StageQuadrature`` for an implicit method: evaluates the integrand at the nodes of accepted steps only, as the
+    iterations need no parameter gradient."""
 
     field: AdjointField
     stepper: Any
-    size: float
+    scale: float
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing yet."""
+        """Nothing is added before the step is accepted."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add what the step gives."""
-        if not self.field._targets.wanted:
+        """Add the integral over the step."""
+        if not self.field._accumulator.tensors:
             return
         for weight, time, z in self.stepper.nodes():
-            torch._foreach_add_(self.field._targets.totals, self.field.integrand(time, z), alpha=-weight * self.size)
+            torch._foreach_add_(
+                self.field._accumulator.totals, self.field.integrand(time, z), alpha=-weight * self.scale
+            )
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing was gathered."""
+        """Nothing was added."""

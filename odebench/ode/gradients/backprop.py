@@ -10,10 +10,10 @@ from odebench.ode.problem import InitialValueProblem
 
 @dataclass(frozen=True)
 class Backprop:
-    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of
-    times (in all but t).
+    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of times, except
+    with respect to t.
 
-    Memory: the graph of every evaluation of an accepted step. Work backward: no evaluation.
+    Memory: the graph of every evaluation of an accepted step. Backward: no evaluations.
     """
 
     name = "backprop"

@@ -1,7 +1,7 @@
-"""What a vector field takes from its surroundings: found in the graph of one evaluation, or refused, never lost.
+"""Tensors that a vector field captures from its surroundings: each gets its gradient, or an error is raised.
 
-The leaves of the graph are those tensors, and some that f makes for itself, to differentiate something by them. They
-are told apart by what is left of them without the graph: nobody else has the latter.
+The leaves of the graph of one evaluation are these tensors, and some that f creates itself, perhaps to differentiate
+with respect to them. Tensors created inside f die with the graph; captured ones survive.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,53 +18,60 @@ from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flatten
 
 @dataclass(frozen=True)
 class FirstEvaluation:
-    """f = f(t, y, args) at the first time, y [N]; with its graph, where that was wanted: from y, args and the
-    ``reached`` ones of the ``parameters``."""
+    """f(t, y, args) at the first time, y [N], and its graph where that was asked for.
+
+    parameters: those of a module f and the captured tensors, as far as they require a gradient.
+    captured: the tensors other than y and args that this evaluation used and that require a gradient.
+    """
 
     t: Tensor
     y: Tensor
     args: list[Tensor]
     f: Tensor
     parameters: list[Tensor]
-    reached: list[Tensor]
+    captured: list[Tensor]
 
 
 def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool = False) -> FirstEvaluation:
-    """f(t0, y0) and every leaf that f reaches and that wants a gradient.
+    """f(t0, y0) and every leaf that it uses and that requires a gradient.
 
-    The graph of this one evaluation shows what f takes from its surroundings, parameters in closures included, so
-    that none gets a silent zero. A tensor that was computed outside f cannot be reached again by a
-    hand-written backward pass and is refused, in the name of the gradient ``mode``.
+    The graph of this one evaluation shows what f captures, parameters in closures included, so that no gradient is
+    silently zero.
+
+    mode: name of the gradient mode, for messages.
+
+    Raises ValueError for a captured tensor that was computed outside f: a hand-written backward pass cannot continue
+    into its graph.
     """
-    y, args = problem.y0.detach().requires_grad_(), [leaf(arg) for arg in problem.args]
+    y, args = problem.y0.detach().requires_grad_(), [detached_leaf(arg) for arg in problem.args]
     (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
-        # Autograd numbers its nodes in the order they are made: a smaller number was made before f ran.
-        fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
-        assert fence is not None
+        # Autograd numbers its nodes in the order of their creation: one with a smaller number is older than f's graph.
+        marker = (torch.zeros((), requires_grad=True) * 1).grad_fn
+        assert marker is not None
         problem.stats.nfe += 1
         f = problem.evaluate(t, y, args)
-    found = leaves(f, mode, fence._sequence_nr())
+    found = graph_leaves(f, mode, marker._sequence_nr())
     f = f if with_graph else f.detach()
     own = set(map(id, (y, *args)))
-    reached = [x for x in alive(found) if id(x) not in own]
+    captured = [x for x in alive_tensors(found) if id(x) not in own]
     module = problem.f.parameters() if isinstance(problem.f, nn.Module) else ()
-    parameters = [p for p in dict.fromkeys((*module, *reached)) if p.requires_grad]
+    parameters = [p for p in dict.fromkeys((*module, *captured)) if p.requires_grad]
     if any(p._backward_hooks for p in parameters):
         raise ValueError(
             f"gradient={mode!r}: a parameter of f has a gradient hook, which would run at every evaluation of the "
             "backward pass; use gradient='backprop', or change the gradient after backward()"
         )
-    return FirstEvaluation(t, y, args, f, parameters, reached)
+    return FirstEvaluation(t, y, args, f, parameters, captured)
 
 
-def leaves(result: Tensor, mode: str, fence: int = 0) -> list[TensorWeakRef]:
-    """The leaf tensors that want a gradient in the graph of what f gave, each once.
+def graph_leaves(result: Tensor, mode: str, first_nr: int = 0) -> list[TensorWeakRef]:
+    """The leaf tensors that require a gradient in the graph of f's result, each once.
 
-    Raises ValueError for a node that was made before the one numbered ``fence``: it is outside of f.
+    Raises ValueError for a node with a number below ``first_nr``: it was created before f ran.
     """
     found: list[TensorWeakRef] = []
-    seen, todo = set(), _ends([result])
+    seen, todo = set(), _graph_nodes([result])
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -73,32 +80,32 @@ def leaves(result: Tensor, mode: str, fence: int = 0) -> list[TensorWeakRef]:
         variable = getattr(node, "variable", None)
         if variable is not None:
             found.append(TensorWeakRef(variable))
-        elif node._sequence_nr() < fence:
+        elif node._sequence_nr() < first_nr:
             raise ValueError(
-                f"gradient={mode!r}: f uses a tensor that was computed outside of it (by {node.name()}) and wants a "
+                f"gradient={mode!r}: f uses a tensor that was computed outside of it (by {node.name()}) and requires a "
                 "gradient; pass it through args=(...), or use gradient='backprop'"
             )
         todo += [parent for parent, _ in node.next_functions]
     return found
 
 
-def alive(found: Iterable[TensorWeakRef]) -> list[Tensor]:
-    """The tensors that somebody still has."""
+def alive_tensors(found: Iterable[TensorWeakRef]) -> list[Tensor]:
+    """The tensors that still exist without the graph."""
     return [tensor for ref in found if (tensor := ref()) is not None]
 
 
-def leaf(tensor: Tensor) -> Tensor:
-    """The same numbers without their graph, wanting a gradient where the tensor does."""
+def detached_leaf(tensor: Tensor) -> Tensor:
+    """The tensor detached, requiring a gradient where it did."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-class Targets:
-    """Parameters and argument tensors of a backward pass, and their gradients so far.
+class GradientAccumulator:
+    """Sums the gradients of parameters and argument tensors over a hand-written backward pass.
 
-    args: the argument tensors as f is to get them; leaves that stand for them may be given.
-    reached: the parameters that f has used at the first time; None leaves what f uses to the caller, and unchecked.
-    way_out: what the user is told to do about a tensor that would get no gradient.
-    wanted: what gets a gradient, parameters first; ``totals`` are their gradients.
+    args: the argument tensors as f gets them: new leaves, or those given as ``leaves``.
+    captured: the tensors that f used at the first time; None skips all checks of what f uses.
+    hint: what a message tells the user to do about a tensor that would get no gradient.
+    tensors: those that require a gradient, parameters first; ``totals`` are their gradients so far.
     """
 
     def __init__(
@@ -109,30 +116,29 @@ class Targets:
         args: Sequence[Tensor],
         leaves: Sequence[Tensor] | None = None,
         *,
-        reached: Iterable[Tensor] | None,
-        way_out: str = "pass it through args=(...), or use gradient='backprop'",
+        captured: Iterable[Tensor] | None,
+        hint: str = "pass it through args=(...), or use gradient='backprop'",
     ) -> None:
-        self._mode, self._way_out = mode, way_out
-        self._all = [*parameters, *args]
-        self.args = [leaf(arg) for arg in args] if leaves is None else list(leaves)
-        self.wanted = [target for target in (*parameters, *self.args) if target.requires_grad]
-        self.totals = [torch.zeros_like(target) for target in self.wanted]
-        # What a graph may end in, as the nodes that it does end in: those of parameters that were frozen when the solve
-        # was made, and get no gradient, too.
+        self._mode, self._hint = mode, hint
+        self._targets = [*parameters, *args]
+        self.args = [detached_leaf(arg) for arg in args] if leaves is None else list(leaves)
+        self.tensors = [x for x in (*parameters, *self.args) if x.requires_grad]
+        self.totals = [torch.zeros_like(x) for x in self.tensors]
+        # Nodes that a graph may end in: also those of parameters that were frozen at the solve, and get no gradient.
         module = list(problem.f.parameters()) if isinstance(problem.f, nn.Module) else []
-        self._known = {*_ends(self.wanted), *_ends(module)}
-        # Leaves of other kinds, and the times when they were met; whether they are from outside shows in the end.
-        self._strange: list[tuple[TensorWeakRef, Tensor]] = []
-        self._checks, self._checked = reached is not None, False
-        self._missing = set(_ends(reached or ()))
+        self._known_nodes = {*_graph_nodes(self.tensors), *_graph_nodes(module)}
+        # Other leaves, and the times of their first use; those that survive the graphs were captured.
+        self._unknown_leaves: list[tuple[TensorWeakRef, Tensor]] = []
+        self._checks, self._checked = captured is not None, False
+        self._unused_nodes = set(_graph_nodes(captured or ()))
 
-    def check(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor]) -> None:
-        """See what the graph of what was made of f near t ends in, its ``own`` leaves aside; ``gradients`` raises for
-        what would be lost."""
+    def note_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor]) -> None:
+        """Record the leaves, other than ``own``, of results computed from f near t; ``gradients`` raises for those
+        whose gradient would be lost."""
         if not self._checks:
             return
-        known, seen = self._known, set()
-        todo = [_end(result) for result in results if result.requires_grad]
+        known, seen = self._known_nodes, set()
+        todo = [_graph_node(result) for result in results if result.requires_grad]
         while todo:
             node = todo.pop()
             if node in seen:
@@ -143,26 +149,26 @@ class Targets:
             todo += [parent for parent, _ in node.next_functions if parent is not None]
             variable = getattr(node, "variable", None)
             if variable is not None and not any(variable is tensor for tensor in own):
-                self._strange.append((TensorWeakRef(variable), t))
+                self._unknown_leaves.append((TensorWeakRef(variable), t))
         self._checked = True
-        if self._missing:
-            self._missing -= seen
+        if self._unused_nodes:
+            self._unused_nodes -= seen
 
-    def pull(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
+    def vjp(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
         """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""
-        self.check(graph.outputs, t, graph.leaves)
-        pulled = self.pull_all(graph.leaves, graph.outputs, graph.grad_outputs(gradient), retain)
-        return flatten(pulled, gradient.dtype)
+        self.note_leaves(graph.outputs, t, graph.leaves)
+        gradients = self.vjp_of(graph.leaves, graph.outputs, graph.grad_outputs(gradient), retain)
+        return flatten(gradients, gradient.dtype)
 
-    def pull_all(
+    def vjp_of(
         self, state: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False
     ) -> Sequence[Tensor]:
-        """The same for any results of the tensors of a state and of the targets."""
+        """``vjp`` of any results computed from the tensors of a state, the parameters and the arguments."""
         graphs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
         if not graphs:
             return list(map(torch.zeros_like, state))
-        # One call for the state's and the targets' gradients: two would walk the same chain twice.
-        inputs = [*state, *self.wanted]
+        # One call for all gradients: two would traverse the same graph twice.
+        inputs = [*state, *self.tensors]
         found = torch.autograd.grad(
             [r for r, _ in graphs], inputs, [g for _, g in graphs], retain_graph=retain, allow_unused=True
         )
@@ -173,30 +179,30 @@ class Targets:
         return [torch.zeros_like(x) if part is None else part for x, part in zip(state, found, strict=False)]
 
     def gradients(self) -> list[Tensor | None]:
-        """The totals in the order of all parameters and arguments, None where none is wanted.
+        """The totals in the order of all parameters and arguments, None for those that require no gradient.
 
-        Raises ValueError where f has used other tensors that want a gradient, and where no evaluation has used a
-        parameter that the first one of the solve did.
+        Raises ValueError where f has used other tensors that require a gradient, and where no evaluation has used a
+        parameter that the first one of the solve used.
         """
-        for ref, t in self._strange:
+        for ref, t in self._unknown_leaves:
             if ref() is not None:
                 raise ValueError(
                     f"gradient={self._mode!r}: f uses a tensor at t={t.item():.6g} that it does not use at the first "
-                    f"time, and whose gradient would be lost; make it a parameter of an nn.Module f, {self._way_out}"
+                    f"time, and whose gradient would be lost; make it a parameter of an nn.Module f, {self._hint}"
                 )
-        if self._checked and self._missing:
+        if self._checked and self._unused_nodes:
             raise ValueError(
                 f"gradient={self._mode!r}: f no longer uses a parameter that it used in the solve, as where the solve "
-                f"ran inside torch.func.functional_call, and the parameter would get no gradient; {self._way_out}"
+                f"ran inside torch.func.functional_call, and the parameter would get no gradient; {self._hint}"
             )
         totals = iter(self.totals)
-        return [next(totals) if target.requires_grad else None for target in self._all]
+        return [next(totals) if target.requires_grad else None for target in self._targets]
 
 
-def _end(tensor: Tensor) -> Any:
-    """The node of autograd's graph that made a tensor; of a leaf, the one that takes its gradient."""
+def _graph_node(tensor: Tensor) -> Any:
+    """The node of autograd's graph that created a tensor; for a leaf, the one that accumulates its gradient."""
     return tensor.grad_fn or get_gradient_edge(tensor).node
 
 
-def _ends(tensors: Iterable[Tensor]) -> list[Any]:
-    return [_end(tensor) for tensor in tensors if tensor.requires_grad]
+def _graph_nodes(tensors: Iterable[Tensor]) -> list[Any]:
+    return [_graph_node(tensor) for tensor in tensors if tensor.requires_grad]

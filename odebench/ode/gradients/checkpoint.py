@@ -7,7 +7,7 @@ With the stages k_i = f(t + c_i h, Y_i), Y_i = y_n + h sum_j a_ij k_j of an expl
 
 (Hager 2000, Runge-Kutta methods in optimal control and the transformed adjoint system; Sanz-Serna 2016, Symplectic
 Runge-Kutta schemes for adjoint equations). An output inside a step is linear in y_n and the k_i and adds to l_i and
-lambda_n with the weights of the continuous extension.
+lambda_n with the weights of the interpolant.
 """
 
 import dataclasses
@@ -20,9 +20,16 @@ from torch import Tensor
 
 from odebench.ode.arguments import as_positive_integer
 from odebench.ode.events import EventDetector
-from odebench.ode.gradients.captured_tensors import FirstEvaluation, Targets, first_evaluation
-from odebench.ode.gradients.reverse import Outputs, reverse_stages
-from odebench.ode.gradients.tape import GraphTape, Stage, StageField, StateTape, Step, shares_last_stage
+from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
+from odebench.ode.gradients.stage_backward import OutputGradients, backward_through_stages
+from odebench.ode.gradients.step_history import (
+    AcceptedStep,
+    GraphHistory,
+    Stage,
+    StageRecorder,
+    StateHistory,
+    shares_last_stage,
+)
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
@@ -35,15 +42,15 @@ from odebench.ode.solution import Stats
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The numbers of backpropagation, to round-off, in less memory: each step is evaluated again on the way back.
+    """The gradient of backpropagation, to round-off, in less memory: the backward pass evaluates each step again.
     Differentiable once.
 
-    checkpoints: how many states are kept at most, at any moment; None keeps the one of every accepted step. With fewer
-        the steps between them are solved again, more than once where they are very few; each is placed when the solve
-        comes by, since an adaptive solve does not know how many steps it will take.
+    checkpoints: how many states are stored at most, at any moment; None stores that of every accepted step. With fewer
+        the steps between them are computed again, more than once if there are very few. They are chosen while the solve
+        runs, since an adaptive solve does not know how many steps it will take.
     recompute: "step" holds the graph of one step at a time, "stage" that of one evaluation, at the cost of evaluating
         everything twice.
-    keep: "graphs" keeps the graph of every evaluation instead of any state, and evaluates nothing again: the work of
+    keep: "graphs" stores the graph of every evaluation instead of states, and evaluates nothing again: the work of
         backpropagation with fewer tensor operations.
     """
 
@@ -72,8 +79,8 @@ class Checkpoint:
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
-        Raises ValueError where f reaches a tensor whose gradient this mode would lose, and for a method that is not
-        made of steps from one state to the next.
+        Raises ValueError if f uses a tensor whose gradient this mode would lose, and for a method whose steps depend on
+        more than the state they start from.
         """
         method = plan.method
         if not isinstance(method, Tableau):
@@ -118,14 +125,14 @@ class _CheckpointSolve(torch.autograd.Function):
         first: FirstEvaluation,
         results: list[IntegrationResult],
         y0: Tensor,
-        *targets: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         keeps_graphs = mode.keep == "graphs"
-        field = StageField(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
-        tape: GraphTape | StateTape = StateTape(mode.checkpoints)
+        field = StageRecorder(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
+        history: GraphHistory | StateHistory = StateHistory(mode.checkpoints)
         if keeps_graphs:
             assert isinstance(plan.method, Tableau)
-            tape = GraphTape(field, plan.method, first)
+            history = GraphHistory(field, plan.method, first)
         result = integrate(
             field,
             y0,
@@ -133,66 +140,67 @@ class _CheckpointSolve(torch.autograd.Function):
             plan,
             problem.stats,
             f=first.f.detach(),
-            observers=(*observers, tape),
+            observers=(*observers, history),
             detector=detector,
         )
-        tape.close(result.end)
+        history.close(result.end)
         results.append(result)
-        ctx.mode, ctx.problem, ctx.plan, ctx.tape = mode, problem, plan, tape
-        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
-        ctx.parameters, ctx.used = first.parameters, first.reached
+        ctx.mode, ctx.problem, ctx.plan, ctx.history = mode, problem, plan, history
+        # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
+        ctx.parameters, ctx.captured = first.parameters, first.captured
         ctx.times = result.times[: result.outcome.reached]
         ctx.args = first.args if keeps_graphs else None
-        ctx.save_for_backward(y0, *targets)
+        ctx.save_for_backward(y0, *tensors)
         return result.states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        problem, plan, tape, mode = ctx.problem, ctx.plan, ctx.tape, ctx.mode
+        problem, plan, history, mode = ctx.problem, ctx.plan, ctx.history, ctx.mode
         args = ctx.saved_tensors[1 + len(ctx.parameters) :]
-        targets = Targets(problem, mode.name, ctx.parameters, args, ctx.args, reached=ctx.used)
-        outputs = Outputs(ctx.times, grad_states, tape)
-        stats = Stats() if isinstance(tape, GraphTape) else problem.stats.backward or Stats()
-        field = StageField(problem, targets.args, stats, False)
-        if isinstance(tape, StateTape):
+        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, args, ctx.args, captured=ctx.captured)
+        outputs = OutputGradients(ctx.times, grad_states, history)
+        stats = Stats() if isinstance(history, GraphHistory) else problem.stats.backward or Stats()
+        field = StageRecorder(problem, accumulator.args, stats, False)
+        if isinstance(history, StateHistory):
             problem.stats.backward = stats
         with torch.autocast(grad_states.device.type, enabled=False):
-            if isinstance(tape, GraphTape):
-                a = reverse_stages(plan, tape, tape.backward(plan), field.graph, targets, outputs)
-            elif isinstance(plan.method, Tableau) and not plan.compile and (plan.method.dense or outputs.at_ends):
-                steps = _recompute(plan, tape, field, outputs, with_graphs=mode.recompute == "step")
-                a = reverse_stages(plan, tape, steps, field.graph, targets, outputs)
+            if isinstance(history, GraphHistory):
+                steps = history.reversed_steps(plan)
+                a = backward_through_stages(plan, history, steps, field.graph, accumulator, outputs)
+            elif isinstance(plan.method, Tableau) and not plan.compile and (plan.method.dense or outputs.at_step_ends):
+                steps = _recomputed_stages(plan, history, field, outputs, with_graphs=mode.recompute == "step")
+                a = backward_through_stages(plan, history, steps, field.graph, accumulator, outputs)
             else:
-                # Also inside steps without an extension of their own, read off with f at both ends.
-                a = _reverse_steps(plan, tape, field, targets, outputs)
-        return None, None, None, None, None, None, None, a + grad_states[0], *targets.gradients()
+                # Also for outputs inside the steps of a method without dense output: cubic Hermite uses f at both ends.
+                a = _backward_through_steps(plan, history, field, accumulator, outputs)
+        return None, None, None, None, None, None, None, a + grad_states[0], *accumulator.gradients()
 
 
-def _recompute(
-    plan: SolvePlan, tape: StateTape, field: StageField, outputs: Outputs, with_graphs: bool
+def _recomputed_stages(
+    plan: SolvePlan, history: StateHistory, field: StageRecorder, outputs: OutputGradients, with_graphs: bool
 ) -> Iterator[tuple[int, list[Stage]]]:
-    """Each step's number and stages, evaluated again, the last step first.
+    """Yield each step's number and stages, evaluated again, the last step first.
 
-    The last stage of an FSAL method is left out where no output needs it, or where it is the next step's first.
+    The last stage of an FSAL method is omitted if no output needs it, or if it is the next step's first.
     """
     method = plan.method
     assert isinstance(method, Tableau)
-    side = tape.side(plan)
-    short, full = (
-        ExplicitRungeKuttaStepper(tableau, field, outputs.gradients[0], one_sided=side)
+    direction = history.time_direction(plan)
+    without_last, with_last = (
+        ExplicitRungeKuttaStepper(tableau, field, outputs.gradients[0], one_sided=direction)
         for tableau in (method.fixed(), method)
     )
 
-    def advance(step: Step, y: Tensor) -> Tensor:
+    def advance(step: AcceptedStep, y: Tensor) -> Tensor:
         field.recording = False
-        short.start(step.t, y, None)
-        return short.attempt(step.t, step.h, y, True)
+        without_last.start(step.t, y, None)
+        return without_last.attempt(step.t, step.h, y, True)
 
-    for n, y in tape.backward(advance):
-        step = tape.steps[n]
-        needs_last = bool(outputs.inside(n)[0]) and not shares_last_stage(plan, tape, n)
-        stepper = full if needs_last else short
+    for n, y in history.reversed_steps(advance):
+        step = history.steps[n]
+        needs_last = bool(outputs.inside_step(n)[0]) and not shares_last_stage(plan, history, n)
+        stepper = with_last if needs_last else without_last
         field.recording, field.with_graphs, field.stages = True, with_graphs, []
         stepper.start(step.t, y, None)
         y_next = stepper.attempt(step.t, step.h, y, True)
@@ -203,29 +211,35 @@ def _recompute(
         yield n, field.stages
 
 
-def _reverse_steps(plan: SolvePlan, tape: StateTape, field: StageField, targets: Targets, outputs: Outputs) -> Tensor:
-    """The same for any method of one step, each step's graph made as a whole."""
+def _backward_through_steps(
+    plan: SolvePlan,
+    history: StateHistory,
+    field: StageRecorder,
+    accumulator: GradientAccumulator,
+    outputs: OutputGradients,
+) -> Tensor:
+    """``backward_through_stages`` for any one-step method, with the graph of one whole step at a time."""
     a = torch.zeros_like(outputs.gradients[0])
-    inside = any(outputs.inside(n)[0] for n in range(len(tape.steps)))
-    side = tape.side(plan)
-    how: dict[str, Any] = {"compiled": plan.compile, "with_stages": inside, "one_sided": side}
+    has_inner_outputs = any(outputs.inside_step(n)[0] for n in range(len(history.steps)))
+    direction = history.time_direction(plan)
+    options: dict[str, Any] = {"compiled": plan.compile, "with_stages": has_inner_outputs, "one_sided": direction}
 
-    def advance(step: Step, y: Tensor) -> Tensor:
-        stepper = make_stepper(plan.method, field, y, **how)
+    def advance(step: AcceptedStep, y: Tensor) -> Tensor:
+        stepper = make_stepper(plan.method, field, y, **options)
         stepper.start(step.t, y, None)
         return stepper.attempt(step.t, step.h, y, True)
 
-    for n, y in tape.backward(advance):
-        step, (thetas, gradients) = tape.steps[n], outputs.inside(n)
-        a = outputs.add_end(n, a)
+    for n, y in history.reversed_steps(advance):
+        step, (thetas, gradients) = history.steps[n], outputs.inside_step(n)
+        a = outputs.add_at_end(n, a)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            stepper = make_stepper(plan.method, field, y, **how)
+            stepper = make_stepper(plan.method, field, y, **options)
             stepper.start(step.t, y, None)
             results = [stepper.attempt(step.t, step.h, y, True)]
             if thetas:
                 interpolant = stepper.interpolant(step.t, step.t_next, y, results[0], plan.interpolation)
                 results.append(interpolant.at(thetas))
-        targets.check(results, field.time_tensors([step.t])[0], [y])
-        (a,) = targets.pull_all([y], results, [a, gradients][: len(results)])
+        accumulator.note_leaves(results, field.time_tensors([step.t])[0], [y])
+        (a,) = accumulator.vjp_of([y], results, [a, gradients][: len(results)])
     return a

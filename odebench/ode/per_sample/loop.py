@@ -1,4 +1,4 @@
-"""The loop: every row at work tries one step; rows that are done drop out."""
+"""The loop over steps: all active rows attempt one step at a time, and finished rows are removed."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.per_sample.events import RowWatch
-from odebench.ode.per_sample.outputs import Outputs, Reading, read
-from odebench.ode.per_sample.problem import RowProblem, pick
-from odebench.ode.per_sample.step_size import AdaptivePace, FixedPace, Pace
-from odebench.ode.per_sample.stepping import RowStepper, Step
+from odebench.ode.per_sample.events import RowEventDetector
+from odebench.ode.per_sample.output import RowOutputRecorder, StepOutputs, evaluate_outputs
+from odebench.ode.per_sample.problem import RowProblem, take_rows
+from odebench.ode.per_sample.step_size import AdaptiveStepSizes, FixedStepSizes, RowStepSizes
+from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import Status
 
 
 class RowObserver(Protocol):
-    """Who is told of every step that some row accepts."""
+    """Is called for every step that at least one row accepts."""
 
-    def accept(self, step: Step, accepted: Tensor, reading: Reading | None) -> None:
-        """The rows [b] of the step that are accepted, and the outputs read off it."""
+    def accept(self, step: RowStep, accepted: Tensor, outputs: StepOutputs | None) -> None:
+        """accepted: [b] whether each row accepts the step; outputs: the output times inside it."""
 
 
 @dataclass
-class Work:
-    """The rows at work: their numbers, times [b], states and first stages [b, n], and rejected steps.
+class ActiveRows:
+    """The rows that are still solved: their numbers and times [b], states and first stages [b, n], rejected steps [b].
 
-    attempts: of each of them, as nobody waits.
+    attempts: the same number for every active row.
     """
 
     rows: Tensor
@@ -38,14 +38,14 @@ class Work:
     rejected: Tensor
     attempts: int = 0
 
-    def select(self, at: Tensor) -> None:
-        """Go on with the rows at these positions."""
-        self.rows, self.t, self.rejected = pick(self.rows, at), pick(self.t, at), pick(self.rejected, at)
-        self.y, self.k = pick(self.y, at), pick(self.k, at)
+    def select(self, idx: Tensor) -> None:
+        """Keep only the rows at these positions."""
+        parts = (self.rows, self.t, self.y, self.k, self.rejected)
+        self.rows, self.t, self.y, self.k, self.rejected = (take_rows(x, idx) for x in parts)
 
 
 @dataclass
-class Ends:
+class RowOutcomes:
     """How each of B rows ended, on the host; ``step_size`` and ``error_ratio`` are those of its last attempt."""
 
     status: list[Status]
@@ -56,8 +56,8 @@ class Ends:
     rejected: Tensor
 
     @classmethod
-    def of(cls, problem: RowProblem) -> "Ends":
-        """Before the first step."""
+    def before_first_step(cls, problem: RowProblem) -> "RowOutcomes":
+        """The initial values."""
         unknown = torch.full_like(problem.times[0], math.nan)
         none = torch.zeros(problem.num_rows, dtype=torch.long)
         status = [Status.success] * problem.num_rows
@@ -66,139 +66,142 @@ class Ends:
 
 @dataclass
 class RowLoop:
-    """One solve of all rows. Afterwards ``outputs`` and ``ends`` say what came out.
+    """One solve of all rows; ``run`` fills ``outputs`` and ``outcomes``.
 
-    watch: looks for the zeros of an event function.
-    observer: is told of the steps.
+    detector: finds the zeros of an event function.
+    observer: is called for every accepted step.
     """
 
     problem: RowProblem
     plan: SolvePlan
-    detector: RowWatch | None = None
+    detector: RowEventDetector | None = None
     observer: RowObserver | None = None
-    outputs: Outputs = field(init=False)
-    ends: Ends = field(init=False)
+    outputs: RowOutputRecorder = field(init=False)
+    outcomes: RowOutcomes = field(init=False)
 
     def run(self, y: Tensor, k: Tensor | None = None) -> None:
-        """Step from y [B, n] until no row is left; k = f(t0, y), where it is known already."""
+        """Step from y [B, n] until no row is active; k = f(t0, y), if it is known already."""
         problem, method = self.problem, self.plan.method
         assert isinstance(method, Tableau)
-        self.outputs, self.ends = Outputs(problem, y, gridded=self.plan.tolerance is None), Ends.of(problem)
+        self.outputs = RowOutputRecorder(problem, y, at_step_ends=self.plan.tolerance is None)
+        self.outcomes = RowOutcomes.before_first_step(problem)
         if problem.num_rows == 0:
             return
         with torch.autocast(y.device.type, enabled=False):
             y = y.contiguous()
-            self._stepper = RowStepper(method, problem, y, problem.on_device, taped=torch.is_grad_enabled())
+            self._stepper = RowStepper(method, problem, y, problem.on_device, with_graph=torch.is_grad_enabled())
             self._start(y, k)
-            while len(self._work.rows):
-                self._advance()
+            while len(self._active.rows):
+                self._attempt_step()
 
     def _start(self, y: Tensor, k: Tensor | None) -> None:
         problem, plan = self.problem, self.plan
         rows = problem.all_rows()
         (t0,) = problem.time_tensors(problem.times[:1])
         if k is None:
-            # A copy: f may write to the same memory again.
+            # A copy: f may reuse its memory.
             k = problem(t0, y, rows).clone()
-        self._pace: Pace = FixedPace(problem, plan) if plan.tolerance is None else AdaptivePace(problem, plan)
-        self._work = Work(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long))
+        self._step_sizes: RowStepSizes = (
+            FixedStepSizes(problem, plan) if plan.tolerance is None else AdaptiveStepSizes(problem, plan)
+        )
+        self._active = ActiveRows(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long))
         if self.detector is not None:
             self.detector.start(t0, y)
         self._drop_non_finite()
-        if isinstance(self._pace, AdaptivePace) and plan.first_step is None:
-            work = self._work
-            self._pace.search(problem, work.rows, work.t, work.y, work.k)
+        if isinstance(self._step_sizes, AdaptiveStepSizes) and plan.first_step is None:
+            active = self._active
+            self._step_sizes.search_first_step(problem, active.rows, active.t, active.y, active.k)
 
-    def _advance(self) -> None:
-        """One attempt of every row at work."""
-        work, pace, stepper = self._work, self._pace, self._stepper
-        stuck = pace.offer(work.t)
-        if stuck is not None:
-            self._retire(stuck, pace.verdict())
+    def _attempt_step(self) -> None:
+        """Attempt one step of every active row."""
+        active, step_sizes, stepper = self._active, self._step_sizes, self._stepper
+        underflowed = step_sizes.choose(active.t)
+        if underflowed is not None:
+            self._finish_rows(underflowed, step_sizes.failure_statuses())
             return
-        if work.attempts == self.plan.max_steps:
-            everybody = torch.ones_like(pace.last)
-            self._retire(everybody, [Status.max_steps] * len(everybody))
+        if active.attempts == self.plan.max_steps:
+            all_active = torch.ones_like(step_sizes.last)
+            self._finish_rows(all_active, [Status.max_steps] * len(all_active))
             return
-        work.attempts += 1
-        step = stepper.attempt(work.rows, work.t, pace.h, work.y, work.k)
-        accepted = pace.judge(stepper, step)
+        active.attempts += 1
+        step = stepper.attempt(active.rows, active.t, step_sizes.h, active.y, active.k)
+        accepted = step_sizes.accept_or_reject(stepper, step)
         all_accepted = bool(accepted.all())
         if not all_accepted:
-            work.rejected = work.rejected + ~accepted
+            active.rejected = active.rejected + ~accepted
         if all_accepted or bool(accepted.any()):
-            if not all_accepted and stepper.taped and not bool(pace.ratio.isfinite().all()):
-                # Zero times NaN is NaN: the graph of the accepted rows may not pass through the others.
-                step = stepper.again(step, accepted.nonzero().squeeze(1), work.k)
-            self._move(step, accepted, all_accepted)
+            if not all_accepted and stepper.with_graph and not bool(step_sizes.error_ratio.isfinite().all()):
+                # Zero times NaN is NaN: the graph of the accepted rows must not include the others.
+                step = stepper.repeat_for(step, accepted.nonzero().squeeze(1), active.k)
+            self._apply_accepted(step, accepted, all_accepted)
 
-    def _move(self, step: Step, accepted: Tensor, all_accepted: bool) -> None:
-        """Take the accepted rows to the end of their step; those that are done leave."""
-        work, pace, stepper = self._work, self._pace, self._stepper
+    def _apply_accepted(self, step: RowStep, accepted: Tensor, all_accepted: bool) -> None:
+        """Move the accepted rows to the end of their step, and remove the finished ones."""
+        active, step_sizes, stepper = self._active, self._step_sizes, self._stepper
         if all_accepted:
-            work.t, work.y, k, arrived = pace.t_next, step.y_next, step.end, pace.last
+            active.t, active.y, k, at_end = step_sizes.t_next, step.y_next, step.f_next, step_sizes.last
         else:
-            moved = accepted.to(step.y.device).unsqueeze(1)
-            work.t, arrived = torch.where(accepted, pace.t_next, step.t), accepted & pace.last
-            work.y = torch.where(moved, step.y_next, step.y)
-            k = None if step.end is None else torch.where(moved, step.end, work.k)
-        done, statuses = arrived, [Status.success] * len(arrived)
+            accepted_column = accepted.to(step.y.device).unsqueeze(1)
+            active.t, at_end = torch.where(accepted, step_sizes.t_next, step.t), accepted & step_sizes.last
+            active.y = torch.where(accepted_column, step.y_next, step.y)
+            k = None if step.f_next is None else torch.where(accepted_column, step.f_next, active.k)
+        done, statuses = at_end, [Status.success] * len(at_end)
         if self.detector is not None:
-            hits = self.detector.look(stepper, step, pace.t_next, accepted)
+            hits = self.detector.detect(stepper, step, step_sizes.t_next, accepted)
             hit = ~hits.isnan()
-            work.t, arrived, done = torch.where(hit, hits, work.t), arrived & ~hit, arrived | hit
+            active.t, at_end, done = torch.where(hit, hits, active.t), at_end & ~hit, at_end | hit
             statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
-        reading = self.outputs.find(step, work.t, arrived)
-        if reading is not None:
-            self.outputs.keep(read(stepper, step, reading), reading.slots)
+        outputs = self.outputs.find_in_step(step, active.t, at_end)
+        if outputs is not None:
+            self.outputs.add(evaluate_outputs(stepper, step, outputs), outputs.indices)
         if self.observer is not None:
-            self.observer.accept(step, accepted, reading)
+            self.observer.accept(step, accepted, outputs)
         if k is not None:
-            work.k = k
+            active.k = k
         else:
-            self._evaluate_ends(step, accepted & ~done)
+            self._evaluate_next_slopes(step, accepted & ~done)
         if bool(done.any()):
-            self._retire(done, statuses)
-        if stepper.taped and step.end is None:
+            self._finish_rows(done, statuses)
+        if stepper.with_graph and step.f_next is None:
             self._drop_non_finite()
 
-    def _evaluate_ends(self, step: Step, moving: Tensor) -> None:
-        """The first stage of the next step of the rows that moved and go on, unless their extension gave it."""
-        work = self._work
-        if step.ends is not None:
-            at, k = step.ends
-            work.k = work.k.index_copy(0, at.to(k.device), k)
-            moving = moving.index_fill(0, at, False)
-        at = moving.nonzero().squeeze(1)
-        if len(at):
-            t, y, rows = (pick(x, at) for x in (work.t, work.y, work.rows))
+    def _evaluate_next_slopes(self, step: RowStep, continuing: Tensor) -> None:
+        """Evaluate the first stage of the next step of continuing rows, unless their interpolant did."""
+        active = self._active
+        if step.f_next_of_some is not None:
+            idx, k = step.f_next_of_some
+            active.k = active.k.index_copy(0, idx.to(k.device), k)
+            continuing = continuing.index_fill(0, idx, False)
+        idx = continuing.nonzero().squeeze(1)
+        if len(idx):
+            t, y, rows = (take_rows(x, idx) for x in (active.t, active.y, active.rows))
             k = self.problem(self.problem.on_device(t), y, rows)
-            work.k = work.k.index_copy(0, at.to(k.device), k)
+            active.k = active.k.index_copy(0, idx.to(k.device), k)
 
     def _drop_non_finite(self) -> None:
-        """Rows that cannot start a step leave, and with them the graph they share with the others."""
-        work = self._work
-        if self.plan.tolerance is None or bool(work.k.isfinite().all()):
+        """Remove rows that cannot start a step, and the graph that they share with the others."""
+        active = self._active
+        if self.plan.tolerance is None or bool(active.k.isfinite().all()):
             return
-        bad = ~work.k.isfinite().all(1).cpu()
-        self._retire(bad, [Status.non_finite] * len(bad))
-        if self._stepper.taped and len(work.rows):
-            work.k = self.problem(self.problem.on_device(work.t), work.y, work.rows).clone()
+        invalid = ~active.k.isfinite().all(1).cpu()
+        self._finish_rows(invalid, [Status.non_finite] * len(invalid))
+        if self._stepper.with_graph and len(active.rows):
+            active.k = self.problem(self.problem.on_device(active.t), active.y, active.rows).clone()
 
-    def _retire(self, leaving: Tensor, statuses: list[Status]) -> None:
-        """The rows ``leaving`` [b] are done, each with its status."""
-        work, pace, ends = self._work, self._pace, self.ends
-        at = leaving.nonzero().squeeze(1)
-        rows = pick(work.rows, at)
-        for row, position in zip(rows.tolist(), at.tolist(), strict=True):
-            ends.status[row] = statuses[position]
-        ends.time[rows], ends.step_size[rows], ends.error_ratio[rows] = (
-            pick(x, at) for x in (work.t, pace.h, pace.ratio)
+    def _finish_rows(self, finished: Tensor, statuses: list[Status]) -> None:
+        """Record how the rows ``finished`` [b] ended, and remove them."""
+        active, step_sizes, outcomes = self._active, self._step_sizes, self.outcomes
+        idx = finished.nonzero().squeeze(1)
+        rows = take_rows(active.rows, idx)
+        for row, position in zip(rows.tolist(), idx.tolist(), strict=True):
+            outcomes.status[row] = statuses[position]
+        outcomes.time[rows], outcomes.step_size[rows], outcomes.error_ratio[rows] = (
+            take_rows(x, idx) for x in (active.t, step_sizes.h, step_sizes.error_ratio)
         )
-        ends.rejected[rows] = pick(work.rejected, at)
-        ends.accepted[rows] = work.attempts - ends.rejected[rows]
-        staying = (~leaving).nonzero().squeeze(1)
-        work.select(staying)
-        for part in (pace, self.outputs, self.detector):
+        outcomes.rejected[rows] = take_rows(active.rejected, idx)
+        outcomes.accepted[rows] = active.attempts - outcomes.rejected[rows]
+        remaining = (~finished).nonzero().squeeze(1)
+        active.select(remaining)
+        for part in (step_sizes, self.outputs, self.detector):
             if part is not None:
-                part.select(staying)
+                part.select(remaining)

@@ -1,4 +1,4 @@
-"""The user's initial value problem as rows: one flat state a row, times of its own, a counted field."""
+"""The user's initial value problem as rows, each with a flat state and its own times."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from odebench.ode.solution import Stats
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument of f with one entry a row of the state, for ``stepping="per_sample"``: f gets the entries of the rows
-    that it is called for.
+    """An argument of f with one entry per row of the state, for ``stepping="per_sample"``: f gets the entries of the
+    rows that it is called for.
 
     tensor: [B, ...].
     """
@@ -24,8 +24,8 @@ class Rows:
     tensor: Tensor
 
 
-def whole(args: Any) -> Any:
-    """The arguments with the tensors of all ``Rows`` in their place: what f gets where all rows step together."""
+def unwrap_rows(args: Any) -> Any:
+    """Replace all ``Rows`` in the arguments by their tensors, for shared stepping."""
     return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Rows) else leaf, args)
 
 
@@ -33,9 +33,9 @@ class RowProblem:
     """dy/dt = f(t, y, *args) for B rows, y(t_0) = y0.
 
     y0: [B, n], all tensors of a row's state one after the other; float32 for a state of half precision.
-    t: [T] or [B, T] as the user gave it; ``table`` [B, T] in float64 on the host, ``times`` its T columns.
+    t: [T] or [B, T] as the user gave it; ``row_times`` [B, T] in float64 on the host, ``times`` its T columns.
     args: the tensors inside the user's args, in order; those wrapped in ``Rows`` belong to the rows.
-    stats: counted into by every evaluation; those of each row are ``evaluations``.
+    stats: counts every evaluation; ``evaluations`` counts those of each row.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...]) -> None:
@@ -58,17 +58,17 @@ class RowProblem:
             constants=tuple(("tensor", None) if isinstance(a, Tensor | Rows) else ("constant", a) for a in arg_leaves),
             autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         )
-        # The common case needs no trees: one tensor, of the shape of the flat states.
+        # The common case needs no pytree: one tensor, of the shape of the flat states.
         self._is_vector = structure.is_leaf() and len(self.layout.shapes[0]) == 1
         self.y0 = self._flat(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         self.time_dtype = self.y0.real.dtype
         self.t = times_as_tensor(t)
-        self.table = _check_times(self.t, self.num_rows)
-        self.times = self.table.unbind(1)
+        self.row_times = _check_times(self.t, self.num_rows)
+        self.times = self.row_times.unbind(1)
         tensors = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor | Rows)]
-        self.args = [self._whole_argument(leaf) for leaf in tensors]
+        self.args = [self._argument_tensor(leaf) for leaf in tensors]
         self._by_row = [isinstance(leaf, Rows) for leaf in tensors]
         self.stats = Stats(row_evaluations=0)
         self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
@@ -76,10 +76,10 @@ class RowProblem:
 
     def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """dy/dt [b, n] of these rows [b] at their times and flat states [b, n], counted as a forward evaluation."""
-        count(self.stats, len(y))
+        count_evaluation(self.stats, len(y))
         if rows is not self._rows:
             self.evaluations()
-            self._rows, self._arguments = rows, self.layout.rebuild_args(self.args_of(self.args, rows))
+            self._rows, self._arguments = rows, self.layout.rebuild_args(self.row_args(self.args, rows))
         self._calls += 1
         return self._evaluate(t, y, self._arguments)
 
@@ -90,27 +90,27 @@ class RowProblem:
         self._calls = 0
         return self._evaluations
 
-    def count_rows_once(self) -> None:
-        """Count an evaluation of all rows that was made, and counted in ``stats.nfe``, elsewhere."""
+    def count_row_evaluations(self) -> None:
+        """Count an evaluation of all rows that ``stats.nfe`` includes already."""
         self.stats.row_evaluations = (self.stats.row_evaluations or 0) + self.num_rows
         self._calls += 1
 
-    def args_of(self, args: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    def row_args(self, args: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """The argument tensors with the entries of these rows only."""
         if len(rows) == self.num_rows:
             return list(args)
-        return [pick(arg, rows) if by_row else arg for arg, by_row in zip(args, self._by_row, strict=True)]
+        return [take_rows(arg, rows) if by_row else arg for arg, by_row in zip(args, self._by_row, strict=True)]
 
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
         """dy/dt [b, n] at flat states [b, n], uncounted, with ``args`` for the argument tensors."""
         return self._evaluate(t, y, self.layout.rebuild_args(args))
 
     def time_tensors(self, times: Sequence[Tensor]) -> list[Tensor]:
-        """Times as f gets them."""
+        """The times as tensors on the device, as f gets them."""
         return [self.on_device(time) for time in times]
 
     def on_device(self, x: Tensor) -> Tensor:
-        """Numbers of the host, times or step sizes, as the states need them."""
+        """Times or step sizes, moved from the host to the device and dtype of the states."""
         return x.to(self.y0.device, self.time_dtype, non_blocking=True)
 
     def all_rows(self) -> Tensor:
@@ -130,12 +130,12 @@ class RowProblem:
         """The user's structure from flat states [*batch, n]; its tensors are views, [*batch, *shape]."""
         return y if self._is_vector and y.dtype == self.layout.dtype else self.layout.unflatten(y)
 
-    def _whole_argument(self, argument: Tensor | Rows) -> Tensor:
+    def _argument_tensor(self, argument: Tensor | Rows) -> Tensor:
         if isinstance(argument, Tensor):
             return argument
         if argument.tensor.shape[:1] != (self.num_rows,):
             shape = tuple(argument.tensor.shape)
-            raise ValueError(f"Rows(tensor) needs one entry a row, {self.num_rows}, got shape {shape}")
+            raise ValueError(f"Rows(tensor) needs one entry per row, {self.num_rows}, got shape {shape}")
         return argument.tensor
 
     def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
@@ -163,8 +163,8 @@ class RowProblem:
             if not isinstance(leaf, Tensor) or leaf.shape != (num_rows, *shape):
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
-                    f"f(t, y) must return tensors of y's shape: {(num_rows, *shape)} expected, got {got}; rows that "
-                    "are done drop out, so what belongs to the rows goes into args as Rows(tensor)"
+                    f"f(t, y) must return tensors of y's shape: {(num_rows, *shape)} expected, got {got}; finished "
+                    "rows are removed, so pass tensors with one entry per row as Rows(tensor) in args"
                 )
             if leaf.dtype != self.layout.dtype and self.layout.autocast is None:
                 raise ValueError(f"f(t, y) must return y's dtype: {self.layout.dtype} expected, got {leaf.dtype}")
@@ -172,23 +172,23 @@ class RowProblem:
 
     def _flat(self, leaves: list[Tensor]) -> Tensor:
         flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self.layout.sizes, strict=True)]
-        # A conjugate is not a view of memory that every operation can read.
+        # Not every operation accepts the view of a conjugate.
         return flat[0].resolve_conj().resolve_neg() if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
-def count(stats: Stats, num_rows: int) -> None:
-    """Count one evaluation of so many rows."""
+def count_evaluation(stats: Stats, num_rows: int) -> None:
+    """Count one evaluation of ``num_rows`` rows."""
     stats.nfe += 1
     stats.row_evaluations = (stats.row_evaluations or 0) + num_rows
 
 
-def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """The entries [b, ...] of these rows, whose numbers lie on the host."""
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The entries [b, ...] of x at these rows, whose numbers are on the host."""
     return x.index_select(0, rows.to(x.device))
 
 
-def put(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
-    """x [B, ...] with other entries [b, ...] at these rows."""
+def put_rows(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
+    """x [B, ...] with its entries at these rows replaced by ``entries`` [b, ...]."""
     return x.index_copy(0, rows.to(x.device), entries)
 
 
@@ -219,8 +219,8 @@ def _check_times(t: Tensor, num_rows: int) -> Tensor:
     return times.expand(num_rows, -1).contiguous()
 
 
-def row_norm(x: Tensor, unit: float = 1.0) -> Tensor:
+def row_rms(x: Tensor, unit: float = 1.0) -> Tensor:
     """Root mean square of each row of x [b, n] over ``unit``, [b] in float64 on the host. Waits for the device."""
-    x = x.detach()  # of forward-mode derivatives too: step sizes have none
+    x = x.detach()  # drops forward-mode derivatives, too: step sizes have none
     norm = torch.linalg.vector_norm(x, dim=1) if x.shape[1] else x.new_zeros(len(x)).real
     return norm.to("cpu", torch.float64).div(math.sqrt(max(x.shape[1], 1)) * unit)

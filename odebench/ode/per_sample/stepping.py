@@ -8,25 +8,25 @@ from torch import Tensor
 
 from odebench.ode.dense import HERMITE
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.per_sample.problem import pick
+from odebench.ode.per_sample.problem import take_rows
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(t [b], y [b, n], rows [b]) -> [b, n]."""
 
 
-class Buffer:
+class RowStageBuffer:
     """The stages of b rows times their step sizes, h k_i, as one matrix: a linear combination is one product."""
 
     def __init__(self, y: Tensor, count: int) -> None:
         self._all = y.new_empty(count, *y.shape)
         self._stages = self._all.unbind()
         flat = self._all.view(count, y.numel())
-        # A view costs as much as a small product: the columns for each number of weights are made once.
+        # A view costs as much as a small product: the columns for each number of weights are created once.
         self._columns = [flat[: i + 1].t() for i in range(count)]
         self._shape = y.shape
 
-    def put(self, i: int, k: Tensor, h: Tensor) -> None:
-        """Keep h k as stage i; k [b, n], h [b, 1]."""
+    def set(self, i: int, k: Tensor, h: Tensor) -> None:
+        """Store h k as stage i; k [b, n], h [b, 1]."""
         torch.mul(k, h, out=self._stages[i])
 
     def combine(self, y: Tensor, weights: Tensor) -> Tensor:
@@ -37,19 +37,19 @@ class Buffer:
         """sum_i weights_i h k_i, [b, n]."""
         return torch.mv(self._columns[weights.shape[0] - 1], weights).view(self._shape)
 
-    def first(self, count: int) -> Tensor:
+    def first_stages(self, count: int) -> Tensor:
         """The first stages [count, b, n]."""
         return self._all[:count]
 
 
-class Tape:
-    """The same as tensors with their graphs, for autograd to walk back."""
+class RowStageList:
+    """The stages of b rows times their step sizes, h k_i, as tensors with their graphs."""
 
     def __init__(self, y: Tensor, count: int) -> None:
         self._stages: list[Tensor] = []
 
-    def put(self, i: int, k: Tensor, h: Tensor) -> None:
-        """Keep h k as stage i; stages come in order."""
+    def set(self, i: int, k: Tensor, h: Tensor) -> None:
+        """Store h k as stage i; stages must come in order."""
         self._stages.append(k * h)
 
     def combine(self, y: Tensor, weights: Tensor) -> Tensor:
@@ -64,23 +64,23 @@ class Tape:
         with torch.no_grad():
             return self.combine(torch.zeros_like(self._stages[0]), weights)
 
-    def first(self, count: int) -> Tensor:
+    def first_stages(self, count: int) -> Tensor:
         """The first stages [count, b, n]."""
         return torch.stack(self._stages[:count])
 
-    def spread(self, y: Tensor, at: Tensor) -> None:
-        """Make stages of the rows ``at`` [b] into stages for all rows of y."""
-        self._stages = [torch.zeros_like(y).index_copy(0, at, stage) for stage in self._stages]
+    def scatter(self, y: Tensor, idx: Tensor) -> None:
+        """Extend the stages of the rows ``idx`` [b] to all rows of y, by zeros."""
+        self._stages = [torch.zeros_like(y).index_copy(0, idx, stage) for stage in self._stages]
 
 
 @dataclass
-class Step:
+class RowStep:
     """An attempted step of b rows.
 
     rows: [b] their numbers; t, h: [b] times and signed sizes, in float64; all on the host.
-    y, y_next: [b, n] at the two ends.
-    end: [b, n] f at the second end, where the method has it.
-    ends: the same for some of the rows only, as their positions and values.
+    y, y_next: [b, n] the states at both ends.
+    f_next: [b, n] f at the end of the step, if the method evaluates it.
+    f_next_of_some: the indices of some rows and f at the end of their step, if an interpolant needed it.
     """
 
     rows: Tensor
@@ -88,96 +88,99 @@ class Step:
     h: Tensor
     y: Tensor
     y_next: Tensor
-    stages: Buffer | Tape
-    end: Tensor | None
-    ends: tuple[Tensor, Tensor] | None = None
+    stages: RowStageBuffer | RowStageList
+    f_next: Tensor | None
+    f_next_of_some: tuple[Tensor, Tensor] | None = None
 
 
 class RowStepper:
-    """Steps of a ``Tableau``, with autograd where it is on."""
+    """Steps of a ``Tableau``, differentiable if ``with_graph``."""
 
     def __init__(
-        self, method: Tableau, field: Field, y: Tensor, on_device: Callable[[Tensor], Tensor], taped: bool
+        self, method: Tableau, field: Field, y: Tensor, on_device: Callable[[Tensor], Tensor], with_graph: bool
     ) -> None:
-        self.method, self.taped, self._field, self._on_device = method, taped, field, on_device
+        self.method, self.with_graph, self._field, self._on_device = method, with_graph, field, on_device
         self.fsal = method.fsal
         self._c = torch.tensor((*method.c, *method.extra_c), dtype=torch.float64).unsqueeze(1)
-        # The taped combinations read their weights on the host.
-        like = torch.empty(0, dtype=torch.float64) if taped else y
+        # Combinations with graphs read their weights on the host.
+        like = torch.empty(0, dtype=torch.float64) if with_graph else y
         self._a = [like.new_tensor(row) for row in method.a]
         self._b = like.new_tensor(method.b)
         self._error = like.new_tensor(method.error or ())
         self._extra_a = [y.new_tensor(row) for row in method.extra_a]
         self._dense = y.new_tensor(HERMITE if method.dense is None else method.dense).t()
-        self._buffer: Buffer | None = None
+        self._buffer: RowStageBuffer | None = None
         self._buffer_shape = torch.Size()
 
-    def attempt(self, rows: Tensor, t: Tensor, h: Tensor, y: Tensor, k: Tensor, need_end: bool = True) -> Step:
-        """One step from y [b, n] with first stage k = f(t, y); ``need_end=False`` spares an FSAL method its last."""
+    def attempt(self, rows: Tensor, t: Tensor, h: Tensor, y: Tensor, k: Tensor, need_f_next: bool = True) -> RowStep:
+        """One step from y [b, n] with first stage k = f(t, y); ``need_f_next=False`` omits the last one of an FSAL
+        method."""
         last = self.method.stages - 1
         stages, size = self._stages_for(y), self._on_device(h).unsqueeze(1)
         clock = self._clock(t, h, self._c[: last + 1])
-        stages.put(0, k, size)
+        stages.set(0, k, size)
         for i in range(1, last + 1):
             y_i = stages.combine(y, self._a[i])
-            if i < last or need_end or not self.fsal:
+            if i < last or need_f_next or not self.fsal:
                 k = self._field(clock[i], y_i, rows)
-                stages.put(i, k, size)
+                stages.set(i, k, size)
         y_next = y_i if self.fsal else stages.combine(y, self._b)
-        # A copy: f may write to the same memory again.
-        return Step(rows, t, h, y, y_next, stages, k.clone() if self.fsal and need_end else None)
+        # A copy: f may reuse its memory.
+        return RowStep(rows, t, h, y, y_next, stages, k.clone() if self.fsal and need_f_next else None)
 
-    def error(self, step: Step) -> Tensor:
+    def error(self, step: RowStep) -> Tensor:
         """The difference to the embedded method [b, n]."""
         return step.stages.error(self._error)
 
-    def again(self, step: Step, at: Tensor, k: Tensor) -> Step:
-        """The same step with graphs of the rows at these positions only; the others keep their y."""
-        part = self.attempt(pick(step.rows, at), pick(step.t, at), pick(step.h, at), pick(step.y, at), pick(k, at))
-        at = at.to(step.y.device)
-        assert isinstance(part.stages, Tape)
-        part.stages.spread(step.y, at)
-        y_next = step.y.index_copy(0, at, part.y_next)
-        end = None if part.end is None else k.index_copy(0, at, part.end)
-        return Step(step.rows, step.t, step.h, step.y, y_next, part.stages, end)
+    def repeat_for(self, step: RowStep, idx: Tensor, k: Tensor) -> RowStep:
+        """Repeat a step for the rows at these indices only, so that its graph has no others; those keep their y."""
+        rows, t, h, y, k_of_rows = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y, k))
+        repeated = self.attempt(rows, t, h, y, k_of_rows)
+        idx = idx.to(step.y.device)
+        assert isinstance(repeated.stages, RowStageList)
+        repeated.stages.scatter(step.y, idx)
+        y_next = step.y.index_copy(0, idx, repeated.y_next)
+        f_next = None if repeated.f_next is None else k.index_copy(0, idx, repeated.f_next)
+        return RowStep(step.rows, step.t, step.h, step.y, y_next, repeated.stages, f_next)
 
-    def interpolant(self, step: Step, at: Tensor) -> Tensor:
-        """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j for the rows at these positions.
+    def interpolant(self, step: RowStep, idx: Tensor) -> Tensor:
+        """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j for the rows at these indices.
 
-        Evaluates the stages that only this needs; cubic Hermite where the method has no extension of its own.
+        Evaluates the extra stages of the interpolant; cubic Hermite where the method has none.
         """
         method = self.method
-        rows, t, h, y = (pick(x, at) for x in (step.rows, step.t, step.h, step.y))
+        rows, t, h, y = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y))
         size = self._on_device(h).unsqueeze(1)
         if method.dense is None:
-            y_next = pick(step.y_next, at)
+            y_next = take_rows(step.y_next, idx)
             f_next = self._field(self._on_device(t + h), y_next, rows)
-            step.ends = at, f_next.clone()
-            slopes = torch.stack((step.stages.first(1)[0].index_select(0, at.to(y.device)), size * f_next, y_next - y))
+            step.f_next_of_some = idx, f_next.clone()
+            k = step.stages.first_stages(1)[0].index_select(0, idx.to(y.device))
+            slopes = torch.stack((k, size * f_next, y_next - y))
             return torch.tensordot(self._dense, slopes, dims=1)
-        slopes = step.stages.first(method.stages).index_select(1, at.to(y.device))
+        slopes = step.stages.first_stages(method.stages).index_select(1, idx.to(y.device))
         clock = self._clock(t, h, self._c[method.stages :]) if method.extra_c else []
         for time, weights in zip(clock, self._extra_a, strict=True):
             k = self._field(time, torch.add(y, torch.tensordot(weights, slopes, dims=1)), rows)
             if len(slopes) == method.end_stage:
-                step.ends = at, k.clone()
+                step.f_next_of_some = idx, k.clone()
             slopes = torch.cat((slopes, (size * k).unsqueeze(0)))
         return torch.tensordot(self._dense, slopes, dims=1)
 
-    def _stages_for(self, y: Tensor) -> Buffer | Tape:
-        if self.taped:
-            return Tape(y, self.method.stages)
+    def _stages_for(self, y: Tensor) -> RowStageBuffer | RowStageList:
+        if self.with_graph:
+            return RowStageList(y, self.method.stages)
         if self._buffer is None or self._buffer_shape != y.shape:
-            self._buffer, self._buffer_shape = Buffer(y, self.method.stages), y.shape
+            self._buffer, self._buffer_shape = RowStageBuffer(y, self.method.stages), y.shape
         return self._buffer
 
     def _clock(self, t: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
         return list(self._on_device(torch.addcmul(t, c, h)).unbind())
 
 
-def states_at(coefficients: Tensor, y: Tensor, owners: Tensor, thetas: Tensor) -> Tensor:
-    """The states [P, n] inside a step: of the row at position owners_p of y [b, n] and its ``interpolant``
-    [q, b, n], at thetas_p."""
+def interpolate(coefficients: Tensor, y: Tensor, idx: Tensor, thetas: Tensor) -> Tensor:
+    """The states [P, n] inside a step at thetas_p, of the rows at idx_p of y [b, n] and ``RowStepper.interpolant``
+    [q, b, n]."""
     powers = thetas.to(y.device, y.real.dtype).unsqueeze(0).expand(len(coefficients), -1).cumprod(0)
-    terms = coefficients.index_select(1, owners) * powers.unsqueeze(2)
-    return y.index_select(0, owners) + terms.sum(0)
+    terms = coefficients.index_select(1, idx) * powers.unsqueeze(2)
+    return y.index_select(0, idx) + terms.sum(0)

@@ -1,4 +1,4 @@
-"""What ``solve`` does with the problem of rows and the plan it has made."""
+"""Solves a problem with per-sample stepping."""
 
 from collections import Counter
 from typing import Any
@@ -10,31 +10,31 @@ from odebench.ode.gradients import Checkpoint
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.checkpoint import run_checkpointed
-from odebench.ode.per_sample.events import RowWatch
+from odebench.ode.per_sample.events import RowEventDetector
 from odebench.ode.per_sample.loop import RowLoop
-from odebench.ode.per_sample.problem import RowProblem, pick
+from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import RowStats, Solution, SolveOutcome, Status
 from odebench.ode.transforms import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
-# From the best to the worst; an event is as good as the end.
+# From the best to the worst.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
-MODES = ("backprop", "checkpoint")
+GRADIENT_MODES = ("backprop", "checkpoint")
 
 
 def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) -> Solution:
-    """The solution of each row by the same plan.
+    """Solve each row by the same plan.
 
-    Raises ValueError for what goes with shared stepping only.
+    Raises ValueError for what only shared stepping supports.
     """
-    mode = _check(plan, gradient, event)
+    mode = _check_supported(plan, gradient, event)
     if transform_active():
         _check_transforms(problem, mode)
-    detector = RowWatch.of(event, problem)
+    detector = RowEventDetector.from_argument(event, problem)
     loop = RowLoop(problem, plan, detector)
     y0 = problem.y0
-    time_wants_gradient = needs_derivative(problem.t)
-    if time_wants_gradient:
+    time_needs_gradient = needs_derivative(problem.t)
+    if time_needs_gradient:
         y0 = y0 - _time_shift(problem, 0, y0, problem.all_rows())
     if mode == "checkpoint" and torch.is_grad_enabled():
         checkpoints = gradient.checkpoints if isinstance(gradient, Checkpoint) else None
@@ -42,7 +42,7 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
     else:
         loop.run(y0)
         states = loop.outputs.collect()
-    if time_wants_gradient:
+    if time_needs_gradient:
         states = _with_time_gradient(problem, states)
     if plan.tolerance is None:
         _mark_non_finite(loop, states)
@@ -58,43 +58,43 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
     )
 
 
-def _check(plan: SolvePlan, gradient: Any, event: Any) -> str:
-    """The name of the gradient mode, once it is clear that everything asked for exists."""
+def _check_supported(plan: SolvePlan, gradient: Any, event: Any) -> str:
+    """The name of the gradient mode; raises ValueError for what per-sample stepping does not support."""
     mode = gradient if isinstance(gradient, str) else gradient.name
-    if mode not in MODES:
-        raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(MODES)}, not {mode}")
+    if mode not in GRADIENT_MODES:
+        raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(GRADIENT_MODES)}, not {mode}")
     if isinstance(gradient, Checkpoint) and gradient != Checkpoint(gradient.checkpoints):
-        raise ValueError("stepping='per_sample': gradient='checkpoint' has no recompute and keep there; leave them out")
+        raise ValueError("stepping='per_sample': gradient='checkpoint' has no recompute and keep; leave them out")
     if mode == "checkpoint" and event is not None:
         raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
     if not isinstance(plan.method, Tableau):
         raise ValueError(f"stepping='per_sample' takes explicit Runge-Kutta methods, not {plan.method.name}")
-    unknown = {"step_t or jump_t": plan.step_times, "dense": plan.dense, "compile": plan.compile}
-    for name, value in unknown.items():
+    unsupported = {"step_t or jump_t": plan.step_times, "dense": plan.dense, "compile": plan.compile}
+    for name, value in unsupported.items():
         if value:
             raise ValueError(f"stepping='per_sample' has no {name}; use stepping='shared'")
     return mode
 
 
 def _check_transforms(problem: RowProblem, mode: str) -> None:
-    """Raises ValueError for what does not go under ``torch.func`` or forward-mode differentiation."""
+    """Raise ValueError for what does not support ``torch.func`` or forward-mode differentiation."""
     check_mode_under_transform(mode)
     with torch.no_grad():
-        # One evaluation more: f may reach the batch by its closure alone.
+        # Evaluate f once more: it may capture a batched tensor in its closure.
         rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     if under_vmap(problem.y0) or under_vmap(rate):
-        raise ValueError("stepping='per_sample' does not go under torch.func.vmap; make the batch its rows instead")
+        raise ValueError("stepping='per_sample' does not support torch.func.vmap; make the batch its rows instead")
 
 
 def _row_stats(loop: RowLoop) -> RowStats:
-    ends = loop.ends
+    ends = loop.outcomes
     return RowStats(tuple(ends.status), ends.time, loop.problem.evaluations(), ends.accepted, ends.rejected)
 
 
 def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
-    """That of the first of the rows that ended worst."""
-    ends, problem = loop.ends, loop.problem
-    numbers = Counter(ends.status)
+    """The outcome of the first of the rows with the worst status."""
+    outcomes, problem = loop.outcomes, loop.problem
+    numbers = Counter(outcomes.status)
     worst = max(numbers, key=SEVERITY.index, default=Status.success)
     reached = states.shape[0]
     if worst is not Status.success:
@@ -102,34 +102,34 @@ def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
         reached = 1 + missing.index(True) if True in missing else reached
     if problem.num_rows == 0:
         return SolveOutcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
-    first = ends.status.index(worst)
+    first = outcomes.status.index(worst)
     where = "" if worst is Status.success else f" [{numbers[worst]} of {problem.num_rows} rows, first row {first}]"
-    time, step, ratio = (float(x[first]) for x in (ends.time, ends.step_size, ends.error_ratio))
+    time, step, ratio = (float(x[first]) for x in (outcomes.time, outcomes.step_size, outcomes.error_ratio))
     return SolveOutcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where)
 
 
 def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
-    """Fixed steps go on whatever comes; a row that did not stay finite has failed."""
-    bad = ~states.detach().isfinite().all(2).all(0).cpu()
-    for row in bad.nonzero().squeeze(1).tolist():
-        if loop.ends.status[row] is Status.success:
-            loop.ends.status[row] = Status.non_finite
+    """Set the status of rows that did not stay finite: fixed steps continue through NaN."""
+    failed = ~states.detach().isfinite().all(2).all(0).cpu()
+    for row in failed.nonzero().squeeze(1).tolist():
+        if loop.outcomes.status[row] is Status.success:
+            loop.outcomes.status[row] = Status.non_finite
 
 
 def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
     """(t_i - t_i.detach()) f(t_i, y) [b, n] of these rows: zero, with the derivative f with respect to t_i."""
     with torch.no_grad():
-        # Without y's graph, which f could not differentiate by here.
-        f = problem(problem.on_device(pick(problem.times[i], rows)), y.detach(), rows)
+        # Detach: under no_grad, f cannot differentiate with respect to a view of a tensor that requires grad.
+        f = problem(problem.on_device(take_rows(problem.times[i], rows)), y.detach(), rows)
     t = problem.t.expand(problem.num_rows, -1)[:, i]
-    return pick((first_derivative_only(t) - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
+    return take_rows((first_derivative_only(t) - t.detach()).to(y.device, y.real.dtype), rows).unsqueeze(1) * f
 
 
 def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
-    """The same states, differentiable with respect to their times; those not reached stay as they are."""
+    """The states, differentiable with respect to their times if they were reached."""
     shifted = [problem.y0]
     for i in range(1, states.shape[0]):
         rows = (~states[i].detach().isnan().any(1)).nonzero().squeeze(1).cpu()
-        shift = _time_shift(problem, i, pick(states[i], rows), rows)
+        shift = _time_shift(problem, i, take_rows(states[i], rows), rows)
         shifted.append(states[i].index_add(0, rows.to(shift.device), shift))
     return torch.stack(shifted)

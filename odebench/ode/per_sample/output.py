@@ -1,0 +1,110 @@
+"""The states at the output times of each row, recorded from its accepted steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odebench.ode.per_sample.problem import RowProblem, take_rows
+from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
+
+
+@dataclass
+class StepOutputs:
+    """The outputs inside one step of b rows, and at its end; all on the host.
+
+    idx, thetas: [P] index of the row in the step, ascending, and (t - t_start) / h of each output inside the step.
+    end_idx: [E] indices of the rows with an output at the end of the step.
+    indices: [P + E] where the states belong: output number times B plus row number.
+    """
+
+    idx: Tensor
+    thetas: Tensor
+    end_idx: Tensor
+    indices: Tensor
+
+    def for_accepted(self, accepted: Tensor) -> "StepOutputs":
+        """The outputs for a step that has the accepted rows only."""
+        position = accepted.cumsum(0) - 1
+        return StepOutputs(position[self.idx], self.thetas, position[self.end_idx], self.indices)
+
+
+class RowOutputRecorder:
+    """Records the states at output times: [P, n], with their indices [P] into outputs and rows.
+
+    at_step_ends: no output time lies inside a step.
+    """
+
+    def __init__(self, problem: RowProblem, y: Tensor, at_step_ends: bool) -> None:
+        self._problem, self._at_step_ends = problem, at_step_ends
+        times = problem.row_times
+        self._num_times = times.shape[1]
+        self._direction = torch.sign(times[:, -1] - times[:, 0])
+        self._ordered_times = times * self._direction.unsqueeze(1)
+        self._next_output = torch.ones(problem.num_rows, dtype=torch.long)
+        self._states = [y]
+        self._indices = [problem.all_rows()]
+
+    def find_in_step(self, step: RowStep, t: Tensor, at_end: Tensor) -> StepOutputs | None:
+        """The outputs of a step that took the rows to t [b], and those ``at_end`` [b] to their last time."""
+        if self._num_times == 2:
+            if not bool(at_end.any()):
+                return None
+            inside, first = torch.zeros_like(step.rows), self._next_output
+            ends = at_end
+        else:
+            end_times = (t * self._direction).unsqueeze(1)
+            first = self._next_output
+            self._next_output = torch.searchsorted(self._ordered_times, end_times, right=True).squeeze(1)
+            inside = self._next_output - first
+            if not bool(inside.any()):
+                return None
+            # Fixed steps end at all output times.
+            ends = inside > 0 if self._at_step_ends else at_end
+            inside = inside - ends.long()
+        return self._locate(step, inside, first, ends.nonzero().squeeze(1))
+
+    def _locate(self, step: RowStep, inside: Tensor, first: Tensor, ends: Tensor) -> StepOutputs:
+        idx = torch.repeat_interleave(torch.arange(len(inside)), inside)
+        offsets = torch.arange(len(idx)) - take_rows(inside.cumsum(0) - inside, idx)
+        inner = take_rows(first, idx) + offsets
+        numbers = torch.cat((inner, take_rows(first + inside, ends)))
+        indices = numbers * self._problem.num_rows + take_rows(step.rows, torch.cat((idx, ends)))
+        times = self._problem.row_times[take_rows(step.rows, idx), inner]
+        thetas = (times - take_rows(step.t, idx)) / take_rows(step.h, idx)
+        return StepOutputs(idx, thetas, ends, indices)
+
+    def add(self, states: Tensor, indices: Tensor) -> None:
+        """Store states [P, n] with their indices [P]."""
+        self._states.append(states)
+        self._indices.append(indices)
+
+    def select(self, idx: Tensor) -> None:
+        """Keep only the rows at these indices."""
+        parts = (self._ordered_times, self._direction, self._next_output)
+        self._ordered_times, self._direction, self._next_output = (take_rows(x, idx) for x in parts)
+
+    def collect(self) -> Tensor:
+        """The states [T, B, n], NaN where not reached."""
+        return assemble(self._states, self._indices, self._num_times, self._problem.num_rows)
+
+
+def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -> Tensor:
+    """The states [P + E, n] of the outputs of a step."""
+    parts = []
+    device = step.y.device
+    if len(outputs.idx):
+        distinct, owners = torch.unique_consecutive(outputs.idx, return_inverse=True)
+        coefficients = stepper.interpolant(step, distinct)
+        parts.append(interpolate(coefficients, take_rows(step.y, distinct), owners.to(device), outputs.thetas))
+    if len(outputs.end_idx):
+        parts.append(take_rows(step.y_next, outputs.end_idx))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def assemble(states: list[Tensor], indices: list[Tensor], num_times: int, num_rows: int) -> Tensor:
+    """[T, B, n] from pieces [P, n] with their indices [P]; NaN where there is none."""
+    found = torch.cat(states)
+    empty = found.new_full((num_times * num_rows, found.shape[1]), float("nan"))
+    full = empty.index_copy(0, torch.cat(indices).to(found.device), found)
+    return full.view(num_times, num_rows, found.shape[1])
