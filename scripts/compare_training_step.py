@@ -43,7 +43,7 @@ from odebench.config.settings import Settings
 from odebench.tasks import build_task
 from odebench.tasks.time_series import SeriesTrainingBatch
 from odebench.training.checkpoint import TrainingState
-from odebench.training.environment import prepare
+from odebench.training.environment import prepare_environment
 from odebench.training.loop import train_step
 from odebench.training.optim import build_optimizer
 
@@ -196,7 +196,7 @@ def torchdiffeq_training(comparison: StepComparison, settings: Settings, gradien
 
 def build(settings: Settings) -> Any:
     """Build a task with the weights of the seed, after preparing the machine as the trainer does."""
-    return build_task(settings, prepare(settings))
+    return build_task(settings, prepare_environment(settings))
 
 
 def all_trainings(model: str, words: list[str]) -> list[TimedTraining]:

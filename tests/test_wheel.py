@@ -82,5 +82,5 @@ def test_it_trains_and_leaves_a_whole_record(run, tiny_odenet, tmp_path):
     assert 0 <= record.summary["final/test_accuracy"] <= 1
     files = [layout.OVERRIDES, layout.LOG, layout.LAST_CHECKPOINT, layout.BEST_CHECKPOINT]
     assert [name for name in files if not (folder / name).is_file()] == []
-    assert len(list(folder.glob(layout.EVENTS))) == 1
+    assert len(list(folder.glob(layout.EVENT_FILES))) == 1
     assert list((folder / layout.FIGURES).glob("*.png"))

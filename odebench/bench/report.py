@@ -52,8 +52,9 @@ def describe_machine(command: Sequence[str], libraries: Sequence[str], settings:
     return {
         "command": list(command),
         "date": f"{datetime.now():%Y-%m-%d}",
-        "machine": manifest.machine(torch.device("cpu")),
-        "versions": manifest.versions() | {name: installed_version(name) for name in libraries if name != "odebench"},
+        "machine": manifest.machine_info(torch.device("cpu")),
+        "versions": manifest.package_versions()
+        | {name: installed_version(name) for name in libraries if name != "odebench"},
         "git": manifest.git_state(),
         "settings": dict(settings),
     }

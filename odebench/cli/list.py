@@ -96,7 +96,7 @@ def list_runs(folder: Path) -> None:
 
     rows = []
     damaged: list[str] = []
-    for path in find_runs(folder, queued=True, lost=damaged):
+    for path in find_runs(folder, queued=True, problems=damaged):
         try:
             run = read_overview(path)
             rows.append((*_row(run), *state_columns(run)))

@@ -23,12 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replace this process by TensorBoard; returns only by raising UsageError."""
-    from odebench.record.layout import EVENTS
+    from odebench.record.layout import EVENT_FILES
 
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    if next(folder.rglob(EVENTS), None) is None:
+    if next(folder.rglob(EVENT_FILES), None) is None:
         raise UsageError(f"{folder}: no TensorBoard files here or below; `odebench list runs` shows the runs")
     sys.stdout.flush()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.for_tensorboard]

@@ -112,7 +112,7 @@ class RegularisedSolve:
         kept = solution.y[: len(state)]
         return replace(solution, y=kept if isinstance(f, Carried) else kept[0])
 
-    def take_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The weighted sum of the integrals since the last call, and each by its tag; means over the batch.
 
         None, and no values, where no solve was regularised.

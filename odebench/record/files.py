@@ -18,10 +18,10 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 
 log = logging.getLogger(__name__)
 
-_TEMPORARY = ".*.tmp"
+_TEMPORARY_PATTERN = ".*.tmp"
 
 
-def time_now() -> str:
+def utc_now() -> str:
     """The time, UTC, as records tell it."""
     return datetime.now(UTC).strftime(TIME_FORMAT)
 
@@ -31,23 +31,23 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
 
     previous: the name that the file which stood there is kept under, in place of an earlier one.
     """
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _add_link(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
-def _keep(path: Path, name: Path) -> None:
+def _add_link(path: Path, name: Path) -> None:
     """Give a file a second name, by a link, so that it is not without its first one for a moment."""
-    temporary = _temporary(name)
+    temporary = _temporary_path(name)
     try:
         os.link(path, temporary)
         os.replace(temporary, name)
@@ -57,23 +57,23 @@ def _keep(path: Path, name: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left in a folder and those in it."""
-    for pattern in (_TEMPORARY, f"*/{_TEMPORARY}"):
+    for pattern in (_TEMPORARY_PATTERN, f"*/{_TEMPORARY_PATTERN}"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one that `write_atomically` writes under."""
-    return Path(name).match(_TEMPORARY)
+    return Path(name).match(_TEMPORARY_PATTERN)
 
 
-def make_folder(path: Path, named: str) -> None:
+def make_folder(path: Path, option: str) -> None:
     """Make a folder, and those above it. named: how the user named it, such as ``run_dir=PATH``.
 
     UsageError where it cannot be made there, as below a file; OSError where the disk is full.
@@ -81,30 +81,30 @@ def make_folder(path: Path, named: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise UsageError(f"{named} cannot be made ({os.strerror(error.errno or 0)}); name another folder") from error
+        raise UsageError(f"{option} cannot be made ({os.strerror(error.errno or 0)}); name another folder") from error
 
 
-def refuse_folder(path: Path, named: str) -> None:
+def check_folder_can_be_made(path: Path, option: str) -> None:
     """UsageError where a folder surely cannot be made at a path: before the work whose result it is to hold. named: as
     of `make_folder`."""
-    there = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
-        raise UsageError(f"{named} cannot be made ({reason}); name another folder")
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if existing.is_dir() else errno.ENOTDIR)
+        raise UsageError(f"{option} cannot be made ({reason}); name another folder")
 
 
-def refuse_file(path: Path, named: str) -> None:
+def check_file_can_be_made(path: Path, option: str) -> None:
     """UsageError where a new file cannot be made at a path: before the work whose result it is to hold. named: as of
     `make_folder`."""
     if path.exists():
-        raise UsageError(f"{named} exists; name a new file")
+        raise UsageError(f"{option} exists; name a new file")
     if not path.parent.is_dir():
-        raise UsageError(f"{named}: there is no folder {path.parent}; make it, or name another file")
+        raise UsageError(f"{option}: there is no folder {path.parent}; make it, or name another file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{named}: {path.parent} cannot be written to; name another file")
+        raise UsageError(f"{option}: {path.parent} cannot be written to; name another file")
 
 
-def content_of(path: Path) -> bytes | None:
+def read_if_exists(path: Path) -> bytes | None:
     """What a file holds, None where there is none. UsageError where it cannot be read."""
     try:
         return path.read_bytes()
@@ -115,7 +115,7 @@ def content_of(path: Path) -> bytes | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock on a file, made where there is none. The system frees it when the process ends, however it ends.
 
     UsageError where another process holds it. A file system without locks gives a warning.
@@ -132,7 +132,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a loss of power, where the system lets folders be opened."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -148,7 +148,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, _json(content))
 
 
-def write_json_over(path: Path, content: Mapping[str, Any]) -> None:
+def overwrite_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file over the one that is there: on a full disk there is only its place left, one block."""
     with open(path, "r+b") as file:
         file.write(_json(content))
@@ -156,18 +156,18 @@ def write_json_over(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """The value as strict JSON holds it: NaN and infinities become null, numpy and torch scalars Python's,
     tuples lists, and what JSON does not know (paths, devices) its text."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays, without importing either
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

@@ -13,13 +13,13 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 LOG = "log.txt"
 EVALUATIONS = "evaluations.jsonl"
-STEPS = "steps.json"
+STEP_SIZES = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
 PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the last one but one
 BEST_CHECKPOINT = "checkpoints/best.pt"
 FIGURES = "figures"
-EVENTS = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
+EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
 
 # queued: made by a sweep, not started. interrupted: stopped by a signal, timeout: by a time limit; both may
 # go on.
@@ -36,7 +36,7 @@ class Tag(NamedTuple):
 _SPLITS = {"train": "training batch", "val": "validation split", "test": "test split"}
 
 
-def _tags_of(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
+def _quantity_tags(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
     """The tags of a task's quantities."""
     tags = {}
     for name, (unit, text, _) in quantities.items():
@@ -49,7 +49,7 @@ def _tags_of(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
     return tags
 
 
-_OF_EVERY_TASK: dict[str, Tag] = {
+_COMMON_TAGS: dict[str, Tag] = {
     "nfe/forward": Tag("evaluations", "NFE of the forward pass of one training step"),
     "nfe/backward": Tag("evaluations", "NFE of the backward pass of one training step"),
     "steps/accepted": Tag("steps", "solver steps accepted in the forward pass"),
@@ -80,33 +80,33 @@ _OF_EVERY_TASK: dict[str, Tag] = {
 
 # Every scalar of a run, by tag. x is the optimiser step everywhere.
 TAGS: dict[str, Tag] = {
-    tag: meaning for of_task in QUANTITIES.values() for tag, meaning in _tags_of(of_task).items()
-} | _OF_EVERY_TASK
+    tag: meaning for of_task in QUANTITIES.values() for tag, meaning in _quantity_tags(of_task).items()
+} | _COMMON_TAGS
 
 HISTOGRAMS: dict[str, Tag] = {
     "steps/size": Tag("time of the ODE", "sizes of the accepted solver steps of one forward solve"),
 }
 
 # Series of a task that is not ours: task/anything, without a unit.
-FREE_GROUP = "task/"
+TASK_PREFIX = "task/"
 
 
 def is_tag(name: str) -> bool:
     """Whether `name` may be logged as a scalar: one of TAGS, or of the free group ``task/...``."""
-    return name in TAGS or (name.startswith(FREE_GROUP) and len(name) > len(FREE_GROUP))
+    return name in TAGS or (name.startswith(TASK_PREFIX) and len(name) > len(TASK_PREFIX))
 
 
-def closing_tags(task: str) -> list[str]:
+def summary_tags(task: str) -> list[str]:
     """The tags of a run's end that a task has: the metrics of its HParams table."""
-    return [tag for tag in _tags_of(QUANTITIES.get(task, {})) | _OF_EVERY_TASK if is_closing(tag)]
+    return [tag for tag in _quantity_tags(QUANTITIES.get(task, {})) | _COMMON_TAGS if is_summary_tag(tag)]
 
 
-def is_of_the_end(name: str) -> bool:
+def is_end_tag(name: str) -> bool:
     """Whether the tag is logged when a run ends, and so once more where the end is repeated after a resume."""
-    return is_closing(name) or name.startswith("test/")
+    return is_summary_tag(name) or name.startswith("test/")
 
 
-def is_closing(name: str) -> bool:
+def is_summary_tag(name: str) -> bool:
     """Whether the tag is of a run's end (``best/...``, ``final/...``): logged once, a metric of HParams."""
     return name.startswith(("best/", "final/"))
 
@@ -119,16 +119,16 @@ SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def layout(measured: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
     """The sections of "Custom Scalars", and the charts of each, of a run that measures these quantities: none stays
     empty."""
-    known = [name for name in measured if f"val/{name}" in TAGS]
+    known = [name for name in quantities if f"val/{name}" in TAGS]
     learning: dict[str, tuple[str, ...]] = {
         f"{name}: train against validation": (f"train/{name}", f"val/{name}")
         for name in known
         if TAGS[f"val/{name}"].unit not in ("evaluations", "samples/s")
     }
-    return {"Learning": learning} | ({"Solver": SOLVER_CHARTS} if "nfe" in measured else {})
+    return {"Learning": learning} | ({"Solver": SOLVER_CHARTS} if "nfe" in quantities else {})
 
 
 # Settings that come first among the columns of the HParams table, and are shown from the start.

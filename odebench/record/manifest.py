@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import odebench
-from odebench.record.files import time_now
+from odebench.record.files import utc_now
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ _SLURM = (
 )
 
 
-def gather(
+def build_manifest(
     config: DictConfig,
     device: "torch.device",
     data: Mapping[str, Any],
@@ -48,18 +48,18 @@ def gather(
     """
     return {
         "command": list(sys.argv if command is None else command),
-        "started": time_now(),
+        "started": utc_now(),
         "settings": OmegaConf.to_container(config, resolve=True),
         "seeds": dict(seeds),
         "git": git_state(),
-        "versions": versions(),
-        "machine": machine(device),
+        "versions": package_versions(),
+        "machine": machine_info(device),
         "slurm": {name: os.environ[name] for name in _SLURM if name in os.environ} or None,
         "data": dict(data),
     }
 
 
-def versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
     """Versions of Python, odebench and the packages that numbers depend on; null where one is missing."""
     import torch
 
@@ -82,20 +82,20 @@ def git_state() -> dict[str, Any] | None:
     root = Path(odebench.__file__).resolve().parent.parent
     if not (root / ".git").exists():  # a wheel: git would tell of the project that it is installed in
         return None
-    status = _output("git", "-C", str(root), "status", "--porcelain")
+    status = _command_output("git", "-C", str(root), "status", "--porcelain")
     if status is None:
         return None
-    return {"commit": _output("git", "-C", str(root), "rev-parse", "HEAD"), "dirty": bool(status)}
+    return {"commit": _command_output("git", "-C", str(root), "rev-parse", "HEAD"), "dirty": bool(status)}
 
 
-def machine(device: "torch.device") -> dict[str, Any]:
+def machine_info(device: "torch.device") -> dict[str, Any]:
     """Host, platform, processor, threads, and the GPU where the device is one."""
     import torch
 
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "began": process_began(os.getpid()),
+        "began": process_start(os.getpid()),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -103,11 +103,11 @@ def machine(device: "torch.device") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "gpu_driver": _driver() if device.type == "cuda" else None,
+        "gpu_driver": _gpu_driver() if device.type == "cuda" else None,
     }
 
 
-def process_began(pid: int) -> str | None:
+def process_start(pid: int) -> str | None:
     """When a process of this number was started, as the kernel counts it, and since which start of the machine: another
     process of the same number has another. None where there is none, or the system does not tell."""
     try:
@@ -129,12 +129,12 @@ def cpu_model() -> str | None:
     return (names[0] if names else "") or platform.processor() or platform.machine() or None
 
 
-def _driver() -> str | None:
-    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+def _gpu_driver() -> str | None:
+    lines = _command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return lines.splitlines()[0] if lines else None
 
 
-def _output(*command: str) -> str | None:
+def _command_output(*command: str) -> str | None:
     """What the command prints, or None where it fails, is not there or takes too long."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # another git process may be at work
     try:

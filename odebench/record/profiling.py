@@ -87,13 +87,13 @@ class _TensorMemoryTracker(TorchDispatchMode):
         self.peak_bytes = 0
         self.flops = 0
         self._bytes: dict[int, int | None] = {}  # by storage; None: lived before
-        self._watches: dict[int, weakref.ref] = {}
+        self._storage_refs: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor(...): its argument is new
             for tensor in _tensors((args, kwargs)):
-                self._meet(tensor, is_new=False)
+                self._track(tensor, is_new=False)
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
             with self:
@@ -104,7 +104,7 @@ class _TensorMemoryTracker(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for tensor in _tensors(out):
-            self._meet(tensor, is_new=True)
+            self._track(tensor, is_new=True)
         return out
 
     def bytes_of(self, tensor: torch.Tensor) -> tuple[int, int]:
@@ -112,22 +112,22 @@ class _TensorMemoryTracker(TorchDispatchMode):
         key = tensor.untyped_storage()._cdata
         return key, self._bytes.get(key) or 0
 
-    def _meet(self, tensor: torch.Tensor, is_new: bool) -> None:
+    def _track(self, tensor: torch.Tensor, is_new: bool) -> None:
         """Count the tensor's storage where it is new, or has been resized since it was."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._bytes:
             self._bytes[key] = 0 if is_new else None
-            self._watches[key] = weakref.ref(storage, lambda _: self._forget(key))
+            self._storage_refs[key] = weakref.ref(storage, lambda _: self._on_freed(key))
         counted = self._bytes[key]
         if counted is not None and counted != storage.nbytes():
             self._bytes[key] = storage.nbytes()
             self.live_bytes += storage.nbytes() - counted
             self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-    def _forget(self, key: int) -> None:
+    def _on_freed(self, key: int) -> None:
         self.live_bytes -= self._bytes.pop(key) or 0
-        del self._watches[key]
+        del self._storage_refs[key]
 
 
 class _SavedTensorTracker:
@@ -137,17 +137,17 @@ class _SavedTensorTracker:
         self.held_bytes = 0
         self.peak_bytes = 0
         self._memory = memory
-        self._holders: dict[int, int] = {}  # by storage
+        self._save_counts: dict[int, int] = {}  # by storage
 
     def pack(self, tensor: torch.Tensor) -> "_SavedTensor":
         # detached: a node that keeps its own output would else keep itself alive, and the count with it
         saved = _SavedTensor(tensor.detach())
         key, num_bytes = self._memory.bytes_of(tensor)
         if num_bytes:
-            if key not in self._holders:
+            if key not in self._save_counts:
                 self.held_bytes += num_bytes
                 self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-            self._holders[key] = self._holders.get(key, 0) + 1
+            self._save_counts[key] = self._save_counts.get(key, 0) + 1
             weakref.finalize(saved, self._release, key, num_bytes).atexit = False
         return saved
 
@@ -155,9 +155,9 @@ class _SavedTensorTracker:
         return saved.tensor
 
     def _release(self, key: int, num_bytes: int) -> None:
-        self._holders[key] -= 1
-        if not self._holders[key]:
-            del self._holders[key]
+        self._save_counts[key] -= 1
+        if not self._save_counts[key]:
+            del self._save_counts[key]
             self.held_bytes -= num_bytes
 
 

@@ -16,8 +16,8 @@ from odebench.config.compose import read_yaml, refuse_resolvers
 from odebench.config.schema import NO_SOLVER
 from odebench.errors import UsageError
 from odebench.record import layout
-from odebench.record.files import content_of
-from odebench.record.manifest import process_began
+from odebench.record.files import read_if_exists
+from odebench.record.manifest import process_start
 
 _TAIL_BYTES = 1 << 16
 
@@ -74,7 +74,7 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     )
 
 
-def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None = None) -> list[Path]:
+def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | None = None) -> list[Path]:
     """The folders of all runs in `folder` and below, links among them, sorted; the folder itself where it is a run.
 
     queued: those of a sweep's jobs that have not started, too, which hold nothing but a status. lost: gets a line for
@@ -84,10 +84,10 @@ def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None =
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     found, seen = [], set()
-    lost = [] if lost is None else lost
+    problems = [] if problems is None else problems
 
     def unreadable(error: OSError) -> None:
-        lost.append(f"{error.filename} cannot be read: {error.strerror}")
+        problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
     for parent, children, files in os.walk(folder, onerror=unreadable, followlinks=True):
         if (place := os.path.realpath(parent)) in seen:  # a link to a folder above it, say
@@ -97,7 +97,7 @@ def find_runs(folder: Path | str, queued: bool = False, lost: list[str] | None =
         if layout.STATUS in files and (queued or layout.SETTINGS in files):
             found.append(Path(parent))
         elif layout.MANIFEST in files and layout.SETTINGS in files:
-            lost.append(f"{parent} is damaged: {layout.STATUS} is missing")
+            problems.append(f"{parent} is damaged: {layout.STATUS} is missing")
         else:
             continue
         children.clear()  # runs do not hold runs
@@ -142,7 +142,7 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
     return node
 
 
-def read_overview(path: Path, as_told: bool = False) -> RunOverview:
+def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
     """Status, settings and summary of the run or queued job in folder `path`.
 
     A run that says "running", but whose process was of this machine and is no more, counts as interrupted: it may
@@ -157,7 +157,7 @@ def read_overview(path: Path, as_told: bool = False) -> RunOverview:
     if status == "running":
         last = _last_row(path / layout.METRICS)
         step = max(step, last.get("step", 0))
-        if not as_told and _is_gone(manifest):
+        if not trust_status and _process_has_ended(manifest):
             status = "interrupted"
         elif step and content.get("steps"):
             elapsed_s = last.get("elapsed_s", 0.0)
@@ -181,12 +181,12 @@ def _one_line(text: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
-def _is_gone(manifest: dict[str, Any]) -> bool:
+def _process_has_ended(manifest: dict[str, Any]) -> bool:
     """Whether the process that wrote the manifest, or the last one that went on, was of this machine and is no more."""
     machine = [manifest, *manifest.get("resumed", [])][-1].get("machine", {})
     if machine.get("host") != socket.gethostname() or not isinstance(machine.get("pid"), int):
         return False
-    if (began := machine.get("began")) is not None and (now := process_began(machine["pid"])) is not None:
+    if (began := machine.get("began")) is not None and (now := process_start(machine["pid"])) is not None:
         return began != now  # the number may be another process's by now, as in containers, where all are number 1
     try:
         os.kill(machine["pid"], 0)
@@ -215,7 +215,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises UsageError for a damaged line that rows follow. A file that does not exist has no rows.
     """
     # What follows the last newline is nothing, or a line cut off.
-    read = [_row(line) for line in (content_of(path) or b"").split(b"\n")[:-1]]
+    read = [_row(line) for line in (read_if_exists(path) or b"").split(b"\n")[:-1]]
     while read and read[-1] is None:
         read.pop()
     if None in read:
@@ -260,7 +260,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    held = content_of(path)
+    held = read_if_exists(path)
     if held is None:  # also one that a run took away a moment ago: it goes on from its checkpoint
         return {}
     try:

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from odebench.record import layout
-from odebench.record.files import time_now, write_json, write_json_over
+from odebench.record.files import overwrite_json, utc_now, write_json
 
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
     """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
     (message, traceback). On a full disk, without the traceback and over the old one."""
     assert name in layout.STATUSES, name
-    content = {"status": name, "step": step, "time": time_now(), **fields}
+    content = {"status": name, "step": step, "time": utc_now(), **fields}
     try:
         write_json(folder / layout.STATUS, content)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         content.pop("traceback", None)
-        write_json_over(folder / layout.STATUS, content)
+        overwrite_json(folder / layout.STATUS, content)

@@ -29,7 +29,7 @@ FLUSH_S = 20
 
 _TYPES = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64, bool: api_pb2.DATA_TYPE_BOOL}
 # How the table shows a run that is over; interrupted and timeout may go on.
-_ENDS = {
+_SESSION_STATUSES = {
     "done": api_pb2.STATUS_SUCCESS,
     "diverged": api_pb2.STATUS_FAILURE,
     "failed": api_pb2.STATUS_FAILURE,
@@ -39,41 +39,43 @@ _ENDS = {
 
 HParam = str | float | bool
 # What the rules say of models and data, no settings; and settings that change nothing of what is trained.
-_NO_COLUMNS = {
+_EXCLUDED_COLUMNS = {
     *("model.task", "model.has_ode", "data.tasks"),
     *("data.root", "data.download", "data.validation", "data.test", "data.random_state"),
 }
 
 
 def open_writer(
-    folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), measured: Sequence[str] = ()
+    folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), quantities: Sequence[str] = ()
 ) -> SummaryWriter:
     """A writer in a new run's folder, with the layout of the quantities measured, HParams of the resolved settings, and
     settings and command as text written."""
     # A start is told of the first file, too: TensorBoard's loader in Python takes the first it meets for no restart.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
-    _write_start(writer, _group(folder), settings, measured)
+    _write_start(writer, _session_group(folder), settings, quantities)
     command = shlex.join(["odebench", "train", *overrides])
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
         writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's block of code
     return writer
 
 
-def reopen_writer(folder: Path, settings: Mapping[str, Any], step: int, measured: Sequence[str] = ()) -> SummaryWriter:
+def reopen_writer(
+    folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = ()
+) -> SummaryWriter:
     """A writer that goes on after `step`: what was written of later steps, and of the run's end, is void."""
-    files = sorted(folder.glob(layout.EVENTS))
+    files = sorted(folder.glob(layout.EVENT_FILES))
     for path in files:
-        _forget_end(path)
+        _remove_end_events(path)
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
     if not files:
-        _write_start(writer, _group(folder), settings, measured)
+        _write_start(writer, _session_group(folder), settings, quantities)
     return writer
 
 
 def write_end(writer: SummaryWriter, status: str) -> None:
     """Tell the HParams table how the run ended. A run still queued or running is told nothing of."""
-    if status in _ENDS:
-        end = plugin_data_pb2.SessionEndInfo(status=_ENDS[status], end_time_secs=time.time())
+    if status in _SESSION_STATUSES:
+        end = plugin_data_pb2.SessionEndInfo(status=_SESSION_STATUSES[status], end_time_secs=time.time())
         _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
 
 
@@ -92,17 +94,19 @@ def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
     whose density is learnt) and of the solver (its method's own).
     """
     flat = _flatten(settings)
-    extra = {name: _type_of(value) for name, value in flat.items() if name.startswith(("model.", "data.", "solver."))}
-    columns = _shown({**extra, **columns_of(str(flat.get("task")))})
+    extra = {
+        name: _hparam_type(value) for name, value in flat.items() if name.startswith(("model.", "data.", "solver."))
+    }
+    columns = _without_excluded({**extra, **hparam_columns(str(flat.get("task")))})
     found = {}
     for name, kind in columns.items():
-        value = _typed(flat.get(name), kind)
+        value = _to_hparam(flat.get(name), kind)
         if value is not None:
             found[name] = value
     return found
 
 
-def columns_of(task: str) -> dict[str, type[HParam]]:
+def hparam_columns(task: str) -> dict[str, type[HParam]]:
     """The columns of the HParams table, with their types: the settings of the task's models and of the data made for
     it, and `schema.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
@@ -110,15 +114,15 @@ def columns_of(task: str) -> dict[str, type[HParam]]:
     its_data = [its_rules for its_rules in DATA.values() if its_rules.tasks[0] == task]
     for group, of_task in (("model", its_models), ("data", its_data)):
         for its_rules in of_task:
-            columns |= {f"{group}.{name}": _type_of_hint(hint) for name, hint in get_type_hints(its_rules).items()}
-    return _shown(columns) | layout.HPARAMS
+            columns |= {f"{group}.{name}": _hint_type(hint) for name, hint in get_type_hints(its_rules).items()}
+    return _without_excluded(columns) | layout.HPARAMS
 
 
-def _shown(columns: Mapping[str, type[HParam]]) -> dict[str, type[HParam]]:
-    return {name: kind for name, kind in columns.items() if name not in _NO_COLUMNS}
+def _without_excluded(columns: Mapping[str, type[HParam]]) -> dict[str, type[HParam]]:
+    return {name: kind for name, kind in columns.items() if name not in _EXCLUDED_COLUMNS}
 
 
-def _type_of_hint(hint: Any) -> type[HParam]:
+def _hint_type(hint: Any) -> type[HParam]:
     """The column's type for a setting's annotation; null, which is left out, is no type of its own."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     if get_origin(hint) in (tuple, Literal):
@@ -126,21 +130,21 @@ def _type_of_hint(hint: Any) -> type[HParam]:
     return bool if kinds[0] is bool else float if kinds[0] in (int, float) else str
 
 
-def _group(folder: Path) -> str:
+def _session_group(folder: Path) -> str:
     """A name of the run's own: TensorBoard takes sessions of one name for repetitions of one run."""
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
+def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], quantities: Sequence[str]) -> None:
     # TensorBoard takes a tag for a pattern that matches from the start: val/mse would bring val/mse_per_feature.
     writer.add_custom_scalars(
         {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
-         for section, charts in layout.layout(measured).items()}
+         for section, charts in layout.chart_layout(quantities).items()}
     )  # fmt: skip
     values = hparams(settings)
     columns = {
-        **columns_of(str(settings.get("task"))),
-        **{name: _type_of(value) for name, value in values.items()},
+        **hparam_columns(str(settings.get("task"))),
+        **{name: _hparam_type(value) for name, value in values.items()},
     }
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
@@ -150,8 +154,8 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
             for name, kind in columns.items()
         ],
         metric_infos=[
-            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=description(tag))
-            for tag in layout.closing_tags(str(settings.get("task")))
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=describe_tag(tag))
+            for tag in layout.summary_tags(str(settings.get("task")))
         ],
     )
     _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
@@ -163,7 +167,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
     _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
 
 
-def description(tag: str) -> str:
+def describe_tag(tag: str) -> str:
     """What the tag means, with its unit."""
     unit, text = layout.TAGS[tag]
     return f"{text} ({unit})" if unit else text
@@ -180,13 +184,13 @@ def _add(writer: SummaryWriter, value: Summary.Value, step: int) -> None:
     file_writer.add_summary(Summary(value=[value]), step)
 
 
-def _forget_end(path: Path) -> None:
+def _remove_end_events(path: Path) -> None:
     """Take out of an event file what a run writes at its end: TensorBoard keeps the first end it reads."""
     kept, changed = io.BytesIO(), False
     records = RecordWriter(kept)
     for raw in RawEventFileLoader(str(path)).Load():
         event = Event.FromString(raw)
-        values = [value for value in event.summary.value if not _ends_run(value.tag)]
+        values = [value for value in event.summary.value if not _is_end_event(value.tag)]
         if len(values) == len(event.summary.value):
             records.write(raw)
             continue
@@ -199,8 +203,8 @@ def _forget_end(path: Path) -> None:
         write_atomically(path, kept.getvalue())
 
 
-def _ends_run(tag: str) -> bool:
-    return tag == metadata.SESSION_END_INFO_TAG or layout.is_of_the_end(tag)
+def _is_end_event(tag: str) -> bool:
+    return tag == metadata.SESSION_END_INFO_TAG or layout.is_end_tag(tag)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -213,13 +217,13 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _type_of(value: Any) -> type[str] | type[float] | type[bool]:
+def _hparam_type(value: Any) -> type[str] | type[float] | type[bool]:
     if isinstance(value, bool):
         return bool
     return float if isinstance(value, int | float) else str
 
 
-def _typed(value: Any, kind: type[str] | type[float] | type[bool]) -> HParam | None:
+def _to_hparam(value: Any, kind: type[str] | type[float] | type[bool]) -> HParam | None:
     """`value` as `kind`, or None where it is null or of another kind."""
     if value is None:
         return None

@@ -30,8 +30,8 @@ from odebench.record.files import (
     TIME_FORMAT,
     is_temporary,
     make_folder,
-    plain,
-    remove_temporaries,
+    remove_temporary_files,
+    to_json,
     write_atomically,
     write_json,
 )
@@ -40,7 +40,7 @@ from odebench.record.status import write_status
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIGURE_DPI = 150
 # What a start that was killed may have left before its status; another start takes such a folder over.
-_BEFORE_STATUS = {
+_FILES_BEFORE_STATUS = {
     layout.LOG,
     layout.SETTINGS,
     layout.OVERRIDES,
@@ -53,12 +53,12 @@ _BEFORE_STATUS = {
 log = logging.getLogger(__name__)
 
 
-def settings_text(config: DictConfig) -> str:
+def settings_yaml(config: DictConfig) -> str:
     """The composed settings as settings.yaml holds them."""
     return OmegaConf.to_yaml(config, resolve=False)
 
 
-def is_started(folder: Path) -> bool:
+def has_started(folder: Path) -> bool:
     """Whether a run has begun in the folder: its record is whole, and its status is not "queued"."""
     return reader.is_run(folder) and not _is_queued(folder)
 
@@ -78,16 +78,16 @@ class RunWriter:
         what the training had taken by then: steps after the last row count, too."""
         self.path = path
         self.step = step
-        self._writer = writer
+        self._tensorboard = writer
         self._last_logged = {tag: row["step"] for row in rows for tag in row}
-        self._metrics = open(path / layout.METRICS, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._metrics_file = open(path / layout.METRICS, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
         self._started = time.monotonic() - max(elapsed_s, rows[-1]["elapsed_s"] if rows else 0.0)
         self._status = "running"
         self._closed = False
-        self._log = _attach_log(path / layout.LOG)
+        self._log_handler = _attach_log_file(path / layout.LOG)
         self._excepthook = threading.excepthook
-        threading.excepthook = self._silence_events
-        self._writer.flush()
+        threading.excepthook = self._handle_thread_exception
+        self._tensorboard.flush()
 
     @classmethod
     def create(
@@ -96,7 +96,7 @@ class RunWriter:
         config: DictConfig,
         overrides: Sequence[str],
         manifest: Mapping[str, Any],
-        measured: Sequence[str] = (),
+        quantities: Sequence[str] = (),
     ) -> Self:
         """Start the record of a new run in `folder`; see `claim` for those that can be had.
 
@@ -104,15 +104,15 @@ class RunWriter:
         measured: the task's quantities, of which TensorBoard shows charts.
         """
         folder = Path(folder)
-        claim(folder)
-        remove_temporaries(folder)
-        write_atomically(folder / layout.SETTINGS, settings_text(config).encode())
+        claim_folder(folder)
+        remove_temporary_files(folder)
+        write_atomically(folder / layout.SETTINGS, settings_yaml(config).encode())
         write_atomically(folder / layout.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
         write_json(folder / layout.MANIFEST, manifest)
         _make_folders(folder)
         # Last: with its status the run is there, whatever happens to the process.
         write_status(folder, "running")
-        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides, measured))
+        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides, quantities))
 
     @classmethod
     def reopen(
@@ -120,7 +120,7 @@ class RunWriter:
         folder: Path,
         step: int,
         manifest: Mapping[str, Any] | None = None,
-        measured: Sequence[str] = (),
+        quantities: Sequence[str] = (),
         elapsed_s: float = 0.0,
     ) -> Self:
         """Go on with a run from its checkpoint at `step`, written after `elapsed_s` seconds of training.
@@ -131,22 +131,22 @@ class RunWriter:
         Raises UsageError where the folder is no run.
         """
         run = reader.read_run(folder)
-        remove_temporaries(run.path)
+        remove_temporary_files(run.path)
         _make_folders(run.path)
         rows = [
-            {tag: value for tag, value in row.items() if not layout.is_of_the_end(tag)}
+            {tag: value for tag, value in row.items() if not layout.is_end_tag(tag)}
             for row in run.metrics
             if row["step"] <= step
         ]
         rows = [row for row in rows if row.keys() - {"step", "elapsed_s"}]
-        write_atomically(run.path / layout.METRICS, "".join(map(_line, rows)).encode())
+        write_atomically(run.path / layout.METRICS, "".join(map(_json_line, rows)).encode())
         (run.path / layout.SUMMARY).unlink(missing_ok=True)
         if manifest is not None:
             resumed = [*run.manifest.get("resumed", []), {"step": step, **manifest}]
             write_json(run.path / layout.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
-        _date_back(sorted(run.path.glob(layout.EVENTS)))
-        writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, measured)
+        _rename_future_event_files(sorted(run.path.glob(layout.EVENT_FILES)))
+        writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, quantities)
         return cls(run.path, writer, rows, step, elapsed_s)
 
     @property
@@ -154,39 +154,39 @@ class RunWriter:
         """Seconds since the run started; the time between an interruption and its resumption is left out."""
         return time.monotonic() - self._started
 
-    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one row: numbers (Python's, numpy's or torch's) by tag, at the optimiser step `step`.
 
         A tag can be logged once a step, in rising order. Tags are those of `schema.TAGS` and ``task/...``.
         """
-        values = {tag: _number(value) for tag, value in numbers.items()}
+        values = {tag: _to_python_number(value) for tag, value in metrics.items()}
         for tag in values:
             assert layout.is_tag(tag), f"{tag} is not in schema.TAGS; a task's own tags start with task/"
             last = self._last_logged.get(tag, -1)
             assert step > last, f"{tag} at step {step}, but it was logged at step {last} already"
             self._last_logged[tag] = step
         self.step = max(self.step, step)
-        self._metrics.write(_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
-        self._metrics.flush()
+        self._metrics_file.write(_json_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
+        self._metrics_file.flush()
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._tensorboard.add_scalar(tag, value, step)
 
-    def histogram(self, tag: str, values: Any, step: int) -> None:
+    def log_histogram(self, tag: str, values: Any, step: int) -> None:
         """Add a histogram of `values` (any shape) to TensorBoard; NaN and infinities are left out."""
-        assert tag in layout.HISTOGRAMS or tag.startswith(layout.FREE_GROUP), tag
-        array = np.asarray(plain(values), dtype=np.float64).reshape(-1)
+        assert tag in layout.HISTOGRAMS or tag.startswith(layout.TASK_PREFIX), tag
+        array = np.asarray(to_json(values), dtype=np.float64).reshape(-1)
         array = array[np.isfinite(array)]
         if array.size:
-            self._writer.add_histogram(tag, array, step)
+            self._tensorboard.add_histogram(tag, array, step)
 
-    def step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
+    def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
         """Write the accepted steps of each solve of a training step, and the time of the first, to steps.json, over
         earlier ones, and add their histogram to TensorBoard; nothing where there is no ODE."""
         if solves:
-            write_json(self.path / layout.STEPS, {"step": step, "solves": solves, "starts": starts})
-            self.histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
+            write_json(self.path / layout.STEP_SIZES, {"step": step, "solves": solves, "starts": starts})
+            self.log_histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
-    def figure(self, name: str, figure: Figure | bytes, step: int) -> None:
+    def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
         """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, over an earlier one, and add it to
         TensorBoard at `step`."""
         if isinstance(figure, bytes):
@@ -196,9 +196,9 @@ class RunWriter:
             figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
             image, suffix = buffer.getvalue(), "png"
         write_atomically(self.path / layout.FIGURES / f"{name}.{suffix}", image)
-        tensorboard.write_image(self._writer, f"figures/{name}", image, step)
+        tensorboard.write_image(self._tensorboard, f"figures/{name}", image, step)
 
-    def status(self, name: str, **fields: Any) -> None:
+    def write_status(self, name: str, **fields: Any) -> None:
         """Write status.json: one of `schema.STATUSES`, step, time. A traceback goes to log.txt too.
 
         fields: message, traceback, or others. The step is that of the last row, where `fields` names none.
@@ -209,37 +209,37 @@ class RunWriter:
             with contextlib.suppress(OSError), open(self.path / layout.LOG, "a", encoding="utf-8") as log:
                 log.write(f"{str(fields['traceback']).rstrip()}\n")
 
-    def summary(self, numbers: Mapping[str, Any]) -> None:
+    def write_summary(self, metrics: Mapping[str, Any]) -> None:
         """Write summary.json; its ``best/...`` and ``final/...`` are logged too, at the last step."""
-        write_json(self.path / layout.SUMMARY, numbers)
-        closing = [tag for tag, value in numbers.items() if layout.is_closing(tag) and value is not None]
+        write_json(self.path / layout.SUMMARY, metrics)
+        closing = [tag for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None]
         if closing:
-            self.log(self.step, {tag: numbers[tag] for tag in closing})
+            self.log(self.step, {tag: metrics[tag] for tag in closing})
 
     def flush(self) -> None:
         """Bring all that was logged to the disk; call it before a checkpoint, so that no row is lost."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        self._writer.flush()
+        self._metrics_file.flush()
+        os.fsync(self._metrics_file.fileno())
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Tell TensorBoard the status last written, and close all files. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        logging.getLogger("odebench").removeHandler(self._log)
-        for close in (self._close_events, self._metrics.close, self._log.close):
+        logging.getLogger("odebench").removeHandler(self._log_handler)
+        for close in (self._close_tensorboard, self._metrics_file.close, self._log_handler.close):
             try:
                 close()
             except OSError as error:  # a full disk, say: the run's status and its numbers are there already
                 log.warning("%s could not be closed: %s", self.path, error)
         threading.excepthook = self._excepthook
 
-    def _close_events(self) -> None:
-        tensorboard.write_end(self._writer, self._status)
-        self._writer.close()
+    def _close_tensorboard(self) -> None:
+        tensorboard.write_end(self._tensorboard, self._status)
+        self._tensorboard.close()
 
-    def _silence_events(self, arguments: threading.ExceptHookArgs) -> None:
+    def _handle_thread_exception(self, arguments: threading.ExceptHookArgs) -> None:
         """TensorBoard's writing thread raises its errors once more in ours; its own traceback is left out."""
         if not type(arguments.thread).__module__.startswith("tensorboard."):
             self._excepthook(arguments)
@@ -262,37 +262,37 @@ class NullRunWriter:
         """path: of the folder that the first process writes to."""
         self.path = path
 
-    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
+    def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
         """Nothing."""
 
-    def status(self, name: str, **fields: Any) -> None:
+    def write_status(self, name: str, **fields: Any) -> None:
         """Nothing."""
 
     def flush(self) -> None:
         """Nothing."""
 
 
-def claim(folder: Path) -> None:
+def claim_folder(folder: Path) -> None:
     """Make the folder of a new run.
 
     It may be there and hold nothing, a status of "queued", or what a start that was killed has left. Raises UsageError,
     and touches nothing, where it holds anything else, and where it cannot be made.
     """
-    refuse_taken(folder)
+    check_folder_is_free(folder)
     make_folder(folder, f"run_dir={folder}")
 
 
-def refuse_taken(folder: Path) -> None:
+def check_folder_is_free(folder: Path) -> None:
     """Raises UsageError where a folder is not free for a new run; see `claim`."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run_dir", "run_dir")
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
-    if not names <= _BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
+    if not names <= _FILES_BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
         told = f"{folder} is not empty;"
         if reader.is_run(folder):
             way_out = f"go on with that run (odebench resume {shlex.quote(str(folder))}) or"
@@ -316,7 +316,7 @@ def _make_folders(folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
 
 
-def _date_back(files: Sequence[Path]) -> None:
+def _rename_future_event_files(files: Sequence[Path]) -> None:
     """Rename event files that bear the time of now, or, the clock having been set back, of later: TensorBoard reads
     them in the order of their names, so the next one's must come last."""
     now = int(time.time())
@@ -326,7 +326,7 @@ def _date_back(files: Sequence[Path]) -> None:
             path.rename(path.with_name(".".join([*head, f"{latest:010d}", tail])))
 
 
-def _attach_log(path: Path) -> logging.FileHandler:
+def _attach_log_file(path: Path) -> logging.FileHandler:
     """Send what the logger "odebench" gets to the file, from now on."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not fill the screen
@@ -346,13 +346,13 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(name): value for name, value in settings.items()}
 
 
-def _number(value: Any) -> float | int:
+def _to_python_number(value: Any) -> float | int:
     """A Python number from a Python, numpy or torch scalar."""
     if hasattr(value, "item"):
         value = value.item()
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _json_line(row: Mapping[str, Any]) -> str:
     values = {tag: value if math.isfinite(value) else None for tag, value in row.items()}
     return json.dumps(values, allow_nan=False) + "\n"

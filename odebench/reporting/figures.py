@@ -11,7 +11,7 @@ from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
 from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot
 from odebench.record import layout
-from odebench.record.files import content_of
+from odebench.record.files import read_if_exists
 from odebench.reporting.evaluations import (
     OUTPUT_ERROR,
     evaluated_runs,
@@ -306,8 +306,8 @@ def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | N
     """Where it starts, if that is known, the sizes of its accepted steps, and which of several it is; of the first run
     that has one."""
     for run in group.runs:
-        path = run.path / layout.STEPS
-        if (held := content_of(path)) is None:
+        path = run.path / layout.STEP_SIZES
+        if (held := read_if_exists(path)) is None:
             continue
         try:
             content = json.loads(held)
@@ -382,7 +382,7 @@ FIGURES = {
     ),
     "step-sizes": FigureKind(
         "sizes of the steps of one solve along t, the longest of a training step",
-        f"runs with {layout.STEPS}, which a training of a model with an ODE writes: odebench train model=odenet",
+        f"runs with {layout.STEP_SIZES}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),
 }

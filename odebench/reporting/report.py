@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from odebench.errors import UsageError, unknown_name
-from odebench.record.files import refuse_folder, write_atomically
+from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, page, table
 from odebench.reporting.runs import RunCollection, collect_runs
 
@@ -85,7 +85,7 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
         raise UsageError(f"{shown} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()):
         raise UsageError(f"{shown} is not empty; a report goes into a folder of its own")
-    refuse_folder(output.parent if suffix else output, shown)
+    check_folder_can_be_made(output.parent if suffix else output, shown)
 
 
 def list_figures() -> None:

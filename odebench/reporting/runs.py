@@ -12,7 +12,7 @@ from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import layout
-from odebench.record.files import content_of
+from odebench.record.files import read_if_exists
 from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview
 
 # Where they vary they are shown, though others may tell the same.
@@ -169,7 +169,7 @@ def collect_runs(folders: Sequence[Path], split: str = "validation") -> RunColle
     """Read all runs in the folders and below, each once. UsageError where a folder is none."""
     runs, queued = [], []
     damaged: list[str] = []
-    paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, lost=damaged)}
+    paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, problems=damaged)}
     for path in paths.values():
         try:
             run = _read_run(path)
@@ -341,7 +341,7 @@ def read_evaluations(run: Run) -> list[Row]:
 def _evaluation_lines(path: Path) -> Iterator[Row]:
     """The lines of evaluations.jsonl; what a process that was killed left unfinished is passed over, and what is no
     evaluation. UsageError where the file cannot be read."""
-    for line in (content_of(path) or b"").split(b"\n"):
+    for line in (read_if_exists(path) or b"").split(b"\n"):
         try:
             row = json.loads(line)
         except ValueError:

@@ -53,9 +53,9 @@ class Table(NamedTuple):
 def all_tags(collection: RunCollection) -> list[str]:
     """Every number that at least one run came to, in the order of the schema."""
     tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
-    known = [tag for task in tasks for tag in layout.closing_tags(task)]
+    known = [tag for task in tasks for tag in layout.summary_tags(task)]
     told = {tag: None for run in collection.runs for tag in run.overview.summary if math.isfinite(run.value(tag))}
-    extra = [tag for tag in told if layout.is_closing(tag)]
+    extra = [tag for tag in told if layout.is_summary_tag(tag)]
     return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in told]
 
 

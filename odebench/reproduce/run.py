@@ -12,7 +12,7 @@ from pathlib import Path
 from odebench.config.compose import load_option, options, parse_overrides
 from odebench.console import print_table
 from odebench.errors import STOPPED, UsageError, unknown_name
-from odebench.record.files import locked, write_atomically
+from odebench.record.files import file_lock, write_atomically
 from odebench.record.layout import FIGURES
 from odebench.reporting import notes
 from odebench.reporting.report import render_figure
@@ -173,7 +173,7 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
         print()
     sweep = load_sweep(folder)
     if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
-        with locked(folder / LOCK_FILE):
+        with file_lock(folder / LOCK_FILE):
             for run, words in missing:
                 _evaluate(sweep, run, words)
     _print_and_write(planned, sweep)
@@ -185,7 +185,7 @@ def _with_new_jobs(planned: ReproductionPlan) -> Sweep:
     sweep = load_sweep(planned.folder)
     if not _new_jobs(planned, sweep):
         return sweep
-    with locked(planned.folder / LOCK_FILE):
+    with file_lock(planned.folder / LOCK_FILE):
         sweep = load_sweep(planned.folder)
         return add_jobs(sweep, _new_jobs(planned, sweep))
 

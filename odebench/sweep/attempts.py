@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from odebench.config.compose import quoted
 from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
-from odebench.record.files import time_now
+from odebench.record.files import utc_now
 from odebench.record.reader import RunOverview, has_checkpoint, read_overview
 from odebench.record.status import write_status as write_run_status
 from odebench.sweep.folder import Sweep, reset_job
@@ -95,7 +95,7 @@ def start(
         reset_job(sweep, job)
         own = [] if sweep.config_dir is None else ["--config-dir", str(sweep.config_dir)]
         words = ["train", *job.overrides, f"run_dir={quoted(str(folder))}", *own]
-    log.write(f"== {time_now()}: odebench {shlex.join(words)}\n".encode())
+    log.write(f"== {utc_now()}: odebench {shlex.join(words)}\n".encode())
     log.flush()
     process = subprocess.Popen(
         [*launcher, "-m", "odebench", *words] if launcher else [*COMMAND, *words],
@@ -113,7 +113,7 @@ def finish(sweep: Sweep, attempt: Attempt) -> RunOverview:
     """What an attempt that ended came to. A status that it could not write itself is written for it."""
     job, code = attempt.job, attempt.process.wait()
     expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_BY_EXIT_CODE.get(code, "failed")
-    told = read_status(sweep, job, as_told=True).status
+    told = read_status(sweep, job, trust_status=True).status
     if attempt.distributed and code:
         expected = told if told in _STATUS_BY_EXIT_CODE.values() else "interrupted" if attempt.stopped else "failed"
     if told != expected:
@@ -123,10 +123,10 @@ def finish(sweep: Sweep, attempt: Attempt) -> RunOverview:
     return read_status(sweep, job)
 
 
-def read_status(sweep: Sweep, job: Job, as_told: bool = False) -> RunOverview:
+def read_status(sweep: Sweep, job: Job, trust_status: bool = False) -> RunOverview:
     """The job as its folder tells it; one whose files are damaged counts as failed."""
     try:
-        return read_overview(sweep.job_folder(job), as_told)
+        return read_overview(sweep.job_folder(job), trust_status)
     except UsageError as error:
         return RunOverview(sweep.job_folder(job), "failed", 0, None, str(error), {}, {})
 

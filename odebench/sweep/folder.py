@@ -16,7 +16,7 @@ from typing import Any
 
 from odebench.errors import UsageError
 from odebench.record import layout
-from odebench.record.files import make_folder, refuse_folder, time_now, write_atomically
+from odebench.record.files import check_folder_can_be_made, make_folder, utc_now, write_atomically
 from odebench.sweep.validate import Job
 
 SWEEP_FILE, LOCK_FILE, LOGS_FOLDER = "sweep.yaml", "lock", "logs"
@@ -67,7 +67,7 @@ def choose_folder(chosen: Path | None, outputs: str) -> Path:
     if path.is_dir() and any(path.iterdir()):
         way_out = f" go on with that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
         raise UsageError(f"{path} is not empty;{way_out} give another --output")
-    refuse_folder(path, _option_text(chosen, outputs))
+    check_folder_can_be_made(path, _option_text(chosen, outputs))
     return path
 
 
@@ -83,7 +83,7 @@ def write_sweep(sweep: Sweep) -> None:
     content = {
         "format": FORMAT_VERSION,
         "command": list(sys.argv),
-        "created": time_now(),
+        "created": utc_now(),
         "cwd": str(sweep.cwd),
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
@@ -119,7 +119,7 @@ def reset_job(sweep: Sweep, job: Job) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
-    now = time_now()
+    now = utc_now()
     (folder / layout.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
 
 

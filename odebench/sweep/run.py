@@ -9,7 +9,7 @@ from pathlib import Path
 
 from odebench.console import print_table
 from odebench.errors import UsageError
-from odebench.record.files import locked
+from odebench.record.files import file_lock
 from odebench.sweep import slurm
 from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, read_status
 from odebench.sweep.cluster import GROUP, LocalCluster, is_cluster_override, read_cluster
@@ -69,7 +69,7 @@ def print_plan(plan: SweepPlan) -> None:
 def run_sweep(plan: SweepPlan, output: Path | None, policy: FailurePolicy, follow: bool) -> int:
     """Write the sweep down and run it; returns the exit code of the whole."""
     path = create_folder(output, plan.outputs)
-    with locked(path / LOCK_FILE):
+    with file_lock(path / LOCK_FILE):
         sweep = Sweep(path, tuple(plan.jobs), plan.cluster, plan.config_dir, Path.cwd())
         write_sweep(sweep)
         return _run(sweep, (), policy, follow)
@@ -80,7 +80,7 @@ def resume_sweep(path: Path, words: Sequence[str], policy: FailurePolicy, follow
     for word in words:
         if not is_cluster_override(word):
             raise UsageError(f"{word}: the jobs of a sweep are fixed; only where they run (cluster...) can change")
-    with locked(path / LOCK_FILE):
+    with file_lock(path / LOCK_FILE):
         return _run(load_sweep(path), words, policy, follow)
 
 

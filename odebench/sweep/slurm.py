@@ -158,7 +158,7 @@ def mark_lost_jobs(sweep: Sweep, queue: set[int]) -> None:
     submitted = {number for name in _submitted_arrays(sweep).values() for number in read_job_list(sweep, name)}
     for number in sorted(submitted - queue):
         job = sweep.jobs[number]
-        if read_status(sweep, job, as_told=True).status == "running" and (log := acquire(sweep, job)) is not None:
+        if read_status(sweep, job, trust_status=True).status == "running" and (log := acquire(sweep, job)) is not None:
             write_status(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
             log.close()
 

@@ -24,17 +24,19 @@ from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
 
 # Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
-_ROUND_OFF = 1e-2
+_MAX_RELATIVE_ROUND_OFF = 1e-2
 
 
-def build_model(settings: Settings, facts: Mapping[str, Any]) -> nn.Module:
+def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Module:
     """The model that the settings name, initialised from torch's random state.
 
     facts: what the data fixes (in_channels, num_classes, shape, ...); a constructor gets those that it names.
     """
     model = cast(Callable[..., nn.Module], find("MODELS", settings.model.name, MODELS, settings.extensions))
     named = inspect.signature(model).parameters
-    return model(**{name: fact for name, fact in facts.items() if name in named}, **options_of(settings.model))
+    return model(
+        **{name: fact for name, fact in data_properties.items() if name in named}, **options_of(settings.model)
+    )
 
 
 class ConfiguredSolver:
@@ -64,7 +66,7 @@ class ConfiguredSolver:
         self._differentiable = differentiable
         self._warm, self._stop_at_times = solver.first_step == "warm", solver.stop_at_times
         self.warm_step: float | None = None
-        self._tried_fields: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._checked_fields: weakref.WeakSet[Any] = weakref.WeakSet()
         options = {
             "method": dataclasses.replace(method, **solver.options) if solver.options else method,
             "gradient": ode.GRADIENTS[gradient.name](**options_of(gradient)),
@@ -83,9 +85,9 @@ class ConfiguredSolver:
         }
         # null is the engine's own default.
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        self._try(solver.name, differentiable)
+        self._check_combination(solver.name, differentiable)
 
-    def _try(self, name: str, differentiable: bool) -> None:
+    def _check_combination(self, name: str, differentiable: bool) -> None:
         """UsageError where the engine has no such combination of choices, told before anything runs."""
         y0 = torch.ones(2, 1, requires_grad=differentiable)
         options = self._options | {"compile": False, "max_steps": 100_000, "group": None}
@@ -100,9 +102,9 @@ class ConfiguredSolver:
         steps that are more than max_steps."""
         # A function may be new at every solve; its code is not.
         tried = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
-        if tried not in self._tried_fields:
-            _refuse_redrawn_noise(f, y0, times_as_tensor(t), more.get("args", ()))
-            self._tried_fields.add(tried)
+        if tried not in self._checked_fields:
+            _check_is_deterministic(f, y0, times_as_tensor(t), more.get("args", ()))
+            self._checked_fields.add(tried)
         options = self._options | more
         trains = self._differentiable and torch.is_grad_enabled()
         if trains and self._dynamics.steer:
@@ -117,7 +119,7 @@ class ConfiguredSolver:
         try:
             solution = solve(f, y0, t, **options)
         except ode.SolveError as error:
-            self.take_penalty()  # else that of this step's other solves would be part of the next one's
+            self.pop_penalty()  # else that of this step's other solves would be part of the next one's
             hint = "; a smaller optim.lr may help" if trains and error.outcome.status is ode.Status.non_finite else ""
             raise Diverged(f"{error}{hint}") from error
         except TooManyStepsError as error:  # how long a solve is, the model says
@@ -127,14 +129,14 @@ class ConfiguredSolver:
             self.warm_step = solution.stats.warm_step
         return solution
 
-    def take_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """What the dynamics of the solves since the last call add to the loss, None where nothing, and the values of
         their integrals by tag."""
-        return self._regularised.take_penalty()
+        return self._regularised.pop_penalty()
 
 
 @torch.no_grad()
-def _refuse_redrawn_noise(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
+def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
     """UsageError for a field that draws random numbers at the start of a solve, or gives another result when it is
     evaluated there again: all evaluations of a solve must be of one function, or error control sees the noise and
     takes ever smaller steps."""
@@ -161,4 +163,4 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=0.0, atol=_ROUND_OFF * float(a.abs().max()), equal_nan=True)
+    return torch.allclose(a, b, rtol=0.0, atol=_MAX_RELATIVE_ROUND_OFF * float(a.abs().max()), equal_nan=True)

@@ -18,7 +18,7 @@ from odebench.errors import UsageError
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
 from odebench.tasks.build import ConfiguredSolver, build_model
-from odebench.tasks.task import Loss, with_penalty
+from odebench.tasks.task import Loss, add_penalty
 
 
 class ClassificationTask:
@@ -44,8 +44,8 @@ class ClassificationTask:
         if self.steps_per_epoch == 0:
             raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training images")
         _, in_channels, image_size, _ = data.train.images.shape
-        self.facts = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
-        self.model = build_model(settings, self.facts).to(device)
+        self.data_properties = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
+        self.model = build_model(settings, self.data_properties).to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
             self._solve = ConfiguredSolver(
@@ -56,7 +56,7 @@ class ClassificationTask:
             )
 
     @property
-    def measured(self) -> list[str]:
+    def quantities(self) -> list[str]:
         """See ``odebench.tasks.Task``."""
         return ["loss", "accuracy", *(["nfe"] if self._eval_solve else [])]
 
@@ -75,8 +75,8 @@ class ClassificationTask:
         logits, solves = self._logits(self.model.train(), images, self._solve)
         value = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        numbers = {"train/loss": value.detach(), "train/accuracy": accuracy}
-        return with_penalty(Loss(value, numbers, solves), self._solve)
+        metrics = {"train/loss": value.detach(), "train/accuracy": accuracy}
+        return add_penalty(Loss(value, metrics, solves), self._solve)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -91,27 +91,27 @@ class ClassificationTask:
             nfe.append(sum(stats.nfe for stats in solves))
         num = len(self._splits[split])
         low, high = binomtest(right, num).proportion_ci(method="wilson")
-        numbers = {
+        metrics = {
             "loss": loss.item() / num,
             "accuracy": right / num,
             "low": low,
             "high": high,
             "images": num,
         }
-        return numbers | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
+        return metrics | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
 
-    def limit(self, split: str, num: int) -> None:
+    def limit_split(self, split: str, num: int) -> None:
         """See ``odebench.tasks.Task``."""
         part = self._splits[split]
         self._splits[split] = ImageSplit(part.images[:num], part.labels[:num])
 
-    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """Accuracy, with its interval where that is among the numbers, and loss."""
-        accuracy = f"{100 * numbers['accuracy']:.2f} %"
-        if "low" in numbers:
-            low, high = (f"{100 * numbers[end]:.2f}" for end in ("low", "high"))
-            accuracy += f"  (95 % interval {low} to {high}, {numbers['images']:,} images)"
-        return [("accuracy", accuracy), ("loss", f"{numbers['loss']:.4f}")]
+        accuracy = f"{100 * metrics['accuracy']:.2f} %"
+        if "low" in metrics:
+            low, high = (f"{100 * metrics[end]:.2f}" for end in ("low", "high"))
+            accuracy += f"  (95 % interval {low} to {high}, {metrics['images']:,} images)"
+        return [("accuracy", accuracy), ("loss", f"{metrics['loss']:.4f}")]
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from odebench.errors import UsageError
 from odebench.models.series import LatentODE
 
 
-def check_data(data: Any, settings: Settings) -> None:
+def check_density_data(data: Any, settings: Settings) -> None:
     """UsageError for data without a density, without the one that the loss needs, or of less than a batch."""
     name, batch_size = settings.data.name, settings.trainer.batch_size
     if not isinstance(data, DensityData | ImageData):
@@ -28,7 +28,7 @@ def check_data(data: Any, settings: Settings) -> None:
         data.check_target()
 
 
-def check_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
+def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
     """UsageError for a model without what is asked of it, or under which the density would be of something else than
     the data."""
     name = settings.model.name
@@ -53,7 +53,7 @@ def check_model(model: Any, data: DensityData | ImageData, settings: Settings) -
         )
 
 
-def check_series(model: Any, data: SeriesData, settings: Settings) -> None:
+def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None:
     """UsageError for a loss, or data, that a model of series cannot be trained with."""
     name, is_latent = settings.model.name, model.latent_dim > 0
     fitting = "elbo" if is_latent else "autoregressive"

@@ -26,9 +26,9 @@ from odebench.data import (
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
 from odebench.tasks.build import ConfiguredSolver, build_model
-from odebench.tasks.compatibility import check_data, check_model
+from odebench.tasks.compatibility import check_density_data, check_density_model
 from odebench.tasks.density_figures import density_figures
-from odebench.tasks.task import Loss, with_penalty
+from odebench.tasks.task import Loss, add_penalty
 
 
 class DensityTask:
@@ -41,7 +41,7 @@ class DensityTask:
         """Raises UsageError where the data is missing, and for what ``compatibility`` refuses."""
         trainer = settings.trainer
         data = cast(Any, build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions))
-        check_data(data, settings)
+        check_density_data(data, settings)
         self.note, self.provenance = data.note, data.provenance
         self._data: DensityData | ImageData = data
         self._splits = {split: x.to(device) for split, x in _samples(data).items()}
@@ -51,11 +51,11 @@ class DensityTask:
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(self._train) // self.batch_size
         shape = tuple(self._train.shape[1:])
-        self._dims = math.prod(shape)
+        self._num_dims = math.prod(shape)
         # Every likelihood that is reported has the exact trace where it can be had, whatever the training used.
-        self._trace = "exact" if self._dims <= EXACT_TRACE_LIMIT else None
+        self._trace_method = "exact" if self._num_dims <= EXACT_TRACE_LIMIT else None
         model = build_model(settings, {"shape": shape})
-        check_model(model, data, settings)
+        check_density_model(model, data, settings)
         self.model: Any = model.to(device)
         self._solve = self._eval_solve = None
         if settings.solver.name != NO_SOLVER:
@@ -67,7 +67,7 @@ class DensityTask:
             )
 
     @property
-    def measured(self) -> list[str]:
+    def quantities(self) -> list[str]:
         """See ``odebench.tasks.Task``."""
         known = {
             "bits_per_dim": isinstance(self._data, ImageData),
@@ -94,7 +94,7 @@ class DensityTask:
         if draw is not None:
             return draw(self.batch_size, batch_random_state(self._seed, *place)).to(self._device)
         chosen = batch_indices(len(self._train), self.batch_size, self._seed, *place).to(self._device)
-        return self._floats(self._train[chosen], batch_generator(self._seed, *place))
+        return self._as_floats(self._train[chosen], batch_generator(self._seed, *place))
 
     def loss(self, batch: Tensor) -> Loss:
         """The loss of the settings, in nats a sample (a mean square for flow matching)."""
@@ -103,15 +103,15 @@ class DensityTask:
             value = flow_matching_loss(model, batch, **self._loss_options)
             return Loss(value, {"train/loss": value.detach()}, ())
         if self._loss == "density_matching":
-            log_q, x, solves = self._push(model, batch, self._solve)
+            log_q, x, solves = self._push_forward(model, batch, self._solve)
             value = (log_q - self._log_density(x)).mean()
-            numbers = {"train/loss": value.detach(), "train/kl_nats": value.detach() + self._log_normaliser()}
+            metrics = {"train/loss": value.detach(), "train/kl_nats": value.detach() + self._log_normaliser()}
         else:
             log_prob, solves = model.log_prob(batch, self._solve)
             value = -log_prob.mean()
-            likelihood = self._likelihood(value.detach())
-            numbers = {"train/loss": value.detach(), **{f"train/{name}": x for name, x in likelihood.items()}}
-        return with_penalty(Loss(value, numbers, solves), self._solve, self._dims)
+            likelihood = self._likelihood_metrics(value.detach())
+            metrics = {"train/loss": value.detach(), **{f"train/{name}": x for name, x in likelihood.items()}}
+        return add_penalty(Loss(value, metrics, solves), self._solve, self._num_dims)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -119,50 +119,50 @@ class DensityTask:
         where the target's density is known, NFE of likelihood and sampling, samples_per_s, and trace_std_nats, of the
         first batch, where the model's trace is an estimate."""
         model = (model or self.model).eval()
-        log_prob, nfe = self._log_prob(model, split, self._trace)
+        log_prob, nfe = self._log_prob(model, split, self._trace_method)
         nll = -log_prob.mean().item()
-        numbers = {"nll_std_error": _std_error(log_prob), "samples": len(log_prob)}
-        numbers |= self._likelihood(nll)
-        numbers["loss"] = nll
+        metrics = {"nll_std_error": _std_error(log_prob), "samples": len(log_prob)}
+        metrics |= self._likelihood_metrics(nll)
+        metrics["loss"] = nll
         if self._log_density is not None:
             kl, kl_std_error = self._kl(model, split)
-            numbers |= {"kl_nats": kl, "kl_std_error": kl_std_error}
+            metrics |= {"kl_nats": kl, "kl_std_error": kl_std_error}
             if self._loss == "density_matching":
-                numbers["loss"] = kl - self._log_normaliser()
+                metrics["loss"] = kl - self._log_normaliser()
         if self._eval_solve is None:
-            return numbers
-        numbers["nfe"] = sum(nfe) / len(nfe)
+            return metrics
+        metrics["nfe"] = sum(nfe) / len(nfe)
         if self._estimates_trace(model):
             estimate, _ = self._log_prob(model, split, "hutchinson", num_batches=1)
             error = estimate - log_prob[: len(estimate)]
             # Against another estimate, where there is no exact trace, the variance is twice as large.
-            scale = 1.0 if self._trace == "exact" else 0.5
-            numbers["trace_std_nats"] = (scale * error.square().mean()).sqrt().item()
-        return numbers | self._sampling(model)
+            scale = 1.0 if self._trace_method == "exact" else 0.5
+            metrics["trace_std_nats"] = (scale * error.square().mean()).sqrt().item()
+        return metrics | self._sampling_metrics(model)
 
-    def limit(self, split: str, num: int) -> None:
+    def limit_split(self, split: str, num: int) -> None:
         """See ``odebench.tasks.Task``."""
         self._splits[split] = self._splits[split][:num]
 
-    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """What was reached, the loss's own measure first, and what it takes to sample."""
         rows = []
-        if "kl_nats" in numbers:
-            rows.append(("KL", f"{numbers['kl_nats']:.4f} nats{_margin(numbers, 'kl_std_error')}"))
-        if "bits_per_dim" in numbers:
-            rows.append(("likelihood", f"{numbers['bits_per_dim']:.4f} bits/dim"))
-        nll = f"{numbers['nll_nats']:.4f} nats{_margin(numbers, 'nll_std_error')}"
-        if "samples" in numbers:
-            nll += f"  ({numbers['samples']:,.0f} samples)"
-        rows.insert(len(rows) if self._loss == "density_matching" or "bits_per_dim" in numbers else 0, ("NLL", nll))
-        if "sampling_nfe" in numbers:
-            rows.append(("sampling", f"NFE {numbers['sampling_nfe']:.0f}, {numbers['samples_per_s']:,.0f} samples/s"))
+        if "kl_nats" in metrics:
+            rows.append(("KL", f"{metrics['kl_nats']:.4f} nats{_format_std_error(metrics, 'kl_std_error')}"))
+        if "bits_per_dim" in metrics:
+            rows.append(("likelihood", f"{metrics['bits_per_dim']:.4f} bits/dim"))
+        nll = f"{metrics['nll_nats']:.4f} nats{_format_std_error(metrics, 'nll_std_error')}"
+        if "samples" in metrics:
+            nll += f"  ({metrics['samples']:,.0f} samples)"
+        rows.insert(len(rows) if self._loss == "density_matching" or "bits_per_dim" in metrics else 0, ("NLL", nll))
+        if "sampling_nfe" in metrics:
+            rows.append(("sampling", f"NFE {metrics['sampling_nfe']:.0f}, {metrics['samples_per_s']:,.0f} samples/s"))
         return rows
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
         """index and log_prob_nats for each sample of a split, in the data set's order."""
-        log_prob, _ = self._log_prob(self.model.eval(), split, self._trace)
+        log_prob, _ = self._log_prob(self.model.eval(), split, self._trace_method)
         return {"index": list(range(len(log_prob))), "log_prob_nats": [round(x, 6) for x in log_prob.tolist()]}
 
     @torch.no_grad()
@@ -178,13 +178,13 @@ class DensityTask:
         """Log-likelihoods; where these have an estimated trace, the samples' images in the base."""
         model = self.model.eval()
         x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
-        solved = model.log_prob if self._trace else model.to_base
-        return solved(x, self._eval_solve, self._trace)[0]
+        solved = model.log_prob if self._trace_method else model.to_base
+        return solved(x, self._eval_solve, self._trace_method)[0]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure | bytes]:
         """Target, model density and samples; the transformation in time, as a strip and as a GIF; samples of images."""
-        test = self._floats(self._splits["test"], torch.Generator().manual_seed(0))
+        test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
         return density_figures(self.model.eval(), self._eval_solve, test, normalised)
 
@@ -197,7 +197,7 @@ class DensityTask:
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 
-    def _push(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """log q(x) [B], x and the solves' statistics, x being the images of base samples z [B, *shape]."""
         x, log_det, solves = model.from_base(z, solve)
         return model.base_log_prob(z) - log_det, x, solves
@@ -208,7 +208,7 @@ class DensityTask:
         z = model.base_sample(len(self._splits[split]), generator).to(self._device)
         gaps = []
         for part in z.split(self._eval_batch_size):
-            log_q, x, _ = self._push(model, part, self._eval_solve)
+            log_q, x, _ = self._push_forward(model, part, self._eval_solve)
             gaps.append(log_q - self._log_density(x))
         gap = torch.cat(gaps).double()
         return gap.mean().item() + self._log_normaliser(), _std_error(gap)
@@ -227,14 +227,14 @@ class DensityTask:
             nfe.append(sum(stats.nfe for stats in solves))
         return torch.cat(found).double(), nfe
 
-    def _likelihood(self, nll: Any) -> dict[str, Any]:
+    def _likelihood_metrics(self, nll: Any) -> dict[str, Any]:
         """The negative log-likelihood in nats, and of images in bits a dimension."""
         if not isinstance(self._data, ImageData):
             return {"nll_nats": nll}
         # The density is that of intensities in [0, 1]; the bits are those of their 256 levels.
-        return {"nll_nats": nll, "bits_per_dim": nll / (self._dims * math.log(2)) + 8}
+        return {"nll_nats": nll, "bits_per_dim": nll / (self._num_dims * math.log(2)) + 8}
 
-    def _sampling(self, model: Any) -> dict[str, float]:
+    def _sampling_metrics(self, model: Any) -> dict[str, float]:
         started = time.perf_counter()
         _, solves = model.sample(self._eval_batch_size, self._eval_solve, torch.Generator().manual_seed(0))
         seconds = time.perf_counter() - started
@@ -243,9 +243,9 @@ class DensityTask:
     def _batches(self, split: str) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(0)
         for part in self._splits[split].split(self._eval_batch_size):
-            yield self._floats(part, generator)
+            yield self._as_floats(part, generator)
 
-    def _floats(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+    def _as_floats(self, samples: Tensor, generator: torch.Generator) -> Tensor:
         return samples if samples.is_floating_point() else dequantise(samples, generator)
 
 
@@ -255,8 +255,8 @@ def _samples(data: DensityData | ImageData) -> dict[str, Tensor]:
     return data.splits()
 
 
-def _margin(numbers: Mapping[str, float], name: str) -> str:
-    return f" ± {numbers[name]:.4f}" if math.isfinite(numbers.get(name, math.nan)) else ""
+def _format_std_error(metrics: Mapping[str, float], name: str) -> str:
+    return f" ± {metrics[name]:.4f}" if math.isfinite(metrics.get(name, math.nan)) else ""
 
 
 def _std_error(values: Tensor) -> float:

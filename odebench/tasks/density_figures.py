@@ -10,13 +10,13 @@ from torch import Tensor
 
 from odebench.plots import animation, density, image_grid
 
-GRID = 120
-ARROWS = 16
-PARTICLES = 2000
-SAMPLES = 20_000
-STRIP_FRAMES, GIF_FRAMES = 6, 31
-FIELD_TIMES = 4
-IMAGES = 50
+GRID_SIZE = 120
+NUM_ARROWS = 16
+NUM_PARTICLES = 2000
+NUM_SAMPLES = 20_000
+NUM_STRIP_FRAMES, NUM_GIF_FRAMES = 6, 31
+NUM_FIELD_TIMES = 4
+NUM_IMAGES = 50
 
 
 def density_figures(
@@ -27,31 +27,31 @@ def density_figures(
     samples: [N, *shape], of the test split. log_density: of the target, normalised, where it is known.
     """
     if samples.shape[1:] == (2,):
-        return _in_the_plane(model, solve, samples, log_density)
+        return _planar_figures(model, solve, samples, log_density)
     if samples.ndim == 4:
-        return _of_images(model, solve, samples[:IMAGES])
+        return _image_figures(model, solve, samples[:NUM_IMAGES])
     return {}
 
 
-def _in_the_plane(
+def _planar_figures(
     model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None
 ) -> dict[str, Figure | bytes]:
-    reach = 1.1 * samples.abs().max().item()
-    limits = (-reach, reach)
-    grid = torch.from_numpy(density.grid_points(limits, GRID)).to(samples)
+    half_width = 1.1 * samples.abs().max().item()
+    limits = (-half_width, half_width)
+    grid = torch.from_numpy(density.grid_points(limits, GRID_SIZE)).to(samples)
     modelled = model.log_prob(grid, solve, "exact")[0].cpu().numpy()
-    drawn, _ = model.sample(SAMPLES, solve, torch.Generator().manual_seed(0))
+    drawn, _ = model.sample(NUM_SAMPLES, solve, torch.Generator().manual_seed(0))
     if log_density is None:
         target = density.histogram(samples.cpu().numpy(), limits, density.num_bins(len(samples)))
     else:
         target = log_density(grid).cpu().numpy()
-    base = model.base_sample(PARTICLES, torch.Generator().manual_seed(0)).to(samples)
+    base = model.base_sample(NUM_PARTICLES, torch.Generator().manual_seed(0)).to(samples)
     figures: dict[str, Figure | bytes] = {
         "density": density.density_comparison(target, modelled, drawn.cpu().numpy(), limits),
         "transformation": animation.frame_strip(
-            _frames(model, solve, base, STRIP_FRAMES), limits, "From the base to the data"
+            _frames(model, solve, base, NUM_STRIP_FRAMES), limits, "From the base to the data"
         ),
-        "transformation_gif": animation.animation(_frames(model, solve, base, GIF_FRAMES), limits),
+        "transformation_gif": animation.animation(_frames(model, solve, base, NUM_GIF_FRAMES), limits),
     }
     if not hasattr(model, "velocity"):
         return figures
@@ -67,12 +67,12 @@ def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Fr
 
 
 def _velocities(model: Any, limits: density.Limits, like: Tensor) -> tuple[list[float], np.ndarray]:
-    grid = torch.from_numpy(density.grid_points(limits, ARROWS)).to(like)
-    times = np.linspace(0.0, float(model.end_time), FIELD_TIMES).tolist()
+    grid = torch.from_numpy(density.grid_points(limits, NUM_ARROWS)).to(like)
+    times = np.linspace(0.0, float(model.end_time), NUM_FIELD_TIMES).tolist()
     return times, np.stack([model.velocity(grid.new_tensor(t), grid).cpu().numpy() for t in times])
 
 
-def _of_images(model: Any, solve: Any, images: Tensor) -> dict[str, Figure | bytes]:
+def _image_figures(model: Any, solve: Any, images: Tensor) -> dict[str, Figure | bytes]:
     drawn, _ = model.sample(len(images), solve, torch.Generator().manual_seed(0))
     base, _, _ = model.to_base(images[:10], solve)
     back, _, _ = model.from_base(base, solve)

@@ -12,7 +12,7 @@ from odebench.plots import series as plots
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
 # How far pictures go beyond the data, in spans, where no truth says.
-BEYOND = 1.25
+EXTRAPOLATION_FACTOR = 1.25
 
 Forecaster = Callable[[Tensor, Tensor], Forecast]
 
@@ -27,19 +27,21 @@ def series_figures(
     """
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
-    if shown := _reconstructed(data, split, first, forecast, window):
-        figures |= _reconstructions(data, split, shown)
+    if shown := _reconstruct_series(data, split, first, forecast, window):
+        figures |= _reconstruction_figures(data, split, shown)
     # At even times, not at those of events: where there are few, the rate is low.
     some, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
     said = forecast(some, times)
     if said.log_rates is not None:
         log_rates = said.log_rates
-        figures["rates"] = plots.rates_over_time([_rate(data, split, i, times, log_rates[:, i]) for i in first])
+        figures["rates"] = plots.rates_over_time(
+            [_inferred_rate(data, split, i, times, log_rates[:, i]) for i in first]
+        )
     if said.latents is not None and said.latents.shape[-1] > 1:
         labels = None if split.labels is None else split.labels[some].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
         figures["latents"] = plots.latent_paths(said.latents[0].cpu().numpy(), labels, names)
-    return figures | _errors(split, forecast, window)
+    return figures | _error_figure(split, forecast, window)
 
 
 def examples(
@@ -47,12 +49,12 @@ def examples(
 ) -> list[plots.PredictedSeries]:
     """The first series of each label, or the first where there are no labels; none of a model that says no values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
-    return _reconstructed(
+    return _reconstruct_series(
         data, split, [int((labels == label).nonzero()[0]) for label in labels.unique()], forecast, window
     )
 
 
-def _reconstructed(
+def _reconstruct_series(
     data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
     """These series reconstructed and continued, each by a forecast of its own."""
@@ -62,23 +64,29 @@ def _reconstructed(
         times = split.truths(one).times if split.truth is not None else _even_times(data, split)
         values = forecast(one, times).values
         if values is not None:
-            shown.append(_series(split, one, times, values[:, 0], window))
+            shown.append(_predicted_series(split, one, times, values[:, 0], window))
     return shown
 
 
 def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
-    return torch.linspace(0, BEYOND * data.span, NUM_TIMES, device=split.times.device)
+    return torch.linspace(0, EXTRAPOLATION_FACTOR * data.span, NUM_TIMES, device=split.times.device)
 
 
-def _reconstructions(data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]) -> dict[str, Figure]:
+def _reconstruction_figures(
+    data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]
+) -> dict[str, Figure]:
     """In the plane where there are two channels, else against time, those channels that were observed most often."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
     chosen = split.mask.sum(0).argsort(descending=True, stable=True)[:NUM_CHANNELS].tolist()
-    return {"series": plots.series_over_time([_of(one, chosen) for one in shown], [data.channels[i] for i in chosen])}
+    return {
+        "series": plots.series_over_time(
+            [_select_channels(one, chosen) for one in shown], [data.channels[i] for i in chosen]
+        )
+    }
 
 
-def _of(one: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
+def _select_channels(one: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
     """These channels alone."""
     return one._replace(
         predictions=one.predictions[..., channels],
@@ -88,7 +96,7 @@ def _of(one: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSerie
     )
 
 
-def _series(
+def _predicted_series(
     split: SeriesSplit, one: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
 ) -> plots.PredictedSeries:
     inputs, targets = split.inputs(one), split.targets(one)
@@ -100,19 +108,21 @@ def _series(
         label=f"series {int(split.ids[one])}",
         times=times.cpu().numpy(),
         predictions=values.cpu().numpy(),
-        observed=_points(inputs),
+        observed=_observations(inputs),
         window=window,
         truth=split.truths(one).values[0].cpu().numpy() if split.truth is not None else None,
-        held_out=_points(held_out) if len(held_out.times) else None,
+        held_out=_observations(held_out) if len(held_out.times) else None,
     )
 
 
-def _points(batch: SeriesBatch) -> plots.MeasuredValues:
+def _observations(batch: SeriesBatch) -> plots.MeasuredValues:
     values = batch.values[0].masked_fill(~batch.mask[0], torch.nan)
     return plots.MeasuredValues(batch.times.cpu().numpy(), values.cpu().numpy())
 
 
-def _rate(data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor) -> plots.InferredRate:
+def _inferred_rate(
+    data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor
+) -> plots.InferredRate:
     """log_rates: [S, T, E] of the series with this index."""
     one = torch.tensor([index])
     return plots.InferredRate(
@@ -124,7 +134,7 @@ def _rate(data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_r
     )
 
 
-def _errors(split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]) -> dict[str, Figure]:
+def _error_figure(split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]) -> dict[str, Figure]:
     if split.truth is None:
         return {}
     everything = torch.arange(len(split))

@@ -50,11 +50,11 @@ def event_log_likelihood(forecast: Forecast, events: Tensor) -> Tensor:
     return torch.where(events, forecast.log_rates, 0).sum((-2, -1)) - forecast.expected_events
 
 
-def reduce_series(numbers: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+def reduce_series(values: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
     """Numbers [..., B, T, D], zero where the mask is False, to one a series [..., B]; see ``log_likelihood``."""
     if reduction == "sum":
-        return numbers.sum((-2, -1))
-    return (numbers.sum(-2) / mask.sum(-2).clamp(min=1)).mean(-1)
+        return values.sum((-2, -1))
+    return (values.sum(-2) / mask.sum(-2).clamp(min=1)).mean(-1)
 
 
 def kl_from_prior(posterior: Posterior, reduction: Reduction) -> Tensor:
@@ -72,10 +72,10 @@ def lower_bound(likelihood: Tensor, kl: Tensor | float, combine: Literal["mean",
     bounds = (likelihood - kl).mean(1)
     if combine == "mean":
         return bounds.mean()
-    return torch.logsumexp(_of_the_whole_batch(bounds), 0) - math.log(len(bounds))
+    return torch.logsumexp(_mean_over_processes(bounds), 0) - math.log(len(bounds))
 
 
-def _of_the_whole_batch(bounds: Tensor) -> Tensor:
+def _mean_over_processes(bounds: Tensor) -> Tensor:
     """The mean over the shares that several processes have of a training batch, with the gradient of this share.
 
     A logarithm of a mean over samples needs the whole batch's bounds; their gradients are averaged after the backward
@@ -87,10 +87,10 @@ def _of_the_whole_batch(bounds: Tensor) -> Tensor:
     return bounds + (total / dist.get_world_size() - bounds.detach())
 
 
-def without_bounds(num_samples: int, combine: Literal["mean", "logsumexp"], device: torch.device) -> None:
+def contribute_nan_bounds(num_samples: int, combine: Literal["mean", "logsumexp"], device: torch.device) -> None:
     """What a process does that has no bounds, its solve having failed: the others, who wait for them, get NaN."""
     if combine == "logsumexp":
-        _of_the_whole_batch(torch.full((num_samples,), math.nan, device=device))
+        _mean_over_processes(torch.full((num_samples,), math.nan, device=device))
 
 
 def kl_weight(epoch: int, wait_epochs: int | None, growth: float) -> float:
@@ -100,7 +100,7 @@ def kl_weight(epoch: int, wait_epochs: int | None, growth: float) -> float:
     return 1.0 - growth ** max(epoch - wait_epochs, 0)
 
 
-def surprise(posterior: Posterior, states: Tensor) -> Tensor:
+def negative_log_posterior(posterior: Posterior, states: Tensor) -> Tensor:
     """-log q of states [S, B, L], without its constant: a mean over samples and series.
 
     Of the states that an ODE reaches at a time, under the encoder's q for what comes after that time: what is encoded

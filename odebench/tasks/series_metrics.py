@@ -26,17 +26,17 @@ def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor 
 def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
     """Squared errors of the mean prediction of values [S, B, T, D]: mse, over all numbers alike, and mse_per_feature,
     the mean of each series' feature, then over features and series (Rubanova et al. 2019)."""
-    squares = _squares(values, targets)
+    squares = _squared_errors(values, targets)
     return {
         "mse": (squares.double().sum().item(), int(targets.mask.sum())),
         "mse_per_feature": (reduce_series(squares, targets.mask, "mean").double().sum().item(), len(squares)),
     }
 
 
-def error_sums_apart(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
+def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
     """Squared errors in the window that a model can see and after it, the roots of whose means are
     rmse_interpolation and rmse_extrapolation."""
-    squares = _squares(values, targets).double()
+    squares = _squared_errors(values, targets).double()
     later = targets.times > window_end
     parts = {"interpolation": ~later, "extrapolation": later}
     return {
@@ -45,7 +45,7 @@ def error_sums_apart(values: Tensor, targets: SeriesBatch, window_end: float) ->
     }
 
 
-def numbers_of(sums: Sequence[Sums]) -> dict[str, float]:
+def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
     """Means of the sums of all batches, roots of them where the name says so; nothing where there was nothing."""
     totals: dict[str, tuple[float, float]] = {}
     for batch in sums:
@@ -53,24 +53,24 @@ def numbers_of(sums: Sequence[Sums]) -> dict[str, float]:
             value_before, count_before = totals.get(name, (0.0, 0.0))
             totals[name] = value_before + value, count_before + count
     means = {name: value / count for name, (value, count) in totals.items() if count}
-    numbers = {name: mean**0.5 if "rmse" in name else mean for name, mean in means.items()}
-    if "kl_nats" in numbers:
-        numbers["elbo_nats"] = -numbers["nll_nats"] - numbers["kl_nats"]
-    return numbers
+    metrics = {name: mean**0.5 if "rmse" in name else mean for name, mean in means.items()}
+    if "kl_nats" in metrics:
+        metrics["elbo_nats"] = -metrics["nll_nats"] - metrics["kl_nats"]
+    return metrics
 
 
-def label_numbers(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
+def label_metrics(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
     """accuracy, and auc where both labels occur, from logits [S, B] and labels [B] of each batch; the probability is
     the mean over latent samples."""
     probability = torch.cat([batch.sigmoid().mean(0) for batch in logits]).cpu()
     truth = torch.cat(list(labels)).cpu()
-    numbers = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}
+    metrics = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}
     if 0 < truth.sum() < len(truth):
         from sklearn.metrics import roc_auc_score  # takes seconds
 
-        numbers["auc"] = float(roc_auc_score(truth.numpy(), probability.numpy()))
-    return numbers
+        metrics["auc"] = float(roc_auc_score(truth.numpy(), probability.numpy()))
+    return metrics
 
 
-def _squares(values: Tensor, targets: SeriesBatch) -> Tensor:
+def _squared_errors(values: Tensor, targets: SeriesBatch) -> Tensor:
     return torch.where(targets.mask, targets.values - values.mean(0), 0).square()

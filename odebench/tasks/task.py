@@ -17,21 +17,21 @@ class Loss(NamedTuple):
     """
 
     value: Tensor
-    numbers: dict[str, Any]
+    metrics: dict[str, Any]
     solves: tuple[Stats, ...]
 
 
-def with_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
+def add_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
     """The loss with the integrals that the regularised dynamics of its solves add, where there are such.
 
     solve: the task's ``ChosenSolve`` for training, or None. num_dims: over how many dimensions the loss is a sum, where
     the integrals are means: so their weights stand against the loss of one, as published.
     """
-    penalty, values = solve.take_penalty() if solve is not None else (None, {})
+    penalty, values = solve.pop_penalty() if solve is not None else (None, {})
     if penalty is None:
         return loss
     value = loss.value + num_dims * penalty
-    return Loss(value, {**loss.numbers, "train/loss": value.detach(), **values}, loss.solves)
+    return Loss(value, {**loss.metrics, "train/loss": value.detach(), **values}, loss.solves)
 
 
 class Task(Protocol):
@@ -48,7 +48,7 @@ class Task(Protocol):
     provenance: dict[str, Any]
 
     @property
-    def measured(self) -> Sequence[str]: ...
+    def quantities(self) -> Sequence[str]: ...
 
     def batch(self, step: int) -> Any:
         """The training batch of an optimiser step, on the device."""
@@ -62,10 +62,10 @@ class Task(Protocol):
         model: evaluated in place of the task's own (the average of its weights, say).
         """
 
-    def limit(self, split: str, num: int) -> None:
+    def limit_split(self, split: str, num: int) -> None:
         """Keep of a split its first `num` samples alone; training batches stay as they are."""
 
-    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """What ``evaluate`` gave, in words for the screen: name and text, the headline first."""
 
     def predict(self, split: str) -> dict[str, list[Any]]:

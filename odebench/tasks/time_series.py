@@ -19,30 +19,30 @@ from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODECell
 from odebench.plots.series import PredictedSeries
 from odebench.tasks.build import ConfiguredSolver, build_model
-from odebench.tasks.compatibility import check_series
+from odebench.tasks.compatibility import check_series_model
 from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
+    contribute_nan_bounds,
     kl_from_prior,
     kl_weight,
     label_loss,
     log_likelihood,
     lower_bound,
-    surprise,
-    without_bounds,
+    negative_log_posterior,
 )
 from odebench.tasks.series_metrics import (
     Sums,
     error_sums,
-    error_sums_apart,
-    label_numbers,
+    label_metrics,
     likelihood_sums,
-    numbers_of,
+    metrics_from_sums,
+    window_error_sums,
 )
-from odebench.tasks.task import Loss, with_penalty
+from odebench.tasks.task import Loss, add_penalty
 
 NUM_RATE_TIMES = 101
 # The latest time, as a share of the span, at which encoder and solution are compared: something must come after it.
-LATEST_CONSISTENCY = 0.8
+MAX_CONSISTENCY_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class TimeSeriesTask:
         self._splits = {split: series.to(device) for split, series in data.splits().items()}
         # Of each split, how many series evaluations are of.
         self._counts = {split: len(series) for split, series in self._splits.items()}
-        self._options = options_of(settings.loss)
+        self._loss_options = options_of(settings.loss)
         self._device, self._seed = device, settings.seed
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(data.train) // self.batch_size
         if self.steps_per_epoch == 0:
             raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training series")
-        self.model: Any = build_model(settings, _facts(data)).to(device)
-        check_series(self.model, data, settings)
+        self.model: Any = build_model(settings, _data_properties(data)).to(device)
+        check_series_model(self.model, data, settings)
         self._window = float(data.train.times[data.train.is_input].max())
         self._redrawn: tuple[int, SeriesSplit] | None = None
         self._solve = self._eval_solve = None
@@ -106,7 +106,7 @@ class TimeSeriesTask:
             )
 
     @property
-    def measured(self) -> list[str]:
+    def quantities(self) -> list[str]:
         """See ``odebench.tasks.Task``."""
         model, validation = self.model, self._splits["validation"]
         predicts, has_ode = model.noise_std is not None, self._eval_solve is not None
@@ -133,11 +133,11 @@ class TimeSeriesTask:
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
-        noise = self._noise(self._options.get("samples", 1), len(chosen), generator)
+        noise = self._noise(self._loss_options.get("samples", 1), len(chosen), generator)
         batch = SeriesTrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
-        if not self._options.get("consistency", 0.0):
+        if not self._loss_options.get("consistency", 0.0):
             return batch
-        times, latest = batch.targets.times, LATEST_CONSISTENCY * self._data.span
+        times, latest = batch.targets.times, MAX_CONSISTENCY_FRACTION * self._data.span
         num_before = int((times < latest * torch.rand((), generator=generator).item()).sum())
         since = times[min(num_before, len(times) - 1)].item()
         num_compared = int(_observed_from(batch.inputs, since).sum())
@@ -150,21 +150,21 @@ class TimeSeriesTask:
             forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
         except Diverged:
             if batch.noise is not None:
-                without_bounds(len(batch.noise), self._options["combine"], self._device)
+                contribute_nan_bounds(len(batch.noise), self._loss_options["combine"], self._device)
             raise
-        value = self._value(model, forecast, targets, batch.kl_weight)
+        value = self._loss_value(model, forecast, targets, batch.kl_weight)
         with torch.no_grad():
-            numbers = numbers_of([self._sums(model, forecast, targets)]) | _nfe(forecast)
-        tagged: dict[str, Any] = {f"train/{name}": number for name, number in numbers.items()}
+            metrics = metrics_from_sums([self._sums(model, forecast, targets)]) | _nfe(forecast)
+        tagged: dict[str, Any] = {f"train/{name}": number for name, number in metrics.items()}
         solves = forecast.encoder + forecast.decoder
         if batch.consistency_time is not None:
             term, more = self._consistency(model, forecast, batch, batch.consistency_time)
-            value, solves = value + self._options["consistency"] * term, solves + more
+            value, solves = value + self._loss_options["consistency"] * term, solves + more
             tagged["task/consistency"] = term.detach()
         tagged |= {"train/loss": value.detach()}
         if forecast.posterior is not None:
             tagged["task/kl_weight"] = batch.kl_weight
-        return with_penalty(Loss(value, tagged, solves), self._solve)
+        return add_penalty(Loss(value, tagged, solves), self._solve)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -176,19 +176,19 @@ class TimeSeriesTask:
         series = self._splits[split]
         sums, logits, labels = [], [], []
         for indices in self._batches(split):
-            forecast, targets, found = self._measure(model, series, indices)
+            forecast, targets, found = self._forecast_and_sums(model, series, indices)
             sums.append(found | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
             if forecast.logits is not None and targets.labels is not None:
                 logits.append(forecast.logits)
                 labels.append(targets.labels)
-        numbers = numbers_of(sums) | {"series": self._counts[split]}
-        return numbers | (label_numbers(logits, labels) if logits else {})
+        metrics = metrics_from_sums(sums) | {"series": self._counts[split]}
+        return metrics | (label_metrics(logits, labels) if logits else {})
 
-    def limit(self, split: str, num: int) -> None:
+    def limit_split(self, split: str, num: int) -> None:
         """See ``odebench.tasks.Task``."""
         self._counts[split] = min(num, self._counts[split])
 
-    def rows(self, numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """Errors and likelihood, those that there are."""
         texts = {
             "rmse_extrapolation": ("RMSE beyond", "{:.4f}"),
@@ -199,7 +199,7 @@ class TimeSeriesTask:
             "elbo_nats": ("ELBO", "{:.3f} nats a series"),
             "nll_nats": ("NLL", "{:.3f} nats a series"),
         }
-        return [(word, text.format(numbers[name])) for name, (word, text) in texts.items() if name in numbers]
+        return [(word, text.format(metrics[name])) for name, (word, text) in texts.items() if name in metrics]
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
@@ -210,7 +210,7 @@ class TimeSeriesTask:
         for indices in self._batches(split):
             targets = series.targets(indices)
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
-            for name, part in _columns(self._data.channels, series.ids[indices], targets, forecast).items():
+            for name, part in _prediction_columns(self._data.channels, series.ids[indices], targets, forecast).items():
                 columns.setdefault(name, []).extend(part)
         return columns
 
@@ -230,12 +230,12 @@ class TimeSeriesTask:
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
         """Of the test series; see ``series_figures``."""
-        return series_figures(self._data, self._splits["test"], self._of_test, (0.0, self._window))
+        return series_figures(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:
         """The first test series of each label, as the model reconstructs and continues it: to be drawn."""
-        return examples(self._data, self._splits["test"], self._of_test, (0.0, self._window))
+        return examples(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     def state_dict(self) -> dict[str, Any]:
         """The warm first step."""
@@ -262,10 +262,10 @@ class TimeSeriesTask:
     def _kl_weight(self, epoch: int) -> float:
         if not self.model.latent_dim:
             return 0.0
-        return kl_weight(epoch, self._options["kl_wait_epochs"], self._options["kl_growth"])
+        return kl_weight(epoch, self._loss_options["kl_wait_epochs"], self._loss_options["kl_growth"])
 
-    def _value(self, model: Any, forecast: Forecast, targets: SeriesBatch, weight: float) -> Tensor:
-        options = self._options
+    def _loss_value(self, model: Any, forecast: Forecast, targets: SeriesBatch, weight: float) -> Tensor:
+        options = self._loss_options
         likelihood = log_likelihood(
             forecast, targets, model.noise_std, options["reduction"], options.get("event_weight", 1.0)
         )
@@ -292,7 +292,7 @@ class TimeSeriesTask:
         values, mask = (part[seen][:, later] for part in (inputs.values, inputs.mask))
         rest = SeriesBatch(inputs.times[later] - start, values, mask, None)
         posterior, solves = model.encoder(rest, self._solve)
-        of_seen = surprise(posterior, forecast.latents[:, seen, column, : model.latent_dim])
+        of_seen = negative_log_posterior(posterior, forecast.latents[:, seen, column, : model.latent_dim])
         return of_seen * (int(seen.sum()) / batch.num_compared), solves
 
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
@@ -303,14 +303,16 @@ class TimeSeriesTask:
         self, model: Any, series: SeriesSplit, indices: Tensor, times: Tensor, wanted: Tensor | None = None
     ) -> Forecast:
         """Of some series, by the evaluation's solver and by samples that are the same each time, whatever the batch."""
-        noise = self._noise(self._options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
+        noise = self._noise(self._loss_options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
         chosen = None if noise is None else noise[:, indices]
         return model(series.inputs(indices), times, self._eval_solve, wanted, chosen)
 
-    def _of_test(self, indices: Tensor, times: Tensor) -> Forecast:
+    def _forecast_test_series(self, indices: Tensor, times: Tensor) -> Forecast:
         return self._forecast(self.model.eval(), self._splits["test"], indices, times)
 
-    def _measure(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
+    def _forecast_and_sums(
+        self, model: Any, series: SeriesSplit, indices: Tensor
+    ) -> tuple[Forecast, SeriesBatch, Sums]:
         """A forecast of the targets of some series, and all that is summed of it, the truth and the rate included."""
         targets = series.targets(indices)
         truth = series.truths(indices) if series.truth is not None else targets
@@ -328,10 +330,10 @@ class TimeSeriesTask:
         forecast = whole.at(at_targets)
         if getattr(model, "reads_itself", False):  # asked for the targets alone, as in training
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
-        loss = self._value(model, forecast, targets, 1.0).item()
+        loss = self._loss_value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
         if whole.values is not None:
-            sums |= error_sums_apart(whole.values[:, :, at_truth], truth, self._window)
+            sums |= window_error_sums(whole.values[:, :, at_truth], truth, self._window)
         if self._data.rate is not None and whole.log_rates is not None:
             rate = self._data.rate(series.ids[indices], times[at_rate[0]])
             inferred = whole.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
@@ -350,7 +352,7 @@ def _observed_from(series: SeriesBatch, start: float) -> Tensor:
     return series.mask[:, series.times >= start].any((1, 2))
 
 
-def _facts(data: SeriesData) -> dict[str, Any]:
+def _data_properties(data: SeriesData) -> dict[str, Any]:
     """What models may need to know of the data."""
     train = data.train
     told = train.mask & (train.is_input | train.is_target).unsqueeze(1)
@@ -358,7 +360,9 @@ def _facts(data: SeriesData) -> dict[str, Any]:
     return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
 
 
-def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast) -> dict[str, list[Any]]:
+def _prediction_columns(
+    channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast
+) -> dict[str, list[Any]]:
     """A forecast of the times at which anything was observed, as columns."""
     place = targets.mask.any(-1).nonzero(as_tuple=True)
     columns = {"series": ids[place[0]], "time": targets.times[place[1]]}
@@ -377,5 +381,5 @@ def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forec
 def _nfe(forecast: Forecast) -> dict[str, float]:
     """NFE of a batch, in all and by role; nothing where nothing was solved."""
     roles = {"encoder_nfe": forecast.encoder, "decoder_nfe": forecast.decoder}
-    numbers = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
-    return {"nfe": sum(numbers.values())} | numbers if numbers else {}
+    metrics = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
+    return {"nfe": sum(metrics.values())} | metrics if metrics else {}

@@ -20,7 +20,7 @@ from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import write_atomically
 from odebench.tasks import Task
-from odebench.training.distributed import gathered, is_first, num_ranks, rank
+from odebench.training.distributed import all_gather, is_rank_zero, rank, world_size
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
@@ -60,13 +60,13 @@ class TrainingState:
         self.progress = Progress()
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The model to evaluate: the average of the weights where one is kept."""
         return self.task.model if self.average is None else self.average.module
 
     def save(self, path: Path) -> None:
         """Write all of it, random states included, atomically. What stood there is kept as ``previous.pt``."""
-        task, *others = gathered(self.task.state_dict())
+        task, *others = all_gather(self.task.state_dict())
         content = {
             "format": FORMAT,
             "model_name": self.model_name,
@@ -82,7 +82,7 @@ class TrainingState:
 
     def save_weights(self, path: Path) -> None:
         """Write the evaluated model alone, atomically: what ``best`` holds."""
-        content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated.state_dict()}
+        content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated_model.state_dict()}
         _save(path, content)
 
     def load(self, path: Path) -> None:
@@ -96,13 +96,13 @@ class TrainingState:
                 self.average.load_state_dict(content["average"])
             self.optimizer.load_state_dict(content["optimizer"])
             states = [content["task"], *content.get("others", [])]
-            self.task.load_state_dict(states[rank() if len(states) == num_ranks() else 0])
+            self.task.load_state_dict(states[rank() if len(states) == world_size() else 0])
             self.progress = Progress(**content["progress"])
             _set_random_states(content["random"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
 
-    def load_newest(self, path: Path) -> None:
+    def load_latest(self, path: Path) -> None:
         """Go on from the last checkpoint; from the one before it, which takes its place, where it is damaged.
 
         Does nothing where there is neither. Raises UsageError where none of those that there are can be used.
@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
 
 
 def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
-    if not is_first():
+    if not is_rank_zero():
         return
     buffer = BytesIO()
     torch.save(content, buffer)
@@ -147,7 +147,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}: put it back, or train the run anew")
     try:
-        _check_sums(path)
+        _verify_checksums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
@@ -158,7 +158,7 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_sums(path: Path) -> None:
+def _verify_checksums(path: Path) -> None:
     """torch.load leaves the check sums of its file unread."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():

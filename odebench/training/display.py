@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from odebench.training.distributed import is_first
+from odebench.training.distributed import is_rank_zero
 
 log = logging.getLogger(__name__)
 
-PLAIN_EVERY_S = 30.0
+LOG_INTERVAL_S = 30.0
 
 
 class ProgressDisplay:
@@ -30,7 +30,7 @@ class ProgressDisplay:
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> "ProgressDisplay":
-        if sys.stderr.isatty() and is_first():
+        if sys.stderr.isatty() and is_rank_zero():
             self._bar = self._stack.enter_context(
                 tqdm(
                     total=self._num_steps,
@@ -48,20 +48,20 @@ class ProgressDisplay:
     ) -> None:
         self._stack.close()
 
-    def step(self, step: int, numbers: Mapping[str, float]) -> None:
+    def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimiser step was taken."""
         if self._bar is not None:
             self._bar.set_description(f"epoch {self._epoch(step)}", refresh=False)
-            self._bar.set_postfix_str(_brief(numbers), refresh=False)
+            self._bar.set_postfix_str(_format_metrics(metrics), refresh=False)
             self._bar.update()
-        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+        elif time.monotonic() - self._last_line > LOG_INTERVAL_S:
             self._last_line = time.monotonic()
-            log.info("step %d/%d  %s  %s to go", step, self._num_steps, _brief(numbers), self._eta(step))
+            log.info("step %d/%d  %s  %s to go", step, self._num_steps, _format_metrics(metrics), self._eta(step))
 
-    def validated(self, step: int, numbers: Mapping[str, float]) -> None:
+    def show_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An epoch ended with these numbers of the validation split."""
         self._last_line = time.monotonic()
-        shown = "  ".join(f"{tag} {value:.4g}" for tag, value in numbers.items())
+        shown = "  ".join(f"{tag} {value:.4g}" for tag, value in metrics.items())
         log.info("epoch %s  %s  %s to go", self._epoch(step), shown, self._eta(step))
 
     def _epoch(self, step: int) -> str:
@@ -73,8 +73,8 @@ class ProgressDisplay:
         return tqdm.format_interval(max(min(seconds, self._seconds_left - elapsed), 0))
 
 
-def _brief(numbers: Mapping[str, float]) -> str:
+def _format_metrics(metrics: Mapping[str, float]) -> str:
     """The training's own numbers and its evaluations."""
-    names = {tag: tag.partition("/")[2].replace("_", " ") for tag in numbers if tag.startswith("train/")}
+    names = {tag: tag.partition("/")[2].replace("_", " ") for tag in metrics if tag.startswith("train/")}
     names |= {"nfe/forward": "NFE", "nfe/backward": "backward NFE"}
-    return "  ".join(f"{name} {numbers[tag]:.4g}" for tag, name in names.items() if tag in numbers)
+    return "  ".join(f"{name} {metrics[tag]:.4g}" for tag, name in names.items() if tag in metrics)

@@ -30,73 +30,73 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(days=1)
 
 
-def num_ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
-    return _told("WORLD_SIZE", 1)
+    return _environment_int("WORLD_SIZE", 1)
 
 
 def rank() -> int:
     """Which of them this one is, counted from 0."""
-    return _told("RANK", 0)
+    return _environment_int("RANK", 0)
 
 
 def local_rank() -> int:
     """Which of those on this machine this one is, counted from 0."""
-    return _told("LOCAL_RANK", 0)
+    return _environment_int("LOCAL_RANK", 0)
 
 
-def _told(name: str, default: int) -> int:
+def _environment_int(name: str, default: int) -> int:
     # Clusters set some of these for purposes of their own.
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that evaluates, writes and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """The processes joined, by nccl between GPUs and by gloo for all else. Of the others only failures are logged."""
-    if num_ranks() == 1 or dist.is_initialized():
+    if world_size() == 1 or dist.is_initialized():
         yield
         return
-    if not is_first():
+    if not is_rank_zero():
         logging.getLogger("odebench").setLevel(logging.CRITICAL)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield
     except (ConnectionError, UsageError) as error:
-        if is_first():
+        if is_rank_zero():
             raise
         sys.exit(2 if isinstance(error, UsageError) else 1)  # the first one has said why
     dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def first_ahead() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """The first process goes through this alone, then the others: it may have something to fetch for all."""
-    if num_ranks() > 1 and not is_first():
-        wait_for_all()
+    if world_size() > 1 and not is_rank_zero():
+        barrier()
     yield
-    if num_ranks() > 1 and is_first():
-        wait_for_all()
+    if world_size() > 1 and is_rank_zero():
+        barrier()
 
 
-def check_batch(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
     """UsageError where the global batch has no equal shares."""
-    if batch_size % num_ranks():
+    if batch_size % world_size():
         raise UsageError(
-            f"trainer.batch_size={batch_size}: {num_ranks()} processes share it; make it a multiple of {num_ranks()}",
+            f"trainer.batch_size={batch_size}: {world_size()} processes share it; make it a multiple of {world_size()}",
             "trainer.batch_size",
         )
 
 
-def share(batch: Any, batch_size: int) -> Any:
+def shard_batch(batch: Any, batch_size: int) -> Any:
     """This process's rows of a global batch: tensors [batch_size, ...] in a tuple, or what has a method ``rows``."""
-    if num_ranks() == 1:
+    if world_size() == 1:
         return batch
-    num = batch_size // num_ranks()
+    num = batch_size // world_size()
     rows = slice(rank() * num, (rank() + 1) * num)
     return batch.rows(rows) if hasattr(batch, "rows") else tree_map(lambda x: x[rows], batch)
 
@@ -106,91 +106,91 @@ def seed_step(seed: int, step: int) -> None:
 
     The first one goes on with the state that its checkpoints hold.
     """
-    if not is_first():
+    if not is_rank_zero():
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_result(make: Callable[[], T]) -> T:
     """What ``make()`` gives in the first process, in all of them."""
-    if num_ranks() == 1:
+    if world_size() == 1:
         return make()
-    box = [make() if is_first() else None]
-    with _connection():
+    box = [make() if is_rank_zero() else None]
+    with _connection_errors():
         dist.broadcast_object_list(box)
     return box[0]  # type: ignore[return-value]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Each process's value, in their order."""
-    values = [value] * num_ranks()
-    if num_ranks() > 1:
-        with _connection():
+    values = [value] * world_size()
+    if world_size() > 1:
+        with _connection_errors():
             dist.all_gather_object(values, value)
     return values
 
 
-def agreed(*values: Any) -> list[Any]:
+def reduce_max(*values: Any) -> list[Any]:
     """The largest of each number over the processes; of flags, whether one of them has it set."""
-    return list(values) if num_ranks() == 1 else _reduced(values, torch.int64, dist.ReduceOp.MAX)
+    return list(values) if world_size() == 1 else _all_reduce(values, torch.int64, dist.ReduceOp.MAX)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when all processes have come here."""
-    agreed(0)
+    reduce_max(0)
 
 
-def means(numbers: dict[str, float]) -> dict[str, float]:
+def reduce_mean(metrics: dict[str, float]) -> dict[str, float]:
     """The mean of each number over the processes; all have the same names, in the same order."""
-    if num_ranks() == 1 or not numbers:
-        return numbers
-    sums = _reduced(list(numbers.values()), torch.float64, dist.ReduceOp.SUM)
-    return dict(zip(numbers, (total / num_ranks() for total in sums), strict=True))
+    if world_size() == 1 or not metrics:
+        return metrics
+    sums = _all_reduce(list(metrics.values()), torch.float64, dist.ReduceOp.SUM)
+    return dict(zip(metrics, (total / world_size() for total in sums), strict=True))
 
 
-def copy_from_first(model: nn.Module) -> None:
+def broadcast_model(model: nn.Module) -> None:
     """Give the model the first process's weights and buffers."""
-    if num_ranks() > 1:
-        with _connection(), torch.no_grad():
+    if world_size() > 1:
+        with _connection_errors(), torch.no_grad():
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
 
 def average_gradients(model: nn.Module) -> None:
     """Replace each gradient by its mean over the processes: the global batch's, for equal shares of a mean."""
-    if num_ranks() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    with _connection():
+    with _connection_errors():
         dist.all_reduce(flat)
-    flat /= num_ranks()
+    flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
 @contextlib.contextmanager
-def diverging_together() -> Iterator[None]:
+def synchronised_divergence() -> Iterator[None]:
     """A Diverged that is raised within, in whichever process, is raised in all of them."""
     reason = None
     try:
         yield
     except Diverged as error:
         reason = str(error)
-        if num_ranks() == 1:
+        if world_size() == 1:
             raise
-    if num_ranks() > 1 and any(agreed(reason is not None)):
-        raise Diverged(next(text for text in gathered(reason) if text is not None))
+    if world_size() > 1 and any(reduce_max(reason is not None)):
+        raise Diverged(next(text for text in all_gather(reason) if text is not None))
 
 
-def _reduced(numbers: Sequence[Any], dtype: torch.dtype, how: Any) -> list[Any]:
-    tensor = torch.tensor(numbers, dtype=dtype)
-    with _connection():
+def _all_reduce(values: Sequence[Any], dtype: torch.dtype, how: Any) -> list[Any]:
+    tensor = torch.tensor(values, dtype=dtype)
+    with _connection_errors():
         dist.all_reduce(tensor, how)
     return tensor.tolist()
 
 
 @contextlib.contextmanager
-def _connection() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
     """One line for what gloo and nccl raise where another process has died."""
     try:
         yield

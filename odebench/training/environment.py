@@ -15,7 +15,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.tasks import Task
 from odebench.training import distributed
-from odebench.training.restored_state import without_trace
+from odebench.training.restored_state import restored_state
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if available else "cpu"
     device = torch.device(name)
-    if device == torch.device("cuda") and distributed.num_ranks() > 1:
+    if device == torch.device("cuda") and distributed.world_size() > 1:
         device = torch.device("cuda", distributed.local_rank())
     if device.type == "cuda" and (device.index or 0) >= available:
         found = f"{available} CUDA device(s) here" if available else "no CUDA device here, or a torch without CUDA"
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def prepare(settings: Settings) -> torch.device:
+def prepare_environment(settings: Settings) -> torch.device:
     """Set threads, determinism and random states, and return the device."""
     device = choose_device(settings.device)
     if settings.trainer.threads is not None:
@@ -82,9 +82,9 @@ def compile_model(task: Task) -> None:
     part = getattr(task.model, "field", task.model)
     part.compile(dynamic=False)
     try:
-        with without_trace(task), contextlib.suppress(Diverged, SolveError):
+        with restored_state(task), contextlib.suppress(Diverged, SolveError):
             # Of the shape that this process will train on: another would be compiled again.
-            task.loss(distributed.share(task.batch(0), task.batch_size)).value.backward()
+            task.loss(distributed.shard_batch(task.batch(0), task.batch_size)).value.backward()
     except UsageError:
         raise
     except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces

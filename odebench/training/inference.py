@@ -26,17 +26,17 @@ from odebench.config.warnings import without_effect
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import layout
-from odebench.record.files import plain, refuse_file, time_now, write_atomically
+from odebench.record.files import check_file_can_be_made, to_json, utc_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
 from odebench.training.environment import choose_device
-from odebench.training.summary import aligned, describe
+from odebench.training.summary import align_columns, describe_settings
 
 log = logging.getLogger(__name__)
 
 # Data sets that share images: all of mnist5k's are among those that MNIST has for training.
-SAME_IMAGES = {"mnist", "mnist5k"}
+DATA_SHARING_IMAGES = {"mnist", "mnist5k"}
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
     on the command line: ``["solver=rk4", "device=cpu"]``.
     Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
-    run = path if isinstance(path, RunRecord) else trained_run(path)
+    run = path if isinstance(path, RunRecord) else read_trained_run(path)
     trained = read_saved(run.settings, run.path / layout.SETTINGS)
     settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
     with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
         task = build_task(settings, choose_device(settings.device))
-    load_fitting(task.model, run, settings)
+    load_best_weights(task.model, run, settings)
     task.model.eval()
-    _warn_of_leakage(trained.data.name, settings.data.name)
+    _warn_about_leakage(trained.data.name, settings.data.name)
     return TrainedRun(run.path, settings, task)
 
 
-def trained_run(path: Path | str) -> RunRecord:
+def read_trained_run(path: Path | str) -> RunRecord:
     """What a run left, with what its settings lack (see ``saved_settings``). Of one that is not finished these are the
     best weights so far, which is told; UsageError where there are none."""
     run = read_run(path, metrics=False)
@@ -85,7 +85,7 @@ def trained_run(path: Path | str) -> RunRecord:
     return replace(run, settings=saved_settings(run.settings, run.path))
 
 
-def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
+def load_best_weights(model: nn.Module, run: RunRecord, asked: Settings) -> None:
     """Load the best weights of a run into a model that was built under some settings.
 
     Raises UsageError as ``load_weights``; of a model that they do not fit it names the settings that differ.
@@ -94,7 +94,9 @@ def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
         load_weights(model, run.path / layout.BEST_CHECKPOINT, asked.model.name)
     except UsageError as error:
         differ = (
-            _differ(read_settings(saved_settings(run.settings, run.path)), asked) if "model" in error.settings else {}
+            _differing_settings(read_settings(saved_settings(run.settings, run.path)), asked)
+            if "model" in error.settings
+            else {}
         )
         if not differ:
             raise
@@ -102,7 +104,7 @@ def load_fitting(model: nn.Module, run: RunRecord, asked: Settings) -> None:
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
 
 
-def _differ(trained: Settings, asked: Settings) -> dict[str, tuple[Any, Any]]:
+def _differing_settings(trained: Settings, asked: Settings) -> dict[str, tuple[Any, Any]]:
     """What shapes a model and differs, by setting: (as asked, as trained); nothing for networks of other kinds."""
     before, now = options_of(trained.model), options_of(asked.model)
     if before.keys() != now.keys():
@@ -122,13 +124,13 @@ def _check_data(trained: Settings, asked: Settings) -> None:
             raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
 
 
-def _warn_of_leakage(trained: str, asked: str) -> None:
-    if {trained, asked} == SAME_IMAGES:
+def _warn_about_leakage(trained: str, asked: str) -> None:
+    if {trained, asked} == DATA_SHARING_IMAGES:
         line = "data=%s shares images with data=%s, of the training; only the test images of data=mnist are surely new"
         log.warning(line, asked, trained)
 
 
-def _loaded(path: Path, overrides: list[str]) -> TrainedRun:
+def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
     """A run, and a line for each of the overrides that has no effect."""
     run = load_run(path, overrides)
     for line in without_effect(run.settings, overrides):
@@ -143,42 +145,42 @@ def evaluate_run(
 
     limit: of the split, only so many samples.
     """
-    run = _loaded(path, overrides)
+    run = _load_and_warn(path, overrides)
     if limit is not None:
-        run.task.limit(split, limit)
-    numbers = run.task.evaluate(split)
-    rows = [("run", describe(as_evaluated(run.settings)))]
-    rows += [(f"{split} {name}", text) for name, text in run.task.rows(numbers)]
-    if "nfe" in numbers:
-        rows.append(("NFE a batch", f"{numbers['nfe']:.1f}"))
-    print(aligned(rows))
-    append_evaluation(run, overrides, split, limit, numbers)
-    return numbers
+        run.task.limit_split(split, limit)
+    metrics = run.task.evaluate(split)
+    rows = [("run", describe_settings(with_evaluation_solver(run.settings)))]
+    rows += [(f"{split} {name}", text) for name, text in run.task.format_metrics(metrics)]
+    if "nfe" in metrics:
+        rows.append(("NFE a batch", f"{metrics['nfe']:.1f}"))
+    print(align_columns(rows))
+    append_evaluation(run, overrides, split, limit, metrics)
+    return metrics
 
 
 def append_evaluation(
-    run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, numbers: Mapping[str, Any]
+    run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, metrics: Mapping[str, Any]
 ) -> None:
     """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
     solver = run.settings.evaluation_solver
     line = {
-        "time": time_now(),
+        "time": utc_now(),
         "overrides": overrides,
         "split": split,
         "limit": limit,
         "solver": solver.name,
         "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
-        **numbers,
+        **metrics,
     }
     with open(run.path / layout.EVALUATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(plain(line)) + "\n")
+        file.write(json.dumps(to_json(line)) + "\n")
 
 
 def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:
     """Write what a finished run's model says of each sample of a split, as CSV, to a new file or to stdout."""
     if output is not None:
-        refuse_file(output, f"--output {output}")
-    columns = _loaded(path, overrides).task.predict(split)
+        check_file_can_be_made(output, f"--output {output}")
+    columns = _load_and_warn(path, overrides).task.predict(split)
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -206,10 +208,10 @@ def sample_run(
     if output is not None and output.suffix not in SAMPLE_SUFFIXES:
         raise UsageError(f"--output {output}: a file of samples ends with {', '.join(SAMPLE_SUFFIXES)}")
     if output is not None:
-        refuse_file(output, f"--output {output}")
+        check_file_can_be_made(output, f"--output {output}")
     if named := [word for word in overrides if word.partition("=")[0] == "seed"]:
         raise UsageError(f"{named[0]}: that of the samples is given by --seed {named[0].partition('=')[2]}")
-    run = _loaded(path, overrides)
+    run = _load_and_warn(path, overrides)
     draw = getattr(run.task, "sample", None)
     if draw is None:
         raise UsageError(
@@ -248,6 +250,6 @@ def _as_csv(samples: np.ndarray) -> str:
     return text.getvalue()
 
 
-def as_evaluated(settings: Settings) -> Settings:
+def with_evaluation_solver(settings: Settings) -> Settings:
     """The settings with the solver of validation and test as the solver."""
     return replace(settings, solver=settings.evaluation_solver)

@@ -20,7 +20,7 @@ from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState
 from odebench.training.display import ProgressDisplay
 from odebench.training.optim import lr_factor
-from odebench.training.restored_state import without_trace
+from odebench.training.restored_state import restored_state
 from odebench.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -37,33 +37,33 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
     last_saved = time.monotonic()
     timer = StepTimer()
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
-    record.status("running", step=progress.step, steps=num_steps)
+    record.write_status("running", step=progress.step, steps=num_steps)
 
     with ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - record.elapsed_s) as display:
         while progress.step < num_steps and not progress.finished:
             timer.start()
-            numbers = train_step(training, settings, num_steps)
+            metrics = train_step(training, settings, num_steps)
             timer.stop(task.batch_size)
             progress.step += 1
             step = progress.step
-            display.step(step, numbers)
+            display.show_step(step, metrics)
 
             minutes_up = record.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
             # Whatever one process is told, all do.
-            stopping, minutes_up, save_due = distributed.agreed(stop.number, minutes_up, save_due)
+            stopping, minutes_up, save_due = distributed.reduce_max(stop.signal_number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
-                record.log(step, numbers | timer.read())
+                record.log(step, metrics | timer.read())
 
             epoch, rest = divmod(step, task.steps_per_epoch)
             validation_due = (rest == 0 and epoch % trainer.validate_every == 0) or last_step
             if validation_due:
-                display.validated(step, validate(training, settings, record))
+                display.show_validation(step, validate(training, settings, record))
                 too_stale = trainer.patience is not None and progress.stale_epochs >= trainer.patience
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
-                measure(training, record)
+                measure_training_step(training, record)
             # After all that is logged of this step: a run that is killed goes on with the next one.
             if validation_due or stopping or save_due:
                 record.flush()
@@ -71,7 +71,7 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
             if stopping and not progress.finished:
-                stop.number = stopping
+                stop.signal_number = stopping
                 return False
     return True
 
@@ -89,7 +89,7 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
         group["lr"] = lr
     optimizer.zero_grad()
     distributed.seed_step(settings.seed, step)
-    loss = backpropagate(task, distributed.share(task.batch(step), task.batch_size), trainer.max_nfe)
+    loss = backpropagate(task, distributed.shard_batch(task.batch(step), task.batch_size), trainer.max_nfe)
     distributed.average_gradients(task.model)
     grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
     if not math.isfinite(grad_norm):
@@ -97,21 +97,21 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
     optimizer.step()
     if training.average is not None:
         training.average.update_parameters(task.model)
-    numbers = {tag: float(number) for tag, number in loss.numbers.items()}
-    numbers = distributed.means(numbers | solver_numbers(loss.solves))
-    return numbers | {"optim/lr": lr, "optim/grad_norm": grad_norm}
+    metrics = {tag: float(number) for tag, number in loss.metrics.items()}
+    metrics = distributed.reduce_mean(metrics | solver_metrics(loss.solves))
+    return metrics | {"optim/lr": lr, "optim/grad_norm": grad_norm}
 
 
 def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
     """The loss of this process's share of a batch, whose gradients the model gets. Raises Diverged, all processes
     together."""
-    with distributed.diverging_together():
+    with distributed.synchronised_divergence():
         loss = task.loss(batch)
         value = loss.value.item()
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
     # Backward solves may be of all processes together (solver.sync_steps): none begins one before all have a loss.
-    with distributed.diverging_together():
+    with distributed.synchronised_divergence():
         try:
             loss.value.backward()
         except ode.SolveError as error:
@@ -122,7 +122,7 @@ def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
     return loss
 
 
-def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
+def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
     """What the solves of one step cost, after its backward pass; nothing where there is no ODE."""
     if not solves:
         return {}
@@ -140,11 +140,11 @@ def solver_numbers(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
 def validate(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter) -> dict[str, float]:
     """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
     progress = training.progress
-    numbers = distributed.from_first(lambda: training.task.evaluate("validation", training.evaluated))
-    tagged = {f"val/{name}": value for name, value in numbers.items() if layout.is_tag(f"val/{name}")}
+    metrics = distributed.broadcast_result(lambda: training.task.evaluate("validation", training.evaluated_model))
+    tagged = {f"val/{name}": value for name, value in metrics.items() if layout.is_tag(f"val/{name}")}
     record.log(progress.step, tagged)
     value, best_before = tagged[settings.trainer.objective], progress.best
-    if better(settings.trainer.objective, value, best_before):
+    if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
         training.save_weights(record.path / layout.BEST_CHECKPOINT)
     # A tie is taken for its weights, but is no progress: trainer.patience goes on counting.
@@ -153,7 +153,7 @@ def validate(training: TrainingState, settings: Settings, record: RunWriter | Nu
     return tagged
 
 
-def better(objective: str, value: float, best: float | None) -> bool:
+def is_better(objective: str, value: float, best: float | None) -> bool:
     """Whether a value of the objective, such as ``val/accuracy``, beats the best so far."""
     if best is None or not math.isfinite(best):
         return True
@@ -161,22 +161,22 @@ def better(objective: str, value: float, best: float | None) -> bool:
     return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
-def measure(training: TrainingState, record: RunWriter | NullRunWriter) -> None:
+def measure_training_step(training: TrainingState, record: RunWriter | NullRunWriter) -> None:
     """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace: nothing
     but a warning where it diverges."""
     task, progress = training.task, training.progress
-    batch = distributed.share(task.batch(progress.step), task.batch_size)
+    batch = distributed.shard_batch(task.batch(progress.step), task.batch_size)
     solves: list[ode.Stats] = []
     try:
         # Meters see eager work only.
-        with without_trace(task), torch.compiler.set_stance("force_eager"):
+        with restored_state(task), torch.compiler.set_stance("force_eager"):
             device = next(task.model.parameters()).device
-            numbers = measure_step(lambda: solves.extend(backpropagate(task, batch).solves), device)
+            metrics = measure_step(lambda: solves.extend(backpropagate(task, batch).solves), device)
     except Diverged as error:
         log.warning("not measured after step %d: %s", progress.step, error)
         return
-    record.log(progress.step, numbers)
-    record.step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
+    record.log(progress.step, metrics)
+    record.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:

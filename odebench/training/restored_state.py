@@ -9,7 +9,7 @@ from odebench.tasks import Task
 
 
 @contextlib.contextmanager
-def without_trace(task: Task) -> Iterator[None]:
+def restored_state(task: Task) -> Iterator[None]:
     """Steps within start without gradients; afterwards there are none, and the model's buffers, the task's state and
     the random states are as before, whatever was raised."""
     device = next(task.model.parameters()).device

@@ -19,40 +19,40 @@ class StopRequest:
     caught.
     """
 
-    def __init__(self, at_once: str = "") -> None:
+    def __init__(self, notice: str = "") -> None:
         """at_once: what is said of it when it comes, the loop being busy perhaps for long."""
-        self.number = 0
-        self._at_once = at_once
-        self._before: dict[int, Any] = {}
+        self.signal_number = 0
+        self._notice = notice
+        self._previous_handlers: dict[int, Any] = {}
 
     @property
     def name(self) -> str | None:
         """The signal's name, None where none came."""
-        return signal.Signals(self.number).name if self.number else None
+        return signal.Signals(self.signal_number).name if self.signal_number else None
 
-    def pass_on(self) -> None:
+    def forward(self) -> None:
         """Call who handled the signal before, once all is saved: a launcher (submitit) that queues the job again."""
-        handler = self._before.get(self.number)
+        handler = self._previous_handlers.get(self.signal_number)
         if callable(handler) and handler is not signal.default_int_handler:
-            handler(self.number, None)
+            handler(self.signal_number, None)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             caught = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
-            self._before = {number: signal.signal(number, self._handle) for number in caught}
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+        if self.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._at_once and not self.number:
+        if self._notice and not self.signal_number:
             second = "; a second one stops at once" if number == signal.SIGINT else ""
-            log.warning("%s: %s%s", signal.Signals(number).name, self._at_once, second)
-        self.number = self.number or number
+            log.warning("%s: %s%s", signal.Signals(number).name, self._notice, second)
+        self.signal_number = self.signal_number or number

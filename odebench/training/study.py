@@ -27,8 +27,14 @@ from odebench.ode import SolveError
 from odebench.record.profiling import measure_step
 from odebench.record.reader import RunRecord
 from odebench.tasks import Loss, Task
-from odebench.training.inference import TrainedRun, append_evaluation, as_evaluated, load_run, trained_run
-from odebench.training.restored_state import without_trace
+from odebench.training.inference import (
+    TrainedRun,
+    append_evaluation,
+    load_run,
+    read_trained_run,
+    with_evaluation_solver,
+)
+from odebench.training.restored_state import restored_state
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +44,9 @@ REFERENCE = f"{REFERENCE_SOLVER} at {REFERENCE_TOL:g} in float64"
 # Of the split, whose outputs are compared.
 NUM_OUTPUTS = 100
 # Settings that say how an ODE is solved; all others are the reference's, too.
-_OF_SOLVING = ("solver", "tol", "eval_solver", "eval_tol", "gradient")
-_SHOWN_APART = ("solver", "tol", "solver.steps", "solver.step_size")
-_COLUMNS = {
+_SOLVER_GROUPS = ("solver", "tol", "eval_solver", "eval_tol", "gradient")
+_KEYS_WITH_OWN_COLUMN = ("solver", "tol", "solver.steps", "solver.step_size")
+_COST_COLUMNS = {
     "nfe": ("NFE", "{:.1f}"),
     "batch_ms": ("ms", "{:.1f}"),
     "output_error": ("output error", "{:.1e}"),
@@ -70,33 +76,40 @@ def study_run(
     anything is evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot
     be had.
     """
-    record = trained_run(path)
-    chosen = _distinct(record, combinations)
-    varying = _varying(combinations)
-    compares_gradients = gradients or any(_group(key) == "gradient" for key in varying)
+    record = read_trained_run(path)
+    chosen = _distinct_evaluations(record, combinations)
+    varying = _varying_keys(combinations)
+    compares_gradients = gradients or any(_config_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], ReferenceModel] = {}
     found, table = [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
-        others = tuple(word for word in overrides if _group(word) not in _OF_SOLVING)
+        others = tuple(word for word in overrides if _config_group(word) not in _SOLVER_GROUPS)
         if others not in references:
             references[others] = ReferenceModel(record, others, split, compares_gradients, limit)
         run = load_run(record, overrides)
         if limit is not None:
-            run.task.limit(split, limit)
+            run.task.limit_split(split, limit)
         try:
-            numbers = references[others].compare(run, overrides, split)
+            metrics = references[others].compare(run, overrides, split)
         except Diverged as error:
             log.warning("left out: %s: %s", " ".join(overrides), error)
             append_evaluation(run, overrides, split, limit, {"failed": str(error)})
             continue
-        append_evaluation(run, overrides, split, limit, {**numbers, "reference": REFERENCE})
-        found.append(numbers)
+        append_evaluation(run, overrides, split, limit, {**metrics, "reference": REFERENCE})
+        found.append(metrics)
         given = dict(word.split("=", 1) for word in overrides)
-        more = {key: given[key] for key in varying if key not in _SHOWN_APART}
-        table.append({**_how(settings), **more, **_what(run.task.rows(numbers)), **_cost(numbers)})
+        more = {key: given[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
+        table.append(
+            {
+                **_solver_cells(settings),
+                **more,
+                **_metric_cells(run.task.format_metrics(metrics)),
+                **_cost_cells(metrics),
+            }
+        )
     if table:
-        print(_as_text(table))
+        print(_format_table(table))
         part = "" if limit is None else f"first {limit:,} samples of the "
         print(f"\nof the {part}{split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
         print("forward, backward: NFE and time of a training step; memory and gradients: of that step's")
@@ -113,36 +126,36 @@ class ReferenceModel:
         are compared, too. limit: of the split, only so many samples."""
         words = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
         run = load_run(record, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])
-        in_double(run.task)
+        to_double(run.task)
         self._record = record
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
-        self._outputs = outputs(run.task, split, self._num).double()
-        self._gradient = _gradient(run) if with_gradient else None
-        self._has_turned_back = with_gradient
+        self._outputs = task_outputs(run.task, split, self._num).double()
+        self._gradient = _loss_gradient(run) if with_gradient else None
+        self._is_warmed_up = with_gradient
 
     def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
         """The numbers of a row."""
         task = run.task
-        numbers: dict[str, Any] = _of_step(run.settings) | dict(task.evaluate(split))
-        found = outputs(task, split, self._num)
+        metrics: dict[str, Any] = _training_solver(run.settings) | dict(task.evaluate(split))
+        found = task_outputs(task, split, self._num)
         started = time.perf_counter()
-        _ = outputs(task, split, self._num).sum().item()  # waits for the device
-        numbers["batch_ms"] = 1e3 * (time.perf_counter() - started)
-        numbers["output_error"] = self.output_error(found)
+        _ = task_outputs(task, split, self._num).sum().item()  # waits for the device
+        metrics["batch_ms"] = 1e3 * (time.perf_counter() - started)
+        metrics["output_error"] = self.output_error(found)
         try:
-            if not self._has_turned_back:
-                _training_step(run)  # the first backward pass pays for what is made once
-                self._has_turned_back = True
-            cost, gradient = _training_step(run)
-            numbers |= cost
+            if not self._is_warmed_up:
+                _time_training_step(run)  # the first backward pass pays for what is made once
+                self._is_warmed_up = True
+            cost, gradient = _time_training_step(run)
+            metrics |= cost
             if cost and self._gradient is not None:
-                numbers["peak_mib"] = _peak_mib(run)
-                numbers["gradient_error"] = relative_error(gradient, self._gradient)
+                metrics["peak_mib"] = _peak_mib(run)
+                metrics["gradient_error"] = relative_error(gradient, self._gradient)
                 if (discrete := _discrete_gradient(self._record, run, overrides)) is not None:
-                    numbers["gradient_error_discrete"] = relative_error(gradient, discrete)
+                    metrics["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
-        return numbers
+        return metrics
 
     def output_error(self, found: Tensor) -> float:
         """Relative, of the outputs of the fixed batch."""
@@ -154,55 +167,55 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
-def _training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
+def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
     """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
     where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
     step = _TrainingStep(run)
-    with without_trace(run.task):
+    with restored_state(run.task):
         first_s = step.forward()[1]  # which pays for what is made once
         loss, second_s = step.forward()
         turned = time.perf_counter()
         step.backward(loss)
-        gradient = step.take_gradient()
+        gradient = step.pop_gradient()
         backward_s = time.perf_counter() - turned
     if not loss.solves:
         return {}, gradient
     forward_s = min(first_s, second_s)
-    numbers: dict[str, float] = {
+    metrics: dict[str, float] = {
         "nfe_forward": sum(stats.nfe for stats in loss.solves),
         "nfe_backward": sum(stats.backward.nfe for stats in loss.solves if stats.backward),
         "forward_ms": 1e3 * forward_s,
         "backward_ms": 1e3 * backward_s,
         "step_ms": 1e3 * (forward_s + backward_s),
     }
-    return numbers, gradient
+    return metrics, gradient
 
 
-def _gradient(run: TrainedRun) -> Tensor:
+def _loss_gradient(run: TrainedRun) -> Tensor:
     """The gradient [P] of the loss over the first training batch."""
     step = _TrainingStep(run)
-    with without_trace(run.task):
+    with restored_state(run.task):
         step.backward(step.forward()[0])
-        return step.take_gradient()
+        return step.pop_gradient()
 
 
 def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
     """The gradient [P] of the very same solve, differentiated exactly by another mode than the run's own; None where
     its solver knows none, as those of SciPy."""
-    forward = [word for word in overrides if _group(word) != "gradient"]
+    forward = [word for word in overrides if _config_group(word) != "gradient"]
     if run.settings.gradient.name == "reversible" and not run.settings.solver.fixed:
         forward.append("solver.stop_at_times=true")  # as its steps do, which no other mode's would
     for mode in ("checkpoint", "backprop", "reversible"):
         if mode != run.settings.gradient.name:
             with contextlib.suppress(UsageError):
-                return _gradient(load_run(record, [*forward, f"gradient={mode}"]))
+                return _loss_gradient(load_run(record, [*forward, f"gradient={mode}"]))
     return None
 
 
 def _peak_mib(run: TrainedRun) -> float:
     """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
     step = _TrainingStep(run)
-    with without_trace(run.task), torch.compiler.set_stance("force_eager"):
+    with restored_state(run.task), torch.compiler.set_stance("force_eager"):
         return measure_step(lambda: step.backward(step.forward()[0]), step.device)["memory/peak_mib"]
 
 
@@ -213,7 +226,7 @@ class _TrainingStep:
         self._task, self._model = run.task, run.task.model
         first = next(self._model.parameters())
         self.device = first.device
-        self._batch, self._state = cast(self._task.batch(0), first.dtype), self._task.state_dict()
+        self._batch, self._state = cast_floats(self._task.batch(0), first.dtype), self._task.state_dict()
         self._model.zero_grad()
 
     def forward(self) -> tuple[Loss, float]:
@@ -232,7 +245,7 @@ class _TrainingStep:
         except SolveError as error:
             raise Diverged(str(error)) from error
 
-    def take_gradient(self) -> Tensor:
+    def pop_gradient(self) -> Tensor:
         """[P], of all parameters; the model keeps none. Waits for the device."""
         self._model.eval()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._model.parameters()]
@@ -242,7 +255,7 @@ class _TrainingStep:
         return gradient
 
 
-def _of_step(settings: Settings) -> dict[str, str | float | None]:
+def _training_solver(settings: Settings) -> dict[str, str | float | None]:
     """How a training step is solved, whatever solver evaluates; no tolerance where its steps are fixed or rtol and atol
     differ."""
     solver = settings.solver
@@ -250,11 +263,11 @@ def _of_step(settings: Settings) -> dict[str, str | float | None]:
     return {"gradient": settings.gradient.name, "step_solver": solver.name, "step_tol": tol}
 
 
-def _distinct(record: RunRecord, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
+def _distinct_evaluations(record: RunRecord, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
     """Those that come to different evaluations, each with the settings that it comes to."""
     found: list[tuple[list[str], Settings]] = []
     for overrides in combinations:
-        settings = as_evaluated(read_settings(override_saved(record.settings, overrides)))
+        settings = with_evaluation_solver(read_settings(override_saved(record.settings, overrides)))
         if not settings.has_ode:
             way_out = f"odebench eval {shlex.quote(str(record.path))}"
             raise UsageError(f"{settings.model.name} solves no ODE; one evaluation tells all: {way_out}")
@@ -265,7 +278,7 @@ def _distinct(record: RunRecord, combinations: Sequence[list[str]]) -> list[tupl
     return found
 
 
-def _varying(combinations: Sequence[Sequence[str]]) -> list[str]:
+def _varying_keys(combinations: Sequence[Sequence[str]]) -> list[str]:
     """The keys that have several values."""
     values: dict[str, set[str]] = {}
     for word in (word for overrides in combinations for word in overrides):
@@ -274,12 +287,12 @@ def _varying(combinations: Sequence[Sequence[str]]) -> list[str]:
     return [key for key, some in values.items() if len(some) > 1]
 
 
-def _group(word: str) -> str:
+def _config_group(word: str) -> str:
     """``solver`` of ``solver.rtol=1e-3``."""
     return word.partition("=")[0].partition(".")[0].lstrip("+")
 
 
-def _how(settings: Settings) -> dict[str, str]:
+def _solver_cells(settings: Settings) -> dict[str, str]:
     solver = settings.solver
     if solver.fixed:
         steps = f"{solver.steps} steps" if solver.steps else f"step size {solver.step_size:g}"
@@ -288,16 +301,16 @@ def _how(settings: Settings) -> dict[str, str]:
     return {"solver": solver.name, "tol": f"{solver.rtol:g}" if same else f"{solver.rtol or 0:g}/{solver.atol or 0:g}"}
 
 
-def _what(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _metric_cells(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
     """A task's rows, without what it adds after a number."""
     return {name: text.partition("  (")[0].partition(" ±")[0] for name, text in rows}
 
 
-def _cost(numbers: Mapping[str, Any]) -> dict[str, str]:
-    return {title: form.format(numbers[name]) for name, (title, form) in _COLUMNS.items() if name in numbers}
+def _cost_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
+    return {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
 
 
-def _as_text(rows: Sequence[Mapping[str, str]]) -> str:
+def _format_table(rows: Sequence[Mapping[str, str]]) -> str:
     """In columns as wide as their widest entry."""
     titles = list(dict.fromkeys(title for row in rows for title in row))
     cells = [titles, *([row.get(title, "-") for title in titles] for row in rows)]
@@ -306,24 +319,24 @@ def _as_text(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def outputs(task: Task, split: str, num: int) -> Tensor:
+def task_outputs(task: Task, split: str, num: int) -> Tensor:
     """See ``Task.outputs``; the same random numbers each time."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return task.outputs(split, num)
 
 
-def in_double(task: Task) -> None:
+def to_double(task: Task) -> None:
     """Turn a task's model into float64, and what it is called with."""
-    task.model.double().register_forward_pre_hook(lambda model, given: cast(given, torch.float64))
+    task.model.double().register_forward_pre_hook(lambda model, given: cast_floats(given, torch.float64))
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
+def cast_floats(value: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors in that dtype, also inside tuples and dataclasses; all else as it is."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple):
-        return tuple(cast(item, dtype) for item in value)
+        return tuple(cast_floats(item, dtype) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{name: cast(item, dtype) for name, item in vars(value).items()})
+        return dataclasses.replace(value, **{name: cast_floats(item, dtype) for name, item in vars(value).items()})
     return value

@@ -13,47 +13,49 @@ from odebench.config.settings import Settings
 
 # Which logged tag becomes which closing tag: the last value, or the mean over the last epoch, harmonic of a rate. Those
 # of the splits, which differ from task to task, become final/train_... and final/val_....
-LAST = {
+LAST_VALUES = {
     "memory/peak_mib": "final/peak_mib",
     "memory/saved_mib": "final/saved_mib",
     "flops/step": "final/flops",
 }
-MEAN = {
+EPOCH_MEANS = {
     "nfe/forward": "final/nfe_forward",
     "nfe/backward": "final/nfe_backward",
     "time/step_ms": "final/step_ms",
 }
-RATE = {"throughput/samples_per_s": "final/samples_per_s"}
+EPOCH_RATES = {"throughput/samples_per_s": "final/samples_per_s"}
 
 
-def closing_numbers(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per_epoch: int) -> dict[str, float]:
+def summary_metrics(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per_epoch: int) -> dict[str, float]:
     """The ``best/...`` and ``final/...`` numbers that follow from the rows logged."""
-    numbers: dict[str, float] = {"best/step": best_step, "best/epoch": best_step / steps_per_epoch}
+    metrics: dict[str, float] = {"best/step": best_step, "best/epoch": best_step / steps_per_epoch}
     last_step = max(row["step"] for row in rows)
     for row in rows:
         for tag, value in row.items():
-            if closing := LAST.get(tag) or (tag.startswith(("train/", "val/")) and f"final/{tag.replace('/', '_')}"):
-                numbers[closing] = value
+            if closing := LAST_VALUES.get(tag) or (
+                tag.startswith(("train/", "val/")) and f"final/{tag.replace('/', '_')}"
+            ):
+                metrics[closing] = value
             if tag.startswith("val/") and row["step"] == best_step:
-                numbers[f"best/{tag.removeprefix('val/')}"] = value
-    covered = _covered(rows, last_step - steps_per_epoch)
-    for tag, closing in (MEAN | RATE).items():
+                metrics[f"best/{tag.removeprefix('val/')}"] = value
+    covered = _rows_of_last_epoch(rows, last_step - steps_per_epoch)
+    for tag, closing in (EPOCH_MEANS | EPOCH_RATES).items():
         if told := [(weight, row[tag]) for weight, row in covered if tag in row]:
             weights, values = zip(*told, strict=True)
-            mean = statistics.harmonic_mean if tag in RATE else statistics.fmean
-            numbers[closing] = mean(values, weights)
-    return numbers
+            mean = statistics.harmonic_mean if tag in EPOCH_RATES else statistics.fmean
+            metrics[closing] = mean(values, weights)
+    return metrics
 
 
-def _covered(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[tuple[int, Mapping[str, Any]]]:
+def _rows_of_last_epoch(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[tuple[int, Mapping[str, Any]]]:
     """The rows of training steps after `first_step`, each with the number of those that it stands for."""
-    of_steps = [row for row in rows if not row.keys().isdisjoint(MEAN | RATE)]
+    of_steps = [row for row in rows if not row.keys().isdisjoint(EPOCH_MEANS | EPOCH_RATES)]
     before = [0, *(row["step"] for row in of_steps)]
     covered = [(row["step"] - max(start, first_step), row) for start, row in zip(before, of_steps, strict=False)]
     return [(steps, row) for steps, row in covered if steps > 0]
 
 
-def describe(settings: Settings) -> str:
+def describe_settings(settings: Settings) -> str:
     """Model, solver, tolerance and gradient mode in a few words."""
     solver = settings.solver
     if solver.name == NO_SOLVER:
@@ -72,7 +74,7 @@ def describe(settings: Settings) -> str:
     return f"{settings.model.name}, {solver.name}, {how}, {settings.gradient.name}"
 
 
-def results(
+def result_rows(
     test: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]], best_epoch: float
 ) -> dict[str, str]:
     """Lines of the closing table from a task's rows of the test and of the best validation: name -> text."""
@@ -86,7 +88,7 @@ def results(
 
 def training_table(summary: Mapping[str, Any], folder: Path) -> str:
     """The lines that ``odebench train`` ends with, from its summary."""
-    return aligned(_training_rows(summary, folder))
+    return align_columns(_training_rows(summary, folder))
 
 
 def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -101,7 +103,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
     if "final/peak_mib" in summary:
         peak, saved = summary["final/peak_mib"], summary["final/saved_mib"]
         yield "memory a step", f"{peak:.1f} MiB peak, {saved:.1f} MiB saved for backward"
-        yield "FLOPs a step", _si(summary["final/flops"])
+        yield "FLOPs a step", _with_si_prefix(summary["final/flops"])
     if math.isfinite(summary.get("final/step_ms", math.nan)):
         yield (
             "time",
@@ -112,7 +114,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
     yield "dashboard", f"odebench tensorboard {shlex.quote(str(folder))}"
 
 
-def _si(number: float) -> str:
+def _with_si_prefix(number: float) -> str:
     """Three digits and a prefix: ``33.1 G``."""
     for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= factor:
@@ -120,7 +122,7 @@ def _si(number: float) -> str:
     return f"{number:.0f}"
 
 
-def aligned(rows: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> str:
+def align_columns(rows: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> str:
     """Two columns, the first as wide as its widest entry."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)

@@ -18,7 +18,7 @@ from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.errors import UsageError
 from odebench.ode.methods import METHODS
-from odebench.training.summary import describe
+from odebench.training.summary import describe_settings
 
 
 @functools.cache
@@ -563,7 +563,7 @@ def test_reading_settings_imports_no_torch():
 
 def test_an_ode_rnn_is_named_after_what_solves_it_and_has_no_integrals_of_its_dynamics():
     assert run_name(read("model=ode_rnn")) == "ode_rnn_euler"
-    assert describe(read("model=ode_rnn")) == "ode_rnn, euler, steps of 0.02 of the span, backprop"
+    assert describe_settings(read("model=ode_rnn")) == "ode_rnn, euler, steps of 0.02 of the span, backprop"
     assert run_name(read("model=ode_rnn", "model.encoder_solver=null")) == "ode_rnn_dopri5"
     assert run_name(read("model=latent_ode", "model.encoder=ode_rnn")) == "latent_ode_dopri5"
     for words in (["model=ode_rnn"], ["model=latent_ode", "model.encoder=ode_rnn"]):

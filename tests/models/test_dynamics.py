@@ -46,7 +46,7 @@ def penalised(terms, f, y0, t, **how):
     """The solution and what was taken."""
     solve = RegularisedSolve(Dynamics(**terms))
     solution = solve(f, y0, t, **(TIGHT | how))
-    return solution, *solve.take_penalty()
+    return solution, *solve.pop_penalty()
 
 
 @pytest.mark.parametrize("times", [(0.0, 0.2, 1.5), (1.5, 0.0)], ids=["several times", "backward"])
@@ -181,9 +181,9 @@ def test_solves_add_up_until_the_penalty_is_taken():
     solve = RegularisedSolve(Dynamics(kinetic=2.0))
     for _ in range(2):
         solve(lambda t, z: torch.ones_like(z), rand(4, 3), (0.0, 1.5), **TIGHT)
-    penalty, values = solve.take_penalty()
+    penalty, values = solve.pop_penalty()
     assert (float(penalty), float(values["dynamics/kinetic"])) == pytest.approx((6.0, 3.0))
-    assert solve.take_penalty() == (None, {})
+    assert solve.pop_penalty() == (None, {})
 
 
 def test_without_terms_nothing_is_carried():

@@ -28,5 +28,7 @@ def config() -> DictConfig:
 
 @pytest.fixture
 def create(config: DictConfig) -> Callable[[Path], RunWriter]:
-    measured = ["loss", "accuracy", "nfe"]
-    return lambda folder: RunWriter.create(folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]}, measured)
+    quantities = ["loss", "accuracy", "nfe"]
+    return lambda folder: RunWriter.create(
+        folder, config, ["tol=1e-3", "seed=0"], {"command": ["odebench"]}, quantities
+    )

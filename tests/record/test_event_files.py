@@ -16,7 +16,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from odebench.config.schema import GRADIENTS, SolverSettings
 from odebench.record import layout
-from odebench.record.tensorboard import columns_of, hparams
+from odebench.record.tensorboard import hparam_columns, hparams
 from odebench.record.writer import RunWriter
 
 
@@ -44,9 +44,9 @@ def test_numbers_histograms_and_figures_read_back(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 0.5, "nfe/forward": 26, "val/accuracy": float("nan")})
         record.log(20, {"train/loss": 0.25})
-        record.histogram("steps/size", np.array([0.1, 0.2, 0.7, np.inf]), 20)
-        record.histogram("steps/size", [], 30)
-        record.figure("confusion", Figure(figsize=(4, 2)), 20)
+        record.log_histogram("steps/size", np.array([0.1, 0.2, 0.7, np.inf]), 20)
+        record.log_histogram("steps/size", [], 30)
+        record.write_figure("confusion", Figure(figsize=(4, 2)), 20)
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 0.5), (20, 0.25)]
     assert points(events, "nfe/forward") == [(10, 26.0)]
@@ -83,19 +83,22 @@ def test_the_layout_pairs_what_belongs_together(tmp_path, create):
 
 
 def test_a_run_has_the_charts_of_what_it_measures_alone():
-    assert list(layout.layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == ["Learning", "Solver"]
-    assert list(layout.layout(["loss", "mse", "an extension's own"])["Learning"]) == [
+    assert list(layout.chart_layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == [
+        "Learning",
+        "Solver",
+    ]
+    assert list(layout.chart_layout(["loss", "mse", "an extension's own"])["Learning"]) == [
         "loss: train against validation",
         "mse: train against validation",
     ]
     # A residual network has no solver.
-    assert "Solver" not in layout.layout(["loss", "accuracy"])
+    assert "Solver" not in layout.chart_layout(["loss", "accuracy"])
 
 
 def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     with create(tmp_path / "run") as record:
-        record.status("done")
-    assert len(list(record.path.glob(layout.EVENTS))) == 1
+        record.write_status("done")
+    assert len(list(record.path.glob(layout.EVENT_FILES))) == 1
     assert {path.name for path in record.path.iterdir() if path.is_dir()} == {"checkpoints", "figures"}
     data = hparams_data(load(record.path))
     assert set(data) == {"experiment", "session_start_info", "session_end_info"}
@@ -117,7 +120,7 @@ def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
     }
     assert start.hparams["solver.rtol"].number_value == 1e-3
     metrics = {info.name.tag for info in data["experiment"].experiment.metric_infos}
-    assert metrics == set(layout.closing_tags("classification")) >= {"best/accuracy", "final/test_nfe", "final/minutes"}
+    assert metrics == set(layout.summary_tags("classification")) >= {"best/accuracy", "final/test_nfe", "final/minutes"}
 
 
 def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
@@ -136,14 +139,14 @@ def test_every_setting_of_our_models_has_its_column():
         option = OmegaConf.load(path)
         for name, value in OmegaConf.to_container(option.model).items():
             wanted = bool if isinstance(value, bool) else float if isinstance(value, int | float) else str
-            assert value is None or columns_of(option.task)[f"model.{name}"] is wanted, name
+            assert value is None or hparam_columns(option.task)[f"model.{name}"] is wanted, name
 
 
 def test_data_have_the_columns_of_their_task():
-    density = columns_of("density")
+    density = hparam_columns("density")
     assert {"data.noise", "data.fresh", "data.samples"} <= set(density)
     assert not {"data.augment", "data.train_limit", "data.observed", "data.root"} & set(density)
-    assert columns_of("time_series")["data.observed"] is float
+    assert hparam_columns("time_series")["data.observed"] is float
     # The density of images has theirs, though none of the task's own data has them.
     shown = hparams({"task": "density", "data": {"name": "mnist", "augment": False, "root": "/x", "validation": 5}})
     assert shown == {"data.name": "mnist", "data.augment": False}
@@ -169,7 +172,7 @@ def test_every_setting_of_solvers_and_gradients_is_shown():
 )
 def test_the_table_shows_how_a_run_ended(tmp_path, create, status, shown):
     with create(tmp_path / "run") as record:
-        record.status(status)
+        record.write_status(status)
     end = hparams_data(load(record.path)).get("session_end_info")
     assert (end and end.session_end_info.status) == shown
 
@@ -178,14 +181,14 @@ def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, cr
     with create(tmp_path / "run") as record:
         for step in (10, 20, 30, 40):
             record.log(step, {"train/loss": 1.0})
-            record.histogram("steps/size", [0.1], step)
-        record.summary({"best/accuracy": 0.5})
-        record.status("failed")
+            record.log_histogram("steps/size", [0.1], step)
+        record.write_summary({"best/accuracy": 0.5})
+        record.write_status("failed")
     with RunWriter.reopen(record.path, 20) as record:
         for step in (30, 40, 50):
             record.log(step, {"train/loss": 0.5})
-        record.summary({"best/accuracy": 0.9})
-        record.status("done")
+        record.write_summary({"best/accuracy": 0.9})
+        record.write_status("done")
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 1.0), (20, 1.0), (30, 0.5), (40, 0.5), (50, 0.5)]
     assert points_of_the_server(record.path, "train/loss") == points(events, "train/loss")
@@ -199,11 +202,11 @@ def test_a_run_killed_in_the_middle_of_an_event_goes_on(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 1.0})
         record.log(20, {"train/loss": 1.0})
-    (path,) = record.path.glob(layout.EVENTS)
+    (path,) = record.path.glob(layout.EVENT_FILES)
     path.write_bytes(path.read_bytes()[:-5])
     with RunWriter.reopen(record.path, 10) as record:
         record.log(20, {"train/loss": 0.5})
-        record.status("done")
+        record.write_status("done")
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 1.0), (20, 0.5)]
     assert points_of_the_server(record.path, "train/loss") == points(events, "train/loss")
@@ -245,8 +248,8 @@ def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, cre
     for name, accuracy, status in (("a", 0.75, "done"), ("b", 0.5, "diverged")):
         with create(tmp_path / name) as record:
             record.log(10, {"train/loss": 0.5, "nfe/forward": 26})
-            record.summary({"best/accuracy": accuracy})
-            record.status(status)
+            record.write_summary({"best/accuracy": accuracy})
+            record.write_status(status)
     client = serve(tmp_path)
     assert client.get("/data/runs").json == ["a", "b"]
 

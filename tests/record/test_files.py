@@ -64,15 +64,15 @@ def test_a_status_finds_room_on_a_full_disk_and_is_refused_by_a_read_only_one(tm
 
 def test_a_lock_is_held_by_one_and_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     with (
-        files.locked(tmp_path / "log.txt"),
+        files.file_lock(tmp_path / "log.txt"),
         pytest.raises(UsageError, match=f"{tmp_path} is in use by another process"),
-        files.locked(tmp_path / "log.txt"),
+        files.file_lock(tmp_path / "log.txt"),
     ):
         pass
-    with files.locked(tmp_path / "log.txt"):
+    with files.file_lock(tmp_path / "log.txt"):
         pass
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
-    with files.locked(tmp_path / "log.txt"):
+    with files.file_lock(tmp_path / "log.txt"):
         assert "log.txt cannot be locked (No locks available)" in caplog.text
 
 
@@ -80,7 +80,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in (".status.json.12.tmp", "checkpoints/.last.pt.34.tmp", ".hidden", "notes.tmp", "checkpoints/last.pt"):
         (tmp_path / name).touch()
-    files.remove_temporaries(tmp_path)
+    files.remove_temporary_files(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".hidden", "notes.tmp", "checkpoints/last.pt"}
 
@@ -114,6 +114,6 @@ def test_a_file_that_cannot_be_made_is_told_before_the_work_whose_result_it_is_f
         read_only / "x.csv": f"{read_only} cannot be written to",
     }.items():
         with pytest.raises(UsageError, match="--output X") as caught:
-            files.refuse_file(path, "--output X")
+            files.check_file_can_be_made(path, "--output X")
         assert told in str(caught.value)
-    files.refuse_file(tmp_path / "new.csv", "--output X")
+    files.check_file_can_be_made(tmp_path / "new.csv", "--output X")

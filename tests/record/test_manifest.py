@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def gather(config: DictConfig) -> dict:
-    return manifest.gather(config, CPU, {"sha256": "ab"}, {"all": 3}, ["odebench", "train", "seed=3"])
+    return manifest.build_manifest(config, CPU, {"sha256": "ab"}, {"all": 3}, ["odebench", "train", "seed=3"])
 
 
 def test_a_manifest_resolves_the_settings_and_is_json(tmp_path, config):

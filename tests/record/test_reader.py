@@ -9,7 +9,7 @@ import pytest
 
 from odebench.errors import UsageError
 from odebench.record import layout
-from odebench.record.manifest import process_began
+from odebench.record.manifest import process_start
 from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
 
@@ -115,7 +115,7 @@ def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
     for machine, status in [
         (here | {"pid": os.getpid()}, "running"),
         (here | {"pid": dead.pid}, "interrupted"),
-        (here | {"pid": os.getpid(), "began": process_began(os.getpid())}, "running"),
+        (here | {"pid": os.getpid(), "began": process_start(os.getpid())}, "running"),
         # Another process has its number by now.
         (here | {"pid": os.getpid(), "began": "another time"}, "interrupted"),
         ({"host": "elsewhere", "pid": dead.pid}, "running"),
@@ -123,7 +123,7 @@ def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
     ]:
         (tmp_path / "run" / layout.MANIFEST).write_text(json.dumps({"machine": machine}))
         assert overview(tmp_path / "run").status == status
-        assert read_overview(tmp_path / "run", as_told=True).status == "running"
+        assert read_overview(tmp_path / "run", trust_status=True).status == "running"
 
 
 def test_a_reason_is_one_line_that_moves_no_cursor(tmp_path):

@@ -34,9 +34,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_leaves_all_its_files(tmp_path, create):
     with create(tmp_path / "deep" / "run") as record:
         record.log(10, {"train/loss": 0.5})
-        record.figure("confusion", Figure(), 10)
-        record.summary({"best/accuracy": 0.9, "note": "ok"})
-        record.status("done")
+        record.write_figure("confusion", Figure(), 10)
+        record.write_summary({"best/accuracy": 0.9, "note": "ok"})
+        record.write_status("done")
     names = {path.name for path in record.path.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
@@ -140,7 +140,7 @@ def test_a_queued_job_may_start_in_its_folder(tmp_path, create):
 def test_status_tells_step_time_and_error_and_log_holds_the_traceback(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(7, {"train/loss": math.nan})
-        record.status("failed", message="disk full", traceback="Traceback ...\nOSError: disk full\n")
+        record.write_status("failed", message="disk full", traceback="Traceback ...\nOSError: disk full\n")
     status = read_run(record.path).status
     assert status["status"] == "failed"
     assert status["step"] == 7
@@ -182,8 +182,8 @@ def test_reopening_drops_later_rows_a_torn_line_and_the_end(tmp_path, create):
     with create(tmp_path / "run") as record:
         for step in (10, 20, 30):
             record.log(step, {"train/loss": 1 / step})
-        record.status("done")
-        record.summary({"final/nfe_forward": 26.0})
+        record.write_status("done")
+        record.write_summary({"final/nfe_forward": 26.0})
     with open(record.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "train/lo')
     with RunWriter.reopen(record.path, 20, {"host": "other"}) as record:
@@ -200,10 +200,10 @@ def test_reopening_drops_later_rows_a_torn_line_and_the_end(tmp_path, create):
 def test_reopening_at_the_end_forgets_what_was_said_of_the_end(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 0.5})
-        record.summary({"best/accuracy": 0.5})
+        record.write_summary({"best/accuracy": 0.5})
     with RunWriter.reopen(record.path, 10) as record:
         assert len(read_run(record.path).metrics) == 1
-        record.summary({"best/accuracy": 0.6})
+        record.write_summary({"best/accuracy": 0.6})
     assert read_run(record.path).series("best/accuracy") == ([10], [0.6])
 
 
@@ -234,7 +234,7 @@ def test_reading_and_plotting_need_no_torch_and_no_pyplot():
 
 def test_every_chart_and_metric_names_a_tag_that_exists():
     for task, quantities in QUANTITIES.items():
-        sections = layout.layout(list(quantities))
+        sections = layout.chart_layout(list(quantities))
         tags = [tag for charts in sections.values() for chart in charts.values() for tag in chart]
         assert tags, task
         assert set(tags) <= layout.TAGS.keys()

@@ -21,7 +21,7 @@ def test_its_experiment_exists_and_its_tag_is_one_of_a_runs_end(root):
         name, *settings = one.experiment.split() or [""]
         assert not name or (root / "configs" / "experiment" / f"{name}.yaml").is_file(), one
         assert all(word.count("=") == 1 for word in settings)
-        assert not one.tag or layout.is_closing(one.tag) or one.tag in ("parameters", NFE_RATIO), one
+        assert not one.tag or layout.is_summary_tag(one.tag) or one.tag in ("parameters", NFE_RATIO), one
         assert bool(one.tag) == math.isfinite(one.value), one
 
 

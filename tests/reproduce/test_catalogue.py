@@ -37,7 +37,9 @@ def test_rows_figures_and_numbers_are_what_they_can_be(name):
         assert {*row.better_than, row.within_time_of or row.name} <= set(names)
         assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.better_than)
         for tag in row.tags:
-            assert layout.is_closing(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
+            assert (
+                layout.is_summary_tag(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
+            )
     assert set(one.figures) <= set(FIGURES)
     assert set(one.tolerance) <= {tag for row in one.rows for tag in row.tags}
 

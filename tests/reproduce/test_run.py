@@ -9,7 +9,7 @@ import pytest
 
 from odebench.cli import main
 from odebench.errors import UsageError
-from odebench.record.files import locked
+from odebench.record.files import file_lock
 from odebench.reporting.page import RenderedFigure
 from odebench.reproduce import run
 from odebench.sweep import attempts, local
@@ -238,7 +238,7 @@ def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_b
 
 def test_what_is_done_is_read_while_another_process_holds_it(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
-    with locked(tmp_path / "runs" / "lock"):
+    with file_lock(tmp_path / "runs" / "lock"):
         assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
         capsys.readouterr()
         words = ["reproduce", "figure5", "budget=small", "seed=0,1", "--output", str(tmp_path / "runs")]

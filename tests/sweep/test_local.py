@@ -13,7 +13,7 @@ from sweep_testing import FAKE_TRAINING, LONG, logged_values, run_when, starts, 
 from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record import layout
-from odebench.record.files import locked
+from odebench.record.files import file_lock
 from odebench.sweep import attempts, local
 from odebench.sweep.cluster import LocalCluster
 from odebench.sweep.folder import LOCK_FILE, load_sweep
@@ -81,7 +81,7 @@ def test_only_the_cluster_can_change_when_a_sweep_is_resumed(sweep, tmp_path):
 
 def test_the_second_of_two_is_refused(sweep, tmp_path, capsys):
     sweep("model.hidden=10")
-    with locked(tmp_path / "sweep" / LOCK_FILE):
+    with file_lock(tmp_path / "sweep" / LOCK_FILE):
         assert main(["resume", str(tmp_path / "sweep")]) == 2
     assert "sweep is in use by another process" in capsys.readouterr().err
 

@@ -148,7 +148,7 @@ def test_the_warning_reaches_all_processes_and_brings_the_task_back(task, comman
 )
 def test_of_several_processes_the_record_says_how_it_ended(hidden, code, status, message, task, tmp_path):
     assert task(hidden, *SEVERAL_PROCESSES) == code
-    overview = read_overview(tmp_path / "sweep" / "0000_mlp", as_told=True)
+    overview = read_overview(tmp_path / "sweep" / "0000_mlp", trust_status=True)
     assert (overview.status, overview.message[: len(message)]) == (status, message)
 
 

@@ -111,11 +111,11 @@ def test_regularised_dynamics_have_their_price_in_training_and_leave_solution_an
         torch.testing.assert_close(found.y, expected.y)
         assert found.stats.nfe == expected.stats.nfe
         assert rnode.warm_step == pytest.approx(plain.warm_step, rel=1e-2)
-    penalty, values = rnode.take_penalty()
+    penalty, values = rnode.pop_penalty()
     assert penalty.requires_grad
     torch.testing.assert_close(penalty.detach(), 0.01 * sum(values.values()))
     assert set(values) == {"dynamics/kinetic", "dynamics/jacobian"}
-    assert plain.take_penalty() == (None, {})
+    assert plain.pop_penalty() == (None, {})
 
 
 def test_a_failed_solve_leaves_no_penalty_for_the_next_step(solve):
@@ -124,7 +124,7 @@ def test_a_failed_solve_leaves_no_penalty_for_the_next_step(solve):
     rnode(lambda t, z: -z, z0, (0.0, 1.0))
     with pytest.raises(Diverged):
         rnode(lambda t, z: -1e6 * z, z0, (0.0, 1.0))
-    assert rnode.take_penalty() == (None, {})
+    assert rnode.pop_penalty() == (None, {})
 
 
 @pytest.mark.parametrize("dynamics", ["rnode", "taynode", "steer"])
@@ -133,7 +133,7 @@ def test_a_solve_without_a_graph_knows_nothing_of_them(solve, dynamics):
     with torch.no_grad():
         expected, found = plain(field, Z0, (0.0, 1.0)), regularised(field, Z0, (0.0, 1.0))
     assert torch.equal(found.y, expected.y)
-    assert regularised.take_penalty() == (None, {})
+    assert regularised.pop_penalty() == (None, {})
 
 
 def test_a_random_end_is_for_training_alone(solve):
@@ -150,7 +150,7 @@ def test_an_evaluation_that_is_given_dynamics_measures_them(solve):
     training(field, Z0, (0.0, 1.0))
     with torch.no_grad():
         evaluation(field, Z0, (0.0, 1.0))
-    (_, expected), (penalty, found) = training.take_penalty(), evaluation.take_penalty()
+    (_, expected), (penalty, found) = training.pop_penalty(), evaluation.pop_penalty()
     torch.testing.assert_close(found["dynamics/taylor"], expected["dynamics/taylor"])
     assert not penalty.requires_grad
 

@@ -30,7 +30,7 @@ def test_batches_are_a_function_of_the_step(task):
 
 def test_a_limit_leaves_training_batches_as_they_are(task):
     before = task.batch(1)
-    task.limit("train", 5)
+    task.limit_split("train", 5)
     assert task.evaluate("train")["images"] == 5
     assert all(torch.equal(a, b) for a, b in zip(task.batch(1), before, strict=True))
 
@@ -41,7 +41,7 @@ def test_loss_and_accuracy_are_those_of_the_logits(task):
     task.load_state_dict({"warm_step": None})  # the second solve searches its first step, as the first one did
     logits, _ = task.model(images.float() / 255, task._solve)
     assert loss.value.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
-    assert loss.numbers["train/accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert loss.metrics["train/accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 
 
 def test_backward_statistics_are_there_after_the_backward_pass(task):

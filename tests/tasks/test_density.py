@@ -52,7 +52,7 @@ def test_batches_are_fresh_samples_and_a_function_of_the_step():
 def test_a_limit_leaves_training_batches_as_they_are():
     task = task_of("data.fresh=false")
     before = task.batch(1)
-    task.limit("train", 40)
+    task.limit_split("train", 40)
     assert task.evaluate("train")["samples"] == 40
     assert torch.equal(task.batch(1), before)
 
@@ -63,7 +63,7 @@ def test_maximum_likelihood_minimises_the_negative_log_likelihood():
     loss = task.loss(batch)
     log_prob, _ = task.model.log_prob(batch, task._eval_solve)
     assert loss.value.item() == pytest.approx(-log_prob.mean().item(), abs=1e-3)
-    assert loss.numbers["train/nll_nats"].item() == loss.value.item()
+    assert loss.metrics["train/nll_nats"].item() == loss.value.item()
     loss.value.backward()
     assert loss.solves[0].backward.nfe > 0
 
@@ -82,12 +82,12 @@ def test_density_matching_reports_the_divergence_that_quadrature_gives():
     kl = ((log_q - log_p) * log_q.exp()).sum().item() * cell
     assert numbers["kl_nats"] == pytest.approx(kl, abs=4 * numbers["kl_std_error"])
     assert numbers["loss"] == pytest.approx(numbers["kl_nats"] - task._data.log_normaliser)
-    assert task.rows(numbers)[0][0] == "KL"
+    assert task.format_metrics(numbers)[0][0] == "KL"
 
 
 def test_an_infinite_divergence_has_no_margin():
     numbers = {"nll_nats": 2.0, "kl_nats": math.inf, "kl_std_error": math.nan}
-    assert task_of().rows(numbers) == [("NLL", "2.0000 nats"), ("KL", "inf nats")]
+    assert task_of().format_metrics(numbers) == [("NLL", "2.0000 nats"), ("KL", "inf nats")]
 
 
 def test_flow_matching_needs_no_solve_and_vanishes_for_the_true_field():
@@ -137,7 +137,7 @@ def test_bits_per_dimension_are_those_of_eight_bit_pixels():
     assert 0 < batch.min().item() < batch.max().item() < 1
     loss = task.loss(batch)
     bits = loss.value.item() / (784 * math.log(2)) + 8
-    assert loss.numbers["train/bits_per_dim"].item() == pytest.approx(bits, rel=1e-6)
+    assert loss.metrics["train/bits_per_dim"].item() == pytest.approx(bits, rel=1e-6)
 
 
 def test_one_sample_has_no_standard_error():
@@ -265,7 +265,7 @@ def test_a_model_without_a_velocity_field_cannot_be_matched():
 
 def test_the_weights_of_the_dynamics_stand_against_the_likelihood_of_a_dimension():
     task = task_of("dynamics.kinetic=0.3")
-    numbers = task.loss(task.batch(0)).numbers
+    numbers = task.loss(task.batch(0)).metrics
     penalty = numbers["train/loss"] - numbers["train/nll_nats"]
     torch.testing.assert_close(penalty, 2 * 0.3 * numbers["dynamics/kinetic"])
 

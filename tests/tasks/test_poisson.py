@@ -45,7 +45,7 @@ def test_a_step_lowers_the_loss_and_the_rate_is_measured(words, has_values):
         optimizer.step()
         losses.append(loss.value.item())
     assert losses[-1] < losses[0]
-    task.limit("validation", 10)
+    task.limit_split("validation", 10)
     numbers = task.evaluate("validation")
     assert numbers["rate_rmse"] > 0
     assert ("mse" in numbers) == has_values

@@ -38,4 +38,4 @@ def test_what_is_measured_is_what_a_validation_gives(words):
     torch.manual_seed(0)
     task = build_task(read_settings(compose([*words, "device=cpu"])), torch.device("cpu"))
     known = QUANTITIES[read_settings(compose([*words])).task]
-    assert sorted(task.measured) == sorted(task.evaluate("validation").keys() & known.keys())
+    assert sorted(task.quantities) == sorted(task.evaluate("validation").keys() & known.keys())

@@ -17,8 +17,8 @@ from odebench.tasks.series_losses import (
     label_loss,
     log_likelihood,
     lower_bound,
+    negative_log_posterior,
     reduce_series,
-    surprise,
 )
 
 STD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_the_divergence_s_weight_waits_and_then_grows_to_one():
 def test_a_state_s_surprise_is_that_of_the_density_without_its_constant(forecast):
     q, states = forecast.posterior, torch.randn(3, 2, 5).double()
     log_density = torch.distributions.Normal(q.mean, q.std).log_prob(states).sum(-1).mean()
-    assert surprise(q, states).item() == pytest.approx(-log_density.item() - 5 * HALF_LOG_2_PI)
+    assert negative_log_posterior(q, states).item() == pytest.approx(-log_density.item() - 5 * HALF_LOG_2_PI)
 
 
 def test_label_loss_is_the_mean_cross_entropy(forecast):

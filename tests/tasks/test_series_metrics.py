@@ -8,10 +8,10 @@ from odebench.data.series import SeriesBatch
 from odebench.models.series import Forecast, Posterior
 from odebench.tasks.series_metrics import (
     error_sums,
-    error_sums_apart,
-    label_numbers,
+    label_metrics,
     likelihood_sums,
-    numbers_of,
+    metrics_from_sums,
+    window_error_sums,
 )
 
 TIMES = torch.tensor([0.1, 0.4, 0.5, 0.9])
@@ -35,12 +35,12 @@ def errors(columns):
 
 
 def test_mse_is_over_all_observed_numbers_of_all_batches():
-    numbers = numbers_of([error_sums(values, targets) for values, targets in BATCHES])
+    numbers = metrics_from_sums([error_sums(values, targets) for values, targets in BATCHES])
     assert numbers["mse"] == pytest.approx(np.mean(errors(range(4)) ** 2))
 
 
 def test_mse_per_feature_weighs_each_series_and_feature_alike():
-    numbers = numbers_of([error_sums(values, targets) for values, targets in BATCHES])
+    numbers = metrics_from_sums([error_sums(values, targets) for values, targets in BATCHES])
     by_series = []
     for values, targets in BATCHES:
         for i in range(len(targets)):
@@ -51,29 +51,29 @@ def test_mse_per_feature_weighs_each_series_and_feature_alike():
 
 
 def test_errors_in_the_window_and_beyond_it_are_kept_apart():
-    numbers = numbers_of([error_sums_apart(values, targets, 0.5) for values, targets in BATCHES])
+    numbers = metrics_from_sums([window_error_sums(values, targets, 0.5) for values, targets in BATCHES])
     assert numbers["rmse_interpolation"] == pytest.approx(np.sqrt(np.mean(errors([0, 1, 2]) ** 2)))
     assert numbers["rmse_extrapolation"] == pytest.approx(np.sqrt(np.mean(errors([3]) ** 2)))
-    assert "rmse_extrapolation" not in numbers_of([error_sums_apart(*BATCHES[0], 1.0)])
+    assert "rmse_extrapolation" not in metrics_from_sums([window_error_sums(*BATCHES[0], 1.0)])
 
 
 def test_the_bound_is_likelihood_less_divergence():
     values, targets = BATCHES[0]
     forecast = Forecast(values, posterior=Posterior(torch.zeros(5, 2), torch.full((5, 2), 2.0)))
-    numbers = numbers_of([likelihood_sums(forecast, targets, torch.ones(2))])
+    numbers = metrics_from_sums([likelihood_sums(forecast, targets, torch.ones(2))])
     assert numbers["kl_nats"] == pytest.approx(2 * (0.5 * 3 - np.log(2)))
     assert numbers["elbo_nats"] == pytest.approx(-numbers["nll_nats"] - numbers["kl_nats"])
-    assert "kl_nats" not in numbers_of([likelihood_sums(Forecast(values), targets, torch.ones(2))])
+    assert "kl_nats" not in metrics_from_sums([likelihood_sums(Forecast(values), targets, torch.ones(2))])
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order():
     probability, labels = torch.tensor([0.9, 0.2, 0.6, 0.4]), torch.tensor([1, 0, 0, 1])
     logits = probability.logit().unsqueeze(0)
-    numbers = label_numbers([logits[:, :3], logits[:, 3:]], [labels[:3], labels[3:]])
+    numbers = label_metrics([logits[:, :3], logits[:, 3:]], [labels[:3], labels[3:]])
     assert numbers == pytest.approx({"auc": 3 / 4, "accuracy": 0.5})
-    assert "auc" not in label_numbers([logits[:, :1]], [labels[:1]])
+    assert "auc" not in label_metrics([logits[:, :1]], [labels[:1]])
 
 
 def test_labels_are_judged_by_the_mean_probability_of_the_samples():
     logits = torch.tensor([[0.9], [0.2], [0.2]]).logit()
-    assert label_numbers([logits], [torch.tensor([0])])["accuracy"] == 1.0
+    assert label_metrics([logits], [torch.tensor([0])])["accuracy"] == 1.0

@@ -15,7 +15,7 @@ from odebench.models.series.reading import Observations
 from odebench.record.layout import FIGURES
 from odebench.record.reader import read_run
 from odebench.tasks import build_task
-from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, surprise
+from odebench.tasks.series_losses import kl_from_prior, label_loss, log_likelihood, negative_log_posterior
 from odebench.training.run import train_run
 
 SMALL = [
@@ -86,8 +86,8 @@ def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluatio
     (quiet, before, numbers), (loud, after, other) = outcome(0.0), outcome(1e9)
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
     assert numbers == other
-    assert quiet.numbers.keys() == loud.numbers.keys()
-    assert all(value == loud.numbers[name] for name, value in quiet.numbers.items())
+    assert quiet.metrics.keys() == loud.metrics.keys()
+    assert all(value == loud.metrics[name] for name, value in quiet.metrics.items())
 
 
 @pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
@@ -129,14 +129,14 @@ def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
 @pytest.mark.parametrize("observed", [0.3, 1.0], ids=["redrawn inputs", "all inputs"])
 def test_a_limit_leaves_training_batches_as_they_are(build, observed):
     whole, limited = (build(*SMALL, *FIXED, "data=periodic", f"data.observed={observed}") for _ in range(2))
-    limited.limit("train", 5)
+    limited.limit_split("train", 5)
     assert limited.evaluate("train")["series"] == 5
     assert all(torch.equal(a, b) for a, b in zip(tensors(limited.batch(1)), tensors(whole.batch(1)), strict=True))
 
 
 def test_a_limit_changes_no_series_samples(build):
     whole, limited = (build(*SMALL, "data=periodic") for _ in range(2))
-    limited.limit("validation", 3)
+    limited.limit_split("validation", 3)
     assert torch.equal(limited.outputs("validation", 3), whole.outputs("validation", 3))
 
 
@@ -148,9 +148,9 @@ def test_the_loss_is_the_negative_bound(build):
     likelihood = log_likelihood(forecast, batch.targets, task.model.noise_std, "sum").mean()
     kl = kl_from_prior(forecast.posterior, "sum").mean()
     assert loss.value.item() == pytest.approx((kl - likelihood).item(), rel=1e-5)
-    assert loss.numbers["train/nll_nats"] == pytest.approx(-likelihood.item(), rel=1e-5)
-    assert loss.numbers["train/kl_nats"] == pytest.approx(kl.item(), rel=1e-5)
-    assert [stats.nfe for stats in loss.solves] == [loss.numbers["train/decoder_nfe"]]
+    assert loss.metrics["train/nll_nats"] == pytest.approx(-likelihood.item(), rel=1e-5)
+    assert loss.metrics["train/kl_nats"] == pytest.approx(kl.item(), rel=1e-5)
+    assert [stats.nfe for stats in loss.solves] == [loss.metrics["train/decoder_nfe"]]
 
 
 def test_the_divergence_waits_for_its_epoch(build):
@@ -160,7 +160,7 @@ def test_the_divergence_waits_for_its_epoch(build):
     batch = task.batch(0)
     without, whole = (task.loss(dataclasses.replace(batch, kl_weight=weight)) for weight in (0.0, 1.0))
     difference = (whole.value - without.value).item()
-    assert difference == pytest.approx(without.numbers["train/kl_nats"], rel=1e-3)
+    assert difference == pytest.approx(without.metrics["train/kl_nats"], rel=1e-3)
 
 
 def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build):
@@ -171,7 +171,7 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
     assert task.batch(1).consistency_time != batch.consistency_time == task.batch(0).consistency_time
     loss, bound = task.loss(batch), plain.loss(plain.batch(0))
     added = (loss.value - bound.value).item() / 2
-    assert loss.numbers["task/consistency"].item() == pytest.approx(added, rel=1e-3)
+    assert loss.metrics["task/consistency"].item() == pytest.approx(added, rel=1e-3)
     # By hand: for each series what comes from the first time after that time on, encoded alone.
     inputs, column = batch.inputs, int((batch.inputs.times < batch.consistency_time).sum())
     start = inputs.times[column].item()
@@ -182,11 +182,11 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
             seen = inputs.mask[series, :, 0] & (inputs.times >= start)
             values, mask = inputs.values[None, series, seen], inputs.mask[None, series, seen]
             q, _ = task.model.encoder(Observations(inputs.times[seen] - start, values, mask), task._solve)
-            found.append(surprise(q, latents[:, [series]]).item())
+            found.append(negative_log_posterior(q, latents[:, [series]]).item())
     assert added == pytest.approx(np.mean(found), rel=1e-3)
     assert plain.batch(0).consistency_time is None
     inputs.mask[:, column:] = False
-    assert task.loss(batch).numbers["task/consistency"] == 0
+    assert task.loss(batch).metrics["task/consistency"] == 0
 
 
 def test_the_consistency_of_a_batch_is_the_mean_of_its_shares_however_many_series_of_each_go_on(build):
@@ -197,7 +197,7 @@ def test_the_consistency_of_a_batch_is_the_mean_of_its_shares_however_many_serie
         loss = task.loss(batch)
         loss.value.backward()
         gradients = [p.grad.flatten() for p in task.model.parameters() if p.grad is not None]
-        return loss.numbers["task/consistency"], torch.cat(gradients)
+        return loss.metrics["task/consistency"], torch.cat(gradients)
 
     for step in range(4):
         batch = task.batch(step)
@@ -276,7 +276,7 @@ def test_labels_are_learnt_beside_the_series(build):
     batch = task.batch(0)
     loss = task.loss(batch)
     forecast = task.model(batch.inputs, batch.targets.times, task._solve, noise=batch.noise)
-    of_labels = loss.value.item() - loss.numbers["train/nll_nats"] - loss.numbers["train/kl_nats"]
+    of_labels = loss.value.item() - loss.metrics["train/nll_nats"] - loss.metrics["train/kl_nats"]
     assert of_labels == pytest.approx(2 * label_loss(forecast.logits, batch.targets.labels).item(), rel=1e-2)
     loss.value.backward()
     assert all(p.grad.abs().sum() > 0 for p in task.model.classifier.parameters())

@@ -14,5 +14,5 @@ def test_the_time_to_go_ends_with_the_minutes_that_a_training_may_take(seconds_l
     shown = ProgressDisplay(0, 100, 10, seconds_left)
     now = 110.0
     with caplog.at_level(logging.INFO, "odebench"):
-        shown.validated(10, {"val/loss": 0.5})
+        shown.show_validation(10, {"val/loss": 0.5})
     assert caplog.messages == [f"epoch 1/10  val/loss 0.5  {told} to go"]

@@ -95,7 +95,7 @@ def test_a_step_that_diverges_in_one_process_where_it_is_only_measured_is_measur
 def test_a_process_that_dies_ends_the_run_with_a_status(name, ranks):
     folder, codes = ranks
     assert codes[name] == [1, -9]
-    status = read_overview(folder / name, as_told=True)
+    status = read_overview(folder / name, trust_status=True)
     assert (status.status, status.step) == ("failed", 2)
     assert "another process of this run has ended" in status.message
     assert "Traceback" not in (folder / f"{name}.0.txt").read_text()
@@ -122,11 +122,11 @@ def test_the_shares_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_
     pairs = []
     for rank in "012":
         monkeypatch.setenv("RANK", rank)
-        pairs.append(distributed.share(batch, 6))
+        pairs.append(distributed.shard_batch(batch, 6))
     for column, whole in enumerate(batch):
         assert torch.equal(torch.cat([pair[column] for pair in pairs]), whole)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert distributed.share(batch, 6) is batch
+    assert distributed.shard_batch(batch, 6) is batch
 
 
 def test_a_batch_of_another_structure_says_itself_what_its_rows_are(second_of_three):
@@ -134,7 +134,7 @@ def test_a_batch_of_another_structure_says_itself_what_its_rows_are(second_of_th
         def rows(self, rows):
             return rows
 
-    assert distributed.share(Series(), 6) == slice(2, 4)
+    assert distributed.shard_batch(Series(), 6) == slice(2, 4)
 
 
 def test_random_numbers_of_a_step_are_each_processs_own_and_repeatable(monkeypatch, second_of_three):
@@ -156,17 +156,17 @@ def test_what_a_cluster_sets_for_purposes_of_its_own_is_left_alone(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "7")
-    assert (distributed.num_ranks(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
-    assert distributed.agreed(15, False) == [15, False]
-    assert distributed.means({"train/loss": 0.5}) == {"train/loss": 0.5}
-    with distributed.joined(torch.device("cpu")):
+    assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
+    assert distributed.reduce_max(15, False) == [15, False]
+    assert distributed.reduce_mean({"train/loss": 0.5}) == {"train/loss": 0.5}
+    with distributed.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
 
 
 def test_uneven_shares_are_refused(second_of_three):
-    distributed.check_batch(6)
+    distributed.check_batch_size(6)
     with pytest.raises(UsageError, match=r"trainer\.batch_size=7: 3 processes share it; make it a multiple of 3"):
-        distributed.check_batch(7)
+        distributed.check_batch_size(7)
 
 
 @pytest.mark.parametrize("of_several", [False, True])

@@ -171,7 +171,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_a_line(tmp_path, at_s
     assert quick(tmp_path / "run").exit_code == 1
     assert "failed: Read-only file system: last.pt" in caplog.text
     monkeypatch.undo()
-    assert read_overview(tmp_path / "run", as_told=True).status == "running"  # nothing could be written
+    assert read_overview(tmp_path / "run", trust_status=True).status == "running"  # nothing could be written
 
 
 @pytest.mark.parametrize(
@@ -355,20 +355,22 @@ def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_pa
 
 def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
     from odebench.config.read import read_settings
-    from odebench.training.run import reason
+    from odebench.training.run import failure_message
 
-    told = reason(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
+    told = failure_message(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
     assert told.endswith("go on with: odebench resume 'my run'")
 
 
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
     from odebench.config.read import read_settings
-    from odebench.training.run import reason
+    from odebench.training.run import failure_message
 
     settings = read_settings(compose(["gradient=backprop"]))
-    assert "choose gradient=checkpoint or gradient=adjoint" in reason(torch.OutOfMemoryError(), settings, tmp_path)
+    assert "choose gradient=checkpoint or gradient=adjoint" in failure_message(
+        torch.OutOfMemoryError(), settings, tmp_path
+    )
     settings = read_settings(compose(["gradient=adjoint"]))
-    assert "gradient" not in reason(MemoryError(), settings, tmp_path)
+    assert "gradient" not in failure_message(MemoryError(), settings, tmp_path)
 
 
 def test_a_nan_in_the_gradient_at_step_k_leaves_the_weights_of_the_step_before(tmp_path, at_step, monkeypatch):
@@ -403,9 +405,9 @@ def test_the_lock_does_not_outlive_its_process(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "log.txt")], check=False)
     assert done.returncode == -signal.SIGKILL
     with (
-        files.locked(tmp_path / "log.txt"),
+        files.file_lock(tmp_path / "log.txt"),
         pytest.raises(UsageError, match="in use"),
-        files.locked(tmp_path / "log.txt"),
+        files.file_lock(tmp_path / "log.txt"),
     ):
         pass
 

@@ -221,7 +221,7 @@ def test_an_error_is_a_failed_run_with_its_traceback_in_the_record(train, monkey
 
 @pytest.mark.slow
 def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypatch):
-    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+    monkeypatch.setattr(loop, "is_better", lambda objective, value, best: best is None)
     result = train("trainer.epochs=9", "trainer.patience=2")
     assert read_run(result.folder).status["step"] == 4 * (1 + 2)
 
@@ -239,7 +239,7 @@ def test_validations_that_only_tie_are_no_progress_but_the_longest_trained_weigh
     ["trainer.patience=1", *(pytest.param(x, marks=SLOW) for x in ("trainer.max_minutes=1e-6", "trainer.epochs=2"))],
 )
 def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_training(limit, train, monkeypatch):
-    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+    monkeypatch.setattr(loop, "is_better", lambda objective, value, best: best is None)
 
     def broken(self):
         raise OSError(28, "No space left on device")
@@ -348,10 +348,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_wei
 
 
 def test_a_validation_of_nan_does_not_stay_the_best():
-    assert loop.better("val/loss", 0.5, math.nan)
-    assert not loop.better("val/loss", math.nan, 0.5)
-    assert loop.better("val/accuracy", 0.6, 0.5)
-    assert not loop.better("val/loss", 0.6, 0.5)
+    assert loop.is_better("val/loss", 0.5, math.nan)
+    assert not loop.is_better("val/loss", math.nan, 0.5)
+    assert loop.is_better("val/accuracy", 0.6, 0.5)
+    assert not loop.is_better("val/loss", 0.6, 0.5)
 
 
 def test_max_minutes_ends_a_training_with_its_test(train):
@@ -456,7 +456,7 @@ def test_validations_may_be_epochs_apart_and_the_last_step_has_one(train, monkey
     result = train(*apart, "trainer.epochs=5")
     assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 20]
     # Patience counts epochs all the same: the best after 2 of them, 4 later it ends.
-    monkeypatch.setattr(loop, "better", lambda objective, value, best: best is None)
+    monkeypatch.setattr(loop, "is_better", lambda objective, value, best: best is None)
     result = train(*apart, "trainer.epochs=9", "trainer.patience=3")
     assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 24]
 
@@ -607,7 +607,7 @@ def test_checkpoints_execute_nothing(train):
 
 def test_the_accepted_steps_of_a_training_step_are_kept(train):
     run = read_run(train("tol=1e-2").folder)
-    kept = json.loads((run.path / layout.STEPS).read_text())
+    kept = json.loads((run.path / layout.STEP_SIZES).read_text())
     assert kept["step"] == run.metrics[-1]["step"]
     assert [sum(sizes) for sizes in kept["solves"]] == pytest.approx([1.0])
 

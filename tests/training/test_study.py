@@ -12,17 +12,17 @@ from odebench.errors import Diverged, UsageError
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.runs import collect_runs
 from odebench.training import study
-from odebench.training.inference import load_run, trained_run
+from odebench.training.inference import load_run, read_trained_run
 from odebench.training.study import (
     REFERENCE_SOLVER,
     REFERENCE_TOL,
     ReferenceModel,
-    _gradient,
-    cast,
-    in_double,
-    outputs,
+    _loss_gradient,
+    cast_floats,
     relative_error,
     study_run,
+    task_outputs,
+    to_double,
 )
 
 
@@ -60,15 +60,15 @@ def test_the_output_error_of_fixed_steps_falls_by_the_order_of_the_method(solver
 
 
 def test_the_reference_is_in_float64_and_another_solver_agrees(run):
-    reference = ReferenceModel(trained_run(run), (), "validation", with_gradient=False)
+    reference = ReferenceModel(read_trained_run(run), (), "validation", with_gradient=False)
     loaded = load_run(run, [f"solver={REFERENCE_SOLVER}", f"tol={REFERENCE_TOL}"])
-    in_double(loaded.task)
-    found = outputs(loaded.task, "validation", 100)
+    to_double(loaded.task)
+    found = task_outputs(loaded.task, "validation", 100)
     assert found.dtype == torch.float64
     assert reference.output_error(found) == 0
     other = load_run(run, ["solver=dopri8", f"tol={REFERENCE_TOL}"])
-    in_double(other.task)
-    assert relative_error(outputs(other.task, "validation", 100), found) < 1e-8
+    to_double(other.task)
+    assert relative_error(task_outputs(other.task, "validation", 100), found) < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_the_reference_is_in_float64_and_another_solver_agrees(run):
 def test_outputs_are_the_same_each_time_and_in_double_but_for_rounding(model, count, request):
     loaded = load_run(request.getfixturevalue(model), ["solver=rk4", "solver.steps=2"])
     torch.manual_seed(3)
-    single = outputs(loaded.task, "validation", 100)
-    assert torch.equal(outputs(loaded.task, "validation", 100), single)
+    single = task_outputs(loaded.task, "validation", 100)
+    assert torch.equal(task_outputs(loaded.task, "validation", 100), single)
     assert count is None or len(single) == count
-    in_double(loaded.task)
-    double = outputs(loaded.task, "validation", 100)
+    to_double(loaded.task)
+    double = task_outputs(loaded.task, "validation", 100)
     assert 0 < relative_error(single, double) < 1e-5
-    batch = cast(loaded.task.batch(0), torch.float64)
+    batch = cast_floats(loaded.task.batch(0), torch.float64)
     assert double.dtype == loaded.task.loss(batch).value.dtype == torch.float64
 
 
@@ -97,9 +97,9 @@ def test_a_limit_evaluates_the_first_samples_of_the_split_alone(model, counted, 
     assert main(["eval", str(folder), *words, "--limit", "5"]) == 0
     assert lines(folder)[-1][counted] == 5
     loaded = load_run(folder, words)
-    whole = outputs(loaded.task, "validation", 5)
-    loaded.task.limit("validation", 5)
-    found = outputs(loaded.task, "validation", 100)
+    whole = task_outputs(loaded.task, "validation", 5)
+    loaded.task.limit_split("validation", 5)
+    found = task_outputs(loaded.task, "validation", 100)
     assert found.shape == whole.shape
     # The samples of latent states are drawn for all series of a split at once.
     assert counted == "series" or torch.allclose(found, whole, atol=1e-6)
@@ -120,8 +120,8 @@ def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):
     (whole,), (part,) = (study_run(odenet, [words], "train", limit) for limit in (None, 5))
     assert (whole["images"], part["images"]) == (16, 5)
     limited = load_run(odenet, words)
-    limited.task.limit("train", 5)
-    assert torch.equal(_gradient(limited), _gradient(load_run(odenet, words)))
+    limited.task.limit_split("train", 5)
+    assert torch.equal(_loss_gradient(limited), _loss_gradient(load_run(odenet, words)))
 
 
 def test_a_run_of_an_earlier_version_is_told_once_however_often_it_is_loaded(run, tmp_path, caplog):
@@ -254,7 +254,7 @@ def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
 
 def test_cast_leaves_integers_alone_and_reaches_into_tuples():
     labels, values = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
-    found = cast((labels, (values, None)), torch.float64)
+    found = cast_floats((labels, (values, None)), torch.float64)
     assert found[0] is labels
     assert found[1][0].dtype == torch.float64
     assert found[1][1] is None

@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.training.summary import closing_numbers
+from odebench.training.summary import summary_metrics
 
 
 def test_a_row_counts_for_the_steps_that_it_stands_for_within_the_last_epoch():
@@ -10,7 +10,7 @@ def test_a_row_counts_for_the_steps_that_it_stands_for_within_the_last_epoch():
         for step, ms, nfe in ((10, 5.0, 7), (20, 10.0, 14), (30, 10.0, 14), (31, 100.0, 34))
     ]
     rows.insert(2, {"step": 20, "val/accuracy": 0.5})
-    numbers = closing_numbers(rows, best_step=20, steps_per_epoch=20)
+    numbers = summary_metrics(rows, best_step=20, steps_per_epoch=20)
     assert numbers["final/step_ms"] == pytest.approx((19 * 10 + 100) / 20)
     assert numbers["final/samples_per_s"] == pytest.approx(64e3 / numbers["final/step_ms"])
     assert numbers["final/nfe_forward"] == pytest.approx((19 * 14 + 34) / 20)
@@ -18,5 +18,5 @@ def test_a_row_counts_for_the_steps_that_it_stands_for_within_the_last_epoch():
 
 
 def test_what_was_never_logged_has_no_closing_number():
-    numbers = closing_numbers([{"step": 4, "val/loss": 1.0}], best_step=4, steps_per_epoch=4)
+    numbers = summary_metrics([{"step": 4, "val/loss": 1.0}], best_step=4, steps_per_epoch=4)
     assert set(numbers) == {"best/step", "best/epoch", "best/loss", "final/val_loss"}
