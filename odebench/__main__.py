@@ -8,8 +8,8 @@ from odebench.cli import main
 if __name__ == "__main__":
     code = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # One of several processes (torchrun). A thread of the process group may still hold a tensor, and a thread that
-        # asks for the interpreter while it ends aborts a process whose work is done and saved. So it does not end.
+        # One of several processes (torchrun). A thread of the process group that still holds a tensor would abort the
+        # process while the interpreter shuts down, though all work is done and saved. So skip the shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -11,7 +11,7 @@ from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, UsageError
 
 @contextlib.contextmanager
 def console_log() -> Iterator[None]:
-    """Sends what the logger "odebench" gets to stderr, where nothing does so yet."""
+    """Send the log of "odebench" to stderr, unless a handler does so already."""
     logger = logging.getLogger("odebench")
     if any(type(handler) is logging.StreamHandler for handler in logger.handlers):
         yield
@@ -27,10 +27,10 @@ def console_log() -> Iterator[None]:
 
 
 def report_error(name: str, error: Exception) -> int:
-    """One line on stderr for an error that is the user's or the machine's, and the exit code for it.
+    """Print an error of the user or the machine as one line on stderr; returns the exit code.
 
-    Of several processes (torchrun) the first one alone says it. Anything else is a fault of ours and is raised again,
-    with its traceback.
+    Of several processes (torchrun) only the first one prints it. Any other error is a bug and is raised again, with its
+    traceback.
     """
     if isinstance(error, UsageError):
         _print_once(f"{name}: {error}")
@@ -39,7 +39,7 @@ def report_error(name: str, error: Exception) -> int:
         _print_once(f"{name}: {error}")
         return DIVERGED
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has gone; without this Python would complain once more while it exits.
+        # The reader of stdout has exited; without this Python would print another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     if isinstance(error, OSError) and error.errno is not None:
@@ -54,9 +54,9 @@ def _print_once(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def print_table(rows: Sequence[Sequence[str]], most: int | None = None) -> None:
-    """Rows of text on stdout, in columns as wide as their widest entry; most: characters of a row, None for all."""
+def print_table(rows: Sequence[Sequence[str]], max_width: int | None = None) -> None:
+    """Print rows in aligned columns on stdout; max_width: characters of a row, None for no limit."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     for row in rows:
         text = "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
-        print(text if most is None or len(text) <= most else f"{text[: most - 1]}…")
+        print(text if max_width is None or len(text) <= max_width else f"{text[: max_width - 1]}…")

@@ -1,21 +1,20 @@
-"""The errors that every room may raise, the words they are told in, and how the command line ends. Imports nothing of
-odebench."""
+"""Errors that every package may raise, helpers for their messages, and exit codes. Imports nothing of odebench."""
 
 import difflib
 from collections.abc import Iterable
 
-# Exit codes. STOPPED: by a signal, with a checkpoint; what starts jobs may start it again.
+# Exit codes. STOPPED: by a signal, with a checkpoint; a launcher may start the job again.
 DONE, FAILED, WRONG_USAGE, DIVERGED, STOPPED = 0, 1, 2, 3, 75
 
 
 class UsageError(ValueError):
     """Wrong usage, settings or input: one line for the user; the command line exits with 2.
 
-    settings: the names of those that it is about, such as ``model.width``, where it is about some.
+    settings: names of the settings concerned, such as ``model.width``.
     """
 
     def __init__(self, line: str, *settings: str) -> None:
-        super().__init__(line)  # alone, so that it can be pickled: by its line, then its attributes
+        super().__init__(line)  # only the line, so that pickling works
         self.settings = settings
 
 
@@ -23,24 +22,24 @@ class Diverged(RuntimeError):
     """Numbers that are not finite, or a solve that failed; one line, and the command line exits with 3."""
 
 
-# Lists that are not `odebench list`'s.
+# Lists that other verbs print than `odebench list`.
 _LISTS = {"figures": "report --list", "reproductions": "reproduce --list"}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the known word nearest to ``word``, the first of several; nothing where none is."""
+    """``; did you mean X?`` for the known name most like ``word``; empty if none is similar."""
     matcher = difflib.SequenceMatcher(b=word)
 
-    def likeness(name: str) -> float:
+    def similarity(name: str) -> float:
         matcher.set_seq1(name)
         return matcher.ratio()
 
-    near = max(known, key=likeness, default="")
-    return f"; did you mean {near}?" if near and likeness(near) > 0.6 else ""
+    near = max(known, key=similarity, default="")
+    return f"; did you mean {near}?" if near and similarity(near) > 0.6 else ""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> UsageError:
-    """A name that is none of ours: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
+    """The error for an unknown name: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
     listed = _LISTS.get(plural, f"list {plural}")
     names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench {listed} prints all"

@@ -8,11 +8,11 @@ from odebench.cli.options import whole_number
 
 SUMMARY = "measure the solver beside the other libraries that are installed"
 HELP = """\
-Measure the solver beside torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
-(from the checkout, `pip install -e ".[peers]"`): time turn by turn, evaluations, errors against a float64 reference,
+Compare the solver with torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
+(from the checkout, `pip install -e ".[peers]"`): time in turns, evaluations, errors against a float64 reference,
 memory.
 
-works: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
+cases: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
 The default takes about four minutes on two idle cores and writes to outputs/bench/<date>/<time>.
 
@@ -27,7 +27,7 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    cases = parser.add_argument("works", metavar="CASE", nargs="*", help="what is solved")
+    cases = parser.add_argument("cases", metavar="CASE", nargs="*", help="benchmark cases")
     cases.required = False
     parser.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
     parser.add_argument("--peers", metavar="A,B", help="the libraries beside it, or none; by default all installed")
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from odebench.bench.run import make_plan, run_bench
 
     plan = make_plan(
-        arguments.works,
+        arguments.cases,
         arguments.modes,
         arguments.peers,
         arguments.methods,

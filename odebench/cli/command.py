@@ -44,23 +44,23 @@ verbs:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks ends nothing
+        if isinstance(stream, io.TextIOWrapper):  # names may hold letters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         complete(parser)
-    verb = words[0] if words and not words[0].startswith("-") else ""
+    verb = argv[0] if argv and not argv[0].startswith("-") else ""
     name = f"odebench {verb}" if verb in VERBS else "odebench"
     try:
-        for word in words:
-            if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that the system could not read as text
+        for word in argv:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # undecodable bytes
                 raise UsageError(f"{word.encode(errors='backslashreplace').decode()}: is not UTF-8; name it otherwise")
         if verb and verb not in VERBS:
             raise unknown_name("verb", verb, VERBS, "verbs")
         with console_log():
-            code = _run(parser, words)
+            code = _run(parser, argv)
         sys.stdout.flush()
         return code
     except Exception as error:
@@ -70,21 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
+def _run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     tail: list[str] = []
-    if "--" in words:
-        words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
+    if "--" in argv:
+        argv, tail = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     try:
-        arguments, rest = parser.parse_known_args(words)
+        arguments, rest = parser.parse_known_args(argv)
     except SystemExit as stop:  # after --help or --version
         return int(stop.code or 0)
     if arguments.verb == "tensorboard":
         arguments.for_tensorboard = tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
-    for name in ("overrides", "works", "folders"):
+    for name in ("overrides", "cases", "folders"):
         if name in arguments:
-            # argparse reads a list only up to the first option; what stands after it comes here.
+            # argparse reads a list only up to the first option; later entries come here.
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
             rest = [word for word in rest if word.startswith("-")]
     if rest:
@@ -95,7 +95,7 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> int:
 
 
 def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """The nearest option, or the nearest setting where the verb takes some: those have no dashes."""
+    """A hint: the option, or the setting (which has no dashes), that is most like the given word."""
     settings = []
     if "overrides" in arguments:
         from odebench.config.compose import known_keys

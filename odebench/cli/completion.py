@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# The verbs that take settings of the cluster; resume takes no other.
-_SWEEPING = ("sweep", "resume", "reproduce")
+# Verbs that take cluster settings; resume takes no others.
+_WITH_CLUSTER = ("sweep", "resume", "reproduce")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answers the shell's request and exits; without argcomplete there is nothing to answer."""
+    """Answer the shell's request and exit; does nothing without argcomplete."""
     try:
         import argcomplete
     except ModuleNotFoundError:
@@ -18,9 +18,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """What ``prefix`` can become: keys (``sol`` -> ``solver=``), or a key's values (``solver=d`` -> ...).
+    """Completions of ``prefix``: keys (``sol`` -> ``solver=``), or values of a key (``solver=d`` -> ...).
 
-    After a comma, as in ``solver=dopri5,ts``, the next value of a multirun.
+    After a comma, as in ``solver=dopri5,ts``, they are for the next value of a multirun.
     """
     from odebench.config.compose import known_keys
     from odebench.errors import UsageError
@@ -32,7 +32,7 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> 
             before, comma = value.rpartition(",")[:2]
             return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
         verb = getattr(parsed_args, "verb", "")
-        own = ["split"] if verb in ("eval", "predict") else _cluster_keys() if verb in _SWEEPING else []
+        own = ["split"] if verb in ("eval", "predict") else _cluster_keys() if verb in _WITH_CLUSTER else []
         keys = [*own, *(known_keys(config_dir) if verb != "resume" else ())]
         return [f"{word}=" for word in keys if word != "config_dir"]
     except UsageError:
@@ -59,11 +59,11 @@ def _values(key: str, config_dir: Path | None) -> list[str]:
         return list(SPLITS)
     if key == "device":
         return ["auto", "cpu", "cuda"]
-    return _words(key)
+    return _allowed_values(key)
 
 
-def _words(key: str) -> list[str]:
-    """The words that a setting's type allows: true and false, or those of a Literal."""
+def _allowed_values(key: str) -> list[str]:
+    """The values that a setting's type allows: true and false, or those of a Literal."""
     from odebench.config import schema
     from odebench.config.settings import Settings
 

@@ -6,45 +6,45 @@ from typing import Any, get_type_hints
 
 from odebench.config.compose import options
 from odebench.config.groups import PLURALS
-from odebench.config.parsing import read_dataclass, read_value, shown
-from odebench.config.plugins import check_options, find, names
+from odebench.config.parsing import format_value, read_dataclass, read_value
+from odebench.config.plugins import check_signature, known_names, lookup
 from odebench.config.schema import NO_SOLVER, PluginSettings, SolverSettings
 from odebench.errors import UsageError, unknown_name
 from odebench.ode.methods import METHODS
 
 
 def read_choice(
-    group: str, node: Mapping[str, Any], own: Mapping[str, type], modules: Any, config_dir: str | None = None
+    group: str, node: Mapping[str, Any], builtin: Mapping[str, type], modules: Any, config_dir: str | None = None
 ) -> Any:
     """A choice by its name: one of ours, checked by its dataclass, or a plugin's, by its signature."""
     name = node.get("name")
-    if isinstance(name, str) and name in own:
-        return read_dataclass(own[name], node, f"{group}.")
+    if isinstance(name, str) and name in builtin:
+        return read_dataclass(builtin[name], node, f"{group}.")
     kind = {"model": "MODELS", "data": "DATA"}.get(group, "")
-    known = names(kind, own, modules) if modules else [*own]
+    known = known_names(kind, builtin, modules) if modules else [*builtin]
     if not isinstance(name, str) or name not in known:
         raise _unknown(group, name, known, modules, config_dir)
-    target = find(kind, name, own, modules)
+    target = lookup(kind, name, builtin, modules)
     given = {str(key): value for key, value in node.items() if key != "name"}
-    check_options(kind, name, target, given, f"{group}.")
+    check_signature(kind, name, target, given, f"{group}.")
     return PluginSettings(name, given)
 
 
 def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: str | None) -> UsageError:
-    """A name without code; of an option of the user's, whose module is missing, with that way out."""
+    """The error for an unknown name; it says so if a user's YAML file is there but its module is missing."""
     if config_dir is None or name not in options(group, config_dir):
-        return unknown_name(group, shown(name), known, PLURALS[group])
-    line = f"its YAML file is found, but extensions={shown(modules)} holds no {group} of that name"
+        return unknown_name(group, format_value(name), known, PLURALS[group])
+    line = f"its YAML file is found, but extensions={format_value(modules)} holds no {group} of that name"
     return UsageError(f"{group}={name}: {line}; add its module, as in extensions=[my_module]", group, "extensions")
 
 
 def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -> SolverSettings:
-    """A solver; the keys that only its method has become ``SolverSettings.options``."""
+    """The settings of a solver; keys that only its method has become ``SolverSettings.options``."""
     name = node.get("name")
-    known = [*names("METHODS", METHODS, modules), NO_SOLVER]
+    known = [*known_names("METHODS", METHODS, modules), NO_SOLVER]
     if name not in known:
         raise _unknown("solver", name, known, modules, config_dir)
-    method: Any = None if name == NO_SOLVER else find("METHODS", str(name), METHODS, modules)
+    method: Any = None if name == NO_SOLVER else lookup("METHODS", str(name), METHODS, modules)
     own = {key: node[key] for key in getattr(method, "options", ()) if key in node}
     hints = get_type_hints(type(method)) if own else {}
     options = {key: read_value(hints[key], f"solver.{key}", value) for key, value in own.items()}
@@ -58,7 +58,7 @@ def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -
 
 
 def options_of(choice: Any) -> dict[str, Any]:
-    """The options of a model, data set, ... by key, without its name: what the built thing is called with."""
+    """The options of a model, data set, ... by key, without its name: its constructor's arguments."""
     if isinstance(choice, PluginSettings):
         return dict(choice.options)
     return {field.name: getattr(choice, field.name) for field in fields(choice) if field.name != "name"}

@@ -1,6 +1,6 @@
-"""The Hydra half of the settings: where the YAML files are, what options they offer, and how they compose.
+"""The one place that calls Hydra: where the YAML files are, what options they offer, and how they compose.
 
-Hydra is imported where it is used: the command line lists options and completes words without it.
+Hydra is imported inside functions, so that the command line can list and complete options without it.
 """
 
 import re
@@ -25,8 +25,8 @@ _EXTRAS = {
     "hydra/launcher/submitit_local": "launchers",
     "hydra/launcher/submitit_slurm": "launchers",
 }
-# What ends with the training: no evaluation would heed it.
-_OF_TRAINING = re.compile(
+# Settings that end with the training: they have no effect on an evaluation.
+_TRAINING_ONLY = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
@@ -46,7 +46,7 @@ CONFIGS = _find_configs()
 
 
 def config_folders(config_dir: Path | str | None) -> list[Path]:
-    """The folders that hold YAML: ours, and the user's after it. UsageError where the user's is missing."""
+    """The folders that hold YAML: odebench's, then the user's. UsageError if the user's is missing."""
     if config_dir is None:
         return [CONFIGS]
     if not Path(config_dir).is_dir():
@@ -55,7 +55,7 @@ def config_folders(config_dir: Path | str | None) -> list[Path]:
 
 
 def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]:
-    """The options of a group, name -> YAML file; ours stand before the user's of the same name.
+    """The options of a group, name -> YAML file; odebench's come before a user's of the same name.
 
     A file whose name starts with _ is no option: others take settings from it by ``defaults: [_NAME]``.
     """
@@ -124,32 +124,32 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             config = hydra.compose("train", overrides=[*overrides, *config_dir_overrides(config_dir)])
     except Exception as error:
-        raise explain(error, config_dir) from error
+        raise explain_hydra_error(error, config_dir) from error
     with open_dict(config):
-        return freeze_resolvers(fitted(config, overrides))
+        return freeze_resolvers(apply_model_overrides(config, overrides))
 
 
-def fitted(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """The settings with what an experiment says for the chosen model, under ``models``, set; in place.
+def apply_model_overrides(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Apply, in place, the overrides that an experiment lists for the chosen model under ``models``.
 
-    overrides: those of the composition, which it does not touch. UsageError for a setting that the model has not.
+    overrides: those of the command line, which take precedence. UsageError for a setting that the model does not have.
     """
     models, name = config.pop("models", {}), OmegaConf.select(config, "model.name")
-    words = models.get(name, ()) if isinstance(models, DictConfig | dict) else None
-    if not isinstance(words, ListConfig | tuple) or not all(isinstance(word, str) for word in words):
+    listed = models.get(name, ()) if isinstance(models, DictConfig | dict) else None
+    if not isinstance(listed, ListConfig | tuple) or not all(isinstance(text, str) for text in listed):
         raise UsageError(f"models: a list of KEY=VALUE for each model is needed, as in {name}: [tol=1e-4]", "models")
     given = {override.key_or_group for override in parse_overrides(list(overrides), config.config_dir)}
-    for word in parse_overrides(list(words), config.config_dir):
-        key = word.key_or_group
+    for override in parse_overrides(list(listed), config.config_dir):
+        key = override.key_or_group
         if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
             raise unknown_setting(key, known_keys(config.config_dir))
         if key not in given:
-            OmegaConf.update(config, key, word.value())
+            OmegaConf.update(config, key, override.value())
     return config
 
 
 def config_dir_overrides(config_dir: Path | None) -> list[str]:
-    """The overrides by which Hydra searches the user's folder, and by which the settings remember it."""
+    """Overrides that make Hydra search the user's folder and that keep it in the settings."""
     if config_dir is None:
         return []
     folder = config_folders(config_dir)[-1]
@@ -167,7 +167,7 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    # Who names a module of their own means its YAML, too.
+    # A user who names a plugin needs its YAML folder too.
     lacks_folder = config_dir is None and any(text.startswith("extensions=") for text in overrides)
     parsed = []
     for text in overrides:
@@ -201,7 +201,7 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             if not lacks_folder:
                 raise
             raise UsageError(
-                f"{error}; of your own: add --config-dir DIR, which holds its YAML", *error.settings
+                f"{error}; a plugin's option needs --config-dir DIR, the folder of its YAML", *error.settings
             ) from None
         parsed.append(override)
     return parsed
@@ -217,7 +217,7 @@ def _malformed(text: str) -> str:
 
 
 def _check_option(override: "Override", config_dir: Path | None) -> None:
-    """UsageError where a group is given an option that it has not, a line for each in a sweep."""
+    """UsageError for an option that a group does not have, one line for each in a sweep."""
     group = override.key_or_group
     if group not in PLURALS:
         return
@@ -227,18 +227,18 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
             return
         values = override.sweep_string_iterator()
     known = options(group, config_dir)
-    faults = []
+    errors = []
     for value in values:
         if str(value) in known or (group == "experiment" and value in (None, "null")):
             continue
         name = {None: "null", "": "''"}.get(value, value) if isinstance(value, str | None) else value
-        faults.append(str(unknown_name(group, name, known, PLURALS[group])))
-    if faults:
-        raise UsageError("\n".join(faults), group)
+        errors.append(str(unknown_name(group, name, known, PLURALS[group])))
+    if errors:
+        raise UsageError("\n".join(errors), group)
 
 
-def explain(error: Exception, config_dir: Path | None = None) -> UsageError:
-    """Hydra's, OmegaConf's or YAML's error in one line of ours; one that is none of them is raised again."""
+def explain_hydra_error(error: Exception, config_dir: Path | None = None) -> UsageError:
+    """An error of Hydra, OmegaConf or YAML as a UsageError of one line; any other error is raised again."""
     from hydra.errors import HydraException
 
     if isinstance(error, UsageError):
@@ -279,10 +279,10 @@ def known_keys(config_dir: Path | None = None) -> list[str]:
 
 
 def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Saved settings with new overrides, for evaluation; the saved ones are left as they are.
+    """A copy of saved settings with new overrides, for evaluation.
 
-    A group's option (``solver=rk4``) comes fresh from its file, before the single keys are set. A new solver
-    or tolerance is meant for the evaluation at hand: it takes the place of a saved eval_solver or eval_tol.
+    A group's option (``solver=rk4``) is read from its file before the single keys are set. A new solver or tolerance
+    replaces a saved eval_solver or eval_tol.
     """
     config_dir = config.get("config_dir")
     new = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
@@ -298,7 +298,7 @@ def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
             raise UsageError(f"{override.input_line}: one value only", override.key_or_group)
         if (group := override.key_or_group) == "experiment":
             raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", group)
-        if _OF_TRAINING.fullmatch(group):
+        if _TRAINING_ONLY.fullmatch(group):
             raise UsageError(f"{override.input_line}: has no effect after the training; leave it out", group)
         if group in PLURALS:
             option = load_option(group, override.value(), config_dir)
@@ -325,11 +325,11 @@ def dotted_keys(config: DictConfig) -> list[str]:
 
 
 def freeze_resolvers(config: DictConfig) -> DictConfig:
-    """Replaces ``${now:...}``, ``${oc.env:...}`` and the like by what they give now; in place.
+    """Replace ``${now:...}``, ``${oc.env:...}`` and other resolvers by their present values, in place.
 
-    A saved settings file then says what was used, and reading it back runs no resolver.
+    A saved settings file then holds what was used, and reading it back runs no resolver.
     """
-    for key, text in list(_texts(OmegaConf.to_container(config, resolve=False))):
+    for key, text in list(_strings(OmegaConf.to_container(config, resolve=False))):
         if _RESOLVER.search(text):
             try:
                 OmegaConf.update(config, key, OmegaConf.select(config, key))
@@ -349,16 +349,16 @@ def resolved(config: Any) -> dict[str, Any]:
 
 
 def refuse_resolvers(config: DictConfig) -> None:
-    """UsageError where a resolver is left: a saved file must not read the environment or the clock."""
-    for key, text in _texts(OmegaConf.to_container(config, resolve=False)):
+    """UsageError if a resolver is left: a saved file must not read the environment or the clock."""
+    for key, text in _strings(OmegaConf.to_container(config, resolve=False)):
         if _RESOLVER.search(text):
             raise UsageError(f"{key}={text}: resolvers are not read from saved settings; write the value", key)
 
 
-def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every text inside a plain container."""
+def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, string) of every string inside a plain container."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, dict | list):
         for inner, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _texts(value, f"{key}.{inner}" if key else str(inner))
+            yield from _strings(value, f"{key}.{inner}" if key else str(inner))

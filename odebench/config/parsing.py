@@ -22,8 +22,8 @@ class Range:
     below: float | None = None
     at_most: float | None = None
 
-    def broken(self, value: float) -> str | None:
-        """The bound that ``value`` breaks, in words, or None."""
+    def violation(self, value: float) -> str | None:
+        """A message about the bound that ``value`` violates, or None."""
         if self.above is not None and not value > self.above:
             return f"must be greater than {self.above}"
         if self.at_least is not None and not value >= self.at_least:
@@ -35,7 +35,7 @@ class Range:
         return None
 
 
-# Shown to a user who gave something else; a key's own example where a general one would mislead.
+# Examples in error messages, by key; other keys get a general example.
 _EXAMPLES = {
     "tol": "1e-3",
     "eval_tol": "1e-5",
@@ -67,11 +67,11 @@ def read_fields(kind: type, node: Mapping[str, Any], prefix: str, skip: Collecti
 
 
 def read_value(annotation: Any, key: str, value: Any) -> Any:
-    """``value`` as ``annotation`` says, lists as tuples, whole numbers as floats where one is wanted."""
+    """``value`` checked against ``annotation``; lists become tuples, and whole numbers floats where one is needed."""
     kind, *arguments = [get_origin(annotation), *get_args(annotation)]
     if kind is Annotated:
         number = read_value(arguments[0], key, value)
-        if problem := arguments[1].broken(number):
+        if problem := arguments[1].violation(number):
             raise _wrong(key, value, problem)
         return number
     if kind in (Union, types.UnionType):
@@ -91,21 +91,21 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
 
 
 def _wrong(key: str, value: Any, problem: str) -> UsageError:
-    """Of a setting, or of one entry of a list, such as ``optim.betas[0]``."""
-    return UsageError(f"{key}={shown(value)}: {problem}", key.partition("[")[0])
+    """The error for a setting, or for one entry of a list, such as ``optim.betas[0]``."""
+    return UsageError(f"{key}={format_value(value)}: {problem}", key.partition("[")[0])
 
 
 def _read_union(choices: list[Any], key: str, value: Any) -> Any:
-    """None and words first, then the one type that is left, which also words the error."""
-    words: list[str] = []
+    """Try None and literals first, then the one other type, whose message is extended by them."""
+    literals: list[str] = []
     rest: Any = None
     for choice in choices:
         if choice is types.NoneType:
-            words.append("null")
+            literals.append("null")
             if value is None:
                 return None
         elif get_origin(choice) is Literal:
-            words += get_args(choice)
+            literals += get_args(choice)
             if type(value) is str and value in get_args(choice):
                 return value
         else:
@@ -113,7 +113,7 @@ def _read_union(choices: list[Any], key: str, value: Any) -> Any:
     try:
         return read_value(rest, key, value)
     except UsageError as error:
-        raise UsageError(f"{error}, or {' or '.join(words)}", *error.settings) from None
+        raise UsageError(f"{error}, or {' or '.join(literals)}", *error.settings) from None
 
 
 def _read_tuple(arguments: list[Any], key: str, value: Any) -> tuple[Any, ...]:
@@ -141,12 +141,12 @@ def _needed(kind: Any, key: str) -> str:
     return "a mapping is needed"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """``value`` as a user writes it in YAML or on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(shown(entry) for entry in value) + "]"
+        return "[" + ",".join(format_value(entry) for entry in value) + "]"
     return str(value)

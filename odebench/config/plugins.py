@@ -1,8 +1,8 @@
-"""A user's own models, data and methods: modules named by ``extensions=[their.module]``.
+"""Plugins: users' models, data sets and methods, in modules named by ``extensions=[their.module]``.
 
-Such a module holds any of the dicts MODELS (name -> nn.Module class), DATA (name -> function that gives the
-data) and METHODS (name -> Tableau), of the same form as ours. Their settings have no dataclass: the keys are
-checked against the signature of the class or function.
+Such a module holds any of the dicts MODELS (name -> nn.Module class), DATA (name -> function that returns the data)
+and METHODS (name -> Tableau), like odebench's own. Their settings have no dataclass: the keys are checked against the
+signature of the class or function.
 """
 
 import importlib
@@ -12,37 +12,37 @@ from typing import Any, cast
 
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
-# Kind -> (one, many) of it in words.
-_WORDS = {"MODELS": ("model", "models"), "DATA": ("data", "data"), "METHODS": ("solver", "solvers")}
+# Kind -> its singular and plural.
+_NOUNS = {"MODELS": ("model", "models"), "DATA": ("data", "data"), "METHODS": ("solver", "solvers")}
 
-# Parameters that are no settings: what the data fix, and the training's seed.
-SUPPLIED = {
+# Parameters that are not settings: they follow from the data, or are the training's seed.
+_NOT_SETTINGS = {
     "MODELS": ("in_channels", "image_size", "num_classes", "shape", "num_features", "span", "feature_means"),
     "DATA": ("seed",),
 }
 
 
-def find(kind: str, name: str, own: Mapping[str, Any], extensions: Sequence[str]) -> object:
-    """What ``name`` stands for: ours first, then the extensions' in their order.
+def lookup(kind: str, name: str, builtin: Mapping[str, Any], extensions: Sequence[str]) -> object:
+    """The object called ``name``: odebench's first, then those of the plugins in their order.
 
-    ``kind`` is MODELS, DATA or METHODS. UsageError for a module that cannot be imported or a name that nobody
-    has.
+    ``kind`` is MODELS, DATA or METHODS. UsageError for a module that cannot be imported and for an
+    unknown name.
     """
-    if name in own:
-        return own[name]
+    if name in builtin:
+        return builtin[name]
     for module in extensions:
-        if name in (theirs := _dict_of(module, kind)):
-            return theirs[name]
-    one, many = _WORDS[kind]
-    raise unknown_name(one, name, names(kind, own, extensions), many)
+        if name in (found_here := _plugin_dict(module, kind)):
+            return found_here[name]
+    one, many = _NOUNS[kind]
+    raise unknown_name(one, name, known_names(kind, builtin, extensions), many)
 
 
-def names(kind: str, own: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:
-    """All names of a kind, ours first."""
-    return list(dict.fromkeys([*own, *(name for module in extensions for name in _dict_of(module, kind))]))
+def known_names(kind: str, builtin: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:
+    """All names of a kind, odebench's first."""
+    return list(dict.fromkeys([*builtin, *(name for module in extensions for name in _plugin_dict(module, kind))]))
 
 
-def _dict_of(module: str, kind: str) -> Mapping[str, Any]:
+def _plugin_dict(module: str, kind: str) -> Mapping[str, Any]:
     try:
         found = getattr(importlib.import_module(module), kind, {})
     except ModuleNotFoundError as error:
@@ -54,16 +54,16 @@ def _dict_of(module: str, kind: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise UsageError(f"extensions: {module!r} is no module's name", "extensions") from error
     if not isinstance(found, Mapping):
-        line = f"extensions: {module}.{kind} must be a dict from name to {_WORDS[kind][0]}"
+        line = f"extensions: {module}.{kind} must be a dict from name to {_NOUNS[kind][0]}"
         raise UsageError(line, "extensions")
     return found
 
 
-def check_options(kind: str, name: str, target: object, options: Mapping[str, Any], where: str) -> None:
-    """UsageError where ``target`` cannot be called with ``options``; ``where`` is e.g. ``model.``."""
+def check_signature(kind: str, name: str, target: object, options: Mapping[str, Any], where: str) -> None:
+    """UsageError if ``target`` cannot be called with ``options``; ``where`` is e.g. ``model.``."""
     if not callable(target):
         raise UsageError(f"extensions: {kind}[{name!r}] cannot be called", "extensions")
-    supplied = SUPPLIED.get(kind, ())
+    supplied = _NOT_SETTINGS.get(kind, ())
     parameters = inspect.signature(cast(Callable[..., Any], target)).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = [p.name for p in named if p.name not in supplied]

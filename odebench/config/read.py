@@ -10,7 +10,7 @@ from odebench.config.groups import PLURALS
 from odebench.config.parsing import read_dataclass, read_fields
 from odebench.config.schema import DATA, DYNAMICS, GRADIENTS, LOSSES, MODELS, OPTIM, SCHEDULE, TrainerSettings
 from odebench.config.settings import Settings
-from odebench.config.validation import check
+from odebench.config.validation import validate_settings
 from odebench.errors import UsageError, unknown_name
 
 
@@ -39,7 +39,7 @@ def read_settings(config: DictConfig) -> Settings:
         trainer=read_dataclass(TrainerSettings, raw["trainer"], "trainer."),
         **plain,
     )
-    check(settings)
+    validate_settings(settings)
     return settings
 
 

@@ -22,13 +22,13 @@ def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
     of the log says so.
     """
     model = OmegaConf.select(settings, "model.name")
-    if model is None:  # no earlier version, but a damaged file
+    if model is None:  # a damaged file rather than an older one
         return settings
     whole = _plain(settings)
     filled = _fill(whole, model)
     if filled:
-        told = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
-        log.warning("%s was made before these settings were known; they are taken as %s", path, told)
+        defaults = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
+        log.warning("%s was made before these settings existed; using %s", path, defaults)
     return OmegaConf.create(whole)
 
 
@@ -46,8 +46,8 @@ def _plain(config: Any) -> Any:
 
 
 def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """Add what is missing; what was added, by dotted key or group."""
-    # A folder of YAML that is gone is not needed: what its options had is in the settings.
+    """Add missing keys in place; returns what was added, by dotted key or group."""
+    # The user's folder may be gone: the settings hold what its options said.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None
     whole = _plain(OmegaConf.load(CONFIGS / "train.yaml"))
@@ -59,7 +59,7 @@ def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
                 node[key] = value
                 filled[f"{where}{key}"] = value
 
-    brought = _brought(model, whole, folder)
+    brought = _default_options(model, whole, folder)
     for group in PLURALS.keys() - {"experiment"}:
         if group not in settings:
             filled[group] = brought[group]
@@ -74,8 +74,8 @@ def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
     return filled
 
 
-def _brought(model: str, whole: dict[str, Any], folder: Path | str | None) -> dict[str, str]:
-    """The option of each group that is chosen for a model where nobody chooses."""
+def _default_options(model: str, whole: dict[str, Any], folder: Path | str | None) -> dict[str, str]:
+    """The option of each group that a model gets by default."""
     path = options("model", folder).get(model)
     of_model = _plain(OmegaConf.load(path)) if path else {}
     chosen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The settings of a run as one frozen object. Their defaults stand in YAML under configs/."""
+"""The settings of a run as one frozen object. Their defaults are in the YAML files under configs/."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from odebench.config.schema.numbers import PositiveFloat
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run, read and checked: one field a group, and the top-level ones."""
+    """All settings of a run, parsed and validated: one field for each group, and the top-level ones."""
 
     model: Choice
     loss: Choice
@@ -51,8 +51,8 @@ class Settings:
 
     @property
     def cell_solver(self) -> str | None:
-        """The fixed-step method of an ODE-RNN's cell where that is the model's only ODE: it is then solved by this, and
-        by backpropagation, whatever ``solver`` and ``gradient`` are. None otherwise."""
+        """The fixed-step method of an ODE-RNN's cell if that is the model's only ODE, else None. Such a model uses this
+        method and backpropagation, whatever ``solver`` and ``gradient`` are."""
         is_only = self.has_ode_cell and not hasattr(self.model, "encoder")
         return getattr(self.model, "encoder_solver", None) if is_only else None
 
@@ -60,7 +60,7 @@ class Settings:
     def evaluation_solver(self) -> SolverSettings:
         """The solver of validation and test: eval_solver's file at eval_tol, where these are set.
 
-        A warm first step is left out: it is state of the training.
+        A warm first step is dropped: it belongs to the state of the training.
         """
         tol = self.tol if self.eval_tol is None else self.eval_tol
         if self.eval_solver is not None:
@@ -75,6 +75,6 @@ class Settings:
 
 
 def run_name(settings: Settings) -> str:
-    """What a run's folder is called after its time, e.g. ``odenet_dopri5`` or ``resnet``."""
+    """The part of a run folder's name after its time, e.g. ``odenet_dopri5`` or ``resnet``."""
     solver = settings.cell_solver or settings.solver.name
     return settings.model.name if solver == NO_SOLVER else f"{settings.model.name}_{solver}"

@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 from odebench.config.compose import config_folders, options
-from odebench.config.parsing import shown
-from odebench.config.plugins import find, names
+from odebench.config.parsing import format_value
+from odebench.config.plugins import known_names, lookup
 from odebench.config.schema import (
     DATA,
     LOSSES,
@@ -27,7 +27,7 @@ from odebench.ode.methods import METHODS, Tableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 
-def check(s: Settings) -> None:
+def validate_settings(s: Settings) -> None:
     """Check a run's settings against each other; raises UsageError."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
         raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
@@ -58,7 +58,7 @@ def _check_names(s: Settings) -> None:
 
 
 def _check_task(s: Settings) -> None:
-    """Model, data, loss and what is measured belong to one task; those of an extension are taken at their word."""
+    """Model, data, loss and objective belong to one task. A plugin's model and data fit any task."""
     if s.task not in QUANTITIES:
         raise unknown_name("task", s.task, QUANTITIES, "tasks")
     its_task = getattr(s.model, "task", s.task)
@@ -87,7 +87,7 @@ def _check_task(s: Settings) -> None:
 
 
 def _check_ode(s: Settings) -> None:
-    """A solver and a gradient mode belong to models with an ODE, and only to them."""
+    """Models with an ODE need a solver and a gradient mode; other models have neither."""
     name, with_ode = (
         s.model.name,
         ", ".join(n for n, settings in MODELS.items() if getattr(settings, "has_ode", False)),
@@ -117,7 +117,7 @@ def _check_ode(s: Settings) -> None:
 
 
 def _check_dynamics(s: Settings) -> None:
-    """Terms along an ODE's solution need one in each training step."""
+    """Regularisation along an ODE's solution needs a solve in each training step."""
     terms = ("kinetic", "jacobian", "taylor", "steer")
     weights = {f"dynamics.{term}": getattr(s.dynamics, term) for term in terms if getattr(s.dynamics, term)}
     wanted = ", ".join(f"{key}={weight:g}" for key, weight in weights.items())
@@ -127,7 +127,7 @@ def _check_dynamics(s: Settings) -> None:
     integrals = [key for key in weights if key != "dynamics.steer"]
     if integrals and s.has_ode_cell:
         line = (
-            f"{wanted}: not for an ODE-RNN, each of whose gaps is a solve on a time of its own; leave dynamics out, or "
+            f"{wanted}: not for an ODE-RNN, which solves a separate ODE for each gap; leave dynamics out, or "
             "choose model=latent_ode with model.encoder=rnn or gru"
         )
         raise UsageError(line, "dynamics", *integrals)
@@ -137,7 +137,7 @@ def _check_dynamics(s: Settings) -> None:
 
 
 def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
-    method: Any = find("METHODS", solver.name, METHODS, extensions)
+    method: Any = lookup("METHODS", solver.name, METHODS, extensions)
     if solver.steps is not None and solver.step_size is not None:
         raise UsageError(
             f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
@@ -157,7 +157,7 @@ def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
         )
     if solver.stop_at_times and (isinstance(method, SciPyMethod) or solver.stepping == "per_sample"):
         raise UsageError(
-            "solver.stop_at_times=true: SciPy's steps, and those of each row's own, end where they will; leave it out",
+            "solver.stop_at_times=true: SciPy's steps and per-sample steps cannot end at given times; leave it out",
             "solver.stop_at_times",
             "solver.stepping",
         )
@@ -189,11 +189,11 @@ def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
 
 
 def _check_gradient(s: Settings) -> None:
-    """What a gradient mode asks of the solver; the engine refuses the rest when the task is built."""
-    method: Any = find("METHODS", s.solver.name, METHODS, s.extensions)
+    """What a gradient mode requires of the solver; the solver itself checks the rest when the task is built."""
+    method: Any = lookup("METHODS", s.solver.name, METHODS, s.extensions)
     if s.solver.stepping == "per_sample" and s.gradient.name not in ("backprop", "checkpoint"):
         raise UsageError(
-            "solver.stepping=per_sample: rows with steps of their own have gradient=checkpoint and backprop, "
+            "solver.stepping=per_sample: per-sample steps have gradient=checkpoint and backprop, "
             f"not {s.gradient.name}; choose one of them, or solver.stepping=shared",
             "solver.stepping",
             "gradient",
@@ -220,13 +220,13 @@ def _check_gradient(s: Settings) -> None:
         line = "gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out"
         raise UsageError(line, "gradient.keep", "gradient.checkpoints", "gradient.recompute")
     if isinstance(s.gradient, AdjointSettings) and s.gradient.method is not None:
-        known = names("METHODS", METHODS, s.extensions)
+        known = known_names("METHODS", METHODS, s.extensions)
         if s.gradient.method not in known:
             raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
 
 
 def _check_encoder(s: Settings) -> None:
-    """The fixed steps of an encoder's ODE are those of an explicit Runge-Kutta method."""
+    """The ODE of an encoder takes fixed steps of an explicit Runge-Kutta method."""
     name = getattr(s.model, "encoder_solver", None)
     if name is not None and name not in METHODS:
         raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
@@ -239,27 +239,27 @@ def _check_encoder(s: Settings) -> None:
 
 
 def _check_sync_steps(s: Settings) -> None:
-    """What keeps several processes from the steps of the whole batch: rows, times or solves that differ among them."""
+    """Several processes can step together only if rows, times and solves do not differ among them."""
     if not s.solver.sync_steps:
         return
     backward = s.gradient.method if isinstance(s.gradient, AdjointSettings) else None
     methods = {"solver": s.solver.name} | ({"gradient.method": backward} if backward else {})
     for key, name in methods.items():
-        if not isinstance(find("METHODS", name, METHODS, s.extensions), Tableau):
+        if not isinstance(lookup("METHODS", name, METHODS, s.extensions), Tableau):
             raise UsageError(
                 f"solver.sync_steps=true: {key}={name} is no explicit Runge-Kutta method; "
                 f"leave sync_steps out, or choose {key}=dopri5",
                 "solver.sync_steps",
                 key,
             )
-    hindrances = {
+    conflicts = {
         "solver.stepping=per_sample": s.solver.stepping == "per_sample",
         "gradient.norm=full": getattr(s.gradient, "norm", "semi") == "full",
         f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
         "model.encoder_solver=null": s.has_ode_cell and getattr(s.model, "encoder_solver", None) is None,
     }
-    for setting in (setting for setting, hinders in hindrances.items() if hinders):
-        line = f"solver.sync_steps=true: {setting} gives each process steps of its own; leave either out"
+    for setting in (setting for setting, present in conflicts.items() if present):
+        line = f"solver.sync_steps=true: {setting} gives each process its own steps; leave either out"
         raise UsageError(line, "solver.sync_steps", setting.partition("=")[0])
 
 
@@ -271,7 +271,9 @@ def _check_training(s: Settings) -> None:
     if isinstance(schedule, StepsSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
-        raise UsageError(f"schedule.milestones={shown(schedule.milestones)}: must increase", "schedule.milestones")
+        raise UsageError(
+            f"schedule.milestones={format_value(schedule.milestones)}: must increase", "schedule.milestones"
+        )
     warmup = getattr(schedule, "warmup_epochs", 0)
     if warmup > epochs and s.trainer.iterations is None:
         line = f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}"

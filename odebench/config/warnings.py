@@ -11,9 +11,9 @@ from odebench.config.settings import Settings
 _ADAPTIVE = {f"solver.{name}" for name in ("controller", "first_step", "min_step", "max_step")}
 
 
-def without_effect(settings: Settings, words: Iterable[str]) -> list[str]:
+def without_effect(settings: Settings, overrides: Iterable[str]) -> list[str]:
     """Overrides of the command line that have no effect; one line each, for the log."""
-    given, found = dict(word.partition("=")[::2] for word in words), []
+    given, found = dict(override.partition("=")[::2] for override in overrides), []
     trainer, solver = settings.trainer, settings.solver
     if "trainer.epochs" in given and trainer.iterations is not None:
         found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")

@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from odebench.config.plugins import find
+from odebench.config.plugins import lookup
 from odebench.data.batches import batch_generator, batch_indices, batch_random_state, random_crop, to_float
 from odebench.data.density import DensityData, Distribution, sampled
 from odebench.data.dequantisation import dequantise
@@ -104,7 +104,7 @@ def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Seq
     the number of images, samples or series, their shape, and the SHA-256 of their bytes. Series without an observation
     are kept out and counted. Raises UsageError for an unknown name, and whatever UsageError the data set raises.
     """
-    loader = cast(Callable[..., Any], find("DATA", name, DATA, extensions))
+    loader = cast(Callable[..., Any], lookup("DATA", name, DATA, extensions))
     takes_seed = "seed" in inspect.signature(loader).parameters
     data = loader(**({"seed": seed} if takes_seed else {}), **options)
     facts = next((facts for kind, facts in _FACTS.items() if isinstance(data, kind)), None)

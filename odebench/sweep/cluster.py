@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import OmegaConf
 
 from odebench.config.compose import load_option, options, parse_overrides
-from odebench.config.parsing import Range, read_value, shown
+from odebench.config.parsing import Range, format_value, read_value
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
 GROUP = "cluster"
@@ -162,7 +162,7 @@ def _check_slurm(cluster: SlurmCluster) -> None:
         if value is not None and not re.fullmatch(pattern, value, re.ASCII):
             raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={examples[key]}")
     for name, value in cluster.directives.items():
-        where = f"{GROUP}.directives.{name}={shown(value)}"
+        where = f"{GROUP}.directives.{name}={format_value(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UsageError(f"{where}: directives are the long options of sbatch, without the dashes")
         if name in _RESERVED_OPTIONS:

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from odebench.config.compose import (
     CONFIGS,
+    apply_model_overrides,
     config_dir_overrides,
-    explain,
-    fitted,
+    explain_hydra_error,
     freeze_resolvers,
     parse_overrides,
     quoted,
@@ -111,7 +111,7 @@ def _explain(error: Exception, config_dir: Path | None) -> UsageError:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     try:
-        return explain(error, config_dir)
+        return explain_hydra_error(error, config_dir)
     except Exception:
         return UsageError(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
@@ -179,7 +179,7 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
 
     own = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(own, DictConfig)
-    settings = read_settings(freeze_resolvers(fitted(own, overrides)))
+    settings = read_settings(freeze_resolvers(apply_model_overrides(own, overrides)))
     if settings.run_dir is None:
         own.run_dir = str(sweep_dir / f"{number}_{run_name(settings)}")
     from odebench.training.run import train_run

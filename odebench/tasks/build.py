@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from odebench import ode
 from odebench.config.choices import options_of
-from odebench.config.plugins import find
+from odebench.config.plugins import lookup
 from odebench.config.schema import SolverSettings
 from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
@@ -32,7 +32,7 @@ def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Mo
 
     facts: what the data fixes (in_channels, num_classes, shape, ...); a constructor gets those that it names.
     """
-    model = cast(Callable[..., nn.Module], find("MODELS", settings.model.name, MODELS, settings.extensions))
+    model = cast(Callable[..., nn.Module], lookup("MODELS", settings.model.name, MODELS, settings.extensions))
     named = inspect.signature(model).parameters
     return model(
         **{name: fact for name, fact in data_properties.items() if name in named}, **options_of(settings.model)
@@ -60,7 +60,7 @@ class ConfiguredSolver:
         differentiable: bool = True,
         dynamics: Any = None,
     ) -> None:
-        method: Any = find("METHODS", solver.name, ode.METHODS, extensions)
+        method: Any = lookup("METHODS", solver.name, ode.METHODS, extensions)
         self._dynamics = Dynamics(**options_of(dynamics)) if dynamics else Dynamics()
         self._regularised = RegularisedSolve(self._dynamics)
         self._differentiable = differentiable

@@ -17,10 +17,10 @@ from torch import nn
 
 from odebench.config.choices import options_of
 from odebench.config.compose import override_saved
-from odebench.config.parsing import shown
+from odebench.config.parsing import format_value
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
-from odebench.config.schema.data import DIVIDING
+from odebench.config.schema.data import SPLIT_KEYS
 from odebench.config.settings import Settings
 from odebench.config.warnings import without_effect
 from odebench.errors import UsageError
@@ -100,7 +100,7 @@ def load_best_weights(model: nn.Module, run: RunRecord, asked: Settings) -> None
         )
         if not differ:
             raise
-        now, before = (", ".join(f"{key}={shown(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
+        now, before = (", ".join(f"{key}={format_value(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
 
 
@@ -119,7 +119,7 @@ def _check_data(trained: Settings, asked: Settings) -> None:
     if trained.data.name != asked.data.name:
         return
     before, now = options_of(trained.data), options_of(asked.data)
-    for key in getattr(trained.data, "dividing", DIVIDING):
+    for key in getattr(trained.data, "split_keys", SPLIT_KEYS):
         if before.get(key) != now.get(key):
             raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
 

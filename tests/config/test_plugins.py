@@ -6,7 +6,7 @@ import pytest
 
 from odebench.config.choices import options_of
 from odebench.config.compose import CONFIGS, compose
-from odebench.config.plugins import find, names
+from odebench.config.plugins import known_names, lookup
 from odebench.config.read import read_settings
 from odebench.config.schema import PluginSettings
 from odebench.errors import UsageError
@@ -64,18 +64,18 @@ def read(*overrides, config_dir=None):
 
 def test_ours_come_first_then_theirs(module):
     own = {"odenet": "ours"}
-    assert find("MODELS", "odenet", own, [module]) == "ours"
-    assert find("MODELS", "wide", own, [module]).__name__ == "Wide"
-    assert names("MODELS", own, [module]) == ["odenet", "wide", "anything"]
+    assert lookup("MODELS", "odenet", own, [module]) == "ours"
+    assert lookup("MODELS", "wide", own, [module]).__name__ == "Wide"
+    assert known_names("MODELS", own, [module]) == ["odenet", "wide", "anything"]
 
 
 def test_a_name_nobody_has_is_told_with_the_nearest(module):
     with pytest.raises(UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"):
-        find("MODELS", "wid", {"odenet": None}, [module])
+        lookup("MODELS", "wid", {"odenet": None}, [module])
 
 
 def test_a_module_without_a_dict_of_the_kind_has_none_of_it():
-    assert names("DATA", {"mnist": None}, ["json"]) == ["mnist"]
+    assert known_names("DATA", {"mnist": None}, ["json"]) == ["mnist"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_broken_module_is_one_line(tmp_path, monkeypatch, text, line):
     (tmp_path / "broken_lab.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError) as caught:
-        find("MODELS", "wide", {}, ["broken_lab"])
+        lookup("MODELS", "wide", {}, ["broken_lab"])
     sys.modules.pop("broken_lab", None)
     assert str(caught.value) == line
 
@@ -98,7 +98,7 @@ def test_a_broken_module_is_one_line(tmp_path, monkeypatch, text, line):
 @pytest.mark.parametrize("name", ["no_such_lab", "no.such.lab"])
 def test_a_missing_module_is_one_line(name):
     with pytest.raises(UsageError, match=f"^extensions: no module {name}; install its package"):
-        find("MODELS", "wide", {}, [name])
+        lookup("MODELS", "wide", {}, [name])
 
 
 def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench.cli import main
-from odebench.config.compose import explain
+from odebench.config.compose import explain_hydra_error
 from odebench.config.read import read_settings
 from odebench.record.reader import read_run
 from odebench.sweep.multirun import _first_job
@@ -113,7 +113,10 @@ def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_brings_it
     from hydra.errors import MissingConfigException
 
     error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'\n\nAvailable options in 'x':\n\tbasic")
-    assert str(explain(error)) == f'{name} is not installed: from the checkout, pip install -e ".[{PLUGINS[name][1]}]"'
+    assert (
+        str(explain_hydra_error(error))
+        == f'{name} is not installed: from the checkout, pip install -e ".[{PLUGINS[name][1]}]"'
+    )
 
 
 @pytest.mark.skipif(is_installed("hydra_optuna_sweeper"), reason="hydra_optuna_sweeper is installed")

@@ -1,7 +1,7 @@
-"""The settings of each choice: one dataclass a model, solver, schedule, ..., with types and ranges.
+"""The settings of each choice: one dataclass for each model, solver, schedule, ..., with types and ranges.
 
-Frozen, without defaults: those stand in the YAML file of the same choice. The dicts say which name is read by which
-rules; what several settings say together is checked in odebench/config/settings.py.
+They are frozen and have no defaults, which are in the YAML file of the same choice. The dicts map a choice's name to
+its dataclass. Rules about several settings together are in odebench/config/validation.py.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class PluginSettings:
-    """A model or data set of an extension: its options are checked against its signature."""
+    """The settings of a plugin's model or data set, checked against its signature."""
 
     name: str
     options: dict[str, Any]

@@ -9,7 +9,7 @@ from odebench.config.schema.numbers import PositiveFloat, PositiveInt
 FractionOrOne = Annotated[float, Range(above=0, at_most=1)]
 SeriesMode = Literal["interpolation", "extrapolation"]
 # The settings that say which samples are for training, for validation and for test; of some sets others do, too.
-DIVIDING = ("validation", "train_limit")
+SPLIT_KEYS = ("validation", "train_limit")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PeriodicSettings(SeriesDataSettings):
 class HopperSettings(SeriesDataSettings):
     """hopper; its runs are always the same, and random_state divides them."""
 
-    dividing: ClassVar[tuple[str, ...]] = (*DIVIDING, "random_state")
+    split_keys: ClassVar[tuple[str, ...]] = (*SPLIT_KEYS, "random_state")
     root: str | None
     mode: SeriesMode
     observed: FractionOrOne
@@ -103,7 +103,7 @@ class HopperSettings(SeriesDataSettings):
 class PhysioNet2012Settings(HopperSettings):
     """physionet2012; quantisation in minutes."""
 
-    dividing: ClassVar[tuple[str, ...]] = (*HopperSettings.dividing, "sets")
+    split_keys: ClassVar[tuple[str, ...]] = (*HopperSettings.split_keys, "sets")
     sets: Literal["ab", "a", "b"]
     quantisation: Annotated[int, Range(at_least=1, at_most=1440)]
     static: bool
