@@ -193,7 +193,7 @@ def _check_gradient(s: Settings) -> None:
     method: Any = lookup("METHODS", s.solver.name, METHODS, s.extensions)
     if s.solver.stepping == "per_sample" and s.gradient.name not in ("backprop", "checkpoint"):
         raise UsageError(
-            "solver.stepping=per_sample: per-sample steps have gradient=checkpoint and backprop, "
+            "solver.stepping=per_sample: works with gradient=checkpoint and backprop only, "
             f"not {s.gradient.name}; choose one of them, or solver.stepping=shared",
             "solver.stepping",
             "gradient",

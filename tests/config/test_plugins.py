@@ -110,7 +110,7 @@ def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):
             f"{word}: its YAML file is found, but extensions=[] holds no {group} of that name; "
             "add its module, as in extensions=[my_module]"
         )
-        with pytest.raises(UsageError, match=rf"^unknown {group} {name}.*; of your own: add --config-dir DIR, which"):
+        with pytest.raises(UsageError, match=rf"^unknown {group} {name}.*; a plugin's option needs --config-dir DIR, "):
             read(word)
         with pytest.raises(UsageError, match=r"extensions=\[json\] holds no"):
             read_settings(compose([word, "extensions=[json]"], configs))

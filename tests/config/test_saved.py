@@ -41,7 +41,7 @@ def test_what_is_missing_is_the_default_and_said(words, lacking, told, tmp_path,
         saved_settings(run.settings, run.path)
     line, again = [record.getMessage() for record in caplog.records]
     assert line == again
-    assert sorted(line.partition("taken as ")[2].split(", ")) == sorted(told.split(", "))
+    assert sorted(line.partition("; using ")[2].split(", ")) == sorted(told.split(", "))
     assert read_settings(settings) == read_settings(compose(words))
     assert not set(lacking) & set(run.settings)  # the record stays as it is
 

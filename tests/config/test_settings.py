@@ -182,27 +182,27 @@ WRONG = {
     "only the shared steps of explicit Runge-Kutta methods compile; "
     "leave it out, or choose solver=dopri5 solver.stepping=shared",
     "gradient=adjoint solver.stepping=per_sample": "solver.stepping=per_sample: "
-    "rows with steps of their own have gradient=checkpoint and backprop, not adjoint; "
+    "works with gradient=checkpoint and backprop only, not adjoint; "
     "choose one of them, or solver.stepping=shared",
     "solver=adams gradient=backprop solver.stepping=per_sample": "solver.stepping=per_sample: "
     "adams is no explicit Runge-Kutta method; leave it out, or choose solver=dopri5",
     "solver=vode_adams gradient=backprop": "gradient=backprop: SciPy's vode_adams has gradient=adjoint only; "
     "choose it, or a solver that is not SciPy's, such as solver=adams",
     "solver.stop_at_times=true solver.stepping=per_sample": "solver.stop_at_times=true: "
-    "SciPy's steps, and those of each row's own, end where they will; leave it out",
+    "SciPy's steps and per-sample steps cannot end at given times; leave it out",
     "solver=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
     "solver=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, or choose solver=dopri5",
     "gradient=adjoint gradient.method=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
     "gradient.method=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, "
     "or choose gradient.method=dopri5",
     "gradient=backprop solver.stepping=per_sample solver.sync_steps=true": "solver.sync_steps=true: "
-    "solver.stepping=per_sample gives each process steps of its own; leave either out",
+    "solver.stepping=per_sample gives each process its own steps; leave either out",
     "gradient=adjoint gradient.norm=full solver.sync_steps=true": "solver.sync_steps=true: "
-    "gradient.norm=full gives each process steps of its own; leave either out",
+    "gradient.norm=full gives each process its own steps; leave either out",
     "dynamics=steer dynamics.steer=0.25 solver.sync_steps=true": "solver.sync_steps=true: "
-    "dynamics.steer=0.25 gives each process steps of its own; leave either out",
+    "dynamics.steer=0.25 gives each process its own steps; leave either out",
     "model=ode_rnn model.encoder_solver=null solver.sync_steps=true": "solver.sync_steps=true: "
-    "model.encoder_solver=null gives each process steps of its own; leave either out",
+    "model.encoder_solver=null gives each process its own steps; leave either out",
     "solver.min_step=0": "solver.min_step=0: must be greater than 0, or null",
     "solver=alf solver.damping=2": "solver=alf: damping must lie above 0.5 and at most at 1, got 2.0",
     "solver=alf solver.damping=a": "solver.damping=a: a number is needed, such as solver.damping=0.5",
