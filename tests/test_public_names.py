@@ -20,7 +20,7 @@ from odebench.cli.command import VERBS
 from odebench.config.compose import known_keys
 from odebench.data import DensityData, ImageData, ImageSplit, SeriesData, SeriesSplit
 from odebench.models.flow import Flow
-from odebench.record import schema as layout
+from odebench.record import layout
 
 OLD_RUNS = Path(__file__).parent / "training" / "old_runs"
 ONE, SPAN = torch.ones(3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
