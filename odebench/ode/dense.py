@@ -23,16 +23,16 @@ HERMITE: PolynomialWeights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.
 LINEAR: PolynomialWeights = ((1.0,),)
 
 
-def weights_at(weights: PolynomialWeights, thetas: Sequence[float], like: Tensor) -> Tensor:
-    """w_i(theta) of every slope i, a row for each theta, in dtype and device of ``like``; see ``Interpolant``."""
-    table = _by_powers(weights)
+def evaluate_weights(weights: PolynomialWeights, thetas: Sequence[float], like: Tensor) -> Tensor:
+    """w_i(theta) of every slope i, a row for each theta, with dtype and device of ``like``; see ``Interpolant``."""
+    table = _weights_by_power(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
     return (powers @ table).to(like)
 
 
 @functools.lru_cache(maxsize=64)
-def _by_powers(weights: PolynomialWeights) -> Tensor:
+def _weights_by_power(weights: PolynomialWeights) -> Tensor:
     """A row for each power of theta, on the host in float64."""
     with torch.inference_mode(False):
         columns = tuple(itertools.zip_longest(*weights, fillvalue=0.0))
@@ -41,7 +41,7 @@ def _by_powers(weights: PolynomialWeights) -> Tensor:
 
 @dataclass(frozen=True)
 class Interpolant:
-    """The continuous extension of one step.
+    """The interpolating polynomial of one step (its continuous extension).
 
     y(t + theta h) = y + h sum_i w_i(theta) k_i with the polynomials w_i(theta) = p_i1 theta + p_i2 theta^2 + ...
 
@@ -57,10 +57,10 @@ class Interpolant:
     slopes: Sequence[Tensor] | Tensor
     weights: PolynomialWeights
 
-    def at(self, thetas: Sequence[float]) -> Tensor:
+    def evaluate(self, thetas: Sequence[float]) -> Tensor:
         """The states [len(thetas), N] at t + theta h."""
         slopes = self._stacked()
-        return torch.addmm(self.y.unsqueeze(0), weights_at(self.weights, thetas, slopes), slopes, alpha=self.h)
+        return torch.addmm(self.y.unsqueeze(0), evaluate_weights(self.weights, thetas, slopes), slopes, alpha=self.h)
 
     def derivative(self, thetas: Sequence[float], order: int = 1) -> Tensor:
         """dy/dt [len(thetas), N] at t + theta h, or a higher derivative of the polynomial."""
@@ -73,8 +73,8 @@ class Interpolant:
         slopes = self._stacked()
         return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes * self.h ** (1 - order)
 
-    def kept(self) -> "Interpolant":
-        """A copy whose tensors nobody writes to again."""
+    def copy(self) -> "Interpolant":
+        """A copy with its own memory, which the solver does not overwrite."""
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
         return Interpolant(self.t, self.h, self.y.clone(), slopes, self.weights)
 
@@ -83,7 +83,7 @@ class Interpolant:
 
 
 class _RefuseGradient(torch.autograd.Function):
-    """States as they are; raises where they are differentiated, with respect to what the ``source`` came from."""
+    """Returns the states; raises when they are differentiated with respect to anything the ``source`` depends on."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, source: Tensor) -> Tensor:
@@ -92,41 +92,39 @@ class _RefuseGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         raise RuntimeError(
-            "dense output has the gradient of gradient='backprop' alone; use that, or ask in t for the states at the "
-            "times of the loss"
+            "dense output is differentiable with gradient='backprop' only; use it, or pass the times of the loss in t"
         )
 
 
 class DenseOutput:
-    """The solution at any time that the solve reached, from the accepted steps; called with a time or several.
+    """The solution as a function of time, from the accepted steps; called with one time or several.
 
-    Differentiable with respect to what the solve was differentiable with, where the gradient mode is backprop, and once
-    with respect to the time it is called with, where that is a tensor. With other modes RuntimeError where it is
-    differentiated.
+    With the gradient mode backprop it is differentiable with respect to everything the solve was; with other modes
+    differentiating it raises RuntimeError. Called with a tensor of times it is differentiable once with respect to it.
     """
 
     def __init__(
         self,
-        pieces: Sequence[Interpolant],
+        interpolants: Sequence[Interpolant],
         unflatten: Callable[[Tensor], Any],
         end: float | None = None,
         source: Tensor | None = None,
     ) -> None:
-        """pieces: one extension a step, in order. end: the last time, inside the last step; None is that step's end.
+        """interpolants: one per step, in order. end: the last time, inside the last step; None is that step's end.
 
-        source: the solve's states, where they have a graph that the pieces have not.
+        source: the solve's states, if they have a graph that the interpolants lack.
         """
         self._source = source
-        self._pieces = list(pieces)
+        self._interpolants = list(interpolants)
         self._unflatten = unflatten
-        self._sign = math.copysign(1.0, pieces[0].h)
-        self._starts = [self._sign * piece.t for piece in pieces]
-        self._end = pieces[-1].t + pieces[-1].h if end is None else end
+        self._sign = math.copysign(1.0, interpolants[0].h)
+        self._starts = [self._sign * step.t for step in interpolants]
+        self._end = interpolants[-1].t + interpolants[-1].h if end is None else end
 
     @property
     def span(self) -> tuple[float, float]:
         """The first and the last time covered."""
-        return self._pieces[0].t, self._end
+        return self._interpolants[0].t, self._end
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
         """The state at t, or the states [T, ...] at t [T] in any order, in the structure of y0.
@@ -134,52 +132,53 @@ class DenseOutput:
         Raises ValueError for a time outside the span.
         """
         times, slack = _as_list(t)
-        states = self._moving(t, self._graphed(self.flat(times, slack)), times, slack, 1)
-        return self._unflatten(states if _is_several(t) else states[0])
+        states = self._attach_time_gradient(t, self._refuse_gradient(self.flat(times, slack)), times, slack, 1)
+        return self._unflatten(states if _is_sequence(t) else states[0])
 
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
-        """dy/dt at t, or [T, ...] at t [T], as the derivative of the interpolating polynomial: one order less exact."""
+        """dy/dt at t, or [T, ...] at t [T], the derivative of the interpolating polynomial: one order less accurate."""
         times, slack = _as_list(t)
-        rates = self._moving(t, self._graphed(self._read(times, Interpolant.derivative, slack)), times, slack, 2)
-        return self._unflatten(rates if _is_several(t) else rates[0])
+        rates = self._refuse_gradient(self._evaluate(times, Interpolant.derivative, slack))
+        rates = self._attach_time_gradient(t, rates, times, slack, 2)
+        return self._unflatten(rates if _is_sequence(t) else rates[0])
 
     def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
         """The flat states [T, N] at T times in any order.
 
         Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
         """
-        return self._read(times, Interpolant.at, slack)
+        return self._evaluate(times, Interpolant.evaluate, slack)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as plain numbers, lists and detached tensors, for torch.save; without f and without graph.
+        """Everything as numbers, lists and detached tensors, for torch.save; without f and without graph.
 
         Raises TypeError for a state that is not made of tuples, lists and dicts.
         """
-        pieces = self._pieces
-        example = self._unflatten(pieces[0].y.detach())
-        _check_plain(example)
-        tables = list(dict.fromkeys(piece.weights for piece in pieces))
+        interpolants = self._interpolants
+        example = self._unflatten(interpolants[0].y.detach())
+        _check_containers(example)
+        tables = list(dict.fromkeys(step.weights for step in interpolants))
         return {
-            "t": [piece.t for piece in pieces],
-            "h": [piece.h for piece in pieces],
+            "t": [step.t for step in interpolants],
+            "h": [step.h for step in interpolants],
             "end": self._end,
-            "y": torch.stack([piece.y.detach() for piece in pieces]),
-            "slopes": [piece._stacked().detach() for piece in pieces],
+            "y": torch.stack([step.y.detach() for step in interpolants]),
+            "slopes": [step._stacked().detach() for step in interpolants],
             "weights": [[list(row) for row in table] for table in tables],
-            "weights_of_step": [tables.index(piece.weights) for piece in pieces],
+            "weights_of_step": [tables.index(step.weights) for step in interpolants],
             "first_state": example,
         }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "DenseOutput":
-        """The dense output that ``state_dict`` was taken from."""
+        """Rebuild a dense output from its ``state_dict``."""
         tables = [tuple(tuple(row) for row in table) for table in state["weights"]]
         columns = (state["t"], state["h"], state["y"].unbind(), state["slopes"], state["weights_of_step"])
-        pieces = [Interpolant(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
-        return cls(pieces, _unflatten_like(state["first_state"]), state["end"])
+        interpolants = [Interpolant(t, h, y, slopes, tables[i]) for t, h, y, slopes, i in zip(*columns, strict=True)]
+        return cls(interpolants, _unflatten_like(state["first_state"]), state["end"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As it is saved: without f, which may be a lambda, and without graph.
+        # As in save: without f, which may be a lambda, and without graph.
         return DenseOutput.from_state_dict, (self.state_dict(),)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -188,57 +187,56 @@ class DenseOutput:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> "DenseOutput":
-        """Read what ``save`` wrote, onto a device; None is the one that it was on. Runs no code from the file."""
+        """Read what ``save`` wrote, onto a device; None is the one it was saved from. Runs no code from the file."""
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
 
-    def _moving(self, t: Any, values: Tensor, times: Sequence[float], slack: float, order: int) -> Tensor:
-        """The values [T, N] at t, with the derivative of that order as theirs by t, where that is wanted."""
+    def _attach_time_gradient(self, t: Any, values: Tensor, times: Sequence[float], slack: float, order: int) -> Tensor:
+        """The values [T, N] at t, with the derivative of that order as their gradient with respect to t."""
         if not (isinstance(t, Tensor) and needs_derivative(t)):
             return values
         shift = (first_derivative_only(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
-        return (
-            values + shift * self._read(times, functools.partial(Interpolant.derivative, order=order), slack).detach()
-        )
+        derivative = functools.partial(Interpolant.derivative, order=order)
+        return values + shift * self._evaluate(times, derivative, slack).detach()
 
-    def _graphed(self, states: Tensor) -> Tensor:
+    def _refuse_gradient(self, states: Tensor) -> Tensor:
         return states if self._source is None else _RefuseGradient.apply(states, self._source)
 
-    def _read(
-        self, times: Sequence[float], read: Callable[[Interpolant, Sequence[float]], Tensor], slack: float
+    def _evaluate(
+        self, times: Sequence[float], evaluate: Callable[[Interpolant, Sequence[float]], Tensor], slack: float
     ) -> Tensor:
-        """What ``read`` gives at each time, [T, N]."""
+        """``evaluate`` of the right interpolant at each time, [T, N]."""
         start, end = self.span
         slack = max(slack * max(abs(start), abs(end)), 1e-9 * abs(end - start))
         for time in times:
             if not min(start, end) - slack <= time <= max(start, end) + slack:
-                raise ValueError(f"t={time:.6g} is outside of the solution's span [{start:.6g}, {end:.6g}]")
-        owners = [max(bisect.bisect_right(self._starts, self._sign * time) - 1, 0) for time in times]
-        parts, order = [self._pieces[0].y.new_empty(0, len(self._pieces[0].y))], []
-        for owner in sorted(set(owners)):
-            piece, mine = self._pieces[owner], [i for i, o in enumerate(owners) if o == owner]
-            parts.append(read(piece, [(times[i] - piece.t) / piece.h for i in mine]))
-            order += mine
+                raise ValueError(f"t={time:.6g} is outside the solution's span [{start:.6g}, {end:.6g}]")
+        steps = [max(bisect.bisect_right(self._starts, self._sign * time) - 1, 0) for time in times]
+        parts, order = [self._interpolants[0].y.new_empty(0, len(self._interpolants[0].y))], []
+        for n in sorted(set(steps)):
+            step, inside = self._interpolants[n], [i for i, step_n in enumerate(steps) if step_n == n]
+            parts.append(evaluate(step, [(times[i] - step.t) / step.h for i in inside]))
+            order += inside
         states = torch.cat(parts)
         return states if order == sorted(order) else states[torch.tensor(order).argsort().to(states.device)]
 
 
-def _is_several(t: Any) -> bool:
+def _is_sequence(t: Any) -> bool:
     return t.dim() > 0 if isinstance(t, Tensor) else not isinstance(t, float | int)
 
 
 def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
-    """Times as floats, and how far rounding to their dtype may have moved them, relative to their size."""
+    """Times as floats, and the relative rounding error of their dtype."""
     if not isinstance(t, Tensor):
-        return list(map(float, t if _is_several(t) else [t])), 0.0  # type: ignore[arg-type]
+        return list(map(float, t if _is_sequence(t) else [t])), 0.0  # type: ignore[arg-type]
     if t.dim() > 1:
         raise ValueError(f"t must be a time or several in one dimension, got shape {tuple(t.shape)}")
     return t.reshape(-1).tolist(), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
 
 
-def _check_plain(state: Any) -> None:
+def _check_containers(state: Any) -> None:
     if type(state) in (tuple, list, dict):
         for part in state.values() if isinstance(state, dict) else state:
-            _check_plain(part)
+            _check_containers(part)
     elif not isinstance(state, Tensor):
         raise TypeError(f"a dense output is saved for states of tuples, lists and dicts, not of {type(state).__name__}")
 

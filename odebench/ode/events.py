@@ -1,11 +1,11 @@
 """Events: times at which a function of the solution crosses zero.
 
-Where it is found: each accepted step whose ends have different signs of the function is searched, on its continuous
-extension. Two zeros inside one step are therefore missed; ``max_step`` bounds the steps where that matters.
+Each accepted step at whose ends the function has different signs is searched on its interpolant. Two zeros inside
+one step are therefore missed; ``max_step`` bounds the steps where that matters.
 
-Its derivatives: the time t* with g(t*, y(t*)) = 0 follows the implicit function theorem,
+Derivatives: the time t* with g(t*, y(t*)) = 0 follows the implicit function theorem,
 dt* = -dg / (dg/dt + <dg/dy, f>), dg the change of g at t* held fixed, through the state and through g's own parameters;
-and the state moves along with it, dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for
+and the state changes with it, dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for
 ordinary differential equations, section 3).
 """
 
@@ -22,22 +22,22 @@ from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import EventHits
 from odebench.ode.transforms import needs_derivative, transform_active
 
-# Where the sign of a function that is exactly zero at the start of a step is read instead.
-JUST_AFTER = 2.0**-10
+# theta at which a function that is exactly zero at the start of a step is evaluated for its sign.
+THETA_AFTER_START = 2.0**-10
 
 
 @dataclass(frozen=True)
 class Event:
-    """A function whose zeros along the solution are looked for.
+    """A function whose zeros along the solution are searched for.
 
     It is evaluated at the ends of every step; a zero is where its sign changes, or where it reaches zero exactly at the
     end of a step. One that starts at zero does not count, and NaN has no sign.
 
-    function: event(t, y) -> a real tensor, t and y as f gets them; one with several elements is as many functions, of
-        which any may cross.
+    function: event(t, y) -> a real tensor, t and y as f gets them; a tensor of several elements counts as several
+        functions, any of which may cross zero.
     terminal: its first zero ends the solve.
-    direction: +1 counts rising zeros only, -1 falling ones, 0 both; along the way of the solve, so that backward in
-        time rising means growing while t falls.
+    direction: +1 counts rising zeros only, -1 falling ones, 0 both; in the direction of the solve: backward
+        in time, rising means growing while t falls.
     """
 
     function: Callable[..., Tensor]
@@ -53,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True)
 class ZeroCrossing:
-    """A zero inside a step: of element ``element`` of event number ``index``, at t + theta h."""
+    """A zero of element ``element`` of event number ``index`` inside a step, at t + theta h."""
 
     theta: float
     index: int
@@ -62,7 +62,7 @@ class ZeroCrossing:
 
 @dataclass(frozen=True)
 class EventHit:
-    """A zero of element ``element`` of event number ``index``, at ``time``; the state there is row ``row`` of the
+    """A zero of element ``element`` of event number ``index`` at ``time``, with the state in row ``row`` of the
     result's states."""
 
     index: int
@@ -72,19 +72,19 @@ class EventHit:
 
 
 class EventDetector:
-    """Looks for the zeros of event functions in each accepted step, one after the other."""
+    """Finds the zeros of event functions in each accepted step, one step after the other."""
 
     def __init__(self, events: Sequence[Event], problem: InitialValueProblem) -> None:
         self.events = tuple(events)
         self._problem = problem
         self._values: list[float] | None = None
-        self._owners: list[tuple[int, int]] | None = None
+        self._functions: list[tuple[int, int]] | None = None
 
     @classmethod
-    def of(
+    def from_argument(
         cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: InitialValueProblem
     ) -> "EventDetector | None":
-        """The watch for what ``solve`` got, None for nothing."""
+        """The detector for the ``event`` argument of ``solve``; None for None."""
         if event is None:
             return None
         events = event if isinstance(event, Sequence) else [event]
@@ -93,16 +93,16 @@ class EventDetector:
         return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
 
     @torch.no_grad()
-    def look(self, interpolant: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
-        """The zeros inside one step in the order they come, and whether the last one ends the solve."""
+    def detect(self, interpolant: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
+        """The zeros inside one step in order of time, and whether the last one ends the solve."""
         before = self._evaluate(interpolant.t, interpolant.y) if self._values is None else self._values
         after = self._values = self._evaluate(t_next, y_next)
         found = []
-        assert self._owners is not None
-        for owner, start, end in zip(self._owners, before, after, strict=True):
-            theta = self._search(interpolant, owner, start, end)
+        assert self._functions is not None
+        for which, start, end in zip(self._functions, before, after, strict=True):
+            theta = self._find_crossing(interpolant, which, start, end)
             if theta is not None:
-                found.append(ZeroCrossing(theta, *owner))
+                found.append(ZeroCrossing(theta, *which))
         found.sort(key=lambda crossing: crossing.theta)
         for i, crossing in enumerate(found):
             if self.events[crossing.index].terminal:
@@ -110,50 +110,52 @@ class EventDetector:
         return found, False
 
     def collect(self, hits: Sequence[EventHit], states: Tensor) -> tuple[EventHits, ...]:
-        """The hits of each event function in the user's structure, differentiable.
+        """The hits of each event function with states in the user's structure, differentiable.
 
-        states: [R, N], with the graph of the gradient mode. One evaluation of the field a hit, where the event function
-        gets a gradient.
+        states: [R, N], with the graph of the gradient mode. Each hit costs one evaluation of the field if the event
+        function gets a gradient.
         """
         problem = self._problem
         like = problem.t.detach() if problem.t.is_floating_point() else problem.t.double()
         collected = []
         for index in range(len(self.events)):
-            pairs = [self._differentiate(hit, states[hit.row], like) for hit in hits if hit.index == index]
+            pairs = [self._attach_gradient(hit, states[hit.row], like) for hit in hits if hit.index == index]
             times = torch.stack([time for time, _ in pairs]) if pairs else like[:0]
             rows = torch.stack([y for _, y in pairs]) if pairs else states[:0]
             collected.append(EventHits(times, problem.unflatten(rows)))
         return tuple(collected)
 
-    def _search(self, interpolant: Interpolant, owner: tuple[int, int], start: float, end: float) -> float | None:
-        """theta of a zero between the values at both ends of a step; None where the sign does not change as wanted."""
-        index, element = owner
+    def _find_crossing(
+        self, interpolant: Interpolant, which: tuple[int, int], start: float, end: float
+    ) -> float | None:
+        """theta of a zero in a step, from the values at its ends; None if the sign does not change as wanted."""
+        index, element = which
         first = 0.0
 
         def value(theta: float) -> float:
             time = interpolant.t + theta * interpolant.h
-            return self._call(index, time, interpolant.at([theta])[0])[element].item()
+            return self._call(index, time, interpolant.evaluate([theta])[0])[element].item()
 
         if start == 0:
-            first, start = JUST_AFTER, value(JUST_AFTER)
+            first, start = THETA_AFTER_START, value(THETA_AFTER_START)
         direction = self.events[index].direction
         rises, falls = start < 0 <= end, start > 0 >= end
         if not ((rises and direction >= 0) or (falls and direction <= 0)):
             return None
         if end == 0:
             return 1.0
-        # Of a step, the share that rounding leaves in its state, and in its time.
+        # theta resolves no more than the rounding of the state and of the time.
         size = max(abs(interpolant.t), abs(interpolant.t + interpolant.h))
         resolution = max(torch.finfo(self._problem.time_dtype).eps, math.ulp(size) / abs(interpolant.h))
         return find_zero(value, (first, start), (1.0, end), 2 * resolution)
 
     def _evaluate(self, t: float, y: Tensor) -> list[float]:
-        """All elements of all event functions, one after the other; waits for the device once."""
+        """All elements of all event functions, one after the other; synchronises with the device once."""
         values = [self._call(index, t, y) for index in range(len(self.events))]
-        owners = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
-        if self._owners not in (None, owners):
-            raise ValueError("an event function must always return as many elements as at the first time")
-        self._owners = owners
+        functions = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
+        if self._functions not in (None, functions):
+            raise ValueError("an event function must always return the same number of elements as at the first time")
+        self._functions = functions
         return torch.cat(values).tolist()
 
     def _call(self, index: int, t: float, y: Tensor) -> Tensor:
@@ -168,29 +170,31 @@ class EventDetector:
             raise TypeError(f"an event function must return a real tensor, got {got}")
         return value.reshape(-1)
 
-    def _differentiate(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """t*, a tensor like ``like``, and y* [N] with their derivatives, from y [N] at t* held fixed."""
+    def _attach_gradient(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """t*, a tensor like ``like``, and y* [N] with their gradients, from y [N] at t* held fixed."""
         time = like.new_tensor(hit.time)
         if not torch.is_grad_enabled():
             return time, y
         g = self._call(hit.index, hit.time, y)[hit.element]
         if not needs_derivative(g):
             return time, y
-        rate, f = self._rate(hit, y.detach())
-        # Where g does not move, only touches zero, the derivative is infinite, while the value stays.
+        slope, f = self._total_derivative(hit, y.detach())
+        # If g only touches zero, dg/dt is 0: the derivative is infinite, the value stays.
         shift = first_derivative_only(
-            -(g - g.detach()).to(time) / (rate if rate != 0 else torch.finfo(time.dtype).tiny)
+            -(g - g.detach()).to(time) / (slope if slope != 0 else torch.finfo(time.dtype).tiny)
         )
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
-    def _rate(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
+    def _total_derivative(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
         """dg/dt + <dg/dy, f> along the solution, and f [N]."""
         (time,) = self._problem.time_tensors([hit.time])
         with torch.no_grad():
             f = self._problem(time, y)
         if transform_active():
-            slopes = torch.func.grad(lambda *at: self._elements(hit.index, *at)[hit.element], argnums=(0, 1))(time, y)
-            return (slopes[0] + torch.vdot(slopes[1], f).real).item(), f
+            dgdt, dgdy = torch.func.grad(lambda *at: self._elements(hit.index, *at)[hit.element], argnums=(0, 1))(
+                time, y
+            )
+            return (dgdt + torch.vdot(dgdy, f).real).item(), f
         with torch.enable_grad():
             leaves = (time.detach().requires_grad_(), y.requires_grad_())
             g = self._elements(hit.index, *leaves)[hit.element]
@@ -203,16 +207,16 @@ class EventDetector:
 def find_zero(
     value: Callable[[float], float], start: tuple[float, float], end: tuple[float, float], tolerance: float
 ) -> float:
-    """Where a function changes its sign between two points, each given with its value there, to within ``tolerance``.
+    """Find where a function changes sign between two points, each given with its value, to within ``tolerance``.
 
     Chandrupatla 1997, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
     using derivatives: inverse quadratic interpolation where that is safe, else bisection. A jump through zero is found
     too. NaN counts as having the sign at the end.
     """
     (a, fa), (b, fb) = end, start
-    share = 0.5
+    fraction = 0.5
     while True:
-        x = a + share * (b - a)
+        x = a + fraction * (b - a)
         fx = value(x)
         if math.isnan(fx):
             fx = math.copysign(math.inf, end[1])
@@ -225,7 +229,7 @@ def find_zero(
         if fx == 0 or bound > 0.5:
             return a if abs(fa) <= abs(fb) else b
         xi, phi = (a - b) / (c - b), (fa - fb) / (fc - fb)
-        share = 0.5
+        fraction = 0.5
         if phi * phi < xi and (1 - phi) * (1 - phi) < 1 - xi:
-            share = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
-        share = min(1 - bound, max(bound, share))
+            fraction = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+        fraction = min(1 - bound, max(bound, fraction))

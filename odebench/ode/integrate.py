@@ -1,7 +1,7 @@
-"""The loops: fixed and adaptive stepping over flat states.
+"""The loops of fixed and adaptive steps over flat states.
 
-Time, step sizes and tolerances are Python floats, and the adaptive loop waits for the device once a step,
-when it reads the error. What a step is, each family of methods says in its stepper.
+Time, step sizes and tolerances are Python floats. The adaptive loop synchronises with the device once a step,
+when it reads the error. The step itself is in the stepper of each family of methods.
 """
 
 import itertools
@@ -27,13 +27,13 @@ from odebench.ode.transforms import under_vmap
 
 
 class Observer(Protocol):
-    """Who is told of every attempted step: its start t and y [N], and its signed size h."""
+    """Called at every attempted step with its start t and y [N], and its signed size h."""
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
         """A step is about to be tried."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried counts."""
+        """The step just tried is accepted."""
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
         """The step just tried is repeated with a smaller size."""
@@ -41,18 +41,18 @@ class Observer(Protocol):
 
 @dataclass
 class IntegrationResult:
-    """What an integration gives.
+    """The result of an integration.
 
-    states: [R, N], NaN where not reached: at the times asked for, and at the zeros of event functions among them.
-    outcome: how it ended; so many of the R rows were reached.
+    states: [R, N], NaN where not reached: at the output times, and at the zeros of event functions among them.
+    outcome: how it ended; ``outcome.reached`` is the number of rows that were reached.
     next_step: the step that would come next, positive.
-    stepper: as it was at the end; None where no step was ours.
-    times: of the R rows, along the way of the solve.
-    rows: those of the times asked for.
+    stepper: as it was at the end; None for SciPy's methods.
+    times: of the R rows, in the direction of the solve.
+    output_rows: the indices of the rows at the output times.
     hits: the zeros of event functions, in the order they were met.
-    end: where the last accepted step ended; later than the last row where a terminal event lies inside of it, and the
-        last row where fixed steps went on through states that are not finite.
-    pieces: the continuous extensions of the steps, where they were asked for.
+    end_time: where the last accepted step ended; later than the last row if a terminal event lies inside that step;
+        the last row if fixed steps went on through states that are not finite.
+    interpolants: of the accepted steps, with ``plan.dense``.
     """
 
     states: Tensor
@@ -60,10 +60,10 @@ class IntegrationResult:
     next_step: float
     stepper: Stepper | None
     times: list[float]
-    rows: list[int]
-    end: float
+    output_rows: list[int]
+    end_time: float
     hits: list[EventHit] = field(default_factory=list)
-    pieces: list[Interpolant] = field(default_factory=list)
+    interpolants: list[Interpolant] = field(default_factory=list)
 
 
 def integrate(
@@ -80,21 +80,21 @@ def integrate(
 ) -> IntegrationResult:
     """Solve from y [N] at the first of ``times`` to the last.
 
-    f: the field at the first time, where it is known already.
+    f: the field at the first time, if it is known already.
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
-    watch: looks for the zeros of event functions.
-    stepper: of the plan's method, where an observer needs to know it; made here by default.
+    detector: finds the zeros of event functions.
+    stepper: of the plan's method, if an observer needs to know it; made here by default.
 
-    A method of SciPy's takes the whole solve, and nobody observes its steps.
+    SciPy's methods run the whole solve themselves: their steps are not observed.
     """
     if y.requires_grad and not torch.is_grad_enabled():
-        # f may differentiate by what it gets, and cannot by a view of what has a graph that nobody records.
+        # Under no_grad, f cannot differentiate with respect to a view of a tensor that requires grad.
         y = y.detach()
     if stats.start is None:
         stats.start = times[0]
     if isinstance(plan.method, SciPyMethod):
-        return _by_scipy(plan.method, field, y, times, plan, stats, detector)
-    loop = _fixed if plan.tolerance is None else _adaptive
+        return _integrate_with_scipy(plan.method, field, y, times, plan, stats, detector)
+    loop = _step_fixed if plan.tolerance is None else _step_adaptively
     with torch.autocast(y.device.type, enabled=False):
         stepper = stepper or make_stepper(
             plan.method,
@@ -108,26 +108,26 @@ def integrate(
             stats=stats,
         )
         stepper.start(times[0], y, f)
-        reader = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, detector)
-        outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, reader)
-    reader.close()
-    states = torch.cat(reader.outputs)
+        recorder = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, detector)
+        outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, recorder)
+    recorder.fill_unreached()
+    states = torch.cat(recorder.state_chunks)
     if plan.tolerance is None and outcome.status is Status.success and not under_vmap(states):
-        states, outcome = _until_finite(states, outcome, reader)
+        states, outcome = _cut_non_finite(states, outcome, recorder)
     return IntegrationResult(
         states,
         outcome,
         next_step,
         stepper,
-        reader.times,
-        reader.rows,
-        reader.end,
-        reader.hits,
-        reader.pieces,
+        recorder.times,
+        recorder.output_rows,
+        recorder.end_time,
+        recorder.hits,
+        recorder.interpolants,
     )
 
 
-def _by_scipy(
+def _integrate_with_scipy(
     method: SciPyMethod,
     field: Field,
     y: Tensor,
@@ -137,34 +137,34 @@ def _by_scipy(
     detector: EventDetector | None,
 ) -> IntegrationResult:
     if detector is not None:
-        raise ValueError(f"method {method.name} has no events; use a method that is not SciPy's, such as dopri5")
+        raise ValueError(f"method {method.name} has no events; use a method that is not from SciPy, such as dopri5")
     with torch.autocast(y.device.type, enabled=False):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
     return IntegrationResult(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
 
 
-def _until_finite(states: Tensor, outcome: SolveOutcome, reader: OutputRecorder) -> tuple[Tensor, SolveOutcome]:
-    """States [R, N] that fixed steps went through to the end, and the outcome: how far all of them are finite."""
+def _cut_non_finite(states: Tensor, outcome: SolveOutcome, recorder: OutputRecorder) -> tuple[Tensor, SolveOutcome]:
+    """Cut the states [R, N] of fixed steps off at the first that is not finite, and set the status accordingly."""
     finite = torch.isfinite(states.detach()).all(dim=1).tolist()
     if all(finite):
         return states, outcome
     reached = finite.index(False)
-    reader.end = reader.times[max(reached - 1, 0)]
-    # Nothing leads back through the steps behind: what is not finite makes NaN of a gradient of nothing.
-    states = torch.cat([*_first_rows(reader.outputs, reached), states[reached:].detach()])
-    return states, replace(outcome, status=Status.non_finite, reached=reached, time=reader.end)
+    recorder.end_time = recorder.times[max(reached - 1, 0)]
+    # The later states get no graph: backward through steps that are not finite turns a zero gradient into NaN.
+    states = torch.cat([*_first_rows(recorder.state_chunks, reached), states[reached:].detach()])
+    return states, replace(outcome, status=Status.non_finite, reached=reached, time=recorder.end_time)
 
 
-def _first_rows(outputs: Sequence[Tensor], count: int) -> Iterator[Tensor]:
-    """So many rows [m, N] of the states read, each from its step alone."""
-    for rows in outputs:
+def _first_rows(state_chunks: Sequence[Tensor], count: int) -> Iterator[Tensor]:
+    """The first ``count`` rows of the state chunks [m, N], without joining chunks."""
+    for rows in state_chunks:
         if count <= 0:
             return
         yield rows[:count]
         count -= len(rows)
 
 
-def _fixed(
+def _step_fixed(
     stepper: Stepper,
     field: Field,
     y: Tensor,
@@ -172,14 +172,14 @@ def _fixed(
     plan: SolvePlan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: OutputRecorder,
+    recorder: OutputRecorder,
 ) -> tuple[SolveOutcome, float]:
-    """The steps of the plan's grid, and to the times that one must end at."""
+    """Take the steps of the plan's grid, which also end at ``plan.step_times``."""
     h = 0.0
     grid = _with_stops(times, plan)
 
     def outcome(status: Status, t: float) -> SolveOutcome:
-        return SolveOutcome(status, len(reader.times), t, h, math.nan, stats.nfe)
+        return SolveOutcome(status, len(recorder.times), t, h, math.nan, stats.nfe)
 
     for n, (t, t_next) in enumerate(itertools.pairwise(grid)):
         if n == plan.max_steps:
@@ -195,7 +195,7 @@ def _fixed(
             observer.accept(t, y, h)
         stats.accepted += 1
         stats.step_sizes.append(h)
-        event_time = reader.read(t, t_next, y, y_next)
+        event_time = recorder.record(t, t_next, y, y_next)
         if event_time is not None:
             return outcome(Status.event, event_time), abs(h)
         stepper.accept(t_next, y_next, last)
@@ -206,18 +206,18 @@ def _fixed(
 
 
 def _with_stops(times: list[float], plan: SolvePlan) -> list[float]:
-    """The grid of fixed steps through these times and the forced ones between them."""
+    """The grid of fixed steps through the output times and ``plan.step_times``."""
     assert plan.grid is not None
     if not plan.step_times:
         return plan.grid(times)
     start, end = times[0], times[-1]
     stops = plan.stop_times(start, end)
     grid = plan.grid(sorted({*times, *stops}, reverse=end < start))
-    # A grid of the caller's own need not go through them.
+    # A user's grid need not go through them.
     return sorted({*grid, *stops}, reverse=end < start)
 
 
-def _adaptive(
+def _step_adaptively(
     stepper: Stepper,
     field: Field,
     y: Tensor,
@@ -225,9 +225,9 @@ def _adaptive(
     plan: SolvePlan,
     stats: Stats,
     observers: Sequence[Observer],
-    reader: OutputRecorder,
+    recorder: OutputRecorder,
 ) -> tuple[SolveOutcome, float]:
-    """Steps as large as the tolerance allows; times inside a step are read off its continuous extension."""
+    """Take steps as large as the tolerance allows; states at times inside a step come from its interpolant."""
     tolerance, controller = plan.tolerance, control.ControllerState(plan.controller)
     assert tolerance is not None
     t, end = times[0], times[-1]
@@ -235,17 +235,17 @@ def _adaptive(
     stops = plan.stop_times(t, end)
     step = ratio = math.nan
     attempts = 0
-    # Not isinstance: with a protocol that takes as long as some steps.
+    # Not isinstance, which takes as long as some steps with a protocol.
     variable: VariableOrderStepper | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
     def outcome(status: Status) -> SolveOutcome:
-        return SolveOutcome(status, len(reader.times), t, direction * step, ratio, stats.nfe)
+        return SolveOutcome(status, len(recorder.times), t, direction * step, ratio, stats.nfe)
 
-    h = plan.first_step or _search(stepper, field, t, y, end, plan)
+    h = plan.first_step or _initial_step_size(stepper, field, t, y, end, plan)
     if math.isnan(h):
         return outcome(Status.non_finite), h
-    # Where an event alone ends the solve, the end is infinite.
-    far = max(abs(t), abs(end) if math.isfinite(end) else h)
+    # The end is infinite if only an event ends the solve.
+    time_scale = max(abs(t), abs(end) if math.isfinite(end) else h)
     error_norm = control.ScaledErrorNorm(tolerance, plan.norm, y)
 
     while True:
@@ -254,7 +254,7 @@ def _adaptive(
         at_stop = step == abs(stops[0] - t)
         last = at_stop and len(stops) == 1
         # A smaller step would not move t.
-        if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * far) and not at_stop:
+        if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * time_scale) and not at_stop:
             return outcome(Status.step_underflow if ratio < math.inf else stepper.failure or Status.non_finite), h
         if attempts == plan.max_steps:
             return outcome(Status.max_steps), h
@@ -266,7 +266,7 @@ def _adaptive(
         if stepper.failure is Status.unstable:
             return outcome(Status.unstable), h
         ratio = error_norm.error_ratio(stepper.error(), y_next)
-        # NaN is a rejection too.
+        # NaN is rejected too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
         ratio_next = ratio if variable is None else variable.choose_order(error_norm.remeasure, ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)
@@ -284,8 +284,8 @@ def _adaptive(
         stats.error_ratios.append(ratio)
         stats.warm_step = stats.warm_step or proposal
         t_next = stops[0] if at_stop else t + direction * step
-        event_time = reader.read(t, t_next, y, y_next)
-        # A step cut short by a stop says nothing against the size that was proposed for it.
+        event_time = recorder.record(t, t_next, y, y_next)
+        # A step shortened to end at a stop time does not shrink the next one.
         h = max(proposal, h) if step < h else proposal
         t = t_next if event_time is None else event_time
         if last or event_time is not None:
@@ -297,14 +297,14 @@ def _adaptive(
             stepper.start(t, y, None)
 
 
-def _search(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: SolvePlan) -> float:
-    """A first step, positive; NaN where the field is not finite."""
+def _initial_step_size(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: SolvePlan) -> float:
+    """The size of the first step, positive; NaN if the field is not finite."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:
         return field(field.time_tensors([time])[0], state, False)
 
     assert plan.tolerance is not None
-    # With its graph: the first step is made of it too.
+    # With its graph: the first step uses it too.
     f = stepper.slope(t, y)
     with torch.no_grad():
         return control.first_step(evaluate, t, y, f, end, stepper.order, plan.tolerance, plan.norm)

@@ -1,4 +1,4 @@
-"""What is read off the accepted steps of a solve."""
+"""Recording of output states, interpolants and events from the accepted steps of a solve."""
 
 import math
 
@@ -11,10 +11,10 @@ from odebench.ode.methods.steppers import Stepper
 
 
 class OutputRecorder:
-    """Reads what is wanted off the accepted steps: the states asked for, the dense pieces, the zeros of events.
+    """Records the states at output times, the interpolants and the zeros of events from the accepted steps.
 
-    outputs, times: the states recorded so far, some rows [m, N] at a time, and the times of all rows.
-    rows, hits, end, pieces: see ``IntegrationResult``.
+    state_chunks, times: the states recorded so far, some rows [m, N] at a time, and the times of all rows.
+    output_rows, hits, end_time, interpolants: see ``IntegrationResult``.
     dense, interpolation: see ``SolvePlan``.
     """
 
@@ -27,60 +27,60 @@ class OutputRecorder:
         interpolation: str,
         detector: EventDetector | None,
     ) -> None:
-        self._stepper, self._asked, self._watch = stepper, times, detector
+        self._stepper, self._output_times, self._detector = stepper, times, detector
         self._dense, self._interpolation = dense, interpolation
-        self.outputs, self.times, self.rows = [y.unsqueeze(0)], [times[0]], [0]
+        self.state_chunks, self.times, self.output_rows = [y.unsqueeze(0)], [times[0]], [0]
         self.hits: list[EventHit] = []
-        self.pieces: list[Interpolant] = []
-        self.end = times[0]
+        self.interpolants: list[Interpolant] = []
+        self.end_time = times[0]
 
-    def read(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
-        """Read the step from t, y [N] to t_next, y_next [N]; the time of a terminal event in it."""
-        h, self.end, first = t_next - t, t_next, len(self.rows)
+    def record(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
+        """Record the step from t, y [N] to t_next, y_next [N]; returns the time of a terminal event in it."""
+        h, self.end_time, first = t_next - t, t_next, len(self.output_rows)
         due = first
-        while due < len(self._asked) and (self._asked[due] - t_next) * h <= 0:
+        while due < len(self._output_times) and (self._output_times[due] - t_next) * h <= 0:
             due += 1
-        wanted = self._asked[first:due]
-        if not (wanted or self._dense or self._watch):
+        wanted = self._output_times[first:due]
+        if not (wanted or self._dense or self._detector):
             return None
         interpolant = None
-        if self._dense or self._watch or wanted[0] != t_next:
+        if self._dense or self._detector or wanted[0] != t_next:
             interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
         if interpolant is not None and self._dense:
-            self.pieces.append(interpolant.kept())
-        found: list[ZeroCrossing] = []
+            self.interpolants.append(interpolant.copy())
+        zeros: list[ZeroCrossing] = []
         ends = False
-        if interpolant is not None and self._watch:
-            found, ends = self._watch.look(interpolant, t_next, y_next)
-        found_at = [t_next if crossing.theta == 1 else t + crossing.theta * h for crossing in found]
-        event_time = found_at[-1] if ends else None
+        if interpolant is not None and self._detector:
+            zeros, ends = self._detector.detect(interpolant, t_next, y_next)
+        zero_times = [t_next if zero.theta == 1 else t + zero.theta * h for zero in zeros]
+        event_time = zero_times[-1] if ends else None
         if event_time is not None:
             wanted = [time for time in wanted if (time - event_time) * h <= 0]
-        times = sorted({*wanted, *found_at}, reverse=h < 0) if found else wanted
-        rows = self._keep(times, t, t_next, interpolant, y_next)
-        self.rows += [rows[time] for time in wanted]
-        self.hits += [EventHit(c.index, c.element, time, rows[time]) for c, time in zip(found, found_at, strict=True)]
+        times = sorted({*wanted, *zero_times}, reverse=h < 0) if zeros else wanted
+        rows = self._append(times, t, t_next, interpolant, y_next)
+        self.output_rows += [rows[time] for time in wanted]
+        self.hits += [EventHit(z.index, z.element, time, rows[time]) for z, time in zip(zeros, zero_times, strict=True)]
         return event_time
 
-    def _keep(
+    def _append(
         self, times: list[float], t: float, t_next: float, interpolant: Interpolant | None, y_next: Tensor
     ) -> dict[float, int]:
-        """Keep the states at times of a step, in their order; the row of each."""
+        """Append the states at times of a step, in their order; returns the row of each."""
         last = len(self.times) - 1
-        # An event at the very start of a step is at the end of the one before.
+        # An event at the very start of a step is the one at the end of the step before.
         new = [time for time in times if time != self.times[-1]]
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
             assert interpolant is not None
-            self.outputs.append(interpolant.at(thetas))
+            self.state_chunks.append(interpolant.evaluate(thetas))
         if new[-1:] == [t_next]:
-            self.outputs.append(y_next.unsqueeze(0))
+            self.state_chunks.append(y_next.unsqueeze(0))
         self.times += new
         return {time: last + i for i, time in enumerate(self.times[last:])}
 
-    def close(self) -> None:
-        """The solve is over: NaN at the times that it did not reach."""
-        for time in self._asked[len(self.rows) :]:
-            self.rows.append(len(self.times))
-            self.outputs.append(torch.full_like(self.outputs[0], math.nan))
+    def fill_unreached(self) -> None:
+        """Fill in NaN at the output times that the solve did not reach."""
+        for time in self._output_times[len(self.output_rows) :]:
+            self.output_rows.append(len(self.times))
+            self.state_chunks.append(torch.full_like(self.state_chunks[0], math.nan))
             self.times.append(time)

@@ -11,27 +11,27 @@ from odebench.ode import control
 from odebench.ode.methods import Method
 
 GridFunction = Callable[[list[float]], list[float]]
-"""From the times asked for to the times that fixed steps go through, from the first to the last."""
+"""From the output times to the times at which fixed steps start and end, from the first to the last."""
 
 
 @dataclass(frozen=True)
 class SolvePlan:
-    """How to step.
+    """How a solve steps.
 
-    method: its description.
+    method: the description of the method.
     tolerance: of adaptive steps; None for fixed steps.
     grid: of fixed steps; None for adaptive ones.
     first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
-    max_steps: attempts, rejected ones included, between the first and the last time.
+    max_steps: attempted steps, rejected ones included, between the first and the last time.
     min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
     controller: of adaptive steps.
     norm: of the scaled error.
     group: processes that hold further rows of the state, and take the same steps.
     step_times: times that a step must end at, anywhere.
-    jump_times: those of ``step_times`` where f jumps: it is evaluated anew on their other side.
+    jump_times: those of ``step_times`` where f jumps: it is evaluated again on their other side.
     one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
-    interpolation: how outputs between the grid's times are read off: "linear" or "cubic".
-    dense: keep the continuous extension of every step.
+    interpolation: how states between the grid's times are interpolated: "linear" or "cubic".
+    dense: keep the interpolant of every step.
     compile: compile the step.
     """
 
@@ -53,7 +53,7 @@ class SolvePlan:
     compile: bool = False
 
     def time_direction(self, start: float, end: float) -> float:
-        """``one_sided`` as steppers get it: the direction of time, or 0."""
+        """The direction of time, +1 or -1, for steppers that evaluate f on one side; 0 where ``one_sided`` is off."""
         return math.copysign(1.0, end - start) if self.one_sided else 0.0
 
     def stop_times(self, start: float, end: float) -> list[float]:

@@ -131,7 +131,8 @@ def solve(
     if isinstance(problem, RowProblem):
         solution = solve_rows(problem, plan, gradient, event)
     else:
-        solution = solve_problem(problem, plan, find_gradient_mode(gradient), detector=EventDetector.of(event, problem))
+        mode = find_gradient_mode(gradient)
+        solution = solve_problem(problem, plan, mode, detector=EventDetector.from_argument(event, problem))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
@@ -155,15 +156,15 @@ def solve_problem(
     states, outcome = result.states, result.outcome
     events = detector.collect(result.hits, states) if detector else ()
     if result.hits:
-        states = states[result.rows]
-        outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.rows, outcome.reached))
+        states = states[result.output_rows]
+        outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.output_rows, outcome.reached))
     if time_wants_gradient:
         later = [states[i] + problem.time_derivative_term(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
     dense = None
-    if plan.dense and result.pieces:
+    if plan.dense and result.interpolants:
         source = states if states.requires_grad and mode.name != "backprop" else None
-        dense = DenseOutput(result.pieces, problem.unflatten, outcome.time, source)
+        dense = DenseOutput(result.interpolants, problem.unflatten, outcome.time, source)
     problem.stats.stiffness = result.stepper.stiffness() if result.stepper else None
     return Solution(
         problem.t,

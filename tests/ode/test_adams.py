@@ -269,8 +269,8 @@ def test_dense_output_is_continuous_and_exact():
     solution = solve(pendulum, Y0, [0.0, 4.0], method=ADAMS, rtol=1e-9, atol=1e-9, dense=True)
     times = torch.linspace(0, 4, 200).tolist()
     torch.testing.assert_close(solution.dense(times), exact(times), rtol=1e-7, atol=1e-7)
-    for piece, after in itertools.pairwise(solution.dense._pieces):
-        torch.testing.assert_close(piece.at([1.0])[0], after.y, rtol=1e-11, atol=1e-11)
+    for interpolant, after in itertools.pairwise(solution.dense._interpolants):
+        torch.testing.assert_close(interpolant.evaluate([1.0])[0], after.y, rtol=1e-11, atol=1e-11)
 
 
 def test_the_extension_has_an_order_more_than_the_predictor():
@@ -282,7 +282,7 @@ def test_the_extension_has_an_order_more_than_the_predictor():
             stepper = stepper_with_history(exact, k, h)
             y_next = stepper.attempt(1.0, h, exact(1.0), last=False)
             interpolant = stepper.interpolant(1.0, 1.0 + h, exact(1.0), y_next, "cubic")
-            found = torch.stack((*interpolant.at([0.3, 0.8]), y_next))
+            found = torch.stack((*interpolant.evaluate([0.3, 0.8]), y_next))
             errors.append(float((found - exact([1 + 0.3 * h, 1 + 0.8 * h, 1 + h])).abs().max()))
         assert math.log2(errors[0] / errors[1]) > k + 2 - 0.35
 

@@ -196,7 +196,7 @@ def test_dense_output_ends_at_a_terminal_event():
     [
         (lambda t, y: 1.0, TypeError, "must return a real tensor, got float"),
         (lambda t, y: y[0] + 1j, TypeError, "must return a real tensor, got torch.complex128"),
-        (lambda t, y: y[: 1 + int(t > 0)], ValueError, "always return as many elements"),
+        (lambda t, y: y[: 1 + int(t > 0)], ValueError, "always return the same number of elements"),
         ("floor", TypeError, "an event must be callable"),
     ],
     ids=["float", "complex", "growing", "string"],

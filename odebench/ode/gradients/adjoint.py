@@ -143,7 +143,9 @@ class _AdjointSolve(torch.autograd.Function):
             problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, detector=detector
         )
         results.append(result)
-        ctx.dense_output = DenseOutput(result.pieces, lambda y: y) if mode.interpolates and result.pieces else None
+        ctx.dense_output = (
+            DenseOutput(result.interpolants, lambda y: y) if mode.interpolates and result.interpolants else None
+        )
         ctx.mode, ctx.problem, ctx.num_reached, ctx.times = mode, problem, result.outcome.reached, result.times
         step_sizes = list(map(abs, problem.stats.step_sizes))
         ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0], max(step_sizes, default=math.inf))

@@ -143,7 +143,7 @@ class _CheckpointSolve(torch.autograd.Function):
             observers=(*observers, history),
             detector=detector,
         )
-        history.close(result.end)
+        history.close(result.end_time)
         results.append(result)
         ctx.mode, ctx.problem, ctx.plan, ctx.history = mode, problem, plan, history
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
@@ -239,7 +239,7 @@ def _backward_through_steps(
             results = [stepper.attempt(step.t, step.h, y, True)]
             if thetas:
                 interpolant = stepper.interpolant(step.t, step.t_next, y, results[0], plan.interpolation)
-                results.append(interpolant.at(thetas))
+                results.append(interpolant.evaluate(thetas))
         accumulator.note_leaves(results, field.time_tensors([step.t])[0], [y])
         (a,) = accumulator.vjp_of([y], results, [a, gradients][: len(results)])
     return a

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import weights_at
+from odebench.ode.dense import evaluate_weights
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.gradients.step_history import Stage, StepHistory, shares_last_stage
 from odebench.ode.methods import Tableau
@@ -111,7 +111,7 @@ def _output_gradients_of_stages(method: Tableau, thetas: list[float], gradients:
     if not thetas:
         return None
     assert method.dense is not None
-    return h * weights_at(method.dense, thetas, gradients).t() @ gradients
+    return h * evaluate_weights(method.dense, thetas, gradients).t() @ gradients
 
 
 def _output_gradient_of_last_stage(

@@ -106,7 +106,7 @@ class RosenbrockStepper:
         """(weight, time, state [N]) whose sum of weight g(time, state) is the integral of g over the last attempt, to
         the order of the method."""
         t, h, y = self._attempted
-        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).at(NODES)
+        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).evaluate(NODES)
         times = self._field.time_tensors([t + theta * h for theta in NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 

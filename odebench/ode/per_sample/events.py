@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.events import JUST_AFTER, Event
+from odebench.ode.events import THETA_AFTER_START, Event
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
@@ -67,7 +67,7 @@ class RowEventDetector:
         first, before = torch.zeros_like(step.t), self._g
         idx = (accepted & (before == 0).cpu()).nonzero().squeeze(1)
         if len(idx):
-            first[idx] = JUST_AFTER
+            first[idx] = THETA_AFTER_START
             values = self._value_at(_RowInterpolant(stepper, step, idx), take_rows(first, idx))
             before = before.index_copy(0, idx.to(before.device), values)
         return first, before
