@@ -84,7 +84,7 @@ def test_rows_under_transforms():
     torch.testing.assert_close(jvp_in_a_dual_level(rows, W), reverse, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match=r"gradient='checkpoint' does not go under torch.func"):
         torch.func.grad(lambda w: rows(w, gradient="checkpoint"))(W)
-    with pytest.raises(ValueError, match=r"does not go under torch.func.vmap; make the batch its rows"):
+    with pytest.raises(ValueError, match=r"does not support torch.func.vmap; make the batch its rows"):
         TRANSFORMS["vmap"](rows, W)
 
 
