@@ -152,7 +152,7 @@ class _RowBackwardPass:
             results, gradients = [step.y_next], [take_rows(gradient, rows)]
             if outputs is not None:
                 results.append(evaluate_outputs(self._stepper, step, outputs))
-                gradients.append(take_rows(self._grad_outputs, outputs.indices))
+                gradients.append(take_rows(self._grad_outputs, outputs.flat_idx))
         self._accumulator.note_leaves(results, accepted.t[0], [y])
         (vjp,) = self._accumulator.vjp_of([y], results, gradients)
         return put_rows(gradient, rows, vjp)

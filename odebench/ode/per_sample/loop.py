@@ -153,7 +153,7 @@ class RowLoop:
             statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
         outputs = self.outputs.find_in_step(step, active.t, at_end)
         if outputs is not None:
-            self.outputs.add(evaluate_outputs(stepper, step, outputs), outputs.indices)
+            self.outputs.add(evaluate_outputs(stepper, step, outputs), outputs.flat_idx)
         if self.observer is not None:
             self.observer.accept(step, accepted, outputs)
         if k is not None:

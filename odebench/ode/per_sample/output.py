@@ -15,22 +15,22 @@ class StepOutputs:
 
     idx, thetas: [P] index of the row in the step, ascending, and (t - t_start) / h of each output inside the step.
     end_idx: [E] indices of the rows with an output at the end of the step.
-    indices: [P + E] where the states belong: output number times B plus row number.
+    flat_idx: [P + E] where the states belong: output number times B plus row number.
     """
 
     idx: Tensor
     thetas: Tensor
     end_idx: Tensor
-    indices: Tensor
+    flat_idx: Tensor
 
     def for_accepted(self, accepted: Tensor) -> "StepOutputs":
         """The outputs for a step that has the accepted rows only."""
         position = accepted.cumsum(0) - 1
-        return StepOutputs(position[self.idx], self.thetas, position[self.end_idx], self.indices)
+        return StepOutputs(position[self.idx], self.thetas, position[self.end_idx], self.flat_idx)
 
 
 class RowOutputRecorder:
-    """Records the states at output times: [P, n], with their indices [P] into outputs and rows.
+    """Records the states at output times: [P, n], and the index [P] of each: output number times B plus row number.
 
     at_step_ends: no output time lies inside a step.
     """
@@ -43,7 +43,7 @@ class RowOutputRecorder:
         self._ordered_times = times * self._direction.unsqueeze(1)
         self._next_output = torch.ones(problem.num_rows, dtype=torch.long)
         self._states = [y]
-        self._indices = [problem.all_rows()]
+        self._flat_idx = [problem.all_rows()]
 
     def find_in_step(self, step: RowStep, t: Tensor, at_end: Tensor) -> StepOutputs | None:
         """The outputs of a step that took the rows to t [b], and those ``at_end`` [b] to their last time."""
@@ -69,15 +69,15 @@ class RowOutputRecorder:
         offsets = torch.arange(len(idx)) - take_rows(inside.cumsum(0) - inside, idx)
         inner = take_rows(first, idx) + offsets
         numbers = torch.cat((inner, take_rows(first + inside, ends)))
-        indices = numbers * self._problem.num_rows + take_rows(step.rows, torch.cat((idx, ends)))
+        flat_idx = numbers * self._problem.num_rows + take_rows(step.rows, torch.cat((idx, ends)))
         times = self._problem.row_times[take_rows(step.rows, idx), inner]
         thetas = (times - take_rows(step.t, idx)) / take_rows(step.h, idx)
-        return StepOutputs(idx, thetas, ends, indices)
+        return StepOutputs(idx, thetas, ends, flat_idx)
 
-    def add(self, states: Tensor, indices: Tensor) -> None:
-        """Store states [P, n] with their indices [P]."""
+    def add(self, states: Tensor, flat_idx: Tensor) -> None:
+        """Store states [P, n] at their indices [P]."""
         self._states.append(states)
-        self._indices.append(indices)
+        self._flat_idx.append(flat_idx)
 
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at these indices."""
@@ -86,7 +86,7 @@ class RowOutputRecorder:
 
     def collect(self) -> Tensor:
         """The states [T, B, n], NaN where not reached."""
-        return assemble(self._states, self._indices, self._num_times, self._problem.num_rows)
+        return assemble(self._states, self._flat_idx, self._num_times, self._problem.num_rows)
 
 
 def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -> Tensor:
@@ -94,17 +94,17 @@ def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -
     parts = []
     device = step.y.device
     if len(outputs.idx):
-        distinct, owners = torch.unique_consecutive(outputs.idx, return_inverse=True)
+        distinct, inverse = torch.unique_consecutive(outputs.idx, return_inverse=True)
         coefficients = stepper.interpolant(step, distinct)
-        parts.append(interpolate(coefficients, take_rows(step.y, distinct), owners.to(device), outputs.thetas))
+        parts.append(interpolate(coefficients, take_rows(step.y, distinct), inverse.to(device), outputs.thetas))
     if len(outputs.end_idx):
         parts.append(take_rows(step.y_next, outputs.end_idx))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def assemble(states: list[Tensor], indices: list[Tensor], num_times: int, num_rows: int) -> Tensor:
-    """[T, B, n] from pieces [P, n] with their indices [P]; NaN where there is none."""
+def assemble(states: list[Tensor], flat_idx: list[Tensor], num_times: int, num_rows: int) -> Tensor:
+    """[T, B, n] from pieces [P, n] and their indices [P]; NaN where there is none."""
     found = torch.cat(states)
     empty = found.new_full((num_times * num_rows, found.shape[1]), float("nan"))
-    full = empty.index_copy(0, torch.cat(indices).to(found.device), found)
+    full = empty.index_copy(0, torch.cat(flat_idx).to(found.device), found)
     return full.view(num_times, num_rows, found.shape[1])
