@@ -1,8 +1,8 @@
-"""The engine: ordinary differential equations solved and differentiated in PyTorch.
+"""Solving and differentiating ordinary differential equations in PyTorch.
 
-``solve(f, y0, t)`` is the door; it returns a ``Solution`` with the states, the statistics of the solve and
-a named status. Imports torch and nothing else of odebench. Names are looked up on first use, so that the
-tables of ``odebench.ode.methods`` can be read without torch.
+The main function is ``solve(f, y0, t)``; it returns a ``Solution`` with the states, the statistics of the solve and
+a status. Imports torch and nothing else of odebench. Names are imported on first use, so that the tables of
+``odebench.ode.methods`` can be read without torch.
 """
 
 import importlib

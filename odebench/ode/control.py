@@ -1,4 +1,4 @@
-"""Step sizes: the first one, the next one, and the fit to the end of the span.
+"""Step size control: the first step, the next one, and the last one, which ends at the last time.
 
 Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section II.4; Soederlind 2003, Digital
 filters in adaptive time-stepping.
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 Norm = Callable[[Tensor], float]
-"""From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Waits for the device."""
+"""From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Synchronises with the device."""
 
-# A step may grow by this much to reach the end at once: 1.1^5 SAFETY^5 < 1 for a method of order 5.
+# A step may grow by this factor to reach the end at once: 1.1^5 SAFETY^5 < 1 for a method of order 5.
 END_STRETCH = 1.1
 
 
@@ -25,7 +25,7 @@ def rms(x: Tensor) -> float:
 
 
 def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[float]:
-    """Root mean square of each part, over the shares that the processes of a group have of it; shares are equal."""
+    """Root mean square of each part over all processes of a group, which hold equal shares of it."""
     norms = torch.stack(torch._foreach_norm(list(parts)))
     num_shares = 1
     if group is not None:
@@ -35,7 +35,7 @@ def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[fl
 
 
 def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
-    """x, summed in place over the processes of a group, or of all; ConnectionError where one of them has ended."""
+    """Sum x in place over the processes of a group, or all; ConnectionError if one of them has ended."""
     try:
         torch.distributed.all_reduce(x, group=group)
     except RuntimeError as error:
@@ -45,7 +45,7 @@ def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
 
 
 def rms_over(group: ProcessGroup | None) -> Norm:
-    """``rms``, over all that the processes of a group hold."""
+    """``rms`` over the rows of all processes of a group."""
     return rms if group is None else lambda x: rms_of_parts([x], group)[0]
 
 
@@ -53,7 +53,7 @@ def rms_over(group: ProcessGroup | None) -> Norm:
 class Tolerance:
     """An error is acceptable when norm(error / (atol + rtol max(|y0|, |y1|))) <= 1.
 
-    rtol, atol: numbers, or tensors [N] for one tolerance a component.
+    rtol, atol: numbers, or tensors [N] for one tolerance per component.
     """
 
     rtol: float | Tensor
@@ -61,55 +61,55 @@ class Tolerance:
 
     @property
     def numbers(self) -> tuple[float, float] | None:
-        """rtol and atol where they are numbers."""
+        """rtol and atol if both are numbers, else None."""
         rtol, atol = self.rtol, self.atol
         return (rtol, atol) if isinstance(rtol, float) and isinstance(atol, float) else None
 
     def scale(self, size: Tensor) -> Tensor:
-        """The acceptable error of numbers of this absolute value, both [N]; ``size`` is overwritten."""
+        """The acceptable error [N] of components with absolute values ``size`` [N], which is overwritten."""
         scale = size.mul_(self.rtol).add_(self.atol)
         has_atol = isinstance(self.atol, Tensor) or self.atol > 0
         return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
 class ScaledErrorNorm:
-    """Measures the errors of the steps of one solve from y [N] on, in units of the tolerance."""
+    """The norm of the error of each step of one solve from y [N], in units of the tolerance."""
 
     def __init__(self, tolerance: Tolerance, norm: Norm, y: Tensor) -> None:
         self._tolerance, self._norm = tolerance, norm
         self._size = self._size_next = y.detach().abs()
         self._rtol, atol = tolerance.numbers or (0.0, 0.0)
-        # A tensor, since adding a number takes longer.
+        # A tensor, because adding a Python number takes longer.
         self._atol_over_rtol = self._size.new_tensor(atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
 
     def error_ratio(self, error: Tensor, y_next: Tensor) -> float:
-        """The error [N] of a step to y_next [N]; or a scalar, where the step has measured it itself."""
+        """The norm of the error [N] of a step to y_next [N]; a scalar error is that norm already."""
         if error.dim() == 0:
             return error.item()
         self._size_next = y_next.detach().abs()
         return self.remeasure(error)
 
     def remeasure(self, error: Tensor) -> float:
-        """Another error [N] of the same step. Waits for the device once, and may overwrite the error."""
+        """The norm of another error [N] of the same step. Synchronises once, and may overwrite the error."""
         size = torch.maximum(self._size, self._size_next)
         if self._atol_over_rtol is None:
             return self._norm(error.div_(self._tolerance.scale(size)))
-        # rtol is left to Python: one tensor operation less.
+        # Python divides by rtol: one tensor operation less.
         return self._norm(error.div_(size.add_(self._atol_over_rtol))) / self._rtol
 
     def accept(self) -> None:
-        """The next step starts where this one ended."""
+        """Accept the step: the next one starts at its end."""
         self._size = self._size_next
 
 
 @dataclass(frozen=True)
 class Controller:
-    """How the next step size follows from the errors r of the last steps, in units of the tolerance:
+    """The rule for the next step size, from the errors r of the last steps in units of the tolerance:
 
-    h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, with k the power
-    of h that the error falls with.
+    h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, where the error
+    is of order h^k.
 
-    proportional, integral, derivative: p, i and d; integral control alone is (0, 1, 0).
+    proportional, integral, derivative: p, i and d; pure integral control is (0, 1, 0).
     """
 
     proportional: float = 0.0
@@ -139,14 +139,14 @@ CONTROLLERS = {
 
 
 class ControllerState:
-    """A controller at work on one solve: it remembers the errors of the last two accepted steps."""
+    """A controller during one solve: stores the errors of the last two accepted steps."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._previous_ratios = (1.0, 1.0)
 
     def propose(self, h: float, ratio: float, accepted: bool, order: int) -> float:
-        """The size after a step of size h whose error was ``ratio`` tolerances, falling with h^order."""
+        """The next step size after a step of size h whose error, of order h^order, was ``ratio`` tolerances."""
         controller = self._controller
         if not math.isfinite(ratio):
             return h * controller.min_factor
@@ -154,14 +154,14 @@ class ControllerState:
             return h * max(controller.min_factor, controller.safety * ratio ** (-1 / order))
         p, i, d = controller.proportional, controller.integral, controller.derivative
         ratio = max(ratio, 1e-12)
-        before, earlier = self._previous_ratios
-        self._previous_ratios = (ratio, before)
+        last, before_last = self._previous_ratios
+        self._previous_ratios = (ratio, last)
         factor = controller.safety * ratio ** (-(p + i + d) / order)
         if p or d:
-            factor *= before ** ((p + 2 * d) / order) * earlier ** (-d / order)
-        # Integral control never shrinks after an accepted step, as in the solvers it is compared with.
-        floor = controller.min_factor if p or d else 1.0
-        return h * min(controller.max_factor, max(floor, factor))
+            factor *= last ** ((p + 2 * d) / order) * before_last ** (-d / order)
+        # Integral control never shrinks the step after an accepted one, as in torchdiffeq.
+        min_factor = controller.min_factor if p or d else 1.0
+        return h * min(controller.max_factor, max(min_factor, factor))
 
 
 def first_step(
@@ -192,7 +192,7 @@ def first_step(
 
 
 def fit_to_end(h: float, remaining: float, max_step: float = math.inf) -> float:
-    """The proposed step h > 0 fitted to what remains: the end is reached exactly and without a sliver step."""
+    """Fit the proposed step h > 0 to the remaining time: the end is reached exactly, without a tiny last step."""
     h = min(h, max_step)
     if remaining <= min(h * END_STRETCH, max_step):
         return remaining

@@ -1,4 +1,4 @@
-"""Gradients that can be taken once, and say so where they are to be differentiated again."""
+"""Gradients that are differentiable once and raise an error when they are differentiated again."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from odebench.ode.transforms import transform_active
 
 
 class _RaiseOnBackward(torch.autograd.Function):
-    """The first ``count`` tensors as they are; raises where they are differentiated."""
+    """Returns the first ``count`` tensors; raises when they are differentiated."""
 
     @staticmethod
     def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -27,9 +27,9 @@ def once_differentiable(
     backward: Callable[..., Any],
     message: str = "this gradient is differentiable once; use gradient='backprop' with an explicit method",
 ) -> Callable[..., Any]:
-    """A backward pass whose gradients refuse to be differentiated with respect to any saved tensor.
+    """A decorator of backward passes: differentiating their gradients, with respect to any saved tensor, raises.
 
-    torch's once_differentiable refuses along the incoming gradient alone: behind a linear loss, a second derivative
+    torch's once_differentiable raises only along the incoming gradient: with a linear loss, a second derivative
     would silently be zero.
     """
 
@@ -40,9 +40,9 @@ def once_differentiable(
         if not torch.is_grad_enabled():
             return tuple(outputs)
         sources = [x for x in (*ctx.saved_tensors, *gradients) if isinstance(x, Tensor) and x.requires_grad]
-        given = [i for i, output in enumerate(outputs) if output is not None]
-        refusing = _RaiseOnBackward.apply(message, len(given), *(outputs[i] for i in given), *sources)
-        for i, output in zip(given, refusing, strict=True):
+        present = [i for i, output in enumerate(outputs) if output is not None]
+        guarded = _RaiseOnBackward.apply(message, len(present), *(outputs[i] for i in present), *sources)
+        for i, output in zip(present, guarded, strict=True):
             outputs[i] = output
         return tuple(outputs)
 
@@ -50,7 +50,7 @@ def once_differentiable(
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """A tensor as it is; its gradient is differentiable once."""
+    """Returns the tensor; its gradient is differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -69,6 +69,6 @@ class _DifferentiableOnce(torch.autograd.Function):
 
 
 def first_derivative_only(x: Tensor) -> Tensor:
-    """x as a factor whose other one is held constant: first derivatives are right, second ones would silently lack what
-    the other one moves with, and are refused. Under ``torch.func``, which has no way to refuse, x itself."""
+    """x, for a product whose other factor is held constant: first derivatives are right, second ones would silently
+    ignore the other factor and raise an error. Under ``torch.func``, where no error can be raised, x itself."""
     return x if transform_active() or not x.requires_grad else _DifferentiableOnce.apply(x)

@@ -1,4 +1,4 @@
-"""The user's initial value problem made plain, once: one flat state, times as floats, a counted field."""
+"""The user's initial value problem in the solver's form: a flat state, times as floats, a field that counts calls."""
 
 import dis
 import functools
@@ -24,11 +24,11 @@ _TENSOR = "tensor"
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How the user's state and arguments lie in flat tensors; two problems of one layout call f alike.
+    """How the user's state and arguments are flattened; two problems with equal layouts call f alike.
 
     structure, shapes, sizes, dtype: of the state and its tensors.
     args_structure, constants: of the arguments; ("tensor", None) or ("constant", value) for each leaf.
-    autocast: the dtype of the caller's autocast for f, None where it is off.
+    autocast: the dtype of the caller's autocast for f, None if it is off.
     """
 
     structure: pytree.TreeSpec
@@ -46,12 +46,12 @@ class StateLayout:
 
     @functools.cached_property
     def is_tuple(self) -> bool:
-        """Whether the state is a tuple of tensors: taken apart without pytree, which takes longer than a small f."""
+        """Whether the state is a tuple of tensors: handled without pytree, which takes longer than a small f."""
         return self.structure == pytree.tree_structure(tuple(self.sizes))
 
     @functools.cached_property
     def view_shape(self) -> tuple[Any, ...] | None:
-        """The state's shape, as ``view`` takes it fastest, where f is called with one tensor and nothing else."""
+        """The arguments of ``view`` that shape a flat state, if f gets one tensor and no args, without autocast."""
         if self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None:
             return tuple(self.shapes[0]) or ((),)
         return None
@@ -69,13 +69,13 @@ class StateLayout:
         return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def rebuild(self, parts: Sequence[Tensor]) -> Any:
-        """The user's structure of these tensors."""
+        """The state in the user's structure, from its tensors."""
         if self.is_tensor:
             return parts[0]
         return tuple(parts) if self.is_tuple else pytree.tree_unflatten(parts, self.structure)
 
     def rebuild_args(self, args: Sequence[Tensor]) -> Any:
-        """The user's arguments, with these tensors."""
+        """The arguments in the user's structure, from the tensors in them."""
         if self.args_structure.num_children == 0:
             return ()
         tensors = iter(args)
@@ -83,7 +83,7 @@ class StateLayout:
         return pytree.tree_unflatten(leaves, self.args_structure)
 
     def tolerances(self, tolerance: Any, name: str, like: Tensor) -> list[Tensor]:
-        """A tolerance that was given in the structure of the state, as tensors like those of ``like``."""
+        """The tensors of a tolerance in the structure of the state, with dtype and device of ``like``."""
         leaves, structure = pytree.tree_flatten(tolerance)
         if structure != self.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
@@ -93,21 +93,21 @@ class StateLayout:
     def evaluate_flat(
         self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
     ) -> Tensor:
-        """dy/dt [N] at a flat state y [N], written to ``out`` [N] where that saves a copy; raises what ``evaluate``
-        raises."""
+        """dy/dt [N] at a flat state y [N], written to ``out`` [N] if that saves a copy; raises the errors of
+        ``evaluate``."""
         if self.view_shape and y.dtype == self.dtype and y.dim() == 1:
-            # The same in fewer calls, which would take as long as a small f.
+            # The general way below makes more calls, which take as long as a small f.
             return self._check(f(t, y.view(*self.view_shape)))[0].reshape(-1)
         return flatten(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
     def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of dy/dt at a state in the user's structure.
 
-        Raises ValueError where f gives anything but a rate for each number of the state.
+        Raises ValueError if f does not return a derivative for each element of the state.
         """
         if self.autocast is None:
             return self._check(f(t, state, *self.rebuild_args(args)))
-        # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
+        # Without the cache, which would keep the cast weights and their graph from one call to the next.
         with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
             return self._check(f(t, state, *self.rebuild_args(args)))
 
@@ -133,7 +133,7 @@ class StateLayout:
 
 @dataclass(frozen=True)
 class EvaluationGraph:
-    """One evaluation of f with its graph, in the user's tensors: flattening would make that of a small f much longer.
+    """One evaluation of f with its autograd graph, in the user's tensors: flattening would enlarge the graph.
 
     leaves: the tensors of the state, which the graph starts from. outputs: the tensors of dy/dt.
     """
@@ -150,9 +150,9 @@ class EvaluationGraph:
 
 @dataclass(frozen=True)
 class FieldArguments:
-    """f and what it is called with, apart from t and y; whoever calls it counts the evaluations in ``stats``.
+    """f and its arguments apart from t and y; the caller counts evaluations in ``stats``.
 
-    to_tensor: makes a tensor of times and step sizes.
+    to_tensor: makes a tensor from times and step sizes.
     """
 
     f: Callable[..., Any]
@@ -163,14 +163,14 @@ class FieldArguments:
 
 
 class InitialValueProblem:
-    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state; the integrator's field.
+    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state; called by the integrator as its field.
 
-    y0: [N], all tensors of the user's state one after the other; float32 for a state of half precision, in which
-        sums and error estimates would drown.
+    y0: [N], all tensors of the user's state concatenated; float32 for a state of half precision, which is too coarse
+        for sums and error estimates.
     times: T floats, strictly increasing or decreasing.
     args: the tensors inside the user's args, in order.
-    stats: counted into by every evaluation.
-    time_dtype: of the times that f gets, that of the state or its real part's: no float64 where the device has none.
+    stats: every call is counted here.
+    time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class InitialValueProblem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         arg_leaves, args_structure = pytree.tree_flatten(args)
-        # The caller's autocast is for f alone: states, sums and error estimates add small numbers to large ones.
+        # The caller's autocast applies to f only: states, sums and error estimates add small numbers to large ones.
         device_type = leaves[0].device.type
         self.layout = StateLayout(
             structure=structure,
@@ -210,11 +210,11 @@ class InitialValueProblem:
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Those of the state's tensors."""
+        """The shapes of the state's tensors."""
         return self.layout.shapes
 
     def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
-        """dy/dt [N] at a flat state [N], counted as a forward evaluation; the integrator's view of f."""
+        """dy/dt [N] at a flat state [N], counted as a forward evaluation."""
         self.stats.nfe += 1
         return self.evaluate(t, y, self.args, out)
 
@@ -227,11 +227,11 @@ class InitialValueProblem:
         return self.to_tensor(times).unbind()
 
     def to_tensor(self, values: Sequence[float]) -> Tensor:
-        """The same and step sizes, [len(values)]."""
+        """Times or step sizes as a tensor [len(values)] on the state's device."""
         device = self.y0.device
         if device.type == "cpu":
             return torch.tensor(values, dtype=self.time_dtype)
-        # Filled there: a copy from the host would wait for the device.
+        # Filled on the device: a copy from the host would synchronise.
         return torch.stack([torch.full((), value, dtype=self.time_dtype, device=device) for value in values])
 
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
@@ -251,16 +251,16 @@ class InitialValueProblem:
             return EvaluationGraph(leaves, self.layout.evaluate(self.f, t, self.layout.rebuild(leaves), args))
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
-        """A tolerance as a number, or as [N] where it was given in the structure of the state."""
+        """A tolerance as a number, or as [N] if it was given in the structure of the state."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
         tensors = self.layout.tolerances(tolerance, name, self.y0)
         return flatten([expand_tolerance(name, x, shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_derivative_term(self, i: int, y: Tensor) -> Tensor:
-        """(t_i - t_i.detach()) f(t_i, y) [N]: zero, with the derivative f with respect to t_i."""
+        """(t_i - t_i.detach()) f(t_i, y) [N]: zero, whose derivative with respect to t_i is f."""
         with torch.no_grad():
-            # Without y's graph, which f could not differentiate by here.
+            # Detached: an f that differentiates with respect to y could not use y's graph here.
             f = self(self.time_tensors([self.times[i]])[0], y.detach())
         return (first_derivative_only(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
@@ -270,8 +270,8 @@ class InitialValueProblem:
 
 
 def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
-    """The layers of f that give another result at every evaluation: batch normalisation, which learns from each, and
-    dropout, in training mode. Found in a module, and among what a function or a method names."""
+    """Names of the layers of f whose output changes at every evaluation: batch normalisation and dropout in training
+    mode. Found in a module, and in the objects that a function or a method refers to."""
     return [
         f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
         for held, owner in _referenced_objects(f)
@@ -282,10 +282,10 @@ def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
 
 
 def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
-    """f and what it names, as far as one can tell without calling it; of an object what the method names of it, which
-    may hold other layers besides.
+    """The objects that f refers to, with their names, found without a call; of a method's object only what the
+    method uses.
 
-    seen: methods on the way here.
+    seen: the methods visited already.
     """
     if isinstance(f, nn.Module):
         return [("", f)]
@@ -311,7 +311,7 @@ def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tupl
 
 @functools.lru_cache(maxsize=256)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """The names that code looks up in its module; those of attributes are others."""
+    """The global names that code uses, without the names of attributes."""
     return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
@@ -326,12 +326,12 @@ def refuse_layers_in_training_mode(f: Callable[..., Any]) -> None:
 
 
 def times_as_tensor(t: Any) -> Tensor:
-    """The times as one tensor, in float64 where they were a list. Raises TypeError for what holds no times, ValueError
-    for those that ``torch.func.vmap`` hides."""
+    """The times as one tensor, float64 if they were a list. Raises TypeError if they are not numbers, ValueError if
+    they are batched by ``torch.func.vmap``."""
     if isinstance(t, Tensor):
         if under_vmap(t):
             raise ValueError(
-                "t is another for each sample of torch.func.vmap, which hides it; solve the whole batch with "
+                "t differs between the samples of torch.func.vmap, which hides it; solve the whole batch with "
                 "stepping='per_sample' and t [B, T]"
             )
         return t
@@ -347,8 +347,8 @@ def times_as_tensor(t: Any) -> Tensor:
 
 
 def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-    """The numbers [N] of some tensors, one after the other, in their dtype or another; several are joined in ``out``
-    [N], where it is given."""
+    """Concatenate tensors into one of [N], in their dtype or the given one; several are joined in ``out`` [N] if it is
+    given."""
     if len(leaves) == 1:
         y = leaves[0].reshape(-1).resolve_conj().resolve_neg()
     else:
@@ -358,7 +358,7 @@ def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Ten
 
 
 def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tolerance for each number of a tensor of the state. Raises ValueError where its shape does not allow that."""
+    """A tolerance expanded to the shape of a tensor of the state. Raises ValueError if its shape does not broadcast."""
     try:
         return tolerance.expand(shape)
     except RuntimeError as error:
@@ -368,7 +368,7 @@ def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tens
 
 
 def check_state(leaves: list[Any]) -> None:
-    """Raises TypeError or ValueError where these are not the tensors of a state, all of one dtype and device."""
+    """Raises TypeError or ValueError unless these are the tensors of a state, all of one dtype and device."""
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]

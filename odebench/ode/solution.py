@@ -1,4 +1,4 @@
-"""What a solve gives back: the states, how it ended, and what it cost."""
+"""The results of a solve: the states, the status, and the cost."""
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -24,7 +24,7 @@ class Status(Enum):
 
 @dataclass
 class Stats:
-    """What a solve cost.
+    """The cost of a solve.
 
     nfe: evaluations of the vector field.
     accepted, rejected: steps.
@@ -32,18 +32,17 @@ class Stats:
     step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by adding them
         to ``start``.
     error_ratios: the error of each accepted step in units of the tolerance; empty for fixed steps.
-    stiffness: h |lambda| as the last step saw it, lambda the field's largest eigenvalue in the direction of the
+    stiffness: h |lambda| estimated in the last step, lambda the field's largest eigenvalue in the direction of the
         solution; explicit methods stay near their stability limit (3.3 for dopri5) on a stiff field. None where
         the method gives no estimate.
     warm_step: the size that the first accepted step's error would have allowed: a good ``first_step`` for another
         solve like this one. None for fixed steps.
-    backward: the same for the backward pass of a gradient mode that solves an ODE of its own (each
-        evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``, and
-        added to when several backward passes go through one solve. None where the backward pass evaluates
-        nothing.
-    row_evaluations: with per-sample stepping the rows that the field was evaluated for, over all evaluations; there
+    backward: the statistics of the backward pass of a gradient mode that solves an ODE of its own (each
+        evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``,
+        and summed over several backward passes through one solve. None if the backward pass evaluates nothing.
+    row_evaluations: with per-sample stepping the number of rows evaluated, summed over all evaluations; there
         ``nfe`` counts its calls, and the steps are those of all rows together, without their sizes and errors.
-    jacobians, linear_solves: those of implicit steps; an evaluation that a Jacobian needs is counted in ``nfe`` too.
+    jacobians, linear_solves: of implicit steps; evaluations for a Jacobian are counted in ``nfe`` too.
     jacobian_products: products of a Jacobian, or its transpose, with a vector; each costs about as much as two
         evaluations.
     """
@@ -65,9 +64,9 @@ class Stats:
 
 @dataclass(frozen=True)
 class SolveOutcome:
-    """How an integration ended, where, and with what numbers; ``reached`` of the times have their states.
+    """How and where an integration ended; the first ``reached`` of the times have states.
 
-    rows: with per-sample stepping how many rows ended so, and the first of them, whose numbers these are.
+    rows: with per-sample stepping, text with the number of rows that ended so and the first of them, described here.
     """
 
     status: Status
@@ -79,7 +78,7 @@ class SolveOutcome:
     rows: str = ""
 
     def message(self) -> str:
-        """One line for the user: what happened, where, and the way out."""
+        """One line for the user: what happened, where, and what to do."""
         where = (
             f"at t={self.time:.6g}{self.rows} with step size {self.step_size:.3g}, "
             f"last error ratio {self.error_ratio:.3g}, {self.nfe} evaluations"
@@ -114,9 +113,9 @@ class EventHits:
 class RowStats:
     """How each row of a solve with per-sample stepping ended, and what it cost.
 
-    status: B of them.
+    status: one per row, B in all.
     time: [B] the last time it reached.
-    nfe: [B] evaluations of the vector field that it took part in.
+    nfe: [B] evaluations of the vector field for this row.
     accepted, rejected: [B] steps.
     """
 
@@ -131,14 +130,14 @@ class RowStats:
 class Solution:
     """The solution of an initial value problem.
 
-    t: [T] the times asked for.
+    t: [T] the output times.
     y: the states at those times: the structure of y0, each tensor [T, *its shape]; NaN at times that were
         not reached.
     stats: what the solve cost; ``stats.backward`` is filled by the backward pass.
-    outcome: how it ended; ``status`` is its name.
-    dense: the solution at any time, where it was asked for.
-    events: one entry an event function, where any was given.
-    rows: of each row, with per-sample stepping; t is then [T] or [B, T], and each tensor of y [T, B, ...].
+    outcome: how it ended; ``status`` is short for ``outcome.status``.
+    dense: the solution as a function of time, with ``dense=True``.
+    events: one entry per event function.
+    rows: statistics of each row, with per-sample stepping; t is then [T] or [B, T], and each tensor of y [T, B, ...].
     """
 
     t: Tensor
@@ -155,7 +154,7 @@ class Solution:
         return self.outcome.status
 
     def detached(self) -> "Solution":
-        """The same numbers without their graph."""
+        """A copy without the autograd graph."""
         t, y, events = pytree.tree_map_only(
             Tensor, Tensor.detach, (self.t, self.y, [(hits.t, hits.y) for hits in self.events])
         )
@@ -163,10 +162,10 @@ class Solution:
 
 
 class SolveError(RuntimeError):
-    """A solve that did not reach its last time; ``solution`` holds what was reached.
+    """A solve that did not reach its last time; ``solution`` holds the states that were reached.
 
-    Raised from a backward pass, ``solution`` is None: there the states belong to the adjoint. It passes from process to
-    process, and loses its graph on the way.
+    From a backward pass, ``solution`` is None: the states there are those of the adjoint. The error can be pickled, and
+    loses its graph thereby.
     """
 
     def __init__(self, outcome: SolveOutcome, solution: Solution | None = None, during: str = "solve") -> None:
@@ -174,5 +173,5 @@ class SolveError(RuntimeError):
         self.outcome, self.solution, self.during = outcome, solution, during
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By what it was made of: the default is to make it of its message.
+        # With the arguments of __init__; by default an exception is rebuilt from its message.
         return type(self), (self.outcome, self.solution and self.solution.detached(), self.during)

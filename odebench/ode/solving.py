@@ -1,4 +1,4 @@
-"""The door of the engine."""
+"""The public function ``solve``."""
 
 import bisect
 import dataclasses
@@ -67,37 +67,37 @@ def solve(
     f: called with a scalar tensor t, the state y and args; returns the structure, shapes and dtype of y. Time
         comes in the state's dtype (float32 for half precision).
     y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device; complex states are
-        solved as they are, states of half precision in float32, f alone seeing the half.
-    t: [T] two or more times, strictly increasing or decreasing; where it is a tensor that requires a gradient it
-        gets the one of the exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, f taken as a constant.
-    args: tuples, lists and dicts; the tensors in them get gradients.
+        solved as they are, states of half precision in float32, where only f sees half precision.
+    t: [T] two or more times, strictly increasing or decreasing; a tensor that requires grad gets the gradient of the
+        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant.
+    args: may contain tuples, lists and dicts; the tensors in them get gradients.
     method: a name from ``METHODS`` or a method's description, such as a ``Tableau``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
         most 1; numbers, or y0's structure with tensors that broadcast to y0's. Step sizes are not differentiated.
-    steps, step_size: fixed steps instead: so many over the whole span, or of at most this size; each interval
-        between two times is divided evenly, into one step or more. A method without error estimate needs one of them.
-    first_step: size of the first adaptive step; by default searched for, at the cost of one evaluation.
+    steps, step_size: fixed steps instead: this number over the whole span, or steps of at most this size; each
+        interval between two times is divided evenly. A method without error estimate needs one of them.
+    first_step: size of the first adaptive step; by default estimated, at the cost of one evaluation.
     min_step, max_step: bounds of an adaptive step; one of min_step is accepted whatever its error.
     max_steps: attempted steps of one solve.
-    controller: of the step size: "integral", "pi", "pid" or a ``Controller``. PI control is a little more exact over
-        many steps; over the few of a short solve it grows the steps more slowly.
+    controller: of the step size: "integral", "pi", "pid" or a ``Controller``. PI control is slightly more
+        accurate over many steps; in a short solve it increases the step size more slowly.
     step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
     stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
-        [B, ...], steps of its own; see ``odebench.ode.per_sample``.
+        [B, ...], its own steps; see ``odebench.ode.per_sample``.
     event: one or several ``Event``, or a function event(t, y) whose zero ends the solve; found in each step where its
         sign changes, so that two zeros inside one step are missed: ``max_step`` bounds the steps. States at times after
         a terminal event are NaN.
     dense: keep the solution at all times, as ``Solution.dense``.
     gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
         options.
-    group: processes of torch.distributed that each solve an equal share of the rows: the error is that of all rows, so
-        that all take the steps of one process that has them all. Explicit methods with shared steps.
+    group: processes of torch.distributed that each solve an equal share of the rows: the error is measured over
+        all rows, so that all take the same steps as one process with all rows. Explicit methods with shared steps.
     compile: compile the step with torch.compile; worth it for small vector fields that are solved many times.
-    throw: raise SolveError for a solve that fails; False returns what was reached, with its status.
+    throw: raise SolveError if the solve fails; False returns the states that were reached, with the status.
 
     Returns a Solution; ``y`` has the structure of y0, each tensor [T, *its shape].
 
-    Raises ValueError or TypeError for arguments that cannot be meant, and SolveError.
+    Raises ValueError or TypeError for invalid arguments, and SolveError.
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
@@ -145,11 +145,11 @@ def solve_problem(
     observers: tuple[Observer, ...] = (),
     detector: EventDetector | None = None,
 ) -> Solution:
-    """The solution of a problem by a plan, with the gradient of a mode and that of the times."""
+    """Solve a problem by a plan, with the gradient of a mode and the gradient with respect to times."""
     if transform_active():
         _check_transforms(problem, plan, mode)
-    time_wants_gradient = needs_derivative(problem.t)
-    if time_wants_gradient:
+    time_needs_gradient = needs_derivative(problem.t)
+    if time_needs_gradient:
         initial = problem.y0
         problem.y0 = initial - problem.time_derivative_term(0, initial)
     result = mode.integrate(problem, plan, observers, detector)
@@ -158,7 +158,7 @@ def solve_problem(
     if result.hits:
         states = states[result.output_rows]
         outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.output_rows, outcome.reached))
-    if time_wants_gradient:
+    if time_needs_gradient:
         later = [states[i] + problem.time_derivative_term(i, states[i]) for i in range(1, outcome.reached)]
         states = torch.stack([initial, *later, *states[outcome.reached :]])
     dense = None
@@ -177,44 +177,44 @@ def solve_problem(
 
 
 def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode) -> None:
-    """Raises ValueError for what would lose derivatives under ``torch.func`` or forward-mode differentiation."""
+    """Raises ValueError for solves that would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     _check_method(plan.method, plan.compile)
     check_mode_under_transform(mode.name)
     with torch.no_grad():
-        # One evaluation more: f may reach the batch by its closure alone.
+        # One more evaluation: f may have the batch in its closure only.
         rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     _check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
 
 
 def _check_method(method: Method, compiled: bool) -> None:
-    """Raises ValueError for steps that do not go under the transformation at work."""
+    """Raises ValueError for methods that do not support the active transformation."""
     if isinstance(method, ImplicitTableau | Rosenbrock | SciPyMethod):
         raise ValueError(
-            f"method {method.name} does not go under torch.func and forward-mode differentiation; use an explicit "
+            f"method {method.name} does not support torch.func and forward-mode differentiation; use an explicit "
             "method, such as dopri5, or torch.autograd.grad around the solve"
         )
     if compiled:
-        raise ValueError("compile=True does not go under torch.func and forward-mode differentiation; leave it out")
+        raise ValueError("compile=True does not support torch.func and forward-mode differentiation; leave it out")
 
 
 def _check_batch(method: Method, adaptive: bool, tensors: Iterable[Tensor]) -> None:
-    """Raises ValueError for steps that read numbers, where any of the tensors stands for many inside ``vmap``."""
+    """Raises ValueError for steps that read values, if any of the tensors is batched by ``vmap``."""
     if not any(map(under_vmap, tensors)):
         return
     if adaptive:
         raise ValueError(
-            "steps cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
+            "step sizes cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
             "the whole batch with stepping='per_sample'"
         )
     if not isinstance(method, Tableau) and not (isinstance(method, FixedOrderAdams) and not method.implicit):
         raise ValueError(
-            f"method {method.name} reads numbers that torch.func.vmap hides; use an explicit Runge-Kutta method with "
+            f"method {method.name} reads values that torch.func.vmap hides; use an explicit Runge-Kutta method with "
             "steps or step_size"
         )
 
 
 def find_controller(controller: str | Controller) -> Controller:
-    """A controller by its name. Raises ValueError where there is none."""
+    """Look up a controller by name. Raises ValueError for an unknown name."""
     if isinstance(controller, Controller):
         return controller
     if controller not in CONTROLLERS:
@@ -223,7 +223,7 @@ def find_controller(controller: str | Controller) -> Controller:
 
 
 def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
-    """A gradient mode by its name. Raises ValueError where there is none, TypeError for what is neither."""
+    """Look up a gradient mode by name. Raises ValueError for an unknown name, TypeError for other objects."""
     if not isinstance(gradient, str):
         if isinstance(gradient, type) or not hasattr(gradient, "integrate"):
             raise TypeError(
@@ -239,7 +239,7 @@ def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
 def _with_fixed_steps(
     plan: SolvePlan, steps: int | None, step_size: float | None, problem: InitialValueProblem | RowProblem
 ) -> SolvePlan:
-    """The plan with fixed steps, where they are asked for."""
+    """The plan with fixed steps, if ``steps`` or ``step_size`` is given."""
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
     if steps is None and step_size is None:
@@ -255,7 +255,7 @@ def _with_fixed_steps(
         count = as_positive_integer("steps", steps)
         size = span / count
         grid = grid_with_num_steps(count) if isinstance(problem, RowProblem) else even_grid(size)
-    # Before a grid of so many points is made; a little more is rounding.
+    # Check before making such a grid; 1.001 allows for rounding.
     if span > 1.001 * size * plan.max_steps:
         raise TooManyStepsError(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
@@ -264,7 +264,7 @@ def _with_fixed_steps(
 
 
 def check_plan(plan: SolvePlan) -> SolvePlan:
-    """The plan, or ValueError where its numbers cannot be meant."""
+    """Return the plan. Raises ValueError for values that are invalid or contradict each other."""
     if plan.compile and not isinstance(plan.method, Tableau):
         raise ValueError(f"compile=True is for explicit Runge-Kutta methods; leave it out for {plan.method.name}")
     if not 0 <= plan.min_step <= plan.max_step:

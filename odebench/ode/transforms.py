@@ -1,5 +1,7 @@
-"""Solves inside ``torch.func`` (grad, jvp, vmap, ...) and forward-mode differentiation, which look into torch's own
-operations alone: what is written by hand, steps or backward passes, would lose derivatives there."""
+"""Solves inside ``torch.func`` (grad, jvp, vmap, ...) and forward-mode differentiation.
+
+These differentiate torch's own operations only: hand-written steps and backward passes would lose derivatives.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.autograd import forward_ad
 
 
 def under_vmap(x: Tensor) -> bool:
-    """Whether x stands for many tensors inside ``torch.func.vmap``, so that its numbers cannot be read."""
+    """Whether x is batched by ``torch.func.vmap``, so that its values cannot be read."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_batchedtensor(x):
@@ -17,22 +19,22 @@ def under_vmap(x: Tensor) -> bool:
 
 
 def needs_derivative(x: Tensor) -> bool:
-    """Whether a derivative with respect to x is wanted: backward, where gradients are on, or forward."""
+    """Whether a derivative with respect to x is needed, in reverse mode with gradients enabled or in forward mode."""
     if torch.is_grad_enabled() and x.requires_grad:
         return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def transform_active() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: then what f gives may hold more than memory made
-    before has room for."""
+    """Whether torch.func or forward-mode differentiation is active: then a result of f, a wrapped tensor, does not fit
+    into a buffer that was allocated before."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def check_mode_under_transform(name: str) -> None:
-    """Raises ValueError for a gradient mode, by its name, whose backward pass is written by hand."""
+    """Raises ValueError for a gradient mode with a hand-written backward pass, given its name."""
     if name != "backprop" and torch.is_grad_enabled():
         raise ValueError(
-            f"gradient={name!r} does not go under torch.func and forward-mode differentiation, which do not see its "
+            f"gradient={name!r} does not support torch.func and forward-mode differentiation, which do not see its "
             "backward pass; use gradient='backprop' (odeint), or torch.autograd.grad around the solve"
         )
