@@ -203,8 +203,8 @@ def _check_batch(method: Method, adaptive: bool, tensors: Iterable[Tensor]) -> N
         return
     if adaptive:
         raise ValueError(
-            "step sizes cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or solve "
-            "the whole batch with stepping='per_sample'"
+            "step sizes cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or "
+            "solve the whole batch with stepping='per_sample'"
         )
     if not isinstance(method, Tableau) and not (isinstance(method, FixedOrderAdams) and not method.implicit):
         raise ValueError(
