@@ -1,7 +1,7 @@
-"""torchdiffeq's calls, for code that was written for it: the same signatures, defaults and behaviour.
+"""Drop-in replacements for torchdiffeq's functions, with the same signatures, defaults and behaviour.
 
-R. T. Q. Chen, torchdiffeq 0.2.5, 2018-2024. ``odebench.ode.solve`` offers more than these do: statistics, a named
-status, arguments of f that get gradients, dictionaries of tensors as states, dense output.
+R. T. Q. Chen, torchdiffeq 0.2.5, 2018-2024. ``odebench.ode.solve`` offers more: statistics, a status,
+arguments of f that get gradients, dictionaries of tensors as states, dense output.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import as_positive, short_repr
-from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, backward_solve
-from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, pose
+from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, make_adjoint
+from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, make_call
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, GradientMode
 from odebench.ode.integrate import Observer
@@ -48,27 +48,27 @@ def odeint(
     y0: a tensor of any shape, or a tuple of them.
     t: [T] times, strictly increasing or decreasing; may require a gradient.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at most 1; of
-        a tuple, the largest of its tensors'. Numbers, tensors that broadcast to y0, or one a tensor of the tuple.
+        a tuple, the largest over its tensors. Numbers, tensors that broadcast to y0, or one per tensor of the tuple.
     method: a name from ``METHODS``; None is dopri5.
-    options: of adaptive methods ``norm min_step max_step first_step step_t jump_t safety ifactor dfactor
-        max_num_steps dtype``, of the others ``step_size grid_constructor interp perturb`` and of multistep ones
-        ``max_order max_iters``. Fixed steps go from time to time of t where nothing else is said.
-    event_fn: event_fn(t, y) whose zero ends the solve; of t only the start and the direction then count.
+    options: for adaptive methods ``norm min_step max_step first_step step_t jump_t safety ifactor dfactor
+        max_num_steps dtype``, for the others ``step_size grid_constructor interp perturb`` and for multistep methods
+        ``max_order max_iters``. By default, fixed steps go from each time of t to the next.
+    event_fn: event_fn(t, y) whose zero ends the solve; only the start and the direction of t then matter.
 
-    Functions named ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` among func's attributes are
-    called with (t, y, dt) at every step tried, accepted and rejected.
+    Attributes ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` of func, if any, are called
+    with (t, y, dt) at every step tried, accepted and rejected.
 
-    Returns the states [T, *shape], a tuple of them where y0 is one; with ``event_fn`` the event's time and the states
+    Returns the states [T, *shape], a tuple of them if y0 is one; with ``event_fn`` the event's time and the states
     [2, *shape] at the start and at the event.
 
-    Raises ValueError or TypeError for arguments that cannot be meant, OdeintError for an adaptive solve that fails.
+    Raises ValueError or TypeError for invalid arguments, OdeintError for an adaptive solve that fails.
     """
-    if _is_start_only(t, event_fn):
+    if _has_one_time(t, event_fn):
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
-    call = pose(func, y0, t, rtol, atol, method, options, parameters_known=True)
-    # Autograd cannot look into SciPy.
+    call = make_call(func, y0, t, rtol, atol, method, options, parameters_known=True)
+    # Autograd cannot differentiate through SciPy.
     with torch.set_grad_enabled(torch.is_grad_enabled() and not isinstance(call.plan.method, SciPyMethod)):
-        return _answer(call, Backprop(), event_fn, options)
+        return _solve_call(call, Backprop(), event_fn, options)
 
 
 def odeint_adjoint(
@@ -89,15 +89,15 @@ def odeint_adjoint(
 ) -> Any:
     """``odeint`` with the gradient of the continuous adjoint: memory does not grow with the number of steps.
 
-    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward solve by
-        default, but for its norm.
-    adjoint_options["norm"]: of the backward error: by default the largest of the norms of y, its adjoint and every
-        parameter's gradient; "seminorm" leaves the parameters out; a function gets the tuple (t, y, adjoint of
-        y, *gradients of parameters).
-    adjoint_params: what gets gradients beside y0 and t; by default the parameters of func and every other leaf tensor
-        that it reaches. Callbacks of the backward solve have names that end in ``_adjoint``.
+    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; by default those of the
+        forward solve, except its norm.
+    adjoint_options["norm"]: of the backward error: by default the largest norm among y, its adjoint and the gradient of
+        every parameter; "seminorm" leaves the parameters out; a function gets the tuple (t, y, adjoint of y,
+        *gradients of parameters).
+    adjoint_params: the tensors that get gradients besides y0 and t; by default the parameters of func and every other
+        leaf tensor that it uses. Callbacks of the backward solve have names that end in ``_adjoint``.
 
-    Raises what ``odeint`` raises; from the backward pass, too.
+    Raises the errors of ``odeint``, also from the backward pass.
     """
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise ValueError(
@@ -108,15 +108,15 @@ def odeint_adjoint(
     check_options("adjoint_options", adjoint_options)
     if adjoint_options is None:
         adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
-    if _is_start_only(t, event_fn):
+    if _has_one_time(t, event_fn):
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
-    call = pose(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)
+    call = make_call(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)
     if not torch.is_grad_enabled():
-        return _answer(call, Backprop(), event_fn, options)
+        return _solve_call(call, Backprop(), event_fn, options)
     if transform_active():
         check_mode_under_transform(DropInAdjoint.name)
-    given = BackwardArguments(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
-    return _answer(call, backward_solve(call, given, OdeintError), event_fn, options)
+    arguments = BackwardArguments(adjoint_rtol, adjoint_atol, adjoint_method or method, adjoint_options, adjoint_params)
+    return _solve_call(call, make_adjoint(call, arguments, OdeintError), event_fn, options)
 
 
 def odeint_event(
@@ -131,14 +131,14 @@ def odeint_event(
 ) -> tuple[Tensor, Any]:
     """Solve from y0 at t0 until event_fn(t, y) changes its sign, forward in time or, with ``reverse_time``, backward.
 
-    event_fn: a tensor of several elements is as many functions, of which the first zero counts.
+    event_fn: a tensor of several elements counts as several functions; the first zero ends the solve.
     odeint_interface: ``odeint`` or ``odeint_adjoint``, called with ``kwargs`` too.
 
     Returns the event's time and the states [2, *shape] at t0 and at the event; time and state have gradients with
     respect to y0, t0 and the parameters of func and of event_fn (Chen, Amos & Nickel 2021, Learning neural event
     functions for ordinary differential equations, section 3).
 
-    Raises what odeint_interface raises.
+    Raises the errors of odeint_interface.
     """
     if not isinstance(t0, Tensor):
         raise TypeError(f"t0 must be a tensor of one time, got {short_repr(t0)}")
@@ -147,28 +147,28 @@ def odeint_event(
     return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
 
 
-def _is_start_only(t: Tensor, event_fn: Any) -> bool:
+def _has_one_time(t: Tensor, event_fn: Any) -> bool:
     if event_fn is not None and len(t) != 2:
         raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
     return isinstance(t, Tensor) and t.dim() == 1 and len(t) == 1
 
 
-def _answer(
+def _solve_call(
     call: DropInCall, mode: GradientMode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None
 ) -> Any:
-    """What the caller gets."""
+    """Solve and return what ``odeint`` returns; raises OdeintError."""
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
     if event_fn is not None:
-        return _until_event(call, mode, observers, event_fn, options)
+        return _solve_until_event(call, mode, observers, event_fn, options)
     solution = solve_problem(call.problem, call.plan, mode, observers)
-    # Fixed steps that end in NaN give it back, as they always did.
-    unnoticed = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
-    if solution.status not in unnoticed:
+    # Fixed steps that end in NaN return it, as torchdiffeq does.
+    returned = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
+    if solution.status not in returned:
         raise OdeintError(solution.outcome, solution)
     return solution.y
 
 
-def _until_event(
+def _solve_until_event(
     call: DropInCall,
     mode: GradientMode,
     observers: tuple[Observer, ...],
@@ -178,12 +178,12 @@ def _until_event(
     """The event's time, and the states at the start and at the event."""
     problem = call.problem
     start, direction = problem.times[0], math.copysign(1.0, problem.times[1] - problem.times[0])
-    far = math.inf
+    longest = math.inf
     if call.plan.tolerance is None:
         if not options or options.get("step_size") is None:
             raise ValueError("fixed steps until an event need options={'step_size': ...}")
-        far = MAX_EVENT_STEPS * as_positive("step_size", options["step_size"])
-    problem.times = [start, start + direction * far]
+        longest = MAX_EVENT_STEPS * as_positive("step_size", options["step_size"])
+    problem.times = [start, start + direction * longest]
     solution = solve_problem(problem, call.plan, mode, observers, EventDetector([Event(event_fn)], problem))
     if solution.status is not Status.event:
         outcome = solution.outcome

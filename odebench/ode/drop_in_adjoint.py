@@ -1,7 +1,7 @@
 """The backward solve of ``odeint_adjoint``: the continuous adjoint with torchdiffeq's norms, options and callbacks.
 
-The equations are those of ``odebench.ode.gradients.adjoint``. What differs is what steps are chosen by: errors here
-are measured as they are, not relative to the size of the gradient, so that tolerances mean what they meant before.
+The equations are those of ``odebench.ode.gradients.adjoint``. Only the choice of step sizes differs: errors here are
+absolute, not relative to the size of the gradient, so that tolerances mean the same as in torchdiffeq.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.drop_in_options import DropInCall, find_callbacks, largest_rms, make_plan
+from odebench.ode.drop_in_options import DropInCall, find_callbacks, make_plan, max_rms
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, integrate_backward, quadrature_for
 from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpack_gradients
@@ -27,27 +27,27 @@ from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
 
 BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
-"""From a backward state [2N + P] to the tuple that torchdiffeq shows: t's gradient, y, its adjoint, and those of
-parameters."""
+"""From a backward state [2N + P] to the tuple that torchdiffeq's norms and callbacks get: the gradient of t, y, its
+adjoint, and the gradients of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdjointParameters:
-    """What gets gradients of a solve, beside y0 and t.
+    """The parameters that get gradients, besides y0 and t.
 
-    reached: those of the parameters that func uses at the first time; None where the caller answers for them.
-    f: the field [N] there, where it was evaluated to see that.
+    captured: those that func uses at the first time; None if the caller named the parameters.
+    f: the field [N] at the first time, if it was evaluated to find them.
     """
 
     parameters: Sequence[Tensor]
-    reached: Sequence[Tensor] | None = None
+    captured: Sequence[Tensor] | None = None
     f: Tensor | None = None
 
 
 def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Tensor] | None) -> AdjointParameters:
-    """The tensors ``given``, else the parameters of func and the leaf tensors it reaches at the first time.
+    """The tensors ``given``, else the parameters of func and the leaf tensors it uses at the first time.
 
-    Warns of a module that uses a tensor that was computed outside of it; raises ValueError where another func does.
+    Warns if a module uses a tensor that was computed outside of it; raises ValueError if another func does.
     """
     if given is not None:
         named = list(given) if isinstance(given, Iterable) else [given]
@@ -55,72 +55,72 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
             raise TypeError(f"adjoint_params must be a tuple of tensors, got {short_repr(given)}")
         return AdjointParameters(named)
     if getattr(func, "_is_replica", False):
-        # nn.DataParallel's copies hold plain tensors in their parameters' places.
+        # nn.DataParallel's copies hold plain tensors instead of parameters.
         attributes = [value for module in func.modules() for value in vars(module).values()]
         return AdjointParameters([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
     y = problem.y0.detach().requires_grad_()
     (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
-        # Nodes of autograd's graph are numbered as they are made: smaller numbers were made before func ran.
-        fence = (torch.zeros((), requires_grad=True) * 1).grad_fn
-        assert fence is not None
+        # Autograd numbers its nodes in order of creation: nodes with smaller numbers were made before func ran.
+        first_node = (torch.zeros((), requires_grad=True) * 1).grad_fn
+        assert first_node is not None
         f = problem(t, y)
-    reached: list[Tensor] | None = None
+    captured: list[Tensor] | None = None
     try:
-        found = graph_leaves(f, "adjoint", fence._sequence_nr())
+        found = graph_leaves(f, "adjoint", first_node._sequence_nr())
         f = f.detach()
-        reached = [x for x in alive_tensors(found) if x is not y]
+        captured = [x for x in alive_tensors(found) if x is not y]
     except ValueError as error:
         text = "func uses a tensor that was computed outside of it and requires a gradient; name it in adjoint_params"
         if not isinstance(func, nn.Module):
             raise ValueError(f"odeint_adjoint: {text}") from error
         warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
     module = func.parameters() if isinstance(func, nn.Module) else ()
-    return AdjointParameters(list(dict.fromkeys((*module, *(reached or ())))), reached, f.detach())
+    return AdjointParameters(list(dict.fromkeys((*module, *(captured or ())))), captured, f.detach())
 
 
-def present_backward(problem: InitialValueProblem, parameters: Sequence[Tensor], single: bool) -> BackwardUnpacker:
-    """How the caller sees a backward state; the y of a ``single`` tensor has its shape, that of a tuple is flat."""
+def backward_unpacker(problem: InitialValueProblem, parameters: Sequence[Tensor], single: bool) -> BackwardUnpacker:
+    """Unpacks a backward state as torchdiffeq does; y keeps its shape if ``single``, and is flat for a tuple."""
     n = len(problem.y0)
     shape = problem.shapes[0] if single else (n,)
 
-    def present(z: Tensor) -> tuple[Tensor, ...]:
-        # Gradients of times need no equation of their own.
+    def unpack(z: Tensor) -> tuple[Tensor, ...]:
+        # The gradient of t is no part of our backward state.
         return z.new_zeros(()), z[:n].view(shape), z[n : 2 * n].view(shape), *unpack_gradients(z[2 * n :], parameters)
 
-    return present
+    return unpack
 
 
 def backward_norm(call: DropInCall, parameters: Sequence[Tensor], norm: Any) -> Norm:
-    """The norm of the backward error: the caller's, or "seminorm", or None."""
-    problem, single = call.problem, call.parts is None
+    """The norm of the backward error. norm: the user's function, "seminorm" or None."""
+    problem, single = call.problem, call.num_tensors is None
     n, sizes = len(problem.y0), [packed_size(parameter, problem.y0) for parameter in parameters]
     if callable(norm):
-        present = present_backward(problem, parameters, single)
+        unpack = backward_unpacker(problem, parameters, single)
 
-        def own(z: Tensor) -> float:
-            t, y, a, *gradients = present(z)
+        def user_norm(z: Tensor) -> float:
+            t, y, a, *gradients = unpack(z)
             states = [y, a] if single else [*problem.unflatten(y), *problem.unflatten(a)]
             return abs(float(norm((t, *states, *gradients))))
 
-        return own
+        return user_norm
     if norm == "seminorm":
         sizes = []
-    if call.own_norm is not None:
-        rest, end = largest_rms(sizes), 2 * n + sum(sizes)
+    if call.user_norm is not None:
+        rest, end = max_rms(sizes), 2 * n + sum(sizes)
         return lambda z: max(call.norm(z[:n]), call.norm(z[n : 2 * n]), rest(z[2 * n : end]) if sizes else 0.0)
     sizes = [shape.numel() for shape in problem.shapes] * 2 + sizes
-    largest = largest_rms(sizes)
+    largest = max_rms(sizes)
     return lambda z: largest(z[: sum(sizes)])
 
 
 def backward_tolerance(
     forward: float | Tensor, given: Any, name: str, problem: InitialValueProblem, parameters: Sequence[Tensor]
 ) -> float | Tensor:
-    """The tolerance of the backward state: a number, or one an element.
+    """The tolerance of the backward state: a number, or one per element.
 
-    forward: that of the forward solve, taken where nothing is ``given``; parameters get the tightest of its numbers.
-    given: a number, or one an entry of the tuple that norms get.
+    forward: that of the forward solve, the default; parameters get its smallest element.
+    given: a number, or one per entry of the tuple that norms get.
     """
     if given is None:
         if isinstance(forward, float):
@@ -137,7 +137,7 @@ def backward_tolerance(
 
 @dataclasses.dataclass(frozen=True)
 class BackwardArguments:
-    """What odeint_adjoint was told of the backward solve; None stands for what the forward solve has."""
+    """The arguments of ``odeint_adjoint`` for the backward solve; None stands for those of the forward solve."""
 
     rtol: Any
     atol: Any
@@ -146,10 +146,10 @@ class BackwardArguments:
     parameters: Iterable[Tensor] | None
 
 
-def backward_solve(call: DropInCall, given: BackwardArguments, error: type[SolveError]) -> "DropInAdjoint":
-    """The gradient mode of a call; what it raises when its solve fails."""
-    problem, single, norm = call.problem, call.parts is None, given.options.get("norm")
-    found = find_parameters(problem, call.func, given.parameters)
+def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[SolveError]) -> "DropInAdjoint":
+    """The gradient mode of a call; ``error`` is raised when its backward solve fails."""
+    problem, single, norm = call.problem, call.num_tensors is None, arguments.options.get("norm")
+    found = find_parameters(problem, call.func, arguments.parameters)
     parameters = [parameter for parameter in found.parameters if parameter.requires_grad]
     if callable(norm) and len(parameters) < len(found.parameters):
         warnings.warn(
@@ -158,38 +158,39 @@ def backward_solve(call: DropInCall, given: BackwardArguments, error: type[Solve
             stacklevel=3,
         )
     rtol, atol = (
-        backward_tolerance(forward, own, name, problem, parameters)
-        for forward, own, name in (
-            (call.tolerance.rtol, given.rtol, "adjoint_rtol"),
-            (call.tolerance.atol, given.atol, "adjoint_atol"),
+        backward_tolerance(forward, given, name, problem, parameters)
+        for forward, given, name in (
+            (call.tolerance.rtol, arguments.rtol, "adjoint_rtol"),
+            (call.tolerance.atol, arguments.atol, "adjoint_atol"),
         )
     )
     measure = backward_norm(call, parameters, norm)
-    exact = callable(norm) or call.own_norm is not None
-    asked = (call.func, call.y0, call.t[:2].flip(0))
-    plan = make_plan(given.method, given.options, asked, Tolerance(rtol, atol), measure, exact=exact)
-    present = present_backward(problem, parameters, single)
-    observers = find_callbacks(call.func, plan, present, call.t.dtype, "_adjoint")
+    user_norm = callable(norm) or call.user_norm is not None
+    call_args = (call.func, call.y0, call.t[:2].flip(0))
+    tolerance = Tolerance(rtol, atol)
+    plan = make_plan(arguments.method, arguments.options, call_args, tolerance, measure, user_norm=user_norm)
+    unpack = backward_unpacker(problem, parameters, single)
+    observers = find_callbacks(call.func, plan, unpack, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
     quadrature = quadrature_for(Adjoint(norm="semi"), plan.method) if separate else None
-    return DropInAdjoint(plan, parameters, found.reached, found.f, observers, error, quadrature)
+    return DropInAdjoint(plan, parameters, found.captured, found.f, observers, error, quadrature)
 
 
 @dataclasses.dataclass(frozen=True)
 class DropInAdjoint:
-    """A gradient mode: the continuous adjoint by a plan of its own, one solve between each two times.
+    """A gradient mode: the continuous adjoint by its own plan, one solve per interval between two times.
 
     plan: of the backward solve.
-    parameters, reached, f: what gets gradients, beside the first state; see ``AdjointParameters``.
+    parameters, captured, f: see ``AdjointParameters``.
     observers: of the backward steps.
-    error: what a failed backward solve raises.
-    quadrature: how the gradients of parameters are had, where they are no part of the backward state.
+    error: the exception of a failed backward solve.
+    quadrature: how the gradients of parameters are integrated, if they are no part of the backward state.
     """
 
     plan: SolvePlan
     parameters: Sequence[Tensor]
-    reached: Sequence[Tensor] | None
+    captured: Sequence[Tensor] | None
     f: Tensor | None
     observers: tuple[Observer, ...]
     error: type[SolveError]
@@ -199,7 +200,7 @@ class DropInAdjoint:
 
     @property
     def warm_start(self) -> bool:
-        """Whether a solve starts with the step where the one before ended; SciPy's grow their order from the start."""
+        """Whether a solve starts with the last step size of the one before; SciPy's methods start anew with order 1."""
         return isinstance(self.plan.method, Tableau)
 
     def integrate(
@@ -209,7 +210,7 @@ class DropInAdjoint:
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, and how it ended."""
+        """The states at the problem's times, and how the solve ended."""
         results: list[IntegrationResult] = []
         states = _DropInAdjointSolve.apply(
             self, problem, plan, observers, detector, results, problem.y0, *self.parameters
@@ -241,7 +242,7 @@ class _DropInAdjointSolve(torch.autograd.Function):
         step_sizes = problem.stats.step_sizes
         warm = step_sizes and mode.warm_start and mode.plan.method == plan.method
         ctx.warm_step = abs(step_sizes[-1]) if warm else None
-        # The parameters themselves: what f reaches is told by identity, which saved tensors may lose to a hook.
+        # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters = parameters
         ctx.save_for_backward(result.states, *parameters)
         return result.states
@@ -252,7 +253,7 @@ class _DropInAdjointSolve(torch.autograd.Function):
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
         hint = "name it in adjoint_params=(...), or use odeint"
-        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.reached, hint=hint)
+        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.captured, hint=hint)
         field = AdjointField(problem, accumulator, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         stepper: Any = None

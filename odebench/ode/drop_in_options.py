@@ -1,4 +1,4 @@
-"""torchdiffeq's arguments turned into the engine's: a problem, a plan, and who watches the steps."""
+"""From torchdiffeq's arguments to the solver's: a problem, a plan, and an observer for callbacks."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from odebench.ode.plan import GridFunction, SolvePlan
 from odebench.ode.problem import InitialValueProblem, check_state, layers_in_training_mode
 from odebench.ode.solving import check_plan
 
-# torchdiffeq takes fixed steps with these, be there an error estimate or not.
+# torchdiffeq takes fixed steps with these, whether or not there is an error estimate.
 FIXED_STEPS = frozenset(
     ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5", "gl4", "gl6", "sdirk2", "trbdf2"]
 )
@@ -30,25 +30,25 @@ CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 @dataclasses.dataclass(frozen=True)
 class DropInCall:
-    """One call of torchdiffeq's in the engine's terms.
+    """A call of ``odeint`` in the solver's terms.
 
-    func, y0, t: as they came.
-    parts: tensors of the state, None where it is a single one.
-    own_norm: the caller's norm of the state, if any; ``norm`` is it, or the default.
+    func, y0, t: as given.
+    num_tensors: of a state that is a tuple; None for a single tensor.
+    user_norm: the user's norm of the state, if any; ``norm`` is made from it, or is the default.
     """
 
     func: Callable[..., Any]
     y0: Any
     t: Tensor
     problem: InitialValueProblem
-    parts: int | None
+    num_tensors: int | None
     tolerance: Tolerance
-    own_norm: Callable[[Any], Any] | None
+    user_norm: Callable[[Any], Any] | None
     norm: Norm
     plan: SolvePlan
 
 
-def pose(
+def make_call(
     func: Callable[..., Any],
     y0: Any,
     t: Any,
@@ -59,18 +59,19 @@ def pose(
     *,
     parameters_known: bool,
 ) -> DropInCall:
-    """The call; see ``make_problem`` and ``make_plan`` for what it raises and warns of."""
+    """The call; see ``make_problem`` and ``make_plan`` for its errors and warnings."""
     problem = make_problem(func, y0, t, parameters_known=parameters_known)
-    parts = len(y0) if isinstance(y0, tuple) else None
-    own_norm = check_options("options", options).get("norm")
-    norm = state_norm(problem, own_norm, parts)
-    tolerance = Tolerance(flat_tolerance(problem, rtol, "rtol", parts), flat_tolerance(problem, atol, "atol", parts))
-    plan = make_plan(method, options, (func, y0, t), tolerance, norm, exact=own_norm is not None)
-    return DropInCall(func, y0, t, problem, parts, tolerance, own_norm, norm, plan)
+    num_tensors = len(y0) if isinstance(y0, tuple) else None
+    user_norm = check_options("options", options).get("norm")
+    norm = state_norm(problem, user_norm, num_tensors)
+    flat = functools.partial(flat_tolerance, problem, num_tensors=num_tensors)
+    tolerance = Tolerance(flat(rtol, "rtol"), flat(atol, "atol"))
+    plan = make_plan(method, options, (func, y0, t), tolerance, norm, user_norm=user_norm is not None)
+    return DropInCall(func, y0, t, problem, num_tensors, tolerance, user_norm, norm, plan)
 
 
 def check_options(name: str, options: Any) -> dict[str, Any]:
-    """The options, or TypeError where they are no dictionary or their norm no function."""
+    """Return the options. Raises TypeError unless they are a dictionary and its norm a function."""
     if not isinstance(options or {}, dict):
         raise TypeError(f"{name} must be a dictionary, such as {{'step_size': 0.1}}, got {short_repr(options)}")
     norm = (options or {}).get("norm")
@@ -80,12 +81,13 @@ def check_options(name: str, options: Any) -> dict[str, Any]:
 
 
 def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> InitialValueProblem:
-    """The problem that a call of torchdiffeq's poses.
+    """The initial value problem of a call.
 
-    parameters_known: func reaches no parameter but its module's, or but those that the caller named.
+    parameters_known: func uses no parameters except those of its module, or those that the user named.
 
     Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor
-    a tuple of them, and for times that are no floating-point tensor; else what ``InitialValueProblem`` raises.
+    a tuple of them, and for times that are not a floating-point tensor, and the errors of
+    ``InitialValueProblem``.
     """
     if not isinstance(y0, Tensor | tuple):
         raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")
@@ -93,7 +95,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         kind = t.type() if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"`t` must be a floating point Tensor but is a {kind}")
     if isinstance(y0, tuple) and all(isinstance(part, Tensor) for part in y0):
-        # Torch's own cat mixes dtypes, and so did torchdiffeq's states.
+        # torchdiffeq joins the tensors by torch.cat, which promotes dtypes.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
     if layers := layers_in_training_mode(func):
@@ -105,14 +107,14 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
-    fitted = _CoercedField(func, y0)
-    field = fitted if parameters_known or isinstance(func, nn.Module) else fitted.forward
+    coerced = _CoercedField(func, y0)
+    field = coerced if parameters_known or isinstance(func, nn.Module) else coerced.forward
     return InitialValueProblem(field, y0, t, ())
 
 
 class _CoercedField(nn.Module):
-    """func with results as forgiving as torchdiffeq takes them: of another dtype, a tuple's parts of another shape
-    with as many elements, a tensor of a shape that broadcasts to the state's."""
+    """func with the results that torchdiffeq accepts converted: another dtype, tensors of a tuple in another shape with
+    as many elements, a tensor of a shape that broadcasts to the state's."""
 
     def __init__(self, func: Callable[..., Any], y0: Tensor | tuple[Tensor, ...]) -> None:
         super().__init__()
@@ -121,16 +123,16 @@ class _CoercedField(nn.Module):
         self._like = [(part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,))]
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """dy/dt in the structure, the shapes and the dtype of y; what does not fit is left for Problem to refuse."""
+        """dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem raises for the rest."""
         rate = self.func(t, y)
         if self._tuple:
             if len(rate) != len(self._like):
                 return rate
-            return tuple(_fit(part, shape, dtype, True) for part, (shape, dtype) in zip(rate, self._like, strict=True))
-        return _fit(rate, *self._like[0], False) if isinstance(rate, Tensor) else rate
+            return tuple(_coerce(part, *like, True) for part, like in zip(rate, self._like, strict=True))
+        return _coerce(rate, *self._like[0], False) if isinstance(rate, Tensor) else rate
 
 
-def _fit(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool) -> Tensor:
+def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool) -> Tensor:
     if rate.shape != shape:
         if rate.numel() == shape.numel() and (by_elements or rate.numel() == 1):
             rate = rate.reshape(shape)
@@ -158,35 +160,35 @@ def _find_method(name: str | None, options: dict[str, Any]) -> Method:
     return METHODS[name]
 
 
-def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, parts: int | None) -> float | Tensor:
-    """A tolerance as a number, or one an element of the state.
+def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, num_tensors: int | None) -> float | Tensor:
+    """A tolerance as a number, or one per element of the state.
 
-    parts: how many the state has, None where it is a single tensor.
+    num_tensors: of a state that is a tuple; None for a single tensor.
     """
     if isinstance(tolerance, Tensor) and tolerance.requires_grad:
         raise ValueError(f"{name} cannot require gradient")
     if isinstance(tolerance, str) or not hasattr(tolerance, "__len__"):
         return as_number(name, tolerance)
     single = not isinstance(tolerance, tuple | list) and torch.as_tensor(tolerance).numel() == 1
-    if single and (parts is None or torch.as_tensor(tolerance).dim() == 0):
+    if single and (num_tensors is None or torch.as_tensor(tolerance).dim() == 0):
         return float(tolerance)
-    if parts is None:
+    if num_tensors is None:
         return problem.flat_tolerance(torch.as_tensor(tolerance), name)
     tolerances = tuple(tolerance)
-    if len(tolerances) != parts:
-        raise ValueError(f"{name}: {len(tolerances)} tolerances for a state of {parts} tensors")
+    if len(tolerances) != num_tensors:
+        raise ValueError(f"{name}: {len(tolerances)} tolerances for a state of {num_tensors} tensors")
     return problem.flat_tolerance(tolerances, name)
 
 
-def state_norm(problem: InitialValueProblem, norm: Callable[[Any], Any] | None, parts: int | None) -> Norm:
-    """The caller's norm of the state, or by default the root mean square; of a tuple, the largest of its tensors'."""
+def state_norm(problem: InitialValueProblem, norm: Callable[[Any], Any] | None, num_tensors: int | None) -> Norm:
+    """The user's norm of the state, or by default the root mean square; for a tuple, the largest over its tensors."""
     if norm is not None:
         return lambda x: abs(float(norm(problem.unflatten(x))))
-    return rms if parts is None else largest_rms([shape.numel() for shape in problem.shapes])
+    return rms if num_tensors is None else max_rms([shape.numel() for shape in problem.shapes])
 
 
-def largest_rms(sizes: list[int]) -> Norm:
-    """The largest root mean square of consecutive parts of so many elements."""
+def max_rms(sizes: list[int]) -> Norm:
+    """The largest root mean square over consecutive parts of the given sizes."""
     divisors = [math.sqrt(max(size, 1)) for size in sizes]
 
     def norm(x: Tensor) -> float:
@@ -199,24 +201,24 @@ def largest_rms(sizes: list[int]) -> Norm:
 def make_plan(
     name: str | None,
     options: dict[str, Any] | None,
-    asked: tuple[Callable[..., Any], Any, Tensor],
+    call_args: tuple[Callable[..., Any], Any, Tensor],
     tolerance: Tolerance,
     norm: Norm,
     *,
-    exact: bool,
+    user_norm: bool,
 ) -> SolvePlan:
-    """The plan that a method's name and options stand for.
+    """The plan for a method's name and options.
 
-    asked: func, y0 and t.
-    tolerance, norm: of adaptive steps; ``exact``: the norm may only see errors in units of the tolerance itself.
+    call_args: func, y0 and t.
+    tolerance, norm: of adaptive steps. user_norm: whether the norm is a user's function.
 
-    Warns of options that the method does not have. Raises ValueError for those that cannot be meant.
+    Warns of options that the method does not have. Raises ValueError for invalid ones.
     """
     options = dict(options or {})
     options.pop("norm", None)
     method = _find_method(name, options)
-    if exact:
-        # With numbers the engine would have it scale with its argument, as a norm does: the caller's need not be one.
+    if user_norm:
+        # With numbers, ScaledErrorNorm divides by rtol after the norm; a user's function need not be homogeneous.
         rtol, atol = (
             x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
             for x in (tolerance.rtol, tolerance.atol)
@@ -226,9 +228,9 @@ def make_plan(
     if isinstance(method, SciPyMethod):
         plan = _with_scipy_options(plan, options)
     elif method.adaptive and method.name not in FIXED_STEPS:
-        plan = _with_adaptive_options(plan, options, asked[2])
+        plan = _with_adaptive_options(plan, options, call_args[2])
     else:
-        plan = _with_grid_options(plan, options, asked)
+        plan = _with_grid_options(plan, options, call_args)
     if options:
         warnings.warn(f"{method.name}: Unexpected arguments {options}", stacklevel=4)
     return check_plan(plan)
@@ -243,10 +245,10 @@ def _with_adaptive_options(plan: SolvePlan, options: dict[str, Any], t: Tensor) 
         min_factor=as_number("dfactor", options.pop("dfactor", 0.2)),
         max_factor=as_number("ifactor", options.pop("ifactor", 10.0)),
     )
-    step_t, jump_t = (as_finite_times(key, _given(options.pop(key, None))) for key in ("step_t", "jump_t"))
+    step_t, jump_t = (as_finite_times(key, _or_empty(options.pop(key, None))) for key in ("step_t", "jump_t"))
     if len({*step_t, *jump_t}) < len(step_t) + len(jump_t):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
-    # torchdiffeq counts anew from each time that is asked for.
+    # torchdiffeq counts the steps of each interval separately.
     max_steps = as_positive_integer("max_num_steps", options.pop("max_num_steps", 2**31 - 1)) * (len(t) - 1)
     return dataclasses.replace(
         plan,
@@ -272,12 +274,12 @@ def _with_scipy_options(plan: SolvePlan, options: dict[str, Any]) -> SolvePlan:
     )
 
 
-def _given(times: Any) -> Any:
+def _or_empty(times: Any) -> Any:
     return () if times is None else times
 
 
 def _with_grid_options(
-    plan: SolvePlan, options: dict[str, Any], asked: tuple[Callable[..., Any], Any, Tensor]
+    plan: SolvePlan, options: dict[str, Any], call_args: tuple[Callable[..., Any], Any, Tensor]
 ) -> SolvePlan:
     step_size, constructor = options.pop("step_size", None), options.pop("grid_constructor", None)
     if step_size is not None and constructor is not None:
@@ -287,17 +289,17 @@ def _with_grid_options(
         raise ValueError(f"Unknown interpolation method {interpolation}")
     grid: GridFunction = list
     if step_size is not None:
-        grid = functools.partial(_stepped_grid, step_size=as_positive("step_size", step_size), dtype=asked[2].dtype)
+        grid = functools.partial(_stepped_grid, step_size=as_positive("step_size", step_size), dtype=call_args[2].dtype)
     elif constructor is not None:
         if not callable(constructor):
             raise TypeError(f"grid_constructor must be a function (func, y0, t), got {short_repr(constructor)}")
-        grid = functools.partial(_constructed_grid, constructor=constructor, asked=asked)
+        grid = functools.partial(_constructed_grid, constructor=constructor, call_args=call_args)
     method = plan.method
     if isinstance(method, FixedOrderAdams):
         assert plan.tolerance is not None
-        method = _as_adams(method, options, plan.tolerance)
+        method = _torchdiffeq_adams(method, options, plan.tolerance)
     if isinstance(method, ImplicitTableau):
-        # Newton's iteration is ended by its own progress.
+        # Newton's iteration stops by its convergence test.
         options.pop("max_iters", None)
     return dataclasses.replace(
         plan,
@@ -310,8 +312,8 @@ def _with_grid_options(
     )
 
 
-def _as_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
-    """The method with torchdiffeq's start, which raises the order step by step, and its iteration."""
+def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
+    """The method with torchdiffeq's start, which increases the order at each step, and its iteration."""
     max_order = as_positive_integer("max_order", options.pop("max_order", HIGHEST_ORDER))
     max_iters = as_positive_integer("max_iters", options.pop("max_iters", 4))
     if max_order > HIGHEST_ORDER:
@@ -320,7 +322,7 @@ def _as_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Toler
         warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
         return METHODS["rk4"]
     rtol, atol = (float(torch.as_tensor(x).min()) for x in (tolerance.rtol, tolerance.atol))
-    # It counts the slopes that are kept, and the one that an implicit step makes.
+    # torchdiffeq counts the stored slopes and the one that an implicit step computes.
     order = max_order if method.implicit else max_order - 1
     return dataclasses.replace(
         method, order=order, start="growing", rtol=rtol, atol=atol, max_iters=max_iters, lenient=True
@@ -328,7 +330,7 @@ def _as_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Toler
 
 
 def _stepped_grid(times: list[float], *, step_size: float, dtype: torch.dtype) -> list[float]:
-    """Every step of the full size but the last one, in the arithmetic of the times' dtype."""
+    """Steps of the full size except the last one, computed in the dtype of the times."""
     sign = 1.0 if times[-1] > times[0] else -1.0
     start, end = (torch.tensor(sign * time, dtype=dtype) for time in (times[0], times[-1]))
     num_points = int(torch.ceil((end - start) / step_size + 1).item())
@@ -337,27 +339,27 @@ def _stepped_grid(times: list[float], *, step_size: float, dtype: torch.dtype) -
 
 
 def _constructed_grid(
-    times: list[float], *, constructor: Callable[..., Tensor], asked: tuple[Callable[..., Any], Any, Tensor]
+    times: list[float], *, constructor: Callable[..., Tensor], call_args: tuple[Callable[..., Any], Any, Tensor]
 ) -> list[float]:
-    func, y0, t = asked
+    func, y0, t = call_args
     grid = constructor(func, y0, torch.tensor(times, dtype=t.dtype, device=t.device)).tolist()
     if len(grid) < 2 or grid[0] != times[0] or grid[-1] != times[-1]:
-        raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as t has them")
+        raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as in t")
     return grid
 
 
 @dataclasses.dataclass(frozen=True)
 class CallbackObserver:
-    """Calls the caller's functions (t, y, dt) at steps, dt positive: an observer.
+    """An observer that calls the user's functions (t, y, dt) at steps, dt positive.
 
-    present: the caller's state from the flat one [N].
+    unflatten: from a flat state [N] to the state that the callbacks get.
     dtype: of t and dt.
     """
 
     on_step: Callable[..., Any] | None
     on_accept: Callable[..., Any] | None
     on_reject: Callable[..., Any] | None
-    present: Callable[[Tensor], Any]
+    unflatten: Callable[[Tensor], Any]
     dtype: torch.dtype
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
@@ -365,7 +367,7 @@ class CallbackObserver:
         self._call(self.on_step, t, y, h)
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried counts."""
+        """The step just tried is accepted."""
         self._call(self.on_accept, t, y, h)
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
@@ -375,13 +377,13 @@ class CallbackObserver:
     def _call(self, callback: Callable[..., Any] | None, t: float, y: Tensor, h: float) -> None:
         if callback is not None:
             time, size = (torch.tensor(x, dtype=self.dtype, device=y.device) for x in (t, abs(h)))
-            callback(time, self.present(y), size)
+            callback(time, self.unflatten(y), size)
 
 
 def find_callbacks(
-    func: Any, plan: SolvePlan, present: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
+    func: Any, plan: SolvePlan, unflatten: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
 ) -> tuple[CallbackObserver, ...]:
-    """The observer that calls func's callbacks, if it has any; warns of those that the method does not support."""
+    """The observer that calls func's callbacks, if it has any; warns of callbacks that the method does not support."""
     names = [name + suffix for name in CALLBACKS]
     found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
     adaptive = plan.tolerance is not None
@@ -391,4 +393,4 @@ def find_callbacks(
         warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
     step, accept, reject = (None if name in unsupported else found.get(name) for name in names)
     dtype = torch.promote_types(torch.float64, time_dtype) if adaptive else time_dtype
-    return (CallbackObserver(step, accept, reject, present, dtype),) if step or accept or reject else ()
+    return (CallbackObserver(step, accept, reject, unflatten, dtype),) if step or accept or reject else ()
