@@ -118,7 +118,7 @@ COMPARISONS = {
         batch_size=512,
         gradients={"adjoint": ADJOINT},
         torchdiffeq_model=torchdiffeq_models.TorchdiffeqCNF,
-        field=lambda model: model.transforms[0]._carried["exact"],
+        field=lambda model: model.transforms[0]._augmented_fields["exact"],
     ),
     "latent_ode": StepComparison(
         data="spirals",

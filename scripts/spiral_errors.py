@@ -37,7 +37,7 @@ def whole(series: SeriesSplit) -> Tensor:
 def errors(run: TrainedRun, series: SeriesSplit, best: bool) -> tuple[float, float]:
     """RMSE within the window and beyond it. best: from the initial states of ``best_states``."""
     model, chosen = run.model, whole(series)
-    inputs, truth = series.inputs(chosen), series.truths(chosen)
+    inputs, truth = series.inputs(chosen), series.noiseless(chosen)
     with torch.no_grad():
         z0 = model.encoder(inputs, solve)[0].mean
     if best:

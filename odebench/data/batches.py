@@ -1,6 +1,6 @@
-"""Batches: which samples, in what order, and what is drawn for them; all functions of (seed, epoch, index).
+"""Batches: their samples, and the random numbers drawn for them, as functions of (seed, epoch, index).
 
-Nothing here has a state, so a training that resumes at any step sees what it would have seen.
+Nothing here has a state, so a training that resumes at any step sees the same batches as an uninterrupted one.
 """
 
 from functools import lru_cache
@@ -9,16 +9,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# What a stream of random numbers is for: an epoch's order, and all that one batch draws, by torch and by NumPy.
+# Keys of independent random streams: the order of an epoch, and the numbers of one batch, by torch and by NumPy.
 _ORDER, _BATCH, _BATCH_BY_NUMPY = 0, 1, 2
+_DEQUANTISATION_LEVELS = 2**15
 
 
 def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) -> torch.Tensor:
-    """The samples of one batch of an epoch.
+    """The indices of the samples in one batch of an epoch.
 
     num: samples in the split; index: 0 up to num // batch_size, exclusive: the last incomplete batch is
     dropped. Returns int64 [batch_size] on the CPU. The order of an epoch depends on (seed, epoch) alone.
-    Raises IndexError for a batch that the epoch does not have.
+    Raises IndexError for an index outside this range.
     """
     num_batches = num // batch_size
     if not 0 <= index < num_batches:
@@ -27,9 +28,9 @@ def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) 
 
 
 def batch_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The CPU generator of all that one batch draws: crops, dequantisation, base samples, latent noise, times.
+    """The CPU generator of all random numbers of one batch: crops, dequantisation, base samples, latent noise, times.
 
-    The numbers are the same whatever device holds the samples.
+    The numbers do not depend on the device of the samples.
     """
     return _generator(_BATCH, seed, epoch, index)
 
@@ -45,22 +46,34 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def random_crop(images: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Tensor:
-    """Pad each image with zeros on all sides and crop it back to its size, at an offset of its own.
+    """Pad each image with zeros on all sides and crop it back to its size, at its own random offset.
 
     images: [N, C, H, W], any dtype; the result has the same shape, dtype and device. The offsets are drawn
-    uniformly from 0 to 2 * padding, rows and columns apart, on the generator's device.
+    uniformly from 0 to 2 * padding, independently for rows and columns, on the generator's device.
     """
     num, _, height, width = images.shape
     offsets = torch.randint(2 * padding + 1, (2, num), generator=generator, device=generator.device)
     rows, columns = offsets.to(images.device)
-    # A view of every crop there is, [N, C, row offset, column offset, H, W]; only the chosen are copied.
+    # A view of all possible crops, [N, C, row offset, column offset, H, W]; only the chosen ones are copied.
     crops = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(num, device=images.device), :, rows, columns]
 
 
+def dequantise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """uint8 images x as float32 (x + u) / 256 in (0, 1), with u uniform; same shape and device.
+
+    u is drawn on the generator's device. The mean log density of the result is at most that of the probability
+    of x times 256^D, D being the number of pixels (Theis et al. 2016, section 3.1).
+    """
+    # u takes 2^15 values, halfway between their neighbours: x + u is then exact in float32, never the next level.
+    num, device = _DEQUANTISATION_LEVELS, generator.device
+    levels = torch.randint(num, images.shape, generator=generator, device=device, dtype=torch.int32)
+    return (images + ((levels + 0.5) / num).to(images.device)) / 256
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(num: int, seed: int, epoch: int) -> torch.Tensor:
-    # Kept for the epoch's next batches: drawing 60,000 numbers for each would cost more than the slice.
+    # Cached for the epoch's next batches: drawing 60,000 numbers for each would cost more than the slice.
     return torch.randperm(num, generator=_generator(_ORDER, seed, epoch))
 
 

@@ -1,4 +1,4 @@
-"""Arrays kept on disk because making them again takes long; nothing in such a file is executed."""
+"""Arrays cached on disk because computing them takes long; loading one executes no code."""
 
 import logging
 import tempfile
@@ -18,12 +18,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        log.warning("%s cannot be read (%s); it is made anew", path, error)
+        log.warning("%s cannot be read (%s); it is created again", path, error)
         return None
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an .npz file that appears whole or not at all; in a folder that takes none, only the log says so."""
+    """Write an .npz file atomically; if the folder is not writable, only log it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}-", delete=False) as file:
@@ -36,4 +36,4 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        log.info("%s is not kept for the next time: %s", path, error.strerror or error)
+        log.info("%s is not cached: %s", path, error.strerror or error)

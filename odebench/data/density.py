@@ -1,4 +1,4 @@
-"""Samples held whole, and what is known of the density they come from."""
+"""Samples in memory, with the density they come from where it is known."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from odebench.errors import UsageError
 
 Draw = Callable[[int, np.random.RandomState], Tensor]
 
-_TRAIN, _VALIDATION, _TEST = 0, 1, 2  # what a stream of random numbers is for: no two uses share one
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2  # keys of independent random streams
 
 
 @dataclass(frozen=True)
 class DensityData:
     """Samples of a density, split three ways: float32 [N, *shape], finite; anything else raises UsageError.
 
-    draw: so many fresh samples for training; None where the training set is all there is.
+    draw: draws new samples for training, from their number and a random state; None for a fixed training set.
     log_density: [N, D] -> [N], unnormalised, where it is known, and finite at every sample.
-    log_normaliser: log of the integral of exp(log_density); one comes with the other. note: one line for the
+    log_normaliser: log of the integral of exp(log_density); both or neither are given. note: one line for the
     user, may be empty. provenance: where the samples come from; `build_data` adds counts and hashes.
     """
 
@@ -47,22 +47,22 @@ class DensityData:
             if self.log_density is not None:
                 _check_finite(self.log_density, split, f"it must be finite at the {name} samples")
         if (self.log_density is None) != (self.log_normaliser is None):
-            raise UsageError("log_density and log_normaliser, the log of its integral, come together or not at all")
+            raise UsageError("log_density and log_normaliser, the log of its integral, must both be given, or neither")
 
     def splits(self) -> dict[str, Tensor]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
-    def split_facts(self) -> dict[str, dict[str, Any]]:
-        """Of each split the number of samples, their shape, and the SHA-256 of their bytes (little-endian)."""
+    def split_provenance(self) -> dict[str, dict[str, Any]]:
+        """For each split the number of samples, their shape, and the SHA-256 of their bytes (little-endian)."""
         return {
             name: {"samples": len(split), "shape": list(split.shape[1:]), "sha256": _sha256(split)}
             for name, split in self.splits().items()
         }
 
-    def check_target(self) -> None:
-        """UsageError unless log_density is finite where a model may go: here, twice as far afield as the samples.
+    def check_density_matching_target(self) -> None:
+        """Raise UsageError unless log_density is finite wherever a model may sample.
 
-        Density matching needs that; a data set without a log density has no business here.
+        Tested on Gaussian points with twice the standard deviation of the samples. Only for data with a log density.
         """
         assert self.log_density is not None
         noise = torch.randn(4096, *self.train.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -72,7 +72,7 @@ class DensityData:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a data set is sampled from.
+    """A distribution that data sets are sampled from.
 
     sample(num, random, **options) gives float64 [num, D], independent points; log_density(x, **options) the
     log density of points [N, D], unnormalised; log_normaliser() the log of its integral.
@@ -94,10 +94,10 @@ def sampled(
     test: int,
     **options: float,
 ) -> DensityData:
-    """A data set of so many samples for training, validation and test; options are the distribution's own.
+    """A data set sampled from a distribution: the numbers of samples for training, validation and test are given.
 
-    The training set is the seed's; validation and test are the same whatever it is. fresh: training draws new
-    samples each step.
+    Only the training set depends on the seed. fresh: training draws new samples each step. options: of the
+    distribution.
     """
 
     def draw(num: int, random: np.random.RandomState) -> Tensor:

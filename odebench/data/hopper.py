@@ -1,4 +1,4 @@
-"""Trajectories of MuJoCo's hopper, simulated anew after Rubanova et al. (2019), section 4.2."""
+"""Trajectories of MuJoCo's hopper, simulated after Rubanova et al. (2019), section 4.2."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ import numpy as np
 from odebench.data.cache import load_arrays, save_arrays
 from odebench.data.root import data_root
 from odebench.data.series import SeriesData
-from odebench.data.series_loading import Mode, assign_roles, divide, flat_series, hold_out_series
+from odebench.data.series_loading import Mode, assign_roles, hold_out_series, make_splits, series_from_arrays
 from odebench.errors import UsageError
 
 NUM_RUNS, NUM_TEST = 10_000, 2_000
@@ -30,17 +30,17 @@ def hopper(
 
     dm_control's hopper (task stand) falls from a random posture without control: its first two positions are uniform
     in [0, 0.5], the others in [-2, 2], velocities in [-5, 5]. The first 8,000 runs are for training, the last 2,000
-    for test. Of each number its smallest value in the first 8,000 is 0, its largest the unit: see `scale`. Step i
-    stands at time i / 200.
+    for test. Each channel is shifted and scaled by its smallest and largest value in the first 8,000 runs: see
+    `scale_values`. Step i has time i / 200.
 
     interpolation: a random window of 100 steps of each run, from time 0; extrapolation: all 200. observed: see
-    `divide`. random_state decides windows, observed points and validation. The runs are simulated once, in half a
-    minute, and kept under the data root. Raises UsageError where neither they nor the simulator are there.
+    `make_splits`. random_state determines windows, observed points and validation. The runs are simulated once, in half
+    a minute, and cached under the data root. Raises UsageError where there are neither cached runs nor a simulator.
     """
-    runs, provenance = read_runs(data_root(root) / "Hopper")
+    runs, provenance = load_or_simulate(data_root(root) / "Hopper")
     num, num_train = len(runs), len(runs) - NUM_TEST
     low, high = runs[:num_train].min((0, 1)), runs[:num_train].max((0, 1))
-    runs = (runs - low) / np.abs(high)  # as `scale` does
+    runs = (runs - low) / np.abs(high)  # as `scale_values` does
     random = np.random.RandomState(random_state)
     starts = random.randint(NUM_STEPS - WINDOW + 1, size=num)
     order = np.concatenate([np.arange(num_train, num), random.permutation(num_train)])
@@ -48,26 +48,26 @@ def hopper(
     if mode == "interpolation":
         runs = runs[np.arange(num)[:, None], starts[:, None] + np.arange(WINDOW)]
     times, span = np.arange(length) / NUM_STEPS, length / NUM_STEPS
-    pool = flat_series(np.full(num, length), np.tile(times, num), runs.reshape(-1, DIM))
+    pool = series_from_arrays(np.full(num, length), np.tile(times, num), runs.reshape(-1, DIM))
     pool = assign_roles(pool, mode, span)
-    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
+    splits = make_splits(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
     split = f"test: the last {NUM_TEST:,} runs, as published; validation: random, random_state {random_state}"
     return SeriesData(**splits, span=span, channels=CHANNELS, provenance={**provenance, "split": split})
 
 
-def read_runs(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """All runs, float32 [N, 200, 14], and where they come from: kept in this folder, or simulated and kept now.
+def load_or_simulate(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """All runs, float32 [N, 200, 14], and their provenance: from the cache in this folder, or simulated and cached now.
 
-    Raises UsageError where they are not kept there and the simulator is not installed.
+    Raises UsageError where they are not cached and the simulator is not installed.
     """
     path = folder / f"hopper-stand-{NUM_RUNS}x{NUM_STEPS}.npz"
-    kept = load_arrays(path)
-    if kept is None or set(kept) != {"runs", "simulator"} or kept["runs"].shape != (NUM_RUNS, NUM_STEPS, DIM):
-        kept = {"runs": simulate(NUM_RUNS, path), "simulator": np.array(_simulator())}
-        save_arrays(path, kept)
-    runs = kept["runs"].astype(np.float32, copy=False)
+    cached = load_arrays(path)
+    if cached is None or set(cached) != {"runs", "simulator"} or cached["runs"].shape != (NUM_RUNS, NUM_STEPS, DIM):
+        cached = {"runs": simulate(NUM_RUNS, path), "simulator": np.array(_simulator())}
+        save_arrays(path, cached)
+    runs = cached["runs"].astype(np.float32, copy=False)
     return runs, {
-        "source": f"simulated by {kept['simulator']}: hopper of Rubanova, Chen, Duvenaud, arXiv:1907.03907 (2019)",
+        "source": f"simulated by {cached['simulator']}: hopper of Rubanova, Chen, Duvenaud, arXiv:1907.03907 (2019)",
         "licence": "Apache-2.0 (dm_control, MuJoCo)",
         "folder": str(folder.absolute()),
         "files": {path.name: {"runs_sha256": hashlib.sha256(runs.data).hexdigest()}},
@@ -75,8 +75,8 @@ def read_runs(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def simulate(num: int, path: Path) -> np.ndarray:
-    """The first so many runs, float32 [num, 200, 14]; path: where they were looked for, for the error."""
-    os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn: it need not look for a display
+    """The first ``num`` runs, float32 [num, 200, 14]; path: the missing cache file, for the error message."""
+    os.environ.setdefault("MUJOCO_GL", "disable")  # no rendering, so no display is needed
     try:
         from dm_control import suite  # an extra, and a second to import
     except ImportError as error:
@@ -84,7 +84,7 @@ def simulate(num: int, path: Path) -> np.ndarray:
             f'data=hopper needs {path}, or dm_control to simulate it: from the checkout, pip install -e ".[hopper]" '
             "(dm_control==1.0.50 mujoco==3.17.0)"
         ) from error
-    log.info("simulating %s runs of the hopper, to be kept in %s", f"{num:,}", path)
+    log.info("simulating %s runs of the hopper, to be cached in %s", f"{num:,}", path)
     physics = suite.load("hopper", "stand").physics
     random = np.random.RandomState(SIMULATION_SEED)
     runs = np.empty((num, NUM_STEPS, DIM), dtype=np.float32)

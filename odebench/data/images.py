@@ -1,4 +1,4 @@
-"""Labelled images held whole, and what is known of where they come from."""
+"""Labelled images in memory, with their provenance."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class ImageSplit:
         return ImageSplit(self.images.to(device), self.labels.to(device))
 
     def sha256(self) -> str:
-        """Of the bytes of the images, then those of the labels (little-endian int64)."""
+        """SHA-256 of the bytes of the images, then those of the labels (little-endian int64)."""
         digest = hashlib.sha256(self.images.cpu().contiguous().numpy().data)
         digest.update(self.labels.cpu().contiguous().numpy().astype("<i8", copy=False).data)
         return digest.hexdigest()
@@ -42,9 +42,9 @@ class ImageSplit:
 class ImageData:
     """A data set of labelled images, split three ways.
 
-    note: one line for the user, may be empty. crop_padding: augment training images by random crops with so
+    note: one line for the user, may be empty. crop_padding: augment training images by random crops with this
     many zero pixels of padding; 0 for none. provenance: where the images come from, under which licence, the
-    files and the rule of the split; `build_data` adds counts and hashes.
+    files and how they are split; `build_data` adds counts and hashes.
     """
 
     train: ImageSplit

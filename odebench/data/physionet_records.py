@@ -2,7 +2,7 @@
 
 A record is a text file of lines `Time,Parameter,Value`, with the hours and minutes since admission as time; the
 outcomes of a set of records are one table. Folders or archives hold set-a/132539.txt, ..., Outcomes-a.txt, and so on.
-Archives are read in memory: nothing of them is written, and nothing in them is executed.
+Archives are read in memory and not unpacked to disk.
 """
 
 import csv
@@ -25,7 +25,7 @@ from odebench.errors import UsageError, did_you_mean
 
 STATIC = ("Age", "Gender", "Height", "ICUType")
 DESCRIPTORS = (*STATIC, "Weight")
-"""What is written at admission; the weight may be measured again, the static ones are not."""
+"""Recorded at admission. The weight may be measured again later, the static descriptors are not."""
 
 MEASURED = (
     "Albumin ALP ALT AST Bilirubin BUN Cholesterol Creatinine DiasABP FiO2 GCS Glucose HCO3 HCT HR K Lactate Mg MAP "
@@ -34,14 +34,14 @@ MEASURED = (
 )
 PARAMETERS = (*DESCRIPTORS, *MEASURED.split())
 UNKNOWN = -1.0
-"""How the challenge writes a descriptor that is not known."""
+"""The challenge's value for a descriptor that is not known."""
 
 SPAN_MINUTES = 48 * 60
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".zip")
 
 _HEADER = "Time,Parameter,Value"
 _RECORD_ID = "RecordID"
-_KEPT_FORM = 1
+_CACHE_FORMAT = 1
 _LARGEST = float(np.finfo(np.float32).max)
 _CODES = {name: code for code, name in enumerate((*PARAMETERS, _RECORD_ID))}
 _MINUTES = {f"{minute // 60:02}:{minute % 60:02}": minute for minute in range(SPAN_MINUTES + 1)}
@@ -49,11 +49,11 @@ _MINUTES = {f"{minute // 60:02}:{minute % 60:02}": minute for minute in range(SP
 
 @dataclass(frozen=True)
 class Records:
-    """N records with M values in all, end to end, in the order of their files' lines.
+    """N records with M values in total, concatenated in the order of their files' lines.
 
     ids: int64 [N], the challenge's numbers, increasing; deaths: int8 [N], 1 for a death in hospital; lengths:
-    int64 [N], values a record; minutes: int16 [M], since admission; parameters: int8 [M], places in PARAMETERS;
-    values: float32 [M]. Descriptors that are not known are left out.
+    int64 [N], the number of values of each record; minutes: int16 [M], since admission; parameters: int8 [M], indices
+    into PARAMETERS; values: float32 [M]. Unknown descriptors are dropped.
     """
 
     ids: np.ndarray
@@ -71,32 +71,32 @@ class Records:
 
 
 def read_set(folder: Path, letter: str) -> tuple[Records, dict[str, dict[str, int | str]]]:
-    """The records of set-a or set-b that lie in this folder, unpacked or in archives, and what was read.
+    """The records of set-a or set-b in this folder, unpacked or in archives, and a description of the files read.
 
-    What is parsed is kept in the folder, for the next time. Raises UsageError where the set is missing, incomplete
-    or damaged, or breaks the format.
+    The parsed records are cached in the folder. Raises UsageError where the set is missing, incomplete, damaged or
+    not in the challenge's format.
     """
-    loose, archives = _sources(folder, letter)
+    unpacked, archives = _sources(folder, letter)
     files: dict[str, dict[str, int | str]] = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in archives
     }
-    if loose:
-        files[f"set-{letter}"] = {"files": len(loose), "bytes": sum(path.stat().st_size for path in loose)}
+    if unpacked:
+        files[f"set-{letter}"] = {"files": len(unpacked), "bytes": sum(path.stat().st_size for path in unpacked)}
     cache = folder / f"records-{letter}.npz"
-    stamp = _stamp([*loose, *archives])
-    kept = load_arrays(cache)
-    if kept is not None and str(kept.pop("stamp", "")) == stamp:
-        return Records(**kept), files
+    fingerprint = _fingerprint([*unpacked, *archives])
+    cached = load_arrays(cache)
+    if cached is not None and str(cached.pop("stamp", "")) == fingerprint:
+        return Records(**cached), files
     contents = {name: content for path in archives for name, content in _members(path, letter)}
-    contents |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in loose}
+    contents |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in unpacked}
     records = parse_set(folder, letter, contents)
-    save_arrays(cache, {**vars(records), "stamp": np.array(stamp)})
+    save_arrays(cache, {**vars(records), "stamp": np.array(fingerprint)})
     return records, files
 
 
 def parse_set(folder: Path, letter: str, contents: dict[str, bytes]) -> Records:
-    """Records and outcomes from the contents of their files by name; folder: where they lie, for errors."""
+    """Records and outcomes from the contents of their files by name; folder: their folder, for error messages."""
     outcomes = contents.pop(f"Outcomes-{letter}.txt", None)
     if outcomes is None or not contents:
         missing = [*(["set-" + letter] if not contents else []), *([f"Outcomes-{letter}.txt"] if not outcomes else [])]
@@ -126,9 +126,9 @@ def parse_set(folder: Path, letter: str, contents: dict[str, bytes]) -> Records:
 
 
 def parse_record(path: str, content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Minutes, parameters and values of one record's file, as in Records; path: for errors.
+    """Minutes, parameters and values of one record's file, as in Records; path: for error messages.
 
-    Raises UsageError, with the line, for anything that is not as the challenge writes it.
+    Raises UsageError, with the line, for anything that is not in the challenge's format.
     """
     header, *lines = content.decode("ascii", "replace").splitlines() or [""]
     fields = ",".join(lines).split(",") if lines else []
@@ -136,36 +136,36 @@ def parse_record(path: str, content: bytes) -> tuple[np.ndarray, np.ndarray, np.
         minutes = np.array([_MINUTES[clock] for clock in fields[0::3]], dtype=np.int16)
         codes = np.array([_CODES[name] for name in fields[1::3]], dtype=np.int8)
         values = np.array([float(number) for number in fields[2::3]])
-        whole = header == _HEADER and len(fields) == 3 * len(lines)
+        valid = header == _HEADER and len(fields) == 3 * len(lines)
     except (KeyError, ValueError):
-        whole = False
-    if not whole or (np.diff(minutes) < 0).any() or not (np.abs(values) <= _LARGEST).all():
-        raise _first_fault(path, header, lines)
+        valid = False
+    if not valid or (np.diff(minutes) < 0).any() or not (np.abs(values) <= _LARGEST).all():
+        raise _first_error(path, header, lines)
     unknown = (codes < len(DESCRIPTORS)) & (values == UNKNOWN)
     kept = ~unknown & (codes != _CODES[_RECORD_ID])
     return minutes[kept], codes[kept], values[kept].astype(np.float32)
 
 
-def _first_fault(path: str, header: str, lines: list[str]) -> UsageError:
-    """What is wrong with the first line of a record that is not as it should be."""
+def _first_error(path: str, header: str, lines: list[str]) -> UsageError:
+    """The error for the first invalid line of a record."""
     if header != _HEADER:
-        return UsageError(f"{path} is no record of the challenge: it does not begin with {_HEADER}")
+        return UsageError(f"{path} is not a record of the challenge: it does not begin with {_HEADER}")
     before = "00:00"
     for number, line in enumerate(lines, start=2):
         where = f"{path}, line {number}"
         clock, name, value, *more = [*line.split(","), "", ""]
         if len(more) != 2:
-            return UsageError(f"{where}: {line[:40]!r} is not {_HEADER}")
+            return UsageError(f"{where}: {line[:40]!r} is not of the form {_HEADER}")
         if clock not in _MINUTES:
-            return UsageError(f"{where}: time {clock} is not one from 00:00 to 48:00")
+            return UsageError(f"{where}: time {clock} is not between 00:00 and 48:00")
         if name not in _CODES:
             return UsageError(f"{where}: unknown parameter {name or 'without a name'}{did_you_mean(name, PARAMETERS)}")
         if not _is_number(value):
-            return UsageError(f"{where}: {value!r} is no number")
+            return UsageError(f"{where}: {value!r} is not a number")
         if _MINUTES[clock] < _MINUTES[before]:
             return UsageError(f"{where}: time {clock} after {before}; times must not go backwards")
         before = clock
-    raise AssertionError(f"{path} has no fault")
+    raise AssertionError(f"{path} has no invalid line")
 
 
 def _is_number(text: str) -> bool:
@@ -179,32 +179,32 @@ def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
     """Deaths in hospital by record number."""
     rows = csv.DictReader(content.decode("ascii", "replace").splitlines())
     try:
-        told = [(int(row["RecordID"]), int(row["In-hospital_death"])) for row in rows]
+        outcomes = [(int(row["RecordID"]), int(row["In-hospital_death"])) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged: no table of RecordID and In-hospital_death") from error
-    deaths = dict(told)
-    if len(deaths) < len(told):
-        raise UsageError(f"{path} is damaged: it tells of a record twice")
+        raise UsageError(f"{path} is damaged: it is not a table with RecordID and In-hospital_death") from error
+    deaths = dict(outcomes)
+    if len(deaths) < len(outcomes):
+        raise UsageError(f"{path} is damaged: it lists a record twice")
     if not deaths or not set(deaths.values()) <= {0, 1}:
-        raise UsageError(f"{path} is damaged: it holds no column In-hospital_death of 0 and 1")
+        raise UsageError(f"{path} is damaged: it must have records, each with In-hospital_death 0 or 1")
     return deaths
 
 
 def _sources(folder: Path, letter: str) -> tuple[list[Path], list[Path]]:
-    """The files of a set as they lie in the folder, and the archives to search where those are not all of it."""
+    """The unpacked files of a set in the folder, and, where they are incomplete, the archives to search."""
     outcomes = folder / f"Outcomes-{letter}.txt"
     listed = (path for path in (folder / f"set-{letter}").glob("*.txt") if path.stem.isdecimal())
     records = sorted(path for path in listed if path.is_file())
-    loose = [*records, *([outcomes] if outcomes.is_file() else [])]
+    unpacked = [*records, *([outcomes] if outcomes.is_file() else [])]
     if records and outcomes.is_file():
-        return loose, []
-    return loose, sorted(path for path in folder.glob("*") if path.name.endswith(ARCHIVES))
+        return unpacked, []
+    return unpacked, sorted(path for path in folder.glob("*") if path.name.endswith(ARCHIVES))
 
 
-def _stamp(paths: list[Path]) -> str:
-    """Changes when a file does, or the form of what is kept."""
+def _fingerprint(paths: list[Path]) -> str:
+    """A hash that changes with a file's size or time, and with the format of the cache."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(repr((_KEPT_FORM, stats)).encode()).hexdigest()
+    return hashlib.sha256(repr((_CACHE_FORMAT, stats)).encode()).hexdigest()
 
 
 def _members(path: Path, letter: str) -> Iterator[tuple[str, bytes]]:
@@ -218,7 +218,7 @@ def _members(path: Path, letter: str) -> Iterator[tuple[str, bytes]]:
             outside = name.startswith("/") or ".." in PurePosixPath(name.replace("\\", "/")).parts
             if outside or not is_plain:
                 what = "a path outside its folder" if outside else "something that is neither file nor folder"
-                raise UsageError(f"{path} is not the challenge's archive: it holds {what}, {name!r}; remove it")
+                raise UsageError(f"{path} is not the challenge's archive: it contains {what}, {name!r}; remove it")
             if found := wanted.search(name):
                 yield found[1], read()
     except (EOFError, OSError, RuntimeError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
@@ -231,11 +231,11 @@ Entry = tuple[str, bool, Callable[[], bytes]]
 
 def _tar_entries(path: Path) -> Iterator[Entry]:
     """Name, whether it is a file or a folder, and how to read it, of each entry; the archive is read to its end."""
-    # Not in tarfile's mode for streams, which takes a file that is cut short for a whole one.
+    # Not in tarfile's stream mode, which does not notice a truncated file.
     with tarfile.open(path) as archive:
         for member in archive:
             yield member.name, member.isfile() or member.isdir(), partial(_read_tar, archive, member)
-        while archive.fileobj is not None and archive.fileobj.read(2**20):  # up to the packed file's own check sum
+        while archive.fileobj is not None and archive.fileobj.read(2**20):  # to the checksum of the packed file
             pass
 
 

@@ -1,4 +1,4 @@
-"""Events of an inhomogeneous Poisson process whose rate is known, to check an inferred rate against."""
+"""Events of inhomogeneous Poisson processes with known rates, to which inferred rates can be compared."""
 
 import itertools
 from dataclasses import dataclass
@@ -7,21 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odebench.data.series import Rate, SeriesData, SeriesSplit
-from odebench.data.series_loading import divide, flat_series, hold_out_series
+from odebench.data.series import EventRate, SeriesData, SeriesSplit
+from odebench.data.series_loading import hold_out_series, make_splits, series_from_arrays
 from odebench.errors import UsageError
 
 NUM_TEST = 200
 SPAN = 5.0
-# Of the mean level.
-LEVEL = (0.6, 1.4)
+LEVEL = (0.6, 1.4)  # range of a series' level, relative to the mean level
 DEPTH, PHASE = (0.3, 0.9), (0.0, 2 * np.pi)
 NOISE = 0.1
 
 
 @dataclass(frozen=True)
 class SinusoidalRate:
-    """rate(t) = level * (1 + depth * sin(omega t + phase)), with the parameters of all series: float64 [N] each."""
+    """rate(t) = level * (1 + depth * sin(omega t + phase)), with parameters float64 [N] for all series."""
 
     level: Tensor
     depth: Tensor
@@ -30,16 +29,16 @@ class SinusoidalRate:
 
     def __call__(self, ids: Tensor, times: Tensor) -> Tensor:
         """The rate of each series at these times: ids [B], times [T] give float32 [B, T]."""
-        level, depth, omega, phase = self._of(ids)
+        level, depth, omega, phase = self._parameters(ids)
         return (level * (1 + depth * torch.sin(omega * times.double() + phase))).float()
 
     def integral(self, ids: Tensor, end: float) -> Tensor:
-        """Of the rate from 0 to `end`, exactly: float32 [B]."""
-        level, depth, omega, phase = self._of(ids)
-        swing = depth / omega * (torch.cos(phase) - torch.cos(omega * end + phase))
-        return (level * (end + swing)).squeeze(1).float()
+        """The exact integral of the rate from 0 to `end`: float32 [B]."""
+        level, depth, omega, phase = self._parameters(ids)
+        oscillation = depth / omega * (torch.cos(phase) - torch.cos(omega * end + phase))
+        return (level * (end + oscillation)).squeeze(1).float()
 
-    def _of(self, ids: Tensor) -> list[Tensor]:
+    def _parameters(self, ids: Tensor) -> list[Tensor]:
         return [part.to(ids.device)[ids, None] for part in (self.level, self.depth, self.omega, self.phase)]
 
 
@@ -53,17 +52,17 @@ def poisson_events(
     train_limit: int | None,
     random_state: int,
 ) -> SeriesData:
-    """So many series of events on [0, 5], every one with a sinusoidal rate of its own.
+    """Series of events on [0, 5], each with its own sinusoidal rate; ``series`` is their number.
 
-    The level of the rate is uniform in [0.6, 1.4] times the mean ``level``, in events a unit of time, so that a series
-    has about five times as many events; its depth is in [0.3, 0.9], its ``frequency`` in that range, its phase in
+    The level of the rate is uniform in [0.6, 1.4] times the mean ``level``, in events per unit of time, so a series has
+    about five times as many events; its depth is uniform in [0.3, 0.9], its frequency in ``frequency``, its phase in
     [0, 2 pi]; events are drawn by thinning (Lewis and Shedler 1979). An event is a point with one observed value, so
-    the mask tells where the events are. The value is 1 or, with observations, a reading of depth * sin(omega t +
-    phase), the relative rate, under noise of standard deviation 0.1, and the truth is the same without noise.
+    the mask shows where the events are. The value is 1 or, with observations, a measurement of depth * sin(omega t +
+    phase), the relative rate, with noise of standard deviation 0.1; the truth is the value without noise.
 
     200 series are for test. All events are inputs and targets. `SeriesData.rate` is the rate by series' ids;
-    `log_likelihood` is exact. random_state decides everything, the training's seed nothing. Raises UsageError for fewer
-    series than the splits need, and for a range that ends before it begins.
+    `log_likelihood` is exact. Everything depends on random_state, nothing on the training's seed. Raises UsageError for
+    fewer series than the splits need, and for a range whose lower end is above its upper end.
     """
     if frequency[0] > frequency[1]:
         raise UsageError(f"data.frequency: the lower end {frequency[0]:g} is above the upper end {frequency[1]:g}")
@@ -73,24 +72,24 @@ def poisson_events(
     ranges = ([share * level for share in LEVEL], DEPTH, frequency, PHASE)
     levels, depth, frequencies, phase = (random.uniform(low, high, series) for low, high in ranges)
     omega = 2 * np.pi * frequencies
-    # Thinning: events at the highest rate there is, each kept with the probability rate / highest rate.
+    # Thinning: draw events at the highest rate, and keep each with probability rate / highest rate.
     highest = levels * (1 + depth)
-    owners = np.repeat(np.arange(series), random.poisson(highest * SPAN))
-    # float32 as the model gets them; two events at one time of float32 count as one.
-    owners, times = np.unique([owners, random.uniform(0, SPAN, len(owners)).astype(np.float32)], axis=1)
-    owners = owners.astype(np.int64)
-    swing = depth[owners] * np.sin(omega[owners] * times + phase[owners])
-    kept = random.uniform(size=len(owners)) * (1 + depth[owners]) < 1 + swing
-    owners, times, swing = owners[kept], times[kept], swing[kept]
+    index = np.repeat(np.arange(series), random.poisson(highest * SPAN))
+    # float32, the precision of the data set; two events at the same float32 time count as one.
+    index, times = np.unique([index, random.uniform(0, SPAN, len(index)).astype(np.float32)], axis=1)
+    index = index.astype(np.int64)
+    relative = depth[index] * np.sin(omega[index] * times + phase[index])
+    kept = random.uniform(size=len(index)) * (1 + depth[index]) < 1 + relative
+    index, times, relative = index[kept], times[kept], relative[kept]
     order = random.permutation(series)
-    readings = swing + random.normal(0, NOISE, len(swing)) if observations else np.ones(len(swing))
-    pool = flat_series(
-        np.bincount(owners, minlength=series),
+    values = relative + random.normal(0, NOISE, len(relative)) if observations else np.ones(len(relative))
+    pool = series_from_arrays(
+        np.bincount(index, minlength=series),
         times,
-        readings[:, None],
-        truth=swing[:, None] if observations else None,
+        values[:, None],
+        truth=relative[:, None] if observations else None,
     )
-    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
+    splits = make_splits(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
     return SeriesData(
         **splits,
         span=SPAN,
@@ -103,8 +102,8 @@ def poisson_events(
     )
 
 
-def log_likelihood(split: SeriesSplit, rate: Rate, span: float) -> Tensor:
-    """Of each series' events under a rate: sum of log rate(t_i) less the rate's integral over [0, span], [N]."""
+def log_likelihood(split: SeriesSplit, rate: EventRate, span: float) -> Tensor:
+    """Log-likelihood of each series' events [N]: sum of log rate(t_i) minus the integral of the rate over [0, span]."""
     ends = split.offsets.tolist()
     logs = [
         rate(split.ids[i : i + 1], split.times[begin:end][split.is_target[begin:end]]).log().sum()

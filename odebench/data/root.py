@@ -1,4 +1,4 @@
-"""Where the data sets that are read from files lie."""
+"""The folder of data sets that are read from files."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,9 @@ from odebench.errors import UsageError
 
 
 def data_root(root: str | None) -> Path:
-    """Where data sets lie: the setting, else $ODEBENCH_DATA, else ~/.cache/odebench.
+    """The folder of the data sets: the setting, else $ODEBENCH_DATA, else ~/.cache/odebench.
 
-    Raises UsageError where the user named a folder that does not exist: a slip of the pen is no reason to
-    make a folder and download into it.
+    Raises UsageError where the user named a folder that does not exist, rather than download to a misspelt path.
     """
     if root is not None:
         named, path = "data.root", Path(root).expanduser()
@@ -19,5 +18,5 @@ def data_root(root: str | None) -> Path:
     else:
         return Path.home() / ".cache" / "odebench"
     if not os.path.isdir(path):
-        raise UsageError(f"{named}={path} is no folder; make it if data are to be downloaded there", "data.root")
+        raise UsageError(f"{named}={path} is not a folder; create it to download data there", "data.root")
     return path

@@ -1,4 +1,4 @@
-"""What loaders of series do: from arrays to series, into splits, and to what is seen and what is asked of each."""
+"""Steps that loaders of series share: from arrays to series, to splits, and to inputs and targets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from odebench.errors import UsageError
 
 Mode = Literal["interpolation", "extrapolation"]
 
-_INPUTS = 1  # apart from the streams of random numbers that make the series themselves
+_INPUTS = 1  # key of the random stream of the inputs, independent of those that generate the series
 
 
-def flat_series(
+def series_from_arrays(
     lengths: Sequence[int] | np.ndarray,
     times: np.ndarray,
     values: np.ndarray,
@@ -28,18 +28,17 @@ def flat_series(
 ) -> SeriesSplit:
     """Series from NumPy arrays of any float type: lengths [N], times [P], values [P, D].
 
-    mask: everything is observed where it is None. All observed points are inputs and targets; ids count from 0
-    unless given.
+    mask: None where all values are observed. All observed points are inputs and targets; ids count from 0 unless given.
     """
     lengths = np.asarray(lengths)
-    seen = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
-    observed = seen.any(1)
+    is_observed = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
+    observed = is_observed.any(1)
     return SeriesSplit(
         ids=torch.arange(len(lengths)) if ids is None else torch.from_numpy(ids.astype(np.int64)),
         offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
         times=torch.from_numpy(times.astype(np.float32)),
         values=torch.from_numpy(values.astype(np.float32)),
-        mask=seen,
+        mask=is_observed,
         is_input=observed,
         is_target=observed,
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
@@ -50,54 +49,58 @@ def flat_series(
 def select_series(split: SeriesSplit, indices: np.ndarray | Tensor) -> SeriesSplit:
     """The series of a split at these indices, in their order."""
     indices = torch.as_tensor(indices)
-    _, points = split.points(indices)
+    _, points = split.point_indices(indices)
     lengths = split.offsets.diff()[indices]
-    kept = {
+    fields = {
         name: part[indices] if name in ("ids", "labels") else part[points]
         for name, part in vars(split).items()
         if part is not None and name != "offsets"
     }
-    return SeriesSplit(offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **kept)
+    return SeriesSplit(offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), **fields)
 
 
-def observed_series(split: SeriesSplit) -> Tensor:
-    """Which series have an observation to encode and one to compare with: bool [N]."""
-    owners, seen = split.owners(), split.mask.any(1)
-    counts = [torch.bincount(owners[role & seen], minlength=len(split)) for role in (split.is_input, split.is_target)]
+def has_input_and_target(split: SeriesSplit) -> Tensor:
+    """Whether each series has an observation among its inputs and one among its targets: bool [N]."""
+    series_index, seen = split.series_of_points(), split.mask.any(1)
+    roles = (split.is_input, split.is_target)
+    counts = [torch.bincount(series_index[role & seen], minlength=len(split)) for role in roles]
     return (counts[0] > 0) & (counts[1] > 0)
 
 
-def without_unobserved(data: SeriesData) -> SeriesData:
-    """The data set without the series that have nothing to encode or nothing to compare with.
+def drop_unobserved_series(data: SeriesData) -> SeriesData:
+    """The data set without the series that have no observed inputs or no observed targets.
 
-    They and those that its loader left out are counted in note and provenance. UsageError where a split has no others.
+    They and those that its loader dropped are counted in note and provenance. UsageError where a split has no others.
     """
-    whole = {name: observed_series(split) for name, split in data.splits().items()}
-    wanting = {name: split for name, split in data.splits().items() if not whole[name].all()}
-    kept: dict[str, Any] = {of: select_series(split, whole[of].nonzero().squeeze(1)) for of, split in wanting.items()}
-    missing = sum(int((~of_split).sum()) for of_split in whole.values())
+    keep = {name: has_input_and_target(split) for name, split in data.splits().items()}
+    splits: dict[str, Any] = {
+        name: select_series(split, keep[name].nonzero().squeeze(1))
+        for name, split in data.splits().items()
+        if not keep[name].all()
+    }
+    missing = sum(int((~of_split).sum()) for of_split in keep.values())
     counts = {**data.provenance.get("left_out", {}), "with nothing to encode or to compare with": missing}
     left_out = {reason: count for reason, count in counts.items() if count}
     listed = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-    redraw, points = data.redraw, whole["train"][data.train.owners()]
+    redraw, points = data.redraw, keep["train"][data.train.series_of_points()]
     return dataclasses.replace(
         data,
-        **kept,
+        **splits,
         redraw=None if redraw is None else lambda seed, epoch: redraw(seed, epoch)[points],
-        note="; ".join(filter(None, [data.note, f"series kept out: {listed}" if listed else ""])),
+        note="; ".join(filter(None, [data.note, f"series dropped: {listed}" if listed else ""])),
         provenance={**data.provenance, "left_out": left_out},
     )
 
 
 def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.RandomState) -> Tensor:
-    """Some of each series' inputs, at random without replacement: bool [P], a new `is_input`.
+    """Draw some of each series' inputs without replacement: bool [P], a new `is_input`.
 
-    observed: how many points of each series, or (a float) which share of its points, rounded down but one at least.
+    observed: the number of points of each series, or (a float) the fraction of its points, rounded down, at least one.
     Raises UsageError for more points than a series has.
     """
     offsets, candidates = split.offsets.numpy(), split.is_input.numpy()
-    owners = split.owners().numpy()
-    counts = np.bincount(owners[candidates], minlength=len(split))
+    series_index = split.series_of_points().numpy()
+    counts = np.bincount(series_index[candidates], minlength=len(split))
     if isinstance(observed, float):
         quota = np.minimum(counts, np.maximum(1, np.floor(counts * observed + 1e-9).astype(np.int64)))
     else:
@@ -107,18 +110,18 @@ def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.Ran
             raise UsageError(
                 f"data.observed={observed}: series {int(split.ids[series])} has only {counts[series]} points"
             )
-    # Candidates in a random order stand first in their series; the quota takes the first of them.
-    order = np.argsort(owners + random.random_sample(len(owners)) / 4 + ~candidates / 2)
-    chosen = np.empty(len(owners), dtype=bool)
-    chosen[order] = np.arange(len(owners)) - offsets[owners] < quota[owners]
+    # Sort each series' candidates first, in random order, and take as many as the quota.
+    order = np.argsort(series_index + random.random_sample(len(series_index)) / 4 + ~candidates / 2)
+    chosen = np.empty(len(series_index), dtype=bool)
+    chosen[order] = np.arange(len(series_index)) - offsets[series_index] < quota[series_index]
     return torch.from_numpy(chosen)
 
 
 def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
-    """Which points are encoded and which are asked for.
+    """Set which points are inputs and which are targets.
 
-    interpolation: all observed points, both times; extrapolation: those of the first half of the span are encoded,
-    those of the second are asked for (Rubanova et al. 2019, section 4).
+    interpolation: all observed points are both; extrapolation: those in the first half of the span are inputs, those in
+    the second half targets (Rubanova et al. 2019, section 4).
     """
     if mode == "interpolation":
         return split
@@ -129,9 +132,9 @@ def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
 def hold_out_series(
     order: np.ndarray, num_test: int, validation: int, train_limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices for training, validation and test: the order's first num_test are for test, then come validation's.
+    """Indices for training, validation and test: the first num_test of the order are for test, the next for validation.
 
-    A train_limit takes the first so many of those left. Raises UsageError for numbers that the order cannot give.
+    train_limit: use only the first of the rest for training; None: all. Raises UsageError for numbers out of range.
     """
     pool = len(order) - num_test
     if not 0 < validation < pool:
@@ -150,13 +153,13 @@ def hold_out_series(
     return order[start : start + limit], order[num_test:start], order[:num_test]
 
 
-def divide(
+def make_splits(
     pool: SeriesSplit, parts: Sequence[np.ndarray], observed: float = 1.0, random_state: int = 0
 ) -> dict[str, Any]:
     """The splits (and redraw) of SeriesData, from a pool of series and the indices of its three parts.
 
-    observed: the share of each series' inputs that the encoder is given. They are drawn once, by random_state and the
-    series' place in the pool alone, so the limits of the split do not move them; `redraw` draws others for training.
+    observed: the fraction of each series' inputs that the encoder gets. They are drawn once and depend only on
+    random_state and the position of the series in the pool, not on the splits; `redraw` draws others for training.
     """
     drawn = pool
     if observed < 1:
@@ -174,18 +177,18 @@ def divide(
     return fields
 
 
-def bounds(split: SeriesSplit) -> tuple[Tensor, Tensor]:
+def value_range(split: SeriesSplit) -> tuple[Tensor, Tensor]:
     """The smallest and the largest observed value of each channel, [D] each; 0 and 1 where none was observed."""
     low = split.values.masked_fill(~split.mask, torch.inf).amin(0)
     high = split.values.masked_fill(~split.mask, -torch.inf).amax(0)
-    seen = split.mask.any(0)
-    return low.where(seen, 0), high.where(seen, 1)
+    is_observed = split.mask.any(0)
+    return low.where(is_observed, 0), high.where(is_observed, 1)
 
 
-def scale(split: SeriesSplit, low: Tensor, high: Tensor) -> SeriesSplit:
-    """The same series with channel values from `low` on, in units of `high`, where that is not 0.
+def scale_values(split: SeriesSplit, low: Tensor, high: Tensor) -> SeriesSplit:
+    """The series with values (value - low) / |high|; the divisor is 1 where high is 0.
 
-    As in the public code of Rubanova et al. (2019): their errors are told in this unit, and not in that of the range.
+    As in the public code of Rubanova et al. (2019), whose errors are in this unit and not in that of the range.
     """
     unit = high.abs().where(high != 0, 1)
     return dataclasses.replace(split, values=((split.values - low) / unit).where(split.mask, 0))

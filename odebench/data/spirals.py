@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from odebench.data.series import SeriesData
-from odebench.data.series_loading import divide, draw_inputs, flat_series, hold_out_series
+from odebench.data.series_loading import draw_inputs, hold_out_series, make_splits, series_from_arrays
 from odebench.errors import UsageError
 
 NUM_SPIRALS, NUM_TEST = 1000, 200
@@ -16,25 +16,27 @@ START_RADIUS, GROWTH, NOISE = 0.0, 0.3, 0.3
 
 
 def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | None, random_state: int) -> SeriesData:
-    """1,000 noisy spirals in the plane, half of them clockwise, each seen through a window of 100 times.
+    """1,000 noisy spirals in the plane, half of them clockwise, each in a window of 100 times.
 
     The curves are those of the paper's public example, on 1,000 equally spaced theta from 0 to 6 pi. Counter-clockwise:
     angle theta, radius a + b theta, centre (5, 0). Clockwise: angle z = 6 pi + 1 - theta, radius a + 50 b / z, centre
-    (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, the 101st at the earliest and so late at the
-    latest that the 100 times of its window lie on the curve, as do, for the spirals of the test, `beyond` times after
-    it: so the training sees all of the curve that the test asks for. Its times are theta since the start.
+    (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, at the earliest the 101st; at the latest the
+    curve still contains the 100 times of its window and, for test spirals, `beyond` times after it, so that the
+    training covers all of the curve that is tested. Its times are theta since the start.
     In the window Gaussian noise of standard deviation 0.3 is added to both coordinates. Exactly 500 spirals turn
     clockwise (label 0), 500 counter-clockwise (label 1).
 
-    observed: how many of the window's 100 points there are, drawn once, without replacement; they are inputs and
-    targets. The rest of the window and the times beyond are neither, but the truth holds all of them. random_state
-    decides the starts, the noise, the observed points and the 200 spirals for test; the training's seed does not.
-    Raises UsageError for more observed points or more times beyond than there are.
+    observed: how many of the window's 100 points are observed, drawn once, without replacement; they are inputs and
+    targets. The rest of the window and the times beyond are neither, but the truth contains all of them. The starts,
+    the noise, the observed points and the choice of 200 test spirals depend on random_state, not on the training's
+    seed. Raises UsageError for more observed points or more times beyond than there are.
     """
     if not 0 < observed <= WINDOW:
         raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the times of a spiral's window")
     if not 0 < beyond <= NUM_TIMES - 2 * WINDOW:
-        raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, or the curve ends before")
+        raise UsageError(
+            f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, the times left on the curve"
+        )
     random = np.random.RandomState(random_state)
     counter = random.permutation(np.arange(NUM_SPIRALS) % 2)
     order = random.permutation(NUM_SPIRALS)
@@ -42,14 +44,14 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     last[order[:NUM_TEST]] -= beyond
     starts = random.randint(WINDOW, last + 1)
     steps = np.arange(WINDOW + beyond)
-    places = starts[:, None] + steps
-    on_curve = places < NUM_TIMES
-    truth = curves()[counter[:, None], np.minimum(places, NUM_TIMES - 1)]
+    index = starts[:, None] + steps
+    on_curve = index < NUM_TIMES
+    truth = curves()[counter[:, None], np.minimum(index, NUM_TIMES - 1)]
     mask = np.broadcast_to(steps[:, None] < WINDOW, truth.shape)
     noise = random.standard_normal((NUM_SPIRALS, WINDOW, 2)) * NOISE
     values = np.where(mask, truth + np.pad(noise, ((0, 0), (0, beyond), (0, 0))), 0)
     times = np.linspace(0, STOP, NUM_TIMES)[: len(steps)]
-    pool = flat_series(
+    pool = series_from_arrays(
         on_curve.sum(1),
         np.tile(times, (NUM_SPIRALS, 1))[on_curve],
         values[on_curve],
@@ -59,7 +61,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     )
     drawn = draw_inputs(pool, observed, random)
     pool = dataclasses.replace(pool, is_input=drawn, is_target=drawn)
-    splits = divide(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
+    splits = make_splits(pool, hold_out_series(order, NUM_TEST, validation, train_limit))
     return SeriesData(
         **splits,
         span=float(times[WINDOW - 1]),

@@ -1,4 +1,4 @@
-"""Splits that are the same on every machine, whatever the seed of the training."""
+"""Splits that are the same on every machine and for every training seed."""
 
 import numpy as np
 import torch
@@ -7,31 +7,31 @@ from odebench.data.images import ImageSplit
 from odebench.errors import UsageError
 
 SPLIT_SEED = 20181203
-"""Fixed: a change of the training's seed must not move images between the splits."""
+"""Fixed, so that a change of the training's seed does not move images between the splits."""
 
 
 def stratified_order(labels: torch.Tensor) -> torch.Tensor:
-    """A random order of all images whose every beginning holds the classes in proportion.
+    """A random order of all images in which every prefix has the class proportions of the whole.
 
-    labels: int64 [N]. Returns a permutation, int64 [N]; its first n entries hold each class as often as its
-    share of n, within about one image where classes are of like size.
+    labels: int64 [N]. Returns a permutation, int64 [N]; its first n entries contain each class in proportion, within
+    about one image where classes are of similar size.
     """
     classes = labels.cpu().numpy()
     # RandomState, because NumPy promises that its stream never changes.
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(classes))
-    place = np.empty(len(classes))
+    position = np.empty(len(classes))
     for label in np.unique(classes):
         members = np.flatnonzero(classes[shuffled] == label)
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return torch.from_numpy(shuffled[np.argsort(place, kind="stable")])
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return torch.from_numpy(shuffled[np.argsort(position, kind="stable")])
 
 
 def hold_out(pool: ImageSplit, validation: int, train_limit: int | None) -> tuple[ImageSplit, ImageSplit]:
     """Split the training images into those trained on and those held out for validation.
 
-    Both are stratified and the same on every call. A train_limit takes the first so many of the images that
-    are left, so that a smaller one's images are among a larger one's and validation stays as it is.
-    Raises UsageError for numbers that the pool cannot give.
+    Both are stratified and the same on every call. train_limit: use only the first of the remaining images, so that
+    a smaller limit selects a subset and does not change the validation images; None: use all.
+    Raises UsageError for numbers out of range.
     """
     if not 0 < validation < len(pool):
         raise UsageError(

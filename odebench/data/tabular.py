@@ -1,8 +1,8 @@
-"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300 as density models are compared on them.
+"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300, benchmark tables of density models.
 
 Read from the files of Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation,
 NeurIPS 2017 (MAF), in their layout under the data root, and prepared as in their code: the same columns, noise,
-splits and units. Published log-likelihoods are those of the tables that result.
+splits and units, so that log-likelihoods can be compared with published ones.
 """
 
 import tokenize
@@ -30,33 +30,33 @@ MOST_REPEATED = 5
 def power(*, root: str | None) -> DensityData:
     """Electric power consumption of a household, 6 columns; 1,659,917 + 184,435 + 204,928 rows.
 
-    Of the 8 columns the 2nd and the 4th go; rows are shuffled; the rest is blurred by uniform noise of the size
-    of its last digit, but for the time.
+    The 2nd and the 4th of 8 columns are dropped and the rows shuffled; uniform noise of the size of the last digit is
+    added to all columns but the time.
     """
     path = _find(root, "power/data.npy")
     table = _table(path, columns=8).astype(np.float64)
     random = np.random.RandomState(NOISE_SEED)
     random.shuffle(table)
     num = len(table)
-    # The order of these draws is MAF's, and so are its numbers.
+    # The order of these draws is that of MAF's code, so the numbers are the same.
     voltage, gap, meters = 0.01 * random.rand(num, 1), 0.001 * random.rand(num, 1), random.rand(num, 3)
     table = np.delete(table, [1, 3], axis=1) + np.hstack([gap, voltage, meters, np.zeros((num, 1))])
     return _data([path], _normalised(_split(table)), "UCI: individual household electric power consumption")
 
 
 def gas(*, root: str | None) -> DensityData:
-    """Readings of gas sensors, 8 columns; 852,174 + 94,685 + 105,206 rows, in the order of the file.
+    """Measurements of gas sensors, 8 columns; 852,174 + 94,685 + 105,206 rows, in the order of the file.
 
-    Time and both concentrations go, then the first column that correlates above 0.98 with another, until there
-    is none. MAF's file is a pickle, which could run any code when it is read: in its place stands a copy with
-    the names of the columns, ethylene_CO.csv, or ethylene_CO.npy (numpy.save of its to_records(index=False)).
+    Time and both concentrations are dropped, then repeatedly the first column that correlates above 0.98 with another.
+    MAF's file is a pickle, which could run any code when it is loaded: this reads a copy with the names of the
+    columns instead, ethylene_CO.csv, or ethylene_CO.npy (numpy.save of its to_records(index=False)).
     """
     folder = data_root(root) / "gas"
     found = [path for path in (folder / "ethylene_CO.npy", folder / "ethylene_CO.csv") if path.is_file()]
     if not found:
         raise UsageError(
             f"{folder} lacks ethylene_CO.npy and ethylene_CO.csv; a pickle can run any code, so odebench reads none: "
-            f"take gas/ethylene_CO.pickle of data.tar.gz from {ARCHIVE}, and where you trust it run python -c "
+            f"take gas/ethylene_CO.pickle of data.tar.gz from {ARCHIVE}, and if you trust it run python -c "
             "\"import pandas; pandas.read_pickle('ethylene_CO.pickle').to_csv('ethylene_CO.csv', index=False)\""
         )
     path = found[0]
@@ -107,7 +107,7 @@ def bsds300(*, root: str | None) -> DensityData:
         with h5py.File(path) as file:
             splits = file["train"][:], file["validation"][:], file["test"][:]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
     return _data([path], splits, "Berkeley segmentation data set")
 
 
@@ -135,7 +135,7 @@ def _table(path: Path, columns: int) -> np.ndarray:
     try:
         table = _array(path)
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
     if table.dtype.kind != "f" or list(table.shape[1:]) != [columns]:
         form = f"{table.dtype} {list(table.shape)}"
         raise UsageError(f"{path} must hold floating-point numbers in {columns} columns, not {form}")
@@ -152,7 +152,7 @@ def _frame(path: Path) -> "DataFrame":
         # Without index_col, rows with a comma at their end would lose their first number to the index.
         return pandas.read_csv(path, index_col=False, dtype=np.float64)
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
 
 
 def _signal(path: Path) -> np.ndarray:
@@ -195,5 +195,5 @@ def _data(paths: list[Path], splits: Splits, source: str) -> DensityData:
     )
 
 
-def _damaged(path: Path, error: Exception) -> UsageError:
+def _damaged_error(path: Path, error: Exception) -> UsageError:
     return UsageError(f"cannot read {path}: {' '.join(str(error).split())}; copy or unpack it again")

@@ -1,9 +1,9 @@
-"""Eight densities in the plane on which density models are shown.
+"""Eight densities in the plane for demonstrations of density models.
 
-As in FFJORD's public toy set (Grathwohl et al. 2019), shape and scale, with independent points throughout.
-A function here takes (num, random, its options) and gives float64 [num, 2]; its log density, where it has a
-closed form, takes [N, 2] and gives [N]. ``noise`` is the standard deviation of what is added to a curve or
-centre, in the units of the published recipe: those of the unscaled set where the set is scaled afterwards.
+Shapes and scales are those of FFJORD's public toy set (Grathwohl et al. 2019); all points are independent. Each
+function takes (num, random, its options) and returns float64 [num, 2]; the log density, where it has a closed form,
+maps [N, 2] to [N]. ``noise`` is the standard deviation of the noise added to a curve or centre, in the units of the
+published code, which are those before scaling.
 """
 
 import math
@@ -38,7 +38,7 @@ def two_moons(num: int, random: RandomState, *, noise: float, scale: float) -> n
 
 
 def swissroll(num: int, random: RandomState, *, noise: float) -> np.ndarray:
-    """A spiral of one and a half turns, the swiss roll seen from its end."""
+    """A spiral of one and a half turns, the cross-section of the swiss roll."""
     from sklearn.datasets import make_swiss_roll  # takes a second
 
     return make_swiss_roll(num, noise=noise, random_state=random)[0][:, [0, 2]] / 5
@@ -51,7 +51,7 @@ def eight_gaussians(num: int, random: RandomState, *, noise: float) -> np.ndarra
 
 
 def eight_gaussians_log_density(x: Tensor, *, noise: float) -> Tensor:
-    """Normalised."""
+    """Log density of ``eight_gaussians``, normalised."""
     angles = 2 * math.pi / NUM_GAUSSIANS * torch.arange(NUM_GAUSSIANS, dtype=x.dtype, device=x.device)
     centres = GAUSSIANS_RADIUS / GAUSSIANS_SCALE * torch.stack([angles.cos(), angles.sin()], dim=-1)
     std = noise / GAUSSIANS_SCALE
@@ -68,7 +68,7 @@ def pinwheel(num: int, random: RandomState) -> np.ndarray:
 
 
 def two_spirals(num: int, random: RandomState, *, noise: float) -> np.ndarray:
-    """Two spirals of one and a half turns, each the other's mirror image in the origin."""
+    """Two spirals of one and a half turns, point reflections of each other."""
     angles = 3 * np.pi * np.sqrt(random.rand(num))
     arm = np.stack([-np.cos(angles), np.sin(angles)], axis=1) * angles[:, None] + 0.5 * random.rand(num, 2)
     side = random.choice([-1, 1], size=(num, 1))
@@ -76,8 +76,8 @@ def two_spirals(num: int, random: RandomState, *, noise: float) -> np.ndarray:
 
 
 def checkerboard(num: int, random: RandomState) -> np.ndarray:
-    """Uniform on eight squares of side 2 of the board from -4 to 4."""
-    # Halves of 2^-20: exact in float32, so that rounding carries no point over the edge of its square.
+    """Uniform on eight squares of side 2 of the checkerboard on [-4, 4]^2."""
+    # Odd multiples of 2^-21 are exact in float32, so that rounding moves no point over the edge of its square.
     x, y = (random.randint(2**20, size=(2, num)) + 0.5) / 2**20
     x = 4 * x - 2
     y = y - 2 * random.randint(2, size=num) + np.floor(x) % 2
@@ -85,13 +85,13 @@ def checkerboard(num: int, random: RandomState) -> np.ndarray:
 
 
 def checkerboard_log_density(x: Tensor) -> Tensor:
-    """Normalised; minus infinity off the eight squares."""
+    """Log density of ``checkerboard``, normalised; minus infinity outside the eight squares."""
     dark = ((x / 2).floor().sum(-1) % 2 == 0) & (x.abs().amax(-1) < 4)
     return torch.full_like(x[:, 0], -math.log(CHECKERBOARD_AREA)).masked_fill(~dark, -math.inf)
 
 
 def rings(num: int, random: RandomState, *, noise: float) -> np.ndarray:
-    """Four circles, of radius 0.75 to 3, each with a quarter of the points."""
+    """Four circles with radii from 0.75 to 3, each with a quarter of the points."""
     radii = random.choice([0.75, 1.5, 2.25, 3.0], size=(num, 1))
     return radii * _on_circle(2 * np.pi * random.rand(num)) + noise * random.randn(num, 2)
 

@@ -1,5 +1,5 @@
-"""The models by name. A model is called with a batch and with ``solve``, the engine's solve with the solver and
-the gradient mode already chosen; it returns its output and the ``Stats`` of each solve it did."""
+"""The models by name. A model is called with a batch and with ``solve``, ``odebench.ode.solve`` with the solver and the
+gradient mode already chosen; it returns its output and the ``Stats`` of each solve."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from odebench.models.series import RNNVAE, LatentODE, gru_d, ode_rnn, rnn, rnn_d
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "odenet": ODENet,
-    # The same network: only its gradient mode, which is not the model's business, differs.
+    # The same network as odenet; only the default gradient mode differs.
     "rknet": ODENet,
     "resnet": ResNet,
     "mlp": MLP,

@@ -1,4 +1,4 @@
-"""ODEs in more dimensions than the data has, whose flows can do what no flow on the data alone can."""
+"""Augmented and second-order neural ODEs: states with more dimensions than the data."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 
-def augmented(z: Tensor, count: int) -> Tensor:
-    """States [B, D, *] with so many further channels of zeros, [B, D + count, *] (Dupont, Doucet & Teh 2019, Augmented
-    neural ODEs)."""
+def append_zero_channels(z: Tensor, count: int) -> Tensor:
+    """States [B, D, *] with ``count`` channels of zeros appended, [B, D + count, *] (Dupont, Doucet & Teh 2019,
+    Augmented neural ODEs)."""
     if not count:
         return z
     return torch.cat((z, z.new_zeros(len(z), count, *z.shape[2:])), dim=1)
 
 
-class SecondOrder(nn.Module):
+class SecondOrderField(nn.Module):
     """z'' = f(t, z, z') as the field of the state (z, z'), stacked along dimension 1: [B, 2 D, *] (Norcliffe, Bodnar,
     Day, Simidjievski & Lio 2020, On second order behaviour in augmented neural ODEs).
 
-    acceleration: from t and that state to z'' [B, D, *].
+    acceleration: maps t and the stacked state to z'' [B, D, *].
     """
 
     def __init__(self, acceleration: Callable[[Tensor, Tensor], Tensor]) -> None:

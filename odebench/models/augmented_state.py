@@ -1,5 +1,5 @@
-"""Integrals along the trajectory of an ODE, solved together with its state: log-determinants (Chen et al. 2018,
-section 4; Grathwohl et al. 2019) and the regularisers of its dynamics."""
+"""ODE states augmented with integrals along the solution: log-determinants (Chen et al. 2018, section 4; Grathwohl et
+al. 2019) and regularisation terms."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from odebench.ode.problem import refuse_layers_in_training_mode
 
 
-class Evaluation:
-    """One evaluation of a vector field, and what integrands may ask of it.
+class FieldEvaluation:
+    """One evaluation of a vector field, with the derivatives that integrands need.
 
-    field: f(t, z), with the arguments it is called with. t: scalar, or [B]. z: [B, *shape]. noise: like z.
+    field: f(t, z, *args). t: scalar, or [B]. z: [B, *shape]. noise: like z.
 
-    Its derivatives are had under no_grad too, and have a graph where one is wanted. Rows of z must not see each other.
+    The derivatives work under no_grad too, and are differentiable where gradients are enabled. Rows of z must be
+    independent: row i of f may depend only on row i of z.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class Evaluation:
     ) -> None:
         if noise is not None and noise.shape != z.shape:
             raise ValueError(
-                f"noise of shape {tuple(noise.shape)} for a state of {tuple(z.shape)}; where rows step on their own, "
-                "give it to the solve as args=(Rows(noise),)"
+                f"noise has shape {tuple(noise.shape)} and the state {tuple(z.shape)}; with stepping='per_sample' pass "
+                "the noise to the solve as args=(Rows(noise),)"
             )
         self.t, self.z, self.noise = t, z, noise
         self._field, self._args = field, args
@@ -48,31 +49,33 @@ class Evaluation:
             if self.noise is None:
                 self._dz = self.field(self.t, self.z)
             else:
-                self._linearise()
+                self._evaluate_with_vjp()
         assert self._dz is not None
         return self._dz
 
     def noise_vjp(self) -> Tensor:
         """noise^T df/dz, like z; computed once."""
         if self.noise is None:
-            raise ValueError("this integrand needs noise; give it to Carried, or to the solve as args=(Rows(noise),)")
+            raise ValueError(
+                "this integrand needs noise; pass it to AugmentedField, or to the solve as args=(Rows(noise),)"
+            )
         if self._noise_vjp is None:
-            self._noise_vjp = self._linearise()(self.noise)
+            self._noise_vjp = self._evaluate_with_vjp()(self.noise)
         return self._noise_vjp
 
     def trace(self) -> Tensor:
-        """The exact trace of df/dz [B]: by ``field.divergence(t, z)``, which gives f and the trace, where there is
-        one, else as a batch of vector-Jacobian products, one a dimension."""
+        """The exact trace of df/dz [B]: by ``field.divergence(t, z)``, which returns f and the trace, if the field has
+        that method, else by a batch of vector-Jacobian products, one for each dimension."""
         if hasattr(self._field, "divergence"):
-            return self._closed_trace()
-        vjp = self._linearise()
+            return self._closed_form_trace()
+        vjp = self._evaluate_with_vjp()
         num_dims = self.z.shape[1:].numel()
         basis = torch.eye(num_dims, dtype=self.z.dtype, device=self.z.device)
-        units = basis.view(num_dims, 1, *self.z.shape[1:]).expand(num_dims, *self.z.shape)
-        rows = torch.func.vmap(vjp)(units)
+        unit_vectors = basis.view(num_dims, 1, *self.z.shape[1:]).expand(num_dims, *self.z.shape)
+        rows = torch.func.vmap(vjp)(unit_vectors)
         return rows.flatten(2).diagonal(dim1=0, dim2=2).sum(-1)
 
-    def _closed_trace(self) -> Tensor:
+    def _closed_form_trace(self) -> Tensor:
         def divergence(z: Tensor) -> tuple[Tensor, Tensor]:
             dz, trace = self._field.divergence(self.t, z, *self._args)  # type: ignore[attr-defined]
             return dz.to(z.dtype), trace.to(z.dtype)
@@ -80,51 +83,52 @@ class Evaluation:
         if self.noise is None:
             self._dz, trace = divergence(self.z)
         else:
-            self._dz, trace, self._vjp = _linearised(divergence, self.z)
+            self._dz, trace, self._vjp = _value_and_vjp(divergence, self.z)
         return trace
 
-    def _linearise(self) -> Callable[[Tensor], Tensor]:
-        """v -> v^T df/dz, found along with f."""
+    def _evaluate_with_vjp(self) -> Callable[[Tensor], Tensor]:
+        """v -> v^T df/dz; also evaluates f."""
         if self._vjp is None:
-            self._dz, _, self._vjp = _linearised(lambda z: (self.field(self.t, z), z), self.z)
+            self._dz, _, self._vjp = _value_and_vjp(lambda z: (self.field(self.t, z), z), self.z)
         return self._vjp
 
 
-def _linearised(
+def _value_and_vjp(
     function: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """(f, more) = function(z), and v -> v^T df/dz, which may be called often, and inside vmap."""
-    # torch.func refuses hooks on saved tensors; the rest of autograd cannot be compiled, nor used in inference mode.
+    """(f, aux) = function(z), and v -> v^T df/dz, which may be called repeatedly, and inside vmap."""
+    # torch.func does not work with hooks on saved tensors; torch.autograd.grad not in compiled code or inference mode.
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         results: Any = torch.func.vjp(function, z, has_aux=True)
-        dz, pull, more = results
-        return dz, more, lambda v: pull(v)[0]
+        dz, vjp_function, aux = results
+        return dz, aux, lambda v: vjp_function(v)[0]
     keeps_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
-        dz, more = function(z)
+        dz, aux = function(z)
 
     def vjp(v: Tensor) -> Tensor:
         if not dz.requires_grad:
             return torch.zeros_like(v)
         return torch.autograd.grad(dz, z, v, retain_graph=True, create_graph=keeps_graph, materialize_grads=True)[0]
 
-    return (dz, more, vjp) if keeps_graph else (dz.detach(), more.detach(), vjp)
+    return (dz, aux, vjp) if keeps_graph else (dz.detach(), aux.detach(), vjp)
 
 
-Integrand = Callable[[Evaluation], Tensor]
-"""What is integrated: a number [B] for each row of an evaluation."""
+Integrand = Callable[[FieldEvaluation], Tensor]
+"""An integrand: maps an evaluation of the field to one number for each row [B]."""
 
 
-class Carried(nn.Module):
+class AugmentedField(nn.Module):
     """The vector field of the state (z, integral_1, ..., integral_n), z [B, *shape] and each integral [B].
 
     field: f(t, z, *args), of the state z alone. integrands: of the integrals, in order.
-    noise: like z, for the integrands that want it; it must stay the same within a solve, or error control sees it.
+    noise: like z, for the integrands that need it; it must stay the same within a solve, or it disturbs error control.
 
-    A solve calls it as (t, state, noise, *args): noise comes as args=(noise,), or with the field's own arguments as
-    args=(noise or None, *own), in place of the constructor's. Wrapped in ``Rows`` it follows the rows of
-    stepping="per_sample"; and a ``Carried`` made once, whose noise comes so, is compiled once.
+    A solve calls it as (t, state, noise, *args). The noise can be passed as args=(noise,), or with the field's
+    arguments as args=(noise or None, *field_args); it then replaces the constructor's. Wrapped in ``Rows`` it follows
+    the rows of stepping="per_sample". An ``AugmentedField`` that is created once and gets its noise this way is
+    compiled once.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ class Carried(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(field, nn.Module):
-            # The engine looks through a module's submodules, where a function or a method is not found.
+            # The solver checks a module's submodules, and would not find a function or a method among them.
             refuse_layers_in_training_mode(field)
         self.field, self.integrands, self.noise = field, tuple(integrands), noise
 
@@ -140,23 +144,23 @@ class Carried(nn.Module):
         self, t: Tensor, state: tuple[Tensor, ...], noise: Tensor | None = None, *args: Any
     ) -> tuple[Tensor, ...]:
         """The derivative of the state; t: scalar, or [B]."""
-        evaluation = Evaluation(self.field, t, state[0], self.noise if noise is None else noise, args)
-        # The field last: an integrand may have it as a by-product.
+        evaluation = FieldEvaluation(self.field, t, state[0], self.noise if noise is None else noise, args)
+        # The field last: an integrand may compute it as a by-product.
         integrals = [integrand(evaluation) for integrand in self.integrands]
         return evaluation.dz, *integrals
 
 
-def zeros(z0: Tensor, count: int) -> tuple[Tensor, ...]:
-    """So many integrals at the start, [B] each."""
+def zero_integrals(z0: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Initial values of ``count`` integrals, [B] each."""
     return tuple(z0.new_zeros(len(z0)) for _ in range(count))
 
 
-def exact_trace(evaluation: Evaluation) -> Tensor:
+def exact_trace(evaluation: FieldEvaluation) -> Tensor:
     """tr df/dz [B]."""
     return evaluation.trace()
 
 
-def hutchinson_trace(evaluation: Evaluation) -> Tensor:
+def hutchinson_trace(evaluation: FieldEvaluation) -> Tensor:
     """noise^T (df/dz) noise [B], whose mean over noise of unit covariance is the trace (Hutchinson 1990)."""
     vjp = evaluation.noise_vjp()
     assert evaluation.noise is not None

@@ -8,7 +8,7 @@ from odebench.models.flow import ODEBlock, ODEFlow, vector_size
 
 
 class CNF(ODEFlow):
-    """Chen et al. 2018, section 4: ``GatedField`` from the base at t = 0 to the data at end_time, its trace exact.
+    """CNF of Chen et al. 2018, section 4: ``GatedField`` from the base at t = 0 to the data at end_time, exact trace.
 
     shape: (D,), of the data. width: hidden units M of the field. hidden: units of its hypernetwork.
     base_variance: of the base, a Gaussian about 0.
@@ -22,10 +22,10 @@ class CNF(ODEFlow):
 class GatedField(nn.Module):
     """dz/dt = 1/M sum over M units of sigma_m(t) u_m(t) tanh(w_m(t) . z + b_m(t)) (Chen et al. 2018, section 4).
 
-    The gates sigma = sigmoid(g) in (0, 1), and u, w, b come from t by a network of two hidden layers.
+    A hypernetwork with two hidden layers maps t to the gates sigma = sigmoid(g) in (0, 1), and to u, w, b.
 
-    tanh x = 2 sigmoid(2 x) - 1, equal to round-off and several times as fast on CPUs; the twos are taken up by the
-    units' parameters, and the fields below are in terms of s = sigmoid(2 (w . z + b)).
+    The implementation uses tanh x = 2 sigmoid(2 x) - 1, which is equal to round-off and several times as fast on CPUs.
+    The factors 2 are absorbed into the units' parameters; the formulas below use s = sigmoid(2 (w . z + b)).
     """
 
     def __init__(self, size: int, width: int, hidden: int) -> None:
@@ -42,7 +42,7 @@ class GatedField(nn.Module):
         return _velocity(u, s)
 
     def divergence(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt [B, D] and the trace of its Jacobian [B]: unit m adds sigma_m u_m . w_m (1 - tanh^2) / M to it."""
+        """dz/dt [B, D] and the trace of its Jacobian [B], to which unit m adds sigma_m u_m . w_m (1 - tanh^2) / M."""
         w, u, s = self._units(t, z)
         along = 2 * (w * u).sum(-2)  # 4 sigma u . w / M, and 1 - tanh^2 = 4 (s - s^2)
         slope = torch.addcmul(s, s, s, value=-1)

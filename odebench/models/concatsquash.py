@@ -1,4 +1,4 @@
-"""Fields whose every layer is scaled and shifted by the time (Grathwohl et al. 2019, concatsquash)."""
+"""Vector fields in which the time scales and shifts every layer (Grathwohl et al. 2019, concatsquash)."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +18,7 @@ NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Te
 
 
 class TimeGates(nn.Module):
-    """For each layer of so many units: its gates sigmoid(a t + b) and its shifts c t."""
+    """The gates sigmoid(a t + b) and the shifts c t of layers with these widths."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ConcatSquashMLP(nn.Module):
         widths = [size, *dims, size]
         self.layers: Any = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.gates = TimeGates(widths[1:])
-        self._activate, self._slope = NONLINEARITIES[nonlinearity]
+        self._activate, self._derivative = NONLINEARITIES[nonlinearity]
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """dz/dt at time t (scalar, or [B]) and z [B, D]."""
@@ -61,14 +61,14 @@ class ConcatSquashMLP(nn.Module):
         for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
             before = torch.addcmul(s, layer(z), g)
             z = self._activate(before)
-            tangents = F.linear(tangents, layer.weight) * (self._slope(before, z) * g)
-        # Of the last layer's Jacobian the diagonal alone.
+            tangents = F.linear(tangents, layer.weight) * (self._derivative(before, z) * g)
+        # Only the diagonal of the last layer's Jacobian is needed.
         diagonal = torch.bmm(tangents, last.weight.unsqueeze(-1)).squeeze(-1).t()
         return torch.addcmul(shift, last(z), gate), (diagonal * gate).sum(1)
 
 
 class ConcatSquashConv(nn.Module):
-    """The same for images, of 3 x 3 convolutions.
+    """A field of images: as ``ConcatSquashMLP``, with 3 x 3 convolutions.
 
     channels: of the images. dims: of the hidden layers.
     """

@@ -1,4 +1,4 @@
-"""What the convolutional MNIST networks share: the way from an image to the state, and from the state to logits."""
+"""Parts of the convolutional MNIST networks: from an image to the state, the vector field, from the state to logits."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def stem(in_channels: int, width: int, groups: int) -> nn.Sequential:
 
 
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
-    """A group normalisation in so many groups, or in the most below that divide the channels."""
+    """A group normalisation with at most ``groups`` groups: the largest number that divides the channels."""
     return nn.GroupNorm(max(n for n in range(1, groups + 1) if channels % n == 0), channels)
 
 
@@ -35,20 +35,20 @@ def head(width: int, groups: int, num_classes: int) -> nn.Sequential:
 
 
 class TimeConv2d(nn.Conv2d):
-    """A 3 x 3 convolution that sees the time as one more channel, number 0.
+    """A 3 x 3 convolution with the time as an additional channel, the first one.
 
-    The textbook way prepends a constant plane to the input, x -> conv([t, x], W) + b. Convolution is linear, so that
+    The usual implementation prepends a constant plane to the input, x -> conv([t, x], W) + b. Convolution is linear, so
     this equals conv(x, W[:, 1:]) + (b + t conv(1, W[:, :1])): the same parameters and, to round-off, the same numbers,
-    without a copy of the input and on a channel count that fills whole blocks.
+    without a copy of the input and with a number of channels that suits the hardware.
 
-    width: of the result. in_width: of the input, where that is another.
+    width: output channels. in_width: input channels, by default width.
     """
 
     def __init__(self, width: int, in_width: int | None = None) -> None:
         super().__init__((in_width or width) + 1, width, kernel_size=3, padding=1)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """[B, width, H, W]; t: scalar, or [B], one time a row; x: [B, in_width, H, W]."""
+        """[B, width, H, W]; t: scalar, or [B], one time for each row; x: [B, in_width, H, W]."""
         of_time, of_state = self.weight.split((1, self.in_channels - 1), dim=1)
         plane = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), of_time, padding=1)
         assert self.bias is not None
@@ -59,7 +59,7 @@ class TimeConv2d(nn.Conv2d):
 class ConvField(nn.Module):
     """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN, with time in both convolutions.
 
-    width: of the rate. in_width: of the state, where that is another.
+    width: channels of the derivative. in_width: channels of the state, by default width.
     """
 
     def __init__(self, width: int, groups: int, in_width: int | None = None) -> None:

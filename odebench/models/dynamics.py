@@ -1,4 +1,4 @@
-"""Regularised dynamics: what keeps an ODE's solutions easy to solve, for any model and any of its fields.
+"""Regularised dynamics: loss terms that keep an ODE easy to solve, for any model and any of its fields.
 
 Integrals along the solutions, added to the loss: the kinetic energy and the Jacobian's Frobenius norm (RNODE: Finlay,
 Jacobsen, Nurbekyan & Oberman 2020, How to train your neural ODE) and the size of a higher derivative
@@ -17,25 +17,26 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.errors import UsageError
-from odebench.models.augmented_state import Carried, Evaluation, Integrand, zeros
+from odebench.models.augmented_state import AugmentedField, FieldEvaluation, Integrand, zero_integrals
 from odebench.models.flow import draw_noise
 from odebench.ode import Rows
 from odebench.ode.problem import times_as_tensor
 
-# The integrals' absolute tolerance: they have no say in the steps. Functions of the solution, they are nearly as exact
-# as it is (0.6 % of their mean at a tolerance of 1e-3), while under error control the third derivative of a fast field
-# more than doubles the evaluations. Finite, since SciPy's implicit methods take differences of its size.
-FREE = 1e20
+# The absolute tolerance of the integrals, which takes them out of the error control of the steps. They are functions of
+# the solution and nearly as exact as it is (0.6 % of their mean at a tolerance of 1e-3), while under error control the
+# third derivative of a fast field more than doubles the evaluations. Finite, since SciPy's implicit methods take
+# differences of its size.
+UNCONTROLLED_ATOL = 1e20
 
 
 @dataclass(frozen=True)
-class Dynamics:
-    """Which terms, and their weights; 0 for off. D is the size of one sample's state z.
+class RegularisationTerms:
+    """The weights of the regularisation terms; 0 for off. D is the size of one sample's state z.
 
-    kinetic: of the integral of |f|^2 / D. jacobian: of |eps^T df/dz|^2 / D, in the mean over the noise eps the squared
+    kinetic: of the integral of |f|^2 / D. jacobian: of |eps^T df/dz|^2 / D; its mean over the noise eps is the squared
     Frobenius norm of df/dz over D. taylor: of |d^K z/dt^K|^2 / D with K = taylor_order.
-    steer: the last time of a solve is drawn evenly from the interval around it whose half width is this share of the
-    time since the one before.
+    steer: the last time of a solve is drawn uniformly from an interval around it, whose half width is this fraction of
+    the time since the one before.
     """
 
     kinetic: float = 0.0
@@ -46,18 +47,18 @@ class Dynamics:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Those of the integrals that are on, by name."""
+        """The weights of the integrals that are on, by name."""
         weights = {"kinetic": self.kinetic, "jacobian": self.jacobian, "taylor": self.taylor}
         return {name: weight for name, weight in weights.items() if weight}
 
     def integrand(self, name: str) -> Integrand:
-        """That of an integral, by its name."""
+        """The integrand of an integral, by its name."""
         if name == "taylor":
             return functools.partial(taylor_norm, order=self.taylor_order)
         return {"kinetic": kinetic_energy, "jacobian": jacobian_norm}[name]
 
-    def steered(self, t: Tensor | Sequence[float]) -> Tensor:
-        """The times [..., T] with a random end, drawn from torch's global random state."""
+    def with_random_end(self, t: Tensor | Sequence[float]) -> Tensor:
+        """The times [..., T] with a random end time, drawn from torch's global random state."""
         t = times_as_tensor(t)
         shift = self.steer * (2 * torch.rand(()).item() - 1)
         before, end = t[..., -2:-1], t[..., -1:]
@@ -65,16 +66,16 @@ class Dynamics:
 
 
 class RegularisedSolve:
-    """The engine's solve with the integrals of ``dynamics`` carried along: models get the solution that they would
-    have got without them, and the integrals, summed over solves, are kept for ``take_penalty``.
+    """``odebench.ode.solve`` with the integrals of ``terms`` added to the state.
 
-    Makes one ``Carried`` a field, for all solves: a compiled step knows it again.
+    Models get the same solution as without the integrals; ``pop_penalty`` returns these, summed over solves. One
+    ``AugmentedField`` for each field serves all solves, so that a compiled step is reused.
     """
 
-    def __init__(self, dynamics: Dynamics) -> None:
-        self._weights = dynamics.weights
-        self._integrands = tuple(dynamics.integrand(name) for name in self._weights)
-        self._carry = functools.lru_cache(maxsize=64)(Carried)
+    def __init__(self, terms: RegularisationTerms) -> None:
+        self._weights = terms.weights
+        self._integrands = tuple(terms.integrand(name) for name in self._weights)
+        self._augment = functools.lru_cache(maxsize=64)(AugmentedField)
         self._totals: dict[str, Tensor] = {}
 
     def __call__(
@@ -88,59 +89,62 @@ class RegularisedSolve:
         args: Sequence[Any] = (),
         **options: Any,
     ) -> ode.Solution:
-        """See ``odebench.ode.solve``; y0 is a tensor [B, *shape], or the state of a ``Carried``.
+        """See ``odebench.ode.solve``; y0 is a tensor [B, *shape], or the state of an ``AugmentedField``.
 
-        Raises UsageError for what integrals cannot be carried along.
+        Raises UsageError for solves that cannot be regularised.
         """
         if not self._weights:
             return ode.solve(f, y0, t, rtol=rtol, atol=atol, args=tuple(args), **options)
-        own, state, args = (f, y0, args) if isinstance(f, Carried) else (Carried(f, ()), (y0,), (None, *args))
+        if isinstance(f, AugmentedField):
+            base, state = f, y0
+        else:
+            base, state, args = AugmentedField(f, ()), (y0,), (None, *args)
         _check(state[0], options)
-        noise, *own_args = args or (None,)
-        extended = (*state, *zeros(state[0], len(self._weights)))
+        noise, *field_args = args or (None,)
+        extended = (*state, *zero_integrals(state[0], len(self._weights)))
         factor = _tolerance_factor(state, extended)
         solution = ode.solve(
-            self._carrying(own),
+            self._extend(base),
             extended,
             t,
             rtol=factor * rtol,
-            atol=(factor * atol,) * len(state) + (FREE,) * len(self._weights),
-            args=(self._noise(own, noise, state[0]), *own_args),
+            atol=(factor * atol,) * len(state) + (UNCONTROLLED_ATOL,) * len(self._weights),
+            args=(self._noise(base, noise, state[0]), *field_args),
             **options,
         )
         self._add(solution, len(state))
-        kept = solution.y[: len(state)]
-        return replace(solution, y=kept if isinstance(f, Carried) else kept[0])
+        y = solution.y[: len(state)]
+        return replace(solution, y=y if base is f else y[0])
 
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The weighted sum of the integrals since the last call, and each by its tag; means over the batch.
+        """The weighted sum of the integrals since the last call, and each integral by its tag; means over the batch.
 
-        None, and no values, where no solve was regularised.
+        (None, {}) where no solve was regularised.
         """
         totals, self._totals = self._totals, {}
         terms = [weight * totals[name] for name, weight in self._weights.items() if name in totals]
         values = {f"dynamics/{name}": total.detach() for name, total in totals.items()}
         return (sum(terms[1:], terms[0]) if terms else None), values
 
-    def _carrying(self, own: Carried) -> Carried:
-        # A function may be new at every solve, and hold tensors that are to be freed after it.
-        carry = self._carry if isinstance(own.field, nn.Module) else Carried
-        return carry(own.field, (*own.integrands, *self._integrands))
+    def _extend(self, base: AugmentedField) -> AugmentedField:
+        # No cache for functions: one may be new at every solve, and hold tensors that are to be freed after it.
+        augment = self._augment if isinstance(base.field, nn.Module) else AugmentedField
+        return augment(base.field, (*base.integrands, *self._integrands))
 
-    def _noise(self, own: Carried, given: Tensor | Rows | None, z0: Tensor) -> Tensor | Rows | None:
-        """The noise that the model has chosen, else our own where it is needed."""
+    def _noise(self, base: AugmentedField, given: Tensor | Rows | None, z0: Tensor) -> Tensor | Rows | None:
+        """The noise that the model has chosen, else new noise where a term needs it."""
         if given is not None:
             return given
-        if own.noise is not None:
-            return Rows(own.noise)
-        # Of all noise with covariance I that whose estimates vary least.
+        if base.noise is not None:
+            return Rows(base.noise)
+        # Rademacher noise has the least variance of all noise with covariance I.
         return Rows(draw_noise("rademacher", z0)) if "jacobian" in self._weights else None
 
-    def _add(self, solution: ode.Solution, num_own: int) -> None:
-        # Times may run backward, and what is integrated is a cost.
+    def _add(self, solution: ode.Solution, num_base: int) -> None:
+        # Times may run backward; the integrals are costs and stay positive.
         t = solution.t.detach()
         sign = torch.sign(t[..., -1] - t[..., 0])
-        for name, integral in zip(self._weights, solution.y[num_own:], strict=True):
+        for name, integral in zip(self._weights, solution.y[num_base:], strict=True):
             mean = (sign.to(integral.device, integral.dtype) * integral[-1]).mean()
             self._totals[name] = self._totals[name] + mean if name in self._totals else mean
 
@@ -153,27 +157,27 @@ def _check(z0: Any, options: dict[str, Any]) -> None:
 
 
 def _tolerance_factor(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
-    """What to multiply a tolerance by so that the steps stay the same: the integrals have no error, and yet count among
-    the numbers that the root mean square of the errors is taken over."""
+    """The factor on a tolerance that keeps the steps the same: the integrals have no error, but count in the root mean
+    square of the errors."""
     return math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
 
 
-def kinetic_energy(evaluation: Evaluation) -> Tensor:
+def kinetic_energy(evaluation: FieldEvaluation) -> Tensor:
     """|f|^2 / D [B]."""
     return _mean_square(evaluation.dz)
 
 
-def jacobian_norm(evaluation: Evaluation) -> Tensor:
+def jacobian_norm(evaluation: FieldEvaluation) -> Tensor:
     """|eps^T df/dz|^2 / D [B]."""
     return _mean_square(evaluation.noise_vjp())
 
 
-def taylor_norm(evaluation: Evaluation, order: int) -> Tensor:
+def taylor_norm(evaluation: FieldEvaluation, order: int) -> Tensor:
     """|d^K z/dt^K|^2 / D [B], K the order."""
     return _mean_square(solution_derivative(evaluation, order))
 
 
-def solution_derivative(evaluation: Evaluation, order: int) -> Tensor:
+def solution_derivative(evaluation: FieldEvaluation, order: int) -> Tensor:
     """d^K z/dt^K along the solution through an evaluation, K the order, like z.
 
     d^(k+1) z/dt^(k+1) is the k-th derivative of f along the Taylor polynomial of z of degree k, by k nested forward
@@ -181,14 +185,14 @@ def solution_derivative(evaluation: Evaluation, order: int) -> Tensor:
     """
     derivatives = [evaluation.dz]
     while len(derivatives) < order:
-        along = functools.partial(_along_solution, evaluation, tuple(derivatives))
+        along = functools.partial(_field_along_taylor, evaluation, tuple(derivatives))
         for _ in derivatives:
             along = functools.partial(_derivative, along)
         derivatives.append(along(torch.zeros_like(evaluation.t)))
     return derivatives[-1]
 
 
-def _along_solution(evaluation: Evaluation, derivatives: tuple[Tensor, ...], s: Tensor) -> Tensor:
+def _field_along_taylor(evaluation: FieldEvaluation, derivatives: tuple[Tensor, ...], s: Tensor) -> Tensor:
     """f at t + s and z + s z' + s^2/2 z'' + ...; s like t."""
     z = evaluation.z
     column = s.reshape(-1, *[1] * (z.dim() - 1)) if s.dim() else s

@@ -6,20 +6,20 @@ from torch import nn
 
 from odebench.errors import UsageError
 from odebench.models.concatsquash import ConcatSquashConv, ConcatSquashMLP, Nonlinearity
-from odebench.models.flow import Chain, Noise, ODEBlock, ODEFlow, Trace
-from odebench.models.multiscale import Logit, Split, Squeezed
+from odebench.models.flow import Chain, NoiseDistribution, ODEBlock, ODEFlow, TraceMethod
+from odebench.models.multiscale import ChannelSplit, LogitTransform, Squeeze
 
 
 class FFJORD(ODEFlow):
     """ODEs whose fields are concatsquash layers, from N(0, I) to the data.
 
-    shape: (D,) or (C, H, W), of the data; convolutional fields for the latter. dims: the fields' hidden layers.
-    nonlinearity: softplus or tanh. end_time: of each block, a parameter with train_time. blocks: ODEs one after the
-    other, at each scale of images before and after they are squeezed. scales: of images; half of the channels leave
-    for the base after each but the last (Dinh et al. 2017). trace: exact, or hutchinson with noise rademacher or
-    gaussian. logit: margin of a logit layer for data in [0, 1], or None for none.
+    shape: (D,) or (C, H, W), of the data; convolutional fields for the latter. dims: widths of the fields' hidden
+    layers. nonlinearity: softplus or tanh. end_time: of each block; train_time makes it a parameter. blocks: number of
+    consecutive ODEs, for images at each scale before and after the squeeze. scales: of images; after each but the last,
+    half of the channels go to the base unchanged (Dinh et al. 2017). trace: exact, or hutchinson with noise rademacher
+    or gaussian. logit: margin of a logit layer for data in [0, 1]; None: no such layer.
 
-    Raises UsageError for shapes that the scales do not divide, and for traces that would cost too much.
+    Raises UsageError for image sizes that the scales do not divide, and for traces that would cost too much.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class FFJORD(ODEFlow):
         train_time: bool,
         blocks: int,
         scales: int,
-        trace: Trace,
-        noise: Noise,
+        trace: TraceMethod,
+        noise: NoiseDistribution,
         logit: float | None,
     ) -> None:
         if not dims:
@@ -51,11 +51,11 @@ class FFJORD(ODEFlow):
                 return chain(shape)
             channels, *size = shape
             half = [n // 2 for n in size]
-            rest = Split(Chain(multiscale((2 * channels, *half), scales - 1)))
-            return [*chain(shape), Squeezed(Chain([*chain((4 * channels, *half)), rest]))]
+            rest = ChannelSplit(Chain(multiscale((2 * channels, *half), scales - 1)))
+            return [*chain(shape), Squeeze(Chain([*chain((4 * channels, *half)), rest]))]
 
         transforms = multiscale(shape, scales)
-        super().__init__(shape, [Logit(Chain(transforms), logit)] if logit else transforms, base_variance=1.0)
+        super().__init__(shape, [LogitTransform(Chain(transforms), logit)] if logit else transforms, base_variance=1.0)
 
 
 def _check_scales(shape: tuple[int, ...], scales: int) -> None:

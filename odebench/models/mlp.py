@@ -1,4 +1,4 @@
-"""The smallest baseline."""
+"""A multilayer perceptron, the smallest baseline."""
 
 from collections.abc import Callable
 

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from odebench import ode
-from odebench.models.augment import SecondOrder, augmented
+from odebench.models.augment import SecondOrderField, append_zero_channels
 from odebench.models.convolution import ConvField, head, stem
 
 
 class ODENet(nn.Module):
     """A residual network whose blocks are one ODE (Chen et al. 2018, section 3 and Table 1).
 
-    width: channels of the state. groups: of its group normalisations. end_time: the ODE runs from 0 to it.
+    width: channels of the state. groups: of its group normalisations. end_time: the ODE is solved from 0 to it.
     in_channels, num_classes: of the data.
     augment: further channels of the state, which start as zeros (Dupont et al. 2019).
     second_order: the field gives the state's second derivative; its first derivative starts as a learned function of
-    it, and only the state itself is read at the end (Norcliffe et al. 2020).
+    it, and the head takes only the state itself (Norcliffe et al. 2020).
 
-    The paper's ODE-Net trains by the adjoint and its RK-Net by backpropagation; the network is one.
+    The paper's ODE-Net trains by the adjoint and its RK-Net by backpropagation; the network is the same.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class ODENet(nn.Module):
         self.field: nn.Module = ConvField(channels, groups)
         if second_order:
             self.velocity = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-            self.field = SecondOrder(ConvField(channels, groups, in_width=2 * channels))
+            self.field = SecondOrderField(ConvField(channels, groups, in_width=2 * channels))
         self.head = head(channels, groups, num_classes)
 
     def forward(
         self, images: Tensor, solve: Callable[..., ode.Solution] = ode.solve
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
         """Logits [B, num_classes] of float images [B, in_channels, H, W] in [0, 1], and the solve's statistics."""
-        state = augmented(self.stem(images), self.augment)
+        state = append_zero_channels(self.stem(images), self.augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)
-        # Autocast, where it is on, is for the networks: the state keeps the precision of the weights.
+        # Autocast applies to the networks only: the state keeps the precision of the weights.
         state = state.to(next(self.head.parameters()).dtype)
         solution = solve(self.field, state, (0.0, self.end_time))
         end = solution.y[-1] if self.velocity is None else solution.y[-1].chunk(2, dim=1)[0]

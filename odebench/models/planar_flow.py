@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odebench import ode
-from odebench.models.flow import Flow, Solve, Solves, Trace, vector_size
+from odebench.models.flow import Flow, Solve, SolveStats, TraceMethod, TransformResult, vector_size
 
 
 class PlanarFlow(Flow):
     """``PlanarLayers`` between N(0, base_variance I) and the data.
 
-    shape: (D,), of the data. layers: K of them. closed: the direction that has a closed form and is fast: "sampling",
-    from the base to the data, as density matching needs it, or "likelihood", from the data to the base.
+    shape: (D,), of the data. layers: their number K. closed: the direction with a closed form, which is fast:
+    "sampling", from the base to the data, for density matching, or "likelihood", from the data to the base.
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class PlanarFlow(Flow):
 
 
 class PlanarLayers(nn.Module):
-    """z -> z + u tanh(w . z + b), so many times, in the closed direction; inverted by root finding in the other.
+    """Layers z -> z + u tanh(w . z + b) in the direction ``closed``; the other direction inverts them by root finding.
 
-    A layer is invertible where u . w > -1, which a change of u along w sees to. Each is one unit of time.
+    A layer is invertible where u . w > -1; a change of u along w ensures it. Each layer takes one unit of time.
     """
 
     def __init__(self, size: int, layers: int, closed: Literal["sampling", "likelihood"]) -> None:
@@ -44,24 +44,22 @@ class PlanarLayers(nn.Module):
         """The number of layers."""
         return float(len(self.b))
 
-    def to_base(self, x: Tensor, solve: Solve = ode.solve, trace: Trace | None = None) -> tuple[Tensor, Tensor, Solves]:
+    def to_base(self, x: Tensor, solve: Solve = ode.solve, trace: TraceMethod | None = None) -> TransformResult:
         """See ``Transform``; no solves."""
-        states, log_det = self._closed_way(x) if self.closed == "likelihood" else self._other_way(x)
+        states, log_det = self._closed_direction(x) if self.closed == "likelihood" else self._inverse_direction(x)
         return states[-1], log_det, ()
 
-    def from_base(
-        self, z: Tensor, solve: Solve = ode.solve, trace: Trace | None = None
-    ) -> tuple[Tensor, Tensor, Solves]:
+    def from_base(self, z: Tensor, solve: Solve = ode.solve, trace: TraceMethod | None = None) -> TransformResult:
         """See ``Transform``; no solves."""
-        states, log_det = self._closed_way(z) if self.closed == "sampling" else self._other_way(z)
+        states, log_det = self._closed_direction(z) if self.closed == "sampling" else self._inverse_direction(z)
         return states[-1], log_det, ()
 
-    def path(self, z: Tensor, times: Sequence[float], solve: Solve = ode.solve) -> tuple[Tensor, Solves]:
-        """See ``Transform``; within a layer z moves straight on."""
-        states, _ = self._closed_way(z) if self.closed == "sampling" else self._other_way(z)
+    def path(self, z: Tensor, times: Sequence[float], solve: Solve = ode.solve) -> tuple[Tensor, SolveStats]:
+        """See ``Transform``; within a layer z moves on a straight line."""
+        states, _ = self._closed_direction(z) if self.closed == "sampling" else self._inverse_direction(z)
         last = len(states) - 2
-        begun = [min(math.floor(t), last) for t in times]
-        return torch.stack([torch.lerp(states[k], states[k + 1], t - k) for k, t in zip(begun, times, strict=True)]), ()
+        index = [min(math.floor(t), last) for t in times]
+        return torch.stack([torch.lerp(states[k], states[k + 1], t - k) for k, t in zip(index, times, strict=True)]), ()
 
     def _constrained(self) -> tuple[Tensor, Tensor]:
         """u [K, D] moved along w so that c = w . u = softplus(w . u) - 1 > -1, and c [K]."""
@@ -69,8 +67,8 @@ class PlanarLayers(nn.Module):
         c = F.softplus(along) - 1
         return self.u + ((c - along) / self.w.square().sum(1)).unsqueeze(1) * self.w, c
 
-    def _closed_way(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
-        """z [B, D] before the first layer and after each, and log |det| [B] of all."""
+    def _closed_direction(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
+        """z [B, D] before the first layer and after each, and log |det| [B] of all layers."""
         us, c = self._constrained()
         states, hs = [z], []
         for w, u, b in zip(self.w.unbind(), us.unbind(), self.b.unbind(), strict=True):
@@ -79,12 +77,12 @@ class PlanarLayers(nn.Module):
             states.append(torch.addr(states[-1], h, u))
         return states, _log_det(torch.stack(hs, 1), c)
 
-    def _other_way(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
-        """y [B, D] and what it was before each layer, the last layer first, and log |det| [B] of that way."""
+    def _inverse_direction(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
+        """y [B, D] and the input of each layer, the last layer first, and log |det| [B] of the inverse."""
         us, cs = self._constrained()
         states, hs = [y], []
         for w, u, b, c in reversed(list(zip(self.w.unbind(), us.unbind(), self.b.unbind(), cs.unbind(), strict=True))):
-            h = torch.tanh(solve_along(c, torch.mv(states[-1], w) + b))
+            h = torch.tanh(invert_planar_layer(c, torch.mv(states[-1], w) + b))
             hs.append(h)
             states.append(torch.addr(states[-1], h, u, alpha=-1))
         return states, -_log_det(torch.stack(hs[::-1], 1), cs)
@@ -95,19 +93,19 @@ def _log_det(h: Tensor, c: Tensor) -> Tensor:
     return torch.log1p(c * (1 - h * h)).sum(1)
 
 
-def solve_along(c: Tensor, r: Tensor) -> Tensor:
-    """a with a + c tanh(a) = r for each number of r, c > -1 a scalar; differentiable once in both.
+def invert_planar_layer(c: Tensor, r: Tensor) -> Tensor:
+    """Solve a + c tanh(a) = r for each number of r, with a scalar c > -1; differentiable once in both.
 
-    Newton's method in float64, kept within a bracket that every iteration shrinks: it halves the bracket instead
-    where a Newton step would leave it, or is not half as large as the step before.
+    Newton's method in float64 with a bracket that every iteration shrinks: it bisects where a Newton step would leave
+    the bracket, or is more than half as large as the step before.
     """
-    root = _root(c.detach().double(), r.detach().double()).to(r.dtype)
-    # One Newton step more, whose derivative is the implicit function's.
+    root = _bracketed_newton(c.detach().double(), r.detach().double()).to(r.dtype)
+    # One more Newton step, whose derivative is that of the implicit function theorem.
     h = torch.tanh(root)
     return root - (root + c * h - r) / (1 + c * (1 - h * h)).detach()
 
 
-def _root(c: Tensor, r: Tensor, iterations: int = 100) -> Tensor:
+def _bracketed_newton(c: Tensor, r: Tensor, iterations: int = 100) -> Tensor:
     low, high = r - c.abs(), r + c.abs()
     a, step = r, 2 * c.abs().expand_as(r)
     for _ in range(iterations):
@@ -115,8 +113,8 @@ def _root(c: Tensor, r: Tensor, iterations: int = 100) -> Tensor:
         excess = a + c * h - r
         low, high = torch.where(excess > 0, low, a), torch.where(excess < 0, high, a)
         newton = -excess / (1 + c * (1 - h * h))
-        good = (a + newton >= low) & (a + newton <= high) & (newton.abs() <= 0.5 * step.abs())
-        step = torch.where(good, newton, 0.5 * (low + high) - a)
+        accept = (a + newton >= low) & (a + newton <= high) & (newton.abs() <= 0.5 * step.abs())
+        step = torch.where(accept, newton, 0.5 * (low + high) - a)
         a = a + step
         if (step.abs() <= 1e-14 * (1 + a.abs())).all():
             break

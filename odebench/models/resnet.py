@@ -1,4 +1,4 @@
-"""The residual network that ODE-Net is measured against."""
+"""The residual network that is ODE-Net's baseline."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Stem, residual blocks, head (Chen et al. 2018, Table 1, with six blocks).
 
-    blocks: 1 and 0 are the controls that show what depth gives. The other arguments as for ODENet.
+    blocks: their number; 1 and 0 are the controls for the effect of depth. The other arguments as for ODENet.
     """
 
     def __init__(self, in_channels: int, num_classes: int, width: int, groups: int, blocks: int) -> None:

@@ -18,7 +18,7 @@ from odebench.config.schema import SolverSettings
 from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
-from odebench.models.dynamics import Dynamics, RegularisedSolve
+from odebench.models.dynamics import RegularisationTerms, RegularisedSolve
 from odebench.ode.arguments import TooManyStepsError
 from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
@@ -61,7 +61,7 @@ class ConfiguredSolver:
         dynamics: Any = None,
     ) -> None:
         method: Any = lookup("METHODS", solver.name, ode.METHODS, extensions)
-        self._dynamics = Dynamics(**options_of(dynamics)) if dynamics else Dynamics()
+        self._dynamics = RegularisationTerms(**options_of(dynamics)) if dynamics else RegularisationTerms()
         self._regularised = RegularisedSolve(self._dynamics)
         self._differentiable = differentiable
         self._warm, self._stop_at_times = solver.first_step == "warm", solver.stop_at_times
@@ -108,7 +108,7 @@ class ConfiguredSolver:
         options = self._options | more
         trains = self._differentiable and torch.is_grad_enabled()
         if trains and self._dynamics.steer:
-            t = self._dynamics.steered(t)
+            t = self._dynamics.with_random_end(t)
         if self._stop_at_times:
             options["step_t"] = t
         measures = not self._differentiable

@@ -25,7 +25,7 @@ def check_density_data(data: Any, settings: Settings) -> None:
                 f"loss=density_matching: the density of data={name} is not known; choose data=potential_1, ... or "
                 "data=eight_gaussians, or loss=maximum_likelihood"
             )
-        data.check_target()
+        data.check_density_matching_target()
 
 
 def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:

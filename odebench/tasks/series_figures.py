@@ -61,7 +61,7 @@ def _reconstruct_series(
     shown = []
     for index in indices:
         one = torch.tensor([index])
-        times = split.truths(one).times if split.truth is not None else _even_times(data, split)
+        times = split.noiseless(one).times if split.truth is not None else _even_times(data, split)
         values = forecast(one, times).values
         if values is not None:
             shown.append(_predicted_series(split, one, times, values[:, 0], window))
@@ -110,7 +110,7 @@ def _predicted_series(
         predictions=values.cpu().numpy(),
         observed=_observations(inputs),
         window=window,
-        truth=split.truths(one).values[0].cpu().numpy() if split.truth is not None else None,
+        truth=split.noiseless(one).values[0].cpu().numpy() if split.truth is not None else None,
         held_out=_observations(held_out) if len(held_out.times) else None,
     )
 
@@ -138,7 +138,7 @@ def _error_figure(split: SeriesSplit, forecast: Forecaster, window: tuple[float,
     if split.truth is None:
         return {}
     everything = torch.arange(len(split))
-    truth = split.truths(everything)
+    truth = split.noiseless(everything)
     if not truth.mask.all():
         return {}
     values = forecast(everything, truth.times).values

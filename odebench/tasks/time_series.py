@@ -16,7 +16,7 @@ from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
-from odebench.models.series.cells import ODECell
+from odebench.models.series.cells import ODERNNCell
 from odebench.plots.series import PredictedSeries
 from odebench.tasks.build import ConfiguredSolver, build_model
 from odebench.tasks.compatibility import check_series_model
@@ -122,7 +122,7 @@ class TimeSeriesTask:
             "accuracy": labels is not None,
             "auc": labels is not None and len(labels.unique()) > 1,
             "nfe": has_ode,
-            "encoder_nfe": has_ode and any(isinstance(part, ODECell) for part in model.modules()),
+            "encoder_nfe": has_ode and any(isinstance(part, ODERNNCell) for part in model.modules()),
             "decoder_nfe": has_ode and isinstance(model, LatentODE),
         }
         return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
@@ -134,7 +134,7 @@ class TimeSeriesTask:
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
         noise = self._noise(self._loss_options.get("samples", 1), len(chosen), generator)
-        batch = SeriesTrainingBatch(*split.both(chosen), noise, self._kl_weight(epoch))
+        batch = SeriesTrainingBatch(*split.inputs_and_targets(chosen), noise, self._kl_weight(epoch))
         if not self._loss_options.get("consistency", 0.0):
             return batch
         times, latest = batch.targets.times, MAX_CONSISTENCY_FRACTION * self._data.span
@@ -156,7 +156,7 @@ class TimeSeriesTask:
         with torch.no_grad():
             metrics = metrics_from_sums([self._sums(model, forecast, targets)]) | _nfe(forecast)
         tagged: dict[str, Any] = {f"train/{name}": number for name, number in metrics.items()}
-        solves = forecast.encoder + forecast.decoder
+        solves = forecast.encoder_stats + forecast.decoder_stats
         if batch.consistency_time is not None:
             term, more = self._consistency(model, forecast, batch, batch.consistency_time)
             value, solves = value + self._loss_options["consistency"] * term, solves + more
@@ -315,7 +315,7 @@ class TimeSeriesTask:
     ) -> tuple[Forecast, SeriesBatch, Sums]:
         """A forecast of the targets of some series, and all that is summed of it, the truth and the rate included."""
         targets = series.targets(indices)
-        truth = series.truths(indices) if series.truth is not None else targets
+        truth = series.noiseless(indices) if series.truth is not None else targets
         asked = [targets.times, truth.times]
         if self._data.rate is not None:
             asked.append(torch.linspace(0, self._data.span, NUM_RATE_TIMES, device=self._device))
@@ -327,8 +327,8 @@ class TimeSeriesTask:
         for places_of_rate in at_rate:
             wanted[:, places_of_rate] = True
         whole = self._forecast(model, series, indices, times, wanted)
-        forecast = whole.at(at_targets)
-        if getattr(model, "reads_itself", False):  # asked for the targets alone, as in training
+        forecast = whole.at_times(at_targets)
+        if getattr(model, "feeds_back_predictions", False):  # asked for the targets alone, as in training
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
         loss = self._loss_value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
@@ -380,6 +380,6 @@ def _prediction_columns(
 
 def _nfe(forecast: Forecast) -> dict[str, float]:
     """NFE of a batch, in all and by role; nothing where nothing was solved."""
-    roles = {"encoder_nfe": forecast.encoder, "decoder_nfe": forecast.decoder}
+    roles = {"encoder_nfe": forecast.encoder_stats, "decoder_nfe": forecast.decoder_stats}
     metrics = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
     return {"nfe": sum(metrics.values())} | metrics if metrics else {}

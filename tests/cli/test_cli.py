@@ -402,7 +402,7 @@ def test_a_word_that_is_no_text_is_told_before_anything_is_written(capsys, tmp_p
 
 def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):
     assert main(["doctor", "--data", str(tmp_path / "no")]) == 0
-    assert f"{tmp_path / 'no'} is no folder" in capsys.readouterr().out
+    assert f"{tmp_path / 'no'} is not a folder" in capsys.readouterr().out
 
 
 @pytest.fixture

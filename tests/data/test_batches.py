@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from odebench.data.batches import batch_generator, batch_indices, random_crop, to_float
+from odebench.data.batches import batch_generator, batch_indices, dequantise, random_crop, to_float
 
 
 def epoch_of(num: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -89,6 +89,32 @@ def test_a_batch_is_cropped_the_same_way_each_time_and_other_batches_otherwise()
     assert torch.equal(random_crop(images, 4, batch_generator(1, 2, 3)), first)
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1)):
         assert not torch.equal(random_crop(images, 4, batch_generator(*key)), first)
+
+
+def dequantised(images, seed=0):
+    return dequantise(images, torch.Generator().manual_seed(seed))
+
+
+def test_dequantisation_keeps_every_level_and_stays_inside_0_and_1():
+    images = torch.arange(256, dtype=torch.uint8).repeat(4000, 1)
+    x = dequantised(images)
+    assert x.dtype == torch.float32
+    assert torch.equal((256 * x).floor().to(torch.uint8), images)
+    assert 0 < x.min() < x.max() < 1
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_the_noise_of_dequantisation_is_uniform(level):
+    u = 256 * dequantised(torch.full((100_000,), level, dtype=torch.uint8)).double() - level
+    assert u.mean().item() == pytest.approx(1 / 2, abs=0.005)
+    assert u.var().item() == pytest.approx(1 / 12, abs=0.001)
+    torch.testing.assert_close(torch.histc(u, 10, 0, 1) / 100_000, torch.full((10,), 0.1).double(), atol=0.005, rtol=0)
+
+
+def test_dequantisation_depends_only_on_the_generator():
+    images = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+    assert torch.equal(dequantised(images), dequantised(images))
+    assert not torch.equal(dequantised(images), dequantised(images, seed=1))
 
 
 @pytest.mark.gpu

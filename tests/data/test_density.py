@@ -49,7 +49,7 @@ def test_fresh_samples_follow_their_random_state_and_a_fixed_set_has_none():
 
 
 def test_the_facts_of_a_split_tell_its_samples_apart():
-    facts, other = (sampled(NORMAL, seed=seed, std=1.0, **SIZES).split_facts() for seed in (0, 1))
+    facts, other = (sampled(NORMAL, seed=seed, std=1.0, **SIZES).split_provenance() for seed in (0, 1))
     assert facts["train"] | {"sha256": None} == {"samples": 30, "shape": [2], "sha256": None}
     assert facts["train"]["sha256"] != other["train"]["sha256"]
     assert facts["test"] == other["test"]
@@ -63,7 +63,7 @@ def test_the_facts_of_a_split_tell_its_samples_apart():
         ({"train": torch.zeros(4)}, r"^train samples must be"),
         ({"validation": torch.zeros(0, 2)}, r"^there are no validation samples"),
         ({"test": torch.tensor([[0.0, math.nan]])}, r"^the test samples hold numbers that are not finite"),
-        ({"log_density": normal}, r"^log_density and log_normaliser.* come together"),
+        ({"log_density": normal}, r"^log_density and log_normaliser.* must both be given"),
         ({"log_density": lambda x: -x, "log_normaliser": 0.0}, r"must give \[4\] for \[4, 2\], not \[4, 2\]"),
         ({"log_density": lambda x: x.log().sum(-1), "log_normaliser": 0.0}, r"^log_density is -inf at \[0.0, 0.0\]"),
         ({"log_density": lambda x: x[:, 0] * math.nan, "log_normaliser": 0.0}, r"^log_density is nan at"),
@@ -76,8 +76,8 @@ def test_what_is_no_density_data_is_refused(changes, line):
 
 
 def test_a_target_must_be_finite_beyond_its_samples():
-    with_density(normal).check_target()
+    with_density(normal).check_density_matching_target()
     hole = partial(torch.where, input=torch.tensor(0.0), other=torch.tensor(-math.inf))
     walled = with_density(lambda x: hole(x.norm(dim=-1) < 4.5))
     with pytest.raises(UsageError, match="density matching needs one that is finite everywhere"):
-        walled.check_target()
+        walled.check_density_matching_target()

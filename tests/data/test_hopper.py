@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.data.hopper import hopper, read_runs, simulate
+from odebench.data.hopper import hopper, load_or_simulate, simulate
 from odebench.errors import UsageError
 
 RUNS = np.random.RandomState(0).standard_normal((30, 200, 14)).astype(np.float32).cumsum(axis=1)
@@ -98,7 +98,7 @@ def test_without_kept_runs_and_simulator_one_line_says_what_to_install(root, mon
 @pytest.mark.skipif(not HAS_SIMULATOR, reason='dm_control is not installed: pip install -e ".[hopper]"')
 def test_simulated_runs_are_kept_and_start_as_published(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NUM_RUNS", 5)
-    runs, provenance = read_runs(tmp_path)
+    runs, provenance = load_or_simulate(tmp_path)
     assert runs.shape == (5, 200, 14)
     assert "dm_control 1" in provenance["source"]
     random = np.random.RandomState(123)
@@ -109,4 +109,4 @@ def test_simulated_runs_are_kept_and_start_as_published(tmp_path, monkeypatch):
     assert np.abs(np.diff(runs[:, :, :7], axis=1) - 0.005 * runs[:, 1:, 7:]).max() < 1e-2
     assert np.array_equal(simulate(3, tmp_path), runs[:3])
     monkeypatch.setitem(sys.modules, "dm_control", None)
-    assert np.array_equal(read_runs(tmp_path)[0], runs)
+    assert np.array_equal(load_or_simulate(tmp_path)[0], runs)

@@ -14,7 +14,7 @@ import torch
 
 from odebench.data import mnist_files
 from odebench.data.idx import IdxFile
-from odebench.data.mnist_files import Archive, read_archive
+from odebench.data.mnist_files import IdxDataSet, load_idx_data_set
 from odebench.data.root import data_root
 from odebench.errors import UsageError
 
@@ -37,7 +37,7 @@ def tiny_files() -> dict[str, bytes]:
 
 
 FILES = tiny_files()
-TINY = Archive(
+TINY = IdxDataSet(
     "MNIST",
     *(IdxFile(name, hashlib.sha256(content).hexdigest()) for name, content in FILES.items()),
     source="a test",
@@ -46,7 +46,7 @@ TINY = Archive(
 
 
 def load(root, *, validation=10, train_limit=None, augment=True, download=False):
-    return read_archive(TINY, None if root is None else str(root), validation, train_limit, augment, download)
+    return load_idx_data_set(TINY, None if root is None else str(root), validation, train_limit, augment, download)
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def test_a_file_with_other_content_is_named(tmp_path, raw, damage, why):
 
 def test_a_root_that_does_not_exist_is_named_and_not_made(tmp_path, monkeypatch):
     absent = tmp_path / "slip"
-    assert f"data.root={absent} is no folder" in refusal(absent, download=True)
+    assert f"data.root={absent} is not a folder" in refusal(absent, download=True)
     monkeypatch.setenv("ODEBENCH_DATA", str(absent))
-    assert f"$ODEBENCH_DATA={absent} is no folder" in refusal(None, download=True)
+    assert f"$ODEBENCH_DATA={absent} is not a folder" in refusal(None, download=True)
     assert not absent.exists()
 
 

@@ -34,7 +34,7 @@ def fit(times, values):
 
 def test_the_truth_is_a_sinusoid_of_its_own_in_the_stated_ranges():
     split = load().test
-    batch = split.truths(torch.arange(4))
+    batch = split.noiseless(torch.arange(4))
     found = [fit(batch.times.double().numpy(), row.squeeze(1).double().numpy()) for row in batch.values]
     residuals, frequencies, amplitudes = np.array(found).T
     assert residuals.max() < 0.01
@@ -45,7 +45,7 @@ def test_the_truth_is_a_sinusoid_of_its_own_in_the_stated_ranges():
 
 def test_amplitudes_are_as_published_where_asked():
     split = load(amplitude=(1, 1)).test
-    batch = split.truths(torch.arange(2))
+    batch = split.noiseless(torch.arange(2))
     assert [fit(batch.times.double().numpy(), row.squeeze(1).double().numpy())[2] for row in batch.values] == (
         pytest.approx([1, 1], abs=0.01)
     )

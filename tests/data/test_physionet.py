@@ -67,7 +67,7 @@ def test_a_fifth_is_for_test_and_records_without_an_observation_are_counted(root
     ids = torch.cat([split.ids for split in data.splits().values()])
     assert sorted(ids.tolist()) == [*range(100, 119), *range(200, 219)]
     assert data.provenance["left_out"] == {"without an observation": 2}
-    assert data.note == "series kept out: 2 without an observation"
+    assert data.note == "series dropped: 2 without an observation"
     for split in data.splits().values():
         assert torch.equal(split.labels, split.ids % 2)
 

@@ -146,7 +146,7 @@ def test_an_archive_with_a_path_outside_its_folder_is_refused_and_nothing_appear
     path = folder / f"physionet2012.{suffix}"
     write_archive(path, {**FILES, evil: b"mine"})
     line = refusal(folder)
-    assert f"{path} is not the challenge's archive: it holds a path outside its folder" in line
+    assert f"{path} is not the challenge's archive: it contains a path outside its folder" in line
     assert evil.replace("\\", "\\\\") in line
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
@@ -182,7 +182,7 @@ def test_a_record_told_of_twice_is_refused_and_a_folder_is_no_record(tmp_path):
     outcomes = tmp_path / "Outcomes-a.txt"
     outcomes.write_bytes(outcomes.read_bytes() + outcomes.read_bytes().splitlines()[-1])
     assert len(whole.ids) == len(FILES) - 1
-    assert "it tells of a record twice" in refusal(tmp_path)
+    assert "it lists a record twice" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("outcomes", ["RecordID,Survival\n1,2\n", "RecordID,In-hospital_death\n1,x\n", "\n", "<html>"])
@@ -199,14 +199,14 @@ def test_outcomes_that_are_no_table_are_named(tmp_path, outcomes):
         ("01:00,Platelet,80", "unknown parameter Platelet; did you mean Platelets?"),
         ("01:00,,80", "unknown parameter without a name"),
         ("00:30,HR,80", "time 00:30 after 00:37; times must not go backwards"),
-        ("49:00,HR,80", "time 49:00 is not one from 00:00 to 48:00"),
+        ("49:00,HR,80", "time 49:00 is not between 00:00 and 48:00"),
         ("-1:00,HR,80", "time -1:00 is not"),
-        ("01:00,HR,high", "'high' is no number"),
-        ("01:00,HR,nan", "'nan' is no number"),
-        ("01:00,HR,1e99", "'1e99' is no number"),
-        ("01:00,HR", "'01:00,HR' is not Time,Parameter,Value"),
-        ("01:00,HR,80,1", "is not Time,Parameter,Value"),
-        ("", "'' is not Time,Parameter,Value"),
+        ("01:00,HR,high", "'high' is not a number"),
+        ("01:00,HR,nan", "'nan' is not a number"),
+        ("01:00,HR,1e99", "'1e99' is not a number"),
+        ("01:00,HR", "'01:00,HR' is not of the form Time,Parameter,Value"),
+        ("01:00,HR,80,1", "is not of the form Time,Parameter,Value"),
+        ("", "'' is not of the form Time,Parameter,Value"),
     ],
 )
 def test_a_faulty_line_of_a_record_is_named(line, said):
@@ -219,7 +219,7 @@ def test_a_faulty_line_of_a_record_is_named(line, said):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"<html>\n", b"Time,Value\n00:00,1\n"])
 def test_what_is_no_record_is_named(content):
-    with pytest.raises(UsageError, match=r"^set-a/7.txt is no record of the challenge"):
+    with pytest.raises(UsageError, match=r"^set-a/7.txt is not a record of the challenge"):
         parse_record("set-a/7.txt", content)
 
 

@@ -119,7 +119,7 @@ def test_series_without_an_event_are_kept_out_and_counted():
     # A share exp(-1.5) of the series, were all of the mean level.
     assert missing == pytest.approx(1000 * np.exp(-1.5), rel=0.25)
     assert data.provenance["left_out"] == {"with nothing to encode or to compare with": missing}
-    assert f"series kept out: {missing} with nothing" in data.note
+    assert f"series dropped: {missing} with nothing" in data.note
     assert all((split.offsets.diff() > 0).all() for split in data.splits().values())
 
 

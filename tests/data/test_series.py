@@ -9,15 +9,15 @@ import torch
 from odebench.data.series import SeriesData
 from odebench.data.series_loading import (
     assign_roles,
-    bounds,
-    divide,
     draw_inputs,
-    flat_series,
+    drop_unobserved_series,
+    has_input_and_target,
     hold_out_series,
-    observed_series,
-    scale,
+    make_splits,
+    scale_values,
     select_series,
-    without_unobserved,
+    series_from_arrays,
+    value_range,
 )
 from odebench.errors import UsageError
 
@@ -28,7 +28,7 @@ def random_pool(num=40, dim=3, seed=0):
     lengths = random.randint(13, size=num)
     places = [np.sort(random.permutation(20)[:length]) for length in lengths]
     points = lengths.sum()
-    return flat_series(
+    return series_from_arrays(
         lengths,
         np.concatenate(places) / 10,
         random.standard_normal((points, dim)),
@@ -51,16 +51,16 @@ def points_of(split, series, kept):
 
 def test_inputs_and_targets_of_the_same_points_are_one_batch():
     split, some = random_pool(), torch.tensor([7, 3])
-    inputs, targets = split.both(some)
+    inputs, targets = split.inputs_and_targets(some)
     assert targets is inputs
     apart = assign_roles(split, "extrapolation", 2.0)
-    for made, alone in zip(apart.both(some), (apart.inputs(some), apart.targets(some)), strict=True):
+    for made, alone in zip(apart.inputs_and_targets(some), (apart.inputs(some), apart.targets(some)), strict=True):
         assert torch.equal(made.times, alone.times)
         assert torch.equal(made.values, alone.values)
 
 
 def test_a_batch_is_the_union_of_its_series_times():
-    split = flat_series([2, 1, 2], np.array([0.0, 2.0, 1.0, 0.5, 2.0]), np.arange(1.0, 6.0)[:, None])
+    split = series_from_arrays([2, 1, 2], np.array([0.0, 2.0, 1.0, 0.5, 2.0]), np.arange(1.0, 6.0)[:, None])
     batch = split.inputs(torch.tensor([2, 0]))
     assert batch.times.tolist() == [0, 0.5, 2]
     assert batch.values.squeeze(2).tolist() == [[0, 4, 5], [1, 0, 2]]
@@ -92,8 +92,8 @@ def test_what_stands_behind_the_mask_changes_nothing(hidden):
     everything = torch.arange(len(pool))
     assert torch.equal(pool.targets(everything).values, other.targets(everything).values)
     assert pool.sha256() == other.sha256()
-    assert [b.tolist() for b in bounds(pool)] == [b.tolist() for b in bounds(other)]
-    assert torch.equal(scale(other, *bounds(other)).values, scale(pool, *bounds(pool)).values)
+    assert [b.tolist() for b in value_range(pool)] == [b.tolist() for b in value_range(other)]
+    assert torch.equal(scale_values(other, *value_range(other)).values, scale_values(pool, *value_range(pool)).values)
 
 
 def test_an_observed_value_a_label_or_a_role_changes_the_hash():
@@ -119,16 +119,16 @@ def test_an_observed_value_a_label_or_a_role_changes_the_hash():
 )
 def test_times_that_do_not_increase_are_refused_with_the_series(times, shown):
     with pytest.raises(UsageError, match=f"^{shown}$"):
-        flat_series([3, 3], np.array(times), np.ones((6, 1)))
+        series_from_arrays([3, 3], np.array(times), np.ones((6, 1)))
 
 
 @pytest.mark.parametrize("lengths", [[0, 2, 0, 2, 0], [2, 2]], ids=["empty ones between", "side by side"])
 def test_times_may_fall_only_from_one_series_to_the_next(lengths):
-    flat_series(lengths, np.array([0.0, 2.0, 0.0, 1.0]), np.ones((4, 1)))
+    series_from_arrays(lengths, np.array([0.0, 2.0, 0.0, 1.0]), np.ones((4, 1)))
     with pytest.raises(UsageError, match="go backwards"):
-        flat_series(lengths, np.array([2.0, 0.0, 0.0, 1.0]), np.ones((4, 1)))
+        series_from_arrays(lengths, np.array([2.0, 0.0, 0.0, 1.0]), np.ones((4, 1)))
     with pytest.raises(UsageError, match="go backwards"):
-        flat_series(lengths, np.array([0.0, 2.0, 1.0, 0.0]), np.ones((4, 1)))
+        series_from_arrays(lengths, np.array([0.0, 2.0, 1.0, 0.0]), np.ones((4, 1)))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_times_may_fall_only_from_one_series_to_the_next(lengths):
     ],
 )
 def test_fields_that_do_not_fit_are_refused(change, named):
-    split = flat_series([2, 2], np.array([0.0, 1.0, 0.0, 1.0]), np.ones((4, 1)))
+    split = series_from_arrays([2, 2], np.array([0.0, 1.0, 0.0, 1.0]), np.ones((4, 1)))
     with pytest.raises(UsageError, match=named):
         dataclasses.replace(split, **change)
 
@@ -159,12 +159,12 @@ def test_selected_series_keep_all_they_have():
     for place, series in enumerate([5, 39, 0, 5]):
         everything = [torch.ones(len(split.times), dtype=torch.bool) for split in (chosen, pool)]
         assert points_of(chosen, place, everything[0]) == points_of(pool, series, everything[1])
-    assert torch.equal(chosen.truths(torch.tensor([1])).values, pool.truths(torch.tensor([39])).values)
+    assert torch.equal(chosen.noiseless(torch.tensor([1])).values, pool.noiseless(torch.tensor([39])).values)
 
 
 def sparse_pool():
     """Two points at 0 and 1, none, one at 0, one at 1, and two that nobody observed."""
-    return flat_series(
+    return series_from_arrays(
         [2, 0, 1, 1, 2],
         np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]),
         np.ones((6, 1)),
@@ -175,28 +175,30 @@ def sparse_pool():
 @pytest.mark.parametrize(("mode", "ids"), [("interpolation", [0, 2, 3]), ("extrapolation", [0])])
 def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_counted(mode, ids):
     pool = assign_roles(sparse_pool(), mode, span=1.0)
-    data = without_unobserved(SeriesData(pool, pool, select_series(pool, np.array(ids)), 1.0, ("a",)))
+    data = drop_unobserved_series(SeriesData(pool, pool, select_series(pool, np.array(ids)), 1.0, ("a",)))
     assert [split.ids.tolist() for split in data.splits().values()] == [ids] * 3
     left_out = {"with nothing to encode or to compare with": 2 * (5 - len(ids))}
     assert data.provenance["left_out"] == left_out
-    assert data.note == f"series kept out: {left_out.popitem()[1]} with nothing to encode or to compare with"
+    assert data.note == f"series dropped: {left_out.popitem()[1]} with nothing to encode or to compare with"
 
 
 def test_a_point_of_which_no_value_was_observed_is_no_observation():
     pool = dataclasses.replace(sparse_pool(), is_input=torch.ones(6, dtype=torch.bool))
-    assert observed_series(pool).tolist() == [True, False, True, True, False]
+    assert has_input_and_target(pool).tolist() == [True, False, True, True, False]
 
 
 def test_a_split_of_series_without_an_observation_alone_is_refused():
     pool = assign_roles(sparse_pool(), "extrapolation", span=1.0)
     data = SeriesData(pool, select_series(pool, np.array([2, 3])), pool, 1.0, ("a",))
-    with pytest.raises(UsageError, match="the validation series have nothing to encode"):
-        without_unobserved(data)
+    with pytest.raises(UsageError, match="the validation series have no inputs"):
+        drop_unobserved_series(data)
 
 
 def test_where_all_series_are_observed_nothing_changes():
     pool = select_series(sparse_pool(), np.array([0, 2, 3]))
-    data = without_unobserved(SeriesData(pool, pool, pool, 1.0, ("a",), note="theirs", provenance={"source": "here"}))
+    data = drop_unobserved_series(
+        SeriesData(pool, pool, pool, 1.0, ("a",), note="theirs", provenance={"source": "here"})
+    )
     assert data.note == "theirs"
     assert data.provenance == {"source": "here", "left_out": {}}
     assert data.train is pool
@@ -224,18 +226,18 @@ def test_drawn_inputs_are_the_wanted_number_of_the_observed_points(observed):
 
 
 def test_a_share_is_not_lost_to_rounding():
-    pool = flat_series([100], np.arange(100.0), np.ones((100, 1)))
+    pool = series_from_arrays([100], np.arange(100.0), np.ones((100, 1)))
     assert draw_inputs(pool, 0.29, np.random.RandomState(0)).sum() == 29  # 100 * 0.29 < 29 in floating point
 
 
 def test_every_point_is_drawn_equally_often():
-    pool = flat_series([10] * 4000, np.tile(np.arange(10.0), 4000), np.ones((40000, 1)))
+    pool = series_from_arrays([10] * 4000, np.tile(np.arange(10.0), 4000), np.ones((40000, 1)))
     counts = draw_inputs(pool, 3, np.random.RandomState(0)).view(4000, 10).sum(0)
     assert (counts - 1200).abs().max() < 4 * (4000 * 0.3 * 0.7) ** 0.5
 
 
 def test_more_points_than_there_are_is_one_line():
-    pool = flat_series([4, 3], np.arange(7.0), np.ones((7, 1)), ids=np.array([8, 9]))
+    pool = series_from_arrays([4, 3], np.arange(7.0), np.ones((7, 1)), ids=np.array([8, 9]))
     with pytest.raises(UsageError, match=r"^data\.observed=4: series 9 has only 3 points$"):
         draw_inputs(pool, 4, np.random.RandomState(0))
 
@@ -245,21 +247,21 @@ def test_the_limits_of_the_split_do_not_move_the_drawn_points():
     order = np.random.RandomState(1).permutation(40)
     drawn = {}
     for validation, limit in ((5, None), (12, 3)):
-        parts = divide(pool, hold_out_series(order, 10, validation, limit), 0.3, random_state=4)
+        parts = make_splits(pool, hold_out_series(order, 10, validation, limit), 0.3, random_state=4)
         for split in (parts["train"], parts["validation"], parts["test"]):
             for place, number in enumerate(split.ids.tolist()):
                 points = points_of(split, place, split.is_input)
                 assert drawn.setdefault(number, points) == points
-    other = divide(pool, hold_out_series(order, 10, 5, None), 0.3, random_state=5)
+    other = make_splits(pool, hold_out_series(order, 10, 5, None), 0.3, random_state=5)
     first = [points_of(other["test"], place, other["test"].is_input) for place in range(len(other["test"]))]
     assert first != [drawn[number] for number in other["test"].ids.tolist()]
 
 
 def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     pool = random_pool()
-    drawn = divide(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
-    data = without_unobserved(SeriesData(**drawn, span=2.0, channels=("a", "b", "c"), num_classes=2))
-    empty = int((torch.bincount(pool.owners()[pool.is_input], minlength=40) == 0).sum())
+    drawn = make_splits(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
+    data = drop_unobserved_series(SeriesData(**drawn, span=2.0, channels=("a", "b", "c"), num_classes=2))
+    empty = int((torch.bincount(pool.series_of_points()[pool.is_input], minlength=40) == 0).sum())
     assert sum(data.provenance["left_out"].values()) == empty > 0
     train, redraw = data.train, data.redraw
     assert len(train) < len(drawn["train"])
@@ -268,8 +270,10 @@ def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
     for draw in draws:
         assert not (draw & ~train.is_target).any()
-        assert torch.equal(*(torch.bincount(train.owners()[d], minlength=len(train)) for d in (draw, train.is_input)))
-    assert "redraw" not in divide(pool, hold_out_series(np.arange(40), 10, 5, None))
+        assert torch.equal(
+            *(torch.bincount(train.series_of_points()[d], minlength=len(train)) for d in (draw, train.is_input))
+        )
+    assert "redraw" not in make_splits(pool, hold_out_series(np.arange(40), 10, 5, None))
 
 
 def test_held_out_series_are_disjoint_and_a_smaller_limit_takes_some_of_a_larger():
@@ -294,33 +298,33 @@ def test_splits_that_the_series_cannot_give_are_refused(validation, limit, named
 def test_scaling_takes_the_smallest_observed_value_as_0_and_the_largest_as_the_unit():
     values = np.array([[5.0, 1e6, 7.0, 3.0], [9.0, -2.0, 7.0, 3.0], [7.0, 2.0, 7.0, 3.0]])
     mask = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=bool)
-    split = flat_series([3], np.arange(3.0), values, mask=mask)
-    low, high = bounds(split)
+    split = series_from_arrays([3], np.arange(3.0), values, mask=mask)
+    low, high = value_range(split)
     assert low.tolist() == [5, -2, 7, 0]
     assert high.tolist() == [9, 2, 7, 1]
     expected = torch.tensor([[0, 0, 0, 0], [4 / 9, 0, 0, 0], [2 / 9, 2, 0, 0]])
-    torch.testing.assert_close(scale(split, low, high).values, expected)
+    torch.testing.assert_close(scale_values(split, low, high).values, expected)
 
 
 def test_data_whose_parts_disagree_are_refused():
     pool = random_pool()
     parts = {"train": pool, "validation": pool, "test": pool, "span": 2.0}
     SeriesData(**parts, channels=("a", "b", "c"), num_classes=2)
-    with pytest.raises(UsageError, match="have 3 values a point, not 2"):
+    with pytest.raises(UsageError, match="have 3 values per point, not 2"):
         SeriesData(**parts, channels=("a", "b"), num_classes=2)
     with pytest.raises(UsageError, match="outside 0 to 0"):
         SeriesData(**parts, channels=("a", "b", "c"), num_classes=1)
     with pytest.raises(UsageError, match=r"^the train series are observed from 0 to 1\.9; .* in \[0, 0\.5\]"):
         SeriesData(**parts | {"span": 0.5}, channels=("a", "b", "c"), num_classes=2)
     for nothing in (select_series(pool, np.arange(0)), dataclasses.replace(pool, is_input=pool.is_input & False)):
-        with pytest.raises(UsageError, match="the test series have nothing to encode, or nothing to compare with"):
+        with pytest.raises(UsageError, match="the test series have no inputs, or no targets"):
             SeriesData(**parts | {"test": nothing}, channels=("a", "b", "c"), num_classes=2)
 
 
 def test_the_facts_of_the_splits_are_their_sizes_and_hashes():
     pool = random_pool()
     data = SeriesData(pool, pool, select_series(pool, np.arange(3)), 2.0, ("a", "b", "c"), num_classes=2)
-    facts = data.split_facts()
+    facts = data.split_provenance()
     assert facts["train"] == {"series": 40, "points": len(pool.times), "dim": 3, "sha256": pool.sha256()}
     assert facts["test"]["series"] == 3
     assert facts["test"]["sha256"] != facts["validation"]["sha256"]
@@ -329,5 +333,5 @@ def test_the_facts_of_the_splits_are_their_sizes_and_hashes():
 def test_the_truth_is_asked_only_where_it_is_known():
     pool = dataclasses.replace(random_pool(), truth=None)
     with pytest.raises(ValueError, match="not known"):
-        pool.truths(torch.tensor([0]))
+        pool.noiseless(torch.tensor([0]))
     assert pool.to("cpu").truth is None

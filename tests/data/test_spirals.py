@@ -20,7 +20,7 @@ def everything(split):
 
 def truths(data):
     """Truth [1000, 200, 2] and labels [1000] of all series; NaN after the end of the curve."""
-    batches = [split.truths(everything(split)) for split in data.splits().values()]
+    batches = [split.noiseless(everything(split)) for split in data.splits().values()]
     curves = [batch.values.double().where(batch.mask, torch.nan) for batch in batches]
     return torch.cat(curves).numpy(), torch.cat([batch.labels for batch in batches])
 
@@ -58,7 +58,7 @@ def test_the_training_sees_all_of_the_curve_that_the_test_asks_for():
 
 def test_times_are_equally_spaced_from_0_and_go_on_beyond_the_window():
     data = load()
-    times = data.test.truths(everything(data.test)).times.double()
+    times = data.test.noiseless(everything(data.test)).times.double()
     assert torch.allclose(times, torch.arange(200).double() * 6 * torch.pi / 999, atol=1e-6)
     assert data.span == pytest.approx(99 * 6 * np.pi / 999)
 
@@ -99,7 +99,7 @@ def test_the_data_follow_their_own_seed():
 
 def test_a_longer_truth_goes_on_farther():
     data = load(beyond=300)
-    assert data.test.truths(torch.tensor([0])).values.shape == (1, 400, 2)
+    assert data.test.noiseless(torch.tensor([0])).values.shape == (1, 400, 2)
 
 
 @pytest.mark.parametrize(

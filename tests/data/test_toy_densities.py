@@ -134,6 +134,6 @@ def test_a_narrower_mixture_has_a_narrower_density():
 
 
 def test_the_checkerboard_is_no_target_for_density_matching():
-    load("eight_gaussians").check_target()
+    load("eight_gaussians").check_density_matching_target()
     with pytest.raises(UsageError, match="log_density is -inf at"):
-        load("checkerboard").check_target()
+        load("checkerboard").check_density_matching_target()

@@ -1,4 +1,4 @@
-"""More dimensions than the data has."""
+"""Augmented and second-order ODEs."""
 
 import math
 from functools import partial
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 
 from odebench import ode
 from odebench.models import ODENet
-from odebench.models.augment import SecondOrder, augmented
+from odebench.models.augment import SecondOrderField, append_zero_channels
 from odebench.models.convolution import ConvField, group_norm
 
 TINY = {"in_channels": 1, "num_classes": 10, "width": 8, "groups": 4, "end_time": 1.0}
 
 
-def test_the_further_channels_are_zeros():
+def test_the_appended_channels_are_zeros():
     z = torch.randn(2, 3, 4, 4)
-    assert torch.equal(augmented(z, 2), torch.cat((z, torch.zeros(2, 2, 4, 4)), 1))
-    assert augmented(z, 0) is z
+    assert torch.equal(append_zero_channels(z, 2), torch.cat((z, torch.zeros(2, 2, 4, 4)), 1))
+    assert append_zero_channels(z, 0) is z
 
 
-def test_a_second_order_field_turns_a_line_around_which_no_first_order_field_can():
+def test_a_second_order_field_mirrors_a_line_which_no_first_order_field_can():
     x = torch.linspace(-1, 1, 5, dtype=torch.float64).unsqueeze(1)
-    field = SecondOrder(lambda t, state: -(math.pi**2) * state[:, :1])
-    solution = ode.solve(field, augmented(x, 1), (0.0, 0.5, 1.0), rtol=1e-10, atol=1e-10)
+    field = SecondOrderField(lambda t, state: -(math.pi**2) * state[:, :1])
+    solution = ode.solve(field, append_zero_channels(x, 1), (0.0, 0.5, 1.0), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(solution.y[1], torch.cat((torch.zeros_like(x), -math.pi * x), 1))
     torch.testing.assert_close(solution.y[2], torch.cat((-x, torch.zeros_like(x)), 1))
 
@@ -34,7 +34,7 @@ def test_a_second_order_field_turns_a_line_around_which_no_first_order_field_can
     [({"augment": 5}, 13), ({"second_order": True}, 16), ({"augment": 3, "second_order": True}, 22)],
     ids=["augmented", "second order", "both"],
 )
-def test_an_ode_net_solves_in_so_many_channels_and_trains_all_parameters(options, channels):
+def test_an_ode_net_solves_with_the_augmented_channels_and_trains_all_parameters(options, channels):
     torch.manual_seed(0)
     net, states = ODENet(**TINY, **options), []
 
@@ -48,7 +48,7 @@ def test_an_ode_net_solves_in_so_many_channels_and_trains_all_parameters(options
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_an_ode_net_without_them_has_the_parameters_of_one_that_never_heard_of_them():
+def test_an_ode_net_without_augmentation_has_the_default_parameters():
     torch.manual_seed(0)
     plain = ODENet(**TINY)
     torch.manual_seed(0)

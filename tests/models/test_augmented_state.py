@@ -1,11 +1,17 @@
-"""Integrals carried along: against autograd's Jacobian, exact solutions, and one gradient mode against another."""
+"""Integrals in the augmented state: against autograd, exact solutions, and one gradient mode against another."""
 
 import pytest
 import torch
 from torch import nn
 
 from odebench import ode
-from odebench.models.augmented_state import Carried, Evaluation, exact_trace, hutchinson_trace, zeros
+from odebench.models.augmented_state import (
+    AugmentedField,
+    FieldEvaluation,
+    exact_trace,
+    hutchinson_trace,
+    zero_integrals,
+)
 from odebench.ode import Rows
 
 T = torch.tensor(0.3, dtype=torch.float64)
@@ -13,7 +19,7 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 class Field(nn.Module):
-    """A small network that sees the time, scalar or one a row, and counts its evaluations."""
+    """A small network of z and time (a scalar, or one for each row) that counts its evaluations."""
 
     def __init__(self, dim):
         super().__init__()
@@ -26,7 +32,7 @@ class Field(nn.Module):
 
 
 class ImageField(nn.Module):
-    """The same for states [B, 2, 3, 3]."""
+    """A field of states [B, 2, 3, 3]."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +87,7 @@ def test_both_traces_equal_those_of_autograds_jacobian(case):
     make, shape, t = CASES[case]
     field, z, noise = make(), rand(*shape), rand(*shape)
     expected = jacobians(field, t, z)
-    evaluation = Evaluation(field, t, z, noise)
+    evaluation = FieldEvaluation(field, t, z, noise)
     torch.testing.assert_close(exact_trace(evaluation), expected.diagonal(dim1=1, dim2=2).sum(1))
     flat = noise.flatten(1)
     torch.testing.assert_close(
@@ -93,14 +99,14 @@ def test_both_traces_equal_those_of_autograds_jacobian(case):
 @pytest.mark.parametrize("integrands", [[exact_trace], [hutchinson_trace, hutchinson_trace], [exact_trace] * 2])
 def test_an_evaluation_evaluates_the_field_once(integrands):
     field, z = Field(3), rand(4, 3)
-    Carried(field, integrands, rand(4, 3))(T, (z, *zeros(z, len(integrands))))
+    AugmentedField(field, integrands, rand(4, 3))(T, (z, *zero_integrals(z, len(integrands))))
     assert field.calls == 1
 
 
 @pytest.mark.parametrize("noise", [None, torch.ones(4, 3, dtype=torch.float64)], ids=["alone", "with noise"])
-def test_a_closed_form_takes_the_place_of_the_batched_pass(noise):
+def test_a_closed_form_divergence_replaces_the_batched_vjp(noise):
     field, z = ClosedForm(), rand(4, 3)
-    evaluation = Evaluation(field, T, z, noise)
+    evaluation = FieldEvaluation(field, T, z, noise)
     torch.testing.assert_close(evaluation.trace(), z.sum(1))
     torch.testing.assert_close(evaluation.dz, 0.5 * z.square())
     if noise is not None:
@@ -110,7 +116,9 @@ def test_a_closed_form_takes_the_place_of_the_batched_pass(noise):
 def test_the_log_determinant_of_a_linear_field_is_the_trace_of_its_matrix():
     matrix = rand(3, 3)
     z = rand(5, 3)
-    solution = ode.solve(Carried(lambda t, z: z @ matrix.T, [exact_trace]), (z, *zeros(z, 1)), (0.0, 2.0), **TIGHT)
+    solution = ode.solve(
+        AugmentedField(lambda t, z: z @ matrix.T, [exact_trace]), (z, *zero_integrals(z, 1)), (0.0, 2.0), **TIGHT
+    )
     torch.testing.assert_close(solution.y[1][-1], 2 * matrix.trace().expand(5))
     torch.testing.assert_close(solution.y[0][-1], z @ torch.linalg.matrix_exp(2 * matrix).T, rtol=1e-7, atol=1e-7)
 
@@ -123,7 +131,7 @@ def test_gradients_of_an_integral_equal_finite_differences(integrand):
     def integral(z, *weights):
         evaluate = lambda t, y: torch.func.functional_call(field, dict(zip(names, weights, strict=True)), (t, y))  # noqa: E731
         solution = ode.solve(
-            Carried(evaluate, [integrand], noise), (z, *zeros(z, 1)), (0.0, 1.0), method="rk4", steps=2
+            AugmentedField(evaluate, [integrand], noise), (z, *zero_integrals(z, 1)), (0.0, 1.0), method="rk4", steps=2
         )
         return solution.y[1][-1]
 
@@ -138,11 +146,11 @@ def gradient(field, integrand, **how):
     torch.manual_seed(1)
     z, noise = rand(5, 3).requires_grad_(), rand(5, 3)
     solution = ode.solve(
-        Carried(field, [integrand]), (z, *zeros(z, 1)), (0.0, 1.0), args=(Rows(noise),), **TIGHT, **how
+        AugmentedField(field, [integrand]), (z, *zero_integrals(z, 1)), (0.0, 1.0), args=(Rows(noise),), **TIGHT, **how
     )
     loss = solution.y[0][-1].square().sum() + solution.y[1][-1].sum()
-    pulled = torch.autograd.grad(loss, [z, *field.parameters()])
-    return solution.y[1][-1].detach(), torch.cat([g.flatten() for g in pulled])
+    gradients = torch.autograd.grad(loss, [z, *field.parameters()])
+    return solution.y[1][-1].detach(), torch.cat([g.flatten() for g in gradients])
 
 
 MODES = {
@@ -170,16 +178,16 @@ def test_every_mode_gives_the_gradient_of_backprop(mode, integrand):
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_without_a_graph_the_numbers_are_the_same(make, context):
     z, noise = rand(5, 3), rand(5, 3)
-    carried = Carried(make(), [exact_trace, hutchinson_trace], noise)
-    expected = carried(T, (z, *zeros(z, 2)))
+    augmented = AugmentedField(make(), [exact_trace, hutchinson_trace], noise)
+    expected = augmented(T, (z, *zero_integrals(z, 2)))
     with context():
-        found = carried(T, (z, *zeros(z, 2)))
+        found = augmented(T, (z, *zero_integrals(z, 2)))
     for ours, theirs in zip(found, expected, strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, theirs)
 
 
-def test_hooks_on_saved_tensors_are_allowed_and_change_nothing():
+def test_hooks_on_saved_tensors_work_and_change_nothing():
     field = Field(3)
     expected = gradient(field, exact_trace)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
@@ -188,42 +196,44 @@ def test_hooks_on_saved_tensors_are_allowed_and_change_nothing():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_rows_that_go_on_alone_keep_their_noise():
+def test_rows_that_outlast_the_others_keep_their_noise():
     field, z, noise = Field(3), rand(3, 3), rand(3, 3)
     times = torch.tensor([[0.0, 0.1], [0.0, 0.2], [0.0, 3.0]], dtype=torch.float64)
-    carried, state = Carried(field, [hutchinson_trace], noise), (z, *zeros(z, 1))
-    found = ode.solve(carried, state, times, args=(Rows(noise),), stepping="per_sample", **TIGHT)
-    alone = ode.solve(Carried(field, [hutchinson_trace], noise[2:]), (z[2:], *zeros(z[2:], 1)), (0.0, 3.0), **TIGHT)
+    augmented, state = AugmentedField(field, [hutchinson_trace], noise), (z, *zero_integrals(z, 1))
+    found = ode.solve(augmented, state, times, args=(Rows(noise),), stepping="per_sample", **TIGHT)
+    alone = ode.solve(
+        AugmentedField(field, [hutchinson_trace], noise[2:]), (z[2:], *zero_integrals(z[2:], 1)), (0.0, 3.0), **TIGHT
+    )
     torch.testing.assert_close(found.y[1][-1, 2:], alone.y[1][-1], rtol=1e-6, atol=1e-7)
     with pytest.raises(ValueError, match=r"args=\(Rows\(noise\),\)"):
-        ode.solve(carried, state, times, stepping="per_sample")
+        ode.solve(augmented, state, times, stepping="per_sample")
 
 
-def test_arguments_after_the_noise_are_the_fields():
+def test_arguments_after_the_noise_are_passed_to_the_field():
     scale = torch.tensor(2.0, dtype=torch.float64)
     z = rand(4, 3)
-    carried = Carried(lambda t, z, a: a * z, [exact_trace])
-    solution = ode.solve(carried, (z, *zeros(z, 1)), (0.0, 1.0), args=(None, scale), **TIGHT)
+    augmented = AugmentedField(lambda t, z, a: a * z, [exact_trace])
+    solution = ode.solve(augmented, (z, *zero_integrals(z, 1)), (0.0, 1.0), args=(None, scale), **TIGHT)
     torch.testing.assert_close(solution.y[1][-1], torch.full((4,), 6.0, dtype=torch.float64))
 
 
-def test_integrals_stand_in_the_order_of_their_integrands():
+def test_integrals_are_in_the_order_of_their_integrands():
     z, noise = rand(4, 3), rand(4, 3)
-    carried = Carried(Field(3), [exact_trace, hutchinson_trace], noise)
-    evaluation = Evaluation(carried.field, T, z, noise)
-    derivative = carried(T, (z, *zeros(z, 2)))
+    augmented = AugmentedField(Field(3), [exact_trace, hutchinson_trace], noise)
+    evaluation = FieldEvaluation(augmented.field, T, z, noise)
+    derivative = augmented(T, (z, *zero_integrals(z, 2)))
     for ours, theirs in zip(derivative, (evaluation.dz, evaluation.trace(), hutchinson_trace(evaluation)), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_an_integrand_says_that_it_lacks_noise():
+def test_an_integrand_without_its_noise_raises_an_error():
     z = rand(4, 3)
     with pytest.raises(ValueError, match="needs noise"):
-        Carried(Field(3), [hutchinson_trace])(T, (z, *zeros(z, 1)))
+        AugmentedField(Field(3), [hutchinson_trace])(T, (z, *zero_integrals(z, 1)))
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: f.forward, lambda f: lambda t, z: f(t, z)])
-def test_dropout_in_the_field_is_refused_wherever_it_is(wrap):
+def test_dropout_anywhere_in_the_field_raises_an_error(wrap):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -234,4 +244,4 @@ def test_dropout_in_the_field_is_refused_wherever_it_is(wrap):
 
     z = rand(2, 3)
     with pytest.raises(ValueError, match="Dropout"):
-        ode.solve(Carried(wrap(Noisy()), [exact_trace]), (z, *zeros(z, 1)), (0.0, 1.0))
+        ode.solve(AugmentedField(wrap(Noisy()), [exact_trace]), (z, *zero_integrals(z, 1)), (0.0, 1.0))

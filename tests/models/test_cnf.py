@@ -1,4 +1,4 @@
-"""The paper's continuous flow."""
+"""The CNF of Chen et al. 2018."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ SOLVE = partial(ode.solve, rtol=1e-8, atol=1e-8)
 
 
 def field(size=3, width=7):
-    """Of random weights, large enough that tanh saturates."""
+    """A field with random weights, large enough that tanh saturates."""
     torch.manual_seed(0)
     made = GatedField(size, width, hidden=5).double()
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_the_field_is_the_papers_sum_of_gated_units():
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.4), torch.linspace(0, 2, 5)], ids=["one time", "a time a row"])
-def test_the_closed_trace_equals_autograds(t):
+def test_the_closed_form_trace_equals_autograds(t):
     f, t, z = field(), t.double(), torch.randn(5, 3).double()
     dz, trace = f.divergence(t, z)
     jacobian = torch.autograd.functional.jacobian(lambda z: f(t, z).sum(0), z).transpose(0, 1)
@@ -38,7 +38,7 @@ def test_the_closed_trace_equals_autograds(t):
     torch.testing.assert_close(dz, f(t, z))
 
 
-def test_times_of_their_own_are_those_of_each_row():
+def test_a_vector_of_times_applies_row_by_row():
     f, t, z = field(), torch.linspace(0, 2, 5).double(), torch.randn(5, 3).double()
     rows = [f(time, row[None])[0] for time, row in zip(t, z, strict=True)]
     torch.testing.assert_close(f(t, z), torch.stack(rows))
@@ -58,7 +58,7 @@ def test_the_density_integrates_to_one():
     grid = torch.cartesian_prod(axis, axis)
     log_prob, _ = flow().log_prob(grid, SOLVE)
     assert log_prob.exp().sum().item() * 0.1**2 == pytest.approx(1, abs=1e-5)
-    # It is no Gaussian any more.
+    # The density is not Gaussian.
     assert (log_prob - flow().base_log_prob(grid)).abs().max() > 0.5
 
 
@@ -78,6 +78,6 @@ def test_every_parameter_is_trained(gradient):
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_images_are_refused():
+def test_images_raise_an_error():
     with pytest.raises(UsageError, match=r"model=cnf is for vectors"):
         CNF((1, 8, 8), width=4, hidden=3, end_time=1.0, base_variance=0.1)

@@ -10,7 +10,7 @@ TIMES = [torch.tensor(0.4), torch.linspace(0, 2, 5)]
 
 @pytest.mark.parametrize("t", TIMES, ids=["one time", "a time a row"])
 @pytest.mark.parametrize("nonlinearity", ["softplus", "tanh"])
-def test_the_closed_trace_equals_autograds(nonlinearity, t):
+def test_the_closed_form_trace_equals_autograds(nonlinearity, t):
     torch.manual_seed(0)
     f, t, z = ConcatSquashMLP(3, (6, 4), nonlinearity).double(), t.double(), torch.randn(5, 3).double()
     dz, trace = f.divergence(t, z)
@@ -24,7 +24,7 @@ def test_the_closed_trace_equals_autograds(nonlinearity, t):
     [(ConcatSquashMLP(3, (6, 4), "tanh"), (5, 3)), (ConcatSquashConv(2, (3,), "softplus"), (5, 2, 4, 4))],
     ids=["mlp", "conv"],
 )
-def test_times_of_their_own_are_those_of_each_row(f, shape):
+def test_a_vector_of_times_applies_row_by_row(f, shape):
     torch.manual_seed(0)
     t, z = torch.linspace(0, 2, 5), torch.randn(shape)
     rows = [f(time, row[None])[0] for time, row in zip(t, z, strict=True)]

@@ -1,4 +1,4 @@
-"""Regularised dynamics: their integrals against exact solutions, and what they leave alone."""
+"""Regularised dynamics: their integrals against exact solutions, and what they must not change."""
 
 import math
 from functools import partial
@@ -10,8 +10,14 @@ from torch import nn
 
 from odebench import ode
 from odebench.errors import UsageError
-from odebench.models.augmented_state import Carried, Evaluation, exact_trace, hutchinson_trace, zeros
-from odebench.models.dynamics import Dynamics, RegularisedSolve, solution_derivative
+from odebench.models.augmented_state import (
+    AugmentedField,
+    FieldEvaluation,
+    exact_trace,
+    hutchinson_trace,
+    zero_integrals,
+)
+from odebench.models.dynamics import RegularisationTerms, RegularisedSolve, solution_derivative
 
 ALL = {"kinetic": 1.0, "jacobian": 0.5, "taylor": 0.25}
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -19,7 +25,7 @@ MATRIX = torch.tensor([[-0.3, 1.0, 0.2], [-1.0, -0.2, 0.4], [0.1, 0.3, -0.5]], d
 
 
 class Field(nn.Module):
-    """A small network that sees the time, scalar or one a row."""
+    """A small network of z and time (a scalar, or one for each row)."""
 
     def __init__(self, dim=3):
         super().__init__()
@@ -43,8 +49,8 @@ def linear(t, z):
 
 
 def penalised(terms, f, y0, t, **how):
-    """The solution and what was taken."""
-    solve = RegularisedSolve(Dynamics(**terms))
+    """The solution, the penalty and its terms."""
+    solve = RegularisedSolve(RegularisationTerms(**terms))
     solution = solve(f, y0, t, **(TIGHT | how))
     return solution, *solve.pop_penalty()
 
@@ -87,9 +93,9 @@ def test_derivatives_are_those_of_known_solutions(solution):
     for order in range(1, 5):
         derivative = partial(lambda d, t: torch.func.jvp(d, (t,), (torch.ones_like(t),))[1], derivative)
         expected = derivative(t)
-        rows = solution_derivative(Evaluation(by_row, t, exact(t).unsqueeze(1)), order)
+        rows = solution_derivative(FieldEvaluation(by_row, t, exact(t).unsqueeze(1)), order)
         torch.testing.assert_close(rows.squeeze(1), expected, rtol=1e-9, atol=0)
-        one = solution_derivative(Evaluation(field, t[0], exact(t[:1]).unsqueeze(1)), order)
+        one = solution_derivative(FieldEvaluation(field, t[0], exact(t[:1]).unsqueeze(1)), order)
         torch.testing.assert_close(one.view(()), expected[0], rtol=1e-9, atol=0)
 
 
@@ -108,7 +114,7 @@ def test_gradients_of_the_penalty_equal_finite_differences():
 
 
 def gradient(field, **how):
-    """Of a loss with a penalty, by one mode; the same noise every time."""
+    """The gradient of a loss with a penalty in one gradient mode; the same noise every time."""
     torch.manual_seed(1)
     z = rand(5, 3).requires_grad_()
     solution, penalty, _ = penalised(ALL, field, z, (0.0, 0.5), **how)
@@ -147,38 +153,40 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 0.3, 1.0)], ids=["two times", "three times"])
-def test_models_get_the_solution_and_the_steps_that_they_would_have_got(way, times):
+def test_the_terms_change_neither_the_solution_nor_the_steps(way, times):
     how = {"rtol": 1e-4, "atol": 1e-4} | WAYS[way]
     field, z0, terms = Field(), rand(5, 3), {"kinetic": 1.0, "jacobian": 1.0}
-    carried, state = Carried(field, [exact_trace]), (z0, *zeros(z0, 1))
-    for f, y0 in {field: z0, carried: state}.items():
+    augmented, state = AugmentedField(field, [exact_trace]), (z0, *zero_integrals(z0, 1))
+    for f, y0 in {field: z0, augmented: state}.items():
         plain, (found, penalty, _) = ode.solve(f, y0, times, **how), penalised(terms, f, y0, times, **how)
         assert penalty > 0
         assert (found.stats.nfe, found.stats.accepted) == (plain.stats.nfe, plain.stats.accepted)
         torch.testing.assert_close(found.y, plain.y, rtol=1e-9, atol=1e-10)
 
 
-def test_what_a_model_carries_and_its_noise_are_shared_with_the_terms():
+def test_the_integrals_and_the_noise_of_a_model_are_shared_with_the_terms():
     field, z0, noise = Field(), rand(4, 3), rand(4, 3)
-    state, terms = (z0, *zeros(z0, 1)), {"jacobian": 1.0}
-    one = penalised(terms, Carried(field, [hutchinson_trace], noise), state, (0.0, 1.0))
+    state, terms = (z0, *zero_integrals(z0, 1)), {"jacobian": 1.0}
+    one = penalised(terms, AugmentedField(field, [hutchinson_trace], noise), state, (0.0, 1.0))
     args = (ode.Rows(noise),)
-    other = penalised(terms, Carried(field, [hutchinson_trace]), state, (0.0, 1.0), args=args, stepping="per_sample")
-    expected = ode.solve(Carried(field, [hutchinson_trace], noise), state, (0.0, 1.0), **TIGHT)
+    other = penalised(
+        terms, AugmentedField(field, [hutchinson_trace]), state, (0.0, 1.0), args=args, stepping="per_sample"
+    )
+    expected = ode.solve(AugmentedField(field, [hutchinson_trace], noise), state, (0.0, 1.0), **TIGHT)
     for solution, penalty, _ in (one, other):
         torch.testing.assert_close(solution.y[1], expected.y[1], rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(penalty, one[1], rtol=1e-6, atol=0)
 
 
-def test_arguments_of_the_field_reach_it():
+def test_arguments_are_passed_to_the_field():
     scale = torch.tensor(2.0, dtype=torch.float64)
     _, _, values = penalised(ALL, lambda t, z, a: a * torch.ones_like(z), rand(4, 3), (0.0, 1.5), args=(scale,))
     assert float(values["dynamics/kinetic"]) == pytest.approx(6.0)
     assert float(values["dynamics/jacobian"]) == 0
 
 
-def test_solves_add_up_until_the_penalty_is_taken():
-    solve = RegularisedSolve(Dynamics(kinetic=2.0))
+def test_solves_add_up_until_pop_penalty():
+    solve = RegularisedSolve(RegularisationTerms(kinetic=2.0))
     for _ in range(2):
         solve(lambda t, z: torch.ones_like(z), rand(4, 3), (0.0, 1.5), **TIGHT)
     penalty, values = solve.pop_penalty()
@@ -186,23 +194,23 @@ def test_solves_add_up_until_the_penalty_is_taken():
     assert solve.pop_penalty() == (None, {})
 
 
-def test_without_terms_nothing_is_carried():
+def test_without_terms_the_solution_is_the_plain_one():
     f, z0 = Field(), rand(4, 3)
     solution, penalty, values = penalised({}, f, z0, (0.0, 1.0))
     assert (penalty, values) == (None, {})
     assert torch.equal(solution.y, ode.solve(f, z0, (0.0, 1.0), **TIGHT).y)
 
 
-def test_a_steered_end_is_even_around_the_last_time_and_keeps_its_gradient():
+def test_a_random_end_time_is_uniform_around_the_last_time_and_differentiable():
     times = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
-    drawn = torch.stack([Dynamics(steer=0.25).steered(times) for _ in range(300)])
+    drawn = torch.stack([RegularisationTerms(steer=0.25).with_random_end(times) for _ in range(300)])
     assert bool((drawn[:, :2] == times[:2]).all())
     ends = drawn[:, 2].detach()
     assert 2.5 < float(ends.min()) < 2.55 < 3.45 < float(ends.max()) < 3.5
     assert float(ends.mean()) == pytest.approx(3.0, abs=4 / math.sqrt(12 * 300))
     drawn[0, 2].backward()
     assert float(times.grad[2]) > 0.5
-    assert Dynamics(steer=0.5).steered((2.0, 0.0))[0] == 2
+    assert RegularisationTerms(steer=0.5).with_random_end((2.0, 0.0))[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -214,6 +222,6 @@ def test_a_steered_end_is_even_around_the_last_time_and_keeps_its_gradient():
     ],
     ids=["a tuple", "no batch", "dense"],
 )
-def test_what_cannot_be_regularised_is_refused_by_name(y0, how):
+def test_solves_that_cannot_be_regularised_raise_an_error(y0, how):
     with pytest.raises(UsageError, match="dynamics=plain"):
-        RegularisedSolve(Dynamics(**ALL))(lambda t, y: y, y0, (0.0, 1.0), rtol=1e-3, atol=1e-3, **how)
+        RegularisedSolve(RegularisationTerms(**ALL))(lambda t, y: y, y0, (0.0, 1.0), rtol=1e-3, atol=1e-3, **how)

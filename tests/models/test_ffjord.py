@@ -1,4 +1,4 @@
-"""FFJORD: what its options build, and what they refuse."""
+"""FFJORD: what its options build, and which options raise an error."""
 
 from functools import partial
 
@@ -75,7 +75,7 @@ def test_every_parameter_is_trained(shape, options, gradient):
     flow = ffjord(shape, **options)
     log_prob, _ = flow.log_prob(torch.rand(4, *shape), partial(STEPS, gradient=gradient))
     log_prob.mean().backward()
-    # A shift of the last layer moves all of z and not the volume, but the base sees it.
+    # A shift of the last layer moves all of z and not the volume, but changes the base density.
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
 
 
@@ -110,12 +110,12 @@ def test_the_density_integrates_to_one():
         "no layers",
     ],
 )
-def test_refused_with_a_way_out(shape, options, message):
+def test_invalid_options_raise_an_error_with_a_remedy(shape, options, message):
     with pytest.raises(UsageError, match=message):
         ffjord(shape, **options)
 
 
 @pytest.mark.parametrize("options", [{"scales": 2}, {"logit": 0.01}], ids=["scales", "logit"])
-def test_a_flow_that_is_not_odes_alone_has_no_velocity(options):
+def test_a_flow_with_other_transforms_than_odes_has_no_velocity(options):
     with pytest.raises(UsageError, match=r"model.scales=1 and model.logit=null"):
         ffjord((1, 4, 4), **options).velocity(torch.tensor(0.1), torch.rand(2, 1, 4, 4))

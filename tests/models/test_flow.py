@@ -31,7 +31,7 @@ class Linear(nn.Module):
 
 
 def squash(dims=(8,), size=2):
-    """A field of random weights, large enough to bend."""
+    """A field with random weights, large enough to be nonlinear."""
     field = ConcatSquashMLP(size, dims, "tanh").double()
     with torch.no_grad():
         for parameter in field.parameters():
@@ -86,7 +86,7 @@ def test_all_rademacher_signs_average_to_the_exact_trace(monkeypatch):
     torch.testing.assert_close(torch.stack(estimates).mean(0), exact, rtol=0, atol=1e-12)
 
 
-def test_noise_is_drawn_once_a_solve(monkeypatch):
+def test_noise_is_drawn_once_for_each_solve(monkeypatch):
     drawn = []
     monkeypatch.setattr(flow_module, "draw_noise", lambda kind, like: drawn.append(like) or draw_noise(kind, like))
     _, (stats,) = one_block(trace="hutchinson").log_prob(torch.randn(6, 2).double(), STEPS)
@@ -112,7 +112,7 @@ def test_noise_has_mean_zero_and_the_unit_matrix_as_covariance(kind):
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_rows_that_step_alone_keep_their_likelihood_and_their_noise(trace):
+def test_per_sample_stepping_keeps_each_rows_likelihood_and_noise(trace):
     flow, x = one_block(), torch.randn(6, 2).double()
     found = []
     for solve in (EXACT, partial(EXACT, stepping="per_sample")):
@@ -163,7 +163,7 @@ def test_the_path_goes_from_the_base_to_the_data_by_the_velocity():
             torch.testing.assert_close((path[i + 1] - path[i - 1]) / (2 * step), velocity, rtol=1e-4, atol=1e-4)
 
 
-def test_the_velocity_at_times_of_their_own_is_that_of_each_row():
+def test_a_vector_of_times_gives_the_velocity_row_by_row():
     flow = ODEFlow((2,), [ODEBlock(squash(), (2,), 0.7), ODEBlock(squash(), (2,), 0.4)], 1.0)
     x, t = torch.randn(6, 2).double(), torch.linspace(0, 1.1, 6).double()
     rows = [flow.velocity(time, row[None])[0] for time, row in zip(t, x, strict=True)]
@@ -192,7 +192,7 @@ def test_samples_are_the_images_of_base_samples():
     torch.testing.assert_close(samples, flow.from_base(z, STEPS)[0])
 
 
-def test_a_copy_has_a_field_of_its_own_and_each_parameter_once():
+def test_a_copy_does_not_share_its_field_and_has_each_parameter_once():
     flow, x = one_block(), torch.randn(6, 2).double()
     before, copied = flow.log_prob(x, STEPS)[0], copy.deepcopy(flow)
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_a_copy_has_a_field_of_its_own_and_each_parameter_once():
     assert flow.state_dict().keys() == dict(flow.named_parameters()).keys()
 
 
-def test_an_exact_trace_of_images_is_refused_with_its_cost():
+def test_an_exact_trace_of_images_raises_an_error_with_its_cost():
     with pytest.raises(UsageError, match=r"model.trace=exact.* 784 vector-Jacobian.*model.trace=hutchinson"):
         ODEBlock(nn.Identity(), (1, 28, 28), 1.0, trace="exact")
     block = ODEBlock(nn.Identity(), (1, 28, 28), 1.0, trace="hutchinson")
@@ -212,14 +212,14 @@ def test_an_exact_trace_of_images_is_refused_with_its_cost():
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(2)], ids=["dropout", "batch norm"])
-def test_a_field_that_is_another_at_every_evaluation_is_refused(layer):
+def test_a_field_with_random_layers_raises_an_error(layer):
     with pytest.raises(UsageError, match=rf"layer 1 \({type(layer).__name__}\) changes at every evaluation"):
         ODEBlock(nn.Sequential(nn.Linear(2, 2), layer), (2,), 1.0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_the_gpu_trains_and_samples_what_the_cpu_does(trace):
+def test_the_gpu_trains_and_samples_as_the_cpu_does(trace):
     flow, x = one_block(train_time=True, trace=trace), torch.ones(6, 2).double()
     gradients, samples = [], []
     for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""The networks: their published sizes, their meaning, and what is interchangeable."""
+"""The networks: published parameter counts, time dependence, shapes, and interchangeable weights."""
 
 from functools import partial
 
@@ -46,7 +46,7 @@ def test_odenet_and_rknet_exchange_their_weights():
 
 
 class PrependedTime(nn.Module):
-    """The textbook way to show a convolution the time: one more channel, in front."""
+    """The usual time convolution: time as an additional first channel of the input."""
 
     def __init__(self, conv):
         super().__init__()
@@ -71,7 +71,7 @@ def test_time_convolution_equals_a_prepended_channel_with_all_its_gradients():
         torch.testing.assert_close(fast, textbook, rtol=1e-12, atol=1e-12)
 
 
-def test_field_depends_on_time_and_keeps_its_input():
+def test_field_depends_on_time_and_does_not_change_its_input():
     torch.manual_seed(0)
     field, y = ConvField(8, 4), torch.randn(2, 8, 6, 6)
     before = y.clone()

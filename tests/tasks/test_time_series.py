@@ -11,7 +11,7 @@ from odebench.config.read import read_settings
 from odebench.data import DATA
 from odebench.data.periodic import periodic
 from odebench.errors import UsageError
-from odebench.models.series.reading import Observations
+from odebench.models.series.recurrence import Observations
 from odebench.record.layout import FIGURES
 from odebench.record.reader import read_run
 from odebench.tasks import build_task
@@ -104,7 +104,7 @@ def test_series_that_nobody_observed_are_kept_out_of_whatever_data(build, monkey
     task = build(*model, "data=periodic", "data.observed=0.3", *(FIXED if model is SMALL else []))
     missing = 64 + 40 + 200 - sum(map(len, task._splits.values()))
     assert missing > 40
-    assert task.note == f"series kept out: {missing} with nothing to encode or to compare with"
+    assert task.note == f"series dropped: {missing} with nothing to encode or to compare with"
     assert sum(task.provenance["left_out"].values()) == missing
     for step in range(2 * task.steps_per_epoch):
         batch = task.batch(step)
@@ -222,7 +222,7 @@ def test_errors_are_those_of_the_mean_prediction_against_the_truth(build):
     task = build(*SMALL, *FIXED, "data.observed=30", "data.beyond=50")
     numbers = task.evaluate("validation")
     split, everything = task._splits["validation"], torch.arange(40)
-    truth = split.truths(everything)
+    truth = split.noiseless(everything)
     with torch.no_grad():
         values = task._forecast(task.model.eval(), split, everything, truth.times).values.mean(0)
     squares = (values - truth.values).square()

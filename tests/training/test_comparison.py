@@ -36,7 +36,7 @@ def test_a_row_is_a_model_and_a_column_a_number_of_points_for_a_series_of_each_d
     assert titles == [*runs] * 2
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (4, 2)
     for place, axes in enumerate(figure.axes):
-        truth = test.truths(torch.tensor([firsts[place // 4]])).values[0]
+        truth = test.noiseless(torch.tensor([firsts[place // 4]])).values[0]
         assert np.allclose(lines(axes)["truth"], truth)
         assert len(lines(axes)["observed"]) == (30, 50)[place % 2]
 
@@ -47,7 +47,7 @@ def test_a_panel_shows_what_the_trained_model_of_its_run_says(runs):
         task = load_run(runs[name]).task
         test, one = task._splits["test"], torch.tensor([int((task._splits["test"].labels == 0).nonzero()[0])])
         with torch.no_grad():
-            values = task._forecast(task.model, test, one, test.truths(one).times).values
+            values = task._forecast(task.model, test, one, test.noiseless(one).times).values
         drawn = lines(figure.axes[place])
         assert np.allclose(drawn["extrapolation"], values.mean(0)[0, 99:], atol=1e-5)
         assert np.allclose(drawn["reconstruction"], values.mean(0)[0, :100], atol=1e-5)

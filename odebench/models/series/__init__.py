@@ -1,13 +1,13 @@
-"""Models of irregular series: one call for all of them.
+"""Models of irregular series. All are called in the same way.
 
-A model is called as model(inputs, times, solve, wanted, noise):
+A model is called as model(inputs, times, solve, requested, noise):
 
-    inputs: an ``Observed``, B series on the union of their times.
-    times: [T] increasing, none before the model's ``start_time``: where the series are predicted.
-    solve: the engine's, its method and gradient mode chosen.
-    wanted: bool [B, T], which of the predictions are of use; the others are left out, as zeros. None: all.
+    inputs: an ``ObservedSeries``, B series on the union of their times.
+    times: [T] increasing, from 0 on: where to predict the series.
+    solve: ``odebench.ode.solve`` with the method and the gradient mode chosen.
+    requested: bool [B, T], which predictions to compute; the others are zeros. None: all.
     noise: [S, B, ``latent_dim``] standard normal numbers, for S samples of the latent state; None for its mean alone,
-        S = 1. Models without a latent variable, ``latent_dim`` 0, make no use of it.
+        S = 1. Models without a latent variable, ``latent_dim`` 0, ignore it.
 
 It returns a ``Forecast``. ``noise_std`` [D] is the standard deviation of its Gaussian observations.
 """
@@ -15,7 +15,7 @@ It returns a ``Forecast``. ``noise_std`` [D] is the standard deviation of its Ga
 from odebench.models.series.autoregressive import gru_d, ode_rnn, rnn, rnn_decay
 from odebench.models.series.forecast import Forecast, Posterior
 from odebench.models.series.latent_ode import LatentODE
-from odebench.models.series.reading import Observed
+from odebench.models.series.recurrence import ObservedSeries
 from odebench.models.series.rnn_vae import RNNVAE
 
-__all__ = ["RNNVAE", "Forecast", "LatentODE", "Observed", "Posterior", "gru_d", "ode_rnn", "rnn", "rnn_decay"]
+__all__ = ["RNNVAE", "Forecast", "LatentODE", "ObservedSeries", "Posterior", "gru_d", "ode_rnn", "rnn", "rnn_decay"]

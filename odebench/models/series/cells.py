@@ -1,6 +1,6 @@
-"""Recurrent cells for irregular times. See ``odebench.models.series.reading.Cell``.
+"""Recurrent cells for irregular times. See ``odebench.models.series.recurrence.RecurrentCell``.
 
-Each reads values [B, D] with their mask. H is the width of the hidden state.
+The input of each is values [B, D] with their mask. H is the width of the hidden state.
 """
 
 import math
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.models.series.fields import mlp
-from odebench.models.series.reading import ROUNDING, Solve, State
+from odebench.models.series.recurrence import GAP_RTOL, Solve, State
 
 RECURRENT: dict[str, type[nn.RNNCell] | type[nn.GRUCell]] = {"tanh": nn.RNNCell, "gru": nn.GRUCell}
 
 
-class GapCell(nn.Module):
+class TimeGapCell(nn.Module):
     """A plain recurrent network, with the time to the next observation among its inputs (Chen et al. 2018).
 
-    The state is the one before the last observation, and that observation: it is read only when the time to the next
-    one is known.
+    The state is the hidden state before the last observation, and that observation: it becomes an input only when the
+    time to the next one is known.
 
-    kind: tanh or gru. time_gap: whether the time is an input at all. value_unit, gap_unit: in which values and time are
-    read.
+    kind: tanh or gru. time_gap: whether the time is an input at all. value_unit, gap_unit: values and time gaps are
+    divided by these.
     """
 
-    flows = False
-    longest_gap: float | None = None
+    continuous_time = False
+    max_gap: float | None = None
 
     def __init__(
         self,
@@ -42,27 +42,27 @@ class GapCell(nn.Module):
         self.time_gap, self.value_unit, self.gap_unit = time_gap, value_unit, gap_unit
         self.recurrent = RECURRENT[kind](2 * num_features + time_gap, width)
 
-    def start(self, like: Tensor) -> State:
-        """Nothing seen."""
-        return self.start_from(like.new_zeros(len(like), self.recurrent.hidden_size), like)
+    def initial_state(self, like: Tensor) -> State:
+        """See ``RecurrentCell``."""
+        return self.initial_state_from(like.new_zeros(len(like), self.recurrent.hidden_size), like)
 
-    def start_from(self, hidden: Tensor, like: Tensor) -> State:
-        """Nothing seen, from a hidden state [B, H]."""
+    def initial_state_from(self, hidden: Tensor, like: Tensor) -> State:
+        """The state before the first observation, with a given hidden state [B, H]."""
         return hidden, torch.zeros_like(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
-        """Read the last observation."""
-        return self._read(state, gap), *state[1:]
+        """Take in the last observation."""
+        return self._take_in(state, gap), *state[1:]
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """Keep the observation for when it is read."""
+        """Store the observation until the next gap is known."""
         return state[0], values, mask.to(values.dtype)
 
-    def summary(self, state: State) -> Tensor:
-        """The last observation read, as if the next came at once."""
-        return self._read(state, state[1].new_zeros(len(state[1])))
+    def hidden_after_last(self, state: State) -> Tensor:
+        """The hidden state after taking in the last observation with a gap of 0."""
+        return self._take_in(state, state[1].new_zeros(len(state[1])))
 
-    def _read(self, state: State, gap: Tensor) -> Tensor:
+    def _take_in(self, state: State, gap: Tensor) -> Tensor:
         hidden, values, mask = state
         inputs = [values / self.value_unit, mask]
         if self.time_gap:
@@ -70,7 +70,7 @@ class GapCell(nn.Module):
         return self.recurrent(torch.cat(inputs, 1), hidden)
 
 
-class Decay(nn.Module):
+class DecayFactor(nn.Module):
     """exp(-max(0, W gap + b)), a factor in (0, 1] (Che et al. 2018).
 
     num_gaps: W is [width, num_gaps]; None: a diagonal.
@@ -80,7 +80,7 @@ class Decay(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, num_gaps or 1))
         self.bias = nn.Parameter(torch.zeros(width))
-        # Positive: where the exponent is negative nothing is learnt.
+        # Positive: a negative exponent is cut off at 0 and has no gradient.
         nn.init.uniform_(self.weight, 0, 1 / math.sqrt(num_gaps or 1))
         self._diagonal = num_gaps is None
 
@@ -90,77 +90,77 @@ class Decay(nn.Module):
         return torch.exp(-torch.relu(exponent + self.bias))
 
 
-class DecayCell(nn.Module):
-    """A GRU whose hidden state decays between observations, each unit at a rate of its own (RNN-Decay)."""
+class RNNDecayCell(nn.Module):
+    """A GRU whose hidden state decays between observations, each unit at its own rate (RNN-Decay)."""
 
-    flows = False
-    longest_gap: float | None = None
+    continuous_time = False
+    max_gap: float | None = None
 
     def __init__(self, num_features: int, width: int) -> None:
         super().__init__()
-        self.decay = Decay(width)
+        self.decay = DecayFactor(width)
         self.recurrent = nn.GRUCell(2 * num_features, width)
 
-    def start(self, like: Tensor) -> State:
+    def initial_state(self, like: Tensor) -> State:
         """Zeros."""
         return (like.new_zeros(len(like), self.recurrent.hidden_size),)
 
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
-        """Decay."""
+        """Decay the hidden state."""
         return (state[0] * self.decay(gap.unsqueeze(1)),)
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """A step of the GRU."""
         return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
-    def summary(self, state: State) -> Tensor:
+    def hidden_after_last(self, state: State) -> Tensor:
         """The hidden state."""
         return state[0]
 
 
 class GRUDCell(nn.Module):
-    """GRU-D (Che et al. 2018): hidden state and last values decay, these towards their means.
+    """GRU-D (Che et al. 2018): the hidden state decays to 0, and the last values to their means.
 
-    The state is the hidden one, the last value of each feature, and the time since it was seen, both [B, D].
+    The state is the hidden state, the last value of each feature, and the time since it was observed, both [B, D].
 
-    means: [D] of the features over the training data.
+    means: [D], of the features over the training data.
     """
 
-    flows = False
-    longest_gap: float | None = None
+    continuous_time = False
+    max_gap: float | None = None
     means: Tensor
 
     def __init__(self, num_features: int, width: int, means: Tensor) -> None:
         super().__init__()
         self.register_buffer("means", means)
-        self.hidden_decay = Decay(width, num_features)
-        self.value_decay = Decay(num_features)
+        self.hidden_decay = DecayFactor(width, num_features)
+        self.value_decay = DecayFactor(num_features)
         self.recurrent = nn.GRUCell(2 * num_features, width)
 
-    def start(self, like: Tensor) -> State:
+    def initial_state(self, like: Tensor) -> State:
         """Zeros, and each feature at its mean."""
         return like.new_zeros(len(like), self.recurrent.hidden_size), self.means.expand_as(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
-        """Decay of the hidden state."""
+        """Decay the hidden state by the time since each feature was observed."""
         hidden, last, since = state
         since = since + gap.unsqueeze(1)
         return hidden * self.hidden_decay(since), last, since
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """A step of the GRU, on decayed values where none is observed."""
+        """A step of the GRU, with decayed values in place of those not observed."""
         hidden, last, since = state
         decay = self.value_decay(since)
         values = torch.where(mask, values, decay * last + (1 - decay) * self.means)
         hidden = self.recurrent(torch.cat((values, mask), 1), hidden)
         return hidden, torch.where(mask, values, last), since.masked_fill(mask, 0)
 
-    def summary(self, state: State) -> Tensor:
+    def hidden_after_last(self, state: State) -> Tensor:
         """The hidden state."""
         return state[0]
 
 
-class GatedUpdate(nn.Module):
+class MLPGRUCell(nn.Module):
     """A GRU step whose gates and candidate are networks with one hidden layer (Rubanova et al. 2019).
 
     units: of each hidden layer.
@@ -180,38 +180,38 @@ class GatedUpdate(nn.Module):
         return torch.lerp(candidate, hidden, update)
 
 
-class ODECell(nn.Module):
+class ODERNNCell(nn.Module):
     """ODE-RNN (Rubanova et al. 2019, algorithm 1): an ODE between observations, a GRU step at each.
 
-    The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h): as many solves as the longest
-    series has observations, where the union of their times would need one for each of those. With fixed steps each
-    solve is one, and as many as the longest series needs of them are made.
+    The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h). This takes as many solves as the
+    longest series has observations; stepping through the union of their times would take one for each of those. With
+    fixed steps a solve is a single step, and there are as many solves as the longest series needs steps.
 
-    field: dh/dt = f(t, h), not depending on t. gate_units: see ``GatedUpdate``.
-    solver, step: fixed steps of this method of the engine, at most so long, backpropagated through. With None the given
-        solve chooses: adaptive steps are the faster for stepping="per_sample" where gaps differ much.
+    field: dh/dt = f(t, h), not depending on t. gate_units: see ``MLPGRUCell``.
+    solver, step: take fixed steps of this method, at most so long, and backpropagate through them. None: use the method
+        of the given solve; adaptive steps are faster with stepping="per_sample" where the gaps differ much.
     """
 
-    flows = True
+    continuous_time = True
 
     def __init__(
         self, num_features: int, width: int, field: nn.Module, gate_units: int, solver: str | None, step: float
     ) -> None:
         super().__init__()
         self.width, self.solver, self.step = width, solver, step
-        self.longest_gap = step if solver is not None else None
+        self.max_gap = step if solver is not None else None
         self.field = field
-        self.recurrent = GatedUpdate(2 * num_features, width, gate_units)
+        self.recurrent = MLPGRUCell(2 * num_features, width, gate_units)
 
-    def start(self, like: Tensor) -> State:
+    def initial_state(self, like: Tensor) -> State:
         """Zeros."""
         return (like.new_zeros(len(like), self.width),)
 
     def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
-        """Solve."""
+        """Solve the ODE over the gap."""
         more: dict[str, Any] = {}
         if self.solver is not None:
-            steps = max(math.ceil(gap.max().item() / self.step * (1 - ROUNDING)), 1)
+            steps = max(math.ceil(gap.max().item() / self.step * (1 - GAP_RTOL)), 1)
             more = {
                 "method": self.solver,
                 "steps": steps,
@@ -221,15 +221,15 @@ class ODECell(nn.Module):
                 "compile": False,
             }
         gaps = ode.Rows(gap.unsqueeze(1))
-        return (solve(self._scaled, state[0], (0.0, 1.0), args=(gaps,), first_step=None, **more).y[-1],)
+        return (solve(self._scaled_field, state[0], (0.0, 1.0), args=(gaps,), first_step=None, **more).y[-1],)
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """A step of the GRU."""
         return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
-    def summary(self, state: State) -> Tensor:
+    def hidden_after_last(self, state: State) -> Tensor:
         """The hidden state."""
         return state[0]
 
-    def _scaled(self, t: Tensor, h: Tensor, gap: Tensor) -> Tensor:
+    def _scaled_field(self, t: Tensor, h: Tensor, gap: Tensor) -> Tensor:
         return gap * self.field(t, h)

@@ -1,4 +1,4 @@
-"""Plain networks, and the vector field that they make."""
+"""Multilayer perceptrons, and an autonomous vector field made of one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-# In place: the result of the linear map before it is nobody else's.
+# In place is safe: only the activation uses the result of the linear map before it.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": partial(nn.ELU, inplace=True),
@@ -16,14 +16,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(num_in: int, num_out: int, units: int, layers: int, activation: str) -> nn.Sequential:
-    """``layers`` hidden layers of so many units; none: a linear map."""
+    """A network with ``layers`` hidden layers of ``units`` each; with 0 layers, a linear map."""
     sizes = [num_in, *[units] * layers]
     hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), ACTIVATIONS[activation]())]
     return nn.Sequential(*hidden, nn.Linear(sizes[-1], num_out))
 
 
 class AutonomousField(nn.Module):
-    """net(z), the same at all times, with as many outputs as inputs unless said; the network as for ``mlp``."""
+    """dz/dt = net(z), independent of time; see ``mlp`` for the network. num_out: outputs, by default dim."""
 
     def __init__(self, dim: int, units: int, layers: int, activation: str, num_out: int | None = None) -> None:
         super().__init__()

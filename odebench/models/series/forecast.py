@@ -1,4 +1,4 @@
-"""What a model says of a batch of series."""
+"""The predictions of a model for a batch of series."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,11 +17,11 @@ class Posterior(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """S samples for each of B series.
+    """S samples for each of B series; None for what a model does not predict.
 
-    values: [S, B, T, D] means of the Gaussian observations; None where the model has no such.
-    encoder, decoder: statistics of the solves by their role.
-    posterior: None for models without a latent variable.
+    values: [S, B, T, D] means of the Gaussian observations.
+    encoder_stats, decoder_stats: statistics of the solves by their role.
+    posterior: of the initial latent state.
     latents: [S, B, T, L] the latent states that the values are decoded from.
     logits: [S, B] of the series' label.
     log_rates: [S, B, T, E] log of the rate of each kind of event.
@@ -29,15 +29,15 @@ class Forecast:
     """
 
     values: Tensor | None
-    encoder: tuple[ode.Stats, ...] = ()
-    decoder: tuple[ode.Stats, ...] = ()
+    encoder_stats: tuple[ode.Stats, ...] = ()
+    decoder_stats: tuple[ode.Stats, ...] = ()
     posterior: Posterior | None = None
     latents: Tensor | None = None
     logits: Tensor | None = None
     log_rates: Tensor | None = None
     expected_events: Tensor | None = None
 
-    def at(self, columns: Tensor) -> "Forecast":
-        """The same at some of the T times."""
+    def at_times(self, columns: Tensor) -> "Forecast":
+        """The forecast at some of the T times, given by their indices."""
         by_time = {name: getattr(self, name) for name in ("values", "latents", "log_rates")}
         return replace(self, **{name: x[:, :, columns] for name, x in by_time.items() if x is not None})

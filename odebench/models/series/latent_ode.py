@@ -6,36 +6,37 @@ import torch
 from torch import Tensor, nn
 
 from odebench import ode
-from odebench.models.augment import SecondOrder, augmented
-from odebench.models.augmented_state import Carried, zeros
-from odebench.models.series.cells import ODECell
-from odebench.models.series.encoders import ODERNNEncoder, RecurrentEncoder, samples
+from odebench.models.augment import SecondOrderField, append_zero_channels
+from odebench.models.augmented_state import AugmentedField, zero_integrals
+from odebench.models.series.base import SeriesModel, apply_head
+from odebench.models.series.cells import ODERNNCell
+from odebench.models.series.encoders import ODERNNEncoder, RecurrentEncoder, sample_posterior
 from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
-from odebench.models.series.observing import Observing, read_wanted
-from odebench.models.series.reading import Counted, Observed, Solve
+from odebench.models.series.recurrence import ObservedSeries, Solve, SolveRecorder
 
 # Between the state of an ODE-RNN and the parameters of the posterior, as published.
 HEAD_UNITS = 100
 
 
-class LatentODE(Observing):
-    """A series as the image of one solution of an ODE, whose initial state is a random variable.
+class LatentODE(SeriesModel):
+    """Latent ODE: a series decoded from one solution of an ODE, whose initial state is a random variable.
 
-    Chen et al. 2018, section 5; with encoder ode_rnn Rubanova et al. 2019, section 3. Its states are solved once, on
-    the union of the times of a batch. See ``odebench.models.series`` for how it is called.
+    Chen et al. 2018, section 5; with encoder ode_rnn Rubanova et al. 2019, section 3. A batch is solved once, on the
+    union of its times. See ``odebench.models.series`` for how it is called.
 
-    num_features, span: of the data: D, and the times from 0 to which it goes.
+    num_features, span: of the data: D, and the last time; series start at time 0.
     latent_dim: of the ODE's state. field_units, field_layers, activation: of its field's hidden layers.
     augment: further dimensions of the state, zero at first (Dupont et al. 2019). second_order: the field gives the
-        second derivative; the first starts as a learned map of the state, which alone is read (Norcliffe et al. 2020).
-    encoder: rnn, tanh units and the time gaps as inputs; gru, the same of gated units, which remember many of them;
-        or ode_rnn, whose state follows an ODE between observations, its field with layers like that of the latent
-        state's but of encoder_field_units. All read backwards.
-    value_unit, gap_unit: in which rnn and gru read values and time gaps.
-    encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see ``ODECell``;
-        the step as a share of the span.
-    heads: see ``Observing.add_heads``; z0 says the label.
+        second derivative; the first starts as a learned map of the state, and only the state is decoded (Norcliffe et
+        al. 2020).
+    encoder: rnn, tanh units with the time gaps as inputs; gru, gated units, which remember more observations; or
+        ode_rnn, whose state follows an ODE between observations, with as many layers in its field as in that of the
+        latent state, of encoder_field_units. All run backwards in time.
+    value_unit, gap_unit: rnn and gru divide values and time gaps by these.
+    encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see
+        ``ODERNNCell``; the step as a fraction of the span.
+    heads: see ``SeriesModel.add_heads``; the label is predicted from z0.
     """
 
     def __init__(
@@ -66,55 +67,59 @@ class LatentODE(Observing):
                 num_features, encoder_width, latent_dim, kind, value_unit, gap_unit
             )
         else:
-            own_field = AutonomousField(encoder_width, encoder_field_units, field_layers, activation)
-            cell = ODECell(num_features, encoder_width, own_field, gate_units, encoder_solver, encoder_step * span)
+            encoder_field = AutonomousField(encoder_width, encoder_field_units, field_layers, activation)
+            cell = ODERNNCell(
+                num_features, encoder_width, encoder_field, gate_units, encoder_solver, encoder_step * span
+            )
             self.encoder = ODERNNEncoder(cell, latent_dim, HEAD_UNITS)
         self._augment, self._dim = augment, latent_dim + augment
         self.velocity = nn.Linear(self._dim, self._dim) if second_order else None
         state_dim = 2 * self._dim if second_order else self._dim
         self.field: nn.Module = AutonomousField(state_dim, field_units, field_layers, activation, self._dim)
         if second_order:
-            self.field = SecondOrder(self.field)
+            self.field = SecondOrderField(self.field)
         self.add_heads(num_features, self._dim, latent_dim, **heads)
         if self.rates is not None:
-            self.field = Carried(self.field, [self.rates.total])
+            self.field = AugmentedField(self.field, [self.rates.total_rate])
 
     def forward(
         self,
-        inputs: Observed,
+        inputs: ObservedSeries,
         times: Tensor,
         solve: Solve = ode.solve,
-        wanted: Tensor | None = None,
+        requested: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Forecast:
         """See ``odebench.models.series``."""
         posterior, encoder_stats = self.encoder(inputs, solve)
-        z0 = samples(posterior, noise)
-        counted = Counted(solve)
-        latents, expected_events = self.solve(z0, times, counted)
+        z0 = sample_posterior(posterior, noise)
+        recorder = SolveRecorder(solve)
+        latents, expected_events = self.solve(z0, times, recorder)
         return Forecast(
-            values=read_wanted(self.decoder, latents, wanted),
-            encoder=encoder_stats,
-            decoder=counted.stats,
+            values=apply_head(self.decoder, latents, requested),
+            encoder_stats=encoder_stats,
+            decoder_stats=recorder.stats,
             posterior=posterior,
             latents=latents,
             logits=self.logits(z0),
-            log_rates=read_wanted(self.rates, latents, wanted),
+            log_rates=apply_head(self.rates, latents, requested),
             expected_events=expected_events,
         )
 
     def solve(self, z0: Tensor, times: Tensor, solve: Solve) -> tuple[Tensor, Tensor | None]:
-        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0; the events expected
-        over the whole span [S, B], where there are events."""
-        state = augmented(z0.flatten(0, 1), self._augment)
+        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0.
+
+        The second result is the expected number of events over the whole span [S, B], or None.
+        """
+        state = append_zero_channels(z0.flatten(0, 1), self._augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)
         ends = times.new_tensor([0.0] if self.rates is None else [0.0, self.span])
-        grid, places = torch.unique(torch.cat((ends, times)), return_inverse=True)
+        grid, index = torch.unique(torch.cat((ends, times)), return_inverse=True)
         if self.rates is None:
             states, expected = solve(self.field, state, grid).y, None
         else:
-            states, integrals = solve(self.field, (state, *zeros(state, 1)), grid).y
-            expected = integrals[places[1]].unflatten(0, z0.shape[:2])
-        latents = states[places[len(ends) :], :, : self._dim]
+            states, integrals = solve(self.field, (state, *zero_integrals(state, 1)), grid).y
+            expected = integrals[index[1]].unflatten(0, z0.shape[:2])
+        latents = states[index[len(ends) :], :, : self._dim]
         return latents.movedim(0, 1).unflatten(0, z0.shape[:2]), expected

@@ -1,30 +1,38 @@
-"""The latent variable model without an ODE."""
+"""A latent variable model without an ODE."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 from odebench import ode
-from odebench.models.series.cells import GapCell
-from odebench.models.series.decoders import Decoder
-from odebench.models.series.encoders import RecurrentEncoder, samples
+from odebench.models.series.base import SeriesModel
+from odebench.models.series.cells import TimeGapCell
+from odebench.models.series.encoders import RecurrentEncoder, sample_posterior
 from odebench.models.series.forecast import Forecast
-from odebench.models.series.observing import Observing
-from odebench.models.series.reading import Observations, Observed, Solve, own_times, read, spread
+from odebench.models.series.heads import Decoder
+from odebench.models.series.recurrence import (
+    Observations,
+    ObservedSeries,
+    Solve,
+    observation_grid,
+    run_cell,
+    scatter_to_times,
+)
 
 
-class RNNVAE(Observing):
+class RNNVAE(SeriesModel):
     """A variational autoencoder of two recurrent networks (Rubanova et al. 2019, section 4).
 
-    Both are GRUs with the time gaps as inputs. One reads the observations backwards; the other starts from z0 and goes
-    through the wanted times of each series, reading its own predictions. See ``odebench.models.series`` for the call.
+    Both are GRUs with the time gaps as inputs. The encoder runs backwards through the observations; the decoder runs
+    from z0 through the requested times of each series, with its own predictions as inputs. See
+    ``odebench.models.series`` for the call.
 
     num_features: of the data. latent_dim: of z0. encoder_width, decoder_width: of the hidden states.
-    heads: see ``Observing.add_heads``; z0 says the label.
+    heads: see ``SeriesModel.add_heads``; the label is predicted from z0.
     """
 
     decoder: Decoder
-    reads_itself = True
+    feeds_back_predictions = True
 
     def __init__(
         self, num_features: int, latent_dim: int, encoder_width: int, decoder_width: int, **heads: Any
@@ -33,27 +41,27 @@ class RNNVAE(Observing):
         self.latent_dim = latent_dim
         self.encoder = RecurrentEncoder(num_features, encoder_width, latent_dim, "gru")
         self.first_hidden = nn.Linear(latent_dim, decoder_width)
-        self.cell = GapCell(num_features, decoder_width, "gru", time_gap=True)
+        self.cell = TimeGapCell(num_features, decoder_width, "gru", time_gap=True)
         self.add_heads(num_features, decoder_width, latent_dim, **heads)
 
     def forward(
         self,
-        inputs: Observed,
+        inputs: ObservedSeries,
         times: Tensor,
         solve: Solve = ode.solve,
-        wanted: Tensor | None = None,
+        requested: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Forecast:
         """See ``odebench.models.series``."""
         posterior, _ = self.encoder(inputs, solve)
-        z0 = samples(posterior, noise)
+        z0 = sample_posterior(posterior, noise)
         num_samples, num, _ = z0.shape
-        unseen = inputs.values.new_zeros(num_samples * num, inputs.values.shape[2])
-        nothing = Observations(times[:0], unseen.unsqueeze(1)[:, :0], unseen.bool().unsqueeze(1)[:, :0])
-        grid = own_times(nothing, times, None if wanted is None else wanted.repeat(num_samples, 1))
-        state = self.cell.start_from(self.first_hidden(z0.flatten(0, 1)), unseen)
-        reading = read(self.cell, grid, state, grid.times.new_zeros(len(unseen)), solve, self.decoder)
-        values = spread(self.decoder(reading.hiddens), grid, len(times))
+        zeros = inputs.values.new_zeros(num_samples * num, inputs.values.shape[2])
+        nothing = Observations(times[:0], zeros.unsqueeze(1)[:, :0], zeros.bool().unsqueeze(1)[:, :0])
+        grid = observation_grid(nothing, times, None if requested is None else requested.repeat(num_samples, 1))
+        state = self.cell.initial_state_from(self.first_hidden(z0.flatten(0, 1)), zeros)
+        output = run_cell(self.cell, grid, state, grid.times.new_zeros(len(zeros)), solve, self.decoder)
+        values = scatter_to_times(self.decoder(output.hidden_states), grid, len(times))
         return Forecast(
             values=values.unflatten(0, (num_samples, num)),
             posterior=posterior,

@@ -3,7 +3,7 @@
 import torch
 
 from odebench.models.series import RNNVAE, LatentODE, gru_d, ode_rnn, rnn, rnn_decay
-from odebench.models.series.reading import Observations
+from odebench.models.series.recurrence import Observations
 
 HEADS = {"decoder_units": 5, "noise_std": 0.1, "learn_noise": True, "classify": True, "classifier_units": 4}
 FIELD = {"field_units": 6, "field_layers": 1, "activation": "tanh"}
@@ -40,13 +40,13 @@ BUILD = {
 
 
 def build(name):
-    """A model by its name in float64, the same weights each time; larger than at first, so that every part matters."""
+    """A model by its name in float64, with the same weights each time, large enough that every part matters."""
     torch.manual_seed(0)
     return enlarged(BUILD[name]())
 
 
 def latent_ode(**changes):
-    """The latent ODE with other options."""
+    """The latent ODE with changed options."""
     torch.manual_seed(0)
     return enlarged(LatentODE(2, **{"encoder": "rnn"} | LATENT | changes))
 
@@ -59,7 +59,7 @@ def enlarged(model):
 
 
 def small_batch():
-    """Four series of two features on nine times in (0, 1), the last of them observed once only."""
+    """Four series of two features on nine times in (0, 1), the last series observed only once."""
     generator = torch.Generator().manual_seed(1)
     times = torch.rand(9, generator=generator, dtype=torch.float64).sort().values
     mask = torch.rand(4, 9, 2, generator=generator) < 0.4
@@ -70,7 +70,7 @@ def small_batch():
     return Observations(times, torch.where(mask, values, 0), mask)
 
 
-# Where to predict: at times that nobody was observed at, and beyond the last observation.
+# Where to predict: at times without an observation, and after the last observation.
 TIMES = torch.tensor([0.0, 0.11, 0.5, 0.77, 1.1, 1.3], dtype=torch.float64)
 
 

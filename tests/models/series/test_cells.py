@@ -1,4 +1,4 @@
-"""The cells against their equations, followed through the observations of one series in a plain loop."""
+"""The cells against their equations, applied to the observations of one series in a plain loop."""
 
 import dataclasses
 from functools import partial
@@ -7,25 +7,25 @@ import torch
 from small_series import TIMES, build, latent_ode, small_batch
 
 from odebench import ode
-from odebench.models.series.cells import ODECell
+from odebench.models.series.cells import ODERNNCell
 from odebench.models.series.fields import AutonomousField
-from odebench.models.series.reading import observed_backwards, read
+from odebench.models.series.recurrence import reversed_grid, run_cell
 
 SOLVE = partial(ode.solve, rtol=1e-9, atol=1e-9)
 ROW = 1
 
 
 def observations():
-    """Time, values and mask of what one series of the batch has, in turn."""
+    """Time, values and mask of each observation of one series of the batch."""
     batch = small_batch()
     seen = batch.mask[ROW].any(-1)
     return list(zip(batch.times[seen], batch.values[ROW, seen], batch.mask[ROW, seen].double(), strict=True))
 
 
 def loop(model, before, after, state, rollout=True):
-    """Predictions at TIMES, one after the other: decoded from before(state, t), the state then being after(...).
+    """Predictions at TIMES, decoded from before(state, t); after(...) is the state that has taken in an observation.
 
-    After the last observation predictions are read as if they were observations.
+    After the last observation the predictions are taken in as observations.
     """
     ahead, found = observations(), []
     for t in TIMES:
@@ -38,7 +38,7 @@ def loop(model, before, after, state, rollout=True):
     return torch.stack(found)
 
 
-def test_labels_are_said_from_the_state_after_the_last_observation_with_nothing_in_between():
+def test_labels_are_predicted_from_the_state_right_after_the_last_observation():
     batch = small_batch()
     for name in ("gru_d", "rnn_decay"):
         model = build(name)
@@ -46,7 +46,7 @@ def test_labels_are_said_from_the_state_after_the_last_observation_with_nothing_
         alone = batch.mask & (batch.mask.any(-1).cumsum(1) == 1).unsqueeze(-1)  # the first observation of each
         one = dataclasses.replace(batch, mask=alone, values=batch.values.where(alone, 0))
         before = model(one, TIMES, SOLVE).logits
-        torch.nn.init.constant_(decay.bias, 3.0)  # nothing decays before it, nothing after it
+        torch.nn.init.constant_(decay.bias, 3.0)  # there is no decay before it, and none after it
         torch.testing.assert_close(model(one, TIMES, SOLVE).logits, before)
 
 
@@ -59,7 +59,7 @@ def start(width=6):
     return {"h": torch.zeros(width).double(), "t": zero}
 
 
-def test_the_rnn_reads_an_observation_with_the_time_to_the_next():
+def test_the_rnn_takes_in_an_observation_with_the_time_to_the_next():
     model = build("rnn")
     w = dict(model.cell.recurrent.named_parameters())
 
@@ -75,7 +75,7 @@ def test_the_rnn_reads_an_observation_with_the_time_to_the_next():
     assert_forecast(model, loop(model, before, after, start() | {"x": nothing, "m": nothing}))
 
 
-def test_rnn_decay_forgets_exponentially_between_observations():
+def test_the_state_of_rnn_decay_decays_exponentially_between_observations():
     model = build("rnn_decay")
     weight, bias = model.cell.decay.weight.squeeze(1), model.cell.decay.bias
 
@@ -88,7 +88,7 @@ def test_rnn_decay_forgets_exponentially_between_observations():
     assert_forecast(model, loop(model, before, after, start()))
 
 
-def test_gru_d_is_that_of_its_paper():
+def test_gru_d_follows_the_equations_of_its_paper():
     model = build("gru_d")
     cell = model.cell
 
@@ -123,7 +123,7 @@ def test_ode_rnn_follows_its_field_between_observations():
     assert_forecast(model, loop(model, before, after, start(), rollout=False))
 
 
-def test_the_recurrent_encoder_reads_each_observation_with_the_time_to_the_one_before():
+def test_the_recurrent_encoder_takes_in_each_observation_with_the_time_to_the_one_before():
     model = latent_ode(encoder="rnn")
     w, h = dict(model.encoder.recurrent.named_parameters()), torch.zeros(6).double()
     before = [0.0, *(t for t, *_ in observations())]
@@ -137,7 +137,7 @@ def test_the_recurrent_encoder_reads_each_observation_with_the_time_to_the_one_b
     torch.testing.assert_close(posterior.std[ROW], torch.log1p(spread.exp()))
 
 
-def test_the_ode_rnn_encoder_reads_backwards_down_to_time_0():
+def test_the_ode_rnn_encoder_runs_backwards_to_time_0():
     model = latent_ode(encoder="ode_rnn")
     cell, h, t = model.encoder.cell, torch.zeros(6).double(), observations()[-1][0]
     for time, x, mask in reversed(observations()):
@@ -153,9 +153,9 @@ def test_the_ode_rnn_encoder_reads_backwards_down_to_time_0():
 
 def final_hidden(solver, step, solve=ode.solve):
     torch.manual_seed(0)
-    cell = ODECell(2, 6, AutonomousField(6, 6, 1, "tanh"), 5, solver, step).double()
-    grid = observed_backwards(small_batch())
-    return read(cell, grid, cell.start(grid.values[:, 0]), grid.times[:, 0], solve).end[0]
+    cell = ODERNNCell(2, 6, AutonomousField(6, 6, 1, "tanh"), 5, solver, step).double()
+    grid = reversed_grid(small_batch())
+    return run_cell(cell, grid, cell.initial_state(grid.values[:, 0]), grid.times[:, 0], solve).final_state[0]
 
 
 def test_fixed_steps_of_the_encoder_converge_to_the_solution_with_euler_s_order():
@@ -164,7 +164,7 @@ def test_fixed_steps_of_the_encoder_converge_to_the_solution_with_euler_s_order(
     assert 1.7 < errors[0] / errors[1] < 2.3
 
 
-def test_the_encoder_s_gaps_may_be_stepped_per_sample():
+def test_the_gaps_of_the_encoder_can_be_solved_per_sample():
     by_row = final_hidden(None, 0.1, partial(SOLVE, stepping="per_sample"))
     torch.testing.assert_close(by_row, final_hidden(None, 0.1, SOLVE), rtol=1e-7, atol=1e-7)
 
@@ -173,8 +173,8 @@ def test_the_encoder_takes_as_many_solves_as_the_longest_series_has_observations
     model, batch = latent_ode(encoder="ode_rnn", encoder_solver="euler", encoder_step=0.99), small_batch()
     most = int(batch.mask.any(-1).sum(1).max())
     forecast = model(batch, TIMES, SOLVE)
-    assert [stats.nfe for stats in forecast.encoder] == [1] * (most + 1)
-    assert len(forecast.decoder) == 1
+    assert [stats.nfe for stats in forecast.encoder_stats] == [1] * (most + 1)
+    assert len(forecast.decoder_stats) == 1
 
 
 def test_the_encoder_takes_as_many_fixed_steps_as_the_series_that_needs_the_most():
@@ -183,6 +183,6 @@ def test_the_encoder_takes_as_many_fixed_steps_as_the_series_that_needs_the_most
     needed = []
     for seen in batch.mask.any(-1):
         gaps = batch.times[seen].diff(prepend=torch.zeros(1).double())
-        needed.append(1 + int((gaps / step).ceil().sum()))  # the first to be read has no gap before it
+        needed.append(1 + int((gaps / step).ceil().sum()))  # there is no gap before the first input
     forecast = model(batch, TIMES, SOLVE)
-    assert [stats.nfe for stats in forecast.encoder] == [1] * max(needed)
+    assert [stats.nfe for stats in forecast.encoder_stats] == [1] * max(needed)

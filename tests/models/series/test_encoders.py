@@ -1,4 +1,4 @@
-"""The recurrent encoder's own run through a network of tanh units is torch's."""
+"""The recurrent encoder's loop over tanh units gives the results of torch.nn.RNN."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_the_last_hidden_state_and_its_gradients_are_those_of_torch(kind, last):
         assert torch.allclose(a, b, atol=1e-13)
 
 
-def test_the_latent_ode_may_read_with_gated_units():
+def test_the_encoder_of_the_latent_ode_can_have_gated_units():
     batch, model = small_batch(), latent_ode(encoder="gru")
     assert isinstance(model.encoder.recurrent, nn.GRU)
     model(batch, batch.times).values.sum().backward()

@@ -18,13 +18,13 @@ def test_one_solve_serves_all_samples_series_and_times():
     model = latent_ode()
     forecast = model(small_batch(), TIMES, SOLVE, noise=noise_for(model, num_samples=3))
     assert forecast.values.shape == (3, 4, len(TIMES), 2)
-    assert len(forecast.decoder) == 1
+    assert len(forecast.decoder_stats) == 1
     for sample, series in ((0, 2), (2, 1)):
         alone = SOLVE(model.field.field, forecast.latents[sample, series, 0], TIMES).y
         torch.testing.assert_close(forecast.latents[sample, series], alone, rtol=1e-7, atol=1e-7)
 
 
-def test_on_the_union_of_times_each_series_may_take_steps_of_its_own():
+def test_on_the_union_of_times_per_sample_stepping_gives_the_same_result():
     def found(**stepping):
         model = latent_ode()
         forecast = model(small_batch(), TIMES, partial(SOLVE, **stepping), noise=noise_for(model))
@@ -33,10 +33,10 @@ def test_on_the_union_of_times_each_series_may_take_steps_of_its_own():
             loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
         )
 
-    (shared, wanted), (own, gradients) = found(), found(stepping="per_sample")
+    (shared, expected), (per_sample, gradients) = found(), found(stepping="per_sample")
     for name in ("values", "log_rates", "expected_events"):
-        torch.testing.assert_close(getattr(own, name), getattr(shared, name), rtol=1e-7, atol=1e-7)
-    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(getattr(per_sample, name), getattr(shared, name), rtol=1e-7, atol=1e-7)
+    for one, other in zip(gradients, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -52,7 +52,7 @@ def test_without_noise_the_state_starts_at_the_posterior_s_mean():
 
 
 class LinearLogRate(nn.Module):
-    """log(1 + z) of one kind."""
+    """log(1 + z), one kind of event."""
 
     def forward(self, z):
         return torch.log1p(z[..., :1])
@@ -114,7 +114,7 @@ def test_gradient_modes_agree():
         torch.testing.assert_close(continuous[name], gradient, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_augmented_dimensions_start_at_zero_and_are_read():
+def test_augmented_dimensions_start_at_zero_and_are_decoded():
     model = latent_ode(augment=2)
     latents = model(small_batch(), TIMES, SOLVE).latents
     assert latents.shape[-1] == 5
@@ -122,14 +122,14 @@ def test_augmented_dimensions_start_at_zero_and_are_read():
     assert latents[:, :, 1:, 3:].abs().min() > 0
 
 
-def test_of_a_second_order_ode_the_first_derivative_starts_as_a_map_of_the_state():
+def test_the_first_derivative_of_a_second_order_ode_starts_as_a_map_of_the_state():
     model, step = latent_ode(second_order=True), 1e-6
     times = torch.tensor([0.0, step], dtype=torch.float64)
     before, after = model(small_batch(), times, SOLVE).latents[0].unbind(1)
     torch.testing.assert_close((after - before) / step, model.velocity(before), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_of_events_alone_says_no_values():
+def test_a_model_of_events_alone_predicts_no_values():
     model = latent_ode(observations=False)
     forecast = model(small_batch(), TIMES, SOLVE)
     assert forecast.values is None

@@ -1,4 +1,4 @@
-"""The unnormalised targets: formulas, integrals, exact samples."""
+"""The unnormalised densities exp(-U): formulas, integrals, exact samples."""
 
 import math
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from odebench.data import targets
-from odebench.data.targets import TARGETS, potential_1, potential_2, potential_3, potential_4
+from odebench.data import potentials
+from odebench.data.potentials import POTENTIALS, potential_1, potential_2, potential_3, potential_4
 
-POTENTIALS = [potential_1, potential_2, potential_3, potential_4]
+DENSITIES = [potential_1, potential_2, potential_3, potential_4]
 SIZES = {"seed": 0, "samples": 10, "fresh": False, "validation": 10, "test": 4000}
 
 # Of U2 to U4 each slice along z2 is one Gaussian or two; the wall leaves a plateau of 8 with half a Gaussian each side.
@@ -31,12 +31,12 @@ def density_1(angle, radius) -> float:
 
 def test_the_normaliser_of_the_ring_is_that_of_quadrature_in_polar_coordinates():
     exact, _ = integrate.dblquad(density_1, 0, 6, 0, 2 * math.pi, epsabs=1e-9)
-    assert targets.log_normaliser(potential_1) == pytest.approx(math.log(exact), abs=1e-8)
+    assert potentials.log_normaliser(potential_1) == pytest.approx(math.log(exact), abs=1e-8)
 
 
 @pytest.mark.parametrize("potential", EXACT)
 def test_the_normaliser_of_the_waves_is_that_of_their_slices(potential):
-    assert targets.log_normaliser(potential) == pytest.approx(math.log(EXACT[potential]), abs=1e-6)
+    assert potentials.log_normaliser(potential) == pytest.approx(math.log(EXACT[potential]), abs=1e-6)
 
 
 def test_the_formulas_at_a_point():
@@ -63,7 +63,7 @@ def test_the_wall_is_nil_up_to_4():
     torch.testing.assert_close(potential_2(crests), torch.zeros(5).double())
 
 
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", DENSITIES)
 def test_density_and_gradient_are_finite_wherever_a_model_goes(potential):
     far = 10.0 ** torch.arange(-3, 8)
     side = torch.cat([-far, torch.zeros(1), far])
@@ -73,61 +73,61 @@ def test_density_and_gradient_are_finite_wherever_a_model_goes(potential):
     assert torch.autograd.grad(log_density.sum(), z)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", DENSITIES)
 def test_the_bound_of_the_rejection_holds_between_the_points_of_the_grid(potential):
-    peak = targets.peak(potential)
-    z = torch.from_numpy(targets.sample(potential, 2000, np.random.RandomState(1))).requires_grad_()
+    log_density_bound = potentials.log_density_bound(potential)
+    z = torch.from_numpy(potentials.rejection_sample(potential, 2000, np.random.RandomState(1))).requires_grad_()
     ascent = torch.optim.Adam([z], lr=0.02)
     for _ in range(60):
         ascent.zero_grad()
         (-potential(z).sum()).backward()
         ascent.step()
-    assert peak - 0.06 < potential(z).max() <= peak
+    assert log_density_bound - 0.06 < potential(z).max() <= log_density_bound
 
 
 @pytest.mark.parametrize("potential", EXACT)
 def test_samples_along_z1_are_flat_between_half_gaussians(potential):
     # Each slice has the same integral, so that z1 is distributed as the wall alone has it.
-    z1 = targets.sample(potential, 4000, np.random.RandomState(2))[:, 0]
+    z1 = potentials.rejection_sample(potential, 4000, np.random.RandomState(2))[:, 0]
     outside = 0.4 * math.sqrt(2 * math.pi) * stats.norm.cdf(z1 - np.clip(z1, -4, 4), scale=0.4)
     cdf = (outside + np.clip(z1, -4, 4) + 4) / PLATEAU
     assert stats.kstest(cdf, "uniform").pvalue > 0.01
 
 
 def test_samples_along_z2_are_gaussian_about_the_wave():
-    z1, z2 = targets.sample(potential_2, 4000, np.random.RandomState(3)).T
+    z1, z2 = potentials.rejection_sample(potential_2, 4000, np.random.RandomState(3)).T
     assert stats.kstest((z2 - np.sin(math.pi / 2 * z1)) / 0.4, "norm").pvalue > 0.01
 
 
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", DENSITIES)
 def test_the_mean_log_density_of_samples_is_minus_the_entropy(potential):
     side = torch.linspace(-7, 7, 700, dtype=torch.float64)
     values = potential(torch.cartesian_prod(side, side))
     p = (values - values.logsumexp(0)).exp()
     mean = (p * values).sum()
     std = ((p * values.square()).sum() - mean.square()).sqrt()
-    sampled = potential(torch.from_numpy(targets.sample(potential, 4000, np.random.RandomState(4))))
+    sampled = potential(torch.from_numpy(potentials.rejection_sample(potential, 4000, np.random.RandomState(4))))
     assert abs(sampled.mean() - mean) < 4 * std / math.sqrt(4000)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", POTENTIALS)
 def test_a_target_is_density_data_that_can_be_matched(name):
-    data = TARGETS[name](**SIZES)
-    data.check_target()
-    assert data.log_normaliser == targets.log_normaliser(getattr(targets, name))
-    torch.testing.assert_close(data.log_density(data.test), getattr(targets, name)(data.test))
+    data = POTENTIALS[name](**SIZES)
+    data.check_density_matching_target()
+    assert data.log_normaliser == potentials.log_normaliser(getattr(potentials, name))
+    torch.testing.assert_close(data.log_density(data.test), getattr(potentials, name)(data.test))
 
 
 def test_no_density_has_a_negative_divergence():
     """KL(q || p) of Gaussians q of many places and widths, by a grid: what a wrong normaliser would break."""
     side = torch.linspace(-7.9, 7.9, 400, dtype=torch.float64)
     z = torch.cartesian_prod(side, side)
-    for potential in POTENTIALS:
+    for potential in DENSITIES:
         divergences = []
         for centre in ([0.0, 0.0], [2.0, 0.0], [-3.0, 1.0]):
             for std in (0.4, 0.8, 1.5):
                 log_q = -((z - torch.tensor(centre)) / std).square().sum(-1) / 2
                 log_q = log_q - log_q.logsumexp(0)
-                log_p = potential(z) - targets.log_normaliser(potential) + 2 * math.log(side[1] - side[0])
+                log_p = potential(z) - potentials.log_normaliser(potential) + 2 * math.log(side[1] - side[0])
                 divergences.append((log_q.exp() * (log_q - log_p)).sum().item())
         assert min(divergences) > 0
