@@ -212,14 +212,14 @@ def _members(path: Path, letter: str) -> Iterator[tuple[str, bytes]]:
 
     Raises UsageError for an archive that cannot be read to its end, or that holds a link or a path outside its folder.
     """
-    wanted = re.compile(rf"(?:^|/)(set-{letter}/\d+\.txt|Outcomes-{letter}\.txt)$")
+    pattern = re.compile(rf"(?:^|/)(set-{letter}/\d+\.txt|Outcomes-{letter}\.txt)$")
     try:
         for name, is_plain, read in (_zip_entries if path.suffix == ".zip" else _tar_entries)(path):
             outside = name.startswith("/") or ".." in PurePosixPath(name.replace("\\", "/")).parts
             if outside or not is_plain:
                 what = "a path outside its folder" if outside else "something that is neither file nor folder"
                 raise UsageError(f"{path} is not the challenge's archive: it contains {what}, {name!r}; remove it")
-            if found := wanted.search(name):
+            if found := pattern.search(name):
                 yield found[1], read()
     except (EOFError, OSError, RuntimeError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())

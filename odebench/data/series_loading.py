@@ -61,9 +61,9 @@ def select_series(split: SeriesSplit, indices: np.ndarray | Tensor) -> SeriesSpl
 
 def has_input_and_target(split: SeriesSplit) -> Tensor:
     """Whether each series has an observation among its inputs and one among its targets: bool [N]."""
-    series_index, seen = split.series_of_points(), split.mask.any(1)
+    series_index, is_observed = split.series_of_points(), split.mask.any(1)
     roles = (split.is_input, split.is_target)
-    counts = [torch.bincount(series_index[role & seen], minlength=len(split)) for role in roles]
+    counts = [torch.bincount(series_index[role & is_observed], minlength=len(split)) for role in roles]
     return (counts[0] > 0) & (counts[1] > 0)
 
 

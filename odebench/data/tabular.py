@@ -174,8 +174,8 @@ def _split(table: np.ndarray) -> Splits:
 
 def _normalised(splits: Splits) -> Splits:
     """By the mean and standard deviation of training and validation together, as MAF has it."""
-    seen = np.concatenate(splits[:2])
-    mean, std = seen.mean(0), seen.std(0)
+    fitted = np.concatenate(splits[:2])
+    mean, std = fitted.mean(0), fitted.std(0)
     train, validation, test = ((split - mean) / std for split in splits)
     return train, validation, test
 

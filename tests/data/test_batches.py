@@ -27,7 +27,7 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
     for seed, epoch in ((3, 6), (4, 5), (5, 3)):
         assert not torch.equal(epoch_of(200, 20, seed, epoch), first)
     assert torch.equal(epoch_of(200, 20, seed=3, epoch=5), first)
-    # A batch asked for alone, as on resuming, and at another batch size, comes from the same order.
+    # A single batch, as after resuming, and one of another batch size come from the same order.
     assert torch.equal(batch_indices(200, 20, 3, 5, 7), first[7])
     assert torch.equal(epoch_of(200, 50, seed=3, epoch=5).flatten(), first.flatten())
 
@@ -40,7 +40,7 @@ def test_a_batch_can_be_changed_without_changing_the_next_call():
 
 
 @pytest.mark.parametrize(("num", "index"), [(100, 10), (100, -1), (5, 0)])
-def test_a_batch_that_the_epoch_does_not_have_is_refused(num, index):
+def test_a_batch_index_out_of_range_raises_an_error(num, index):
     with pytest.raises(IndexError, match=f"batch {index} of .* samples"):
         batch_indices(num, 10, 0, 0, index)
 
@@ -59,7 +59,7 @@ def random_images(num: int = 64, channels: int = 2, height: int = 7, width: int 
     return torch.randint(1, 256, (num, channels, height, width), dtype=torch.uint8, generator=generator)
 
 
-def test_a_crop_is_what_a_loop_over_the_images_gives():
+def test_a_crop_equals_a_loop_over_the_images():
     images, padding = random_images(), 3
     cropped = random_crop(images, padding, batch_generator(0, 1, 2))
     offsets = torch.randint(2 * padding + 1, (2, len(images)), generator=batch_generator(0, 1, 2))
@@ -69,9 +69,9 @@ def test_a_crop_is_what_a_loop_over_the_images_gives():
     assert cropped.is_contiguous()
 
 
-def test_every_offset_of_a_crop_comes_up_and_each_image_has_its_own():
+def test_every_crop_offset_occurs_and_each_image_has_its_own():
     marked = torch.zeros(4000, 1, 5, 5, dtype=torch.uint8)
-    marked[:, :, 2, 2] = 1  # stays inside for every offset, so its place in the crop tells the offset
+    marked[:, :, 2, 2] = 1  # stays inside for every offset, so its position in the crop shows the offset
     place = random_crop(marked, 2, batch_generator(0, 0, 0)).flatten(1).argmax(1)
     counts = place.bincount(minlength=25)
     assert counts.min() > 4000 / 25 / 2

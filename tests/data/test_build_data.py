@@ -1,4 +1,4 @@
-"""One door to all data sets, ours and an extension's."""
+"""build_data, for built-in data sets and those of a plugin."""
 
 import sys
 import types
@@ -29,7 +29,7 @@ def extension(monkeypatch) -> str:
     return "their_images"
 
 
-def test_the_seed_of_the_training_does_not_move_our_splits():
+def test_the_seed_of_the_training_does_not_change_the_splits():
     first, second = (build_data("mnist5k", MNIST5K, seed, []) for seed in (0, 1))
     assert first.provenance == second.provenance
     assert set(first.provenance["splits"]) == {"train", "validation", "test"}
@@ -38,7 +38,7 @@ def test_the_seed_of_the_training_does_not_move_our_splits():
     assert first.provenance["name"] == "mnist5k"
 
 
-def test_an_extensions_data_set_has_its_settings_the_seed_and_hashes(extension):
+def test_a_plugins_data_set_gets_its_settings_the_seed_and_hashes(extension):
     first, again, other = (build_data("noise", {"num": 12}, seed, [extension]) for seed in (0, 0, 1))
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.train.images, other.train.images)
@@ -51,12 +51,12 @@ def test_an_extensions_data_set_has_its_settings_the_seed_and_hashes(extension):
     assert first.crop_padding == 0
 
 
-def test_an_unknown_name_is_refused(extension):
+def test_an_unknown_name_raises_an_error(extension):
     with pytest.raises(UsageError, match="mnist5k"):
         build_data("mnist5", MNIST5K, 0, [extension])
 
 
-def test_a_density_has_the_seed_for_training_and_a_hash_a_split():
+def test_only_the_training_split_of_a_density_depends_on_the_seed_and_each_split_has_a_hash():
     first, again, other = (build_data("checkerboard", TOY, seed, []) for seed in (0, 0, 1))
     assert isinstance(first, DensityData)
     assert first.provenance == again.provenance
@@ -77,7 +77,7 @@ SERIES = {
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_series_tell_where_they_come_from_how_they_were_split_and_their_hashes(name):
+def test_the_provenance_of_series_has_source_split_and_hashes(name):
     first, again = (build_data(name, SERIES[name], seed, []) for seed in (0, 1))
     assert first.provenance == again.provenance
     assert first.provenance.items() >= {"name": name, "left_out": {}}.items()
@@ -93,12 +93,12 @@ def test_series_tell_where_they_come_from_how_they_were_split_and_their_hashes(n
         }
 
 
-def test_what_is_no_data_is_refused(extension):
+def test_a_wrong_return_type_raises_an_error(extension):
     with pytest.raises(UsageError, match="nonsense returned int"):
         build_data("nonsense", {"num": 3}, 0, [extension])
 
 
-def test_every_image_data_set_of_ours_takes_the_same_settings():
+def test_all_built_in_image_data_sets_take_the_same_settings():
     for name in ("mnist", "fashion_mnist", "mnist5k"):
         loader = DATA[name]
         assert set(loader.__kwdefaults__ or {}) == set()

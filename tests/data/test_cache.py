@@ -1,4 +1,4 @@
-"""Arrays kept on disk: whole or not at all, and never executed."""
+"""Arrays cached on disk: written atomically, and loaded without executing code."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ def test_a_file_that_is_damaged_or_holds_objects_counts_as_absent(tmp_path, dama
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "empty":
         path.write_bytes(b"")
-    elif damage == "method":  # of compression, one that there is not
+    elif damage == "method":  # an unknown compression method
         content = bytearray(path.read_bytes())
         content[content.index(b"PK\x01\x02") + 10] = 0x63
         path.write_bytes(content)
@@ -38,7 +38,7 @@ def test_a_file_that_is_damaged_or_holds_objects_counts_as_absent(tmp_path, dama
     assert load_arrays(tmp_path / "absent.npz") is None
 
 
-def test_a_folder_that_takes_no_files_is_no_error_and_gets_none(tmp_path):
+def test_a_folder_that_is_not_writable_is_no_error(tmp_path):
     path = tmp_path / "a.npz"
     path.mkdir()
     save_arrays(path, {"x": np.arange(3)})

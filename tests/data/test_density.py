@@ -1,4 +1,4 @@
-"""Density data: what is refused, and which samples follow the seed."""
+"""Density data: invalid data, and which samples depend on the seed."""
 
 import math
 from functools import partial
@@ -41,14 +41,14 @@ def test_no_two_splits_share_samples():
     assert len(whole.unique(dim=0)) == len(whole)
 
 
-def test_fresh_samples_follow_their_random_state_and_a_fixed_set_has_none():
+def test_fresh_samples_depend_on_their_random_state_and_a_fixed_set_has_none():
     draw = sampled(NORMAL, seed=0, std=2.0, **SIZES).draw
     assert torch.equal(draw(50, np.random.RandomState(3)), draw(50, np.random.RandomState(3)))
     assert draw(50, np.random.RandomState(3)).std().item() == pytest.approx(2, rel=0.2)
     assert sampled(NORMAL, seed=0, std=1.0, **(SIZES | {"fresh": False})).draw is None
 
 
-def test_the_facts_of_a_split_tell_its_samples_apart():
+def test_the_hash_of_a_split_depends_on_its_samples():
     facts, other = (sampled(NORMAL, seed=seed, std=1.0, **SIZES).split_provenance() for seed in (0, 1))
     assert facts["train"] | {"sha256": None} == {"samples": 30, "shape": [2], "sha256": None}
     assert facts["train"]["sha256"] != other["train"]["sha256"]
@@ -70,12 +70,12 @@ def test_the_facts_of_a_split_tell_its_samples_apart():
     ],
     ids=["float64", "two shapes", "scalars", "empty", "nan", "no normaliser", "shape", "minus infinity", "nan density"],
 )
-def test_what_is_no_density_data_is_refused(changes, line):
+def test_invalid_density_data_raise_an_error(changes, line):
     with pytest.raises(UsageError, match=line):
         data(**changes)
 
 
-def test_a_target_must_be_finite_beyond_its_samples():
+def test_the_log_density_must_be_finite_beyond_the_samples():
     with_density(normal).check_density_matching_target()
     hole = partial(torch.where, input=torch.tensor(0.0), other=torch.tensor(-math.inf))
     walled = with_density(lambda x: hole(x.norm(dim=-1) < 4.5))

@@ -1,4 +1,4 @@
-"""The hopper: kept runs are read, cut and scaled; without them and the simulator one line says what to install."""
+"""The hopper: cached runs are loaded, cut and scaled; without cache and simulator an error says what to install."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ HAS_SIMULATOR = importlib.util.find_spec("dm_control") is not None
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A data root that keeps thirty made-up runs; six are for test."""
+    """A data root with a cache of thirty synthetic runs; six are for test."""
     monkeypatch.setattr(module, "NUM_RUNS", 30)
     monkeypatch.setattr(module, "NUM_TEST", 6)
     (tmp_path / "Hopper").mkdir()
@@ -32,7 +32,7 @@ def load(root, **changed):
 
 
 def unscaled(values):
-    """Values as the simulator gave them, by the extremes of the runs that are not for test."""
+    """Values before scaling by the extremes of the runs that are not for test."""
     return values * np.abs(HIGH) + LOW
 
 
@@ -54,7 +54,7 @@ def test_interpolation_takes_a_hundred_steps_in_a_row_of_each_run(root):
     assert data.redraw(0, 0).shape == data.train.is_input.shape
 
 
-def test_extrapolation_takes_the_whole_run_and_asks_for_its_second_half(root):
+def test_extrapolation_takes_the_whole_run_with_its_second_half_as_targets(root):
     data = load(root, mode="extrapolation", observed=1.0)
     assert np.allclose(unscaled(data.test.values.view(6, 200, 14).numpy()), RUNS[24:], atol=1e-4)
     assert torch.equal(data.test.is_input.view(6, 200), (torch.arange(200) < 100).expand(6, 200))
@@ -62,7 +62,7 @@ def test_extrapolation_takes_the_whole_run_and_asks_for_its_second_half(root):
     assert data.span == 1
 
 
-def test_the_scale_is_that_of_the_runs_that_are_not_for_test(root):
+def test_the_scale_comes_from_the_runs_that_are_not_for_test(root):
     data = load(root, mode="extrapolation", validation=10, train_limit=2)
     assert torch.equal(data.test.values, load(root, mode="extrapolation").test.values)
     together = torch.cat([load(root, mode="extrapolation").splits()[name].values for name in ("train", "validation")])
@@ -77,7 +77,7 @@ def test_the_provenance_names_the_simulator_and_hashes_the_runs(root):
 
 
 @pytest.mark.parametrize("state", ["absent", "cut short", "of another shape"])
-def test_without_kept_runs_and_simulator_one_line_says_what_to_install(root, monkeypatch, state):
+def test_without_cached_runs_and_simulator_the_error_says_what_to_install(root, monkeypatch, state):
     path = root / "Hopper" / "hopper-stand-30x200.npz"
     if state == "absent":
         path.unlink()
@@ -96,7 +96,7 @@ def test_without_kept_runs_and_simulator_one_line_says_what_to_install(root, mon
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_SIMULATOR, reason='dm_control is not installed: pip install -e ".[hopper]"')
-def test_simulated_runs_are_kept_and_start_as_published(tmp_path, monkeypatch):
+def test_simulated_runs_are_cached_and_start_as_published(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NUM_RUNS", 5)
     runs, provenance = load_or_simulate(tmp_path)
     assert runs.shape == (5, 200, 14)

@@ -1,4 +1,4 @@
-"""Data sets of images: what does not fit together is told before a training."""
+"""Data sets of images: inconsistent splits raise an error."""
 
 import pytest
 import torch

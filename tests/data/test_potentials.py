@@ -23,7 +23,7 @@ EXACT = {
 
 
 def density_1(angle, radius) -> float:
-    """exp(-U1), written out, times the radius."""
+    """exp(-U1) in polar coordinates, times the radius."""
     z1 = radius * math.cos(angle)
     sides = math.exp(-(((z1 - 2) / 0.6) ** 2) / 2) + math.exp(-(((z1 + 2) / 0.6) ** 2) / 2)
     return radius * math.exp(-(((radius - 2) / 0.4) ** 2) / 2) * sides
@@ -58,13 +58,13 @@ def test_the_wall_is_smooth_at_4_and_closes_both_sides(potential):
     assert (potential(torch.tensor([[-8.0, 0.0], [8.0, 0.0]])) < -45).all()
 
 
-def test_the_wall_is_nil_up_to_4():
+def test_the_wall_is_zero_up_to_4():
     crests = torch.tensor([[z1, math.sin(math.pi / 2 * z1)] for z1 in (-4, -3, 0, 1, 4)], dtype=torch.float64)
     torch.testing.assert_close(potential_2(crests), torch.zeros(5).double())
 
 
 @pytest.mark.parametrize("potential", DENSITIES)
-def test_density_and_gradient_are_finite_wherever_a_model_goes(potential):
+def test_density_and_gradient_are_finite_everywhere_in_the_box(potential):
     far = 10.0 ** torch.arange(-3, 8)
     side = torch.cat([-far, torch.zeros(1), far])
     z = torch.cartesian_prod(side, side).requires_grad_()
@@ -74,20 +74,20 @@ def test_density_and_gradient_are_finite_wherever_a_model_goes(potential):
 
 
 @pytest.mark.parametrize("potential", DENSITIES)
-def test_the_bound_of_the_rejection_holds_between_the_points_of_the_grid(potential):
-    log_density_bound = potentials.log_density_bound(potential)
+def test_the_log_density_bound_holds_between_the_points_of_the_grid(potential):
+    bound = potentials.log_density_bound(potential)
     z = torch.from_numpy(potentials.rejection_sample(potential, 2000, np.random.RandomState(1))).requires_grad_()
     ascent = torch.optim.Adam([z], lr=0.02)
     for _ in range(60):
         ascent.zero_grad()
         (-potential(z).sum()).backward()
         ascent.step()
-    assert log_density_bound - 0.06 < potential(z).max() <= log_density_bound
+    assert bound - 0.06 < potential(z).max() <= bound
 
 
 @pytest.mark.parametrize("potential", EXACT)
 def test_samples_along_z1_are_flat_between_half_gaussians(potential):
-    # Each slice has the same integral, so that z1 is distributed as the wall alone has it.
+    # Each slice has the same integral, so the distribution of z1 depends on the wall alone.
     z1 = potentials.rejection_sample(potential, 4000, np.random.RandomState(2))[:, 0]
     outside = 0.4 * math.sqrt(2 * math.pi) * stats.norm.cdf(z1 - np.clip(z1, -4, 4), scale=0.4)
     cdf = (outside + np.clip(z1, -4, 4) + 4) / PLATEAU
@@ -111,7 +111,7 @@ def test_the_mean_log_density_of_samples_is_minus_the_entropy(potential):
 
 
 @pytest.mark.parametrize("name", POTENTIALS)
-def test_a_target_is_density_data_that_can_be_matched(name):
+def test_a_potential_is_a_target_for_density_matching(name):
     data = POTENTIALS[name](**SIZES)
     data.check_density_matching_target()
     assert data.log_normaliser == potentials.log_normaliser(getattr(potentials, name))
@@ -119,7 +119,7 @@ def test_a_target_is_density_data_that_can_be_matched(name):
 
 
 def test_no_density_has_a_negative_divergence():
-    """KL(q || p) of Gaussians q of many places and widths, by a grid: what a wrong normaliser would break."""
+    """KL(q || p) of Gaussians q with several centres and widths; a wrong normaliser would make some negative."""
     side = torch.linspace(-7.9, 7.9, 400, dtype=torch.float64)
     z = torch.cartesian_prod(side, side)
     for potential in DENSITIES:

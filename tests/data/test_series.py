@@ -1,4 +1,4 @@
-"""Irregular series: batches on the union of times, honest masks, and what is seen against what is asked."""
+"""Irregular series: batches on the union of times, masks, inputs and targets."""
 
 import dataclasses
 
@@ -69,7 +69,7 @@ def test_a_batch_is_the_union_of_its_series_times():
 
 
 @pytest.mark.parametrize("role", ["is_input", "is_target"])
-def test_a_batch_holds_every_point_of_its_role_and_nothing_else(role):
+def test_a_batch_contains_exactly_the_points_of_its_role(role):
     pool = assign_roles(random_pool(), "extrapolation", span=2.0)
     indices = torch.tensor([7, 3, 3, 30, 12])
     batch = (pool.inputs if role == "is_input" else pool.targets)(indices)
@@ -86,7 +86,7 @@ def test_a_batch_holds_every_point_of_its_role_and_nothing_else(role):
 
 
 @pytest.mark.parametrize("hidden", [1e9, float("nan"), float("inf")])
-def test_what_stands_behind_the_mask_changes_nothing(hidden):
+def test_values_outside_the_mask_change_nothing(hidden):
     pool = random_pool()
     other = dataclasses.replace(pool, values=pool.values.masked_fill(~pool.mask, hidden))
     everything = torch.arange(len(pool))
@@ -117,13 +117,13 @@ def test_an_observed_value_a_label_or_a_role_changes_the_hash():
     ],
     ids=["repeated", "backwards", "not a number", "infinite"],
 )
-def test_times_that_do_not_increase_are_refused_with_the_series(times, shown):
+def test_the_error_about_times_that_do_not_increase_names_the_series(times, shown):
     with pytest.raises(UsageError, match=f"^{shown}$"):
         series_from_arrays([3, 3], np.array(times), np.ones((6, 1)))
 
 
 @pytest.mark.parametrize("lengths", [[0, 2, 0, 2, 0], [2, 2]], ids=["empty ones between", "side by side"])
-def test_times_may_fall_only_from_one_series_to_the_next(lengths):
+def test_times_may_decrease_only_from_one_series_to_the_next(lengths):
     series_from_arrays(lengths, np.array([0.0, 2.0, 0.0, 1.0]), np.ones((4, 1)))
     with pytest.raises(UsageError, match="go backwards"):
         series_from_arrays(lengths, np.array([2.0, 0.0, 0.0, 1.0]), np.ones((4, 1)))
@@ -146,13 +146,13 @@ def test_times_may_fall_only_from_one_series_to_the_next(lengths):
         ({"truth": torch.full((4, 1), torch.nan)}, "the truth is not finite"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(change, named):
+def test_inconsistent_fields_raise_an_error(change, named):
     split = series_from_arrays([2, 2], np.array([0.0, 1.0, 0.0, 1.0]), np.ones((4, 1)))
     with pytest.raises(UsageError, match=named):
         dataclasses.replace(split, **change)
 
 
-def test_selected_series_keep_all_they_have():
+def test_selected_series_keep_all_their_fields():
     pool = random_pool()
     chosen = select_series(pool, np.array([5, 39, 0, 5]))
     assert chosen.ids.tolist() == [105, 139, 100, 105]
@@ -163,7 +163,7 @@ def test_selected_series_keep_all_they_have():
 
 
 def sparse_pool():
-    """Two points at 0 and 1, none, one at 0, one at 1, and two that nobody observed."""
+    """Series with points at 0 and 1, without points, with one at 0, with one at 1, and with two unobserved points."""
     return series_from_arrays(
         [2, 0, 1, 1, 2],
         np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]),
@@ -173,7 +173,7 @@ def sparse_pool():
 
 
 @pytest.mark.parametrize(("mode", "ids"), [("interpolation", [0, 2, 3]), ("extrapolation", [0])])
-def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_counted(mode, ids):
+def test_series_without_inputs_or_targets_are_dropped_and_counted(mode, ids):
     pool = assign_roles(sparse_pool(), mode, span=1.0)
     data = drop_unobserved_series(SeriesData(pool, pool, select_series(pool, np.array(ids)), 1.0, ("a",)))
     assert [split.ids.tolist() for split in data.splits().values()] == [ids] * 3
@@ -182,12 +182,12 @@ def test_series_with_nothing_to_encode_or_to_compare_with_are_kept_out_and_count
     assert data.note == f"series dropped: {left_out.popitem()[1]} with nothing to encode or to compare with"
 
 
-def test_a_point_of_which_no_value_was_observed_is_no_observation():
+def test_a_point_without_observed_values_is_no_observation():
     pool = dataclasses.replace(sparse_pool(), is_input=torch.ones(6, dtype=torch.bool))
     assert has_input_and_target(pool).tolist() == [True, False, True, True, False]
 
 
-def test_a_split_of_series_without_an_observation_alone_is_refused():
+def test_a_split_without_any_observed_series_raises_an_error():
     pool = assign_roles(sparse_pool(), "extrapolation", span=1.0)
     data = SeriesData(pool, select_series(pool, np.array([2, 3])), pool, 1.0, ("a",))
     with pytest.raises(UsageError, match="the validation series have no inputs"):
@@ -204,7 +204,7 @@ def test_where_all_series_are_observed_nothing_changes():
     assert data.train is pool
 
 
-def test_interpolation_asks_for_all_and_extrapolation_for_the_second_half():
+def test_the_targets_are_all_points_in_interpolation_and_the_second_half_in_extrapolation():
     pool = random_pool()
     both = assign_roles(pool, "interpolation", span=2.0)
     assert torch.equal(both.is_input, pool.mask.any(1))
@@ -215,17 +215,17 @@ def test_interpolation_asks_for_all_and_extrapolation_for_the_second_half():
 
 
 @pytest.mark.parametrize("observed", [0.1, 0.29, 1.0, 0])
-def test_drawn_inputs_are_the_wanted_number_of_the_observed_points(observed):
+def test_drawn_inputs_are_the_given_number_of_observed_points(observed):
     pool = random_pool()
     drawn = draw_inputs(pool, observed, np.random.RandomState(0))
     assert not (drawn & ~pool.is_input).any()
     for begin, end in zip(pool.offsets[:-1], pool.offsets[1:], strict=True):
         there = int(pool.is_input[begin:end].sum())
-        wanted = observed if isinstance(observed, int) else min(there, max(1, int(there * observed)))
-        assert drawn[begin:end].sum() == wanted
+        expected = observed if isinstance(observed, int) else min(there, max(1, int(there * observed)))
+        assert drawn[begin:end].sum() == expected
 
 
-def test_a_share_is_not_lost_to_rounding():
+def test_a_fraction_is_not_affected_by_rounding():
     pool = series_from_arrays([100], np.arange(100.0), np.ones((100, 1)))
     assert draw_inputs(pool, 0.29, np.random.RandomState(0)).sum() == 29  # 100 * 0.29 < 29 in floating point
 
@@ -236,13 +236,13 @@ def test_every_point_is_drawn_equally_often():
     assert (counts - 1200).abs().max() < 4 * (4000 * 0.3 * 0.7) ** 0.5
 
 
-def test_more_points_than_there_are_is_one_line():
+def test_more_points_than_a_series_has_raise_an_error():
     pool = series_from_arrays([4, 3], np.arange(7.0), np.ones((7, 1)), ids=np.array([8, 9]))
     with pytest.raises(UsageError, match=r"^data\.observed=4: series 9 has only 3 points$"):
         draw_inputs(pool, 4, np.random.RandomState(0))
 
 
-def test_the_limits_of_the_split_do_not_move_the_drawn_points():
+def test_the_drawn_points_do_not_depend_on_the_limits_of_the_split():
     pool = random_pool()
     order = np.random.RandomState(1).permutation(40)
     drawn = {}
@@ -257,7 +257,7 @@ def test_the_limits_of_the_split_do_not_move_the_drawn_points():
     assert first != [drawn[number] for number in other["test"].ids.tolist()]
 
 
-def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
+def test_redrawn_inputs_differ_between_epochs_and_are_reproducible():
     pool = random_pool()
     drawn = make_splits(pool, hold_out_series(np.arange(40), 10, 5, None), 0.3)
     data = drop_unobserved_series(SeriesData(**drawn, span=2.0, channels=("a", "b", "c"), num_classes=2))
@@ -276,7 +276,7 @@ def test_redrawn_inputs_are_others_each_epoch_and_the_same_again():
     assert "redraw" not in make_splits(pool, hold_out_series(np.arange(40), 10, 5, None))
 
 
-def test_held_out_series_are_disjoint_and_a_smaller_limit_takes_some_of_a_larger():
+def test_held_out_series_are_disjoint_and_a_smaller_limit_gives_a_subset():
     order = np.random.RandomState(0).permutation(50)
     train, validation, test = hold_out_series(order, 10, 5, None)
     assert sorted([*train, *validation, *test]) == list(range(50))
@@ -290,12 +290,12 @@ def test_held_out_series_are_disjoint_and_a_smaller_limit_takes_some_of_a_larger
     ("validation", "limit", "named"),
     [(0, None, "data.validation=0"), (40, None, "data.validation=40"), (5, 36, "data.train_limit=36"), (5, 0, "=0")],
 )
-def test_splits_that_the_series_cannot_give_are_refused(validation, limit, named):
+def test_splits_of_impossible_sizes_raise_an_error(validation, limit, named):
     with pytest.raises(UsageError, match=named):
         hold_out_series(np.arange(50), 10, validation, limit)
 
 
-def test_scaling_takes_the_smallest_observed_value_as_0_and_the_largest_as_the_unit():
+def test_scaling_subtracts_the_smallest_observed_value_and_divides_by_the_largest():
     values = np.array([[5.0, 1e6, 7.0, 3.0], [9.0, -2.0, 7.0, 3.0], [7.0, 2.0, 7.0, 3.0]])
     mask = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]], dtype=bool)
     split = series_from_arrays([3], np.arange(3.0), values, mask=mask)
@@ -306,7 +306,7 @@ def test_scaling_takes_the_smallest_observed_value_as_0_and_the_largest_as_the_u
     torch.testing.assert_close(scale_values(split, low, high).values, expected)
 
 
-def test_data_whose_parts_disagree_are_refused():
+def test_inconsistent_splits_raise_an_error():
     pool = random_pool()
     parts = {"train": pool, "validation": pool, "test": pool, "span": 2.0}
     SeriesData(**parts, channels=("a", "b", "c"), num_classes=2)
@@ -321,16 +321,16 @@ def test_data_whose_parts_disagree_are_refused():
             SeriesData(**parts | {"test": nothing}, channels=("a", "b", "c"), num_classes=2)
 
 
-def test_the_facts_of_the_splits_are_their_sizes_and_hashes():
+def test_the_provenance_of_the_splits_has_their_sizes_and_hashes():
     pool = random_pool()
     data = SeriesData(pool, pool, select_series(pool, np.arange(3)), 2.0, ("a", "b", "c"), num_classes=2)
-    facts = data.split_provenance()
-    assert facts["train"] == {"series": 40, "points": len(pool.times), "dim": 3, "sha256": pool.sha256()}
-    assert facts["test"]["series"] == 3
-    assert facts["test"]["sha256"] != facts["validation"]["sha256"]
+    provenance = data.split_provenance()
+    assert provenance["train"] == {"series": 40, "points": len(pool.times), "dim": 3, "sha256": pool.sha256()}
+    assert provenance["test"]["series"] == 3
+    assert provenance["test"]["sha256"] != provenance["validation"]["sha256"]
 
 
-def test_the_truth_is_asked_only_where_it_is_known():
+def test_noiseless_values_raise_an_error_where_they_are_unknown():
     pool = dataclasses.replace(random_pool(), truth=None)
     with pytest.raises(ValueError, match="not known"):
         pool.noiseless(torch.tensor([0]))

