@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_version_is_told_once_however_often_it_is_loaded(run
     assert "  patience: null\n" in text
     (older / "settings.yaml").write_text(text.replace("  patience: null\n", ""))
     study_run(older, [[f"tol={tol}", "gradient=adjoint"] for tol in (0.1, 0.01)], gradients=True)
-    assert caplog.text.count("was made before these settings were known") == 1
+    assert caplog.text.count("was made before these settings existed") == 1
 
 
 def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
