@@ -1,4 +1,4 @@
-"""Read one choice of a group, such as a model or a solver: ours by its dataclass, a plugin's by its signature."""
+"""Read one choice of a group, such as a model or a solver: odebench's own by its dataclass, a plugin's by its signature."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -16,7 +16,7 @@ from odebench.ode.methods import METHODS
 def read_choice(
     group: str, node: Mapping[str, Any], builtin: Mapping[str, type], modules: Any, config_dir: str | None = None
 ) -> Any:
-    """A choice by its name: one of ours, checked by its dataclass, or a plugin's, by its signature."""
+    """A choice by its name: one of odebench's, checked by its dataclass, or a plugin's, by its signature."""
     name = node.get("name")
     if isinstance(name, str) and name in builtin:
         return read_dataclass(builtin[name], node, f"{group}.")

@@ -15,7 +15,7 @@ from odebench.errors import UsageError, unknown_name
 
 
 def read_settings(config: DictConfig) -> Settings:
-    """Types, ranges and cross-checks of a composed config; UsageError names the key and the way out."""
+    """Types, ranges and cross-checks of a composed config; UsageError names the key and the remedy."""
     refuse_resolvers(config)
     _check_budget(config)
     raw = resolved(config)
