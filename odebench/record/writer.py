@@ -295,7 +295,7 @@ def check_folder_is_free(folder: Path) -> None:
     if not names <= _FILES_BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
         told = f"{folder} is not empty;"
         if reader.is_run(folder):
-            way_out = f"go on with that run (odebench resume {shlex.quote(str(folder))}) or"
+            way_out = f"resume that run (odebench resume {shlex.quote(str(folder))}) or"
             told = f"{folder} holds a run that is done;" if _status(folder) == "done" else f"{told} {way_out}"
         raise UsageError(f"{told} give another run_dir", "run_dir")
 

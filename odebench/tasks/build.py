@@ -1,4 +1,4 @@
-"""From settings to a model and to the solve it is called with."""
+"""Build the model and the solver that the settings choose."""
 
 import dataclasses
 import inspect
@@ -23,33 +23,32 @@ from odebench.ode.arguments import TooManyStepsError
 from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
 
-# Of a field's largest rate: less is round-off, which on GPUs may differ from one evaluation to the next.
+# Relative to the field's largest value: smaller differences are round-off, which on GPUs varies between evaluations.
 _MAX_RELATIVE_ROUND_OFF = 1e-2
 
 
 def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Module:
-    """The model that the settings name, initialised from torch's random state.
+    """Build the model that the settings name, initialised from torch's random state.
 
-    facts: what the data fixes (in_channels, num_classes, shape, ...); a constructor gets those that it names.
+    data_properties: in_channels, num_classes, shape, ...; the constructor gets those that are among its parameters.
     """
     model = cast(Callable[..., nn.Module], lookup("MODELS", settings.model.name, MODELS, settings.extensions))
-    named = inspect.signature(model).parameters
-    return model(
-        **{name: fact for name, fact in data_properties.items() if name in named}, **options_of(settings.model)
-    )
+    parameters = inspect.signature(model).parameters
+    arguments = {name: value for name, value in data_properties.items() if name in parameters}
+    return model(**arguments, **options_of(settings.model))
 
 
 class ConfiguredSolver:
-    """The engine's ``solve`` with the solver and the gradient mode that the settings choose.
+    """``ode.solve`` with the solver and the gradient mode of the settings.
 
-    Called as solve(f, y0, t, **more); raises Diverged where the solve fails. With ``first_step="warm"`` each solve with
-    a graph starts with the step that the last one's first error would have allowed; ``warm_step`` is its size and part
-    of a training's checkpoint.
+    Called as solve(f, y0, t, **options); raises Diverged if the solve fails. With ``first_step="warm"`` each solve with
+    a graph starts with the step size that the first error estimate of the last solve allowed; checkpoints hold this
+    ``warm_step``.
 
-    differentiable: the solves are for training. dynamics: the settings of its regularised dynamics: training solves
-    add their terms to the loss; evaluations, which get them only where they are to be measured, carry the integrals.
+    differentiable: whether the solves are for training. dynamics: the settings of the regularised dynamics. Training
+    solves add their integrals to the loss; evaluation solves only measure them, and get them only for that.
 
-    Raises UsageError for choices that the engine has no combination of.
+    Raises UsageError for a combination of choices that the solver does not support.
     """
 
     def __init__(
@@ -83,12 +82,12 @@ class ConfiguredSolver:
             "compile": solver.compile,
             "group": dist.group.WORLD if solver.sync_steps and differentiable and dist.is_initialized() else None,
         }
-        # null is the engine's own default.
+        # null stands for the default of ode.solve.
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         self._check_combination(solver.name, differentiable)
 
     def _check_combination(self, name: str, differentiable: bool) -> None:
-        """UsageError where the engine has no such combination of choices, told before anything runs."""
+        """Raise UsageError, before anything runs, if the solver does not support this combination of choices."""
         y0 = torch.ones(2, 1, requires_grad=differentiable)
         options = self._options | {"compile": False, "max_steps": 100_000, "group": None}
         with torch.set_grad_enabled(differentiable):
@@ -97,67 +96,66 @@ class ConfiguredSolver:
             except ValueError as error:
                 raise UsageError(f"solver={name}: {error}") from error
 
-    def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **more: Any) -> ode.Solution:
-        """See ``odebench.ode.solve``. Raises UsageError for a field that is another at every evaluation, and for fixed
-        steps that are more than max_steps."""
-        # A function may be new at every solve; its code is not.
-        tried = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
-        if tried not in self._checked_fields:
-            _check_is_deterministic(f, y0, times_as_tensor(t), more.get("args", ()))
-            self._checked_fields.add(tried)
-        options = self._options | more
+    def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> ode.Solution:
+        """See ``odebench.ode.solve``. Raises UsageError for a field that is not deterministic, and for more fixed steps
+        than max_steps."""
+        # Each solve may pass a new function object, but its code object stays the same.
+        checked = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
+        if checked not in self._checked_fields:
+            _check_is_deterministic(f, y0, times_as_tensor(t), options.get("args", ()))
+            self._checked_fields.add(checked)
+        all_options = self._options | options
         trains = self._differentiable and torch.is_grad_enabled()
         if trains and self._dynamics.steer:
             t = self._dynamics.with_random_end(t)
         if self._stop_at_times:
-            options["step_t"] = t
+            all_options["step_t"] = t
         measures = not self._differentiable
         solve = self._regularised if trains or measures else ode.solve
-        warm = self._warm and torch.is_grad_enabled() and "first_step" not in more
+        warm = self._warm and torch.is_grad_enabled() and "first_step" not in options
         if warm:
-            options["first_step"] = self.warm_step
+            all_options["first_step"] = self.warm_step
         try:
-            solution = solve(f, y0, t, **options)
+            solution = solve(f, y0, t, **all_options)
         except ode.SolveError as error:
-            self.pop_penalty()  # else that of this step's other solves would be part of the next one's
+            self.pop_penalty()  # otherwise the penalty of this step's other solves would count in the next step
             hint = "; a smaller optim.lr may help" if trains and error.outcome.status is ode.Status.non_finite else ""
             raise Diverged(f"{error}{hint}") from error
-        except TooManyStepsError as error:  # how long a solve is, the model says
-            line = f"solver.step_size={options['step_size']:g}: {error}"
+        except TooManyStepsError as error:  # only the model knows the time span
+            line = f"solver.step_size={all_options['step_size']:g}: {error}"
             raise UsageError(line, "solver.step_size", "solver.max_steps") from error
         if warm:
             self.warm_step = solution.stats.warm_step
         return solution
 
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """What the dynamics of the solves since the last call add to the loss, None where nothing, and the values of
-        their integrals by tag."""
+        """Return and reset the penalty of all solves since the last call (None if there is none) and its integrals by
+        tag."""
         return self._regularised.pop_penalty()
 
 
 @torch.no_grad()
 def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
-    """UsageError for a field that draws random numbers at the start of a solve, or gives another result when it is
-    evaluated there again: all evaluations of a solve must be of one function, or error control sees the noise and
-    takes ever smaller steps."""
+    """Raise UsageError if the field draws random numbers, or changes between two evaluations at the same point: error
+    control would take the noise for an error and shrink the steps without end."""
     try:
         refuse_layers_in_training_mode(f)
     except ValueError as error:
         raise UsageError(f"model: {error}", "model") from error
     state = tree_leaves(y0)[0]
     start, before = t.select(-1, 0).to(state.device, state.real.dtype), _random_state(state.device)
-    once, again = (tree_leaves(f(start, y0, *unwrap_rows(args))) for _ in range(2))
-    differ = (not _nearly_equal(*pair) for pair in zip(once, again, strict=True))
+    first, second = (tree_leaves(f(start, y0, *unwrap_rows(args))) for _ in range(2))
+    differ = (not _nearly_equal(*pair) for pair in zip(first, second, strict=True))
     if not torch.equal(_random_state(state.device), before) or any(differ):
         raise UsageError(
-            "model: its vector field draws noise and is another at every evaluation, and within a solve all must be of "
-            "one; draw the noise once, before the solve, and hand it over as args=(noise,)",
+            "model: its vector field draws noise, so that it differs between the evaluations of one solve; draw the "
+            "noise once, before the solve, and pass it as args=(noise,)",
             "model",
         )
 
 
 def _random_state(device: torch.device) -> Tensor:
-    """Of the host, and of the device."""
+    """Concatenate the random states of the host and of the device."""
     host = torch.get_rng_state()
     return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
 

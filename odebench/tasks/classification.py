@@ -22,10 +22,10 @@ from odebench.tasks.task import Loss, add_penalty
 
 
 class ClassificationTask:
-    """Images to classes by cross-entropy. See ``odebench.tasks.Task`` for what each part means."""
+    """Classify images with the cross-entropy loss; see ``odebench.tasks.Task`` for the methods."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError where the data is missing, or smaller than a batch."""
+        """Raises UsageError if the data is missing or smaller than a batch."""
         trainer = settings.trainer
         data = build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions)
         if not isinstance(data, ImageData):
@@ -70,7 +70,7 @@ class ClassificationTask:
         return images, labels
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
-        """Mean cross-entropy over the batch."""
+        """Compute the mean cross-entropy over the batch."""
         images, labels = batch
         logits, solves = self._logits(self.model.train(), images, self._solve)
         value = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
@@ -80,20 +80,20 @@ class ClassificationTask:
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """loss, accuracy with the ends of its 95 % Wilson interval, images, and nfe, the mean over batches."""
+        """Compute loss, accuracy with the ends of its 95 % Wilson interval, images, and nfe (mean over batches)."""
         model = (model or self.model).eval()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        right, nfe = 0, []
+        num_correct, nfe = 0, []
         for images, labels in self._batches(self._splits[split]):
             logits, solves = self._logits(model, images, self._eval_solve)
             loss += F.cross_entropy(logits, labels, reduction="sum")
-            right += int((logits.argmax(1) == labels).sum())
+            num_correct += int((logits.argmax(1) == labels).sum())
             nfe.append(sum(stats.nfe for stats in solves))
         num = len(self._splits[split])
-        low, high = binomtest(right, num).proportion_ci(method="wilson")
+        low, high = binomtest(num_correct, num).proportion_ci(method="wilson")
         metrics = {
             "loss": loss.item() / num,
-            "accuracy": right / num,
+            "accuracy": num_correct / num,
             "low": low,
             "high": high,
             "images": num,
@@ -106,7 +106,7 @@ class ClassificationTask:
         self._splits[split] = ImageSplit(part.images[:num], part.labels[:num])
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Accuracy, with its interval where that is among the numbers, and loss."""
+        """Format accuracy (with its interval if the metrics have it) and loss."""
         accuracy = f"{100 * metrics['accuracy']:.2f} %"
         if "low" in metrics:
             low, high = (f"{100 * metrics[end]:.2f}" for end in ("low", "high"))
@@ -115,7 +115,7 @@ class ClassificationTask:
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """index, label, prediction and its probability for each image of a split, in the data set's order."""
+        """Return index, label, prediction and its probability for each image of a split, in the data set's order."""
         probabilities = [
             self._logits(self.model.eval(), images, self._eval_solve)[0].softmax(1)
             for images, _ in self._batches(self._splits[split])
@@ -130,29 +130,29 @@ class ClassificationTask:
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         return self._logits(self.model.eval(), self._splits[split].images[:num], self._eval_solve)[0]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
-        """The confusion matrix of the validation images, and the steps of a solve over a batch of them."""
+        """Draw the confusion matrix of the validation images, and the steps of one solve over a batch of them."""
         rows = self.predict("validation")
         counts = np.zeros((self._num_classes, self._num_classes), dtype=int)
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
         figures = {"confusion": confusion_matrix(counts)}
         images, _ = next(self._batches(self._splits["validation"]))
         _, solves = self._logits(self.model.eval(), images, self._eval_solve)
-        if solves and solves[0].step_sizes:  # rows of their own steps keep none
+        if solves and solves[0].step_sizes:  # per-sample stepping stores none
             sizes = solves[0].step_sizes
             figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """The warm first step."""
+        """Return the warm first step."""
         return {"warm_step": self._solve.warm_step if self._solve else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the warm first step."""
+        """Restore the warm first step."""
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 

@@ -13,7 +13,7 @@ from odebench.models.series import LatentODE
 
 
 def check_density_data(data: Any, settings: Settings) -> None:
-    """UsageError for data without a density, without the one that the loss needs, or of less than a batch."""
+    """Raise UsageError if the data has no density, lacks the one that the loss needs, or is smaller than a batch."""
     name, batch_size = settings.data.name, settings.trainer.batch_size
     if not isinstance(data, DensityData | ImageData):
         raise UsageError(f"data={name}: density estimation needs DensityData or ImageData")
@@ -29,8 +29,7 @@ def check_density_data(data: Any, settings: Settings) -> None:
 
 
 def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
-    """UsageError for a model without what is asked of it, or under which the density would be of something else than
-    the data."""
+    """Raise UsageError if the model lacks a method that the loss needs, or would not model the density of the data."""
     name = settings.model.name
     if not hasattr(model, "log_prob"):
         raise UsageError(
@@ -39,22 +38,22 @@ def check_density_model(model: Any, data: DensityData | ImageData, settings: Set
     if settings.loss.name == "flow_matching":
         if not hasattr(model, "velocity"):
             raise UsageError(f"loss=flow_matching: {name} has no velocity field; choose model=cnf")
-        # Of a flow that is not ODEs alone it tells.
+        # Raises UsageError for a flow that has other layers than ODEs.
         model.velocity(torch.zeros(()), torch.zeros(1, *model.shape))
     if isinstance(data, ImageData):
         if data.crop_padding:
-            raise UsageError("data.augment=true: a density is that of the images as they are; set data.augment=false")
+            raise UsageError("data.augment=true: density estimation needs unaugmented images; set data.augment=false")
         return
     logit = getattr(settings.model, "logit", None)
     if logit and not all(x.min() >= 0 and x.max() <= 1 for x in data.splits().values()):
         raise UsageError(
-            f"model.logit={logit:g}: it is for numbers in [0, 1], which those of data={settings.data.name} leave; "
+            f"model.logit={logit:g}: it needs values in [0, 1], and data={settings.data.name} has others; set "
             "model.logit=null"
         )
 
 
 def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None:
-    """UsageError for a loss, or data, that a model of series cannot be trained with."""
+    """Raise UsageError if a time series model cannot be trained with this loss or this data."""
     name, is_latent = settings.model.name, model.latent_dim > 0
     fitting = "elbo" if is_latent else "autoregressive"
     if settings.loss.name != fitting:
@@ -64,19 +63,18 @@ def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None
         train = data.train
         if not (isinstance(model, LatentODE) and (train.is_input & train.is_target).any()):
             raise UsageError(
-                "loss.consistency: needs model=latent_ode and series of which the same times are encoded and asked "
-                "for; set it to 0"
+                "loss.consistency: needs model=latent_ode and series whose inputs are also targets; set it to 0"
             )
     if model.classifier is not None and data.num_classes != 2:
         raise UsageError(
-            f"model.classify=true: needs series with labels of two classes, which data={settings.data.name} has not"
+            f"model.classify=true: needs series with labels of two classes; data={settings.data.name} has none"
         )
     has_events = getattr(model, "rates", None) is not None
     if model.noise_std is None and not has_events:
         raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
-    # Their likelihood is also one of their absence at all times that it is not told of.
+    # The likelihood of events also counts the absence of events at all other times.
     if has_events and any((split.is_input & ~split.is_target).any() for split in data.splits().values()):
         raise UsageError(
-            f"model.events=true: events of data={settings.data.name} that are encoded are not asked for, as if "
-            "there were none; set data.mode=interpolation, or model.events=false"
+            f"model.events=true: data={settings.data.name} has input events that are no targets, and the "
+            "loss would count them as absent; set data.mode=interpolation, or model.events=false"
         )

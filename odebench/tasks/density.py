@@ -1,4 +1,4 @@
-"""Density estimation: data sets and unnormalised targets, by models that are invertible maps of a known base."""
+"""Density estimation of data sets and of unnormalised target densities, with invertible maps of a base density."""
 
 import itertools
 import math
@@ -32,13 +32,13 @@ from odebench.tasks.task import Loss, add_penalty
 
 
 class DensityTask:
-    """Densities by maximum likelihood, density matching or flow matching, all evaluated alike.
+    """Fit a density by maximum likelihood, density matching or flow matching; the evaluation is the same for all.
 
-    See ``odebench.tasks.Task`` for what each part means.
+    See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError where the data is missing, and for what ``compatibility`` refuses."""
+        """Raises UsageError if the data is missing, or if data, loss and model do not fit together."""
         trainer = settings.trainer
         data = cast(Any, build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions))
         check_density_data(data, settings)
@@ -52,7 +52,7 @@ class DensityTask:
         self.steps_per_epoch = len(self._train) // self.batch_size
         shape = tuple(self._train.shape[1:])
         self._num_dims = math.prod(shape)
-        # Every likelihood that is reported has the exact trace where it can be had, whatever the training used.
+        # Reported likelihoods use the exact trace if it is affordable, whatever the training used.
         self._trace_method = "exact" if self._num_dims <= EXACT_TRACE_LIMIT else None
         model = build_model(settings, {"shape": shape})
         check_density_model(model, data, settings)
@@ -86,18 +86,20 @@ class DensityTask:
         return any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules())
 
     def batch(self, step: int) -> Tensor:
-        """Samples [B, *shape]: of the data, fresh where it draws them; of the base for density matching."""
-        place = divmod(step, self.steps_per_epoch)
+        """Return samples [B, *shape]: of the data (new ones if it can draw them), or of the base (density matching)."""
+        epoch_and_index = divmod(step, self.steps_per_epoch)
         if self._loss == "density_matching":
-            return self.model.base_sample(self.batch_size, batch_generator(self._seed, *place)).to(self._device)
+            return self.model.base_sample(self.batch_size, batch_generator(self._seed, *epoch_and_index)).to(
+                self._device
+            )
         draw = getattr(self._data, "draw", None)
         if draw is not None:
-            return draw(self.batch_size, batch_random_state(self._seed, *place)).to(self._device)
-        chosen = batch_indices(len(self._train), self.batch_size, self._seed, *place).to(self._device)
-        return self._as_floats(self._train[chosen], batch_generator(self._seed, *place))
+            return draw(self.batch_size, batch_random_state(self._seed, *epoch_and_index)).to(self._device)
+        chosen = batch_indices(len(self._train), self.batch_size, self._seed, *epoch_and_index).to(self._device)
+        return self._as_floats(self._train[chosen], batch_generator(self._seed, *epoch_and_index))
 
     def loss(self, batch: Tensor) -> Loss:
-        """The loss of the settings, in nats a sample (a mean square for flow matching)."""
+        """Compute the loss of the settings, in nats per sample (a mean square for flow matching)."""
         model = self.model.train()
         if self._loss == "flow_matching":
             value = flow_matching_loss(model, batch, **self._loss_options)
@@ -115,9 +117,9 @@ class DensityTask:
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """nll_nats with its standard error and the samples it was had from, the loss, bits_per_dim of images, kl_nats
-        where the target's density is known, NFE of likelihood and sampling, samples_per_s, and trace_std_nats, of the
-        first batch, where the model's trace is an estimate."""
+        """Compute nll_nats with its standard error and number of samples, the loss, bits_per_dim of images, kl_nats if
+        the target's density is known, NFE of likelihood and sampling, samples_per_s, and, if the model estimates the
+        trace, trace_std_nats of the first batch."""
         model = (model or self.model).eval()
         log_prob, nfe = self._log_prob(model, split, self._trace_method)
         nll = -log_prob.mean().item()
@@ -135,7 +137,7 @@ class DensityTask:
         if self._estimates_trace(model):
             estimate, _ = self._log_prob(model, split, "hutchinson", num_batches=1)
             error = estimate - log_prob[: len(estimate)]
-            # Against another estimate, where there is no exact trace, the variance is twice as large.
+            # Without an exact trace the difference is between two estimates and has twice the variance.
             scale = 1.0 if self._trace_method == "exact" else 0.5
             metrics["trace_std_nats"] = (scale * error.square().mean()).sqrt().item()
         return metrics | self._sampling_metrics(model)
@@ -145,7 +147,7 @@ class DensityTask:
         self._splits[split] = self._splits[split][:num]
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """What was reached, the loss's own measure first, and what it takes to sample."""
+        """Format divergence and likelihoods, the one that the loss optimises first, and the cost of sampling."""
         rows = []
         if "kl_nats" in metrics:
             rows.append(("KL", f"{metrics['kl_nats']:.4f} nats{_format_std_error(metrics, 'kl_std_error')}"))
@@ -161,13 +163,13 @@ class DensityTask:
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """index and log_prob_nats for each sample of a split, in the data set's order."""
+        """Return index and log_prob_nats for each sample of a split, in the data set's order."""
         log_prob, _ = self._log_prob(self.model.eval(), split, self._trace_method)
         return {"index": list(range(len(log_prob))), "log_prob_nats": [round(x, 6) for x in log_prob.tolist()]}
 
     @torch.no_grad()
     def sample(self, num: int, seed: int) -> Tensor:
-        """So many samples of the model [num, *shape], by a seed of their own."""
+        """Draw samples of the model [num, *shape] with a generator of this seed."""
         generator = torch.Generator().manual_seed(seed)
         model = self.model.eval()
         counts = [min(self._eval_batch_size, num - start) for start in range(0, num, self._eval_batch_size)]
@@ -175,7 +177,7 @@ class DensityTask:
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Log-likelihoods; where these have an estimated trace, the samples' images in the base."""
+        """Return log-likelihoods; if their trace is estimated, the samples mapped to the base instead."""
         model = self.model.eval()
         x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
         solved = model.log_prob if self._trace_method else model.to_base
@@ -183,35 +185,35 @@ class DensityTask:
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure | bytes]:
-        """Target, model density and samples; the transformation in time, as a strip and as a GIF; samples of images."""
+        """Draw target, model density and samples, and the transformation over time (strip and GIF); or images."""
         test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
         return density_figures(self.model.eval(), self._eval_solve, test, normalised)
 
     def state_dict(self) -> dict[str, Any]:
-        """The warm first step."""
+        """Return the warm first step."""
         return {"warm_step": self._solve.warm_step if self._solve else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the warm first step."""
+        """Restore the warm first step."""
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-        """log q(x) [B], x and the solves' statistics, x being the images of base samples z [B, *shape]."""
+        """Map base samples z [B, *shape] to x; return log q(x) [B], x and the statistics of the solves."""
         x, log_det, solves = model.from_base(z, solve)
         return model.base_log_prob(z) - log_det, x, solves
 
     def _kl(self, model: Any, split: str) -> tuple[float, float]:
-        """KL(q || p) by samples of the model, of each split its own and the same each time, and its standard error."""
+        """Estimate KL(q || p) and its standard error from samples of the model, with a fixed seed per split."""
         generator = torch.Generator().manual_seed(SPLITS.index(split))
         z = model.base_sample(len(self._splits[split]), generator).to(self._device)
-        gaps = []
+        log_ratios = []
         for part in z.split(self._eval_batch_size):
             log_q, x, _ = self._push_forward(model, part, self._eval_solve)
-            gaps.append(log_q - self._log_density(x))
-        gap = torch.cat(gaps).double()
-        return gap.mean().item() + self._log_normaliser(), _std_error(gap)
+            log_ratios.append(log_q - self._log_density(x))
+        log_ratio = torch.cat(log_ratios).double()
+        return log_ratio.mean().item() + self._log_normaliser(), _std_error(log_ratio)
 
     def _log_normaliser(self) -> float:
         return self._data.log_normaliser if isinstance(self._data, DensityData) else 0.0  # type: ignore[return-value]
@@ -219,19 +221,19 @@ class DensityTask:
     def _log_prob(
         self, model: Any, split: str, trace: str | None, num_batches: int | None = None
     ) -> tuple[Tensor, list[int]]:
-        """log p [N] of a split's samples, or of its first batches, and the NFE of each batch."""
-        found, nfe = [], []
+        """Compute log p [N] of a split's samples, or of its first batches, and the NFE of each batch."""
+        log_probs, nfe = [], []
         for x in itertools.islice(self._batches(split), num_batches):
             log_prob, solves = model.log_prob(x, self._eval_solve, trace)
-            found.append(log_prob)
+            log_probs.append(log_prob)
             nfe.append(sum(stats.nfe for stats in solves))
-        return torch.cat(found).double(), nfe
+        return torch.cat(log_probs).double(), nfe
 
     def _likelihood_metrics(self, nll: Any) -> dict[str, Any]:
-        """The negative log-likelihood in nats, and of images in bits a dimension."""
+        """Return the negative log-likelihood in nats and, of images, in bits per dimension."""
         if not isinstance(self._data, ImageData):
             return {"nll_nats": nll}
-        # The density is that of intensities in [0, 1]; the bits are those of their 256 levels.
+        # The density is of intensities in [0, 1]; bits count their 256 levels.
         return {"nll_nats": nll, "bits_per_dim": nll / (self._num_dims * math.log(2)) + 8}
 
     def _sampling_metrics(self, model: Any) -> dict[str, float]:
@@ -260,24 +262,24 @@ def _format_std_error(metrics: Mapping[str, float], name: str) -> str:
 
 
 def _std_error(values: Tensor) -> float:
-    """Of the mean of values [n]; NaN of one alone."""
+    """Return the standard error of the mean of values [n]; NaN for a single value."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
 def flow_matching_loss(model: Any, x1: Tensor, coupling: str, sigma: float) -> Tensor:
-    """The mean square of T v(tT, x_t) - (x1 - x0) at x_t = (1 - t) x0 + t x1 + sigma eps, a scalar.
+    """Compute the mean square of T v(tT, x_t) - (x1 - x0) at x_t = (1 - t) x0 + t x1 + sigma eps, a scalar.
 
     x1: data [B, *shape]; x0 is drawn from the model's base, t uniformly in [0, 1], T is the model's end time (Lipman et
     al. 2023; Tong et al. 2024, independent coupling). With coupling "optimal_transport" data and noise of the batch are
-    paired by the transport of the least total squared distance (Tong et al. 2024, minibatch OT).
+    paired so that their total squared distance is least (Tong et al. 2024, minibatch OT).
     """
     num = len(x1)
     x0 = model.base_sample(num).to(x1)
     if coupling == "optimal_transport":
         x0 = x0[transport_plan(x0, x1)]
     t = torch.rand(num, device=x1.device, dtype=x1.dtype)
-    share = t.view(num, *[1] * (x1.ndim - 1))
-    x_t = (1 - share) * x0 + share * x1
+    weight = t.view(num, *[1] * (x1.ndim - 1))
+    x_t = (1 - weight) * x0 + weight * x1
     if sigma:
         x_t = x_t + sigma * torch.randn_like(x_t)
     velocity = model.end_time * model.velocity(t * model.end_time, x_t)
@@ -285,6 +287,6 @@ def flow_matching_loss(model: Any, x1: Tensor, coupling: str, sigma: float) -> T
 
 
 def transport_plan(x0: Tensor, x1: Tensor) -> Tensor:
-    """For each row of x1 [B, *shape] the row of x0 that optimal transport pairs it with, int64 [B]."""
+    """Return for each row of x1 [B, *shape] the row of x0 that optimal transport pairs with it, int64 [B]."""
     cost = torch.cdist(x1.flatten(1), x0.flatten(1)).square()
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x1.device)

@@ -1,4 +1,4 @@
-"""Pictures of a density model: tensors to the arrays that ``odebench.plots`` draws."""
+"""Figures of a density model: convert its tensors to the arrays that ``odebench.plots`` draws."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,9 @@ NUM_IMAGES = 50
 def density_figures(
     model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None
 ) -> dict[str, Figure | bytes]:
-    """Figures, and GIFs as bytes, by name; of data that are neither in the plane nor images, none.
+    """Draw figures, and GIFs as bytes, by name; none for data that is neither two-dimensional nor images.
 
-    samples: [N, *shape], of the test split. log_density: of the target, normalised, where it is known.
+    samples: [N, *shape], of the test split. log_density: of the target, normalised, or None if it is unknown.
     """
     if samples.shape[1:] == (2,):
         return _planar_figures(model, solve, samples, log_density)
@@ -40,14 +40,14 @@ def _planar_figures(
     limits = (-half_width, half_width)
     grid = torch.from_numpy(density.grid_points(limits, GRID_SIZE)).to(samples)
     modelled = model.log_prob(grid, solve, "exact")[0].cpu().numpy()
-    drawn, _ = model.sample(NUM_SAMPLES, solve, torch.Generator().manual_seed(0))
+    generated, _ = model.sample(NUM_SAMPLES, solve, torch.Generator().manual_seed(0))
     if log_density is None:
         target = density.histogram(samples.cpu().numpy(), limits, density.num_bins(len(samples)))
     else:
         target = log_density(grid).cpu().numpy()
     base = model.base_sample(NUM_PARTICLES, torch.Generator().manual_seed(0)).to(samples)
     figures: dict[str, Figure | bytes] = {
-        "density": density.density_comparison(target, modelled, drawn.cpu().numpy(), limits),
+        "density": density.density_comparison(target, modelled, generated.cpu().numpy(), limits),
         "transformation": animation.frame_strip(
             _frames(model, solve, base, NUM_STRIP_FRAMES), limits, "From the base to the data"
         ),
@@ -62,7 +62,7 @@ def _planar_figures(
 def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Frame]:
     times = np.linspace(0.0, float(model.end_time), num).tolist()
     states, _ = model.path(base, times, solve)
-    name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE a layer is a unit of time
+    name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE each layer takes one unit of time
     return [animation.Frame(f"{name} {t:.3g}", state.cpu().numpy()) for t, state in zip(times, states, strict=True)]
 
 
@@ -73,10 +73,10 @@ def _velocities(model: Any, limits: density.Limits, like: Tensor) -> tuple[list[
 
 
 def _image_figures(model: Any, solve: Any, images: Tensor) -> dict[str, Figure | bytes]:
-    drawn, _ = model.sample(len(images), solve, torch.Generator().manual_seed(0))
+    generated, _ = model.sample(len(images), solve, torch.Generator().manual_seed(0))
     base, _, _ = model.to_base(images[:10], solve)
-    back, _, _ = model.from_base(base, solve)
+    reconstructed, _, _ = model.from_base(base, solve)
     return {
-        "samples": image_grid.image_grid(drawn.cpu().numpy(), "Samples of the model"),
-        "reconstructions": image_grid.image_pairs(images[:10].cpu().numpy(), back.cpu().numpy()),
+        "samples": image_grid.image_grid(generated.cpu().numpy(), "Samples of the model"),
+        "reconstructions": image_grid.image_pairs(images[:10].cpu().numpy(), reconstructed.cpu().numpy()),
     }

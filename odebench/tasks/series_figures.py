@@ -1,4 +1,4 @@
-"""Pictures of what a model makes of irregular series."""
+"""Figures of a model's forecasts of irregular series."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from odebench.models.series import Forecast
 from odebench.plots import series as plots
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
-# How far pictures go beyond the data, in spans, where no truth says.
+# Figures end at this multiple of the data's time span if there is no ground truth.
 EXTRAPOLATION_FACTOR = 1.25
 
 Forecaster = Callable[[Tensor, Tensor], Forecast]
@@ -20,34 +20,35 @@ Forecaster = Callable[[Tensor, Tensor], Forecast]
 def series_figures(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
 ) -> dict[str, Figure]:
-    """The first series of a split: reconstructed and continued, and their rates of events; latent paths; and the error
-    against time where the truth is known at the same times for all.
+    """Draw the first series of a split, reconstructed and extrapolated, and their event rates; the latent paths; and
+    the error over time if the ground truth is known at the same times for all series.
 
-    forecast: of series by their indices [B], at times [T]. window: first and last time of what the model can see.
+    forecast: maps series indices [B] and times [T] to a Forecast. window: first and last time of the model's inputs.
     """
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
     if shown := _reconstruct_series(data, split, first, forecast, window):
         figures |= _reconstruction_figures(data, split, shown)
-    # At even times, not at those of events: where there are few, the rate is low.
-    some, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
-    said = forecast(some, times)
-    if said.log_rates is not None:
-        log_rates = said.log_rates
+    # At evenly spaced times, not at event times: events are rare where the rate is low.
+    indices, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
+    prediction = forecast(indices, times)
+    if prediction.log_rates is not None:
+        log_rates = prediction.log_rates
         figures["rates"] = plots.rates_over_time(
             [_inferred_rate(data, split, i, times, log_rates[:, i]) for i in first]
         )
-    if said.latents is not None and said.latents.shape[-1] > 1:
-        labels = None if split.labels is None else split.labels[some].cpu().numpy()
+    if prediction.latents is not None and prediction.latents.shape[-1] > 1:
+        labels = None if split.labels is None else split.labels[indices].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
-        figures["latents"] = plots.latent_paths(said.latents[0].cpu().numpy(), labels, names)
+        figures["latents"] = plots.latent_paths(prediction.latents[0].cpu().numpy(), labels, names)
     return figures | _error_figure(split, forecast, window)
 
 
 def examples(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
-    """The first series of each label, or the first where there are no labels; none of a model that says no values."""
+    """Return the first series of each label (or the first series) with predictions; none if the model predicts no
+    values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
     return _reconstruct_series(
         data, split, [int((labels == label).nonzero()[0]) for label in labels.unique()], forecast, window
@@ -57,14 +58,14 @@ def examples(
 def _reconstruct_series(
     data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
-    """These series reconstructed and continued, each by a forecast of its own."""
+    """Reconstruct and extrapolate these series, with one forecast each."""
     shown = []
     for index in indices:
-        one = torch.tensor([index])
-        times = split.noiseless(one).times if split.truth is not None else _even_times(data, split)
-        values = forecast(one, times).values
+        position = torch.tensor([index])
+        times = split.noiseless(position).times if split.truth is not None else _even_times(data, split)
+        values = forecast(position, times).values
         if values is not None:
-            shown.append(_predicted_series(split, one, times, values[:, 0], window))
+            shown.append(_predicted_series(split, position, times, values[:, 0], window))
     return shown
 
 
@@ -75,42 +76,44 @@ def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
 def _reconstruction_figures(
     data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]
 ) -> dict[str, Figure]:
-    """In the plane where there are two channels, else against time, those channels that were observed most often."""
+    """Draw two channels in the plane; otherwise the most often observed channels over time."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
     chosen = split.mask.sum(0).argsort(descending=True, stable=True)[:NUM_CHANNELS].tolist()
     return {
         "series": plots.series_over_time(
-            [_select_channels(one, chosen) for one in shown], [data.channels[i] for i in chosen]
+            [_select_channels(series, chosen) for series in shown], [data.channels[i] for i in chosen]
         )
     }
 
 
-def _select_channels(one: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
-    """These channels alone."""
-    return one._replace(
-        predictions=one.predictions[..., channels],
-        observed=one.observed._replace(values=one.observed.values[:, channels]),
-        truth=None if one.truth is None else one.truth[:, channels],
-        held_out=None if one.held_out is None else one.held_out._replace(values=one.held_out.values[:, channels]),
+def _select_channels(series: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
+    """Keep only these channels."""
+    return series._replace(
+        predictions=series.predictions[..., channels],
+        observed=series.observed._replace(values=series.observed.values[:, channels]),
+        truth=None if series.truth is None else series.truth[:, channels],
+        held_out=None
+        if series.held_out is None
+        else series.held_out._replace(values=series.held_out.values[:, channels]),
     )
 
 
 def _predicted_series(
-    split: SeriesSplit, one: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
+    split: SeriesSplit, position: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
 ) -> plots.PredictedSeries:
-    inputs, targets = split.inputs(one), split.targets(one)
+    inputs, targets = split.inputs(position), split.targets(position)
     is_held_out = ~torch.isin(targets.times, inputs.times)
     held_out = SeriesBatch(
         targets.times[is_held_out], targets.values[:, is_held_out], targets.mask[:, is_held_out], None
     )
     return plots.PredictedSeries(
-        label=f"series {int(split.ids[one])}",
+        label=f"series {int(split.ids[position])}",
         times=times.cpu().numpy(),
         predictions=values.cpu().numpy(),
         observed=_observations(inputs),
         window=window,
-        truth=split.noiseless(one).values[0].cpu().numpy() if split.truth is not None else None,
+        truth=split.noiseless(position).values[0].cpu().numpy() if split.truth is not None else None,
         held_out=_observations(held_out) if len(held_out.times) else None,
     )
 
@@ -124,13 +127,13 @@ def _inferred_rate(
     data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor
 ) -> plots.InferredRate:
     """log_rates: [S, T, E] of the series with this index."""
-    one = torch.tensor([index])
+    position = torch.tensor([index])
     return plots.InferredRate(
-        label=f"series {int(split.ids[one])}",
+        label=f"series {int(split.ids[position])}",
         times=times.cpu().numpy(),
         rates=log_rates.exp().sum(-1).cpu().numpy(),
-        events=split.targets(one).times.cpu().numpy(),
-        truth=None if data.rate is None else data.rate(split.ids[one], times)[0].cpu().numpy(),
+        events=split.targets(position).times.cpu().numpy(),
+        truth=None if data.rate is None else data.rate(split.ids[position], times)[0].cpu().numpy(),
     )
 
 

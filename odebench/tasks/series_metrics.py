@@ -1,4 +1,4 @@
-"""What a forecast of irregular series is measured by: sums over batches, and the numbers that they make."""
+"""Metrics of forecasts of irregular series: sums over batches, and the means of these sums."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from odebench.models.series import Forecast
 from odebench.tasks.series_losses import kl_from_prior, log_likelihood, reduce_series
 
 Sums = dict[str, tuple[float, float]]
-"""By name, the sum of what is averaged and how many there are."""
+"""By name: the sum of the averaged values and their number."""
 
 
 def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None) -> Sums:
-    """nll_nats, the mean over latent samples, and kl_nats, where there is a latent variable: a series."""
+    """Sums over series of nll_nats (mean over latent samples) and, of models with a latent variable, kl_nats."""
     num = len(targets.values)
     likelihood = log_likelihood(forecast, targets, noise_std, "sum").mean(0)
     sums: Sums = {"nll_nats": (-likelihood.double().sum().item(), num)}
@@ -24,8 +24,8 @@ def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor 
 
 
 def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
-    """Squared errors of the mean prediction of values [S, B, T, D]: mse, over all numbers alike, and mse_per_feature,
-    the mean of each series' feature, then over features and series (Rubanova et al. 2019)."""
+    """Sums of squared errors of the mean prediction of values [S, B, T, D]: mse over all observations, and
+    mse_per_feature, averaged per series and feature, then over features and series (Rubanova et al. 2019)."""
     squares = _squared_errors(values, targets)
     return {
         "mse": (squares.double().sum().item(), int(targets.mask.sum())),
@@ -34,8 +34,8 @@ def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
 
 
 def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
-    """Squared errors in the window that a model can see and after it, the roots of whose means are
-    rmse_interpolation and rmse_extrapolation."""
+    """Sums of squared errors within the window of the model's inputs (rmse_interpolation) and after it
+    (rmse_extrapolation)."""
     squares = _squared_errors(values, targets).double()
     later = targets.times > window_end
     parts = {"interpolation": ~later, "extrapolation": later}
@@ -46,7 +46,8 @@ def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -
 
 
 def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
-    """Means of the sums of all batches, roots of them where the name says so; nothing where there was nothing."""
+    """Turn the sums of all batches into means, and into their roots for rmse; quantities without values are left
+    out."""
     totals: dict[str, tuple[float, float]] = {}
     for batch in sums:
         for name, (value, count) in batch.items():
@@ -60,13 +61,13 @@ def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def label_metrics(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
-    """accuracy, and auc where both labels occur, from logits [S, B] and labels [B] of each batch; the probability is
-    the mean over latent samples."""
+    """Compute accuracy, and auc if both labels occur, from logits [S, B] and labels [B] of each batch; probabilities
+    are means over latent samples."""
     probability = torch.cat([batch.sigmoid().mean(0) for batch in logits]).cpu()
     truth = torch.cat(list(labels)).cpu()
     metrics = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}
     if 0 < truth.sum() < len(truth):
-        from sklearn.metrics import roc_auc_score  # takes seconds
+        from sklearn.metrics import roc_auc_score  # importing it takes seconds
 
         metrics["auc"] = float(roc_auc_score(truth.numpy(), probability.numpy()))
     return metrics

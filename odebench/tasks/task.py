@@ -10,10 +10,10 @@ from odebench.ode import Stats
 
 
 class Loss(NamedTuple):
-    """What a training step minimises, and what is known about it.
+    """The loss of a training batch, with its metrics and the statistics of its solves.
 
-    value: scalar with its graph. numbers: by tag, scalars or tensors. solves: the statistics of each solve;
-    their backward halves are filled by ``value.backward()``.
+    value: scalar with its graph. metrics: by tag, scalars or tensors. solves: one ``Stats`` per solve;
+    ``value.backward()`` fills in their statistics of the backward pass.
     """
 
     value: Tensor
@@ -22,10 +22,10 @@ class Loss(NamedTuple):
 
 
 def add_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
-    """The loss with the integrals that the regularised dynamics of its solves add, where there are such.
+    """Add the integrals of the regularised dynamics to a loss, if the settings ask for them.
 
-    solve: the task's ``ChosenSolve`` for training, or None. num_dims: over how many dimensions the loss is a sum, where
-    the integrals are means: so their weights stand against the loss of one, as published.
+    solve: the task's ``ConfiguredSolver`` for training, or None. num_dims: the number of dimensions that the loss sums
+    over. The integrals are means over dimensions, so their weights apply to the loss per dimension, as published.
     """
     penalty, values = solve.pop_penalty() if solve is not None else (None, {})
     if penalty is None:
@@ -35,10 +35,10 @@ def add_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
 
 
 class Task(Protocol):
-    """A model, its data and its loss. Batches are a function of the step alone, so that resuming needs no state.
+    """A model, its data and its loss. Batches depend on the step alone, so that resuming needs no state.
 
-    steps_per_epoch: optimiser steps from one validation to the next. note: one line for the user, may be empty.
-    provenance: of the data. measured: which quantities of ``QUANTITIES`` each validation gives.
+    steps_per_epoch: optimiser steps between two validations. note: one line for the user, may be empty.
+    provenance: of the data. quantities: which of ``layout.QUANTITIES`` each validation measures.
     """
 
     model: nn.Module
@@ -51,35 +51,35 @@ class Task(Protocol):
     def quantities(self) -> Sequence[str]: ...
 
     def batch(self, step: int) -> Any:
-        """The training batch of an optimiser step, on the device."""
+        """Return the training batch of an optimiser step, on the device."""
 
     def loss(self, batch: Any) -> Loss:
-        """The loss of a batch, with a graph."""
+        """Compute the loss of a batch, with a graph."""
 
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Numbers of a split ("train", "validation", "test"), by the second half of their tag (accuracy, loss, nfe).
+        """Compute the metrics of a split ("train", "validation", "test"), named by the second half of their tag (nfe).
 
-        model: evaluated in place of the task's own (the average of its weights, say).
+        model: evaluated instead of the task's own model (for example the average of its weights).
         """
 
     def limit_split(self, split: str, num: int) -> None:
-        """Keep of a split its first `num` samples alone; training batches stay as they are."""
+        """Evaluate only the first `num` samples of a split from now on; training batches do not change."""
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """What ``evaluate`` gave, in words for the screen: name and text, the headline first."""
+        """Format the metrics of ``evaluate`` as (name, text) rows for the terminal, the most important one first."""
 
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Columns of what the model says of each sample of a split."""
+        """Return columns with the model's prediction for each sample of a split."""
 
     def outputs(self, split: str, num: int) -> Tensor:
-        """What the model says of the first `num` samples of a split, by the evaluation's solver, in the dtype of its
-        parameters. It may draw from torch's global random state."""
+        """Compute the model's outputs for the first `num` samples of a split with the evaluation solver, in the dtype
+        of its parameters. May draw from torch's global random state."""
 
     def figures(self) -> Mapping[str, Figure | bytes]:
-        """Pictures of what the model does, by name; GIFs as bytes."""
+        """Draw what the model does: figures by name; GIFs as bytes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training carries from step to step besides the model: plain numbers."""
+        """Return the state that training carries from step to step besides the model: plain numbers."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""

@@ -1,4 +1,4 @@
-"""Irregular time series: reconstructed, continued, and classified."""
+"""Irregular time series: reconstruction, extrapolation and classification."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -41,17 +41,17 @@ from odebench.tasks.series_metrics import (
 from odebench.tasks.task import Loss, add_penalty
 
 NUM_RATE_TIMES = 101
-# The latest time, as a share of the span, at which encoder and solution are compared: something must come after it.
+# The latest time, as a fraction of the span, at which encoder and solution are compared: inputs must follow it.
 MAX_CONSISTENCY_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
 class SeriesTrainingBatch:
-    """inputs are encoded, targets compared with. noise: [S, B, L]. kl_weight: of the epoch.
+    """Series with their inputs, which are encoded, and their targets. noise: [S, B, L]. kl_weight: of the epoch.
 
-    consistency_time: one of the targets' times, from which on the inputs are encoded once more; None: they are not.
-    num_compared: how many series have such inputs; of a share, its part of the whole batch's, so that the mean of the
-    shares' consistency terms is that of the batch.
+    consistency_time: one of the targets' times; the inputs from it on are encoded a second time (None: they are not).
+    num_compared: number of series with such inputs; a shard gets its fraction of the whole batch's number, so that the
+    mean of the shards' consistency terms is the batch's.
     """
 
     inputs: SeriesBatch
@@ -62,7 +62,7 @@ class SeriesTrainingBatch:
     num_compared: float = 0.0
 
     def rows(self, rows: slice) -> "SeriesTrainingBatch":
-        """Some of the series: one process's share."""
+        """Select some of the series: the shard of one process."""
         inputs, targets = self.inputs.rows(rows), self.targets.rows(rows)
         noise = None if self.noise is None else self.noise[:, rows]
         num_compared = self.num_compared * len(inputs) / len(self.inputs)
@@ -70,13 +70,13 @@ class SeriesTrainingBatch:
 
 
 class TimeSeriesTask:
-    """Series by the evidence lower bound, or one observation after the other; evaluated alike.
+    """Fit series with the evidence lower bound or autoregressively; the evaluation is the same.
 
-    See ``odebench.tasks.Task`` for what each part means.
+    See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError where the data is missing, smaller than a batch, or has not what the model needs."""
+        """Raises UsageError if the data is missing, smaller than a batch, or lacks what the model needs."""
         trainer, name = settings.trainer, settings.data.name
         data = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
         if not isinstance(data, SeriesData):
@@ -84,7 +84,7 @@ class TimeSeriesTask:
         self._data = data
         self.note, self.provenance = data.note, data.provenance
         self._splits = {split: series.to(device) for split, series in data.splits().items()}
-        # Of each split, how many series evaluations are of.
+        # The number of series to evaluate, by split.
         self._counts = {split: len(series) for split, series in self._splits.items()}
         self._loss_options = options_of(settings.loss)
         self._device, self._seed = device, settings.seed
@@ -128,7 +128,7 @@ class TimeSeriesTask:
         return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
 
     def batch(self, step: int) -> SeriesTrainingBatch:
-        """Series, with fresh inputs each epoch where the data redraws them."""
+        """Return series, with new inputs in each epoch if the data redraws them."""
         epoch, index = divmod(step, self.steps_per_epoch)
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
@@ -144,7 +144,7 @@ class TimeSeriesTask:
         return dataclasses.replace(batch, consistency_time=since, num_compared=num_compared)
 
     def loss(self, batch: SeriesTrainingBatch) -> Loss:
-        """The negative of the bound, and of the label's log-likelihood where there is one."""
+        """Compute the negative lower bound, plus the negative log-likelihood of the labels if there are any."""
         model, targets = self.model.train(), batch.targets
         try:
             forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
@@ -158,8 +158,8 @@ class TimeSeriesTask:
         tagged: dict[str, Any] = {f"train/{name}": number for name, number in metrics.items()}
         solves = forecast.encoder_stats + forecast.decoder_stats
         if batch.consistency_time is not None:
-            term, more = self._consistency(model, forecast, batch, batch.consistency_time)
-            value, solves = value + self._loss_options["consistency"] * term, solves + more
+            term, encoder_stats = self._consistency(model, forecast, batch, batch.consistency_time)
+            value, solves = value + self._loss_options["consistency"] * term, solves + encoder_stats
             tagged["task/consistency"] = term.detach()
         tagged |= {"train/loss": value.detach()}
         if forecast.posterior is not None:
@@ -168,16 +168,16 @@ class TimeSeriesTask:
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """loss, the divergence in full; nll_nats, kl_nats, elbo_nats a series; mse, mse_per_feature, rmse_interpolation
-        and rmse_extrapolation of the mean prediction, these against the truth where it is known; rate_rmse where the
-        rate is, and constant_rate_rmse, that of each series' events spread evenly; accuracy and auc of labels; nfe a
-        batch, encoder_nfe and decoder_nfe; series, how many."""
+        """Compute loss (with the full KL divergence); nll_nats, kl_nats, elbo_nats per series; mse and mse_per_feature
+        of the mean prediction; its rmse_interpolation and rmse_extrapolation, against the ground truth if it is known;
+        rate_rmse if the true rate is known, and constant_rate_rmse, of each series' number of events spread evenly;
+        accuracy and auc of labels; nfe per batch, encoder_nfe and decoder_nfe; series, their number."""
         model = (model or self.model).eval()
         series = self._splits[split]
         sums, logits, labels = [], [], []
         for indices in self._batches(split):
-            forecast, targets, found = self._forecast_and_sums(model, series, indices)
-            sums.append(found | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
+            forecast, targets, batch_sums = self._forecast_and_sums(model, series, indices)
+            sums.append(batch_sums | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
             if forecast.logits is not None and targets.labels is not None:
                 logits.append(forecast.logits)
                 labels.append(targets.labels)
@@ -189,22 +189,22 @@ class TimeSeriesTask:
         self._counts[split] = min(num, self._counts[split])
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Errors and likelihood, those that there are."""
+        """Format the errors and likelihoods that the metrics contain."""
         texts = {
             "rmse_extrapolation": ("RMSE beyond", "{:.4f}"),
             "rmse_interpolation": ("RMSE within", "{:.4f}"),
             "mse": ("MSE", "{:.6f}"),
             "auc": ("AUC", "{:.4f}"),
             "rate_rmse": ("RMSE of the rate", "{:.4f}"),
-            "elbo_nats": ("ELBO", "{:.3f} nats a series"),
-            "nll_nats": ("NLL", "{:.3f} nats a series"),
+            "elbo_nats": ("ELBO", "{:.3f} nats per series"),
+            "nll_nats": ("NLL", "{:.3f} nats per series"),
         }
-        return [(word, text.format(metrics[name])) for name, (word, text) in texts.items() if name in metrics]
+        return [(title, text.format(metrics[name])) for name, (title, text) in texts.items() if name in metrics]
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """A row for each series and time to compare with: what was observed of each channel, mean and standard
-        deviation of its prediction over latent samples, the rate of events, the probability of label 1."""
+        """Return a row per series and target time: the observation of each channel, mean and standard deviation of its
+        prediction over latent samples, the event rate, the probability of label 1."""
         series, model = self._splits[split], self.model.eval()
         columns: dict[str, list[Any]] = {}
         for indices in self._batches(split):
@@ -216,7 +216,7 @@ class TimeSeriesTask:
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Means of forecasts at the times to compare with, or rates where there are events alone."""
+        """Return mean predictions at the target times, or event rates if the model predicts only events."""
         series = self._splits[split]
         indices = torch.arange(min(num, self._counts[split]), device=self._device)
         targets = series.targets(indices)
@@ -229,20 +229,20 @@ class TimeSeriesTask:
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
-        """Of the test series; see ``series_figures``."""
+        """Draw the test series; see ``series_figures``."""
         return series_figures(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:
-        """The first test series of each label, as the model reconstructs and continues it: to be drawn."""
+        """Return the first test series of each label with the model's reconstruction and extrapolation, for figures."""
         return examples(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     def state_dict(self) -> dict[str, Any]:
-        """The warm first step."""
+        """Return the warm first step."""
         return {"warm_step": self._solve.warm_step if self._solve else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the warm first step."""
+        """Restore the warm first step."""
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 
@@ -282,30 +282,31 @@ class TimeSeriesTask:
     def _consistency(
         self, model: Any, forecast: Forecast, batch: SeriesTrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """How unlikely the encoder, shown only the inputs from a start on, thinks the states that the forecast has
-        there, for those series that have such inputs, 0 where none has; and the encoder's solves."""
+        """Compute the negative log-probability of the forecast's states at `start` under the encoder, given only the
+        inputs from there on, averaged over the series that have such inputs (0 if none has); and the encoder's
+        solves."""
         assert forecast.latents is not None
         inputs, column = batch.inputs, int((batch.targets.times < start).sum())
-        later, seen = inputs.times >= start, _observed_from(inputs, start)
-        if not seen.any():
+        later, has_inputs = inputs.times >= start, _observed_from(inputs, start)
+        if not has_inputs.any():
             return inputs.times.new_zeros(()), ()
-        values, mask = (part[seen][:, later] for part in (inputs.values, inputs.mask))
-        rest = SeriesBatch(inputs.times[later] - start, values, mask, None)
-        posterior, solves = model.encoder(rest, self._solve)
-        of_seen = negative_log_posterior(posterior, forecast.latents[:, seen, column, : model.latent_dim])
-        return of_seen * (int(seen.sum()) / batch.num_compared), solves
+        values, mask = (part[has_inputs][:, later] for part in (inputs.values, inputs.mask))
+        later_inputs = SeriesBatch(inputs.times[later] - start, values, mask, None)
+        posterior, solves = model.encoder(later_inputs, self._solve)
+        term = negative_log_posterior(posterior, forecast.latents[:, has_inputs, column, : model.latent_dim])
+        return term * (int(has_inputs.sum()) / batch.num_compared), solves
 
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
         errors = {} if forecast.values is None else error_sums(forecast.values, targets)
         return likelihood_sums(forecast, targets, model.noise_std) | errors
 
     def _forecast(
-        self, model: Any, series: SeriesSplit, indices: Tensor, times: Tensor, wanted: Tensor | None = None
+        self, model: Any, series: SeriesSplit, indices: Tensor, times: Tensor, target_mask: Tensor | None = None
     ) -> Forecast:
-        """Of some series, by the evaluation's solver and by samples that are the same each time, whatever the batch."""
+        """Forecast some series with the evaluation solver and with latent samples that depend on the series alone."""
         noise = self._noise(self._loss_options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
         chosen = None if noise is None else noise[:, indices]
-        return model(series.inputs(indices), times, self._eval_solve, wanted, chosen)
+        return model(series.inputs(indices), times, self._eval_solve, target_mask, chosen)
 
     def _forecast_test_series(self, indices: Tensor, times: Tensor) -> Forecast:
         return self._forecast(self.model.eval(), self._splits["test"], indices, times)
@@ -313,34 +314,35 @@ class TimeSeriesTask:
     def _forecast_and_sums(
         self, model: Any, series: SeriesSplit, indices: Tensor
     ) -> tuple[Forecast, SeriesBatch, Sums]:
-        """A forecast of the targets of some series, and all that is summed of it, the truth and the rate included."""
+        """Forecast the targets of some series; return also the sums of all metrics, with ground truth and rate if
+        known."""
         targets = series.targets(indices)
         truth = series.noiseless(indices) if series.truth is not None else targets
-        asked = [targets.times, truth.times]
+        requested = [targets.times, truth.times]
         if self._data.rate is not None:
-            asked.append(torch.linspace(0, self._data.span, NUM_RATE_TIMES, device=self._device))
-        times, places = torch.unique(torch.cat(asked), return_inverse=True)
-        at_targets, at_truth, *at_rate = places.split([len(part) for part in asked])
-        wanted = targets.mask.new_zeros(len(indices), len(times))
-        wanted[:, at_targets] |= targets.mask.any(-1)
-        wanted[:, at_truth] |= truth.mask.any(-1)
-        for places_of_rate in at_rate:
-            wanted[:, places_of_rate] = True
-        whole = self._forecast(model, series, indices, times, wanted)
-        forecast = whole.at_times(at_targets)
-        if getattr(model, "feeds_back_predictions", False):  # asked for the targets alone, as in training
+            requested.append(torch.linspace(0, self._data.span, NUM_RATE_TIMES, device=self._device))
+        times, columns = torch.unique(torch.cat(requested), return_inverse=True)
+        at_targets, at_truth, *at_rate = columns.split([len(part) for part in requested])
+        target_mask = targets.mask.new_zeros(len(indices), len(times))
+        target_mask[:, at_targets] |= targets.mask.any(-1)
+        target_mask[:, at_truth] |= truth.mask.any(-1)
+        for rate_columns in at_rate:
+            target_mask[:, rate_columns] = True
+        full_forecast = self._forecast(model, series, indices, times, target_mask)
+        forecast = full_forecast.at_times(at_targets)
+        if getattr(model, "feeds_back_predictions", False):  # forecast the targets alone, as in training
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
         loss = self._loss_value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
-        if whole.values is not None:
-            sums |= window_error_sums(whole.values[:, :, at_truth], truth, self._window)
-        if self._data.rate is not None and whole.log_rates is not None:
+        if full_forecast.values is not None:
+            sums |= window_error_sums(full_forecast.values[:, :, at_truth], truth, self._window)
+        if self._data.rate is not None and full_forecast.log_rates is not None:
             rate = self._data.rate(series.ids[indices], times[at_rate[0]])
-            inferred = whole.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
-            # What can be said of a series without a model: its events come at the rate at which there were so many.
+            inferred = full_forecast.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
+            # The baseline without a model: the series' number of events, spread evenly over its span.
             constant = targets.mask.sum((1, 2)).unsqueeze(1) / self._data.span
-            for name, said in {"rate_rmse": inferred, "constant_rate_rmse": constant}.items():
-                sums[name] = ((said - rate).double().square().sum().item(), rate.numel())
+            for name, estimate in {"rate_rmse": inferred, "constant_rate_rmse": constant}.items():
+                sums[name] = ((estimate - rate).double().square().sum().item(), rate.numel())
         return forecast, targets, sums
 
     def _batches(self, split: str) -> Iterator[Tensor]:
@@ -348,38 +350,38 @@ class TimeSeriesTask:
 
 
 def _observed_from(series: SeriesBatch, start: float) -> Tensor:
-    """Of which series anything was observed at a time or later: bool [B]."""
+    """Whether anything was observed at a time or later, by series: bool [B]."""
     return series.mask[:, series.times >= start].any((1, 2))
 
 
 def _data_properties(data: SeriesData) -> dict[str, Any]:
-    """What models may need to know of the data."""
+    """Properties of the data that models may need."""
     train = data.train
-    told = train.mask & (train.is_input | train.is_target).unsqueeze(1)
-    means = train.values.where(told, 0).sum(0) / told.sum(0).clamp(min=1)
+    is_used = train.mask & (train.is_input | train.is_target).unsqueeze(1)
+    means = train.values.where(is_used, 0).sum(0) / is_used.sum(0).clamp(min=1)
     return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
 
 
 def _prediction_columns(
     channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast
 ) -> dict[str, list[Any]]:
-    """A forecast of the times at which anything was observed, as columns."""
-    place = targets.mask.any(-1).nonzero(as_tuple=True)
-    columns = {"series": ids[place[0]], "time": targets.times[place[1]]}
+    """Columns with the forecast at all times at which something was observed."""
+    rows = targets.mask.any(-1).nonzero(as_tuple=True)
+    columns = {"series": ids[rows[0]], "time": targets.times[rows[1]]}
     if forecast.values is not None:
-        observed = targets.values.masked_fill(~targets.mask, torch.nan)[place]
-        mean, std = forecast.values.mean(0)[place], forecast.values.std(0, correction=0)[place]
+        observed = targets.values.masked_fill(~targets.mask, torch.nan)[rows]
+        mean, std = forecast.values.mean(0)[rows], forecast.values.std(0, correction=0)[rows]
         for i, name in enumerate(channels):
             columns |= {name: observed[:, i], f"{name}_mean": mean[:, i], f"{name}_std": std[:, i]}
     if forecast.log_rates is not None:
-        columns["rate"] = forecast.log_rates.exp().sum(-1).mean(0)[place]
+        columns["rate"] = forecast.log_rates.exp().sum(-1).mean(0)[rows]
     if forecast.logits is not None:
-        columns["probability"] = forecast.logits.sigmoid().mean(0)[place[0]]
+        columns["probability"] = forecast.logits.sigmoid().mean(0)[rows[0]]
     return {name: column.tolist() for name, column in columns.items()}
 
 
 def _nfe(forecast: Forecast) -> dict[str, float]:
-    """NFE of a batch, in all and by role; nothing where nothing was solved."""
+    """NFE of a batch, in total and by role; empty if nothing was solved."""
     roles = {"encoder_nfe": forecast.encoder_stats, "decoder_nfe": forecast.decoder_stats}
     metrics = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
     return {"nfe": sum(metrics.values())} | metrics if metrics else {}

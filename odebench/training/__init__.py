@@ -1,1 +1,1 @@
-"""The training: one loop for every task, its checkpoints, its signals, and the runs that are made of them."""
+"""Training: one loop for every task, checkpoints, signals, distributed training, and the evaluation of trained runs."""

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a training needs to go on as if nothing had happened, and nothing that is executed."""
+"""Checkpoints: the whole state of a training, so that resuming is exact. Loading one executes no code."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from odebench.training.distributed import all_gather, is_rank_zero, rank, world_
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
-PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # in the last one's folder
+PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # in the folder of the last checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 class Progress:
     """How far a training has come.
 
-    step: optimiser steps taken. best: the objective's best value, None before the first validation, had at
-    best_step; stale_epochs: epochs without a better one. finished: only the test is left. elapsed_s: of the training,
-    when this was saved.
+    step: number of optimiser steps. best: the objective's best value (None before the first validation), at best_step;
+    stale_epochs: epochs since the objective improved. finished: only the test remains. elapsed_s: training time at the
+    last save.
     """
 
     step: int = 0
@@ -47,7 +47,7 @@ class Progress:
 
 
 class TrainingState:
-    """What changes while a training runs: model, optimiser, average, the task's own state, progress."""
+    """Everything that changes during training: model, optimiser, weight average, the task's state, progress."""
 
     def __init__(self, settings: Settings, task: Task) -> None:
         self.task = task
@@ -61,11 +61,11 @@ class TrainingState:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model to evaluate: the average of the weights where one is kept."""
+        """The model to evaluate: the weight average if there is one."""
         return self.task.model if self.average is None else self.average.module
 
     def save(self, path: Path) -> None:
-        """Write all of it, random states included, atomically. What stood there is kept as ``previous.pt``."""
+        """Save all state, random states included, atomically. The existing file is renamed to ``previous.pt``."""
         task, *others = all_gather(self.task.state_dict())
         content = {
             "format": FORMAT,
@@ -81,16 +81,16 @@ class TrainingState:
         _save(path, content, path.with_name(PREVIOUS))
 
     def save_weights(self, path: Path) -> None:
-        """Write the evaluated model alone, atomically: what ``best`` holds."""
+        """Save the weights of the evaluated model, atomically, as in ``best.pt``."""
         content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated_model.state_dict()}
         _save(path, content)
 
     def load(self, path: Path) -> None:
-        """Go on from what ``save`` wrote. Raises UsageError for a file that is not such a checkpoint."""
+        """Load what ``save`` wrote. Raises UsageError if the file is not such a checkpoint."""
         content = _load(path)
         load_weights(self.task.model, path, self.model_name, content)
         if "optimizer" not in content:
-            raise UsageError(f"{path} holds weights alone, not a training to go on with")
+            raise UsageError(f"{path} holds only weights, and a training cannot resume from it")
         try:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
@@ -103,9 +103,9 @@ class TrainingState:
             raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
 
     def load_latest(self, path: Path) -> None:
-        """Go on from the last checkpoint; from the one before it, which takes its place, where it is damaged.
+        """Load the last checkpoint or, if it is damaged, the one before, which then replaces it.
 
-        Does nothing where there is neither. Raises UsageError where none of those that there are can be used.
+        Does nothing if there is no checkpoint. Raises UsageError if no existing one can be used.
         """
         previous = path.with_name(PREVIOUS)
         if not (path.exists() or previous.exists()):
@@ -115,23 +115,23 @@ class TrainingState:
         except UsageError as error:
             if not previous.exists():
                 raise
-            log.warning("%s; going on from %s, which was written before it", error, previous)
+            log.warning("%s; resuming from %s, the checkpoint before it", error, previous)
             self.load(previous)
-            # Else the damaged one would be the previous one of the next.
+            # Otherwise the next save would keep the damaged file as the previous checkpoint.
             os.replace(previous, path)
 
 
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint's weights into a model.
 
-    Raises UsageError where the file is missing, no checkpoint, or, about the setting ``model``, one of another model.
+    Raises UsageError if the file is missing or no checkpoint, or, about the setting ``model``, of another model.
     """
     content = _load(path) if content is None else content
     try:
         model.load_state_dict(content["model"])
     except (RuntimeError, KeyError):
         other = content.get("model_name", "unknown")
-        reason = f"it is of model {other}" if other != model_name else "its shapes differ: other model settings"
+        reason = f"it holds model {other}" if other != model_name else "its shapes differ: other model settings"
         raise UsageError(f"{path} does not fit model {model_name}: {reason}", "model") from None
 
 
@@ -145,13 +145,13 @@ def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) 
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UsageError(f"no checkpoint {path}: put it back, or train the run anew")
+        raise UsageError(f"no checkpoint {path}: restore the file, or train the run again")
     try:
         _verify_checksums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or not ours"
+            f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or not written by odebench"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of this version of odebench (format {FORMAT})")
@@ -159,7 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _verify_checksums(path: Path) -> None:
-    """torch.load leaves the check sums of its file unread."""
+    """Raise BadZipFile if the file is damaged; torch.load does not verify its checksums."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} is damaged")
@@ -185,6 +185,6 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
     key = np.asarray(states["numpy"]["state"]["key"], dtype=np.uint32)
     np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})  # noqa: NPY002
     torch.set_rng_state(states["torch"])
-    # Another machine may have another number of GPUs.
+    # The number of GPUs may differ between machines.
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

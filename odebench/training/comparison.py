@@ -1,8 +1,8 @@
-"""The same test series by several runs, in one picture.
+"""One figure of the same test series as several runs predict them.
 
     python -m odebench.training.comparison FILE.png "latent ODE, 30 points" RUN "RNN, 30 points" RUN ...
 
-So Chen et al. 2018 show latent ODE and RNN beside each other in their Figure 8.
+Figure 8 of Chen et al. 2018 compares latent ODE and RNN in this way.
 """
 
 import sys
@@ -20,30 +20,30 @@ DPI = 150
 
 
 def compare_runs(runs: Mapping[str, Path | str]) -> Figure:
-    """The first test series of each label, as each run's model reconstructs and continues it, in the plane.
+    """Draw the first test series of each label as each run's model reconstructs and extrapolates it, in the plane.
 
-    runs: folders by name; see ``model_comparison``. Raises UsageError for runs without weights, that were tested on
-    other series than the first, or whose series are not of two channels.
+    runs: folders by name; see ``model_comparison``. Raises UsageError for a run without weights, with other test series
+    than the first run, or whose series do not have two channels.
     """
-    shown = {name: _examples(folder) for name, folder in runs.items()}
-    first = [one.label for one in next(iter(shown.values()), [])]
-    for name, series in shown.items():
-        if (labels := [one.label for one in series]) != first:
+    examples = {name: _examples(folder) for name, folder in runs.items()}
+    first = [example.label for example in next(iter(examples.values()), [])]
+    for name, series in examples.items():
+        if (labels := [example.label for example in series]) != first:
             raise UsageError(f"{runs[name]} was tested on {', '.join(labels)}, the first run on {', '.join(first)}")
-    return model_comparison(shown)
+    return model_comparison(examples)
 
 
 def _examples(folder: Path | str) -> list[PredictedSeries]:
     task = load_run(folder).task
-    shown = task.examples() if isinstance(task, TimeSeriesTask) else []
-    if not shown or shown[0].predictions.shape[-1] != 2:
-        raise UsageError(f"{folder}: no model of series in the plane, such as those of data=spirals")
-    return shown
+    examples = task.examples() if isinstance(task, TimeSeriesTask) else []
+    if not examples or examples[0].predictions.shape[-1] != 2:
+        raise UsageError(f"{folder}: not a model of series with two channels, such as data=spirals")
+    return examples
 
 
-def main(words: Sequence[str]) -> int:
-    """Draw into a file, the first word, runs that follow by name and folder in turn. Returns the exit code."""
-    file, *named = words
+def main(arguments: Sequence[str]) -> int:
+    """Draw into the file of the first argument; names and folders of the runs follow in turn. Returns the exit code."""
+    file, *named = arguments
     try:
         compare_runs(dict(zip(named[::2], named[1::2], strict=True))).savefig(file, dpi=DPI)
     except UsageError as error:

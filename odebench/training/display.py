@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+"""Progress of a training: a progress bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -19,10 +19,10 @@ LOG_INTERVAL_S = 30.0
 
 
 class ProgressDisplay:
-    """Progress on stderr; everything that must last goes through the logger ``odebench`` too."""
+    """Show progress on stderr; lines for the log file go through the logger ``odebench``."""
 
     def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int, seconds_left: float) -> None:
-        """seconds_left: after which the training ends, whatever its steps; infinite where there is no such limit."""
+        """seconds_left: time limit after which the training ends; infinite if there is none."""
         self._num_steps, self._steps_per_epoch, self._seconds_left = num_steps, steps_per_epoch, seconds_left
         self._stack = ExitStack()
         self._bar: Any = None
@@ -49,7 +49,7 @@ class ProgressDisplay:
         self._stack.close()
 
     def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An optimiser step was taken."""
+        """Show the progress after an optimiser step."""
         if self._bar is not None:
             self._bar.set_description(f"epoch {self._epoch(step)}", refresh=False)
             self._bar.set_postfix_str(_format_metrics(metrics), refresh=False)
@@ -59,7 +59,7 @@ class ProgressDisplay:
             log.info("step %d/%d  %s  %s to go", step, self._num_steps, _format_metrics(metrics), self._eta(step))
 
     def show_validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An epoch ended with these numbers of the validation split."""
+        """Log the metrics of a validation."""
         self._last_line = time.monotonic()
         shown = "  ".join(f"{tag} {value:.4g}" for tag, value in metrics.items())
         log.info("epoch %s  %s  %s to go", self._epoch(step), shown, self._eta(step))
@@ -74,7 +74,7 @@ class ProgressDisplay:
 
 
 def _format_metrics(metrics: Mapping[str, float]) -> str:
-    """The training's own numbers and its evaluations."""
+    """Format the training metrics and the NFE."""
     names = {tag: tag.partition("/")[2].replace("_", " ") for tag in metrics if tag.startswith("train/")}
     names |= {"nfe/forward": "NFE", "nfe/backward": "backward NFE"}
     return "  ".join(f"{name} {metrics[tag]:.4g}" for tag, name in names.items() if tag in metrics)

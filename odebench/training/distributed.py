@@ -1,11 +1,11 @@
-"""Several processes that train one model together, as torchrun starts them: each takes its share of every batch.
+"""Data-parallel training in several processes started by torchrun: each process takes its shard of every batch.
 
-Each process keeps the whole model and the whole order of the data. What they must agree on passes through the
-functions here, which in a single process do nothing. The first one alone evaluates, writes the record and prints.
+Each process holds the whole model and the order of all data. All communication passes through the functions here, which
+do nothing in a single process. Only the process of rank 0 evaluates, writes the record and prints.
 
-Gradients are averaged by hand after the backward pass, in place of DistributedDataParallel: its hooks count each
-parameter once a pass, which holds neither for a field that a solver calls many times, nor for the adjoint's own
-backward passes, nor for models with two solves.
+Gradients are averaged explicitly after the backward pass instead of by DistributedDataParallel: its hooks count each
+parameter once per pass, which is wrong for a field that a solver calls many times, for the adjoint's own backward
+passes, and for models with two solves.
 """
 
 import contextlib
@@ -26,38 +26,38 @@ from odebench.errors import Diverged, UsageError
 
 T = TypeVar("T")
 
-# The others wait while the first one evaluates; that one of them has died is told by its connection, not by this.
+# The other ranks wait while rank 0 evaluates; a process that has died is noticed by its connection, not by this.
 _TIMEOUT = timedelta(days=1)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return _environment_int("WORLD_SIZE", 1)
 
 
 def rank() -> int:
-    """Which of them this one is, counted from 0."""
+    """The index of this process, from 0."""
     return _environment_int("RANK", 0)
 
 
 def local_rank() -> int:
-    """Which of those on this machine this one is, counted from 0."""
+    """The index of this process among those on this machine, from 0."""
     return _environment_int("LOCAL_RANK", 0)
 
 
 def _environment_int(name: str, default: int) -> int:
-    # Clusters set some of these for purposes of their own.
+    # Clusters set some of these variables for other purposes.
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that evaluates, writes and prints."""
+    """Whether this process evaluates, writes and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The processes joined, by nccl between GPUs and by gloo for all else. Of the others only failures are logged."""
+    """Join the processes: nccl between GPUs, gloo for everything else. Ranks other than 0 log only failures."""
     if world_size() == 1 or dist.is_initialized():
         yield
         return
@@ -69,13 +69,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     except (ConnectionError, UsageError) as error:
         if is_rank_zero():
             raise
-        sys.exit(2 if isinstance(error, UsageError) else 1)  # the first one has said why
+        sys.exit(2 if isinstance(error, UsageError) else 1)  # rank 0 has printed the reason
     dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """The first process goes through this alone, then the others: it may have something to fetch for all."""
+    """Let rank 0 run the block before the others: it may download data for all."""
     if world_size() > 1 and not is_rank_zero():
         barrier()
     yield
@@ -84,7 +84,7 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """UsageError where the global batch has no equal shares."""
+    """Raise UsageError if the global batch does not divide into equal shards."""
     if batch_size % world_size():
         raise UsageError(
             f"trainer.batch_size={batch_size}: {world_size()} processes share it; make it a multiple of {world_size()}",
@@ -93,7 +93,8 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def shard_batch(batch: Any, batch_size: int) -> Any:
-    """This process's rows of a global batch: tensors [batch_size, ...] in a tuple, or what has a method ``rows``."""
+    """Return this process's rows of a global batch: a tuple of tensors [batch_size, ...], or an object with
+    ``rows``."""
     if world_size() == 1:
         return batch
     num = batch_size // world_size()
@@ -102,16 +103,16 @@ def shard_batch(batch: Any, batch_size: int) -> Any:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Give each process random numbers of its own in an optimiser step, from the seed and the step alone.
+    """Seed each process differently in an optimiser step, from the seed and the step alone.
 
-    The first one goes on with the state that its checkpoints hold.
+    Rank 0 keeps its random state, which checkpoints hold.
     """
     if not is_rank_zero():
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
 
 
 def broadcast_result(make: Callable[[], T]) -> T:
-    """What ``make()`` gives in the first process, in all of them."""
+    """Call ``make()`` on rank 0 and return its result on all ranks."""
     if world_size() == 1:
         return make()
     box = [make() if is_rank_zero() else None]
@@ -121,7 +122,7 @@ def broadcast_result(make: Callable[[], T]) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """Each process's value, in their order."""
+    """Return the values of all processes, by rank."""
     values = [value] * world_size()
     if world_size() > 1:
         with _connection_errors():
@@ -130,17 +131,17 @@ def all_gather(value: T) -> list[T]:
 
 
 def reduce_max(*values: Any) -> list[Any]:
-    """The largest of each number over the processes; of flags, whether one of them has it set."""
+    """Return the maximum of each value over the processes; a flag is set if one process has set it."""
     return list(values) if world_size() == 1 else _all_reduce(values, torch.int64, dist.ReduceOp.MAX)
 
 
 def barrier() -> None:
-    """Return when all processes have come here."""
+    """Wait until all processes have reached this call."""
     reduce_max(0)
 
 
 def reduce_mean(metrics: dict[str, float]) -> dict[str, float]:
-    """The mean of each number over the processes; all have the same names, in the same order."""
+    """Return the mean of each metric over the processes; all must have the same names in the same order."""
     if world_size() == 1 or not metrics:
         return metrics
     sums = _all_reduce(list(metrics.values()), torch.float64, dist.ReduceOp.SUM)
@@ -148,7 +149,7 @@ def reduce_mean(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def broadcast_model(model: nn.Module) -> None:
-    """Give the model the first process's weights and buffers."""
+    """Copy weights and buffers of rank 0 to all ranks."""
     if world_size() > 1:
         with _connection_errors(), torch.no_grad():
             for tensor in model.state_dict().values():
@@ -156,7 +157,7 @@ def broadcast_model(model: nn.Module) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes: the global batch's, for equal shares of a mean."""
+    """Replace each gradient by its mean over the processes: the gradient of the global batch, as shards are equal."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -170,7 +171,7 @@ def average_gradients(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def synchronised_divergence() -> Iterator[None]:
-    """A Diverged that is raised within, in whichever process, is raised in all of them."""
+    """If one process raises Diverged inside the block, raise it in all processes."""
     reason = None
     try:
         yield
@@ -182,16 +183,16 @@ def synchronised_divergence() -> Iterator[None]:
         raise Diverged(next(text for text in all_gather(reason) if text is not None))
 
 
-def _all_reduce(values: Sequence[Any], dtype: torch.dtype, how: Any) -> list[Any]:
+def _all_reduce(values: Sequence[Any], dtype: torch.dtype, operation: Any) -> list[Any]:
     tensor = torch.tensor(values, dtype=dtype)
     with _connection_errors():
-        dist.all_reduce(tensor, how)
+        dist.all_reduce(tensor, operation)
     return tensor.tolist()
 
 
 @contextlib.contextmanager
 def _connection_errors() -> Iterator[None]:
-    """One line for what gloo and nccl raise where another process has died."""
+    """Turn the errors that gloo and nccl raise when another process has died into a ConnectionError of one line."""
     try:
         yield
     except RuntimeError as error:

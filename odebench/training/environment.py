@@ -1,4 +1,4 @@
-"""The machine made ready for a training: device, threads, random states, determinism."""
+"""Prepare the process for training: device, threads, random states, determinism."""
 
 import contextlib
 import ctypes
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError where there is none such.
+    """Return the device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError if it does not exist.
 
-    Of several processes on a machine each gets a GPU of its own.
+    Each of several processes on a machine gets a different GPU.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -43,7 +43,7 @@ def prepare_environment(settings: Settings) -> torch.device:
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
     deterministic = settings.trainer.deterministic
-    # cuBLAS reads this when it starts; only with it are its matrix products repeatable.
+    # cuBLAS reads this when it starts; its matrix products are reproducible only with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Determinism by default also fills every new tensor with NaN, a debugging aid that costs a pass over memory.
@@ -54,7 +54,7 @@ def prepare_environment(settings: Settings) -> torch.device:
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_freed_memory()
-        # Numbers below 1e-38, into which gradients fade through long recurrent networks, take CPUs many times as long.
+        # CPUs are many times slower on numbers below 1e-38, to which gradients decay in long recurrent networks.
         torch.set_flush_denormal(True)
     return device
 
@@ -74,20 +74,20 @@ def keep_freed_memory() -> None:
 
 
 def compile_model(task: Task) -> None:
-    """Compile the vector field, or the whole network where there is no ODE; with no working compiler say so and go on.
+    """Compile the vector field, or the whole network if there is no ODE; without a working compiler log a warning.
 
-    One training step is tried at once, so that it is known now whether it works; it leaves no trace. A solve that fails
-    in it is no fault of the compiler's: the training will tell. Raises UsageError, as that step does.
+    Runs one training step to find out whether compilation works, then restores all state. A failed solve in this step
+    is not the compiler's fault: training will report it. Raises UsageError if the step does.
     """
     part = getattr(task.model, "field", task.model)
     part.compile(dynamic=False)
     try:
         with restored_state(task), contextlib.suppress(Diverged, SolveError):
-            # Of the shape that this process will train on: another would be compiled again.
+            # With the shapes of this process's shards: other shapes would be compiled again.
             task.loss(distributed.shard_batch(task.batch(0), task.batch_size)).value.backward()
     except UsageError:
         raise
-    except Exception as error:  # whatever the compiler stack raises: a missing C++ compiler has many faces
+    except Exception as error:  # the compiler stack raises many types, for example without a C++ compiler
         part._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        log.warning("trainer.compile: not compiled, going on without (%s)", reason[0])
+        log.warning("trainer.compile: not compiled, continuing in eager mode (%s)", reason[0])

@@ -1,4 +1,4 @@
-"""Runs taken up again: load, evaluate, predict, sample."""
+"""Use trained runs: load, evaluate, predict, sample."""
 
 import csv
 import io
@@ -35,13 +35,13 @@ from odebench.training.summary import align_columns, describe_settings
 
 log = logging.getLogger(__name__)
 
-# Data sets that share images: all of mnist5k's are among those that MNIST has for training.
+# Data sets that share images: mnist5k is a subset of MNIST's training images.
 DATA_SHARING_IMAGES = {"mnist", "mnist5k"}
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained run: its folder, its settings, the task (which holds the data) and the trained model in it."""
+    """A trained run: its folder, its settings, and its task with the data and the trained model."""
 
     path: Path
     settings: Settings
@@ -54,17 +54,17 @@ class TrainedRun:
 
 
 def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> TrainedRun:
-    """The trained model of a run, its settings and its task.
+    """Load the trained model of a run, its settings and its task.
 
-    path: of the run's folder, or what ``trained_run`` read of it. overrides: settings in place of the saved ones, as
-    on the command line: ``["solver=rk4", "device=cpu"]``.
-    Raises UsageError where the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
+    path: the run's folder, or the result of ``read_trained_run``. overrides: settings that replace saved ones, as on
+    the command line: ``["solver=rk4", "device=cpu"]``. Raises UsageError if the folder is no run or holds no weights,
+    the data is missing, or the overrides do not fit.
     """
     run = path if isinstance(path, RunRecord) else read_trained_run(path)
     trained = read_saved(run.settings, run.path / layout.SETTINGS)
     settings = read_settings(override_saved(run.settings, overrides or []))
     _check_data(trained, settings)
-    with torch.random.fork_rng([]):  # initial weights are drawn, then replaced: no trace for the caller
+    with torch.random.fork_rng([]):  # drawing initial weights must not change the caller's random state
         task = build_task(settings, choose_device(settings.device))
     load_best_weights(task.model, run, settings)
     task.model.eval()
@@ -73,28 +73,28 @@ def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -
 
 
 def read_trained_run(path: Path | str) -> RunRecord:
-    """What a run left, with what its settings lack (see ``saved_settings``). Of one that is not finished these are the
-    best weights so far, which is told; UsageError where there are none."""
+    """Read a run with its settings completed (see ``saved_settings``). An unfinished run, with its best weights so far,
+    gives a warning; without weights it raises UsageError."""
     run = read_run(path, metrics=False)
     status = run.status["status"]
     if status != "done":
         unfinished = f"{path} is not finished (status {status})"
         if not (run.path / layout.BEST_CHECKPOINT).exists():
-            raise UsageError(f"{unfinished}; go on with it: odebench resume {shlex.quote(str(path))}")
-        log.warning("%s: these are its best weights so far", unfinished)
+            raise UsageError(f"{unfinished}; resume it with: odebench resume {shlex.quote(str(path))}")
+        log.warning("%s: using its best weights so far", unfinished)
     return replace(run, settings=saved_settings(run.settings, run.path))
 
 
-def load_best_weights(model: nn.Module, run: RunRecord, asked: Settings) -> None:
-    """Load the best weights of a run into a model that was built under some settings.
+def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> None:
+    """Load the best weights of a run into a model that was built with the requested settings.
 
-    Raises UsageError as ``load_weights``; of a model that they do not fit it names the settings that differ.
+    Raises UsageError like ``load_weights``; if the weights do not fit, it names the settings that differ.
     """
     try:
-        load_weights(model, run.path / layout.BEST_CHECKPOINT, asked.model.name)
+        load_weights(model, run.path / layout.BEST_CHECKPOINT, requested.model.name)
     except UsageError as error:
         differ = (
-            _differing_settings(read_settings(saved_settings(run.settings, run.path)), asked)
+            _differing_settings(read_settings(saved_settings(run.settings, run.path)), requested)
             if "model" in error.settings
             else {}
         )
@@ -104,34 +104,39 @@ def load_best_weights(model: nn.Module, run: RunRecord, asked: Settings) -> None
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
 
 
-def _differing_settings(trained: Settings, asked: Settings) -> dict[str, tuple[Any, Any]]:
-    """What shapes a model and differs, by setting: (as asked, as trained); nothing for networks of other kinds."""
-    before, now = options_of(trained.model), options_of(asked.model)
+def _differing_settings(trained: Settings, requested: Settings) -> dict[str, tuple[Any, Any]]:
+    """Settings of model or data that differ, as (requested, trained); empty for another kind of network."""
+    before, now = options_of(trained.model), options_of(requested.model)
     if before.keys() != now.keys():
         return {}
     model = {f"model.{key}": (now[key], before[key]) for key in now if now[key] != before[key]}
-    data = {"data": (asked.data.name, trained.data.name)} if asked.data.name != trained.data.name else {}
+    data = {"data": (requested.data.name, trained.data.name)} if requested.data.name != trained.data.name else {}
     return model or data
 
 
-def _check_data(trained: Settings, asked: Settings) -> None:
-    """UsageError where the samples held out from training would be others than in training: it saw these."""
-    if trained.data.name != asked.data.name:
+def _check_data(trained: Settings, requested: Settings) -> None:
+    """Raise UsageError if the held-out samples would change, because the model may have been trained on the new
+    ones."""
+    if trained.data.name != requested.data.name:
         return
-    before, now = options_of(trained.data), options_of(asked.data)
+    before, now = options_of(trained.data), options_of(requested.data)
     for key in getattr(trained.data, "split_keys", SPLIT_KEYS):
         if before.get(key) != now.get(key):
-            raise UsageError(f"data.{key}: cannot change after training, or it would be tested on what it has seen")
+            raise UsageError(
+                f"data.{key}: cannot change after training, or the model would be tested on its training samples"
+            )
 
 
-def _warn_about_leakage(trained: str, asked: str) -> None:
-    if {trained, asked} == DATA_SHARING_IMAGES:
-        line = "data=%s shares images with data=%s, of the training; only the test images of data=mnist are surely new"
-        log.warning(line, asked, trained)
+def _warn_about_leakage(trained: str, requested: str) -> None:
+    if {trained, requested} == DATA_SHARING_IMAGES:
+        line = (
+            "data=%s shares images with data=%s of the training; only the test images of data=mnist are certainly new"
+        )
+        log.warning(line, requested, trained)
 
 
 def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
-    """A run, and a line for each of the overrides that has no effect."""
+    """Load a run, and warn about each override that has no effect."""
     run = load_run(path, overrides)
     for line in without_effect(run.settings, overrides):
         log.warning(line)
@@ -141,9 +146,9 @@ def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
 def evaluate_run(
     path: Path, overrides: list[str], split: str = "validation", limit: int | None = None
 ) -> dict[str, float]:
-    """Evaluate a finished run under other settings, print the result, and add it to the run's evaluations.jsonl.
+    """Evaluate a finished run with other settings, print the metrics, and append them to the run's evaluations.jsonl.
 
-    limit: of the split, only so many samples.
+    limit: evaluate only this many samples of the split.
     """
     run = _load_and_warn(path, overrides)
     if limit is not None:
@@ -152,7 +157,7 @@ def evaluate_run(
     rows = [("run", describe_settings(with_evaluation_solver(run.settings)))]
     rows += [(f"{split} {name}", text) for name, text in run.task.format_metrics(metrics)]
     if "nfe" in metrics:
-        rows.append(("NFE a batch", f"{metrics['nfe']:.1f}"))
+        rows.append(("NFE per batch", f"{metrics['nfe']:.1f}"))
     print(align_columns(rows))
     append_evaluation(run, overrides, split, limit, metrics)
     return metrics
@@ -161,7 +166,7 @@ def evaluate_run(
 def append_evaluation(
     run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, metrics: Mapping[str, Any]
 ) -> None:
-    """Add a line to the run's evaluations.jsonl: when, of what and by which solver, and the numbers."""
+    """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics."""
     solver = run.settings.evaluation_solver
     line = {
         "time": utc_now(),
@@ -177,7 +182,7 @@ def append_evaluation(
 
 
 def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:
-    """Write what a finished run's model says of each sample of a split, as CSV, to a new file or to stdout."""
+    """Write a finished run's predictions for each sample of a split as CSV, to a new file or to stdout."""
     if output is not None:
         check_file_can_be_made(output, f"--output {output}")
     columns = _load_and_warn(path, overrides).task.predict(split)
@@ -196,21 +201,21 @@ SAMPLE_SUFFIXES = (".csv", ".npy", ".png")
 def sample_run(
     path: Path, overrides: list[str], num: int = 100, seed: int = 0, output: Path | None = None
 ) -> np.ndarray:
-    """Draw samples of a finished density model: [num, *shape], the same for the same seed.
+    """Draw samples of a finished density model: [num, *shape], reproducible by the seed.
 
-    They go to stdout as CSV with columns x0, x1, ..., or to a new file, of images .npy or .png. Raises UsageError where
-    the model draws none, or the file cannot hold them.
+    Writes them to stdout as CSV with columns x0, x1, ..., or to a new file (images: .npy or .png). Raises UsageError if
+    the model draws no samples, or the file type cannot hold them.
     """
     if num < 1:
         raise UsageError(f"--num {num}: must be at least 1")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: must be at least 0 and below 2^63")
     if output is not None and output.suffix not in SAMPLE_SUFFIXES:
-        raise UsageError(f"--output {output}: a file of samples ends with {', '.join(SAMPLE_SUFFIXES)}")
+        raise UsageError(f"--output {output}: samples are written to files ending with {', '.join(SAMPLE_SUFFIXES)}")
     if output is not None:
         check_file_can_be_made(output, f"--output {output}")
-    if named := [word for word in overrides if word.partition("=")[0] == "seed"]:
-        raise UsageError(f"{named[0]}: that of the samples is given by --seed {named[0].partition('=')[2]}")
+    if seeds := [override for override in overrides if override.partition("=")[0] == "seed"]:
+        raise UsageError(f"{seeds[0]}: set the seed of the samples with --seed {seeds[0].partition('=')[2]}")
     run = _load_and_warn(path, overrides)
     draw = getattr(run.task, "sample", None)
     if draw is None:
@@ -229,7 +234,7 @@ def _write_samples(samples: np.ndarray, output: Path | None) -> None:
     if are_images and suffix == ".csv":
         raise UsageError(f"the samples are images {shape}; write them to a file: --output FILE.png or FILE.npy")
     if suffix == ".png" and not are_images:
-        raise UsageError(f"--output {output}: the samples are vectors {shape}, no images; name FILE.csv or FILE.npy")
+        raise UsageError(f"--output {output}: the samples are vectors {shape}, not images; use FILE.csv or FILE.npy")
     if output is None:
         sys.stdout.write(_as_csv(samples))
         return
@@ -251,5 +256,5 @@ def _as_csv(samples: np.ndarray) -> str:
 
 
 def with_evaluation_solver(settings: Settings) -> Settings:
-    """The settings with the solver of validation and test as the solver."""
+    """Return the settings with the evaluation solver as the solver."""
     return replace(settings, solver=settings.evaluation_solver)

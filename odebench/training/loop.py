@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
-    """Train to the end; False where a signal stopped it first. The checkpoint ``last`` is current in both cases.
+    """Train to the end; return False if a signal stopped the training first. Either way ``last.pt`` is up to date.
 
-    Several processes take every decision together. Raises Diverged.
+    All processes take every decision together. Raises Diverged.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
     num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
@@ -50,7 +50,7 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
 
             minutes_up = record.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
-            # Whatever one process is told, all do.
+            # A signal to one process stops all of them.
             stopping, minutes_up, save_due = distributed.reduce_max(stop.signal_number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
@@ -64,7 +64,7 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure_training_step(training, record)
-            # After all that is logged of this step: a run that is killed goes on with the next one.
+            # After all logging of this step, because a run that is killed resumes with the next step.
             if validation_due or stopping or save_due:
                 record.flush()
                 progress.elapsed_s = record.elapsed_s
@@ -77,7 +77,7 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
 
 
 def train_step(training: TrainingState, settings: Settings, num_steps: int) -> dict[str, float]:
-    """One optimiser step; its numbers by tag. Raises Diverged before the weights are touched."""
+    """Take one optimiser step; return its metrics by tag. Raises Diverged before the weights change."""
     trainer, task, optimizer, step = (
         settings.trainer,
         training.task,
@@ -103,14 +103,14 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
 
 
 def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
-    """The loss of this process's share of a batch, whose gradients the model gets. Raises Diverged, all processes
+    """Compute the loss of this process's shard of a batch and its gradients. Raises Diverged in all processes
     together."""
     with distributed.synchronised_divergence():
         loss = task.loss(batch)
         value = loss.value.item()
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
-    # Backward solves may be of all processes together (solver.sync_steps): none begins one before all have a loss.
+    # Backward solves may synchronise their steps (solver.sync_steps), so all processes must have a loss first.
     with distributed.synchronised_divergence():
         try:
             loss.value.backward()
@@ -123,7 +123,7 @@ def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
 
 
 def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
-    """What the solves of one step cost, after its backward pass; nothing where there is no ODE."""
+    """Cost of the solves of one training step, after its backward pass; empty without an ODE."""
     if not solves:
         return {}
     backward = [stats.backward for stats in solves if stats.backward is not None]
@@ -138,7 +138,7 @@ def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
 
 
 def validate(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter) -> dict[str, float]:
-    """Evaluate the validation split, keep the weights if they are the best so far, and return what was logged."""
+    """Evaluate the validation split, save the weights if they are the best so far, and return the logged metrics."""
     progress = training.progress
     metrics = distributed.broadcast_result(lambda: training.task.evaluate("validation", training.evaluated_model))
     tagged = {f"val/{name}": value for name, value in metrics.items() if layout.is_tag(f"val/{name}")}
@@ -147,7 +147,7 @@ def validate(training: TrainingState, settings: Settings, record: RunWriter | Nu
     if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
         training.save_weights(record.path / layout.BEST_CHECKPOINT)
-    # A tie is taken for its weights, but is no progress: trainer.patience goes on counting.
+    # A tie saves the weights, but is no improvement for trainer.patience.
     stale_epochs = progress.stale_epochs + settings.trainer.validate_every
     progress.stale_epochs = stale_epochs if progress.best == best_before else 0
     return tagged
@@ -157,18 +157,18 @@ def is_better(objective: str, value: float, best: float | None) -> bool:
     """Whether a value of the objective, such as ``val/accuracy``, beats the best so far."""
     if best is None or not math.isfinite(best):
         return True
-    # Accuracies of few images often tie: then the longer trained weights are taken.
+    # Accuracies of few images often tie: then the weights trained longer count as better.
     return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
 def measure_training_step(training: TrainingState, record: RunWriter | NullRunWriter) -> None:
-    """Log memory, operations and step sizes of one training step, which is taken for that and leaves no trace: nothing
-    but a warning where it diverges."""
+    """Log memory, FLOPs and step sizes of an extra training step, then restore all state. If the step diverges, log
+    only a warning."""
     task, progress = training.task, training.progress
     batch = distributed.shard_batch(task.batch(progress.step), task.batch_size)
     solves: list[ode.Stats] = []
     try:
-        # Meters see eager work only.
+        # measure_step sees only eager operations.
         with restored_state(task), torch.compiler.set_stance("force_eager"):
             device = next(task.model.parameters()).device
             metrics = measure_step(lambda: solves.extend(backpropagate(task, batch).solves), device)
@@ -180,7 +180,7 @@ def measure_training_step(training: TrainingState, record: RunWriter | NullRunWr
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """The 2-norm of the gradient, which is scaled down to ``max_norm`` where it is larger."""
+    """Return the 2-norm of the gradient, and scale the gradient down to ``max_norm`` if it is larger."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:

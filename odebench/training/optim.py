@@ -19,7 +19,7 @@ from odebench.config.schema import (
 
 
 def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters of the model that want a gradient."""
+    """Build the optimiser over all parameters that require a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if isinstance(optim, SGDSettings):
         return torch.optim.SGD(
@@ -35,12 +35,12 @@ def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) -> float:
-    """What the learning rate is multiplied with at an optimiser step, 0 to ``num_steps`` - 1.
+    """Return the factor of the learning rate at an optimiser step, 0 to ``num_steps`` - 1.
 
-    A function of the step alone, so that resuming needs no state.
+    Depends on the step alone, so that resuming needs no state.
     """
     if isinstance(schedule, OneCycleSettings):
-        # Smith & Topin 2018, with cosines for both halves; momentum is left alone.
+        # Smith & Topin 2018, with cosines for both halves; momentum stays constant.
         top = schedule.rise * num_steps
         if step < top:
             return _cosine(schedule.start, 1.0, step / top)

@@ -1,4 +1,4 @@
-"""A training step that is taken for what it tells: nothing of it is left."""
+"""Run training steps only to measure them, then restore all state."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from odebench.tasks import Task
 
 @contextlib.contextmanager
 def restored_state(task: Task) -> Iterator[None]:
-    """Steps within start without gradients; afterwards there are none, and the model's buffers, the task's state and
-    the random states are as before, whatever was raised."""
+    """Start the block without gradients; at its end, also after an exception, clear the gradients and restore the
+    model's buffers, the task's state and the random states."""
     device = next(task.model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     state = task.state_dict()

@@ -1,4 +1,4 @@
-"""A run from settings to record: train it, go on with it."""
+"""Train a run from settings to a finished record, and resume it."""
 
 import contextlib
 import errno
@@ -48,8 +48,9 @@ from odebench.training.summary import describe_settings, result_rows, summary_me
 
 log = logging.getLogger(__name__)
 
-# Also a validation or a test, which may take minutes, comes to its end first.
-_STOP_NOTICE = "finishes what is under way, saves and leaves"
+# A validation or a test, which may take minutes, runs to its end first.
+_STOP_NOTICE = "finishing the current operation, then saving and exiting"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ class RunResult:
 
 
 def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
-    """Train as the composed settings say, into a new record, and print what came out.
+    """Train with the composed settings, write a new record, and print the results.
 
-    Where run_dir holds a run of the same settings already, it is that run which goes on: the same command, given again
-    by a job script, ends in the same numbers. Raises UsageError, with nothing written, where the settings cannot be
-    meant or their data is missing.
+    If run_dir already holds a run with the same settings, resume it: a job script may repeat the same command. Raises
+    UsageError, before anything is written, if the settings are invalid or the data is missing.
     """
     if root := OmegaConf.select(config, "data.root"):
         # So that the run can be evaluated from anywhere.
@@ -93,10 +93,10 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
 
 
 def resume_run(path: Path) -> RunResult:
-    """Go on with a run from its last checkpoint, or from its start where it left none.
+    """Resume a run from its last checkpoint, or from the start if there is none.
 
-    A run that is done is left alone: its result is printed again. Raises UsageError where there is no run, or another
-    process has it.
+    A finished run is not changed: its results are printed again. Raises UsageError if there is no run, or if another
+    process uses it.
     """
     run = read_run(path)
     saved = saved_settings(run.settings, run.path)
@@ -104,15 +104,17 @@ def resume_run(path: Path) -> RunResult:
     with distributed.process_group(choose_device(settings.device)):
         if distributed.broadcast_result(lambda: run.status["status"] == "done"):
             if distributed.is_rank_zero():
-                log.info("%s is done already", path)
+                log.info("%s is already done", path)
                 if "run" not in run.summary:
-                    raise UsageError(f"{path / layout.SUMMARY} is damaged: it holds no result; odebench eval gives one")
+                    raise UsageError(
+                        f"{path / layout.SUMMARY} is damaged: it holds no results; odebench eval computes them"
+                    )
                 print(training_table(run.summary, path))
             return RunResult(DONE, path, run.summary.get("objective"))
         with _run_lock(path):
             last = path / layout.LAST_CHECKPOINT
             found = has_checkpoint(path)
-            # A checkpoint's weights replace those of init_from, a run that may be gone by now.
+            # The checkpoint replaces the weights of init_from, a run that may no longer exist.
             training = _build_training(replace(settings, init_from=None) if found else settings)
             _load_latest(training, last)
             step, elapsed_s = training.progress.step, training.progress.elapsed_s
@@ -124,15 +126,15 @@ def resume_run(path: Path) -> RunResult:
                 ) as record,
             ):
                 if found:
-                    log.info("going on after step %d", step)
+                    log.info("resuming after step %d", step)
                 else:
-                    log.warning("no checkpoint is left in %s: starts anew", last.parent)
+                    log.warning("no checkpoint in %s: starting from the beginning", last.parent)
                 result = _train_and_test(training, settings, record, stop)
     return _forward_signal(result, stop)
 
 
 def _contains_same_run(folder: str | None, config: DictConfig) -> bool:
-    """Whether the folder holds a run of these very settings. UsageError where it holds anything else."""
+    """Whether the folder holds a run with exactly these settings. Raises UsageError if it holds anything else."""
     if folder is None:
         return False
     path = Path(folder)
@@ -143,7 +145,7 @@ def _contains_same_run(folder: str | None, config: DictConfig) -> bool:
 
 
 def _manifest(config: DictConfig, training: TrainingState, settings: Settings) -> dict[str, Any]:
-    """The manifest."""
+    """Collect the manifest."""
     task, num_ranks = training.task, distributed.world_size()
     processes = {"number": num_ranks, "batch_size": task.batch_size, "batch_size_each": task.batch_size // num_ranks}
     device = next(task.model.parameters()).device
@@ -159,7 +161,7 @@ def _open_writer(folder: Path, make: Callable[[], RunWriter]) -> AbstractContext
 
 
 def _load_latest(training: TrainingState, path: Path) -> None:
-    # The first process puts a checkpoint before a damaged one in its place; then all read the same.
+    # Rank 0 replaces a damaged checkpoint by the previous one; then all processes read the same file.
     distributed.broadcast_result(lambda: training.load_latest(path))
     if not distributed.is_rank_zero() and path.exists():
         training.load(path)
@@ -184,7 +186,7 @@ def _build_training(settings: Settings) -> TrainingState:
             if not is_out_of_memory(error):
                 raise
             both = f"model={settings.model.name} and data={settings.data.name}"
-            line = f"{both} do not fit into memory; choose a smaller model, or less data"
+            line = f"{both} do not fit into memory; choose a smaller model or data set"
             raise UsageError(line, "model", "data") from error
     _check_objective(settings, task)
     if source is not None:
@@ -203,7 +205,7 @@ def _read_init_run(init_from: str) -> RunRecord:
 
 
 def _check_objective(settings: Settings, task: Task) -> None:
-    """UsageError for a number that this model, or these data, have not: it would be missed after the first epoch."""
+    """Raise UsageError if this model and data do not measure the objective, before the first epoch needs it."""
     objective, measured = settings.trainer.objective, [f"val/{name}" for name in task.quantities]
     if objective not in measured:
         raise UsageError(
@@ -214,34 +216,33 @@ def _check_objective(settings: Settings, task: Task) -> None:
 
 
 def _warn_about_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:
-    theirs, ours = source.manifest.get("data", {}), provenance
-    validation = ours["splits"]["validation"]
-    divides_otherwise = (
-        theirs.get("name") == ours["name"] and theirs.get("splits", {}).get("validation", validation) != validation
-    )
-    if divides_otherwise or {theirs.get("name"), ours["name"]} == DATA_SHARING_IMAGES:
+    source_data = source.manifest.get("data", {})
+    validation = provenance["splits"]["validation"]
+    same_name = source_data.get("name") == provenance["name"]
+    splits_differ = same_name and source_data.get("splits", {}).get("validation", validation) != validation
+    if splits_differ or {source_data.get("name"), provenance["name"]} == DATA_SHARING_IMAGES:
         log.warning(
-            "init_from=%s was trained with other validation samples: some of these may be among its training samples",
+            "init_from=%s was trained with another validation split: its training samples may include some of this one",
             source.path,
         )
 
 
 def _requested_folder(settings: Settings) -> tuple[Path, str]:
-    """The folder that is asked for, of the run or of its parents, and how."""
+    """The requested folder, of the run or of its parents, and the setting that requests it."""
     chosen = settings.run_dir or settings.outputs
     return Path(chosen), f"{'outputs' if settings.run_dir is None else 'run_dir'}={chosen}"
 
 
 def _make_folder(settings: Settings) -> Path:
-    """The folder of a new run: the one asked for, or one of its own, named by the time."""
+    """Make the folder of a new run: the requested one, or one named by the time."""
     if settings.run_dir is not None:
         claim_folder(folder := Path(settings.run_dir))
         return folder
     now = datetime.now()
-    (outputs, named), name = _requested_folder(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
+    (outputs, option), name = _requested_folder(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
     parent = outputs / f"{now:%Y-%m-%d}"
-    make_folder(parent, named)
-    # Of runs that start in one microsecond, or after the clock was set back, all but one get a number more.
+    make_folder(parent, option)
+    # Runs that start in the same microsecond, or after the clock was set back, get a number appended.
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
         with contextlib.suppress(FileExistsError):
@@ -253,9 +254,9 @@ def _make_folder(settings: Settings) -> Path:
 def _train_and_test(
     training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest
 ) -> RunResult:
-    """Train, test once, and end with a status whatever happens."""
+    """Train, test once, and write a final status whatever happens."""
     folder, progress = record.path, training.progress
-    way_on = f"go on with: odebench resume {shlex.quote(str(folder))}"
+    resume_hint = f"resume with: odebench resume {shlex.quote(str(folder))}"
     log.info("%s on %s, record in %s", describe_settings(settings), settings.data.name, folder)
     if training.task.note:
         log.info(training.task.note)
@@ -264,18 +265,18 @@ def _train_and_test(
         if not fit(training, settings, record, stop):
             message = f"stopped by {stop.name} after step {progress.step}"
             record.write_status("interrupted", step=progress.step, message=message)
-            log.warning("%s; %s", message, way_on)
-            # All leave together, here as below: what started them ends the others once one has left.
+            log.warning("%s; %s", message, resume_hint)
+            # All exit together, here and below: the launcher kills the others as soon as one has exited.
             with contextlib.suppress(ConnectionError):
                 distributed.barrier()
             return RunResult(STOPPED, folder, progress.best)
-        # A signal that comes during the test only waits for its end.
+        # A signal during the test takes effect only after the test.
         if isinstance(record, RunWriter):
             summary = _test_and_summarise(training, settings, record)
             record.flush()
             record.write_status("done", step=progress.step)
             print(training_table(summary, folder))
-        # All leave together: gloo's threads can end a process that leaves while another is connected to it.
+        # All exit together: gloo's threads can abort a process that exits while another is connected to it.
         distributed.barrier()
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
@@ -285,7 +286,7 @@ def _train_and_test(
         return RunResult(DIVERGED, folder, progress.best)
     except KeyboardInterrupt:
         record.write_status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
-        log.warning("stopped at once; %s", way_on)
+        log.warning("stopped at once; %s", resume_hint)
         return RunResult(STOPPED, folder, progress.best)
     except UsageError as error:
         record.write_status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())
@@ -293,27 +294,27 @@ def _train_and_test(
     except Exception as error:
         message = failure_message(error, settings, folder)
         log.critical("failed: %s (record in %s)", message, folder)
-        with contextlib.suppress(OSError):  # a folder that cannot be written to any more
+        with contextlib.suppress(OSError):  # the folder may no longer be writable
             record.write_status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
 
 
 def _test_and_summarise(training: TrainingState, settings: Settings, record: RunWriter) -> dict[str, Any]:
-    """Test the best weights, once; draw; sum up. Returns the summary."""
+    """Test the best weights once, draw the figures, and write the summary. Returns the summary."""
     task, progress, folder = training.task, training.progress, record.path
     load_weights(task.model, folder / layout.BEST_CHECKPOINT, settings.model.name)
     test = task.evaluate("test")
     record.flush()
     rows = read_metrics(folder / layout.METRICS)
-    closing = summary_metrics(rows, progress.best_step, task.steps_per_epoch)
-    best = {tag.removeprefix("best/"): value for tag, value in closing.items() if tag.startswith("best/")}
+    final_metrics = summary_metrics(rows, progress.best_step, task.steps_per_epoch)
+    best = {tag.removeprefix("best/"): value for tag, value in final_metrics.items() if tag.startswith("best/")}
     summary = {
         "run": describe_settings(settings),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "objective": progress.best,
         "test": test,
         "results": result_rows(task.format_metrics(test), task.format_metrics(best), best["epoch"]),
-        **closing,
+        **final_metrics,
         **{f"final/test_{name}": x for name, x in test.items() if layout.is_tag(f"final/test_{name}")},
         "final/minutes": record.elapsed_s / 60,
     }
@@ -324,41 +325,34 @@ def _test_and_summarise(training: TrainingState, settings: Settings, record: Run
     return summary
 
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 def failure_message(error: Exception, settings: Settings, folder: Path) -> str:
-    """Why the run in a folder failed, in one line."""
+    """Explain in one line why the run in a folder failed, and what to do."""
     if is_out_of_memory(error):
         return _out_of_memory_message(settings)
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
-        way_out = (
-            f"; make room, then go on with: odebench resume {shlex.quote(str(folder))}"
-            if error.errno in _DISK_FULL
-            else ""
-        )
-        return f"{os.strerror(error.errno)}{where}{way_out}"
+        resume = f"; free disk space, then resume with: odebench resume {shlex.quote(str(folder))}"
+        return f"{os.strerror(error.errno)}{where}{resume if error.errno in _DISK_FULL else ''}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory left, on the CPU or on a GPU."""
-    # The CPU's allocator raises a bare RuntimeError; nothing but its text tells.
+    """Whether the error is a lack of memory, on the CPU or on a GPU."""
+    # The CPU allocator raises a plain RuntimeError, recognisable only by its text.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _out_of_memory_message(settings: Settings) -> str:
     trainer = settings.trainer
-    ways_out = [f"lower trainer.batch_size={trainer.batch_size}"]
+    hints = [f"lower trainer.batch_size={trainer.batch_size}"]
     if settings.has_ode and settings.gradient.name == "backprop":
-        ways_out.append("choose gradient=checkpoint or gradient=adjoint")
-    ways_out.append(f"lower trainer.eval_batch_size={trainer.eval_batch_size} where an evaluation failed")
-    return f"out of memory after a peak of {_peak_mib():,.0f} MiB; {', or '.join(ways_out)}"
+        hints.append("choose gradient=checkpoint or gradient=adjoint")
+    hints.append(f"lower trainer.eval_batch_size={trainer.eval_batch_size} if an evaluation failed")
+    return f"out of memory after a peak of {_peak_mib():,.0f} MiB; {', or '.join(hints)}"
 
 
 def _peak_mib() -> float:
-    """The most that this process has held: of the GPU's memory, else of the machine's."""
+    """Peak memory of this process: of the GPU if it was used, else of the host."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / MIB
     unit = 1 if sys.platform == "darwin" else 1024

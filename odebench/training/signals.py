@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop."""
+"""Handle signals that stop a training after its current step."""
 
 import logging
 import signal
@@ -12,26 +12,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 class StopRequest:
-    """While it is entered, a signal only sets ``number``; the loop saves at its next step and leaves.
+    """Context manager in which a signal only sets ``signal_number``, so that the loop saves after its step and exits.
 
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt at once. That the terminal has gone (SIGHUP) stops
-    nothing that was started with nohup. Outside the main thread, where Python lets nobody handle signals, nothing is
-    caught.
+    A second Ctrl-C raises KeyboardInterrupt at once. SIGHUP (a closed terminal) does not stop a process started with
+    nohup. Outside the main thread, where Python allows no signal handlers, no signal is caught.
     """
 
     def __init__(self, notice: str = "") -> None:
-        """at_once: what is said of it when it comes, the loop being busy perhaps for long."""
+        """notice: logged when the first signal arrives, because the loop may be busy for long."""
         self.signal_number = 0
         self._notice = notice
         self._previous_handlers: dict[int, Any] = {}
 
     @property
     def name(self) -> str | None:
-        """The signal's name, None where none came."""
+        """The name of the received signal, or None."""
         return signal.Signals(self.signal_number).name if self.signal_number else None
 
     def forward(self) -> None:
-        """Call who handled the signal before, once all is saved: a launcher (submitit) that queues the job again."""
+        """Call the previous handler of the signal after saving: a launcher such as submitit then requeues the job."""
         handler = self._previous_handlers.get(self.signal_number)
         if callable(handler) and handler is not signal.default_int_handler:
             handler(self.signal_number, None)

@@ -1,9 +1,9 @@
-"""A trained model under many solvers and tolerances: what it still reaches, at what cost, and how exactly it is solved.
+"""Evaluate a trained model with many solvers and tolerances: its metrics, its cost, and its numerical errors.
 
-Each combination of settings is evaluated on a split. Beside that stand, on fixed batches: the time and the error of the
-model's outputs against the same model solved far more exactly in float64, and a training step's evaluations forward and
-backward, with its time. Where gradients are compared, also that step's memory and the errors of its gradient: against
-the same solve differentiated exactly, and against the far more exact one.
+Each combination of settings is evaluated on a split. On fixed batches, the study also measures the time and the error
+of the model's outputs (against the same model solved far more accurately in float64), and the NFE and time of a
+training step. If gradients are compared, it also measures the memory of that step and two errors of its gradient:
+against the same solve differentiated exactly, and against the far more accurate solve.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ from odebench.training.restored_state import restored_state
 
 log = logging.getLogger(__name__)
 
-# Of dopri5 and dopri8: fields with kinks, such as those of ReLU networks, take ten times as many evaluations by dopri8.
+# Not dopri8: it takes ten times as many evaluations for fields with kinks, such as those of ReLU networks.
 REFERENCE_SOLVER, REFERENCE_TOL = "dopri5", 1e-9
 REFERENCE = f"{REFERENCE_SOLVER} at {REFERENCE_TOL:g} in float64"
-# Of the split, whose outputs are compared.
+# The number of samples of the split whose outputs are compared.
 NUM_OUTPUTS = 100
-# Settings that say how an ODE is solved; all others are the reference's, too.
+# Groups of settings for solving the ODE; the reference shares all other settings.
 _SOLVER_GROUPS = ("solver", "tol", "eval_solver", "eval_tol", "gradient")
 _KEYS_WITH_OWN_COLUMN = ("solver", "tol", "solver.steps", "solver.step_size")
 _COST_COLUMNS = {
@@ -67,24 +67,23 @@ def study_run(
     limit: int | None = None,
     gradients: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluate a finished run under each combination of settings; print a table and add a line each to the run's
+    """Evaluate a finished run with each combination of settings; print a table and append a line each to the run's
     evaluations.jsonl.
 
-    Combinations that come to the same, as a solver of fixed steps at several tolerances does, are evaluated once. One
-    whose solve fails is told, and its line says why. limit: of the split, only so many samples. gradients: compare
-    them, as is done unasked where their mode varies. Returns the numbers of each row. Raises UsageError, before
-    anything is evaluated, where one cannot be meant, or the model solves nothing; Diverged where the reference cannot
-    be had.
+    Equivalent combinations, such as several tolerances of a solver with fixed steps, are evaluated once. A failed solve
+    gives a warning and a line with the reason. limit: evaluate only this many samples of the split. gradients: compare
+    gradients; done in any case if the gradient mode varies. Returns the metrics of each row. Raises UsageError, before
+    anything is evaluated, if a combination is invalid or the model has no ODE; Diverged if the reference solve fails.
     """
     record = read_trained_run(path)
     chosen = _distinct_evaluations(record, combinations)
     varying = _varying_keys(combinations)
     compares_gradients = gradients or any(_config_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], ReferenceModel] = {}
-    found, table = [], []
+    results, table = [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
-        others = tuple(word for word in overrides if _config_group(word) not in _SOLVER_GROUPS)
+        others = tuple(override for override in overrides if _config_group(override) not in _SOLVER_GROUPS)
         if others not in references:
             references[others] = ReferenceModel(record, others, split, compares_gradients, limit)
         run = load_run(record, overrides)
@@ -93,17 +92,17 @@ def study_run(
         try:
             metrics = references[others].compare(run, overrides, split)
         except Diverged as error:
-            log.warning("left out: %s: %s", " ".join(overrides), error)
+            log.warning("skipped: %s: %s", " ".join(overrides), error)
             append_evaluation(run, overrides, split, limit, {"failed": str(error)})
             continue
         append_evaluation(run, overrides, split, limit, {**metrics, "reference": REFERENCE})
-        found.append(metrics)
-        given = dict(word.split("=", 1) for word in overrides)
-        more = {key: given[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
+        results.append(metrics)
+        values = dict(override.split("=", 1) for override in overrides)
+        varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
         table.append(
             {
                 **_solver_cells(settings),
-                **more,
+                **varied,
                 **_metric_cells(run.task.format_metrics(metrics)),
                 **_cost_cells(metrics),
             }
@@ -111,21 +110,23 @@ def study_run(
     if table:
         print(_format_table(table))
         part = "" if limit is None else f"first {limit:,} samples of the "
-        print(f"\nof the {part}{split} split; ms and output error: of up to {NUM_OUTPUTS} samples, against {REFERENCE}")
-        print("forward, backward: NFE and time of a training step; memory and gradients: of that step's")
-    return found
+        print(
+            f"\nevaluated: {part}{split} split; ms and output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}"
+        )
+        print("forward, backward: NFE and time of a training step; memory and gradients: of that step")
+    return results
 
 
 class ReferenceModel:
-    """A run's model solved as exactly as can be, and how others of its solves compare with it."""
+    """A run's model solved with high accuracy, to which other solves of the same model are compared."""
 
     def __init__(
         self, record: RunRecord, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
-        """record: see ``trained_run``. others: settings that have nothing to do with solving. with_gradient: gradients
-        are compared, too. limit: of the split, only so many samples."""
-        words = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
-        run = load_run(record, [*others, *words, "gradient=checkpoint", "trainer.precision=float32"])
+        """record: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also
+        compare gradients. limit: use only this many samples of the split."""
+        solver = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
+        run = load_run(record, [*others, *solver, "gradient=checkpoint", "trainer.precision=float32"])
         to_double(run.task)
         self._record = record
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
@@ -134,17 +135,17 @@ class ReferenceModel:
         self._is_warmed_up = with_gradient
 
     def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
-        """The numbers of a row."""
+        """Compute the metrics of a row."""
         task = run.task
         metrics: dict[str, Any] = _training_solver(run.settings) | dict(task.evaluate(split))
-        found = task_outputs(task, split, self._num)
+        model_outputs = task_outputs(task, split, self._num)
         started = time.perf_counter()
-        _ = task_outputs(task, split, self._num).sum().item()  # waits for the device
+        _ = task_outputs(task, split, self._num).sum().item()  # synchronises with the device
         metrics["batch_ms"] = 1e3 * (time.perf_counter() - started)
-        metrics["output_error"] = self.output_error(found)
+        metrics["output_error"] = self.output_error(model_outputs)
         try:
             if not self._is_warmed_up:
-                _time_training_step(run)  # the first backward pass pays for what is made once
+                _time_training_step(run)  # the first backward pass includes one-time costs
                 self._is_warmed_up = True
             cost, gradient = _time_training_step(run)
             metrics |= cost
@@ -157,27 +158,29 @@ class ReferenceModel:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
         return metrics
 
-    def output_error(self, found: Tensor) -> float:
-        """Relative, of the outputs of the fixed batch."""
-        return relative_error(found, self._outputs)
+    def output_error(self, model_outputs: Tensor) -> float:
+        """Relative error of the outputs of the fixed batch."""
+        return relative_error(model_outputs, self._outputs)
 
 
-def relative_error(found: Tensor, exact: Tensor) -> float:
-    """The 2-norm of the difference, in that of the exact."""
-    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """The 2-norm of the difference, relative to the 2-norm of the exact value."""
+    return ((value.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
-    """NFE and time of the forward and the backward pass over the first training batch, and its gradient [P]; no NFE
-    where training solves nothing. A step without the optimiser's update, which is the same for all solvers."""
+    """Measure NFE and time of forward and backward pass over the first training batch; return them and the gradient
+    [P].
+
+    No NFE if training solves no ODE. The optimiser's update is left out, as it is the same for all solvers."""
     step = _TrainingStep(run)
     with restored_state(run.task):
-        first_s = step.forward()[1]  # which pays for what is made once
+        first_s = step.forward()[1]  # includes one-time costs
         loss, second_s = step.forward()
-        turned = time.perf_counter()
+        backward_started = time.perf_counter()
         step.backward(loss)
         gradient = step.pop_gradient()
-        backward_s = time.perf_counter() - turned
+        backward_s = time.perf_counter() - backward_started
     if not loss.solves:
         return {}, gradient
     forward_s = min(first_s, second_s)
@@ -192,7 +195,7 @@ def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
 
 
 def _loss_gradient(run: TrainedRun) -> Tensor:
-    """The gradient [P] of the loss over the first training batch."""
+    """Compute the gradient [P] of the loss over the first training batch."""
     step = _TrainingStep(run)
     with restored_state(run.task):
         step.backward(step.forward()[0])
@@ -200,11 +203,11 @@ def _loss_gradient(run: TrainedRun) -> Tensor:
 
 
 def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
-    """The gradient [P] of the very same solve, differentiated exactly by another mode than the run's own; None where
-    its solver knows none, as those of SciPy."""
-    forward = [word for word in overrides if _config_group(word) != "gradient"]
+    """Compute the gradient [P] of the same discrete solve with another, exact gradient mode; None if the solver
+    supports none, like SciPy's."""
+    forward = [override for override in overrides if _config_group(override) != "gradient"]
     if run.settings.gradient.name == "reversible" and not run.settings.solver.fixed:
-        forward.append("solver.stop_at_times=true")  # as its steps do, which no other mode's would
+        forward.append("solver.stop_at_times=true")  # as reversible steps do, unlike those of other modes
     for mode in ("checkpoint", "backprop", "reversible"):
         if mode != run.settings.gradient.name:
             with contextlib.suppress(UsageError):
@@ -213,14 +216,14 @@ def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[s
 
 
 def _peak_mib(run: TrainedRun) -> float:
-    """Peak memory of a training step, as a training measures it: in a step of its own, eagerly."""
+    """Peak memory of a training step, measured like in training: in a separate eager step."""
     step = _TrainingStep(run)
     with restored_state(run.task), torch.compiler.set_stance("force_eager"):
         return measure_step(lambda: step.backward(step.forward()[0]), step.device)["memory/peak_mib"]
 
 
 class _TrainingStep:
-    """A training step over the first training batch, with the same random numbers each time; no update."""
+    """A training step over the first training batch, with the same random numbers each time, without an update."""
 
     def __init__(self, run: TrainedRun) -> None:
         self._task, self._model = run.task, run.task.model
@@ -230,23 +233,23 @@ class _TrainingStep:
         self._model.zero_grad()
 
     def forward(self) -> tuple[Loss, float]:
-        """The loss, and the seconds that it took."""
+        """Compute the loss; return it with the seconds that it took."""
         self._task.load_state_dict(self._state)
         torch.manual_seed(0)
         started = time.perf_counter()
         loss = self._task.loss(self._batch)
-        loss.value.item()  # waits for the device
+        loss.value.item()  # synchronises with the device
         return loss, time.perf_counter() - started
 
     def backward(self, loss: Loss) -> None:
-        """Diverged where the solve backward fails."""
+        """Run the backward pass. Raises Diverged if the backward solve fails."""
         try:
             loss.value.backward()
         except SolveError as error:
             raise Diverged(str(error)) from error
 
     def pop_gradient(self) -> Tensor:
-        """[P], of all parameters; the model keeps none. Waits for the device."""
+        """Return the gradient [P] of all parameters and clear it in the model. Synchronises with the device."""
         self._model.eval()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._model.parameters()]
         gradient = torch.cat([part.flatten() for part in parts])
@@ -256,7 +259,7 @@ class _TrainingStep:
 
 
 def _training_solver(settings: Settings) -> dict[str, str | float | None]:
-    """How a training step is solved, whatever solver evaluates; no tolerance where its steps are fixed or rtol and atol
+    """Gradient mode, solver and tolerance of a training step; no tolerance if steps are fixed or rtol and atol
     differ."""
     solver = settings.solver
     tol = None if solver.fixed or solver.rtol != solver.atol else solver.rtol
@@ -264,32 +267,32 @@ def _training_solver(settings: Settings) -> dict[str, str | float | None]:
 
 
 def _distinct_evaluations(record: RunRecord, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
-    """Those that come to different evaluations, each with the settings that it comes to."""
-    found: list[tuple[list[str], Settings]] = []
+    """Drop combinations that give the same evaluation as an earlier one; return the others with their settings."""
+    distinct: list[tuple[list[str], Settings]] = []
     for overrides in combinations:
         settings = with_evaluation_solver(read_settings(override_saved(record.settings, overrides)))
         if not settings.has_ode:
-            way_out = f"odebench eval {shlex.quote(str(record.path))}"
-            raise UsageError(f"{settings.model.name} solves no ODE; one evaluation tells all: {way_out}")
+            hint = f"evaluate it once: odebench eval {shlex.quote(str(record.path))}"
+            raise UsageError(f"{settings.model.name} has no ODE; {hint}")
         if settings.solver.fixed:
-            settings = replace(settings, tol=1.0)  # which has no effect
-        if settings not in [other for _, other in found]:
-            found.append((overrides, settings))
-    return found
+            settings = replace(settings, tol=1.0)  # tol has no effect with fixed steps
+        if settings not in [other for _, other in distinct]:
+            distinct.append((overrides, settings))
+    return distinct
 
 
 def _varying_keys(combinations: Sequence[Sequence[str]]) -> list[str]:
-    """The keys that have several values."""
+    """Keys with more than one value."""
     values: dict[str, set[str]] = {}
-    for word in (word for overrides in combinations for word in overrides):
-        key, _, value = word.partition("=")
+    for override in (override for overrides in combinations for override in overrides):
+        key, _, value = override.partition("=")
         values.setdefault(key, set()).add(value)
     return [key for key, some in values.items() if len(some) > 1]
 
 
-def _config_group(word: str) -> str:
+def _config_group(override: str) -> str:
     """``solver`` of ``solver.rtol=1e-3``."""
-    return word.partition("=")[0].partition(".")[0].lstrip("+")
+    return override.partition("=")[0].partition(".")[0].lstrip("+")
 
 
 def _solver_cells(settings: Settings) -> dict[str, str]:
@@ -302,7 +305,7 @@ def _solver_cells(settings: Settings) -> dict[str, str]:
 
 
 def _metric_cells(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """A task's rows, without what it adds after a number."""
+    """A task's rows without the intervals and errors behind the numbers."""
     return {name: text.partition("  (")[0].partition(" ±")[0] for name, text in rows}
 
 
@@ -311,7 +314,7 @@ def _cost_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _format_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """In columns as wide as their widest entry."""
+    """Format rows as columns, each as wide as its widest entry."""
     titles = list(dict.fromkeys(title for row in rows for title in row))
     cells = [titles, *([row.get(title, "-") for title in titles] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -320,19 +323,19 @@ def _format_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def task_outputs(task: Task, split: str, num: int) -> Tensor:
-    """See ``Task.outputs``; the same random numbers each time."""
+    """Call ``Task.outputs`` with the same random numbers each time."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return task.outputs(split, num)
 
 
 def to_double(task: Task) -> None:
-    """Turn a task's model into float64, and what it is called with."""
-    task.model.double().register_forward_pre_hook(lambda model, given: cast_floats(given, torch.float64))
+    """Convert a task's model and its inputs to float64."""
+    task.model.double().register_forward_pre_hook(lambda model, inputs: cast_floats(inputs, torch.float64))
 
 
 def cast_floats(value: Any, dtype: torch.dtype) -> Any:
-    """Floating-point tensors in that dtype, also inside tuples and dataclasses; all else as it is."""
+    """Convert floating-point tensors to a dtype, also inside tuples and dataclasses; leave the rest unchanged."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What a finished training comes to: the numbers of summary.json and the table on the screen."""
+"""The results of a finished training: the numbers of summary.json and the table in the terminal."""
 
 import math
 import shlex
@@ -11,8 +11,8 @@ from odebench.config.choices import options_of
 from odebench.config.schema import NO_SOLVER
 from odebench.config.settings import Settings
 
-# Which logged tag becomes which closing tag: the last value, or the mean over the last epoch, harmonic of a rate. Those
-# of the splits, which differ from task to task, become final/train_... and final/val_....
+# Logged tag -> tag in the summary: the last value, or the mean over the last epoch (harmonic for rates). The metrics of
+# the splits, which depend on the task, become final/train_... and final/val_....
 LAST_VALUES = {
     "memory/peak_mib": "final/peak_mib",
     "memory/saved_mib": "final/saved_mib",
@@ -27,36 +27,36 @@ EPOCH_RATES = {"throughput/samples_per_s": "final/samples_per_s"}
 
 
 def summary_metrics(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per_epoch: int) -> dict[str, float]:
-    """The ``best/...`` and ``final/...`` numbers that follow from the rows logged."""
+    """Compute the ``best/...`` and ``final/...`` metrics from the logged rows."""
     metrics: dict[str, float] = {"best/step": best_step, "best/epoch": best_step / steps_per_epoch}
     last_step = max(row["step"] for row in rows)
     for row in rows:
         for tag, value in row.items():
-            if closing := LAST_VALUES.get(tag) or (
+            if summary_tag := LAST_VALUES.get(tag) or (
                 tag.startswith(("train/", "val/")) and f"final/{tag.replace('/', '_')}"
             ):
-                metrics[closing] = value
+                metrics[summary_tag] = value
             if tag.startswith("val/") and row["step"] == best_step:
                 metrics[f"best/{tag.removeprefix('val/')}"] = value
     covered = _rows_of_last_epoch(rows, last_step - steps_per_epoch)
-    for tag, closing in (EPOCH_MEANS | EPOCH_RATES).items():
-        if told := [(weight, row[tag]) for weight, row in covered if tag in row]:
-            weights, values = zip(*told, strict=True)
+    for tag, summary_tag in (EPOCH_MEANS | EPOCH_RATES).items():
+        if weighted := [(weight, row[tag]) for weight, row in covered if tag in row]:
+            weights, values = zip(*weighted, strict=True)
             mean = statistics.harmonic_mean if tag in EPOCH_RATES else statistics.fmean
-            metrics[closing] = mean(values, weights)
+            metrics[summary_tag] = mean(values, weights)
     return metrics
 
 
 def _rows_of_last_epoch(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[tuple[int, Mapping[str, Any]]]:
-    """The rows of training steps after `first_step`, each with the number of those that it stands for."""
-    of_steps = [row for row in rows if not row.keys().isdisjoint(EPOCH_MEANS | EPOCH_RATES)]
-    before = [0, *(row["step"] for row in of_steps)]
-    covered = [(row["step"] - max(start, first_step), row) for start, row in zip(before, of_steps, strict=False)]
+    """Return the rows of training steps after `first_step`, each with the number of these steps that it covers."""
+    step_rows = [row for row in rows if not row.keys().isdisjoint(EPOCH_MEANS | EPOCH_RATES)]
+    before = [0, *(row["step"] for row in step_rows)]
+    covered = [(row["step"] - max(start, first_step), row) for start, row in zip(before, step_rows, strict=False)]
     return [(steps, row) for steps, row in covered if steps > 0]
 
 
 def describe_settings(settings: Settings) -> str:
-    """Model, solver, tolerance and gradient mode in a few words."""
+    """Describe model, solver, tolerance and gradient mode in a few words."""
     solver = settings.solver
     if solver.name == NO_SOLVER:
         return settings.model.name
@@ -77,7 +77,7 @@ def describe_settings(settings: Settings) -> str:
 def result_rows(
     test: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]], best_epoch: float
 ) -> dict[str, str]:
-    """Lines of the closing table from a task's rows of the test and of the best validation: name -> text."""
+    """Rows of the final table from a task's rows of the test and of the best validation: name -> text."""
     (name, headline), *more = test
     return {
         f"test {name}": headline,
@@ -87,7 +87,7 @@ def result_rows(
 
 
 def training_table(summary: Mapping[str, Any], folder: Path) -> str:
-    """The lines that ``odebench train`` ends with, from its summary."""
+    """The table that ``odebench train`` prints at its end, from the summary."""
     return align_columns(_training_rows(summary, folder))
 
 
@@ -115,7 +115,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
 
 
 def _with_si_prefix(number: float) -> str:
-    """Three digits and a prefix: ``33.1 G``."""
+    """Three digits and an SI prefix: ``33.1 G``."""
     for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= factor:
             return f"{number / factor:.1f}{prefix}"
@@ -123,7 +123,7 @@ def _with_si_prefix(number: float) -> str:
 
 
 def align_columns(rows: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> str:
-    """Two columns, the first as wide as its widest entry."""
+    """Align rows in two columns, the first as wide as its widest entry."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

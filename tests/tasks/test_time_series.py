@@ -328,7 +328,7 @@ def test_nfe_is_told_by_role(build):
         ([*SMALL, "model.observations=false"], "model.observations=false: nothing is left to predict"),
         (
             [*SMALL, "model.events=true", "data=periodic", "data.mode=extrapolation"],
-            "model.events=true: events of data=periodic .* set data.mode=interpolation, or model.events=false",
+            "model.events=true: data=periodic has input events .* set data.mode=interpolation, or model.events=false",
         ),
         ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
     ],

@@ -64,9 +64,9 @@ def test_runs_that_cannot_stand_beside_each_other_are_one_line(runs, finished, t
     with pytest.raises(UsageError, match=f"{other} was tested on series .*, the first run on series "):
         compare_runs(runs | {"RNN, other": other})
     waves = finished(*RNN, *TINY, "data=periodic")
-    with pytest.raises(UsageError, match=f"{waves}: no model of series in the plane"):
+    with pytest.raises(UsageError, match=f"{waves}: not a model of series with two channels"):
         compare_runs({"RNN": waves})
     assert main([str(tmp_path / "none.png"), "RNN", str(waves)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"comparison: {waves}: no model of series in the plane, such as those of data=spirals"
+    assert line == f"comparison: {waves}: not a model of series with two channels, such as data=spirals"
     assert not (tmp_path / "none.png").exists()

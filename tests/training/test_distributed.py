@@ -63,7 +63,7 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_to_the_same_bits
     assert codes["resumed"] == [0, 0]
     told = (folder / "stopped.0.txt").read_text()
     assert "stopped by SIGTERM after step 3" in told
-    assert "going on after step 3" in told
+    assert "resuming after step 3" in told
     mine, theirs = weights(folder / "stopped"), weights(folder / "odenet_two")
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 

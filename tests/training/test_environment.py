@@ -70,7 +70,7 @@ def test_a_broken_compiler_is_one_warning_and_an_eager_model(compiler, caplog):
     with caplog.at_level(logging.WARNING):
         compile_model(task)
     assert [record.getMessage() for record in caplog.records] == [
-        "trainer.compile: not compiled, going on without (no C++ compiler found)"
+        "trainer.compile: not compiled, continuing in eager mode (no C++ compiler found)"
     ]
     assert torch.equal(model(x), eager)
 

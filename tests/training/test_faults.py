@@ -143,7 +143,7 @@ def test_a_full_disk_ends_the_run_as_failed_and_leaves_the_checkpoint_before(nam
     told = [line for line in capfd.readouterr().err.splitlines() if "space" in line]
     status = read_run(tmp_path / "run").status
     assert (code, status["status"]) == (1, "failed")
-    assert status["message"].startswith("No space left on device; make room, then go on with: odebench resume")
+    assert status["message"].startswith("No space left on device; free disk space, then resume with: odebench resume")
     assert [line for line in told if line.startswith("failed: No space left")] == told[:1]
     last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert 4 <= last["progress"]["step"] <= 6
@@ -196,7 +196,7 @@ def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped
         path.unlink()
     assert resume_run(stopped).exit_code == 0
     assert f"{path}" in caplog.text
-    assert "going on after step 4" in caplog.text
+    assert "resuming after step 4" in caplog.text
     assert equal_ends(stopped, whole)
 
 
@@ -358,7 +358,7 @@ def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
     from odebench.training.run import failure_message
 
     told = failure_message(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
-    assert told.endswith("go on with: odebench resume 'my run'")
+    assert told.endswith("resume with: odebench resume 'my run'")
 
 
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
@@ -414,7 +414,7 @@ def test_the_lock_does_not_outlive_its_process(tmp_path):
 
 def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished_one(stopped, whole, caplog, capsys):
     assert quick(stopped).exit_code == 0
-    assert "going on after step 5" in caplog.text
+    assert "resuming after step 5" in caplog.text
     assert equal_ends(stopped, whole)
     table = capsys.readouterr().out
     assert quick(stopped).exit_code == 0

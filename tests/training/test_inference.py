@@ -85,7 +85,7 @@ def test_eval_with_the_other_name_of_the_same_network(run):
         (["model=mlp"], "solver=dopri5: mlp has no ODE"),
         (
             ["model=resnet", "solver=none", "gradient=backprop"],
-            "best.pt does not fit model resnet: it is of model odenet",
+            "best.pt does not fit model resnet: it holds model odenet",
         ),
         (["model.width=16"], "eval: model.width=16: the weights of "),
         (["model.width=16"], "/run fit model.width=8\n"),
@@ -146,7 +146,7 @@ def test_images_that_the_training_may_have_seen_under_another_name_are_warned_of
         monkeypatch.setitem(DATA, name, DATA["mnist5k"])  # their files are large
         odebench.load_run(run, [f"data={name}", "data.validation=40"])
     (line,) = caplog.messages
-    assert line.startswith("data=mnist shares images with data=mnist5k, of the training; only the test images")
+    assert line.startswith("data=mnist shares images with data=mnist5k of the training; only the test images")
 
 
 def test_a_failed_solve_is_one_line_and_exit_3(run, capsys):
@@ -211,10 +211,10 @@ def test_of_a_run_that_is_not_finished_the_best_so_far_is_taken_and_without_one_
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
     assert main([verb, str(unfinished)]) == 0
-    assert "not finished (status interrupted): these are its best weights so far" in capsys.readouterr().err
+    assert "not finished (status interrupted): using its best weights so far" in capsys.readouterr().err
     (unfinished / "checkpoints/best.pt").unlink()
     assert main([verb, str(unfinished)]) == 2
-    assert "not finished (status interrupted); go on with it: odebench resume" in capsys.readouterr().err
+    assert "not finished (status interrupted); resume it with: odebench resume" in capsys.readouterr().err
     assert main([verb, str(Path(run).parent / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
@@ -248,7 +248,7 @@ def test_sample_writes_npy_and_csv_and_over_nothing(cnf_run, tmp_path, capsys):
     assert main(["sample", str(cnf_run), "--output", str(tmp_path / "samples.npy")]) == 2
     assert "exists; name a new file" in capsys.readouterr().err
     assert main(["sample", str(cnf_run), "seed=5"]) == 2
-    assert capsys.readouterr().err == "odebench sample: seed=5: that of the samples is given by --seed 5\n"
+    assert capsys.readouterr().err == "odebench sample: seed=5: set the seed of the samples with --seed 5\n"
 
 
 def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
@@ -268,8 +268,8 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
     [
         (["--num", "0"], "--num 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
-        (["--output", "x.txt"], "--output x.txt: a file of samples ends with .csv, .npy, .png"),
-        (["--output", "/tmp/no.png"], "the samples are vectors [2], no images; name FILE.csv or FILE.npy"),
+        (["--output", "x.txt"], "--output x.txt: samples are written to files ending with .csv, .npy, .png"),
+        (["--output", "/tmp/no.png"], "the samples are vectors [2], not images; use FILE.csv or FILE.npy"),
         (["--output", "/nowhere/x.csv"], "--output /nowhere/x.csv: there is no folder /nowhere; make it"),
         (["model.width=9", "model.hidden=5"], "sample: model.width=9, model.hidden=5: the weights of "),
         (["tol=-1"], "tol=-1: must be greater than 0"),

@@ -273,7 +273,7 @@ def test_a_signal_is_answered_at_once_and_the_log_tells(train, monkeypatch, capl
 
     monkeypatch.setattr(ClassificationTask, "evaluate", interrupted)
     result = train("model=mlp")
-    answer = "SIGINT: finishes what is under way, saves and leaves; a second one stops at once"
+    answer = "SIGINT: finishing the current operation, then saving and exiting; a second one stops at once"
     assert answers == [answer]
     assert answer in (result.folder / layout.LOG).read_text()
     assert result.exit_code == 75
@@ -286,8 +286,8 @@ def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(train, monkeyp
     for checkpoint in (folder / layout.CHECKPOINTS).iterdir():
         checkpoint.unlink()
     assert resume_run(folder).exit_code == 0
-    assert f"no checkpoint is left in {folder / layout.CHECKPOINTS}: starts anew" in caplog.messages
-    assert not any(line.startswith("going on") for line in caplog.messages)
+    assert f"no checkpoint in {folder / layout.CHECKPOINTS}: starting from the beginning" in caplog.messages
+    assert not any(line.startswith("resuming") for line in caplog.messages)
 
 
 def test_the_way_on_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, caplog, capsys):
@@ -296,17 +296,17 @@ def test_the_way_on_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train("model=mlp", f"run_dir='{folder}'")
-    assert caplog.messages[-1].endswith(f"go on with: odebench resume {quoted}")
-    with pytest.raises(UsageError, match=f"go on with it: odebench resume {quoted}$"):
+    assert caplog.messages[-1].endswith(f"resume with: odebench resume {quoted}")
+    with pytest.raises(UsageError, match=f"resume it with: odebench resume {quoted}$"):
         load_run(folder)
-    with pytest.raises(UsageError, match=rf"is not empty; go on with that run \(odebench resume {quoted}\) or give"):
+    with pytest.raises(UsageError, match=rf"is not empty; resume that run \(odebench resume {quoted}\) or give"):
         train("model=mlp", "seed=1", f"run_dir='{folder}'")
     resume_run(folder)
     assert f"odebench tensorboard {quoted}" in capsys.readouterr().out
 
 
 def test_weights_that_are_gone_are_told_with_a_way_out(tmp_path):
-    with pytest.raises(UsageError, match=r"^no checkpoint .*best\.pt: put it back, or train the run anew$"):
+    with pytest.raises(UsageError, match=r"^no checkpoint .*best\.pt: restore the file, or train the run again$"):
         load_weights(torch.nn.Linear(1, 1), tmp_path / "best.pt", "mlp")
 
 
@@ -406,7 +406,7 @@ def test_a_training_on_images_that_its_start_may_have_seen_is_warned(train, capl
     manifest = source.folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"name": "mnist5k"', '"name": "mnist"'))
     train("model=mlp", f"init_from={source.folder}")
-    assert "some of these may be among its training samples" in caplog.text
+    assert "its training samples may include some of this one" in caplog.text
 
 
 def test_the_weight_average_is_what_is_evaluated(train):

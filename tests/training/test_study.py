@@ -224,7 +224,7 @@ def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatc
 
     monkeypatch.setattr(study.ReferenceModel, "compare", compare)
     assert len(study_run(run, [["tol=0.1"], ["tol=0.01"]])) == 1
-    assert "left out: tol=0.1: solve failed: max_steps" in caplog.text
+    assert "skipped: tol=0.1: solve failed: max_steps" in caplog.text
     assert [row.get("failed") for row in lines(run)[-2:]] == ["solve failed: max_steps", None]
 
 
@@ -249,7 +249,7 @@ def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
     assert main(["train", "model=mlp", *tiny, f"run_dir={folder}"]) == 0
     capsys.readouterr()
     assert main(["eval", str(folder), "data.train_limit=64,64"]) == 2
-    assert "mlp solves no ODE; one evaluation tells all: odebench eval " in capsys.readouterr().err
+    assert "mlp has no ODE; evaluate it once: odebench eval " in capsys.readouterr().err
 
 
 def test_cast_leaves_integers_alone_and_reaches_into_tuples():
