@@ -1,5 +1,5 @@
-"""What a run leaves in its folder.
+"""The files that a run writes into its folder, and reading them back.
 
-``schema`` and ``reader`` are free of torch and may be used by every room; ``writer``, ``tensorboard``,
-``manifest`` and ``meters`` belong to training. Nothing is imported here, so that reading stays fast.
+``layout`` and ``reader`` do not import torch and may be used by every package; ``writer``, ``tensorboard`` and
+``profiling`` are for training. This file imports nothing, so that reading stays fast.
 """

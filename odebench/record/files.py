@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens to the process. Free of torch."""
+"""Write files atomically: they are complete or absent, whatever happens to the process. Imports no torch."""
 
 import contextlib
 import errno
@@ -22,14 +22,14 @@ _TEMPORARY_PATTERN = ".*.tmp"
 
 
 def utc_now() -> str:
-    """The time, UTC, as records tell it."""
+    """The current time, UTC, as written in records."""
     return datetime.now(UTC).strftime(TIME_FORMAT)
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write `content` to a temporary file in the same folder, fsync, then rename it to `path`.
 
-    previous: the name that the file which stood there is kept under, in place of an earlier one.
+    previous: the name that the existing file gets, replacing an earlier one.
     """
     temporary = _temporary_path(path)
     try:
@@ -46,7 +46,7 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
 
 
 def _add_link(path: Path, name: Path) -> None:
-    """Give a file a second name, by a link, so that it is not without its first one for a moment."""
+    """Give a file a second name with a hard link, so that it always keeps its first name."""
     temporary = _temporary_path(name)
     try:
         os.link(path, temporary)
@@ -62,21 +62,21 @@ def _temporary_path(path: Path) -> Path:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left in a folder and those in it."""
+    """Remove the temporary files of killed processes in a folder and its subfolders."""
     for pattern in (_TEMPORARY_PATTERN, f"*/{_TEMPORARY_PATTERN}"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one that `write_atomically` writes under."""
+    """Whether a file name is a temporary one of `write_atomically`."""
     return Path(name).match(_TEMPORARY_PATTERN)
 
 
 def make_folder(path: Path, option: str) -> None:
-    """Make a folder, and those above it. named: how the user named it, such as ``run_dir=PATH``.
+    """Make a folder and its parents. option: the setting or option that names it, such as ``run_dir=PATH``.
 
-    UsageError where it cannot be made there, as below a file; OSError where the disk is full.
+    Raises UsageError if the path is not possible, for example below a file; OSError if the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,7 @@ def make_folder(path: Path, option: str) -> None:
 
 
 def check_folder_can_be_made(path: Path, option: str) -> None:
-    """UsageError where a folder surely cannot be made at a path: before the work whose result it is to hold. named: as
-    of `make_folder`."""
+    """Raise UsageError if a folder certainly cannot be made, before any work is done. option: see `make_folder`."""
     existing = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = os.strerror(errno.EACCES if existing.is_dir() else errno.ENOTDIR)
@@ -94,18 +93,17 @@ def check_folder_can_be_made(path: Path, option: str) -> None:
 
 
 def check_file_can_be_made(path: Path, option: str) -> None:
-    """UsageError where a new file cannot be made at a path: before the work whose result it is to hold. named: as of
-    `make_folder`."""
+    """Raise UsageError if a new file cannot be made, before any work is done. option: see `make_folder`."""
     if path.exists():
         raise UsageError(f"{option} exists; name a new file")
     if not path.parent.is_dir():
-        raise UsageError(f"{option}: there is no folder {path.parent}; make it, or name another file")
+        raise UsageError(f"{option}: the folder {path.parent} does not exist; create it, or name another file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{option}: {path.parent} cannot be written to; name another file")
+        raise UsageError(f"{option}: {path.parent} is not writable; name another file")
 
 
 def read_if_exists(path: Path) -> bytes | None:
-    """What a file holds, None where there is none. UsageError where it cannot be read."""
+    """Return the content of a file, None if it does not exist. Raises UsageError if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -116,9 +114,9 @@ def read_if_exists(path: Path) -> bytes | None:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, made where there is none. The system frees it when the process ends, however it ends.
+    """Hold a lock on a file, which is created if needed. The system releases it when the process ends in any way.
 
-    UsageError where another process holds it. A file system without locks gives a warning.
+    Raises UsageError if another process holds it. A file system without locks gives a warning.
     """
     with open(path, "ab") as file:
         try:
@@ -126,14 +124,12 @@ def file_lock(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(f"{path.parent} is in use by another process") from None
         except OSError as error:
-            log.warning(
-                "%s cannot be locked (%s): see to it that no other process goes on with it", path, error.strerror
-            )
+            log.warning("%s cannot be locked (%s): make sure that no other process uses it", path, error.strerror)
         yield
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power, where the system lets folders be opened."""
+    """Make renames in `folder` survive a power failure, if the system can open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -144,12 +140,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, by the rules of `plain`."""
+    """Write a JSON file atomically; see `to_json` for the conversion."""
     write_atomically(path, _json(content))
 
 
 def overwrite_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file over the one that is there: on a full disk there is only its place left, one block."""
+    """Overwrite an existing JSON file in place: on a full disk only its own block is available."""
     with open(path, "r+b") as file:
         file.write(_json(content))
         file.truncate()
@@ -160,8 +156,8 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> Any:
-    """The value as strict JSON holds it: NaN and infinities become null, numpy and torch scalars Python's,
-    tuples lists, and what JSON does not know (paths, devices) its text."""
+    """Convert a value to strict JSON types: NaN and infinities become null, numpy and torch values Python's, tuples
+    lists, and other types (paths, devices) strings."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

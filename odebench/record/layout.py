@@ -1,4 +1,4 @@
-"""The facts of a record: file names, statuses, tags and units, columns of the HParams table. No torch."""
+"""The layout of a record: file names, statuses, tags with units, columns of the HParams table. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,18 +16,17 @@ EVALUATIONS = "evaluations.jsonl"
 STEP_SIZES = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
-PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the last one but one
+PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the last but one
 BEST_CHECKPOINT = "checkpoints/best.pt"
 FIGURES = "figures"
 EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
 
-# queued: made by a sweep, not started. interrupted: stopped by a signal, timeout: by a time limit; both may
-# go on.
+# queued: created by a sweep, not started. interrupted: stopped by a signal; timeout: by a time limit; both can resume.
 STATUSES = ("queued", "running", "done", "diverged", "failed", "interrupted", "timeout")
 
 
 class Tag(NamedTuple):
-    """Unit ("" where the number has none) and meaning of a series."""
+    """Unit ("" if there is none) and meaning of a logged scalar."""
 
     unit: str
     description: str
@@ -45,7 +44,7 @@ def _quantity_tags(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
         tags[f"best/{name}"] = Tag(unit, f"{text}; validation split, best checkpoint")
         tags[f"final/train_{name}"] = Tag(unit, f"{text}; training batch, last value")
         tags[f"final/val_{name}"] = Tag(unit, f"{text}; validation split, last value")
-        tags[f"final/test_{name}"] = Tag(unit, f"{text}; test split, best checkpoint, taken once")
+        tags[f"final/test_{name}"] = Tag(unit, f"{text}; test split, best checkpoint, evaluated once")
     return tags
 
 
@@ -59,11 +58,11 @@ _COMMON_TAGS: dict[str, Tag] = {
     "dynamics/kinetic": Tag("", "integral of |f|^2 / D along the training batch's solutions"),
     "dynamics/jacobian": Tag("", "integral of |eps^T df/dz|^2 / D along the training batch's solutions"),
     "dynamics/taylor": Tag("", "integral of |d^K z / dt^K|^2 / D along the training batch's solutions"),
-    "memory/peak_mib": Tag("MiB", "peak of what one training step adds to the tensors that lived before"),
-    "memory/saved_mib": Tag("MiB", "peak of what autograd holds for the backward pass in that step"),
+    "memory/peak_mib": Tag("MiB", "peak memory that one training step allocates"),
+    "memory/saved_mib": Tag("MiB", "peak memory that autograd holds for the backward pass of that step"),
     "flops/step": Tag("FLOP", "matrix products and convolutions of one training step"),
-    "time/step_ms": Tag("ms", "time of one training step, mean since the row before"),
-    "throughput/samples_per_s": Tag("samples/s", "training samples a second, mean since the row before"),
+    "time/step_ms": Tag("ms", "time of one training step, mean since the previous row"),
+    "throughput/samples_per_s": Tag("samples/s", "training samples per second, mean since the previous row"),
     "optim/lr": Tag("", "learning rate"),
     "optim/grad_norm": Tag("", "2-norm of the gradient of all parameters, before clipping"),
     "best/step": Tag("steps", "optimiser step of the best checkpoint"),
@@ -74,8 +73,8 @@ _COMMON_TAGS: dict[str, Tag] = {
     "final/saved_mib": Tag("MiB", "last memory/saved_mib"),
     "final/flops": Tag("FLOP", "last flops/step"),
     "final/step_ms": Tag("ms", "time of one training step, mean over the last epoch"),
-    "final/samples_per_s": Tag("samples/s", "training samples a second, mean over the last epoch"),
-    "final/minutes": Tag("min", "time the training took, evaluation included"),
+    "final/samples_per_s": Tag("samples/s", "training samples per second, mean over the last epoch"),
+    "final/minutes": Tag("min", "training time, evaluations included"),
 }
 
 # Every scalar of a run, by tag. x is the optimiser step everywhere.
@@ -87,27 +86,27 @@ HISTOGRAMS: dict[str, Tag] = {
     "steps/size": Tag("time of the ODE", "sizes of the accepted solver steps of one forward solve"),
 }
 
-# Series of a task that is not ours: task/anything, without a unit.
+# Prefix of the tags that only one task logs, without a unit.
 TASK_PREFIX = "task/"
 
 
 def is_tag(name: str) -> bool:
-    """Whether `name` may be logged as a scalar: one of TAGS, or of the free group ``task/...``."""
+    """Whether `name` may be logged as a scalar: one of TAGS, or ``task/...``."""
     return name in TAGS or (name.startswith(TASK_PREFIX) and len(name) > len(TASK_PREFIX))
 
 
 def summary_tags(task: str) -> list[str]:
-    """The tags of a run's end that a task has: the metrics of its HParams table."""
+    """The summary tags of a task: the metrics of its HParams table."""
     return [tag for tag in _quantity_tags(QUANTITIES.get(task, {})) | _COMMON_TAGS if is_summary_tag(tag)]
 
 
 def is_end_tag(name: str) -> bool:
-    """Whether the tag is logged when a run ends, and so once more where the end is repeated after a resume."""
+    """Whether the tag is logged when a run ends, and so again if a resumed run ends again."""
     return is_summary_tag(name) or name.startswith("test/")
 
 
 def is_summary_tag(name: str) -> bool:
-    """Whether the tag is of a run's end (``best/...``, ``final/...``): logged once, a metric of HParams."""
+    """Whether the tag belongs to the summary (``best/...``, ``final/...``): logged once, a metric of HParams."""
     return name.startswith(("best/", "final/"))
 
 
@@ -120,8 +119,8 @@ SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
 
 
 def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The sections of "Custom Scalars", and the charts of each, of a run that measures these quantities: none stays
-    empty."""
+    """Sections of TensorBoard's "Custom Scalars" with their charts, for a run that measures these quantities; no chart
+    is empty."""
     known = [name for name in quantities if f"val/{name}" in TAGS]
     learning: dict[str, tuple[str, ...]] = {
         f"{name}: train against validation": (f"train/{name}", f"val/{name}")
@@ -131,12 +130,12 @@ def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ..
     return {"Learning": learning} | ({"Solver": SOLVER_CHARTS} if "nfe" in quantities else {})
 
 
-# Settings that come first among the columns of the HParams table, and are shown from the start.
+# The first columns of the HParams table, which TensorBoard shows by default.
 FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradient.name")
 
-# Settings that are columns of TensorBoard's HParams table, with their one type; those of a task's models and data come
-# before them. TensorBoard takes the columns from whichever run it meets first, so the list is the same for all runs of
-# a task; a run leaves out what it lacks.
+# Settings that are columns of TensorBoard's HParams table, with their type; the settings of a task's models and data
+# come before them. TensorBoard takes the columns from the first run that it reads, so all runs of a task have the same
+# list; a run omits the settings that it lacks.
 HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
     "solver.name": str,
     "solver.rtol": float,

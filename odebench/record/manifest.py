@@ -1,4 +1,4 @@
-"""Where and with what a run was made: command, settings, versions, machine, data."""
+"""The manifest of a run: command, settings, versions, machine, data."""
 
 import os
 import platform
@@ -41,10 +41,10 @@ def build_manifest(
     seeds: Mapping[str, int],
     command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """All that is needed to tell where a run's numbers come from, as strict JSON holds it.
+    """Collect the provenance of a run's numbers, in types of strict JSON.
 
-    config: the composed settings, resolved here. data: provenance of the data set. seeds: each by its use.
-    command: the process's own, where None. What there is not (git in a wheel, a GPU in a CPU run) is null.
+    config: the composed settings, resolved here. data: provenance of the data set. seeds: by their use.
+    command: None for this process's command. Missing parts (git in a wheel, a GPU in a CPU run) are null.
     """
     return {
         "command": list(sys.argv if command is None else command),
@@ -60,7 +60,7 @@ def build_manifest(
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python, odebench and the packages that numbers depend on; null where one is missing."""
+    """Versions of Python, odebench and the packages that numbers depend on; null if one is missing."""
     import torch
 
     found: dict[str, str | None] = {
@@ -78,9 +78,9 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the odebench checkout, and whether files in it differ from it; null outside a checkout."""
+    """Commit of the odebench checkout, and whether it has uncommitted changes; null outside a checkout."""
     root = Path(odebench.__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # a wheel: git would tell of the project that it is installed in
+    if not (root / ".git").exists():  # a wheel: git would describe the project that it is installed in
         return None
     status = _command_output("git", "-C", str(root), "status", "--porcelain")
     if status is None:
@@ -89,7 +89,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def machine_info(device: "torch.device") -> dict[str, Any]:
-    """Host, platform, processor, threads, and the GPU where the device is one."""
+    """Host, platform, processor, threads, and the GPU if the device is one."""
     import torch
 
     return {
@@ -108,11 +108,11 @@ def machine_info(device: "torch.device") -> dict[str, Any]:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this number was started, as the kernel counts it, and since which start of the machine: another
-    process of the same number has another. None where there is none, or the system does not tell."""
+    """Boot id and start time of the process with this number, which tell it from later processes with the same number.
+    None if there is no such process, or if the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name of the command, in brackets, may hold anything.
+        # The command name, in brackets, may contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -120,7 +120,7 @@ def process_start(pid: int) -> str | None:
 
 
 def cpu_model() -> str | None:
-    """The processor's name as the system tells it, else its architecture."""
+    """The processor's name, or its architecture if the system does not know the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -135,8 +135,8 @@ def _gpu_driver() -> str | None:
 
 
 def _command_output(*command: str) -> str | None:
-    """What the command prints, or None where it fails, is not there or takes too long."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # another git process may be at work
+    """The output of a command, or None if it fails, does not exist or takes too long."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # another git process may be running
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, env=environment, check=True

@@ -1,7 +1,7 @@
-"""What one training step costs: memory, floating-point operations, time.
+"""Measure the cost of a training step: memory, floating-point operations, time.
 
-Memory is measured in a step of its own, which is never timed: watching every operation makes it several times
-slower. All numbers are of eager work; compiled code hides its tensors, so measure the eager model and say so.
+Memory is measured in a separate step, which is never timed: observing every operation makes it several times slower.
+Only eager operations are measured, because compiled code hides its tensors.
 """
 
 import time
@@ -20,20 +20,20 @@ MIB = 2**20
 
 
 def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[str, float]:
-    """Run `step` once, watched, and return its memory and its operations.
+    """Run `step` once and measure its memory and its floating-point operations.
 
-    - memory/peak_mib: the most bytes of tensors alive at one moment that the step made itself: activations,
-      gradients, solver states, the batch where the step slices it. What lived before the step (parameters,
-      optimiser state, data) does not count: it is the same for every gradient mode. On the CPU each tensor's
-      storage is followed from birth to death, exact to the byte, a kernel's inner workspace left out; on CUDA
-      it is the allocator's peak less what was allocated before.
-    - memory/saved_mib: the most bytes that autograd held for the backward pass at one moment, of storages
-      made in the step, one saved twice counted once. For the continuous adjoint that is the graph of one
-      evaluation. What a Function keeps as an attribute of its ctx, not saved by name, is not seen.
-    - flops/step: by PyTorch's own formulas (those of FlopCounterMode): matrix products, convolutions and
-      attention, two operations a multiply-add; all else counts nothing.
+    - memory/peak_mib: peak memory of the tensors that the step allocates: activations, gradients, solver states, the
+      batch if the step slices it. Tensors from before the step (parameters, optimiser state, data) do not count: they
+      are the same for every gradient mode. On the CPU each tensor's storage is tracked from allocation to release,
+      exact to the byte, without the kernels' inner workspace; on CUDA it is the allocator's peak minus what was
+      allocated before.
+    - memory/saved_mib: peak memory that autograd holds for the backward pass, in storages allocated in the step; a
+      storage saved twice counts once. For the continuous adjoint that is the graph of one evaluation. Tensors that a
+      Function stores as attributes of ctx, without save_for_backward, are not counted.
+    - flops/step: with PyTorch's formulas (FlopCounterMode): matrix products, convolutions and attention, two
+      operations per multiply-add; other operations do not count.
 
-    The step must drop its gradients first (``zero_grad()``): those of the step before would count as old.
+    The step must clear its gradients first (``zero_grad()``): otherwise they count as allocated before.
     """
     device = torch.device(device)
     memory = _TensorMemoryTracker()
@@ -49,28 +49,28 @@ def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[st
 
 
 class StepTimer:
-    """Mean time of the training steps between two rows of metrics, without what lies between them.
+    """Mean time of the training steps between two rows of metrics, without the time between steps.
 
-    It reads the host's clock: on CUDA the caller synchronises before `stop`, or times many steps together.
+    Uses the host's clock: on CUDA the caller synchronises before `stop`, or times many steps together.
     """
 
     def __init__(self) -> None:
-        """Start with no step taken."""
+        """Start without steps."""
         self._seconds, self._steps, self._samples = 0.0, 0, 0
         self._started_s = 0.0
 
     def start(self) -> None:
-        """A step begins."""
+        """Call at the start of a step."""
         self._started_s = time.perf_counter()
 
     def stop(self, num_samples: int, num_steps: int = 1) -> None:
-        """A step over `num_samples` ends (or `num_steps` of them)."""
+        """Call at the end of `num_steps` steps over `num_samples` samples."""
         self._seconds += time.perf_counter() - self._started_s
         self._steps += num_steps
         self._samples += num_samples
 
     def read(self) -> dict[str, float]:
-        """time/step_ms and throughput/samples_per_s since the last reading; empty where no step was taken."""
+        """Return time/step_ms and throughput/samples_per_s since the last call; empty without steps."""
         seconds, steps, samples = self._seconds, self._steps, self._samples
         self._seconds, self._steps, self._samples = 0.0, 0, 0
         if not steps or seconds <= 0:
@@ -79,14 +79,14 @@ class StepTimer:
 
 
 class _TensorMemoryTracker(TorchDispatchMode):
-    """Follows the storages that operations make, from their first output to their death."""
+    """Tracks the storages that operations allocate, from their first output to their release."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
         self.flops = 0
-        self._bytes: dict[int, int | None] = {}  # by storage; None: lived before
+        self._bytes: dict[int, int | None] = {}  # by storage; None: allocated before
         self._storage_refs: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,12 +108,12 @@ class _TensorMemoryTracker(TorchDispatchMode):
         return out
 
     def bytes_of(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Key of the tensor's storage and the bytes it counts; 0 where it lived before."""
+        """Key of the tensor's storage and its counted bytes; 0 if it was allocated before."""
         key = tensor.untyped_storage()._cdata
         return key, self._bytes.get(key) or 0
 
     def _track(self, tensor: torch.Tensor, is_new: bool) -> None:
-        """Count the tensor's storage where it is new, or has been resized since it was."""
+        """Count the tensor's storage if it is new or has been resized."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._bytes:
@@ -131,7 +131,7 @@ class _TensorMemoryTracker(TorchDispatchMode):
 
 
 class _SavedTensorTracker:
-    """Counts what autograd holds for backward, by the two hooks it calls when it saves and unpacks."""
+    """Counts the memory that autograd holds for the backward pass, with the hooks for saving and unpacking."""
 
     def __init__(self, memory: _TensorMemoryTracker) -> None:
         self.held_bytes = 0
@@ -140,7 +140,7 @@ class _SavedTensorTracker:
         self._save_counts: dict[int, int] = {}  # by storage
 
     def pack(self, tensor: torch.Tensor) -> "_SavedTensor":
-        # detached: a node that keeps its own output would else keep itself alive, and the count with it
+        # detached: otherwise a node that saves its own output would keep itself alive
         saved = _SavedTensor(tensor.detach())
         key, num_bytes = self._memory.bytes_of(tensor)
         if num_bytes:
@@ -162,7 +162,7 @@ class _SavedTensorTracker:
 
 
 class _SavedTensor:
-    """One tensor in a graph; its death tells that the graph let go of it."""
+    """A tensor saved in a graph; it is garbage collected when the graph releases it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -174,7 +174,7 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _cuda_peak(device: torch.device) -> Iterator[Callable[[], int] | None]:
-    """On CUDA, a function that tells the peak of the bytes allocated since; elsewhere None."""
+    """On CUDA, a function that returns the peak of the bytes allocated since the start; elsewhere None."""
     if device.type != "cuda":
         yield None
         return

@@ -1,4 +1,4 @@
-"""Read what runs left. Free of torch, so that listing and reporting start at once."""
+"""Read the records of runs. Imports no torch, so that listing and reporting start fast."""
 
 import json
 import math
@@ -24,10 +24,10 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, as its folder tells it.
+    """The record of one run, read from its folder.
 
-    settings are unresolved (interpolations kept); manifest and summary are empty where the run has not
-    written them; metrics holds one dict a logged row: "step", "elapsed_s" and the tags logged there.
+    settings are unresolved (with interpolations); manifest and summary are empty if the run has not written them;
+    metrics holds one dict per logged row: "step", "elapsed_s" and the tags logged there.
     """
 
     path: Path
@@ -49,14 +49,14 @@ def is_run(path: Path) -> bool:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether the run in a folder left its last checkpoint, or the one before it, to go on from."""
+    """Whether a run can resume from its last checkpoint or the one before it."""
     return (path / layout.LAST_CHECKPOINT).exists() or (path / layout.PREVIOUS_CHECKPOINT).exists()
 
 
 def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
-    """Read the run in folder `path`; ``metrics=False`` leaves its rows out, for lists of many runs.
+    """Read the run in folder `path`; ``metrics=False`` skips its rows, for lists of many runs.
 
-    Raises UsageError where the folder is no run or one of its files is damaged.
+    Raises UsageError if the folder is no run or one of its files is damaged.
     """
     path = Path(path)
     if not is_run(path):
@@ -75,10 +75,10 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
 
 
 def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | None = None) -> list[Path]:
-    """The folders of all runs in `folder` and below, links among them, sorted; the folder itself where it is a run.
+    """Find the folders of all runs in `folder` and below, following links, sorted; `folder` itself if it is a run.
 
-    queued: those of a sweep's jobs that have not started, too, which hold nothing but a status. lost: gets a line for
-    each folder that cannot be looked into, and for each run whose status is missing.
+    queued: also find jobs of a sweep that have not started, which hold only a status. problems: gets a line for each
+    folder that cannot be read, and for each run whose status is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,26 +90,26 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
         problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
     for parent, children, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:  # a link to a folder above it, say
+        if (real_path := os.path.realpath(parent)) in seen:  # for example a link to a folder above
             children.clear()
             continue
-        seen.add(place)
+        seen.add(real_path)
         if layout.STATUS in files and (queued or layout.SETTINGS in files):
             found.append(Path(parent))
         elif layout.MANIFEST in files and layout.SETTINGS in files:
             problems.append(f"{parent} is damaged: {layout.STATUS} is missing")
         else:
             continue
-        children.clear()  # runs do not hold runs
+        children.clear()  # runs do not contain runs
     return sorted(found)
 
 
 @dataclass(frozen=True)
 class RunOverview:
-    """What a list tells of one run: little, and fast to read.
+    """The summary of a run for lists, fast to read.
 
-    settings are resolved. eta_s: seconds to go, None unless it runs and has told its number of steps.
-    message: why it ended, where it was not done. time: of its status, UTC, as 2026-11-24T14:03:22Z.
+    settings are resolved. eta_s: seconds to go, None unless the run is running and its number of steps is known.
+    message: why it ended, if it is not done. time: of its status, UTC, as 2026-11-24T14:03:22Z.
     """
 
     path: Path
@@ -122,12 +122,12 @@ class RunOverview:
     time: str = ""
 
     def setting(self, key: str) -> Any:
-        """A setting by its dotted key, None where there is none such."""
+        """Return a setting by its dotted key, None if it does not exist."""
         return _setting(self.settings, key)
 
     @property
     def tol(self) -> float | str | None:
-        """The tolerance of the solver's steps, ``rtol/atol`` where these differ; None for fixed steps and no solver."""
+        """The solver's tolerance, ``rtol/atol`` if these differ; None for fixed steps or without a solver."""
         fixed = self.setting("solver.steps") or self.setting("solver.step_size")
         if fixed or self.setting("solver.name") == NO_SOLVER:
             return None
@@ -143,10 +143,10 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
 
 
 def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
-    """Status, settings and summary of the run or queued job in folder `path`.
+    """Read status, settings and summary of the run or queued job in folder `path`.
 
-    A run that says "running", but whose process was of this machine and is no more, counts as interrupted: it may
-    go on. as_told: its own word is taken for it. Raises UsageError where a file is damaged.
+    A run with status "running" whose process was on this machine and has ended counts as interrupted. trust_status:
+    return the written status instead. Raises UsageError if a file is damaged.
     """
     content, manifest = _read_status(path), _read_manifest(path)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
@@ -177,28 +177,28 @@ def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
 
 
 def _one_line(text: str) -> str:
-    """The text in one line that moves no terminal's cursor."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    """Return the text in one line, without control characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _process_has_ended(manifest: dict[str, Any]) -> bool:
-    """Whether the process that wrote the manifest, or the last one that went on, was of this machine and is no more."""
+    """Whether the process that wrote the manifest or resumed last was on this machine and has ended."""
     machine = [manifest, *manifest.get("resumed", [])][-1].get("machine", {})
     if machine.get("host") != socket.gethostname() or not isinstance(machine.get("pid"), int):
         return False
     if (began := machine.get("began")) is not None and (now := process_start(machine["pid"])) is not None:
-        return began != now  # the number may be another process's by now, as in containers, where all are number 1
+        return began != now  # another process may have the number now, as in containers, where all have number 1
     try:
         os.kill(machine["pid"], 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except OSError:  # another user's process
         pass
     return False
 
 
 def _last_row(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics.jsonl, read from the file's end; empty where there is none."""
+    """Read the last complete row of a metrics.jsonl from the file's end; empty if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -210,21 +210,21 @@ def _last_row(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, with null read as NaN. A damaged end is left out: a line cut off, or more.
+    """Read the rows of a metrics.jsonl, with null as NaN. Damaged lines at the end are dropped.
 
-    Raises UsageError for a damaged line that rows follow. A file that does not exist has no rows.
+    Raises UsageError for a damaged line before a row. A missing file has no rows.
     """
-    # What follows the last newline is nothing, or a line cut off.
-    read = [_row(line) for line in (read_if_exists(path) or b"").split(b"\n")[:-1]]
-    while read and read[-1] is None:
-        read.pop()
-    if None in read:
-        raise UsageError(f"{path} is damaged: line {read.index(None) + 1} is not a row of metrics")
-    return [{tag: math.nan if x is None else x for tag, x in row.items()} for row in read if row is not None]
+    # After the last newline comes nothing, or a truncated line.
+    rows = [_row(line) for line in (read_if_exists(path) or b"").split(b"\n")[:-1]]
+    while rows and rows[-1] is None:
+        rows.pop()
+    if None in rows:
+        raise UsageError(f"{path} is damaged: line {rows.index(None) + 1} is not a row of metrics")
+    return [{tag: math.nan if x is None else x for tag, x in row.items()} for row in rows if row is not None]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row that a line of metrics.jsonl holds, None for a damaged one."""
+    """Parse a line of metrics.jsonl; None if it is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -233,7 +233,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _read_settings(path: Path) -> DictConfig:
-    """A run's settings, unresolved. UsageError for a file that is damaged, or that would read the environment."""
+    """Read a run's settings, unresolved. Raises UsageError if the file is damaged or would read environment
+    variables."""
     settings = read_yaml(path)
     try:
         refuse_resolvers(settings)
@@ -254,19 +255,19 @@ def _read_status(folder: Path) -> dict[str, Any]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     content = _read_json(folder / layout.MANIFEST)
     resumed = content.get("resumed", [])
-    if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
-        raise UsageError(f"{folder / layout.MANIFEST} is damaged: what it says of resumes is wrong")
+    if not isinstance(resumed, list) or not all(isinstance(entry, dict) for entry in resumed):
+        raise UsageError(f"{folder / layout.MANIFEST} is damaged: its list of resumes is wrong")
     return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    held = read_if_exists(path)
-    if held is None:  # also one that a run took away a moment ago: it goes on from its checkpoint
+    text = read_if_exists(path)
+    if text is None:  # or removed a moment ago by a run that resumes
         return {}
     try:
-        content = json.loads(held)
+        content = json.loads(text)
     except ValueError:
         raise UsageError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is damaged: it holds no names and values")
+        raise UsageError(f"{path} is damaged: it is not a JSON object")
     return content

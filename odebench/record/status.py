@@ -1,4 +1,4 @@
-"""status.json: what a run, or a job that has not started, says of itself. Free of torch."""
+"""Write status.json, the state of a run or of a job that has not started. Imports no torch."""
 
 import errno
 from pathlib import Path
@@ -10,7 +10,7 @@ from odebench.record.files import overwrite_json, utc_now, write_json
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
     """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
-    (message, traceback). On a full disk, without the traceback and over the old one."""
+    (message, traceback). On a full disk, overwrite the old file, without the traceback."""
     assert name in layout.STATUSES, name
     content = {"status": name, "step": step, "time": utc_now(), **fields}
     try:

@@ -1,7 +1,7 @@
-"""TensorBoard's event files of a run: one writer, in the run's own folder.
+"""Write TensorBoard's event files of a run, in the run's folder.
 
-The HParams table is fed by three protos (experiment, session start, session end) written into that same
-writer; ``SummaryWriter.add_hparams`` would make a second run of each run.
+The HParams table needs three protos (experiment, session start, session end), written by the same writer;
+``SummaryWriter.add_hparams`` would show each run as two runs.
 """
 
 import io
@@ -28,7 +28,7 @@ from odebench.record.files import write_atomically
 FLUSH_S = 20
 
 _TYPES = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64, bool: api_pb2.DATA_TYPE_BOOL}
-# How the table shows a run that is over; interrupted and timeout may go on.
+# Status of an ended run in the HParams table; runs with interrupted and timeout can resume.
 _SESSION_STATUSES = {
     "done": api_pb2.STATUS_SUCCESS,
     "diverged": api_pb2.STATUS_FAILURE,
@@ -38,7 +38,7 @@ _SESSION_STATUSES = {
 }
 
 HParam = str | float | bool
-# What the rules say of models and data, no settings; and settings that change nothing of what is trained.
+# Class attributes of the schema that are no settings, and settings without influence on the training.
 _EXCLUDED_COLUMNS = {
     *("model.task", "model.has_ode", "data.tasks"),
     *("data.root", "data.download", "data.validation", "data.test", "data.random_state"),
@@ -48,21 +48,21 @@ _EXCLUDED_COLUMNS = {
 def open_writer(
     folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), quantities: Sequence[str] = ()
 ) -> SummaryWriter:
-    """A writer in a new run's folder, with the layout of the quantities measured, HParams of the resolved settings, and
-    settings and command as text written."""
-    # A start is told of the first file, too: TensorBoard's loader in Python takes the first it meets for no restart.
+    """Open a writer in a new run's folder; write the chart layout of the quantities, the HParams of the resolved
+    settings, and settings and command as text."""
+    # purge_step also in the first file: TensorBoard's Python loader ignores the first session start that it reads.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
     _write_start(writer, _session_group(folder), settings, quantities)
     command = shlex.join(["odebench", "train", *overrides])
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
-        writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's block of code
+        writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # a Markdown code block
     return writer
 
 
 def reopen_writer(
     folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = ()
 ) -> SummaryWriter:
-    """A writer that goes on after `step`: what was written of later steps, and of the run's end, is void."""
+    """Open a writer that continues after `step`; events of later steps and of the run's end become void."""
     files = sorted(folder.glob(layout.EVENT_FILES))
     for path in files:
         _remove_end_events(path)
@@ -73,7 +73,7 @@ def reopen_writer(
 
 
 def write_end(writer: SummaryWriter, status: str) -> None:
-    """Tell the HParams table how the run ended. A run still queued or running is told nothing of."""
+    """Write to the HParams table how the run ended; nothing for a status that is not an end."""
     if status in _SESSION_STATUSES:
         end = plugin_data_pb2.SessionEndInfo(status=_SESSION_STATUSES[status], end_time_secs=time.time())
         _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
@@ -88,10 +88,10 @@ def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> N
 
 
 def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
-    """The settings that the HParams table shows, by dotted name, each in its one type; nulls are left out.
+    """Return the settings for the HParams table by dotted name, each with a fixed type, without nulls.
 
-    Those of ``columns_of`` the task, and every other setting of the model and the data (an extension's, or of images
-    whose density is learnt) and of the solver (its method's own).
+    These are the ``hparam_columns`` of the task, and all other settings of the model and the data (of a plugin, or of
+    images whose density is learnt) and of the solver (options of its method).
     """
     flat = _flatten(settings)
     extra = {
@@ -107,14 +107,14 @@ def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
 
 
 def hparam_columns(task: str) -> dict[str, type[HParam]]:
-    """The columns of the HParams table, with their types: the settings of the task's models and of the data made for
-    it, and `schema.HPARAMS`."""
+    """Return the columns of the HParams table with their types: the settings of the task's models and data sets, and
+    `layout.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
-    its_models = [its_rules for its_rules in MODELS.values() if its_rules.task == task]
-    its_data = [its_rules for its_rules in DATA.values() if its_rules.tasks[0] == task]
-    for group, of_task in (("model", its_models), ("data", its_data)):
-        for its_rules in of_task:
-            columns |= {f"{group}.{name}": _hint_type(hint) for name, hint in get_type_hints(its_rules).items()}
+    models = [schema for schema in MODELS.values() if schema.task == task]
+    data_sets = [schema for schema in DATA.values() if schema.tasks[0] == task]
+    for group, schemas in (("model", models), ("data", data_sets)):
+        for schema in schemas:
+            columns |= {f"{group}.{name}": _hint_type(hint) for name, hint in get_type_hints(schema).items()}
     return _without_excluded(columns) | layout.HPARAMS
 
 
@@ -123,7 +123,7 @@ def _without_excluded(columns: Mapping[str, type[HParam]]) -> dict[str, type[HPa
 
 
 def _hint_type(hint: Any) -> type[HParam]:
-    """The column's type for a setting's annotation; null, which is left out, is no type of its own."""
+    """Return the column's type for a setting's annotation, ignoring null."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     if get_origin(hint) in (tuple, Literal):
         return str
@@ -131,12 +131,12 @@ def _hint_type(hint: Any) -> type[HParam]:
 
 
 def _session_group(folder: Path) -> str:
-    """A name of the run's own: TensorBoard takes sessions of one name for repetitions of one run."""
+    """Return a unique name of the run: TensorBoard treats sessions with the same name as repetitions of one run."""
     return "/".join(folder.resolve().parts[-2:])
 
 
 def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], quantities: Sequence[str]) -> None:
-    # TensorBoard takes a tag for a pattern that matches from the start: val/mse would bring val/mse_per_feature.
+    # TensorBoard takes a tag as a regular expression: val/mse would also match val/mse_per_feature.
     writer.add_custom_scalars(
         {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
          for section, charts in layout.chart_layout(quantities).items()}
@@ -148,7 +148,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
     }
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
-        # TensorBoard sorts the columns by name, those that are said to differ first, and shows the first few.
+        # TensorBoard sorts the columns by name, those with differs=True first, and shows the first few.
         hparam_infos=[
             api_pb2.HParamInfo(name=name, type=_TYPES[kind], differs=name in layout.FIRST_HPARAMS)
             for name, kind in columns.items()
@@ -168,7 +168,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
 
 
 def describe_tag(tag: str) -> str:
-    """What the tag means, with its unit."""
+    """Return the description of a tag with its unit."""
     unit, text = layout.TAGS[tag]
     return f"{text} ({unit})" if unit else text
 
@@ -185,7 +185,7 @@ def _add(writer: SummaryWriter, value: Summary.Value, step: int) -> None:
 
 
 def _remove_end_events(path: Path) -> None:
-    """Take out of an event file what a run writes at its end: TensorBoard keeps the first end it reads."""
+    """Remove the events of a run's end from an event file: TensorBoard keeps the first end that it reads."""
     kept, changed = io.BytesIO(), False
     records = RecordWriter(kept)
     for raw in RawEventFileLoader(str(path)).Load():
@@ -224,7 +224,7 @@ def _hparam_type(value: Any) -> type[str] | type[float] | type[bool]:
 
 
 def _to_hparam(value: Any, kind: type[str] | type[float] | type[bool]) -> HParam | None:
-    """`value` as `kind`, or None where it is null or of another kind."""
+    """Return `value` as `kind`, or None if it is null or of another kind."""
     if value is None:
         return None
     if kind is str:

@@ -39,7 +39,7 @@ from odebench.record.status import write_status
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIGURE_DPI = 150
-# What a start that was killed may have left before its status; another start takes such a folder over.
+# Files that a run killed before its first status may have written; a new run may reuse such a folder.
 _FILES_BEFORE_STATUS = {
     layout.LOG,
     layout.SETTINGS,
@@ -54,17 +54,17 @@ log = logging.getLogger(__name__)
 
 
 def settings_yaml(config: DictConfig) -> str:
-    """The composed settings as settings.yaml holds them."""
+    """Return the composed settings in the format of settings.yaml."""
     return OmegaConf.to_yaml(config, resolve=False)
 
 
 def has_started(folder: Path) -> bool:
-    """Whether a run has begun in the folder: its record is whole, and its status is not "queued"."""
+    """Whether a run has started in the folder: its record is complete, and its status is not "queued"."""
     return reader.is_run(folder) and not _is_queued(folder)
 
 
 class RunWriter:
-    """The open record of a running training; made by `create` or `reopen`, closed by `close` or ``with``."""
+    """Writes the record of a running training. Make it with `create` or `reopen`, close it with `close` or ``with``."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class RunWriter:
         step: int = 0,
         elapsed_s: float = 0.0,
     ) -> None:
-        """Use `create` or `reopen`. `rows` are those already in metrics.jsonl, `step` the last one taken, `elapsed_s`
-        what the training had taken by then: steps after the last row count, too."""
+        """Use `create` or `reopen`. rows: the rows already in metrics.jsonl. step: the last optimiser step. elapsed_s:
+        training time until then, including steps after the last row."""
         self.path = path
         self.step = step
         self._tensorboard = writer
@@ -98,10 +98,10 @@ class RunWriter:
         manifest: Mapping[str, Any],
         quantities: Sequence[str] = (),
     ) -> Self:
-        """Start the record of a new run in `folder`; see `claim` for those that can be had.
+        """Start the record of a new run in `folder`; see `claim_folder` for the folders that are allowed.
 
         config: the composed settings; saved with their interpolations, so that ``tol=`` can change later.
-        measured: the task's quantities, of which TensorBoard shows charts.
+        quantities: the quantities that the task measures, for TensorBoard's charts.
         """
         folder = Path(folder)
         claim_folder(folder)
@@ -110,7 +110,7 @@ class RunWriter:
         write_atomically(folder / layout.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
         write_json(folder / layout.MANIFEST, manifest)
         _make_folders(folder)
-        # Last: with its status the run is there, whatever happens to the process.
+        # Last: the status marks the record as complete, whatever happens to the process.
         write_status(folder, "running")
         return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides, quantities))
 
@@ -123,12 +123,13 @@ class RunWriter:
         quantities: Sequence[str] = (),
         elapsed_s: float = 0.0,
     ) -> Self:
-        """Go on with a run from its checkpoint at `step`, written after `elapsed_s` seconds of training.
+        """Reopen the record of a run that resumes from its checkpoint at `step`, saved after `elapsed_s` seconds of
+        training.
 
-        Rows and TensorBoard's events after that step, and those of a run's end, are dropped: they come again.
-        manifest: of the process that goes on; added to the list "resumed" in manifest.json, with the step.
-        measured: see `create`.
-        Raises UsageError where the folder is no run.
+        Drops the rows and TensorBoard events after that step and those of the run's end: they will be written again.
+        manifest: of the resuming process; appended to the list "resumed" in manifest.json, with the step.
+        quantities: see `create`.
+        Raises UsageError if the folder is no run.
         """
         run = reader.read_run(folder)
         remove_temporary_files(run.path)
@@ -151,7 +152,7 @@ class RunWriter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the run started; the time between an interruption and its resumption is left out."""
+        """Seconds since the run started, without the time between interruptions and resumes."""
         return time.monotonic() - self._started
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -161,9 +162,9 @@ class RunWriter:
         """
         values = {tag: _to_python_number(value) for tag, value in metrics.items()}
         for tag in values:
-            assert layout.is_tag(tag), f"{tag} is not in schema.TAGS; a task's own tags start with task/"
+            assert layout.is_tag(tag), f"{tag} is not in schema.TAGS; tags of a single task start with task/"
             last = self._last_logged.get(tag, -1)
-            assert step > last, f"{tag} at step {step}, but it was logged at step {last} already"
+            assert step > last, f"{tag} at step {step}, but it was already logged at step {last}"
             self._last_logged[tag] = step
         self.step = max(self.step, step)
         self._metrics_file.write(_json_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
@@ -172,7 +173,7 @@ class RunWriter:
             self._tensorboard.add_scalar(tag, value, step)
 
     def log_histogram(self, tag: str, values: Any, step: int) -> None:
-        """Add a histogram of `values` (any shape) to TensorBoard; NaN and infinities are left out."""
+        """Add a histogram of the finite `values` (any shape) to TensorBoard."""
         assert tag in layout.HISTOGRAMS or tag.startswith(layout.TASK_PREFIX), tag
         array = np.asarray(to_json(values), dtype=np.float64).reshape(-1)
         array = array[np.isfinite(array)]
@@ -180,14 +181,14 @@ class RunWriter:
             self._tensorboard.add_histogram(tag, array, step)
 
     def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
-        """Write the accepted steps of each solve of a training step, and the time of the first, to steps.json, over
-        earlier ones, and add their histogram to TensorBoard; nothing where there is no ODE."""
+        """Write the accepted step sizes and the start time of each solve of a training step to steps.json, replacing
+        it, and add their histogram to TensorBoard; nothing without an ODE."""
         if solves:
             write_json(self.path / layout.STEP_SIZES, {"step": step, "solves": solves, "starts": starts})
             self.log_histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
     def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
-        """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, over an earlier one, and add it to
+        """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, replacing an earlier one, and add it to
         TensorBoard at `step`."""
         if isinstance(figure, bytes):
             image, suffix = figure, "gif"
@@ -199,9 +200,9 @@ class RunWriter:
         tensorboard.write_image(self._tensorboard, f"figures/{name}", image, step)
 
     def write_status(self, name: str, **fields: Any) -> None:
-        """Write status.json: one of `schema.STATUSES`, step, time. A traceback goes to log.txt too.
+        """Write status.json: one of `schema.STATUSES`, step, time. A traceback is also appended to log.txt.
 
-        fields: message, traceback, or others. The step is that of the last row, where `fields` names none.
+        fields: message, traceback, or others. The step is that of the last row unless `fields` has one.
         """
         self._status = name
         write_status(self.path, name, **{"step": self.step, **fields})
@@ -210,20 +211,20 @@ class RunWriter:
                 log.write(f"{str(fields['traceback']).rstrip()}\n")
 
     def write_summary(self, metrics: Mapping[str, Any]) -> None:
-        """Write summary.json; its ``best/...`` and ``final/...`` are logged too, at the last step."""
+        """Write summary.json; also log its ``best/...`` and ``final/...`` metrics, at the last step."""
         write_json(self.path / layout.SUMMARY, metrics)
-        closing = [tag for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None]
-        if closing:
-            self.log(self.step, {tag: metrics[tag] for tag in closing})
+        summary_tags = [tag for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None]
+        if summary_tags:
+            self.log(self.step, {tag: metrics[tag] for tag in summary_tags})
 
     def flush(self) -> None:
-        """Bring all that was logged to the disk; call it before a checkpoint, so that no row is lost."""
+        """Write everything logged so far to disk; call it before saving a checkpoint, so that no row is lost."""
         self._metrics_file.flush()
         os.fsync(self._metrics_file.fileno())
         self._tensorboard.flush()
 
     def close(self) -> None:
-        """Tell TensorBoard the status last written, and close all files. A second call does nothing."""
+        """Write the last status to TensorBoard and close all files. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -231,7 +232,7 @@ class RunWriter:
         for close in (self._close_tensorboard, self._metrics_file.close, self._log_handler.close):
             try:
                 close()
-            except OSError as error:  # a full disk, say: the run's status and its numbers are there already
+            except OSError as error:  # for example a full disk: the status and the metrics are already written
                 log.warning("%s could not be closed: %s", self.path, error)
         threading.excepthook = self._excepthook
 
@@ -240,7 +241,7 @@ class RunWriter:
         self._tensorboard.close()
 
     def _handle_thread_exception(self, arguments: threading.ExceptHookArgs) -> None:
-        """TensorBoard's writing thread raises its errors once more in ours; its own traceback is left out."""
+        """Skip the tracebacks of TensorBoard's writer thread: it raises its errors again in the main thread."""
         if not type(arguments.thread).__module__.startswith("tensorboard."):
             self._excepthook(arguments)
 
@@ -254,50 +255,50 @@ class RunWriter:
 
 
 class NullRunWriter:
-    """The record as the other processes of a run see it: the first one writes it."""
+    """Replaces RunWriter in processes other than rank 0: writes nothing."""
 
     elapsed_s = 0.0
 
     def __init__(self, path: Path) -> None:
-        """path: of the folder that the first process writes to."""
+        """path: the folder that rank 0 writes to."""
         self.path = path
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write_status(self, name: str, **fields: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def claim_folder(folder: Path) -> None:
     """Make the folder of a new run.
 
-    It may be there and hold nothing, a status of "queued", or what a start that was killed has left. Raises UsageError,
-    and touches nothing, where it holds anything else, and where it cannot be made.
+    It may exist if it is empty, holds a status "queued", or only files of a run that was killed while starting. Raises
+    UsageError, without changing anything, if it holds anything else or cannot be made.
     """
     check_folder_is_free(folder)
     make_folder(folder, f"run_dir={folder}")
 
 
 def check_folder_is_free(folder: Path) -> None:
-    """Raises UsageError where a folder is not free for a new run; see `claim`."""
+    """Raise UsageError if a folder is not free for a new run; see `claim_folder`."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run_dir", "run_dir")
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
     if not names <= _FILES_BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
-        told = f"{folder} is not empty;"
+        problem = f"{folder} is not empty;"
         if reader.is_run(folder):
-            way_out = f"resume that run (odebench resume {shlex.quote(str(folder))}) or"
-            told = f"{folder} holds a run that is done;" if _status(folder) == "done" else f"{told} {way_out}"
-        raise UsageError(f"{told} give another run_dir", "run_dir")
+            hint = f"resume that run (odebench resume {shlex.quote(str(folder))}) or"
+            problem = f"{folder} holds a finished run;" if _status(folder) == "done" else f"{problem} {hint}"
+        raise UsageError(f"{problem} give another run_dir", "run_dir")
 
 
 def _is_queued(folder: Path) -> bool:
@@ -307,7 +308,7 @@ def _is_queued(folder: Path) -> bool:
 def _status(folder: Path) -> str | None:
     try:
         return json.loads((folder / layout.STATUS).read_bytes()).get("status")
-    except (ValueError, AttributeError):  # no status of ours
+    except (ValueError, AttributeError):  # not written by odebench
         return None
 
 
@@ -317,8 +318,8 @@ def _make_folders(folder: Path) -> None:
 
 
 def _rename_future_event_files(files: Sequence[Path]) -> None:
-    """Rename event files that bear the time of now, or, the clock having been set back, of later: TensorBoard reads
-    them in the order of their names, so the next one's must come last."""
+    """Rename event files whose names contain the current time or, after the clock was set back, a later one:
+    TensorBoard reads them in the order of their names, so the next file must come last."""
     now = int(time.time())
     for place, path in enumerate(files):
         *head, seconds, tail = path.name.split(".", 4)
@@ -327,7 +328,7 @@ def _rename_future_event_files(files: Sequence[Path]) -> None:
 
 
 def _attach_log_file(path: Path) -> logging.FileHandler:
-    """Send what the logger "odebench" gets to the file, from now on."""
+    """Write the messages of the logger "odebench" to the file, from now on."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not fill the screen
     formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
@@ -335,7 +336,7 @@ def _attach_log_file(path: Path) -> logging.FileHandler:
     handler.setFormatter(formatter)
     logger = logging.getLogger("odebench")
     logger.addHandler(handler)
-    if logger.level == logging.NOTSET:  # else the root logger's level, WARNING, keeps the story of the run out
+    if logger.level == logging.NOTSET:  # otherwise the root logger's level, WARNING, drops messages of level INFO
         logger.setLevel(logging.INFO)
     return handler
 

@@ -109,9 +109,9 @@ def test_a_file_that_cannot_be_made_is_told_before_the_work_whose_result_it_is_f
     (tmp_path / "file").touch()
     for path, told in {
         tmp_path / "file": "exists; name a new file",
-        tmp_path / "no" / "x.csv": f"there is no folder {tmp_path / 'no'}; make it",
-        tmp_path / "file" / "x.csv": f"there is no folder {tmp_path / 'file'}",
-        read_only / "x.csv": f"{read_only} cannot be written to",
+        tmp_path / "no" / "x.csv": f"the folder {tmp_path / 'no'} does not exist; create it",
+        tmp_path / "file" / "x.csv": f"the folder {tmp_path / 'file'} does not exist",
+        read_only / "x.csv": f"{read_only} is not writable",
     }.items():
         with pytest.raises(UsageError, match="--output X") as caught:
             files.check_file_can_be_made(path, "--output X")

@@ -60,12 +60,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         (layout.SETTINGS, "width: ${x}", "Interpolation key 'x' not found"),
         (layout.SETTINGS, "home: ${oc.env:HOME}", "resolvers are not read from saved settings"),
         (layout.STATUS, "{", "is damaged: it is not JSON"),
-        (layout.STATUS, "[1]", "is damaged: it holds no names and values"),
-        (layout.SUMMARY, "null", "is damaged: it holds no names and values"),
+        (layout.STATUS, "[1]", "is damaged: it is not a JSON object"),
+        (layout.SUMMARY, "null", "is damaged: it is not a JSON object"),
         (layout.STATUS, "{}", "is damaged: its status or its step is missing or wrong"),
         (layout.STATUS, '{"status": null}', "is damaged: its status or its step is missing or wrong"),
         (layout.STATUS, '{"status": "running", "step": "x"}', "is damaged: its status or its step is missing or wrong"),
-        (layout.MANIFEST, '{"resumed": 3}', "is damaged: what it says of resumes is wrong"),
+        (layout.MANIFEST, '{"resumed": 3}', "is damaged: its list of resumes is wrong"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):

@@ -419,7 +419,7 @@ def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished
     table = capsys.readouterr().out
     assert quick(stopped).exit_code == 0
     assert capsys.readouterr().out == table
-    with pytest.raises(UsageError, match="holds a run that is done"):
+    with pytest.raises(UsageError, match="holds a finished run"):
         quick(stopped, "seed=1")
 
 

@@ -270,7 +270,7 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--output", "x.txt"], "--output x.txt: samples are written to files ending with .csv, .npy, .png"),
         (["--output", "/tmp/no.png"], "the samples are vectors [2], not images; use FILE.csv or FILE.npy"),
-        (["--output", "/nowhere/x.csv"], "--output /nowhere/x.csv: there is no folder /nowhere; make it"),
+        (["--output", "/nowhere/x.csv"], "--output /nowhere/x.csv: the folder /nowhere does not exist; create it"),
         (["model.width=9", "model.hidden=5"], "sample: model.width=9, model.hidden=5: the weights of "),
         (["tol=-1"], "tol=-1: must be greater than 0"),
     ],

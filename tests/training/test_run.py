@@ -528,7 +528,7 @@ def test_a_folder_that_cannot_be_had_is_refused_before_anything_is_built(train, 
     monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
     for place, told in {
         "thesis.txt": "is a file; give another run_dir",
-        "finished": "holds a run that is done; give another run_dir",
+        "finished": "holds a finished run; give another run_dir",
     }.items():
         with pytest.raises(UsageError, match=told):
             train("model=mlp", "seed=1", f"run_dir={tmp_path / place}")
