@@ -9,7 +9,7 @@ from odebench.record.files import overwrite_json, utc_now, write_json
 
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
-    """Write status.json atomically: one of `schema.STATUSES`, the step, the time (UTC) and `fields`
+    """Write status.json atomically: one of `layout.STATUSES`, the step, the time (UTC) and `fields`
     (message, traceback). On a full disk, overwrite the old file, without the traceback."""
     assert name in layout.STATUSES, name
     content = {"status": name, "step": step, "time": utc_now(), **fields}

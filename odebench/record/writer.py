@@ -156,13 +156,13 @@ class RunWriter:
         return time.monotonic() - self._started
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write one row: numbers (Python's, numpy's or torch's) by tag, at the optimiser step `step`.
+        """Write one row: metrics (Python, numpy or torch scalars) by tag, at the optimiser step `step`.
 
-        A tag can be logged once a step, in rising order. Tags are those of `schema.TAGS` and ``task/...``.
+        Each tag can be logged once per step, in increasing order. Tags are those of `layout.TAGS` and ``task/...``.
         """
         values = {tag: _to_python_number(value) for tag, value in metrics.items()}
         for tag in values:
-            assert layout.is_tag(tag), f"{tag} is not in schema.TAGS; tags of a single task start with task/"
+            assert layout.is_tag(tag), f"{tag} is not in layout.TAGS; tags of a single task start with task/"
             last = self._last_logged.get(tag, -1)
             assert step > last, f"{tag} at step {step}, but it was already logged at step {last}"
             self._last_logged[tag] = step
@@ -200,7 +200,7 @@ class RunWriter:
         tensorboard.write_image(self._tensorboard, f"figures/{name}", image, step)
 
     def write_status(self, name: str, **fields: Any) -> None:
-        """Write status.json: one of `schema.STATUSES`, step, time. A traceback is also appended to log.txt.
+        """Write status.json: one of `layout.STATUSES`, step, time. A traceback is also appended to log.txt.
 
         fields: message, traceback, or others. The step is that of the last row unless `fields` has one.
         """

@@ -60,7 +60,7 @@ def test_numbers_histograms_and_figures_read_back(tmp_path, create):
     assert image.encoded_image_string == (record.path / "figures/confusion.png").read_bytes()
 
 
-def test_settings_and_command_stand_there_as_text(tmp_path, create):
+def test_settings_and_command_are_written_as_text(tmp_path, create):
     create(tmp_path / "run").close()
     events = load(tmp_path / "run")
     shown = {
@@ -71,7 +71,7 @@ def test_settings_and_command_stand_there_as_text(tmp_path, create):
     assert "\n      rtol: 0.001\n" in shown["settings"].decode()
 
 
-def test_the_layout_pairs_what_belongs_together(tmp_path, create):
+def test_charts_pair_related_tags(tmp_path, create):
     create(tmp_path / "run").close()
     (layout,) = load(tmp_path / "run").Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
@@ -82,7 +82,7 @@ def test_the_layout_pairs_what_belongs_together(tmp_path, create):
     assert charts["Steps: accepted against rejected"] == ["steps/accepted$", "steps/rejected$"]
 
 
-def test_a_run_has_the_charts_of_what_it_measures_alone():
+def test_a_run_has_only_charts_of_the_quantities_it_measures():
     assert list(layout.chart_layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == [
         "Learning",
         "Solver",
@@ -95,7 +95,7 @@ def test_a_run_has_the_charts_of_what_it_measures_alone():
     assert "Solver" not in layout.chart_layout(["loss", "accuracy"])
 
 
-def test_hparams_stand_in_the_run_itself_with_one_type_a_key(tmp_path, create):
+def test_hparams_are_in_the_run_itself_with_one_type_per_key(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.write_status("done")
     assert len(list(record.path.glob(layout.EVENT_FILES))) == 1
@@ -132,7 +132,7 @@ def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
     assert mine == {"model.name": "mine", "model.layers": "2, 3", "model.gate": True, "model.depth": 3.0}
 
 
-def test_every_setting_of_our_models_has_its_column():
+def test_every_setting_of_the_models_has_a_column():
     paths = list((Path(__file__).parents[2] / "configs").glob("model/*.yaml"))
     assert paths
     for path in paths:
@@ -198,7 +198,7 @@ def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, cr
     assert len(events.Tensors("custom_scalars__config__")) == 1
 
 
-def test_a_run_killed_in_the_middle_of_an_event_goes_on(tmp_path, create):
+def test_a_run_killed_while_writing_an_event_resumes(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 1.0})
         record.log(20, {"train/loss": 1.0})

@@ -19,7 +19,7 @@ def refuse(number):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_the_file_before_is_kept_under_its_name(links, tmp_path, monkeypatch):
+def test_the_previous_file_is_kept_under_its_name(links, tmp_path, monkeypatch):
     if not links:
         monkeypatch.setattr(os, "link", refuse(errno.EPERM))
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
@@ -29,7 +29,7 @@ def test_the_file_before_is_kept_under_its_name(links, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_write_that_fails_changes_neither_the_file_nor_the_one_before(tmp_path, monkeypatch):
+def test_a_failed_write_changes_neither_the_file_nor_the_previous_one(tmp_path, monkeypatch):
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     for content in (b"1", b"2"):
         files.write_atomically(last, content, previous)
@@ -49,7 +49,7 @@ def test_a_file_that_already_has_both_names_keeps_them(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_status_finds_room_on_a_full_disk_and_is_refused_by_a_read_only_one(tmp_path, monkeypatch):
+def test_a_status_is_written_on_a_full_disk_but_not_on_a_read_only_one(tmp_path, monkeypatch):
     write_status(tmp_path, "running", note="x" * 2000)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse(errno.EROFS))
@@ -76,7 +76,7 @@ def test_a_lock_is_held_by_one_and_a_file_system_without_locks_gives_a_warning(t
         assert "log.txt cannot be locked (No locks available)" in caplog.text
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in (".status.json.12.tmp", "checkpoints/.last.pt.34.tmp", ".hidden", "notes.tmp", "checkpoints/last.pt"):
         (tmp_path / name).touch()
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_one_line_that_names_it_as_the_user_did(
     files.make_folder(tmp_path, "run_dir=X")
 
 
-def test_a_file_that_cannot_be_made_is_told_before_the_work_whose_result_it_is_for(tmp_path, read_only):
+def test_a_file_that_cannot_be_made_raises_an_error_before_the_work(tmp_path, read_only):
     (tmp_path / "file").touch()
     for path, told in {
         tmp_path / "file": "exists; name a new file",

@@ -45,7 +45,7 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_git_tells_of_the_checkout_of_odebench_and_of_no_other(tmp_path, monkeypatch):
+def test_the_git_state_is_that_of_odebenchs_checkout_only(tmp_path, monkeypatch):
     package = tmp_path / "project/odebench"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

@@ -31,7 +31,7 @@ def chain_step(depth: int):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 8, 20])
-def test_a_chain_costs_what_its_sizes_say_to_the_byte(depth):
+def test_the_memory_of_a_chain_is_exact_to_the_byte(depth):
     numbers = measure_step(chain_step(depth), "cpu")
     # Each ReLU keeps its output; each Linear its input, the same storage (the first one's is the data).
     assert nbytes(numbers, "saved") == depth * ACTIVATION
@@ -46,7 +46,7 @@ def gradients(net: nn.Module) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
 
 
-def test_measuring_twice_gives_the_same_and_leaves_the_gradients_as_without():
+def test_measuring_twice_gives_the_same_and_does_not_change_the_gradients():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     x = torch.randn(2, 1, 12, 12)
@@ -143,7 +143,7 @@ def test_the_continuous_adjoint_is_flat_in_steps_and_backprop_grows_by_the_same_
     assert nbytes(adjoint[0], "saved") < nbytes(backprop[0], "saved")
 
 
-def test_what_lived_before_does_not_count_and_what_the_step_makes_does():
+def test_only_tensors_allocated_in_the_step_count():
     old = torch.randn(1000)
     kept: list[torch.Tensor] = []
 
@@ -172,7 +172,7 @@ def test_a_tensor_saved_twice_counts_once_and_parameters_never():
     assert nbytes(measure_step(step, "cpu"), "saved") == 4000
 
 
-def test_a_failing_step_leaves_no_watch_behind():
+def test_a_failing_step_removes_all_hooks():
     def fail() -> None:
         raise RuntimeError("solve failed")
 
@@ -183,7 +183,7 @@ def test_a_failing_step_leaves_no_watch_behind():
     assert isinstance(node._saved_other, torch.Tensor)  # saved as it is, through no hook of ours
 
 
-def test_second_derivatives_come_out_as_without_measuring():
+def test_measuring_does_not_change_second_derivatives():
     x = torch.linspace(-1, 1, 7, requires_grad=True)
     seconds: list[torch.Tensor] = []
 

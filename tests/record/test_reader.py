@@ -13,7 +13,7 @@ from odebench.record.manifest import process_start
 from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
 
-def test_a_torn_last_line_is_left_out_and_null_is_nan(tmp_path):
+def test_a_truncated_last_line_is_dropped_and_null_is_nan(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = b'{"step": 1, "train/loss": null}\n{"step": 2, "train/loss": 0.5}\n'
     for torn in (b"", b'{"step": 3, "tr', b'{"step": 3}', b"\x00\x00\x00\n", b'{"step": 3, "\xc3'):
@@ -23,7 +23,7 @@ def test_a_torn_last_line_is_left_out_and_null_is_nan(tmp_path):
         assert math.isnan(rows[0]["train/loss"])
 
 
-def test_a_damaged_line_elsewhere_is_told(tmp_path):
+def test_a_damaged_line_before_the_end_raises_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
     with pytest.raises(UsageError, match="line 2"):
@@ -91,7 +91,7 @@ def overview(folder, **status):
     return read_overview(folder)
 
 
-def test_a_run_in_progress_tells_its_step_and_the_time_to_go(tmp_path, create):
+def test_a_running_run_has_a_step_and_a_remaining_time(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(1, {"train/loss": 0.5})
         record.log(30, {"train/loss": 0.4})
@@ -107,7 +107,7 @@ def test_a_run_in_progress_tells_its_step_and_the_time_to_go(tmp_path, create):
     assert overview(record.path, status="done", step=90, steps=90).eta_s is None
 
 
-def test_a_run_whose_process_is_no_more_counts_as_interrupted(tmp_path, create):
+def test_a_run_whose_process_has_ended_counts_as_interrupted(tmp_path, create):
     create(tmp_path / "run").close()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_leaves_all_its_files(tmp_path, create):
+def test_a_run_writes_all_its_files(tmp_path, create):
     with create(tmp_path / "deep" / "run") as record:
         record.log(10, {"train/loss": 0.5})
         record.write_figure("confusion", Figure(), 10)
@@ -93,7 +93,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path, create):
             assert [row["step"] for row in strict_rows(record.path / "metrics.jsonl")][-1] == step
 
 
-def test_an_unknown_tag_is_refused_and_a_task_has_a_group_of_its_own(tmp_path, create):
+def test_an_unknown_tag_is_refused_unless_it_starts_with_task(tmp_path, create):
     with create(tmp_path / "run") as record:
         with pytest.raises(AssertionError, match="train/los "):
             record.log(1, {"train/los": 0.5})
@@ -137,7 +137,7 @@ def test_a_queued_job_may_start_in_its_folder(tmp_path, create):
         create(tmp_path / "checkpoints")
 
 
-def test_status_tells_step_time_and_error_and_log_holds_the_traceback(tmp_path, create):
+def test_the_status_has_step_time_and_error_and_the_log_has_the_traceback(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(7, {"train/loss": math.nan})
         record.write_status("failed", message="disk full", traceback="Traceback ...\nOSError: disk full\n")
@@ -151,7 +151,7 @@ def test_status_tells_step_time_and_error_and_log_holds_the_traceback(tmp_path, 
         write_status(record.path, "finished")
 
 
-def test_log_holds_our_lines_while_the_record_is_open_and_no_longer(tmp_path, create):
+def test_the_log_file_gets_messages_only_while_the_record_is_open(tmp_path, create):
     logger = logging.getLogger("odebench")
     handlers = list(logger.handlers)
     with create(tmp_path / "run") as record:
@@ -178,7 +178,7 @@ def test_json_files_are_whole_or_old_when_writing_fails(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_reopening_drops_later_rows_a_torn_line_and_the_end(tmp_path, create):
+def test_reopening_drops_later_rows_a_truncated_line_and_the_final_metrics(tmp_path, create):
     with create(tmp_path / "run") as record:
         for step in (10, 20, 30):
             record.log(step, {"train/loss": 1 / step})
@@ -197,7 +197,7 @@ def test_reopening_drops_later_rows_a_torn_line_and_the_end(tmp_path, create):
     assert run.manifest == {"command": ["odebench"], "resumed": [{"step": 20, "host": "other"}]}
 
 
-def test_reopening_at_the_end_forgets_what_was_said_of_the_end(tmp_path, create):
+def test_reopening_at_the_end_drops_the_final_metrics(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(10, {"train/loss": 0.5})
         record.write_summary({"best/accuracy": 0.5})
@@ -207,7 +207,7 @@ def test_reopening_at_the_end_forgets_what_was_said_of_the_end(tmp_path, create)
     assert read_run(record.path).series("best/accuracy") == ([10], [0.6])
 
 
-def test_elapsed_time_goes_on_after_reopening(tmp_path, create):
+def test_elapsed_time_continues_after_reopening(tmp_path, create):
     with create(tmp_path / "run") as record:
         record.log(1, {"train/loss": 0.5})
     rows = strict_rows(record.path / "metrics.jsonl")
@@ -216,7 +216,7 @@ def test_elapsed_time_goes_on_after_reopening(tmp_path, create):
         assert 1000 <= record.elapsed_s < 1010
 
 
-def test_reopening_what_is_no_run_is_wrong_usage(tmp_path):
+def test_reopening_a_folder_without_a_run_raises_usage_error(tmp_path):
     with pytest.raises(UsageError, match="not a run's folder"):
         RunWriter.reopen(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("choice", REFUSED)
-def test_a_combination_without_meaning_is_refused_before_anything_is_written(task, choice):
+def test_an_unsupported_combination_is_refused_before_anything_is_written(task, choice):
     with pytest.raises(UsageError) as caught:
         task(*choice.split())
     assert str(caught.value).startswith(REFUSED[choice])
@@ -104,7 +104,7 @@ def field(t, z):
     return torch.tanh(z @ WEIGHT) * (1 + t)
 
 
-def test_regularised_dynamics_have_their_price_in_training_and_leave_solution_and_warm_step(solve):
+def test_regularised_dynamics_add_a_penalty_in_training_and_do_not_change_solution_and_warm_step(solve):
     plain, rnode = solve(), solve("dynamics=rnode")
     for _ in range(2):
         expected, found = plain(field, Z0, (0.0, 1.0)), rnode(field, Z0, (0.0, 1.0))
@@ -118,7 +118,7 @@ def test_regularised_dynamics_have_their_price_in_training_and_leave_solution_an
     assert plain.pop_penalty() == (None, {})
 
 
-def test_a_failed_solve_leaves_no_penalty_for_the_next_step(solve):
+def test_a_failed_solve_adds_no_penalty_to_the_next_step(solve):
     rnode = solve("dynamics=rnode", "solver.max_steps=40")
     z0 = torch.ones(2, 1, requires_grad=True)
     rnode(lambda t, z: -z, z0, (0.0, 1.0))
@@ -128,7 +128,7 @@ def test_a_failed_solve_leaves_no_penalty_for_the_next_step(solve):
 
 
 @pytest.mark.parametrize("dynamics", ["rnode", "taynode", "steer"])
-def test_a_solve_without_a_graph_knows_nothing_of_them(solve, dynamics):
+def test_a_solve_without_a_graph_ignores_regularised_dynamics(solve, dynamics):
     plain, regularised = solve(), solve(f"dynamics={dynamics}")
     with torch.no_grad():
         expected, found = plain(field, Z0, (0.0, 1.0)), regularised(field, Z0, (0.0, 1.0))
@@ -136,7 +136,7 @@ def test_a_solve_without_a_graph_knows_nothing_of_them(solve, dynamics):
     assert regularised.pop_penalty() == (None, {})
 
 
-def test_a_random_end_is_for_training_alone(solve):
+def test_a_random_end_time_is_only_for_training(solve):
     training, evaluation = solve("dynamics=steer"), solve("dynamics=steer", differentiable=False)
     ends = [float(training(field, Z0, (0.0, 1.0)).t[-1]) for _ in range(5)]
     assert len(set(ends)) == 5
@@ -145,7 +145,7 @@ def test_a_random_end_is_for_training_alone(solve):
         assert evaluation(field, Z0, (0.0, 1.0)).t.tolist() == [0.0, 1.0]
 
 
-def test_an_evaluation_that_is_given_dynamics_measures_them(solve):
+def test_an_evaluation_with_dynamics_measures_them(solve):
     training, evaluation = solve("dynamics=taynode"), solve("dynamics=taynode", differentiable=False)
     training(field, Z0, (0.0, 1.0))
     with torch.no_grad():
@@ -173,7 +173,7 @@ NOISE = {
 
 @pytest.mark.parametrize("stepping", ["shared", "per_sample"])
 @pytest.mark.parametrize("draw", NOISE.values(), ids=list(NOISE))
-def test_noise_that_is_redrawn_within_a_solve_is_refused(solve, draw, stepping):
+def test_noise_drawn_anew_within_a_solve_is_refused(solve, draw, stepping):
     chosen = solve(f"solver.stepping={stepping}")
     noisy = Noisy(draw)
     for f in (noisy, noisy, noisy.forward):  # the second time, too
@@ -181,7 +181,7 @@ def test_noise_that_is_redrawn_within_a_solve_is_refused(solve, draw, stepping):
             chosen(f, Z0, (0.0, 1.0))
 
 
-def test_noise_that_is_drawn_once_a_solve_is_not(solve):
+def test_noise_drawn_once_before_a_solve_is_allowed(solve):
     noise = torch.randn(4, 3)
     for stepping in ("shared", "per_sample"):
         chosen = solve(f"solver.stepping={stepping}")
@@ -193,7 +193,7 @@ def test_a_layer_that_changes_at_every_evaluation_is_refused_by_its_name(solve):
         solve()(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Dropout(0.1)), Z0, (0.0, 1.0))
 
 
-def test_a_field_is_tried_once_and_leaves_no_trace(solve):
+def test_a_field_is_checked_once_without_side_effects(solve):
     calls = []
     chosen = solve("solver=rk4", "solver.steps=2")
     before = torch.get_rng_state()
@@ -211,7 +211,7 @@ def test_steps_so_small_that_they_are_too_many_are_refused_by_their_setting(solv
     assert told.value.settings == ("solver.step_size", "solver.max_steps")
 
 
-def test_steps_end_at_the_times_asked_for_where_they_are_told_to(solve):
+def test_steps_end_at_the_output_times_if_stop_at_times_is_set(solve):
     def nearest(*overrides):
         sizes = solve(*overrides)(lambda t, y: -y, torch.ones(2, 1), (0.0, 0.3, 1.0)).stats.step_sizes
         return abs(np.cumsum(sizes) - 0.3).min()

@@ -28,7 +28,7 @@ def test_batches_are_a_function_of_the_step(task):
     assert not torch.equal(first[0][0], first[4][0])
 
 
-def test_a_limit_leaves_training_batches_as_they_are(task):
+def test_a_limit_does_not_change_training_batches(task):
     before = task.batch(1)
     task.limit_split("train", 5)
     assert task.evaluate("train")["images"] == 5

@@ -49,7 +49,7 @@ def test_batches_are_fresh_samples_and_a_function_of_the_step():
     assert torch.equal(epoch.sort(dim=0).values, fixed._splits["train"].sort(dim=0).values)
 
 
-def test_a_limit_leaves_training_batches_as_they_are():
+def test_a_limit_does_not_change_training_batches():
     task = task_of("data.fresh=false")
     before = task.batch(1)
     task.limit_split("train", 40)
@@ -175,7 +175,7 @@ def test_pictures_of_a_density_in_the_plane():
         (["data=mnist5k", "data.validation=30"], "model=cnf is for vectors"),
     ],
 )
-def test_what_cannot_be_meant_is_told_in_one_line(overrides, told):
+def test_invalid_settings_are_one_line(overrides, told):
     chosen = [w for w in SMALL if "data=mnist5k" not in overrides or not w.startswith("data.")]
     with pytest.raises(UsageError, match=told):
         build_task(read_settings(compose(["model=cnf", *chosen, *overrides])), torch.device("cpu"))
@@ -190,7 +190,7 @@ def test_what_cannot_be_meant_is_told_in_one_line(overrides, told):
         (["data=two_moons", "model.scales=2"], "model.scales=2: the data are vectors"),
     ],
 )
-def test_what_a_flow_cannot_be_on_its_data_is_told_in_one_line(words, told):
+def test_a_flow_that_does_not_fit_its_data_is_one_line(words, told):
     words = ["model=ffjord", "model.dims=[4]", "device=cpu", *words]
     with pytest.raises(UsageError, match=told):
         build_task(read_settings(compose(words)), torch.device("cpu"))
@@ -263,14 +263,14 @@ def test_a_model_without_a_velocity_field_cannot_be_matched():
         planar("loss=flow_matching")
 
 
-def test_the_weights_of_the_dynamics_stand_against_the_likelihood_of_a_dimension():
+def test_the_weights_of_the_dynamics_apply_to_the_likelihood_per_dimension():
     task = task_of("dynamics.kinetic=0.3")
     numbers = task.loss(task.batch(0)).metrics
     penalty = numbers["train/loss"] - numbers["train/nll_nats"]
     torch.testing.assert_close(penalty, 2 * 0.3 * numbers["dynamics/kinetic"])
 
 
-def test_validation_and_test_estimate_the_divergence_by_samples_of_their_own():
+def test_validation_and_test_estimate_the_divergence_with_different_samples():
     task = task_of("data=potential_1", "loss=density_matching", "data.validation=200", "data.test=200")
     assert task.evaluate("validation")["kl_nats"] != task.evaluate("test")["kl_nats"]
     assert task.evaluate("test")["kl_nats"] == task.evaluate("test")["kl_nats"]

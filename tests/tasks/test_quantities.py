@@ -34,7 +34,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("words", CHOICES.values(), ids=list(CHOICES))
-def test_what_is_measured_is_what_a_validation_gives(words):
+def test_the_quantities_of_a_task_are_those_of_its_validation(words):
     torch.manual_seed(0)
     task = build_task(read_settings(compose([*words, "device=cpu"])), torch.device("cpu"))
     known = QUANTITIES[read_settings(compose([*words])).task]

@@ -90,7 +90,7 @@ def test_the_divergence_equals_its_integral(forecast):
     torch.testing.assert_close(kl_from_prior(forecast.posterior, "mean"), torch.from_numpy(expected.mean(1)))
 
 
-def test_the_bound_is_that_by_hand():
+def test_the_bound_equals_a_manual_computation():
     likelihood, kl = torch.tensor([[-3.0, -5.0], [-2.0, -7.0]]), torch.tensor([1.0, 2.0])
     # For the whole batch: samples of bound (-4 - 7) / 2 and (-3 - 9) / 2.
     assert lower_bound(likelihood, kl, "mean").item() == pytest.approx(-5.75)
@@ -99,18 +99,18 @@ def test_the_bound_is_that_by_hand():
     assert exact > -5.75
 
 
-def test_one_sample_leaves_nothing_to_combine():
+def test_one_sample_needs_no_combination():
     likelihood, kl = torch.tensor([[-3.0, -5.0]]), torch.tensor([1.0, 2.0])
     assert lower_bound(likelihood, kl, "mean") == lower_bound(likelihood, kl, "logsumexp")
 
 
-def test_the_divergence_s_weight_waits_and_then_grows_to_one():
+def test_the_weight_of_the_divergence_is_zero_and_then_grows_to_one():
     weights = [kl_weight(epoch, wait_epochs=10, growth=0.99) for epoch in (0, 9, 10, 11, 12, 1000)]
     assert weights == pytest.approx([0, 0, 0, 0.01, 1 - 0.99**2, 1], abs=1e-4)
     assert kl_weight(0, wait_epochs=None, growth=0.99) == 1.0
 
 
-def test_a_state_s_surprise_is_that_of_the_density_without_its_constant(forecast):
+def test_the_negative_log_posterior_is_that_of_the_density_without_its_constant(forecast):
     q, states = forecast.posterior, torch.randn(3, 2, 5).double()
     log_density = torch.distributions.Normal(q.mean, q.std).log_prob(states).sum(-1).mean()
     assert negative_log_posterior(q, states).item() == pytest.approx(-log_density.item() - 5 * HALF_LOG_2_PI)

@@ -66,7 +66,7 @@ def test_the_bound_is_likelihood_less_divergence():
     assert "kl_nats" not in metrics_from_sums([likelihood_sums(Forecast(values), targets, torch.ones(2))])
 
 
-def test_auc_is_the_share_of_pairs_in_the_right_order():
+def test_auc_is_the_fraction_of_pairs_in_the_right_order():
     probability, labels = torch.tensor([0.9, 0.2, 0.6, 0.4]), torch.tensor([1, 0, 0, 1])
     logits = probability.logit().unsqueeze(0)
     numbers = label_metrics([logits[:, :3], logits[:, 3:]], [labels[:3], labels[3:]])
@@ -74,6 +74,6 @@ def test_auc_is_the_share_of_pairs_in_the_right_order():
     assert "auc" not in label_metrics([logits[:, :1]], [labels[:1]])
 
 
-def test_labels_are_judged_by_the_mean_probability_of_the_samples():
+def test_labels_are_predicted_from_the_mean_probability_of_the_samples():
     logits = torch.tensor([[0.9], [0.2], [0.2]]).logit()
     assert label_metrics([logits], [torch.tensor([0])])["accuracy"] == 1.0

@@ -41,7 +41,7 @@ def test_both_follow_the_same_protocol(name, observed):
     assert small.batch_size == settings.trainer.batch_size
 
 
-def test_the_models_are_the_paper_s():
+def test_the_models_are_those_of_the_paper():
     latent_ode = build("paper/latent_ode_spirals").model
     sizes = {name: list(part.shape) for name, part in latent_ode.named_parameters() if "weight" in name}
     assert sizes == {
@@ -57,7 +57,7 @@ def test_the_models_are_the_paper_s():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_few_epochs_bring_the_error_beyond_down(name):
+def test_a_few_epochs_reduce_the_extrapolation_error(name):
     task = build(name)
     before = task.evaluate("validation")
     optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)

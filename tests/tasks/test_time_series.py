@@ -91,7 +91,7 @@ def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluatio
 
 
 @pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
-def test_series_that_nobody_observed_are_kept_out_of_whatever_data(build, monkeypatch, model):
+def test_series_without_observations_are_dropped_from_any_data(build, monkeypatch, model):
     def sparse(**options):
         data = periodic(**options)
         unseen = {name: (split.ids % 5 == 0).repeat_interleave(100) for name, split in data.splits().items()}
@@ -127,7 +127,7 @@ def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
 
 
 @pytest.mark.parametrize("observed", [0.3, 1.0], ids=["redrawn inputs", "all inputs"])
-def test_a_limit_leaves_training_batches_as_they_are(build, observed):
+def test_a_limit_does_not_change_training_batches(build, observed):
     whole, limited = (build(*SMALL, *FIXED, "data=periodic", f"data.observed={observed}") for _ in range(2))
     limited.limit_split("train", 5)
     assert limited.evaluate("train")["series"] == 5
@@ -153,7 +153,7 @@ def test_the_loss_is_the_negative_bound(build):
     assert [stats.nfe for stats in loss.solves] == [loss.metrics["train/decoder_nfe"]]
 
 
-def test_the_divergence_waits_for_its_epoch(build):
+def test_the_weight_of_the_divergence_starts_at_its_epoch(build):
     task = build(*SMALL, "loss.kl_wait_epochs=1", "loss.kl_growth=0.9")
     weights = [task.batch(step).kl_weight for step in (0, 3, 4, 8, 12)]
     assert weights == pytest.approx([0, 0, 0, 0.1, 0.19])
@@ -163,7 +163,7 @@ def test_the_divergence_waits_for_its_epoch(build):
     assert difference == pytest.approx(without.metrics["train/kl_nats"], rel=1e-3)
 
 
-def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build):
+def test_the_consistency_term_compares_solved_states_with_encoded_states(build):
     task, plain = build(*SMALL, *FIXED, "loss.consistency=2"), build(*SMALL, *FIXED)
     batch = task.batch(0)
     assert torch.equal(batch.noise, plain.batch(0).noise)
@@ -189,7 +189,7 @@ def test_states_that_the_ode_reaches_shall_be_those_that_are_encoded_there(build
     assert task.loss(batch).metrics["task/consistency"] == 0
 
 
-def test_the_consistency_of_a_batch_is_the_mean_of_its_shares_however_many_series_of_each_go_on(build):
+def test_the_consistency_of_a_batch_is_the_mean_over_its_shards(build):
     task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.03", "loss.consistency=1")
 
     def outcome(batch):
@@ -244,7 +244,7 @@ def test_without_a_truth_errors_are_those_against_the_targets(build):
 
 
 @pytest.mark.parametrize("model", [["model=rnn_vae"], [*RNN, "model.rollout=true"], [*SMALL, *FIXED]])
-def test_what_else_is_known_of_series_changes_no_loss(build, model):
+def test_unused_fields_of_series_do_not_change_the_loss(build, model):
     task = build(*model)
     known = task.evaluate("validation")
     task._splits["validation"] = dataclasses.replace(task._splits["validation"], truth=None)
@@ -254,7 +254,7 @@ def test_what_else_is_known_of_series_changes_no_loss(build, model):
         assert known[name] == pytest.approx(plain[name], rel=1e-5)
 
 
-def test_means_are_those_of_what_a_model_is_told(build):
+def test_feature_means_use_only_the_models_inputs_and_targets(build):
     task = build("model=gru_d", "model.width=5", "data.observed=3")
     train = task._splits["train"]
     told = train.is_input | train.is_target
@@ -285,7 +285,7 @@ def test_labels_are_learnt_beside_the_series(build):
     assert set(task.predict("validation")) >= {"probability"}
 
 
-def test_events_are_judged_by_their_known_rate(build):
+def test_event_rates_are_compared_with_the_true_rate(build):
     task = build(*SMALL, "data=poisson_events", "model.events=true", "model.observations=false")
     task.loss(task.batch(0)).value.backward()
     numbers = task.evaluate("validation")
@@ -305,7 +305,7 @@ def test_events_may_be_modelled_where_only_some_are_encoded(build):
     assert torch.isfinite(task.loss(batch).value)
 
 
-def test_nfe_is_told_by_role(build):
+def test_nfe_is_counted_by_role(build):
     task = build(*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.gate_units=5")
     numbers = task.evaluate("validation")
     assert numbers["encoder_nfe"] > 30
@@ -334,7 +334,7 @@ def test_nfe_is_told_by_role(build):
     ],
     ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "half events", "batch"],
 )
-def test_settings_that_cannot_be_meant_are_refused(build, overrides, message):
+def test_invalid_settings_are_refused(build, overrides, message):
     with pytest.raises(UsageError, match=message):
         build(*overrides)
 
@@ -369,7 +369,7 @@ def test_figures_show_series_latent_paths_and_errors(build):
         assert np.ptp(np.diff(line.get_xdata())) < 1e-5
 
 
-def test_pictures_are_of_the_first_test_series_whatever_the_seed_with_what_was_seen_and_what_was_not(build):
+def test_figures_show_inputs_and_held_out_points_of_the_first_test_series_for_any_seed(build):
     titles = []
     for seed in (0, 1):
         task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.3", f"seed={seed}")
@@ -390,7 +390,7 @@ def test_examples_are_the_first_test_series_of_each_label(build):
     assert len(build(*RNN, "data=periodic").examples()) == 1
 
 
-def test_a_training_leaves_every_number_of_its_task_in_its_record(tiny):
+def test_a_training_records_every_metric_of_its_task(tiny):
     words = [*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.classify=true"]
     words += [*tiny, "trainer.epochs=1"]
     record = read_run(train_run(compose(words), words).folder)

@@ -41,7 +41,7 @@ def test_a_row_is_a_model_and_a_column_a_number_of_points_for_a_series_of_each_d
         assert len(lines(axes)["observed"]) == (30, 50)[place % 2]
 
 
-def test_a_panel_shows_what_the_trained_model_of_its_run_says(runs):
+def test_a_panel_shows_the_predictions_of_its_runs_model(runs):
     figure = compare_runs(runs)
     for place, name in ((0, "latent ODE, 30 points"), (3, "RNN, 50 points")):
         task = load_run(runs[name]).task
@@ -59,7 +59,7 @@ def test_it_is_drawn_into_a_file(runs, tmp_path):
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_that_cannot_stand_beside_each_other_are_one_line(runs, finished, tmp_path, capsys):
+def test_runs_that_cannot_be_compared_raise_one_line(runs, finished, tmp_path, capsys):
     other = finished(*RNN, *TINY, "data.random_state=1")
     with pytest.raises(UsageError, match=f"{other} was tested on series .*, the first run on series "):
         compare_runs(runs | {"RNN, other": other})

@@ -8,7 +8,7 @@ from odebench.training.display import ProgressDisplay
 
 
 @pytest.mark.parametrize(("seconds_left", "told"), [(math.inf, "01:30"), (40.0, "00:30"), (5.0, "00:00")])
-def test_the_time_to_go_ends_with_the_minutes_that_a_training_may_take(seconds_left, told, caplog, monkeypatch):
+def test_the_remaining_time_is_limited_by_max_minutes(seconds_left, told, caplog, monkeypatch):
     now = 100.0
     monkeypatch.setattr(display.time, "monotonic", lambda: now)
     shown = ProgressDisplay(0, 100, 10, seconds_left)

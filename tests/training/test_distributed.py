@@ -31,7 +31,7 @@ def weights(folder, name="last"):
 @pytest.mark.parametrize(
     "model", ["odenet", "cnf", "latent_ode", "latent_ode_consistent", "odenet_synced", "cnf_synced"]
 )
-def test_two_processes_come_to_the_numbers_of_one(model, ranks):
+def test_two_processes_get_the_numbers_of_one(model, ranks):
     folder, codes = ranks
     one, two = f"{model}_one", f"{model}_two"
     assert (codes[one], codes[two]) == ([0], [0, 0])
@@ -47,7 +47,7 @@ def test_two_processes_come_to_the_numbers_of_one(model, ranks):
 
 
 @pytest.mark.slow
-def test_there_is_one_record_and_the_second_process_says_nothing(ranks):
+def test_there_is_one_record_and_the_second_process_prints_nothing(ranks):
     folder, _ = ranks
     assert len(list((folder / "odenet_two").glob("events*"))) == 1
     assert (folder / "odenet_two.1.txt").read_text() == ""
@@ -57,7 +57,7 @@ def test_there_is_one_record_and_the_second_process_says_nothing(ranks):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_to_the_same_bits(ranks):
+def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_bit_equal(ranks):
     folder, codes = ranks
     assert codes["stopped"] == [75, 75]
     assert codes["resumed"] == [0, 0]
@@ -102,7 +102,7 @@ def test_a_process_that_dies_ends_the_run_with_a_status(name, ranks):
 
 
 @pytest.mark.slow
-def test_a_batch_that_has_no_equal_shares_is_refused(ranks):
+def test_a_batch_size_that_does_not_divide_into_equal_shards_is_refused(ranks):
     folder, codes = ranks
     assert codes["uneven"][0] == 2
     line = "trainer.batch_size=15: 2 processes share it; make it a multiple of 2"
@@ -117,7 +117,7 @@ def second_of_three(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_the_shares_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_of_three):
+def test_the_shards_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_of_three):
     batch = (torch.arange(12).reshape(6, 2), torch.arange(6))
     pairs = []
     for rank in "012":
@@ -129,7 +129,7 @@ def test_the_shares_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_
     assert distributed.shard_batch(batch, 6) is batch
 
 
-def test_a_batch_of_another_structure_says_itself_what_its_rows_are(second_of_three):
+def test_a_batch_object_with_rows_selects_its_own_rows(second_of_three):
     class Series:
         def rows(self, rows):
             return rows
@@ -137,7 +137,7 @@ def test_a_batch_of_another_structure_says_itself_what_its_rows_are(second_of_th
     assert distributed.shard_batch(Series(), 6) == slice(2, 4)
 
 
-def test_random_numbers_of_a_step_are_each_processs_own_and_repeatable(monkeypatch, second_of_three):
+def test_random_numbers_of_a_step_differ_between_processes_and_are_reproducible(monkeypatch, second_of_three):
     def drawn(step):
         distributed.seed_step(0, step)
         return torch.rand(3).tolist()
@@ -152,7 +152,7 @@ def test_random_numbers_of_a_step_are_each_processs_own_and_repeatable(monkeypat
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_a_cluster_sets_for_purposes_of_its_own_is_left_alone(monkeypatch):
+def test_rank_variables_set_by_a_cluster_are_ignored(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "7")
@@ -163,7 +163,7 @@ def test_what_a_cluster_sets_for_purposes_of_its_own_is_left_alone(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
-def test_uneven_shares_are_refused(second_of_three):
+def test_uneven_shards_are_refused(second_of_three):
     distributed.check_batch_size(6)
     with pytest.raises(UsageError, match=r"trainer\.batch_size=7: 3 processes share it; make it a multiple of 3"):
         distributed.check_batch_size(7)

@@ -13,12 +13,12 @@ from odebench.tasks import Loss
 from odebench.training.environment import choose_device, compile_model
 
 
-def test_auto_takes_what_is_there():
+def test_auto_chooses_an_available_device():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_way_out():
+def test_a_missing_device_raises_an_error_with_a_hint():
     with pytest.raises(UsageError, match=r"device=cuda:99: .*use device=cpu or device=auto"):
         choose_device("cuda:99")
 
@@ -75,7 +75,7 @@ def test_a_broken_compiler_is_one_warning_and_an_eager_model(compiler, caplog):
     assert torch.equal(model(x), eager)
 
 
-def test_the_step_that_is_tried_leaves_no_trace(compiler):
+def test_the_trial_step_has_no_side_effects(compiler):
     task = Noisy()
     before, random = {key: x.clone() for key, x in task.model.state_dict().items()}, torch.get_rng_state()
     compile_model(task)
@@ -86,7 +86,7 @@ def test_the_step_that_is_tried_leaves_no_trace(compiler):
     assert all(p.grad is None for p in task.model.parameters())
 
 
-def test_each_process_tries_the_share_that_it_will_train_on(compiler, monkeypatch):
+def test_each_process_compiles_for_the_shapes_of_its_shard(compiler, monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     task = Noisy()
@@ -99,7 +99,7 @@ FAILED = SolveOutcome(Status.max_steps, reached=0, time=0.5, step_size=1e-3, err
 
 
 @pytest.mark.parametrize("failure", [Diverged("solve failed"), SolveError(FAILED)], ids=["forward", "backward"])
-def test_a_solve_that_fails_is_no_fault_of_the_compilers(failure, compiler, caplog):
+def test_a_failed_solve_is_not_reported_as_a_compiler_error(failure, compiler, caplog):
     def failing(*_):
         raise failure
 
@@ -110,7 +110,7 @@ def test_a_solve_that_fails_is_no_fault_of_the_compilers(failure, compiler, capl
     assert task.model._compiled_call_impl is failing
 
 
-def test_settings_that_cannot_be_meant_are_told_as_such(compiler):
+def test_invalid_settings_raise_their_own_error(compiler):
     def refusing(*_):
         raise UsageError("solver.step_size=1e-9: too many steps")
 

@@ -135,7 +135,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells fil
 
 @linux
 @pytest.mark.parametrize("name", ["last.pt", slow("metrics.jsonl"), "tfevents", ""])
-def test_a_full_disk_ends_the_run_as_failed_and_leaves_the_checkpoint_before(name, tmp_path, at_step, whole, capfd):
+def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(name, tmp_path, at_step, whole, capfd):
     with pytest.MonkeyPatch.context() as patch:
         at_step(5, lambda: FullDisk(patch, name))
         code = main(["train", *QUICK, f"run_dir={tmp_path / 'run'}"])
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
     assert err.splitlines()[-1] == line
 
 
-def test_a_folder_that_becomes_read_only_ends_the_run_with_a_line(tmp_path, at_step, monkeypatch, caplog):
+def test_a_folder_that_becomes_read_only_ends_the_run_with_one_line(tmp_path, at_step, monkeypatch, caplog):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "last.pt")
 
@@ -216,7 +216,7 @@ def test_a_damaged_end_of_the_metrics_is_cut_off(tail, stopped, whole):
     assert equal_ends(stopped, whole)
 
 
-def test_runs_of_one_microsecond_have_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_microsecond_have_different_folders(tmp_path, monkeypatch):
     class Stopped(run.datetime):
         @classmethod
         def now(cls, *_):
@@ -228,7 +228,7 @@ def test_runs_of_one_microsecond_have_folders_of_their_own(tmp_path, monkeypatch
     assert [folder.name for folder in folders] == [f"14-03-22-123456_mlp{more}" for more in ("", "_2", "_3")]
 
 
-def test_a_clock_set_back_leaves_one_curve_for_tensorboard(stopped, whole, monkeypatch):
+def test_a_clock_set_back_gives_one_curve_in_tensorboard(stopped, whole, monkeypatch):
     import tensorboard.summary.writer.event_file_writer as writer
 
     monkeypatch.setattr(writer.time, "time", lambda: 1_000_000_000.0)
@@ -283,7 +283,7 @@ def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written
     assert equal_ends(tmp_path / "run", whole)
 
 
-def test_what_was_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
+def test_a_run_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         at_step(3, lambda: os.kill(os.getpid(), signal.SIGHUP))
@@ -309,7 +309,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGTERM)])
-def test_a_launcher_that_handled_the_signal_is_told_once_all_is_saved(number, tmp_path, at_step):
+def test_the_launchers_signal_handler_is_called_after_saving(number, tmp_path, at_step):
     told = []
 
     def launcher(number, frame):
@@ -343,7 +343,7 @@ def no_memory():
 
 
 @pytest.mark.parametrize("allocate", [too_large, slow(no_memory)])
-def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_path, at_step):
+def test_out_of_memory_names_the_batch_the_peak_and_a_hint(allocate, tmp_path, at_step):
     at_step(3, allocate)
     assert quick(tmp_path / "run").exit_code == 1
     status = read_run(tmp_path / "run").status
@@ -353,7 +353,7 @@ def test_out_of_memory_names_the_batch_the_peak_and_the_way_out(allocate, tmp_pa
     assert "Traceback" in status["traceback"]
 
 
-def test_the_way_on_after_a_full_disk_can_be_copied_into_a_shell():
+def test_the_resume_command_after_a_full_disk_can_be_copied_into_a_shell():
     from odebench.config.read import read_settings
     from odebench.training.run import failure_message
 
@@ -373,7 +373,7 @@ def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
     assert "gradient" not in failure_message(MemoryError(), settings, tmp_path)
 
 
-def test_a_nan_in_the_gradient_at_step_k_leaves_the_weights_of_the_step_before(tmp_path, at_step, monkeypatch):
+def test_a_nan_in_the_gradient_keeps_the_weights_of_the_step_before(tmp_path, at_step, monkeypatch):
     clip = loop._clip_gradient
     at_step(5, lambda: monkeypatch.setattr(loop, "_clip_gradient", lambda *rest: clip(*rest) * torch.nan))
     assert quick(tmp_path / "run").exit_code == 3
@@ -412,7 +412,7 @@ def test_the_lock_does_not_outlive_its_process(tmp_path):
         pass
 
 
-def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished_one(stopped, whole, caplog, capsys):
+def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(stopped, whole, caplog, capsys):
     assert quick(stopped).exit_code == 0
     assert "resuming after step 5" in caplog.text
     assert equal_ends(stopped, whole)
@@ -424,7 +424,7 @@ def test_the_same_command_goes_on_with_an_interrupted_run_and_repeats_a_finished
 
 
 @pytest.mark.parametrize("last", [slow("settings.yaml"), slow("manifest.json"), "status.json"])
-def test_a_start_that_was_killed_is_begun_again(last, tmp_path, monkeypatch, whole):
+def test_a_run_killed_while_starting_can_start_again(last, tmp_path, monkeypatch, whole):
     class Killed(BaseException):
         pass
 
@@ -445,7 +445,7 @@ def test_a_start_that_was_killed_is_begun_again(last, tmp_path, monkeypatch, who
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
-def test_a_running_run_tells_how_many_steps_it_has(tmp_path, at_step):
+def test_the_status_of_a_running_run_has_its_number_of_steps(tmp_path, at_step):
     told = []
     at_step(3, lambda: told.append(read_run(tmp_path / "run").status))
     quick(tmp_path / "run")
@@ -473,7 +473,7 @@ def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_killed_at_random_a_run_comes_back_to_the_same_numbers():
+def test_a_run_killed_at_random_moments_ends_with_the_same_numbers():
     script = Path(__file__).parents[2] / "scripts" / "kill_runs.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "5"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -47,7 +47,7 @@ def test_load_run_gives_the_model_that_was_tested(run):
     assert stats.nfe > 0
 
 
-def test_eval_is_of_the_validation_split_unless_told(run, capsys):
+def test_eval_uses_the_validation_split_by_default(run, capsys):
     assert main(["eval", str(run)]) == 0
     assert "validation accuracy" in capsys.readouterr().out
     assert evaluations(run)[-1]["accuracy"] == read_run(run).summary["best/accuracy"]
@@ -67,7 +67,7 @@ def test_eval_takes_another_solver_and_tolerance(run, capsys):
     assert "rk4, 20 steps" in capsys.readouterr().out
 
 
-def test_what_has_no_effect_in_an_evaluation_is_told(run, capsys):
+def test_overrides_without_effect_in_an_evaluation_give_warnings(run, capsys):
     assert main(["eval", str(run), "solver=rk4", "tol=1e-2"]) == 0
     assert "tol=0.01 has no effect: rk4 has fixed steps" in capsys.readouterr().err
     assert evaluations(run)[-1]["limit"] is None
@@ -126,7 +126,7 @@ def checked(data, other):
         ("periodic", "random_state=7", False),  # simulates other series
     ],
 )
-def test_no_setting_that_divides_the_data_anew_can_change_after_training(name, setting, refused):
+def test_no_setting_that_changes_the_splits_can_change_after_training(name, setting, refused):
     both = f"data={name}", f"data={name} data.{setting}"
     if not refused:
         return checked(*both)
@@ -134,14 +134,14 @@ def test_no_setting_that_divides_the_data_anew_can_change_after_training(name, s
         checked(*both)
 
 
-def test_what_divides_the_data_of_an_extension_cannot_change_either():
+def test_split_settings_of_a_plugins_data_cannot_change_either():
     trained = read_settings(compose(["model=mlp"]))
     before, now = (replace(trained, data=PluginSettings("mine", {"validation": num})) for num in (40, 50))
     with pytest.raises(UsageError, match=r"^data.validation: cannot change after training"):
         _check_data(before, now)
 
 
-def test_images_that_the_training_may_have_seen_under_another_name_are_warned_of(run, caplog, monkeypatch):
+def test_evaluating_on_images_shared_with_the_training_data_gives_a_warning(run, caplog, monkeypatch):
     for name in ("mnist", "fashion_mnist"):
         monkeypatch.setitem(DATA, name, DATA["mnist5k"])  # their files are large
         odebench.load_run(run, [f"data={name}", "data.validation=40"])
@@ -154,7 +154,7 @@ def test_a_failed_solve_is_one_line_and_exit_3(run, capsys):
     assert capsys.readouterr().err.startswith("odebench eval: solve failed: max_steps")
 
 
-def test_load_run_leaves_the_callers_random_state_alone(run):
+def test_load_run_does_not_change_the_callers_random_state(run):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -175,12 +175,12 @@ def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 41
 
 
-def test_an_evaluation_has_no_folder_to_be_named(run, capsys):
+def test_an_evaluation_takes_no_output_folder(run, capsys):
     assert main(["eval", str(run), "run_dir=x", "tol=1e-2,1e-3"]) == 2
     assert "run_dir=x: has no effect after the training; leave it out" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_no_half_of_a_prediction(run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_prediction_file(run, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_half_of_a_prediction(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(tmp_path, capsys):
+def test_a_model_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
     words = ["train", "model=mlp", "model.hidden=10000000000", f"run_dir={tmp_path / 'run'}"]
     assert main(words) == 2
     assert "model=mlp and data=mnist5k do not fit into memory" in capsys.readouterr().err
@@ -205,9 +205,7 @@ def test_predict_writes_over_nothing(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", ["eval", "predict"])
-def test_of_a_run_that_is_not_finished_the_best_so_far_is_taken_and_without_one_it_is_refused(
-    verb, run, tmp_path, capsys
-):
+def test_an_unfinished_run_is_evaluated_with_its_best_weights_or_refused_without_any(verb, run, tmp_path, capsys):
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
     assert main([verb, str(unfinished)]) == 0
@@ -284,6 +282,6 @@ def test_sample_refuses_what_cannot_be_in_one_line(words, line, cnf_run, capsys)
     assert err.count("\n") == 1
 
 
-def test_a_model_that_draws_no_samples_is_told(run, capsys):
+def test_a_model_that_draws_no_samples_raises_an_error(run, capsys):
     assert main(["sample", str(run)]) == 2
     assert capsys.readouterr().err.startswith("odebench sample: odenet draws no samples: its task is classification")

@@ -50,7 +50,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("model", ["odenet", "rknet", "resnet", "mlp"])
-def test_every_model_trains_tests_once_and_leaves_a_whole_record(model, train, capsys, monkeypatch):
+def test_every_model_trains_tests_once_and_writes_a_complete_record(model, train, capsys, monkeypatch):
     splits = []
     evaluate = ClassificationTask.evaluate
     monkeypatch.setattr(
@@ -135,7 +135,7 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
     ],
     ids=["SIGINT", "SIGUSR1", "SIGTERM", "SIGHUP", "SIGUSR2"],
 )
-def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
+def test_each_signal_saves_and_exits_with_75(number, train, monkeypatch):
     before = signal.getsignal(number)
     stop_at(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
     result = train()
@@ -144,7 +144,7 @@ def test_each_signal_saves_and_leaves_with_75(number, train, monkeypatch):
     assert signal.getsignal(number) == before
 
 
-def test_a_kill_between_checkpoints_goes_on_from_the_last_one(train, monkeypatch):
+def test_a_run_killed_between_checkpoints_resumes_from_the_last_one(train, monkeypatch):
     whole = train()
 
     class Killed(BaseException):
@@ -199,7 +199,7 @@ def test_a_failed_solve_and_too_many_evaluations_diverge(train):
         assert words in status["message"]
 
 
-def test_a_field_that_a_large_step_has_made_infinite_is_told_with_the_learning_rate(train):
+def test_a_field_made_infinite_by_a_large_step_gives_a_hint_at_the_learning_rate(train):
     result = train("optim.lr=1e10", "schedule=constant")
     message = read_run(result.folder).status["message"]
     assert "solve failed: non_finite" in message
@@ -257,13 +257,13 @@ def test_a_run_that_fails_in_its_test_is_finished_by_a_resume_without_more_train
     assert same(weights(failed.folder), before)
 
 
-def test_a_start_that_is_missing_is_told_before_data_are_loaded(train, monkeypatch):
+def test_a_missing_init_run_raises_an_error_before_data_are_loaded(train, monkeypatch):
     monkeypatch.setattr(run_module, "build_task", lambda *_: pytest.fail("built"))
     with pytest.raises(UsageError, match=r"^init_from=nosuch: nosuch is not a run's folder: it does not exist$"):
         train("init_from=nosuch")
 
 
-def test_a_signal_is_answered_at_once_and_the_log_tells(train, monkeypatch, caplog):
+def test_a_signal_is_logged_at_once(train, monkeypatch, caplog):
     evaluate, answers = ClassificationTask.evaluate, []
 
     def interrupted(self, *words):
@@ -279,7 +279,7 @@ def test_a_signal_is_answered_at_once_and_the_log_tells(train, monkeypatch, capl
     assert result.exit_code == 75
 
 
-def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(train, monkeypatch, caplog):
+def test_a_run_without_checkpoints_restarts_with_a_warning(train, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         folder = train("model=mlp").folder
@@ -290,7 +290,7 @@ def test_a_run_whose_checkpoints_are_lost_starts_anew_and_says_so(train, monkeyp
     assert not any(line.startswith("resuming") for line in caplog.messages)
 
 
-def test_the_way_on_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, caplog, capsys):
+def test_the_resume_command_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, caplog, capsys):
     folder = tmp_path / "my run" / "c d"
     quoted = f"'{folder}'"
     with monkeypatch.context() as patch:
@@ -305,12 +305,12 @@ def test_the_way_on_can_be_copied_into_a_shell(train, tmp_path, monkeypatch, cap
     assert f"odebench tensorboard {quoted}" in capsys.readouterr().out
 
 
-def test_weights_that_are_gone_are_told_with_a_way_out(tmp_path):
+def test_missing_weights_raise_an_error_with_a_hint(tmp_path):
     with pytest.raises(UsageError, match=r"^no checkpoint .*best\.pt: restore the file, or train the run again$"):
         load_weights(torch.nn.Linear(1, 1), tmp_path / "best.pt", "mlp")
 
 
-def test_settings_that_others_overrule_are_told(train, caplog):
+def test_overrides_without_effect_give_warnings(train, caplog):
     train("model=mlp", "trainer.iterations=2")
     assert caplog.messages[0] == "trainer.epochs=2 has no effect beside trainer.iterations=2"
 
@@ -347,7 +347,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_wei
     assert losses(folder) == losses(whole.folder)
 
 
-def test_a_validation_of_nan_does_not_stay_the_best():
+def test_a_validation_of_nan_is_replaced_as_the_best():
     assert loop.is_better("val/loss", 0.5, math.nan)
     assert not loop.is_better("val/loss", math.nan, 0.5)
     assert loop.is_better("val/accuracy", 0.6, 0.5)
@@ -370,7 +370,7 @@ def test_a_training_starts_from_another_runs_weights(train):
         train(f"init_from={source.folder}", "model.width=16")
 
 
-def test_a_run_goes_on_without_the_one_that_it_started_from(train, monkeypatch):
+def test_a_run_resumes_without_the_run_of_its_initial_weights(train, monkeypatch):
     source = train("model=mlp")
     start = ("model=mlp", f"init_from={source.folder}")
     whole = train(*start)
@@ -462,7 +462,7 @@ def test_validations_may_be_epochs_apart_and_the_last_step_has_one(train, monkey
 
 
 @pytest.mark.slow
-def test_measuring_leaves_no_trace_in_the_training(train):
+def test_measuring_does_not_change_the_training(train):
     often, never = train(), train("trainer.measure_every=100")
     assert same(weights(often.folder), weights(never.folder))
     assert read_run(often.folder).series("memory/peak_mib")[0] == [4, 8]
@@ -521,7 +521,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(train, tmp_path):
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
 
 
-def test_a_folder_that_cannot_be_had_is_refused_before_anything_is_built(train, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_built(train, tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").write_text("years of work")
     finished = train("model=mlp", f"run_dir={tmp_path / 'finished'}").folder
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
@@ -551,7 +551,7 @@ def test_a_relative_root_of_the_data_is_kept_as_an_absolute_one(train, tmp_path,
         train("data=mnist", "data.root=mine", "data.download=false")
 
 
-def test_nothing_is_written_for_settings_that_cannot_be_meant(train, tmp_path):
+def test_nothing_is_written_for_invalid_settings(train, tmp_path):
     for override, words in (
         ("trainer.batch_size=3501", "data.train_limit=64"),
         (f"data=mnist data.download=false data.root={tmp_path / 'nothing'}", "nothing"),
@@ -612,7 +612,7 @@ def test_the_accepted_steps_of_a_training_step_are_kept(train):
     assert [sum(sizes) for sizes in kept["solves"]] == pytest.approx([1.0])
 
 
-def test_manifest_says_where_the_numbers_come_from(train):
+def test_the_manifest_holds_the_provenance_of_the_numbers(train):
     manifest = json.loads((train("seed=3").folder / "manifest.json").read_text())
     assert manifest["seeds"] == {"seed": 3}
     assert manifest["settings"]["solver"]["rtol"] == 1e-3

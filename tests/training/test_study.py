@@ -107,7 +107,7 @@ def test_a_limit_evaluates_the_first_samples_of_the_split_alone(model, counted, 
     assert "--limit 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_a_study_says_how_long_each_way_of_a_training_step_took_and_what_part_was_evaluated(run, capsys):
+def test_a_study_prints_the_times_of_a_training_step_and_the_evaluated_samples(run, capsys):
     rows = study_run(run, [["solver=rk4", "solver.steps=2"], ["solver=rk4", "solver.steps=200"]], limit=7)
     assert [row["samples"] for row in rows] == [7, 7]
     for way in ("forward_ms", "backward_ms"):
@@ -124,7 +124,7 @@ def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):
     assert torch.equal(_loss_gradient(limited), _loss_gradient(load_run(odenet, words)))
 
 
-def test_a_run_of_an_earlier_version_is_told_once_however_often_it_is_loaded(run, tmp_path, caplog):
+def test_a_run_of_an_earlier_version_gives_one_warning_however_often_it_is_loaded(run, tmp_path, caplog):
     older = shutil.copytree(run, tmp_path / "older")
     text = (older / "settings.yaml").read_text()
     assert "  patience: null\n" in text
@@ -202,19 +202,19 @@ def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
     assert line["gradient"] == "checkpoint"
 
 
-def test_an_undone_solve_is_compared_with_its_own_solver(run):
+def test_a_reversible_solve_is_compared_with_its_own_solver(run):
     words = ["solver=reversible_heun", "gradient=reversible"]
     coarse, fine = study_run(run, [[*words, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)
     assert max(row["gradient_error_discrete"] for row in (coarse, fine)) < 1e-3 < coarse["gradient_error"]
     assert fine["gradient_error"] < 0.3 * coarse["gradient_error"]
 
 
-def test_an_undone_solve_of_many_times_is_compared_with_one_that_steps_to_them_too(latent):
+def test_a_reversible_solve_of_many_times_is_compared_with_a_solve_that_stops_at_them(latent):
     (row,) = study_run(latent, [["solver=reversible_heun", "gradient=reversible", "tol=1e-2"]], gradients=True)
     assert row["gradient_error_discrete"] < 1e-5
 
 
-def test_a_solve_that_fails_is_told_and_the_others_go_on(run, caplog, monkeypatch):
+def test_a_failed_solve_gives_a_warning_and_the_others_are_evaluated(run, caplog, monkeypatch):
     whole = ReferenceModel.compare
 
     def compare(self, run, overrides, split):
@@ -237,14 +237,14 @@ def test_a_backward_solve_that_fails_costs_the_row_its_training_step_alone(run, 
     assert "no training step: gradient=adjoint" in caplog.text
 
 
-def test_what_cannot_be_meant_is_told_before_anything_is_evaluated(run, monkeypatch):
+def test_invalid_settings_raise_an_error_before_anything_is_evaluated(run, monkeypatch):
     monkeypatch.setattr(study, "ReferenceModel", None)
     with pytest.raises(UsageError, match="tol=-1: must be greater than 0"):
         study_run(run, [["tol=0.1"], ["tol=-1"]])
 
 
 @pytest.mark.slow
-def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
+def test_a_model_without_an_ode_raises_an_error(tiny, capsys, tmp_path):
     folder = tmp_path / "mlp"
     assert main(["train", "model=mlp", *tiny, f"run_dir={folder}"]) == 0
     capsys.readouterr()
@@ -252,7 +252,7 @@ def test_a_model_without_an_ode_is_told(tiny, capsys, tmp_path):
     assert "mlp has no ODE; evaluate it once: odebench eval " in capsys.readouterr().err
 
 
-def test_cast_leaves_integers_alone_and_reaches_into_tuples():
+def test_cast_floats_skips_integers_and_converts_inside_tuples():
     labels, values = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
     found = cast_floats((labels, (values, None)), torch.float64)
     assert found[0] is labels

@@ -3,7 +3,7 @@ import pytest
 from odebench.training.summary import summary_metrics
 
 
-def test_a_row_counts_for_the_steps_that_it_stands_for_within_the_last_epoch():
+def test_a_row_is_weighted_by_the_steps_that_it_covers_in_the_last_epoch():
     # Rows every ten steps and at the end, of steps that took 5, 10, 10 and 100 ms; the last epoch is steps 12 to 31.
     rows = [
         {"step": step, "time/step_ms": ms, "throughput/samples_per_s": 64e3 / ms, "nfe/forward": nfe}
@@ -17,6 +17,6 @@ def test_a_row_counts_for_the_steps_that_it_stands_for_within_the_last_epoch():
     assert (numbers["best/epoch"], numbers["best/accuracy"]) == (1, 0.5)
 
 
-def test_what_was_never_logged_has_no_closing_number():
+def test_quantities_never_logged_have_no_summary_metric():
     numbers = summary_metrics([{"step": 4, "val/loss": 1.0}], best_step=4, steps_per_epoch=4)
     assert set(numbers) == {"best/step", "best/epoch", "best/loss", "final/val_loss"}
