@@ -303,7 +303,7 @@ def _with_grid_options(
         options.pop("max_iters", None)
     return dataclasses.replace(
         plan,
-        method=method.fixed(),
+        method=method.for_fixed_steps(),
         tolerance=None,
         grid=grid,
         max_steps=2**31 - 1,

@@ -213,7 +213,7 @@ class InitialValueProblem:
         """The shapes of the state's tensors."""
         return self.layout.shapes
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], counted as a forward evaluation."""
         self.stats.nfe += 1
         return self.evaluate(t, y, self.args, out)

@@ -13,7 +13,7 @@ from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import SolveOutcome, Stats, Status
 
 # Two GiB for the N x N numbers of the solvers that keep such a matrix.
-LARGEST_MATRIX = 16_384
+MAX_MATRIX_SIZE = 16_384
 
 
 class NonFiniteError(ArithmeticError):
@@ -30,7 +30,7 @@ def solve_span(
 
     Raises ValueError for what the solver does not have, and where a gradient would have to pass through it.
     """
-    _check(method, y, plan)
+    _check_options(method, y, plan)
     if not y.numel():
         outcome = SolveOutcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
         return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
@@ -40,7 +40,7 @@ def solve_span(
         # They fail with a status of ours.
         warnings.filterwarnings("ignore", "(vode|lsoda): ", UserWarning)
         try:
-            solver = _open(method, bridge, y, times, plan)
+            solver = _make_solver(method, bridge, y, times, plan)
             while len(outputs) < len(times):
                 if stats.accepted == plan.max_steps:
                     status = Status.max_steps
@@ -51,8 +51,8 @@ def solve_span(
                     status = Status.step_underflow
                     break
                 step, end = float(solver.t - solver.t_old), float(solver.t)
-                _count(step, stats)
-                outputs += _read(solver, bridge, times[len(outputs) :])
+                _record_step(step, stats)
+                outputs += _outputs_in_step(solver, bridge, times[len(outputs) :])
         except NonFiniteError:
             status = Status.non_finite
     outcome = SolveOutcome(status, len(outputs), end, step, math.nan, stats.nfe)
@@ -60,18 +60,18 @@ def solve_span(
     return torch.stack(outputs), outcome, abs(step)
 
 
-def _check(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
-    lacks = {"dense output": plan.dense, "step_t or jump_t": bool(plan.step_times)}
+def _check_options(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
+    unsupported = {"dense output": plan.dense, "step_t or jump_t": bool(plan.step_times)}
     if method.solver not in ("LSODA", "vode_adams"):
-        lacks["min_step"] = plan.min_step > 0
-    for what, wanted in lacks.items():
+        unsupported["min_step"] = plan.min_step > 0
+    for what, wanted in unsupported.items():
         if wanted:
             raise ValueError(f"method {method.name} has no {what}; use a method that is not SciPy's, such as dopri5")
     n = y.numel() * (2 if y.is_complex() else 1)
-    if method.matrix and n > LARGEST_MATRIX:
+    if method.matrix and n > MAX_MATRIX_SIZE:
         raise ValueError(
             f"method {method.name} keeps a matrix of N x N numbers, {8 * n * n / 2**30:.3g} GiB for this state of "
-            f"{n:,}; at most {LARGEST_MATRIX:,} are allowed: use vode_adams or adams"
+            f"{n:,}; at most {MAX_MATRIX_SIZE:,} are allowed: use vode_adams or adams"
         )
     if torch.is_grad_enabled() and y.requires_grad:
         raise ValueError(_no_gradient(method))
@@ -121,7 +121,7 @@ class _FieldAdapter:
         return np.repeat(array, 2) if self._y.is_complex() else array
 
 
-def _open(method: SciPyMethod, bridge: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
+def _make_solver(method: SciPyMethod, bridge: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
     """The solver at the first time, ready to step."""
     from scipy import integrate
 
@@ -139,17 +139,17 @@ def _open(method: SciPyMethod, bridge: _FieldAdapter, y: Tensor, times: list[flo
     return make(bridge, start, bridge.array(y), end, **options)
 
 
-def _read(solver: Any, bridge: _FieldAdapter, due: list[float]) -> list[Tensor]:
-    """The states at those of the times due that the last step has reached."""
+def _outputs_in_step(solver: Any, bridge: _FieldAdapter, remaining: list[float]) -> list[Tensor]:
+    """The states at those of the times remaining that the last step has reached."""
     direction = math.copysign(1.0, solver.t - solver.t_old)
-    reached = [time for time in due if (time - solver.t) * direction <= 0]
+    reached = [time for time in remaining if (time - solver.t) * direction <= 0]
     if not reached:
         return []
     path = None if reached == [solver.t] else solver.dense_output()
     return [bridge.state(solver.y if path is None or time == solver.t else path(time)) for time in reached]
 
 
-def _count(step: float, stats: Stats) -> None:
+def _record_step(step: float, stats: Stats) -> None:
     stats.accepted += 1
     stats.step_sizes.append(step)
     stats.warm_step = stats.warm_step or abs(step)

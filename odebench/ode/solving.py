@@ -260,7 +260,7 @@ def _with_fixed_steps(
         raise TooManyStepsError(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
         )
-    return dataclasses.replace(plan, method=plan.method.fixed(), tolerance=None, grid=grid)
+    return dataclasses.replace(plan, method=plan.method.for_fixed_steps(), tolerance=None, grid=grid)
 
 
 def check_plan(plan: SolvePlan) -> SolvePlan:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from odebench.ode import METHODS, SolveError, Status, solve
-from odebench.ode.methods.adams import VariableOrderAdams, integrals, weights
+from odebench.ode.methods.adams import VariableOrderAdams, integration_weights, lagrange_integrals
 from odebench.ode.methods.adams_variable_stepper import VariableOrderAdamsStepper
 from odebench.ode.problem import InitialValueProblem
 
@@ -46,10 +46,10 @@ def slope(steps, errors):
 
 def test_coefficients_are_those_of_the_literature():
     """Hairer, Norsett & Wanner 1993, section III.1, tables 1.1 and 1.2 and equations (1.5) and (1.9)."""
-    bashforth = {order: weights([Fraction(-j) for j in range(order)]) for order in (4, 6)}
+    bashforth = {order: integration_weights([Fraction(-j) for j in range(order)]) for order in (4, 6)}
     assert bashforth[4] == [Fraction(n, 24) for n in (55, -59, 37, -9)]
     assert bashforth[6] == [Fraction(n, 1440) for n in (4277, -7923, 9982, -7298, 2877, -475)]
-    moulton = {order: weights([Fraction(1 - j) for j in range(order)]) for order in (4, 5)}
+    moulton = {order: integration_weights([Fraction(1 - j) for j in range(order)]) for order in (4, 5)}
     assert moulton[4] == [Fraction(n, 24) for n in (9, 19, -5, 1)]
     assert moulton[5] == [Fraction(n, 720) for n in (251, 646, -264, 106, -19)]
 
@@ -58,14 +58,14 @@ def test_coefficients_are_those_of_the_literature():
 def test_steps_integrate_polynomials_exactly(count):
     even = [Fraction(1 - j) for j in range(count)]
     for nodes in (even, [node - 1 for node in even], UNEVEN[:count]):
-        found = weights(nodes)
+        found = integration_weights(nodes)
         for power in range(len(nodes)):
             assert sum(w * x**power for w, x in zip(found, nodes, strict=True)) == Fraction(1, power + 1)
 
 
 def test_extensions_integrate_polynomials_exactly_to_any_point():
     theta = Fraction(2, 3)
-    at = [sum(p * theta ** (i + 1) for i, p in enumerate(row)) for row in integrals(UNEVEN)]
+    at = [sum(p * theta ** (i + 1) for i, p in enumerate(row)) for row in lagrange_integrals(UNEVEN)]
     for power in range(len(UNEVEN)):
         assert sum(w * x**power for w, x in zip(at, UNEVEN, strict=True)) == theta ** (power + 1) / (power + 1)
 
@@ -73,8 +73,8 @@ def test_extensions_integrate_polynomials_exactly_to_any_point():
 @pytest.mark.parametrize("count", [4, 8, 13])
 def test_floats_lose_nothing(count):
     nodes = [1.0] + [-sum(0.5 + (7 * i % 5) / 3 for i in range(j)) for j in range(count - 1)]
-    exact = weights([Fraction(node) for node in nodes])
-    assert weights(nodes) == pytest.approx([float(w) for w in exact], rel=1e-14)
+    exact = integration_weights([Fraction(node) for node in nodes])
+    assert integration_weights(nodes) == pytest.approx([float(w) for w in exact], rel=1e-14)
 
 
 # Fixed order.

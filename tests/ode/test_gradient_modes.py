@@ -192,7 +192,7 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
         def f(t, y):
             return torch.tanh(2 * weight @ y + torch.cos(2 * t))
 
-        plan = SolvePlan(METHODS["dopri5"].fixed(), tolerance=None, grid=lambda times: grid)
+        plan = SolvePlan(METHODS["dopri5"].for_fixed_steps(), tolerance=None, grid=lambda times: grid)
         problem = InitialValueProblem(f, y0, [0.0, 4.0], ())
         y = run(problem, plan, GRADIENTS["backprop"]()).y
         return (y[-1] ** 2).sum() + y[-1][0]

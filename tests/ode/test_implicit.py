@@ -26,7 +26,7 @@ MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
 @pytest.fixture
 def matrix_free(monkeypatch):
     for module in (jacobian, newton, rosenbrock_stepper):
-        monkeypatch.setattr(module, "DENSE_SIZE", 1)
+        monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
 
 
 def pendulum(t, y):
@@ -231,7 +231,7 @@ def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
     with torch.no_grad():
         dense = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
         for module in (jacobian, newton, rosenbrock_stepper):
-            monkeypatch.setattr(module, "DENSE_SIZE", 1)
+            monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
         free = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
     assert dense.stats.jacobian_products == 0 < free.stats.jacobian_products
     for a, b in zip(dense.y, free.y, strict=True):

@@ -18,7 +18,7 @@ IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, Impli
 def matrix_free(monkeypatch):
     """Jacobians are treated as if they were too large to be kept."""
     for module in (jacobian, newton, rosenbrock_stepper):
-        monkeypatch.setattr(module, "DENSE_SIZE", 1)
+        monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
 
 
 def double(*values):

@@ -212,12 +212,12 @@ def test_options_out_of_range_raise():
 
 def there_and_back(method, f, start, sizes):
     """The pair after uneven steps and their undoing, and the pair at the start."""
-    method = method.fixed()
+    method = method.for_fixed_steps()
     problem = InitialValueProblem(f, start, [0.0, sum(sizes)], ())
     with torch.no_grad():
         stepper = make_stepper(method, problem, problem.y0)
         stepper.start(0.0, problem.y0, None)
-        before = (problem.y0, stepper.half_next)
+        before = (problem.y0, stepper.auxiliary_next)
         y, t, steps = problem.y0, 0.0, []
         for h in sizes:
             steps.append((t, h))
@@ -226,7 +226,7 @@ def there_and_back(method, f, start, sizes):
             stepper.accept(t, y, False)
         assert stepper.failure is None
         field = BackwardField(problem, GradientAccumulator(problem, "reversible", [], [], captured=[]), Stats())
-        back = REVERSE_STEPPERS[type(method)](method, field, t, y, stepper.half_next, torch.zeros_like(y))
+        back = REVERSE_STEPPERS[type(method)](method, field, t, y, stepper.auxiliary_next, torch.zeros_like(y))
         for step in reversed(steps):
             back.undo(*step)
     return (back.y, back.auxiliary), before
@@ -348,7 +348,7 @@ def test_a_solve_without_gradient_takes_the_same_steps(field, y0):
 @pytest.mark.parametrize("times", [[0.0, 0.4, 2.0], [2.0, 0.4, 0.0]], ids=["forward", "backward"])
 def test_fixed_grids_are_extended_by_the_output_times(times, field, y0):
     """odeint steps through a different grid."""
-    plan = SolvePlan(METHODS["alf"].fixed(), None, lambda times: [times[0], 0.5, times[-1]])
+    plan = SolvePlan(METHODS["alf"].for_fixed_steps(), None, lambda times: [times[0], 0.5, times[-1]])
     problem = InitialValueProblem(field, y0, times, ())
     GRADIENTS["reversible"]().integrate(problem, plan)
     steps = [later - earlier for earlier, later in pairwise(sorted([0.0, 0.4, 0.5, 2.0], reverse=times[0] > 0))]
@@ -433,5 +433,5 @@ def test_methods_are_hashable_dataclasses():
     method = ReversibleRungeKutta(DOPRI5)
     assert (method.name, method.order, method.stages, method.adaptive) == ("reversible_dopri5", 5, 12, True)
     assert dataclasses.replace(method, coupling=0.9) == ReversibleRungeKutta(DOPRI5, 0.9)
-    assert not method.fixed().adaptive
+    assert not method.for_fixed_steps().adaptive
     assert hash(method) == hash(ReversibleRungeKutta(DOPRI5))

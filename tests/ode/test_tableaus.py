@@ -122,7 +122,7 @@ def test_the_stage_at_the_end_is_found():
 
 
 def test_fixed_steps_need_neither_error_nor_dense_output(pair):
-    fixed = pair.fixed()
+    fixed = pair.for_fixed_steps()
     assert not fixed.adaptive
     assert fixed.dense_stages == fixed.stages == pair.stages - pair.fsal
     elementary = stage_weights(fixed.a, fixed.order)

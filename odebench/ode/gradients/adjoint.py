@@ -106,7 +106,7 @@ class Adjoint:
         elif self.method is not None and grid is None and not method.adaptive:
             raise ValueError(f"gradient={self.name!r}: method {method.name} has no error estimate: give it steps")
         if tolerance is None:
-            method = method.fixed()
+            method = method.for_fixed_steps()
         return dataclasses.replace(
             plan, method=method, tolerance=tolerance, grid=grid, max_step=max_step, dense=False, compile=False
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.methods import Method, Tableau
-from odebench.ode.methods.jacobian import JacobianBlock, as_like, as_real, linearize_rate, real_size
+from odebench.ode.methods.jacobian import JacobianBlock, as_real, from_real, jacobian_block, real_size
 from odebench.ode.problem import InitialValueProblem, flatten
 from odebench.ode.solution import Stats
 
@@ -37,7 +37,7 @@ def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]
         if not target.is_complex():
             part = part.real
         elif not numbers.is_complex():
-            part = as_like(part, target)
+            part = from_real(part, target)
         found.append(part.view_as(target))
     return found
 
@@ -79,14 +79,14 @@ class AdjointField:
                 total.add_(part, alpha=scale)
         return z[start : start + self._n]
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
         self._count()
         graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args)
         self._accumulator.note_leaves(graph.outputs, t, graph.leaves)
         # One call for all gradients: two would traverse the same graph twice.
-        with_parameters = self.quadrature is None or (counts and self.quadrature == "stages")
+        with_parameters = self.quadrature is None or (in_result and self.quadrature == "stages")
         inputs = [*graph.leaves, *self._accumulator.tensors] if with_parameters else list(graph.leaves)
         pairs = [(r, g) for r, g in zip(graph.outputs, graph.grad_outputs(a), strict=True) if r.requires_grad]
         vjps: Sequence[Tensor | None] = [None] * len(inputs)
@@ -98,7 +98,7 @@ class AdjointField:
         parts = [rate.detach() for rate in graph.outputs] if self._dense_output is None else []
         parts += map(torch.neg, results[:n])
         if self.quadrature == "stages":
-            self.integrands.append(results[n:] if counts else None)
+            self.integrands.append(results[n:] if in_result else None)
         else:
             parts += map(torch.neg, pack_gradients(results[n:], a))
         return flatten(parts, a.dtype, out)
@@ -118,11 +118,11 @@ class AdjointField:
         """df/dy for y and -(df/dy)^T for a, good enough for Newton iterations: they account for the dependence of a on
         y, and of g on both, one iteration later."""
         y, _ = self._split(t, z)
-        state = linearize_rate(lambda x: self._rate(t, x), y, stats)
-        blocks = [state.minus_transpose()] if self._dense_output is not None else [state, state.minus_transpose()]
+        state = jacobian_block(lambda x: self._rate(t, x), y, stats)
+        blocks = [state.negative_transpose()] if self._dense_output is not None else [state, state.negative_transpose()]
         return [*blocks, JacobianBlock(real_size(z) - sum(block.size for block in blocks))]
 
-    def differentiable(self, t: Tensor, z: Tensor, counts: bool = True) -> Tensor:
+    def differentiable(self, t: Tensor, z: Tensor, in_result: bool = True) -> Tensor:
         """The derivative of the backward state z, with its graph down to t and z."""
         y, a = self._split(t, z)
         if self._dense_output is not None and t.requires_grad:
@@ -209,7 +209,7 @@ class NodeQuadrature:
         """Add the integral over the step."""
         if not self.field._accumulator.tensors:
             return
-        for weight, time, z in self.stepper.nodes():
+        for weight, time, z in self.stepper.quadrature_points():
             torch._foreach_add_(
                 self.field._accumulator.totals, self.field.integrand(time, z), alpha=-weight * self.scale
             )

@@ -189,7 +189,7 @@ def _recomputed_stages(
     direction = history.time_direction(plan)
     without_last, with_last = (
         ExplicitRungeKuttaStepper(tableau, field, outputs.gradients[0], one_sided=direction)
-        for tableau in (method.fixed(), method)
+        for tableau in (method.for_fixed_steps(), method)
     )
 
     def advance(step: AcceptedStep, y: Tensor) -> Tensor:

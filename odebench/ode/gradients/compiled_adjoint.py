@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
-from odebench.ode.methods.compiled_step import StepFunction, compiled_or_plain, weighted_sum
+from odebench.ode.methods.compiled_step import StepFunction, compile_or_fall_back, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import InitialValueProblem, StateLayout
 from odebench.ode.solution import Stats, Status
@@ -148,4 +148,4 @@ def _compile_step(
         integrals = [h * weighted_sum(b, parts) for parts in zip(*(integrands[i] for i in nonzero), strict=True)]
         return z_next, error, *integrals
 
-    return compiled_or_plain(step, device_type)
+    return compile_or_fall_back(step, device_type)

@@ -131,7 +131,7 @@ class _ReversibleSolve(torch.autograd.Function):
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters, ctx.captured = first.parameters, first.captured
         forward_stepper: Any = result.stepper
-        ctx.save_for_backward(result.states[ctx.num_reached - 1].clone(), forward_stepper.half_next, y0, *tensors)
+        ctx.save_for_backward(result.states[ctx.num_reached - 1].clone(), forward_stepper.auxiliary_next, y0, *tensors)
         return results[0].states
 
     @staticmethod
@@ -170,7 +170,7 @@ class BackwardField:
         self._problem, self._accumulator, self._stats = problem, accumulator, stats
         self.time_tensors = problem.time_tensors
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at y [N]."""
         self._stats.nfe += 1
         return self._problem.evaluate(t, y, self._accumulator.args)
@@ -208,7 +208,7 @@ class CoupledReverseStepper:
     def __init__(
         self, method: ReversibleRungeKutta, field: BackwardField, t: float, y: Tensor, auxiliary: Tensor, grad: Tensor
     ) -> None:
-        self._coupling, self._step, self._field = method.coupling, method.base.fixed(), field
+        self._coupling, self._step, self._field = method.coupling, method.base.for_fixed_steps(), field
         self.y, self.auxiliary, self.grad, self._grad_auxiliary = y, auxiliary, grad, torch.zeros_like(grad)
 
     def undo(self, t: float, h: float) -> None:

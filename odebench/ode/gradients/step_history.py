@@ -156,7 +156,7 @@ class StageRecorder:
         self.time_tensors = problem.time_tensors
         self._problem, self._args, self._stats = problem, args, stats
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N]."""
         if self.recording and self.with_graphs:
             graph = self.graph(t, y)

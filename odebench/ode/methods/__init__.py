@@ -34,7 +34,7 @@ class Method(Protocol):
     @property
     def reversible(self) -> bool: ...
 
-    def fixed(self) -> "Method":
+    def for_fixed_steps(self) -> "Method":
         """The same step without what only error control needs: for fixed steps."""
 
 

@@ -60,7 +60,7 @@ class FixedOrderAdams:
         """Known slopes that a step of the full order builds on."""
         return max(self.order - 1, 1) if self.implicit else self.order
 
-    def fixed(self) -> "FixedOrderAdams":
+    def for_fixed_steps(self) -> "FixedOrderAdams":
         """Itself."""
         return self
 
@@ -91,7 +91,7 @@ class VariableOrderAdams:
         """The highest order of a step."""
         return self.highest + 1
 
-    def fixed(self) -> "VariableOrderAdams":
+    def for_fixed_steps(self) -> "VariableOrderAdams":
         """Raises ValueError: the error that chooses the order is compared with the tolerance."""
         raise ValueError(f"method {self.name} chooses its order by its error: use implicit_adams for fixed steps")
 
@@ -103,14 +103,14 @@ IMPLICIT_ADAMS = FixedOrderAdams(
 ADAMS = VariableOrderAdams("adams", "Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations")
 
 
-def weights(nodes: Sequence[Any]) -> list[Any]:
+def integration_weights(nodes: Sequence[Any]) -> list[Any]:
     """For each node, the integral from 0 to 1 of the polynomial that is 1 there and 0 at the other nodes."""
     integrals = [sum(row) for row in newton_integrals(nodes)]
     rows = divided_differences(nodes)
     return [sum(integrals[m] * rows[m][j] for m in range(j, len(nodes))) for j in range(len(nodes))]
 
 
-def integrals(nodes: Sequence[Any]) -> list[list[Any]]:
+def lagrange_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
     """For each node, the integral from 0 to theta of that polynomial: coefficients of theta, theta^2, ..."""
     newton, rows, count = newton_integrals(nodes), divided_differences(nodes), len(nodes)
     # Row m of the integrals has the powers up to m + 1.

@@ -11,11 +11,11 @@ from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods import adams, explicit
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
-from odebench.ode.methods.slope_history import evaluate, keep_slopes, nodes
+from odebench.ode.methods.slope_history import evaluate, make_slope_history, scaled_nodes
 from odebench.ode.solution import Status
 
 # Steps of the 3/8 rule start a method of up to this order: their local error is of this power of h.
-RK4_STARTS = 5
+MAX_RK4_START_ORDER = 5
 
 
 class FixedOrderAdamsStepper:
@@ -23,7 +23,7 @@ class FixedOrderAdamsStepper:
 
     def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._method, self._field, self._one_sided = method, field, one_sided
-        self._slopes = keep_slopes(method.num_slopes, y)
+        self._slopes = make_slope_history(method.num_slopes, y)
         self._times: list[float] = []
         self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, compiled=compiled, one_sided=one_sided)
         self._nodes: tuple[float, ...] = ()
@@ -41,7 +41,7 @@ class FixedOrderAdamsStepper:
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The newest slope."""
-        return self._slopes.first(1, ahead=False)[0]
+        return self._slopes.first(1, include_end=False)[0]
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
@@ -50,13 +50,13 @@ class FixedOrderAdamsStepper:
         if len(self._slopes) < (min(wanted, 3) if self._method.start == "growing" else wanted):
             self._nodes = ()
             return self._start_step(t, h, y)
-        known = nodes(t, h, self._times)
+        known = scaled_nodes(t, h, self._times)
         if known != self._nodes:
             self._nodes = known
-            self._predictor = adams.weights(known)
+            self._predictor = adams.integration_weights(known)
             if self._method.implicit:
-                self._corrector = adams.weights((1.0, *known)[: self._method.order])
-        predicted = self._slopes.combine(y, [h * w for w in self._predictor], ahead=False)
+                self._corrector = adams.integration_weights((1.0, *known)[: self._method.order])
+        predicted = self._slopes.combine(y, [h * w for w in self._predictor], include_end=False)
         return self._correct(t, h, y, predicted) if self._method.implicit else predicted
 
     def error(self) -> Tensor:
@@ -75,8 +75,8 @@ class FixedOrderAdamsStepper:
             return Interpolant(t, h, y, [self.slope(t, y), f_next, mean], HERMITE)
         implicit = self._method.implicit
         known = (1.0, *self._nodes)[: self._method.order] if implicit else self._nodes
-        weights = tuple(map(tuple, adams.integrals(known)))
-        return Interpolant(t, h, y, self._slopes.first(len(known), ahead=implicit), weights)
+        weights = tuple(map(tuple, adams.lagrange_integrals(known)))
+        return Interpolant(t, h, y, self._slopes.first(len(known), include_end=implicit), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Keep the slope at the end of the step."""
@@ -92,7 +92,7 @@ class FixedOrderAdamsStepper:
     def _correct(self, t: float, h: float, y: Tensor, y_next: Tensor) -> Tensor:
         """The solution of y_next = y + h (w_0 f(t + h, y_next) + what is known), from a prediction of it."""
         method, weights = self._method, self._corrector
-        known = self._slopes.combine(y, [h * w for w in weights[1:]], ahead=False) if len(weights) > 1 else y
+        known = self._slopes.combine(y, [h * w for w in weights[1:]], include_end=False) if len(weights) > 1 else y
         for _ in range(method.max_iters):
             f = self._evaluate(t + h, y_next, before=h)
             before, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
@@ -100,7 +100,7 @@ class FixedOrderAdamsStepper:
                 break
         else:
             self._give_up(t + h, y_next)
-        self._slopes.set_ahead(f)
+        self._slopes.set_end_slope(f)
         return y_next
 
     def _converged(self, y: Tensor, before: Tensor, after: Tensor) -> bool:
@@ -124,7 +124,7 @@ class FixedOrderAdamsStepper:
 
     def _start_step(self, t: float, h: float, y: Tensor) -> Tensor:
         f = self.slope(t, y)
-        if self._method.order > RK4_STARTS and self._method.start == "accurate":
+        if self._method.order > MAX_RK4_START_ORDER and self._method.start == "accurate":
             return self._extrapolate(t, h, y, f, math.ceil((self._method.order - 1) / 2))
         self._starter.start(t, y, f)
         return self._starter.attempt(t, h, y, last=True)

@@ -17,18 +17,18 @@ from torch import Tensor
 from odebench.ode.dense import Interpolant
 from odebench.ode.methods import adams
 from odebench.ode.methods.adams import VariableOrderAdams
-from odebench.ode.methods.slope_history import evaluate, keep_slopes, nodes
+from odebench.ode.methods.slope_history import evaluate, make_slope_history, scaled_nodes
 from odebench.ode.solution import Status
 
 # A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
-GROWTH = 2.0
+MAX_GROWTH = 2.0
 # A rejected step shrinks by at least this factor: the error estimates of high orders are rough, and a little less of a
 # step tends to be rejected again.
-SHRINKAGE = 0.7
+MAX_RETRY_FACTOR = 0.7
 # The controller's safety: with this, an error of (SAFETY / factor)^order tolerances makes it propose that factor.
 SAFETY = 0.9
 # So many rejections in a row say that the slopes kept are of no use.
-REJECTIONS = 4
+MAX_REJECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class AdamsWeights:
     errors: list[list[float]]
 
 
-def make_weights(known: tuple[float, ...]) -> AdamsWeights:
+def adams_weights(known: tuple[float, ...]) -> AdamsWeights:
     """The weights for k known slopes."""
     k, after = len(known), (1.0, *known)
     errors = [error_weights(after, order) for order in range(k, max(k - 3, 0), -1)]
-    return AdamsWeights(known, adams.weights(known), adams.weights(after), errors)
+    return AdamsWeights(known, adams.integration_weights(known), adams.integration_weights(after), errors)
 
 
 def error_weights(after: tuple[float, ...], order: int) -> list[float]:
@@ -67,10 +67,10 @@ class VariableOrderAdamsStepper:
 
     def __init__(self, method: VariableOrderAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
         self._field, self._one_sided, self._highest = field, one_sided, method.highest
-        self._slopes = keep_slopes(method.highest + 1, y)
+        self._slopes = make_slope_history(method.highest + 1, y)
         self._times: list[float] = []
         self._k = 1
-        self._raising = True
+        self._starting = True
         self._rejections = 0
         self._weights = AdamsWeights((), [], [], [])
         self._step = (0.0, 0.0, False)
@@ -88,60 +88,60 @@ class VariableOrderAdamsStepper:
         self._slopes.clear()
         self._slopes.push(self._evaluate(t, y) if f is None else f)
         self._times = [t]
-        self._k, self._raising, self._rejections = 1, True, 0
+        self._k, self._starting, self._rejections = 1, True, 0
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The newest slope."""
-        return self._slopes.first(1, ahead=False)[0]
+        return self._slopes.first(1, include_end=False)[0]
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
-        known = nodes(t, h, self._times[: self._k])
+        known = scaled_nodes(t, h, self._times[: self._k])
         if known != self._weights.nodes:
-            self._weights = make_weights(known)
-        predicted = self._slopes.combine(y, [h * w for w in self._weights.predictor], ahead=False)
-        self._slopes.set_ahead(self._evaluate(t + h, predicted, before=h))
-        self._y_next = self._slopes.combine(y, [h * w for w in self._weights.corrector], ahead=True)
+            self._weights = adams_weights(known)
+        predicted = self._slopes.combine(y, [h * w for w in self._weights.predictor], include_end=False)
+        self._slopes.set_end_slope(self._evaluate(t + h, predicted, before=h))
+        self._y_next = self._slopes.combine(y, [h * w for w in self._weights.corrector], include_end=True)
         self._step, self._f_next = (t, h, last), None
         return self._y_next
 
     def error(self) -> Tensor:
         """The difference of the correctors of orders k + 1 and k, [N]."""
         h = self._step[1]
-        self._errors = self._slopes.combinations([[h * w for w in row] for row in self._weights.errors])
+        self._errors = self._slopes.weighted_sums([[h * w for w in row] for row in self._weights.errors])
         return self._errors[0]
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
         """Choose the order of the next attempt; the error that this one would have had with it."""
         assert self._errors is not None
         k, lower = self._k, [measure(error) for error in self._errors[1:]]
-        sinking = bool(lower) and (max(lower) <= ratio if k > 2 else lower[0] <= 0.5 * ratio)
+        lower_is_better = bool(lower) and (max(lower) <= ratio if k > 2 else lower[0] <= 0.5 * ratio)
         if not accepted:
-            return self._retry(ratio, lower, sinking)
+            return self._after_rejection(ratio, lower, lower_is_better)
         self._rejections = 0
         t, h, last = self._step
         if last:
             return ratio
         assert self._y_next is not None
         self._f_next = self._evaluate(t + h, self._y_next)
-        change, ratio = self._change(measure, ratio, lower, sinking)
+        change, ratio = self._choose_change(measure, ratio, lower, lower_is_better)
         self._k = k + change
-        self._raising = self._raising and change > 0
-        return max(ratio, (SAFETY / GROWTH) ** self.order)
+        self._starting = self._starting and change > 0
+        return max(ratio, (SAFETY / MAX_GROWTH) ** self.order)
 
-    def _change(
-        self, measure: Callable[[Tensor], float], ratio: float, lower: list[float], sinking: bool
+    def _choose_change(
+        self, measure: Callable[[Tensor], float], ratio: float, lower: list[float], lower_is_better: bool
     ) -> tuple[int, float]:
         """The change of order after an accepted step, and the error at the new order (op. cit., section 7.4).
 
         The start raises the order with every step, while the steps double.
         """
         k = self._k
-        if sinking:
+        if lower_is_better:
             return -1, lower[0]
-        if k == self._highest or (len(self._slopes) <= k and not self._raising):
+        if k == self._highest or (len(self._slopes) <= k and not self._starting):
             return 0, ratio
-        if self._raising:
+        if self._starting:
             return 1, 0.0
         higher = measure(self._higher_error())
         if k > 1 and lower[0] <= min(ratio, higher):
@@ -153,8 +153,8 @@ class VariableOrderAdamsStepper:
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The integral of the polynomial that the corrector integrates, of order k + 1."""
         known = (1.0, *self._weights.nodes)
-        weights = tuple(map(tuple, adams.integrals(known)))
-        return Interpolant(t, t_next - t, y, self._slopes.first(len(known), ahead=True), weights)
+        weights = tuple(map(tuple, adams.lagrange_integrals(known)))
+        return Interpolant(t, t_next - t, y, self._slopes.first(len(known), include_end=True), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Keep the slope at the end of the step."""
@@ -166,25 +166,25 @@ class VariableOrderAdamsStepper:
     def stiffness(self) -> None:
         """No estimate."""
 
-    def _retry(self, ratio: float, lower: list[float], sinking: bool) -> float:
-        self._raising = False
+    def _after_rejection(self, ratio: float, lower: list[float], lower_is_better: bool) -> float:
+        self._starting = False
         self._rejections += 1
-        if self._rejections >= REJECTIONS:
+        if self._rejections >= MAX_REJECTIONS:
             self._k = 1
-        elif sinking:
+        elif lower_is_better:
             self._k -= 1
             ratio = lower[0]
         # NaN stays NaN.
-        return ratio if math.isnan(ratio) else max(ratio, (SAFETY / SHRINKAGE) ** self.order)
+        return ratio if math.isnan(ratio) else max(ratio, (SAFETY / MAX_RETRY_FACTOR) ** self.order)
 
     def _higher_error(self) -> Tensor:
         """The error of order k + 1, from the slope that the step ended with: that at the prediction is not exact
         enough."""
         assert self._f_next is not None
         (t, h, _), k = self._step, self._k
-        row = error_weights((1.0, *nodes(t, h, self._times[: k + 1])), k + 1)
+        row = error_weights((1.0, *scaled_nodes(t, h, self._times[: k + 1])), k + 1)
         with torch.no_grad():
-            old = self._slopes.combinations([[0.0, *(h * w for w in row[1:])]])[0]
+            old = self._slopes.weighted_sums([[0.0, *(h * w for w in row[1:])]])[0]
             return torch.add(old, self._f_next, alpha=h * row[0])
 
     def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:

@@ -1,12 +1,12 @@
 """Lagrange polynomials through the nodes of a collocation method. Needs no torch."""
 
 
-def extrapolation(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
+def lagrange_weights(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
     """The weights [s] of values at the nodes c in the value at theta of the polynomial through them."""
     return tuple(sum(p * theta**j for j, p in enumerate(basis)) for basis in _basis(c))
 
 
-def integrals(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+def lagrange_integrals(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
     """s rows of coefficients p_i1, p_i2, ...: row i is the integral from 0 of the i-th Lagrange polynomial."""
     return tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _basis(c))
 

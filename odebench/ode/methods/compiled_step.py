@@ -77,14 +77,14 @@ def _compile(
         error = y.new_zeros(())
         if method.error is not None:
             error = h * weighted_sum(method.error, stages).detach()
-            error = error if tolerance is None else measured(error, y, y_next, tolerance)
+            error = error if tolerance is None else scaled_error_norm(error, y, y_next, tolerance)
         # Stages in one tensor: autograd takes as long for each output as for a small stage.
         return y_next, stages[-1], error, *([torch.stack(stages)] if with_stages else ())
 
-    return compiled_or_plain(step, device_type)
+    return compile_or_fall_back(step, device_type)
 
 
-def compiled_or_plain(step: Any, device_type: str) -> StepFunction:
+def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
     """The step compiled; where that fails a warning, and the step as it is."""
     # torch counts recompilations by code object, and gives up after a few: each step gets its own.
     own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
@@ -105,7 +105,7 @@ def compiled_or_plain(step: Any, device_type: str) -> StepFunction:
     return run
 
 
-def measured(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
+def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
     """The root mean square of an error [N] between two states, in units of the tolerance [rtol, atol]."""
     rtol, atol = tolerance.unbind()
     size = torch.maximum(y.detach().abs(), y_next.detach().abs())

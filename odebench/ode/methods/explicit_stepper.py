@@ -23,29 +23,29 @@ class StageBuffer:
     """Stages as the rows of one preallocated matrix [s, N]."""
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
-        self._rows = y.new_empty(method.dense_stages, y.numel())
-        self._row = self._rows.unbind()
+        self._matrix = y.new_empty(method.dense_stages, y.numel())
+        self._rows = self._matrix.unbind()
         # A matrix [N, i] of the first i rows and a vector of weights for each row of the tableau, made when first used:
         # on a small state slicing would cost as much as the product.
         self._products: dict[int, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
 
-    def put(self, i: int, k: Tensor) -> None:
+    def set(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
-        row = self._row[i]
+        row = self._rows[i]
         if k is not row:
             row.copy_(k)
 
-    def room(self, i: int) -> Tensor:
+    def out(self, i: int) -> Tensor:
         """Where stage i [N] may be written by who makes it, before it is put."""
-        return self._row[i]
+        return self._rows[i]
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
-        return self._row[i]
+        return self._rows[i]
 
     def first(self, count: int) -> Tensor:
         """The first stages [count, N]."""
-        return self._rows[:count]
+        return self._matrix[:count]
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
         """y + h sum_i weights_i k_i, [N]."""
@@ -55,12 +55,12 @@ class StageBuffer:
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
-        return torch.addmv(self._row[0], rows, vector, beta=0, alpha=h)
+        return torch.addmv(self._rows[0], rows, vector, beta=0, alpha=h)
 
     def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
         # By identity, since hashing the row would take as long; kept with it, so that the identity stays its own.
-        vector = _tensor(weights, self._rows.dtype, self._rows.device)
-        made = self._products[id(weights)] = (self._rows[: len(weights)].t(), vector, weights)
+        vector = _tensor(weights, self._matrix.dtype, self._matrix.device)
+        made = self._products[id(weights)] = (self._matrix[: len(weights)].t(), vector, weights)
         return made
 
 
@@ -72,18 +72,18 @@ def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
 
 
 class StageList:
-    """Stages as tensors with their graphs. ``owned``: nobody else writes to them."""
+    """Stages as tensors with their graphs. ``exclusive``: nobody else writes to them."""
 
-    def __init__(self, owned: bool = False) -> None:
-        self._owned = owned
+    def __init__(self, exclusive: bool = False) -> None:
+        self._exclusive = exclusive
         self._stages: dict[int, Tensor] = {}
 
-    def put(self, i: int, k: Tensor) -> None:
+    def set(self, i: int, k: Tensor) -> None:
         """Keep k [N] as stage i."""
         # Without a graph it may be memory that f writes to again.
-        self._stages[i] = k if k.requires_grad or self._owned else k.clone()
+        self._stages[i] = k if k.requires_grad or self._exclusive else k.clone()
 
-    def room(self, i: int) -> None:
+    def out(self, i: int) -> None:
         """None: nothing is written to once more."""
 
     def get(self, i: int) -> Tensor:
@@ -138,24 +138,24 @@ class ExplicitRungeKuttaStepper:
         if compiled and method.stages > 1:
             self._step = CompiledStep(field.field_arguments(), method, y, with_stages, one_sided != 0, tolerance, norm)
         self._has_stages = self._step is None or with_stages
-        tapes = torch.is_grad_enabled() or self._step is not None or transform_active()
+        keeps_graph = torch.is_grad_enabled() or self._step is not None or transform_active()
         self._stages: StageBuffer | StageList = (
-            StageList(owned=self._step is not None) if tapes else StageBuffer(method, y)
+            StageList(exclusive=self._step is not None) if keeps_graph else StageBuffer(method, y)
         )
         # Of each stage but the first: its number, its row, whether it has weight in the step, and whether in the next.
         last = method.stages - 1
-        self._later = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]
-        self._h, self._extended = 0.0, False
+        self._later_stages = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]
+        self._h, self._has_extra_stages = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
         self._attempted = False
         self._error: Tensor | None = None
         # Of a compiled step: all stages [s, N], if any.
-        self._rows: list[Tensor] = []
+        self._compiled_stages: list[Tensor] = []
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Evaluate the first stage, unless f [N] is it."""
-        self._stages.put(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
+        self._stages.set(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The first stage."""
@@ -164,15 +164,15 @@ class ExplicitRungeKuttaStepper:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         method, stages, field = self._method, self._stages, self._field
-        self._h, self._end, self._extended, self._attempted = h, None, False, True
+        self._h, self._end, self._has_extra_stages, self._attempted = h, None, False, True
         if self._step is not None:
-            y_next, k_last, self._error, *self._rows = self._step(t, h, y, stages.get(0))
-            stages.put(method.stages - 1, k_last)
+            y_next, k_last, self._error, *self._compiled_stages = self._step(t, h, y, stages.get(0))
+            stages.set(method.stages - 1, k_last)
             return y_next
         clock = self._clock(t, h, method.c[1:])
-        for (i, weights, counts, carried), time in zip(self._later, clock, strict=True):
+        for (i, weights, counts, starts_next), time in zip(self._later_stages, clock, strict=True):
             y_i = stages.combine(y, weights, h)
-            stages.put(i, field(time, y_i, counts or (carried and not last), stages.room(i)))
+            stages.set(i, field(time, y_i, counts or (starts_next and not last), stages.out(i)))
         return y_i if method.fsal else stages.combine(y, method.b, h)
 
     def error(self) -> Tensor:
@@ -185,15 +185,15 @@ class ExplicitRungeKuttaStepper:
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The method's own extension; linear or cubic Hermite where it has none."""
         method, h = self._method, self._h
-        if method.dense is not None and self._rows and not method.extra_c:
-            return Interpolant(t, h, y, self._rows[0], method.dense)
+        if method.dense is not None and self._compiled_stages and not method.extra_c:
+            return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
         if method.dense is not None:
             self._unpack()
             clock = self._clock(t, h, method.extra_c) if method.extra_c else ()
             for i, row in enumerate(method.extra_a):
                 y_i = self._stages.combine(y, row, h)
-                self._stages.put(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))
-            self._extended = True
+                self._stages.set(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))
+            self._has_extra_stages = True
             return Interpolant(t, h, y, self._stages.first(method.dense_stages), method.dense)
         mean = (y_next - y) / h
         if interpolation == "linear":
@@ -207,12 +207,12 @@ class ExplicitRungeKuttaStepper:
         if last:
             return
         end_stage = self._method.end_stage
-        if end_stage is not None and (self._method.fsal or self._extended):
-            self._stages.put(0, self._stages.get(end_stage))
+        if end_stage is not None and (self._method.fsal or self._has_extra_stages):
+            self._stages.set(0, self._stages.get(end_stage))
         elif self._end is not None and self._end[0] is y_next:
-            self._stages.put(0, self._end[1])
+            self._stages.set(0, self._end[1])
         else:
-            self._stages.put(0, evaluate(self._field, t_next, y_next, self._one_sided))
+            self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided))
 
     def stiffness(self) -> float | None:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
@@ -221,15 +221,15 @@ class ExplicitRungeKuttaStepper:
         if not (self._attempted and self._has_stages and weights):
             return None
         with torch.no_grad():
-            rows = self._rows[0] if self._rows else self._stages.first(self._method.stages)
+            rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
             slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
             rise, run = torch.linalg.vector_norm(_tensor(weights, slopes.dtype, slopes.device) @ slopes, dim=1).tolist()
         return rise / run if run > 0 else 0.0
 
     def _unpack(self) -> None:
-        for rows in self._rows:
+        for rows in self._compiled_stages:
             for i, k in enumerate(rows.unbind()):
-                self._stages.put(i, k)
+                self._stages.set(i, k)
 
     def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
         times = self._field.time_tensors([t + c_i * h for c_i in c])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from odebench.ode.methods.collocation import extrapolation, integrals
+from odebench.ode.methods.collocation import lagrange_integrals, lagrange_weights
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ImplicitTableau:
         """Whether the last stage is the step, so that k_s is the field at its end."""
         return self.c[-1] == 1 and self.a[-1] == self.b
 
-    def fixed(self) -> "ImplicitTableau":
+    def for_fixed_steps(self) -> "ImplicitTableau":
         """The same step without what only error control needs: for fixed steps."""
         nothing = {"error": None, "error_order": None, "smoothing": None, "dense": None, "dense_order": None}
         return replace(self, error_start=0.0, **nothing)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def _collocation(
 ) -> ImplicitTableau:
     """The collocation method at the nodes c, with the error estimate of order s of Hairer & Wanner 1999, Stiff
     differential equations solved by Radau methods, equation (10), where its gamma is given."""
-    dense = integrals(c)
+    dense = lagrange_integrals(c)
     a = tuple(tuple(sum(p * node ** (j + 1) for j, p in enumerate(row)) for row in dense) for node in c)
     b = tuple(sum(row) for row in dense)
     if c[-1] == 1:
@@ -96,7 +96,7 @@ def _collocation(
     if gamma is None:
         return method
     # gamma h (f(t, y) - what the stages extrapolate to for it): zero for polynomials of degree s.
-    error = tuple(-gamma * weight for weight in extrapolation(c, 0.0))
+    error = tuple(-gamma * weight for weight in lagrange_weights(c, 0.0))
     s = len(c)
     return replace(
         method, error=error, error_start=gamma, error_order=s + 1, smoothing=gamma, dense=dense, dense_order=s

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
-from odebench.ode.methods.collocation import extrapolation
+from odebench.ode.methods.collocation import lagrange_weights
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.jacobian import JacobianBlock, linearize, reaches_others
-from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, attach
+from odebench.ode.methods.jacobian import JacobianBlock, has_other_leaves, linearize
+from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, with_implicit_gradient
 from odebench.ode.solution import Stats, Status
 
 
@@ -116,7 +116,7 @@ class ImplicitRungeKuttaStepper:
         self._slope = self._w[-1] / h if self._method.stiffly_accurate else self._end
         self._blocks = None
 
-    def nodes(self) -> list[tuple[float, Tensor, Tensor]]:
+    def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
         """(weight, time, state [N]) whose sum of weight g(time, state) is the method's integral of g over the last
         attempt."""
         t, h, y = self._attempted
@@ -173,8 +173,8 @@ class ImplicitRungeKuttaStepper:
             own = [stage.requires_grad_() for stage in stages if not stage.requires_grad]
             slopes = [self._field(clock[i], stage, True) for i, stage in zip(group, stages, strict=True)]
             # A graph that ends in the leaves made here would be kept from step to step, for nobody.
-            is_wanted = len(own) < len(stages) or reaches_others(slopes, own)
-            done.append(attach(w[here], slopes, stages, h, a, self._stats) if is_wanted else w[here])
+            is_wanted = len(own) < len(stages) or has_other_leaves(slopes, own)
+            done.append(with_implicit_gradient(w[here], slopes, stages, h, a, self._stats) if is_wanted else w[here])
         return torch.cat(done)
 
     def _guess(self, w: Tensor, group: range, h: float) -> Tensor:
@@ -184,12 +184,12 @@ class ImplicitRungeKuttaStepper:
             if here in c[: group.start]:
                 return w[c.index(here)][None].clone()
             n = min(group.start, 3)
-            return (w.new_tensor(extrapolation(c[:n], here)) @ w[:n])[None]
+            return (w.new_tensor(lagrange_weights(c[:n], here)) @ w[:n])[None]
         if self._previous is None:
             return torch.zeros_like(w[group.start : group.stop])
         h_before, before = self._previous
         c = self._method.c
-        weights = [extrapolation(c, 1 + c[i] * h / h_before) for i in group]
+        weights = [lagrange_weights(c, 1 + c[i] * h / h_before) for i in group]
         return w.new_tensor(weights) @ before * (h / h_before)
 
     def _system(self, a: Tensor) -> StageSystem:

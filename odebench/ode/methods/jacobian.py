@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 from odebench.ode.solution import Stats
 
 # The largest state, in real numbers, whose Jacobian is a matrix.
-DENSE_SIZE = 256
+MAX_DENSE_SIZE = 256
 
 FieldAtTime = Callable[[Tensor], Tensor]
 """From a state [N] to its derivative [N]."""
@@ -34,16 +34,16 @@ class JacobianBlock:
 
     size: int
     matrix: Tensor | None = None
-    product: Callable[[Tensor], Tensor] | None = None
-    transposed: Callable[[Tensor], Tensor] | None = None
+    jvp: Callable[[Tensor], Tensor] | None = None
+    vjp: Callable[[Tensor], Tensor] | None = None
 
-    def minus_transpose(self) -> "JacobianBlock":
+    def negative_transpose(self) -> "JacobianBlock":
         """-(block)^T: of the adjoint equation."""
         if self.matrix is not None:
             return JacobianBlock(self.size, matrix=-self.matrix.t().contiguous())
-        transposed = self.transposed
-        assert transposed is not None
-        return JacobianBlock(self.size, product=lambda v: -transposed(v))
+        vjp = self.vjp
+        assert vjp is not None
+        return JacobianBlock(self.size, jvp=lambda v: -vjp(v))
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
-def as_like(x: Tensor, y: Tensor) -> Tensor:
+def from_real(x: Tensor, y: Tensor) -> Tensor:
     """The inverse of ``as_real``, for numbers of y's kind."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) if y.is_complex() else x
 
@@ -61,7 +61,7 @@ def real_size(y: Tensor) -> int:
     return 2 * y.numel() if y.is_complex() else y.numel()
 
 
-def recording() -> AbstractContextManager[Any]:
+def autograd_enabled() -> AbstractContextManager[Any]:
     """Autograd on, whatever the caller's mode."""
     stack = ExitStack()
     stack.enter_context(torch.inference_mode(False))
@@ -69,12 +69,12 @@ def recording() -> AbstractContextManager[Any]:
     return stack
 
 
-def leaf(y: Tensor) -> Tensor:
+def as_leaf(y: Tensor) -> Tensor:
     """The same numbers as a leaf that wants a gradient."""
     return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
 
-def reaches_others(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
+def has_other_leaves(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
     """Whether the graph of some results begins in other leaves than one's own: somebody else wants a gradient."""
     seen, todo = set(), [get_gradient_edge(result).node for result in results if result.requires_grad]
     while todo:
@@ -96,19 +96,19 @@ def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]
     """
     if hasattr(f, "linearize"):
         return f.linearize(t, y, stats)
-    return [linearize_rate(lambda state: f(t, state, False), y, stats)]
+    return [jacobian_block(lambda state: f(t, state, False), y, stats)]
 
 
-def linearize_rate(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
+def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
     """Its derivative at y [N], from one evaluation where autograd can tell it."""
-    with recording():
-        x = leaf(y)
+    with autograd_enabled():
+        x = as_leaf(y)
         f = rate(x)
     with torch.no_grad():
         return _block(rate, x, f, stats)
 
 
-def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
+def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
     """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation where autograd can tell them; with their graphs
     where autograd is on.
 
@@ -117,20 +117,20 @@ def expand(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor
     """
     evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
-    with recording():
-        x = y if differentiated and y.requires_grad else leaf(y)
-        time = leaf(t)
+    with autograd_enabled():
+        x = y if differentiated and y.requires_grad else as_leaf(y)
+        time = as_leaf(t)
         # A field may turn t into a float, which is then found out.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             rate = evaluate(time, x, True)
     # A graph that ends in the leaves made here would be kept from step to step, for nobody.
-    differentiated = differentiated and (x is y or reaches_others([rate], (x, time)))
-    if real_size(y) <= DENSE_SIZE and rate.requires_grad:
+    differentiated = differentiated and (x is y or has_other_leaves([rate], (x, time)))
+    if real_size(y) <= MAX_DENSE_SIZE and rate.requires_grad:
         stats.jacobians += 1
-        matrix, f_t = rows(rate, (x, time), create_graph=differentiated)
+        matrix, f_t = jacobian_rows(rate, (x, time), create_graph=differentiated)
         block = JacobianBlock(real_size(y), matrix=_or_zero(matrix, y))
-        f_t = None if f_t is None else as_like(f_t, y)
+        f_t = None if f_t is None else from_real(f_t, y)
     else:
         block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
         f_t = _time_derivative(rate, time)
@@ -147,7 +147,7 @@ def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
     """df/dt [N] without its graph, None where autograd cannot tell it."""
     if not f.requires_grad:
         return None
-    with recording():
+    with autograd_enabled():
         u = torch.zeros_like(f).requires_grad_()
         (g,) = torch.autograd.grad(f, t, u, create_graph=True, allow_unused=True)
         if g is None or not g.requires_grad:
@@ -159,36 +159,36 @@ def _block(rate: FieldAtTime, y: Tensor, f: Tensor, stats: Stats) -> JacobianBlo
     """df/dy from the graph of f = rate(y) [N]."""
     stats.jacobians += 1
     size = real_size(y)
-    if size <= DENSE_SIZE:
+    if size <= MAX_DENSE_SIZE:
         return JacobianBlock(size, matrix=_matrix(rate, y, f))
     products = JacobianProducts(rate, y, f, stats)
-    return JacobianBlock(size, product=products.forward, transposed=products.transposed)
+    return JacobianBlock(size, jvp=products.jvp, vjp=products.vjp)
 
 
 def _matrix(rate: FieldAtTime, y: Tensor, f: Tensor) -> Tensor:
     """df/dy [n, n] with n real numbers in y."""
     if f.requires_grad:
-        return jacobian_of(f, y)
+        return dense_jacobian(f, y)
     units = torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)
-    columns = [difference(rate, y, unit) for unit in units]
+    columns = [difference_jvp(rate, y, unit) for unit in units]
     return torch.stack(columns, dim=1) if columns else units
 
 
-def jacobian_of(f: Tensor, y: Tensor) -> Tensor:
+def dense_jacobian(f: Tensor, y: Tensor) -> Tensor:
     """df/dy [n, n] from the graph of f [N], which is kept."""
-    return _or_zero(rows(f, (y,))[0], y)
+    return _or_zero(jacobian_rows(f, (y,))[0], y)
 
 
 def _or_zero(matrix: Tensor | None, y: Tensor) -> Tensor:
     return y.real.new_zeros(real_size(y), real_size(y)) if matrix is None else matrix
 
 
-def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
+def jacobian_rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
     """The derivatives of f [N] with respect to each input, [n, *], from the graph of f, which is kept; None for an
     input that it does not reach."""
     if f.numel() == 0:
         return [None] * len(inputs)
-    units = as_like(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
+    units = from_real(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
     how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     results: tuple[Tensor | None, ...]
     try:
@@ -199,7 +199,7 @@ def rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> lis
     return [None if result is None else as_real(result) for result in results]
 
 
-def difference(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
+def difference_jvp(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
     """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, for what autograd cannot tell."""
     with torch.no_grad():
         x = as_real(y)
@@ -207,7 +207,7 @@ def difference(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
         if size == 0 or not math.isfinite(size):
             return torch.zeros_like(v) * size
         step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + typical / math.sqrt(max(len(x), 1))) / size
-        above, below = (as_real(rate(as_like(x + sign * step * v, y))) for sign in (1, -1))
+        above, below = (as_real(rate(from_real(x + sign * step * v, y))) for sign in (1, -1))
         return (above - below) / (2 * step)
 
 
@@ -224,7 +224,7 @@ class JacobianProducts:
     def __post_init__(self) -> None:
         if not self.f.requires_grad:
             return
-        with recording():
+        with autograd_enabled():
             # J^T u is linear in u: its derivative with respect to u, times v, is J v.
             u = torch.zeros_like(self.f).requires_grad_()
             try:
@@ -237,22 +237,22 @@ class JacobianProducts:
         """Whether <v, J v> = <J^T v, v>: an operation that can be differentiated once only may cut the graph of g."""
         v = as_real(self.f.detach())
         v = v + torch.linalg.vector_norm(v) / math.sqrt(max(len(v), 1))
-        (product,) = torch.autograd.grad(g, u, as_like(v, g), retain_graph=True, allow_unused=True)
+        (product,) = torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, allow_unused=True)
         if product is None:
             return False
-        forward, pulled = torch.stack((as_real(product), self.transposed(v))) @ v
+        forward, pulled = torch.stack((as_real(product), self.vjp(v))) @ v
         return bool((forward - pulled).abs() <= 1e-3 * (forward.abs() + pulled.abs()))
 
-    def forward(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """J v."""
         self.stats.jacobian_products += 1
         if self._pair is None:
-            return difference(self.rate, self.y, v)
+            return difference_jvp(self.rate, self.y, v)
         g, u = self._pair
-        return as_real(torch.autograd.grad(g, u, as_like(v, g), retain_graph=True, materialize_grads=True)[0])
+        return as_real(torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, materialize_grads=True)[0])
 
-    def transposed(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         """J^T v. Raises RuntimeError where autograd cannot differentiate f."""
         self.stats.jacobian_products += 1
         how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-        return as_real(torch.autograd.grad(self.f, self.y, as_like(v, self.f), **how)[0])
+        return as_real(torch.autograd.grad(self.f, self.y, from_real(v, self.f), **how)[0])

@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 
 # Vectors kept, and how often the search starts again from what they gave.
-DIMENSION = 100
-CYCLES = 4
+RESTART = 100
+MAX_CYCLES = 4
 
 
-def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, part: float, floor: float = 0.0) -> tuple[Tensor, bool]:
-    """x [n] with |b - apply(x)| <= max(part |b|, floor), from apply: [n] -> [n], linear, and whether that was reached.
+def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float = 0.0) -> tuple[Tensor, bool]:
+    """x [n] with |b - apply(x)| <= max(rtol |b|, atol), from apply: [n] -> [n], linear, and whether that was reached.
 
     Waits for the device once a product.
     """
     x, residual = torch.zeros_like(b), b
     size = torch.linalg.vector_norm(b).item()
-    goal = max(part * size, floor)
-    for _ in range(CYCLES):
-        if size <= goal or not math.isfinite(size):
+    target = max(rtol * size, atol)
+    for _ in range(MAX_CYCLES):
+        if size <= target or not math.isfinite(size):
             break
-        x = x + _cycle(apply, residual, size, goal)
+        x = x + _cycle(apply, residual, size, target)
         residual = b - apply(x)
         size = torch.linalg.vector_norm(residual).item()
     # The residual that the cycle works with drifts from the true one by round-off.
-    return x, size <= 2 * goal
+    return x, size <= 2 * target
 
 
-def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, goal: float) -> Tensor:
-    """The x [n] in the Krylov space of ``residual`` (of norm ``size``) that brings it below ``goal``, or near it."""
-    dimension = min(DIMENSION, len(residual))
+def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, target: float) -> Tensor:
+    """The x [n] in the Krylov space of ``residual`` (of norm ``size``) that brings it below ``target``, or near it."""
+    dimension = min(RESTART, len(residual))
     basis = residual.new_empty(dimension + 1, len(residual))
     torch.div(residual, size, out=basis[0])
     columns: list[list[float]] = []
     rotations: list[tuple[float, float]] = []
-    rest = [size]
+    residuals = [size]
     for j in range(dimension):
         kept, w = basis[: j + 1], apply(basis[j])
         # Twice: once loses orthogonality.
@@ -56,11 +56,11 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, goa
         rotations.append((column[j] / radius, below / radius))
         column[j] = radius
         columns.append(column)
-        rest[j:] = [rest[j] * rotations[j][0], -rest[j] * rotations[j][1]]
-        if abs(rest[-1]) <= goal or below == 0:
+        residuals[j:] = [residuals[j] * rotations[j][0], -residuals[j] * rotations[j][1]]
+        if abs(residuals[-1]) <= target or below == 0:
             break
         torch.div(w, below, out=basis[j + 1])
-    weights = _back_substitute(columns, rest)
+    weights = _back_substitute(columns, residuals)
     return torch.mv(basis[: len(weights)].t(), residual.new_tensor(weights))
 
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.methods.jacobian import DENSE_SIZE, JacobianBlock, as_like, as_real, jacobian_of, real_size
+from odebench.ode.methods.jacobian import MAX_DENSE_SIZE, JacobianBlock, as_real, dense_jacobian, from_real, real_size
 from odebench.ode.methods.krylov import gmres
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.solution import Stats, Status
 
 # An iteration may end when what is left of it is this part of the tolerance.
-NEWTON_PART = 0.01
+NEWTON_RTOL = 0.01
 # The linear systems of a Newton iteration are solved to this part of their right-hand sides, or of what is acceptable.
-LINEAR_PART, LINEAR_FLOOR = 1e-2, 0.1
+LINEAR_RTOL, LINEAR_ATOL = 1e-2, 0.1
 MAX_ITERATIONS = 10
 
 
@@ -36,9 +36,7 @@ class StageSystem:
         self._factors = [self._factorize(block.matrix) for block in blocks]
         self.solved = True
 
-    def solve(
-        self, right: Tensor, acceptable: Tensor, part: float = LINEAR_PART, floor: float = LINEAR_FLOOR
-    ) -> Tensor:
+    def solve(self, right: Tensor, acceptable: Tensor, part: float = LINEAR_RTOL, floor: float = LINEAR_ATOL) -> Tensor:
         """X [m, N] for R [m, N].
 
         Where J is known by its products only, down to residuals of ``part`` of R, or of ``floor`` times an acceptable
@@ -55,11 +53,11 @@ class StageSystem:
             if factors is not None:
                 flat = torch.linalg.lu_solve(*factors, real[:, here].reshape(-1, 1))
                 parts.append(flat.reshape(len(real), -1))
-            elif block.product is not None:
-                parts.append(self._solve_by_products(block.product, real[:, here], scale[here], part, floor))
+            elif block.jvp is not None:
+                parts.append(self._solve_matrix_free(block.jvp, real[:, here], scale[here], part, floor))
             else:
                 parts.append(real[:, here])
-        return as_like(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), right)
+        return from_real(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), right)
 
     def _factorize(self, matrix: Tensor | None) -> tuple[Tensor, Tensor] | None:
         if matrix is None:
@@ -68,7 +66,7 @@ class StageSystem:
         system = system + torch.eye(len(system), dtype=system.dtype, device=system.device)
         return torch.linalg.lu_factor_ex(system)[:2]
 
-    def _solve_by_products(
+    def _solve_matrix_free(
         self, product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, part: float, floor: float
     ) -> Tensor:
         def apply(x: Tensor) -> Tensor:
@@ -98,15 +96,15 @@ class StageTolerance:
             # Not zero, and such that numbers divided by it can be squared.
             least = torch.finfo(size.dtype).tiny ** 0.4
             return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(least)
-        return torch.maximum(NEWTON_PART * self.tolerance.scale(size.clone()), floor * size)
+        return torch.maximum(NEWTON_RTOL * self.tolerance.scale(size.clone()), floor * size)
 
     @property
-    def tight(self) -> bool:
+    def to_round_off(self) -> bool:
         """Whether to go down to round-off, where iterations may stop contracting before they are acceptable."""
         return self.tolerance is None or self.exact
 
     @property
-    def jacobians(self) -> int:
+    def max_jacobians(self) -> int:
         """How often to try, each time with a new Jacobian; a fixed step cannot be made smaller instead."""
         return 20 if self.tolerance is None else 3 if self.exact else 1
 
@@ -137,7 +135,7 @@ class StageEquations:
             change = self.system.solve(slopes - w, acceptable)
             w = w + change
             stages = self.base + self.a @ w
-            if accuracy.tight:
+            if accuracy.to_round_off:
                 acceptable = accuracy.acceptable(y, stages)
             size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
             if not math.isfinite(size):
@@ -147,14 +145,14 @@ class StageEquations:
             if self._converged(size, rate, iteration, accuracy):
                 return w, None
             before = size
-            if self.system.solved and self._promises(size, rate, iteration):
+            if self.system.solved and self._will_converge(size, rate, iteration):
                 continue
-            if jacobians == accuracy.jacobians:
+            if jacobians == accuracy.max_jacobians:
                 return w, Status.not_converged
             self.system = self.relinearize(stages)
             jacobians, iteration, before = jacobians + 1, 0, math.inf
 
-    def _promises(self, size: float, rate: float, iteration: int) -> bool:
+    def _will_converge(self, size: float, rate: float, iteration: int) -> bool:
         """Whether the iterations will come down in time, if they go on as they do."""
         if iteration < 3:
             # What the first change leaves may look as large as it, in components that it had not reached.
@@ -167,25 +165,27 @@ class StageEquations:
             return size <= 1
         if rate < 1 and size * rate / (1 - rate) <= 1:
             return True
-        return accuracy.tight and rate > 0.3 and size <= 100
+        return accuracy.to_round_off and rate > 0.3 and size <= 100
 
 
 class _ImplicitFunction(torch.autograd.Function):
     """Solved stages with their derivative, by the implicit function theorem."""
 
     @staticmethod
-    def forward(ctx: Any, slopes: Tensor, solved: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.pull = pull
+    def forward(ctx: Any, slopes: Tensor, solved: Tensor, solve_transposed: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.solve_transposed = solve_transposed
         ctx.save_for_backward(slopes)
         return solved.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pull(gradient), None, None
+        return ctx.solve_transposed(gradient), None, None
 
 
-def attach(w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats) -> Tensor:
+def with_implicit_gradient(
+    w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats
+) -> Tensor:
     """The solution W [m, N] with the graph of what it was solved from.
 
     slopes: f(t_i, Y_i) [N] at the stages Y_i [N] of W, with its graph down to Y_i and beyond.
@@ -196,17 +196,19 @@ def attach(w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: T
     if not rates.requires_grad:
         return w
 
-    def pull(gradient: Tensor) -> Tensor:
+    def solve_transposed(gradient: Tensor) -> Tensor:
         # (I - h a x J)^T x = gradient
-        if real_size(w[0]) <= DENSE_SIZE:
-            return _pull_dense(gradient, slopes, stages, h, a)
-        return _pull_by_products(gradient, slopes, stages, h, a, stats)
+        if real_size(w[0]) <= MAX_DENSE_SIZE:
+            return _solve_transposed_dense(gradient, slopes, stages, h, a)
+        return _solve_transposed_matrix_free(gradient, slopes, stages, h, a, stats)
 
-    return _ImplicitFunction.apply(rates, w, pull)
+    return _ImplicitFunction.apply(rates, w, solve_transposed)
 
 
-def _pull_dense(gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor) -> Tensor:
-    jacobians = [jacobian_of(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
+def _solve_transposed_dense(
+    gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor
+) -> Tensor:
+    jacobians = [dense_jacobian(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
     real = as_real(gradient)
     m, n = real.shape
     system = torch.eye(m * n, dtype=real.dtype, device=real.device).view(m, n, m, n)
@@ -214,10 +216,10 @@ def _pull_dense(gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h:
         if jacobian is not None:
             system[i] -= torch.einsum("j,kl->kjl", h * a[i].real, jacobian)
     solution = torch.linalg.solve(system.reshape(m * n, m * n).t(), real.reshape(-1))
-    return as_like(solution.view(m, n), gradient)
+    return from_real(solution.view(m, n), gradient)
 
 
-def _pull_by_products(
+def _solve_transposed_matrix_free(
     gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats
 ) -> Tensor:
     real = as_real(gradient)
@@ -228,11 +230,11 @@ def _pull_by_products(
         for f, y, row in zip(slopes, stages, x.unbind(), strict=True):
             stats.jacobian_products += 1
             how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-            pulled.append(as_real(torch.autograd.grad(f, y, as_like(row, f), **how)[0]))
+            pulled.append(as_real(torch.autograd.grad(f, y, from_real(row, f), **how)[0]))
         return (x - h * (a.real.t() @ torch.stack(pulled))).reshape(-1)
 
     eps = torch.finfo(real.dtype).eps
     solution, solved = gmres(apply, real.reshape(-1), 1000 * eps)
     if not solved:
         raise RuntimeError("the linear system of an implicit step's gradient was not solved; take smaller steps")
-    return as_like(solution.view_as(real), gradient)
+    return from_real(solution.view_as(real), gradient)

@@ -63,7 +63,7 @@ class ReversibleRungeKutta:
     @property
     def stages(self) -> int:
         """Twice the base method's, without one that only error control needs."""
-        return 2 * self.base.fixed().stages
+        return 2 * self.base.for_fixed_steps().stages
 
     @property
     def adaptive(self) -> bool:
@@ -75,9 +75,9 @@ class ReversibleRungeKutta:
         """The base method's."""
         return self.base.dense_order
 
-    def fixed(self) -> "ReversibleRungeKutta":
+    def for_fixed_steps(self) -> "ReversibleRungeKutta":
         """The same step without error estimate."""
-        return dataclasses.replace(self, base=self.base.fixed())
+        return dataclasses.replace(self, base=self.base.for_fixed_steps())
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class AsynchronousLeapfrog:
         """That of the step: cubic Hermite with the velocities as slopes."""
         return self.order
 
-    def fixed(self) -> "AsynchronousLeapfrog":
+    def for_fixed_steps(self) -> "AsynchronousLeapfrog":
         """The same step, said to have no error estimate."""
         return dataclasses.replace(self, adaptive=False)
 
@@ -144,7 +144,7 @@ class ReversibleHeun:
     reversible = True
     stiff = False
 
-    def fixed(self) -> "ReversibleHeun":
+    def for_fixed_steps(self) -> "ReversibleHeun":
         """The same step, said to have no error estimate."""
         return dataclasses.replace(self, adaptive=False)
 

@@ -15,32 +15,32 @@ from odebench.ode.solution import Status
 
 # Under error control the halves may be apart by so many times the largest error that was accepted: the accuracy lost to
 # a contraction of exp(5) passes, one of exp(8) does not. Round-off alone is given so many units.
-SLACK, ROUND_OFF = 300.0, 1e3
+MAX_DRIFT_ERRORS, MAX_DRIFT_EPS = 300.0, 1e3
 
 
 class ReversibleRungeKuttaStepper:
     """The stepper of a ``ReversibleRungeKutta``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    half_next: z' [N] of the last attempt.
+    auxiliary_next: z' [N] of the last attempt.
     """
 
     def __init__(
         self, method: ReversibleRungeKutta, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
-        self._method, self._base, self._step = method, method.base, method.base.fixed()
+        self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
         self._field, self._clock = field, _StepTimes(field, one_sided)
         with_graph = torch.is_grad_enabled()
-        self._ahead: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
-        self._behind: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
+        self._forward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
+        self._backward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
         self._drift = _DriftMonitor(method.adaptive)
         self.order = method.order
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """z = y."""
-        self._half = self.half_next = y
-        self._slope = _own(self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f)
-        self._fresh = True
+        self._auxiliary = self.auxiliary_next = y
+        self._slope = _copy_without_graph(self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f)
+        self._at_start = True
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """f(t, y), which was the first stage of the last increment of z."""
@@ -50,45 +50,57 @@ class ReversibleRungeKuttaStepper:
         """The state [N] at t + h."""
         if self.failure is not None:
             return y
-        z, step, base = self._half, self._step, self._base
+        z, step, base = self._auxiliary, self._step, self._base
         self._h = h
         evaluate_stages(
-            self._ahead, step, self._field, self._clock(t, h, step.c), z, h, self._slope if self._fresh else None
+            self._forward_stages,
+            step,
+            self._field,
+            self._clock(t, h, step.c),
+            z,
+            h,
+            self._slope if self._at_start else None,
         )
-        y_next = torch.add(self._ahead.combine(z, step.b, h), y - z, alpha=self._method.coupling)
-        evaluate_stages(self._behind, step, self._field, self._clock(t + h, -h, step.c), y_next, -h)
-        self.half_next = self._behind.combine(z, step.b, h)
+        y_next = torch.add(self._forward_stages.combine(z, step.b, h), y - z, alpha=self._method.coupling)
+        evaluate_stages(self._backward_stages, step, self._field, self._clock(t + h, -h, step.c), y_next, -h)
+        self.auxiliary_next = self._backward_stages.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
             # Evaluated already, at a state that differs from the stage's own by c (y - z): far less than the error.
-            self._ahead.put(base.end_stage, self._behind.get(0))
+            self._forward_stages.set(base.end_stage, self._backward_stages.get(0))
         return y_next
 
     def error(self) -> Tensor:
         """The base method's estimate along z [N]."""
         if self.failure is not None:
-            return torch.full_like(self._half, torch.inf)
+            return torch.full_like(self._auxiliary, torch.inf)
         assert self._base.error is not None
-        return self._ahead.error(self._base.error, self._h)
+        return self._forward_stages.error(self._base.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The base method's, with the coupling added in linearly: y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
         linear or cubic Hermite where it has none."""
-        base, h, z = self._base, self._h, self._half
+        base, h, z = self._base, self._h, self._auxiliary
         if base.dense is None:
-            return _hermite(t, t_next - t, y, y_next, [self._slope, self._behind.get(0)], interpolation)
+            return _hermite(t, t_next - t, y, y_next, [self._slope, self._backward_stages.get(0)], interpolation)
         clock = self._clock(t, h, base.extra_c)
         for i, row in enumerate(base.extra_a, start=base.stages):
             at_end = i == base.end_stage
-            stage = self._ahead.combine(z, row, h)
-            self._ahead.put(i, self._behind.get(0) if at_end else self._field(clock[i - base.stages], stage, False))
-        slopes = [*self._ahead.first(base.dense_stages), (z - y) / h]
+            stage = self._forward_stages.combine(z, row, h)
+            self._forward_stages.set(
+                i, self._backward_stages.get(0) if at_end else self._field(clock[i - base.stages], stage, False)
+            )
+        slopes = [*self._forward_stages.first(base.dense_stages), (z - y) / h]
         return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """z = z'."""
-        self._half, self._slope, self._fresh = self.half_next, _own(self._behind.get(0)), False
+        self._auxiliary, self._slope, self._at_start = (
+            self.auxiliary_next,
+            _copy_without_graph(self._backward_stages.get(0)),
+            False,
+        )
         error = self.error() if self._method.adaptive else None
-        if self._drift.exceeds(y_next - self._half, y_next, error):
+        if self._drift.exceeds(y_next - self._auxiliary, y_next, error):
             self.failure = Status.unstable
 
     def stiffness(self) -> float | None:
@@ -99,7 +111,7 @@ class ReversibleRungeKuttaStepper:
 class AsynchronousLeapfrogStepper:
     """The stepper of an ``AsynchronousLeapfrog``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    half_next: v' [N] of the last attempt.
+    auxiliary_next: v' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
@@ -115,36 +127,36 @@ class AsynchronousLeapfrogStepper:
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """v = f(t, y)."""
         f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
-        self._half = self.half_next = _own(f)
+        self._auxiliary = self.auxiliary_next = _copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """v."""
-        return self._half
+        return self._auxiliary
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         if self.failure is not None:
             return y
         self._h = h
-        middle = torch.add(y, self._half, alpha=h / 2)
+        middle = torch.add(y, self._auxiliary, alpha=h / 2)
         u = self._field(self._clock(t, h, (0.5,))[0], middle)
-        self.half_next = torch.add(self._half, u - self._half, alpha=2 * self._method.damping)
-        return torch.add(middle, self.half_next, alpha=h / 2)
+        self.auxiliary_next = torch.add(self._auxiliary, u - self._auxiliary, alpha=2 * self._method.damping)
+        return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
     def error(self) -> Tensor:
         """The difference to Euler's method [N]."""
         with torch.no_grad():
-            return (self.half_next - self._half).mul_(self._h / 2)
+            return (self.auxiliary_next - self._auxiliary).mul_(self._h / 2)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with the velocities as slopes."""
-        return _hermite(t, t_next - t, y, y_next, [self._half, self.half_next], interpolation)
+        return _hermite(t, t_next - t, y, y_next, [self._auxiliary, self.auxiliary_next], interpolation)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """v = v'."""
         if self._drift is not None and self._drift.exceeds(self.error(), y_next, None):
             self.failure = Status.unstable
-        self._half = self.half_next
+        self._auxiliary = self.auxiliary_next
 
     def stiffness(self) -> float | None:
         """Not estimated."""
@@ -154,7 +166,7 @@ class AsynchronousLeapfrogStepper:
 class ReversibleHeunStepper:
     """The stepper of a ``ReversibleHeun``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    half_next: x' [N] of the last attempt.
+    auxiliary_next: x' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
@@ -166,9 +178,9 @@ class ReversibleHeunStepper:
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """x = y."""
-        self._half = self.half_next = y
+        self._auxiliary = self.auxiliary_next = y
         f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
-        self._slope = self._slope_next = _own(f)
+        self._slope = self._slope_next = _copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """f(t, x)."""
@@ -180,14 +192,14 @@ class ReversibleHeunStepper:
             return y
         self._h = h
         middle = torch.add(y, self._slope, alpha=h / 2)
-        self.half_next = 2 * middle - self._half
-        self._slope_next = _own(self._field(self._clock(t, h, (1.0,))[0], self.half_next))
+        self.auxiliary_next = 2 * middle - self._auxiliary
+        self._slope_next = _copy_without_graph(self._field(self._clock(t, h, (1.0,))[0], self.auxiliary_next))
         return torch.add(middle, self._slope_next, alpha=h / 2)
 
     def error(self) -> Tensor:
         """The difference to Euler's method [N]."""
         if self.failure is not None:
-            return torch.full_like(self._half, torch.inf)
+            return torch.full_like(self._auxiliary, torch.inf)
         with torch.no_grad():
             return (self._slope_next - self._slope).mul_(self._h / 2)
 
@@ -198,9 +210,9 @@ class ReversibleHeunStepper:
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """x = x'."""
         error = self.error() if self._method.adaptive else None
-        if self._drift.exceeds(y_next - self.half_next, y_next, error):
+        if self._drift.exceeds(y_next - self.auxiliary_next, y_next, error):
             self.failure = Status.unstable
-        self._half, self._slope = self.half_next, self._slope_next
+        self._auxiliary, self._slope = self.auxiliary_next, self._slope_next
 
     def stiffness(self) -> float | None:
         """Not estimated."""
@@ -226,7 +238,7 @@ class _DriftMonitor:
         self._size, self._error = max(self._size, size), max(self._error, *errors, 0.0)
         if not self._adaptive:
             return apart > self._size
-        return apart > SLACK * self._error + ROUND_OFF * torch.finfo(y.dtype).eps * self._size
+        return apart > MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
 
 
 class _StepTimes:
@@ -241,9 +253,9 @@ class _StepTimes:
         if not self._one_sided:
             return times
         inward = math.copysign(math.inf, h or self._one_sided)
-        aims = {0.0: inward, 1.0: -inward}
+        targets = {0.0: inward, 1.0: -inward}
         return [
-            torch.nextafter(time, torch.full_like(time, aims[c_i])) if c_i in aims else time
+            torch.nextafter(time, torch.full_like(time, targets[c_i])) if c_i in targets else time
             for time, c_i in zip(times, c, strict=True)
         ]
 
@@ -263,7 +275,7 @@ def evaluate_stages(
             k = field(clock[0], y) if first is None else first
         else:
             k = field(clock[i], stages.combine(y, step.a[i], h))
-        stages.put(i, k)
+        stages.set(i, k)
 
 
 def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Interpolant:
@@ -273,6 +285,6 @@ def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor]
     return Interpolant(t, h, y, [*slopes, mean], HERMITE)
 
 
-def _own(k: Tensor) -> Tensor:
+def _copy_without_graph(k: Tensor) -> Tensor:
     """An evaluation that outlasts the next one; without a graph it may be memory that f writes to again."""
     return k if k.requires_grad else k.clone()

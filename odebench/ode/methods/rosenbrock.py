@@ -58,7 +58,7 @@ class Rosenbrock:
         """Whether the method estimates its error, and so can choose its step sizes."""
         return self.error is not None
 
-    def fixed(self) -> "Rosenbrock":
+    def for_fixed_steps(self) -> "Rosenbrock":
         """The same step without what only error control needs: for fixed steps."""
         return replace(self, error=None)
 

@@ -8,20 +8,20 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import Interpolant
-from odebench.ode.methods.jacobian import DENSE_SIZE, JacobianBlock, expand, real_size
+from odebench.ode.methods.jacobian import MAX_DENSE_SIZE, JacobianBlock, real_size, value_and_derivatives
 from odebench.ode.methods.newton import StageSystem, StageTolerance
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.solution import Stats, Status
 
 # Gauss quadrature on (0, 1), of order 4 as the steps.
-NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
+GAUSS_NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
 
 
 class RosenbrockStepper:
     """The stepper of a ``Rosenbrock``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    Under autograd the Jacobian carries its graph: derivatives of any order, for states of at most ``DENSE_SIZE`` real
-    numbers. tolerance, norm: of adaptive steps. stats: where Jacobians and linear systems are counted.
+    If autograd is on, the Jacobian has a graph, which allows derivatives of any order, for states of at most
+    ``MAX_DENSE_SIZE`` real numbers. tolerance, norm: of adaptive steps. stats: counts Jacobians and linear solves.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class RosenbrockStepper:
         norm: Norm = rms,
         stats: Stats | None = None,
     ) -> None:
-        if torch.is_grad_enabled() and real_size(y) > DENSE_SIZE:
+        if torch.is_grad_enabled() and real_size(y) > MAX_DENSE_SIZE:
             raise ValueError(
-                f"method {method.name} has no graph for states of more than {DENSE_SIZE} numbers, got {real_size(y)}; "
-                "use gradient='adjoint', or kvaerno5"
+                f"method {method.name} has no graph for states of more than {MAX_DENSE_SIZE} numbers, got "
+                f"{real_size(y)}; use gradient='adjoint', or kvaerno5"
             )
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy, self._stats = StageTolerance(tolerance, norm, False), stats or Stats()
         # The residuals of the linear systems: the acceptable ones, or round-off.
-        self._goal = (0.0, 1.0) if tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
+        self._linear_tolerances = (0.0, 1.0) if tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
@@ -68,7 +68,7 @@ class RosenbrockStepper:
         self.failure, self._attempted = None, (t, h, y)
         clock = self._clock(t, h)
         if self._linear is None:
-            self._linear = expand(self._field, clock[0], y, h, self._stats)
+            self._linear = value_and_derivatives(self._field, clock[0], y, h, self._stats)
         f_start, block, f_t = self._linear
         system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
         acceptable = self._accuracy.acceptable(y.detach(), y.detach()[None])
@@ -78,7 +78,7 @@ class RosenbrockStepper:
             f = f_start if i == 0 else self._field(clock[i], y_i, True)
             right = torch.add(f, f_t, alpha=h * method.gammas[i]) * (h * method.gamma)
             right = self._combine(right, tuple(method.gamma * c for c in method.c[i]))
-            self._u.append(system.solve(right[None], acceptable, *self._goal)[0])
+            self._u.append(system.solve(right[None], acceptable, *self._linear_tolerances)[0])
             if not system.solved:
                 self.failure = Status.not_converged
                 return y
@@ -102,12 +102,12 @@ class RosenbrockStepper:
         """Nothing is carried over."""
         self._slope, self._linear = None, None
 
-    def nodes(self) -> list[tuple[float, Tensor, Tensor]]:
+    def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
         """(weight, time, state [N]) whose sum of weight g(time, state) is the integral of g over the last attempt, to
         the order of the method."""
         t, h, y = self._attempted
-        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).evaluate(NODES)
-        times = self._field.time_tensors([t + theta * h for theta in NODES])
+        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).evaluate(GAUSS_NODES)
+        times = self._field.time_tensors([t + theta * h for theta in GAUSS_NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 
     def stiffness(self) -> float | None:

@@ -24,7 +24,7 @@ class SciPyMethod:
     adaptive = True
     reversible = False
 
-    def fixed(self) -> "SciPyMethod":
+    def for_fixed_steps(self) -> "SciPyMethod":
         """Raises ValueError: SciPy chooses the steps."""
         raise ValueError(f"method {self.name} chooses its steps itself: give it rtol and atol, not steps or step_size")
 

@@ -28,7 +28,7 @@ class SlopeBuffer:
     def __len__(self) -> int:
         return self._len
 
-    def set_ahead(self, f: Tensor) -> None:
+    def set_end_slope(self, f: Tensor) -> None:
         """Keep f [N] as the slope ahead."""
         if self._newest == 0:
             self._newest = len(self._rows) - self._len
@@ -37,23 +37,23 @@ class SlopeBuffer:
 
     def push(self, f: Tensor) -> None:
         """Keep f [N] as the newest slope."""
-        self.set_ahead(f)
+        self.set_end_slope(f)
         self._newest -= 1
         self._len = min(self._len + 1, self._count)
 
-    def first(self, count: int, ahead: bool) -> Tensor:
+    def first(self, count: int, include_end: bool) -> Tensor:
         """The newest slopes [count, N], the one ahead among them or not."""
-        start = self._newest - ahead
+        start = self._newest - include_end
         return self._rows[start : start + count]
 
-    def combine(self, y: Tensor, weights: Sequence[float], ahead: bool) -> Tensor:
+    def combine(self, y: Tensor, weights: Sequence[float], include_end: bool) -> Tensor:
         """y + sum_i weights_i slope_i, [N]."""
-        rows = self.first(len(weights), ahead)
+        rows = self.first(len(weights), include_end)
         return torch.addmv(y, rows.t(), rows.new_tensor(weights))
 
-    def combinations(self, weights: Sequence[Sequence[float]]) -> Tensor:
+    def weighted_sums(self, weights: Sequence[Sequence[float]]) -> Tensor:
         """For each row of weights the sum of its products with the slopes, the one ahead included: [rows, N]."""
-        rows = self.first(len(weights[0]), ahead=True)
+        rows = self.first(len(weights[0]), include_end=True)
         return torch.mm(rows.new_tensor(weights), rows)
 
 
@@ -63,7 +63,7 @@ class SlopeList:
     def __init__(self, count: int) -> None:
         self._count = count
         self._slopes: list[Tensor] = []
-        self._ahead: Tensor | None = None
+        self._end_slope: Tensor | None = None
 
     def clear(self) -> None:
         """Forget all slopes."""
@@ -72,37 +72,37 @@ class SlopeList:
     def __len__(self) -> int:
         return len(self._slopes)
 
-    def set_ahead(self, f: Tensor) -> None:
+    def set_end_slope(self, f: Tensor) -> None:
         """Keep f [N] as the slope ahead."""
         # Without a graph it may be memory that f writes to again.
-        self._ahead = f if f.requires_grad else f.clone()
+        self._end_slope = f if f.requires_grad else f.clone()
 
     def push(self, f: Tensor) -> None:
         """Keep f [N] as the newest slope."""
         self._slopes = [f if f.requires_grad else f.clone(), *self._slopes][: self._count]
 
-    def first(self, count: int, ahead: bool) -> list[Tensor]:
+    def first(self, count: int, include_end: bool) -> list[Tensor]:
         """The newest slopes, ``count`` of [N], the one ahead among them or not."""
-        if not ahead:
+        if not include_end:
             return self._slopes[:count]
-        assert self._ahead is not None
-        return [self._ahead, *self._slopes[: count - 1]]
+        assert self._end_slope is not None
+        return [self._end_slope, *self._slopes[: count - 1]]
 
-    def combine(self, y: Tensor, weights: Sequence[float], ahead: bool) -> Tensor:
+    def combine(self, y: Tensor, weights: Sequence[float], include_end: bool) -> Tensor:
         """y + sum_i weights_i slope_i, [N]."""
-        for weight, slope in zip(weights, self.first(len(weights), ahead), strict=True):
+        for weight, slope in zip(weights, self.first(len(weights), include_end), strict=True):
             y = torch.add(y, slope, alpha=weight)
         return y
 
-    def combinations(self, weights: Sequence[Sequence[float]]) -> Tensor:
+    def weighted_sums(self, weights: Sequence[Sequence[float]]) -> Tensor:
         """For each row of weights the sum of its products with the slopes, the one ahead included: [rows, N], outside
         the graph: step sizes are not differentiated."""
         with torch.no_grad():
-            rows = torch.stack(self.first(len(weights[0]), ahead=True))
+            rows = torch.stack(self.first(len(weights[0]), include_end=True))
             return torch.mm(rows.new_tensor(weights), rows)
 
 
-def keep_slopes(count: int, y: Tensor) -> SlopeBuffer | SlopeList:
+def make_slope_history(count: int, y: Tensor) -> SlopeBuffer | SlopeList:
     """Room for ``count`` slopes like y [N], and one ahead, kept the way that suits."""
     return SlopeList(count) if torch.is_grad_enabled() else SlopeBuffer(count, y)
 
@@ -116,7 +116,7 @@ def evaluate(field: Any, t: float, y: Tensor, one_sided: float, before: float = 
     return field(time, y, True)
 
 
-def nodes(t: float, h: float, times: Sequence[float]) -> tuple[float, ...]:
+def scaled_nodes(t: float, h: float, times: Sequence[float]) -> tuple[float, ...]:
     """Times counted in steps of signed size h from t: 0, -1, -2, ... exactly where they are even to round-off."""
     slack = 1e-15 * max(abs(t), abs(times[-1]), abs(t + h))
     return tuple(

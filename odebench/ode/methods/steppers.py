@@ -30,14 +30,14 @@ from odebench.ode.solution import Stats, Status
 
 
 class Field(Protocol):
-    """dy/dt [N] = field(t, y [N], counts, out), t a scalar tensor of ``clock``.
+    """dy/dt [N] = field(t, y [N], in_result, out), t a scalar tensor of ``clock``.
 
-    counts: whether the evaluation carries weight in a step's result, or starts the next step (rather than only serving
-    the error estimate or another stage).
+    in_result: whether the evaluation has weight in the result of this step or is the first stage of the next, rather
+        than only in the error estimate or another stage.
     out: [N] memory to write the result to, where that is no more work than giving it in memory of its own.
     """
 
-    def __call__(self, t: Tensor, y: Tensor, counts: bool = True, out: Tensor | None = None) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """One evaluation."""
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:

@@ -92,7 +92,7 @@ class Tableau:
         states = (*(x - y for x, y in zip(self.a[last], before, strict=True)), 0.0)
         return (*[0.0] * (last - 1), -1.0, 1.0), states
 
-    def fixed(self) -> "Tableau":
+    def for_fixed_steps(self) -> "Tableau":
         """The same step without what only error control needs: for fixed steps."""
         s = self.stages - 1 if self.fsal else self.stages
         return Tableau(self.name, self.source, self.order, self.c[:s], self.a[:s], self.b[:s])
