@@ -1,4 +1,4 @@
-"""A whole solve by one of SciPy's solvers."""
+"""Run a whole solve with one of SciPy's solvers."""
 
 import math
 import warnings
@@ -12,12 +12,12 @@ from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import SolveOutcome, Stats, Status
 
-# Two GiB for the N x N numbers of the solvers that keep such a matrix.
+# The largest N for solvers that store an N x N matrix: 2 GiB.
 MAX_MATRIX_SIZE = 16_384
 
 
 class NonFiniteError(ArithmeticError):
-    """f is NaN or infinite somewhere: SciPy's solvers would go on for ever, or end with another word for it."""
+    """f is NaN or infinite: SciPy's solvers would not end, or report another failure."""
 
 
 def solve_span(
@@ -25,34 +25,34 @@ def solve_span(
 ) -> tuple[Tensor, SolveOutcome, float]:
     """The states [T, N] at the times, how the solve ended, and its last step size.
 
-    SciPy's own norm, controller and first step take the place of the plan's, and nobody observes the steps;
-    max_steps counts accepted ones. Rejected ones are known to SciPy alone.
+    SciPy's norm, controller and first step replace those of the plan, and there are no observers; max_steps counts
+    accepted steps, since SciPy does not report rejected ones.
 
-    Raises ValueError for what the solver does not have, and where a gradient would have to pass through it.
+    Raises ValueError for options that the solver lacks, and if a gradient would have to pass through it.
     """
     _check_options(method, y, plan)
     if not y.numel():
         outcome = SolveOutcome(Status.success, len(times), times[-1], math.nan, math.nan, stats.nfe)
         return y.expand(len(times), 0), outcome, abs(times[-1] - times[0])
-    bridge = _FieldAdapter(method, field, y)
+    adapter = _FieldAdapter(method, field, y)
     outputs, status, end, step = [y], Status.success, times[0], math.nan
     with warnings.catch_warnings():
-        # They fail with a status of ours.
+        # Failures are reported by the status.
         warnings.filterwarnings("ignore", "(vode|lsoda): ", UserWarning)
         try:
-            solver = _make_solver(method, bridge, y, times, plan)
+            solver = _make_solver(method, adapter, y, times, plan)
             while len(outputs) < len(times):
                 if stats.accepted == plan.max_steps:
                     status = Status.max_steps
                     break
                 solver.step()
-                # LSODA and VODE go on with steps that do not move t.
+                # LSODA and VODE continue with steps that do not change t.
                 if solver.status == "failed" or solver.t == solver.t_old:
                     status = Status.step_underflow
                     break
                 step, end = float(solver.t - solver.t_old), float(solver.t)
                 _record_step(step, stats)
-                outputs += _outputs_in_step(solver, bridge, times[len(outputs) :])
+                outputs += _outputs_in_step(solver, adapter, times[len(outputs) :])
         except NonFiniteError:
             status = Status.non_finite
     outcome = SolveOutcome(status, len(outputs), end, step, math.nan, stats.nfe)
@@ -64,13 +64,13 @@ def _check_options(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
     unsupported = {"dense output": plan.dense, "step_t or jump_t": bool(plan.step_times)}
     if method.solver not in ("LSODA", "vode_adams"):
         unsupported["min_step"] = plan.min_step > 0
-    for what, wanted in unsupported.items():
-        if wanted:
+    for what, requested in unsupported.items():
+        if requested:
             raise ValueError(f"method {method.name} has no {what}; use a method that is not SciPy's, such as dopri5")
     n = y.numel() * (2 if y.is_complex() else 1)
     if method.matrix and n > MAX_MATRIX_SIZE:
         raise ValueError(
-            f"method {method.name} keeps a matrix of N x N numbers, {8 * n * n / 2**30:.3g} GiB for this state of "
+            f"method {method.name} stores an N x N matrix, {8 * n * n / 2**30:.3g} GiB for this state of "
             f"{n:,}; at most {MAX_MATRIX_SIZE:,} are allowed: use vode_adams or adams"
         )
     if torch.is_grad_enabled() and y.requires_grad:
@@ -79,19 +79,19 @@ def _check_options(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
 
 def _no_gradient(method: SciPyMethod) -> str:
     return (
-        f"method {method.name}: autograd cannot look into SciPy; use gradient='adjoint', or torch.no_grad() where no "
-        "gradient is wanted"
+        f"method {method.name}: autograd cannot differentiate through SciPy; use gradient='adjoint', or "
+        "torch.no_grad() if no gradient is needed"
     )
 
 
 class _FieldAdapter:
-    """f and states, between tensors like y [N] and float64 arrays [N], or [2N] for complex y."""
+    """Converts f and states between tensors like y [N] and float64 arrays [N], or [2N] for complex y."""
 
     def __init__(self, method: SciPyMethod, field: Any, y: Tensor) -> None:
         self._method, self._field, self._y = method, field, y
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        """dy/dt; raises NonFiniteError, and ValueError where it wants a gradient."""
+        """dy/dt; raises NonFiniteError, and ValueError if it requires grad."""
         (time,) = self._field.time_tensors([float(t)])
         rate = self._field(time, self.state(y), True)
         if rate.requires_grad and torch.is_grad_enabled():
@@ -102,51 +102,53 @@ class _FieldAdapter:
         return array
 
     def array(self, y: Tensor) -> np.ndarray:
-        """A tensor as a new array."""
+        """Convert a tensor to a new array."""
         y = y.detach().resolve_conj()
         real = torch.view_as_real(y).reshape(-1) if y.is_complex() else y
         return real.to("cpu", torch.float64, copy=True).numpy()
 
     def state(self, y: np.ndarray) -> Tensor:
-        """An array as a new tensor."""
-        # SciPy writes to its arrays again.
+        """Convert an array to a new tensor."""
+        # Copy, since SciPy overwrites its arrays.
         state = torch.tensor(y, dtype=self._y.real.dtype).to(self._y.device)
         return torch.view_as_complex(state.view(-1, 2)) if self._y.is_complex() else state
 
     def tolerance(self, tolerance: float | Tensor) -> float | np.ndarray:
-        """A tolerance of the state, a number or [N], as one of the array."""
+        """Convert a tolerance of the state, a number or [N], to one of the array."""
         if isinstance(tolerance, float):
             return tolerance
         array = tolerance.detach().to("cpu", torch.float64).numpy()
         return np.repeat(array, 2) if self._y.is_complex() else array
 
 
-def _make_solver(method: SciPyMethod, bridge: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
-    """The solver at the first time, ready to step."""
+def _make_solver(method: SciPyMethod, adapter: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
+    """Make the solver at the first time."""
     from scipy import integrate
 
     assert plan.tolerance is not None
     start, end = times[0], times[-1]
     options: dict[str, Any] = {
-        "rtol": bridge.tolerance(plan.tolerance.rtol),
-        "atol": bridge.tolerance(plan.tolerance.atol),
+        "rtol": adapter.tolerance(plan.tolerance.rtol),
+        "atol": adapter.tolerance(plan.tolerance.atol),
         "first_step": None if plan.first_step is None else min(plan.first_step, abs(end - start)),
         "max_step": plan.max_step,
     }
     if method.solver in ("LSODA", "vode_adams"):
         options["min_step"] = plan.min_step
     make = _VodeAdams if method.solver == "vode_adams" else getattr(integrate, method.solver)
-    return make(bridge, start, bridge.array(y), end, **options)
+    return make(adapter, start, adapter.array(y), end, **options)
 
 
-def _outputs_in_step(solver: Any, bridge: _FieldAdapter, remaining: list[float]) -> list[Tensor]:
-    """The states at those of the times remaining that the last step has reached."""
+def _outputs_in_step(solver: Any, adapter: _FieldAdapter, remaining: list[float]) -> list[Tensor]:
+    """The states at the remaining output times that the last step has passed."""
     direction = math.copysign(1.0, solver.t - solver.t_old)
     reached = [time for time in remaining if (time - solver.t) * direction <= 0]
     if not reached:
         return []
-    path = None if reached == [solver.t] else solver.dense_output()
-    return [bridge.state(solver.y if path is None or time == solver.t else path(time)) for time in reached]
+    dense_output = None if reached == [solver.t] else solver.dense_output()
+    return [
+        adapter.state(solver.y if dense_output is None or time == solver.t else dense_output(time)) for time in reached
+    ]
 
 
 def _record_step(step: float, stats: Stats) -> None:
@@ -156,8 +158,8 @@ def _record_step(step: float, stats: Stats) -> None:
 
 
 class _VodeAdams:
-    """VODE's Adams method with functional iteration, in the form of SciPy's newer solvers: it keeps 16 states and no
-    matrix, and never steps beyond the end.
+    """VODE's Adams method with functional iteration, with the interface of SciPy's newer solvers: it stores 16 states
+    and no matrix, and does not step beyond the end.
 
     Brown, Byrne & Hindmarsh 1989, VODE: a variable-coefficient ODE solver.
     """
@@ -194,7 +196,7 @@ class _VodeAdams:
         self._vode.rwork[0] = t_bound
 
     def step(self) -> None:
-        """One step; ``status`` says how it went."""
+        """Take one step and set ``status``."""
         # VODE's task 5: one step, not beyond the time in rwork[0].
         y, t = self._run(5, self._bound)
         if not self._vode.success:
@@ -204,7 +206,7 @@ class _VodeAdams:
         self.status = "finished" if t == self._bound else "running"
 
     def dense_output(self) -> Any:
-        """The state at a time inside the last step, read off VODE's history."""
+        """A function from a time inside the last step to the state, interpolated by VODE."""
         return lambda t: self._run(1, t)[0].copy()
 
     def _run(self, task: int, t: float) -> tuple[np.ndarray, float]:
@@ -215,7 +217,7 @@ class _VodeAdams:
         return y, t
 
     def _call(self, t: float, y: np.ndarray) -> np.ndarray:
-        """f; what it raises waits for the end of the step, as SciPy 1.17's VODE goes on evaluating after an error."""
+        """f; an exception is raised after the step, since SciPy 1.17's VODE continues evaluating after an error."""
         if self._raised is None:
             try:
                 return self._fun(t, y)

@@ -1,4 +1,4 @@
-"""Adams methods: exact coefficients, orders by convergence slopes, and a variable order that pays."""
+"""Adams methods: exact coefficients, measured orders of convergence, and efficient variable order."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ def pendulum(t, y):
 
 
 @pytest.fixture(scope="module")
-def truth():
+def reference():
     return solve(pendulum, Y0, [0.0, 4.0], method="dopri5", rtol=1e-14, atol=1e-14).y[-1]
 
 
@@ -33,8 +33,8 @@ def of_order(method, order):
     return dataclasses.replace(method, order=order, rtol=0.0, atol=1e-15, max_iters=100)
 
 
-def slope(steps, errors):
-    """Least-squares slope of log error against log number of steps, sign turned."""
+def convergence_order(steps, errors):
+    """Least-squares slope of -log error against log number of steps."""
     x = torch.tensor([math.log(n) for n in steps])
     y = torch.tensor([math.log(e) for e in errors])
     x, y = x - x.mean(), y - y.mean()
@@ -71,7 +71,7 @@ def test_extensions_integrate_polynomials_exactly_to_any_point():
 
 
 @pytest.mark.parametrize("count", [4, 8, 13])
-def test_floats_lose_nothing(count):
+def test_floating_point_coefficients_are_accurate(count):
     nodes = [1.0] + [-sum(0.5 + (7 * i % 5) / 3 for i in range(j)) for j in range(count - 1)]
     exact = integration_weights([Fraction(node) for node in nodes])
     assert integration_weights(nodes) == pytest.approx([float(w) for w in exact], rel=1e-14)
@@ -82,30 +82,32 @@ def test_floats_lose_nothing(count):
 
 @pytest.mark.parametrize("order", range(1, 9))
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-def test_fixed_steps_have_the_order_of_the_method(method, order, truth):
+def test_fixed_steps_have_the_order_of_the_method(method, order, reference):
     low, high = (40, 80) if order < 7 else (64, 104) if method is IMPLICIT else (110, 160)
     steps = [low, (low + high) // 2, high]
     errors = [
-        float((solve(pendulum, Y0, [0, 4], method=of_order(method, order), steps=n).y[-1] - truth).norm())
+        float((solve(pendulum, Y0, [0, 4], method=of_order(method, order), steps=n).y[-1] - reference).norm())
         for n in steps
     ]
     # High orders are met from above: their last roots are small, and die away slowly.
-    assert order - 0.25 < slope(steps, errors) < order + 1.3
+    assert order - 0.25 < convergence_order(steps, errors) < order + 1.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 4, 6])
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-def test_uneven_grids_keep_the_order(method, order, truth):
+def test_uneven_grids_keep_the_order(method, order, reference):
     steps, errors = [60, 90, 120], []
     for n in steps:
         grid = [4 * (i / n) ** 1.5 for i in range(n + 1)]
-        errors.append(float((solve(pendulum, Y0, grid, method=of_order(method, order), steps=1).y[-1] - truth).norm()))
-    assert slope(steps, errors) > order - 0.3
+        errors.append(
+            float((solve(pendulum, Y0, grid, method=of_order(method, order), steps=1).y[-1] - reference).norm())
+        )
+    assert convergence_order(steps, errors) > order - 0.3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no_grad"])
 @pytest.mark.parametrize("order", [1, 4, 7])
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
 def test_dense_output_lies_between_the_steps(method, order, grad):
@@ -127,7 +129,7 @@ def test_a_step_of_adams_bashforth_costs_one_evaluation(order, start):
 
 
 @pytest.mark.parametrize("method", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-def test_the_way_back_ends_where_the_way_there_began(method):
+def test_solving_backward_in_time_returns_to_the_start(method):
     there = solve(pendulum, Y0, [0.0, 4.0], method=of_order(method, 6), steps=60)
     back = solve(pendulum, there.y[-1], [4.0, 0.0], method=of_order(method, 6), steps=60)
     torch.testing.assert_close(back.y[-1], Y0, rtol=1e-5, atol=1e-5)
@@ -143,11 +145,11 @@ def test_the_way_back_ends_where_the_way_there_began(method):
         ("implicit_adams", 12),
     ],
 )
-def test_a_growing_start_gives_the_numbers_of_torchdiffeq(name, max_order):
+def test_a_growing_start_gives_the_results_of_torchdiffeq(name, max_order):
     torchdiffeq = pytest.importorskip("torchdiffeq")
     times = torch.linspace(0, 4, 81, dtype=torch.float64)
     method = METHODS[name]
-    # torchdiffeq's max_order counts the slope that only an implicit step makes.
+    # torchdiffeq's max_order includes the slope that only an implicit step computes.
     order = max_order if method.implicit else max_order - 1
     method = dataclasses.replace(method, order=order, start="growing", rtol=1e-6, atol=1e-6, max_iters=50)
     options = {"max_order": max_order, "max_iters": 50}
@@ -156,7 +158,7 @@ def test_a_growing_start_gives_the_numbers_of_torchdiffeq(name, max_order):
     torch.testing.assert_close(ours.y, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_an_iteration_that_does_not_converge_is_named():
+def test_an_iteration_that_does_not_converge_gives_not_converged():
     def stiff(t, y):
         return -100 * y
 
@@ -168,13 +170,13 @@ def test_an_iteration_that_does_not_converge_is_named():
 
 
 @pytest.mark.parametrize("name", ["explicit_adams", "implicit_adams"])
-def test_nan_in_a_fixed_step_is_named(name):
+def test_nan_in_a_fixed_step_gives_non_finite(name):
     with pytest.raises(SolveError, match="non_finite"):
         solve(lambda t, y: y / (t < 0.5), Y0, [0.0, 1.0], method=name, steps=20)
 
 
 @pytest.mark.parametrize(("order", "message"), [(0, "order must be 1 to 12"), (13, "order must be 1 to 12")])
-def test_orders_that_do_not_exist_are_refused(order, message):
+def test_invalid_orders_raise_an_error(order, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(EXPLICIT, order=order)
 
@@ -187,21 +189,21 @@ def kepler(t, y):
     return torch.stack((y[2], y[3], -y[0] / r3, -y[1] / r3))
 
 
-def predators(t, y):
+def predator_prey(t, y):
     """DETEST B1."""
     return torch.stack((2 * (y[0] - y[0] * y[1]), y[0] * y[1] - y[1]))
 
 
-def chain(t, y):
-    """DETEST C3: ten radioactive numbers."""
+def tridiagonal(t, y):
+    """DETEST C3: a tridiagonal system of ten."""
     return torch.nn.functional.pad(y[:-1], (1, 0)) - 2 * y + torch.nn.functional.pad(y[1:], (0, 1))
 
 
 PROBLEMS = {
     "kepler": (kepler, [0.7, 0.0, 0.0, math.sqrt(1.3 / 0.7)], 10.0),
     "pendulum": (pendulum, [1.0, 0.3], 10.0),
-    "predators": (predators, [1.0, 3.0], 10.0),
-    "chain": (chain, [1.0] + [0.0] * 9, 10.0),
+    "predator_prey": (predator_prey, [1.0, 3.0], 10.0),
+    "tridiagonal": (tridiagonal, [1.0] + [0.0] * 9, 10.0),
 }
 TOLERANCES = (1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 
@@ -221,7 +223,7 @@ def ends():
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_error_is_proportional_to_the_tolerance(name, ends):
     errors = [float((solve_problem(name, ADAMS, tol).y[-1] - ends[name]).norm()) for tol in TOLERANCES]
-    assert slope([1 / tol for tol in TOLERANCES], errors) == pytest.approx(1, abs=0.25)
+    assert convergence_order([1 / tol for tol in TOLERANCES], errors) == pytest.approx(1, abs=0.25)
     assert max(error / tol for error, tol in zip(errors, TOLERANCES, strict=True)) < 3000
 
 
@@ -234,16 +236,16 @@ def test_it_needs_fewer_evaluations_than_dopri5(name):
     assert tight > 2
 
 
-def test_high_orders_pay():
+def test_high_orders_need_fewer_steps():
     """At order 4 and below the same method needs far more steps."""
     low = solve_problem("kepler", VariableOrderAdams("low", "", highest=4), 1e-9).stats
     assert low.accepted > 2.5 * solve_problem("kepler", ADAMS, 1e-9).stats.accepted
 
 
-def test_evaluations_are_one_an_attempt_and_one_an_accepted_step():
+def test_evaluations_are_one_per_attempt_and_one_per_accepted_step():
     stats = solve_problem("kepler", ADAMS, 1e-6).stats
     assert stats.rejected > 0
-    # The start and the first step size; nothing follows the last step.
+    # One at the start and one for the first step size; none after the last step.
     assert stats.nfe == 2 + stats.rejected + 2 * stats.accepted - 1
 
 
@@ -253,18 +255,18 @@ def test_steps_grow_by_a_factor_of_two_at_most():
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.01, 0.02, 1.3, 2.0, 4.0], [4.0, 3.99, 2.0, 0.7, 0.0]], ids=str)
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
-def test_outputs_between_steps_are_as_exact_as_the_steps(times, grad):
+@pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no_grad"])
+def test_outputs_between_steps_are_as_accurate_as_the_steps(times, grad):
     exact = solve(pendulum, Y0, times, rtol=1e-13, atol=1e-13).y
     with torch.set_grad_enabled(grad):
         found = solve(pendulum, Y0, times, method=ADAMS, rtol=1e-9, atol=1e-9)
         alone = solve(pendulum, Y0, [times[0], times[-1]], method=ADAMS, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.y, exact, rtol=1e-7, atol=1e-7)
-    # All outputs but the last one lie inside steps, and cost nothing.
+    # All outputs but the last lie inside steps and need no evaluations.
     assert found.stats == alone.stats
 
 
-def test_dense_output_is_continuous_and_exact():
+def test_dense_output_is_continuous_and_accurate():
     exact = solve(pendulum, Y0, [0.0, 4.0], rtol=1e-13, atol=1e-13, dense=True).dense
     solution = solve(pendulum, Y0, [0.0, 4.0], method=ADAMS, rtol=1e-9, atol=1e-9, dense=True)
     times = torch.linspace(0, 4, 200).tolist()
@@ -287,22 +289,22 @@ def test_the_extension_has_an_order_more_than_the_predictor():
         assert math.log2(errors[0] / errors[1]) > k + 2 - 0.35
 
 
-def stepper_with_history(path, k, h):
-    """A stepper of order k at t = 1 that knows exact slopes at steps of h before."""
+def stepper_with_history(solution, k, h):
+    """A stepper of order k at t = 1 with exact past slopes at distance h."""
     problem = InitialValueProblem(pendulum, Y0, [0.0, 1.0], ())
     stepper = VariableOrderAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
     times = [1.0 - h * j for j in range(k)]
-    slopes = [pendulum(torch.tensor(time, dtype=torch.float64), path(time)) for time in times]
-    stepper.start(times[-1], path(times[-1]), slopes[-1])
+    slopes = [pendulum(torch.tensor(time, dtype=torch.float64), solution(time)) for time in times]
+    stepper.start(times[-1], solution(times[-1]), slopes[-1])
     for time, slope_there in zip(times[-2::-1], slopes[-2::-1], strict=True):
         stepper._f_next = slope_there
-        stepper.accept(time, path(time), last=False)
+        stepper.accept(time, solution(time), last=False)
     stepper._k = k
     return stepper
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
-def test_a_rejected_attempt_leaves_nothing_behind(grad):
+@pytest.mark.parametrize("grad", [True, False], ids=["autograd", "no_grad"])
+def test_a_rejected_attempt_does_not_change_the_next(grad):
     exact = solve(pendulum, Y0, [0.0, 2.0], rtol=1e-12, atol=1e-12, dense=True).dense
     with torch.set_grad_enabled(grad):
         once, twice = (stepper_with_history(exact, 4, 0.1) for _ in range(2))
@@ -314,14 +316,14 @@ def test_a_rejected_attempt_leaves_nothing_behind(grad):
     assert torch.equal(found, expected)
 
 
-def test_taped_and_buffered_steps_give_the_same_numbers():
-    """At a tolerance far above round-off: at a tight one, round-off decides between orders that are as good."""
-    taped, buffered = (solve_problem("predators", ADAMS, 1e-4, grad) for grad in (True, False))
-    torch.testing.assert_close(taped.y, buffered.y, rtol=1e-5, atol=1e-5)
-    assert taped.stats.nfe == buffered.stats.nfe
+def test_steps_with_and_without_autograd_give_the_same_results():
+    """At a tolerance far above round-off: at a tight one, round-off decides between equally good orders."""
+    with_graph, without = (solve_problem("predator_prey", ADAMS, 1e-4, grad) for grad in (True, False))
+    torch.testing.assert_close(with_graph.y, without.y, rtol=1e-5, atol=1e-5)
+    assert with_graph.stats.nfe == without.stats.nfe
 
 
-def test_it_starts_anew_at_jumps():
+def test_it_restarts_at_jumps():
     def kicked(t, y):
         return -y + torch.where(t < 1.0, 0.0, 5.0)
 
@@ -341,7 +343,7 @@ def test_single_precision_is_enough_for_loose_tolerances():
     torch.testing.assert_close(found.y.double(), exact.y, rtol=1e-3, atol=1e-3)
 
 
-def test_complex_states_turn():
+def test_complex_states():
     y0 = torch.tensor([1.0 + 0.5j], dtype=torch.complex128)
     with torch.no_grad():
         found = solve(lambda t, y: 1j * y, y0, [0.0, 3.0], method=ADAMS, rtol=1e-9, atol=1e-9)
@@ -349,8 +351,8 @@ def test_complex_states_turn():
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "adjoint", "interpolated_adjoint"])
-@pytest.mark.parametrize("how", ["explicit_adams", "implicit_adams", "adams"])
-def test_gradients_are_those_of_the_equation(how, gradient):
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams", "adams"])
+def test_gradients_are_those_of_the_ode(method, gradient):
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     y0 = torch.tensor([1.0, 0.3], dtype=torch.float64, requires_grad=True)
 
@@ -361,19 +363,19 @@ def test_gradients_are_those_of_the_equation(how, gradient):
         solution = solve(f, y0, [0.0, 0.7, 2.0], args=(rate,), **options)
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad((solution.y**2).sum(), (y0, rate))])
 
-    steps, bound = ({}, 2e-7) if how == "adams" else ({"steps": 60}, 1e-5)
+    steps, bound = ({}, 2e-7) if method == "adams" else ({"steps": 60}, 1e-5)
     exact = gradients(method="dopri5", rtol=1e-11, atol=1e-11)
-    found = gradients(method=how, gradient=gradient, rtol=1e-9, atol=1e-9, **steps)
+    found = gradients(method=method, gradient=gradient, rtol=1e-9, atol=1e-9, **steps)
     torch.testing.assert_close(found, exact, rtol=bound, atol=bound)
 
 
-def test_nan_and_blow_up_are_named():
+def test_nan_and_blow_up_have_their_status():
     with pytest.raises(SolveError, match="non_finite"):
         solve(lambda t, y: y / (t < 0.5), Y0, [0.0, 1.0], method=ADAMS)
     with pytest.raises(SolveError, match="step_underflow"):
         solve(lambda t, y: y * y, torch.ones(1, dtype=torch.float64), [0.0, 2.0], method=ADAMS)
 
 
-def test_fixed_steps_are_refused():
+def test_fixed_steps_raise_an_error():
     with pytest.raises(ValueError, match="adams chooses its order by its error: use implicit_adams"):
         solve(pendulum, Y0, [0.0, 1.0], method=ADAMS, steps=10)

@@ -19,7 +19,7 @@ IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, Impli
 TABLEAUS = [name for name in IMPLICIT if isinstance(METHODS[name], ImplicitTableau)]
 ADAPTIVE = [name for name in IMPLICIT if METHODS[name].adaptive]
 L_STABLE = [name for name in IMPLICIT if "L-stable" in METHODS[name].source]
-# States of 2 to 4 numbers, whose Jacobians are treated as if they were too large to be kept.
+# Methods that are tested without Jacobian matrices, as for large states.
 MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
 
 
@@ -30,7 +30,7 @@ def matrix_free(monkeypatch):
 
 
 def pendulum(t, y):
-    """Nonlinear and dependent on time, so that every order condition counts."""
+    """Nonlinear and dependent on time, so that every order condition matters."""
     return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
 
 
@@ -44,8 +44,8 @@ def robertson(t, y):
     return torch.stack((back - slow, slow - back - fast, fast))
 
 
-def chasing(t, y):
-    """y follows cos t at the rate 1e4: Prothero & Robinson 1974."""
+def prothero_robinson(t, y):
+    """y approaches cos t at the rate 1e4: Prothero & Robinson 1974."""
     return -1e4 * (y - torch.cos(t)) - torch.sin(t)
 
 
@@ -54,11 +54,11 @@ def double(*values):
 
 
 @pytest.fixture(scope="module")
-def truth():
+def reference():
     return solve(pendulum, double(1.0, 0.3), [0.0, 2.0], rtol=1e-13, atol=1e-13).y[-1]
 
 
-def slope(steps, errors):
+def convergence_order(steps, errors):
     """Least-squares slope of log error against log step size."""
     x = torch.tensor([-math.log(n) for n in steps])
     y = torch.tensor([math.log(e) for e in errors])
@@ -66,8 +66,8 @@ def slope(steps, errors):
     return float((x * y).sum() / (x * x).sum())
 
 
-def stability(method, z):
-    """R(z) of y' = lambda y, z = h lambda, by the method's numbers alone."""
+def stability_function(method, z):
+    """The stability function R(z), z = h lambda, from the coefficients of the method."""
     s = method.stages
     if isinstance(method, Rosenbrock):
         u = np.zeros(s, dtype=complex)
@@ -80,7 +80,7 @@ def stability(method, z):
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
-def test_tableau_fulfils_the_order_conditions_and_no_more(name):
+def test_tableau_satisfies_exactly_its_order_conditions(name):
     method = METHODS[name]
     weights = stage_weights(method.a, method.order + 1)
     residuals = {tree: abs(np.dot(method.b, u) - 1 / gamma(tree)) for tree, u in weights.items()}
@@ -90,7 +90,7 @@ def test_tableau_fulfils_the_order_conditions_and_no_more(name):
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
-def test_extension_fulfils_its_order_conditions(name):
+def test_dense_output_satisfies_its_order_conditions(name):
     method = METHODS[name]
     if method.dense is None:
         assert method.dense_order is None or method.dense_order <= 3
@@ -103,14 +103,15 @@ def test_extension_fulfils_its_order_conditions(name):
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_fixed_steps_converge_with_the_order_of_the_method(name, truth):
+def test_fixed_steps_converge_with_the_order_of_the_method(name, reference):
     order = METHODS[name].order
     steps = [4, 6, 8] if order >= 5 else [12, 17, 24]
     with torch.no_grad():
         errors = [
-            float((solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=n).y[-1] - truth).norm()) for n in steps
+            float((solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=n).y[-1] - reference).norm())
+            for n in steps
         ]
-    assert slope(steps, errors) == pytest.approx(order, abs=0.3)
+    assert convergence_order(steps, errors) == pytest.approx(order, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -127,11 +128,11 @@ def test_dense_output_converges_with_its_order(name):
             )
         assert loose.stats.accepted == 1
         errors.append(float((loose.y[1:3] - exact).norm()))
-    assert slope([1 / h for h in sizes], errors) == pytest.approx(METHODS[name].dense_order + 1, abs=0.5)
+    assert convergence_order([1 / h for h in sizes], errors) == pytest.approx(METHODS[name].dense_order + 1, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_error_estimate_falls_with_its_order(name):
+def test_error_estimate_has_its_order(name):
     ratios, sizes = [], [0.2, 0.1, 0.05]
     for h in sizes:
         with torch.no_grad():
@@ -141,32 +142,37 @@ def test_error_estimate_falls_with_its_order(name):
         ratios.append(solution.stats.error_ratios[0])
     method = METHODS[name]
     expected = method.order if isinstance(method, Rosenbrock) else method.error_order
-    assert slope([1 / h for h in sizes], ratios) == pytest.approx(expected, abs=0.4)
+    assert convergence_order([1 / h for h in sizes], ratios) == pytest.approx(expected, abs=0.4)
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_stiff_modes_stay_bounded_and_die_where_the_method_is_l_stable(name):
+def test_stiff_components_stay_bounded_and_decay_if_the_method_is_l_stable(name):
     method = METHODS[name]
     assert method.stiff
     # A-stable along the imaginary axis and on the negative real one.
     for z in (1j * 10.0 ** np.arange(-2, 4)).tolist() + (-(10.0 ** np.arange(-2, 4))).tolist():
         assert (
-            abs(stability(method, z) if isinstance(method, ImplicitTableau) else stability(method, z.real)) < 1 + 1e-9
+            abs(
+                stability_function(method, z)
+                if isinstance(method, ImplicitTableau)
+                else stability_function(method, z.real)
+            )
+            < 1 + 1e-9
         )
-    far = abs(stability(method, -1e8))
+    far = abs(stability_function(method, -1e8))
     assert far < 1e-6 if name in L_STABLE else far > 0.99
 
 
-def test_what_is_called_l_stable_is_what_should_be():
+def test_all_methods_but_these_are_l_stable():
     assert set(IMPLICIT) - set(L_STABLE) == {"implicit_midpoint", "trapezoid", "gl4", "gl6"}
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_steps_far_beyond_the_stiff_time_scale_follow_the_slow_solution(name):
-    """h |lambda| = 1000 from a point off the slow solution; only L-stable methods get there at once."""
+def test_steps_far_above_the_stiff_time_scale_follow_the_slow_solution(name):
+    """h |lambda| = 1000 from a point off the slow solution; only L-stable methods reach it immediately."""
     start = 1.5 if name in L_STABLE else 1.0
     with torch.no_grad():
-        y = solve(chasing, double(start), [0.0, 2.0], method=name, steps=20).y[-1]
+        y = solve(prothero_robinson, double(start), [0.0, 2.0], method=name, steps=20).y[-1]
     assert float(y - math.cos(2.0)) == pytest.approx(0, abs=2e-3 if METHODS[name].order > 1 else 2e-5)
 
 
@@ -226,7 +232,7 @@ def brusselator(n):
 
 
 @pytest.mark.parametrize("name", MATRIX_FREE)
-def test_matrix_free_steps_are_those_with_the_matrix(name, monkeypatch):
+def test_matrix_free_steps_equal_those_with_the_matrix(name, monkeypatch):
     f, y0 = brusselator(20)
     with torch.no_grad():
         dense = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
@@ -252,20 +258,20 @@ def test_hundreds_of_unknowns_are_solved_matrix_free():
     assert float(middle - coarse_middle) == pytest.approx(0, abs=1e-3)
 
 
-def test_gmres_solves_to_the_part_asked_for_and_says_when_it_does_not():
+def test_gmres_solves_to_its_tolerance_and_reports_failure():
     torch.manual_seed(0)
     matrix = torch.randn(150, 150, dtype=torch.float64) / 15 + 2 * torch.eye(150, dtype=torch.float64)
     b = torch.randn(150, dtype=torch.float64)
-    for part in (1e-2, 1e-6, 1e-12):
-        x, solved = gmres(lambda v: matrix @ v, b, part)
+    for rtol in (1e-2, 1e-6, 1e-12):
+        x, solved = gmres(lambda v: matrix @ v, b, rtol)
         assert solved
-        assert float((matrix @ x - b).norm()) <= 2 * part * float(b.norm())
+        assert float((matrix @ x - b).norm()) <= 2 * rtol * float(b.norm())
     assert gmres(lambda v: matrix @ v, torch.zeros_like(b), 1e-6)[0].count_nonzero() == 0
     assert not gmres(lambda v: v.roll(1) * 0, b, 1e-6)[1]
 
 
 class Numpy(nn.Module):
-    """Computed where autograd does not see it."""
+    """Computed in NumPy, without autograd."""
 
     def forward(self, t, y):
         a, b = y.detach().numpy()
@@ -289,7 +295,7 @@ class Doubled(torch.autograd.Function):
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [False, True], ids=["matrix", "matrix-free"])
 @pytest.mark.parametrize("kind", ["numpy", "once differentiable", "in place", "branches"])
-def test_any_callable_is_a_field(kind, free, request, truth):
+def test_any_callable_can_be_the_field(kind, free, request, reference):
     if free:
         request.getfixturevalue("matrix_free")
 
@@ -310,18 +316,18 @@ def test_any_callable_is_a_field(kind, free, request, truth):
     for name in ("kvaerno5", "rodas4"):
         with torch.no_grad():
             s = solve(fields[kind], double(1, 0.3), [0, 2], method=name, rtol=1e-6, atol=1e-6)
-        assert float((s.y[-1] - truth).norm()) < 1e-5
+        assert float((s.y[-1] - reference).norm()) < 1e-5
         assert s.stats.accepted < 40
 
 
-def test_inference_mode_works(truth):
+def test_inference_mode_works(reference):
     with torch.inference_mode():
         s = solve(pendulum, double(1, 0.3), [0, 2], method="kvaerno5", rtol=1e-8, atol=1e-8)
-        assert float((s.y[-1] - truth).norm()) < 3e-7
+        assert float((s.y[-1] - reference).norm()) < 3e-7
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_evaluations_are_counted_to_the_last_one(name):
+def test_all_evaluations_are_counted(name):
     calls = 0
 
     def counted(t, y):
@@ -329,10 +335,10 @@ def test_evaluations_are_counted_to_the_last_one(name):
         calls += 1
         return pendulum(t, y)
 
-    for how in ({"steps": 5}, {"rtol": 1e-4, "atol": 1e-4}):
-        if METHODS[name].adaptive or "steps" in how:
+    for options in ({"steps": 5}, {"rtol": 1e-4, "atol": 1e-4}):
+        if METHODS[name].adaptive or "steps" in options:
             calls = 0
-            s = solve(counted, double(1, 0.3), [0, 1, 2], method=name, **how)
+            s = solve(counted, double(1, 0.3), [0, 1, 2], method=name, **options)
             assert s.stats.nfe == calls
             assert 0 < s.stats.jacobians <= s.stats.accepted + s.stats.rejected
             assert s.stats.linear_solves >= s.stats.jacobians
@@ -341,18 +347,18 @@ def test_evaluations_are_counted_to_the_last_one(name):
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_backward_in_time_undoes_forward_in_time(name):
     y0 = double(1, 0.3)
-    how = {"rtol": 1e-5, "atol": 1e-5} if METHODS[name].adaptive and METHODS[name].order > 1 else {"steps": 40}
+    options = {"rtol": 1e-5, "atol": 1e-5} if METHODS[name].adaptive and METHODS[name].order > 1 else {"steps": 40}
     with torch.no_grad():
-        there = solve(pendulum, y0, [0, 1], method=name, **how).y[-1]
-        back = solve(pendulum, there, [1, 0], method=name, **how).y[-1]
-    # The mirrored step undoes it up to its error; that of a symmetric method exactly.
+        there = solve(pendulum, y0, [0, 1], method=name, **options).y[-1]
+        back = solve(pendulum, there, [1, 0], method=name, **options).y[-1]
+    # The step backward undoes it up to the error; for a symmetric method exactly.
     exactly = name in ("implicit_midpoint", "trapezoid", "gl4", "gl6")
     assert torch.allclose(back, y0, atol=1e-13 if exactly else 1e-3 if METHODS[name].order > 1 else 5e-2)
 
 
 @pytest.mark.parametrize("name", ["kvaerno5", "radauIIA5", "rodas4", "trapezoid"])
-def test_states_of_tuples_and_of_complex_numbers_are_solved_as_flat_real_ones(name, truth):
-    how = {"steps": 40} if name == "trapezoid" else {"rtol": 1e-7, "atol": 1e-7}
+def test_tuple_and_complex_states_equal_flat_real_ones(name, reference):
+    options = {"steps": 40} if name == "trapezoid" else {"rtol": 1e-7, "atol": 1e-7}
 
     def pair(t, y):
         return pendulum(t, torch.stack(y)).unbind()
@@ -366,16 +372,16 @@ def test_states_of_tuples_and_of_complex_numbers_are_solved_as_flat_real_ones(na
 
     z0 = torch.tensor([1 + 1j, 0.5 - 2j], dtype=torch.complex128)
     with torch.no_grad():
-        flat = solve(pendulum, double(1, 0.3), [0, 2], method=name, **how).y[-1]
-        parts = solve(pair, (double(1)[0], double(0.3)[0]), [0, 2], method=name, **how).y
-        z = solve(spinning, z0, [0, 1], method=name, **how).y[-1]
-        x = solve(spinning_real, torch.view_as_real(z0), [0, 1], method=name, **how).y[-1]
+        flat = solve(pendulum, double(1, 0.3), [0, 2], method=name, **options).y[-1]
+        parts = solve(pair, (double(1)[0], double(0.3)[0]), [0, 2], method=name, **options).y
+        z = solve(spinning, z0, [0, 1], method=name, **options).y[-1]
+        x = solve(spinning_real, torch.view_as_real(z0), [0, 1], method=name, **options).y[-1]
     assert torch.allclose(torch.stack([part[-1] for part in parts]), flat, atol=1e-12)
     assert torch.allclose(torch.view_as_real(z), x, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
-def test_float32_works_to_its_floor(name, truth):
+def test_float32_is_accurate_to_round_off(name, reference):
     with torch.no_grad():
         y0 = torch.tensor([1.0, 0.3])
         exact = solve(pendulum, double(1, 0.3), [0, 2], method=name, steps=16).y[-1]
@@ -383,7 +389,7 @@ def test_float32_works_to_its_floor(name, truth):
         assert float((single - exact).norm()) < 2e-5
         if METHODS[name].adaptive and METHODS[name].order > 2:
             s = solve(pendulum, y0, [0, 2], method=name, rtol=1e-5, atol=1e-5)
-            assert float((s.y[-1] - truth).norm()) < 1e-4
+            assert float((s.y[-1] - reference).norm()) < 1e-4
 
 
 @pytest.mark.parametrize("name", IMPLICIT)
@@ -397,26 +403,26 @@ def test_empty_and_constant_states_are_solved(name):
         assert torch.allclose(steady.y[-1], torch.ones(2))
 
 
-def test_a_step_whose_equations_have_no_solution_says_so():
+def test_a_step_without_solution_gives_not_converged():
     """y' = y^2 + 1 with h = 2: the implicit Euler equation has none."""
     with pytest.raises(SolveError, match="not_converged"):
         solve(lambda t, y: y * y + 1, double(0.0), [0, 2], method="implicit_euler", steps=1)
 
 
-def test_a_field_that_is_not_finite_is_named_so():
-    for how in ({"steps": 4}, {"rtol": 1e-6, "atol": 1e-6, "first_step": 0.1}):
-        s = solve(lambda t, y: y * math.nan, double(1.0), [0, 1], method="kvaerno5", throw=False, **how)
+def test_a_non_finite_field_gives_non_finite():
+    for options in ({"steps": 4}, {"rtol": 1e-6, "atol": 1e-6, "first_step": 0.1}):
+        s = solve(lambda t, y: y * math.nan, double(1.0), [0, 1], method="kvaerno5", throw=False, **options)
         assert s.status.name == "non_finite"
 
 
-def test_failed_iterations_make_an_adaptive_solve_take_smaller_steps():
+def test_failed_iterations_reduce_the_step_size():
     with torch.no_grad():
         s = solve(van_der_pol, double(2, 0), [0, 900], method="kvaerno5", first_step=500.0, rtol=1e-3, atol=1e-3)
     assert s.stats.rejected > 0
     assert all(math.isfinite(ratio) for ratio in s.stats.error_ratios)
 
 
-def test_a_tableau_of_the_wrong_shape_is_refused():
+def test_a_tableau_of_the_wrong_shape_raises_an_error():
     with pytest.raises(ValueError, match="need 1 entries"):
         ImplicitTableau("odd", "nobody", 1, (1.0,), ((1.0, 0.0),), (1.0,))
     with pytest.raises(ValueError, match="error_order"):

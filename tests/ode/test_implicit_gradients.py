@@ -16,7 +16,7 @@ IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, Impli
 
 @pytest.fixture
 def matrix_free(monkeypatch):
-    """Jacobians are treated as if they were too large to be kept."""
+    """Compute no Jacobian matrices, as for large states."""
     for module in (jacobian, newton, rosenbrock_stepper):
         monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
 

@@ -1,4 +1,4 @@
-"""Every explicit Runge-Kutta method has the order that its tableau claims, by convergence slopes in float64."""
+"""Every explicit Runge-Kutta method has the order that its tableau claims, by measured convergence in float64."""
 
 import math
 
@@ -12,17 +12,17 @@ ADAPTIVE = [name for name in TABLEAUS if METHODS[name].adaptive]
 
 
 def pendulum(t, y):
-    """Nonlinear and dependent on time, so that every order condition counts."""
+    """Nonlinear and dependent on time, so that every order condition matters."""
     return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
 
 
 @pytest.fixture(scope="module")
-def truth():
+def reference():
     y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
     return y0, solve(pendulum, y0, [0.0, 2.0], method="dopri8", rtol=1e-14, atol=1e-14).y[-1]
 
 
-def slope(steps, errors):
+def convergence_order(steps, errors):
     """Least-squares slope of log error against log step size."""
     x = torch.tensor([-math.log(n) for n in steps])
     y = torch.tensor([math.log(e) for e in errors])
@@ -31,12 +31,12 @@ def slope(steps, errors):
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
-def test_fixed_steps_converge_with_the_order_of_the_method(name, truth):
-    y0, exact = truth
-    # The higher the order, the sooner the error is round-off.
+def test_fixed_steps_converge_with_the_order_of_the_method(name, reference):
+    y0, exact = reference
+    # At higher order the error reaches round-off with fewer steps.
     steps = [20, 28, 40, 56] if METHODS[name].order <= 5 else [6, 8, 11, 14]
     errors = [float((solve(pendulum, y0, [0, 2], method=name, steps=n).y[-1] - exact).norm()) for n in steps]
-    assert slope(steps, errors) == pytest.approx(METHODS[name].order, abs=0.35)
+    assert convergence_order(steps, errors) == pytest.approx(METHODS[name].order, abs=0.35)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -51,13 +51,13 @@ def test_dense_output_converges_with_its_order(name):
         loose = solve(pendulum, y0, [0.0, *inside, h], method=name, rtol=10, atol=10, first_step=h)
         assert loose.stats.accepted == 1
         errors.append(float((loose.y[1:3] - exact).norm()))
-    measured = slope([1 / h for h in sizes], errors)
+    measured = convergence_order([1 / h for h in sizes], errors)
     assert measured == pytest.approx(METHODS[name].dense_order + 1, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_error_falls_with_the_tolerance(name, truth):
-    y0, exact = truth
+def test_error_falls_with_the_tolerance(name, reference):
+    y0, exact = reference
     errors = [
         float((solve(pendulum, y0, [0, 2], method=name, rtol=tol, atol=tol).y[-1] - exact).norm())
         for tol in (1e-3, 1e-5, 1e-7)
@@ -68,7 +68,7 @@ def test_error_falls_with_the_tolerance(name, truth):
     assert errors[2] < errors[1] / 10
 
 
-def test_a_tableau_of_the_wrong_shape_is_refused():
+def test_a_tableau_of_the_wrong_shape_raises_an_error():
     from odebench.ode import Tableau
 
     with pytest.raises(ValueError, match="row i of a needs i"):

@@ -1,4 +1,4 @@
-"""SciPy's solvers as methods: their numbers, their gradients by the adjoint, and what they refuse."""
+"""SciPy's solvers as methods: results, adjoint gradients, and unsupported options."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_the_error_falls_with_the_tolerance(name):
 
 
 @pytest.mark.parametrize("solver", [solver for solver in SCIPY_METHODS if solver != "vode_adams"])
-def test_the_numbers_are_those_of_solve_ivp(solver):
+def test_results_equal_those_of_solve_ivp(solver):
     theirs = solve_ivp(lambda t, y: A.numpy() @ y, (0.0, 3.0), Y0.numpy(), solver, t_eval=TIMES, rtol=1e-6, atol=1e-7)
     ours = solve(rotate, Y0, TIMES, method=SCIPY_METHODS[solver], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(ours.y.numpy(), theirs.y.T, rtol=1e-12, atol=1e-12)
@@ -85,7 +85,7 @@ def test_nothing_is_evaluated_beyond_the_end(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bounds_of_the_step_are_kept(name):
+def test_step_size_bounds_are_respected(name):
     stats = solve(rotate, Y0, [0.0, 1.0], method=name, max_step=0.05, first_step=0.01).stats
     assert stats.step_sizes[0] <= 0.01 + 1e-12
     assert max(stats.step_sizes) <= 0.05 + 1e-12
@@ -114,7 +114,7 @@ def test_complex_states_are_solved(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tolerance_of_its_own_for_each_number(name):
+def test_tolerances_may_differ_between_components(name):
     """Two copies of one equation: the one with the loose tolerance costs nothing."""
     tight, loose = torch.full((2,), 1e-9, dtype=torch.float64), torch.full((2,), 1e3, dtype=torch.float64)
 
@@ -137,13 +137,13 @@ def test_a_nested_state_of_several_shapes_and_an_empty_one():
 
 
 @pytest.mark.parametrize("name", ["scipy_radau", "scipy_bdf", "scipy_lsoda"])
-def test_stiff_solvers_make_light_of_stiffness(name):
+def test_stiff_solvers_need_few_evaluations_on_a_stiff_field(name):
     def stiff(t, y):
         return -1000 * (y - torch.cos(t))
 
     y0 = torch.zeros(1, dtype=torch.float64)
     found = solve(stiff, y0, [0.0, 2.0], method=name, rtol=1e-6, atol=1e-6)
-    # y' = -a (y - cos t): a (a cos t + sin t) / (a^2 + 1), when the start is forgotten.
+    # y' = -a (y - cos t): a (a cos t + sin t) / (a^2 + 1), after the transient.
     assert float(found.y[-1]) == pytest.approx(1e3 * (1e3 * math.cos(2) + math.sin(2)) / (1e6 + 1), abs=1e-5)
     assert found.stats.nfe < 400
     assert METHODS[name].stiff
@@ -170,7 +170,7 @@ def gradient_of(field, y0, **options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_adjoint_gradients_are_those_of_the_equation(name, field):
+def test_adjoint_gradients_are_those_of_the_ode(name, field):
     tol = 1e-6 if name in ("scipy_rk23", "scipy_radau", "scipy_bdf") else 1e-8
     found = gradient_of(field, Y0, method=name, gradient="adjoint", rtol=tol, atol=tol)
     expected = gradient_of(field, Y0, method="dopri5", rtol=1e-11, atol=1e-11)
@@ -196,18 +196,18 @@ def test_the_backward_solve_may_have_another_method(field):
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "interpolated_adjoint", "reversible"])
-def test_other_gradients_are_refused(gradient, field):
+def test_other_gradient_modes_raise_an_error(gradient, field):
     with pytest.raises(ValueError, match="scipy_rk45"):
         gradient_of(field, Y0, method="scipy_rk45", gradient=gradient)
 
 
 @pytest.mark.parametrize("what", ["state", "parameters", "time"])
-def test_backprop_is_refused_with_the_way_out(what, field):
+def test_backprop_raises_an_error_that_says_what_to_do(what, field):
     y0, times = Y0.clone().requires_grad_(what == "state"), torch.tensor([0.0, 1.0], dtype=torch.float64)
     field.requires_grad_(what == "parameters")
     times.requires_grad_(what == "time")
     for name in ("scipy_lsoda", "vode_adams"):
-        with pytest.raises(ValueError, match="autograd cannot look into SciPy; use gradient='adjoint'"):
+        with pytest.raises(ValueError, match="autograd cannot differentiate through SciPy; use gradient='adjoint'"):
             solve(lambda t, y: field(y), y0, times, method=name)
         with torch.no_grad():
             assert solve(lambda t, y: field(y), y0, times, method=name).status is Status.success
@@ -215,11 +215,11 @@ def test_backprop_is_refused_with_the_way_out(what, field):
     assert solve(lambda t, y: field(y), Y0, [0.0, 1.0], method="scipy_rk45").status is Status.success
 
 
-# Failures, by name.
+# Failures.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nan_is_named(name):
+def test_nan_gives_non_finite(name):
     with pytest.raises(SolveError, match="non_finite: the vector field gave NaN or inf") as caught:
         solve(lambda t, y: y / (t < 0.5), Y0, [0.0, 0.1, 1.0], method=name)
     solution = caught.value.solution
@@ -247,7 +247,7 @@ def test_max_steps_ends_the_solve(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt], ids=lambda error: error.__name__)
-def test_errors_of_the_field_come_out(name, error):
+def test_exceptions_of_the_field_propagate(name, error):
     def f(t, y):
         if t > 0.3:
             raise error("of f")
@@ -257,7 +257,7 @@ def test_errors_of_the_field_come_out(name, error):
         solve(f, Y0, [0.0, 1.0], method=name)
 
 
-# What they do not have.
+# Unsupported options.
 
 
 @pytest.mark.parametrize(
@@ -268,17 +268,17 @@ def test_errors_of_the_field_come_out(name, error):
         ({"jump_t": [0.5]}, "has no step_t or jump_t"),
         ({"step_t": [0.5]}, "has no step_t or jump_t"),
         ({"min_step": 0.1}, "has no min_step"),
-        ({"steps": 10}, "chooses its steps itself"),
+        ({"steps": 10}, "chooses its steps: pass rtol and atol"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_what_scipy_has_not_is_refused(options, message):
+def test_unsupported_options_raise_an_error(options, message):
     with pytest.raises(ValueError, match=f"method scipy_dop853 {message}"):
         solve(rotate, Y0, [0.0, 1.0], method="scipy_dop853", **options)
 
 
 @pytest.mark.parametrize("name", ["scipy_radau", "scipy_bdf", "scipy_lsoda"])
-def test_large_states_are_refused_by_solvers_with_a_matrix(name):
+def test_solvers_with_a_matrix_reject_large_states(name):
     y0 = torch.zeros(294_912)
     with pytest.raises(ValueError, match=r"648 GiB for this state of 294,912; at most 16,384 .* use vode_adams"):
         solve(lambda t, y: -y, y0, [0.0, 1.0], method=name)

@@ -1,4 +1,4 @@
-"""The numbers of the explicit Runge-Kutta methods satisfy the order conditions, all of them, and no more."""
+"""The tableaus of the explicit Runge-Kutta methods satisfy the conditions of their order, and of no higher order."""
 
 from dataclasses import replace
 from math import factorial, fsum
@@ -19,8 +19,8 @@ ADAPTIVE = [name for name, method in TABLEAUS.items() if method.adaptive]
 THETAS = (0.1, 0.35, 0.6, 0.9)
 
 
-def defect(weights, elementary, order, theta=1.0):
-    """The largest miss of the order conditions of exactly this order, over the trees."""
+def residual(weights, elementary, order, theta=1.0):
+    """The largest residual of the conditions of exactly this order."""
     return max(
         abs(fsum(w * u_i for w, u_i in zip(weights, u, strict=False)) - theta**order / gamma(tree))
         for tree, u in elementary.items()
@@ -47,7 +47,7 @@ def pair(request):
     return TABLEAUS[request.param]
 
 
-def test_all_methods_are_here():
+def test_all_methods_are_tested():
     fixed = {"euler", "midpoint", "heun2", "ralston", "heun3", "rk4", "rk4_classic"}
     assert set(ADAPTIVE) == {"adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "vern7", "dopri8"}
     assert set(TABLEAUS) == fixed | set(ADAPTIVE)
@@ -61,17 +61,17 @@ def test_every_rooted_tree_is_counted_once():
         assert sum(factorial(n) // (gamma(tree) * sigma(tree)) for tree in trees(n)) == factorial(n - 1)
 
 
-def test_step_has_its_order_and_no_more(method):
+def test_step_has_exactly_its_order(method):
     elementary = stage_weights(method.a, method.order + 1)
-    assert max(defect(method.b, elementary, n) for n in range(1, method.order + 1)) < 2e-14
-    assert defect(method.b, elementary, method.order + 1) > 1e-6
+    assert max(residual(method.b, elementary, n) for n in range(1, method.order + 1)) < 2e-14
+    assert residual(method.b, elementary, method.order + 1) > 1e-6
 
 
 def test_embedded_method_is_one_order_lower(pair):
     elementary = stage_weights(pair.a, pair.order)
     embedded = [b - e for b, e in zip(pair.b, pair.error, strict=True)]
-    assert max(defect(embedded, elementary, n) for n in range(1, pair.order)) < 2e-14
-    assert defect(embedded, elementary, pair.order) > 1e-5
+    assert max(residual(embedded, elementary, n) for n in range(1, pair.order)) < 2e-14
+    assert residual(embedded, elementary, pair.order) > 1e-5
 
 
 def test_rows_sum_to_their_nodes(method):
@@ -79,13 +79,13 @@ def test_rows_sum_to_their_nodes(method):
         assert fsum(row) == pytest.approx(c, rel=0, abs=1e-15 * max(1, *map(abs, row), 1))
 
 
-def test_dense_output_has_its_order_and_no_more(pair):
+def test_dense_output_has_exactly_its_order(pair):
     elementary = stage_weights((*pair.a, *pair.extra_a), pair.dense_order + 1)
     for theta in THETAS:
         weights = dense_weights(pair, theta)
-        missed = max(defect(weights, elementary, n, theta) for n in range(1, pair.dense_order + 1))
-        assert missed < 5e-13, theta  # the coefficients of dopri8 go up to 1,268
-    beyond = [defect(dense_weights(pair, theta), elementary, pair.dense_order + 1, theta) for theta in THETAS]
+        largest = max(residual(weights, elementary, n, theta) for n in range(1, pair.dense_order + 1))
+        assert largest < 5e-13, theta  # the coefficients of dopri8 go up to 1,268
+    beyond = [residual(dense_weights(pair, theta), elementary, pair.dense_order + 1, theta) for theta in THETAS]
     assert max(beyond) > 1e-6
 
 
@@ -95,8 +95,8 @@ def test_dense_output_ends_at_the_step(pair):
     assert dense_weights(pair, 1) == pytest.approx([*pair.b, *[0] * len(pair.extra_a)], rel=0, abs=2e-13)
 
 
-def test_dense_output_joins_the_next_step_with_the_same_slope(pair):
-    """f at either end is the slope there."""
+def test_dense_output_has_a_continuous_derivative(pair):
+    """The derivative at either end is f."""
     first = [float(i == 0) for i in range(pair.dense_stages)]
     end = [float(i == pair.end_stage) for i in range(pair.dense_stages)]
     assert slope_weights(pair, 0) == first
@@ -126,7 +126,7 @@ def test_fixed_steps_need_neither_error_nor_dense_output(pair):
     assert not fixed.adaptive
     assert fixed.dense_stages == fixed.stages == pair.stages - pair.fsal
     elementary = stage_weights(fixed.a, fixed.order)
-    assert max(defect(fixed.b, elementary, n) for n in range(1, fixed.order + 1)) < 2e-14
+    assert max(residual(fixed.b, elementary, n) for n in range(1, fixed.order + 1)) < 2e-14
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_fixed_steps_need_neither_error_nor_dense_output(pair):
         ({"extra_c": (1.0,), "extra_a": ((0.5, 0.5),)}, "dense needs 3 rows"),
     ],
 )
-def test_a_tableau_that_does_not_fit_together_is_refused(changes, message):
+def test_an_inconsistent_tableau_raises_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(explicit.HEUN2, **changes)
 
 
 @pytest.mark.parametrize("name", ["adaptive_heun", "fehlberg2", "bosh3", "dopri5", "dopri8"])
-def test_adaptive_methods_have_the_numbers_of_torchdiffeq(name):
+def test_adaptive_methods_have_the_coefficients_of_torchdiffeq(name):
     """So that step counts agree. The sign of the error does not matter."""
     pytest.importorskip("torchdiffeq")
     from torchdiffeq._impl.odeint import SOLVERS

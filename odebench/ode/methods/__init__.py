@@ -1,4 +1,4 @@
-"""The methods by name. Importing this needs no torch."""
+"""The table of methods by name. Imports no torch."""
 
 from typing import Protocol
 
@@ -7,16 +7,16 @@ from odebench.ode.methods.tableau import Tableau
 
 
 class Method(Protocol):
-    """A method as data: what ``METHODS`` holds, whatever its family.
+    """The description of a method, of any family, in ``METHODS``.
 
-    name, source: what users call it, and where it comes from.
-    order: of the step; the highest one of a method whose order varies.
-    stages: evaluations of f that a step is made of.
+    name, source: its name for users, and the publication.
+    order: order of the step; the highest one if the order varies.
+    stages: evaluations of f per step.
     adaptive: whether it estimates its error, and so can choose its step sizes.
-    stiff: whether its steps stay stable, however stiff the field.
+    stiff: whether it is suited to stiff fields.
     reversible: whether a step can be undone exactly.
 
-    A description may name fields that are a user's to set, in a tuple ``options``.
+    The tuple ``options``, if there is one, names the fields that users may set.
     """
 
     @property
@@ -35,7 +35,7 @@ class Method(Protocol):
     def reversible(self) -> bool: ...
 
     def for_fixed_steps(self) -> "Method":
-        """The same step without what only error control needs: for fixed steps."""
+        """The same method without error estimate, for fixed steps."""
 
 
 METHODS: dict[str, Method] = {

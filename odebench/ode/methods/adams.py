@@ -1,8 +1,8 @@
-"""Adams methods as data, and the coefficients of any step, even or uneven. Needs no torch.
+"""Adams methods, and their coefficients for steps of any sizes. Imports no torch.
 
-A step from t to t + h integrates the polynomial through known slopes. Times are counted in steps, x = (time - t) / h:
-the step goes from 0 to 1, and the last slopes lie at the nodes x = 0, -1, -2, ... where all steps are equal. Given
-fractions, the functions below are exact.
+A step from t to t + h integrates the polynomial through known slopes, values of f. In scaled time, x = (time - t) / h,
+the step goes from 0 to 1, and with equal steps the slopes lie at the nodes x = 0, -1, -2, ... The functions below are
+exact for fractions.
 
 Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, sections III.1 and III.5.
 """
@@ -16,17 +16,17 @@ HIGHEST_ORDER = 12
 
 @dataclass(frozen=True)
 class FixedOrderAdams:
-    """An Adams method for fixed steps, on an even grid or an uneven one: the coefficients follow the steps.
+    """An Adams method of fixed order for fixed steps; the coefficients adapt to an uneven grid.
 
     order: 1 to 12.
     implicit: Adams-Moulton, solved by functional iteration from Adams-Bashforth's prediction, rather than
         Adams-Bashforth.
-    start: where the first slopes come from. "accurate": steps of the 3/8 rule up to order 5, and extrapolated midpoint
-        steps above, so that the method has its order. "growing": three slopes by the 3/8 rule and then Adams methods
-        of orders that grow with every step, as torchdiffeq does; the error stays of order 4.
-    rtol, atol: the iteration ends when no number changes by more than atol + rtol |y|, or than round-off.
-    max_iters: iterations of a step.
-    lenient: go on with a warning where they do not suffice, rather than end the solve as not_converged.
+    start: how the first slopes are computed. "accurate": by steps of the 3/8 rule up to order 5, and extrapolated
+        midpoint steps above, so that the whole solve has the order of the method. "growing": three slopes by the 3/8
+        rule and then Adams methods whose order grows with every step, as in torchdiffeq; the error is of order 4.
+    rtol, atol: the iteration ends when no component changes by more than atol + rtol |y|, or than round-off.
+    max_iters: the most iterations of a step.
+    lenient: if they do not converge, warn and continue; otherwise the solve ends as not_converged.
     """
 
     name: str
@@ -52,16 +52,16 @@ class FixedOrderAdams:
 
     @property
     def stages(self) -> int:
-        """Evaluations of a step, with one iteration where it is implicit."""
+        """Evaluations of a step; an implicit step is counted with one iteration."""
         return 2 if self.implicit else 1
 
     @property
     def num_slopes(self) -> int:
-        """Known slopes that a step of the full order builds on."""
+        """Number of past slopes that a step of the full order uses."""
         return max(self.order - 1, 1) if self.implicit else self.order
 
     def for_fixed_steps(self) -> "FixedOrderAdams":
-        """Itself."""
+        """The same method."""
         return self
 
 
@@ -92,7 +92,7 @@ class VariableOrderAdams:
         return self.highest + 1
 
     def for_fixed_steps(self) -> "VariableOrderAdams":
-        """Raises ValueError: the error that chooses the order is compared with the tolerance."""
+        """Raises ValueError: the error, relative to the tolerance, chooses the order."""
         raise ValueError(f"method {self.name} chooses its order by its error: use implicit_adams for fixed steps")
 
 
@@ -104,14 +104,14 @@ ADAMS = VariableOrderAdams("adams", "Shampine & Gordon 1975, Computer Solution o
 
 
 def integration_weights(nodes: Sequence[Any]) -> list[Any]:
-    """For each node, the integral from 0 to 1 of the polynomial that is 1 there and 0 at the other nodes."""
+    """For each node, the integral from 0 to 1 of its Lagrange polynomial."""
     integrals = [sum(row) for row in newton_integrals(nodes)]
     rows = divided_differences(nodes)
     return [sum(integrals[m] * rows[m][j] for m in range(j, len(nodes))) for j in range(len(nodes))]
 
 
 def lagrange_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
-    """For each node, the integral from 0 to theta of that polynomial: coefficients of theta, theta^2, ..."""
+    """For each node, the integral from 0 to theta of its Lagrange polynomial: coefficients of theta, theta^2, ..."""
     newton, rows, count = newton_integrals(nodes), divided_differences(nodes), len(nodes)
     # Row m of the integrals has the powers up to m + 1.
     return [

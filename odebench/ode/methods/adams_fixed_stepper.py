@@ -1,4 +1,4 @@
-"""Steps of an Adams method of fixed order."""
+"""The stepper of Adams methods of fixed order."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.slope_history import evaluate, make_slope_history, scaled_nodes
 from odebench.ode.solution import Status
 
-# Steps of the 3/8 rule start a method of up to this order: their local error is of this power of h.
+# Steps of the 3/8 rule start methods up to this order, the order of their local error.
 MAX_RK4_START_ORDER = 5
 
 
@@ -34,7 +34,7 @@ class FixedOrderAdamsStepper:
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Keep the first slope; the following steps are those of the start."""
+        """Store the first slope; starting steps follow."""
         self._slopes.clear()
         self._slopes.push(self._evaluate(t, y) if f is None else f)
         self._times = [t]
@@ -46,8 +46,8 @@ class FixedOrderAdamsStepper:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         self.failure, self._end = None, None
-        wanted = self._method.num_slopes
-        if len(self._slopes) < (min(wanted, 3) if self._method.start == "growing" else wanted):
+        num_slopes = self._method.num_slopes
+        if len(self._slopes) < (min(num_slopes, 3) if self._method.start == "growing" else num_slopes):
             self._nodes = ()
             return self._start_step(t, h, y)
         known = scaled_nodes(t, h, self._times)
@@ -60,11 +60,11 @@ class FixedOrderAdamsStepper:
         return self._correct(t, h, y, predicted) if self._method.implicit else predicted
 
     def error(self) -> Tensor:
-        """None: the steps are fixed."""
+        """Fixed steps have none."""
         raise AssertionError("fixed steps have no error estimate")
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The integral of the polynomial that the step integrates; cubic Hermite in a step of the start."""
+        """The integral of the step's polynomial; cubic Hermite in a starting step."""
         h = t_next - t
         if interpolation == "linear" or not self._nodes:
             mean = (y_next - y) / h
@@ -79,7 +79,7 @@ class FixedOrderAdamsStepper:
         return Interpolant(t, h, y, self._slopes.first(len(known), include_end=implicit), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Keep the slope at the end of the step."""
+        """Store the slope at the end of the step."""
         if last:
             return
         evaluated = self._end is not None and self._end[0] is y_next
@@ -90,31 +90,31 @@ class FixedOrderAdamsStepper:
         """No estimate."""
 
     def _correct(self, t: float, h: float, y: Tensor, y_next: Tensor) -> Tensor:
-        """The solution of y_next = y + h (w_0 f(t + h, y_next) + what is known), from a prediction of it."""
+        """Solve y_next = y + h (w_0 f(t + h, y_next) + sum of known terms) by iteration from a prediction."""
         method, weights = self._method, self._corrector
         known = self._slopes.combine(y, [h * w for w in weights[1:]], include_end=False) if len(weights) > 1 else y
         for _ in range(method.max_iters):
-            f = self._evaluate(t + h, y_next, before=h)
-            before, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
-            if self._converged(y, before, y_next):
+            f = self._evaluate(t + h, y_next, ending_step=h)
+            previous, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
+            if self._converged(y, previous, y_next):
                 break
         else:
-            self._give_up(t + h, y_next)
+            self._fail(t + h, y_next)
         self._slopes.set_end_slope(f)
         return y_next
 
-    def _converged(self, y: Tensor, before: Tensor, after: Tensor) -> bool:
-        """Whether no number of the increment of y changed by more than allowed, from one iterate to the next."""
+    def _converged(self, y: Tensor, previous: Tensor, current: Tensor) -> bool:
+        """Whether no component changed by more than the tolerance of the iteration."""
         method = self._method
         with torch.no_grad():
             if not y.numel():
                 return True
-            size = torch.maximum((before - y).abs(), (after - y).abs()).mul_(method.rtol)
+            size = torch.maximum((previous - y).abs(), (current - y).abs()).mul_(method.rtol)
             allowed = size.add_(y.abs(), alpha=4 * torch.finfo(y.dtype).eps).add_(method.atol)
-            return bool(((after - before).abs() <= allowed).all())
+            return bool(((current - previous).abs() <= allowed).all())
 
-    def _give_up(self, t: float, y: Tensor) -> None:
-        """Say that the iteration ended at t, y [N] without a solution."""
+    def _fail(self, t: float, y: Tensor) -> None:
+        """Handle an iteration that did not converge at t, y [N]."""
         if not torch.isfinite(y.detach()).all():
             self.failure = Status.non_finite
         elif self._method.lenient:
@@ -123,6 +123,7 @@ class FixedOrderAdamsStepper:
             self.failure = Status.not_converged
 
     def _start_step(self, t: float, h: float, y: Tensor) -> Tensor:
+        """One step before there are enough slopes."""
         f = self.slope(t, y)
         if self._method.order > MAX_RK4_START_ORDER and self._method.start == "accurate":
             return self._extrapolate(t, h, y, f, math.ceil((self._method.order - 1) / 2))
@@ -135,16 +136,16 @@ class FixedOrderAdamsStepper:
         column: list[Tensor] = []
         for j in range(1, count + 1):
             n = 2 * j
-            before, now = y, torch.add(y, f, alpha=h / n)
+            previous, current = y, torch.add(y, f, alpha=h / n)
             for i in range(1, n):
-                rate = self._evaluate(t + i * h / n, now)
-                before, now = now, torch.add(before, rate, alpha=2 * h / n)
-            row = [now]
+                rate = self._evaluate(t + i * h / n, current)
+                previous, current = current, torch.add(previous, rate, alpha=2 * h / n)
+            row = [current]
             for k, coarser in enumerate(column, start=1):
                 factor = 1 / ((j / (j - k)) ** 2 - 1)
                 row.append(row[-1] + (row[-1] - coarser) * factor)
             column = row
         return column[-1]
 
-    def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:
-        return evaluate(self._field, t, y, self._one_sided, before)
+    def _evaluate(self, t: float, y: Tensor, ending_step: float = 0.0) -> Tensor:
+        return evaluate(self._field, t, y, self._one_sided, ending_step)

@@ -1,9 +1,10 @@
-"""Steps of the Adams method of variable order.
+"""The stepper of the Adams method of variable order.
 
-The predictor of order k takes the polynomial through the last k slopes, and f is evaluated at what it predicts; the
-corrector takes that slope in too, and is of order k + 1; f is evaluated again at what it gives. The error of the
-corrector of order k, which leaves the oldest slope out, is estimated by the difference of the two, and those of other
-orders in the same way. Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations, chapters 5 to 7.
+The predictor of order k integrates the polynomial through the last k slopes, and f is evaluated at the prediction; the
+corrector, of order k + 1, includes that slope; f is evaluated again at its result. The error estimate is the difference
+between the correctors of orders k + 1 and k, which omits the oldest slope, and similarly for other orders.
+
+Shampine & Gordon 1975, Computer Solution of Ordinary Differential Equations, chapters 5 to 7.
 """
 
 import math
@@ -20,24 +21,24 @@ from odebench.ode.methods.adams import VariableOrderAdams
 from odebench.ode.methods.slope_history import evaluate, make_slope_history, scaled_nodes
 from odebench.ode.solution import Status
 
-# A step grows by at most this factor: on grids that grow faster, methods of high order lose their stability.
+# Largest growth of a step: on grids that grow faster, methods of high order are unstable.
 MAX_GROWTH = 2.0
-# A rejected step shrinks by at least this factor: the error estimates of high orders are rough, and a little less of a
-# step tends to be rejected again.
+# Largest ratio of a retried step to the rejected one: the error estimates of high orders are rough, and a slightly
+# smaller step tends to be rejected again.
 MAX_RETRY_FACTOR = 0.7
-# The controller's safety: with this, an error of (SAFETY / factor)^order tolerances makes it propose that factor.
+# The controller's safety factor: an error of (SAFETY / factor)^order tolerances makes it propose that factor.
 SAFETY = 0.9
-# So many rejections in a row say that the slopes kept are of no use.
+# After this many rejections in a row the past slopes are useless, and the order restarts at 1.
 MAX_REJECTIONS = 4
 
 
 @dataclass(frozen=True)
 class AdamsWeights:
-    """What a step at given nodes multiplies the slopes with.
+    """Weights of the slopes in a step with given nodes.
 
-    predictor: k weights, without the slope ahead.
-    corrector: k + 1 weights.
-    errors: those of the orders k, k - 1 and k - 2, as far as there are such; k + 1 weights each.
+    predictor: k weights of the past slopes.
+    corrector: k + 1 weights, the first one of the slope at the predicted state.
+    errors: k + 1 weights for each of the orders k, k - 1 and k - 2 that are positive.
     """
 
     nodes: tuple[float, ...]
@@ -47,14 +48,14 @@ class AdamsWeights:
 
 
 def adams_weights(known: tuple[float, ...]) -> AdamsWeights:
-    """The weights for k known slopes."""
+    """The weights for k past slopes."""
     k, after = len(known), (1.0, *known)
     errors = [error_weights(after, order) for order in range(k, max(k - 3, 0), -1)]
     return AdamsWeights(known, adams.integration_weights(known), adams.integration_weights(after), errors)
 
 
 def error_weights(after: tuple[float, ...], order: int) -> list[float]:
-    """Those of the corrector of the next order minus those of the corrector of ``order``, zeros behind them."""
+    """Weights of the corrector of the next order minus those of ``order``, padded with zeros."""
     row = adams.divided_differences(after[: order + 1])[order]
     integral = sum(adams.newton_integrals(after[: order + 1])[order])
     return [integral * weight for weight in row] + [0.0] * (len(after) - order - 1)
@@ -80,11 +81,11 @@ class VariableOrderAdamsStepper:
 
     @property
     def order(self) -> int:
-        """The error estimate falls with h^(k + 1)."""
+        """The error estimate is proportional to h^(k + 1)."""
         return self._k + 1
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Begin with order 1."""
+        """Start with order 1."""
         self._slopes.clear()
         self._slopes.push(self._evaluate(t, y) if f is None else f)
         self._times = [t]
@@ -100,7 +101,7 @@ class VariableOrderAdamsStepper:
         if known != self._weights.nodes:
             self._weights = adams_weights(known)
         predicted = self._slopes.combine(y, [h * w for w in self._weights.predictor], include_end=False)
-        self._slopes.set_end_slope(self._evaluate(t + h, predicted, before=h))
+        self._slopes.set_end_slope(self._evaluate(t + h, predicted, ending_step=h))
         self._y_next = self._slopes.combine(y, [h * w for w in self._weights.corrector], include_end=True)
         self._step, self._f_next = (t, h, last), None
         return self._y_next
@@ -112,7 +113,7 @@ class VariableOrderAdamsStepper:
         return self._errors[0]
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
-        """Choose the order of the next attempt; the error that this one would have had with it."""
+        """Choose the order of the next attempt; returns this attempt's error at that order."""
         assert self._errors is not None
         k, lower = self._k, [measure(error) for error in self._errors[1:]]
         lower_is_better = bool(lower) and (max(lower) <= ratio if k > 2 else lower[0] <= 0.5 * ratio)
@@ -134,7 +135,7 @@ class VariableOrderAdamsStepper:
     ) -> tuple[int, float]:
         """The change of order after an accepted step, and the error at the new order (op. cit., section 7.4).
 
-        The start raises the order with every step, while the steps double.
+        In the starting phase every step raises the order and doubles the step size.
         """
         k = self._k
         if lower_is_better:
@@ -151,13 +152,13 @@ class VariableOrderAdamsStepper:
         return 0, ratio
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The integral of the polynomial that the corrector integrates, of order k + 1."""
+        """The integral of the corrector's polynomial, of order k + 1."""
         known = (1.0, *self._weights.nodes)
         weights = tuple(map(tuple, adams.lagrange_integrals(known)))
         return Interpolant(t, t_next - t, y, self._slopes.first(len(known), include_end=True), weights)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Keep the slope at the end of the step."""
+        """Store the slope at the end of the step."""
         if last:
             return
         self._slopes.push(self._evaluate(t_next, y_next) if self._f_next is None else self._f_next)
@@ -174,12 +175,11 @@ class VariableOrderAdamsStepper:
         elif lower_is_better:
             self._k -= 1
             ratio = lower[0]
-        # NaN stays NaN.
+        # Keep NaN.
         return ratio if math.isnan(ratio) else max(ratio, (SAFETY / MAX_RETRY_FACTOR) ** self.order)
 
     def _higher_error(self) -> Tensor:
-        """The error of order k + 1, from the slope that the step ended with: that at the prediction is not exact
-        enough."""
+        """The error of order k + 1, from the slope at the end of the step; that at the prediction is too inaccurate."""
         assert self._f_next is not None
         (t, h, _), k = self._step, self._k
         row = error_weights((1.0, *scaled_nodes(t, h, self._times[: k + 1])), k + 1)
@@ -187,5 +187,5 @@ class VariableOrderAdamsStepper:
             old = self._slopes.weighted_sums([[0.0, *(h * w for w in row[1:])]])[0]
             return torch.add(old, self._f_next, alpha=h * row[0])
 
-    def _evaluate(self, t: float, y: Tensor, before: float = 0.0) -> Tensor:
-        return evaluate(self._field, t, y, self._one_sided, before)
+    def _evaluate(self, t: float, y: Tensor, ending_step: float = 0.0) -> Tensor:
+        return evaluate(self._field, t, y, self._one_sided, ending_step)

@@ -1,8 +1,8 @@
-"""Lagrange polynomials through the nodes of a collocation method. Needs no torch."""
+"""Lagrange polynomials at the nodes of a collocation method. Imports no torch."""
 
 
 def lagrange_weights(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
-    """The weights [s] of values at the nodes c in the value at theta of the polynomial through them."""
+    """The values [s] at theta of the Lagrange polynomials of the nodes c."""
     return tuple(sum(p * theta**j for j, p in enumerate(basis)) for basis in _basis(c))
 
 

@@ -1,5 +1,5 @@
-"""One step of an explicit Runge-Kutta method as a single compiled function, for vector fields so small that calling
-torch's operations costs more than they do."""
+"""Compile a step of an explicit Runge-Kutta method into one function, for small vector fields, where calling torch's
+operations takes longer than the computation."""
 
 import functools
 import math
@@ -21,11 +21,12 @@ StepFunction = Callable[..., tuple[Tensor, ...]]
 class CompiledStep:
     """A step of ``method`` for one problem.
 
-    field: gives the evaluations; y: a state [N]. with_stages: whether the stages are wanted, for the continuous
-        extension; one_sided: whether f is evaluated just before the end of the step.
-    tolerance, norm: where they are numbers and the root mean square the step measures its error itself.
+    field: the vector field. y: a state [N].
+    with_stages: whether to return the stages, for dense output.
+    one_sided: whether to evaluate f just before the end of the step.
+    tolerance, norm: if they are numbers and ``rms``, the compiled step computes the norm of its error.
 
-    Raises ValueError where f or a constant among its arguments is unhashable, so that it cannot be recognised.
+    Raises ValueError if f or a constant among its arguments is not hashable, since the compiled step is cached.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class CompiledStep:
     ) -> None:
         self._field, self._c = field, method.c[1:]
         numbers = (0.0, 1.0) if tolerance is None else tolerance.numbers
-        # As a tensor, like every number that is not to be compiled into the step.
+        # A tensor, so that the numbers are not compiled into the step.
         self._tolerance = y.real.new_tensor(numbers) if numbers and norm is rms else None
         try:
             self._step = _compile(field.f, field.layout, method, with_stages, one_sided, y.device.type)
@@ -48,19 +49,19 @@ class CompiledStep:
             raise ValueError(f"compile=True: f and the constants in args must be hashable ({error})") from error
 
     def __call__(self, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
-        """y at t + h, the last stage, and the error, all [N], or the error measured, which has no graph; then, if
-        wanted, all stages [s, N]."""
+        """y at t + h, the last stage, and the error (or its norm, without graph), all [N]; then all stages [s, N] if
+        ``with_stages``."""
         self._field.stats.nfe += len(self._c)
         numbers = self._field.to_tensor([h, *(t + c_i * h for c_i in self._c)])
         return self._step(numbers, y, k0, list(self._field.args), self._tolerance)
 
 
-# Bounded, and each with its function: who solves with ever new lambdas compiles ever anew.
+# Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.
 @functools.lru_cache(maxsize=64)
 def _compile(
     f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
 ) -> StepFunction:
-    # Known before they are traced: where a cached property is made, torch would cut the step in two.
+    # Compute cached properties before tracing: computing one inside would cause a graph break.
     fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(
@@ -78,26 +79,26 @@ def _compile(
         if method.error is not None:
             error = h * weighted_sum(method.error, stages).detach()
             error = error if tolerance is None else scaled_error_norm(error, y, y_next, tolerance)
-        # Stages in one tensor: autograd takes as long for each output as for a small stage.
+        # Stack the stages: autograd takes as long for each further output as for a small stage.
         return y_next, stages[-1], error, *([torch.stack(stages)] if with_stages else ())
 
     return compile_or_fall_back(step, device_type)
 
 
 def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
-    """The step compiled; where that fails a warning, and the step as it is."""
-    # torch counts recompilations by code object, and gives up after a few: each step gets its own.
-    own = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
-    # Its small kernels called from C++, where that needs no other compiler than they do themselves.
-    compiled = torch.compile(own, dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
-    state = {"works": True}
+    """Compile the step; if that fails, warn and run it eagerly."""
+    # torch limits recompilations per code object, so each step gets a separate one.
+    function = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
+    # Call its small kernels from C++, which on the CPU needs no further compiler.
+    compiled = torch.compile(function, dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
+    state = {"compiles": True}
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
-        if state["works"]:
+        if state["compiles"]:
             try:
                 return compiled(*inputs)
             except torch._dynamo.exc.TorchDynamoException as error:
-                state["works"] = False
+                state["compiles"] = False
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(f"compile=True has no effect, torch cannot compile here: {reason}", stacklevel=2)
         return step(*inputs)
@@ -106,7 +107,7 @@ def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
 
 
 def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
-    """The root mean square of an error [N] between two states, in units of the tolerance [rtol, atol]."""
+    """The root mean square of an error [N] of a step from y to y_next, in units of the tolerance [rtol, atol]."""
     rtol, atol = tolerance.unbind()
     size = torch.maximum(y.detach().abs(), y_next.detach().abs())
     scale = (atol + rtol * size).clamp_min(torch.finfo(tolerance.dtype).tiny)
@@ -114,6 +115,6 @@ def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tenso
 
 
 def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:
-    """sum_i weights_i k_i, over as many stages as there are."""
+    """sum_i weights_i k_i over the given stages."""
     terms = [weight * stage for weight, stage in zip(weights, stages, strict=False) if weight]
     return functools.reduce(torch.add, terms)

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods up to order 5, each a tableau with its source."""
+"""Tableaus of explicit Runge-Kutta methods up to order 5, with their sources."""
 
 from odebench.ode.methods.tableau import Tableau
 
@@ -110,8 +110,8 @@ BOSH3 = Tableau(
 )
 
 # A family of embedded Runge-Kutta formulae. Error weights: b minus Shampine's embedded weights (Some practical
-# Runge-Kutta formulas), the set that Python's solvers share, so that step counts compare; Dormand and Prince's
-# own embedded weights are another set.
+# Runge-Kutta formulas), as in SciPy and torchdiffeq, so that step counts are comparable; Dormand and
+# Prince published other embedded weights.
 DOPRI5 = Tableau(
     name="dopri5",
     source="Dormand & Prince 1980; error weights and dense output Shampine 1986",

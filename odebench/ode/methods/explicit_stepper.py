@@ -1,7 +1,7 @@
-"""Steps of an explicit Runge-Kutta method, written once for both ways of keeping its stages.
+"""The stepper of explicit Runge-Kutta methods.
 
-``StageBuffer`` keeps them as rows of one matrix, so that a linear combination is one matrix-vector product: the
-fast way where autograd does not watch. ``StageList`` keeps them as they are, for autograd to walk back.
+``StageBuffer`` stores the stages as rows of one matrix, so that a linear combination is one matrix-vector product: fast
+without autograd. ``StageList`` stores tensors with their graphs.
 """
 
 import functools
@@ -24,24 +24,24 @@ class StageBuffer:
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
         self._matrix = y.new_empty(method.dense_stages, y.numel())
-        self._rows = self._matrix.unbind()
-        # A matrix [N, i] of the first i rows and a vector of weights for each row of the tableau, made when first used:
-        # on a small state slicing would cost as much as the product.
+        self._rowss = self._matrix.unbind()
+        # For each row of the tableau the matrix [N, i] of the first i stages and a vector of the weights, cached since
+        # for a small state slicing takes as long as the product.
         self._products: dict[int, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
 
     def set(self, i: int, k: Tensor) -> None:
-        """Keep k [N] as stage i."""
-        row = self._rows[i]
+        """Store k [N] as stage i."""
+        row = self._rowss[i]
         if k is not row:
             row.copy_(k)
 
     def out(self, i: int) -> Tensor:
-        """Where stage i [N] may be written by who makes it, before it is put."""
-        return self._rows[i]
+        """Memory that stage i [N] may be written to before ``set``."""
+        return self._rowss[i]
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
-        return self._rows[i]
+        return self._rowss[i]
 
     def first(self, count: int) -> Tensor:
         """The first stages [count, N]."""
@@ -55,16 +55,16 @@ class StageBuffer:
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
-        return torch.addmv(self._rows[0], rows, vector, beta=0, alpha=h)
+        return torch.addmv(self._rowss[0], rows, vector, beta=0, alpha=h)
 
     def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-        # By identity, since hashing the row would take as long; kept with it, so that the identity stays its own.
+        # The key is the identity, since hashing the row would take as long; the entry keeps the row alive.
         vector = _tensor(weights, self._matrix.dtype, self._matrix.device)
-        made = self._products[id(weights)] = (self._matrix[: len(weights)].t(), vector, weights)
-        return made
+        product = self._products[id(weights)] = (self._matrix[: len(weights)].t(), vector, weights)
+        return product
 
 
-# Kept from solve to solve: an adjoint with many output times is as many short solves.
+# Cached over solves: an adjoint with many output times consists of many short solves.
 @functools.lru_cache(maxsize=1024)
 def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
@@ -72,19 +72,19 @@ def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
 
 
 class StageList:
-    """Stages as tensors with their graphs. ``exclusive``: nobody else writes to them."""
+    """Stages as tensors with their graphs. exclusive: whether no other code writes to the memory of stages."""
 
     def __init__(self, exclusive: bool = False) -> None:
         self._exclusive = exclusive
         self._stages: dict[int, Tensor] = {}
 
     def set(self, i: int, k: Tensor) -> None:
-        """Keep k [N] as stage i."""
-        # Without a graph it may be memory that f writes to again.
+        """Store k [N] as stage i."""
+        # f may overwrite memory without a graph.
         self._stages[i] = k if k.requires_grad or self._exclusive else k.clone()
 
     def out(self, i: int) -> None:
-        """None: nothing is written to once more."""
+        """None: there is no memory to write to."""
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
@@ -102,7 +102,7 @@ class StageList:
         return y
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
-        """h sum_i weights_i k_i, [N], outside the graph: step sizes are not differentiated."""
+        """h sum_i weights_i k_i, [N], without graph, since step sizes are not differentiated."""
         with torch.no_grad():
             total = torch.zeros_like(self._stages[0])
             for i, weight in enumerate(weights):
@@ -114,9 +114,9 @@ class StageList:
 class ExplicitRungeKuttaStepper:
     """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    field: gives f; one_sided: see ``make_stepper``.
-    compiled: compile the step; with_stages: a compiled step gives its stages, for its continuous extension.
-    tolerance, norm: of the error, which a compiled step measures itself where they are simple.
+    compiled: compile the step. with_stages: a compiled step returns its stages, for dense output.
+    tolerance, norm: see ``CompiledStep``.
+    Other parameters: see ``make_stepper``.
     """
 
     failure: Status | None = None
@@ -142,19 +142,19 @@ class ExplicitRungeKuttaStepper:
         self._stages: StageBuffer | StageList = (
             StageList(exclusive=self._step is not None) if keeps_graph else StageBuffer(method, y)
         )
-        # Of each stage but the first: its number, its row, whether it has weight in the step, and whether in the next.
+        # For each stage but the first: its index and row, whether it has weight in this step, and whether in the next.
         last = method.stages - 1
         self._later_stages = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]
         self._h, self._has_extra_stages = 0.0, False
         self._end: tuple[Tensor, Tensor] | None = None
         self._attempted = False
         self._error: Tensor | None = None
-        # Of a compiled step: all stages [s, N], if any.
+        # All stages [s, N] of a compiled step, if it returns them.
         self._compiled_stages: list[Tensor] = []
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Evaluate the first stage, unless f [N] is it."""
+        """Evaluate the first stage, or take f [N]."""
         self._stages.set(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -170,9 +170,9 @@ class ExplicitRungeKuttaStepper:
             stages.set(method.stages - 1, k_last)
             return y_next
         clock = self._clock(t, h, method.c[1:])
-        for (i, weights, counts, starts_next), time in zip(self._later_stages, clock, strict=True):
+        for (i, weights, in_step, in_next), time in zip(self._later_stages, clock, strict=True):
             y_i = stages.combine(y, weights, h)
-            stages.set(i, field(time, y_i, counts or (starts_next and not last), stages.out(i)))
+            stages.set(i, field(time, y_i, in_step or (in_next and not last), stages.out(i)))
         return y_i if method.fsal else stages.combine(y, method.b, h)
 
     def error(self) -> Tensor:
@@ -183,7 +183,7 @@ class ExplicitRungeKuttaStepper:
         return self._stages.error(self._method.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The method's own extension; linear or cubic Hermite where it has none."""
+        """The dense output of the method; linear or cubic Hermite if it has none."""
         method, h = self._method, self._h
         if method.dense is not None and self._compiled_stages and not method.extra_c:
             return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
@@ -198,7 +198,7 @@ class ExplicitRungeKuttaStepper:
         mean = (y_next - y) / h
         if interpolation == "linear":
             return Interpolant(t, h, y, [mean], LINEAR)
-        f_next = evaluate(self._field, t_next, y_next, self._one_sided, before=h)
+        f_next = evaluate(self._field, t_next, y_next, self._one_sided, ending_step=h)
         self._end = (y_next, f_next)
         return Interpolant(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
 
@@ -215,7 +215,7 @@ class ExplicitRungeKuttaStepper:
             self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided))
 
     def stiffness(self) -> float | None:
-        """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| where the last two stages share their time (Hairer & Wanner 1996, Solving
+        """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| if the last two stages have the same node (Hairer & Wanner 1996, Solving
         Ordinary Differential Equations II, section IV.2)."""
         weights = self._method.last_differences
         if not (self._attempted and self._has_stages and weights):
@@ -223,10 +223,13 @@ class ExplicitRungeKuttaStepper:
         with torch.no_grad():
             rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
             slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
-            rise, run = torch.linalg.vector_norm(_tensor(weights, slopes.dtype, slopes.device) @ slopes, dim=1).tolist()
-        return rise / run if run > 0 else 0.0
+            slope_norm, state_norm = torch.linalg.vector_norm(
+                _tensor(weights, slopes.dtype, slopes.device) @ slopes, dim=1
+            ).tolist()
+        return slope_norm / state_norm if state_norm > 0 else 0.0
 
     def _unpack(self) -> None:
+        """Store the stages of a compiled step."""
         for rows in self._compiled_stages:
             for i, k in enumerate(rows.unbind()):
                 self._stages.set(i, k)

@@ -6,7 +6,7 @@ output of ``scripts/derive_dense_output.py``.
 
 from odebench.ode.methods.tableau import Tableau
 
-# A row a stage, not a number a line.
+# One row per stage.
 # fmt: off
 
 # High order embedded Runge-Kutta formulae, RK8(7)13M: fractions good to 18 digits. The 14th stage, f at the end

@@ -1,4 +1,4 @@
-"""Implicit Runge-Kutta methods, for stiff fields, each a tableau with its source. Needs no torch."""
+"""Tableaus of implicit Runge-Kutta methods, for stiff fields, with their sources. Imports no torch."""
 
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -12,20 +12,20 @@ class ImplicitTableau:
 
     Stage i is Y_i = y + h sum_j a_ij k_j with k_j = f(t + c_j h, Y_j), and the step is y + h sum_i b_i k_i.
 
-    name, source: what users call it, and where its numbers come from.
+    name, source: its name for users, and the publication of its coefficients.
     order: order of the step.
     c: s nodes.
     a: s rows of s coefficients; lower triangular ones are solved stage by stage, others all stages at once.
     b: s weights.
     error: s weights whose sum over the stages, times h, estimates the error of the step; None for a method without step
         size control.
-    error_start: the weight in it of f at the start of the step.
-    error_order: the power of h that the estimate falls with.
-    smoothing: gamma of (I - h gamma df/dy)^-1, which the estimate is multiplied with so that it stays of the size of
-        the error on stiff fields; None where it does so by itself.
-    dense: s rows of coefficients p_i1, p_i2, ... of the continuous extension y(t + theta h) =
+    error_start: the weight of f at the start of the step in that estimate.
+    error_order: the estimate is proportional to h^error_order.
+    smoothing: gamma of (I - h gamma df/dy)^-1, which multiplies the estimate, since it would be far larger than the
+        error on stiff fields; None if that is not needed.
+    dense: s rows of coefficients p_i1, p_i2, ... of the dense output y(t + theta h) =
         y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None for cubic Hermite interpolation.
-    dense_order: order of that extension.
+    dense_order: order of the dense output.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ImplicitTableau:
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """The stages that are solved together: one by one where a is lower triangular, else all."""
+        """Groups of stages that are solved together: one by one if ``a`` is lower triangular, else all."""
         if any(any(row[i + 1 :]) for i, row in enumerate(self.a)):
             return (range(self.stages),)
         return tuple(range(i, i + 1) for i in range(self.stages))
@@ -77,7 +77,7 @@ class ImplicitTableau:
         return self.c[-1] == 1 and self.a[-1] == self.b
 
     def for_fixed_steps(self) -> "ImplicitTableau":
-        """The same step without what only error control needs: for fixed steps."""
+        """The same method without error estimate, for fixed steps."""
         nothing = {"error": None, "error_order": None, "smoothing": None, "dense": None, "dense_order": None}
         return replace(self, error_start=0.0, **nothing)  # type: ignore[arg-type]
 
@@ -85,8 +85,8 @@ class ImplicitTableau:
 def _collocation(
     name: str, source: str, order: int, c: tuple[float, ...], gamma: float | None = None
 ) -> ImplicitTableau:
-    """The collocation method at the nodes c, with the error estimate of order s of Hairer & Wanner 1999, Stiff
-    differential equations solved by Radau methods, equation (10), where its gamma is given."""
+    """The collocation method at the nodes c; with gamma, it has the error estimate of order s of Hairer & Wanner 1999,
+    Stiff differential equations solved by Radau methods, equation (10)."""
     dense = lagrange_integrals(c)
     a = tuple(tuple(sum(p * node ** (j + 1) for j, p in enumerate(row)) for row in dense) for node in c)
     b = tuple(sum(row) for row in dense)
@@ -95,7 +95,7 @@ def _collocation(
     method = ImplicitTableau(name, source, order, c, a, b)
     if gamma is None:
         return method
-    # gamma h (f(t, y) - what the stages extrapolate to for it): zero for polynomials of degree s.
+    # gamma h (f(t, y) - its extrapolation from the stages): zero for polynomials of degree s.
     error = tuple(-gamma * weight for weight in lagrange_weights(c, 0.0))
     s = len(c)
     return replace(
@@ -119,7 +119,7 @@ GL6 = _collocation(
     (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10),
 )
 
-# Half the difference to the explicit method: the error of either, to leading order.
+# Half the difference to the explicit Euler method: the error of either, to leading order.
 IMPLICIT_EULER = ImplicitTableau(
     name="implicit_euler",
     source="Euler, backward; L-stable",
@@ -134,7 +134,7 @@ IMPLICIT_EULER = ImplicitTableau(
     dense_order=1,
 )
 
-# Its estimate has one free number; this is the geometric mean of the eigenvalues of a.
+# gamma is free here: the geometric mean of the eigenvalues of a.
 RADAU_IIA3 = _collocation("radauIIA3", "Axelsson 1969; Ehle 1969, Radau, 2 stages; L-stable", 3, (1 / 3, 1.0), 6**-0.5)
 
 # gamma is the real eigenvalue of a.
@@ -193,8 +193,8 @@ def _kvaerno(
     rows: tuple[tuple[float, ...], ...],
     dense: tuple[tuple[float, ...], ...] | None = None,
 ) -> ImplicitTableau:
-    """A pair of Kvaerno's: an explicit first stage, then gamma on the diagonal; the last two stages are the embedded
-    method and the step. Each row holds what stands left of the diagonal."""
+    """A pair by Kvaerno: an explicit first stage, then gamma on the diagonal; the last two stages are the embedded
+    method and the step. rows: the coefficients left of the diagonal."""
     s = len(rows) + 1
     a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
     c = (0.0, *(sum(row) for row in a[1:-2]), 1.0, 1.0)
@@ -243,8 +243,8 @@ KVAERNO5 = _kvaerno(
             0.06962479448202728,
         ),
     ),
-    # Solved from the order conditions: of order 4, with the step's value and slope at both ends, and of the least error
-    # of order 5 that this leaves free.
+    # From the order conditions of order 4 and the values and slopes at both ends of the step; the remaining freedom
+    # minimises the error terms of order 5.
     (
         (1.0, -2.083640857206178, 1.7136717615179766, -0.49343339253539287),
         (0.0, 0.0, 0.0, 0.0),

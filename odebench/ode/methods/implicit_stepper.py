@@ -1,7 +1,7 @@
-"""Steps of an implicit Runge-Kutta method.
+"""The stepper of implicit Runge-Kutta methods.
 
-The unknowns are W_i = h k_i rather than stage values: what is small stays exact, and k_i need not be had by evaluating
-f, which on a stiff field would amplify what the iterations left.
+The unknowns are W_i = h k_i rather than stage values: small values stay accurate, and k_i needs no evaluation of f,
+which on a stiff field would amplify the remaining error of the iterations.
 """
 
 import math
@@ -22,8 +22,8 @@ from odebench.ode.solution import Stats, Status
 class ImplicitRungeKuttaStepper:
     """The stepper of an ``ImplicitTableau``; see ``odebench.ode.methods.steppers.Stepper``.
 
-    tolerance, norm: of adaptive steps, which say how exactly the stages are solved.
-    stats: where Jacobians and linear systems are counted.
+    tolerance, norm: of adaptive steps; they determine how accurately the stages are solved.
+    stats: counts Jacobians and linear solves.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class ImplicitRungeKuttaStepper:
         stats: Stats | None = None,
     ) -> None:
         if one_sided and max(method.c) > 1:
-            raise ValueError(f"jump_t: a stage of {method.name} lies beyond its step's end; use radauIIA5 or kvaerno3")
+            raise ValueError(
+                f"jump_t: a stage of {method.name} is later than the end of its step; use radauIIA5 or kvaerno3"
+            )
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy = StageTolerance(tolerance, norm, torch.is_grad_enabled())
         self._stats = stats or Stats()
@@ -56,17 +58,17 @@ class ImplicitRungeKuttaStepper:
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Nothing is evaluated before it is needed."""
+        """Reset; f is evaluated when it is needed."""
         self._slope, self._end, self._blocks, self._previous = f, None, None, None
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """f where the next step starts."""
+        """f at the start of the next step."""
         if self._slope is None:
             self._slope = self._field(self._clock_start(t), y, True)
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h; y itself where it was not found, as ``failure`` then says."""
+        """The state [N] at t + h; y if the stages were not solved, see ``failure``."""
         self.failure, self._end = None, None
         if h != self._attempted[1] or self._blocks is None:
             self._systems = {}
@@ -82,7 +84,7 @@ class ImplicitRungeKuttaStepper:
         return y + self._b @ self._w
 
     def error(self) -> Tensor:
-        """The estimate [N], infinite after a failure."""
+        """The error estimate [N]; infinite after a failure."""
         t, h, y = self._attempted
         if self.failure is not None:
             return torch.full_like(y.detach(), math.inf)
@@ -97,7 +99,7 @@ class ImplicitRungeKuttaStepper:
             return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The method's own extension; linear or cubic Hermite where it has none."""
+        """The dense output of the method; linear or cubic Hermite if it has none."""
         _, h, _ = self._attempted
         if self._method.dense is not None:
             return Interpolant(t, h, y, self._w / h, self._method.dense)
@@ -108,7 +110,7 @@ class ImplicitRungeKuttaStepper:
         return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """The slope at the end becomes the one at the start, where it is known."""
+        """The slope at the end, if it is known, becomes the one at the start."""
         if last:
             return
         _, h, _ = self._attempted
@@ -117,8 +119,8 @@ class ImplicitRungeKuttaStepper:
         self._blocks = None
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """(weight, time, state [N]) whose sum of weight g(time, state) is the method's integral of g over the last
-        attempt."""
+        """List of (weight, time, state [N]); the sum of weight g(time, state) is the method's integral of g over the
+        last attempt."""
         t, h, y = self._attempted
         stages = y + self._a @ self._w
         return [
@@ -128,11 +130,11 @@ class ImplicitRungeKuttaStepper:
         ]
 
     def stiffness(self) -> float | None:
-        """None: nothing is lost on a stiff field."""
+        """None: stiffness does not limit the steps."""
         return None
 
     def _solve(self, t: float, h: float, y: Tensor, clock: list[Tensor]) -> Tensor:
-        """W [s, N], group by group."""
+        """Solve for W [s, N], group by group."""
         w = y.new_zeros(self._method.stages, len(y))
         for group in self._method.groups:
             here = slice(group.start, group.stop)
@@ -156,7 +158,7 @@ class ImplicitRungeKuttaStepper:
         return w
 
     def _with_graph(self, h: float, y: Tensor, w: Tensor, clock: list[Tensor]) -> Tensor:
-        """W [s, N] with its graph, for first derivatives."""
+        """W [s, N] with a graph, for first derivatives."""
         done: list[Tensor] = []
         for group in self._method.groups:
             here = slice(group.start, group.stop)
@@ -170,15 +172,15 @@ class ImplicitRungeKuttaStepper:
                 done.append(h * slope[None])
                 continue
             stages = list((base + a @ w[here]).unbind())
-            own = [stage.requires_grad_() for stage in stages if not stage.requires_grad]
+            leaves = [stage.requires_grad_() for stage in stages if not stage.requires_grad]
             slopes = [self._field(clock[i], stage, True) for i, stage in zip(group, stages, strict=True)]
-            # A graph that ends in the leaves made here would be kept from step to step, for nobody.
-            is_wanted = len(own) < len(stages) or has_other_leaves(slopes, own)
-            done.append(with_implicit_gradient(w[here], slopes, stages, h, a, self._stats) if is_wanted else w[here])
+            # A graph with only the leaves created here would be kept from step to step without use.
+            needs_graph = len(leaves) < len(stages) or has_other_leaves(slopes, leaves)
+            done.append(with_implicit_gradient(w[here], slopes, stages, h, a, self._stats) if needs_graph else w[here])
         return torch.cat(done)
 
     def _guess(self, w: Tensor, group: range, h: float) -> Tensor:
-        """A first W [m, N] of a group: the last slope known, or what the last step's slopes extrapolate to."""
+        """The initial W [m, N] of a group: extrapolated from earlier stages, or from those of the last step."""
         if group.start > 0:
             c, here = self._method.c, self._method.c[group.start]
             if here in c[: group.start]:
@@ -187,13 +189,13 @@ class ImplicitRungeKuttaStepper:
             return (w.new_tensor(lagrange_weights(c[:n], here)) @ w[:n])[None]
         if self._previous is None:
             return torch.zeros_like(w[group.start : group.stop])
-        h_before, before = self._previous
+        h_previous, w_previous = self._previous
         c = self._method.c
-        weights = [lagrange_weights(c, 1 + c[i] * h / h_before) for i in group]
-        return w.new_tensor(weights) @ before * (h / h_before)
+        weights = [lagrange_weights(c, 1 + c[i] * h / h_previous) for i in group]
+        return w.new_tensor(weights) @ w_previous * (h / h_previous)
 
     def _system(self, a: Tensor) -> StageSystem:
-        """The linear system of stages with the coefficients a, at the start of the step."""
+        """The linear system of stages with coefficients ``a``, linearized at the start of the step."""
         t, h, y = self._attempted
         if self._blocks is None:
             self._blocks = linearize(self._field, self._clock_start(t), y.detach(), self._stats)

@@ -1,6 +1,6 @@
-"""df/dy of a field that is any Python callable, as a matrix where it is small, else as its products with vectors.
+"""df/dy of any callable field: a matrix if it is small, else its products with vectors.
 
-Complex states count as twice as many real numbers: f need not be holomorphic.
+A complex number is treated as two real ones, since f need not be holomorphic.
 """
 
 import math
@@ -16,20 +16,20 @@ from torch.autograd.graph import get_gradient_edge
 
 from odebench.ode.solution import Stats
 
-# The largest state, in real numbers, whose Jacobian is a matrix.
+# The largest state, in real numbers, whose Jacobian is computed as a matrix.
 MAX_DENSE_SIZE = 256
 
 FieldAtTime = Callable[[Tensor], Tensor]
-"""From a state [N] to its derivative [N]."""
+"""f at a fixed time, from a state [N] to dy/dt [N]."""
 
 
 @dataclass(frozen=True)
 class JacobianBlock:
-    """A square part on the diagonal of df/dy; zero where neither ``matrix`` nor ``product`` is given.
+    """A square block on the diagonal of df/dy; zero if neither ``matrix`` nor ``jvp`` is given.
 
     size: n real numbers of the state.
     matrix: [n, n], real.
-    product, transposed: from v [n], real, to the block, or its transpose, times v.
+    jvp, vjp: from v [n], real, to the product of the block, or its transpose, with v.
     """
 
     size: int
@@ -38,7 +38,7 @@ class JacobianBlock:
     vjp: Callable[[Tensor], Tensor] | None = None
 
     def negative_transpose(self) -> "JacobianBlock":
-        """-(block)^T: of the adjoint equation."""
+        """-(block)^T, for the adjoint equation."""
         if self.matrix is not None:
             return JacobianBlock(self.size, matrix=-self.matrix.t().contiguous())
         vjp = self.vjp
@@ -47,22 +47,22 @@ class JacobianBlock:
 
 
 def as_real(x: Tensor) -> Tensor:
-    """Complex numbers [..., N] as their parts [..., 2N]; real ones as they are."""
+    """Complex numbers [..., N] as real ones [..., 2N]; real numbers unchanged."""
     return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
 def from_real(x: Tensor, y: Tensor) -> Tensor:
-    """The inverse of ``as_real``, for numbers of y's kind."""
+    """The inverse of ``as_real``; complex if y is."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) if y.is_complex() else x
 
 
 def real_size(y: Tensor) -> int:
-    """How many real numbers y is made of."""
+    """Number of real numbers in y."""
     return 2 * y.numel() if y.is_complex() else y.numel()
 
 
 def autograd_enabled() -> AbstractContextManager[Any]:
-    """Autograd on, whatever the caller's mode."""
+    """A context with autograd on, also in inference mode."""
     stack = ExitStack()
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
@@ -70,12 +70,12 @@ def autograd_enabled() -> AbstractContextManager[Any]:
 
 
 def as_leaf(y: Tensor) -> Tensor:
-    """The same numbers as a leaf that wants a gradient."""
+    """A leaf tensor with the values of y that requires grad."""
     return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
 
-def has_other_leaves(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
-    """Whether the graph of some results begins in other leaves than one's own: somebody else wants a gradient."""
+def has_other_leaves(results: Iterable[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """Whether the graph of the results has leaves other than these."""
     seen, todo = set(), [get_gradient_edge(result).node for result in results if result.requires_grad]
     while todo:
         node = todo.pop()
@@ -83,16 +83,16 @@ def has_other_leaves(results: Iterable[Tensor], own: Sequence[Tensor]) -> bool:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and not any(variable is tensor for tensor in own):
+        if variable is not None and not any(variable is leaf for leaf in leaves):
             return True
         todo += [parent for parent, _ in node.next_functions if parent is not None]
     return False
 
 
 def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]:
-    """df/dy at t and y [N] of a field, as blocks on its diagonal, good enough for Newton iterations to converge.
+    """df/dy at t and y [N] as diagonal blocks, accurate enough for Newton iterations to converge.
 
-    A field may say how it is best linearized, by a method ``linearize(t, y, stats)``.
+    A field may implement this itself, by a method ``linearize(t, y, stats)``.
     """
     if hasattr(f, "linearize"):
         return f.linearize(t, y, stats)
@@ -100,7 +100,7 @@ def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]
 
 
 def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
-    """Its derivative at y [N], from one evaluation where autograd can tell it."""
+    """The derivative at y [N], from one evaluation if autograd can compute it."""
     with autograd_enabled():
         x = as_leaf(y)
         f = rate(x)
@@ -109,22 +109,22 @@ def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
 
 
 def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
-    """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation where autograd can tell them; with their graphs
-    where autograd is on.
+    """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation if autograd can compute them; with graphs if
+    autograd is on.
 
-    df/dt is taken by a difference over a part of h where the graph of f does not reach t. A field whose call does not
-    leave a graph offers ``differentiable``, which does.
+    df/dt is a finite difference over a part of h if the graph of f does not contain t. A field whose call has no graph
+    has a method ``differentiable``, which has one.
     """
     evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
     with autograd_enabled():
         x = y if differentiated and y.requires_grad else as_leaf(y)
         time = as_leaf(t)
-        # A field may turn t into a float, which is then found out.
+        # A field may convert t to a float; then there is no derivative with respect to t.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             rate = evaluate(time, x, True)
-    # A graph that ends in the leaves made here would be kept from step to step, for nobody.
+    # A graph with only the leaves created here would be kept from step to step without use.
     differentiated = differentiated and (x is y or has_other_leaves([rate], (x, time)))
     if real_size(y) <= MAX_DENSE_SIZE and rate.requires_grad:
         stats.jacobians += 1
@@ -136,15 +136,15 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
         f_t = _time_derivative(rate, time)
     if f_t is None:
         step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
-        later = t + step
-        ahead = f(later, y, False)
-        # Not their difference where there is none: its gradient would be round-off over a tiny number.
-        f_t = torch.zeros_like(rate) if torch.equal(ahead, rate) else (ahead - rate) / (later - t)
+        t_later = t + step
+        rate_later = f(t_later, y, False)
+        # No difference if they are equal: its gradient would be round-off divided by a tiny number.
+        f_t = torch.zeros_like(rate) if torch.equal(rate_later, rate) else (rate_later - rate) / (t_later - t)
     return (rate, block, f_t) if differentiated else (rate.detach(), block, f_t.detach())
 
 
 def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
-    """df/dt [N] without its graph, None where autograd cannot tell it."""
+    """df/dt [N] without graph; None if autograd cannot compute it."""
     if not f.requires_grad:
         return None
     with autograd_enabled():
@@ -175,7 +175,7 @@ def _matrix(rate: FieldAtTime, y: Tensor, f: Tensor) -> Tensor:
 
 
 def dense_jacobian(f: Tensor, y: Tensor) -> Tensor:
-    """df/dy [n, n] from the graph of f [N], which is kept."""
+    """df/dy [n, n] from the graph of f [N], which is retained."""
     return _or_zero(jacobian_rows(f, (y,))[0], y)
 
 
@@ -184,29 +184,29 @@ def _or_zero(matrix: Tensor | None, y: Tensor) -> Tensor:
 
 
 def jacobian_rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
-    """The derivatives of f [N] with respect to each input, [n, *], from the graph of f, which is kept; None for an
-    input that it does not reach."""
+    """The derivatives of f [N] with respect to each input, [n, *], from the graph of f, which is retained; None for an
+    input that is not in it."""
     if f.numel() == 0:
         return [None] * len(inputs)
     units = from_real(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)
-    how: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+    options: dict[str, Any] = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     results: tuple[Tensor | None, ...]
     try:
-        results = torch.autograd.grad(f, inputs, units, is_grads_batched=True, **how)
+        results = torch.autograd.grad(f, inputs, units, is_grads_batched=True, **options)
     except RuntimeError:  # an operation that cannot be batched
-        one_by_one: list[tuple[Any, ...]] = [torch.autograd.grad(f, inputs, unit, **how) for unit in units]
+        one_by_one: list[tuple[Any, ...]] = [torch.autograd.grad(f, inputs, unit, **options) for unit in units]
         results = tuple(None if row[0] is None else torch.stack(row) for row in zip(*one_by_one, strict=True))
     return [None if result is None else as_real(result) for result in results]
 
 
 def difference_jvp(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
-    """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, for what autograd cannot tell."""
+    """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, if autograd cannot compute it."""
     with torch.no_grad():
         x = as_real(y)
-        size, typical = torch.stack((torch.linalg.vector_norm(v), torch.linalg.vector_norm(x))).tolist()
-        if size == 0 or not math.isfinite(size):
-            return torch.zeros_like(v) * size
-        step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + typical / math.sqrt(max(len(x), 1))) / size
+        norm, y_norm = torch.stack((torch.linalg.vector_norm(v), torch.linalg.vector_norm(x))).tolist()
+        if norm == 0 or not math.isfinite(norm):
+            return torch.zeros_like(v) * norm
+        step = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + y_norm / math.sqrt(max(len(x), 1))) / norm
         above, below = (as_real(rate(from_real(x + sign * step * v, y))) for sign in (1, -1))
         return (above - below) / (2 * step)
 
@@ -219,7 +219,7 @@ class JacobianProducts:
     y: Tensor
     f: Tensor
     stats: Stats
-    _pair: tuple[Tensor, Tensor] | None = field(init=False, default=None)
+    _double_backward: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if not self.f.requires_grad:
@@ -229,30 +229,30 @@ class JacobianProducts:
             u = torch.zeros_like(self.f).requires_grad_()
             try:
                 (g,) = torch.autograd.grad(self.f, self.y, u, create_graph=True, materialize_grads=True)
-            except RuntimeError:  # an operation that can be differentiated once only, and says so
+            except RuntimeError:  # an operation that is differentiable only once, and raises an error
                 return
-        self._pair = (g, u) if g.requires_grad and self._agree(g, u) else None
+        self._double_backward = (g, u) if g.requires_grad and self._products_agree(g, u) else None
 
-    def _agree(self, g: Tensor, u: Tensor) -> bool:
-        """Whether <v, J v> = <J^T v, v>: an operation that can be differentiated once only may cut the graph of g."""
+    def _products_agree(self, g: Tensor, u: Tensor) -> bool:
+        """Whether <v, J v> = <J^T v, v>: an operation that is differentiable only once may cut the graph of g."""
         v = as_real(self.f.detach())
         v = v + torch.linalg.vector_norm(v) / math.sqrt(max(len(v), 1))
         (product,) = torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, allow_unused=True)
         if product is None:
             return False
-        forward, pulled = torch.stack((as_real(product), self.vjp(v))) @ v
-        return bool((forward - pulled).abs() <= 1e-3 * (forward.abs() + pulled.abs()))
+        v_jvp, v_vjp = torch.stack((as_real(product), self.vjp(v))) @ v
+        return bool((v_jvp - v_vjp).abs() <= 1e-3 * (v_jvp.abs() + v_vjp.abs()))
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v."""
         self.stats.jacobian_products += 1
-        if self._pair is None:
+        if self._double_backward is None:
             return difference_jvp(self.rate, self.y, v)
-        g, u = self._pair
+        g, u = self._double_backward
         return as_real(torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, materialize_grads=True)[0])
 
     def vjp(self, v: Tensor) -> Tensor:
-        """J^T v. Raises RuntimeError where autograd cannot differentiate f."""
+        """J^T v. Raises RuntimeError if autograd cannot differentiate f."""
         self.stats.jacobian_products += 1
-        how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-        return as_real(torch.autograd.grad(self.f, self.y, from_real(v, self.f), **how)[0])
+        options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+        return as_real(torch.autograd.grad(self.f, self.y, from_real(v, self.f), **options)[0])

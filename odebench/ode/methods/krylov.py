@@ -1,4 +1,4 @@
-"""Linear systems by their matrix's products with vectors: GMRES.
+"""GMRES, for linear systems whose matrix is known by its products with vectors.
 
 Saad & Schultz 1986, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems.
 """
@@ -9,15 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Vectors kept, and how often the search starts again from what they gave.
+# Krylov vectors per cycle, and the most cycles.
 RESTART = 100
 MAX_CYCLES = 4
 
 
 def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float = 0.0) -> tuple[Tensor, bool]:
-    """x [n] with |b - apply(x)| <= max(rtol |b|, atol), from apply: [n] -> [n], linear, and whether that was reached.
-
-    Waits for the device once a product.
+    """Solve apply(x) = b, with apply: [n] -> [n] linear, to |b - apply(x)| <= max(rtol |b|, atol); x and whether it
+    converged. Synchronises with the device once per product.
     """
     x, residual = torch.zeros_like(b), b
     size = torch.linalg.vector_norm(b).item()
@@ -28,12 +27,12 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float
         x = x + _cycle(apply, residual, size, target)
         residual = b - apply(x)
         size = torch.linalg.vector_norm(residual).item()
-    # The residual that the cycle works with drifts from the true one by round-off.
+    # The residual inside a cycle differs from the true one by round-off.
     return x, size <= 2 * target
 
 
 def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, target: float) -> Tensor:
-    """The x [n] in the Krylov space of ``residual`` (of norm ``size``) that brings it below ``target``, or near it."""
+    """One cycle: an update of x [n] that reduces ``residual`` [n], of norm ``size``, to ``target`` if it can."""
     dimension = min(RESTART, len(residual))
     basis = residual.new_empty(dimension + 1, len(residual))
     torch.div(residual, size, out=basis[0])
@@ -41,12 +40,12 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
     rotations: list[tuple[float, float]] = []
     residuals = [size]
     for j in range(dimension):
-        kept, w = basis[: j + 1], apply(basis[j])
-        # Twice: once loses orthogonality.
-        first = kept @ w
-        w = torch.addmv(w, kept.t(), first, alpha=-1)
-        second = kept @ w
-        w = torch.addmv(w, kept.t(), second, alpha=-1)
+        previous, w = basis[: j + 1], apply(basis[j])
+        # Orthogonalise twice: once loses orthogonality.
+        first = previous @ w
+        w = torch.addmv(w, previous.t(), first, alpha=-1)
+        second = previous @ w
+        w = torch.addmv(w, previous.t(), second, alpha=-1)
         *column, below = torch.cat((first + second, torch.linalg.vector_norm(w).reshape(1))).tolist()
         for i, (cos, sin) in enumerate(rotations):
             column[i], column[i + 1] = cos * column[i] + sin * column[i + 1], cos * column[i + 1] - sin * column[i]
@@ -65,7 +64,7 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
 
 
 def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:
-    """The solution of the upper triangular system with these columns."""
+    """Solve the upper triangular system with these columns."""
     weights = right[: len(columns)]
     for i in reversed(range(len(columns))):
         weights[i] = (weights[i] - sum(columns[k][i] * weights[k] for k in range(i + 1, len(columns)))) / columns[i][i]

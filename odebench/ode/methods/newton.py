@@ -1,4 +1,4 @@
-"""The equations of implicit stages: their linear systems, their solution, and its derivative.
+"""The equations of implicit stages: linear systems, Newton iterations, and the derivative of the solution.
 
 m stages with W_i = h f(t_i, Y_i), Y_i = base_i + sum_j a_ij W_j, are solved by simplified Newton iterations (Hairer &
 Wanner 1996, Solving Ordinary Differential Equations II, section IV.8): with J = df/dy at the start of the step,
@@ -20,15 +20,15 @@ from odebench.ode.methods.krylov import gmres
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.solution import Stats, Status
 
-# An iteration may end when what is left of it is this part of the tolerance.
+# An iteration may end when the estimate of its remaining error is this fraction of the tolerance.
 NEWTON_RTOL = 0.01
-# The linear systems of a Newton iteration are solved to this part of their right-hand sides, or of what is acceptable.
+# Tolerances of the linear systems, relative to their right-hand sides, and relative to the acceptable error.
 LINEAR_RTOL, LINEAR_ATOL = 1e-2, 0.1
 MAX_ITERATIONS = 10
 
 
 class StageSystem:
-    """(I - h a x J) X = R for m stages, J being the blocks on the diagonal of df/dy; factorized once."""
+    """(I - h a x J) X = R for m stages, with the diagonal blocks J of df/dy; factorized once."""
 
     def __init__(self, blocks: Sequence[JacobianBlock], h: float, a: Tensor, stats: Stats) -> None:
         self._blocks, self._h, self._stats = blocks, h, stats
@@ -36,11 +36,11 @@ class StageSystem:
         self._factors = [self._factorize(block.matrix) for block in blocks]
         self.solved = True
 
-    def solve(self, right: Tensor, acceptable: Tensor, part: float = LINEAR_RTOL, floor: float = LINEAR_ATOL) -> Tensor:
+    def solve(self, right: Tensor, acceptable: Tensor, rtol: float = LINEAR_RTOL, atol: float = LINEAR_ATOL) -> Tensor:
         """X [m, N] for R [m, N].
 
-        Where J is known by its products only, down to residuals of ``part`` of R, or of ``floor`` times an acceptable
-        error [N]; ``solved`` says whether that succeeded.
+        GMRES, for a J without matrix, stops at residuals of ``rtol`` times R, or of ``atol`` times the acceptable error
+        [N]; ``solved`` is whether it converged.
         """
         self._stats.linear_solves += 1
         self.solved = True
@@ -54,7 +54,7 @@ class StageSystem:
                 flat = torch.linalg.lu_solve(*factors, real[:, here].reshape(-1, 1))
                 parts.append(flat.reshape(len(real), -1))
             elif block.jvp is not None:
-                parts.append(self._solve_matrix_free(block.jvp, real[:, here], scale[here], part, floor))
+                parts.append(self._solve_matrix_free(block.jvp, real[:, here], scale[here], rtol, atol))
             else:
                 parts.append(real[:, here])
         return from_real(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), right)
@@ -67,22 +67,22 @@ class StageSystem:
         return torch.linalg.lu_factor_ex(system)[:2]
 
     def _solve_matrix_free(
-        self, product: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, part: float, floor: float
+        self, jvp: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, rtol: float, atol: float
     ) -> Tensor:
         def apply(x: Tensor) -> Tensor:
             x = x.view_as(right)
-            products = torch.stack([product(row * scale) for row in x])
+            products = torch.stack([jvp(row * scale) for row in x])
             return (x - self._h * (self._a @ products) / scale).reshape(-1)
 
-        x, solved = gmres(apply, (right / scale).reshape(-1), part, floor * math.sqrt(right.numel()))
+        x, solved = gmres(apply, (right / scale).reshape(-1), rtol, atol * math.sqrt(right.numel()))
         self.solved = self.solved and solved
         return x.view_as(right) * scale
 
 
 @dataclass(frozen=True)
 class StageTolerance:
-    """How exactly stages are solved: to a part of the ``tolerance`` in its ``norm``; to round-off where there is none,
-    as for fixed steps, or where the solution is to be differentiated (``exact``)."""
+    """How accurately stages are solved: to a fraction of the ``tolerance`` in the ``norm``; to round-off if it is None,
+    for fixed steps, or if ``exact``, for a solution that is differentiated."""
 
     tolerance: Tolerance | None
     norm: Norm
@@ -93,29 +93,29 @@ class StageTolerance:
         size = torch.maximum(y.abs(), stages.abs().amax(0))
         floor = 10 * torch.finfo(size.dtype).eps
         if self.tolerance is None or self.exact:
-            # Not zero, and such that numbers divided by it can be squared.
-            least = torch.finfo(size.dtype).tiny ** 0.4
-            return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(least)
+            # Positive, and large enough that quotients by it can be squared.
+            minimum = torch.finfo(size.dtype).tiny ** 0.4
+            return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(minimum)
         return torch.maximum(NEWTON_RTOL * self.tolerance.scale(size.clone()), floor * size)
 
     @property
     def to_round_off(self) -> bool:
-        """Whether to go down to round-off, where iterations may stop contracting before they are acceptable."""
+        """Whether to solve to round-off, where iterations may stagnate before the error is acceptable."""
         return self.tolerance is None or self.exact
 
     @property
     def max_jacobians(self) -> int:
-        """How often to try, each time with a new Jacobian; a fixed step cannot be made smaller instead."""
+        """The most Jacobians to try; more for fixed steps, which cannot be retried with a smaller size."""
         return 20 if self.tolerance is None else 3 if self.exact else 1
 
 
 @dataclass
 class StageEquations:
-    """The equations of m stages, to be solved by ``solve``.
+    """The equations of m stages.
 
     evaluate: h f(t_i, Y_i) [N] of stage i.
     base: [m, N]; a: [m, m]; see above.
-    system: of the linear equations; ``relinearize(Y)`` makes another one, at the stage values Y [m, N].
+    system: the linear system; ``relinearize(Y)`` makes a new one at the stage values Y [m, N].
     """
 
     evaluate: Callable[[int, Tensor], Tensor]
@@ -125,9 +125,9 @@ class StageEquations:
     relinearize: Callable[[Tensor], StageSystem]
 
     def solve(self, y: Tensor, guess: Tensor, accuracy: StageTolerance) -> tuple[Tensor, Status | None]:
-        """W [m, N] of a step from y [N], and why there is none."""
+        """Solve for W [m, N] of a step from y [N]; the second value is the reason of a failure, else None."""
         w, jacobians, iteration = guess, 1, 0
-        before = math.inf
+        previous = math.inf
         stages = self.base + self.a @ w
         acceptable = accuracy.acceptable(y, stages)
         while True:
@@ -140,27 +140,27 @@ class StageEquations:
             size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
             if not math.isfinite(size):
                 return w, Status.non_finite
-            rate = size / before if before > 0 else 0.0
+            rate = size / previous if previous > 0 else 0.0
             iteration += 1
             if self._converged(size, rate, iteration, accuracy):
                 return w, None
-            before = size
+            previous = size
             if self.system.solved and self._will_converge(size, rate, iteration):
                 continue
             if jacobians == accuracy.max_jacobians:
                 return w, Status.not_converged
             self.system = self.relinearize(stages)
-            jacobians, iteration, before = jacobians + 1, 0, math.inf
+            jacobians, iteration, previous = jacobians + 1, 0, math.inf
 
     def _will_converge(self, size: float, rate: float, iteration: int) -> bool:
-        """Whether the iterations will come down in time, if they go on as they do."""
+        """Whether the iterations will converge within ``MAX_ITERATIONS`` at their present rate."""
         if iteration < 3:
-            # What the first change leaves may look as large as it, in components that it had not reached.
+            # The second change may be as large as the first, in components that the first did not change.
             return rate < 2
         return rate < 0.9 and size * rate ** (MAX_ITERATIONS - iteration) <= 1
 
     def _converged(self, size: float, rate: float, iteration: int, accuracy: StageTolerance) -> bool:
-        """Whether what the iterations still miss is acceptable: size rate / (1 - rate), the sum of what would come."""
+        """Whether the remaining error is acceptable: size rate / (1 - rate), the sum of all later changes."""
         if iteration == 1:
             return size <= 1
         if rate < 1 and size * rate / (1 - rate) <= 1:
@@ -169,7 +169,7 @@ class StageEquations:
 
 
 class _ImplicitFunction(torch.autograd.Function):
-    """Solved stages with their derivative, by the implicit function theorem."""
+    """The identity on solved stages, with their derivative by the implicit function theorem."""
 
     @staticmethod
     def forward(ctx: Any, slopes: Tensor, solved: Tensor, solve_transposed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -186,11 +186,11 @@ class _ImplicitFunction(torch.autograd.Function):
 def with_implicit_gradient(
     w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats
 ) -> Tensor:
-    """The solution W [m, N] with the graph of what it was solved from.
+    """The solution W [m, N] with a graph, by the implicit function theorem. First derivatives only.
 
-    slopes: f(t_i, Y_i) [N] at the stages Y_i [N] of W, with its graph down to Y_i and beyond.
+    slopes: f(t_i, Y_i) [N] at the stages Y_i [N] of W, with graphs that contain Y_i.
 
-    From W = h f(base + a W, theta): dW = (I - h a x J)^-1 h df, J at each stage's own value. First derivatives only.
+    W = h f(base + a W, theta) implies dW = (I - h a x J)^-1 h df, with J at each stage's value.
     """
     rates = torch.stack([h * slope for slope in slopes])
     if not rates.requires_grad:
@@ -226,15 +226,15 @@ def _solve_transposed_matrix_free(
 
     def apply(x: Tensor) -> Tensor:
         x = x.view_as(real)
-        pulled = []
+        products = []
         for f, y, row in zip(slopes, stages, x.unbind(), strict=True):
             stats.jacobian_products += 1
-            how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-            pulled.append(as_real(torch.autograd.grad(f, y, from_real(row, f), **how)[0]))
-        return (x - h * (a.real.t() @ torch.stack(pulled))).reshape(-1)
+            options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+            products.append(as_real(torch.autograd.grad(f, y, from_real(row, f), **options)[0]))
+        return (x - h * (a.real.t() @ torch.stack(products))).reshape(-1)
 
     eps = torch.finfo(real.dtype).eps
     solution, solved = gmres(apply, real.reshape(-1), 1000 * eps)
     if not solved:
-        raise RuntimeError("the linear system of an implicit step's gradient was not solved; take smaller steps")
+        raise RuntimeError("the linear system of an implicit step's gradient was not solved; use smaller steps")
     return from_real(solution.view_as(real), gradient)

@@ -1,7 +1,7 @@
-"""The order conditions of Runge-Kutta methods, by rooted trees. Needs no torch.
+"""The order conditions of Runge-Kutta methods, by rooted trees. Imports no torch.
 
 A method has order p when sum_i b_i u_i(t) = 1 / gamma(t) for every rooted tree t with at most p nodes, and its
-continuous extension when sum_i b_i(theta) u_i(t) = theta^|t| / gamma(t). See Butcher, Numerical Methods for
+dense output when sum_i b_i(theta) u_i(t) = theta^|t| / gamma(t). See Butcher, Numerical Methods for
 Ordinary Differential Equations, section 31; Hairer, Norsett & Wanner, Solving ODEs I, sections II.2 and II.6.
 """
 
@@ -10,7 +10,7 @@ from functools import cache
 from math import prod
 
 Tree = tuple["Tree", ...]
-"""A rooted tree: the subtrees that hang at its root, in a fixed order."""
+"""A rooted tree: the subtrees at its root, in a fixed order."""
 
 
 @cache
@@ -48,7 +48,7 @@ def gamma(tree: Tree) -> int:
 
 @cache
 def sigma(tree: Tree) -> int:
-    """The symmetry: the number of ways to map the tree on itself."""
+    """The symmetry: the number of automorphisms of the tree."""
     return prod(tree[:i].count(child) + 1 for i, child in enumerate(tree)) * prod(map(sigma, tree))
 
 

@@ -1,9 +1,9 @@
-"""Reversible methods: a step can be undone from what it leaves, so that a backward pass needs no stored states.
+"""Reversible methods: the result of a step determines its start, so that a backward pass needs no stored states.
 
-Each carries an auxiliary half beside the state y, and each pays for it with a narrow region of stability: the halves
-drift apart as exp(|lambda| t) in a direction that the field contracts at the rate lambda. Made for fields that contract
-little over the span solved, |lambda| times the span up to about 5, as those of neural ODEs do. Halves too far apart end
-the solve with the status ``unstable``.
+Each has an auxiliary state beside the state y, and a small region of stability: the two drift apart as exp(|lambda| t)
+in a direction that the field contracts at the rate lambda. They suit fields that contract little over the span of the
+solve, |lambda| times the span up to about 5, like those of neural ODEs. If the drift becomes too large, the solve ends
+with the status ``unstable``. Imports no torch.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ from odebench.ode.methods.tableau import Tableau
 
 @dataclass(frozen=True)
 class ReversibleRungeKutta:
-    """The McCallum-Foster coupling, which makes a reversible method of any explicit Runge-Kutta method.
+    """The McCallum-Foster coupling, which turns any explicit Runge-Kutta method into a reversible one.
 
     With Psi_h(t, y) the increment of the base method, a step takes two states y and z to
 
         y' = c y + (1 - c) z + Psi_h(t, z),    z' = z - Psi_(-h)(t + h, y'),
 
-    which read backward undoes it. Order and error estimate are the base method's, the work is twice its.
+    whose equations can be solved for y and z. It has the order and error estimate of the base method at twice the cost.
 
     base: the method that is coupled.
-    coupling: c, between 0 and 1. The halves stay together while h |lambda| < -log c (0.11 at 0.9, 0.010 at 0.99, 0.0010
-        at 0.999) for a field that contracts at the rate lambda; beyond it they part as c^n exp(|lambda| t) after n
-        steps to t. Undoing n steps multiplies their round-off by c^-n: 2.7 at 0.999 and n = 1000, 3e4 at 0.9 and n =
-        100, which leaves little of float32. The default, which is the authors' too, leaves the round-off alone and
-        relies on spans that contract little. A long contracting one wants a smaller c, and float64: at 0.8 the halves
-        stay together in an adaptive solve, whose steps do not grow past 0.2/|lambda|.
+    coupling: c, between 0 and 1. y and z stay together while h |lambda| < -log c (0.11 at 0.9, 0.010 at 0.99, 0.0010 at
+        0.999) for a field that contracts at the rate lambda; otherwise they drift apart as c^n exp(|lambda| t) after n
+        steps to t. Undoing n steps multiplies round-off by c^-n: 2.7 at 0.999 and n = 1000, 3e4 at 0.9 and n = 100,
+        which leaves little of float32. The default, that of the authors, hardly amplifies round-off and assumes spans
+        that contract little. A long contracting span needs a smaller c, and float64: at 0.8 they stay together in an
+        adaptive solve, whose steps do not exceed 0.2/|lambda|.
 
     Raises ValueError for a coupling outside of (0, 1).
     """
@@ -47,50 +47,50 @@ class ReversibleRungeKutta:
 
     @property
     def name(self) -> str:
-        """The base method's, marked."""
+        """The name of the base method with a prefix."""
         return f"reversible_{self.base.name}"
 
     @property
     def source(self) -> str:
-        """McCallum & Foster, and the base method's."""
+        """McCallum & Foster, and the source of the base method."""
         return f"McCallum & Foster 2024, Efficient, accurate and stable gradients for neural ODEs; {self.base.source}"
 
     @property
     def order(self) -> int:
-        """The base method's."""
+        """The order of the base method."""
         return self.base.order
 
     @property
     def stages(self) -> int:
-        """Twice the base method's, without one that only error control needs."""
+        """Twice those of the base method for fixed steps."""
         return 2 * self.base.for_fixed_steps().stages
 
     @property
     def adaptive(self) -> bool:
-        """Where the base method is."""
+        """Whether the base method is."""
         return self.base.adaptive
 
     @property
     def dense_order(self) -> int | None:
-        """The base method's."""
+        """The order of the base method's dense output."""
         return self.base.dense_order
 
     def for_fixed_steps(self) -> "ReversibleRungeKutta":
-        """The same step without error estimate."""
+        """The same method without error estimate, for fixed steps."""
         return dataclasses.replace(self, base=self.base.for_fixed_steps())
 
 
 @dataclass(frozen=True)
 class AsynchronousLeapfrog:
-    """The asynchronous leapfrog of MALI: the state y and a velocity v, at first f(t, y), one evaluation a step.
+    """The asynchronous leapfrog of MALI: the state y and a velocity v, initially f(t, y), with one evaluation per step.
 
     m = y + v h/2,    u = f(t + h/2, m),    v' = v + 2 eta (u - v),    y' = m + v' h/2
 
     The error estimate is the difference to Euler's method, (v' - v) h/2.
 
-    damping: eta, above 0.5 and at most 1. At 1 the method has order 2 and the error of v never fades: it changes its
-        sign in every step, and grows in directions that the field contracts. Below 1 it fades as |1 - 2 eta|^n, but the
-        order falls to 1, and undoing n steps multiplies their round-off by |1 - 2 eta|^-n: 5e9 for eta = 0.9, n = 100.
+    damping: eta, above 0.5 and at most 1. At 1 the method has order 2 and the error of v does not decay: it changes
+        sign in every step, and grows in directions that the field contracts. Below 1 it decays as |1 - 2 eta|^n, but
+        the order is 1, and undoing n steps multiplies round-off by |1 - 2 eta|^-n: 5e9 for eta = 0.9, n = 100.
 
     Raises ValueError for a damping outside of (0.5, 1].
     """
@@ -111,27 +111,27 @@ class AsynchronousLeapfrog:
 
     @property
     def order(self) -> int:
-        """2, damped 1."""
+        """2, or 1 with damping below 1."""
         return 2 if self.damping == 1 else 1
 
     @property
     def dense_order(self) -> int:
-        """That of the step: cubic Hermite with the velocities as slopes."""
+        """The order of the step: cubic Hermite interpolation with the velocities as slopes."""
         return self.order
 
     def for_fixed_steps(self) -> "AsynchronousLeapfrog":
-        """The same step, said to have no error estimate."""
+        """The same method without error estimate, for fixed steps."""
         return dataclasses.replace(self, adaptive=False)
 
 
 @dataclass(frozen=True)
 class ReversibleHeun:
-    """The reversible Heun method: the state y and an auxiliary state x, at first y, one evaluation a step.
+    """The reversible Heun method: the state y and an auxiliary state x, initially y, with one evaluation per step.
 
     x' = 2 y - x + h f(t, x),    y' = y + h (f(t, x) + f(t + h, x')) / 2
 
-    The error estimate is the difference to Euler's method, h (f(t + h, x') - f(t, x)) / 2. Stable for imaginary h
-    lambda up to 1 and nowhere else: no damping.
+    The error estimate is the difference to Euler's method, h (f(t + h, x') - f(t, x)) / 2. Stable only for
+    imaginary h lambda up to 1: there is no damping.
     """
 
     adaptive: bool = field(default=True, repr=False)
@@ -145,7 +145,7 @@ class ReversibleHeun:
     stiff = False
 
     def for_fixed_steps(self) -> "ReversibleHeun":
-        """The same step, said to have no error estimate."""
+        """The same method without error estimate, for fixed steps."""
         return dataclasses.replace(self, adaptive=False)
 
 

@@ -1,5 +1,4 @@
-"""Steps of the reversible methods. A stepper holds the auxiliary half of the state; what it does is undone in
-``odebench.ode.gradients.reversible``."""
+"""The steppers of the reversible methods; ``odebench.ode.gradients.reversible`` undoes their steps."""
 
 import math
 from typing import Any
@@ -13,8 +12,8 @@ from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 
-# Under error control the halves may be apart by so many times the largest error that was accepted: the accuracy lost to
-# a contraction of exp(5) passes, one of exp(8) does not. Round-off alone is given so many units.
+# With adaptive steps the state and the auxiliary state may differ by this many times the largest accepted error, which
+# allows a contraction of exp(5) but not of exp(8), and by this many units of round-off.
 MAX_DRIFT_ERRORS, MAX_DRIFT_EPS = 300.0, 1e3
 
 
@@ -43,7 +42,7 @@ class ReversibleRungeKuttaStepper:
         self._at_start = True
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """f(t, y), which was the first stage of the last increment of z."""
+        """f(t, y), the first stage of the last increment of z."""
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -65,20 +64,20 @@ class ReversibleRungeKuttaStepper:
         evaluate_stages(self._backward_stages, step, self._field, self._clock(t + h, -h, step.c), y_next, -h)
         self.auxiliary_next = self._backward_stages.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
-            # Evaluated already, at a state that differs from the stage's own by c (y - z): far less than the error.
+            # Evaluated already at a state that differs from that of the stage by c (y - z), far less than the error.
             self._forward_stages.set(base.end_stage, self._backward_stages.get(0))
         return y_next
 
     def error(self) -> Tensor:
-        """The base method's estimate along z [N]."""
+        """The error estimate of the base method for z [N]."""
         if self.failure is not None:
             return torch.full_like(self._auxiliary, torch.inf)
         assert self._base.error is not None
         return self._forward_stages.error(self._base.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The base method's, with the coupling added in linearly: y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
-        linear or cubic Hermite where it has none."""
+        """The dense output of the base method with the coupling, y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
+        linear or cubic Hermite if it has none."""
         base, h, z = self._base, self._h, self._auxiliary
         if base.dense is None:
             return _hermite(t, t_next - t, y, y_next, [self._slope, self._backward_stages.get(0)], interpolation)
@@ -94,17 +93,14 @@ class ReversibleRungeKuttaStepper:
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """z = z'."""
-        self._auxiliary, self._slope, self._at_start = (
-            self.auxiliary_next,
-            _copy_without_graph(self._backward_stages.get(0)),
-            False,
-        )
+        self._auxiliary, self._at_start = self.auxiliary_next, False
+        self._slope = _copy_without_graph(self._backward_stages.get(0))
         error = self.error() if self._method.adaptive else None
         if self._drift.exceeds(y_next - self._auxiliary, y_next, error):
             self.failure = Status.unstable
 
     def stiffness(self) -> float | None:
-        """Not estimated."""
+        """No estimate."""
         return None
 
 
@@ -120,7 +116,7 @@ class AsynchronousLeapfrogStepper:
         self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
         self._method, self._field, self._clock = method, field, _StepTimes(field, one_sided)
-        # The error estimate of adaptive steps sees v drift; fixed steps are watched.
+        # The error estimate of adaptive steps includes the drift of v; fixed steps need the monitor.
         self._drift = None if method.adaptive else _DriftMonitor(False)
         self.failure: Status | None = None
 
@@ -159,7 +155,7 @@ class AsynchronousLeapfrogStepper:
         self._auxiliary = self.auxiliary_next
 
     def stiffness(self) -> float | None:
-        """Not estimated."""
+        """No estimate."""
         return None
 
 
@@ -215,15 +211,15 @@ class ReversibleHeunStepper:
         self._auxiliary, self._slope = self.auxiliary_next, self._slope_next
 
     def stiffness(self) -> float | None:
-        """Not estimated."""
+        """No estimate."""
         return None
 
 
 class _DriftMonitor:
-    """Watches how far the two halves of the state are apart; waits for the device.
+    """Checks the distance between the state and the auxiliary state; synchronises with the device.
 
-    With fixed steps they may be as far apart as the state was large so far; steps under error control have a tolerance
-    to keep and are held to the errors that it accepted.
+    With fixed steps it may be as large as the largest state so far; with adaptive steps it is bounded by the largest
+    accepted error.
     """
 
     def __init__(self, adaptive: bool) -> None:
@@ -231,19 +227,19 @@ class _DriftMonitor:
         self._size = self._error = 0.0
 
     @torch.no_grad()
-    def exceeds(self, gap: Tensor, y: Tensor, error: Tensor | None) -> bool:
-        """Whether the halves of the accepted state y are too far apart, by ``gap``; all [N]."""
-        watched = (gap, y) if error is None else (gap, y, error)
-        apart, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in watched]).tolist()
+    def exceeds(self, difference: Tensor, y: Tensor, error: Tensor | None) -> bool:
+        """Whether the difference between the accepted state y and the auxiliary state is too large; all [N]."""
+        tensors = (difference, y) if error is None else (difference, y, error)
+        distance, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in tensors]).tolist()
         self._size, self._error = max(self._size, size), max(self._error, *errors, 0.0)
         if not self._adaptive:
-            return apart > self._size
-        return apart > MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
+            return distance > self._size
+        return distance > MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
 
 
 class _StepTimes:
-    """Times t + c_i h of a step as f gets them; where ``one_sided``, the direction of time, is not 0, those at the ends
-    of the step just inside of it. A step of size 0 is the start of one to come."""
+    """Times t + c_i h of a step as f gets them; unless ``one_sided``, the direction of time, is 0, those at the ends of
+    the step are moved just inside it. A step of size 0 stands for the start of the first step."""
 
     def __init__(self, field: Any, one_sided: float) -> None:
         self._field, self._one_sided = field, one_sided
@@ -269,7 +265,7 @@ def evaluate_stages(
     h: float,
     first: Tensor | None = None,
 ) -> None:
-    """The stages of a step from y [N]; ``first``: the first one, where it is known."""
+    """Evaluate the stages of a step from y [N]; ``first``: the first stage, if it is known."""
     for i in range(step.stages):
         if i == 0:
             k = field(clock[0], y) if first is None else first
@@ -279,6 +275,7 @@ def evaluate_stages(
 
 
 def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Interpolant:
+    """Linear interpolation, or cubic Hermite with the slopes at both ends."""
     mean = (y_next - y) / h
     if interpolation == "linear":
         return Interpolant(t, h, y, [mean], LINEAR)
@@ -286,5 +283,5 @@ def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor]
 
 
 def _copy_without_graph(k: Tensor) -> Tensor:
-    """An evaluation that outlasts the next one; without a graph it may be memory that f writes to again."""
+    """Copy a tensor without graph, whose memory f may overwrite in its next call."""
     return k if k.requires_grad else k.clone()

@@ -1,4 +1,4 @@
-"""Rosenbrock-Wanner methods, for stiff fields: linearly implicit, without Newton iterations. Needs no torch."""
+"""Rosenbrock-Wanner methods, for stiff fields: linearly implicit, without Newton iterations. Imports no torch."""
 
 from dataclasses import dataclass, replace
 
@@ -12,16 +12,16 @@ class Rosenbrock:
                               + h^2 gamma gamma_i df/dt,
         step: y + sum_i b_i u_i.
 
-    name, source: what users call it, and where its numbers come from.
+    name, source: its name for users, and the publication of its coefficients.
     order: order of the step.
-    gamma: on the diagonal.
+    gamma: the diagonal coefficient.
     alpha: s nodes; the first is 0.
     a, c: s rows, row i with i coefficients.
     gammas: s weights of df/dt.
     b: s weights.
-    error: s weights of the error estimate, which falls with h^order; None for fixed steps.
+    error: s weights of the error estimate, which is proportional to h^order; None for fixed steps.
     dense: s rows of coefficients p_i1, p_i2, ... of y(t + theta h) = y + sum_i (p_i1 theta + p_i2 theta^2 + ...) u_i.
-    dense_order: order of that extension.
+    dense_order: order of the dense output.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Rosenbrock:
         return self.error is not None
 
     def for_fixed_steps(self) -> "Rosenbrock":
-        """The same step without what only error control needs: for fixed steps."""
+        """The same method without error estimate, for fixed steps."""
         return replace(self, error=None)
 
 
-def _extension(
+def _dense_rows(
     b: tuple[float, ...], first: tuple[float, ...], second: tuple[float, ...]
 ) -> tuple[tuple[float, ...], ...]:
     """The rows of theta b + theta (1 - theta) (first + theta second)."""
@@ -97,7 +97,7 @@ RODAS4 = Rosenbrock(
     gammas=(0.25, -0.1043, 0.1035, -0.0362, 0.0, 0.0),
     b=_RODAS4_B,
     error=(0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
-    dense=_extension(
+    dense=_dense_rows(
         _RODAS4_B,
         (10.12623508344586, -7.487995877610167, -34.80091861555747, -7.992771707568823, 1.025137723295662, 0.0),
         (-0.6762803392801253, 6.087714651680015, 16.43084320892478, 24.76722511418386, -6.594389125716872, 0.0),

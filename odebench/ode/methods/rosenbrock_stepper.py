@@ -1,4 +1,4 @@
-"""Steps of a Rosenbrock method."""
+"""The stepper of Rosenbrock methods."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from odebench.ode.methods.newton import StageSystem, StageTolerance
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.solution import Stats, Status
 
-# Gauss quadrature on (0, 1), of order 4 as the steps.
+# Nodes of Gauss quadrature on (0, 1), of order 4 like the steps.
 GAUSS_NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
 
 
@@ -43,21 +43,21 @@ class RosenbrockStepper:
             )
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy, self._stats = StageTolerance(tolerance, norm, False), stats or Stats()
-        # The residuals of the linear systems: the acceptable ones, or round-off.
+        # Relative and absolute tolerance of the linear systems: the acceptable error, or round-off.
         self._linear_tolerances = (0.0, 1.0) if tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
-        self._linear: tuple[Tensor, JacobianBlock, Tensor] | None = None
+        self._linearization: tuple[Tensor, JacobianBlock, Tensor] | None = None
         self.order = method.order
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Nothing is evaluated before it is needed."""
-        self._slope, self._linear = f, None
+        """Reset; f is evaluated when it is needed."""
+        self._slope, self._linearization = f, None
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """f where the next step starts."""
+        """f at the start of the next step."""
         if self._slope is None:
             self._slope = self._field(self._clock(t, 0.0)[0], y, True)
         return self._slope
@@ -67,9 +67,9 @@ class RosenbrockStepper:
         method = self._method
         self.failure, self._attempted = None, (t, h, y)
         clock = self._clock(t, h)
-        if self._linear is None:
-            self._linear = value_and_derivatives(self._field, clock[0], y, h, self._stats)
-        f_start, block, f_t = self._linear
+        if self._linearization is None:
+            self._linearization = value_and_derivatives(self._field, clock[0], y, h, self._stats)
+        f_start, block, f_t = self._linearization
         system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
         acceptable = self._accuracy.acceptable(y.detach(), y.detach()[None])
         self._u = []
@@ -85,7 +85,7 @@ class RosenbrockStepper:
         return self._combine(y, method.b)
 
     def error(self) -> Tensor:
-        """The estimate [N], infinite after a failure."""
+        """The error estimate [N]; infinite after a failure."""
         y = self._attempted[2].detach()
         if self.failure is not None:
             return torch.full_like(y, math.inf)
@@ -94,24 +94,24 @@ class RosenbrockStepper:
             return self._combine(torch.zeros_like(y), self._method.error)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The method's own extension."""
+        """The dense output of the method."""
         h = self._attempted[1]
         return Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Nothing is carried over."""
-        self._slope, self._linear = None, None
+        """Nothing is reused in the next step."""
+        self._slope, self._linearization = None, None
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """(weight, time, state [N]) whose sum of weight g(time, state) is the integral of g over the last attempt, to
-        the order of the method."""
+        """List of (weight, time, state [N]); the sum of weight g(time, state) is the integral of g over the last
+        attempt, to the order of the method."""
         t, h, y = self._attempted
         states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).evaluate(GAUSS_NODES)
         times = self._field.time_tensors([t + theta * h for theta in GAUSS_NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 
     def stiffness(self) -> float | None:
-        """None: nothing is lost on a stiff field."""
+        """None: stiffness does not limit the steps."""
         return None
 
     def _combine(self, y: Tensor, weights: tuple[float, ...]) -> Tensor:

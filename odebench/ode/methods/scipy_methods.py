@@ -1,16 +1,16 @@
-"""The solvers of SciPy as methods. Needs neither torch nor SciPy, so that methods can be listed without them."""
+"""SciPy's solvers as methods. Imports neither torch nor SciPy, so that the command line can list methods."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SciPyMethod:
-    """A solver of SciPy's that takes a whole solve into its hands, on the CPU and in float64.
+    """A solver of SciPy, which performs the whole solve, on the CPU and in float64.
 
-    order: the highest of its steps.
-    solver: a name that ``scipy.integrate.solve_ivp`` knows, or "vode_adams".
-    stages: evaluations of a step, at least.
-    matrix: whether it keeps a matrix of N x N numbers for a state of N.
+    order: the highest order of its steps.
+    solver: a method name of ``scipy.integrate.solve_ivp``, or "vode_adams".
+    stages: the fewest evaluations of a step.
+    matrix: whether it stores an N x N matrix for a state of N numbers.
     """
 
     name: str
@@ -26,7 +26,7 @@ class SciPyMethod:
 
     def for_fixed_steps(self) -> "SciPyMethod":
         """Raises ValueError: SciPy chooses the steps."""
-        raise ValueError(f"method {self.name} chooses its steps itself: give it rtol and atol, not steps or step_size")
+        raise ValueError(f"method {self.name} chooses its steps: pass rtol and atol, not steps or step_size")
 
 
 RK23 = SciPyMethod("scipy_rk23", "Bogacki & Shampine 1989, by SciPy", 3, "RK23", stages=3)

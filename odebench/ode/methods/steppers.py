@@ -1,4 +1,4 @@
-"""What every family of methods offers the loops, and which class steps which description."""
+"""The interface of steppers, and which stepper class steps which method."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -34,59 +34,59 @@ class Field(Protocol):
 
     in_result: whether the evaluation has weight in the result of this step or is the first stage of the next, rather
         than only in the error estimate or another stage.
-    out: [N] memory to write the result to, where that is no more work than giving it in memory of its own.
+    out: [N] memory that the result may be written to.
     """
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """One evaluation."""
+        """Evaluate the field."""
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
-        """Times as f gets them: scalar tensors."""
+        """Times as scalar tensors, as f gets them."""
 
 
 class Stepper(Protocol):
-    """One method at work on one solve. Where autograd is on, every state it gives carries its graph.
+    """Steps of one method in one solve. If autograd is on, every state has a graph.
 
-    order: the power of h that the error falls with; a variable-order method changes it.
-    failure: why the last attempt has no result, where it has none; its error is then infinite.
+    order: the error is proportional to h^order; a variable-order method changes it.
+    failure: why the last attempt has no result, else None; its error is then infinite.
     """
 
     order: int
     failure: Status | None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Forget everything and begin at y [N]; f is the field there, where it is known."""
+        """Reset, and start at y [N]; f is the field there, if it is known."""
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The field [N] at the start of the next step."""
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] after a step of signed size h; ``last``: nothing will follow it."""
+        """The state [N] after a step of signed size h; ``last``: no step will follow."""
 
     def error(self) -> Tensor:
-        """Estimate of the last attempt's error [N], outside the graph; the caller may overwrite it. Or a scalar: its
-        root mean square in units of the tolerance."""
+        """Error estimate [N] of the last attempt, without graph; the caller may overwrite it. Or a scalar: its root
+        mean square in units of the tolerance."""
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The continuous extension of the last attempt, to be read before ``accept``."""
+        """The dense output of the last attempt, before ``accept``."""
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Move on to the state after the last attempt."""
+        """Advance to the state after the last attempt."""
 
     def stiffness(self) -> float | None:
-        """h |lambda| as the last attempt saw it; None where the method gives no estimate."""
+        """Estimate of h |lambda| from the last attempt; None if the method has none."""
 
 
 @runtime_checkable
 class VariableOrderStepper(Protocol):
-    """What a stepper that changes its order offers besides."""
+    """A stepper that chooses its order."""
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
-        """Choose the order of the next attempt, and give the last one's error at that order in units of the tolerance:
-        what the next step size follows from.
+        """Choose the order of the next attempt; returns the last attempt's error at that order in units of the
+        tolerance, from which the next step size follows.
 
-        measure: an error [N] in units of the tolerance; overwrites it.
-        ratio: the last attempt's error in units of the tolerance; accepted: whether it counts.
+        measure: the norm of an error [N] in units of the tolerance; overwrites the error.
+        ratio: the last attempt's error in units of the tolerance. accepted: whether the attempt was accepted.
         """
 
 
@@ -103,7 +103,7 @@ STEPPERS: dict[type, Callable[..., Any]] = {
 
 
 def find_method(method: str | Method) -> Method:
-    """A method by its name. Raises ValueError where there is none, TypeError for what is neither."""
+    """Find a method by its name, or check a description. Raises ValueError for an unknown name, TypeError otherwise."""
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method, METHODS, n=3)
@@ -129,17 +129,17 @@ def make_stepper(
     norm: Norm = rms,
     stats: Stats | None = None,
 ) -> Stepper:
-    """The stepper of a method for states like y [N].
+    """Make the stepper of a method for states like y [N].
 
-    compiled: the step, as one function; with_stages: that its stages are wanted as well, for outputs inside of it.
-    one_sided: the direction of time where f is to be evaluated just after a step's start and just before its end; or 0.
-    tolerance, norm: how exactly the equations of implicit steps are solved, to round-off where there is no tolerance;
-        and how a compiled step measures its error.
-    stats: where what they cost is counted.
+    compiled: compile the step. with_stages: a compiled step returns its stages, for outputs inside of it.
+    one_sided: the direction of time to evaluate f just after a step's start and just before its end; or 0.
+    tolerance, norm: how accurately the equations of implicit steps are solved (None: to round-off), and how a compiled
+        step measures its error.
+    stats: counts Jacobians and linear solves.
     """
-    how: dict[str, Any] = {"compiled": compiled, "one_sided": one_sided}
+    options: dict[str, Any] = {"compiled": compiled, "one_sided": one_sided}
     if isinstance(method, Tableau):
-        how |= {"with_stages": with_stages, "tolerance": tolerance, "norm": norm}
+        options |= {"with_stages": with_stages, "tolerance": tolerance, "norm": norm}
     if isinstance(method, ImplicitTableau | Rosenbrock):
-        how |= {"tolerance": tolerance, "norm": norm, "stats": stats}
-    return STEPPERS[type(method)](method, field, y, **how)
+        options |= {"tolerance": tolerance, "norm": norm, "stats": stats}
+    return STEPPERS[type(method)](method, field, y, **options)

@@ -1,4 +1,4 @@
-"""A Runge-Kutta method as data. Needs no torch, so that methods can be listed and checked without it."""
+"""Butcher tableaus of explicit Runge-Kutta methods. Imports no torch, so that the command line can list methods."""
 
 import functools
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ class Tableau:
 
     Stage i is k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j) and the step is y + h sum_i b_i k_i.
 
-    name, source: what users call it, and where its numbers come from.
+    name, source: its name for users, and the publication of its coefficients.
     order: order of the step.
     c: s nodes; the first is 0.
     a: s rows, row i with i coefficients.
     b: s weights.
     error: s weights whose sum over the stages, times h, estimates the error of the step (b minus the
         embedded weights); None for a method without step size control.
-    dense: s + e rows of coefficients p_i1, p_i2, ... of the continuous extension
-        y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None where there is none.
-    dense_order: order of that extension.
-    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only the extension needs:
-        to be evaluated when something inside the step is wanted. Row i has s + i coefficients.
+    dense: s + e rows of coefficients p_i1, p_i2, ... of the dense output
+        y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None if there is none.
+    dense_order: order of the dense output.
+    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only dense output needs. They
+        are evaluated for outputs inside the step. Row i has s + i coefficients.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Tableau:
 
     @property
     def dense_stages(self) -> int:
-        """Number of stages s + e of the continuous extension."""
+        """Number of stages s + e of the dense output."""
         return len(self.c) + len(self.extra_c)
 
     @property
@@ -75,7 +75,7 @@ class Tableau:
     def end_stage(self) -> int | None:
         """The stage that is f at the end of the step, so that the next step need not evaluate it.
 
-        The last one of an FSAL method, else the first extra one where that is it, else None.
+        The last stage of an FSAL method, else the first extra stage if it is f at the end, else None.
         """
         if self.fsal:
             return self.stages - 1
@@ -83,8 +83,8 @@ class Tableau:
 
     @functools.cached_property
     def last_differences(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Weights of the stages in the difference of the last two of them, and in that of the states that these are
-        taken at, divided by h; None where the two do not share their time."""
+        """Weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate; None if these
+        stages have different nodes."""
         last = self.stages - 1
         if not self.adaptive or last < 2 or self.c[last] != self.c[last - 1]:
             return None
@@ -93,6 +93,6 @@ class Tableau:
         return (*[0.0] * (last - 1), -1.0, 1.0), states
 
     def for_fixed_steps(self) -> "Tableau":
-        """The same step without what only error control needs: for fixed steps."""
+        """The same method without error estimate, for fixed steps."""
         s = self.stages - 1 if self.fsal else self.stages
         return Tableau(self.name, self.source, self.order, self.c[:s], self.a[:s], self.b[:s])
