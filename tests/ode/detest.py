@@ -61,7 +61,7 @@ def _spiral() -> float:
 
 
 def _small_systems() -> dict[str, TestProblem]:
-    def conflict(t: Tensor, y: Tensor) -> Tensor:
+    def predator_prey(t: Tensor, y: Tensor) -> Tensor:
         product = y[0] * y[1]
         return torch.stack((2 * (y[0] - product), product - y[1]))
 
@@ -79,7 +79,7 @@ def _small_systems() -> dict[str, TestProblem]:
     reaction = torch.tensor([[-1, 1, 0], [1, -2, 1], [0, 1, -1]], dtype=torch.float64)
     sin, cos = math.sin(END), math.cos(END)
     return {
-        "B1": TestProblem(conflict, _vector(1, 3)),
+        "B1": TestProblem(predator_prey, _vector(1, 3)),
         "B2": _linear(reaction, _vector(2, 0, 1)),
         "B3": TestProblem(chemistry, _vector(1, 0, 0)),
         "B4": TestProblem(torus, _vector(3, 0, 0), _vector((2 + cos) * cos, (2 + cos) * sin, sin)),
@@ -127,15 +127,15 @@ def _outer_planets() -> TestProblem:
         *(-0.0240476254170, -0.287659532608, -0.117219543175),
         *(-0.176860753121, -0.216393453025, -0.0148647893090),
     )
-    apart = torch.eye(5, dtype=torch.float64)  # keeps a planet's distance to itself from being zero
+    self_distance = torch.eye(5, dtype=torch.float64)  # keeps a planet's distance to itself from being zero
 
     def f(t: Tensor, y: Tensor) -> Tensor:
         position = y[:15].view(5, 3)
         to_sun = position / position.norm(dim=1, keepdim=True) ** 3
         difference = position - position[:, None]
-        cubes = (difference.square().sum(2) + apart) ** 1.5
-        pull = torch.einsum("ji,jik->jk", masses / cubes, difference)
-        return torch.cat((y[15:], (k2 * (pull - m_sun * to_sun - masses @ to_sun)).view(-1)))
+        cubes = (difference.square().sum(2) + self_distance) ** 1.5
+        attraction = torch.einsum("ji,jik->jk", masses / cubes, difference)
+        return torch.cat((y[15:], (k2 * (attraction - m_sun * to_sun - masses @ to_sun)).view(-1)))
 
     return TestProblem(f, _vector(*positions, *velocities))
 
@@ -202,8 +202,8 @@ PROBLEMS: dict[str, TestProblem] = (
 
 
 @functools.cache
-def converged(name: str) -> Tensor:
-    """y(20) [n] of a problem by a method of order 8 near round-off."""
+def accurate_solution(name: str) -> Tensor:
+    """y(20) [n] of a problem by a method of order 8, accurate to nearly round-off."""
     problem = PROBLEMS[name]
     with torch.no_grad():
         return solve(problem.f, problem.y0, [0.0, END], method="dopri8", rtol=1e-12, atol=1e-12).y[-1]
@@ -212,4 +212,4 @@ def converged(name: str) -> Tensor:
 def reference(name: str) -> Tensor:
     """y(20) [n] of a problem: in closed form where there is one."""
     exact = PROBLEMS[name].exact
-    return converged(name) if exact is None else exact
+    return accurate_solution(name) if exact is None else exact

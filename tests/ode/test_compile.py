@@ -1,4 +1,4 @@
-"""A compiled step gives the numbers of the plain one."""
+"""A compiled step gives the results of the eager one."""
 
 import copy
 import shutil
@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from odebench.ode import Checkpoint, solve
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
-# torch's own, while its compiler starts.
+# Warnings of torch while its compiler starts.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch"
 )
@@ -52,18 +52,18 @@ def run(field, times, gradient, **options):
         pytest.param("adjoint", (0.0, 0.1, 3.0), {}, id="adjoint"),
     ],
 )
-def test_states_gradients_and_counts_are_those_of_the_plain_step(field, gradient, times, options):
-    plain, theirs = run(field, times, gradient, **options)
+def test_states_gradients_and_counts_are_those_of_the_eager_step(field, gradient, times, options):
+    eager, theirs = run(field, times, gradient, **options)
     compiled, ours = run(field, times, gradient, compile=True, **options)
-    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-10)
-    assert compiled.stats.nfe == plain.stats.nfe
-    assert compiled.stats.accepted == plain.stats.accepted
+    torch.testing.assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-10)
+    assert compiled.stats.nfe == eager.stats.nfe
+    assert compiled.stats.accepted == eager.stats.accepted
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
     with torch.no_grad():
         scale = torch.tensor(1.5, dtype=torch.float64)
-        again = solve(field, plain.y[0], times, args=(scale,), compile=True, **options)
-    torch.testing.assert_close(again.y, plain.y, rtol=1e-9, atol=1e-10)
+        again = solve(field, eager.y[0], times, args=(scale,), compile=True, **options)
+    torch.testing.assert_close(again.y, eager.y, rtol=1e-9, atol=1e-10)
 
 
 @needs_compiler
@@ -79,22 +79,22 @@ def test_a_step_is_compiled_once_for_a_field_and_a_shape(field):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="plain"),
+        pytest.param({}, id="default"),
         pytest.param({"atol": 0.0}, id="relative"),
         pytest.param({"atol": torch.full((4, 2), 1e-6)}, id="each"),
         pytest.param({"method": "dopri8"}, id="extra-stages"),
         pytest.param({"jump_t": (0.5,)}, id="jump"),
     ],
 )
-def test_the_function_that_is_compiled_takes_the_plain_steps(field, options, monkeypatch):
+def test_the_compiled_function_takes_the_eager_steps(field, options, monkeypatch):
     field = copy.deepcopy(field)
-    plain, theirs = run(field, (0.0, 0.1, 0.2, 3.0), "backprop", **options)
+    eager, theirs = run(field, (0.0, 0.1, 0.2, 3.0), "backprop", **options)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     compiled, ours = run(field, (0.0, 0.1, 0.2, 3.0), "backprop", compile=True, **options)
-    torch.testing.assert_close(compiled.y, plain.y, rtol=1e-9, atol=1e-10)
-    assert compiled.stats.error_ratios == pytest.approx(plain.stats.error_ratios, rel=1e-3)
-    assert compiled.stats.stiffness == pytest.approx(plain.stats.stiffness, rel=1e-3)
-    assert compiled.stats.nfe == plain.stats.nfe
+    torch.testing.assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-10)
+    assert compiled.stats.error_ratios == pytest.approx(eager.stats.error_ratios, rel=1e-3)
+    assert compiled.stats.stiffness == pytest.approx(eager.stats.stiffness, rel=1e-3)
+    assert compiled.stats.nfe == eager.stats.nfe
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
@@ -102,37 +102,37 @@ def test_the_function_that_is_compiled_takes_the_plain_steps(field, options, mon
 @pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 5}], ids=["adaptive", "fixed"])
 def test_a_step_of_the_adjoint_gives_the_gradients_of_its_stages(field, options, monkeypatch):
     field = copy.deepcopy(field)
-    _, plain = run(field, (2.0, 0.1, 0.0), "adjoint", **options)
+    _, eager = run(field, (2.0, 0.1, 0.0), "adjoint", **options)
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     solution, gradients = run(field, (2.0, 0.1, 0.0), "adjoint", compile=True, **options)
     backward = solution.stats.backward
     assert backward.nfe == (4 if options else 7) * (backward.accepted + backward.rejected)
-    for one, other in zip(gradients, plain, strict=True):
+    for one, other in zip(gradients, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
-def test_an_adjoint_whose_saved_tensors_are_watched_has_the_plain_steps(field):
-    plain = run(field, (0.0, 1.0, 3.0), "adjoint")[1]
+def test_an_adjoint_with_saved_tensor_hooks_takes_the_eager_steps(field):
+    eager = run(field, (0.0, 1.0, 3.0), "adjoint")[1]
     with torch.compiler.set_stance("force_eager"), saved_tensors_hooks(lambda x: x, lambda x: x):
-        watched = run(field, (0.0, 1.0, 3.0), "adjoint", compile=True)[1]
-    for one, other in zip(watched, plain, strict=True):
+        with_hooks = run(field, (0.0, 1.0, 3.0), "adjoint", compile=True)[1]
+    for one, other in zip(with_hooks, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
-def test_a_function_that_is_no_module_has_its_adjoint_step_by_step(field, monkeypatch):
+def test_the_adjoint_of_a_function_that_is_not_a_module_is_not_compiled(field, monkeypatch):
     def free(t, y, scale):
         return field(t, y, scale)
 
     free.parameters = field.parameters
-    stepwise, plain = run(free, (0.0, 2.0), "adjoint")
+    eager, expected = run(free, (0.0, 2.0), "adjoint")
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     solution, gradients = run(free, (0.0, 2.0), "adjoint", compile=True)
-    assert solution.stats.backward.nfe == stepwise.stats.backward.nfe
-    for one, other in zip(gradients, plain, strict=True):
+    assert solution.stats.backward.nfe == eager.stats.backward.nfe
+    for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
-def test_what_cannot_be_compiled_is_refused(field):
+def test_what_cannot_be_compiled_raises_an_error(field):
     with pytest.raises(ValueError, match="compile=True is for explicit Runge-Kutta methods"):
         run(field, (0.0, 1.0), "backprop", method="gl4", steps=3, compile=True)
     with pytest.raises(ValueError, match="leave keep and recompute out"):

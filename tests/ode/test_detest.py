@@ -1,4 +1,4 @@
-"""The 25 problems of DETEST: what an exact end costs, and how exact it is.
+"""The 25 problems of DETEST: evaluations and errors at the end of the span.
 
 Errors are the largest absolute error of any component at t = 20, and their geometric mean over the problems.
 """
@@ -22,7 +22,7 @@ def geometric_mean(numbers):
 
 @functools.cache
 def totals(method="dopri5", controller="integral", tol=1e-6):
-    """(evaluations of all problems, geometric-mean error) of solves for the end alone."""
+    """(sum of the evaluations, geometric mean of the errors) over all problems, solved for the end only."""
     evaluations, errors = 0, []
     for name, problem in detest.PROBLEMS.items():
         with torch.no_grad():
@@ -36,7 +36,7 @@ def totals(method="dopri5", controller="integral", tol=1e-6):
 
 @functools.cache
 def totals_of_torchdiffeq():
-    """The same by torchdiffeq's dopri5, evaluations counted inside the field."""
+    """``totals`` of torchdiffeq's dopri5, counting evaluations inside the field."""
     torchdiffeq = pytest.importorskip("torchdiffeq")
     evaluations, errors = 0, []
     times = torch.tensor([0.0, detest.END], dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_there_are_five_problems_of_each_of_five_classes():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_converged_solve_agrees_with_the_closed_form_or_with_scipy(name):
+def test_the_accurate_solution_agrees_with_the_closed_form_or_scipy(name):
     problem = detest.PROBLEMS[name]
     exact = problem.exact
     if exact is None:
@@ -69,10 +69,10 @@ def test_a_converged_solve_agrees_with_the_closed_form_or_with_scipy(name):
 
         scipy = integrate.solve_ivp(f, (0, detest.END), problem.y0.numpy(), method="DOP853", rtol=1e-12, atol=1e-12)
         exact = torch.from_numpy(scipy.y[:, -1].copy())
-    torch.testing.assert_close(detest.converged(name), exact, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(detest.accurate_solution(name), exact, rtol=1e-9, atol=1e-9)
 
 
-def test_the_rigid_body_turns_as_jacobis_elliptic_functions():
+def test_the_rigid_body_solution_is_jacobis_elliptic_functions():
     special = pytest.importorskip("scipy.special")
     exact = torch.tensor(special.ellipj(detest.END, 0.51)[:3], dtype=torch.float64)
     problem = detest.PROBLEMS["B5"]
@@ -82,7 +82,7 @@ def test_the_rigid_body_turns_as_jacobis_elliptic_functions():
 
 
 def test_the_outer_planets_move_on_their_known_orbits():
-    """Lengths of the semi-major axes in astronomical units, from position and velocity at the first time."""
+    """The semi-major axes in astronomical units, from position and velocity at the first time."""
     position, velocity = detest.PROBLEMS["C5"].y0.view(2, 5, 3)
     axes = 1 / (2 / position.norm(dim=1) - velocity.square().sum(1) / 2.95912208286)
     torch.testing.assert_close(axes, torch.tensor([5.20, 9.58, 19.2, 30.1, 39.5]).double(), rtol=0.01, atol=0)
@@ -93,20 +93,20 @@ def test_one_problem_ends_near_its_reference(name):
     problem = detest.PROBLEMS[name]
     with torch.no_grad():
         solution = solve(problem.f, problem.y0, [0.0, detest.END], rtol=1e-6, atol=1e-6)
-    # C5's errors grow along the orbits, the worst of them being Jupiter's.
+    # The errors of C5 grow along the orbits; Jupiter's is the largest.
     assert float((solution.y[-1] - detest.reference(name)).abs().max()) < (1e-3 if name == "C5" else 3e-5)
     assert solution.stats.nfe < 160
 
 
 @pytest.mark.slow
-def test_dopri5_needs_no_more_than_the_published_budget():
+def test_dopri5_stays_within_its_budget():
     evaluations, error = totals()
     assert evaluations <= 1.02 * 10_580
     assert error <= 1.02 * 9.5e-6
 
 
 @pytest.mark.slow
-def test_dopri5_needs_no_more_than_torchdiffeq_and_is_no_less_exact():
+def test_dopri5_needs_no_more_evaluations_than_torchdiffeq_and_is_no_less_accurate():
     evaluations, error = totals()
     their_evaluations, their_error = totals_of_torchdiffeq()
     assert evaluations <= 1.02 * their_evaluations

@@ -23,8 +23,8 @@ NAMES = [name for name, method in METHODS.items() if method.reversible]
 # Other options than the defaults, which almost hide some terms.
 CASES = {name: METHODS[name] for name in NAMES} | {
     "damped alf": AsynchronousLeapfrog(damping=0.9),
-    "loosely coupled rk4": ReversibleRungeKutta(RK4, coupling=0.8),
-    "loosely coupled dopri5": ReversibleRungeKutta(DOPRI5, coupling=0.9),
+    "rk4, coupling 0.8": ReversibleRungeKutta(RK4, coupling=0.8),
+    "dopri5, coupling 0.9": ReversibleRungeKutta(DOPRI5, coupling=0.9),
 }
 ADAPTIVE = {name: method for name, method in CASES.items() if method.adaptive and "alf" not in name}
 TIMES = [0.0, 0.4, 1.1, 2.0]
@@ -88,7 +88,7 @@ def decay(t, y):
     ],
     ids=["damped alf", "midpoint", "rk4", "heun"],
 )
-def test_order_with_strong_damping_or_loose_coupling(method, order):
+def test_order_with_strong_damping_or_small_coupling(method, order):
     assert method.order == order
     errors = []
     for steps in (20, 40, 80):
@@ -101,7 +101,7 @@ def test_order_with_strong_damping_or_loose_coupling(method, order):
 
 
 @pytest.mark.parametrize("method", [*ADAPTIVE.values(), ReversibleRungeKutta(DOPRI8)], ids=[*ADAPTIVE, "dopri8"])
-def test_outputs_inside_of_steps_are_as_good_as_those_at_their_ends(method, field, y0):
+def test_outputs_inside_steps_are_as_accurate_as_those_at_their_ends(method, field, y0):
     times = torch.linspace(0, 1, 31).tolist()
     tol = 1e-6 if method.order > 2 else 1e-4
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_outputs_inside_of_steps_are_as_good_as_those_at_their_ends(method, fiel
     assert float((solution.y - exact).abs().max()) < 30 * tol
 
 
-def test_alf_keeps_its_tolerance_by_eulers_error_estimate(field, y0):
+def test_alf_meets_its_tolerance_with_the_error_estimate_of_euler(field, y0):
     with torch.no_grad():
         exact = solve(field, y0, TIMES, rtol=1e-12, atol=1e-12).y
         for damping, tol, bound in ((1.0, 1e-3, 0.01), (1.0, 1e-4, 0.001), (0.8, 1e-3, 0.05), (0.8, 1e-4, 0.02)):
@@ -126,7 +126,7 @@ def test_evaluations_of_a_step(method, field, y0):
 
 
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES)
-def test_a_field_may_reuse_its_memory(method):
+def test_a_field_may_overwrite_its_memory(method):
     memory = torch.empty(2, dtype=torch.float64)
     start = torch.tensor([1.0, 0.5], dtype=torch.float64)
     times = [0.0, 0.3, 0.8] if method.adaptive else [0.0, 0.4, 0.8]
@@ -144,7 +144,7 @@ def test_a_field_may_reuse_its_memory(method):
 
 @pytest.mark.parametrize(("h", "stable"), [(0.09, True), (0.13, False)])
 def test_the_coupling_is_stable_up_to_its_logarithm(h, stable):
-    """At c = 0.9: the parasite's growth beyond -log c = 0.105."""
+    """At c = 0.9 the parasitic solution grows if h > -log c = 0.105."""
     steps = 600
     solution = solve(
         decay,
@@ -210,8 +210,8 @@ def test_options_out_of_range_raise():
 # Undoing steps.
 
 
-def there_and_back(method, f, start, sizes):
-    """The pair after uneven steps and their undoing, and the pair at the start."""
+def forward_and_undo(method, f, start, sizes):
+    """State and auxiliary state after uneven steps and undoing them, and at the start."""
     method = method.for_fixed_steps()
     problem = InitialValueProblem(f, start, [0.0, sum(sizes)], ())
     with torch.no_grad():
@@ -232,25 +232,25 @@ def there_and_back(method, f, start, sizes):
     return (back.y, back.auxiliary), before
 
 
-def swing(t, y):
+def damped_pendulum(t, y):
     return torch.stack((y[1], -torch.sin(y[0]) - 0.2 * y[1] + 0.5 * torch.cos(t)))
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["forward", "reversed"])
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES)
-def test_steps_undone_give_the_start(method, sign):
+def test_undoing_steps_returns_to_the_start(method, sign):
     start = torch.tensor([1.0, 0.3], dtype=torch.float64)
     sizes = [sign * 0.05 * (1 + 0.5 * math.sin(n)) for n in range(20)]
-    after, before = there_and_back(method, swing, start, sizes)
+    after, before = forward_and_undo(method, damped_pendulum, start, sizes)
     for a, b in zip(after, before, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("coupling", [0.999, 0.99, 0.9, 0.8])
-def test_float32_round_off_is_undone_up_to_the_power_of_the_coupling(coupling):
+def test_undoing_amplifies_float32_round_off_by_powers_of_the_coupling(coupling):
     steps = 50
     start = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
-    after, before = there_and_back(ReversibleRungeKutta(RK4, coupling), swing, start, [0.02] * steps)
+    after, before = forward_and_undo(ReversibleRungeKutta(RK4, coupling), damped_pendulum, start, [0.02] * steps)
     error = float((after[0] - before[0]).norm() / before[0].norm())
     amplified = EPS32 * coupling**-steps
     assert amplified / 20 < error < 20 * amplified
@@ -268,7 +268,7 @@ def test_float32_round_off_is_undone_up_to_the_power_of_the_coupling(coupling):
     ],
 )
 def test_gradients_equal_those_of_backpropagation(method, adaptive, times, field, y0):
-    # Steps end at the outputs in the one mode, and have to in the other.
+    # The reversible mode ends steps at the outputs; make backprop do so, too.
     tol = 1e-2 if method.order < 3 else 1e-4
     kwargs = {"rtol": tol, "atol": tol, "step_t": times} if adaptive else {"steps": 12}
     found = gradients(field, y0, times, method=method, gradient="reversible", **kwargs)
@@ -355,7 +355,7 @@ def test_fixed_grids_are_extended_by_the_output_times(times, field, y0):
     assert problem.stats.step_sizes == steps
 
 
-def test_several_backward_passes_go_through_one_solve(field, y0):
+def test_one_solve_allows_several_backward_passes(field, y0):
     y = solve(field, y0, TIMES, method="reversible_heun", steps=20, gradient="reversible").y
     passes = [torch.autograd.grad(loss_of(y), y0, retain_graph=True)[0] for _ in range(3)]
     assert torch.equal(passes[0], passes[2])
@@ -372,7 +372,7 @@ def test_a_second_derivative_raises(field, y0):
 
 
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES)
-def test_work_of_the_backward_pass(method, field, y0):
+def test_evaluations_of_the_backward_pass(method, field, y0):
     solution = solve(field, y0, [0.0, 1.0], method=method, steps=20, gradient="reversible")
     assert solution.stats.backward is None
     loss_of(solution.y).backward()
@@ -415,7 +415,7 @@ def test_dense_output_and_jumps_raise(field, y0):
 
 
 @pytest.mark.parametrize("method", ADAPTIVE.values(), ids=ADAPTIVE)
-def test_jumps_restart_the_pair_with_backpropagation(method):
+def test_jumps_reset_the_auxiliary_state_with_backpropagation(method):
     """dy/dt = -1 before t = 1 and 2 y after it."""
     y0 = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
