@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,7 @@ def main() -> int:
     if arguments.keep and arguments.keep.exists():
         parser.error(f"--keep {arguments.keep} exists; name a new folder")
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
     with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
         worktree = Path(temporary).resolve() / "tree"
         git("worktree", "add", "--quiet", "--detach", str(worktree), arguments.commit)

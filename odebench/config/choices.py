@@ -1,4 +1,4 @@
-"""Read one choice of a group, such as a model or a solver: odebench's own by its dataclass, a plugin's by its signature."""
+"""Read one choice of a group, such as a model: odebench's by its dataclass, a plugin's by its signature."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace

@@ -10,6 +10,7 @@ import shlex
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,11 +39,8 @@ _SESSION_STATUSES = {
 }
 
 HParam = str | float | bool
-# Class attributes of the schema that are no settings, and settings without influence on the training.
-_EXCLUDED_COLUMNS = {
-    *("model.task", "model.has_ode", "data.tasks"),
-    *("data.root", "data.download", "data.validation", "data.test", "data.random_state"),
-}
+# Settings that do not change what is trained.
+_EXCLUDED_COLUMNS = {"data.root", "data.download", "data.validation", "data.test", "data.random_state"}
 
 
 def open_writer(
@@ -110,11 +108,12 @@ def hparam_columns(task: str) -> dict[str, type[HParam]]:
     """Return the columns of the HParams table with their types: the settings of the task's models and data sets, and
     `layout.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
-    models = [schema for schema in MODELS.values() if schema.task == task]
-    data_sets = [schema for schema in DATA.values() if schema.tasks[0] == task]
-    for group, schemas in (("model", models), ("data", data_sets)):
-        for schema in schemas:
-            columns |= {f"{group}.{name}": _hint_type(hint) for name, hint in get_type_hints(schema).items()}
+    models = [settings for settings in MODELS.values() if settings.task == task]
+    data = [settings for settings in DATA.values() if settings.tasks[0] == task]
+    for group, choices in (("model", models), ("data", data)):
+        for settings in choices:
+            hints = get_type_hints(settings)
+            columns |= {f"{group}.{field.name}": _hint_type(hints[field.name]) for field in fields(settings)}
     return _without_excluded(columns) | layout.HPARAMS
 
 
