@@ -1,4 +1,4 @@
-"""The dashboard of a run as one sees it: TensorBoard's pages in a browser without a window.
+"""The dashboard of a run as a user sees it: TensorBoard's pages in a browser without a window.
 
 The browser is driven through chromedriver's own protocol, which is JSON over HTTP (W3C WebDriver).
 """
@@ -38,7 +38,7 @@ BROWSER = [
 ]
 
 # TensorBoard's parts lie in shadow roots inside shadow roots. For each element of the tag `card`: its text,
-# and the place [x, y, width, height] of the first element of the tag `plot` in it, where there is one.
+# and the position [x, y, width, height] of the first element of the tag `plot` in it, if there is one.
 CARDS = """
 const [card, plot] = arguments;
 const inside = function* (node) {
@@ -73,16 +73,16 @@ class Browser:
             return json.load(answer)["value"]
 
     def show(self, url):
-        """Loads the page anew, also where only what follows the # is another."""
+        """Load the page again, also if only the part after the # differs."""
         for address in ("about:blank", url):
             self.call("POST", f"{self._path}/url", {"url": address})
 
     def cards(self, card, plot):
-        """(text, place of the plot) of each card that the page shows."""
+        """(text, position of the plot) of each card on the page."""
         return self.call("POST", f"{self._path}/execute/sync", {"script": CARDS, "args": [card, plot]})
 
     def picture(self):
-        """What the window shows: [height, width, RGB]."""
+        """A screenshot: [height, width, RGB]."""
         png = base64.b64decode(self.call("GET", f"{self._path}/screenshot"))
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
@@ -92,7 +92,7 @@ class Browser:
 
 @contextlib.contextmanager
 def server(command, log, started):
-    """Runs a server as long as wanted; gives what the regular expression `started` finds in what it prints."""
+    """Run a server during the block; yield the match of the regular expression `started` in its output."""
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
@@ -103,7 +103,7 @@ def server(command, log, started):
 
 
 def until(condition, seconds=120):
-    """What the condition gives, as soon as it is true."""
+    """Wait until the condition is true and return its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -113,7 +113,7 @@ def until(condition, seconds=120):
 
 @pytest.fixture(scope="module")
 def page(tiny_odenet, tmp_path_factory):
-    """Shows a page of the dashboard of one tiny run; returns the browser."""
+    """Show a page of the dashboard of one tiny run; return the browser."""
     folder = tmp_path_factory.mktemp("dashboard")
     odebench = [sys.executable, "-m", "odebench"]
     subprocess.run([*odebench, "train", *tiny_odenet, f"run_dir={folder / 'runs' / 'tiny'}"], check=True)
@@ -132,7 +132,7 @@ def page(tiny_odenet, tmp_path_factory):
 
 
 def curve_width(picture, place):
-    """The share of a plot's columns in which something is drawn in colour: a curve's, as grids and axes are grey."""
+    """The fraction of a plot's columns with coloured pixels: those of curves, as grids and axes are grey."""
     x, y, width, height = map(round, place)
     plot = picture[y : y + height, x : x + width]
     assert plot.size, f"a plot at {place} is outside the window"
@@ -141,7 +141,7 @@ def curve_width(picture, place):
 
 
 def assert_curves(browser, card, plot, titles):
-    """Waits until each of the cards titled so shows a curve, which is wider than a dot."""
+    """Wait until each card with such a title shows a curve, which is wider than a dot."""
 
     def plots():
         found = browser.cards(card, plot)

@@ -1,4 +1,4 @@
-"""What TensorBoard makes of our event files: as its reader sees them, and as its web server answers."""
+"""Event files as TensorBoard's reader and web server read them."""
 
 import dataclasses
 from argparse import Namespace
@@ -30,7 +30,7 @@ def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 
 def points_of_the_server(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """As TensorBoard itself reads them without its fast loader: by another accumulator than that of scripts."""
+    """Read events as TensorBoard's server does without its fast loader, with another accumulator than scripts use."""
     events = plugin_event_accumulator.EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0}).Reload()
     return [(event.step, round(make_ndarray(event.tensor_proto).item(), 6)) for event in events.Tensors(tag)]
 
@@ -147,13 +147,13 @@ def test_data_have_the_columns_of_their_task():
     assert {"data.noise", "data.fresh", "data.samples"} <= set(density)
     assert not {"data.augment", "data.train_limit", "data.observed", "data.root"} & set(density)
     assert hparam_columns("time_series")["data.observed"] is float
-    # The density of images has theirs, though none of the task's own data has them.
+    # Density estimation of images has the columns of image data, which the task's other data sets lack.
     shown = hparams({"task": "density", "data": {"name": "mnist", "augment": False, "root": "/x", "validation": 5}})
     assert shown == {"data.name": "mnist", "data.augment": False}
 
 
 def test_every_setting_of_solvers_and_gradients_is_shown():
-    """Those that several share have their column; a method's own comes with its runs."""
+    """Settings shared by several methods have a column; options of one method appear with its runs."""
     for group, classes in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
         for field in {field.name for its in classes for field in dataclasses.fields(its)} - {"options"}:
             assert f"{group}.{field}" in layout.HPARAMS

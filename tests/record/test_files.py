@@ -40,7 +40,7 @@ def test_a_failed_write_changes_neither_the_file_nor_the_previous_one(tmp_path, 
 
 
 def test_a_file_that_already_has_both_names_keeps_them(tmp_path):
-    """What a kill between the link and the rename leaves."""
+    """The state after a kill between the link and the rename."""
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     last.write_bytes(b"1")
     os.link(last, previous)
@@ -87,7 +87,7 @@ def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
 
 @pytest.fixture
 def read_only(tmp_path, monkeypatch):
-    """A folder that cannot be written to, whoever runs the tests."""
+    """A folder that is not writable for any user."""
     folder = tmp_path / "read_only"
     folder.mkdir()
     access = os.access

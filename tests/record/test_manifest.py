@@ -50,7 +50,7 @@ def test_the_git_state_is_that_of_odebenchs_checkout_only(tmp_path, monkeypatch)
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     monkeypatch.setattr(odebench, "__file__", str(package / "__init__.py"))
-    git(tmp_path, "init", "-q")  # a project that odebench happens to lie in
+    git(tmp_path, "init", "-q")  # a project with odebench inside
     assert manifest.git_state() is None
 
     git(package.parent, "init", "-q")

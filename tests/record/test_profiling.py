@@ -19,7 +19,7 @@ def nbytes(numbers: dict[str, float], name: str) -> float:
 
 
 def chain_step(depth: int):
-    """Training step of `depth` Linear + ReLU layers on data that lived before."""
+    """Training step of `depth` Linear + ReLU layers on data allocated before."""
     net = nn.Sequential(*[layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())])
     x = torch.randn(BATCH, WIDTH)
 
@@ -33,7 +33,7 @@ def chain_step(depth: int):
 @pytest.mark.parametrize("depth", [2, 3, 8, 20])
 def test_the_memory_of_a_chain_is_exact_to_the_byte(depth):
     numbers = measure_step(chain_step(depth), "cpu")
-    # Each ReLU keeps its output; each Linear its input, the same storage (the first one's is the data).
+    # Each ReLU saves its output; each Linear its input, the same storage (the first one's is the data).
     assert nbytes(numbers, "saved") == depth * ACTIVATION
     # The peak is in the last Linear's backward: the outputs of the ReLUs before it, gradients of its output,
     # input, weight and bias; besides, the loss and its gradient, a float each.
@@ -108,7 +108,7 @@ class Adjoint(torch.autograd.Function):
             with torch.enable_grad():
                 y = y.detach().requires_grad_()
                 k = ctx.field(y)
-            # retained, as some engines do: the graph dies with its last name, and so must what it holds
+            # retained, as some solvers do: the graph must be freed with its last reference
             a_dot, *gradients = torch.autograd.grad(k, (y, *parameters), a, retain_graph=True)
             sums = [total + gradient / ctx.steps for total, gradient in zip(sums, gradients, strict=True)]
             y, a = y.detach() - k.detach() / ctx.steps, a + a_dot / ctx.steps
@@ -138,7 +138,7 @@ def test_the_continuous_adjoint_is_flat_in_steps_and_backprop_grows_by_the_same_
     for name in ("peak", "saved"):
         assert len({nbytes(numbers, name) for numbers in adjoint}) == 1
         sizes = [nbytes(numbers, name) for numbers in backprop]
-        # a step keeps the field's input and the output of tanh
+        # a step saves the field's input and the output of tanh
         assert [(b - a) / ACTIVATION for a, b in pairwise(sizes)] == [8, 16]
     assert nbytes(adjoint[0], "saved") < nbytes(backprop[0], "saved")
 
@@ -155,7 +155,7 @@ def test_only_tensors_allocated_in_the_step_count():
         torch.mul(old, 2, out=kept[0])  # resized by the operation
         kept.append(torch.tensor([1.0, 2.0]))
         kept.append(torch.empty(10).resize_(250))
-        old + 1  # dies at once
+        old + 1  # freed at once
 
     assert measure_step(look, "cpu") == {"memory/peak_mib": 0, "memory/saved_mib": 0, "flops/step": 0}
     assert nbytes(measure_step(make, "cpu"), "peak") == 4000 + 8 + 1000 + 4000
@@ -180,7 +180,7 @@ def test_a_failing_step_removes_all_hooks():
         measure_step(fail, "cpu")
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     node: Any = (torch.ones(3, requires_grad=True) * torch.ones(3)).grad_fn
-    assert isinstance(node._saved_other, torch.Tensor)  # saved as it is, through no hook of ours
+    assert isinstance(node._saved_other, torch.Tensor)  # saved directly, without the hooks
 
 
 def test_measuring_does_not_change_second_derivatives():

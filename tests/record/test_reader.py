@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):
     folder = tmp_path / "run"
     create(folder).close()
-    (folder / layout.MANIFEST).unlink()  # or the settings are read from there
+    (folder / layout.MANIFEST).unlink()  # otherwise the settings are read from it
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (read_run, read_overview):
         with pytest.raises(UsageError, match=f"^{folder / name}.*{told}[^\n]*$"):
@@ -116,7 +116,7 @@ def test_a_run_whose_process_has_ended_counts_as_interrupted(tmp_path, create):
         (here | {"pid": os.getpid()}, "running"),
         (here | {"pid": dead.pid}, "interrupted"),
         (here | {"pid": os.getpid(), "began": process_start(os.getpid())}, "running"),
-        # Another process has its number by now.
+        # Another process has the same number now.
         (here | {"pid": os.getpid(), "began": "another time"}, "interrupted"),
         ({"host": "elsewhere", "pid": dead.pid}, "running"),
         ({}, "running"),

@@ -1,4 +1,4 @@
-"""The engine's choices, reached from the settings."""
+"""The model and the solver built from the settings."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def solve(tiny_odenet):
 
 
 def gradient_of(task):
-    """The gradient of the first step's loss, and the solve's statistics."""
+    """The gradient of the first step's loss, and the statistics of the solve."""
     torch.manual_seed(0)
     loss = task.loss(task.batch(0))
     loss.value.backward()
@@ -38,7 +38,7 @@ def gradient_of(task):
 
 
 def weights(task):
-    """The same weights whatever was built before."""
+    """Set the same weights independently of what was built before."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in task.model.parameters():
@@ -176,7 +176,7 @@ NOISE = {
 def test_noise_drawn_anew_within_a_solve_is_refused(solve, draw, stepping):
     chosen = solve(f"solver.stepping={stepping}")
     noisy = Noisy(draw)
-    for f in (noisy, noisy, noisy.forward):  # the second time, too
+    for f in (noisy, noisy, noisy.forward):  # also the second time
         with pytest.raises(UsageError, match=r"^model: .* draws noise .* args=\(noise,\)"):
             chosen(f, Z0, (0.0, 1.0))
 

@@ -1,4 +1,4 @@
-"""The classification task: what it trains on, what it evaluates, and the solve it is called with."""
+"""The classification task: its batches, its evaluation, and its solver."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The density task: three losses, one evaluation."""
+"""The density task: three losses with the same evaluation."""
 
 import math
 import sys
@@ -94,7 +94,7 @@ def test_flow_matching_needs_no_solve_and_vanishes_for_the_true_field():
     task = task_of("loss=flow_matching")
     loss = task.loss(task.batch(0))
     assert loss.solves == ()
-    # With data that are the noise itself, shifted, the straight paths have the shift as their velocity.
+    # If the data is the shifted noise, the velocity of the straight paths is the shift.
     shift = torch.tensor([3.0, -1.0])
     task.model.velocity = lambda t, x: shift.expand_as(x)
     task.model.base_sample = lambda num, generator=None: noise

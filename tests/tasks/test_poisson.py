@@ -1,4 +1,4 @@
-"""The experiment of events (Chen et al. 2018, section 5): a Poisson likelihood beside the observations, or alone."""
+"""The experiment with events (Chen et al. 2018, section 5): a Poisson likelihood with or without observations."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from odebench.tasks import build_task
 from odebench.training.run import train_run
 
 NAME = "experiment=paper/poisson"
-# RMSE of the rate, measured 4.7 on one seed; that of each series' events spread evenly is 8.9.
+# RMSE of the rate: 4.7 on one seed; 8.9 for each series' number of events spread evenly.
 FLOOR = 6.5
 
 
@@ -24,7 +24,10 @@ def build(*words):
 def test_the_experiment_has_events_beside_readings_and_a_small_budget():
     full, small = (read_settings(compose([NAME, f"budget={budget}"])) for budget in ("full", "small"))
     assert (full.model.events, full.model.observations, full.data.observations) == (True, True, True)
-    assert (full.loss.reduction, full.loss.event_weight) == ("sum", 1.0)  # the process's own likelihood, in nats
+    assert (full.loss.reduction, full.loss.event_weight) == (
+        "sum",
+        1.0,
+    )  # the likelihood of the Poisson process, in nats
     assert small.trainer.epochs < full.trainer.epochs
     assert small.trainer.batch_size == full.trainer.batch_size
 

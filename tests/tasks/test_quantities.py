@@ -1,4 +1,4 @@
-"""What each task says it measures is what a validation gives: an objective is chosen among these."""
+"""The quantities of each task are the metrics of its validation; the objective is one of them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The experiments of Rubanova et al. 2019: as published, and with every model that they name, on made-up data."""
+"""The experiments of Rubanova et al. 2019: as published, and with every model of the paper, on synthetic data."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ MODELS = {
     "ode_rnn": ["model=ode_rnn"],
     "rnn": ["model=rnn"],
 }
-# The mean of each feature reaches 0.0555, 0.0560, 0.0041 and 0.0142; a guess 0.5.
+# Predicting the mean of each feature gives 0.0555, 0.0560, 0.0041 and 0.0142; a random guess 0.5.
 FLOORS = {
     "rubanova/hopper_extrapolation": ("final/test_mse", 0.09),
     "rubanova/hopper_interpolation": ("final/test_mse", 0.03),
@@ -31,7 +31,7 @@ FLOORS = {
     "rubanova/physionet_mortality": ("final/test_auc", 0.6),
 }
 SMALLER = ["data.validation=4", "trainer.batch_size=8"]
-module = importlib.import_module("odebench.data.hopper")  # its name in the package is the function
+module = importlib.import_module("odebench.data.hopper")  # in the package, the name is the function's
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_small_budget_reaches_its_floor(name, tmp_path):
     if not (Path(os.environ.get("ODEBENCH_DATA", "")) / folder).is_dir() or "ODEBENCH_DATA" not in os.environ:
         pytest.skip(f"$ODEBENCH_DATA is not set or holds no {folder}")
     words = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]
-    words += ["model=ode_rnn"] if "mortality" in name else []  # which is the first to tell anything
+    words += ["model=ode_rnn"] if "mortality" in name else []  # the first model to learn anything
     reached = read_run(train_run(compose(words), words).folder).summary
     tag, floor = FLOORS[name]
     assert reached[tag] > floor if tag.endswith("auc") else reached[tag] < floor

@@ -1,4 +1,4 @@
-"""The likelihoods and the bound, against sums by hand and by scipy."""
+"""The likelihoods and the bound, against explicit sums and scipy."""
 
 import math
 
@@ -26,7 +26,7 @@ STD = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 
 @pytest.fixture
 def targets():
-    """Two series of three features at four times; nobody observed the third feature of the second."""
+    """Two series of three features at four times; the third feature of the second is never observed."""
     torch.manual_seed(0)
     mask = torch.rand(2, 4, 3) < 0.6
     mask[1, :, 2] = False
@@ -43,7 +43,7 @@ def forecast():
 
 
 def by_hand(forecast, targets, sample, series):
-    """log N of each observed number by feature, and the events' log-likelihood, by scipy and loops."""
+    """log N of each observation by feature, and the events' log-likelihood, with scipy and loops."""
     gaussian = [[], [], []]
     events = -forecast.expected_events[sample, series].item()
     for t, d in targets.mask[series].nonzero().tolist():

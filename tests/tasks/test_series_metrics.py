@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, against the same by numpy on everything at once."""
+"""The metrics of an evaluation, against numpy on all batches at once."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ BATCHES = [batch(0, 5), batch(1, 2)]
 
 
 def errors(columns):
-    """Of the mean predictions of all batches at some of the times, observed numbers only."""
+    """Errors of the mean predictions of all batches at some of the times, only where observed."""
     found = [(t.values - v.mean(0))[:, columns][t.mask[:, columns]] for v, t in BATCHES]
     return torch.cat(found).double().numpy()
 

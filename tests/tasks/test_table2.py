@@ -1,4 +1,5 @@
-"""The experiments of Table 2 (Chen et al. 2018): the paper's models, chosen on the validation, and what they reach."""
+"""The experiments of Table 2 (Chen et al. 2018): the paper's models, chosen on the validation split, and their
+errors."""
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from odebench.tasks import build_task
 from odebench.training.run import train_run
 
 EXPERIMENTS = ["paper/latent_ode_spirals", "paper/rnn_spirals"]
-# RMSE beyond the window at 30 points, measured 0.32 to 0.40 and 1.7 to 2.5 over three seeds. The truth has a root mean
+# RMSE of the extrapolation at 30 points: 0.32 to 0.40 and 1.7 to 2.5 over three seeds. The ground truth has a root mean
 # square of 4.
 FLOORS = {"paper/latent_ode_spirals": 0.6, "paper/rnn_spirals": 3.5}
 

@@ -1,4 +1,4 @@
-"""The time-series task: its batches, its losses, and what it measures of spirals, sinusoids and events."""
+"""The time-series task: its batches, its losses, and its metrics for spirals, sinusoids and events."""
 
 import dataclasses
 
@@ -71,7 +71,7 @@ def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluatio
     def outcome(hidden):
         def filled(part):
             thinned = part.mask.clone()
-            thinned[:, ::3, 1] = False  # one of two channels alone
+            thinned[:, ::3, 1] = False  # only one of two channels
             return dataclasses.replace(part, values=part.values.masked_fill(~thinned, hidden), mask=thinned)
 
         batch = task.batch(0)
@@ -172,7 +172,7 @@ def test_the_consistency_term_compares_solved_states_with_encoded_states(build):
     loss, bound = task.loss(batch), plain.loss(plain.batch(0))
     added = (loss.value - bound.value).item() / 2
     assert loss.metrics["task/consistency"].item() == pytest.approx(added, rel=1e-3)
-    # By hand: for each series what comes from the first time after that time on, encoded alone.
+    # Manually: for each series, encode only the inputs from the first time after that time on.
     inputs, column = batch.inputs, int((batch.inputs.times < batch.consistency_time).sum())
     start = inputs.times[column].item()
     found = []
@@ -239,7 +239,7 @@ def test_without_a_truth_errors_are_those_against_the_targets(build):
     for name, split in task._splits.items():
         task._splits[name] = dataclasses.replace(split, truth=None)
     numbers = task.evaluate("validation")
-    assert "rmse_interpolation" not in numbers  # nothing to compare with lies in the window
+    assert "rmse_interpolation" not in numbers  # no targets lie in the window
     assert numbers["rmse_extrapolation"] == pytest.approx(numbers["mse"] ** 0.5)
 
 
@@ -365,7 +365,7 @@ def test_figures_show_series_latent_paths_and_errors(build):
     assert {"series", "rates", "latents"} <= set(figures)
     truth, inferred = figures["rates"].axes[0].lines[:2]
     for line in (truth, inferred):
-        # Also where there are no events.
+        # Also without events.
         assert np.ptp(np.diff(line.get_xdata())) < 1e-5
 
 

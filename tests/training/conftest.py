@@ -1,4 +1,4 @@
-"""Finished trainings that several files look at; no test may change them but by evaluations.jsonl."""
+"""Finished trainings that several test files share; tests may only append to evaluations.jsonl."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from odebench.tasks.time_series import TimeSeriesTask
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Train in a folder of its own, without the pictures of what the model does, which take longest; the folder."""
+    """Train in a separate folder without drawing figures, which is slow; return the folder."""
 
     def run(*words):
         folder = tmp_path_factory.mktemp("finished") / "run"

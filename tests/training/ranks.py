@@ -1,4 +1,4 @@
-"""Trainings of two processes each, with what befalls them, for test_distributed.py; forked, so that torch is imported
+"""Trainings with two processes and injected faults, for test_distributed.py; forked, so that torch is imported
 once.
 
     python ranks.py FOLDER
@@ -39,9 +39,9 @@ CNF = [*TINY, "model=cnf", "data=two_moons", "data.samples=64", "data.validation
 CNF = [*CNF, "trainer.batch_size=16", "model.hidden=8", "optim.lr=0.01", "trainer.iterations=8"]
 LATENT_ODE = [*TINY, "model=latent_ode", "data=periodic", "data.validation=40"]
 LATENT_ODE += ["data.train_limit=64", "trainer.batch_size=16", "loss.samples=2", "loss.combine=logsumexp"]
-FEW_SEEN = ["data.observed=0.03", "loss.consistency=1"]  # so that few series are compared, other ones by rank
+FEW_SEEN = ["data.observed=0.03", "loss.consistency=1"]  # so that few series are compared, different ones on each rank
 TOGETHER = ["solver=dopri5", "tol=1e-2", "gradient=adjoint", "solver.sync_steps=true", "trainer.iterations=4"]
-# Each is trained by one process and by two.
+# Each is trained with one process and with two.
 PAIRS = {
     "odenet": ODENET,
     "cnf": CNF,
@@ -54,7 +54,7 @@ NUM_RANKS = 2
 
 
 def together(folder, words, fault=None):
-    """Train with two processes; fault(): called in the second one before its third step. Returns their exit codes."""
+    """Train with two processes; rank 1 calls fault() before its third step. Returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +132,7 @@ def failed_forecast():
 
 
 def train_all(folder):
-    """All trainings; their exit codes by name."""
+    """Run all trainings; return their exit codes by name."""
     for task in (ClassificationTask, DensityTask, TimeSeriesTask):  # drawing takes longer than training
         task.figures = lambda self: {}
     codes, odenet, synced = {}, ["train", *ODENET], ["train", *PAIRS["odenet_synced"]]

@@ -1,4 +1,4 @@
-"""The paper's picture: the same series by several runs, drawn from their trained models."""
+"""The figure of the paper: the same series predicted by the trained models of several runs."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ RNN = ["model=rnn", "model.width=5"]
 
 @pytest.fixture(scope="module")
 def runs(finished):
-    """Latent ODE and RNN at 30 and 50 points."""
+    """Latent ODE and RNN with 30 and 50 points."""
     models = {"latent ODE": LATENT_ODE, "RNN": RNN}
     return {
         f"{name}, {points} points": finished(*words, *TINY, f"data.observed={points}")

@@ -1,4 +1,4 @@
-"""Two processes that train one model: the numbers of one process, one record, and an end that all share."""
+"""Two processes that train one model: they give the numbers of one process, write one record, and end together."""
 
 import json
 import os
@@ -171,7 +171,7 @@ def test_uneven_shards_are_refused(second_of_three):
 
 @pytest.mark.parametrize("of_several", [False, True])
 def test_one_of_several_processes_does_not_end_its_interpreter(of_several):
-    """Threads of the process group that still run then could abort it."""
+    """Threads of the process group that are still running could abort it."""
     program = "import atexit, runpy, sys; atexit.register(print, 'ended'); sys.argv = ['odebench', '--version']; "
     program += "runpy.run_module('odebench', run_name='__main__')"
     environment = os.environ | ({"TORCHELASTIC_RUN_ID": "one"} if of_several else {})
@@ -185,7 +185,7 @@ def test_one_of_several_processes_does_not_end_its_interpreter(of_several):
 def test_torchrun_starts_them(tmp_path):
     from ranks import ODENET
 
-    # Standalone: else torchrun takes a port that is always the same, which another one may have.
+    # Standalone: otherwise torchrun always uses the same port, which may be taken.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "odebench", "train"]
     words = [*ODENET, "trainer.iterations=2", f"run_dir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""The machine made ready: devices by name, and compilation with a way out."""
+"""Preparing the environment: devices by name, and compilation with a fallback."""
 
 import logging
 
@@ -24,7 +24,7 @@ def test_a_missing_device_raises_an_error_with_a_hint():
 
 
 class Noisy:
-    """A task whose steps draw random numbers, move a buffer of the model, and carry a warm first step on."""
+    """A task whose steps draw random numbers, change a buffer of the model, and update a warm first step."""
 
     batch_size = 6
 
@@ -49,7 +49,7 @@ class Noisy:
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """compiler(call): what a compiled module is called by from now on, in place of a compiler."""
+    """compiler(call): replace the compiler, so that compiled modules are called with call."""
 
     def arrange(call):
         monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", call))

@@ -1,4 +1,4 @@
-"""What befalls a run from outside: each fault ends in a status, and what was reached can be gone on with."""
+"""Faults from outside a run: each one ends with a status, and the run can be resumed."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def quick(folder, *overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An undisturbed run, with a checkpoint at each of its eight steps."""
+    """An uninterrupted run with a checkpoint at each of its eight steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClassificationTask, "figures", lambda self: {})
         folder = tmp_path_factory.mktemp("whole") / "run"
@@ -82,7 +82,7 @@ def at_step(monkeypatch):
 
 @pytest.fixture
 def stopped(tmp_path, at_step, monkeypatch):
-    """A run that a signal stopped in its fifth step."""
+    """A run stopped by a signal in its fifth step."""
     with monkeypatch.context():
         at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert quick(tmp_path / "run").exit_code == 75
@@ -95,12 +95,12 @@ TIMES = ("elapsed_s", "time/", "throughput/", "final/minutes", "final/step_ms", 
 
 
 def rows(folder):
-    """All that was logged, without times."""
+    """All logged metrics, without times."""
     return [{tag: x for tag, x in row.items() if not tag.startswith(TIMES)} for row in read_run(folder).metrics]
 
 
 def equal_ends(folder, other):
-    """Whether two runs came to the same weights, rows and test."""
+    """Whether two runs have the same weights, rows and test metrics."""
     for name in ("last", "best"):
         mine, theirs = (torch.load(x / f"checkpoints/{name}.pt", weights_only=True)["model"] for x in (folder, other))
         if not all(torch.equal(mine[key], theirs[key]) for key in theirs):
@@ -109,7 +109,7 @@ def equal_ends(folder, other):
 
 
 class FullDisk:
-    """Refuses to write files with this in their name, and a status in place of another (there is no room for both)."""
+    """Fails to write files with this in their name, and to write a second status file (no space for both)."""
 
     def __init__(self, patch, name):
         self._name = name
@@ -171,7 +171,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_one_line(tmp_path, at
     assert quick(tmp_path / "run").exit_code == 1
     assert "failed: Read-only file system: last.pt" in caplog.text
     monkeypatch.undo()
-    assert read_overview(tmp_path / "run", trust_status=True).status == "running"  # nothing could be written
+    assert read_overview(tmp_path / "run", trust_status=True).status == "running"  # no status could be written
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
     training = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end)
     os.close(its_end)
     while not (tmp_path / "run/checkpoints/last.pt").exists():
-        assert os.read(terminal, 1 << 16)  # or the terminal's buffer fills up
+        assert os.read(terminal, 1 << 16)  # otherwise the terminal's buffer fills up
     os.close(terminal)
     assert training.wait() == 75
     status = read_run(tmp_path / "run").status

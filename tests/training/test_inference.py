@@ -1,4 +1,4 @@
-"""Finished runs taken up again, from the command line and from Python."""
+"""Loading, evaluating, predicting and sampling with finished runs, from the command line and from Python."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ from odebench.training.inference import _check_data
 
 @pytest.fixture(scope="module")
 def run(tiny_odenet, tmp_path_factory):
-    """One finished training for all tests here; none of them may change it but by evaluations.jsonl."""
+    """One finished training for all tests here; they may only append to evaluations.jsonl."""
     folder = tmp_path_factory.mktemp("run") / "run"
     assert main(["train", *tiny_odenet, f"run_dir={folder}"]) == 0
     return folder
@@ -107,7 +107,7 @@ def test_eval_refuses_what_does_not_fit_in_one_line(overrides, line, run, capsys
 
 
 def checked(data, other):
-    """What an evaluation on other data than the training's comes to, before anything is loaded."""
+    """Check an evaluation on other data than the training's, before anything is loaded."""
     model = ["model=mlp"] if "mnist" in data else ["model=latent_ode"]
     _check_data(*(read_settings(compose([*model, *words.split()])) for words in (data, other)))
 

@@ -1,4 +1,4 @@
-"""Runs that an earlier version left: the current one evaluates, resumes and reports them."""
+"""The current version evaluates, resumes and reports the runs of an earlier version."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ from odebench.cli import main
 OLD_RUNS = Path(__file__).parent / "old_runs"
 DONE, INTERRUPTED = ("odenet_done", "latent_ode_done"), "cnf_interrupted"
 
-# Other machines and versions of torch round differently; untrained weights would be off by far more.
+# Other machines and versions of torch round differently; untrained weights would differ by far more.
 CLOSE = 1e-3
-# Numbers that count steps or measure speed may jump by more.
+# Counts of steps and measures of speed may differ more.
 JUMPING = ("nfe", "samples_per_s")
 
-# Validation loss of cnf_interrupted's settings after all 30 steps, when nobody interrupts them.
+# Validation loss of cnf_interrupted's settings after all 30 steps, without interruption.
 UNDISTURBED_LOSS = 4.0834
 
 
@@ -32,7 +32,7 @@ def rows(path):
 
 
 def recorded(run):
-    """The validation of the best weights, as the run's own record holds it."""
+    """The validation metrics of the best weights in the run's record."""
     validations = [row for row in rows(run / "metrics.jsonl") if "val/loss" in row]
     if (run / "summary.json").exists():
         best = json.loads((run / "summary.json").read_text())["best/step"]

@@ -1,4 +1,4 @@
-"""Schedules by their shape, optimisers by their settings."""
+"""The shapes of schedules, and optimisers built from their settings."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A training from settings to record, on real images: what it leaves, how it ends, how it goes on."""
+"""A training from settings to record, on real images: its files, how it ends, how it resumes."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
     assert (status["status"], status["step"]) == ("interrupted", step)
     assert "SIGTERM" in status["message"]
 
-    torch.manual_seed(99)  # whatever happened in between
+    torch.manual_seed(99)  # any random state in between
     resumed = resume_run(stopped.folder)
     assert resumed.exit_code == 0
     for name in ("last", "best"):
@@ -148,7 +148,7 @@ def test_a_run_killed_between_checkpoints_resumes_from_the_last_one(train, monke
     whole = train()
 
     class Killed(BaseException):
-        """Nobody handles it, as nobody handles SIGKILL."""
+        """Not handled by any code, like SIGKILL."""
 
     def kill():
         raise Killed
@@ -379,7 +379,7 @@ def test_a_run_resumes_without_the_run_of_its_initial_weights(train, monkeypatch
         stopped = train(*start)
     shutil.rmtree(source.folder)
     last = stopped.folder / "checkpoints" / "last.pt"
-    last.rename(last.with_name("previous.pt"))  # which is enough
+    last.rename(last.with_name("previous.pt"))  # the previous checkpoint is enough
     assert resume_run(stopped.folder).exit_code == 0
     assert same(weights(stopped.folder), weights(whole.folder))
     with pytest.raises(UsageError, match="does not exist"):
@@ -455,7 +455,7 @@ def test_validations_may_be_epochs_apart_and_the_last_step_has_one(train, monkey
     apart = ["model=mlp", "trainer.validate_every=2", "trainer.measure_every=100"]
     result = train(*apart, "trainer.epochs=5")
     assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 20]
-    # Patience counts epochs all the same: the best after 2 of them, 4 later it ends.
+    # Patience counts epochs: the best after 2 epochs, the end after 4 more.
     monkeypatch.setattr(loop, "is_better", lambda objective, value, best: best is None)
     result = train(*apart, "trainer.epochs=9", "trainer.patience=3")
     assert read_run(result.folder).series("val/accuracy")[0] == [8, 16, 24]
@@ -547,7 +547,7 @@ def test_a_folder_below_a_file_is_refused_by_the_setting_before_anything_is_buil
 def test_a_relative_root_of_the_data_is_kept_as_an_absolute_one(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UsageError, match=re.escape(f"{tmp_path / 'mine'}")):  # nothing lies there
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path / 'mine'}")):  # the folder is empty
         train("data=mnist", "data.root=mine", "data.download=false")
 
 

@@ -1,4 +1,4 @@
-"""A trained model under many solvers and tolerances."""
+"""Evaluating a trained model with many solvers and tolerances."""
 
 import json
 import math
@@ -164,7 +164,7 @@ def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):
 
 
 def test_a_training_step_is_solved_alike_whichever_comes_first(run):
-    """Where each solve starts with what the last one allowed, a step that was tried before would start otherwise."""
+    """With a warm first step, an earlier solve would change the first step of the measured one."""
     combinations = [["solver=dopri5", "solver.first_step=warm", f"tol={tol}"] for tol in (1e-2, 1e-3)]
     forth, back = study_run(run, combinations), study_run(run, combinations[::-1])
     assert [row["nfe_forward"] for row in forth] == [row["nfe_forward"] for row in back[::-1]]
@@ -175,7 +175,7 @@ def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
     combinations = [[f"gradient={mode}", f"tol={tol}"] for mode in modes for tol in (1e-2, 1e-5)]
     rows = study_run(run, combinations)
     backprop, adjoint = rows[:2], rows[2:]
-    assert max(row["gradient_error_discrete"] for row in backprop) < 1e-3  # rounding
+    assert max(row["gradient_error_discrete"] for row in backprop) < 1e-3  # round-off
     assert adjoint[0]["gradient_error_discrete"] > 0.1
     assert max(row["nfe_backward"] for row in backprop) == 0 < min(row["nfe_backward"] for row in adjoint)
     for coarse, fine in (backprop, adjoint):
@@ -193,11 +193,12 @@ def test_asked_for_gradients_one_mode_is_compared_too_and_the_memory_of_the_step
 
 
 def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
-    """The step is that of training, whatever solver evaluates; checkpoint, exact itself, is compared with backprop."""
+    """The step uses the training solver, not the evaluation solver; checkpoint, itself exact, is compared with
+    backprop."""
     words = ["eval_solver=rk4", "eval_tol=1e-4"]
     (row,) = study_run(run, [[*words, "gradient=checkpoint"]], gradients=True)
     line = lines(run)[-1]
-    assert 0 < row["gradient_error_discrete"] < 1e-4 < row["gradient_error"] < 0.1  # two ways to one gradient
+    assert 0 < row["gradient_error_discrete"] < 1e-4 < row["gradient_error"] < 0.1  # two approximations of one gradient
     assert (line["solver"], line["step_solver"], line["step_tol"]) == ("rk4", "dopri5", 1e-3)
     assert line["gradient"] == "checkpoint"
 
