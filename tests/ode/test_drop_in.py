@@ -1,18 +1,29 @@
-"""odeint beside torchdiffeq's: the same calls, the same states, no evaluation more."""
+"""odeint against torchdiffeq's: the same calls, the same states, no more evaluations."""
 
 import inspect
 import math
 
 import pytest
 import torch
-from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, LoggingField, as_state, flat, largest, pair, theirs
+from torchdiffeq_comparison import (
+    LIBRARIES,
+    TIMES,
+    Y0,
+    Field,
+    LoggingField,
+    as_state,
+    flat,
+    largest,
+    run_both,
+    torchdiffeq,
+)
 
 from odebench.ode import odeint, odeint_adjoint, odeint_event
 from odebench.ode.methods import METHODS
 
 FIXED = ["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams"]
 ADAPTIVE = ["dopri5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"]
-# Their own steps of these start from a slope that is not that of the step's start: one evaluation less, a larger error.
+# torchdiffeq starts these steps from a slope that is not that of the step's start: one evaluation less, a larger error.
 STALE_SLOPE = ("fehlberg2", "adaptive_heun")
 GRIDS = {
     "step": {"step_size": 0.125},
@@ -26,7 +37,11 @@ GRIDS = {
 
 @pytest.mark.parametrize(
     ("own", "other"),
-    [(odeint, theirs.odeint), (odeint_adjoint, theirs.odeint_adjoint), (odeint_event, theirs.odeint_event)],
+    [
+        (odeint, torchdiffeq.odeint),
+        (odeint_adjoint, torchdiffeq.odeint_adjoint),
+        (odeint_event, torchdiffeq.odeint_event),
+    ],
     ids=["odeint", "odeint_adjoint", "odeint_event"],
 )
 def test_signatures(own, other):
@@ -39,17 +54,17 @@ def test_signatures(own, other):
     assert plain(own) == plain(other)
 
 
-def truth(field, y0, t):
+def reference(field, y0, t):
     return flat(odeint(field, y0, t, rtol=1e-11, atol=1e-11)).detach()
 
 
-def test_names_can_be_had_from_the_package():
+def test_names_can_be_imported_from_the_package():
     import odebench
 
     assert (odebench.odeint, odebench.odeint_adjoint, odebench.odeint_event) == (odeint, odeint_adjoint, odeint_event)
 
 
-def test_their_methods_are_ours():
+def test_all_methods_of_torchdiffeq_are_available():
     from torchdiffeq._impl.odeint import SOLVERS
 
     y0 = torch.ones(2, dtype=torch.float64)
@@ -64,9 +79,9 @@ def test_their_methods_are_ours():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("kind", ["tensor", "tuple"])
 def test_adaptive_states(method, sign, kind):
-    """No evaluation more than theirs, and no larger error, where that is above the tolerance."""
+    """No more evaluations than torchdiffeq, and no larger error unless both are near the tolerance."""
     field, y0, t = Field(), as_state(Y0, kind), sign * TIMES
-    expected = truth(field, y0, t)
+    expected = reference(field, y0, t)
     tol = 1e-3 if METHODS[method].order == 2 else 1e-6
     nfe, errors = [], []
     for integrate, _ in LIBRARIES.values():
@@ -76,7 +91,7 @@ def test_adaptive_states(method, sign, kind):
         nfe.append(field.nfe)
         errors.append(largest(flat(y) - expected))
     assert errors[1] <= max(errors[0], 10 * tol)
-    if method == "dopri8":  # Three a step for outputs inside of it, which in theirs are of order 4.
+    if method == "dopri8":  # Three per step with outputs inside, which torchdiffeq interpolates with order 4.
         nfe[1] -= 3 * (len(t) - 2)
     if method not in STALE_SLOPE:
         assert nfe[1] <= nfe[0]
@@ -89,13 +104,13 @@ def test_adaptive_states(method, sign, kind):
         (method, name)
         for method in FIXED
         for name in GRIDS
-        # Theirs takes uneven steps for even ones in multistep methods, and has another interpolant there.
+        # torchdiffeq assumes even steps in multistep methods, and has another interpolant there.
         if not method.endswith("adams") or name not in ("uneven", "cubic")
     ],
 )
 def test_fixed_steps(method, name):
     """Equal to round-off, with as many evaluations or fewer, in both directions."""
-    # Of higher orders round-off grows.
+    # Round-off grows with the order.
     options = {**GRIDS[name], "max_order": 6} if method.endswith("adams") else GRIDS[name]
     field = Field()
     for t in (TIMES, -TIMES):
@@ -124,7 +139,7 @@ def test_dtypes(kind, dtype, time_dtype, method):
     def call(integrate, _):
         return integrate(watched, y0, TIMES.to(time_dtype), method=method, rtol=1e-5, atol=1e-5)
 
-    a, b = map(flat, pair(call))
+    a, b = map(flat, run_both(call))
     assert a.dtype == b.dtype == dtype
     assert set(seen) == {(dtype, 0)}
     assert largest(a - b) < (1e-3 if method == "dopri5" else 1e-5)
@@ -169,21 +184,21 @@ def test_norm_of_a_tuple_is_the_largest_of_its_parts():
     assert counts[0] == counts[1]
 
 
-def test_a_norm_that_is_none_counts_as_it_stands():
-    """The largest of |x| and x^2 is no norm: errors are still measured in units of the tolerance."""
+def test_a_norm_that_is_not_homogeneous():
+    """The root mean square of x^2 is not a norm: it still gets errors in units of the tolerance."""
 
     def call(integrate, _):
         field = Field()
         integrate(field, Y0, TIMES[:2], rtol=1e-6, atol=1e-6, options={"norm": lambda x: (x**4).mean() ** 0.5})
         return field.nfe
 
-    a, b = pair(call)
+    a, b = run_both(call)
     assert b <= a
 
 
 @pytest.mark.parametrize("name", ["min_step", "max_step", "first_step", "safety"])
 def test_step_sizes(name):
-    """Options of the step size do what theirs do."""
+    """Options of the step size have the same effect as in torchdiffeq."""
     value = {"min_step": 0.3, "max_step": 0.05, "first_step": 0.02, "safety": 0.5}[name]
 
     def call(integrate, _):
@@ -191,9 +206,9 @@ def test_step_sizes(name):
         integrate(
             field, Y0, TIMES, rtol=1e-6, atol=1e-6, options={name: torch.tensor(value) if name == "max_step" else value}
         )
-        return [dt for kind, _, _, dt in field.told if kind == "callback_accept_step"]
+        return [dt for kind, _, _, dt in field.calls if kind == "callback_accept_step"]
 
-    a, b = pair(call)
+    a, b = run_both(call)
     assert len(b) <= len(a) + 1
     assert b[0] == pytest.approx(a[0], rel=1e-6)
     if name == "max_step":
@@ -202,7 +217,7 @@ def test_step_sizes(name):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_jumps(sign):
-    """Told of a jump, the solver does not search for it."""
+    """With the time of a jump given, the solver needs fewer evaluations."""
 
     def call(integrate, _, **options):
         count = 0
@@ -217,10 +232,10 @@ def test_jumps(sign):
         return y, count
 
     exact = math.exp(sign * (0.7 - 3 * 0.3))
-    blind = pair(call)
-    told = pair(lambda *both: call(*both, jump_t=torch.tensor([0.7], dtype=torch.float64)))
-    assert told[1][0][-1, 0].item() == pytest.approx(exact, rel=1e-7)
-    assert told[1][1] <= told[0][1] < blind[1][1]
+    unknown = run_both(call)
+    known = run_both(lambda *both: call(*both, jump_t=torch.tensor([0.7], dtype=torch.float64)))
+    assert known[1][0][-1, 0].item() == pytest.approx(exact, rel=1e-7)
+    assert known[1][1] <= known[0][1] < unknown[1][1]
 
 
 def test_one_time_is_the_start():
@@ -240,7 +255,7 @@ def test_tolerances_of_tuples(tol):
         y = integrate(field, as_state(Y0, "tuple"), TIMES, rtol=tol, atol=1e-6)
         return flat(y).detach(), field.nfe
 
-    (a, a_nfe), (b, b_nfe) = pair(call)
+    (a, a_nfe), (b, b_nfe) = run_both(call)
     assert largest(a - b) < 1e-2
     assert b_nfe <= a_nfe
 

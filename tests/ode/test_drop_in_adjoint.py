@@ -1,8 +1,8 @@
-"""odeint_adjoint beside torchdiffeq's: gradients, evaluations, norms, tolerances."""
+"""odeint_adjoint against torchdiffeq's: gradients, evaluations, norms, tolerances."""
 
 import pytest
 import torch
-from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, pair
+from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, run_both
 
 from odebench.ode import odeint, odeint_adjoint
 from odebench.ode.methods import METHODS
@@ -27,7 +27,7 @@ from odebench.ode.methods import METHODS
 def test_adjoint_gradients(sign, how):
     field, t = Field(), sign * TIMES
     expected, *_ = gradients(odeint, field, Y0, t, rtol=1e-10, atol=1e-10)
-    a, b = pair(lambda _, adjoint: gradients(adjoint, field, Y0, t, **how))
+    a, b = run_both(lambda _, adjoint: gradients(adjoint, field, Y0, t, **how))
     if "method" in how:
         assert largest(a[0] - b[0]) < 1e-8 * max(largest(expected), 1)
     assert largest(b[0] - expected) <= max(largest(a[0] - expected) * 1.01, 10 * how.get("rtol", 0) * largest(expected))
@@ -43,14 +43,14 @@ def gradient_of_times(integrate, **how):
 
 @pytest.mark.parametrize("kind", ["backprop", "adjoint"])
 def test_gradient_of_times(kind):
-    a, b = pair(lambda *both: gradient_of_times(both[kind == "adjoint"]))
+    a, b = run_both(lambda *both: gradient_of_times(both[kind == "adjoint"]))
     assert largest(a - b) < 1e-5 * largest(a)
 
 
-@pytest.mark.parametrize("integrate", LIBRARIES["ours"])
+@pytest.mark.parametrize("integrate", LIBRARIES["odebench"])
 @pytest.mark.parametrize("options", [{"step_size": 0.05}, {"step_size": 0.07}])
 def test_gradient_of_times_at_fixed_steps(integrate, options):
-    """That of the true solution; theirs is zero at times that the grid hits."""
+    """The gradient of the true solution; torchdiffeq's is zero at times on the grid."""
     expected = gradient_of_times(odeint)
     error = gradient_of_times(integrate, method="rk4", options={**options, "interp": "cubic"}) - expected
     assert largest(error) < 1e-4 * largest(expected)
@@ -64,12 +64,12 @@ def test_gradient_of_tuples():
         y = adjoint(field, y0, TIMES, rtol=1e-8, atol=1e-8)
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad((flat(y) ** 2).sum(), [*y0, *field.parameters()])])
 
-    a, b = pair(call)
+    a, b = run_both(call)
     assert largest(a - b) < 1e-6 * largest(a)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "tuple"])
-def test_adjoint_norms_see_what_theirs_see(kind):
+def test_adjoint_norms_get_the_same_arguments(kind):
     def call(_, adjoint):
         field, seen = Field(), []
 
@@ -82,19 +82,19 @@ def test_adjoint_norms_see_what_theirs_see(kind):
         flat(y)[-1].sum().backward()
         return seen
 
-    a, b = pair(call)
+    a, b = run_both(call)
     assert b[0] == a[0]
     assert len(b) <= len(a)
 
 
-def test_adjoint_options_cannot_be_guessed():
+def test_adjoint_options_must_be_given_for_another_method():
     for _, adjoint in LIBRARIES.values():
         with pytest.raises(ValueError, match="adjoint_method != method"):
             adjoint(Field(), Y0, TIMES, method="dopri5", options={"first_step": 0.1}, adjoint_method="rk4")
 
 
 def test_tolerances_of_the_backward_tuple():
-    """One an entry of (t, y, adjoint, *parameters), or the forward solve's taken over, where theirs fails."""
+    """One per entry of (t, y, adjoint, *parameters), or those of the forward solve, where torchdiffeq fails."""
     field, y0 = Field(), Y0.clone().requires_grad_()
     count = 3 + len(list(field.parameters()))
     expected, *_ = gradients(odeint, field, Y0, TIMES, rtol=1e-9, atol=1e-9)
@@ -111,7 +111,7 @@ NEWER = ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4",
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["tsit5", *NEWER])
 def test_methods_of_newer_releases(method):
-    """The implicit ones go through a grid, as theirs do."""
+    """The implicit ones take fixed steps, as in torchdiffeq."""
     field = Field()
     options = {"step_size": 0.05} if method in NEWER else {}
     expected, *_ = gradients(odeint, field, Y0[:1], TIMES)
@@ -124,13 +124,13 @@ def test_methods_of_newer_releases(method):
 def test_scipy(solver):
     field = Field()
     how = {"method": "scipy_solver", "options": {"solver": solver}, "rtol": 1e-6, "atol": 1e-6}
-    a, b = pair(lambda integrate, _: integrate(field, Y0, TIMES, **how))
+    a, b = run_both(lambda integrate, _: integrate(field, Y0, TIMES, **how))
     assert largest(a - b) < 1e-5
     expected, *_ = gradients(odeint, field, Y0, TIMES)
     assert largest(gradients(odeint_adjoint, field, Y0, TIMES, **how)[0] - expected) < 1e-4 * largest(expected)
 
 
-def test_no_gradient_is_wanted():
+def test_without_gradients():
     field = Field()
     with torch.no_grad():
         y = odeint_adjoint(field, Y0, TIMES)

@@ -1,10 +1,10 @@
-"""odeint_event beside torchdiffeq's."""
+"""odeint_event against torchdiffeq's."""
 
 import math
 
 import pytest
 import torch
-from torchdiffeq_comparison import LIBRARIES, largest, theirs
+from torchdiffeq_comparison import LIBRARIES, largest, torchdiffeq
 
 from odebench.ode import odeint, odeint_adjoint, odeint_event
 from odebench.ode.methods import METHODS
@@ -43,7 +43,7 @@ class TestEvents:
     @pytest.mark.parametrize("kind", ["tensor", "tuple"])
     @pytest.mark.parametrize("reverse", [False, True])
     def test_gradients(self, interface, kind, reverse):
-        """With respect to the state, the time, and a parameter of the event, which gets none from theirs."""
+        """With respect to the state, the time, and a parameter of the event, which gets none from torchdiffeq."""
         is_tuple = kind == "tuple"
         height, speed, t0, ground = wanted = [
             torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (1.0, 4.0, 0.5, 0.2)
@@ -73,12 +73,12 @@ class TestEvents:
             return torch.stack([y[0] + 100, 1.3 - y[0], y[0]])
 
         t0, y0 = torch.tensor(0.0, dtype=torch.float64), torch.tensor([1.0, 4.0], dtype=torch.float64)
-        (a, _), (b, _) = (run(self.fall, y0, t0, event_fn=event) for run in (theirs.odeint_event, odeint_event))
+        (a, _), (b, _) = (run(self.fall, y0, t0, event_fn=event) for run in (torchdiffeq.odeint_event, odeint_event))
         assert b.item() == pytest.approx(a.item(), abs=1e-7)
         assert b.item() == pytest.approx((4 - math.sqrt(16 - 6)) / 10, abs=1e-7)
 
     def test_a_late_event(self):
-        """The second time says the direction only, and no step is bound by it."""
+        """The second time only sets the direction; it does not limit the steps."""
         counts = []
         for integrate, _ in LIBRARIES.values():
             count = 0

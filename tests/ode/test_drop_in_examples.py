@@ -1,7 +1,7 @@
-"""Small versions of what is done with torchdiffeq, as its users write it, with one import line changed.
+"""Small versions of typical uses of torchdiffeq, with one import line changed.
 
 After the examples that come with torchdiffeq and with Chen, Rubanova, Bettencourt & Duvenaud 2018 and Chen, Amos &
-Nickel 2021: each trains some steps, and gets better.
+Nickel 2021: each trains some steps, and its loss falls.
 """
 
 import math
@@ -36,7 +36,7 @@ def train(parameters, loss_of, steps, lr):
 
 
 class Spiral(nn.Module):
-    """dy/dt = A y^3, to be found out by a network of y^3."""
+    """dy/dt = A y^3, learned by a network of y^3."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the calls tell, warn of, refuse and forgive, beside torchdiffeq's."""
+"""Callbacks, warnings, errors and inexact results of f in the drop-in functions, against torchdiffeq."""
 
 import math
 import warnings
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torchdiffeq_comparison import (
+    CALLBACKS,
     LIBRARIES,
-    NAMES,
     TIMES,
     Y0,
     Field,
@@ -16,8 +16,8 @@ from torchdiffeq_comparison import (
     as_state,
     flat,
     largest,
-    pair,
-    theirs,
+    run_both,
+    torchdiffeq,
 )
 
 from odebench.ode import OdeintError, SolveError, odeint, odeint_adjoint
@@ -28,33 +28,33 @@ from odebench.ode import OdeintError, SolveError, odeint, odeint_adjoint
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("how", [{"options": {"first_step": 0.05}}, {"method": "rk4", "options": {"step_size": 0.2}}])
 def test_callbacks(kind, sign, how):
-    """The same calls in the same order, forward and backward, until the end of a solve comes into view."""
+    """The same calls in the same order, forward and backward, until shortly before the end of a solve."""
 
     def call(_, adjoint):
         field = LoggingField()
         y0 = as_state(Y0.clone().requires_grad_(), kind)
         y = adjoint(field, y0, sign * TIMES[::3], rtol=1e-6, atol=1e-6, **how)
-        forward, field.told = field.told, []
+        forward, field.calls = field.calls, []
         flat(y).sum().backward()
-        return forward, field.told
+        return forward, field.calls
 
-    for end, a, b in zip((1.5, 0.0), *pair(call), strict=True):
+    for end, a, b in zip((1.5, 0.0), *run_both(call), strict=True):
         if "method" not in how:
-            in_view = [abs(abs(t) - end) < 2.2 * dt for _, t, _, dt in a].index(True)
-            a, b = a[:in_view], b[:in_view]
+            near_end = [abs(abs(t) - end) < 2.2 * dt for _, t, _, dt in a].index(True)
+            a, b = a[:near_end], b[:near_end]
         assert len(a) >= 4
         assert [(name, shape) for name, _, shape, _ in a] == [(name, shape) for name, _, shape, _ in b]
-        for (_, t, _, dt), (_, own_t, _, own_dt) in zip(a, b, strict=True):
-            # Theirs negates the time in the backward pass of a solve that runs backward in time.
-            assert abs(own_t) == pytest.approx(abs(t), rel=1e-3)
-            assert own_t * sign >= 0
-            assert own_dt == pytest.approx(dt, rel=1e-2)
+        for (_, t, _, dt), (_, our_t, _, our_dt) in zip(a, b, strict=True):
+            # torchdiffeq negates the time in the backward pass of a solve that runs backward in time.
+            assert abs(our_t) == pytest.approx(abs(t), rel=1e-3)
+            assert our_t * sign >= 0
+            assert our_dt == pytest.approx(dt, rel=1e-2)
 
 
-def test_rejections_are_told():
+def test_rejections_call_the_callback():
     field = LoggingField()
     odeint(field, Y0, TIMES, options={"first_step": 1.0})
-    names = [name for name, *_ in field.told]
+    names = [name for name, *_ in field.calls]
     assert names[:2] == ["callback_step", "callback_reject_step"]
     assert names.count("callback_step") == len(names) / 2
 
@@ -74,15 +74,15 @@ def test_warnings_of_options(how, text):
             integrate(Field(), Y0, TIMES[:2], rtol=1e-3, atol=1e-3, **how)
 
 
-@pytest.mark.parametrize(("method", "missing"), [("rk4", NAMES[1:]), ("scipy_solver", NAMES)])
+@pytest.mark.parametrize(("method", "missing"), [("rk4", CALLBACKS[1:]), ("scipy_solver", CALLBACKS)])
 def test_warnings_of_callbacks(method, missing):
     for integrate, _ in LIBRARIES.values():
         with pytest.warns(UserWarning, match="does not support callbacks") as caught:
             integrate(LoggingField(), Y0, TIMES[:2], method=method, rtol=1e-3, atol=1e-3)
-        assert [name for name in NAMES if name in str(caught[0].message)] == missing
+        assert [name for name in CALLBACKS if name in str(caught[0].message)] == missing
 
 
-def test_nothing_is_told_of_what_is_fine():
+def test_valid_options_cause_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         options = {
@@ -96,8 +96,8 @@ def test_nothing_is_told_of_what_is_fine():
         odeint(Field(), Y0, TIMES, options={**options, "norm": lambda y: y.abs().max(), "max_num_steps": 1000})
 
 
-@pytest.mark.parametrize(("integrate", "error"), [(theirs.odeint, ValueError), (odeint, ValueError)])
-def test_errors_of_their_kind(integrate, error):
+@pytest.mark.parametrize(("integrate", "error"), [(torchdiffeq.odeint, ValueError), (odeint, ValueError)])
+def test_errors_are_those_of_torchdiffeq(integrate, error):
     field = Field()
     with pytest.raises(error, match='Invalid method "dopri6"'):
         integrate(field, Y0, TIMES, method="dopri6")
@@ -117,7 +117,7 @@ def test_errors_of_their_kind(integrate, error):
 
 @pytest.mark.parametrize("integrate", [odeint, odeint_adjoint])
 def test_a_failed_solve_is_an_assertion_error_too(integrate):
-    """Code that caught torchdiffeq's catches ours."""
+    """Code that catches torchdiffeq's errors catches these too."""
     blowing_up = {"adjoint_params": ()} if integrate is odeint_adjoint else {}
     with pytest.raises(AssertionError, match=r"step_underflow|non_finite") as caught:
         integrate(lambda t, y: y**2, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 2.0]), **blowing_up)
@@ -129,20 +129,20 @@ def test_a_failed_solve_is_an_assertion_error_too(integrate):
         integrate(lambda t, y: y / 0, Y0, TIMES, **blowing_up)
 
 
-def test_fixed_steps_give_nan_back():
+def test_fixed_steps_return_nan():
     def call(_, adjoint):
         y0 = torch.tensor([3.0], requires_grad=True)
         y = adjoint(lambda t, y: y**3, y0, torch.linspace(0, 9, 10), method="euler", adjoint_params=())
         y.sum().backward()
         return y.detach(), y0.grad
 
-    for a, b in zip(*pair(call), strict=True):
+    for a, b in zip(*run_both(call), strict=True):
         assert not a.isfinite().all()
         assert torch.equal(a.isfinite(), b.isfinite())
 
 
-class TestForgiving:
-    """What f may return, and what it may reach, as with theirs."""
+class TestInexactFields:
+    """What f may return, and which tensors it may use, as in torchdiffeq."""
 
     def test_another_dtype(self):
         y = odeint(lambda t, y: -y.double(), torch.ones(2), torch.tensor([0.0, 1.0]))
@@ -162,19 +162,19 @@ class TestForgiving:
         assert y[0].dtype == y[1].dtype == torch.float64
 
     @pytest.mark.parametrize("rate", [lambda y: y.T, lambda y: y[:, :1].repeat(1, 5), lambda y: (y, y)])
-    def test_shapes_that_cannot_be_meant(self, rate):
+    def test_shapes_that_do_not_fit(self, rate):
         with pytest.raises(ValueError, match="must return"):
             odeint(lambda t, y: rate(y), torch.ones(2, 3), torch.tensor([0.0, 1.0]))
 
     def test_parameters_in_a_closure(self):
-        """torchdiffeq refuses a function that is no module; ours finds what it reaches."""
+        """torchdiffeq requires a module; odebench finds the parameters that a function uses."""
         weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
         y = odeint_adjoint(lambda t, y: -weight * y, torch.ones(1, dtype=torch.float64), TIMES, rtol=1e-8, atol=1e-8)
         y[-1].backward()
         assert weight.grad.item() == pytest.approx(-1.5 * math.exp(-0.75), rel=1e-6)
 
     def test_parameters_that_are_named(self):
-        """Those alone get gradients, be they leaves or not."""
+        """Only these get gradients, leaves or not."""
         source = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
         other = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
         weight = 2 * source
@@ -184,12 +184,12 @@ class TestForgiving:
             y = adjoint(lambda t, y: -weight * other * y, y0, TIMES, adjoint_params=(weight,), rtol=1e-8, atol=1e-8)
             return torch.autograd.grad(y[-1], (source, other), allow_unused=True, retain_graph=True)
 
-        (a, a_other), (b, b_other) = pair(call)
+        (a, a_other), (b, b_other) = run_both(call)
         assert a_other is b_other is None
         assert b.item() == pytest.approx(a.item(), rel=1e-6)
 
     def test_a_gradient_that_would_be_lost(self):
-        """A module that uses a tensor made elsewhere: a silent zero in theirs."""
+        """A module that uses a tensor made elsewhere: a silent zero in torchdiffeq."""
         field, source = Field(), torch.ones(2, dtype=torch.float64, requires_grad=True)
         field.context = 2 * source
         field.forward = lambda t, y: field.layers(torch.cat([y * field.context, t.expand(3, 1)], -1))
@@ -200,7 +200,7 @@ class TestForgiving:
         with pytest.raises(ValueError, match="adjoint_params"):
             odeint_adjoint(field.forward, Y0, TIMES)
 
-    def test_parameters_that_want_no_gradient(self):
+    def test_parameters_that_require_no_gradient(self):
         for _, adjoint in LIBRARIES.values():
             field = Field()
             field.layers[0].weight.requires_grad_(False)
@@ -218,8 +218,8 @@ class TestForgiving:
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.Dropout(0.5)])
-def test_noisy_layers_are_told(layer):
-    """Code with them runs on; ``solve`` refuses them."""
+def test_layers_in_training_mode_cause_a_warning(layer):
+    """Such code still runs; ``solve`` raises an error."""
     field = nn.Sequential(layer, nn.Linear(2, 2))
     field.forward = lambda t, y: field[1](field[0](y))
     with pytest.warns(UserWarning, match="in training mode"):

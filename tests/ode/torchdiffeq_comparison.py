@@ -1,4 +1,4 @@
-"""What the tests of the drop-in calls share: both libraries, a small field, and one that writes down its callbacks."""
+"""Shared by the tests of the drop-in functions: both libraries, a small field, and one that records callbacks."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ from torch import nn
 
 from odebench.ode import odeint, odeint_adjoint
 
-theirs = pytest.importorskip("torchdiffeq")
+torchdiffeq = pytest.importorskip("torchdiffeq")
 
-LIBRARIES = {"theirs": (theirs.odeint, theirs.odeint_adjoint), "ours": (odeint, odeint_adjoint)}
+LIBRARIES = {"torchdiffeq": (torchdiffeq.odeint, torchdiffeq.odeint_adjoint), "odebench": (odeint, odeint_adjoint)}
 TIMES = torch.linspace(0, 1.5, 4, dtype=torch.float64)
 Y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-1.2, 0.1]], dtype=torch.float64)
 
 
 class Field(nn.Module):
-    """A small network of t and y that counts its evaluations; of a tuple where y0 is one."""
+    """A small network of t and y that counts its evaluations; for tuples too."""
 
     def __init__(self, dtype=torch.float64):
         super().__init__()
@@ -42,9 +42,9 @@ def flat(y):
     return torch.cat([part.reshape(len(part), -1) for part in y], 1) if isinstance(y, tuple) else y.flatten(1)
 
 
-def pair(call):
-    """What ``call(odeint, odeint_adjoint)`` gives with their functions and with ours."""
-    return call(*LIBRARIES["theirs"]), call(*LIBRARIES["ours"])
+def run_both(call):
+    """The results of ``call(odeint, odeint_adjoint)`` with torchdiffeq's functions and with odebench's."""
+    return call(*LIBRARIES["torchdiffeq"]), call(*LIBRARIES["odebench"])
 
 
 def largest(x):
@@ -61,30 +61,30 @@ def gradients(integrate, field, y0, t, **how):
 
 
 class LoggingField(Field):
-    """Writes down what its callbacks are told.
+    """Records the calls of its callbacks.
 
-    It is the same at all times: their backward solve has an equation for the gradient of t, whose error bounds its
-    steps.
+    It does not depend on t: torchdiffeq's backward solve has an equation for the gradient of t, whose error limits
+    its steps.
     """
 
     def __init__(self):
         super().__init__()
-        self.told = []
+        self.calls = []
 
     def forward(self, t, y):
         return super().forward(torch.zeros_like(t), y)
 
 
-def tell(name):
+def record_callback(name):
     def callback(self, t, y, dt):
         shape = tuple(part.shape for part in y) if isinstance(y, tuple) else y.shape
         assert t.dim() == dt.dim() == 0
         assert dt > 0
-        self.told.append((name, t.item(), shape, dt.item()))
+        self.calls.append((name, t.item(), shape, dt.item()))
 
     return callback
 
 
-NAMES = ["callback_step", "callback_accept_step", "callback_reject_step"]
-for name in [*NAMES, *(name + "_adjoint" for name in NAMES)]:
-    setattr(LoggingField, name, tell(name))
+CALLBACKS = ["callback_step", "callback_accept_step", "callback_reject_step"]
+for name in [*CALLBACKS, *(name + "_adjoint" for name in CALLBACKS)]:
+    setattr(LoggingField, name, record_callback(name))
