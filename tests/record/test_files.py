@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_made_is_one_line_that_names_it_as_the_user_did(
 
 def test_a_file_that_cannot_be_made_raises_an_error_before_the_work(tmp_path, read_only):
     (tmp_path / "file").touch()
-    for path, told in {
+    for path, message in {
         tmp_path / "file": "exists; name a new file",
         tmp_path / "no" / "x.csv": f"the folder {tmp_path / 'no'} does not exist; create it",
         tmp_path / "file" / "x.csv": f"the folder {tmp_path / 'file'} does not exist",
@@ -115,5 +115,5 @@ def test_a_file_that_cannot_be_made_raises_an_error_before_the_work(tmp_path, re
     }.items():
         with pytest.raises(UsageError, match="--output X") as caught:
             files.check_file_can_be_made(path, "--output X")
-        assert told in str(caught.value)
+        assert message in str(caught.value)
     files.check_file_can_be_made(tmp_path / "new.csv", "--output X")

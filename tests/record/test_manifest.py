@@ -39,9 +39,9 @@ def test_slurm_ids_are_kept_and_null_elsewhere(config, monkeypatch):
     assert gather(config)["slurm"] == {"SLURM_JOB_ID": "42"}
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    done = subprocess.run(["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -15,9 +15,9 @@ from odebench.record.reader import find_runs, read_metrics, read_overview, read_
 
 def test_a_truncated_last_line_is_dropped_and_null_is_nan(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    whole = b'{"step": 1, "train/loss": null}\n{"step": 2, "train/loss": 0.5}\n'
-    for torn in (b"", b'{"step": 3, "tr', b'{"step": 3}', b"\x00\x00\x00\n", b'{"step": 3, "\xc3'):
-        path.write_bytes(whole + torn)
+    rows = b'{"step": 1, "train/loss": null}\n{"step": 2, "train/loss": 0.5}\n'
+    for truncated in (b"", b'{"step": 3, "tr', b'{"step": 3}', b"\x00\x00\x00\n", b'{"step": 3, "\xc3'):
+        path.write_bytes(rows + truncated)
         rows = read_metrics(path)
         assert [row["step"] for row in rows] == [1, 2]
         assert math.isnan(rows[0]["train/loss"])
@@ -52,7 +52,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         (layout.SETTINGS, "model: [", "cannot be read: while parsing"),
         (layout.SETTINGS, b"\xff", "cannot be read: 'utf-8'"),
@@ -68,13 +68,13 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         (layout.MANIFEST, '{"resumed": 3}', "is damaged: its list of resumes is wrong"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, told):
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, message):
     folder = tmp_path / "run"
     create(folder).close()
     (folder / layout.MANIFEST).unlink()  # otherwise the settings are read from it
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (read_run, read_overview):
-        with pytest.raises(UsageError, match=f"^{folder / name}.*{told}[^\n]*$"):
+        with pytest.raises(UsageError, match=f"^{folder / name}.*{message}[^\n]*$"):
             read(folder)
 
 
@@ -97,8 +97,8 @@ def test_a_running_run_has_a_step_and_a_remaining_time(tmp_path, create):
         record.log(30, {"train/loss": 0.4})
     rows = (record.path / layout.METRICS).read_text().splitlines()
     rows[-1] = json.dumps(json.loads(rows[-1]) | {"elapsed_s": 60.0})
-    torn = '\n{"step": 31, "elap'
-    (record.path / layout.METRICS).write_text("\n".join(rows) + torn)
+    truncated = '\n{"step": 31, "elap'
+    (record.path / layout.METRICS).write_text("\n".join(rows) + truncated)
     assert (overview(record.path).step, overview(record.path).eta_s) == (30, None)
     assert overview(record.path, steps=90).eta_s == 120.0
     settings = (record.path / layout.SETTINGS).read_text()

@@ -21,8 +21,8 @@ from odebench.record.writer import RunWriter, write_status
 
 
 def strict_rows(path: Path) -> list[dict]:
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is not JSON")
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
@@ -225,7 +225,7 @@ def test_reopening_a_folder_without_a_run_raises_usage_error(tmp_path):
 def test_reading_and_plotting_need_no_torch_and_no_pyplot():
     program = (
         "import sys, odebench.record.layout, odebench.record.reader, odebench.plots.curves;"
-        "import odebench.plots.confusion, odebench.plots.cost, odebench.plots.solver;"
+        "import odebench.plots.confusion, odebench.plots.solver;"
         "print(sorted({'torch', 'tensorboard', 'matplotlib.pyplot'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

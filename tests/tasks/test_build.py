@@ -58,20 +58,20 @@ EXACT = [
 
 @pytest.mark.parametrize("choice", EXACT)
 def test_exact_modes_train_with_the_gradient_of_backprop(task, choice):
-    ours, stats = gradient_of(weights(task(*choice.split())))
-    words = [word for word in choice.split() if not word.startswith("gradient")]
-    theirs, other = gradient_of(weights(task(*words, "gradient=backprop")))
+    gradient, stats = gradient_of(weights(task(*choice.split())))
+    overrides = [override for override in choice.split() if not override.startswith("gradient")]
+    expected, other = gradient_of(weights(task(*overrides, "gradient=backprop")))
     assert stats.accepted == other.accepted > 1
-    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3 * float(theirs.abs().max()))
+    torch.testing.assert_close(gradient, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("choice", ["gradient=interpolated_adjoint", "gradient.norm=full", "gradient.method=tsit5"])
 def test_continuous_modes_come_near_it(task, choice):
     extra = [] if choice.startswith("gradient=") else ["gradient=adjoint"]
-    ours, stats = gradient_of(weights(task(*extra, choice, "tol=1e-5")))
-    theirs, _ = gradient_of(weights(task("gradient=backprop", "tol=1e-5")))
+    gradient, stats = gradient_of(weights(task(*extra, choice, "tol=1e-5")))
+    expected, _ = gradient_of(weights(task("gradient=backprop", "tol=1e-5")))
     assert stats.backward.nfe > 0
-    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    assert float((gradient - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize("solver", ["adams", "scipy_rk45", "vode_adams", "explicit_adams"])
@@ -206,9 +206,9 @@ def test_a_field_is_checked_once_without_side_effects(solve):
 def test_steps_so_small_that_they_are_too_many_are_refused_by_their_setting(solve):
     chosen = solve("solver=rk4", "solver.steps=null", "solver.step_size=0.01", "solver.max_steps=50")
     assert chosen(lambda t, y: -y, torch.ones(2, 1), (0.0, 0.5)).stats.accepted == 50
-    with pytest.raises(UsageError, match=r"^solver\.step_size=0\.01: 100 steps are more than max_steps=50; ") as told:
+    with pytest.raises(UsageError, match=r"^solver\.step_size=0\.01: 100 steps are more than max_steps=50; ") as error:
         chosen(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0))
-    assert told.value.settings == ("solver.step_size", "solver.max_steps")
+    assert error.value.settings == ("solver.step_size", "solver.max_steps")
 
 
 def test_steps_end_at_the_output_times_if_stop_at_times_is_set(solve):

@@ -33,10 +33,10 @@ def task_of(*overrides):
 
 
 def planar(*overrides):
-    chosen = [word for word in SMALL if not word.startswith("model.")]
+    chosen = [override for override in SMALL if not override.startswith("model.")]
     torch.manual_seed(0)
-    words = ["model=planar_nf", "model.layers=3", *chosen, *overrides]
-    return build_task(read_settings(compose(words)), torch.device("cpu"))
+    all_overrides = ["model=planar_nf", "model.layers=3", *chosen, *overrides]
+    return build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
 
 
 def test_batches_are_fresh_samples_and_a_function_of_the_step():
@@ -123,16 +123,22 @@ def test_evaluation_is_of_the_exact_likelihood_whatever_the_training_used():
 
 
 def ffjord(*overrides):
-    chosen = [word for word in SMALL if not word.startswith(("model.width", "model.hidden"))]
+    chosen = [override for override in SMALL if not override.startswith(("model.width", "model.hidden"))]
     torch.manual_seed(0)
-    words = ["model=ffjord", "model.dims=[8,8]", *chosen, *overrides]
-    return build_task(read_settings(compose(words)), torch.device("cpu"))
+    all_overrides = ["model=ffjord", "model.dims=[8,8]", *chosen, *overrides]
+    return build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
 
 
 def test_bits_per_dimension_are_those_of_eight_bit_pixels():
-    words = ["model=ffjord", "data=mnist5k", "data.train_limit=64", "data.validation=30", "trainer.batch_size=8"]
-    words += ["model.dims=[4]", "model.trace=hutchinson", "model.logit=1e-6", "solver=euler", "solver.steps=1"]
-    task = build_task(read_settings(compose([*words, "data.augment=false", "device=cpu"])), torch.device("cpu"))
+    all_overrides = [
+        "model=ffjord",
+        "data=mnist5k",
+        "data.train_limit=64",
+        "data.validation=30",
+        "trainer.batch_size=8",
+    ]
+    all_overrides += ["model.dims=[4]", "model.trace=hutchinson", "model.logit=1e-6", "solver=euler", "solver.steps=1"]
+    task = build_task(read_settings(compose([*all_overrides, "data.augment=false", "device=cpu"])), torch.device("cpu"))
     batch = task.batch(0)
     assert 0 < batch.min().item() < batch.max().item() < 1
     loss = task.loss(batch)
@@ -168,21 +174,21 @@ def test_pictures_of_a_density_in_the_plane():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["loss=density_matching"], "loss=density_matching: the density of data=two_circles is not known"),
         (["trainer.batch_size=300"], "trainer.batch_size=300: there are only 256 training samples"),
         (["data=mnist5k", "data.validation=30"], "model=cnf is for vectors"),
     ],
 )
-def test_invalid_settings_are_one_line(overrides, told):
+def test_invalid_settings_are_one_line(overrides, message):
     chosen = [w for w in SMALL if "data=mnist5k" not in overrides or not w.startswith("data.")]
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         build_task(read_settings(compose(["model=cnf", *chosen, *overrides])), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["data=mnist5k", "model.trace=hutchinson"], "data.augment=true: .* set data.augment=false"),
         (["data=mnist5k", "data.augment=false"], "model.trace=exact: .* 784 .* model.trace=hutchinson"),
@@ -190,10 +196,10 @@ def test_invalid_settings_are_one_line(overrides, told):
         (["data=two_moons", "model.scales=2"], "model.scales=2: the data are vectors"),
     ],
 )
-def test_a_flow_that_does_not_fit_its_data_is_one_line(words, told):
-    words = ["model=ffjord", "model.dims=[4]", "device=cpu", *words]
-    with pytest.raises(UsageError, match=told):
-        build_task(read_settings(compose(words)), torch.device("cpu"))
+def test_a_flow_that_does_not_fit_its_data_is_one_line(overrides, message):
+    all_overrides = ["model=ffjord", "model.dims=[4]", "device=cpu", *overrides]
+    with pytest.raises(UsageError, match=message):
+        build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
 
 
 def test_the_likelihood_of_a_model_that_has_none_is_refused(tmp_path, monkeypatch):
@@ -220,10 +226,10 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("mode", GRADIENTS)
 def test_an_estimated_trace_and_its_regularisers_have_a_gradient_in_every_mode(mode):
-    words = ["model.trace=hutchinson", "dynamics=rnode", "dynamics.steer=0.2", "tol=1e-5"]
+    all_overrides = ["model.trace=hutchinson", "dynamics=rnode", "dynamics.steer=0.2", "tol=1e-5"]
 
     def gradient(*more):
-        task = ffjord(*words, *more)
+        task = ffjord(*all_overrides, *more)
         torch.manual_seed(1)  # of the noise, and of the random end time
         task.loss(task.batch(0)).value.backward()
         return torch.cat([parameter.grad.flatten() for parameter in task.model.parameters()])

@@ -14,10 +14,10 @@ NAME = "experiment=paper/poisson"
 FLOOR = 6.5
 
 
-def build(*words):
+def build(*overrides):
     torch.manual_seed(0)
     return build_task(
-        read_settings(compose([NAME, "data.series=260", "data.validation=20", *words])), torch.device("cpu")
+        read_settings(compose([NAME, "data.series=260", "data.validation=20", *overrides])), torch.device("cpu")
     )
 
 
@@ -33,12 +33,12 @@ def test_the_experiment_has_events_beside_readings_and_a_small_budget():
 
 
 @pytest.mark.parametrize(
-    ("words", "has_values"),
+    ("overrides", "has_values"),
     [([], True), (["data.observations=false", "model.observations=false"], False)],
     ids=["beside readings", "alone"],
 )
-def test_a_step_lowers_the_loss_and_the_rate_is_measured(words, has_values):
-    task = build(*words)
+def test_a_step_lowers_the_loss_and_the_rate_is_measured(overrides, has_values):
+    task = build(*overrides)
     batch, optimizer = task.batch(0), torch.optim.Adam(task.model.parameters(), 5e-3)
     losses = []
     for _ in range(5):
@@ -56,6 +56,6 @@ def test_a_step_lowers_the_loss_and_the_rate_is_measured(words, has_values):
 
 @pytest.mark.slow
 def test_the_small_budget_reaches_its_floor(tmp_path):
-    words = [NAME, "budget=small", f"outputs={tmp_path}", "device=cpu"]
-    summary = read_run(train_run(compose(words), words).folder).summary
+    overrides = [NAME, "budget=small", f"outputs={tmp_path}", "device=cpu"]
+    summary = read_run(train_run(compose(overrides), overrides).folder).summary
     assert summary["final/test_rate_rmse"] < FLOOR < summary["final/test_constant_rate_rmse"]

@@ -33,9 +33,9 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("words", CHOICES.values(), ids=list(CHOICES))
-def test_the_quantities_of_a_task_are_those_of_its_validation(words):
+@pytest.mark.parametrize("overrides", CHOICES.values(), ids=list(CHOICES))
+def test_the_quantities_of_a_task_are_those_of_its_validation(overrides):
     torch.manual_seed(0)
-    task = build_task(read_settings(compose([*words, "device=cpu"])), torch.device("cpu"))
-    known = QUANTITIES[read_settings(compose([*words])).task]
+    task = build_task(read_settings(compose([*overrides, "device=cpu"])), torch.device("cpu"))
+    known = QUANTITIES[read_settings(compose([*overrides])).task]
     assert sorted(task.quantities) == sorted(task.evaluate("validation").keys() & known.keys())

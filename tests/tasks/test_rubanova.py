@@ -60,16 +60,16 @@ def build(root, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NUM_RUNS", 30)
     monkeypatch.setattr(module, "NUM_TEST", 6)
 
-    def make(*words):
+    def make(*overrides):
         torch.manual_seed(0)
-        given = [f"data.root={root}", f"outputs={tmp_path}", "device=cpu", *SMALLER, *words]
-        return build_task(read_settings(compose(given)), torch.device("cpu"))
+        all_overrides = [f"data.root={root}", f"outputs={tmp_path}", "device=cpu", *SMALLER, *overrides]
+        return build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
 
     return make
 
 
-def read(name, *words):
-    return read_settings(compose([f"experiment={name}", *words]))
+def read(name, *overrides):
+    return read_settings(compose([f"experiment={name}", *overrides]))
 
 
 def test_these_are_the_experiments():
@@ -135,8 +135,8 @@ def test_the_small_budget_reaches_its_floor(name, tmp_path):
     folder = {"hopper": "Hopper", "physionet": "PhysioNet2012"}[name.partition("/")[2].partition("_")[0]]
     if not (Path(os.environ.get("ODEBENCH_DATA", "")) / folder).is_dir() or "ODEBENCH_DATA" not in os.environ:
         pytest.skip(f"$ODEBENCH_DATA is not set or holds no {folder}")
-    words = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]
-    words += ["model=ode_rnn"] if "mortality" in name else []  # the first model to learn anything
-    reached = read_run(train_run(compose(words), words).folder).summary
+    overrides = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]
+    overrides += ["model=ode_rnn"] if "mortality" in name else []  # the first model to learn anything
+    summary = read_run(train_run(compose(overrides), overrides).folder).summary
     tag, floor = FLOORS[name]
-    assert reached[tag] > floor if tag.endswith("auc") else reached[tag] < floor
+    assert summary[tag] > floor if tag.endswith("auc") else summary[tag] < floor

@@ -69,10 +69,10 @@ def test_the_mean_likelihood_weighs_features_alike_and_unobserved_ones_as_zero(f
 
 
 @pytest.mark.parametrize("loudness", [1e9, math.inf, math.nan])
-def test_an_unobserved_value_changes_neither_likelihood_nor_gradient(forecast, targets, loudness):
-    loud = SeriesBatch(targets.times, torch.where(targets.mask, targets.values, loudness), targets.mask, None)
+def test_an_unobserved_value_changes_neither_likelihood_nor_gradient(forecast, targets, hidden):
+    changed = SeriesBatch(targets.times, torch.where(targets.mask, targets.values, hidden), targets.mask, None)
     found = []
-    for batch in (targets, loud):
+    for batch in (targets, changed):
         values = forecast.values.clone().requires_grad_()
         likelihood = log_likelihood(Forecast(values), batch, STD, "sum")
         found.append((likelihood, *torch.autograd.grad(likelihood.sum(), values)))

@@ -16,13 +16,13 @@ EXPERIMENTS = ["paper/latent_ode_spirals", "paper/rnn_spirals"]
 FLOORS = {"paper/latent_ode_spirals": 0.6, "paper/rnn_spirals": 3.5}
 
 
-def read(name, *words):
-    return read_settings(compose([f"experiment={name}", *words]))
+def read(name, *overrides):
+    return read_settings(compose([f"experiment={name}", *overrides]))
 
 
-def build(name, *words):
+def build(name, *overrides):
     torch.manual_seed(0)
-    return build_task(read(name, *words), torch.device("cpu"))
+    return build_task(read(name, *overrides), torch.device("cpu"))
 
 
 def test_these_are_the_experiments():
@@ -75,6 +75,6 @@ def test_a_few_epochs_reduce_the_extrapolation_error(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_small_budget_reaches_its_floor(name, tmp_path):
-    words = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]
-    result = train_run(compose(words), words)
+    overrides = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]
+    result = train_run(compose(overrides), overrides)
     assert read_run(result.folder).summary["final/test_rmse_extrapolation"] < FLOORS[name]

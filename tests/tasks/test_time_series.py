@@ -65,8 +65,8 @@ EVERY_MODEL = {
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluation(build, model, reduction):
-    words = [*EVERY_MODEL[model], *(FIXED if "ode" in model else []), f"loss.reduction={reduction}"]
-    task = build(*words, "data.validation=10")
+    overrides = [*EVERY_MODEL[model], *(FIXED if "ode" in model else []), f"loss.reduction={reduction}"]
+    task = build(*overrides, "data.validation=10")
 
     def outcome(hidden):
         def filled(part):
@@ -83,11 +83,11 @@ def test_a_value_behind_the_mask_changes_neither_loss_nor_gradient_nor_evaluatio
         gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
         return loss, [loss.value, *(gradient.clone() for gradient in gradients)], task.evaluate("validation")
 
-    (quiet, before, numbers), (loud, after, other) = outcome(0.0), outcome(1e9)
+    (loss, before, numbers), (other_loss, after, other) = outcome(0.0), outcome(1e9)
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
     assert numbers == other
-    assert quiet.metrics.keys() == loud.metrics.keys()
-    assert all(value == loud.metrics[name] for name, value in quiet.metrics.items())
+    assert loss.metrics.keys() == other_loss.metrics.keys()
+    assert all(value == other_loss.metrics[name] for name, value in loss.metrics.items())
 
 
 @pytest.mark.parametrize("model", [SMALL, RNN], ids=["latent_ode", "rnn"])
@@ -128,16 +128,16 @@ def test_redrawn_inputs_differ_from_epoch_to_epoch_and_targets_do_not(build):
 
 @pytest.mark.parametrize("observed", [0.3, 1.0], ids=["redrawn inputs", "all inputs"])
 def test_a_limit_does_not_change_training_batches(build, observed):
-    whole, limited = (build(*SMALL, *FIXED, "data=periodic", f"data.observed={observed}") for _ in range(2))
+    full, limited = (build(*SMALL, *FIXED, "data=periodic", f"data.observed={observed}") for _ in range(2))
     limited.limit_split("train", 5)
     assert limited.evaluate("train")["series"] == 5
-    assert all(torch.equal(a, b) for a, b in zip(tensors(limited.batch(1)), tensors(whole.batch(1)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(limited.batch(1)), tensors(full.batch(1)), strict=True))
 
 
 def test_a_limit_changes_no_series_samples(build):
-    whole, limited = (build(*SMALL, "data=periodic") for _ in range(2))
+    full, limited = (build(*SMALL, "data=periodic") for _ in range(2))
     limited.limit_split("validation", 3)
-    assert torch.equal(limited.outputs("validation", 3), whole.outputs("validation", 3))
+    assert torch.equal(limited.outputs("validation", 3), full.outputs("validation", 3))
 
 
 def test_the_loss_is_the_negative_bound(build):
@@ -158,8 +158,8 @@ def test_the_weight_of_the_divergence_starts_at_its_epoch(build):
     weights = [task.batch(step).kl_weight for step in (0, 3, 4, 8, 12)]
     assert weights == pytest.approx([0, 0, 0, 0.1, 0.19])
     batch = task.batch(0)
-    without, whole = (task.loss(dataclasses.replace(batch, kl_weight=weight)) for weight in (0.0, 1.0))
-    difference = (whole.value - without.value).item()
+    without, full = (task.loss(dataclasses.replace(batch, kl_weight=weight)) for weight in (0.0, 1.0))
+    difference = (full.value - without.value).item()
     assert difference == pytest.approx(without.metrics["train/kl_nats"], rel=1e-3)
 
 
@@ -203,8 +203,8 @@ def test_the_consistency_of_a_batch_is_the_mean_over_its_shards(build):
         batch = task.batch(step)
         shares = [batch.rows(slice(start, start + 8)) for start in (0, 8)]
         found = [outcome(part) for part in (batch, *shares)]
-        for whole, *halves in zip(*found, strict=True):
-            torch.testing.assert_close(whole, sum(halves) / 2, rtol=1e-4, atol=1e-4)
+        for full, *halves in zip(*found, strict=True):
+            torch.testing.assert_close(full, sum(halves) / 2, rtol=1e-4, atol=1e-4)
     going_on = [part.inputs.mask[:, part.inputs.times >= batch.consistency_time].any((1, 2)).sum() for part in shares]
     assert going_on[0] != going_on[1]
 
@@ -257,9 +257,9 @@ def test_unused_fields_of_series_do_not_change_the_loss(build, model):
 def test_feature_means_use_only_the_models_inputs_and_targets(build):
     task = build("model=gru_d", "model.width=5", "data.observed=3")
     train = task._splits["train"]
-    told = train.is_input | train.is_target
-    assert told.sum() < train.mask.any(1).sum()
-    torch.testing.assert_close(task.model.cell.means, train.values[told].mean(0))
+    is_used = train.is_input | train.is_target
+    assert is_used.sum() < train.mask.any(1).sum()
+    torch.testing.assert_close(task.model.cell.means, train.values[is_used].mean(0))
 
 
 def test_predictions_agree_with_the_evaluation(build):
@@ -391,9 +391,9 @@ def test_examples_are_the_first_test_series_of_each_label(build):
 
 
 def test_a_training_records_every_metric_of_its_task(tiny):
-    words = [*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.classify=true"]
-    words += [*tiny, "trainer.epochs=1"]
-    record = read_run(train_run(compose(words), words).folder)
+    overrides = [*SMALL, *FIXED, "model.encoder=ode_rnn", "model.encoder_field_units=5", "model.classify=true"]
+    overrides += [*tiny, "trainer.epochs=1"]
+    record = read_run(train_run(compose(overrides), overrides).folder)
     names = ["loss", "nll_nats", "kl_nats", "elbo_nats", "mse", "mse_per_feature", "rmse_interpolation"]
     names += ["rmse_extrapolation", "accuracy", "auc", "nfe", "encoder_nfe", "decoder_nfe"]
     tags = [f"final/test_{name}" for name in names]

@@ -53,17 +53,19 @@ PAIRS = {
 NUM_RANKS = 2
 
 
-def together(folder, words, fault=None):
+def together(folder, overrides, fault=None):
     """Train with two processes; rank 1 calls fault() before its third step. Returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": NUM_RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    children = [fork(folder, words, {**world, "RANK": rank, "LOCAL_RANK": rank}, fault) for rank in range(NUM_RANKS)]
+    children = [
+        fork(folder, overrides, {**world, "RANK": rank, "LOCAL_RANK": rank}, fault) for rank in range(NUM_RANKS)
+    ]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def fork(folder, words, environment, fault=None):
+def fork(folder, overrides, environment, fault=None):
     child = os.fork()
     if child:
         return child
@@ -76,7 +78,7 @@ def fork(folder, words, environment, fault=None):
             os.dup2(printed.fileno(), 2)
         if fault is not None and rank == 1:
             before_third_step(fault)
-        code = main([*words, f"run_dir={folder}"] if words[0] == "train" else [*words, str(folder)])
+        code = main([*overrides, f"run_dir={folder}"] if overrides[0] == "train" else [*overrides, str(folder)])
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -136,9 +138,9 @@ def train_all(folder):
     for task in (ClassificationTask, DensityTask, TimeSeriesTask):  # drawing takes longer than training
         task.figures = lambda self: {}
     codes, odenet, synced = {}, ["train", *ODENET], ["train", *PAIRS["odenet_synced"]]
-    for name, words in PAIRS.items():
-        alone = fork(folder / f"{name}_one", ["train", *words], {})
-        codes[f"{name}_two"] = together(folder / f"{name}_two", ["train", *words])
+    for name, overrides in PAIRS.items():
+        alone = fork(folder / f"{name}_one", ["train", *overrides], {})
+        codes[f"{name}_two"] = together(folder / f"{name}_two", ["train", *overrides])
         codes[f"{name}_one"] = [os.waitstatus_to_exitcode(os.waitpid(alone, 0)[1])]
     codes["stopped"] = together(folder / "stopped", odenet, lambda: os.kill(os.getpid(), signal.SIGTERM))
     codes["resumed"] = together(folder / "stopped", ["resume"])

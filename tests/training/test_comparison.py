@@ -18,8 +18,8 @@ def runs(finished):
     """Latent ODE and RNN with 30 and 50 points."""
     models = {"latent ODE": LATENT_ODE, "RNN": RNN}
     return {
-        f"{name}, {points} points": finished(*words, *TINY, f"data.observed={points}")
-        for name, words in models.items()
+        f"{name}, {points} points": finished(*overrides, *TINY, f"data.observed={points}")
+        for name, overrides in models.items()
         for points in (30, 50)
     }
 
@@ -54,8 +54,8 @@ def test_a_panel_shows_the_predictions_of_its_runs_model(runs):
 
 
 def test_it_is_drawn_into_a_file(runs, tmp_path):
-    named = [word for name, run in list(runs.items())[:1] for word in (name, str(run))]
-    assert main([str(tmp_path / "one.png"), *named]) == 0
+    arguments = [argument for name, run in list(runs.items())[:1] for argument in (name, str(run))]
+    assert main([str(tmp_path / "one.png"), *arguments]) == 0
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 

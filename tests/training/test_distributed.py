@@ -36,14 +36,14 @@ def test_two_processes_get_the_numbers_of_one(model, ranks):
     one, two = f"{model}_one", f"{model}_two"
     assert (codes[one], codes[two]) == ([0], [0, 0])
     for name in ("last", "best"):
-        mine, theirs = weights(folder / two, name), weights(folder / one, name)
-        for key, tensor in theirs.items():
-            torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-5)
+        found, expected = weights(folder / two, name), weights(folder / one, name)
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
     runs = [read_run(folder / name) for name in (one, two)]
     for tag in ("train/loss", "optim/grad_norm", "nfe/forward", "nfe/backward", "val/loss", "test/loss"):
-        (steps, mine), (_, theirs) = (run.series(tag) for run in runs)
+        (steps, found), (_, expected) = (run.series(tag) for run in runs)
         assert steps
-        assert mine == pytest.approx(theirs, rel=1e-5), tag
+        assert found == pytest.approx(expected, rel=1e-5), tag
 
 
 @pytest.mark.slow
@@ -61,11 +61,11 @@ def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_bit_equal(ran
     folder, codes = ranks
     assert codes["stopped"] == [75, 75]
     assert codes["resumed"] == [0, 0]
-    told = (folder / "stopped.0.txt").read_text()
-    assert "stopped by SIGTERM after step 3" in told
-    assert "resuming after step 3" in told
-    mine, theirs = weights(folder / "stopped"), weights(folder / "odenet_two")
-    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    output = (folder / "stopped.0.txt").read_text()
+    assert "stopped by SIGTERM after step 3" in output
+    assert "resuming after step 3" in output
+    found, expected = weights(folder / "stopped"), weights(folder / "odenet_two")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.slow
@@ -123,8 +123,8 @@ def test_the_shards_of_a_batch_are_its_rows_without_repeats(monkeypatch, second_
     for rank in "012":
         monkeypatch.setenv("RANK", rank)
         pairs.append(distributed.shard_batch(batch, 6))
-    for column, whole in enumerate(batch):
-        assert torch.equal(torch.cat([pair[column] for pair in pairs]), whole)
+    for column, full in enumerate(batch):
+        assert torch.equal(torch.cat([pair[column] for pair in pairs]), full)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert distributed.shard_batch(batch, 6) is batch
 
@@ -188,8 +188,8 @@ def test_torchrun_starts_them(tmp_path):
     # Standalone: otherwise torchrun always uses the same port, which may be taken.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "odebench", "train"]
-    words = [*ODENET, "trainer.iterations=2", f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ, check=False)
+    overrides = [*ODENET, "trainer.iterations=2", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
     assert read_run(tmp_path / "run").status["status"] == "done"

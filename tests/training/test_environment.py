@@ -51,11 +51,11 @@ class Noisy:
 def compiler(monkeypatch):
     """compiler(call): replace the compiler, so that compiled modules are called with call."""
 
-    def arrange(call):
+    def replace_compiler(call):
         monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", call))
 
-    arrange(None)
-    return arrange
+    replace_compiler(None)
+    return replace_compiler
 
 
 def test_a_broken_compiler_is_one_warning_and_an_eager_model(compiler, caplog):

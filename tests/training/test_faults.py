@@ -55,7 +55,7 @@ def quick(folder, *overrides):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """An uninterrupted run with a checkpoint at each of its eight steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClassificationTask, "figures", lambda self: {})
@@ -69,7 +69,7 @@ def at_step(monkeypatch):
     """at_step(k, act): act() is called before optimiser step k, counted from 1."""
     take = loop.train_step
 
-    def arrange(step, act):
+    def call_at_step(step, act):
         def train_step(training, *rest):
             if training.progress.step + 1 == step:
                 act()
@@ -77,7 +77,7 @@ def at_step(monkeypatch):
 
         monkeypatch.setattr(loop, "train_step", train_step)
 
-    return arrange
+    return call_at_step
 
 
 @pytest.fixture
@@ -102,8 +102,10 @@ def rows(folder):
 def equal_ends(folder, other):
     """Whether two runs have the same weights, rows and test metrics."""
     for name in ("last", "best"):
-        mine, theirs = (torch.load(x / f"checkpoints/{name}.pt", weights_only=True)["model"] for x in (folder, other))
-        if not all(torch.equal(mine[key], theirs[key]) for key in theirs):
+        found, expected = (
+            torch.load(x / f"checkpoints/{name}.pt", weights_only=True)["model"] for x in (folder, other)
+        )
+        if not all(torch.equal(found[key], expected[key]) for key in expected):
             return False
     return rows(folder) == rows(other) and read_run(folder).summary["test"] == read_run(other).summary["test"]
 
@@ -135,7 +137,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells fil
 
 @linux
 @pytest.mark.parametrize("name", ["last.pt", slow("metrics.jsonl"), "tfevents", ""])
-def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(name, tmp_path, at_step, whole, capfd):
+def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(
+    name, tmp_path, at_step, uninterrupted, capfd
+):
     with pytest.MonkeyPatch.context() as patch:
         at_step(5, lambda: FullDisk(patch, name))
         code = main(["train", *QUICK, f"run_dir={tmp_path / 'run'}"])
@@ -148,7 +152,7 @@ def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(na
     last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert 4 <= last["progress"]["step"] <= 6
     assert resume_run(tmp_path / "run").exit_code == 0
-    assert equal_ends(tmp_path / "run", whole)
+    assert equal_ends(tmp_path / "run", uninterrupted)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
@@ -177,7 +181,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_one_line(tmp_path, at
 @pytest.mark.parametrize(
     "damage", ["truncated", slow("empty"), "one bit", slow("foreign"), slow("other model"), slow("missing")]
 )
-def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped, whole, caplog):
+def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped, uninterrupted, caplog):
     path = stopped / "checkpoints/last.pt"
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -197,7 +201,7 @@ def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped
     assert resume_run(stopped).exit_code == 0
     assert f"{path}" in caplog.text
     assert "resuming after step 4" in caplog.text
-    assert equal_ends(stopped, whole)
+    assert equal_ends(stopped, uninterrupted)
 
 
 def test_two_damaged_checkpoints_are_refused_by_name_and_left(stopped):
@@ -209,11 +213,11 @@ def test_two_damaged_checkpoints_are_refused_by_name_and_left(stopped):
 
 
 @pytest.mark.parametrize("tail", [slow(b'{"step": 9, "tr'), slow(b"\x00" * 700), b"\x00\n\xff\xfe\n{}\n[1]\n"])
-def test_a_damaged_end_of_the_metrics_is_cut_off(tail, stopped, whole):
+def test_a_damaged_end_of_the_metrics_is_cut_off(tail, stopped, uninterrupted):
     with open(stopped / "metrics.jsonl", "ab") as file:
         file.write(tail)
     assert resume_run(stopped).exit_code == 0
-    assert equal_ends(stopped, whole)
+    assert equal_ends(stopped, uninterrupted)
 
 
 def test_runs_started_in_the_same_microsecond_have_different_folders(tmp_path, monkeypatch):
@@ -223,12 +227,12 @@ def test_runs_started_in_the_same_microsecond_have_different_folders(tmp_path, m
             return cls(2026, 11, 24, 14, 3, 22, 123456)
 
     monkeypatch.setattr(run, "datetime", Stopped)
-    words = [*QUICK, f"outputs={tmp_path}", "trainer.iterations=1"]
-    folders = [train_run(compose(words), words).folder for _ in range(3)]
+    arguments = [*QUICK, f"outputs={tmp_path}", "trainer.iterations=1"]
+    folders = [train_run(compose(arguments), arguments).folder for _ in range(3)]
     assert [folder.name for folder in folders] == [f"14-03-22-123456_mlp{more}" for more in ("", "_2", "_3")]
 
 
-def test_a_clock_set_back_gives_one_curve_in_tensorboard(stopped, whole, monkeypatch):
+def test_a_clock_set_back_gives_one_curve_in_tensorboard(stopped, uninterrupted, monkeypatch):
     import tensorboard.summary.writer.event_file_writer as writer
 
     monkeypatch.setattr(writer.time, "time", lambda: 1_000_000_000.0)
@@ -236,7 +240,7 @@ def test_a_clock_set_back_gives_one_curve_in_tensorboard(stopped, whole, monkeyp
     monkeypatch.undo()
     names = sorted(path.name for path in stopped.glob("events*"))
     assert [int(name.split(".")[3]) for name in names] == [999_999_999, 1_000_000_000]
-    assert scalars(stopped, "train/loss") == scalars(whole, "train/loss")
+    assert scalars(stopped, "train/loss") == scalars(uninterrupted, "train/loss")
     assert all(row["elapsed_s"] >= 0 for row in read_run(stopped).metrics)
 
 
@@ -246,7 +250,7 @@ def scalars(folder, tag):
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
-def test_tensorboard_can_read_at_any_moment_of_a_run(tmp_path, monkeypatch, whole):
+def test_tensorboard_can_read_at_any_moment_of_a_run(tmp_path, monkeypatch, uninterrupted):
     accumulator, seen = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}), []
     take = loop.train_step
 
@@ -259,10 +263,12 @@ def test_tensorboard_can_read_at_any_moment_of_a_run(tmp_path, monkeypatch, whol
     monkeypatch.setattr(loop, "train_step", train_step)
     quick(tmp_path / "run")
     assert len(set(seen)) > 3
-    assert scalars(tmp_path / "run", "train/loss") == scalars(whole, "train/loss")
+    assert scalars(tmp_path / "run", "train/loss") == scalars(uninterrupted, "train/loss")
 
 
-def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written(tmp_path, at_step, monkeypatch, whole):
+def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written(
+    tmp_path, at_step, monkeypatch, uninterrupted
+):
     fsync = os.fsync
 
     def interrupted(descriptor):
@@ -280,7 +286,7 @@ def test_a_second_sigterm_changes_nothing_not_even_while_a_checkpoint_is_written
     assert (status["status"], status["step"]) == ("interrupted", 3)
     at_step(0, None)
     assert resume_run(tmp_path / "run").exit_code == 0
-    assert equal_ends(tmp_path / "run", whole)
+    assert equal_ends(tmp_path / "run", uninterrupted)
 
 
 def test_a_run_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
@@ -295,9 +301,9 @@ def test_a_run_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="no setsid")
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
-    words = [*QUICK, "trainer.epochs=1000", f"run_dir={tmp_path / 'run'}"]
+    arguments = [*QUICK, "trainer.epochs=1000", f"run_dir={tmp_path / 'run'}"]
     terminal, its_end = pty.openpty()
-    command = ["setsid", "--ctty", sys.executable, "-m", "odebench", "train", *words]
+    command = ["setsid", "--ctty", sys.executable, "-m", "odebench", "train", *arguments]
     training = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end)
     os.close(its_end)
     while not (tmp_path / "run/checkpoints/last.pt").exists():
@@ -385,18 +391,18 @@ def test_a_nan_in_the_gradient_keeps_the_weights_of_the_step_before(tmp_path, at
     assert all(x.isfinite().all() for x in last["model"].values())
 
 
-def test_a_run_that_is_alive_cannot_be_resumed_and_one_that_died_can(tmp_path, at_step, whole, capsys):
+def test_a_run_that_is_alive_cannot_be_resumed_and_one_that_died_can(tmp_path, at_step, uninterrupted, capsys):
     refusals = []
 
     def resume():
-        for words in (["resume", str(tmp_path / "run")], ["train", *QUICK, f"run_dir={tmp_path / 'run'}"]):
-            refusals.append(main(words))
+        for arguments in (["resume", str(tmp_path / "run")], ["train", *QUICK, f"run_dir={tmp_path / 'run'}"]):
+            refusals.append(main(arguments))
 
     at_step(3, resume)
     assert quick(tmp_path / "run").exit_code == 0
     assert refusals == [2, 2]
     assert capsys.readouterr().err.count(f"{tmp_path / 'run'} is in use by another process\n") == 2
-    assert equal_ends(tmp_path / "run", whole)
+    assert equal_ends(tmp_path / "run", uninterrupted)
 
 
 def test_the_lock_does_not_outlive_its_process(tmp_path):
@@ -412,10 +418,10 @@ def test_the_lock_does_not_outlive_its_process(tmp_path):
         pass
 
 
-def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(stopped, whole, caplog, capsys):
+def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(stopped, uninterrupted, caplog, capsys):
     assert quick(stopped).exit_code == 0
     assert "resuming after step 5" in caplog.text
-    assert equal_ends(stopped, whole)
+    assert equal_ends(stopped, uninterrupted)
     table = capsys.readouterr().out
     assert quick(stopped).exit_code == 0
     assert capsys.readouterr().out == table
@@ -424,7 +430,7 @@ def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(s
 
 
 @pytest.mark.parametrize("last", [slow("settings.yaml"), slow("manifest.json"), "status.json"])
-def test_a_run_killed_while_starting_can_start_again(last, tmp_path, monkeypatch, whole):
+def test_a_run_killed_while_starting_can_start_again(last, tmp_path, monkeypatch, uninterrupted):
     class Killed(BaseException):
         pass
 
@@ -441,7 +447,7 @@ def test_a_run_killed_while_starting_can_start_again(last, tmp_path, monkeypatch
             quick(tmp_path / "run")
     (tmp_path / "run" / f".{last}.123.tmp").write_text("half")
     assert quick(tmp_path / "run").exit_code == 0
-    assert equal_ends(tmp_path / "run", whole)
+    assert equal_ends(tmp_path / "run", uninterrupted)
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -453,7 +459,7 @@ def test_the_status_of_a_running_run_has_its_number_of_steps(tmp_path, at_step):
 
 
 @pytest.mark.parametrize("step", [8, slow(4)])
-def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monkeypatch, whole):
+def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monkeypatch, uninterrupted):
     save = TrainingState.save
 
     class Killed(BaseException):
@@ -469,7 +475,7 @@ def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monk
         with pytest.raises(Killed):
             quick(tmp_path / "run")
     assert resume_run(tmp_path / "run").exit_code == 0
-    assert equal_ends(tmp_path / "run", whole)
+    assert equal_ends(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_eval_refuses_what_does_not_fit_in_one_line(overrides, line, run, capsys
 def checked(data, other):
     """Check an evaluation on other data than the training's, before anything is loaded."""
     model = ["model=mlp"] if "mnist" in data else ["model=latent_ode"]
-    _check_data(*(read_settings(compose([*model, *words.split()])) for words in (data, other)))
+    _check_data(*(read_settings(compose([*model, *arguments.split()])) for arguments in (data, other)))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_a_full_disk_leaves_no_partial_prediction_file(run, tmp_path, monkeypatc
 
 
 def test_a_model_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
-    words = ["train", "model=mlp", "model.hidden=10000000000", f"run_dir={tmp_path / 'run'}"]
-    assert main(words) == 2
+    arguments = ["train", "model=mlp", "model.hidden=10000000000", f"run_dir={tmp_path / 'run'}"]
+    assert main(arguments) == 2
     assert "model=mlp and data=mnist5k do not fit into memory" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -262,7 +262,7 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (["--num", "0"], "--num 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
@@ -274,8 +274,8 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_sample_refuses_what_cannot_be_in_one_line(words, line, cnf_run, capsys):
-    assert main(["sample", str(cnf_run), *words]) == 2
+def test_sample_refuses_what_cannot_be_in_one_line(arguments, line, cnf_run, capsys):
+    assert main(["sample", str(cnf_run), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert line in err

@@ -105,7 +105,7 @@ RESNET = ("model=resnet", "schedule=cosine")
     ids=["mid-epoch", "at an epoch's end", "in the second epoch", "sgd, average, warm first step", "resnet"],
 )
 def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, train, monkeypatch):
-    whole = train(*overrides)
+    uninterrupted = train(*overrides)
     with monkeypatch.context() as patch:
         stop_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         stopped = train(*overrides)
@@ -118,9 +118,9 @@ def test_resuming_equals_an_undisturbed_run_to_the_last_bit(step, overrides, tra
     resumed = resume_run(stopped.folder)
     assert resumed.exit_code == 0
     for name in ("last", "best"):
-        assert same(weights(resumed.folder, name), weights(whole.folder, name))
-    assert losses(resumed.folder) == losses(whole.folder)
-    mine, other = (read_run(result.folder).summary for result in (resumed, whole))
+        assert same(weights(resumed.folder, name), weights(uninterrupted.folder, name))
+    assert losses(resumed.folder) == losses(uninterrupted.folder)
+    mine, other = (read_run(result.folder).summary for result in (resumed, uninterrupted))
     assert mine["test"] == other["test"]
 
 
@@ -145,7 +145,7 @@ def test_each_signal_saves_and_exits_with_75(number, train, monkeypatch):
 
 
 def test_a_run_killed_between_checkpoints_resumes_from_the_last_one(train, monkeypatch):
-    whole = train()
+    uninterrupted = train()
 
     class Killed(BaseException):
         """Not handled by any code, like SIGKILL."""
@@ -156,12 +156,12 @@ def test_a_run_killed_between_checkpoints_resumes_from_the_last_one(train, monke
     with monkeypatch.context() as patch:
         stop_at(patch, 7, kill)
         with pytest.raises(Killed):
-            train("run_dir=" + str(whole.folder.parent / "killed"))
-    folder = whole.folder.parent / "killed"
+            train("run_dir=" + str(uninterrupted.folder.parent / "killed"))
+    folder = uninterrupted.folder.parent / "killed"
     assert read_run(folder).status["status"] == "running"
     assert resume_run(folder).exit_code == 0
-    assert losses(folder) == losses(whole.folder)
-    assert same(weights(folder), weights(whole.folder))
+    assert losses(folder) == losses(uninterrupted.folder)
+    assert same(weights(folder), weights(uninterrupted.folder))
 
 
 def test_resuming_a_finished_run_prints_its_result_and_changes_nothing(train, capsys):
@@ -192,11 +192,11 @@ def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, mon
 
 
 def test_a_failed_solve_and_too_many_evaluations_diverge(train):
-    for override, words in (("solver.max_steps=1", "max_steps"), ("trainer.max_nfe=3", "trainer.max_nfe=3")):
+    for override, message in (("solver.max_steps=1", "max_steps"), ("trainer.max_nfe=3", "trainer.max_nfe=3")):
         result = train(override)
         status = read_run(result.folder).status
         assert (result.exit_code, status["status"]) == (3, "diverged")
-        assert words in status["message"]
+        assert message in status["message"]
 
 
 def test_a_field_made_infinite_by_a_large_step_gives_a_hint_at_the_learning_rate(train):
@@ -266,10 +266,10 @@ def test_a_missing_init_run_raises_an_error_before_data_are_loaded(train, monkey
 def test_a_signal_is_logged_at_once(train, monkeypatch, caplog):
     evaluate, answers = ClassificationTask.evaluate, []
 
-    def interrupted(self, *words):
+    def interrupted(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
         answers.append(caplog.messages[-1])
-        return evaluate(self, *words)
+        return evaluate(self, *arguments)
 
     monkeypatch.setattr(ClassificationTask, "evaluate", interrupted)
     result = train("model=mlp")
@@ -330,7 +330,7 @@ def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(train, monkeypatch):
     source = train()
-    whole = train(f"init_from={source.folder}")
+    uninterrupted = train(f"init_from={source.folder}")
 
     class Killed(BaseException):
         pass
@@ -338,13 +338,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_wei
     def kill():
         raise Killed
 
-    folder = whole.folder.parent / "killed"
+    folder = uninterrupted.folder.parent / "killed"
     with monkeypatch.context() as patch:
         stop_at(patch, 2, kill)
         with pytest.raises(Killed):
             train(f"init_from={source.folder}", f"run_dir={folder}")
     assert resume_run(folder).exit_code == 0
-    assert losses(folder) == losses(whole.folder)
+    assert losses(folder) == losses(uninterrupted.folder)
 
 
 def test_a_validation_of_nan_is_replaced_as_the_best():
@@ -373,7 +373,7 @@ def test_a_training_starts_from_another_runs_weights(train):
 def test_a_run_resumes_without_the_run_of_its_initial_weights(train, monkeypatch):
     source = train("model=mlp")
     start = ("model=mlp", f"init_from={source.folder}")
-    whole = train(*start)
+    uninterrupted = train(*start)
     with monkeypatch.context() as patch:
         stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         stopped = train(*start)
@@ -381,7 +381,7 @@ def test_a_run_resumes_without_the_run_of_its_initial_weights(train, monkeypatch
     last = stopped.folder / "checkpoints" / "last.pt"
     last.rename(last.with_name("previous.pt"))  # the previous checkpoint is enough
     assert resume_run(stopped.folder).exit_code == 0
-    assert same(weights(stopped.folder), weights(whole.folder))
+    assert same(weights(stopped.folder), weights(uninterrupted.folder))
     with pytest.raises(UsageError, match="does not exist"):
         train(*start)
 
@@ -493,7 +493,7 @@ def failed_backward_solve(self, batch, loss=ClassificationTask.loss):
 
 @pytest.mark.parametrize("broken", [failed_solve, failed_backward_solve])
 def test_a_step_that_fails_where_it_is_only_measured_costs_the_measurement_alone(broken, train, monkeypatch, caplog):
-    whole = train("model=mlp", "trainer.measure_every=100")
+    uninterrupted = train("model=mlp", "trainer.measure_every=100")
     measure_step = loop.measure_step
 
     def measured(*arguments):
@@ -504,13 +504,13 @@ def test_a_step_that_fails_where_it_is_only_measured_costs_the_measurement_alone
     monkeypatch.setattr(loop, "measure_step", measured)
     result = train("model=mlp")
     assert result.exit_code == 0
-    told = [text for text in caplog.messages if "not measured" in text]
-    assert [text.partition(": ")[0] for text in told] == ["not measured after step 4", "not measured after step 8"]
-    assert all("solve failed: max_steps" in text for text in told)
+    messages = [text for text in caplog.messages if "not measured" in text]
+    assert [text.partition(": ")[0] for text in messages] == ["not measured after step 4", "not measured after step 8"]
+    assert all("solve failed: max_steps" in text for text in messages)
     run = read_run(result.folder)
     assert not any("memory/peak_mib" in row for row in run.metrics)
-    assert run.summary["test"] == read_run(whole.folder).summary["test"]
-    assert same(weights(result.folder), weights(whole.folder))
+    assert run.summary["test"] == read_run(uninterrupted.folder).summary["test"]
+    assert same(weights(result.folder), weights(uninterrupted.folder))
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(train, tmp_path):
@@ -525,20 +525,20 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_built(train,
     (tmp_path / "thesis.txt").write_text("years of work")
     finished = train("model=mlp", f"run_dir={tmp_path / 'finished'}").folder
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
-    for place, told in {
+    monkeypatch.setattr(run_module, "_build_training", lambda settings: pytest.fail("built"))
+    for location, message in {
         "thesis.txt": "is a file; give another run_dir",
         "finished": "holds a finished run; give another run_dir",
     }.items():
-        with pytest.raises(UsageError, match=told):
-            train("model=mlp", "seed=1", f"run_dir={tmp_path / place}")
+        with pytest.raises(UsageError, match=message):
+            train("model=mlp", "seed=1", f"run_dir={tmp_path / location}")
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_folder_below_a_file_is_refused_by_the_setting_before_anything_is_built(train, tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").touch()
-    monkeypatch.setattr(run_module, "_build", lambda settings: pytest.fail("built"))
+    monkeypatch.setattr(run_module, "_build_training", lambda settings: pytest.fail("built"))
     for setting in ("run_dir", "outputs"):
         with pytest.raises(UsageError, match=rf"^{setting}=.*thesis.txt/x cannot be made \(Not a directory\)"):
             train("model=mlp", f"{setting}={tmp_path / 'thesis.txt' / 'x'}")
@@ -552,7 +552,7 @@ def test_a_relative_root_of_the_data_is_kept_as_an_absolute_one(train, tmp_path,
 
 
 def test_nothing_is_written_for_invalid_settings(train, tmp_path):
-    for override, words in (
+    for override, message in (
         ("trainer.batch_size=3501", "data.train_limit=64"),
         (f"data=mnist data.download=false data.root={tmp_path / 'nothing'}", "nothing"),
         ("device=cuda:77", "device=cuda:77"),
@@ -562,7 +562,7 @@ def test_nothing_is_written_for_invalid_settings(train, tmp_path):
             r"val/nfe: .* it is not measured .*\(there are val/loss, val/accuracy\)",
         ),
     ):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, match=message):
             train(*override.split())
     assert not (tmp_path / "outputs").exists()
 

@@ -93,16 +93,16 @@ def test_outputs_are_the_same_each_time_and_in_double_but_for_rounding(model, co
 )
 def test_a_limit_evaluates_the_first_samples_of_the_split_alone(model, counted, request, capsys):
     folder = request.getfixturevalue(model)
-    words = ["solver=rk4", "solver.steps=2"]
-    assert main(["eval", str(folder), *words, "--limit", "5"]) == 0
+    overrides = ["solver=rk4", "solver.steps=2"]
+    assert main(["eval", str(folder), *overrides, "--limit", "5"]) == 0
     assert lines(folder)[-1][counted] == 5
-    loaded = load_run(folder, words)
-    whole = task_outputs(loaded.task, "validation", 5)
+    loaded = load_run(folder, overrides)
+    full = task_outputs(loaded.task, "validation", 5)
     loaded.task.limit_split("validation", 5)
     found = task_outputs(loaded.task, "validation", 100)
-    assert found.shape == whole.shape
+    assert found.shape == full.shape
     # The samples of latent states are drawn for all series of a split at once.
-    assert counted == "series" or torch.allclose(found, whole, atol=1e-6)
+    assert counted == "series" or torch.allclose(found, full, atol=1e-6)
     assert main(["eval", str(folder), "--limit", "0"]) == 2
     assert "--limit 0: must be at least 1" in capsys.readouterr().err
 
@@ -110,18 +110,18 @@ def test_a_limit_evaluates_the_first_samples_of_the_split_alone(model, counted, 
 def test_a_study_prints_the_times_of_a_training_step_and_the_evaluated_samples(run, capsys):
     rows = study_run(run, [["solver=rk4", "solver.steps=2"], ["solver=rk4", "solver.steps=200"]], limit=7)
     assert [row["samples"] for row in rows] == [7, 7]
-    for way in ("forward_ms", "backward_ms"):
-        assert rows[1][way] > rows[0][way] > 0  # a hundred times as many steps
+    for pass_ms in ("forward_ms", "backward_ms"):
+        assert rows[1][pass_ms] > rows[0][pass_ms] > 0  # a hundred times as many steps
     assert "of the first 7 samples of the validation split" in capsys.readouterr().out
 
 
 def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):
-    words = ["solver=rk4", "solver.steps=2"]
-    (whole,), (part,) = (study_run(odenet, [words], "train", limit) for limit in (None, 5))
-    assert (whole["images"], part["images"]) == (16, 5)
-    limited = load_run(odenet, words)
+    overrides = ["solver=rk4", "solver.steps=2"]
+    (full,), (part,) = (study_run(odenet, [overrides], "train", limit) for limit in (None, 5))
+    assert (full["images"], part["images"]) == (16, 5)
+    limited = load_run(odenet, overrides)
     limited.task.limit_split("train", 5)
-    assert torch.equal(_loss_gradient(limited), _loss_gradient(load_run(odenet, words)))
+    assert torch.equal(_loss_gradient(limited), _loss_gradient(load_run(odenet, overrides)))
 
 
 def test_a_run_of_an_earlier_version_gives_one_warning_however_often_it_is_loaded(run, tmp_path, caplog):
@@ -184,10 +184,10 @@ def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
 
 def test_asked_for_gradients_one_mode_is_compared_too_and_the_memory_of_the_step(run):
     study_run(run, [["gradient=backprop", f"trainer.batch_size={size}"] for size in (512, 64)], gradients=True)
-    whole, part = lines(run)[-2:]
-    assert {"gradient_error", "gradient_error_discrete"} <= whole.keys()
-    assert whole["peak_mib"] > 3 * part["peak_mib"] > 0
-    assert whole["step_ms"] == pytest.approx(whole["forward_ms"] + whole["backward_ms"])
+    full, part = lines(run)[-2:]
+    assert {"gradient_error", "gradient_error_discrete"} <= full.keys()
+    assert full["peak_mib"] > 3 * part["peak_mib"] > 0
+    assert full["step_ms"] == pytest.approx(full["forward_ms"] + full["backward_ms"])
     study_run(run, [["gradient=adjoint"]])
     assert not {"gradient_error", "peak_mib"} & lines(run)[-1].keys()
 
@@ -195,8 +195,8 @@ def test_asked_for_gradients_one_mode_is_compared_too_and_the_memory_of_the_step
 def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
     """The step uses the training solver, not the evaluation solver; checkpoint, itself exact, is compared with
     backprop."""
-    words = ["eval_solver=rk4", "eval_tol=1e-4"]
-    (row,) = study_run(run, [[*words, "gradient=checkpoint"]], gradients=True)
+    overrides = ["eval_solver=rk4", "eval_tol=1e-4"]
+    (row,) = study_run(run, [[*overrides, "gradient=checkpoint"]], gradients=True)
     line = lines(run)[-1]
     assert 0 < row["gradient_error_discrete"] < 1e-4 < row["gradient_error"] < 0.1  # two approximations of one gradient
     assert (line["solver"], line["step_solver"], line["step_tol"]) == ("rk4", "dopri5", 1e-3)
@@ -204,8 +204,8 @@ def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
 
 
 def test_a_reversible_solve_is_compared_with_its_own_solver(run):
-    words = ["solver=reversible_heun", "gradient=reversible"]
-    coarse, fine = study_run(run, [[*words, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)
+    overrides = ["solver=reversible_heun", "gradient=reversible"]
+    coarse, fine = study_run(run, [[*overrides, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)
     assert max(row["gradient_error_discrete"] for row in (coarse, fine)) < 1e-3 < coarse["gradient_error"]
     assert fine["gradient_error"] < 0.3 * coarse["gradient_error"]
 
@@ -216,12 +216,12 @@ def test_a_reversible_solve_of_many_times_is_compared_with_a_solve_that_stops_at
 
 
 def test_a_failed_solve_gives_a_warning_and_the_others_are_evaluated(run, caplog, monkeypatch):
-    whole = ReferenceModel.compare
+    full = ReferenceModel.compare
 
     def compare(self, run, overrides, split):
         if overrides == ["tol=0.1"]:
             raise Diverged("solve failed: max_steps")
-        return whole(self, run, overrides, split)
+        return full(self, run, overrides, split)
 
     monkeypatch.setattr(study.ReferenceModel, "compare", compare)
     assert len(study_run(run, [["tol=0.1"], ["tol=0.01"]])) == 1
