@@ -1,4 +1,4 @@
-"""What cannot be meant is refused in one line that names the argument, however deep it would have failed."""
+"""Invalid arguments raise an error of one line that names the argument."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_an_argument_of_solve(stepping, name, value, message):
 
 
 @pytest.mark.parametrize("value", [3, None, Checkpoint], ids=str)
-def test_a_gradient_mode_that_is_none(value):
+def test_an_invalid_gradient_mode(value):
     with pytest.raises(TypeError, match=r"gradient must be a name, or a mode with its options, such as Checkpoint\("):
         solve(decay, Y0, T, gradient=value)
 
@@ -72,13 +72,13 @@ def test_times_of_other_kinds(t, stepping):
         solve(decay, Y0[:, None], t, stepping=stepping)
 
 
-def test_numbers_and_times_of_other_libraries_are_taken():
+def test_numbers_and_times_of_other_libraries_are_accepted():
     y = solve(decay, Y0, np.linspace(0, 1, 3), first_step=torch.tensor(0.1), rtol=np.float32(1e-6)).y
     assert y[-1].tolist() == pytest.approx([math.exp(-1)] * 2, rel=1e-5)
     assert solve(decay, Y0, (time for time in (0.0, 1.0)), method="rk4", steps=torch.tensor(4)).stats.accepted == 4
 
 
-def test_no_events_are_refused():
+def test_an_empty_list_of_events_raises():
     with pytest.raises(ValueError, match="event must be an Event or several, got none"):
         solve(decay, Y0, T, event=[])
 

@@ -9,13 +9,13 @@ import torch
 from odebench.ode import METHODS, Status, solve
 from odebench.ode.dense import DenseOutput
 
-EXTENDED = [name for name, method in METHODS.items() if getattr(method, "dense_order", None)]
-# These choose their steps themselves; the others are read between fixed steps by cubic Hermite interpolation.
-FREE = ("adams", "scipy_", "vode_")
-STEPPED = [
+WITH_INTERPOLANT = [name for name, method in METHODS.items() if getattr(method, "dense_order", None)]
+# These choose their steps themselves; the others are interpolated between fixed steps by cubic Hermite polynomials.
+VARIABLE_STEPS = ("adams", "scipy_", "vode_")
+FIXED_STEPS = [
     pytest.param(name, marks=[pytest.mark.slow] if method.stiff and method.adaptive else [])
     for name, method in METHODS.items()
-    if not name.startswith(FREE)
+    if not name.startswith(VARIABLE_STEPS)
 ]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 START = 0.3
@@ -39,8 +39,8 @@ def slope(sizes, errors):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", EXTENDED)
-def test_the_extension_of_one_step_has_the_order_it_claims(name):
+@pytest.mark.parametrize("name", WITH_INTERPOLANT)
+def test_the_interpolant_of_one_step_has_the_order_it_claims(name):
     """From an exact state the error inside one step is O(h^(order + 1)), and the derivative's O(h^order)."""
     order = METHODS[name].dense_order
     sizes = [0.4 / 1.5**i for i in range(4)] if order > 4 else [0.08 / 1.7**i for i in range(4)]
@@ -62,7 +62,7 @@ def test_the_extension_of_one_step_has_the_order_it_claims(name):
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("name", FIXED_STEPS)
 def test_between_fixed_steps_the_order_is_the_methods_or_that_of_cubic_interpolation(name):
     steps, points = [16, 25, 40], torch.linspace(START, 2.0, 101, dtype=torch.float64)
     errors = []
@@ -91,7 +91,7 @@ def solution_times(solution):
 
 
 @pytest.mark.parametrize("how", [{}, {"method": "rk4", "steps": 7}], ids=["dopri5", "rk4"])
-def test_at_the_times_asked_for_it_gives_the_states_of_the_solve(how):
+def test_at_output_times_it_gives_the_states_of_the_solve(how):
     times = torch.linspace(START, 2, 9, dtype=torch.float64)
     solution = solve(field, exact(START), times, dense=True, **how)
     torch.testing.assert_close(solution.dense(times), solution.y, rtol=0, atol=1e-13)
@@ -124,8 +124,8 @@ def test_gradients_flow_to_the_start_to_arguments_and_to_the_time(how):
 
 
 @pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint"])
-def test_a_loss_of_it_is_refused_where_its_gradient_would_be_lost(mode):
-    """Beside a loss of the states asked for, the rest would come without a word."""
+def test_differentiating_it_raises_if_the_gradient_would_be_lost(mode):
+    """Next to a loss of output states, this part of the gradient would be missing silently."""
     start = torch.tensor([0.9, 1.2], dtype=torch.float64, requires_grad=True)
     solution = solve(lambda t, y: -y, start, [0.0, 1.0], dense=True, gradient=mode)
     for read in (solution.dense, solution.dense.derivative):
@@ -140,7 +140,7 @@ def test_a_loss_of_it_is_refused_where_its_gradient_would_be_lost(mode):
     assert float(slope) == pytest.approx(-2.1 * math.exp(-0.4), rel=1e-3)
 
 
-def test_a_solve_that_fails_half_way_keeps_what_it_reached():
+def test_a_failed_solve_has_dense_output_up_to_where_it_failed():
     how = {"dense": True, "throw": False, "rtol": 1e-8, "atol": 1e-8}
     y0 = torch.ones(1, dtype=torch.float64)
     solution = solve(lambda t, y: y * y, y0, [0.0, 2.0], **how)
@@ -186,7 +186,7 @@ def test_a_saved_one_gives_the_same_numbers_in_the_same_structure(tmp_path, dtyp
     torch.testing.assert_close(again(times), before, rtol=0, atol=0)
 
 
-def test_one_of_a_trained_field_is_saved_without_its_graph_and_of_other_classes_not_at_all(tmp_path):
+def test_it_is_saved_without_its_graph_and_only_for_standard_containers(tmp_path):
     y0 = torch.ones(1, requires_grad=True)
     dense = solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True, event=lambda t, y: y[0] - 0.5).dense
     assert dense(0.2).requires_grad
@@ -200,7 +200,7 @@ def test_one_of_a_trained_field_is_saved_without_its_graph_and_of_other_classes_
         named.state_dict()
 
 
-def test_its_derivative_moves_with_the_time_and_second_ones_by_it_are_refused():
+def test_it_is_differentiable_once_with_respect_to_time():
     start = torch.ones(1, dtype=torch.float64)
     dense = solve(lambda t, y: -y, start, [0.0, 2.0], dense=True, rtol=1e-9, atol=1e-9).dense
     t = torch.tensor([1.3, 0.4], dtype=torch.float64, requires_grad=True)

@@ -35,7 +35,7 @@ def totals(method="dopri5", controller="integral", tol=1e-6):
 
 
 @functools.cache
-def totals_of_torchdiffeq():
+def torchdiffeq_totals():
     """``totals`` of torchdiffeq's dopri5, counting evaluations inside the field."""
     torchdiffeq = pytest.importorskip("torchdiffeq")
     evaluations, errors = 0, []
@@ -108,7 +108,7 @@ def test_dopri5_stays_within_its_budget():
 @pytest.mark.slow
 def test_dopri5_needs_no_more_evaluations_than_torchdiffeq_and_is_no_less_accurate():
     evaluations, error = totals()
-    their_evaluations, their_error = totals_of_torchdiffeq()
+    their_evaluations, their_error = torchdiffeq_totals()
     assert evaluations <= 1.02 * their_evaluations
     assert error <= 1.02 * their_error
 

@@ -1,4 +1,4 @@
-"""The edges of a solve in every gradient mode: empty states, odd fields, odd times, errors that say what to do."""
+"""Edge cases in every gradient mode: empty states, unusual fields and times, errors that say what to do."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_a_state_without_dimensions_is_solved(mode):
     ids=["identity", "constant", "time", "flipped", "expanded"],
 )
 @pytest.mark.parametrize("mode", GRADIENTS)
-def test_fields_of_odd_graphs_have_their_gradients(mode, f, slope, y0):
+def test_fields_with_unusual_graphs_have_the_right_gradients(mode, f, slope, y0):
     y = solve(f, y0, [0.0, 1.0], **how(mode)).y
     (gradient,) = torch.autograd.grad(y[-1].sum(), y0)
     assert gradient.tolist() == pytest.approx([slope, slope], rel=1e-4)
@@ -72,7 +72,7 @@ def test_a_start_that_shares_memory_gets_the_sum_of_its_gradients(mode, y0, weig
 
 
 @pytest.mark.parametrize("mode", GRADIENTS)
-def test_a_loss_of_the_first_time_alone_is_one_of_the_start(mode, y0, weight):
+def test_a_loss_of_the_first_time_only_has_a_gradient_for_the_start_only(mode, y0, weight):
     y = solve(lambda t, y: torch.tanh(weight @ y), y0, [0.0, 1.0], **how(mode)).y
     by_start, by_weight = torch.autograd.grad(y[0].sum(), (y0, weight))
     assert torch.equal(by_start, torch.ones_like(y0))
@@ -85,7 +85,7 @@ def test_a_solve_without_anything_to_differentiate_has_no_graph(mode, y0):
 
 
 @pytest.mark.parametrize("mode", GRADIENTS)
-def test_the_weight_gets_its_gradient_where_the_start_wants_none(mode, y0, weight):
+def test_the_weight_gets_its_gradient_if_the_start_requires_none(mode, y0, weight):
     found = {}
     for name in ("backprop", mode):
         y = solve(lambda t, y: torch.tanh(weight @ y), y0.detach(), [0.0, 1.0], **how(mode) | {"gradient": name}).y
@@ -104,14 +104,14 @@ def test_the_weight_gets_its_gradient_where_the_start_wants_none(mode, y0, weigh
     ids=["shape", "dtype", "structure", "nothing"],
 )
 @pytest.mark.parametrize("mode", GRADIENTS)
-def test_what_f_may_not_return_is_refused_in_every_mode(mode, f, message, y0):
+def test_invalid_results_of_f_raise_in_every_mode(mode, f, message, y0):
     with pytest.raises(ValueError, match=message):
         solve(f, y0, [0.0, 1.0], **how(mode))
 
 
 @pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive", "fixed"])
 @pytest.mark.parametrize("mode", GRADIENTS)
-def test_nan_is_named_in_every_mode(mode, adaptive, y0, weight):
+def test_nan_has_its_own_status_in_every_mode(mode, adaptive, y0, weight):
     with pytest.raises(SolveError, match="non_finite"):
         solve(lambda t, y: weight @ y * math.nan, y0, [0.0, 1.0], **how(mode, adaptive))
 
@@ -121,13 +121,13 @@ def test_nan_is_named_in_every_mode(mode, adaptive, y0, weight):
     [[1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 2.0, 1.0], [0.0], [], torch.tensor(1.0), torch.tensor([[0.0, 1.0]])],
     ids=["equal", "twice", "back and forth", "one", "none", "a number", "two-dimensional"],
 )
-def test_times_that_span_nothing_are_refused(times, y0):
+def test_times_without_a_span_raise(times, y0):
     with pytest.raises(ValueError, match=r"t must (hold two or more times|be strictly increasing)"):
         solve(lambda t, y: -y, y0, times)
 
 
 @pytest.mark.parametrize("times", [None, 0.5, "ab"], ids=str)
-def test_times_that_are_no_times_are_refused(times, y0):
+def test_times_of_wrong_types_raise(times, y0):
     with pytest.raises(TypeError, match="t must be a tensor or a list"):
         solve(lambda t, y: -y, y0, times)
 
@@ -138,7 +138,7 @@ def test_a_state_without_tensors_is_refused(start):
         solve(lambda t, y: y, start, [0.0, 1.0])
 
 
-def test_an_error_inside_f_comes_out_as_it_is(y0):
+def test_an_error_inside_f_is_passed_on(y0):
     with pytest.raises(ZeroDivisionError):
         solve(lambda t, y: y * (1 / 0), y0, [0.0, 1.0])
 
@@ -146,7 +146,7 @@ def test_an_error_inside_f_comes_out_as_it_is(y0):
 @pytest.mark.parametrize(
     "how", [{"method": "kvaerno5"}, {"method": "rodas4"}, {"method": "vode_adams"}, {"stepping": "per_sample"}]
 )
-def test_conjugates_are_states_like_others(how):
+def test_conjugate_views_may_be_states(how):
     start = torch.tensor([[1 + 2j], [0.5 - 1j]]).conj()
     assert start.is_conj()
     for y0 in (start, start.imag):
@@ -157,7 +157,7 @@ def test_conjugates_are_states_like_others(how):
 
 
 @pytest.mark.parametrize("empty", [{}, (), [{}]])
-def test_arguments_without_tensors_reach_f(empty):
+def test_arguments_without_tensors_are_passed_to_f(empty):
     given = []
     solve(lambda t, y, p: given.append(p) or -y, torch.ones(2), [0.0, 1.0], args=(empty,))
     assert given[0] == empty

@@ -25,7 +25,7 @@ def number(value, grad=True):
     return torch.tensor(value, dtype=torch.float64, requires_grad=grad)
 
 
-# Where zeros are found.
+# Location of zeros.
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_a_terminal_event_ends_the_solve(how, tolerance):
     assert solution.y[3:].isnan().all()
 
 
-def test_an_event_that_never_comes_lets_the_solve_succeed():
+def test_a_solve_without_a_zero_of_its_event_succeeds():
     solution = solve(oscillate, START, [0.0, 2.0], event=[Event(lambda t, y: y[0] - 2), Event(lambda t, y: y[0] + 2)])
     assert solution.status is Status.success
     assert [(hits.t.shape, hits.y.shape) for hits in solution.events] == [((0,), (0, 2))] * 2
 
 
-def test_zeros_that_do_not_end_the_solve_leave_it_as_it_is():
+def test_events_that_are_not_terminal_do_not_change_the_solve():
     times = torch.linspace(0, 20, 7, dtype=torch.float64)
     plain = solve(oscillate, START, times)
     watched = solve(oscillate, START, times, event=Event(lambda t, y: y[0], terminal=False))
@@ -96,17 +96,17 @@ def test_zeros_that_do_not_end_the_solve_leave_it_as_it_is():
 
 @pytest.mark.parametrize("direction", [1, -1, 0])
 @pytest.mark.parametrize("sign", [1, -1], ids=["forward", "backward"])
-def test_only_zeros_of_the_direction_count_along_the_way(direction, sign):
+def test_only_zeros_of_the_direction_count(direction, sign):
     event = Event(lambda t, y: y[0], terminal=False, direction=direction)
     solution = solve(lambda t, y: sign * oscillate(t, y), START, [0.0, sign * 10.0], event=event, **TIGHT)
-    # The sine falls first, at pi, whichever way it is walked.
+    # The sine falls first, at pi, in both directions.
     zeros = {1: [2], -1: [1, 3], 0: [1, 2, 3]}[direction]
     expected = [sign * math.pi * n for n in zeros]
     torch.testing.assert_close(solution.events[0].t, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["forward", "backward"])
-def test_zeros_inside_one_step_come_in_order_and_the_first_terminal_one_is_the_last(sign):
+def test_zeros_inside_one_step_are_ordered_up_to_the_first_terminal_one(sign):
     levels = [0.8, 0.2, 0.6, 0.4]
     events = [Event(lambda t, y, c=c: y - sign * c, terminal=c in (0.6, 0.8)) for c in levels]
     one_step = {"first_step": 1.0, "method": "dopri5"}
@@ -201,12 +201,12 @@ def test_dense_output_ends_at_a_terminal_event():
     ],
     ids=["float", "complex", "growing", "string"],
 )
-def test_events_that_cannot_be_meant_are_refused(event, error, message):
+def test_invalid_events_raise(event, error, message):
     with pytest.raises(error, match=message):
         solve(oscillate, START, [0.0, 1.0], event=[event])
 
 
-def test_a_direction_that_cannot_be_meant_is_refused():
+def test_an_invalid_direction_raises():
     with pytest.raises(ValueError, match="direction must be -1, 0 or 1"):
         Event(lambda t, y: y, direction=2)
 
@@ -340,11 +340,11 @@ def test_evaluations_for_events_are_counted():
     y0 = START.clone().requires_grad_()
     solution = solve(counted, y0, [0.0, 10.0], event=event, method="rk4", steps=50)
     assert calls == solution.stats.nfe
-    # f at the end of a step serves the extension and the next step; each of the three hits' derivatives costs one.
+    # f at the end of a step serves the interpolant and the next step; each of the three hits' derivatives costs one.
     assert calls == 50 * 4 + 1 + 3
 
 
-def test_where_the_function_stands_still_the_value_stays_and_the_derivative_is_infinite():
+def test_where_the_function_only_touches_zero_the_derivative_is_infinite():
     """(t - 1)^3 + offset is zero at 1 - offset^(1/3)."""
     offset = number(0.0)
     y0 = -torch.ones(1, dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_where_the_function_stands_still_the_value_stays_and_the_derivative_is_i
 
 
 @pytest.mark.parametrize("how", [{}, {"stepping": "per_sample"}])
-def test_second_derivatives_of_events_and_of_times_are_refused_and_never_zero(how):
+def test_second_derivatives_of_events_and_of_times_raise(how):
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     start, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.0, 9.0], dtype=torch.float64)
     solution = solve(lambda t, y: -rate * y, start, times, event=lambda t, y: (y - rate / 2).reshape(-1), **how)
@@ -374,7 +374,7 @@ def test_second_derivatives_of_events_and_of_times_are_refused_and_never_zero(ho
     torch.testing.assert_close(second, 81 * torch.exp(-9 * rate.detach()), rtol=1e-3, atol=0)
 
 
-def test_rows_with_an_event_that_does_not_move_keep_its_time():
+def test_rows_with_an_event_of_zero_derivative_keep_its_time():
     start = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
     solution = solve(
         lambda t, y: -y, start, [0.0, 3.0], event=lambda t, y: (y[:, 0] < 0.5).double() - 0.5, stepping="per_sample"

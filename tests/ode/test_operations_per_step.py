@@ -1,4 +1,4 @@
-"""What a step costs besides the field: tensor operations, and waits for the device."""
+"""The cost of a step apart from the field: tensor operations, and synchronisations with the device."""
 
 import pytest
 import torch
@@ -24,27 +24,27 @@ VIEWS = {
 }
 
 
-class Count(TorchDispatchMode):
-    """Counts the operations that are no views, but for those inside the field."""
+class StepOperationCounter(TorchDispatchMode):
+    """Counts the operations that are not views, except those inside the field."""
 
     def __init__(self):
         super().__init__()
-        self.operations, self.waits, self.in_field = 0, 0, False
+        self.operations, self.syncs, self.in_field = 0, 0, False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if not self.in_field and name == "_local_scalar_dense":
-            self.waits += 1
+            self.syncs += 1
         elif not self.in_field and name not in VIEWS:
             self.operations += 1
         return func(*args, **(kwargs or {}))
 
 
 def cost_of_a_step(method, y0):
-    """Operations and waits a step, from two solves that differ by their number of steps."""
+    """Operations and synchronisations per step, from two solves with different numbers of steps."""
 
     def cost(end):
-        with Count() as count, torch.no_grad():
+        with StepOperationCounter() as count, torch.no_grad():
 
             def field(t, y):
                 count.in_field = True
@@ -56,15 +56,15 @@ def cost_of_a_step(method, y0):
             options = {"rtol": 1e-3, "atol": 1e-3, "first_step": 0.01, "max_step": 0.01}
             stats = solve(field, y0, [0.0, end], method=method, **options).stats
         assert stats.rejected == 0
-        return stats.accepted, count.operations, count.waits
+        return stats.accepted, count.operations, count.syncs
 
-    (few, *less), (many, *more) = cost(0.1), cost(1.1)
-    return [(b - a) / (many - few) for a, b in zip(less, more, strict=True)]
+    (few, *low), (many, *high) = cost(0.1), cost(1.1)
+    return [(b - a) / (many - few) for a, b in zip(low, high, strict=True)]
 
 
 @pytest.mark.parametrize("y0", [torch.ones(3), (torch.ones(2, 2), torch.ones(3))], ids=["tensor", "tuple"])
 @pytest.mark.parametrize(("method", "most"), [("dopri5", 20), ("tsit5", 20), ("bosh3", 14)])
-def test_a_step_costs_few_operations_and_one_wait(method, most, y0):
-    operations, waits = cost_of_a_step(method, y0)
+def test_a_step_costs_few_operations_and_one_synchronisation(method, most, y0):
+    operations, syncs = cost_of_a_step(method, y0)
     assert operations <= most
-    assert waits == 1
+    assert syncs == 1

@@ -1,4 +1,4 @@
-"""The door: exact solutions, outputs, statistics, statuses, and clear errors."""
+"""``solve``: exact solutions, outputs, statistics, statuses, and clear errors."""
 
 import functools
 import math
@@ -32,9 +32,9 @@ def test_outputs_lie_on_the_exact_solution_in_both_directions(method, times):
     assert solution.status is Status.success
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("how", [{"method": "rk4", "steps": 50}, {"method": "dopri5"}], ids=["rk4", "dopri5"])
-def test_both_ways_of_keeping_stages_give_the_same_numbers(how, grad):
+def test_states_are_the_same_with_and_without_gradients(how, grad):
     times = [0.0, 0.3, 0.31, 2.0]
     with torch.set_grad_enabled(grad):
         solution = solve(rotate, Y0, times, **how)
@@ -45,7 +45,7 @@ def test_both_ways_of_keeping_stages_give_the_same_numbers(how, grad):
     assert solution.stats.step_sizes == pytest.approx(other.stats.step_sizes, rel=1e-9)
 
 
-def test_a_nested_state_equals_its_flat_twin():
+def test_a_nested_state_equals_the_flat_one():
     def nested(t, y):
         rate = A @ torch.stack((y["a"][0], y["b"]))
         return {"a": (rate[0],), "b": rate[1]}
@@ -81,7 +81,7 @@ def test_fixed_steps_cost_what_the_tableau_says(method, evaluations):
     assert solution.stats.step_sizes == pytest.approx([0.1] * 10)
 
 
-def test_the_end_is_reached_without_a_sliver_step():
+def test_the_end_is_reached_without_a_tiny_last_step():
     for end in torch.linspace(0.5, 5, 40).tolist():
         sizes = solve(rotate, Y0, [0.0, end], rtol=1e-6, atol=1e-6).stats.step_sizes
         assert sizes[-1] > 0.3 * max(sizes[1:])
@@ -94,7 +94,7 @@ def test_outputs_inside_steps_cost_no_evaluations():
     torch.testing.assert_close(many.y[-1], few.y[-1], rtol=0, atol=0)
 
 
-def test_a_given_first_step_saves_the_search():
+def test_a_given_first_step_saves_the_evaluation_for_it():
     searched = solve(rotate, Y0, [0.0, 3.0])
     given = solve(rotate, Y0, [0.0, 3.0], first_step=searched.stats.step_sizes[0])
     assert given.stats.nfe == searched.stats.nfe - 1
@@ -110,7 +110,7 @@ def test_a_warm_first_step_saves_steps():
     torch.testing.assert_close(warm.y, cold.y, rtol=1e-3, atol=1e-3)
 
 
-def test_float32_states_stay_float32_and_see_time_in_float32():
+def test_float32_states_stay_float32_and_get_time_in_float32():
     seen = []
 
     def f(t, y):
@@ -123,7 +123,7 @@ def test_float32_states_stay_float32_and_see_time_in_float32():
     torch.testing.assert_close(solution.y[-1], torch.full((3,), math.exp(-1)), rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_states_see_time_in_float32():
+def test_bfloat16_states_get_time_in_float32():
     dtypes = set()
 
     def f(t, y):
@@ -134,7 +134,7 @@ def test_bfloat16_states_see_time_in_float32():
     assert (solution.y.dtype, dtypes) == (torch.bfloat16, {torch.float32})
 
 
-def test_a_method_of_ones_own_is_taken_as_a_tableau():
+def test_a_method_may_be_a_tableau():
     heun = Tableau("heun", "Heun 1900", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
     errors = [float((solve(rotate, Y0, [0, 1], method=heun, steps=n).y[-1] - exact([1])[0]).norm()) for n in (50, 100)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
@@ -144,7 +144,7 @@ def test_an_empty_state_is_solved():
     assert solve(lambda t, y: y, torch.zeros(0, 3), [0.0, 1.0]).y.shape == (2, 0, 3)
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["taped", "buffered"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 def test_a_field_may_write_to_one_buffer_of_its_own(grad):
     buffer = torch.empty_like(Y0)
     with torch.set_grad_enabled(grad):
@@ -157,7 +157,7 @@ def test_a_field_that_changes_its_input_is_refused():
         solve(lambda t, y: y.relu_(), Y0.clone(), [0.0, 1.0])
 
 
-def test_the_first_step_search_stays_inside_the_span():
+def test_the_first_step_is_estimated_inside_the_span():
     seen = []
 
     def slow(t, y):
@@ -168,13 +168,13 @@ def test_the_first_step_search_stays_inside_the_span():
     assert max(seen) <= 1.0
 
 
-def test_a_zero_atol_bears_zeros_in_the_state():
+def test_a_zero_atol_works_with_zeros_in_the_state():
     y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
     solution = solve(lambda t, y: -y, y0, [0.0, 1.0], rtol=1e-6, atol=0)
     torch.testing.assert_close(solution.y[-1], y0 * math.exp(-1), rtol=1e-5, atol=0)
 
 
-# How a solve fails: by name, with its numbers, and with what it reached.
+# Failed solves: the status, its message, and the states that were reached.
 
 
 def test_blow_up_ends_as_step_underflow_with_the_partial_solution():
@@ -189,13 +189,13 @@ def test_blow_up_ends_as_step_underflow_with_the_partial_solution():
 @pytest.mark.parametrize(
     "how", [{}, {"method": "rk4", "steps": 10}, {"first_step": 0.1}], ids=["search", "fixed", "given"]
 )
-def test_nan_is_named_as_such(how):
+def test_nan_has_its_own_status(how):
     with pytest.raises(SolveError, match="non_finite: the vector field gave NaN or inf"):
         solve(lambda t, y: y * math.nan, Y0, [0.0, 1.0], **how)
 
 
 @pytest.mark.parametrize("times", [[0.0, 0.5, 1.0], [1.0, 0.5, 0.0]], ids=["forward", "backward"])
-def test_fixed_steps_end_at_forced_times_and_at_the_times_asked_for(times):
+def test_fixed_steps_end_at_step_t_and_at_output_times(times):
     solution = solve(lambda t, y: -y, torch.ones(1, dtype=torch.float64), times, method="rk4", steps=4, step_t=[0.3, 5])
     ends = times[0] + torch.tensor(solution.stats.step_sizes, dtype=torch.float64).cumsum(0)
     for time in (0.3, *times[1:]):
@@ -211,9 +211,9 @@ JUMPS = {
 
 @pytest.mark.parametrize("mode", ["backprop", "checkpoint", "adjoint", "interpolated_adjoint"])
 @pytest.mark.parametrize("method", JUMPS)
-def test_a_jump_is_met_from_both_sides(method, mode):
-    """y' = a before t = 0.3 and 3 a after it: every method is exact, unless a step or a stage strays across, and so is
-    every gradient, unless one is counted on the wrong side."""
+def test_f_is_evaluated_on_both_sides_of_a_jump(method, mode):
+    """y' = a before t = 0.3 and 3 a after it: every method and every gradient is exact, unless a step or a stage
+    evaluates f on the wrong side of the jump."""
     if mode == "checkpoint" and "adams" in method:
         pytest.skip("a step of Adams needs more than the state it starts from")
     a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
@@ -228,7 +228,7 @@ def test_a_jump_is_met_from_both_sides(method, mode):
     assert slope.item() == pytest.approx(0.3 + 3 * 0.7, rel=1e-8)
 
 
-def test_outputs_beside_a_jump_are_read_off_slopes_of_their_own_side():
+def test_outputs_next_to_a_jump_are_interpolated_from_one_side():
     def f(t, y):
         return torch.where(t < 0.3, 1.0, 3.0).double().expand(1)
 
@@ -244,7 +244,7 @@ def test_a_jump_with_a_stage_after_the_step_raises_an_error():
 
 
 def test_a_field_that_is_nan_beyond_a_step_too_long_is_still_solved():
-    """sqrt(y) is NaN where a trial step leaves the domain; a smaller one does not."""
+    """sqrt(y) is NaN where an attempted step leaves the domain; a smaller one does not."""
     y0 = torch.ones(1, dtype=torch.float64)
     solution = solve(lambda t, y: -torch.sqrt(y), y0, [0.0, 1.9], first_step=1.9, rtol=1e-8, atol=1e-8)
     assert solution.stats.rejected > 0
@@ -259,7 +259,7 @@ def test_max_steps_is_a_status_not_only_an_error():
     assert "raise max_steps" in solution.outcome.message()
 
 
-def failed(call, **how):
+def solve_error(call, **how):
     """The error of a solve that blows up before its end."""
     start = torch.ones(1, dtype=torch.float64, requires_grad=True) * 1
     times = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
@@ -271,16 +271,16 @@ def failed(call, **how):
 @pytest.mark.parametrize(
     "error",
     [
-        lambda: failed(solve, max_steps=40),
-        lambda: failed(solve, max_steps=40, dense=True, event=Event(lambda t, y: y[0] + t - 2, terminal=False)),
-        lambda: failed(solve, method="rk4", steps=40),
-        lambda: failed(odeint, options={"max_num_steps": 20}),
-        lambda: SolveError(failed(solve, max_steps=40).outcome, during="backward solve of the adjoint"),
+        lambda: solve_error(solve, max_steps=40),
+        lambda: solve_error(solve, max_steps=40, dense=True, event=Event(lambda t, y: y[0] + t - 2, terminal=False)),
+        lambda: solve_error(solve, method="rk4", steps=40),
+        lambda: solve_error(odeint, options={"max_num_steps": 20}),
+        lambda: SolveError(solve_error(solve, max_steps=40).outcome, during="backward solve of the adjoint"),
     ],
     ids=["solve", "dense and event", "fixed steps", "odeint", "backward"],
 )
-def test_a_failed_solve_passes_from_process_to_process(error):
-    """As multiprocessing does it, which refuses tensors with a graph, and knows of no lambda."""
+def test_the_error_of_a_failed_solve_can_be_pickled(error):
+    """Pickled as by multiprocessing, which refuses tensors with a graph, and lambdas."""
     error = error()
     copy = pickle.loads(bytes(ForkingPickler.dumps(error)))
     assert type(copy) is type(error)
@@ -323,13 +323,13 @@ def test_a_failed_solve_passes_from_process_to_process(error):
     ],
     ids=lambda value: None if isinstance(value, str) else ",".join(value),
 )
-def test_arguments_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_arguments_raise(change, message):
     arguments = {"f": rotate, "y0": Y0, "t": [0.0, 1.0]} | change
     with pytest.raises(ValueError, match=message):
         solve(arguments.pop("f"), arguments.pop("y0"), arguments.pop("t"), **arguments)
 
 
-def test_what_is_no_tensor_is_refused():
+def test_arguments_of_wrong_types_raise():
     with pytest.raises(TypeError, match="y0 must be a tensor"):
         solve(rotate, [1.0, 2.0], [0.0, 1.0])
     with pytest.raises(TypeError, match="f must be callable"):
@@ -342,7 +342,7 @@ def test_methods_are_listed_by_name():
     assert set(METHODS) == {method.name for method in METHODS.values()}
 
 
-def test_a_method_may_stand_beside_layers_that_it_does_not_name():
+def test_layers_that_a_method_does_not_use_are_ignored():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,6 +1,6 @@
-"""Solves inside torch.func and forward-mode differentiation: what would lose a derivative there is refused.
+"""Solves inside torch.func and forward-mode differentiation: those that would lose a derivative raise errors.
 
-What works there is in test_gradient_modes.
+Tests of those that work are in test_gradient_modes.
 """
 
 import pytest
@@ -12,11 +12,11 @@ from odebench.ode.methods.implicit import ImplicitTableau
 
 W = torch.tensor([0.3, 0.8], dtype=torch.float64)
 ONES = torch.ones(2, dtype=torch.float64)
-BY_HAND = ("checkpoint", "adjoint", "interpolated_adjoint", "reversible")
+HAND_WRITTEN = ("checkpoint", "adjoint", "interpolated_adjoint", "reversible")
 
 
 def end(w, **how):
-    """w where only f knows of it."""
+    """Solve with w in the closure of f only."""
     return solve(lambda t, y: -w * torch.sin(y), ONES, [0.0, 0.3, 1.0], **how).y.sum()
 
 
@@ -34,8 +34,8 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_a_backward_pass_by_hand_is_refused(mode, transform):
+@pytest.mark.parametrize("mode", HAND_WRITTEN)
+def test_hand_written_backward_passes_raise(mode, transform):
     method = "reversible_rk4" if mode == "reversible" else "rk4"
     with pytest.raises(ValueError, match=f"gradient='{mode}' does not support torch.func.*use gradient='backprop'"):
         TRANSFORMS[transform](lambda w: end(w, method=method, steps=4, gradient=mode), W)
@@ -46,7 +46,7 @@ def test_a_backward_pass_by_hand_is_refused(mode, transform):
     "method",
     [name for name, method in METHODS.items() if isinstance(method, ImplicitTableau)] + ["rodas4", "scipy_rk45"],
 )
-def test_steps_that_torch_cannot_look_into_are_refused(method, transform):
+def test_methods_that_torch_cannot_differentiate_through_raise(method, transform):
     with pytest.raises(ValueError, match=f"method {method} does not support torch.func"):
         TRANSFORMS[transform](lambda w: end(w, method=method, steps=None if "scipy" in method else 4), W)
 
@@ -57,13 +57,13 @@ def test_a_compiled_step_is_refused():
 
 
 @pytest.mark.parametrize("how", [{}, {"method": "adams"}], ids=["dopri5", "adams"])
-def test_vmap_over_what_a_closure_holds_is_refused_for_adaptive_steps(how):
+def test_vmap_over_a_closure_raises_for_adaptive_steps(how):
     with pytest.raises(ValueError, match=r"torch.func.vmap.*give steps or step_size"):
         TRANSFORMS["vmap"](lambda w: end(w, **how), W)
 
 
 @pytest.mark.parametrize("method", ["implicit_adams", "alf", "reversible_heun", "reversible_dopri5"])
-def test_vmap_over_steps_that_read_numbers_is_refused(method):
+def test_vmap_over_steps_that_read_values_raises(method):
     with pytest.raises(ValueError, match=f"method {method} reads values that torch.func.vmap hides"):
         TRANSFORMS["vmap"](lambda w: end(w, method=method, steps=4), W)
 
@@ -79,7 +79,7 @@ def rows(w, **how):
     ).y.sum()
 
 
-def test_rows_under_transforms():
+def test_per_sample_stepping_under_transforms():
     reverse = torch.func.grad(rows)(W).sum()
     torch.testing.assert_close(jvp_in_a_dual_level(rows, W), reverse, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match=r"gradient='checkpoint' does not support torch.func"):
@@ -89,7 +89,7 @@ def test_rows_under_transforms():
 
 
 @pytest.mark.parametrize("stepping", ["shared", "per_sample"])
-def test_times_have_their_derivative(stepping):
+def test_times_have_derivatives(stepping):
     def final(t):
         return (solve(lambda t, y: -y, ONES[:, None], t, stepping=stepping, steps=10).y ** 2).sum()
 
@@ -110,14 +110,14 @@ def test_odeint_adjoint_is_refused():
         torch.func.grad(final)(W)
 
 
-def test_without_gradients_a_mode_makes_no_difference():
+def test_without_gradients_every_mode_is_allowed():
     with torch.no_grad():
         mapped = TRANSFORMS["vmap"](lambda w: end(w, method="rk4", steps=4, gradient="adjoint"), W)
     torch.testing.assert_close(mapped, end(W, method="rk4", steps=4).expand(2), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("how", [{}, {"stepping": "per_sample"}])
-def test_events_move_under_every_way_to_differentiate(how):
+def test_events_have_derivatives_in_every_kind_of_differentiation(how):
     def when_and_where(rate):
         solution = solve(
             lambda t, y: -rate * y,
