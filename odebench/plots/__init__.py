@@ -1,1 +1,1 @@
-"""Arrays to matplotlib figures, in one look. Knows neither torch nor any other room; never uses pyplot."""
+"""Draw arrays as matplotlib figures in one style. Imports neither torch nor pyplot."""

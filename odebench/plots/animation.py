@@ -1,4 +1,4 @@
-"""A transformation in time, as a strip of frames and as an animation."""
+"""A transformation over time, as a strip of frames and as an animation."""
 
 import io
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class Frame(NamedTuple):
 
 
 def frame_strip(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> Figure:
-    """The frames side by side; limits are those of both axes.
+    """Draw the frames side by side; limits: of both axes.
 
-    Of more than 8 frames 8 are drawn, evenly spaced, with the first and the last.
+    Draws at most 8 frames, evenly spaced, including the first and the last.
     """
     num = min(len(frames), MAX_IN_STRIP)
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, num).round().astype(int)]
@@ -45,14 +45,12 @@ def frame_strip(frames: Sequence[Frame], limits: Limits, title: str | None = Non
 
 
 def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> bytes:
-    """All the frames as a GIF of ten frames a second that holds the last one and starts again.
+    """All frames as a looping GIF at ten frames per second that pauses at the last one.
 
-    The same frames give the same bytes; forty of them stay under 2 MiB.
-
-    Raises ValueError without a frame.
+    The same frames give the same bytes; forty frames take less than 2 MiB. ValueError without frames.
     """
     if not frames:
-        raise ValueError("an animation needs a frame")
+        raise ValueError("an animation needs at least one frame")
     figure, (axes,) = style.new_square_figure(1, 1, GIF_PANEL_IN, title=title)
     figure.set_dpi(GIF_DPI)
     drawn: list[np.ndarray] = []
@@ -60,7 +58,7 @@ def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None)
         axes.clear()
         _draw(axes, frame, limits)
         drawn.append(_pixels(figure))
-        figure.set_layout_engine("none")  # the first layout holds: nothing jumps
+        figure.set_layout_engine("none")  # keep the first layout, so that nothing jumps
     return _gif(drawn)
 
 
@@ -88,8 +86,8 @@ def _gif(pixels: Sequence[np.ndarray]) -> bytes:
 
 
 def _palette() -> Image.Image:
-    """The colours of a frame: those of particles blending into white, and the greys of the text."""
-    # Eight apart and more: Pillow finds colours to three bits less, and white shall stay white.
+    """A palette of the particles' colour blended with white, and of greys for text."""
+    # At least 8 apart: Pillow ignores the lowest three bits, and white must stay white.
     share = np.linspace(0, 1, 32)[:, None]
     particles = share * to_rgb(style.VERMILION) + 1 - share
     colours = np.concatenate([share.repeat(3, axis=1), particles])

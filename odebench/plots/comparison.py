@@ -1,4 +1,4 @@
-"""Many runs in one figure: lines and points of two quantities, side by side."""
+"""Compare many runs in one figure: panels with lines or points of two quantities, and dot plots."""
 
 import math
 import textwrap
@@ -13,20 +13,18 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, 
 from odebench.plots import style, text_placement
 
 LINE_STYLES = ("-", "--", ":")
-MAX_LINES = 2 * len(style.COLOURS)  # solid, then dashed, of a panel; those of another panel may be dotted
+MAX_LINES = 2 * len(style.COLOURS)  # per panel, solid then dashed; lines that only other panels have may be dotted
 MAX_POINT_LABELS = 30
 FEW_POINTS = 300
-RASTER_FROM = 2000  # points; an SVG of more would weigh megabytes
+RASTER_FROM = 2000  # points; larger SVGs would take megabytes
 PANEL_IN = (5.2, 3.8)
-MAX_TITLE_LETTERS = 46  # in a line: more would run into the next panel
-# What axes are of is read from their labels: of counts, which have no halves, and of costs, nought being their measure.
+MAX_TITLE_LETTERS = 46  # per line of a title; longer ones would overlap the next panel
+# Words in an axis label that mark counts (integer ticks) and costs (measured from zero).
 COUNT_WORDS = ("NFE", "(evaluations)", "optimiser step")
 COST_WORDS = (*COUNT_WORDS, "(MiB)", "(ms)", "(min)")
-MIN_RELATIVE_SPAN = 0.25  # of the largest cost: an axis of one per cent makes any change look steep
-MAX_LABELLED_LINES = 4  # guides of a panel
-MAX_DISTANCE_FACTOR = (
-    3.0  # times the largest or a part of the smallest number: what is further off would flatten the points
-)
+MIN_RELATIVE_SPAN = 0.25  # of the largest cost: on a shorter axis a change of 1 % would look steep
+MAX_LABELLED_LINES = 4  # reference lines per panel
+MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
 
 
 Numbers = Sequence[float] | np.ndarray
@@ -35,10 +33,10 @@ ROW_IN = 0.42
 
 
 class Line(NamedTuple):
-    """One series of points; those with a coordinate that is not finite are left out.
+    """One series of points; points with a coordinate that is not finite are omitted.
 
-    x, y: [N]. y_spread: [N], half the length of a bar or of a band, 0 or NaN where there is none.
-    names: [N], written at the points where these are few.
+    x, y: [N]. y_error: [N], half the length of an error bar or band, 0 or NaN for none.
+    point_labels: [N], written at the points if there are few.
     """
 
     label: str
@@ -49,11 +47,11 @@ class Line(NamedTuple):
 
 
 class ReferenceLine(NamedTuple):
-    """A dashed line to compare with: a constant ``level``, or the points x, y.
+    """A dashed line for reference: a constant ``level``, or the points x, y.
 
-    note: written at the level, in place of an entry of its own in the legend, which names its ``source`` once. Of these
-    a panel shows the few that are nearest to its points, and none that is far from them.
-    is_front: x, y are points, in rings, and steps lead from one to the next.
+    note: written at the line instead of in the legend, which names each ``source`` once. A panel shows only the few
+    such lines that are nearest to its points.
+    is_front: x, y are points of a Pareto front, drawn as circles connected by steps.
     """
 
     label: str
@@ -66,7 +64,7 @@ class ReferenceLine(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """What stands in one panel. x, y: labels with units; see `comparison` for the rest."""
+    """Content of one panel. x, y: labels with units; see `comparison_figure` for the rest."""
 
     title: str
     x: str
@@ -81,12 +79,12 @@ class Panel(NamedTuple):
 
 
 def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
-    """The panels, up to `columns` in a row, under one legend; a label has the same look in all of them. A line without
-    a point only keeps its look from the others.
+    """Draw the panels, up to `columns` in a row, with one legend; a label has the same style in all panels, also if one
+    of its lines is empty.
 
-    joined: points of a line are joined in their order. curves: lines are curves without markers, but for a single
-    point, and spreads are bands. x_log, y_log: logarithmic axes; None: where the numbers span decades. x_falls: the x
-    axis runs from large to small, as tolerances do.
+    connect_points: connect the points of a line in order. as_curves: draw curves without markers, and errors as bands.
+    x_log, y_log: logarithmic axes; None: if the values span decades. x_descending: x decreases to the right, as
+    tolerances do.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
     style_indices = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
@@ -112,12 +110,12 @@ def _labels(panels: Sequence[Panel]) -> list[str]:
 
 
 def _finite(line: Line) -> Line:
-    """The line without what cannot be drawn."""
+    """The line without points that are not finite."""
     x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
     kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    spread = None if line.y_error is None else np.nan_to_num(np.asarray(line.y_error, dtype=float)[kept])
-    point_labels = [name for i, name in enumerate(line.point_labels) if i in set(kept)]
-    return Line(line.label, x[kept], y[kept], spread, point_labels)
+    y_error = None if line.y_error is None else np.nan_to_num(np.asarray(line.y_error, dtype=float)[kept])
+    point_labels = [label for i, label in enumerate(line.point_labels) if i in set(kept)]
+    return Line(line.label, x[kept], y[kept], y_error, point_labels)
 
 
 def _has_points(line: Line) -> bool:
@@ -125,7 +123,7 @@ def _has_points(line: Line) -> bool:
 
 
 def _visible_reference_lines(panel: Panel, lines: Sequence[Line]) -> list[ReferenceLine]:
-    """The panel's guides; of those with notes the few that are nearest to the points."""
+    """The panel's reference lines; of those with notes, only the nearest few."""
     values = np.concatenate([line.y for line in lines] or [np.empty(0)])
 
     def distance(reference: ReferenceLine) -> float:
@@ -147,8 +145,7 @@ def _is_near(level: float, values: np.ndarray) -> bool:
 
 
 def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
-    """What the legend says in place of the labels of guides with notes: one entry a source, and whether some of its
-    guides are not drawn."""
+    """Legend entries for reference lines with notes, one per source; tells if some of its lines are not drawn."""
     noted = [reference for panel in panels for reference in panel.reference_lines if reference.note]
     part = {reference.source for reference in noted if reference.label not in drawn}
     return {one.label: f"{one.source} (the nearest)" if one.source in part else one.source for one in noted}
@@ -157,11 +154,11 @@ def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
 def _write_labels(
     axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine], style_indices: Mapping[str, int]
 ) -> None:
-    """The notes of the guides, and the names of the points where these are few."""
+    """Write the notes of reference lines, and the point labels if there are few."""
     occupied = [box for line in lines for box in text_placement.marker_boxes(axes, line.x, line.y, line.y_error)]
     notes = {reference.note: reference.level for reference in shown if reference.note and reference.level is not None}
     occupied = text_placement.write_line_labels(axes, notes, occupied)
-    if sum(bool(name) for line in lines for name in line.point_labels) <= MAX_POINT_LABELS:
+    if sum(bool(label) for line in lines for label in line.point_labels) <= MAX_POINT_LABELS:
         labelled = [
             text_placement.LabelledPoints(line.x, line.y, line.point_labels, style.colour(style_indices[line.label]))
             for line in lines
@@ -198,14 +195,14 @@ def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int) ->
 
 def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> None:
     line_style = (0, ((5, 3), (1, 2), (8, 3, 1, 3))[index % 3])
-    look: dict[str, Any] = {"color": style.GREY, "linestyle": line_style, "linewidth": 1.3, "label": reference.label}
+    options: dict[str, Any] = {"color": style.GREY, "linestyle": line_style, "linewidth": 1.3, "label": reference.label}
     if reference.level is not None:
-        axes.axhline(reference.level, zorder=1.7, **look)
+        axes.axhline(reference.level, zorder=1.7, **options)
     elif reference.is_front:
         rings: dict[str, Any] = {"marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.2}
-        axes.plot(reference.x, reference.y, drawstyle="steps-post", **rings, **look)
+        axes.plot(reference.x, reference.y, drawstyle="steps-post", **rings, **options)
     else:
-        axes.plot(reference.x, reference.y, **look)
+        axes.plot(reference.x, reference.y, **options)
 
 
 def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine]) -> None:
@@ -234,7 +231,7 @@ def _scale_log(axes: Axes, axis: str, values: np.ndarray, descending: bool) -> N
 
 
 def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: float, label: str) -> None:
-    """top: how far the axis reaches that starts at nought."""
+    """top: upper end of an axis that starts at zero."""
     axes.ticklabel_format(axis=axis, useOffset=False)
     axes.margins(x=0.08 if axis == "x" else None, y=0.08 if axis == "y" else None)
     is_count, is_cost = (any(words in label for words in some) for some in (COUNT_WORDS, COST_WORDS))
@@ -253,7 +250,7 @@ def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: 
 
 
 def _upper_end(line: Line, part: str) -> float:
-    """How far the line reaches, with its spread."""
+    """Largest value of the line, including error bars."""
     values = getattr(line, part)
     if part == "y" and line.y_error is not None:
         values = values + line.y_error
@@ -267,9 +264,9 @@ def _is_log(values: np.ndarray, log_scale: bool | None) -> bool:
 
 
 def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
-    """A panel a title, a row a category, a marker a label, on a logarithmic axis; what is not positive is left out.
+    """One panel per title, one row per category, one marker per label, on a logarithmic axis; omits values <= 0.
 
-    panels: title -> label -> category -> number. x: what the numbers are, with their unit.
+    panels: title -> label -> category -> value. x: what the values are, with unit.
     """
     categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
@@ -277,7 +274,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
     for (title, panel), axes in zip(panels.items(), all_axes, strict=False):
         for label, line in panel.items():
             place = labels.index(label)
-            # One below the other, so that equal numbers do not hide each other.
+            # Shifted vertically, so that equal values do not hide each other.
             shift = 0.5 * ((place + 0.5) / len(labels) - 0.5)
             rows = [(value, categories.index(name) + shift) for name, value in line.items() if value > 0]
             axes.plot(
@@ -288,7 +285,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
                 markersize=6,
                 color=style.colour(place),
                 label=label,
-                clip_on=False,  # a whole decade is a limit, too
+                clip_on=False,  # values may lie on a limit
             )
         _scale_to_decades(axes, [value for line in panel.values() for value in line.values() if value > 0])
         axes.set_yticks(range(len(categories)), categories)
@@ -299,7 +296,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
 
 
 def _scale_to_decades(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis of whole decades."""
+    """Set a logarithmic axis with whole decades as limits."""
     axes.set_xscale("log")
     if values:
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion matrix of a classifier."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,9 @@ MAX_ANNOTATED = 20
 
 
 def confusion_matrix(counts: np.ndarray) -> Figure:
-    """Counts by true label (rows) and predicted label (columns); colours are logarithmic: errors show.
+    """Counts by true label (rows) and predicted label (columns); logarithmic colours make errors visible.
 
-    counts: [classes, classes], integers. Up to 20 classes the counts are written into the cells.
+    counts: [classes, classes], integers. For up to 20 classes the cells show their counts.
     """
     counts = np.asarray(counts)
     num = counts.shape[0]
@@ -22,7 +22,7 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
     size_in = min(max(0.46 * num + 1.2, 3.4), 9.0)
     figure, (axes,) = style.new_figure(width_in=size_in + 0.9, height_in=size_in)
     top = max(float(counts.max(initial=0)), 2.0)
-    shown = np.ma.masked_less_equal(counts, 0)  # no count, no colour
+    shown = np.ma.masked_less_equal(counts, 0)  # no colour for zero
     image = axes.imshow(shown, cmap="Blues", norm=LogNorm(vmin=0.7, vmax=top))
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
     bar.set_label("images", fontsize=style.LABEL_PT)
@@ -40,7 +40,7 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, top: float) -> None:
-    dark_from = top**0.55  # on the logarithmic scale, a little past the middle
+    dark_from = top**0.55  # slightly above the middle of the logarithmic scale
     for (row, column), count in np.ndenumerate(counts):
         if count:
             tint = "white" if count > dark_from else "black"

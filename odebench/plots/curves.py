@@ -1,4 +1,4 @@
-"""How a training went, over its steps and over its time."""
+"""Curves of a training over its steps and over time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from odebench.plots import style
 
-SMOOTH_FROM = 60  # points; a series with more is drawn pale, with its running mean over it
+SMOOTH_FROM = 60  # points; longer series are drawn pale, with their running mean
 Row = Mapping[str, Any]
 
 
@@ -28,7 +28,7 @@ class _Panel(NamedTuple):
 
 
 def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
-    """A quantity of the training batches and of the validation split."""
+    """A quantity on the training batches and on the validation split."""
     train = _Curve(f"train/{name}", "train", style.BLUE, scale)
     return _Panel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
 
@@ -54,15 +54,15 @@ _PANELS = (
 
 
 def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
-    """Loss, what the task measures, and NFE against the optimiser step, from the rows of a run's metrics.
+    """Loss, the task's quantities and NFE against the optimiser step, from the rows of a run's metrics.
 
-    Panels without a finite number are left out, and the loss where it is what the task measures; with none at all one
-    empty panel says so.
+    Omits panels without finite values, and the loss if it equals a quantity of the task; without any, draws one empty
+    panel.
     """
     loss, *others = _PANELS
     others = [panel for panel in others if any(_curves(rows, panel))]
-    is_told = any(_curves(rows, loss) == _curves(rows, panel) for panel in others)
-    panels = others if is_told or not any(_curves(rows, loss)) else [loss, *others]
+    is_duplicate = any(_curves(rows, loss) == _curves(rows, panel) for panel in others)
+    panels = others if is_duplicate or not any(_curves(rows, loss)) else [loss, *others]
     figure, all_axes = style.new_figure(max(len(panels), 1), columns=3)
     if not panels:
         style.style_axes(all_axes[0], "No numbers were logged", "optimiser step", "")
@@ -74,7 +74,7 @@ def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
 
 
 def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/accuracy") -> Figure:
-    """Accuracy against minutes of training, one line a run: runs is label -> rows of its metrics."""
+    """Accuracy against minutes of training, one line per run. runs: label -> rows of its metrics."""
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.8)
     for index, (label, rows) in enumerate(runs.items()):
         seconds, percent = _points(rows, "elapsed_s", _Curve(tag, label, "", 100.0))
@@ -120,12 +120,12 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
 
 
 def _curves(rows: Sequence[Row], panel: _Panel) -> list[list[float]]:
-    """The values of its curves."""
+    """The values of a panel's curves."""
     return [_points(rows, "step", one)[1].tolist() for one in panel.curves]
 
 
 def _points(rows: Sequence[Row], x: str, curve: _Curve) -> tuple[np.ndarray, np.ndarray]:
-    """x and scaled values of the rows where both are finite numbers."""
+    """x and scaled values of the rows in which both are finite."""
     pairs = [(row[x], row[curve.tag]) for row in rows if row.get(x) is not None and row.get(curve.tag) is not None]
     array = np.asarray(pairs, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]
@@ -133,6 +133,6 @@ def _points(rows: Sequence[Row], x: str, curve: _Curve) -> tuple[np.ndarray, np.
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over `width` points to each side, fewer at the ends."""
+    """Mean over `width` points on each side, fewer at the ends."""
     kernel = np.ones(2 * width + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

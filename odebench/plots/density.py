@@ -1,4 +1,4 @@
-"""A density in the plane beside its model."""
+"""Densities and vector fields in the plane."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ SQUARE_IN = 3.1
 SATURATED_MASS = 0.01
 MAX_EXPONENT = 50.0
 Numbers = Sequence[float] | np.ndarray
-LONG_ARROW = 1.2  # in spacings of the grid, for all but the fastest twentieth
+LONG_ARROW = 1.2  # in grid spacings, for the 95 % quantile of speed
 MAX_COLUMNS = 4
 
 
 class ColourScale(NamedTuple):
-    """Colours of a figure's densities: exp(log density - offset) from 0 to `top`."""
+    """Colour scale of the densities in a figure: exp(log density - offset) from 0 to `top`."""
 
     top: float
     offset: float
@@ -37,10 +37,10 @@ def density_comparison(
     limits: Limits,
     title: str | None = None,
 ) -> Figure:
-    """Target density, model density and a histogram of the model's samples, in the colours of the target's scale.
+    """Target density, model density and a histogram of the model's samples, with the target's colour scale.
 
-    target, model: [num^2], log densities at `grid_points(limits, num)`; of a target known by its samples alone
-        `histogram` makes one.
+    target, model: [num^2], log densities at `grid_points(limits, num)`; if only samples of the target are known, use
+        `histogram`.
     samples: [N, 2], drawn from the model.
     limits: of both axes.
     """
@@ -67,7 +67,7 @@ def grid_points(limits: Limits, num: int) -> np.ndarray:
 def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
     """[num^2]: log density of samples [N, 2] in the cells of `grid_points`, -inf in an empty one.
 
-    All N count, those outside the limits or not finite too: what is drawn integrates to the share inside.
+    Normalised by all N samples, including those outside the limits or not finite.
     """
     finite = samples[np.isfinite(samples).all(axis=1)]
     counts, _, _ = np.histogram2d(finite[:, 1], finite[:, 0], bins=num, range=[limits, limits])
@@ -77,15 +77,15 @@ def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
 
 
 def num_bins(num_samples: int) -> int:
-    """Bins an axis for a histogram of so many samples: two samples a cell on average, within 10 to 100 bins."""
+    """Bins per axis for a histogram: two samples per cell on average, between 10 and 100 bins."""
     return int(np.clip(np.sqrt(num_samples / 2), 10, 100))
 
 
 def shared_colour_scale(log_densities: Iterable[np.ndarray]) -> ColourScale:
-    """The scale that shows all of some log densities, whose greatest top is its top.
+    """One colour scale for several log densities: its top is the highest of their tops.
 
-    One hundredth of a density's mass lies in cells denser than its top: one odd cell does not pale the rest. Tops
-    beyond exp(+-50), mostly of unnormalised densities, are taken as the unit.
+    1 % of a density's mass lies in cells denser than its top, so that one outlier does not make the rest pale. Tops
+    beyond exp(+-50), mostly of unnormalised densities, become the unit.
     """
     finite = [log_density[np.isfinite(log_density)] for log_density in log_densities]
     log_top = max((_log_top(values) for values in finite if values.size), default=0.0)
@@ -100,7 +100,7 @@ def _log_top(finite: np.ndarray) -> float:
 
 
 def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: ColourScale) -> AxesImage:
-    """Draw a log density [num^2] at `grid_points`; what is not a number is left grey."""
+    """Draw a log density [num^2] at `grid_points`; NaN is grey."""
     return axes.imshow(
         density_image(log_density, scale),
         origin="lower",
@@ -112,17 +112,17 @@ def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: Col
 
 
 def density_image(log_density: np.ndarray, scale: ColourScale) -> np.ndarray:
-    """[num, num]: the density in the units of the scale, rows from the bottom, cut a little above the scale's top."""
+    """[num, num]: density in units of the scale, rows from the bottom, clipped slightly above the scale's top."""
     side = int(np.sqrt(log_density.size))
     above = np.log(1.1 * scale.top)
     return np.exp(np.minimum(log_density.astype(float) - scale.offset, above)).reshape(side, side)
 
 
 def vector_field(times: Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:
-    """The vector field in the plane at some times, in one scale for all.
+    """The vector field in the plane at several times, with one scale for all.
 
-    times: [T], a panel each.
-    velocities: [T, num^2, 2], dx/dt at `density.grid_points(limits, num)`, num some 16.
+    times: [T], one panel each.
+    velocities: [T, num^2, 2], dx/dt at `grid_points(limits, num)`, with num about 16.
     limits: of both axes.
     """
     figure, panels = style.new_square_figure(max(len(times), 1), MAX_COLUMNS, SQUARE_IN, title=title)

@@ -1,4 +1,4 @@
-"""Images side by side."""
+"""Grids of images."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ CELL_IN = 0.62
 def image_grid(images: np.ndarray, title: str = "Samples") -> Figure:
     """Images in rows of ten.
 
-    images: [N, C, H, W] with C 1 or 3, floats in [0, 1]; what lies outside is cut, what is not a number is vermilion.
+    images: [N, C, H, W] with C 1 or 3, floats in [0, 1]; values outside are clipped, NaN is vermilion.
     """
     rows = _rows(images)
     first_of_row = [f"{1 + COLUMNS * index}" for index in range(len(rows))]
@@ -23,7 +23,7 @@ def image_grid(images: np.ndarray, title: str = "Samples") -> Figure:
 
 
 def image_pairs(originals: np.ndarray, reconstructions: np.ndarray, title: str = "Reconstructions") -> Figure:
-    """Originals in rows of ten, under each row their reconstructions; both as of `image_grid`, as many of each."""
+    """Originals in rows of ten, with their reconstructions below each row; both of one shape, as in `image_grid`."""
     if originals.shape != reconstructions.shape:
         raise ValueError(f"originals are {originals.shape}, reconstructions {reconstructions.shape}")
     pairs = zip(_rows(originals), _rows(reconstructions), strict=True)
@@ -32,7 +32,7 @@ def image_pairs(originals: np.ndarray, reconstructions: np.ndarray, title: str =
 
 
 def _rows(images: np.ndarray) -> list[np.ndarray]:
-    """Up to ten images each, [n, H, W, 3]."""
+    """Rows of up to ten images, each [n, H, W, 3]."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [N, 1 or 3, H, W], got {images.shape}")
     pixels = np.moveaxis(images, 1, 3).repeat(3 // images.shape[1], axis=3).astype(float)
@@ -44,7 +44,7 @@ def _rows(images: np.ndarray) -> list[np.ndarray]:
 def _draw(rows: Sequence[np.ndarray], names: Sequence[str], title: str, shape: tuple[int, ...]) -> Figure:
     num, _, height, width = shape
     columns = max(min(num, COLUMNS), 1)
-    # A twelfth of an image's width lies between two of them.
+    # The gap between images is a twelfth of their width.
     down, across = height + -(-width // 12), width + -(-width // 12)
     sheet = np.ones((down * max(len(rows), 1), across * columns, 3))
     for row, images in enumerate(rows):

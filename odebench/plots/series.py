@@ -1,4 +1,4 @@
-"""What a model makes of time series: reconstructions, extrapolations, latent paths, rates and errors."""
+"""Time series and a model's predictions: reconstructions, extrapolations, latent paths, rates and errors."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
 SAMPLES = "single latent samples"
 MAX_PALE_LINES = 20
 MAX_COLUMNS = 3
-# How far beyond the data a view follows the predictions, in spans of the data: one that explodes flattens nothing.
+# How far axes follow predictions beyond the data, in spans of the data, so that divergent ones do not flatten it.
 MAX_OVERSHOOT = 0.5
 
 WINDOW: dict[str, Any] = {"color": style.LIGHT_GREY, "linewidth": 0, "zorder": 0, "label": "observed window"}
@@ -38,7 +38,7 @@ OBSERVED: dict[str, Any] = {
     "zorder": 1.9,  # under the lines
     "label": "observed",
 }
-HELD_OUT = OBSERVED | {"markerfacecolor": "white", "label": "kept from the model"}
+HELD_OUT = OBSERVED | {"markerfacecolor": "white", "label": "held out from the model"}
 EVENT: dict[str, Any] = {
     "linestyle": "none",
     "marker": "|",
@@ -50,21 +50,21 @@ START: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "m
 
 
 class MeasuredValues(NamedTuple):
-    """Measured values: times [n], values [n, D] with NaN where there is none."""
+    """Measured values: times [n], values [n, D], NaN if not measured."""
 
     times: np.ndarray
     values: np.ndarray
 
 
 class PredictedSeries(NamedTuple):
-    """One series, and a model's predictions of it.
+    """One series and a model's predictions of it.
 
     label: of its panel.
-    times: [T], increasing, where predictions and truth stand.
-    predictions: [S, T, D], one a latent sample; S = 1 for a model without.
-    observed: what the model saw; hidden: what was measured and kept from it, if anything.
-    window: first and last time of what the model could see; later predictions are extrapolations.
-    truth: [T, D], without noise, where it is known.
+    times: [T], increasing, times of predictions and truth.
+    predictions: [S, T, D], one per latent sample; S = 1 for a model without latent samples.
+    observed: input of the model; held_out: measured values that it did not see, if any.
+    window: first and last time of the input; later predictions are extrapolations.
+    truth: [T, D], without noise, if known.
     """
 
     label: str
@@ -76,14 +76,14 @@ class PredictedSeries(NamedTuple):
     held_out: MeasuredValues | None = None
 
     def segments(self) -> Iterator[tuple[str, str, slice]]:
-        """Label, colour and times of the reconstruction, and of the extrapolation, which goes on where it ends."""
+        """Label, colour and times of the reconstruction, and of the extrapolation that continues it."""
         split = int(np.searchsorted(self.times, self.window[1], side="right"))
         yield "reconstruction", style.BLUE, slice(0, split)
         if split < len(self.times):
             yield "extrapolation", style.VERMILION, slice(max(split - 1, 0), None)
 
     def limits(self, components: slice) -> tuple[float, float]:
-        """Of a view that shows all that was measured or is true, and follows the predictions half its span further."""
+        """Axis limits that include all measured and true values, and predictions up to half their span beyond."""
         truth = [] if self.truth is None else [self.truth]
         known = [points.values for points in (self.observed, self.held_out) if points is not None] + truth
         measured, predicted = np.concatenate(known)[:, components], _mean_and_band(self.predictions[..., components])
@@ -94,12 +94,12 @@ class PredictedSeries(NamedTuple):
 
 
 class InferredRate(NamedTuple):
-    """The rate of one Poisson process.
+    """The inferred rate of one Poisson process.
 
     label: of its panel.
-    times: [T], increasing; rates: [S, T], inferred, one a latent sample.
+    times: [T], increasing; rates: [S, T], inferred, one per latent sample.
     events: [n], their times.
-    truth: [T], the rate that made the events, where it is known.
+    truth: [T], the true rate of the process, if known.
     """
 
     label: str
@@ -110,11 +110,11 @@ class InferredRate(NamedTuple):
 
 
 def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], time: str = TIME_LABEL) -> Figure:
-    """Reconstruction, extrapolation, truth and observations against time: a row a series, a column a component.
+    """Reconstruction, extrapolation, truth and observations against time: one row per series, one column per component.
 
-    A line is the mean over latent samples, a band their 5th to 95th percentile, the shade what the model could see.
+    Lines are means over latent samples, bands their 5th to 95th percentiles; the input window is shaded.
 
-    names: [D], what the components are, with units; time: what the time is, with its unit.
+    names: [D], names of the components, with units; time: label of the time axis, with unit.
     """
     figure, panels = style.new_figure(max(len(series) * len(names), 1), len(names), height_in=2.4)
     places = [(one, component) for one in series for component in range(len(names))]
@@ -136,9 +136,9 @@ def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], ti
 
 
 def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMNS) -> Figure:
-    """The first two components against each other, a panel a series, all with the same limits.
+    """The first two components against each other, one panel per series, all with the same limits.
 
-    The strong line is the mean over latent samples, pale lines are single samples, up to 20.
+    The strong line is the mean over latent samples; pale lines are up to 20 single samples.
     """
     figure, panels = style.new_square_figure(max(len(series), 1), columns, 2.9)
     limits = style.padded_limits(np.array([one.limits(slice(0, 2)) for one in series]))
@@ -164,10 +164,10 @@ def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMN
 
 
 def model_comparison(models: Mapping[str, Sequence[PredictedSeries]]) -> Figure:
-    """Models beside each other in the plane, series by series.
+    """Compare models in the plane, series by series.
 
-    models: name -> its series, the same for each. Of names such as "RNN, 30 points" a row of panels is what stands
-    before the comma and a column what stands after it; other models stand in one row.
+    models: name -> predictions of the same series. For names such as "RNN, 30 points", rows of panels are models (the
+    part before the comma) and columns the variants after it; other names share one row.
     """
     kinds = Counter(name.partition(", ")[0] for name in models)
     columns = max(kinds.values(), default=1)
@@ -182,7 +182,7 @@ def latent_paths(
     class_names: Sequence[str] = (),
     title: str = "Latent trajectories",
 ) -> Figure:
-    """The first two components of latent trajectories, coloured by class, with circles where they start.
+    """The first two components of latent trajectories, coloured by class, with circles at their starts.
 
     paths: [N, T, L], L at least 2; labels: [N], indices of class_names.
     """
@@ -202,7 +202,7 @@ def latent_paths(
 
 
 def rates_over_time(rates: Sequence[InferredRate], time: str = TIME_LABEL) -> Figure:
-    """The inferred rate of Poisson processes beside the true one, a panel a process, a tick an event."""
+    """Inferred and true rates of Poisson processes, one panel per process, one tick per event."""
     figure, panels = style.new_figure(max(len(rates), 1), MAX_COLUMNS, height_in=2.6)
     for axes, one in zip(panels, rates, strict=False):
         if one.truth is not None:
@@ -225,9 +225,9 @@ def error_over_time(
     error: str = "RMSE (units of the data)",
     time: str = TIME_LABEL,
 ) -> Figure:
-    """Error of models against time, in and beyond the window they could see.
+    """Error of models against time, within and after the input window.
 
-    times: [T]; errors: model -> [R, T], a row a run; a line is their mean, a band their range.
+    times: [T]; errors: model -> [R, T], one row per run; lines are means, bands ranges over runs.
     """
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.6)
     axes.axvspan(*window, **WINDOW)
@@ -245,7 +245,7 @@ def error_over_time(
 
 
 def _draw_band(axes: Axes, times: np.ndarray, samples: np.ndarray, colour: str, label: str) -> None:
-    """Mean of samples [S, T], and their band where there are several."""
+    """Draw the mean of samples [S, T], and a band if there are several."""
     mean, low, high = _mean_and_band(samples)
     axes.plot(times, mean, color=colour, linewidth=style.LINE_PT, label=label)
     if len(samples) > 1:
@@ -253,7 +253,7 @@ def _draw_band(axes: Axes, times: np.ndarray, samples: np.ndarray, colour: str, 
 
 
 def _mean_and_band(samples: np.ndarray) -> np.ndarray:
-    """[3, ...]: mean and percentiles of samples [S, ...]; not a number where S is 0 or one of them is not finite."""
+    """[3, ...]: mean and percentiles of samples [S, ...]; NaN if S is 0 or a sample is not finite."""
     if not len(samples):
         return np.full((3, *samples.shape[1:]), np.nan)
     finite = np.where(np.isfinite(samples), samples, np.nan).astype(float)

@@ -18,9 +18,9 @@ ERRORS = {
 
 
 def step_sizes(times: Numbers, sizes: Numbers, title: str = "Step sizes of one solve") -> Figure:
-    """Size of each step of one solve against the time where it starts; steps back in time by their length.
+    """Step sizes of one solve against the start of each step; absolute values for steps backward in time.
 
-    times, sizes: [accepted], where each accepted step starts and how far it goes, in the ODE's own time.
+    times, sizes: [accepted], start and signed size of each accepted step, in the time of the ODE.
     """
     times, sizes = np.asarray(times, dtype=float), np.asarray(sizes, dtype=float)
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.4)
@@ -39,10 +39,10 @@ def step_sizes(times: Numbers, sizes: Numbers, title: str = "Step sizes of one s
 
 
 def memory_against_nfe(groups: Mapping[str, Sequence[Mapping[str, Any]]], labels: str = "tol") -> Figure:
-    """Peak memory of a training step against its forward NFE, one line a gradient mode.
+    """Peak memory of a training step against its forward NFE, one line per gradient mode.
 
-    groups: gradient mode -> rows with "nfe/forward", "memory/peak_mib" and `labels` ("tol", "steps"), the
-    number that stands at each point.
+    groups: gradient mode -> rows with "nfe/forward", "memory/peak_mib" and the key `labels` ("tol", "steps"), whose
+    value is written at each point.
     """
     figure, (axes,) = style.new_figure(width_in=5.8, height_in=4.0)
     top = 0.0
@@ -81,11 +81,10 @@ def _write_label(axes: Axes, number: float | None, x: float, y: float, colour: s
 
 
 def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str, title: str) -> Figure:
-    """Error against time and against evaluations, one line a contestant, one point a tolerance.
+    """Work-precision diagram: error against time and against NFE, one line per library, one point per tolerance.
 
     lines: label -> rows with "time_median_ms", "nfe_forward", "nfe_backward" (may be None) and ``error``, in the order
-        of their tolerances, which the line follows: a looser one may cost more. What is not a positive number is left
-        out.
+        of their tolerances, which the line follows: a looser one may cost more. Omits values that are not positive.
     """
     figure, panels = style.new_figure(2, width_in=5.2, height_in=4.2)
     axes_of = {"time_median_ms": panels[0], "nfe": panels[1]}
@@ -99,7 +98,7 @@ def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str,
                 [cost for cost, _ in points],
                 [size for _, size in points],
                 color=style.colour(index),
-                # Past the last colour the lines are dashed.
+                # Dashed once all colours are used.
                 linestyle="-" if index < len(style.COLOURS) else "--",
                 marker=style.marker(index),
                 markersize=5,
@@ -114,7 +113,7 @@ def work_precision(lines: Mapping[str, Sequence[Mapping[str, Any]]], error: str,
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         style.style_axes(axes, title, x_label, ERRORS.get(error, error), legend=False)
-    style.legend_below(figure)  # inside it would lie on the lines of many contestants
+    style.legend_below(figure)  # inside the axes it would cover lines
     return figure
 
 

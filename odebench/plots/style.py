@@ -1,4 +1,4 @@
-"""One look for all figures: colours, sizes, axes. Figures are drawn by Agg, without pyplot and its state."""
+"""Common style of all figures: colours, sizes, axes. Draws with Agg, without pyplot and its global state."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind readers too. Yellow is left out,
+# Okabe and Ito (2008), "Color Universal Design": distinguishable by colour-blind readers. Without yellow, which is
 # too light for lines on white.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
     "#0072B2",
@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
 LIGHT_GREY = "#EEEEEE"
 
-# It grows darker all the way: colour-blind readers and print without colour keep the order.
+# Darkens monotonically: works for colour-blind readers and in greyscale print.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
 
 PANEL_WIDTH_IN = 4.6
@@ -57,7 +57,7 @@ def new_figure(
 
 
 def style_axes(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
-    """Give the axes title, labels (with units) and the common look; call it after drawing."""
+    """Set title, labels (with units) and the common style of axes; call it after drawing."""
     axes.set_title(title, fontsize=TITLE_PT, loc="left", fontweight="bold")
     axes.set_xlabel(x, fontsize=LABEL_PT)
     axes.set_ylabel(y, fontsize=LABEL_PT)
@@ -79,9 +79,9 @@ def new_square_figure(
     bar: bool = False,
     title: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Like `new_figure`, of square panels for `dress_plane`, close together.
+    """Like `new_figure`, but with square panels for `style_plane`, close together.
 
-    bar: whether a colour bar will stand to their right.
+    bar: leave space for a colour bar on the right.
     title: of the whole figure.
     """
     figure, panels = new_figure(num_panels, columns, size_in, size_in + 0.4)
@@ -94,7 +94,7 @@ def new_square_figure(
 
 
 def style_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
-    """The look of a panel that shows the plane of two-dimensional states: `limits` on both axes, no grid.
+    """Style a panel that shows two-dimensional states: `limits` on both axes, no grid.
 
     Only the outer panels of a figure keep their labels.
     """
@@ -113,7 +113,7 @@ def colour_bar(
     label: str,
     extend: str = "neither",
 ) -> None:
-    """One colour bar to the right of the panels that share its scale."""
+    """Add one colour bar to the right of panels with the same scale."""
     bar = figure.colorbar(drawn, ax=list(panels), extend=extend, fraction=0.05, pad=0.02, aspect=25)
     bar.set_label(label, fontsize=LABEL_PT)
     bar.ax.tick_params(labelsize=TICK_PT, color=GREY)
@@ -126,7 +126,7 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """The marker of the series number `index`: series are told apart without colour, too."""
+    """The marker of the series number `index`, so that series differ also without colour."""
     return MARKERS[index % len(MARKERS)]
 
 
@@ -138,7 +138,7 @@ def spans_decades(values: Sequence[float] | np.ndarray, ratio: float = 20.0) -> 
 
 
 def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
-    """Least and greatest finite value, and `margin` of their distance further out; where they span nothing, one."""
+    """Smallest and largest finite value, extended by `margin` of their distance; a span of 1 if they are equal."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if low == high:
@@ -147,8 +147,8 @@ def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float
 
 
 def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> None:
-    """One legend under all panels, that names each label once, in lines that the figure is wide enough for; the figure
-    grows by its height. called: what it says in place of a label."""
+    """Add one legend below all panels with each label once, wrapped to the width of the figure; increases the height of
+    the figure. renamed: label -> text to show instead."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Words inside axes, none over another: names beside points, notes at dashed lines."""
+"""Place text inside axes without overlaps: labels beside points, and at horizontal lines."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,21 +10,21 @@ from matplotlib.patheffects import withStroke
 
 from odebench.plots import style
 
-# What the axes of a `comparison` measure, roughly, and a letter: where there is room for words is told by these.
+# Approximate sizes of the axes of a `comparison_figure` and of a letter, to find free space.
 AXES_PT = np.array([310.0, 215.0])
-LETTER_WIDTH = 0.58  # of a text's height
+LETTER_WIDTH = 0.58  # relative to the text's height
 POINT_LABEL_PT, LINE_LABEL_PT = 7.5, 6.5
 MARKER_PT = 6.0
-OFFSET_PT = 7.0  # from a point to its name: beside an error bar and outside a ring
-MERGE_DISTANCE_PT = 6.0  # points this near are named together
-HALO = withStroke(linewidth=1.6, foreground="white")  # around letters: lines do not cross them
-MAX_UNPLACED = 3  # names of a cloud; where more have no room none is written
+OFFSET_PT = 7.0  # from a point to its label: beside error bars and circles
+MERGE_DISTANCE_PT = 6.0  # points nearer than this share a label
+HALO = withStroke(linewidth=1.6, foreground="white")  # keeps lines away from letters
+MAX_UNPLACED = 3  # in a scatter plot; if more labels do not fit, write none
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 class LabelledPoints(NamedTuple):
-    """Points of one colour, x and y: [N], with their names, "" for none."""
+    """Points of one colour, x and y: [N], and their labels, "" for none."""
 
     x: np.ndarray
     y: np.ndarray
@@ -33,7 +33,7 @@ class LabelledPoints(NamedTuple):
 
 
 class _PlacedLabel(NamedTuple):
-    """A name at a point, to its left or right (side: -1, 1), above or below it (rise: 1, -1)."""
+    """A label at a point, to its left or right (side: -1, 1), above or below (rise: 1, -1)."""
 
     text: str
     point: tuple[float, float]
@@ -43,25 +43,24 @@ class _PlacedLabel(NamedTuple):
 
 
 def marker_boxes(axes: Axes, x: np.ndarray, y: np.ndarray, y_error: np.ndarray | None = None) -> list[Box]:
-    """What the markers of points cover, with their error bars of half the length `spread`."""
+    """Boxes around the markers of points and their error bars."""
     half, half_lengths = MARKER_PT / 2, np.zeros(len(y)) if y_error is None else y_error
     ends = zip(_to_points(axes, x, y - half_lengths), _to_points(axes, x, y + half_lengths), strict=True)
     return [(at - half, bottom - half, at + half, top + half) for (at, bottom), (_, top) in ends]
 
 
 def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Sequence[Box]) -> list[Box]:
-    """Write each text at its level: above the line at the right end, or where it covers less: at the left, or below.
-    Returns what is taken then. The words that all begin with are written once, at the highest."""
+    """Write each text at its level: at the right end above the line, or where it overlaps least. Returns all occupied
+    boxes. A common prefix is written only at the highest line."""
     texts = sorted(line_labels, key=line_labels.__getitem__, reverse=True)
     shared = _common_prefix(texts)
-    at = _to_points(axes, np.full(len(texts), axes.get_xlim()[0]), np.array([line_labels[text] for text in texts]))[
-        :, 1
-    ]
+    levels = np.array([line_labels[text] for text in texts])
+    at = _to_points(axes, np.full(len(texts), axes.get_xlim()[0]), levels)[:, 1]
     lines = [(0.0, y - 0.7, float(AXES_PT[0]), y + 0.7) for y in at]
     written: list[Box] = []
 
-    def covers(box: Box) -> int:
-        others = [(written, 100), (occupied, 10), (lines, 4)]  # two texts on one another are worst
+    def overlap_cost(box: Box) -> int:
+        others = [(written, 100), (occupied, 10), (lines, 4)]  # overlapping texts are worst
         outside = box[1] < 0 or box[3] > AXES_PT[1]
         return 100 * outside + sum(weight * _overlap(box, one) for boxes, weight in others for one in boxes)
 
@@ -73,12 +72,12 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
             bottom = y + 1 if rise > 0 else y - 1 - LINE_LABEL_PT
             choices[1.0, rise] = (AXES_PT[0] - width, bottom, AXES_PT[0], bottom + LINE_LABEL_PT)
             choices[0.0, rise] = (0.0, bottom, width, bottom + LINE_LABEL_PT)
-        end, rise = min(choices, key=lambda choice: covers(choices[choice]))
+        end, rise = min(choices, key=lambda choice: overlap_cost(choices[choice]))
         written.append(choices[end, rise])
         axes.annotate(
             shown,
             (end, line_labels[text]),
-            (-5 if end else 3, rise),  # with a halo letters run wider than they are measured
+            (-5 if end else 3, rise),  # the halo makes letters wider than estimated
             xycoords=axes.get_yaxis_transform(),
             textcoords="offset points",
             ha="right" if end else "left",
@@ -92,37 +91,37 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
-    """What all begin with, up to a comma."""
+    """The common prefix of all texts, up to a comma."""
     parts = zip(*(text.split(", ")[:-1] for text in texts), strict=False)
     return "".join(f"{alike[0]}, " for alike in itertools.takewhile(lambda alike: len(set(alike)) == 1, parts))
 
 
 def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Sequence[Box], is_scatter: bool) -> None:
-    """Write the names beside their points, where they cover nothing that is taken and no other name; those without room
-    are left out. is_cloud: all are, where more than a few have no room of their own."""
+    """Write the labels beside their points where they overlap nothing; omit labels that do not fit.
+    is_scatter: omit all if more than a few do not fit."""
     occupied, written = list(occupied), []
     for line in lines:
         for choices in _candidate_positions(axes, line):
-            free = [(name, box) for name, box in choices if not any(_overlap(box, other) for other in occupied)]
+            free = [(label, box) for label, box in choices if not any(_overlap(box, other) for other in occupied)]
             if free:
                 written.append(free[0][0])
                 occupied.append(free[0][1])
-    total = sum(bool(name) for line in lines for name in line.labels)
+    total = sum(bool(label) for line in lines for label in line.labels)
     if is_scatter and total - len(written) > MAX_UNPLACED:
         return
-    look: dict[str, Any] = {"textcoords": "offset points", "fontsize": POINT_LABEL_PT, "path_effects": [HALO]}
+    options: dict[str, Any] = {"textcoords": "offset points", "fontsize": POINT_LABEL_PT, "path_effects": [HALO]}
     for text, point, tint, side, rise in written:
-        look |= {"ha": "left" if side > 0 else "right", "va": "bottom" if rise > 0 else "top", "color": tint}
-        axes.annotate(text, point, (side * OFFSET_PT, rise), **look)
+        options |= {"ha": "left" if side > 0 else "right", "va": "bottom" if rise > 0 else "top", "color": tint}
+        axes.annotate(text, point, (side * OFFSET_PT, rise), **options)
 
 
 def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tuple[_PlacedLabel, Box]]]:
-    """Of each name of a line the places around its point that are inside the axes, the best first."""
+    """For each label of a line, positions around its point inside the axes, the best first."""
     at = _to_points(axes, line.x, line.y)
     for index, text in _merge_nearby(at, line.labels):
         near = at[max(index - 1, 0) : index + 2]
         run, rise = near[-1] - near[0]
-        first = -1 if run * rise > 0 else 1  # not on the line itself, be it that it rises or falls
+        first = -1 if run * rise > 0 else 1  # avoid the line itself
         choices = []
         for side, up in ((first, 1), (-first, -1), (-first, 1), (first, -1)):
             (x, y), width = at[index], _width(text, POINT_LABEL_PT)
@@ -138,20 +137,20 @@ def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tupl
 
 
 def _merge_nearby(at: np.ndarray, labels: Sequence[str]) -> list[tuple[int, str]]:
-    """The points that are named, and how: one for all at nearly the same place."""
+    """Index and label of each labelled point; nearby points share one label."""
     found: dict[int, list[str]] = {}
-    for index, name in enumerate(labels):
-        if name:
+    for index, label in enumerate(labels):
+        if label:
             near = [first for first in found if np.abs(at[first] - at[index]).max() <= MERGE_DISTANCE_PT]
             shown = found.setdefault(near[0] if near else index, [])
-            shown += [] if name in shown else [name]
+            shown += [] if label in shown else [label]
     return [
         (index, ", ".join(shown) if len(shown) < 3 else f"{shown[0]} … {shown[-1]}") for index, shown in found.items()
     ]
 
 
 def _to_points(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[N, 2]: where data stand in axes that have their limits, in points from the lower left, whatever the layout."""
+    """[N, 2]: data coordinates in points from the lower left of the axes, whose limits must be set."""
     data = np.stack([x, y], axis=1).astype(float)
     return AXES_PT * axes.transAxes.inverted().transform(axes.transData.transform(data))
 

@@ -1,1 +1,1 @@
-"""Many runs to tables, figures and a page, beside the published values. Reads files only; knows no torch."""
+"""Tables, figures and an HTML page from the records of runs, with published values. Does not import torch."""

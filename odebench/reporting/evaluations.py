@@ -1,4 +1,4 @@
-"""What `odebench eval` found of trained models, as the lines of a figure; and Figure 3 of Chen et al. 2018."""
+"""Results of `odebench eval` as lines of a figure, and Figure 3 of Chen et al. 2018."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,9 +22,9 @@ from odebench.reporting.lines import (
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_evaluations, read_rows
 
-# Of an evaluation: the error of its output, against a solve at a far smaller tolerance.
+# Error of the output, relative to a solve at a much smaller tolerance.
 OUTPUT_ERROR = "output_error"
-# Those of a training step's gradient, and what each is against.
+# Errors of a training step's gradient -> axis label with the reference.
 GRADIENT_ERRORS = {
     "gradient_error_discrete": "relative error against the discrete solve",
     "gradient_error": "relative error against float64 at 1e-9",
@@ -32,20 +32,19 @@ GRADIENT_ERRORS = {
 
 
 def evaluated_runs(collection: RunCollection) -> Iterator[tuple[str, Run]]:
-    """Of each group the first run that was evaluated, with the group's label."""
+    """The first evaluated run of each group, with the group's label."""
     for label, group in named_groups(collection, _evaluated):
         for run in _evaluated(group):
             yield label, run
 
 
 def _evaluated(group: RunGroup) -> list[Run]:
-    """The first run that was evaluated, if any."""
+    """The first evaluated run, as a list of at most one."""
     return [run for run in group.done_runs if (run.path / layout.EVALUATIONS).exists()][:1]
 
 
 def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
-    """A number of a run's evaluations against another one, a line a solver and, where they have several, a gradient
-    mode."""
+    """Lines of `y` against `x` over a run's evaluations: one per solver and, if there are several, gradient mode."""
     several = len({row["gradient"] for row in read_evaluations(run)}) > 1
     return _evaluation_curves(
         run, lambda row: join_nonempty(_solver_label(label, row["solver"]), row["gradient"] if several else ""), x, y
@@ -53,17 +52,17 @@ def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
 
 
 def _solver_label(label: str, solver: str) -> str:
-    """The name of a trained model with the solver that solves it now; of the only one no more than that."""
+    """Label of a trained model and the solver of its evaluation; only the solver if there is one model."""
     return f"{label}, solved by {solver}" if label else solver
 
 
-def _evaluation_curves(run: Run, named: Callable[[Row], str], x: str, y: str) -> list[Line]:
-    """A number of a run's evaluations against another one, in the order of the tolerances or the steps, by name; the
-    last of those made alike. Those that were made with other settings are lines of their own."""
+def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) -> list[Line]:
+    """Lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps. Of repeated evaluations the last
+    counts; other settings make separate lines."""
     last: dict[str, dict[str, Row]] = {}
     for row in read_evaluations(run):
         if all(isinstance(row.get(key), int | float) for key in (x, y)):
-            last.setdefault(join_nonempty(named(row), row["others"]), {})[str(row["resolution"])] = row
+            last.setdefault(join_nonempty(name_of(row), row["others"]), {})[str(row["resolution"])] = row
     return [
         Line(name, *np.array([(row[x], row[y]) for row in sorted(rows.values(), key=_resolution)], dtype=float).T)
         for name, rows in last.items()
@@ -71,14 +70,14 @@ def _evaluation_curves(run: Run, named: Callable[[Row], str], x: str, y: str) ->
 
 
 def _resolution(row: Row) -> tuple[float, float]:
-    """Of two tolerances in words the evaluations tell the order."""
+    """Sort by tolerance or steps; if rtol and atol differ, by NFE."""
     value = row["resolution"]
     return value if isinstance(value, int | float) else np.inf, row.get("nfe", 0)
 
 
 def gradient_against_tolerance(collection: RunCollection) -> Figure:
-    """Both errors of a training step's gradient against the tolerance of its solve: a row a model, a panel an error, a
-    line a gradient mode and solver. Lacking without any."""
+    """Both errors of a training step's gradient against tolerance: one row per model, one panel per error, one line per
+    gradient mode and solver. MissingDataError if there are none."""
     keys = label_keys(collection.groups, collection.varying_keys)
     keys = [key for key in keys if key not in ("gradient.name", "solver.name")]
     found: dict[tuple[str, str], list[Line]] = {}
@@ -99,13 +98,13 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
 
 
 def _mode_and_solver(row: Row) -> str:
-    """Of the training step of an evaluation."""
+    """Label of an evaluation's training step."""
     return f"{row['gradient']}, {row['step_solver']}"
 
 
 def figure3(collection: RunCollection) -> Figure:
     """Four panels of trained models, as in the paper: error against NFE, time against NFE, backward against forward
-    NFE, NFE over training. Those that have no points are left out, but for the first: Lacking."""
+    NFE, NFE over training. Empty panels are omitted; if the first is empty, raises MissingDataError."""
     runs = list(evaluated_runs(collection))
 
     def lines(y: str, x: str) -> list[Line]:
@@ -144,8 +143,8 @@ def figure3(collection: RunCollection) -> Figure:
 
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
-    """Forward NFE of the trainings whose models were evaluated, labelled as their solvers' studies are; and the label
-    of the x axis."""
+    """Forward NFE over the trainings of evaluated models, labelled like their evaluations, and the label of the x
+    axis."""
     rows, of_epoch = {}, {}
     for label, group in named_groups(collection, _evaluated):
         named = _solver_label(label, group.settings["solver.name"])

@@ -1,4 +1,4 @@
-"""The figures of a report, by name. Each is drawn from files alone, or says what would make it."""
+"""The figures of a report, by name: each drawn from files, with what it needs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -48,19 +48,19 @@ from odebench.reporting.panels import (
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 
 FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
-# Cost -> its tag and the label of its axis.
+# Cost -> tag and axis label.
 COSTS = {
     "NFE": (FORWARD, "forward NFE of a training step"),
     "time": ("final/minutes", "training time (min)"),
     "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
 }
 TOLERANCE = "tolerance (rtol = atol)"
-# Model -> the setting that Figure 4 of Chen et al. 2018 calls its size, and what a line of it is called.
+# Model -> its size setting in Figure 4 of Chen et al. 2018, and its label.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 
 
 class FigureKind(NamedTuple):
-    """A figure: what it shows, what it needs and what would make that, and how it is drawn."""
+    """A figure: what it shows, which data it needs and how to make them, and its drawing function."""
 
     description: str
     requirement: str
@@ -68,7 +68,7 @@ class FigureKind(NamedTuple):
 
 
 def draw(name: str, collection: RunCollection) -> Figure:
-    """The figure of a name. UsageError for a name that is none, Lacking where the files cannot give it."""
+    """Draw a figure by name. UsageError for an unknown name, MissingDataError if the runs lack the data."""
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES, "figures")
     try:
@@ -84,7 +84,7 @@ def _mean(tag: str) -> Callable[[RunGroup], float]:
 
 
 def _total_nfe(group: RunGroup) -> float:
-    """NFE of a training step, forward and backward."""
+    """Forward plus backward NFE of a training step."""
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
@@ -92,7 +92,7 @@ def _result_against(cost: str) -> Callable[[RunCollection], Figure]:
     def draw(collection: RunCollection) -> Figure:
         found, are_lines = lines_by_panel(collection, panel_key_function(collection))
         panels = [_result_panel(collection, *item, cost, are_lines) for item in found.items()]
-        # One point says something beside those of other panels, or beside what was published.
+        # A single point is useful beside other panels or a published value.
         return draw_panels(panels, min_points=1 if sum(map(num_panel_points, panels)) > 1 else 2)
 
     return draw
@@ -105,7 +105,7 @@ def _runs(by_label: Mapping[str, Sequence[RunGroup]]) -> list[Run]:
 def _result_panel(
     collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
 ) -> Panel:
-    """Means over seeds, a line along tolerances or steps."""
+    """Result against cost: means over seeds, lines along tolerances or steps."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     lines = [make_line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
     found = published_lines(_runs(by_label), tag)
@@ -124,7 +124,7 @@ def _pareto(collection: RunCollection) -> Figure:
 def _front_panel(
     collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
 ) -> Panel:
-    """All groups by result and cost, and the front of those that no other beats."""
+    """All groups by result and cost, with their Pareto front."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     own = [group for groups in by_label.values() for group in groups]
     best = pareto_front(own, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
@@ -140,7 +140,7 @@ def _front_panel(
 
 
 def _figure4(collection: RunCollection) -> Figure:
-    """Divergence against the size of the model, a panel a target, a line a model."""
+    """Divergence against model size, one panel per target, one line per model."""
     tag = collection.result_tag("kl_nats")
     found: dict[str, dict[str, list[RunGroup]]] = {}
     for group in collection.groups:
@@ -161,7 +161,7 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
 
 
 def _result_over_training(collection: RunCollection) -> Figure:
-    """Of each validation, against the optimiser's steps and against time, a curve a setting."""
+    """Validation results against optimiser steps and against time, one curve per setting."""
     subject_of, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
     for label, group in named_groups(collection):
         found.setdefault(subject_of(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
@@ -280,13 +280,13 @@ def _gradient_error(collection: RunCollection) -> Figure:
     if not panels:
         raise MissingDataError
     if len(panels) > MAX_PANELS:
-        raise UsageError(f"it shows up to {MAX_PANELS} works and tolerances, not {len(panels):,}; name fewer folders")
+        raise UsageError(f"it shows up to {MAX_PANELS} cases and tolerances, got {len(panels):,}; name fewer folders")
     return dot_plot(panels, "relative error of the parameters' gradient, against float64")
 
 
 def _step_sizes(collection: RunCollection) -> Figure:
-    """Of each setting the solve of a training step that takes the most steps; of the decoder, say, not of a gap."""
-    found: dict[tuple[str, str], list[Line]] = {}  # each model has a time of its own
+    """Step sizes of each setting's longest solve in a training step, for example the decoder's."""
+    found: dict[tuple[str, str], list[Line]] = {}  # times of different models cannot be compared
     for label, group in named_groups(collection, _longest_solve):
         solve = _longest_solve(group)
         assert solve is not None
@@ -303,14 +303,13 @@ def _step_sizes(collection: RunCollection) -> Figure:
 
 
 def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | None:
-    """Where it starts, if that is known, the sizes of its accepted steps, and which of several it is; of the first run
-    that has one."""
+    """Start (if known), accepted step sizes and name of the longest solve of the group's first run that has one."""
     for run in group.runs:
         path = run.path / layout.STEP_SIZES
-        if (held := read_if_exists(path)) is None:
+        if (text := read_if_exists(path)) is None:
             continue
         try:
-            content = json.loads(held)
+            content = json.loads(text)
             solves = [[float(size) for size in sizes] for sizes in content["solves"]]
             starts = [*content.get("starts", ()), *[None] * len(solves)]
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -321,20 +320,18 @@ def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | N
     return None
 
 
-_NEEDS_SWEEP = "two settings that ran to their end; make them: odebench sweep tol=1e-2,1e-3,1e-4"
+_NEEDS_SWEEP = "two settings with completed runs; make them: odebench sweep tol=1e-2,1e-3,1e-4"
 
 FIGURES = {
     "result-nfe": FigureKind("the objective against forward NFE", _NEEDS_SWEEP, _result_against("NFE")),
     "result-time": FigureKind("the objective against training time", _NEEDS_SWEEP, _result_against("time")),
     "result-memory": FigureKind("the objective against peak memory", _NEEDS_SWEEP, _result_against("memory")),
     "result-training": FigureKind(
-        "the objective of each validation over a training, by steps and by time",
+        "the objective at each validation over a training, by steps and by time",
         "a run with two validations; make it: odebench train",
         _result_over_training,
     ),
-    "pareto": FigureKind(
-        "the objective against each cost, with the settings that no other beats", _NEEDS_SWEEP, _pareto
-    ),
+    "pareto": FigureKind("the objective against each cost, with the Pareto front", _NEEDS_SWEEP, _pareto),
     "nfe-tolerance": FigureKind(
         "NFE against tolerance, in training and after it",
         "two tolerances; make them: odebench sweep tol=1e-2,1e-4, or odebench eval RUN tol=1e-2 and again tol=1e-4",
@@ -346,17 +343,17 @@ FIGURES = {
         _error_against_tolerance,
     ),
     "gradient-tolerance": FigureKind(
-        "errors of the gradient against tolerance, after training, a line a gradient mode",
+        "errors of the gradient against tolerance, after training, one line per gradient mode",
         "evaluations with gradients; make them: odebench eval RUN gradient=adjoint,checkpoint tol=1e-2,1e-3,1e-4",
         gradient_against_tolerance,
     ),
     "figure3": FigureKind(
-        "of a trained model error, time and backward NFE against forward NFE; its NFE over training (Chen et al. 2018)",
+        "error, time and backward NFE of a trained model against forward NFE; NFE over training (Chen et al. 2018)",
         "two evaluations of a trained model; make them: odebench eval RUN solver=dopri5,adams tol=1e-2,1e-3,1e-4",
         figure3,
     ),
     "figure4": FigureKind(
-        "divergence from a target against the size of CNF and planar flow (Chen et al. 2018)",
+        "divergence from a target against the sizes of CNF and planar flow (Chen et al. 2018)",
         "density matching by models of two sizes; make them: odebench sweep experiment=paper/cnf_density_matching"
         " model.width=2,8",
         _figure4,
@@ -371,17 +368,17 @@ FIGURES = {
         "NFE over a training", "a run of a model with an ODE; make one: odebench train model=odenet", _nfe_over_training
     ),
     "memory-depth": FigureKind(
-        "peak memory against depth, a line a gradient mode",
-        "two settings that ran to their end; make them: odebench sweep gradient=adjoint,backprop tol=1e-2,1e-4",
+        "peak memory against depth, one line per gradient mode",
+        "two settings with completed runs; make them: odebench sweep gradient=adjoint,backprop tol=1e-2,1e-4",
         _memory_against_depth,
     ),
     "gradient-error": FigureKind(
         "error of the gradient by gradient mode",
-        "the results.csv of a bench in the folders; make it: odebench bench --modes backprop,adjoint --output DIR",
+        "results.csv of a benchmark in the folders; make it: odebench bench --modes backprop,adjoint --output DIR",
         _gradient_error,
     ),
     "step-sizes": FigureKind(
-        "sizes of the steps of one solve along t, the longest of a training step",
+        "step sizes over t in the longest solve of a training step",
         f"runs with {layout.STEP_SIZES}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),

@@ -21,16 +21,16 @@ from odebench.reporting.runs import (
 )
 from odebench.reporting.table import display_scale, format_setting
 
-# Settings that a line runs along: how finely is solved.
+# Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", "solver.steps", "solver.step_size")
-# Settings that a panel of its own tells, or that say no more than these.
+# Settings that the panel shows already, or that these determine.
 PANEL_KEYS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
-# Losses that a split is judged by in nats: all of ours, for that of flow matching is the negative log-likelihood there.
+# Losses that are evaluated in nats; flow matching is evaluated by its negative log-likelihood.
 LOSSES_IN_NATS = ("cross_entropy", "maximum_likelihood", "density_matching", "flow_matching", "autoregressive", "elbo")
 
 
 class MissingDataError(UsageError):
-    """The runs have not what a figure shows; line: what would make it, which `figures.draw` knows."""
+    """The runs lack the data of a figure; `figures.draw` adds how to make it."""
 
     def __init__(self, line: str = "") -> None:
         super().__init__(line)
@@ -42,11 +42,11 @@ def split_into_lines(
     first: str = "model.name",
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> tuple[dict[str, list[RunGroup]], bool]:
-    """The groups by all settings that differ besides those `along`; and whether they are lines. Fixed steps and
-    tolerances are two lines. What the panel of its runs tells is no word of its label: lines go on in other panels.
+    """Split the groups into lines by all settings that differ, except those `along`; returns label -> groups, and
+    whether they are lines. Fixed steps and tolerances make separate lines. Labels omit what the panel shows, so that a
+    line has the same label in every panel.
 
-    More lines than can be told apart become clouds of points: one for each value of the setting `first`, where it has
-    few, or else of another one.
+    Too many lines become scatter plots: one for each value of the setting `first` if it has few values, or of another.
     """
     groups = [group for group in collection.groups if group.done_runs]
     others = [key for key in collection.differing_columns if key not in along]
@@ -65,8 +65,8 @@ def split_into_lines(
 def named_groups(
     collection: RunCollection, drawable: Callable[[RunGroup], object] = lambda group: True
 ) -> Iterator[tuple[str, RunGroup]]:
-    """Every group that can be drawn, with the label that tells it from all, for figures of a line a group; UsageError
-    for more than can be told apart."""
+    """Every drawable group with a unique label, for figures with one line per group; UsageError if there are too many
+    to distinguish."""
     groups = [group for group in collection.groups if drawable(group)]
     if len(groups) > MAX_LINES:
         raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(groups):,}; name fewer runs")
@@ -76,7 +76,7 @@ def named_groups(
 
 
 def label_keys(groups: Sequence[RunGroup], keys: Sequence[str]) -> list[str]:
-    """Keys that tell the groups apart as well as all do; those that a reader misses least are left out first."""
+    """A small set of keys that distinguishes the groups as well as all keys; the least important are dropped first."""
     return drop_redundant([RESOLUTION_KEYS, ["experiment"], ["solver.name"], ["data.name"]], groups, keys)
 
 
@@ -86,23 +86,23 @@ def drop_redundant(
     keys: Sequence[str],
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> list[str]:
-    """The keys without the unwanted ones, as far as the rest still tells all apart, with their runs' panel."""
+    """Drop unwanted keys as long as the rest, with the panel, still distinguishes all groups."""
     kept, panels = list(keys), factorize([panel(group.runs[0]) for group in groups])
     columns = {key: factorize([repr(group.settings.get(key)) for group in groups]) for key in keys}
 
-    def told(by: Sequence[str]) -> int:
+    def highest_code(by: Sequence[str]) -> int:
         return max(row_classes([panels, *(columns[key] for key in by)]), default=0)
 
-    finest = told(kept)
+    finest = highest_code(kept)
     for some in unwanted:
         fewer = [one for one in kept if one not in some]
-        if told(fewer) == finest:
+        if highest_code(fewer) == finest:
             kept = fewer
     return kept
 
 
 def _split_by_stepping(lines: Mapping[str, list[RunGroup]]) -> dict[str, list[RunGroup]]:
-    """The lines, those apart that run along tolerances, numbers of steps and sizes of steps."""
+    """Split lines that mix tolerances, numbers of steps and step sizes."""
     found: dict[str, list[RunGroup]] = {}
     for label, groups in lines.items():
         kinds = {_stepping(group) for group in groups}
@@ -112,13 +112,13 @@ def _split_by_stepping(lines: Mapping[str, list[RunGroup]]) -> dict[str, list[Ru
 
 
 def _stepping(group: RunGroup) -> str:
-    """What its steps are chosen by."""
-    told = {"solver.steps": "fixed steps", "solver.step_size": "fixed step size"}
-    return next((words for key, words in told.items() if group.settings.get(key) is not None), "adaptive")
+    """How the steps of a group are chosen."""
+    names = {"solver.steps": "fixed steps", "solver.step_size": "fixed step size"}
+    return next((name for key, name in names.items() if group.settings.get(key) is not None), "adaptive")
 
 
 def join_nonempty(*words: str) -> str:
-    """The words that are there, with commas between."""
+    """Join the nonempty words with commas."""
     return ", ".join(filter(None, words))
 
 
@@ -130,7 +130,7 @@ def _group_by_label(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str
 
 
 def group_label(group: RunGroup, keys: Sequence[str]) -> str:
-    """The group's settings in a few words: choices by name, others with their key; those it lacks are left out."""
+    """A short label of a group: options by name, other settings with their key; omits settings that it lacks."""
     words = []
     for key in [key for key in keys if group.settings.get(key) is not None] or keys:
         text = format_setting(group.settings.get(key))
@@ -140,7 +140,7 @@ def group_label(group: RunGroup, keys: Sequence[str]) -> str:
 
 
 def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], float], tag: str) -> Line:
-    """The groups' means of `tag`, scaled to be read, against `x`; tolerance or steps are names, where these differ."""
+    """A line of the groups' means of `tag`, in display units, against `x`; points are labelled by tolerance or step."""
     names = [_resolution(group) for group in groups]
     return Line(
         label,
@@ -152,7 +152,7 @@ def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], fl
 
 
 def _resolution(group: RunGroup) -> str:
-    """The tolerance or the steps, where they vary: ``1e-3``, but ``20 steps``."""
+    """The tolerance or the steps if they vary: ``1e-3``, ``20 steps``."""
     key, value = next(
         ((key, group.varying_settings[key]) for key in RESOLUTION_KEYS if group.varying_settings.get(key) is not None),
         ("", None),
@@ -167,8 +167,8 @@ def _resolution(group: RunGroup) -> str:
 def mean_curves(
     runs: Mapping[str, Sequence[Sequence[Row]]], tag: str, along: str = "step", smooth: bool = True
 ) -> list[Line]:
-    """A curve a label: mean and standard deviation of `tag`, scaled to be read, over its runs, at the steps that all of
-    them logged; against the mean of `along`. smooth: of many points the running mean is drawn.
+    """One curve per label: mean and standard deviation of `tag` over its runs, in display units, at the steps that all
+    of them logged, against the mean of `along`. smooth: draw the running mean of long curves.
     """
     lines = []
     for label, of_runs in runs.items():
@@ -191,7 +191,7 @@ def mean_curves(
 def pareto_front(
     groups: Sequence[RunGroup], cost: Callable[[RunGroup], float], result: Callable[[RunGroup], float], rises: bool
 ) -> list[RunGroup]:
-    """The Pareto front: groups that no other beats in result at the same cost or less, the cheapest first."""
+    """The Pareto front: groups with a better result than all others of the same or lower cost, cheapest first."""
     sign = -1.0 if rises else 1.0
     points = [(cost(group), sign * result(group), group) for group in groups]
     points = sorted((point for point in points if np.isfinite(point[:2]).all()), key=lambda point: point[:2])
@@ -205,7 +205,7 @@ def pareto_front(
 
 
 def published_lines(runs: Sequence[Run], tag: str) -> list[ReferenceLine]:
-    """The published values of a result for the runs' experiments; they are of the test split."""
+    """Published values of a result for the runs' experiments, as horizontal lines; they refer to the test split."""
     quantity = tag.removeprefix("best/").removeprefix("final/test_")
     return [
         ReferenceLine(
@@ -219,17 +219,17 @@ def published_lines(runs: Sequence[Run], tag: str) -> list[ReferenceLine]:
 
 
 def result_label(quantity: str, split: str, loss: str = "") -> str:
-    """The label of a result's axis, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
-    loss: which one, where the quantity is the loss."""
+    """The axis label of a result, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
+    loss: name of the loss, if the quantity is the loss."""
     tag = f"best/{quantity}"
     unit = "%" if display_scale(tag) == 100 else layout.TAGS[tag].unit if tag in layout.TAGS else ""
     name = quantity.removesuffix(f"_{unit}").replace("_", " ")
-    told = join_nonempty(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
-    return f"{split} {name} ({told})" if told else f"{split} {name}"
+    detail = join_nonempty(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
+    return f"{split} {name} ({detail})" if detail else f"{split} {name}"
 
 
 def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0.0) -> list[ReferenceLine]:
-    """Backward NFE as many as the lines' forward, and as published for the runs' experiments; from `least` on."""
+    """Lines of backward NFE = forward NFE, and of the published ratios for the runs' experiments, from `start` on."""
     ends = np.array([start, max((finite_points(one)[0].max(initial=0.0) for one in lines), default=0.0)])
     found = [ReferenceLine("backward = forward", x=ends, y=ends)]
     for one in published_for(runs, NFE_RATIO):
@@ -238,23 +238,23 @@ def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0
 
 
 def require_points(lines: Sequence[Line], min_points: int = 2) -> Sequence[Line]:
-    """The lines; Lacking where they have fewer points than `least` in all."""
+    """The lines; MissingDataError if they have fewer than `min_points` points in total."""
     if sum(map(num_points, lines)) < min_points:
         raise MissingDataError
     return lines
 
 
 def positive_only(lines: Sequence[Line]) -> list[Line]:
-    """The lines without what took no evaluation, as the backward pass of many gradient modes."""
+    """The lines without points at zero, such as the backward NFE of gradient modes that do not solve backward."""
     return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
 
 
 def finite_points(one: Line) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a line that can be drawn."""
+    """The finite points of a line."""
     kept = np.isfinite(one.x) & np.isfinite(one.y)
     return one.x[kept], one.y[kept]
 
 
 def num_points(one: Line) -> int:
-    """How many points of a line can be drawn."""
+    """The number of finite points of a line."""
     return len(finite_points(one)[0])

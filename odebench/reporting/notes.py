@@ -1,4 +1,4 @@
-"""What is said beside the table: how many runs, which were not done and why, what they ran on, what was published."""
+"""Notes on a table: numbers of runs, why runs failed, machines, published values."""
 
 import math
 import re
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 def status_counts(collection: RunCollection) -> str:
-    """How many runs and groups, and how many runs are in which status."""
+    """The numbers of runs and groups, and of runs by status."""
     counts = Counter(one.status for one in _overviews(collection))
     statuses = [f"{counts[status]:,} {status}" for status in layout.STATUSES if counts[status]]
     statuses += [f"{len(collection.damaged):,} damaged"] if collection.damaged else []
@@ -46,7 +46,7 @@ def plural(count: int, word: str) -> str:
 
 
 def caveats(collection: RunCollection) -> list[str]:
-    """What a reader of the numbers has to know: seeds, data, machines."""
+    """What limits a comparison of the numbers: seeds, missing values, data, machines."""
     done = [group for group in collection.groups if group.done_runs]
     lines = []
     most = max((num_seeds(group) for group in done), default=0)
@@ -57,10 +57,12 @@ def caveats(collection: RunCollection) -> list[str]:
         )
     repeated = sum(len(group.done_runs) - num_seeds(group) for group in done)
     if repeated:
-        lines.append(f"{plural(repeated, 'run')} more of a seed that its group has already: its spread is understated")
+        lines.append(
+            f"{plural(repeated, 'run')} with a repeated seed in its group: the standard deviation is underestimated"
+        )
     unfinished = [tag for tag in headline_tags(collection) if any(_has_non_finite(group.values(tag)) for group in done)]
     if unfinished:
-        lines.append(f"left out where a run of the group has no finite number: {', '.join(unfinished)}")
+        lines.append(f"omitted for groups with a value that is not finite: {', '.join(unfinished)}")
     mixed = sum(len({run.test_data_hash for run in group.done_runs} - {""}) > 1 for group in done)
     if mixed:
         lines.append(f"tested on different data within {plural(mixed, 'group')} (manifest.json: data.splits)")
@@ -68,7 +70,7 @@ def caveats(collection: RunCollection) -> list[str]:
     if len(machines) == 1:
         lines.append(f"ran on {machines[0]}")
     elif machines:
-        lines.append(f"times of {len(machines)} machines stand side by side: {'; '.join(machines)}")
+        lines.append(f"times were measured on {len(machines)} machines: {'; '.join(machines)}")
     return lines
 
 
@@ -77,21 +79,21 @@ def _has_non_finite(numbers: Sequence[float]) -> bool:
 
 
 def failure_reasons(collection: RunCollection) -> list[tuple[str, list[str]]]:
-    """Why runs did not come to their end, with the folders of those: the commonest reason first.
+    """Why runs were not completed, each reason with the folders of its runs, the most common first.
 
-    Reasons that differ in their numbers alone are told once. Runs that are queued or running are only counted.
+    Reasons that differ only in numbers are merged. Queued and running runs are not listed.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for one in _overviews(collection):
         if one.status not in ("done", "queued", "running"):
-            reason = f"{one.status}: {one.message or 'no reason told'}"
+            reason = f"{one.status}: {one.message or 'no reason recorded'}"
             found.setdefault(_NUMBER.sub("#", reason), (reason, []))[1].append(str(one.path))
     ordered = sorted(found.values(), key=lambda item: -len(item[1]))
     return ordered + [(f"damaged: {reason}", []) for reason in collection.damaged]
 
 
 def failure_lines(collection: RunCollection) -> list[str]:
-    """The reasons in a few lines, each with a folder to look into."""
+    """The failure reasons as a few lines, each with an example folder."""
     lines = []
     for reason, paths in failure_reasons(collection)[:MAX_REASONS]:
         more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
@@ -101,7 +103,7 @@ def failure_lines(collection: RunCollection) -> list[str]:
 
 
 def published_table(collection: RunCollection) -> Table | None:
-    """Published values beside ours, a row for each group of an experiment; None where there are none."""
+    """Table of published values and our results, a row for each group of an experiment; None if there are none."""
     rows = []
     for published, group, mean, std in compare_with_published(collection):
         times = display_scale(published.tag)
@@ -111,7 +113,7 @@ def published_table(collection: RunCollection) -> Table | None:
             if key != "experiment" and value is not None
         )
         unit = " %" if times == 100 else ""
-        shares = [share for run in group.done_runs if (share := training_fraction(run)) is not None]
+        fractions = [one for run in group.done_runs if (one := training_fraction(run)) is not None]
         own = format_number(times * mean, times * std)
         cells = [
             TableCell(published.row, published.row),
@@ -121,15 +123,15 @@ def published_table(collection: RunCollection) -> Table | None:
             ),
             TableCell(own + unit * (own != EMPTY), times * mean) if published.tag else TableCell(EMPTY, math.nan),
             TableCell(str(num_seeds(group)), float(num_seeds(group))),
-            TableCell(format_percent(min(shares)) if shares else EMPTY, min(shares, default=math.nan)),
+            TableCell(format_percent(min(fractions)) if fractions else EMPTY, min(fractions, default=math.nan)),
         ]
         cells += [TableCell(text, text) for text in (published.tag or EMPTY, settings or EMPTY, published.citation)]
         rows.append(cells)
-    words = {"of": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    words |= {"share of the published training": True, "number": False, "our settings": False, "source": False}
-    return Table([Column(name, is_numeric=numbers) for name, numbers in words.items()], rows) if rows else None
+    titles = {"row": False, "printed": False, "published": True, "ours": True, "seeds": True}
+    titles |= {"share of the published training": True, "tag": False, "our settings": False, "source": False}
+    return Table([Column(name, is_numeric=is_numeric) for name, is_numeric in titles.items()], rows) if rows else None
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    """Lines as text; nothing for none."""
+    """Lines as text."""
     return "".join(f"{line}\n" for line in lines)

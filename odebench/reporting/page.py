@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: tables that can be sorted, figures inside the page."""
+"""A report as one self-contained HTML page with sortable tables and embedded figures."""
 
 import base64
 import math
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from odebench.reporting.table import Table
 
-SVG_LIMIT_BYTES = 400_000  # a picture of points is smaller than their drawing
+SVG_LIMIT_BYTES = 400_000  # larger SVGs are embedded as PNG
 
 
 class RenderedFigure(NamedTuple):
-    """A figure as files: its name, what it shows, and both forms."""
+    """A figure as PNG and SVG bytes, with its name and what it shows."""
 
     name: str
     description: str
@@ -23,7 +23,7 @@ class RenderedFigure(NamedTuple):
 
 
 class ReportPage(NamedTuple):
-    """What stands on the page. reasons: why runs were not done -> their folders; left_out: figures, and why."""
+    """Content of the page. reasons: why runs failed -> their folders; left_out: why figures were omitted."""
 
     title: str
     command: str
@@ -37,7 +37,7 @@ class ReportPage(NamedTuple):
 
 
 def as_html(page: ReportPage) -> str:
-    """The page."""
+    """Render the page."""
     template = Template((files("odebench.reporting") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(page.title),
@@ -45,7 +45,7 @@ def as_html(page: ReportPage) -> str:
         made=escape(page.made),
         notes=_notes(page.notes),
         table=_table(page.table),
-        published=f"<h2>Beside the published values</h2>\n{_table(page.published)}" if page.published else "",
+        published=f"<h2>Published values</h2>\n{_table(page.published)}" if page.published else "",
         figures=_figures(page),
         reasons=_reasons(page.reasons),
     )
@@ -91,7 +91,7 @@ def _figures(page: ReportPage) -> str:
     parts.append("</div>")
     if page.left_out:
         lines = "".join(f"<li>{escape(line)}</li>" for line in page.left_out)
-        parts.append(f"<details><summary>Figures left out</summary><ul>{lines}</ul></details>")
+        parts.append(f"<details><summary>Omitted figures</summary><ul>{lines}</ul></details>")
     return "\n".join(parts)
 
 
@@ -106,4 +106,4 @@ def _reasons(reasons: Mapping[str, Sequence[str]]) -> str:
         else f"<p>{escape(reason)}</p>"
         for reason, paths in reasons.items()
     ]
-    return "\n".join(["<h2>Runs that were not done</h2>", *parts])
+    return "\n".join(["<h2>Runs that were not completed</h2>", *parts])

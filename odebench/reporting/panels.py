@@ -1,4 +1,4 @@
-"""What the panels of a figure are of: subjects, within which runs can be compared."""
+"""Split runs into the panels of a figure; only runs in the same panel can be compared."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -12,14 +12,14 @@ from odebench.reporting.runs import Run, RunCollection, RunGroup, differing_colu
 from odebench.reporting.table import format_setting
 
 MAX_PANELS = 24
-# Settings of the data that leave what is tested as it is.
+# Settings of the data that do not change the test data.
 TRAINING_DATA_KEYS = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
-Key = TypeVar("Key", bound=Hashable)  # a subject, which has panels of its own
+Key = TypeVar("Key", bound=Hashable)  # identifies a panel
 
 
 class PanelKey(NamedTuple):
-    """What results can be compared of: runs on the same data, judged by the same number. data: its name, with those of
-    its settings that differ and make it other data; loss: which one, where the number is the loss."""
+    """Identifies runs whose results can be compared: the same data and the same quantity. data: name of the data set,
+    with the settings that change it; loss: name of the loss, if the quantity is the loss."""
 
     data: str
     quantity: str
@@ -27,7 +27,7 @@ class PanelKey(NamedTuple):
 
 
 def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
-    """The subject of each run."""
+    """A function from a run to its panel key."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for run in collection.runs:
         by_name.setdefault(data_name(run), []).append(run.settings)
@@ -48,7 +48,7 @@ def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
 
 
 def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Figure:
-    """The panels that have as many points, so many in a row; Lacking without any."""
+    """Draw the panels that have enough points; MissingDataError if there are none."""
     panels = [panel for panel in panels if num_panel_points(panel) >= min_points]
     if not panels:
         raise MissingDataError
@@ -56,7 +56,7 @@ def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) 
 
 
 def num_panel_points(panel: Panel) -> int:
-    """How many points of it can be drawn."""
+    """The number of finite points in a panel."""
     return sum(map(num_points, panel.lines))
 
 
@@ -68,8 +68,8 @@ def lines_by_panel(
     along: Sequence[str] = RESOLUTION_KEYS,
     first: str = "model.name",
 ) -> tuple[dict[Key, dict[str, list[RunGroup]]], bool]:
-    """Of each subject the groups by their lines, a line having one label in all; and whether these are lines.
-    panels_each: of a subject; UsageError for more panels than a figure holds."""
+    """Panel key -> label -> groups of a line, and whether these are lines; a line has the same label in all panels.
+    panels_per_key: number of panels for each key; UsageError if the figure would have too many."""
     by_label, are_lines = split_into_lines(collection, along, first, panel_key)
     found: dict[Key, dict[str, list[RunGroup]]] = {
         panel_key(run): {} for run in collection.runs if run.status == "done"
@@ -86,5 +86,5 @@ def lines_by_panel(
 
 
 def data_name(run: Run) -> str:
-    """The name of its data set, a subject for costs."""
+    """The name of a run's data set: the panel key for costs."""
     return str(run.settings.get("data.name"))

@@ -1,9 +1,9 @@
-"""Published values (published.csv), each with its source, and ours beside them.
+"""Published values (published.csv) with their sources, and a comparison with the results of runs.
 
-Columns of the file: of, the table or figure that a value stands in; row, what it is of; experiment, ours that is
-compared with it and the settings that tell its rows apart, empty where there is none; tag, what it measures as a run's
-summary has it, empty where runs do not; value, in the tag's unit; printed, as the source prints it; source; recalled,
-whether it is from memory and was not read again there.
+Columns of the file: of, the published table or figure; row, its row; experiment, our experiment to compare with and the
+settings that select the row, empty if there is none; tag, the quantity as named in a run's summary, empty if runs do
+not measure it; value, in the unit of the tag; printed, as printed in the source; source; recalled, yes if the value is
+quoted from memory and was not checked against the source.
 """
 
 import csv
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from odebench.reporting.runs import Run, RunCollection, RunGroup
 
-# Of a training step, backward over forward evaluations: a tag of this file alone.
+# Backward NFE over forward NFE of a training step: a tag that only this file uses.
 NFE_RATIO = "nfe_ratio"
 
 
 class PublishedValue(NamedTuple):
-    """One value. experiment: its name and settings KEY=VALUE, with spaces between; it and tag are empty where there is
-    none. value: NaN where no number was printed."""
+    """One published value. experiment: name and settings KEY=VALUE, separated by spaces, or empty. value: NaN if no
+    number was printed."""
 
     of: str
     row: str
@@ -33,11 +33,11 @@ class PublishedValue(NamedTuple):
 
     @property
     def citation(self) -> str:
-        """The source, and whether it was read again."""
+        """The source; marks values quoted from memory."""
         return f"{self.source}, recalled" if self.recalled else self.source
 
     def applies_to(self, run: Run) -> bool:
-        """Whether the value is to be compared with the run's."""
+        """Whether the value can be compared with the run."""
         name, *words = self.experiment.split() or [""]
         return run.settings.get("experiment") == name and all(_has(run, *word.split("=")) for word in words)
 
@@ -48,7 +48,7 @@ def _has(run: Run, key: str, text: str) -> bool:
 
 
 class PublishedComparison(NamedTuple):
-    """A published value and ours: mean and standard deviation over a group's runs; NaN where there is none."""
+    """A published value, and mean and standard deviation of a group's runs, NaN if not measured."""
 
     published: PublishedValue
     group: RunGroup
@@ -57,7 +57,7 @@ class PublishedComparison(NamedTuple):
 
 
 def read_published() -> list[PublishedValue]:
-    """All published values."""
+    """Read all published values."""
     text = (files("odebench.reporting") / "published.csv").read_text(encoding="utf-8")
     return [
         PublishedValue(
@@ -68,12 +68,12 @@ def read_published() -> list[PublishedValue]:
 
 
 def published_for(runs: Sequence[Run], tag: str) -> list[PublishedValue]:
-    """The published values of a tag that some of the runs are to be compared with."""
+    """The published values of a tag that apply to at least one of the runs."""
     return [one for one in read_published() if one.tag == tag and any(map(one.applies_to, runs))]
 
 
 def compare_with_published(collection: RunCollection) -> list[PublishedComparison]:
-    """Each published value for the runs' experiments, beside each group of these runs; what is no number once."""
+    """Each published value with each group of runs that it applies to; values without a tag only once."""
     found = []
     for one in read_published():
         of_it = [group for group in collection.groups if all(map(one.applies_to, group.runs))]
@@ -85,7 +85,7 @@ def compare_with_published(collection: RunCollection) -> list[PublishedCompariso
 
 
 def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
-    """Mean and spread of a group's runs in a tag of the file."""
+    """Mean and standard deviation of a group for a tag of the file."""
     if tag == NFE_RATIO:
         forward = group.mean("final/nfe_forward")
         return (group.mean("final/nfe_backward") / forward if forward else math.nan), math.nan
@@ -93,7 +93,7 @@ def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
 
 
 def training_fraction(run: Run) -> float | None:
-    """How much of the published training a run had, by its experiment's full budget; None where it names none."""
+    """Steps of a run as a fraction of its experiment's full budget; None if the experiment has no full budget."""
     step, settings = run.overview.step, run.settings
     if full := settings.get("budgets.full.iterations"):
         return step / full
@@ -104,10 +104,10 @@ def training_fraction(run: Run) -> float | None:
 
 
 def is_partial_budget(share: float | None) -> bool:
-    """Whether a training was shorter than the published one; the last batch of an epoch makes no difference."""
+    """Whether a training was shorter than the published one, apart from an incomplete last batch."""
     return share is not None and share < 0.99
 
 
 def format_percent(share: float) -> str:
-    """Two digits: 0.13 %, 20 %, 100 %."""
+    """Format a fraction as percent with two digits: 0.13 %, 20 %, 100 %."""
     return f"{float(f'{100 * share:.2g}'):g} %"

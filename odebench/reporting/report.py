@@ -1,4 +1,4 @@
-"""``odebench report``: from folders to a table on the screen, one file, or a folder with all there is."""
+"""``odebench report``: turn folders of runs into a table on the screen, a file, or a folder with everything."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ from odebench.reporting.runs import RunCollection, collect_runs
 log = logging.getLogger(__name__)
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
-# What a file's suffix says of its content.
+# The suffix of the output file chooses the format.
 TABLE_SUFFIXES = {".txt": "terminal", ".md": "markdown", ".csv": "csv", ".tex": "latex"}
 FIGURE_SUFFIXES = (".png", ".svg")
 PAGE_SUFFIX = ".html"
@@ -30,7 +30,7 @@ DPI = 150
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What the user asks for. columns: tags with commas between, "all", or None for the usual ones."""
+    """What the user requested. columns: tags separated by commas, "all", or None for the default."""
 
     folders: Sequence[Path]
     figures: Sequence[str]
@@ -48,9 +48,9 @@ def read_request(
     columns: str | None,
     split: str,
 ) -> ReportRequest:
-    """The request in the words of the command line. Raises UsageError for what is unknown or does not go together."""
+    """Validate the arguments of the command line; UsageError for unknown or incompatible ones."""
     if not all(folders) or not folders:
-        raise UsageError("which runs? name one folder or several, such as outputs (--list shows the figures)")
+        raise UsageError("no folder given: name one or several, such as outputs (--list shows the figures)")
     names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
     for name in names:
         if name not in figures.FIGURES:
@@ -62,12 +62,12 @@ def read_request(
     if output is not None:
         _check_output(output, table_format, names)
     elif names:
-        raise UsageError("--figure draws into files; add --output FILE.png, FILE.svg or a new folder")
+        raise UsageError("--figure writes files; add --output FILE.png, FILE.svg or a new folder")
     return ReportRequest([Path(folder) for folder in folders], names, table_format, output, columns, split)
 
 
 def _check_output(output: Path, table_format: str | None, names: Sequence[str]) -> None:
-    """Nothing is overwritten, and a file's suffix says what goes into it."""
+    """Check that nothing would be overwritten, and that the suffix fits the requested content."""
     suffix, shown = output.suffix, f"--output {output}"
     if table_format is not None and (names or TABLE_SUFFIXES.get(suffix) != table_format):
         suffixes = [one for one, content in TABLE_SUFFIXES.items() if content == table_format]
@@ -84,19 +84,19 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
     if output.exists() and not output.is_dir():
         raise UsageError(f"{shown} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()):
-        raise UsageError(f"{shown} is not empty; a report goes into a folder of its own")
+        raise UsageError(f"{shown} is not empty; give a new folder")
     check_folder_can_be_made(output.parent if suffix else output, shown)
 
 
 def list_figures() -> None:
-    """Print name and content of every figure."""
+    """Print the name and description of every figure."""
     width = max(map(len, figures.FIGURES))
     for name, figure in figures.FIGURES.items():
         print(f"{name:<{width}}  {figure.description}")
 
 
 def make_report(request: ReportRequest) -> None:
-    """Read the runs, and print or write what is asked for. Raises UsageError where they cannot give it."""
+    """Read the runs, and print or write the requested content; UsageError if data are missing."""
     collection = collect_runs(request.folders, request.split)
     if request.figures:
         assert request.output is not None
@@ -117,14 +117,14 @@ def make_report(request: ReportRequest) -> None:
 def _no_runs_message(collection: RunCollection) -> str:
     where = ", ".join(map(str, collection.folders))
     if collection.queued or collection.damaged:
-        return f"no run in {where} has begun and can be read ({notes.status_counts(collection)})"
+        return f"no run in {where} has started and can be read ({notes.status_counts(collection)})"
     return f"no runs in {where}; make one: odebench train"
 
 
 def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) -> None:
     sys.stdout.write(as_text(collection, table_format, tags))
     lines = [notes.status_counts(collection), *notes.caveats(collection), *notes.failure_lines(collection)]
-    if table_format != "terminal":  # the table alone, to be piped
+    if table_format != "terminal":  # only the table, for pipes
         print(notes.join_lines(lines), end="", file=sys.stderr)
         return
     print(f"\n{notes.join_lines(lines)}", end="")
@@ -133,7 +133,7 @@ def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) ->
 
 
 def as_text(collection: RunCollection, table_format: str, tags: Sequence[str]) -> str:
-    """The table in one of FORMATS."""
+    """Format the table as one of FORMATS."""
     if table_format == "csv":
         return table.as_csv(collection, tags)
     render = {"terminal": table.as_terminal, "markdown": table.as_markdown, "latex": table.as_latex}[table_format]
@@ -148,7 +148,7 @@ def _write_file(path: Path, collection: RunCollection, tags: Sequence[str]) -> P
 
 
 def write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -> list[Path]:
-    """The page, the table in every form, and each figure that the runs can give."""
+    """Write the page, the table in every format, and every figure that the runs have the data for."""
     pictures, left_out = render_figures(collection)
     folder.mkdir(parents=True, exist_ok=True)
     written = [_write(folder / PAGE, make_page(collection, pictures, left_out))]
@@ -157,7 +157,7 @@ def write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -
         written.append(_write(folder / f"table{suffix}", as_text(collection, table_format, chosen)))
     written += write_figures(folder / "figures", pictures) if pictures else []
     if left_out:
-        log.info("figures left out: %s (%s has what each needs)", ", ".join(left_out), folder / PAGE)
+        log.info("figures omitted: %s (%s lists what each needs)", ", ".join(left_out), folder / PAGE)
     return written
 
 
@@ -172,7 +172,7 @@ def _print_paths(paths: Sequence[Path]) -> None:
 
 
 def make_page(collection: RunCollection, pictures: Sequence[page.RenderedFigure], left_out: Mapping[str, str]) -> str:
-    """The page, with every number in its table, the usual ones first."""
+    """Build the HTML page; its table has all tags, the default ones first."""
     names = ", ".join(folder.resolve().name for folder in collection.folders)
     tags = dict.fromkeys([*table.headline_tags(collection), *table.all_tags(collection)])
     return page.as_html(
@@ -191,7 +191,7 @@ def make_page(collection: RunCollection, pictures: Sequence[page.RenderedFigure]
 
 
 def render_figures(collection: RunCollection) -> tuple[list[page.RenderedFigure], dict[str, str]]:
-    """Each figure that the runs can give, and by name why the others are left out."""
+    """All figures that the runs have the data for, and name -> reason for the omitted ones."""
     pictures, left_out = [], {}
     for name in figures.FIGURES:
         try:
@@ -202,9 +202,9 @@ def render_figures(collection: RunCollection) -> tuple[list[page.RenderedFigure]
 
 
 def render_figure(name: str, collection: RunCollection) -> page.RenderedFigure:
-    """A figure as PNG and SVG. Raises UsageError where the runs cannot give it."""
+    """Draw a figure as PNG and SVG; UsageError if the runs lack the data."""
     figure = figures.draw(name, collection)
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same runs give the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible bytes
         png, svg = (_figure_bytes(figure, image_format) for image_format in ("png", "svg"))
     return page.RenderedFigure(name, figures.FIGURES[name].description, png, svg)
 
@@ -216,7 +216,7 @@ def _figure_bytes(figure: Figure, image_format: str) -> bytes:
 
 
 def write_figures(output: Path, pictures: Sequence[page.RenderedFigure]) -> list[Path]:
-    """The figures as NAME.png and NAME.svg in a folder, or one of them as the file that is named."""
+    """Write the figures as NAME.png and NAME.svg to a folder, or one figure to the given file."""
     named = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
     if output.suffix:
         named = {output: getattr(pictures[0], output.suffix[1:])}

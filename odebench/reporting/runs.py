@@ -1,4 +1,4 @@
-"""The runs that a report is made of, and what varies among them."""
+"""Read the runs of a report, group them, and find the settings that vary among them."""
 
 import csv
 import json
@@ -15,18 +15,18 @@ from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview
 
-# Where they vary they are shown, though others may tell the same.
+# Always shown if they vary, even if other settings vary in the same way.
 ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
-# Of the others the earlier are shown where several tell the same.
+# Of the others, the first is shown if several vary in the same way.
 PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
-# What makes no other experiment; tol stands for the solver's two.
+# Settings that do not distinguish experiments; tol replaces the solver's rtol and atol.
 IGNORED_KEYS = {
     *("solver.rtol", "solver.atol"),
     *("seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
 }
 BENCH_HEADER = "work,family,library"
-# What says how fine fixed steps are.
+# Settings that choose fixed steps.
 FIXED_STEP_KEYS = ("solver.steps", "solver.step_size")
 
 Row = dict[str, Any]
@@ -34,8 +34,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run. settings: by dotted key, with "experiment" and "tol"; asked: the keys that its command line named;
-    machine: where it ran, in a few words; test_data: their SHA-256, "" where it is not known."""
+    """One run. settings: by dotted key, with "experiment" and "tol"; overridden_keys: keys set on its command line;
+    machine: a short description; test_data_hash: SHA-256 of the test data, "" if unknown."""
 
     overview: RunOverview
     settings: dict[str, Any]
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The run's folder."""
         return self.overview.path
 
     @property
@@ -55,59 +55,59 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """What its training was judged by, without the split: ``accuracy``, ``nll_nats``, ``loss``."""
+        """The quantity that the training optimised, without the split: ``accuracy``, ``nll_nats``, ``loss``."""
         return str(self.settings.get("trainer.objective") or "val/loss").rpartition("/")[2]
 
     def value(self, tag: str) -> float:
-        """A number of its summary; NaN where there is none."""
+        """A value of the summary; NaN if it is missing."""
         value = self.overview.summary.get(tag)
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ in nothing but the seed. values: their settings that vary among groups, by key."""
+    """Runs that differ only in the seed. varying_settings: key -> value, of the settings that vary among groups."""
 
     varying_settings: dict[str, Any]
     runs: list[Run]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of its first run."""
+        """Settings of the first run."""
         return self.runs[0].settings
 
     @property
     def done_runs(self) -> list[Run]:
-        """Those that came to their end."""
+        """The runs whose status is done."""
         return [run for run in self.runs if run.status == "done"]
 
     def mean(self, tag: str) -> float:
-        """Mean of a number over the runs that are done; NaN without any, and where one is not finite."""
+        """Mean over the completed runs; NaN if there are none, or if one value is not finite."""
         return mean_and_std(self.values(tag))[0]
 
     def std(self, tag: str) -> float:
-        """Its standard deviation (of n - 1); NaN for less than two runs."""
+        """Standard deviation (n - 1) over the completed runs; NaN for fewer than two."""
         return mean_and_std(self.values(tag))[1]
 
     def values(self, tag: str) -> list[float]:
-        """Those of the runs that are done and measured it."""
+        """Values of the completed runs that measured the tag."""
         return [run.value(tag) for run in self.done_runs if tag in run.overview.summary]
 
 
 def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of n - 1) over seeds. NaN both where a number is not finite: to leave that seed out
-    would flatter the others; the spread also for less than two."""
+    """Mean and standard deviation (n - 1) over seeds. Both are NaN if one value is not finite: leaving that seed out
+    would bias the result. The standard deviation is NaN for fewer than two values."""
     if not numbers or not all(map(math.isfinite, numbers)):
         return math.nan, math.nan
     mean = math.fsum(numbers) / len(numbers)
-    # By hand: on thousands of groups statistics.stdev, which counts in fractions, would take most of a report's time.
+    # statistics.stdev computes with fractions: for thousands of groups it would dominate the time of a report.
     squares = math.fsum((number - mean) ** 2 for number in numbers)
     return mean, math.sqrt(squares / (len(numbers) - 1)) if len(numbers) > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class RunCollection:
-    """All that a report is made of. damaged: why a folder could not be read; split: validation or test."""
+    """All runs of a report. damaged: why folders could not be read; split: validation or test."""
 
     folders: Sequence[Path]
     runs: list[Run]
@@ -117,22 +117,22 @@ class RunCollection:
 
     @cached_property
     def differing_columns(self) -> dict[str, list[int]]:
-        """`differing` of the runs' settings."""
+        """`differing_columns` of the runs' settings."""
         return differing_columns([run.settings for run in self.runs])
 
     @cached_property
     def overridden_keys(self) -> frozenset[str]:
-        """The keys that the command line of a run or more named."""
+        """Keys set on the command line of at least one run."""
         return frozenset().union(*(run.overridden_keys for run in self.runs))
 
     @cached_property
     def varying_keys(self) -> list[str]:
-        """Keys of the settings that tell the groups apart."""
+        """Keys of the settings that distinguish the groups."""
         return distinguishing_keys(self.differing_columns, self.overridden_keys)
 
     @cached_property
     def other_differing_keys(self) -> list[str]:
-        """Keys that differ among the groups, but are not of those, nor brought by the choice of their own group."""
+        """Other keys that differ among the groups, except those that follow from an option such as the model."""
         return [
             key
             for key in self.differing_columns
@@ -141,7 +141,7 @@ class RunCollection:
 
     @cached_property
     def groups(self) -> list[RunGroup]:
-        """The runs by what varies, in the order of its values."""
+        """The runs grouped by the varying settings, sorted by their values."""
         found: dict[str, RunGroup] = {}
         for run in self.runs:
             values = {key: run.settings.get(key) for key in self.varying_keys}
@@ -152,21 +152,21 @@ class RunCollection:
 
     @cached_property
     def objectives(self) -> list[str]:
-        """What the trainings were judged by."""
+        """The objectives of the trainings."""
         return list(dict.fromkeys(run.objective for run in self.runs))
 
     @cached_property
     def bench(self) -> list[Row]:
-        """The rows of the results of ``odebench bench`` in the folders."""
+        """Rows of the CSV files that ``odebench bench`` wrote to the folders."""
         return [row for folder in self.folders for path in _csv_files(folder) for row in _bench_rows(path)]
 
     def result_tag(self, quantity: str) -> str:
-        """The closing tag of a quantity on the split that is asked for."""
+        """The tag of a quantity's final value on the requested split."""
         return f"final/test_{quantity}" if self.split == "test" else f"best/{quantity}"
 
 
 def collect_runs(folders: Sequence[Path], split: str = "validation") -> RunCollection:
-    """Read all runs in the folders and below, each once. UsageError where a folder is none."""
+    """Read all runs in the folders and their subfolders, each once. UsageError if a folder does not exist."""
     runs, queued = [], []
     damaged: list[str] = []
     paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, problems=damaged)}
@@ -176,7 +176,7 @@ def collect_runs(folders: Sequence[Path], split: str = "validation") -> RunColle
         except UsageError as error:
             damaged.append(str(error))
         except (AttributeError, TypeError):  # JSON, but of another shape
-            damaged.append(f"{path} is damaged: one of its files holds something else")
+            damaged.append(f"{path} is damaged: a file has unexpected content")
         else:
             if run.settings:
                 runs.append(run)
@@ -195,7 +195,7 @@ def _read_run(path: Path) -> Run:
     own = {"experiment": None if named == "null" else named, "tol": overview.tol}
     settings = flatten(overview.settings | own) if overview.settings else {}
     if settings.get("trainer.iterations") is not None:
-        settings["trainer.epochs"] = None  # which they stand in place of
+        settings["trainer.epochs"] = None  # iterations take precedence
     overridden_keys = frozenset(key if key in settings else f"{key}.name" for key in overrides)
     manifest = _manifest(path)
     return Run(overview, settings, overridden_keys, _machine(manifest), _test_data_hash(manifest))
@@ -214,7 +214,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_overrides(path: Path) -> dict[str, str]:
-    """What the command line set, by key: the last value of each."""
+    """Overrides of the command line, by key; the last value of each."""
     try:
         lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -230,7 +230,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _test_data_hash(manifest: Mapping[str, Any]) -> str:
-    """The hash of the samples that a run was tested on."""
+    """SHA-256 of the samples that a run was tested on."""
     return str(manifest.get("data", {}).get("splits", {}).get("test", {}).get("sha256", ""))
 
 
@@ -244,9 +244,9 @@ def _machine(manifest: Mapping[str, Any]) -> str:
 
 
 def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """The keys whose values differ, those first that a reader looks for, with the value of each row as a number.
+    """The keys whose values differ, the most important first, with an integer code for the value in each row.
 
-    Equal values have equal numbers: classes of runs are then compared by them.
+    Equal values have equal codes, so that classes of runs can be compared quickly.
     """
     keys = dict.fromkeys(
         key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")
@@ -256,10 +256,9 @@ def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[i
 
 
 def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: Collection[str] = ()) -> list[str]:
-    """Of the keys that differ those that tell the rows apart: the choices, what was asked for, and of the rest as few
-    as say all.
+    """Keys that distinguish the rows: those always shown, those overridden, and of the rest as few as suffice.
 
-    A key that follows from those before it is left out: another model brings another width.
+    A key that follows from the ones before it is omitted, as the width follows from the model.
     """
     finest = row_classes([*columns.values()])
     chosen = [key for key in columns if key in ALWAYS_SHOWN or key in overridden_keys]
@@ -275,19 +274,19 @@ def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: C
 
 
 def _follows_from_choice(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the choice of the key's own group, such as model.name of model.width, tells its value."""
+    """Whether the option of the key's group determines its value, as model.name may determine model.width."""
     name = f"{key.partition('.')[0]}.name"
     return key != name and name in columns and max(row_classes([columns[name], columns[key]])) == max(columns[name])
 
 
 def factorize(values: Sequence[Any]) -> list[int]:
-    """The values as numbers from 0 on, in the order in which they come first."""
+    """Integer codes from 0, in order of first appearance, as pandas.factorize."""
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
 def row_classes(columns: Sequence[Sequence[int]]) -> list[int]:
-    """Which rows are alike in all columns, as numbers."""
+    """Integer codes of the rows; rows that are equal in all columns have the same code."""
     columns = [column for column in columns if column]
     return factorize(list(zip(*columns, strict=True))) if columns else []
 
@@ -301,14 +300,14 @@ def _column_order(key: str) -> tuple[int, int]:
 
 
 def _value_order(value: Any) -> tuple[int, float, str]:
-    """Nothing first, then numbers, then words."""
+    """Sort None first, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
 def read_rows(run: Run) -> list[Row]:
-    """The rows of a run's metrics."""
+    """Read the metrics of a run."""
     return read_metrics(run.path / layout.METRICS)
 
 
@@ -339,8 +338,8 @@ def read_evaluations(run: Run) -> list[Row]:
 
 
 def _evaluation_lines(path: Path) -> Iterator[Row]:
-    """The lines of evaluations.jsonl; what a process that was killed left unfinished is passed over, and what is no
-    evaluation. UsageError where the file cannot be read."""
+    """The valid lines of evaluations.jsonl; skips incomplete lines of killed processes and anything that is not an
+    evaluation. UsageError if the file cannot be read."""
     for line in (read_if_exists(path) or b"").split(b"\n"):
         try:
             row = json.loads(line)
@@ -351,20 +350,20 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
 
 
 def _are_overrides(overrides: Any) -> bool:
-    """KEY=VALUE each; a tolerance is a number."""
+    """Whether all are KEY=VALUE, with numbers as tolerances."""
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
     return all(isinstance(_number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
 
 
 def _has_valid_names(row: Row) -> bool:
-    """Whether what lines are named by are words, and the tolerance a number, two in words, or none."""
+    """Whether names are strings, and the tolerance is a number, a string of two numbers, or None."""
     overrides = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
     return overrides and isinstance(row.get("tol"), str | int | float | None)
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:
-    """CSV files outside runs."""
+    """CSV files that do not belong to a run."""
     for parent, children, files in os.walk(folder):
         if layout.STATUS in files:
             children.clear()

@@ -1,4 +1,4 @@
-"""Groups of runs as a table: on the screen, as Markdown, as LaTeX, and with every number as CSV."""
+"""Tables of groups of runs: for the terminal, as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -12,18 +12,18 @@ from odebench.record import layout
 from odebench.reporting.runs import RunCollection, RunGroup
 
 PARAMETERS = "parameters"
-# After the objective, what a table shows unless asked for other columns.
+# Default columns after the objective.
 COSTS = ("final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/step_ms", "final/minutes")
 EMPTY = "-"
-MAX_DECIMALS = 5  # decimal places, before a power of ten is set apart
+MAX_DECIMALS = 5  # above this, use a power of ten
 _DESCRIPTIONS = {
-    PARAMETERS: "numbers that the training fits",
-    "runs": "runs that came to their end, of all where some did not",
+    PARAMETERS: "number of trained parameters",
+    "runs": "completed runs, and all runs if some failed",
 }
 
 
 class Column(NamedTuple):
-    """A column: its title, and what it means where the title does not tell."""
+    """A column; `description` explains the title."""
 
     title: str
     description: str = ""
@@ -31,14 +31,14 @@ class Column(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """What is read, and what the cell is sorted by (NaN: nothing)."""
+    """The text of a cell, and the value to sort by (NaN: empty)."""
 
     text: str
     value: float | str
 
 
 class Table(NamedTuple):
-    """Columns and rows of cells. note: a line that stands under them."""
+    """Columns and rows of cells. note: a line below the table."""
 
     columns: list[Column]
     rows: list[list[TableCell]]
@@ -46,12 +46,12 @@ class Table(NamedTuple):
 
     @property
     def texts(self) -> list[list[str]]:
-        """Titles and rows as text."""
+        """Titles and rows as strings."""
         return [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.rows)]
 
 
 def all_tags(collection: RunCollection) -> list[str]:
-    """Every number that at least one run came to, in the order of the schema."""
+    """All tags with a finite value in at least one run, in the order of the schema."""
     tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
     known = [tag for task in tasks for tag in layout.summary_tags(task)]
     told = {tag: None for run in collection.runs for tag in run.overview.summary if math.isfinite(run.value(tag))}
@@ -60,14 +60,14 @@ def all_tags(collection: RunCollection) -> list[str]:
 
 
 def headline_tags(collection: RunCollection) -> list[str]:
-    """What a table shows unless asked for other columns: the objectives, then what they cost."""
+    """Default columns: the objectives, then the costs."""
     results = [f"{split}{name}" for name in collection.objectives for split in ("best/", "final/test_")]
     present = all_tags(collection)
     return [tag for tag in [PARAMETERS, *results, *COSTS] if tag in present]
 
 
 def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
-    """The columns of a table: those named, with commas between; all; or the usual ones (None)."""
+    """The requested columns: names separated by commas, "all", or None for the default."""
     present = all_tags(collection)
     if requested is None:
         return headline_tags(collection)
@@ -83,7 +83,7 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
 
 
 def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
-    """A row a group: what varies, how many runs, then mean and standard deviation of each tag over its runs."""
+    """One row per group: varying settings, number of runs, mean and standard deviation of each tag."""
     columns = [Column(column_title(key), key, is_numeric=False) for key in collection.varying_keys]
     columns.append(Column("runs", _DESCRIPTIONS["runs"]))
     columns += [Column(tag + " (%)" * (display_scale(tag) == 100.0), describe_tag(tag)) for tag in tags]
@@ -100,28 +100,28 @@ def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
 
 
 def _differing_note(collection: RunCollection) -> str:
-    """What differs among the rows without a column of its own."""
+    """A note on settings that differ but have no column."""
     names = ", ".join(map(column_title, collection.other_differing_keys))
     return names and f"also differ: {names} (--format csv has their values)"
 
 
 def column_title(key: str) -> str:
-    """A setting's key as a column's title: ``model`` of model.name."""
+    """The column title of a setting: ``model`` for model.name."""
     return key.removesuffix(".name")
 
 
 def describe_tag(tag: str) -> str:
-    """What a number means."""
+    """The description of a tag."""
     return _DESCRIPTIONS.get(tag) or (layout.TAGS[tag].description if tag in layout.TAGS else "")
 
 
 def display_scale(tag: str) -> float:
-    """What a number is multiplied by to be read: fractions are read in percent."""
+    """Factor from stored to displayed values: fractions are displayed in percent."""
     return 100.0 if tag in layout.TAGS and layout.TAGS[tag].unit == "fraction" else 1.0
 
 
 def format_setting(value: Any) -> str:
-    """A setting as it is read."""
+    """Format the value of a setting."""
     if value is None:
         return EMPTY
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -134,11 +134,11 @@ def _sort_value(value: Any) -> float | str:
 
 
 def format_number(mean: float, std: float = math.nan) -> str:
-    """A number with its spread, to two digits of that; without one to four digits. Small ones with a power of ten:
+    """Format mean ± std with two digits of std, or mean alone with four digits; small numbers with a power of ten:
     ``(1.60 ± 0.20)e-07``."""
     if not math.isfinite(mean):
         return EMPTY
-    if not std > 1e-9 * abs(mean):  # one run, or runs that agree but for rounding
+    if not std > 1e-9 * abs(mean):  # one run, or runs that differ only by rounding
         return f"{mean:,.0f}" if 1000 <= abs(mean) < 1e7 else f"{mean:.4g}"
     if (digits := _digits(std)) <= MAX_DECIMALS:
         return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
@@ -148,12 +148,12 @@ def format_number(mean: float, std: float = math.nan) -> str:
 
 
 def _digits(std: float) -> int:
-    """How many decimal places show two digits of a spread."""
+    """Number of decimals that show two digits of std."""
     return max(1 - math.floor(math.log10(std)), 0)
 
 
 def as_terminal(table: Table) -> str:
-    """In columns as wide as their widest entry, numbers to the right."""
+    """Align columns for a terminal, numbers to the right."""
     rows = table.texts
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
@@ -167,14 +167,14 @@ def as_terminal(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown."""
+    """Format as a GitHub Markdown table."""
     header, *rows = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in table.texts]
     rule = ["---:" if column.is_numeric else "---" for column in table.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + (table.note and f"\n{table.note}\n")
 
 
 def as_latex(table: Table) -> str:
-    """A tabular for the package booktabs."""
+    """Format as a LaTeX tabular with booktabs."""
     header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in table.texts]
     places = "".join("r" if column.is_numeric else "l" for column in table.columns)
     lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
@@ -191,8 +191,7 @@ def _escape(text: str) -> str:
 
 
 def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
-    """Every number in full: settings that differ, runs, done, seeds, mean and standard deviation of each tag in its
-    unit."""
+    """Format as CSV in full precision: differing settings, runs, done, seeds, mean and standard deviation per tag."""
     keys = [*collection.varying_keys, *collection.other_differing_keys]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -208,10 +207,10 @@ def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
 
 
 def _int_if_whole(value: Any) -> Any:
-    """A whole number as one, as it was set or counted."""
+    """Convert a whole float to int."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def num_seeds(group: RunGroup) -> int:
-    """How many seeds the runs that are done have."""
+    """The number of distinct seeds among the completed runs."""
     return len({run.settings.get("seed") for run in group.done_runs})

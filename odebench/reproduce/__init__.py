@@ -1,4 +1,4 @@
-"""Published tables and figures trained again: what each needs (reproductions.yaml), its runs, ours beside theirs.
+"""Reproduce published tables and figures: what each needs (reproductions.yaml), its runs, and the comparison.
 
-The runs are a sweep like any other, in a folder fixed by the name. No torch is imported here.
+The runs are an ordinary sweep, in a folder named after the reproduction. This package does not import torch.
 """

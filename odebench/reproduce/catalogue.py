@@ -1,4 +1,4 @@
-"""The reproductions that are known, as reproductions.yaml tells them."""
+"""The known reproductions, read from reproductions.yaml."""
 
 import itertools
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ DEFAULT_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table: the overrides of its job, and the tags of its numbers. of: its name among the published values.
+    """A row of a table: the overrides of its job, and the tags of its numbers. published_row: its row in published.csv.
 
-    beside: the rows that it beats as published. within_time_of: the row whose training time its runs are judged at.
-    evaluation: where the numbers are of a study, the settings that find the evaluation.
+    better_than: rows with worse published results. within_time_of: evaluate the runs at the training time of this row.
+    evaluation: if the numbers come from `odebench eval`, the settings that select the evaluation.
     """
 
     name: str
@@ -32,7 +32,7 @@ class TableRow:
 class Reproduction:
     """A published table or figure. See the head of reproductions.yaml for what each part means.
 
-    budgets: words of its own in place of budget=NAME; where there are none, its experiments know their budgets.
+    budgets: overrides that replace budget=NAME; if empty, its experiments define their budgets.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Reproduction:
 
 
 def reproductions() -> dict[str, Reproduction]:
-    """All, by name."""
+    """Read all reproductions, by name."""
     import yaml
 
     text = (files("odebench.reproduce") / "reproductions.yaml").read_text(encoding="utf-8")
@@ -56,10 +56,10 @@ def reproductions() -> dict[str, Reproduction]:
 
 
 def find_reproduction(name: str | None) -> Reproduction:
-    """The one of a name. UsageError where there is none."""
+    """Find a reproduction by name; UsageError if it is unknown."""
     known = reproductions()
     if name is None:
-        raise UsageError(f"which? name one of {', '.join(known)} (--list says what they are)")
+        raise UsageError(f"no reproduction given: name one of {', '.join(known)} (--list describes them)")
     if name not in known:
         raise unknown_name("reproduction", name, known, "reproductions")
     return known[name]
@@ -67,14 +67,14 @@ def find_reproduction(name: str | None) -> Reproduction:
 
 def _read(name: str, node: dict[str, Any]) -> Reproduction:
     values = node.get("values", {})
-    fill = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
-    rows = [_row(raw, chosen_values) for raw in node["rows"] for chosen_values in fill]
+    combinations = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    rows = [_row(raw, chosen_values) for raw in node["rows"] for chosen_values in combinations]
     return Reproduction(
         name=name,
         title=node["title"],
         source=node["source"],
-        rows=tuple({row.name: row for row in rows}.values()),  # a row without {} once
-        budgets={budget: tuple(words) for budget, words in node.get("budgets", {}).items()},
+        rows=tuple({row.name: row for row in rows}.values()),  # rows without {} appear once
+        budgets={budget: tuple(overrides) for budget, overrides in node.get("budgets", {}).items()},
         evaluations=tuple(map(tuple, node.get("evaluations", ()))),
         tolerance=node.get("tolerance", {}),
         figures=tuple(node.get("figures", ())),

@@ -1,4 +1,4 @@
-"""What the rows of a reproduction came to, from the records of its runs and their evaluations."""
+"""Results of the rows of a reproduction, from the records of its runs and their evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep
 from odebench.sweep.validate import Job
 
-# How an evaluation was made: its overrides, and of how many samples.
+# Identifies an evaluation: its overrides, and the number of samples.
 EvaluationKey = tuple[tuple[str, ...], int | None]
 RATIO_PARTS = ("nfe_backward", "nfe_forward")
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and its runs. numbers: mean and spread by tag, NaN where there is none; share: of the published training,
-    the least of the runs, None where that is not known; reason: why there is nothing, where no run is done; planned:
-    how many runs it was to have."""
+    """A row and its runs. statistics: tag -> mean and standard deviation, NaN if missing; training_fraction: smallest
+    fraction of the published training among the runs, None if unknown; reason: why no run was completed, or "";
+    num_planned: number of planned runs."""
 
     row: catalogue.TableRow
     group: RunGroup
@@ -33,12 +33,12 @@ class RowResult:
     num_planned: int
 
     def mean(self, tag: str) -> float:
-        """NaN where there is none."""
+        """Mean over the runs; NaN if missing."""
         return self.statistics[tag][0]
 
     @property
     def missing_runs(self) -> str:
-        """How many of its runs the numbers are of, where these are not all."""
+        """``2 of 3 runs`` if not all runs were completed, else ""."""
         done = len(self.group.done_runs)
         return "" if self.reason or done == self.num_planned else f"{done} of {self.num_planned} runs"
 
@@ -49,17 +49,15 @@ def collect_results(
     sweep: Sweep,
     collection: RunCollection,
 ) -> list[RowResult]:
-    """Each row. jobs: of each row, the overrides of its runs; evidence: all runs of the sweep."""
+    """Results of each row. jobs: row name -> overrides of its runs; collection: all runs of the sweep."""
     runs = {run.path.name: run for run in collection.runs}
     by_settings = {job_identity(job.overrides): job for job in sweep.jobs}
-    jobs_by_row = {
-        row.name: [by_settings[job_identity(words)] for words in jobs[row.name]] for row in reproduction.rows
-    }
+    jobs_by_row = {row.name: [by_settings[job_identity(job)] for job in jobs[row.name]] for row in reproduction.rows}
     groups = {
         name: RunGroup({}, [runs[job.name] for job in of_row if job.name in runs])
         for name, of_row in jobs_by_row.items()
     }
-    expected = {key for study in reproduction.evaluations for key in expected_evaluations(study)}
+    expected = {key for arguments in reproduction.evaluations for key in expected_evaluations(arguments)}
     found = []
     for row in reproduction.rows:
         group, minutes = groups[row.name], math.inf
@@ -83,7 +81,7 @@ def collect_results(
 
 
 def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
-    """Why a row has no numbers, by the first of its jobs; "" where it has."""
+    """Why a row has no results, from its first job; "" if it has."""
     if group.done_runs:
         return ""
     overview = read_status(sweep, jobs[0])
@@ -93,8 +91,8 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
 def _number(
     row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
 ) -> tuple[float, float]:
-    """Mean and spread of a row's number over its runs: at the end of the training, after so many minutes of it, or of
-    an evaluation of the study."""
+    """Mean and standard deviation of a tag over a row's runs: at the end of the training, after `minutes` of it, or of
+    an evaluation."""
     if row.within_time_of is not None:
         return mean_and_std([_value_after_minutes(run, tag, minutes) for run in group.done_runs])
     if row.evaluation and not tag.startswith("final/"):
@@ -104,7 +102,7 @@ def _number(
 
 
 def _fraction_after_minutes(run: Run, minutes: float) -> float | None:
-    """Of the published training, what a run had had after so many minutes."""
+    """Fraction of the published training completed after `minutes`."""
     fraction = training_fraction(run)
     if fraction is None or not minutes < run.value("final/minutes"):
         return fraction
@@ -113,22 +111,21 @@ def _fraction_after_minutes(run: Run, minutes: float) -> float | None:
 
 
 def job_identity(overrides: Sequence[str]) -> frozenset[str]:
-    """What makes a run of a reproduction that one: its overrides in any order, with the seed where none is named, and
-    without the place of its files."""
-    named = {word.partition("=")[0] for word in overrides}
-    words = (word for word in overrides if not word.startswith("outputs="))
-    return frozenset([*words, *([] if "seed" in named else ["seed=0"])])
+    """Identifies a run of a reproduction: overrides in any order, with the default seed, without the output folder."""
+    keys = {override.partition("=")[0] for override in overrides}
+    kept = (override for override in overrides if not override.startswith("outputs="))
+    return frozenset([*kept, *([] if "seed" in keys else ["seed=0"])])
 
 
-def expected_evaluations(study: Sequence[str]) -> set[EvaluationKey]:
-    """The evaluations that the words of a study make."""
-    limits = [int(word.partition("=")[2]) for word in study if word.startswith("--limit=")]
-    jobs = expand([[word for word in study if not word.startswith("--")]])
+def expected_evaluations(arguments: Sequence[str]) -> set[EvaluationKey]:
+    """The evaluations that `odebench eval RUN` makes with these arguments."""
+    limits = [int(one.partition("=")[2]) for one in arguments if one.startswith("--limit=")]
+    jobs = expand([[one for one in arguments if not one.startswith("--")]])
     return {(tuple(job), limits[0] if limits else None) for job in jobs}
 
 
 def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
-    """A run's evaluations as studies make them, the last of each kind."""
+    """A run's evaluations by key, the last of each."""
     return {
         (tuple(line["overrides"]), line.get("limit")): line
         for line in read_evaluations(run)
@@ -137,14 +134,14 @@ def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
 
 
 def _value_after_minutes(run: Run, tag: str, minutes: float) -> float:
-    """What a run had come to after so many minutes of its training: of ``best/...`` the best validation so far, which
-    its checkpoint would have been chosen by; of its minutes, those that it took of them."""
+    """Value of a tag after `minutes` of training: of ``best/...`` the best validation so far, of final/minutes at most
+    `minutes`."""
     if tag == "final/minutes":
         return min(minutes, run.value(tag))
     name = tag.removeprefix("best/")
-    told = [row[f"val/{name}"] for row in read_rows(run) if f"val/{name}" in row and row["elapsed_s"] <= 60 * minutes]
+    values = [row[f"val/{name}"] for row in read_rows(run) if f"val/{name}" in row and row["elapsed_s"] <= 60 * minutes]
     best = max if higher_is_better(name) else min
-    return best((value for value in told if math.isfinite(value)), default=math.nan)
+    return best((value for value in values if math.isfinite(value)), default=math.nan)
 
 
 def _evaluation_value(line: Row, tag: str) -> float:
@@ -156,18 +153,18 @@ def _evaluation_value(line: Row, tag: str) -> float:
 
 
 def _evaluation(run: Run, wanted: Mapping[str, str], expected: set[EvaluationKey]) -> Row | None:
-    """The evaluation of the study, none that a user made by other words, that was made under these settings."""
-    jobs_by_row = [line for key, line in evaluations_by_key(run).items() if key in expected]
-    return next((line for line in reversed(jobs_by_row) if _has_settings(line["overrides"], wanted)), None)
+    """The last expected evaluation with these settings; ignores evaluations that a user made with other arguments."""
+    lines = [line for key, line in evaluations_by_key(run).items() if key in expected]
+    return next((line for line in reversed(lines) if _has_settings(line["overrides"], wanted)), None)
 
 
 def _has_settings(overrides: Sequence[str], wanted: Mapping[str, str]) -> bool:
-    given = dict(word.partition("=")[::2] for word in overrides)
+    given = dict(override.partition("=")[::2] for override in overrides)
     return all(key in given and _value(given[key]) == _value(text) for key, text in wanted.items())
 
 
 def _value(text: str) -> float | str:
-    """1e-2 and 0.01 are the same."""
+    """Parse numbers, so that 1e-2 equals 0.01."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""``odebench reproduce``: the runs that are missing, their studies, and the table."""
+"""``odebench reproduce``: run missing trainings and evaluations, and print the table."""
 
 import logging
 import re
@@ -37,9 +37,9 @@ from odebench.sweep.validate import Job, validate_jobs
 log = logging.getLogger(__name__)
 
 TABLE_NAME = "reproduction"
-# What a published number is of.
+# Groups that define a published experiment.
 EXPERIMENT_GROUPS = ("model", "data", "loss")
-# What the share of a published training is counted by.
+# Settings that define the fraction of the published training.
 TRAINING_LENGTH_KEYS = {"budgets", "trainer.batch_size"}
 DATA_LOCATION_KEYS = ("data.root", "data.download")
 COMPARISON_FILE = "comparison.png"
@@ -48,8 +48,8 @@ COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 
 @dataclass(frozen=True)
 class ReproductionPlan:
-    """A reproduction that could start. jobs: of each row, the overrides of its runs; command: what gives the same
-    numbers, without where and how many at a time."""
+    """A validated reproduction that has not started. jobs: row name -> overrides of its runs; command: reproduces the
+    results, without the cluster settings."""
 
     reproduction: Reproduction
     plan: SweepPlan
@@ -59,17 +59,17 @@ class ReproductionPlan:
 
 
 def list_reproductions() -> None:
-    """Print name and title of each, and in a second line its source, how many trainings it takes and its budgets; or
-    which experiment is missing that it needs."""
+    """Print the name and title of each reproduction, then its source, number of trainings and budgets, or the missing
+    experiment."""
     known, rows = options("experiment"), []
     for name, one in reproductions().items():
         missing = _missing_experiment(one, known)
-        takes = (
+        details = (
             f"needs experiment={missing}"
             if missing
             else f"{_count_trainings(one)}, budget={' or '.join(_budgets(one))}"
         )
-        rows += [(name, one.title), ("", f"{one.source}: {takes}")]
+        rows += [(name, one.title), ("", f"{one.source}: {details}")]
     print_table(rows)
 
 
@@ -79,39 +79,39 @@ def _count_trainings(reproduction: Reproduction) -> str:
 
 
 def _budgets(reproduction: Reproduction) -> list[str]:
-    """The names of its budgets, the largest first."""
+    """The names of the budgets, the largest first."""
     names = reproduction.budgets or load_option("experiment", _experiments(reproduction)[0])["budgets"]
     return sorted(map(str, names))  # full, medium, small
 
 
 def _missing_experiment(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:
-    """The first experiment that a reproduction needs and that is not there."""
+    """The first required experiment that does not exist, or ""."""
     return next((name for name in _experiments(reproduction) if name not in known), "")
 
 
 def _experiments(reproduction: Reproduction) -> list[str]:
-    words = (word for row in reproduction.rows for word in row.job)
-    return [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
+    overrides = (override for row in reproduction.rows for override in row.job)
+    return [one.removeprefix("experiment=") for one in overrides if one.startswith("experiment=")]
 
 
-def plan_reproduction(name: str | None, words: Sequence[str], output: Path | None) -> ReproductionPlan:
-    """Expand and validate the jobs; nothing is written. words: budget=..., settings of every run, and cluster ones.
+def plan_reproduction(name: str | None, overrides: Sequence[str], output: Path | None) -> ReproductionPlan:
+    """Expand and validate the jobs without writing anything. overrides: budget=..., settings of all runs, cluster=....
 
-    UsageError where the name is unknown, an experiment is missing, a word is the rows' own, or the folder holds runs
-    that are not among these.
+    UsageError if the name is unknown, an experiment is missing, an override conflicts with the rows, or the folder
+    holds other runs.
     """
     reproduction = find_reproduction(name)
     if missing := _missing_experiment(reproduction, options("experiment")):
-        raise UsageError(f"{reproduction.name} needs experiment={missing}, which is not among the experiments")
-    budget, own = _split_budget(words)
+        raise UsageError(f"{reproduction.name} needs experiment={missing}, which does not exist")
+    budget, others = _split_budget(overrides)
     known = reproduction.budgets or {budget: (f"budget={budget}",)}
     if budget not in known:
         raise unknown_name("budget", budget, known, "budgets")
-    cluster = tuple(word for word in own if is_cluster_override(word))
+    cluster = tuple(filter(is_cluster_override, others))
     processes = read_cluster(cluster).num_processes
-    own = [word for word in own if not is_cluster_override(word)]
-    _check_overrides(reproduction, own)
-    more = [*known[budget], *own]
+    settings = [override for override in others if not is_cluster_override(override)]
+    _check_overrides(reproduction, settings)
+    more = [*known[budget], *settings]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
     distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
     valid, outputs = validate_jobs(distinct, num_processes=processes)
@@ -120,50 +120,50 @@ def plan_reproduction(name: str | None, words: Sequence[str], output: Path | Non
         _check_existing_jobs(folder, distinct)
     else:
         choose_folder(folder, outputs)
-    told = ["odebench", "reproduce", reproduction.name, *(word for word in words if word not in cluster)]
-    return ReproductionPlan(reproduction, SweepPlan(valid, outputs, cluster, None), folder, jobs, shlex.join(told))
+    command = ["odebench", "reproduce", reproduction.name, *(one for one in overrides if one not in cluster)]
+    return ReproductionPlan(reproduction, SweepPlan(valid, outputs, cluster, None), folder, jobs, shlex.join(command))
 
 
 def _check_existing_jobs(folder: Path, jobs: Sequence[tuple[str, ...]]) -> None:
-    """UsageError where the folder's sweep has runs that are not among these jobs."""
-    asked = set(map(job_identity, jobs))
-    others = [job for job in load_sweep(folder).jobs if job_identity(job.overrides) not in asked]
+    """UsageError if the folder's sweep has runs that are not among these jobs."""
+    requested = set(map(job_identity, jobs))
+    others = [job for job in load_sweep(folder).jobs if job_identity(job.overrides) not in requested]
     if others:
-        own = sorted(job_identity(others[0].overrides).difference(*asked)) or others[0].overrides
+        settings = sorted(job_identity(others[0].overrides).difference(*requested)) or others[0].overrides
         raise UsageError(
-            f"{folder} holds other runs than these ({' '.join(own)}); name their settings, too, or another folder: "
+            f"{folder} holds other runs than these ({' '.join(settings)}); give their settings too, or another folder: "
             "--output DIR"
         )
 
 
-def _split_budget(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The budget among the words, and the other words."""
-    named = [override for override in parse_overrides(list(words)) if override.key_or_group == "budget"]
-    if any(override.is_sweep_override() for override in named):
-        raise UsageError(f"{named[-1].input_line}: one budget at a time")
-    budget = str(named[-1].value()) if named else FULL_BUDGET
-    taken = {override.input_line for override in named}
-    return budget, [word for word in words if word not in taken]
+def _split_budget(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the overrides into the budget and the rest."""
+    budgets = [override for override in parse_overrides(list(overrides)) if override.key_or_group == "budget"]
+    if any(override.is_sweep_override() for override in budgets):
+        raise UsageError(f"{budgets[-1].input_line}: give one budget at a time")
+    budget = str(budgets[-1].value()) if budgets else FULL_BUDGET
+    lines = {override.input_line for override in budgets}
+    return budget, [override for override in overrides if override not in lines]
 
 
-def _check_overrides(reproduction: Reproduction, words: Sequence[str]) -> None:
-    """UsageError for a word that the rows have their own for: another's numbers would be judged as theirs."""
-    taken = {word.partition("=")[0] for row in reproduction.rows for word in row.job}
-    is_published = "experiment" in taken
-    taken |= set(EXPERIMENT_GROUPS) if is_published else set()  # which an experiment is of
-    way_out = "leave it out, or train it beside them: odebench train"
-    for override in parse_overrides(list(words)):
+def _check_overrides(reproduction: Reproduction, overrides: Sequence[str]) -> None:
+    """UsageError for an override of a setting of the rows: the results would not match the published experiment."""
+    fixed = {override.partition("=")[0] for row in reproduction.rows for override in row.job}
+    is_published = "experiment" in fixed
+    fixed |= set(EXPERIMENT_GROUPS) if is_published else set()  # an experiment sets these
+    hint = "leave it out, or train separately: odebench train"
+    for override in parse_overrides(list(overrides)):
         key, line = override.key_or_group, override.input_line
         part = key.partition(".")[0]
-        is_part = part in EXPERIMENT_GROUPS and part in taken and key not in DATA_LOCATION_KEYS
-        if is_part or any(one == key or one.startswith(f"{key}.") for one in taken):
-            raise UsageError(f"{line}: the rows of {reproduction.name} set {key} themselves; {way_out}")
+        is_part = part in EXPERIMENT_GROUPS and part in fixed and key not in DATA_LOCATION_KEYS
+        if is_part or any(one == key or one.startswith(f"{key}.") for one in fixed):
+            raise UsageError(f"{line}: the rows of {reproduction.name} set {key} themselves; {hint}")
         if is_published and {key, part} & TRAINING_LENGTH_KEYS:
-            raise UsageError(f"{line}: the share of the published training is counted by it; {way_out}")
+            raise UsageError(f"{line}: the share of the published training depends on it; {hint}")
 
 
 def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: bool) -> int:
-    """Run what is missing, then print the table and write it beside the runs. Returns the sweep's exit code."""
+    """Run missing trainings and evaluations, then print and write the table. Returns the sweep's exit code."""
     folder, code = planned.folder, 0
     if not is_sweep(folder):
         code = run_sweep(planned.plan, folder, policy, follow)
@@ -174,14 +174,14 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
     sweep = load_sweep(folder)
     if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
         with file_lock(folder / LOCK_FILE):
-            for run, words in missing:
-                _evaluate(sweep, run, words)
+            for run, arguments in missing:
+                _evaluate(sweep, run, arguments)
     _print_and_write(planned, sweep)
     return code
 
 
 def _with_new_jobs(planned: ReproductionPlan) -> Sweep:
-    """The sweep in the folder, with those jobs that it has not had so far: of further seeds, say."""
+    """The sweep in the folder, extended by planned jobs that it lacks, such as further seeds."""
     sweep = load_sweep(planned.folder)
     if not _new_jobs(planned, sweep):
         return sweep
@@ -200,34 +200,34 @@ def _unfinished(sweep: Sweep) -> bool:
 
 
 def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, tuple[str, ...]]]:
-    """Runs that are done and whose rows are of a study that they do not have yet, with its words."""
+    """Completed runs that lack evaluations of their rows, with the arguments of `odebench eval`."""
     if not planned.reproduction.evaluations:
         return []
     rows = [row for row in planned.reproduction.rows if row.evaluation]
     shown = {job_identity(job) for row in rows for job in planned.jobs[row.name]}
     names = {job.name for job in sweep.jobs if job_identity(job.overrides) in shown}
     return [
-        (run.path, words)
-        for words in planned.reproduction.evaluations
+        (run.path, arguments)
+        for arguments in planned.reproduction.evaluations
         for run in collect_runs([sweep.path]).runs
         if run.path.name in names
         and run.status == "done"
-        and not expected_evaluations(words) <= evaluations_by_key(run).keys()
+        and not expected_evaluations(arguments) <= evaluations_by_key(run).keys()
     ]
 
 
-def _evaluate(sweep: Sweep, path: Path, words: Sequence[str]) -> None:
-    """Evaluate a run in a process of its own."""
-    log.info("study of %s: %s", path.name, " ".join(words))
+def _evaluate(sweep: Sweep, path: Path, arguments: Sequence[str]) -> None:
+    """Evaluate a run in a new process."""
+    log.info("evaluating %s: %s", path.name, " ".join(arguments))
     done = subprocess.run(
-        [*COMMAND, "eval", str(path), *words], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
+        [*COMMAND, "eval", str(path), *arguments], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
     )
     if done.returncode:
-        log.warning("study of %s: exit code %d", path.name, done.returncode)
+        log.warning("evaluation of %s: exit code %d", path.name, done.returncode)
 
 
 def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
-    """Print the tables; write them, and the figures, into the sweep's folder, over those of before."""
+    """Print the tables, and write them with the figures to the sweep's folder, replacing earlier ones."""
     reproduction, collection = planned.reproduction, collect_runs([sweep.path])
     found = collect_results(reproduction, planned.jobs, sweep, collection)
     lines = judge_rows(reproduction, found)
@@ -250,38 +250,38 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
 
 
 def _run_figures(reproduction: Reproduction, found: Sequence[RowResult]) -> dict[str, bytes]:
-    """What each row's first run drew of its model."""
-    taken: dict[str, bytes] = {}
+    """Figures from the folder of each row's first run."""
+    found_files: dict[str, bytes] = {}
     for result in found:
         for name in reproduction.run_figures if result.group.done_runs else ():
             path = result.group.done_runs[0].path / FIGURES / f"{name}.png"
             if path.exists():  # an RNN has no latent paths
-                taken[re.sub(r"\W+", "-", f"{result.row.name} {name}") + ".png"] = path.read_bytes()
-    return taken
+                found_files[re.sub(r"\W+", "-", f"{result.row.name} {name}") + ".png"] = path.read_bytes()
+    return found_files
 
 
 def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], sweep: Sweep) -> dict[str, bytes]:
-    """The same series by each row's first run, where all rows have one, drawn by a process that may import torch."""
+    """The same series by each row's first run, if all rows have one; drawn in a new process, since it needs torch."""
     if not reproduction.comparison or not all(result.group.done_runs for result in found):
         return {}
     path = sweep.path / COMPARISON_FILE
-    named = [word for result in found for word in (result.row.name, str(result.group.done_runs[0].path))]
+    arguments = [one for result in found for one in (result.row.name, str(result.group.done_runs[0].path))]
     cwd = sweep.cwd if sweep.cwd.is_dir() else None
-    done = subprocess.run([*COMPARE_COMMAND, str(path), *named], check=False, cwd=cwd)
+    done = subprocess.run([*COMPARE_COMMAND, str(path), *arguments], check=False, cwd=cwd)
     if done.returncode:
-        log.warning("left out: %s, exit code %d", COMPARISON_FILE, done.returncode)
+        log.warning("omitted: %s, exit code %d", COMPARISON_FILE, done.returncode)
         return {}
     return {COMPARISON_FILE: path.read_bytes()}
 
 
 def _figures(reproduction: Reproduction, collection: RunCollection) -> dict[str, bytes]:
-    """The reproduction's figures that its runs can give, as files."""
+    """The reproduction's figures that its runs have the data for, as files."""
     drawn: dict[str, bytes] = {}
     for name in reproduction.figures:
         try:
-            picture = render_figure(name, collection)
+            figure = render_figure(name, collection)
         except UsageError as error:
-            log.info("left out: %s", error)
+            log.info("omitted: %s", error)
         else:
-            drawn |= {f"{name}.png": picture.png, f"{name}.svg": picture.svg}
+            drawn |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
     return drawn

@@ -1,4 +1,4 @@
-"""Ours beside the published, with a verdict for each number; and all numbers of each row."""
+"""Tables of a reproduction: our results with the published values and a verdict, and all results of each row."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from odebench.reproduce.catalogue import DEFAULT_TOLERANCE, Reproduction
 from odebench.reproduce.results import RowResult
 
 MINUTES = "final/minutes"
-# Another machine's is no standard.
+# Times of another machine cannot be compared.
 WITHOUT_VERDICT = ("final/minutes",)
 _CSV_COLUMNS = (
     "row",
@@ -33,7 +33,7 @@ _CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class RowVerdict:
-    """A number of a row, published or to be compared with another row's."""
+    """A result of a row with its verdict, against a published value or another row."""
 
     result: RowResult
     tag: str
@@ -42,7 +42,7 @@ class RowVerdict:
 
 
 def judge_rows(reproduction: Reproduction, found: Sequence[RowResult]) -> list[RowVerdict]:
-    """Each number that was published, or that is to beat another row's."""
+    """Verdicts on all results that were published, or that should be better than another row's."""
     values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
     by_name = {result.row.name: result for result in found}
     lines = []
@@ -75,21 +75,21 @@ def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_r
             return f"{one.row.name} {one.reason or 'not measured'}"
     text = comparison_verdict(tag, result.mean(tag), other.mean(tag), other.row.name, published_ratio)
     if any(is_partial_budget(one.training_fraction) for one in (result, other)):
-        told = " and ".join(
+        fractions = " and ".join(
             "?" if one.training_fraction is None else format_percent(one.training_fraction) for one in (result, other)
         )
-        text += f"; partial budget, {told} of the published trainings"
+        text += f"; partial budget, {fractions} of the published trainings"
     if other.row.within_time_of == result.row.name and other.mean(MINUTES) < 0.99 * result.mean(MINUTES):
         text += f"; that one ended after {other.mean(MINUTES):.3g} of {result.mean(MINUTES):.3g} minutes"
     return "; ".join([text, *(f"{one.missing_runs} of {one.row.name}" for one in (result, other) if one.missing_runs)])
 
 
 def verdict_table(lines: Sequence[RowVerdict]) -> Table:
-    """Ours beside the published; comparisons alone have no published numbers."""
+    """Table of our results and the published values, without the latter if there are only comparisons of rows."""
     has_published = any(line.published for line in lines)
-    words = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
+    titles = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
     columns = [
-        *(Column(word, is_numeric=is_numeric) for word, is_numeric in words.items()),
+        *(Column(title, is_numeric=is_numeric) for title, is_numeric in titles.items()),
         Column("verdict", is_numeric=False),
     ]
     rows = []
@@ -110,16 +110,18 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
 
 
 def results_table(found: Sequence[RowResult]) -> Table:
-    """All numbers, a line a row. What is measured in training and in a study alike stands in one column: a row has
-    either."""
+    """Table of all results. The same quantity in training and in evaluations shares a column, since a row has only
+    one of them."""
     titles: dict[str, list[str]] = {}
     for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key="final/minutes".__eq__):
         titles.setdefault(_column_title(tag), []).append(tag)
     rows = []
     for result in found:
         runs = result.reason or result.missing_runs.removesuffix(" runs") or str(result.num_planned)
-        own = [next((tag for tag in tags if tag in result.statistics), "") for tags in titles.values()]
-        rows.append([_cell(text) for text in [result.row.name, runs, *(_format_result(result, tag) for tag in own)]])
+        row_tags = [next((tag for tag in tags if tag in result.statistics), "") for tags in titles.values()]
+        rows.append(
+            [_cell(text) for text in [result.row.name, runs, *(_format_result(result, tag) for tag in row_tags)]]
+        )
     return Table([Column("row", is_numeric=False), Column("runs"), *map(Column, titles)], rows)
 
 
@@ -137,12 +139,12 @@ def _cell(text: str) -> TableCell:
 
 
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
-    """Every number in its unit, with what it was judged by and the command that gave it."""
-    judged = {(line.result.row.name, line.tag): line for line in lines if line.published}
-    against: dict[tuple[str, str], list[str]] = {}
+    """All results in their units as CSV, with published value, verdict and command."""
+    by_place = {(line.result.row.name, line.tag): line for line in lines if line.published}
+    comparisons: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         if not line.published:
-            against.setdefault((line.result.row.name, line.tag), []).append(line.verdict)
+            comparisons.setdefault((line.result.row.name, line.tag), []).append(line.verdict)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -151,19 +153,19 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
         date = max((run.overview.time[:10] for run in result.group.done_runs), default="")
         for tag, (mean, std) in result.statistics.items():
             place = result.row.name, tag
-            known = judged.get(place)
+            known = by_place.get(place)
             published = known.published.value if known and known.published else math.nan
-            said = "; ".join(filter(None, [known.verdict if known else result.reason, *against.get(place, ())]))
+            verdict = "; ".join(filter(None, [known.verdict if known else result.reason, *comparisons.get(place, ())]))
             fraction = math.nan if result.training_fraction is None else result.training_fraction
             values = [published, mean, std, num_seeds(result.group), fraction, result.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([*place, *plain, machines, date, said, command])
+            writer.writerow([*place, *plain, machines, date, verdict, command])
     return text.getvalue()
 
 
 def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
-    """Whether a number was reproduced. within: how far off still counts, as a share of the published (of an accuracy:
-    of its error); a result that is better always does. share: of the published training that ours had."""
+    """Whether a value was reproduced. tolerance: accepted relative deviation from the published value (for an accuracy,
+    from its error); a better result always counts. fraction: of the published training that ours completed."""
     if tag in WITHOUT_VERDICT:
         return "another machine"
     worse = how_much_worse(tag, ours, published)
@@ -179,8 +181,8 @@ def published_verdict(tag: str, ours: float, published: float, tolerance: float,
 
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:
-    """The relative difference, positive where ours is the worse (or the larger, where neither is better); of an
-    accuracy that of the errors. Of a published 0 it is 0 or infinite."""
+    """Relative difference, positive if ours is worse (or larger, if neither direction is better); for an accuracy, of
+    the errors. For a published 0 it is 0 or infinite."""
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
     elif _rises(tag):
@@ -190,12 +192,12 @@ def how_much_worse(tag: str, ours: float, published: float) -> float:
 
 
 def _rises(tag: str) -> bool:
-    """Whether more is better."""
+    """Whether a larger value is better."""
     return higher_is_better(tag.removeprefix("final/test_").removeprefix("best/"))
 
 
 def comparison_verdict(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
-    """Whether a row beats another as published, and at least half as clearly where it is known how clearly."""
+    """Whether a row is better than another as published, by at least half of the published margin if that is known."""
     sign = -1.0 if _rises(tag) else 1.0
     word = "as published" if sign * ours < sign * others else "not as published"
     how_clearly = math.isfinite(published_ratio) and word == "as published"

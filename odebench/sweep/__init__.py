@@ -1,5 +1,5 @@
-"""Many jobs from one command: expanded, all validated, then run here or by SLURM, followed and resumed.
+"""Many trainings from one command: expanded, validated, run locally or by SLURM, followed and resumed.
 
-A sweep is a folder. Its jobs stand in sweep.yaml as text, the overrides of `odebench train`; each is run by that
-command in a process of its own and leaves a record in a folder fixed beforehand. No torch is imported here.
+A sweep is a folder. sweep.yaml lists its jobs as text, the overrides of `odebench train`. That command runs each job in
+its own process and writes its record to a folder chosen in advance. This package does not import torch.
 """

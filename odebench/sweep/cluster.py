@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: the settings of the group `cluster`, composed apart from a training's own."""
+"""Where the jobs of a sweep run: the settings of the group `cluster`, composed separately from a training's."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ PositiveInt = Annotated[int, Range(at_least=1)]
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """local: this machine."""
+    """Settings of `cluster=local`: this machine."""
 
     name: Literal["local"]
     jobs: PositiveInt
@@ -31,13 +31,13 @@ class LocalCluster:
 
     @property
     def num_processes(self) -> int:
-        """How many processes train one model."""
+        """Number of processes that train one model."""
         return 1
 
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """slurm: what sbatch is asked for; null leaves it to the cluster."""
+    """Settings of `cluster=slurm`: the options of sbatch; None leaves one to the cluster's default."""
 
     name: Literal["slurm"]
     jobs: PositiveInt | None
@@ -55,17 +55,17 @@ class SlurmCluster:
 
     @property
     def processes_per_node(self) -> int:
-        """How many processes train one model on each machine."""
+        """Number of processes that train one model on each node."""
         return self.processes or self.gpus or 1
 
     @property
     def num_processes(self) -> int:
-        """How many processes train one model."""
+        """Number of processes that train one model."""
         return self.nodes * self.processes_per_node
 
 
 _CLUSTER_TYPES: dict[str, type] = {"local": LocalCluster, "slurm": SlurmCluster}
-# Options of sbatch that a sweep sets itself, by the setting that stands for each where there is one.
+# Options of sbatch that a sweep sets itself -> the setting that controls each, if there is one.
 _RESERVED_OPTIONS = {
     "array": "cluster.jobs",
     "partition": "cluster.partition",
@@ -91,27 +91,27 @@ _RESERVED_OPTIONS = {
 
 
 def known_keys() -> list[str]:
-    """Every setting that some kind of cluster has, such as ``cluster.jobs``."""
+    """All settings of all kinds of cluster, such as ``cluster.jobs``."""
     names = [
         field.name for cluster_type in _CLUSTER_TYPES.values() for field in fields(cluster_type) if field.name != "name"
     ]
     return [f"{GROUP}.{name}" for name in dict.fromkeys(names)]
 
 
-def is_cluster_override(word: str) -> bool:
-    """Whether a word of the command line is about where jobs run, as ``cluster=slurm`` and ``cluster.jobs=4`` are."""
-    return re.match(r"cluster(=|\.)", word) is not None
+def is_cluster_override(override: str) -> bool:
+    """Whether an override sets where jobs run, such as ``cluster=slurm`` and ``cluster.jobs=4``."""
+    return re.match(r"cluster(=|\.)", override) is not None
 
 
-def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> LocalCluster | SlurmCluster:
-    """The cluster that the words choose, local where they choose none. UsageError names the key and the way out.
+def read_cluster(overrides: Sequence[str], config_dir: Path | None = None) -> LocalCluster | SlurmCluster:
+    """The cluster that the overrides choose, by default local. UsageError names the key and what to do.
 
-    A file of the user's in ``cluster/`` of their config_dir may take the rest from ours by ``defaults: [slurm]``.
+    A user's file in ``cluster/`` of their config_dir may inherit from ours by ``defaults: [slurm]``.
     """
-    parsed = parse_overrides(list(words), config_dir)
+    parsed = parse_overrides(list(overrides), config_dir)
     for override in parsed:
         if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: a sweep runs in one place; one value only")
+            raise UsageError(f"{override.input_line}: a sweep runs on one cluster; give one value")
     known = options(GROUP, config_dir)
     name = str(next((o.value() for o in reversed(parsed) if o.key_or_group == GROUP), "local"))
     if name not in known:
@@ -123,7 +123,7 @@ def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> LocalC
     for override in parsed:
         if override.key_or_group != GROUP:
             _set_key(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
-    if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as a number of seconds, sbatch a number as minutes
+    if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as seconds, sbatch reads a number as minutes
         raise UsageError(f"{GROUP}.time={node['time']}: write hours, minutes and seconds, in YAML in quotes: '8:00:00'")
     cluster = _read_settings(cluster_type, node)
     if isinstance(cluster, SlurmCluster):
@@ -132,7 +132,7 @@ def read_cluster(words: Sequence[str], config_dir: Path | None = None) -> LocalC
 
 
 def _set_key(node: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a key; ``directives.NAME`` adds a directive."""
+    """Set a key; ``directives.NAME`` adds a directive."""
     first, _, rest = key.partition(".")
     if rest and first == "directives":
         node[first] = {**node.get(first, {}), rest: value}
@@ -149,12 +149,12 @@ def _read_settings(cluster_type: type, node: Mapping[str, Any]) -> Any:
             raise UsageError(f"unknown setting {GROUP}.{key}{did_you_mean(f'{GROUP}.{key}', keys)} ({', '.join(keys)})")
     for key in known:
         if key not in node:
-            raise UsageError(f"{GROUP}.{key} is missing; take it from ours by `defaults: [{node['name']}]`")
+            raise UsageError(f"{GROUP}.{key} is missing; inherit it by `defaults: [{node['name']}]`")
     return cluster_type(**{key: read_value(hints[key], f"{GROUP}.{key}", node[key]) for key in known})
 
 
 def _check_slurm(cluster: SlurmCluster) -> None:
-    """What goes to sbatch is of the form that it must have there, so that nothing else can be said by it."""
+    """Check the form of every value for sbatch, so that none can inject another option."""
     patterns = {"partition": _NAME_PATTERN, "account": _NAME_PATTERN, "time": _TIME_PATTERN, "memory": _MEMORY_PATTERN}
     examples = {"partition": "gpu", "account": "my_project", "time": "8:00:00", "memory": "16G"}
     for key, pattern in patterns.items():
@@ -164,14 +164,14 @@ def _check_slurm(cluster: SlurmCluster) -> None:
     for name, value in cluster.directives.items():
         where = f"{GROUP}.directives.{name}={format_value(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise UsageError(f"{where}: directives are the long options of sbatch, without the dashes")
+            raise UsageError(f"{where}: a directive is a long option of sbatch, without the dashes")
         if name in _RESERVED_OPTIONS:
             raise UsageError(
                 f"{where}: "
                 + (f"set {_RESERVED_OPTIONS[name]}" if _RESERVED_OPTIONS[name] else "the sweep sets it itself")
             )
         if not isinstance(value, str | int | float | bool) or not str(value).isprintable():
-            raise UsageError(f"{where}: one value in one line is needed, or true for an option without a value")
+            raise UsageError(f"{where}: give one value in one line, or true for an option without a value")
     for command in cluster.setup:
         if "\n" in command or "\0" in command:
-            raise UsageError(f"{GROUP}.setup: {command!r} is more than one line; make it several entries")
+            raise UsageError(f"{GROUP}.setup: {command!r} has several lines; make it several entries")

@@ -1,4 +1,4 @@
-"""The state of runs in columns; the progress of a sweep: a table redrawn on a terminal, plain lines elsewhere."""
+"""Columns with the state of runs, and the progress of a sweep: a table redrawn on a terminal, else plain lines."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
 
 
 def state_columns(run: RunOverview) -> tuple[str, ...]:
-    """How far a run is and what it came to: the objective's best value on validation, the last epoch's forward NFE."""
+    """Status, progress and results of a run: best validation value of the objective, forward NFE of the last epoch."""
     objective, best = run.setting("trainer.objective"), run.summary.get("objective")
     return (
         run.status,
@@ -39,7 +39,7 @@ def state_columns(run: RunOverview) -> tuple[str, ...]:
 
 
 def eta(seconds: float | None) -> str:
-    """Seconds to go as ``H:MM:SS``, without the hours where there are none."""
+    """Remaining time as ``H:MM:SS``, or ``M:SS`` below an hour."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -51,15 +51,15 @@ def _number(value: Any, form: str) -> str:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """How many jobs are in which status, such as ``3 queued, 2 running``."""
+    """Number of jobs by status, such as ``3 queued, 2 running``."""
     return ", ".join(f"{counts[status]} {status}" for status in layout.STATUSES if counts.get(status))
 
 
 class SweepDisplay:
-    """Progress on stderr: how many jobs are in which status, and how far those are that run."""
+    """Progress on stderr: the number of jobs by status, and a line for each running job."""
 
     def __init__(self, jobs: Sequence[Job], overviews: Sequence[RunOverview], num_rows: int) -> None:
-        """The jobs and what is known of each; num_rows: at most so many run at a time."""
+        """Show `jobs`, whose current state is `overviews`; num_rows: how many can run at a time."""
         self._overviews = {job.number: overview for job, overview in zip(jobs, overviews, strict=True)}
         self._labels = {job.number: label for job, label in zip(jobs, job_labels(jobs), strict=True)}
         self._num_rows = min(num_rows, _MAX_ROWS)
@@ -81,7 +81,7 @@ class SweepDisplay:
         self._stack.close()
 
     def update(self, job: Job, overview: RunOverview) -> None:
-        """What is known of a job now; a line for each change of its status."""
+        """Update the state of a job; print a line when its status changes."""
         before = self._overviews[job.number].status
         self._overviews[job.number] = overview
         if overview.status not in (before, "queued"):
@@ -89,15 +89,15 @@ class SweepDisplay:
             log.log(level, self._job_line(job.number))
 
     def status(self, job: Job) -> str:
-        """The job's status as last told."""
+        """The job's last known status."""
         return self._overviews[job.number].status
 
     def warn(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that is not redrawn."""
         log.warning(text)
 
     def refresh(self) -> None:
-        """Draws the table anew, or tells the same in a line every half a minute."""
+        """Redraw the table; without a terminal, print it every half a minute."""
         running = [number for number, overview in self._overviews.items() if overview.status == "running"]
         if self._rows:
             shown = running[: self._num_rows]

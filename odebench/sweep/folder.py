@@ -1,4 +1,4 @@
-"""A sweep's folder: sweep.yaml with the jobs as text, a lock, and a folder and a log for each job.
+"""The folder of a sweep: sweep.yaml with the jobs as text, a lock, and a folder and a log for each job.
 
 outputs/sweeps/2026-11-24/14-03-22-123456/
   sweep.yaml  lock  logs/0000.txt ...  0000_odenet_dopri5/ ...  slurm/
@@ -21,13 +21,13 @@ from odebench.sweep.validate import Job
 
 SWEEP_FILE, LOCK_FILE, LOGS_FOLDER = "sweep.yaml", "lock", "logs"
 FORMAT_VERSION = 1
-_HEADER = "# What `odebench resume` goes on with. A job's overrides are those of `odebench train`.\n"
+_HEADER = "# `odebench resume` reads this file. A job's overrides are those of `odebench train`.\n"
 _JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep in its folder. cluster: the words that say where it runs; cwd: where its relative paths start."""
+    """A sweep in its folder. cluster: overrides that set where it runs; cwd: the base of its relative paths."""
 
     path: Path
     jobs: tuple[Job, ...]
@@ -40,7 +40,7 @@ class Sweep:
         return self.path / job.name
 
     def log_path(self, job: Job) -> Path:
-        """What a job's processes print; locked as long as one of them lives."""
+        """The file with the output of a job's processes; locked while one of them is alive."""
         return self.path / LOGS_FOLDER / f"{job.name.partition('_')[0]}.txt"
 
 
@@ -50,23 +50,23 @@ def is_sweep(path: Path) -> bool:
 
 
 def create_folder(chosen: Path | None, outputs: str) -> Path:
-    """Make the folder of a new sweep; see `free_folder`."""
+    """Create the folder of a new sweep; see `choose_folder`."""
     path = choose_folder(chosen, outputs)
     make_folder(path, _option_text(chosen, outputs))
     return path
 
 
 def choose_folder(chosen: Path | None, outputs: str) -> Path:
-    """The folder of a new sweep, not made yet: the chosen one, or one named by the time. UsageError where it is not
-    empty, or cannot be made."""
+    """The folder for a new sweep, not created yet: `chosen`, or one named after the time. UsageError if it is not empty
+    or cannot be created."""
     now = datetime.now()
     path = chosen or Path(outputs) / "sweeps" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     path = path.absolute()
     if "${" in str(path) or not str(path).isprintable():
-        raise UsageError(f"{str(path)!r}: a sweep's folder has no ${{ and no control characters in its path")
+        raise UsageError(f"{str(path)!r}: the path of a sweep's folder must not contain ${{ or control characters")
     if path.is_dir() and any(path.iterdir()):
-        way_out = f" go on with that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
-        raise UsageError(f"{path} is not empty;{way_out} give another --output")
+        hint = f" continue that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
+        raise UsageError(f"{path} is not empty;{hint} give another --output")
     check_folder_can_be_made(path, _option_text(chosen, outputs))
     return path
 
@@ -76,7 +76,7 @@ def _option_text(chosen: Path | None, outputs: str) -> str:
 
 
 def write_sweep(sweep: Sweep) -> None:
-    """Write a new sweep: its jobs queued, each in its folder, and sweep.yaml last."""
+    """Write a new sweep: a folder with the status queued for each job, then sweep.yaml."""
     (sweep.path / LOGS_FOLDER).mkdir()
     for job in sweep.jobs:
         reset_job(sweep, job)
@@ -93,7 +93,7 @@ def write_sweep(sweep: Sweep) -> None:
 
 
 def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
-    """The sweep, read under its lock, with further jobs, queued and numbered after those that it has."""
+    """Add queued jobs to a sweep that was read under its lock; they are numbered after the existing ones."""
     numbered = (
         Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
         for number, job in enumerate(jobs, start=len(sweep.jobs))
@@ -114,22 +114,24 @@ def _write(sweep: Sweep, content: dict[str, Any]) -> None:
 
 
 def reset_job(sweep: Sweep, job: Job) -> None:
-    """Make a job's folder as before its start: nothing in it but the status queued."""
+    """Reset a job's folder to its state before the start: only the status queued."""
     folder = sweep.job_folder(job)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    # No fsync: a thousand of them take long, and a job whose status a loss of power spoils is run all the same.
+    # No fsync: a thousand of them are slow, and a job whose status a power failure corrupts runs anyway.
     now = utc_now()
     (folder / layout.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep in a folder. UsageError where sweep.yaml is none of ours, or names a folder outside."""
+    """Read the sweep in a folder. UsageError if sweep.yaml is invalid, or names a folder outside."""
     path = path.absolute()
     content = _load(path / SWEEP_FILE)
     try:
         if content["format"] != FORMAT_VERSION:
-            raise UsageError(f"{path / SWEEP_FILE} is of another version of odebench (format {content['format']})")
+            raise UsageError(
+                f"{path / SWEEP_FILE} was written by another version of odebench (format {content['format']})"
+            )
         jobs = tuple(
             Job(number, str(job["name"]), tuple(map(str, job["overrides"])))
             for number, job in enumerate(content["jobs"])
@@ -140,7 +142,7 @@ def load_sweep(path: Path) -> Sweep:
         raise UsageError(f"{path / SWEEP_FILE} is damaged: {error} is missing or wrong") from None
     for job in jobs:
         if not _JOB_NAME.fullmatch(job.name):
-            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job.name!r} cannot be the folder of a job")
+            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job.name!r} is not a valid folder name of a job")
     return Sweep(path, jobs, cluster, None if config_dir is None else Path(config_dir), cwd)
 
 
@@ -155,12 +157,12 @@ def _load(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        # CSafeLoader, where PyYAML was built with it: as safe, and twenty times faster over a thousand jobs.
+        # CSafeLoader, if PyYAML was built with it, is twenty times faster for a thousand jobs.
         content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a sweep's folder: {path.name} is missing") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UsageError(f"{path} is damaged: it is not YAML") from None
+        raise UsageError(f"{path} is damaged: not YAML") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is damaged: it holds no sweep")
+        raise UsageError(f"{path} is damaged: not a sweep")
     return content

@@ -1,4 +1,4 @@
-"""The jobs of a sweep on this machine: so many at a time, cores and CUDA devices shared among them."""
+"""Run the jobs of a sweep on this machine, several at a time; they share its cores and CUDA devices."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ _POLL_S, _REFRESH_S = 0.05, 1.0
 
 
 class LocalRunner:
-    """Runs jobs of a sweep, each in a slot of its own.
+    """Runs jobs of a sweep, each in its own slot.
 
-    A job that an earlier process of this sweep has left running holds a slot, too, until it ends.
+    An orphaned job, which a crashed process of this sweep left running, occupies a slot until it ends.
     """
 
     def __init__(self, sweep: Sweep, cluster: LocalCluster, policy: FailurePolicy, display: SweepDisplay) -> None:
@@ -34,9 +34,9 @@ class LocalRunner:
         self._stop_reason: str | None = None  # why no further job starts
 
     def run(self, jobs: Sequence[Job], stop: StopRequest) -> None:
-        """Returns when none of the jobs runs any more: all have ended, or a signal or a failure stopped them.
+        """Run the jobs until all have ended, or a signal or a failure has stopped them.
 
-        A second Ctrl-C kills those that are still saving.
+        A second Ctrl-C kills the jobs that are still saving.
         """
         self._waiting.extend(jobs)
         next_refresh = 0.0
@@ -74,10 +74,10 @@ class LocalRunner:
         if self._stop_reason is not None:
             return
         self._stop_reason = reason
-        leaving = "1 saves and leaves" if len(self._running) == 1 else f"{len(self._running)} save and leave"
-        self._display.warn(f"{reason}: no further job starts, {leaving}")
+        stopping = "1 saves and exits" if len(self._running) == 1 else f"{len(self._running)} save and exit"
+        self._display.warn(f"{reason}: no further job starts, {stopping}")
         for job in self._orphaned.values():
-            self._display.warn(f"job {job.number} goes on: it belongs to an earlier process of this sweep")
+            self._display.warn(f"job {job.number} continues: an earlier process of this sweep started it")
         self._waiting.clear()
         self._orphaned.clear()
         for attempt in self._running.values():
@@ -96,9 +96,9 @@ class LocalRunner:
                     self._running[slot] = start(self._sweep, job, log, environment)
 
     def _refresh(self) -> None:
-        """Tells the display how far the jobs are, and looks whether those of an earlier process have ended."""
+        """Update the display, and check whether orphaned jobs have ended."""
         for attempt in self._running.values():
-            # Until a new process has come to its training, the status is what it was before.
+            # Until a new process starts its training, the status file is that of the attempt before.
             overview = replace(read_status(self._sweep, attempt.job), status="running", message="")
             self._display.update(attempt.job, overview)
         for slot, job in list(self._orphaned.items()):
@@ -111,7 +111,7 @@ class LocalRunner:
 
 
 def slot_environments(cluster: LocalCluster) -> list[dict[str, str]]:
-    """What each slot adds to the environment of its jobs: its share of the cores, and its CUDA device."""
+    """Environment variables of the jobs in each slot: the number of threads, and the CUDA device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared: dict[str, str] = {}
     if cluster.threads is not None or "OMP_NUM_THREADS" not in os.environ:
@@ -125,7 +125,7 @@ def slot_environments(cluster: LocalCluster) -> list[dict[str, str]]:
 
 
 def cuda_devices() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them. No torch."""
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them, without torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip()]
     if shutil.which("nvidia-smi") is None:

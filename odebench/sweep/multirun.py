@@ -1,8 +1,8 @@
-"""Many runs from one command (`train -m`): Hydra's own multirun, with any launcher or sweeper installed.
+"""Many runs from one command (`train -m`): Hydra's multirun, with any installed launcher or sweeper.
 
-Hydra expands the values and calls ``_run_job`` for each; a job keeps its run in a folder of its own inside
-the sweep's and adds a line to the sweep's jobs.jsonl. One job's failure does not end the others. Launchers (joblib,
-submitit) run the jobs in other processes, sweepers (Optuna) choose the values by what the jobs before returned.
+Hydra expands the values and calls ``_run_job`` for each; a job writes its run to a subfolder of the sweep's folder and
+adds a line to the sweep's jobs.jsonl. A failed job does not stop the others. Launchers (joblib, submitit) run jobs in
+other processes; sweepers (Optuna) choose values based on the results of earlier jobs.
 """
 
 import contextlib
@@ -29,41 +29,41 @@ from odebench.config.schema.quantities import higher_is_better
 from odebench.console import console_log, print_table, report_error
 from odebench.errors import DIVERGED, FAILED, STOPPED, WRONG_USAGE, UsageError
 
-LEDGER = "jobs.jsonl"
-# The exit code of the whole is the first of these that a job ended with.
-_WORST_FIRST = (FAILED, WRONG_USAGE, DIVERGED, STOPPED)
+JOBS_FILE = "jobs.jsonl"
+# The multirun exits with the first of these codes that a job exited with.
+_EXIT_CODES_WORST_FIRST = (FAILED, WRONG_USAGE, DIVERGED, STOPPED)
 
 
 def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
-    """Runs every combination of the values; prints a line a job on stdout and returns the worst exit code.
+    """Run every combination of the values; prints one line per job and returns the worst exit code.
 
-    UsageError, before anything runs, where an override is malformed or names something unknown.
+    UsageError, before anything runs, if an override is malformed or names something unknown.
     """
     import hydra
 
     first = _first_job(overrides, config_dir)
     sweep_dir = Path(first.hydra.sweep.dir).absolute()
-    if (sweep_dir / LEDGER).exists():
+    if (sweep_dir / JOBS_FILE).exists():
         raise UsageError(f"{sweep_dir} holds another multirun; choose another hydra.sweep.dir")
-    words = [*overrides, *config_dir_overrides(config_dir), f"hydra.sweep.dir={quoted(str(sweep_dir))}"]
+    arguments = [*overrides, *config_dir_overrides(config_dir), f"hydra.sweep.dir={quoted(str(sweep_dir))}"]
     direction = _direction(first, overrides)
     if direction is not None:
-        words.append(f"hydra.sweeper.direction={direction}")
+        arguments.append(f"hydra.sweeper.direction={direction}")
     command, parent = list(sys.argv), os.getpid()
 
     def job(config: DictConfig) -> float | None:
-        sys.argv = command  # what the manifest tells as the command; Hydra has read its own by now
+        sys.argv = command  # for the manifest; Hydra has already parsed its own
         return _run_job(config, sweep_dir, parent)
 
     code = 0
     try:
-        with _hydra_reads(words):
+        with _hydra_reads(arguments):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")(job)()
-    except SystemExit as stop:  # a job was stopped by a signal, and the rest with it
+    except SystemExit as stop:  # a signal stopped a job and all others
         code = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         usage = _explain(error, config_dir)
-        if not (sweep_dir / LEDGER).exists():  # nothing has run
+        if not (sweep_dir / JOBS_FILE).exists():  # nothing has run
             (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 sweep_dir.rmdir()
@@ -71,11 +71,11 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
         print(f"odebench train: {usage}", file=sys.stderr)
         code = 1
     codes = {code, *_print_jobs(sweep_dir, direction)} - {0}
-    return next((worst for worst in _WORST_FIRST if worst in codes), max(codes, default=0))
+    return next((worst for worst in _EXIT_CODES_WORST_FIRST if worst in codes), max(codes, default=0))
 
 
 def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
-    """The settings of the first job, and Hydra's own: the sweep's folder, the launcher, the sweeper."""
+    """The settings of the first job, with Hydra's: the sweep's folder, the launcher, the sweeper."""
     import hydra
 
     first = []
@@ -86,8 +86,8 @@ def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
             first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            words = [*first, *config_dir_overrides(config_dir)]
-            config = hydra.compose("train", overrides=words, return_hydra_config=True)
+            arguments = [*first, *config_dir_overrides(config_dir)]
+            config = hydra.compose("train", overrides=arguments, return_hydra_config=True)
         OmegaConf.resolve(config.hydra.sweep)
         return config
     except Exception as error:
@@ -95,19 +95,19 @@ def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
 
 
 def _direction(config: DictConfig, overrides: list[str]) -> str | None:
-    """Where a sweeper that searches has to go: up where more of the objective is better, unless it is told otherwise.
+    """Direction of an optimising sweeper: maximize if a larger objective is better, unless the user sets it.
 
-    None for a sweeper that does not search.
+    None for a sweeper that does not optimise.
     """
     if "direction" not in config.hydra.sweeper:
         return None
-    told = [word.partition("=")[2] for word in overrides if word.startswith("hydra.sweeper.direction=")]
-    ours = "maximize" if higher_is_better(str(config.trainer.objective).partition("/")[2]) else "minimize"
-    return told[-1] if told else ours
+    given = [word.partition("=")[2] for word in overrides if word.startswith("hydra.sweeper.direction=")]
+    default = "maximize" if higher_is_better(str(config.trainer.objective).partition("/")[2]) else "minimize"
+    return given[-1] if given else default
 
 
 def _explain(error: Exception, config_dir: Path | None) -> UsageError:
-    """What Hydra, a launcher or a sweeper raised, in one line; with HYDRA_FULL_ERROR=1 it is raised as it is."""
+    """An error of Hydra, a launcher or a sweeper in one line; HYDRA_FULL_ERROR=1 raises it unchanged."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     try:
@@ -117,10 +117,10 @@ def _explain(error: Exception, config_dir: Path | None) -> UsageError:
 
 
 @contextlib.contextmanager
-def _hydra_reads(words: list[str]) -> Iterator[None]:
-    """Gives Hydra its command line, and has it raise its errors instead of printing them and exiting."""
+def _hydra_reads(arguments: list[str]) -> Iterator[None]:
+    """Set Hydra's command line, and make it raise errors instead of printing them and exiting."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["odebench", "--multirun", *words]
+    sys.argv = ["odebench", "--multirun", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -133,9 +133,9 @@ def _hydra_reads(words: list[str]) -> Iterator[None]:
 
 
 def _run_job(config: DictConfig, sweep_dir: Path, parent: int) -> float | None:
-    """One job, its failures told and kept in the ledger; returns its objective, None where it was not done.
+    """Run one job, report a failure and record it in jobs.jsonl; returns its objective, None if it failed.
 
-    ``parent`` is the id of the process that was asked for the multirun: some launchers use others.
+    parent: id of the process that started the multirun; some launchers run jobs in other processes.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -147,25 +147,25 @@ def _run_job(config: DictConfig, sweep_dir: Path, parent: int) -> float | None:
         with console_log():
             row |= _train(config, overrides, sweep_dir, number)
     except Exception as error:
-        row |= {"exit_code": _told(error, number), "error": f"{type(error).__name__}: {error}"}
+        row |= {"exit_code": _report_job_error(error, number), "error": f"{type(error).__name__}: {error}"}
     except KeyboardInterrupt:
         row |= {"exit_code": 130, "error": "stopped by Ctrl-C"}
         raise
     except SystemExit:
-        row |= {"exit_code": STOPPED, "error": "its launcher queues it again"}
+        row |= {"exit_code": STOPPED, "error": "requeued by its launcher"}
         raise
     finally:
-        with (sweep_dir / LEDGER).open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps(row) + "\n")
-    # The signal was meant for the whole multirun; Hydra lets this exception through. Under submitit the job leaves
-    # without a result: with one it would be taken for done, even where SLURM queues it again.
+        with (sweep_dir / JOBS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    # The signal stops the whole multirun; Hydra does not catch this exception. Under submitit the job must exit without
+    # a result: with one it would count as done, even if SLURM requeues it.
     if row["exit_code"] == STOPPED and (os.getpid() == parent or "SUBMITIT_EXECUTOR" in os.environ):
         raise SystemExit(STOPPED)
-    return row["objective"] if row["exit_code"] == 0 else None  # Optuna counts None as a failed trial, and goes on
+    return row["objective"] if row["exit_code"] == 0 else None  # Optuna counts None as a failed trial, and continues
 
 
-def _told(error: Exception, number: int) -> int:
-    """The exit code for a job's error, which is told on stderr; a fault of ours with its traceback."""
+def _report_job_error(error: Exception, number: int) -> int:
+    """Print a job's error to stderr, an internal one with its traceback; returns the exit code."""
     try:
         return report_error(f"odebench train: job {number}", error)
     except Exception:
@@ -189,11 +189,11 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
 
 
 def _print_jobs(sweep_dir: Path, direction: str | None) -> list[int]:
-    """A table of the jobs that ended, and the best of those of a search; returns their exit codes."""
-    if not (sweep_dir / LEDGER).exists():
+    """Print a table of the finished jobs, and the best one of an optimisation; returns their exit codes."""
+    if not (sweep_dir / JOBS_FILE).exists():
         return []
-    lines = (sweep_dir / LEDGER).read_text(encoding="utf-8").splitlines()
-    # A job that its launcher has queued again left several lines; the last one holds.
+    lines = (sweep_dir / JOBS_FILE).read_text(encoding="utf-8").splitlines()
+    # A requeued job has several lines; the last one counts.
     last = {row["job"]: row for row in map(json.loads, lines)}
     rows = [last[number] for number in sorted(last)]
     table = [("JOB", "EXIT", "OBJECTIVE", "SETTINGS")]

@@ -1,4 +1,4 @@
-"""A sweep from its words to its table: validated, written down, run, resumed."""
+"""A sweep from the command line to its table: plan, write, run, resume."""
 
 import logging
 import shlex
@@ -22,13 +22,13 @@ from odebench.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
-# The exit code of the whole is that of the worst status of a job, which stand first.
+# A sweep exits with the code of the worst status among its jobs; the worst comes first.
 _EXIT_CODES_WORST_FIRST = {"failed": 1, "diverged": 3, "timeout": 75, "interrupted": 75, "queued": 75, "running": 75}
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that could start: its jobs, all valid, and where they run."""
+    """A validated sweep that has not started: its jobs and where they run."""
 
     jobs: list[Job]
     outputs: str
@@ -36,23 +36,23 @@ class SweepPlan:
     config_dir: Path | None
 
 
-def plan_sweep(words: Sequence[str], file: Path | None, config_dir: Path | None) -> SweepPlan:
-    """Expand and validate; nothing is written. UsageError tells every fault."""
+def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | None) -> SweepPlan:
+    """Expand and validate without writing anything. UsageError lists every error."""
     if config_dir is not None:
         config_dir = config_dir.absolute()
-    cluster = tuple(word for word in words if is_cluster_override(word))
-    own = [word for word in words if not is_cluster_override(word)]
-    if not own and file is None:
-        raise UsageError("which jobs? give settings and their values, such as tol=1e-2,1e-3, or --file FILE")
+    cluster = tuple(filter(is_cluster_override, overrides))
+    grid = [override for override in overrides if not is_cluster_override(override)]
+    if not grid and file is None:
+        raise UsageError("no jobs given: give settings and their values, such as tol=1e-2,1e-3, or --file FILE")
     num_processes = read_cluster(cluster, config_dir).num_processes
-    grids = merge_grids([[]] if file is None else read_grids(file), own)
-    overrides, errors, uncertain_keys = expand_valid(grids, config_dir)
+    grids = merge_grids([[]] if file is None else read_grids(file), grid)
+    combinations, errors, uncertain_keys = expand_valid(grids, config_dir)
     try:
-        jobs, outputs = validate_jobs(overrides, config_dir, num_processes, uncertain_keys)
+        jobs, outputs = validate_jobs(combinations, config_dir, num_processes, uncertain_keys)
     except UsageError as error:
         if not errors:
             raise
-        # Beside the words at fault, what is wrong whatever stands in their place.
+        # Errors that do not depend on the invalid overrides; the first line only counts jobs.
         errors += str(error).splitlines()[1:]
     if errors:
         raise UsageError("\n".join(errors))
@@ -60,14 +60,14 @@ def plan_sweep(words: Sequence[str], file: Path | None, config_dir: Path | None)
 
 
 def print_plan(plan: SweepPlan) -> None:
-    """The jobs of a sweep that is not started."""
+    """Print the jobs of a sweep without starting it."""
     rows = [(str(job.number), job.name, label) for job, label in zip(plan.jobs, job_labels(plan.jobs), strict=True)]
     print_table([("JOB", "FOLDER", "SETTINGS"), *rows])
     print(f"{_count_jobs(len(plan.jobs))}, all valid; nothing was started")
 
 
 def run_sweep(plan: SweepPlan, output: Path | None, policy: FailurePolicy, follow: bool) -> int:
-    """Write the sweep down and run it; returns the exit code of the whole."""
+    """Write the sweep to its folder and run it; returns its exit code."""
     path = create_folder(output, plan.outputs)
     with file_lock(path / LOCK_FILE):
         sweep = Sweep(path, tuple(plan.jobs), plan.cluster, plan.config_dir, Path.cwd())
@@ -75,19 +75,19 @@ def run_sweep(plan: SweepPlan, output: Path | None, policy: FailurePolicy, follo
         return _run(sweep, (), policy, follow)
 
 
-def resume_sweep(path: Path, words: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
-    """Run what has not ended yet. words: settings of the cluster to change. Returns the exit code of the whole."""
-    for word in words:
-        if not is_cluster_override(word):
-            raise UsageError(f"{word}: the jobs of a sweep are fixed; only where they run (cluster...) can change")
+def resume_sweep(path: Path, overrides: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
+    """Run the jobs that have not ended yet. overrides: cluster settings to change. Returns the sweep's exit code."""
+    for override in overrides:
+        if not is_cluster_override(override):
+            raise UsageError(f"{override}: the jobs of a sweep are fixed; only where they run (cluster...) can change")
     with file_lock(path / LOCK_FILE):
-        return _run(load_sweep(path), words, policy, follow)
+        return _run(load_sweep(path), overrides, policy, follow)
 
 
-def _run(sweep: Sweep, words: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
-    """Runs what has not ended and is in no queue."""
-    replaces_cluster = any(word.startswith(f"{GROUP}=") for word in words)
-    cluster = read_cluster([*(() if replaces_cluster else sweep.cluster), *words], sweep.config_dir)
+def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
+    """Run the jobs that have not ended and are not in SLURM's queue."""
+    replaces_cluster = any(override.startswith(f"{GROUP}=") for override in overrides)
+    cluster = read_cluster([*(() if replaces_cluster else sweep.cluster), *overrides], sweep.config_dir)
     queue = slurm.jobs_in_queue(sweep)
     slurm.mark_lost_jobs(sweep, queue)
     overviews = [read_status(sweep, job) for job in sweep.jobs]
@@ -96,7 +96,7 @@ def _run(sweep: Sweep, words: Sequence[str], policy: FailurePolicy, follow: bool
     ]
     todo = [job for job in unfinished if job.number not in queue]
     if queue:
-        log.info("left in SLURM's queue: %s", _count_jobs(len(queue)))
+        log.info("still in SLURM's queue: %s", _count_jobs(len(queue)))
     log.info("to run: %d of %s in %s", len(todo), _count_jobs(len(sweep.jobs)), _shell_path(sweep.path))
     if isinstance(cluster, LocalCluster):
         with StopRequest() as stop, SweepDisplay(sweep.jobs, overviews, cluster.jobs) as display:
@@ -108,25 +108,24 @@ def _run(sweep: Sweep, words: Sequence[str], policy: FailurePolicy, follow: bool
         with StopRequest() as stop, SweepDisplay(sweep.jobs, overviews, len(sweep.jobs)) as display:
             slurm.follow(sweep, stop, display)
         return print_sweep(sweep)
-    print(f"how far the jobs are: odebench list runs {_shell_path(sweep.path)}")
+    print(f"show their progress: odebench list runs {_shell_path(sweep.path)}")
     return 0
 
 
 def print_sweep(sweep: Sweep) -> int:
-    """One row a job, the reasons of those that were not done, and how many are in which status; the exit code."""
+    """Print a row for each job, why jobs failed, and the number by status; returns the exit code."""
     overviews = [read_status(sweep, job) for job in sweep.jobs]
     rows_of_jobs = zip(sweep.jobs, overviews, job_labels(sweep.jobs), strict=True)
     rows = [(str(job.number), *state_columns(overview), label) for job, overview, label in rows_of_jobs]
     print_table([("JOB", *STATE_COLUMNS, "SETTINGS"), *rows])
     for job, overview in zip(sweep.jobs, overviews, strict=True):
         if overview.status not in ("done", "queued", "running"):
-            print(
-                f"job {job.number} {overview.status}: {overview.message or 'no reason told'}  ({sweep.log_path(job)})"
-            )
+            reason = overview.message or "no reason recorded"
+            print(f"job {job.number} {overview.status}: {reason}  ({sweep.log_path(job)})")
     counts = Counter(overview.status for overview in overviews)
     print(f"{_count_jobs(len(sweep.jobs))} in {_shell_path(sweep.path)}: {format_counts(counts)}")
     if set(counts) - set(FINAL_STATUSES):
-        print(f"go on with: odebench resume {_shell_path(sweep.path)}")
+        print(f"continue with: odebench resume {_shell_path(sweep.path)}")
     return next((code for status, code in _EXIT_CODES_WORST_FIRST.items() if counts[status]), 0)
 
 
@@ -135,5 +134,5 @@ def _count_jobs(count: int) -> str:
 
 
 def _shell_path(path: Path) -> str:
-    """The path as a word of a shell's command line, relative where it lies below this folder."""
+    """The path quoted for a shell, relative if it lies below the current folder."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,12 +1,12 @@
-"""The jobs of a sweep on a SLURM cluster: job arrays of our own over lists of job numbers, submitted and left.
+"""Run the jobs of a sweep on a SLURM cluster: submit job arrays over lists of job numbers.
 
     SWEEP/slurm/
-      task.sh         what each task runs
-      0.txt ...       the job numbers of an array, one a line: task 0 takes the first
-      arrays.jsonl    one line an array: SLURM's number for it, and its list
-      12_0.txt ...    what the tasks print
+      task.sh         script of each task
+      0.txt ...       the job numbers of an array, one per line: task 0 runs the first
+      arrays.jsonl    one line per submitted array: its SLURM id, and its list of jobs
+      12_0.txt ...    output of the tasks
 
-Names and paths reach sbatch as words of its command line, never as lines of a script.
+Names and paths reach sbatch as command-line arguments, never as lines of a script.
 """
 
 import json
@@ -28,16 +28,16 @@ from odebench.sweep.validate import Job
 from odebench.training.signals import StopRequest
 
 SLURM_FOLDER, ARRAYS_FILE = "slurm", "arrays.jsonl"
-# Clusters limit an array's size, most to 1,000 (MaxArraySize=1001).
+# Most clusters limit an array to 1,000 tasks (MaxArraySize=1001).
 MAX_ARRAY_SIZE = 1000
-# The jobs' folders can be looked at often; the queue belongs to all users of a cluster.
+# Poll the queue less often than the jobs' folders: all users of the cluster share it.
 _REFRESH_S, _QUEUE_POLL_S = 2.0, 20.0
 
 
 def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
-    """Submit the jobs, in arrays of at most `PART`; returns SLURM's numbers for these.
+    """Submit the jobs in arrays of at most `MAX_ARRAY_SIZE`; returns the SLURM ids of the arrays.
 
-    UsageError where sbatch refuses one; those before it stay submitted.
+    UsageError if sbatch rejects one; the arrays before it stay submitted.
     """
     folder = sweep.path / SLURM_FOLDER
     folder.mkdir(exist_ok=True)
@@ -48,14 +48,14 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
         job_list.write_text("".join(f"{job.number}\n" for job in part), encoding="utf-8")
         script = folder / "task.sh"
         script.write_text("\n".join(["#!/bin/sh", *cluster.setup, 'exec "$@"', ""]), encoding="utf-8")
-        # With a limit to the jobs at a time, a part waits for the one before it.
+        # With a limit on simultaneous jobs, each array waits for the one before it.
         after = arrays[-1] if arrays and cluster.jobs is not None else None
-        words = [
+        command = [
             *sbatch_command(sweep, len(part), cluster, after),
             str(script),
             *_task_arguments(sweep, job_list, cluster, policy),
         ]
-        array = _run_command(words).strip().partition(";")[0]
+        array = _run_command(command).strip().partition(";")[0]
         with (folder / ARRAYS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"array": array, "list": job_list.name}) + "\n")
         arrays.append(array)
@@ -63,9 +63,9 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
 
 
 def sbatch_command(sweep: Sweep, num_tasks: int, cluster: SlurmCluster, after: str | None = None) -> list[str]:
-    """The command that submits an array, without its script."""
+    """The sbatch command that submits an array, without the script."""
     at_a_time = "" if cluster.jobs is None else f"%{cluster.jobs}"
-    # % starts a replacement in the path of the output.
+    # sbatch replaces patterns that start with % in the output path.
     output = str(sweep.path / SLURM_FOLDER).replace("%", "%%") + "/%A_%a.txt"
     options = {
         "partition": cluster.partition,
@@ -98,15 +98,15 @@ def _option(name: str, value: object) -> str:
 
 
 def _task_arguments(sweep: Sweep, job_list: Path, cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
-    words = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), job_list.name]
-    words += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
+    arguments = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), job_list.name]
+    arguments += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
     if cluster.num_processes > 1:
-        words += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_per_node}"]
-    return [*words, "--fail-fast"] if policy.fail_fast else words
+        arguments += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_per_node}"]
+    return [*arguments, "--fail-fast"] if policy.fail_fast else arguments
 
 
 def jobs_in_queue(sweep: Sweep) -> set[int]:
-    """The numbers of the jobs that wait or run in SLURM's queue; none where SLURM is not to be asked."""
+    """The numbers of the jobs that are pending or running in SLURM's queue; empty if nothing was submitted."""
     arrays = _submitted_arrays(sweep)
     if not arrays or shutil.which("squeue") is None:
         return set()
@@ -129,13 +129,13 @@ def read_job_list(sweep: Sweep, name: str) -> list[int]:
 
 
 def cancel(sweep: Sweep) -> None:
-    """Takes all jobs of the sweep from SLURM's queue; those that run are asked to save and to leave."""
+    """Cancel all jobs of the sweep in SLURM; running ones save a checkpoint and exit."""
     if arrays := _submitted_arrays(sweep):
         _run_command(["scancel", *arrays])
 
 
 def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
-    """SLURM's number -> name of the list, of every array submitted."""
+    """SLURM id -> name of the job list, for every submitted array."""
     try:
         lines = (sweep.path / SLURM_FOLDER / ARRAYS_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -144,27 +144,29 @@ def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
     return {row["array"]: row["list"] for row in rows if re.fullmatch(r"\d+", row["array"])}
 
 
-def _run_command(words: Sequence[str]) -> str:
-    if shutil.which(words[0]) is None:
-        raise UsageError(f"no {words[0]} here: start the sweep where SLURM's commands are, or choose cluster=local")
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+def _run_command(command: Sequence[str]) -> str:
+    if shutil.which(command[0]) is None:
+        raise UsageError(
+            f"{command[0]} not found: start the sweep where SLURM's commands are installed, or choose cluster=local"
+        )
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise UsageError(" ".join(done.stderr.split()) or f"{words[0]} ended with code {done.returncode}")
+        raise UsageError(" ".join(done.stderr.split()) or f"{command[0]} exited with code {done.returncode}")
     return done.stdout
 
 
 def mark_lost_jobs(sweep: Sweep, queue: set[int]) -> None:
-    """Submitted jobs that say they run, but are in no queue, were killed without a word: interrupted."""
+    """Mark submitted jobs as interrupted whose status is running, but which SLURM's queue no longer holds."""
     submitted = {number for name in _submitted_arrays(sweep).values() for number in read_job_list(sweep, name)}
     for number in sorted(submitted - queue):
         job = sweep.jobs[number]
         if read_status(sweep, job, trust_status=True).status == "running" and (log := acquire(sweep, job)) is not None:
-            write_status(sweep, job, "interrupted", "its SLURM task is gone: killed, or its node was lost")
+            write_status(sweep, job, "interrupted", "its SLURM task is gone: it was killed, or its node failed")
             log.close()
 
 
 def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:
-    """Watch the jobs until none is in the queue. A signal ends the watching, not the jobs."""
+    """Show progress until the queue holds no job of the sweep. A signal ends this display, not the jobs."""
     next_queue_poll = 0.0
     while not stop.name:
         active = [job for job in sweep.jobs if display.status(job) not in FINAL_STATUSES]
@@ -177,4 +179,4 @@ def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:
                 mark_lost_jobs(sweep, queue)
                 return
         time.sleep(_REFRESH_S)
-    display.warn(f"{stop.name}: the jobs go on")
+    display.warn(f"{stop.name}: the jobs continue")

@@ -1,12 +1,11 @@
-"""What a task of a SLURM array runs: one job, which it watches over, and brings back where its time is up.
+"""Program of one task of a SLURM array: runs one job, and requeues it when the time limit is near.
 
     python -m odebench.sweep.slurm_task SWEEP LIST --warning-s=S [--retry=N] [--fail-fast] [--nodes=N] [--processes=N]
 
-This process is the batch script's own (it is exec'ed), so SLURM's warning (USR1) comes to it alone. It passes
-signals on to the training, which saves and leaves. What then happens is the signal's: after the warning the task
-asks to be queued again; after SIGTERM it only ends, because SLURM itself queues again what it pre-empts, and what
-was cancelled must not come back. A job of several processes is started by srun, once on each of its machines, and
-there by torchrun.
+The batch script execs this process, so only it receives SLURM's warning (USR1). It forwards signals to the training,
+which saves a checkpoint and exits. After the warning, the task then asks SLURM to requeue it. After SIGTERM it only
+exits: SLURM itself requeues pre-empted jobs, and cancelled ones must not return. For a job of several processes, srun
+starts torchrun once on each node.
 """
 
 import argparse
@@ -42,15 +41,15 @@ _EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job whose number stands in the task's line of the list; returns the exit code of its training."""
+    """Run the job of this task, from its line of the list; returns the exit code of the training."""
     parser = argparse.ArgumentParser(prog="python -m odebench.sweep.slurm_task")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("list")
     parser.add_argument("--warning-s", type=int, required=True)
     parser.add_argument("--retry", type=int, default=0)
     parser.add_argument("--fail-fast", action="store_true")
-    parser.add_argument("--nodes", type=int, default=1, help="machines that train the job's model together")
-    parser.add_argument("--processes", type=int, default=1, help="processes that do so, on each")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes that train the job's model")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes on each node")
     arguments = parser.parse_args(argv)
     signals: list[str] = []
     for number in SIGNALS:
@@ -71,15 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_job(
     sweep: Sweep, job: Job, policy: FailurePolicy, signals: Sequence[str], nodes: int = 1, processes: int = 1
 ) -> RunOverview:
-    """Runs the job unless it has ended already, again where it fails; returns what it came to.
+    """Run the job unless it has already ended, and retry it if it fails; returns its state.
 
-    nodes, processes: the machines that train its model together, and the processes on each.
+    signals: names of the signals received so far. nodes, processes: number of nodes, and of processes on each.
     """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     threads = str(max(1, int(cpus) // processes)) if cpus else None
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if threads else {}
     for failures in range(1, policy.retry + 2):
-        while (log := acquire(sweep, job)) is None:  # a process of the task before this one is still leaving
+        while (log := acquire(sweep, job)) is None:  # a process of the previous task is still exiting
             if signals:
                 return read_status(sweep, job)
             time.sleep(_POLL_S)
@@ -98,9 +97,9 @@ def run_job(
 
 
 def torchrun_command(nodes: int, processes: int) -> list[str]:
-    """The command that starts so many processes of a module on each of this task's machines, met on the first of them.
+    """The command that runs a module as a number of processes on each node of this task; they rendezvous on the first.
 
-    torchrun and what is not yet a training ignore the signal that asks trainings to save and to leave.
+    torchrun, and processes whose training has not started, ignore the signal that asks trainings to save and exit.
     """
     with socket.socket() as free:
         free.bind(("", 0))
@@ -124,7 +123,7 @@ def torchrun_command(nodes: int, processes: int) -> list[str]:
 
 
 def _wait_for_end(attempt: Attempt, signals: Sequence[str]) -> None:
-    """Wait for the end. A job of several processes is asked again and again to stop: it may not have heard it yet."""
+    """Wait for the attempt to end. Repeat stop requests to several processes: they ignore signals at first."""
     next_request = 0.0
     while attempt.process.poll() is None:
         if signals and time.monotonic() >= next_request:
@@ -134,11 +133,11 @@ def _wait_for_end(attempt: Attempt, signals: Sequence[str]) -> None:
 
 
 def requeue(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:
-    """Asks SLURM to queue this task again. One that a whole time limit did not bring forward ends as timeout."""
+    """Ask SLURM to requeue this task. If it made no step within a whole time limit, its status becomes timeout."""
     end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
-    # The warning of a time limit may come a minute early; what comes sooner is a pre-emption.
+    # The warning of a time limit may come a minute early; an earlier one means a pre-emption.
     if after.step <= before.step and time.time() > end - 2 * 60 - warning_s > 0:
-        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; give more cluster.time")
+        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; increase cluster.time")
         return read_status(sweep, job)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", task], check=False)

@@ -1,4 +1,4 @@
-"""Every job composed and checked before one starts, and given its name."""
+"""Compose, check and name every job before the first one starts."""
 
 import copy
 import re
@@ -26,9 +26,9 @@ class Job:
 
 
 def job_labels(jobs: Sequence[Job]) -> list[str]:
-    """What tells each job from the others: its overrides without those that all share, in one line."""
+    """A label for each job: its overrides without those that all jobs share."""
     shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
-    return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
+    return [" ".join(override for override in job.overrides if override not in shared) for job in jobs]
 
 
 def validate_jobs(
@@ -37,10 +37,10 @@ def validate_jobs(
     num_processes: int = 1,
     uncertain_keys: Collection[str] = (),
 ) -> tuple[list[Job], str]:
-    """Named jobs from the overrides of each, and the folder for outputs that they name.
+    """Named jobs from the overrides of each, and their folder for outputs.
 
-    processes: so many train each model together. doubtful: settings that the jobs lack because what was said of them is
-    at fault; jobs at fault by these are left out. UsageError lists every other fault, each with the jobs that have it.
+    num_processes: number that train each model together. uncertain_keys: settings dropped because their overrides are
+    invalid; errors about them are not reported. UsageError lists every other error with the jobs that have it.
     """
     composer = CachedComposer(config_dir)
     named: list[Job] = []
@@ -60,27 +60,27 @@ def validate_jobs(
     if errors:
         bad = len(set().union(*errors.values()))
         lines = [f"{_describe_jobs(numbers, jobs)}: {error}" for error, numbers in errors.items()]
-        raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs cannot run, and none was started", *lines]))
+        raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs are invalid; none was started", *lines]))
     return named, outputs
 
 
 def _read_job(
     composer: "CachedComposer", overrides: Sequence[str], num_processes: int
 ) -> tuple[Settings | None, list[UsageError]]:
-    """A job's settings, or None and its faults: the first one, then those without the settings that it is about."""
-    words, errors = list(overrides), list[UsageError]()
+    """A job's settings, or None and its errors: after each error, check again without the settings that it names."""
+    remaining, errors = list(overrides), list[UsageError]()
     while True:
         try:
-            settings = read_settings(composer.compose(words))
+            settings = read_settings(composer.compose(remaining))
             _check_device_and_batch(settings, num_processes)
         except UsageError as error:
             errors.append(error)
-            # An option stays: without it all that goes with it may be wrong.
+            # Keep options of groups: without one, settings that belong to it may become invalid.
             blamed = set(error.settings) - PLURALS.keys()
-            rest = [word for word in words if word.partition("=")[0] not in blamed]
-            if len(rest) == len(words):
+            rest = [override for override in remaining if override.partition("=")[0] not in blamed]
+            if len(rest) == len(remaining):
                 return None, errors
-            words = rest
+            remaining = rest
         else:
             return (None if errors else settings), errors
 
@@ -88,7 +88,7 @@ def _read_job(
 def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
     if settings.device.startswith("cuda:"):
         raise UsageError(
-            f"device={settings.device}: a sweep deals the devices round; leave it out, or give cluster.devices=[0,1]",
+            f"device={settings.device}: a sweep assigns devices to jobs; leave it out, or give cluster.devices=[0,1]",
             "device",
         )
     if settings.trainer.batch_size % num_processes:
@@ -105,9 +105,9 @@ def _describe_jobs(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str
 
 
 class CachedComposer:
-    """Composes many jobs. Hydra does so once for each choice of options; the single values are set on a copy.
+    """Composes many jobs: Hydra runs once per choice of group options, other values are set on a copy.
 
-    The settings are those of `compose`, many times faster.
+    Gives the same settings as `compose`, many times faster.
     """
 
     def __init__(self, config_dir: Path | None) -> None:
@@ -115,7 +115,7 @@ class CachedComposer:
         self._composed: dict[tuple[str, ...], DictConfig | UsageError] = {}
 
     def compose(self, overrides: Iterable[str]) -> DictConfig:
-        """The settings of a job. UsageError as `compose`."""
+        """Compose the settings of a job; raises UsageError as `compose` does."""
         parsed = parse_overrides(list(overrides), self._config_dir)
         config = copy.deepcopy(
             self._compose_choices(tuple(str(o.input_line) for o in parsed if o.key_or_group in PLURALS))

@@ -89,5 +89,5 @@ def test_no_frames_make_a_strip_that_says_so_and_no_animation(tmp_path):
     figure = frame_strip([], LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert titles(figure) == ["No frames"]
-    with pytest.raises(ValueError, match="needs a frame"):
+    with pytest.raises(ValueError, match="needs at least one frame"):
         animation([], LIMITS)

@@ -52,7 +52,7 @@ def test_the_mean_is_a_reconstruction_in_the_window_and_an_extrapolation_from_it
     assert np.allclose(drawn["extrapolation"], mean[4:])
     assert np.array_equal(drawn["truth"][:, 1], TRUTH[:, 1])
     assert np.array_equal(drawn["observed"][:, 0], [0, 2, 4])
-    assert np.array_equal(drawn["kept from the model"][:, 1], TRUTH[5:7, 1])
+    assert np.array_equal(drawn["held out from the model"][:, 1], TRUTH[5:7, 1])
 
 
 def test_the_window_is_shaded_and_the_band_holds_the_percentiles():

@@ -352,7 +352,7 @@ def test_a_bench_of_more_panels_than_a_figure_holds_is_refused_and_none_is_dropp
     (corpus / "results.csv").write_text("\n".join([header, *rows[:-1]]))
     assert len(figures.draw("gradient-error", collect_runs([corpus])).axes) == figures.MAX_PANELS
     (corpus / "results.csv").write_text("\n".join([header, *rows]))
-    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} works and tolerances, not 25"):
+    with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} cases and tolerances, got 25"):
         figures.draw("gradient-error", collect_runs([corpus]))
 
 

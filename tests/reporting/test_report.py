@@ -101,7 +101,7 @@ def test_a_page_tells_what_differs_and_a_folder_in_one_line_what_was_left_out(re
     code, out, err = report(runs, "--output", tmp_path / "new")
     assert (code, str(tmp_path / "new" / "table.csv") in out) == (0, True)
     assert err.count("\n") == 1
-    assert "figures left out: result-nfe, result-training, nfe-tolerance" in err
+    assert "figures omitted: result-nfe, result-training, nfe-tolerance" in err
     page = (tmp_path / "new" / "report.html").read_text()
     assert '<p class="note">also differ: trainer.batch_size' in page
     assert "figure nfe-tolerance needs two tolerances" in page
@@ -126,7 +126,7 @@ def test_the_figures_are_listed_without_a_folder(report):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "which runs"),
+        ([], "no folder given"),
         (["RUNS", "--figure", "paretto"], "did you mean pareto"),
         (["RUNS", "--figure", "pareto"], "add --output"),
         (["RUNS", "--figure", "pareto", "--output", "new"], "figure pareto needs two settings"),
@@ -142,7 +142,7 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["EMPTY"], "no runs in"),
         (["QUEUED"], "no run in"),
         (["missing"], "is not a folder"),
-        ([""], "which runs? name one folder"),
+        ([""], "no folder given: name one"),
         (["RUNS", "--output", "queued/status.json/a.csv"], "cannot be made (Not a directory)"),
     ],
 )
@@ -176,7 +176,7 @@ def test_published_numbers_have_units_the_share_of_the_training_and_an_order(rec
     record(experiment="paper/mnist_odenet", data__name="mnist", budgets=budgets, summary=summary)
     table = published_table(collect_runs([runs]))
     titles = [column.title for column in table.columns]
-    rows = {row[titles.index("number")].text: dict(zip(titles, row, strict=True)) for row in table.rows}
+    rows = {row[titles.index("tag")].text: dict(zip(titles, row, strict=True)) for row in table.rows}
     accuracy = rows["final/test_accuracy"]
     assert [accuracy[name].text for name in ("published", "ours")] == ["99.58 %", "90 %"]
     assert [accuracy[name].value for name in ("published", "ours", "seeds")] == pytest.approx([99.58, 90, 1])

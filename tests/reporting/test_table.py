@@ -104,14 +104,14 @@ def test_the_notes_count_runs_and_tell_once_why_some_were_not_done(record, runs)
     assert notes.status_counts(collection) == "6 runs in 2 groups: 1 running, 3 done, 2 diverged"
     (reason,) = [line for line in notes.failure_lines(collection) if line.startswith("diverged")]
     assert reason == f"diverged: after step 3: the loss is nan  ({runs / '002'} and 1 more)"
-    assert any("1 run more of a seed" in line for line in notes.caveats(collection))
+    assert any("1 run with a repeated seed" in line for line in notes.caveats(collection))
 
 
 def test_times_of_two_machines_are_told_apart(record, runs):
     record(seed=0)
     manifest = record(seed=1) / "manifest.json"
     manifest.write_text(manifest.read_text().replace("a processor", "another one"))
-    assert any(line.startswith("times of 2 machines") for line in notes.caveats(collect_runs([runs])))
+    assert any(line.startswith("times were measured on 2 machines") for line in notes.caveats(collect_runs([runs])))
 
 
 def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, runs):

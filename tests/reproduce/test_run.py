@@ -253,23 +253,21 @@ def test_a_folder_of_other_runs_is_left_alone(new_calls, tmp_path, capsys):
     capsys.readouterr()
     line = fails(capsys, *words, "optim.lr=0.5")
     new_verbs = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
-    way_out = "name their settings, too, or another folder: --output DIR"
+    way_out = "give their settings too, or another folder: --output DIR"
     assert line == f"{tmp_path / 'runs'} holds other runs than these ({new_verbs}); {way_out}"
     assert new_calls() == []
 
 
 def test_what_the_rows_set_themselves_is_refused(new_calls, capsys):
     assert fails(capsys, "figure5", "data=pinwheel") == (
-        "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train it beside them: odebench train"
+        "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train separately: odebench train"
     )
     for name, word in (("table2", "data.observed=20"), ("table1", "data=mnist5k"), ("memory", "tol=1e-3"),
                        ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy"), ("figure5", "data.noise=0.5"),
                        ("memory", "model.channels=8"), ("table2", "loss.consistency=0")):  # fmt: skip
         assert fails(capsys, name, word).startswith(f"{word}: the rows of {name} set")
     for word in ("budgets.full.iterations=5", "trainer.batch_size=8"):
-        assert fails(capsys, "figure5", word).startswith(
-            f"{word}: the share of the published training is counted by it"
-        )
+        assert fails(capsys, "figure5", word).startswith(f"{word}: the share of the published training depends on it")
     assert main(["reproduce", "memory", "trainer.batch_size=8", "--dry-run"]) == 0
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
     assert new_calls() == []
@@ -298,16 +296,14 @@ def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(new_call
 
 
 def test_wrong_words_are_one_line(new_calls, capsys, monkeypatch):
-    assert fails(capsys).startswith("which? name one of table1, figure3")
+    assert fails(capsys).startswith("no reproduction given: name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
     assert fails(capsys, "memory", "budget=smal").startswith("unknown budget smal; did you mean small?")
-    assert fails(capsys, "memory", "budget=small,full") == "budget=small,full: one budget at a time"
+    assert fails(capsys, "memory", "budget=small,full") == "budget=small,full: give one budget at a time"
     assert main(["reproduce", "figure5", "budget=smal"]) == 2
     assert "unknown budget smal; did you mean small?" in capsys.readouterr().err
     monkeypatch.setattr(run, "options", lambda group: {})
-    assert fails(capsys, "figure5") == (
-        "figure5 needs experiment=paper/cnf_maximum_likelihood, which is not among the experiments"
-    )
+    assert fails(capsys, "figure5") == ("figure5 needs experiment=paper/cnf_maximum_likelihood, which does not exist")
     assert new_calls() == []
 
 

@@ -37,7 +37,7 @@ def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
     ("words", "line"),
     [
         (["cluster=slrm"], "unknown cluster slrm; did you mean slurm? (clusters: local, slurm)"),
-        (["cluster=slurm,local"], "cluster=slurm,local: a sweep runs in one place; one value only"),
+        (["cluster=slurm,local"], "cluster=slurm,local: a sweep runs on one cluster; give one value"),
         (["cluster.job=3"], "unknown setting cluster.job; did you mean cluster.jobs?"),
         (["cluster.jobs=0"], "cluster.jobs=0: must be at least 1"),
         (["cluster=slurm", "cluster.time=60"], "cluster.time=60: write hours, minutes and seconds"),
@@ -50,8 +50,8 @@ def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
         (["cluster=slurm", "cluster.memory='$(id)'"], "cluster.memory='$(id)': write it as sbatch does"),
         (["cluster=slurm", "cluster.directives.array=1"], "cluster.directives.array=1: set cluster.jobs"),
         (["cluster=slurm", "cluster.directives.wrap=ls"], "cluster.directives.wrap=ls: the sweep sets it itself"),
-        (["cluster=slurm", "cluster.directives.qos='a\nb'"], "cluster.directives.qos=a\nb: one value in one line"),
-        (["cluster=slurm", "cluster.directives.Q=1"], "cluster.directives.Q=1: directives are the long options"),
+        (["cluster=slurm", "cluster.directives.qos='a\nb'"], "cluster.directives.qos=a\nb: give one value in one line"),
+        (["cluster=slurm", "cluster.directives.Q=1"], "cluster.directives.Q=1: a directive is a long option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -40,13 +40,13 @@ def test_glob_chooses_among_the_options_of_a_group():
     fitting = [name for name in options("experiment") if name.startswith("paper/mnist_") and name.endswith("net")]
     assert jobs == [[f"experiment={name}"] for name in fitting if not name.endswith("resnet")]
     assert len(jobs) > 1
-    assert "none of the solvers fits" in errors(expand, [["solver=glob(xyz*)"]])[0]
+    assert "none of the solvers matches" in errors(expand, [["solver=glob(xyz*)"]])[0]
     assert "options of a group" in errors(expand, [["seed=glob(*)"]])[0]
 
 
 @pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(5,2)"])
 def test_a_range_without_a_value_trains_nothing_by_default(word):
-    assert errors(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: there is no value in it"]
+    assert errors(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: gives no value"]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- tol\n", "is no block"),
+        ("- tol\n", "is not a block"),
         ("", "holds no settings"),
         ("[]\n", "holds no settings"),
         ("tol: []\n", "tol has no values"),
         ("solver: {name: rk4}\n", "write its keys with dots, as in solver.name"),
-        ("cluster: slurm\n", "cluster stands on the command line"),
+        ("cluster: slurm\n", "cluster goes on the command line"),
         ("tol: [1, 2\n", "expected"),
         ("tol: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),
     ],

@@ -40,7 +40,7 @@ def test_a_job_cannot_name_a_folder_outside(written, name):
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "format: 2\n", "format: 1\njobs: 3\n", "!!python/name:os.system"])
 def test_a_file_that_is_no_sweep_is_told(written, text):
     (written.path / SWEEP_FILE).write_text(text)
-    with pytest.raises(UsageError, match=r"sweep\.yaml is (damaged|of another version)"):
+    with pytest.raises(UsageError, match=r"sweep\.yaml (is damaged|was written by another version)"):
         load_sweep(written.path)
 
 
@@ -49,7 +49,7 @@ def test_a_new_sweep_never_goes_into_a_folder_in_use(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(UsageError, match=r"is not empty; give another --output$"):
         create_folder(tmp_path, "")
-    with pytest.raises(UsageError, match="no control characters"):
+    with pytest.raises(UsageError, match="must not contain"):
         create_folder(tmp_path / "a\nb", "")
     for path in (tmp_path / "x", tmp_path / "x" / "y"):
         with pytest.raises(UsageError, match=rf"^--output {path} cannot be made"):

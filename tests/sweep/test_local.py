@@ -34,7 +34,7 @@ def test_every_job_ends_with_a_status_and_the_worst_is_the_exit_code(sweep, tmp_
         "job 1 failed: RuntimeError: it broke",
         "job 2 failed: odebench train: no data there",
         "job 3 diverged: the loss is nan",
-        "job 4 failed: ended by SIGKILL, perhaps for want of memory",
+        "job 4 failed: killed by SIGKILL, perhaps out of memory",
     ]
     assert out[10] == "5 jobs in sweep: 1 done, 1 diverged, 3 failed"
 
@@ -50,7 +50,7 @@ def test_so_many_run_at_a_time(sweep, fake_training, tmp_path, caplog):
     assert sweep("model.hidden=50", "seed=range(0,4)", "cluster.jobs=2") == 75
     thread.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "interrupted", "queued", "queued"]
-    assert "SIGTERM: no further job starts, 2 save and leave" in caplog.messages
+    assert "SIGTERM: no further job starts, 2 save and exit" in caplog.messages
 
 
 def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, fake_training, tmp_path, capsys, caplog):
@@ -59,8 +59,8 @@ def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, fake_training, t
     assert sweep("model.hidden=10,3,4,50,11") == 1
     thread.join()
     assert statuses(first) == ["done", "diverged", "failed", "interrupted", "queued"]
-    assert "SIGINT: no further job starts, 1 saves and leaves" in caplog.messages
-    assert "go on with: odebench resume sweep" in capsys.readouterr().out
+    assert "SIGINT: no further job starts, 1 saves and exits" in caplog.messages
+    assert "continue with: odebench resume sweep" in capsys.readouterr().out
     before = len(starts(fake_training))
     last = first / "0003_mlp" / layout.LAST_CHECKPOINT
     last.rename(first / "0003_mlp" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
@@ -128,7 +128,7 @@ def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(fake_trai
     crashed.kill()
     crashed.wait()
     pid = json.loads((job / "manifest.json").read_text())["machine"]["pid"]
-    started, refused, acquire = [], [], attempts.take
+    started, refused, acquire = [], [], attempts.acquire
 
     def counting_acquire(*arguments):
         log = acquire(*arguments)

@@ -78,7 +78,9 @@ def test_a_refusal_of_sbatch_is_told(submit, commands, tmp_path):
 
 def test_without_slurm_the_way_out_is_told(submit, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="no sbatch here: start the sweep where SLURM's commands are, or choose"):
+    with pytest.raises(
+        UsageError, match="sbatch not found: start the sweep where SLURM's commands are installed, or choose"
+    ):
         submit("seed=1,2")
 
 

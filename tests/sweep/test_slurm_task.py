@@ -143,7 +143,7 @@ def test_the_warning_reaches_all_processes_and_brings_the_task_back(task, comman
         (1, 1, "failed", "RuntimeError: it broke"),
         (2, 1, "failed", "odebench train: no data there"),
         (3, 3, "diverged", "the loss is nan"),
-        (9, 1, "failed", "ended with code 1"),
+        (9, 1, "failed", "exited with code 1"),
     ],
 )
 def test_of_several_processes_the_record_says_how_it_ended(hidden, code, status, message, task, tmp_path):
@@ -157,7 +157,7 @@ def test_several_processes_that_are_killed_before_they_have_saved_are_interrupte
     srun.write_text(srun.read_text().replace("training.send_signal(number)", "training.kill()"))
     assert task(50, *SEVERAL_PROCESSES, stop=signal.SIGUSR1) == 75
     overview = read_overview(tmp_path / "sweep" / "0000_mlp")
-    assert (overview.status, overview.message) == ("interrupted", "ended with code 1 and left no result")
+    assert (overview.status, overview.message) == ("interrupted", "exited with code 1 without a result")
 
 
 def test_what_torchrun_ends_with_is_not_told_by_the_status_of_the_attempt_before(task, commands, tmp_path):

@@ -36,11 +36,11 @@ def test_every_fault_is_told_once_with_the_jobs_that_have_it():
     with pytest.raises(UsageError) as caught:
         validate_jobs(jobs)
     assert str(caught.value).splitlines() == [
-        "5 of 7 jobs cannot run, and none was started",
+        "5 of 7 jobs are invalid; none was started",
         "job 2 (model=mlp model.hidden=0 seed=1) and 1 more: model.hidden=0: must be at least 1",
         "job 4 (model.hiden=3): unknown setting model.hiden; did you mean model.hidden?",
         "job 5 (tol=-1): tol=-1: must be greater than 0",
-        "job 6 (device=cuda:0): device=cuda:0: a sweep deals the devices round; leave it out, "
+        "job 6 (device=cuda:0): device=cuda:0: a sweep assigns devices to jobs; leave it out, "
         "or give cluster.devices=[0,1]",
     ]
 
@@ -50,7 +50,7 @@ def test_a_job_tells_all_its_faults():
     with pytest.raises(UsageError) as caught:
         validate_jobs(jobs)
     first, *lines = str(caught.value).splitlines()
-    assert first == "3 of 3 jobs cannot run, and none was started"
+    assert first == "3 of 3 jobs are invalid; none was started"
     assert [line.split("; ")[0].split(": ", 1)[1] for line in lines] == [
         "unknown setting model.hiden",
         "model.hidden: the chosen model has no such setting",

@@ -376,7 +376,7 @@ def test_figures_show_inputs_and_held_out_points_of_the_first_test_series_for_an
         figure = task.figures()["series"]
         titles.append([axes.get_title(loc="left") for axes in figure.axes])
         drawn = {line.get_label(): len(line.get_xdata()) for line in figure.axes[0].lines}
-        assert (drawn["observed"], drawn["kept from the model"]) == (30, 70)
+        assert (drawn["observed"], drawn["held out from the model"]) == (30, 70)
         assert len(figure.axes[0].collections) > 0  # the band over latent samples
     assert titles[0] == titles[1] == [f"series {number}" for number in task._splits["test"].ids[:6].tolist()]
 
