@@ -21,16 +21,16 @@ class _Curve(NamedTuple):
     scale: float = 1.0
 
 
-class _Panel(NamedTuple):
+class _CurvePanel(NamedTuple):
     title: str
     y: str
     curves: tuple[_Curve, ...]
 
 
-def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _Panel:
+def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _CurvePanel:
     """A quantity on the training batches and on the validation split."""
     train = _Curve(f"train/{name}", "train", style.BLUE, scale)
-    return _Panel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
+    return _CurvePanel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
 
 
 _PANELS = (
@@ -42,7 +42,7 @@ _PANELS = (
     _train_and_validation("Evidence lower bound", "nats a series", "elbo_nats"),
     _train_and_validation("Error within the window", "root mean square error", "rmse_interpolation"),
     _train_and_validation("Error after the window", "root mean square error", "rmse_extrapolation"),
-    _Panel(
+    _CurvePanel(
         "Evaluations of the vector field",
         "NFE per step",
         (
@@ -92,7 +92,7 @@ def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/acc
     return figure
 
 
-def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
+def _draw_panel(axes: Axes, panel: _CurvePanel, rows: Sequence[Row]) -> None:
     drawn = [(curve, *_points(rows, "step", curve)) for curve in panel.curves]
     drawn = [one for one in drawn if one[1].size]
     for curve, steps, values in drawn:
@@ -119,7 +119,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     style.style_axes(axes, panel.title, "optimiser step", panel.y, legend=True)
 
 
-def _curves(rows: Sequence[Row], panel: _Panel) -> list[list[float]]:
+def _curves(rows: Sequence[Row], panel: _CurvePanel) -> list[list[float]]:
     """The values of a panel's curves."""
     return [_points(rows, "step", one)[1].tolist() for one in panel.curves]
 
