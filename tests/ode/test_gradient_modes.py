@@ -1,4 +1,4 @@
-"""Every method with every gradient mode: the right gradient or a refusal, never a wrong number.
+"""Every method with every gradient mode: the right gradient or an error, never a wrong number.
 
 Two errors, kept apart: that against the discrete solve at hand, which the exact modes do not have, and that against
 the differential equation, which all modes have and which falls with the tolerance.
@@ -65,7 +65,7 @@ def true_gradient(times):
 
 
 def how_to_solve(method):
-    """Adaptive where the method is, by a tolerance that few steps meet."""
+    """Options of a solve: adaptive if the method is, with a tolerance that needs few steps."""
     if method.adaptive:
         tol = {1: 1e-3, 2: 1e-5, 3: 1e-5}.get(method.order, 1e-6 if method.stiff else 1e-8)
         return {"rtol": tol, "atol": tol}
@@ -73,7 +73,7 @@ def how_to_solve(method):
 
 
 def expected_error(method):
-    """Of the gradient relative to its size, against the differential equation."""
+    """Tolerance of the relative error of the gradient against that of the differential equation."""
     if method.name == "fehlberg2":
         return 2e-2  # It divides its error estimate by 512.
     if method.adaptive:
@@ -90,12 +90,12 @@ def is_refused(method, mode):
 
 
 def same_steps(method, mode, times):
-    """How ``backprop`` takes the very steps that the mode takes."""
+    """Options with which ``backprop`` takes exactly the steps of the mode."""
     return {"step_t": times[1:-1]} if mode == "reversible" and method.adaptive else {}
 
 
 @pytest.mark.parametrize(("name", "mode"), PAIRS)
-def test_a_method_and_a_mode_give_the_right_gradient_or_refuse(name, mode):
+def test_a_method_and_a_mode_give_the_right_gradient_or_raise(name, mode):
     method = METHODS[name]
     if isinstance(method, SciPyMethod):
         pytest.importorskip("scipy")
@@ -110,7 +110,7 @@ def test_a_method_and_a_mode_give_the_right_gradient_or_refuse(name, mode):
         assert float((found - truth).norm() / truth.norm()) < expected_error(method)
         if mode not in CONTINUOUS and mode != "backprop":
             exact = differentiate(name, "backprop", times, **how, **same_steps(method, mode, times))
-            # Implicit stages are solved to a part of the tolerance where no graph is recorded, else to round-off.
+            # Implicit stages are solved to a fraction of the tolerance without a graph, to round-off with one.
             slack = 10 * how["rtol"] if method.adaptive and isinstance(method, ImplicitTableau) else 1e-10
             torch.testing.assert_close(found, exact, rtol=slack, atol=slack)
 
@@ -148,7 +148,7 @@ def test_backprop_equals_finite_differences_of_the_discrete_solve(name):
 
 @functools.cache
 def final_gradient(mode, tol, method="dopri5", **how):
-    """Of a loss of the last state of a longer solve, with respect to the start and the weight."""
+    """The gradient of a loss of the last state of a longer solve, with respect to the start and the weight."""
     field = Field()
     y0 = torch.tensor([0.5, -0.4], dtype=torch.float64, requires_grad=True)
 
@@ -184,7 +184,7 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
     found, sizes = final_gradient("backprop", tol)
     again, _ = final_gradient("checkpoint", tol)
     torch.testing.assert_close(again, found, rtol=1e-10, atol=1e-10)
-    # The same steps once more, as a function of the start and the weight alone.
+    # The same steps again, as a function of the start and the weight only.
     grid = [0.0, *itertools.accumulate(sizes)]
     grid[-1] = 4.0
 
@@ -210,8 +210,8 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
 
 
 @pytest.mark.parametrize("method", ["dopri5", "trbdf2", "kvaerno3", "rodas4", "adams", "reversible_dopri5"])
-def test_the_search_for_a_first_step_takes_nothing_from_the_gradient(method):
-    """The slope that the search begins with is the first step's too, with its graph."""
+def test_estimating_the_first_step_does_not_change_the_gradient(method):
+    """The slope used for the estimate is reused by the first step, with its graph."""
     found, sizes = final_gradient("backprop", 1e-3, method)
     given, same_sizes = final_gradient("backprop", 1e-3, method, first_step=sizes[0])
     assert same_sizes == pytest.approx(sizes, rel=1e-9)
@@ -274,7 +274,7 @@ def test_gradients_of_single_samples_by_vmap():
 
 
 @pytest.mark.parametrize("what", ["state", "weight"])
-def test_vmap_over_adaptive_steps_is_refused(what):
+def test_vmap_over_adaptive_steps_raises(what):
     def end(y0, weight):
         return solve(lambda t, y, w: w @ y, y0, [0.0, 1.0], args=(weight,)).y
 
