@@ -16,7 +16,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
-from odebench.ode.solving import run
+from odebench.ode.solving import solve_problem
 
 CONTINUOUS = ["adjoint", "interpolated_adjoint"]
 TIMES = {"forward": (0.0, 0.17, 0.4, 0.5), "backward": (0.5, 0.4, 0.17, 0.0)}
@@ -33,7 +33,7 @@ PAIRS = [
 
 
 class Field(nn.Module):
-    """Smooth, nonlinear, dependent on time, on a pair of states."""
+    """Smooth, nonlinear and time-dependent, for a pair of states."""
 
     def __init__(self):
         super().__init__()
@@ -45,13 +45,13 @@ class Field(nn.Module):
         return {"pair": (rate[:1], rate[1:])}
 
 
-def differentiate(method, mode, times, **how):
-    """The gradients, one after the other, with respect to both states, an argument, the times and the weight."""
+def differentiate(method, mode, times, **kwargs):
+    """The gradients with respect to both states, an argument, the times and the weight, concatenated."""
     field = Field()
     y0 = [torch.tensor([number], dtype=torch.float64, requires_grad=True) for number in (0.5, -0.4)]
     scale = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
     t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
-    solution = solve(field, {"pair": tuple(y0)}, t, args=({"scale": scale},), method=method, gradient=mode, **how)
+    solution = solve(field, {"pair": tuple(y0)}, t, args=({"scale": scale},), method=method, gradient=mode, **kwargs)
     y = torch.cat(solution.y["pair"], 1)
     weights = torch.tensor([1.0, 2.0, 3.0, -1.0, 0.5, 1.0], dtype=torch.float64).view(3, 2)
     loss = (y[1:] ** 2 * weights).sum() + torch.sin(y[1]).sum()
@@ -60,11 +60,11 @@ def differentiate(method, mode, times, **how):
 
 
 @functools.cache
-def true_gradient(times):
+def reference_gradient(times):
     return differentiate("dopri8", "backprop", times, rtol=1e-11, atol=1e-11)
 
 
-def how_to_solve(method):
+def solver_kwargs(method):
     """Options of a solve: adaptive if the method is, with a tolerance that needs few steps."""
     if method.adaptive:
         tol = {1: 1e-3, 2: 1e-5, 3: 1e-5}.get(method.order, 1e-6 if method.stiff else 1e-8)
@@ -77,11 +77,11 @@ def expected_error(method):
     if method.name == "fehlberg2":
         return 2e-2  # It divides its error estimate by 512.
     if method.adaptive:
-        return 100 * how_to_solve(method)["rtol"]
+        return 100 * solver_kwargs(method)["rtol"]
     return {1: 3e-2, 2: 2e-3, 3: 1e-4}.get(method.order, 3e-4 if "adams" in method.name else 1e-5)
 
 
-def is_refused(method, mode):
+def is_unsupported(method, mode):
     if isinstance(method, SciPyMethod):
         return mode != "adjoint"
     if mode == "checkpoint":
@@ -89,7 +89,7 @@ def is_refused(method, mode):
     return mode == "reversible" and not method.reversible
 
 
-def same_steps(method, mode, times):
+def step_kwargs(method, mode, times):
     """Options with which ``backprop`` takes exactly the steps of the mode."""
     return {"step_t": times[1:-1]} if mode == "reversible" and method.adaptive else {}
 
@@ -99,19 +99,19 @@ def test_a_method_and_a_mode_give_the_right_gradient_or_raise(name, mode):
     method = METHODS[name]
     if isinstance(method, SciPyMethod):
         pytest.importorskip("scipy")
-    how = how_to_solve(method)
-    if is_refused(method, mode):
+    kwargs = solver_kwargs(method)
+    if is_unsupported(method, mode):
         with pytest.raises(ValueError, match="use ") as caught:
-            differentiate(name, mode, TIMES["forward"], **how)
+            differentiate(name, mode, TIMES["forward"], **kwargs)
         assert f"gradient={mode!r}" in str(caught.value) or name in str(caught.value)
         return
     for times in TIMES.values():
-        found, truth = differentiate(name, mode, times, **how), true_gradient(times)
-        assert float((found - truth).norm() / truth.norm()) < expected_error(method)
+        found, reference = differentiate(name, mode, times, **kwargs), reference_gradient(times)
+        assert float((found - reference).norm() / reference.norm()) < expected_error(method)
         if mode not in CONTINUOUS and mode != "backprop":
-            exact = differentiate(name, "backprop", times, **how, **same_steps(method, mode, times))
+            exact = differentiate(name, "backprop", times, **kwargs, **step_kwargs(method, mode, times))
             # Implicit stages are solved to a fraction of the tolerance without a graph, to round-off with one.
-            slack = 10 * how["rtol"] if method.adaptive and isinstance(method, ImplicitTableau) else 1e-10
+            slack = 10 * kwargs["rtol"] if method.adaptive and isinstance(method, ImplicitTableau) else 1e-10
             torch.testing.assert_close(found, exact, rtol=slack, atol=slack)
 
 
@@ -147,7 +147,7 @@ def test_backprop_equals_finite_differences_of_the_discrete_solve(name):
 
 
 @functools.cache
-def final_gradient(mode, tol, method="dopri5", **how):
+def final_gradient(mode, tol, method="dopri5", **kwargs):
     """The gradient of a loss of the last state of a longer solve, with respect to the start and the weight."""
     field = Field()
     y0 = torch.tensor([0.5, -0.4], dtype=torch.float64, requires_grad=True)
@@ -160,7 +160,7 @@ def final_gradient(mode, tol, method="dopri5", **how):
     def f(t, y):
         return torch.tanh(2 * weight @ y + torch.cos(2 * t))
 
-    solution = solve(f, y0, [0.0, 4.0], method=method, gradient=mode, rtol=tol, atol=tol, **how)
+    solution = solve(f, y0, [0.0, 4.0], method=method, gradient=mode, rtol=tol, atol=tol, **kwargs)
     gradients = torch.autograd.grad(loss(solution.y), [y0, weight])
     return torch.cat([gradient.reshape(-1) for gradient in gradients]), solution.stats.step_sizes
 
@@ -169,11 +169,11 @@ def final_gradient(mode, tol, method="dopri5", **how):
 @pytest.mark.parametrize("mode", GRADIENTS)
 def test_every_mode_approaches_the_gradient_of_the_equation_as_the_tolerance_falls(mode):
     method = "reversible_dopri5" if mode == "reversible" else "dopri5"
-    truth, _ = final_gradient("backprop", 1e-11, "dopri8")
+    reference, _ = final_gradient("backprop", 1e-11, "dopri8")
     errors = []
     for tol in (1e-3, 1e-5, 1e-7, 1e-8):
         found, _ = final_gradient(mode, tol, method)
-        errors.append(float((found - truth).norm() / truth.norm()))
+        errors.append(float((found - reference).norm() / reference.norm()))
     assert errors[0] < 0.5
     assert errors[-1] < 1e-6
     assert all(later < earlier / 5 for earlier, later in itertools.pairwise(errors))
@@ -194,7 +194,7 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
 
         plan = SolvePlan(METHODS["dopri5"].for_fixed_steps(), tolerance=None, grid=lambda times: grid)
         problem = InitialValueProblem(f, y0, [0.0, 4.0], ())
-        y = run(problem, plan, GRADIENTS["backprop"]()).y
+        y = solve_problem(problem, plan, GRADIENTS["backprop"]()).y
         return (y[-1] ** 2).sum() + y[-1][0]
 
     y0, weight = torch.tensor([0.5, -0.4], dtype=torch.float64), Field().weight.detach()
@@ -237,7 +237,7 @@ def end_of(y0, weight=A, method="rk4"):
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "explicit_adams"])
-def test_vmap_over_a_fixed_step_solve_equals_one_solve_after_the_other(method, grad):
+def test_vmap_over_a_fixed_step_solve_equals_separate_solves(method, grad):
     with torch.set_grad_enabled(grad):
         mapped = torch.func.vmap(functools.partial(end_of, method=method))(STARTS)
         each = torch.stack([end_of(start, method=method) for start in STARTS])
