@@ -91,8 +91,8 @@ class SolveOutcome:
             Status.non_finite: f"non_finite: the vector field gave NaN or inf {where}",
             Status.not_converged: f"not_converged: the implicit equations of a step were not solved {where}; take "
             "smaller steps",
-            Status.unstable: f"unstable: the two halves of the reversible state drifted apart {where}; take smaller "
-            "steps, a smaller coupling or a shorter span",
+            Status.unstable: f"unstable: the state and the auxiliary state drifted apart {where}; take smaller steps, "
+            "a smaller coupling or a shorter span",
             Status.event: f"event: a terminal event {where}",
         }[self.status]
 

@@ -81,9 +81,10 @@ def test_the_table_pairs_each_gradient_mode_with_torchdiffeq(comparison, tmp_pat
     assert "ratio: " in capsys.readouterr().out
     table = load("render_tables").step_table(rows)
     assert "odebench, samples/s (NFE)" in table
+    assert "f + vjp alone" in table
     assert rows[0]["samples_per_s_bare"] in table
     without = [{name: row[name] for name in row if not name.endswith("_bare")} for row in rows]
-    assert "bare" not in load("render_tables").step_table(without)
+    assert "alone" not in load("render_tables").step_table(without)
 
 
 def test_different_losses_raise_an_error(comparison):

@@ -65,7 +65,7 @@ RK4_CLASSIC = Tableau(
     b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
 )
 
-# Euler's method estimates the error. Dense output: cubic Hermite, from f at both ends, the latter an extra stage.
+# The embedded method is Euler's. Dense output: cubic Hermite from f at both ends; the second one is an extra stage.
 ADAPTIVE_HEUN = Tableau(
     name="adaptive_heun",
     source="Heun 1900, with Euler 1768",
@@ -81,7 +81,7 @@ ADAPTIVE_HEUN = Tableau(
 )
 
 # Low-order classical Runge-Kutta formulas with stepsize control, the pair of orders 1 and 2. Its third stage is
-# not quite f at the end of the step: the extra one is. Dense output: cubic Hermite.
+# not exactly f at the end of the step; the extra stage is. Dense output: cubic Hermite.
 FEHLBERG2 = Tableau(
     name="fehlberg2",
     source="Fehlberg 1969",

@@ -1,7 +1,7 @@
-"""Explicit Runge-Kutta methods of high order, each a tableau with its source.
+"""Tableaus of explicit Runge-Kutta methods of high order, with their sources.
 
-Their own stages carry continuous extensions of order 5 only. The extra stages and the polynomials are the
-output of ``scripts/derive_dense_output.py``.
+Their stages allow dense output of order 5 only. ``scripts/derive_dense_output.py`` prints the extra stages and the
+polynomials.
 """
 
 from odebench.ode.methods.tableau import Tableau
@@ -9,8 +9,8 @@ from odebench.ode.methods.tableau import Tableau
 # One row per stage.
 # fmt: off
 
-# High order embedded Runge-Kutta formulae, RK8(7)13M: fractions good to 18 digits. The 14th stage, f at the end
-# of the step, is the next step's first.
+# High order embedded Runge-Kutta formulae, RK8(7)13M: fractions accurate to 18 digits. The 14th stage, f at
+# the end of the step, is the first stage of the next step.
 DOPRI8 = Tableau(
     name="dopri8",
     source="Prince & Dormand 1981",
@@ -99,7 +99,7 @@ DOPRI8 = Tableau(
 )
 
 # Numerically optimal Runge-Kutta pairs with interpolants, the "most efficient" one of orders 7 and 6. No stage is f
-# at the end of the step; the first extra one is.
+# at the end of the step; the first extra stage is.
 VERN7 = Tableau(
     name="vern7",
     source="Verner 2010",

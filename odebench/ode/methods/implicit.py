@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from odebench.ode.methods.collocation import lagrange_integrals, lagrange_weights
-
 
 @dataclass(frozen=True)
 class ImplicitTableau:
@@ -80,6 +78,28 @@ class ImplicitTableau:
         """The same method without error estimate, for fixed steps."""
         nothing = {"error": None, "error_order": None, "smoothing": None, "dense": None, "dense_order": None}
         return replace(self, error_start=0.0, **nothing)  # type: ignore[arg-type]
+
+
+def lagrange_weights(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
+    """The values [s] at theta of the Lagrange polynomials of the nodes c."""
+    return tuple(sum(p * theta**j for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
+
+
+def lagrange_integrals(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """s rows of coefficients p_i1, p_i2, ...: row i is the integral from 0 of the i-th Lagrange polynomial."""
+    return tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
+
+
+def _lagrange_basis(c: tuple[float, ...]) -> list[list[float]]:
+    """The coefficients, lowest power first, of the polynomials that are 1 at one node and 0 at the others."""
+    polynomials = []
+    for i, node in enumerate(c):
+        polynomial = [1.0]
+        for other in c[:i] + c[i + 1 :]:
+            shifted, scaled = [0.0, *polynomial], [*(-other * p for p in polynomial), 0.0]
+            polynomial = [(x + y) / (node - other) for x, y in zip(shifted, scaled, strict=True)]
+        polynomials.append(polynomial)
+    return polynomials
 
 
 def _collocation(

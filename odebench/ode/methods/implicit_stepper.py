@@ -12,8 +12,7 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
-from odebench.ode.methods.collocation import lagrange_weights
-from odebench.ode.methods.implicit import ImplicitTableau
+from odebench.ode.methods.implicit import ImplicitTableau, lagrange_weights
 from odebench.ode.methods.jacobian import JacobianBlock, has_other_leaves, linearize
 from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, with_implicit_gradient
 from odebench.ode.solution import Stats, Status
