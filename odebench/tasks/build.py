@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from odebench import ode
 from odebench.config.choices import options_of
 from odebench.config.plugins import lookup
-from odebench.config.schema import SolverSettings
+from odebench.config.schema import NO_SOLVER, SolverSettings
 from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
@@ -162,3 +162,12 @@ def _random_state(device: torch.device) -> Tensor:
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0.0, atol=_MAX_RELATIVE_ROUND_OFF * float(a.abs().max()), equal_nan=True)
+
+
+def build_solvers(settings: Settings) -> tuple[ConfiguredSolver | None, ConfiguredSolver | None]:
+    """Build the solvers for training and for evaluation; (None, None) without an ODE."""
+    if settings.solver.name == NO_SOLVER:
+        return None, None
+    gradient, extensions = settings.gradient, settings.extensions
+    training = ConfiguredSolver(settings.solver, gradient, extensions, dynamics=settings.dynamics)
+    return training, ConfiguredSolver(settings.evaluation_solver, gradient, extensions, False)

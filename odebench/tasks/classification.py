@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odebench.config.choices import options_of
-from odebench.config.schema import NO_SOLVER
 from odebench.config.settings import Settings
 from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
 from odebench.errors import UsageError
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
-from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.build import ConfiguredSolver, build_model, build_solvers
 from odebench.tasks.task import Loss, add_penalty
 
 
@@ -46,14 +45,7 @@ class ClassificationTask:
         _, in_channels, image_size, _ = data.train.images.shape
         self.data_properties = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
         self.model = build_model(settings, self.data_properties).to(device)
-        self._solve = self._eval_solve = None
-        if settings.solver.name != NO_SOLVER:
-            self._solve = ConfiguredSolver(
-                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
-            )
-            self._eval_solve = ConfiguredSolver(
-                settings.evaluation_solver, settings.gradient, settings.extensions, False
-            )
+        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:

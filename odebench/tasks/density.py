@@ -12,7 +12,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from odebench.config.choices import options_of
-from odebench.config.schema import NO_SOLVER
 from odebench.config.schema.quantities import SPLITS
 from odebench.config.settings import Settings
 from odebench.data import (
@@ -25,7 +24,7 @@ from odebench.data import (
     dequantise,
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
-from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.build import build_model, build_solvers
 from odebench.tasks.compatibility import check_density_data, check_density_model
 from odebench.tasks.density_figures import density_figures
 from odebench.tasks.task import Loss, add_penalty
@@ -57,14 +56,7 @@ class DensityTask:
         model = build_model(settings, {"shape": shape})
         check_density_model(model, data, settings)
         self.model: Any = model.to(device)
-        self._solve = self._eval_solve = None
-        if settings.solver.name != NO_SOLVER:
-            self._solve = ConfiguredSolver(
-                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
-            )
-            self._eval_solve = ConfiguredSolver(
-                settings.evaluation_solver, settings.gradient, settings.extensions, False
-            )
+        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:

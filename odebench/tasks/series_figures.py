@@ -28,15 +28,13 @@ def series_figures(
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
     if shown := _reconstruct_series(data, split, first, forecast, window):
-        figures |= _reconstruction_figures(data, split, shown)
+        figures |= _series_figure(data, split, shown)
     # At evenly spaced times, not at event times: events are rare where the rate is low.
     indices, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
     prediction = forecast(indices, times)
     if prediction.log_rates is not None:
-        log_rates = prediction.log_rates
-        figures["rates"] = plots.rates_over_time(
-            [_inferred_rate(data, split, i, times, log_rates[:, i]) for i in first]
-        )
+        rates = [_inferred_rate(data, split, i, times, prediction.log_rates[:, i]) for i in first]
+        figures["rates"] = plots.rates_over_time(rates)
     if prediction.latents is not None and prediction.latents.shape[-1] > 1:
         labels = None if split.labels is None else split.labels[indices].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
@@ -47,8 +45,7 @@ def series_figures(
 def examples(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
-    """Return the first series of each label (or the first series) with predictions; none if the model predicts no
-    values."""
+    """Return the first series of each label (or the first) with predictions; none if the model predicts no values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
     return _reconstruct_series(
         data, split, [int((labels == label).nonzero()[0]) for label in labels.unique()], forecast, window
@@ -73,29 +70,23 @@ def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
     return torch.linspace(0, EXTRAPOLATION_FACTOR * data.span, NUM_TIMES, device=split.times.device)
 
 
-def _reconstruction_figures(
-    data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]
-) -> dict[str, Figure]:
+def _series_figure(data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]) -> dict[str, Figure]:
     """Draw two channels in the plane; otherwise the most often observed channels over time."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
     chosen = split.mask.sum(0).argsort(descending=True, stable=True)[:NUM_CHANNELS].tolist()
-    return {
-        "series": plots.series_over_time(
-            [_select_channels(series, chosen) for series in shown], [data.channels[i] for i in chosen]
-        )
-    }
+    selected = [_select_channels(series, chosen) for series in shown]
+    return {"series": plots.series_over_time(selected, [data.channels[i] for i in chosen])}
 
 
 def _select_channels(series: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
     """Keep only these channels."""
+    held_out = series.held_out
     return series._replace(
         predictions=series.predictions[..., channels],
         observed=series.observed._replace(values=series.observed.values[:, channels]),
         truth=None if series.truth is None else series.truth[:, channels],
-        held_out=None
-        if series.held_out is None
-        else series.held_out._replace(values=series.held_out.values[:, channels]),
+        held_out=None if held_out is None else held_out._replace(values=held_out.values[:, channels]),
     )
 
 
@@ -103,10 +94,8 @@ def _predicted_series(
     split: SeriesSplit, position: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
 ) -> plots.PredictedSeries:
     inputs, targets = split.inputs(position), split.targets(position)
-    is_held_out = ~torch.isin(targets.times, inputs.times)
-    held_out = SeriesBatch(
-        targets.times[is_held_out], targets.values[:, is_held_out], targets.mask[:, is_held_out], None
-    )
+    later = ~torch.isin(targets.times, inputs.times)
+    held_out = SeriesBatch(targets.times[later], targets.values[:, later], targets.mask[:, later], None)
     return plots.PredictedSeries(
         label=f"series {int(split.ids[position])}",
         times=times.cpu().numpy(),

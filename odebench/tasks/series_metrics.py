@@ -46,8 +46,7 @@ def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -
 
 
 def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
-    """Turn the sums of all batches into means, and into their roots for rmse; quantities without values are left
-    out."""
+    """Turn the sums of all batches into means, and into their roots for rmse; skip quantities without values."""
     totals: dict[str, tuple[float, float]] = {}
     for batch in sums:
         for name, (value, count) in batch.items():

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from odebench.config.choices import options_of
-from odebench.config.schema import NO_SOLVER
 from odebench.config.settings import Settings
 from odebench.data import batch_generator, batch_indices, build_data
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
@@ -18,7 +17,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODERNNCell
 from odebench.plots.series import PredictedSeries
-from odebench.tasks.build import ConfiguredSolver, build_model
+from odebench.tasks.build import build_model, build_solvers
 from odebench.tasks.compatibility import check_series_model
 from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
@@ -96,14 +95,7 @@ class TimeSeriesTask:
         check_series_model(self.model, data, settings)
         self._window = float(data.train.times[data.train.is_input].max())
         self._redrawn: tuple[int, SeriesSplit] | None = None
-        self._solve = self._eval_solve = None
-        if settings.solver.name != NO_SOLVER:
-            self._solve = ConfiguredSolver(
-                settings.solver, settings.gradient, settings.extensions, dynamics=settings.dynamics
-            )
-            self._eval_solve = ConfiguredSolver(
-                settings.evaluation_solver, settings.gradient, settings.extensions, False
-            )
+        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:
@@ -176,7 +168,7 @@ class TimeSeriesTask:
         series = self._splits[split]
         sums, logits, labels = [], [], []
         for indices in self._batches(split):
-            forecast, targets, batch_sums = self._forecast_and_sums(model, series, indices)
+            forecast, targets, batch_sums = self._forecast_targets(model, series, indices)
             sums.append(batch_sums | {name: (nfe, 1) for name, nfe in _nfe(forecast).items()})
             if forecast.logits is not None and targets.labels is not None:
                 logits.append(forecast.logits)
@@ -210,7 +202,7 @@ class TimeSeriesTask:
         for indices in self._batches(split):
             targets = series.targets(indices)
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
-            for name, part in _prediction_columns(self._data.channels, series.ids[indices], targets, forecast).items():
+            for name, part in _columns(self._data.channels, series.ids[indices], targets, forecast).items():
                 columns.setdefault(name, []).extend(part)
         return columns
 
@@ -282,9 +274,8 @@ class TimeSeriesTask:
     def _consistency(
         self, model: Any, forecast: Forecast, batch: SeriesTrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Compute the negative log-probability of the forecast's states at `start` under the encoder, given only the
-        inputs from there on, averaged over the series that have such inputs (0 if none has); and the encoder's
-        solves."""
+        """Compute the negative log-probability of the forecast's states at `start` under the encoder given the later
+        inputs, averaged over the series with such inputs (0 if there are none); return also the encoder's solves."""
         assert forecast.latents is not None
         inputs, column = batch.inputs, int((batch.targets.times < start).sum())
         later, has_inputs = inputs.times >= start, _observed_from(inputs, start)
@@ -311,11 +302,8 @@ class TimeSeriesTask:
     def _forecast_test_series(self, indices: Tensor, times: Tensor) -> Forecast:
         return self._forecast(self.model.eval(), self._splits["test"], indices, times)
 
-    def _forecast_and_sums(
-        self, model: Any, series: SeriesSplit, indices: Tensor
-    ) -> tuple[Forecast, SeriesBatch, Sums]:
-        """Forecast the targets of some series; return also the sums of all metrics, with ground truth and rate if
-        known."""
+    def _forecast_targets(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
+        """Forecast the targets of some series; return forecast, targets and the sums of all metrics."""
         targets = series.targets(indices)
         truth = series.noiseless(indices) if series.truth is not None else targets
         requested = [targets.times, truth.times]
@@ -362,9 +350,7 @@ def _data_properties(data: SeriesData) -> dict[str, Any]:
     return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
 
 
-def _prediction_columns(
-    channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast
-) -> dict[str, list[Any]]:
+def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast) -> dict[str, list[Any]]:
     """Columns with the forecast at all times at which something was observed."""
     rows = targets.mask.any(-1).nonzero(as_tuple=True)
     columns = {"series": ids[rows[0]], "time": targets.times[rows[1]]}

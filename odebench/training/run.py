@@ -80,13 +80,11 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
             log.warning(line)
         training = _build_training(settings)
         folder = distributed.broadcast_result(lambda: _make_folder(settings))
-        manifest_content, quantities = _manifest(config, training, settings), training.task.quantities
+        content, quantities = _manifest(config, training, settings), training.task.quantities
         with (
             _run_lock(folder),
             StopRequest(notice=_STOP_NOTICE) as stop,
-            _open_writer(
-                folder, lambda: RunWriter.create(folder, config, overrides, manifest_content, quantities)
-            ) as record,
+            _open_writer(folder, lambda: RunWriter.create(folder, config, overrides, content, quantities)) as record,
         ):
             result = _train_and_test(training, settings, record, stop)
     return _forward_signal(result, stop)
@@ -106,9 +104,7 @@ def resume_run(path: Path) -> RunResult:
             if distributed.is_rank_zero():
                 log.info("%s is already done", path)
                 if "run" not in run.summary:
-                    raise UsageError(
-                        f"{path / layout.SUMMARY} is damaged: it holds no results; odebench eval computes them"
-                    )
+                    raise UsageError(f"{path / layout.SUMMARY} is damaged: it holds no results; use odebench eval")
                 print(training_table(run.summary, path))
             return RunResult(DONE, path, run.summary.get("objective"))
         with _run_lock(path):
@@ -118,12 +114,10 @@ def resume_run(path: Path) -> RunResult:
             training = _build_training(replace(settings, init_from=None) if found else settings)
             _load_latest(training, last)
             step, elapsed_s = training.progress.step, training.progress.elapsed_s
-            manifest_content, quantities = _manifest(saved, training, settings), training.task.quantities
+            content, quantities = _manifest(saved, training, settings), training.task.quantities
             with (
                 StopRequest(notice=_STOP_NOTICE) as stop,
-                _open_writer(
-                    path, lambda: RunWriter.reopen(path, step, manifest_content, quantities, elapsed_s)
-                ) as record,
+                _open_writer(path, lambda: RunWriter.reopen(path, step, content, quantities, elapsed_s)) as record,
             ):
                 if found:
                     log.info("resuming after step %d", step)

@@ -99,20 +99,12 @@ def study_run(
         results.append(metrics)
         values = dict(override.split("=", 1) for override in overrides)
         varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
-        table.append(
-            {
-                **_solver_cells(settings),
-                **varied,
-                **_metric_cells(run.task.format_metrics(metrics)),
-                **_cost_cells(metrics),
-            }
-        )
+        cells = _metric_cells(run.task.format_metrics(metrics)) | _cost_cells(metrics)
+        table.append({**_solver_cells(settings), **varied, **cells})
     if table:
         print(_format_table(table))
         part = "" if limit is None else f"first {limit:,} samples of the "
-        print(
-            f"\nevaluated: {part}{split} split; ms and output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}"
-        )
+        print(f"\nevaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}")
         print("forward, backward: NFE and time of a training step; memory and gradients: of that step")
     return results
 
