@@ -260,7 +260,7 @@ def test_a_field_that_draws_noise_within_a_solve_is_refused(monkeypatch):
 
 
 def test_a_planar_flow_of_images_is_refused():
-    with pytest.raises(UsageError, match="model=planar_nf is for vectors, and the data are images; model=ffjord"):
+    with pytest.raises(UsageError, match="model=planar_nf is for vectors, and the data are images; use model=ffjord"):
         build_task(read_settings(compose(["model=planar_nf", "data=mnist5k"])), torch.device("cpu"))
 
 
