@@ -117,7 +117,7 @@ def _compile_step(
     fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(numbers: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:
-        h, *clock = numbers.unbind()
+        h, *stage_times = numbers.unbind()
         inputs = [*parameters, *(args[i] for i in arg_idx)]
 
         def linearize(t: Tensor, y: Tensor, with_parameters: bool) -> Any:
@@ -133,7 +133,7 @@ def _compile_step(
         stages: list[Tensor] = []
         integrands: list[tuple[Tensor, ...]] = []
         z_next = z
-        for i, t in enumerate(clock):
+        for i, t in enumerate(stage_times):
             z_next = z + h * weighted_sum(method.a[i], stages) if i else z
             y, a = z_next.chunk(2)
             k, vjp_at = linearize(t, y, method.b[i] != 0)

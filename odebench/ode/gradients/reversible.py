@@ -227,8 +227,8 @@ class CoupledReverseStepper:
 
     def _increment(self, t: float, h: float, y: Tensor) -> Tensor:
         stages, step = StageList(), self._step
-        clock = self._field.time_tensors([t + c_i * h for c_i in step.c])
-        evaluate_stages(stages, step, self._field, clock, y, h)
+        stage_times = self._field.time_tensors([t + c_i * h for c_i in step.c])
+        evaluate_stages(stages, step, self._field, stage_times, y, h)
         return stages.combine(torch.zeros_like(y), step.b, h)
 
 

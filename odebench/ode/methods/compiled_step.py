@@ -67,9 +67,9 @@ def _compile(
     def step(
         numbers: Tensor, y: Tensor, k0: Tensor, args: list[Tensor], tolerance: Tensor | None
     ) -> tuple[Tensor, ...]:
-        h, *clock = numbers.unbind()
+        h, *stage_times = numbers.unbind()
         stages = [k0]
-        for i, time in enumerate(clock, start=1):
+        for i, time in enumerate(stage_times, start=1):
             y_next = y + h * weighted_sum(method.a[i], stages)
             time = torch.nextafter(time, time - h) if one_sided and method.c[i] == 1 else time
             stages.append(layout.evaluate_flat(f, time, y_next, args))

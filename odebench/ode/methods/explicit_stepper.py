@@ -169,8 +169,8 @@ class ExplicitRungeKuttaStepper:
             y_next, k_last, self._error, *self._compiled_stages = self._step(t, h, y, stages.get(0))
             stages.set(method.stages - 1, k_last)
             return y_next
-        clock = self._clock(t, h, method.c[1:])
-        for (i, weights, in_step, in_next), time in zip(self._later_stages, clock, strict=True):
+        stage_times = self._stage_times(t, h, method.c[1:])
+        for (i, weights, in_step, in_next), time in zip(self._later_stages, stage_times, strict=True):
             y_i = stages.combine(y, weights, h)
             stages.set(i, field(time, y_i, in_step or (in_next and not last), stages.out(i)))
         return y_i if method.fsal else stages.combine(y, method.b, h)
@@ -189,10 +189,12 @@ class ExplicitRungeKuttaStepper:
             return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
         if method.dense is not None:
             self._unpack()
-            clock = self._clock(t, h, method.extra_c) if method.extra_c else ()
+            stage_times = self._stage_times(t, h, method.extra_c) if method.extra_c else ()
             for i, row in enumerate(method.extra_a):
                 y_i = self._stages.combine(y, row, h)
-                self._stages.set(method.stages + i, self._field(clock[i], y_i, method.stages + i == method.end_stage))
+                self._stages.set(
+                    method.stages + i, self._field(stage_times[i], y_i, method.stages + i == method.end_stage)
+                )
             self._has_extra_stages = True
             return Interpolant(t, h, y, self._stages.first(method.dense_stages), method.dense)
         mean = (y_next - y) / h
@@ -234,7 +236,7 @@ class ExplicitRungeKuttaStepper:
             for i, k in enumerate(rows.unbind()):
                 self._stages.set(i, k)
 
-    def _clock(self, t: float, h: float, c: tuple[float, ...]) -> Any:
+    def _stage_times(self, t: float, h: float, c: tuple[float, ...]) -> Any:
         times = self._field.time_tensors([t + c_i * h for c_i in c])
         if not self._one_sided:
             return times

@@ -63,7 +63,7 @@ class ImplicitRungeKuttaStepper:
     def slope(self, t: float, y: Tensor) -> Tensor:
         """f at the start of the next step."""
         if self._slope is None:
-            self._slope = self._field(self._clock_start(t), y, True)
+            self._slope = self._field(self._start_time(t), y, True)
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -72,14 +72,14 @@ class ImplicitRungeKuttaStepper:
         if h != self._attempted[1] or self._blocks is None:
             self._systems = {}
         self._attempted = (t, h, y)
-        clock = self._clock(t, h)
+        stage_times = self._stage_times(t, h)
         if self._method.a[0][0] == 0 and len(self._method.groups) > 1:
             self.slope(t, y)
         with torch.no_grad():
-            w = self._solve(t, h, y.detach(), clock)
+            w = self._solve(t, h, y.detach(), stage_times)
         if self.failure is not None:
             return y
-        self._w = self._with_graph(h, y, w, clock) if torch.is_grad_enabled() else w
+        self._w = self._with_graph(h, y, w, stage_times) if torch.is_grad_enabled() else w
         return y + self._b @ self._w
 
     def error(self) -> Tensor:
@@ -124,7 +124,7 @@ class ImplicitRungeKuttaStepper:
         stages = y + self._a @ self._w
         return [
             (h * b, time, stage)
-            for b, time, stage in zip(self._method.b, self._clock(t, h), stages.unbind(), strict=True)
+            for b, time, stage in zip(self._method.b, self._stage_times(t, h), stages.unbind(), strict=True)
             if b
         ]
 
@@ -132,7 +132,7 @@ class ImplicitRungeKuttaStepper:
         """None: stiffness does not limit the steps."""
         return None
 
-    def _solve(self, t: float, h: float, y: Tensor, clock: list[Tensor]) -> Tensor:
+    def _solve(self, t: float, h: float, y: Tensor, stage_times: list[Tensor]) -> Tensor:
         """Solve for W [s, N], group by group."""
         w = y.new_zeros(self._method.stages, len(y))
         for group in self._method.groups:
@@ -140,15 +140,17 @@ class ImplicitRungeKuttaStepper:
             a = self._a[here, here]
             base = y + self._a[here, : group.start] @ w[: group.start]
             if not self._method.a[group.start][group.start] and len(group) == 1:
-                w[here] = h * (self.slope(t, y) if group.start == 0 else self._field(clock[group.start], base[0], True))
+                w[here] = h * (
+                    self.slope(t, y) if group.start == 0 else self._field(stage_times[group.start], base[0], True)
+                )
                 continue
             stages = StageEquations(
-                lambda i, stage, first=group.start: h * self._field(clock[first + i], stage, True),  # type: ignore[misc]
+                lambda i, stage, first=group.start: h * self._field(stage_times[first + i], stage, True),  # type: ignore[misc]
                 base,
                 a,
                 self._system(a),
                 lambda values, a=a: StageSystem(  # type: ignore[misc]
-                    linearize(self._field, clock[-1], values.mean(0), self._stats), h, a, self._stats
+                    linearize(self._field, stage_times[-1], values.mean(0), self._stats), h, a, self._stats
                 ),
             )
             w[here], self.failure = stages.solve(y, self._guess(w, group, h), self._accuracy)
@@ -156,7 +158,7 @@ class ImplicitRungeKuttaStepper:
                 break
         return w
 
-    def _with_graph(self, h: float, y: Tensor, w: Tensor, clock: list[Tensor]) -> Tensor:
+    def _with_graph(self, h: float, y: Tensor, w: Tensor, stage_times: list[Tensor]) -> Tensor:
         """W [s, N] with a graph, for first derivatives."""
         done: list[Tensor] = []
         for group in self._method.groups:
@@ -166,13 +168,13 @@ class ImplicitRungeKuttaStepper:
             if done:
                 base = base + self._a[here, : group.start] @ torch.cat(done)
             if not self._method.a[group.start][group.start] and len(group) == 1:
-                slope = self._slope if group.start == 0 else self._field(clock[group.start], base[0], True)
+                slope = self._slope if group.start == 0 else self._field(stage_times[group.start], base[0], True)
                 assert slope is not None
                 done.append(h * slope[None])
                 continue
             stages = list((base + a @ w[here]).unbind())
             leaves = [stage.requires_grad_() for stage in stages if not stage.requires_grad]
-            slopes = [self._field(clock[i], stage, True) for i, stage in zip(group, stages, strict=True)]
+            slopes = [self._field(stage_times[i], stage, True) for i, stage in zip(group, stages, strict=True)]
             # A graph with only the leaves created here would be kept from step to step without use.
             needs_graph = len(leaves) < len(stages) or has_other_leaves(slopes, leaves)
             done.append(with_implicit_gradient(w[here], slopes, stages, h, a, self._stats) if needs_graph else w[here])
@@ -197,7 +199,7 @@ class ImplicitRungeKuttaStepper:
         """The linear system of stages with coefficients ``a``, linearized at the start of the step."""
         t, h, y = self._attempted
         if self._blocks is None:
-            self._blocks = linearize(self._field, self._clock_start(t), y.detach(), self._stats)
+            self._blocks = linearize(self._field, self._start_time(t), y.detach(), self._stats)
         key = tuple(a.reshape(-1).tolist())
         if key not in self._systems:
             self._systems[key] = StageSystem(self._blocks, h, a, self._stats)
@@ -206,13 +208,13 @@ class ImplicitRungeKuttaStepper:
     def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
         if self._method.stiffly_accurate:
             return self._w[-1] / self._attempted[1]
-        return self._field(self._clock_start(t_next), y_next, True)
+        return self._field(self._start_time(t_next), y_next, True)
 
-    def _clock_start(self, t: float) -> Tensor:
+    def _start_time(self, t: float) -> Tensor:
         (time,) = self._field.time_tensors([t])
         return torch.nextafter(time, time + self._one_sided) if self._one_sided else time
 
-    def _clock(self, t: float, h: float) -> list[Tensor]:
+    def _stage_times(self, t: float, h: float) -> list[Tensor]:
         c = self._method.c
         times = self._field.time_tensors([t + c_i * h for c_i in c])
         if not self._one_sided:

@@ -27,7 +27,7 @@ class ReversibleRungeKuttaStepper:
         self, method: ReversibleRungeKutta, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
-        self._field, self._clock = field, _StepTimes(field, one_sided)
+        self._field, self._stage_times = field, _StepTimes(field, one_sided)
         with_graph = torch.is_grad_enabled()
         self._forward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
         self._backward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
@@ -38,7 +38,7 @@ class ReversibleRungeKuttaStepper:
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """z = y."""
         self._auxiliary = self.auxiliary_next = y
-        self._slope = _copy_without_graph(self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f)
+        self._slope = _copy_without_graph(self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f)
         self._at_start = True
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -55,13 +55,13 @@ class ReversibleRungeKuttaStepper:
             self._forward_stages,
             step,
             self._field,
-            self._clock(t, h, step.c),
+            self._stage_times(t, h, step.c),
             z,
             h,
             self._slope if self._at_start else None,
         )
         y_next = torch.add(self._forward_stages.combine(z, step.b, h), y - z, alpha=self._method.coupling)
-        evaluate_stages(self._backward_stages, step, self._field, self._clock(t + h, -h, step.c), y_next, -h)
+        evaluate_stages(self._backward_stages, step, self._field, self._stage_times(t + h, -h, step.c), y_next, -h)
         self.auxiliary_next = self._backward_stages.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
             # Evaluated already at a state that differs from that of the stage by c (y - z), far less than the error.
@@ -81,12 +81,12 @@ class ReversibleRungeKuttaStepper:
         base, h, z = self._base, self._h, self._auxiliary
         if base.dense is None:
             return _hermite(t, t_next - t, y, y_next, [self._slope, self._backward_stages.get(0)], interpolation)
-        clock = self._clock(t, h, base.extra_c)
+        stage_times = self._stage_times(t, h, base.extra_c)
         for i, row in enumerate(base.extra_a, start=base.stages):
             at_end = i == base.end_stage
             stage = self._forward_stages.combine(z, row, h)
             self._forward_stages.set(
-                i, self._backward_stages.get(0) if at_end else self._field(clock[i - base.stages], stage, False)
+                i, self._backward_stages.get(0) if at_end else self._field(stage_times[i - base.stages], stage, False)
             )
         slopes = [*self._forward_stages.first(base.dense_stages), (z - y) / h]
         return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
@@ -115,14 +115,14 @@ class AsynchronousLeapfrogStepper:
     def __init__(
         self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
-        self._method, self._field, self._clock = method, field, _StepTimes(field, one_sided)
+        self._method, self._field, self._stage_times = method, field, _StepTimes(field, one_sided)
         # The error estimate of adaptive steps includes the drift of v; fixed steps need the monitor.
         self._drift = None if method.adaptive else _DriftMonitor(False)
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """v = f(t, y)."""
-        f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        f = self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f
         self._auxiliary = self.auxiliary_next = _copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class AsynchronousLeapfrogStepper:
             return y
         self._h = h
         middle = torch.add(y, self._auxiliary, alpha=h / 2)
-        u = self._field(self._clock(t, h, (0.5,))[0], middle)
+        u = self._field(self._stage_times(t, h, (0.5,))[0], middle)
         self.auxiliary_next = torch.add(self._auxiliary, u - self._auxiliary, alpha=2 * self._method.damping)
         return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
@@ -168,14 +168,14 @@ class ReversibleHeunStepper:
     order = 2  # of the error estimate
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
-        self._method, self._field, self._clock = method, field, _StepTimes(field, one_sided)
+        self._method, self._field, self._stage_times = method, field, _StepTimes(field, one_sided)
         self._drift = _DriftMonitor(method.adaptive)
         self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """x = y."""
         self._auxiliary = self.auxiliary_next = y
-        f = self._field(self._clock(t, 0.0, (0.0,))[0], y) if f is None else f
+        f = self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f
         self._slope = self._slope_next = _copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class ReversibleHeunStepper:
         self._h = h
         middle = torch.add(y, self._slope, alpha=h / 2)
         self.auxiliary_next = 2 * middle - self._auxiliary
-        self._slope_next = _copy_without_graph(self._field(self._clock(t, h, (1.0,))[0], self.auxiliary_next))
+        self._slope_next = _copy_without_graph(self._field(self._stage_times(t, h, (1.0,))[0], self.auxiliary_next))
         return torch.add(middle, self._slope_next, alpha=h / 2)
 
     def error(self) -> Tensor:
@@ -260,7 +260,7 @@ def evaluate_stages(
     stages: StageBuffer | StageList,
     step: Tableau,
     field: Any,
-    clock: Any,
+    stage_times: Any,
     y: Tensor,
     h: float,
     first: Tensor | None = None,
@@ -268,9 +268,9 @@ def evaluate_stages(
     """Evaluate the stages of a step from y [N]; ``first``: the first stage, if it is known."""
     for i in range(step.stages):
         if i == 0:
-            k = field(clock[0], y) if first is None else first
+            k = field(stage_times[0], y) if first is None else first
         else:
-            k = field(clock[i], stages.combine(y, step.a[i], h))
+            k = field(stage_times[i], stages.combine(y, step.a[i], h))
         stages.set(i, k)
 
 

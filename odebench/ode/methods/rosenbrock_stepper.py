@@ -59,23 +59,23 @@ class RosenbrockStepper:
     def slope(self, t: float, y: Tensor) -> Tensor:
         """f at the start of the next step."""
         if self._slope is None:
-            self._slope = self._field(self._clock(t, 0.0)[0], y, True)
+            self._slope = self._field(self._stage_times(t, 0.0)[0], y, True)
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         method = self._method
         self.failure, self._attempted = None, (t, h, y)
-        clock = self._clock(t, h)
+        stage_times = self._stage_times(t, h)
         if self._linearization is None:
-            self._linearization = value_and_derivatives(self._field, clock[0], y, h, self._stats)
+            self._linearization = value_and_derivatives(self._field, stage_times[0], y, h, self._stats)
         f_start, block, f_t = self._linearization
         system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
         acceptable = self._accuracy.acceptable(y.detach(), y.detach()[None])
         self._u = []
         for i in range(method.stages):
             y_i = self._combine(y, method.a[i])
-            f = f_start if i == 0 else self._field(clock[i], y_i, True)
+            f = f_start if i == 0 else self._field(stage_times[i], y_i, True)
             right = torch.add(f, f_t, alpha=h * method.gammas[i]) * (h * method.gamma)
             right = self._combine(right, tuple(method.gamma * c for c in method.c[i]))
             self._u.append(system.solve(right[None], acceptable, *self._linear_tolerances)[0])
@@ -121,7 +121,7 @@ class RosenbrockStepper:
                 y = torch.add(y, u, alpha=weight)
         return y
 
-    def _clock(self, t: float, h: float) -> list[Tensor]:
+    def _stage_times(self, t: float, h: float) -> list[Tensor]:
         times = list(self._field.time_tensors([t + alpha * h for alpha in self._method.alpha]))
         if self._one_sided:
             times[0] = torch.nextafter(times[0], times[0] + self._one_sided)

@@ -30,7 +30,7 @@ from odebench.ode.solution import Stats, Status
 
 
 class Field(Protocol):
-    """dy/dt [N] = field(t, y [N], in_result, out), t a scalar tensor of ``clock``.
+    """dy/dt [N] = field(t, y [N], in_result, out), t a scalar tensor of ``time_tensors``.
 
     in_result: whether the evaluation has weight in the result of this step or is the first stage of the next, rather
         than only in the error estimate or another stage.

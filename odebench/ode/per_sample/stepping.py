@@ -117,12 +117,12 @@ class RowStepper:
         method."""
         last = self.method.stages - 1
         stages, size = self._stages_for(y), self._on_device(h).unsqueeze(1)
-        clock = self._clock(t, h, self._c[: last + 1])
+        stage_times = self._stage_times(t, h, self._c[: last + 1])
         stages.set(0, k, size)
         for i in range(1, last + 1):
             y_i = stages.combine(y, self._a[i])
             if i < last or need_f_next or not self.fsal:
-                k = self._field(clock[i], y_i, rows)
+                k = self._field(stage_times[i], y_i, rows)
                 stages.set(i, k, size)
         y_next = y_i if self.fsal else stages.combine(y, self._b)
         # A copy: f may reuse its memory.
@@ -159,8 +159,8 @@ class RowStepper:
             slopes = torch.stack((k, size * f_next, y_next - y))
             return torch.tensordot(self._dense, slopes, dims=1)
         slopes = step.stages.first_stages(method.stages).index_select(1, idx.to(y.device))
-        clock = self._clock(t, h, self._c[method.stages :]) if method.extra_c else []
-        for time, weights in zip(clock, self._extra_a, strict=True):
+        stage_times = self._stage_times(t, h, self._c[method.stages :]) if method.extra_c else []
+        for time, weights in zip(stage_times, self._extra_a, strict=True):
             k = self._field(time, torch.add(y, torch.tensordot(weights, slopes, dims=1)), rows)
             if len(slopes) == method.end_stage:
                 step.f_next_of_some = idx, k.clone()
@@ -174,7 +174,7 @@ class RowStepper:
             self._buffer, self._buffer_shape = RowStageBuffer(y, self.method.stages), y.shape
         return self._buffer
 
-    def _clock(self, t: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+    def _stage_times(self, t: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
         return list(self._on_device(torch.addcmul(t, c, h)).unbind())
 
 
