@@ -34,9 +34,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     if not 0 < observed <= WINDOW:
         raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the times of a spiral's window")
     if not 0 < beyond <= NUM_TIMES - 2 * WINDOW:
-        raise UsageError(
-            f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, the times left on the curve"
-        )
+        raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, where the curve ends")
     random = np.random.RandomState(random_state)
     counter = random.permutation(np.arange(NUM_SPIRALS) % 2)
     order = random.permutation(NUM_SPIRALS)

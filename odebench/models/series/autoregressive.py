@@ -10,15 +10,7 @@ from odebench.models.series.cells import GRUDCell, ODERNNCell, RNNDecayCell, Tim
 from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
 from odebench.models.series.heads import Decoder
-from odebench.models.series.recurrence import (
-    ObservedSeries,
-    RecurrentCell,
-    Solve,
-    SolveRecorder,
-    observation_grid,
-    run_cell,
-    scatter_to_times,
-)
+from odebench.models.series.recurrence import ObservedSeries, RecurrentCell, Solve, SolveRecorder, make_grid, run_cell
 
 
 class AutoregressiveModel(SeriesModel):
@@ -49,10 +41,10 @@ class AutoregressiveModel(SeriesModel):
     ) -> Forecast:
         """See ``odebench.models.series``."""
         recorder = SolveRecorder(solve)
-        grid = observation_grid(inputs, times, requested, self.cell.max_gap)
+        grid = make_grid(inputs, times, requested, self.cell.max_gap)
         start, from_zero = self.cell.initial_state(grid.values[:, 0]), grid.times.new_zeros(len(grid.times))
         output = run_cell(self.cell, grid, start, from_zero, recorder, self.decoder if self.rollout else None)
-        values = scatter_to_times(self.decoder(output.hidden_states), grid, len(times))
+        values = grid.scatter(self.decoder(output.hidden_states), len(times))
         logits = None
         if self.classifier is not None:
             logits = self.logits(self.cell.hidden_after_last(output.state_after_last).unsqueeze(0))

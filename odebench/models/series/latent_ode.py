@@ -28,11 +28,10 @@ class LatentODE(SeriesModel):
     num_features, span: of the data: D, and the last time; series start at time 0.
     latent_dim: of the ODE's state. field_units, field_layers, activation: of its field's hidden layers.
     augment: further dimensions of the state, zero at first (Dupont et al. 2019). second_order: the field gives the
-        second derivative; the first starts as a learned map of the state, and only the state is decoded (Norcliffe et
-        al. 2020).
+        second derivative; the first starts as a learned map of the state, and is not decoded (Norcliffe et al. 2020).
     encoder: rnn, tanh units with the time gaps as inputs; gru, gated units, which remember more observations; or
-        ode_rnn, whose state follows an ODE between observations, with as many layers in its field as in that of the
-        latent state, of encoder_field_units. All run backwards in time.
+        ode_rnn, whose state follows an ODE between observations, with field_layers of encoder_field_units in its
+        field. All run backwards in time.
     value_unit, gap_unit: rnn and gru divide values and time gaps by these.
     encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see
         ``ODERNNCell``; the step as a fraction of the span.
@@ -107,10 +106,8 @@ class LatentODE(SeriesModel):
         )
 
     def solve(self, z0: Tensor, times: Tensor, solve: Solve) -> tuple[Tensor, Tensor | None]:
-        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0.
-
-        The second result is the expected number of events over the whole span [S, B], or None.
-        """
+        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0, and the expected number
+        of events over the whole span [S, B], where there are events."""
         state = append_zero_channels(z0.flatten(0, 1), self._augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)

@@ -91,6 +91,11 @@ class ObservationGrid:
     is_after_last: Tensor
     target_index: Tensor
 
+    def scatter(self, rows: Tensor, num_times: int) -> Tensor:
+        """Numbers for each time of the grid [B, K, D], scattered to the prediction times [B, T, D]; 0 elsewhere."""
+        index = self.target_index.unsqueeze(-1).expand_as(rows)
+        return rows.new_zeros(len(rows), num_times + 1, rows.shape[2]).scatter(1, index, rows)[:, :num_times]
+
 
 @dataclass(frozen=True)
 class RecurrenceOutput:
@@ -105,7 +110,7 @@ class RecurrenceOutput:
     state_after_last: State
 
 
-def observation_grid(
+def make_grid(
     inputs: ObservedSeries, times: Tensor, requested: Tensor | None, max_gap: float | None = None
 ) -> ObservationGrid:
     """The grid of the observations and of those of the ``times`` [T] that are ``requested`` [B, T], None for all.
@@ -153,10 +158,10 @@ class Observations:
 def reversed_grid(inputs: ObservedSeries, max_gap: float | None = None, to_start: bool = False) -> ObservationGrid:
     """The grid of the observations, the last first, on negative times that rise to the start at 0.
 
-    to_start: include the start even where nothing was observed there. max_gap: see ``observation_grid``.
+    to_start: include the start even where nothing was observed there. max_gap: see ``make_grid``.
     """
     backwards = Observations(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
-    return observation_grid(backwards, inputs.times.new_zeros(int(to_start)), None, max_gap)
+    return make_grid(backwards, inputs.times.new_zeros(int(to_start)), None, max_gap)
 
 
 def run_cell(
@@ -186,12 +191,6 @@ def run_cell(
         state = _where(has_input, updated, advanced if cell.continuous_time else state)
         last = time if cell.continuous_time else torch.where(has_input, time, last)
     return RecurrenceOutput(torch.stack(hidden_states, 1), state, state_after_last)
-
-
-def scatter_to_times(rows: Tensor, grid: ObservationGrid, num_times: int) -> Tensor:
-    """Numbers for each time of a grid [B, K, D], scattered to the prediction times [B, T, D]; 0 elsewhere."""
-    index = grid.target_index.unsqueeze(-1).expand_as(rows)
-    return rows.new_zeros(len(rows), num_times + 1, rows.shape[2]).scatter(1, index, rows)[:, :num_times]
 
 
 def _inverse_index(index: Tensor, size: int) -> Tensor:

@@ -10,14 +10,7 @@ from odebench.models.series.cells import TimeGapCell
 from odebench.models.series.encoders import RecurrentEncoder, sample_posterior
 from odebench.models.series.forecast import Forecast
 from odebench.models.series.heads import Decoder
-from odebench.models.series.recurrence import (
-    Observations,
-    ObservedSeries,
-    Solve,
-    observation_grid,
-    run_cell,
-    scatter_to_times,
-)
+from odebench.models.series.recurrence import Observations, ObservedSeries, Solve, make_grid, run_cell
 
 
 class RNNVAE(SeriesModel):
@@ -58,10 +51,10 @@ class RNNVAE(SeriesModel):
         num_samples, num, _ = z0.shape
         zeros = inputs.values.new_zeros(num_samples * num, inputs.values.shape[2])
         nothing = Observations(times[:0], zeros.unsqueeze(1)[:, :0], zeros.bool().unsqueeze(1)[:, :0])
-        grid = observation_grid(nothing, times, None if requested is None else requested.repeat(num_samples, 1))
+        grid = make_grid(nothing, times, None if requested is None else requested.repeat(num_samples, 1))
         state = self.cell.initial_state_from(self.first_hidden(z0.flatten(0, 1)), zeros)
         output = run_cell(self.cell, grid, state, grid.times.new_zeros(len(zeros)), solve, self.decoder)
-        values = scatter_to_times(self.decoder(output.hidden_states), grid, len(times))
+        values = grid.scatter(self.decoder(output.hidden_states), len(times))
         return Forecast(
             values=values.unflatten(0, (num_samples, num)),
             posterior=posterior,
