@@ -51,11 +51,14 @@ class BenchmarkResults:
 
 @dataclass(frozen=True)
 class _CaseContext:
-    """A problem, its reference solution, and the process that runs diffrax."""
+    """A problem, its reference solution, the process that runs diffrax, and what all cases share."""
 
     problem: CaseProblem
     reference: ReferenceSolution
     client: DiffraxClient | None
+    plan: BenchmarkPlan
+    results: BenchmarkResults
+    on_progress: ProgressCallback
 
 
 def measure_all(
@@ -79,11 +82,11 @@ def measure_all(
             continue
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(DiffraxClient(problem)) if "diffrax" in names else None
-            context = _CaseContext(problem, reference, client)
+            context = _CaseContext(problem, reference, client, plan, results, on_progress)
             for tol, family in itertools.product(plan.tols or (case.tol,), MODE_FAMILIES):
                 modes = [mode for mode in MODE_FAMILIES[family] if mode in plan.modes]
                 configs = list(_library_configs(plan, case, names, modes))
-                _measure_family(plan, context, family, tol, configs, results, on_progress)
+                _measure_family(context, family, tol, configs)
         yield case
 
 
@@ -108,41 +111,33 @@ def _library_configs(
                         yield LibraryConfig(name, method, mode, variant)
 
 
-def _measure_family(
-    plan: BenchmarkPlan,
-    context: _CaseContext,
-    family: str,
-    tol: float,
-    configs: list[LibraryConfig],
-    results: BenchmarkResults,
-    on_progress: ProgressCallback,
-) -> None:
+def _measure_family(context: _CaseContext, family: str, tol: float, configs: list[LibraryConfig]) -> None:
     """Add the rows of one family of modes; the libraries run in turns, so that their times can be compared."""
     case = context.problem.case.name
-    prepared_runs: list[PreparedRun] = []
+    runs: list[PreparedRun] = []
     for config in configs:
         name = f"{case}, {config.mode}, tol {tol:g}: {config.label} {config.method}"
-        on_progress(name)
+        context.on_progress(name)
         try:
             if config.library == "diffrax":
                 assert context.client is not None
-                prepared_runs.append(prepare_diffrax(context.client, config, tol))
+                runs.append(prepare_diffrax(context.client, config, tol))
             else:
-                prepared_runs.append(prepare(context.problem, config, tol))
+                runs.append(prepare(context.problem, config, tol))
         except Exception as error:  # whatever the library raises goes into the report
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            results.left_out.append(f"{name}: {reason}")
-    if not prepared_runs:
+            context.results.left_out.append(f"{name}: {reason}")
+    if not runs:
         return
-    runs = {str(number): prepared.seconds for number, prepared in enumerate(prepared_runs)}
-    runs |= _field_timers(context, prepared_runs, gradient=family != "forward")
-    on_progress(f"{case}, {family}, tol {tol:g}: timing {len(prepared_runs)}")
+    timers = {str(number): run.seconds for number, run in enumerate(runs)}
+    timers |= _field_timers(context, runs, gradient=family != "forward")
+    context.on_progress(f"{case}, {family}, tol {tol:g}: timing {len(runs)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        times = measure.interleave(runs, plan.repeats, plan.limit_s)
-    for number, prepared in enumerate(prepared_runs):
-        field_ms = _field_ms(context.problem, prepared, times)
-        results.rows.append(_row(context, family, tol, prepared, times[str(number)], field_ms))
+        times = measure.interleave(timers, context.plan.repeats, context.plan.limit_s)
+    for number, run in enumerate(runs):
+        field_ms = _field_ms(context.problem, run, times)
+        context.results.rows.append(_row(context, family, tol, run, times[str(number)], field_ms))
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
@@ -154,37 +149,35 @@ def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
     return "ours" if config.library == "odebench" or problem.published is problem.field else "published"
 
 
-def _field_timers(
-    context: _CaseContext, prepared_runs: list[PreparedRun], gradient: bool
-) -> dict[str, Callable[[], float]]:
+def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool) -> dict[str, Callable[[], float]]:
     """Functions that time the fields alone, with and without vector-Jacobian products."""
     problem, client = context.problem, context.client
     fields = {"ours": problem.field, "ours compiled": problem.field, "published": problem.published}
     kinds = (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH) if gradient else (measure.FIELD_ONLY,)
-    runs: dict[str, Callable[[], float]] = {}
-    for name, kind in itertools.product({_field_name(problem, prepared.config) for prepared in prepared_runs}, kinds):
+    timers: dict[str, Callable[[], float]] = {}
+    for name, kind in itertools.product({_field_name(problem, run.config) for run in runs}, kinds):
         if name == "diffrax":
             assert client is not None
-            runs[f"{name} {kind}"] = functools.partial(client.field_seconds, kind != measure.FIELD_ONLY)
+            timers[f"{name} {kind}"] = functools.partial(client.field_seconds, kind != measure.FIELD_ONLY)
         else:
-            run = functools.partial(measure.field_timer, t=problem.times[0], state=problem.state, kind=kind)
+            make_timer = functools.partial(measure.field_timer, t=problem.times[0], state=problem.state, kind=kind)
             vector_field: Any = fields[name]
             try:
                 if name == "ours compiled":
                     vector_field = torch.compile(vector_field, dynamic=False)
-                runs[f"{name} {kind}"] = run(vector_field)
+                timers[f"{name} {kind}"] = make_timer(vector_field)
             except torch._dynamo.exc.TorchDynamoException:  # no compiler: the steps were not compiled either
-                runs[f"{name} {kind}"] = run(fields[name])
-    return runs
+                timers[f"{name} {kind}"] = make_timer(fields[name])
+    return timers
 
 
-def _field_ms(problem: CaseProblem, prepared: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
+def _field_ms(problem: CaseProblem, run: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
     """Lower bound of the run's time: its evaluations of f alone, and a vector-Jacobian product for each one that is
     differentiated (the backward evaluations if there are any, else the forward ones)."""
-    forward, backward = prepared.costs.nfe_forward, prepared.costs.nfe_backward
-    name = _field_name(problem, prepared.config)
+    forward, backward = run.costs.nfe_forward, run.costs.nfe_backward
+    name = _field_name(problem, run.config)
     evaluation_ms = times[f"{name} {measure.FIELD_ONLY}"].min_ms
-    if prepared.config.mode == FORWARD:
+    if run.config.mode == FORWARD:
         return forward * evaluation_ms
     if not backward:
         return forward * times[f"{name} {measure.VJPS_TOGETHER}"].min_ms
@@ -192,11 +185,11 @@ def _field_ms(problem: CaseProblem, prepared: PreparedRun, times: dict[str, meas
 
 
 def _row(
-    context: _CaseContext, family: str, tol: float, prepared: PreparedRun, times: measure.RunTimes, field_ms: float
+    context: _CaseContext, family: str, tol: float, run: PreparedRun, times: measure.RunTimes, field_ms: float
 ) -> dict[str, Any]:
     """One row of results.csv."""
     problem, reference = context.problem, context.reference
-    config, output, costs = prepared.config, prepared.output, prepared.costs
+    config, output, costs = run.config, run.output, run.costs
     num_parameters = len(problem.parameters)
     errors: list[float | None] = [None, None]
     if output.gradients is not None and reference.gradients is not None:

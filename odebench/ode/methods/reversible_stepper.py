@@ -49,23 +49,17 @@ class ReversibleRungeKuttaStepper:
         """The state [N] at t + h."""
         if self.failure is not None:
             return y
-        z, step, base = self._auxiliary, self._step, self._base
+        z, step, base, field = self._auxiliary, self._step, self._base, self._field
+        forward, backward = self._forward_stages, self._backward_stages
         self._h = h
-        evaluate_stages(
-            self._forward_stages,
-            step,
-            self._field,
-            self._stage_times(t, h, step.c),
-            z,
-            h,
-            self._slope if self._at_start else None,
-        )
-        y_next = torch.add(self._forward_stages.combine(z, step.b, h), y - z, alpha=self._method.coupling)
-        evaluate_stages(self._backward_stages, step, self._field, self._stage_times(t + h, -h, step.c), y_next, -h)
-        self.auxiliary_next = self._backward_stages.combine(z, step.b, h)
+        slope = self._slope if self._at_start else None
+        evaluate_stages(forward, step, field, self._stage_times(t, h, step.c), z, h, slope)
+        y_next = torch.add(forward.combine(z, step.b, h), y - z, alpha=self._method.coupling)
+        evaluate_stages(backward, step, field, self._stage_times(t + h, -h, step.c), y_next, -h)
+        self.auxiliary_next = backward.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
             # Evaluated already at a state that differs from that of the stage by c (y - z), far less than the error.
-            self._forward_stages.set(base.end_stage, self._backward_stages.get(0))
+            forward.set(base.end_stage, backward.get(0))
         return y_next
 
     def error(self) -> Tensor:
@@ -78,17 +72,15 @@ class ReversibleRungeKuttaStepper:
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The dense output of the base method with the coupling, y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
         linear or cubic Hermite if it has none."""
-        base, h, z = self._base, self._h, self._auxiliary
+        base, h, z, forward = self._base, self._h, self._auxiliary, self._forward_stages
+        end_slope = self._backward_stages.get(0)
         if base.dense is None:
-            return _hermite(t, t_next - t, y, y_next, [self._slope, self._backward_stages.get(0)], interpolation)
-        stage_times = self._stage_times(t, h, base.extra_c)
+            return _hermite(t, t_next - t, y, y_next, [self._slope, end_slope], interpolation)
+        times = self._stage_times(t, h, base.extra_c)
         for i, row in enumerate(base.extra_a, start=base.stages):
-            at_end = i == base.end_stage
-            stage = self._forward_stages.combine(z, row, h)
-            self._forward_stages.set(
-                i, self._backward_stages.get(0) if at_end else self._field(stage_times[i - base.stages], stage, False)
-            )
-        slopes = [*self._forward_stages.first(base.dense_stages), (z - y) / h]
+            stage = forward.combine(z, row, h)
+            forward.set(i, end_slope if i == base.end_stage else self._field(times[i - base.stages], stage, False))
+        slopes = [*forward.first(base.dense_stages), (z - y) / h]
         return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
@@ -260,7 +252,7 @@ def evaluate_stages(
     stages: StageBuffer | StageList,
     step: Tableau,
     field: Any,
-    stage_times: Any,
+    times: Any,
     y: Tensor,
     h: float,
     first: Tensor | None = None,
@@ -268,9 +260,9 @@ def evaluate_stages(
     """Evaluate the stages of a step from y [N]; ``first``: the first stage, if it is known."""
     for i in range(step.stages):
         if i == 0:
-            k = field(stage_times[0], y) if first is None else first
+            k = field(times[0], y) if first is None else first
         else:
-            k = field(stage_times[i], stages.combine(y, step.a[i], h))
+            k = field(times[i], stages.combine(y, step.a[i], h))
         stages.set(i, k)
 
 
