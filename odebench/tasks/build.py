@@ -148,7 +148,7 @@ def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any
     differ = (not _nearly_equal(*pair) for pair in zip(first, second, strict=True))
     if not torch.equal(_random_state(state.device), before) or any(differ):
         raise UsageError(
-            "model: its vector field draws noise, so that it differs between the evaluations of one solve; draw the "
+            "model: its vector field draws noise and differs between the evaluations of one solve; draw the "
             "noise once, before the solve, and pass it as args=(noise,)",
             "model",
         )

@@ -112,7 +112,7 @@ def test_a_study_prints_the_times_of_a_training_step_and_the_evaluated_samples(r
     assert [row["samples"] for row in rows] == [7, 7]
     for pass_ms in ("forward_ms", "backward_ms"):
         assert rows[1][pass_ms] > rows[0][pass_ms] > 0  # a hundred times as many steps
-    assert "of the first 7 samples of the validation split" in capsys.readouterr().out
+    assert "evaluated: first 7 samples of the validation split" in capsys.readouterr().out
 
 
 def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):
