@@ -192,7 +192,10 @@ def test_invalid_settings_are_one_line(overrides, message):
     [
         (["data=mnist5k", "model.trace=hutchinson"], "data.augment=true: .* set data.augment=false"),
         (["data=mnist5k", "data.augment=false"], "model.trace=exact: .* 784 .* model.trace=hutchinson"),
-        (["data=two_moons", "model.logit=1e-6"], "model.logit=1e-06: .* data=two_moons has others; set model.logit=null"),
+        (
+            ["data=two_moons", "model.logit=1e-6"],
+            "model.logit=1e-06: .* data=two_moons has others; set model.logit=null",
+        ),
         (["data=two_moons", "model.scales=2"], "model.scales=2: the data are vectors"),
     ],
 )
