@@ -59,7 +59,7 @@ def raw(tmp_path) -> Path:
     return folder
 
 
-def refusal(root, **options) -> str:
+def error_line(root, **options) -> str:
     """The error message of loading the data set."""
     with pytest.raises(UsageError) as caught:
         load(root, **options)
@@ -100,7 +100,7 @@ def test_packed_files_suffice_and_nothing_is_written(tmp_path, raw):
 
 def test_the_error_about_missing_files_names_them_and_the_remedies(tmp_path, raw):
     (raw / "t10k-labels-idx1-ubyte").unlink()
-    line = refusal(tmp_path)
+    line = error_line(tmp_path)
     assert f"{raw} lacks t10k-labels-idx1-ubyte;" in line
     for way_out in ("data.root=DIR", "$ODEBENCH_DATA", "MNIST/raw", "data.download=true", "data=mnist5k"):
         assert way_out in line
@@ -113,13 +113,13 @@ def test_the_error_names_a_truncated_file(tmp_path, raw, name, packed):
     (raw / name).unlink()
     path = raw / (f"{name}.gz" if packed else name)
     path.write_bytes(gzip.compress(content)[:-20] if packed else content[:-1])
-    assert f"{path} is damaged: " in refusal(tmp_path)
+    assert f"{path} is damaged: " in error_line(tmp_path)
 
 
 def test_a_truncated_file_is_detected_by_its_size(tmp_path, raw):
     path = raw / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-3])
-    assert f"{NUM_TEST + 5} bytes, {NUM_TEST + 8} by its header" in refusal(tmp_path)
+    assert f"{NUM_TEST + 5} bytes, {NUM_TEST + 8} by its header" in error_line(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +136,16 @@ def test_a_truncated_file_is_detected_by_its_size(tmp_path, raw):
 def test_the_error_names_a_file_with_other_content(tmp_path, raw, damage, why):
     path = raw / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    line = refusal(tmp_path)
+    line = error_line(tmp_path)
     assert f"{path} is damaged: " in line
     assert why in line
 
 
 def test_a_missing_root_raises_an_error_and_is_not_created(tmp_path, monkeypatch):
     absent = tmp_path / "slip"
-    assert f"data.root={absent} is not a folder" in refusal(absent, download=True)
+    assert f"data.root={absent} is not a folder" in error_line(absent, download=True)
     monkeypatch.setenv("ODEBENCH_DATA", str(absent))
-    assert f"$ODEBENCH_DATA={absent} is not a folder" in refusal(None, download=True)
+    assert f"$ODEBENCH_DATA={absent} is not a folder" in error_line(None, download=True)
     assert not absent.exists()
 
 
@@ -187,7 +187,7 @@ def test_a_download_fetches_the_files_without_output(tmp_path, mirror, capfd):
 def test_a_download_does_not_change_existing_files(tmp_path, raw, mirror):
     (raw / "t10k-labels-idx1-ubyte").unlink()
     (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
-    assert f"{raw / 'train-labels-idx1-ubyte'} is damaged" in refusal(tmp_path, download=True)
+    assert f"{raw / 'train-labels-idx1-ubyte'} is damaged" in error_line(tmp_path, download=True)
     assert (raw / "t10k-labels-idx1-ubyte").read_bytes() == FILES["t10k-labels-idx1-ubyte"]
 
 
@@ -199,7 +199,7 @@ def test_a_failed_download_raises_one_line_and_leaves_nothing_behind(tmp_path, m
         last.write_bytes(last.read_bytes()[:-10])
     else:
         last.unlink()
-    line = refusal(tmp_path, download=True)
+    line = error_line(tmp_path, download=True)
     assert "and the download failed (" in line
     assert "data=mnist5k" in line
     assert os.listdir(tmp_path) == []
@@ -213,7 +213,7 @@ def test_no_network_raises_one_line_and_leaves_no_cache_folder(tmp_path, mirror,
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("ODEBENCH_DATA", raising=False)
-    line = refusal(None, download=True)
+    line = error_line(None, download=True)
     assert f"{tmp_path}/.cache/odebench/MNIST/raw lacks train-images-idx3-ubyte" in line
     assert os.listdir(tmp_path) == []
 

@@ -58,7 +58,7 @@ def write_archive(path, files, links=()):
             archive.addfile(member)
 
 
-def refusal(folder, letter="a") -> str:
+def error_line(folder, letter="a") -> str:
     with pytest.raises(UsageError) as caught:
         read_set(folder, letter)
     line = str(caught.value)
@@ -134,7 +134,7 @@ def test_a_truncated_archive_raises_one_line(tmp_path, suffix, share):
     write_archive(path, FILES)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert f"{path} is damaged: cannot unpack it" in refusal(tmp_path)
+    assert f"{path} is damaged: cannot unpack it" in error_line(tmp_path)
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -145,7 +145,7 @@ def test_an_archive_with_a_path_outside_its_folder_raises_an_error_and_writes_no
     folder.mkdir(parents=True)
     path = folder / f"physionet2012.{suffix}"
     write_archive(path, {**FILES, evil: b"mine"})
-    line = refusal(folder)
+    line = error_line(folder)
     assert f"{path} is not the challenge's archive: it contains a path outside its folder" in line
     assert evil.replace("\\", "\\\\") in line
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
@@ -154,25 +154,25 @@ def test_an_archive_with_a_path_outside_its_folder_raises_an_error_and_writes_no
 @pytest.mark.parametrize("suffix", ["tar.xz", "zip"])
 def test_an_archive_with_a_link_raises_an_error(tmp_path, suffix):
     write_archive(tmp_path / f"physionet2012.{suffix}", FILES, links=[("set-a/132600.txt", "/etc/passwd")])
-    assert "neither file nor folder, 'set-a/132600.txt'" in refusal(tmp_path)
+    assert "neither file nor folder, 'set-a/132600.txt'" in error_line(tmp_path)
 
 
 def test_the_error_about_missing_files_names_them_and_the_remedies(tmp_path):
-    line = refusal(tmp_path)
+    line = error_line(tmp_path)
     for word in (str(tmp_path), "set-a and Outcomes-a.txt", ".tar.xz", "data.root=DIR", "$ODEBENCH_DATA"):
         assert word in line
     lay_out(tmp_path, "folder")
-    assert "lacks set-b and Outcomes-b.txt" in refusal(tmp_path, "b")
+    assert "lacks set-b and Outcomes-b.txt" in error_line(tmp_path, "b")
     (tmp_path / "Outcomes-a.txt").unlink()
-    assert "lacks Outcomes-a.txt" in refusal(tmp_path)
+    assert "lacks Outcomes-a.txt" in error_line(tmp_path)
 
 
 def test_records_and_outcomes_must_have_the_same_numbers(tmp_path):
     lay_out(tmp_path, "folder")
     (tmp_path / "set-a" / "132507.txt").unlink()
-    assert "1 of set-a's outcomes have no record" in refusal(tmp_path)
+    assert "1 of set-a's outcomes have no record" in error_line(tmp_path)
     write_files(tmp_path, {**FILES, "set-a/999.txt": record(999).encode()})
-    assert "1 of set-a's records have no outcome" in refusal(tmp_path)
+    assert "1 of set-a's records have no outcome" in error_line(tmp_path)
 
 
 def test_a_duplicate_outcome_raises_an_error_and_a_folder_is_not_a_record(tmp_path):
@@ -182,18 +182,18 @@ def test_a_duplicate_outcome_raises_an_error_and_a_folder_is_not_a_record(tmp_pa
     outcomes = tmp_path / "Outcomes-a.txt"
     outcomes.write_bytes(outcomes.read_bytes() + outcomes.read_bytes().splitlines()[-1])
     assert len(whole.ids) == len(FILES) - 1
-    assert "it lists a record twice" in refusal(tmp_path)
+    assert "it lists a record twice" in error_line(tmp_path)
 
 
 @pytest.mark.parametrize("outcomes", ["RecordID,Survival\n1,2\n", "RecordID,In-hospital_death\n1,x\n", "\n", "<html>"])
 def test_invalid_outcomes_raise_an_error(tmp_path, outcomes):
     write_files(tmp_path, {**FILES, "Outcomes-a.txt": outcomes.encode()})
-    line = refusal(tmp_path)
+    line = error_line(tmp_path)
     assert "Outcomes-a.txt" in line
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("01:00,Heart,80", "unknown parameter Heart"),
         ("01:00,Platelet,80", "unknown parameter Platelet; did you mean Platelets?"),
@@ -209,12 +209,12 @@ def test_invalid_outcomes_raise_an_error(tmp_path, outcomes):
         ("", "'' is not of the form Time,Parameter,Value"),
     ],
 )
-def test_the_error_describes_the_invalid_line_of_a_record(line, said):
+def test_the_error_describes_the_invalid_line_of_a_record(line, message):
     content = f"{HEADER}00:00,RecordID,7\n00:37,HR,70\n{line}\n02:00,HR,80\n"
     with pytest.raises(UsageError) as caught:
         parse_record("set-a/7.txt", content.encode())
     assert str(caught.value).startswith("set-a/7.txt, line 4: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"<html>\n", b"Time,Value\n00:00,1\n"])

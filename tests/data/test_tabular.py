@@ -36,7 +36,7 @@ def save(root, name, table) -> None:
         table.to_csv(path, index=False)
 
 
-def refusal(read, root) -> str:
+def error_line(read, root) -> str:
     with pytest.raises(UsageError) as caught:
         read(root=str(root))
     line = str(caught.value)
@@ -107,7 +107,7 @@ def test_gas_reads_the_same_from_npy(tmp_path):
 def test_a_pickle_is_never_opened_and_the_error_says_how_to_convert_it(tmp_path):
     (tmp_path / "gas").mkdir()
     pd.to_pickle(Trap(tmp_path / "sprung"), tmp_path / "gas/ethylene_CO.pickle")
-    line = refusal(tabular.gas, tmp_path)
+    line = error_line(tabular.gas, tmp_path)
     assert "odebench reads none" in line
     assert "pandas.read_pickle('ethylene_CO.pickle').to_csv('ethylene_CO.csv', index=False)" in line
     assert not (tmp_path / "sprung").exists()
@@ -116,12 +116,12 @@ def test_a_pickle_is_never_opened_and_the_error_says_how_to_convert_it(tmp_path)
 def test_the_error_names_a_damaged_copy_of_gas_once(tmp_path):
     (tmp_path / "gas").mkdir()
     (tmp_path / "gas/ethylene_CO.npy").write_bytes(b"")
-    assert refusal(tabular.gas, tmp_path).count("cannot read") == 1
+    assert error_line(tabular.gas, tmp_path).count("cannot read") == 1
 
 
 def test_gas_without_column_names_raises_an_error(tmp_path):
     save(tmp_path, "gas/ethylene_CO.npy", normal(NUM, 19))
-    assert "lacks Eth, Meth, Time" in refusal(tabular.gas, tmp_path)
+    assert "lacks Eth, Meth, Time" in error_line(tabular.gas, tmp_path)
 
 
 def hepmass_table(num, more=()) -> pd.DataFrame:
@@ -145,13 +145,13 @@ def test_hepmass_keeps_the_signal_and_features_whose_smallest_value_is_rare(tmp_
 def test_hepmass_with_too_few_test_columns_raises_an_error(tmp_path):
     save(tmp_path, "hepmass/1000_train.csv", hepmass_table(NUM, more=["mass"]))
     save(tmp_path, "hepmass/1000_test.csv", hepmass_table(400))
-    assert "1000_test.csv has 3 columns, fewer than the 4 of 1000_train.csv" in refusal(tabular.hepmass, tmp_path)
+    assert "1000_test.csv has 3 columns, fewer than the 4 of 1000_train.csv" in error_line(tabular.hepmass, tmp_path)
 
 
 def test_hepmass_without_a_signal_raises_an_error(tmp_path):
     for part in ("train", "test"):
         save(tmp_path, f"hepmass/1000_{part}.csv", hepmass_table(NUM).assign(**{"# label": 0}))
-    assert "1000_train.csv has no row of class 1" in refusal(tabular.hepmass, tmp_path)
+    assert "1000_train.csv has no row of class 1" in error_line(tabular.hepmass, tmp_path)
 
 
 def test_miniboone_keeps_its_order_and_is_normalised_without_test(tmp_path):
@@ -173,14 +173,16 @@ def test_bsds300_is_not_changed(tmp_path):
     for name, split in tabular.bsds300(root=str(tmp_path)).splits().items():
         np.testing.assert_allclose(split, parts[name], rtol=1e-6)
     (tmp_path / "BSDS300/BSDS300.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    assert "cannot read" in refusal(tabular.bsds300, tmp_path)
+    assert "cannot read" in error_line(tabular.bsds300, tmp_path)
 
 
 def test_the_error_without_h5py_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "BSDS300").mkdir()
     (tmp_path / "BSDS300/BSDS300.hdf5").touch()
-    assert refusal(tabular.bsds300, tmp_path) == 'data=bsds300 needs h5py; from the checkout, pip install -e ".[hdf5]"'
+    assert (
+        error_line(tabular.bsds300, tmp_path) == 'data=bsds300 needs h5py; from the checkout, pip install -e ".[hdf5]"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_the_error_without_h5py_names_the_extra(tmp_path, monkeypatch):
     ],
 )
 def test_the_error_about_a_missing_file_says_where_to_get_it(tmp_path, read, file):
-    line = refusal(read, tmp_path)
+    line = error_line(read, tmp_path)
     for part in (f"{tmp_path / file} is absent", "zenodo.org/records/1161203", "data.root=DIR", "$ODEBENCH_DATA"):
         assert part in line
 
@@ -212,7 +214,7 @@ def test_the_error_about_a_missing_file_says_where_to_get_it(tmp_path, read, fil
 def test_the_error_names_a_damaged_array(tmp_path, content):
     (tmp_path / "miniboone").mkdir()
     (tmp_path / "miniboone/data.npy").write_bytes(content)
-    assert f"cannot read {tmp_path / 'miniboone/data.npy'}: " in refusal(tabular.miniboone, tmp_path)
+    assert f"cannot read {tmp_path / 'miniboone/data.npy'}: " in error_line(tabular.miniboone, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "# label,f0\n1,abc\n", '# label,f0\n1,"2\n'], ids=["empty", "words", "quote"])
@@ -220,13 +222,13 @@ def test_the_error_names_a_damaged_csv(tmp_path, content):
     (tmp_path / "hepmass").mkdir()
     for part in ("train", "test"):
         (tmp_path / f"hepmass/1000_{part}.csv").write_text(content)
-    assert "cannot read" in refusal(tabular.hepmass, tmp_path)
+    assert "cannot read" in error_line(tabular.hepmass, tmp_path)
 
 
 def test_objects_in_an_array_are_not_loaded(tmp_path):
     (tmp_path / "power").mkdir()
     np.save(tmp_path / "power/data.npy", np.array([[Trap(tmp_path / "sprung")]], dtype=object))
-    assert "allow_pickle" in refusal(tabular.power, tmp_path)
+    assert "allow_pickle" in error_line(tabular.power, tmp_path)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -235,4 +237,4 @@ def test_objects_in_an_array_are_not_loaded(tmp_path):
 )
 def test_a_table_of_another_form_raises_an_error(tmp_path, table):
     save(tmp_path, "miniboone/data.npy", table)
-    assert "must hold floating-point numbers in 43 columns" in refusal(tabular.miniboone, tmp_path)
+    assert "must hold floating-point numbers in 43 columns" in error_line(tabular.miniboone, tmp_path)
