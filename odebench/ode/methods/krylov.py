@@ -38,7 +38,7 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
     torch.div(residual, size, out=basis[0])
     columns: list[list[float]] = []
     rotations: list[tuple[float, float]] = []
-    residuals = [size]
+    right = [size]
     for j in range(dimension):
         previous, w = basis[: j + 1], apply(basis[j])
         # Orthogonalise twice: once loses orthogonality.
@@ -55,11 +55,11 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
         rotations.append((column[j] / radius, below / radius))
         column[j] = radius
         columns.append(column)
-        residuals[j:] = [residuals[j] * rotations[j][0], -residuals[j] * rotations[j][1]]
-        if abs(residuals[-1]) <= target or below == 0:
+        right[j:] = [right[j] * rotations[j][0], -right[j] * rotations[j][1]]
+        if abs(right[-1]) <= target or below == 0:
             break
         torch.div(w, below, out=basis[j + 1])
-    weights = _back_substitute(columns, residuals)
+    weights = _back_substitute(columns, right)
     return torch.mv(basis[: len(weights)].t(), residual.new_tensor(weights))
 
 
