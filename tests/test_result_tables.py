@@ -23,7 +23,7 @@ def tables(script):
     return script("render_tables")
 
 
-def test_the_tables_are_those_of_the_committed_results(tables):
+def test_the_tables_match_the_committed_results(tables):
     for page, with_tables in tables.PAGES.items():
         text = page.read_text(encoding="utf-8")
         assert with_tables(text) == text, f"{page.name}: python scripts/render_tables.py"
@@ -31,7 +31,7 @@ def test_the_tables_are_those_of_the_committed_results(tables):
     assert all(row["date"] in readme for row in tables.results.read("mnist5k"))
 
 
-def test_no_table_is_written_by_hand(tables):
+def test_all_tables_are_generated(tables):
     """The numbers of another measurement would stand in every table."""
     for page, with_tables in tables.PAGES.items():
         text = page.read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ BENCH = {
 }  # fmt: skip
 
 
-def test_the_speed_tables_have_the_numbers_of_the_bench(tables, tmp_path, monkeypatch):
+def test_the_speed_tables_show_the_benchmark_results(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
     assert tables.bench_files() == []
     assert tables.bench_summary([]) == tables.machine_table() == tables.NOT_YET
@@ -74,9 +74,7 @@ def test_the_speed_tables_have_the_numbers_of_the_bench(tables, tmp_path, monkey
         assert "Measured 2026-01-02 on 1 thread of CPU, Python 3.11, torch 2.13; odebench 1.0, torchdiffeq 1.0." in text
 
 
-def test_a_result_is_named_after_its_machine_and_versions_and_takes_the_place_of_the_one_before(
-    tables, tmp_path, monkeypatch
-):
+def test_a_result_file_is_named_after_machine_and_versions_and_replaces_the_previous_one(tables, tmp_path, monkeypatch):
     results = tables.results
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     told = "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"
@@ -100,7 +98,7 @@ def test_a_result_is_named_after_its_machine_and_versions_and_takes_the_place_of
         results.read("figure5")
 
 
-def test_every_result_has_the_name_that_its_rows_ask_for(tables):
+def test_every_result_file_name_matches_its_rows(tables):
     results = tables.results
     for path in (*results.RESULTS.glob("*.csv"), *(results.RESULTS / results.OTHERS).glob("*.csv")):
         name = path.name.partition(".")[0]
@@ -116,7 +114,7 @@ def reproduced(row, number, **told):
     return {**empty, "row": row, "number": f"final/{number}", "seeds": "2", **where, **told}
 
 
-def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_the_command(script):
+def test_a_reproduction_table_has_published_values_std_verdict_and_command(script):
     tables = script("reproduction_tables")
     partial = "partial budget, 4 % of the published training: worse by 9 %"
     beside = "as published: 0.3 against 0.6 of b, ratio 0.50 (published 0.42); partial budget, 4 % and 5 % of the"
@@ -143,7 +141,7 @@ def test_a_reproductions_table_has_the_published_the_spread_a_short_verdict_and_
     assert tables.short_verdict({"test_rmse": known}) == "partial budget: worse by 9 %"
 
 
-def test_what_is_the_same_in_each_line_of_a_reproductions_table_stands_below_it(script):
+def test_equal_columns_of_a_reproduction_table_move_below_it(script):
     tables = script("reproduction_tables")
     its = [("minutes", "4"), ("test_nll_nats", "2")]
     rows = [reproduced(name, number, ours=ours, share="0.2") for name in "ab" for number, ours in its]
@@ -168,11 +166,11 @@ def test_what_is_the_same_in_each_line_of_a_reproductions_table_stands_below_it(
         ("nfe_backward", "NFE backward"),
     ],
 )
-def test_a_number_is_named_in_words_with_its_unit(script, number, words):
+def test_column_titles_have_words_and_units(script, number, words):
     assert script("reproduction_tables").in_words(number) == words
 
 
-def test_the_overview_counts_the_verdicts_and_adds_up_the_time(script, monkeypatch):
+def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):
     tables = script("reproduction_tables")
     told = {"command": "odebench reproduce table2 budget=full trainer.threads=1 seed=0,1", "ours": "0.1"}
     command = told | {"share": "0.2"}
@@ -194,7 +192,7 @@ def test_the_overview_counts_the_verdicts_and_adds_up_the_time(script, monkeypat
     assert "| 100 % and 20 %, 2 of 3 rows | 13 |" in tables.overview_table(["table2"]).splitlines()[2]
 
 
-def test_the_table_of_figure_4_has_both_models_of_a_size_in_one_line(script):
+def test_the_table_of_figure_4_has_one_line_per_target_and_size(script):
     told = {"command": "odebench reproduce figure4", "share": "1.0"}
     partial = "partial budget, 100 % and 20 % of the published trainings"
     rows = [

@@ -46,7 +46,7 @@ def test_a_strip_of_many_layers_keeps_the_first_and_the_last_and_no_more_than_ei
     assert (shown[0], shown[-1]) == ("layer 0", "layer 32")
 
 
-def test_an_animation_reads_back_with_every_frame_and_holds_the_last():
+def test_an_animation_has_every_frame_and_pauses_at_the_last():
     pictures, durations = read(animation(frames(6), LIMITS))
     assert durations == [100] * 5 + [1500]
     assert all((one != other).any() for one, other in pairwise(pictures))
@@ -54,7 +54,7 @@ def test_an_animation_reads_back_with_every_frame_and_holds_the_last():
     assert (255, 255, 255) in colours
 
 
-def test_the_picture_stands_still_while_the_particles_move():
+def test_axes_do_not_move_between_frames():
     pictures, _ = read(animation([Frame("a", np.zeros((1, 2))), Frame("b", np.full((1, 2), 100.0))], LIMITS))
     changed = np.argwhere((pictures[0] != pictures[1]).any(axis=2))
     assert len(changed) < 150  # a letter and a dot, not the axes
@@ -78,14 +78,14 @@ def test_forty_crowded_frames_stay_under_two_mebibytes():
         pytest.param([Frame("far", np.array([[-1e6, 0.0], [800.0, np.inf]]))], id="huge range"),
     ],
 )
-def test_both_draw_what_is_odd_without_a_warning(tmp_path, given):
+def test_unusual_frames_are_drawn_without_a_warning(tmp_path, given):
     figure = frame_strip(given, LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert figure.axes[0].get_xlabel() == "x₁"
     assert len(read(animation(given, LIMITS))[0]) == len(given)
 
 
-def test_no_frames_make_a_strip_that_says_so_and_no_animation(tmp_path):
+def test_without_frames_the_strip_is_empty_and_the_animation_raises_an_error(tmp_path):
     figure = frame_strip([], LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert titles(figure) == ["No frames"]

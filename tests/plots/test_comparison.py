@@ -16,7 +16,7 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_a_label_looks_the_same_in_every_panel_and_stands_in_the_legend_once():
+def test_a_label_has_one_style_and_one_legend_entry():
     first = Panel("a", "x", "y", [line("one", [], []), line("two", [1, 2], [3, 4])])
     second = Panel("b", "x", "y", [line("two", [1], [1]), line("one", [2], [2])])
     figure = comparison_figure([first, second])
@@ -38,7 +38,7 @@ def test_a_long_label_is_not_cut_off(count):
     assert box.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
 
 
-def test_what_is_not_finite_is_left_out_with_its_spread_and_its_name():
+def test_points_that_are_not_finite_are_omitted_with_error_bar_and_label():
     one = line("one", [1, np.nan, 3], [4, 5, np.inf], y_error=np.array([0.5, 1, 1]), point_labels=["a", "b", "c"])
     (axes,) = comparison_figure([Panel("t", "x", "y", [one])]).axes
     assert [tuple(map(list, line.get_data())) for line in named(axes).values()] == [([1.0], [4.0])]
@@ -53,7 +53,7 @@ def test_every_line_that_can_be_drawn_looks_different():
     assert len({(one.get_color(), one.get_linestyle()) for one in axes.lines}) == MAX_LINES
 
 
-def test_an_axis_of_decades_names_no_more_than_these_though_the_lines_span_fewer():
+def test_a_logarithmic_axis_has_few_tick_labels():
     lines, reference = [line("one", [1e-4, 1e-1], [2e-3, 1e-1])], ReferenceLine("equal", x=[1e-5, 1e-1], y=[1e-5, 1e-1])
     for reference_lines, least, most in (((), 5, 9), ((reference,), 4, 6)):
         figure = comparison_figure([Panel("t", "x", "y", lines, reference_lines, y_log=True)])
@@ -64,7 +64,7 @@ def test_an_axis_of_decades_names_no_more_than_these_though_the_lines_span_fewer
         assert least <= sum(low <= text.get_position()[1] <= high for text in named) <= most
 
 
-def test_numbers_stand_at_an_axis_as_they_are():
+def test_tick_labels_have_no_offset_and_one_format():
     """No offset to be added in the mind, and one way of writing."""
     panels = [Panel("t", "x", "y", [line("one", [1, 2], y)], y_log=log)
               for y, log in (([17.654, 17.655], False), ([2e-5, 2e-4], True))]  # fmt: skip
@@ -85,7 +85,7 @@ def test_an_axis_is_logarithmic_where_the_numbers_span_decades(y, scale):
     assert axes.get_yscale() == scale
 
 
-def test_a_guide_is_a_level_or_a_line_and_a_bar_is_not_cut():
+def test_a_reference_line_is_a_level_or_points_and_error_bars_fit_the_axes():
     one = line("one", [1, 2], [1, 10], y_error=np.array([0, 5]))
     reference_lines = [ReferenceLine("level", 3.0), ReferenceLine("slope", x=[0, 2], y=[0, 2])]
     (axes,) = comparison_figure([Panel("t", "x", "y", [one], reference_lines, x_descending=True)]).axes
@@ -95,7 +95,7 @@ def test_a_guide_is_a_level_or_a_line_and_a_bar_is_not_cut():
     assert axes.xaxis_inverted()
 
 
-def test_dots_stand_in_the_row_of_their_category_on_whole_decades():
+def test_dots_are_drawn_in_the_row_of_their_category_on_whole_decades():
     panels = {"work": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "peer": {"backprop": 2e-3}}}
     (axes,) = dot_plot(panels, "error").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adjoint", "backprop"]
@@ -104,7 +104,7 @@ def test_dots_stand_in_the_row_of_their_category_on_whole_decades():
     assert axes.get_xlabel() == "error"
 
 
-def test_all_of_it_is_drawn_without_a_warning(tmp_path):
+def test_many_points_and_empty_panels_are_drawn_without_a_warning(tmp_path):
     many = line("many", np.arange(1, 3001), np.arange(1, 3001))
     figure = comparison_figure(
         [Panel("t", "x", "y", [many]), Panel("u", "x", "y", [line("", [1], [1])], connect_points=False)]
@@ -122,7 +122,7 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_guides_with_notes_are_the_few_nearest_to_the_points_and_their_source_is_in_the_legend_once():
+def test_only_the_nearest_reference_lines_with_notes_are_drawn_with_one_legend_entry_per_source():
     one = line("one", [1, 2], [10, 11])
     figure = comparison_figure([Panel("t", "x", "y", [one], noted(2.0, 6.0, 7.0, 10.0, 11.5, 12.0, 90.0))])
     (axes,) = figure.axes
@@ -135,7 +135,7 @@ def test_guides_with_notes_are_the_few_nearest_to_the_points_and_their_source_is
     assert legend(comparison_figure([Panel("t", "x", "y", [one], noted(90.0))])) == ["one"]
 
 
-def test_a_guide_far_from_numbers_of_both_signs_is_left_out():
+def test_a_distant_reference_line_is_omitted():
     one = line("one", [1, 2], [-2, 1])
     (axes,) = comparison_figure([Panel("t", "x", "y", [one], noted(-4.0, 3.0, -9.0, 9.0, np.nan))]).axes
     assert sorted(named(axes)) == ["one", "published -4.0", "published 3.0"]
@@ -151,13 +151,13 @@ def overlapping(found):
 
 
 @pytest.mark.parametrize("levels", [(10.0, 10.01, 10.02, 10.03), (10.0, 10.3, 11.0, 11.9), (9.9, 10.0, 12.0, 12.01)])
-def test_notes_are_never_written_over_each_other(levels):
+def test_notes_do_not_overlap(levels):
     figure = comparison_figure([Panel("t", "x", "y", [line("one", [1, 2], [9, 12])], noted(*levels))])
     assert len(boxes(figure)) == 4
     assert not overlapping(boxes(figure))
 
 
-def test_names_of_points_at_one_place_are_written_together_and_others_where_there_is_room():
+def test_labels_of_coinciding_points_are_merged():
     one = line("one", [1, 1, 9], [1, 1, 9], point_labels=["a", "b", "c"])
     figure = comparison_figure([Panel("t", "x", "y", [one, one._replace(label="two")])])
     assert texts(figure.axes[0]) == ["a, b", "c", "a, b", "c"]
@@ -168,7 +168,7 @@ def test_names_of_points_at_one_place_are_written_together_and_others_where_ther
     assert texts(figure.axes[0]) == ["name 0 … name 19"]
 
 
-def test_a_name_stands_beside_its_error_bar():
+def test_a_label_is_written_beside_its_error_bar():
     one = line("one", [1, 5, 9], [2, 5, 8], y_error=np.ones(3), point_labels=["a", "b", "c"])
     figure = comparison_figure([Panel("t", "x", "y", [one])])
     for box, x in zip(boxes(figure), one.x, strict=True):
@@ -176,7 +176,7 @@ def test_a_name_stands_beside_its_error_bar():
         assert not box.x0 - 2 <= at <= box.x1 + 2
 
 
-def test_a_cloud_whose_names_have_no_room_has_none():
+def test_a_dense_scatter_plot_has_no_labels():
     x, y = np.meshgrid(np.linspace(4, 6, 5), np.linspace(4, 5, 5))
     cloud = line("one", x.ravel(), y.ravel(), point_labels=[f"tolerance {i}" for i in range(25)])
     panel = Panel("t", "x", "y", [cloud, line("two", [0.1, 50], [0.1, 50])])
@@ -185,7 +185,7 @@ def test_a_cloud_whose_names_have_no_room_has_none():
 
 
 @pytest.mark.parametrize(("y", "least"), [("memory (MiB)", 0.25), ("NFE of a batch", 0.25), ("accuracy (%)", 0.0)])
-def test_a_hundredth_of_a_cost_does_not_look_steep(y, least):
+def test_a_small_change_of_a_cost_does_not_look_steep(y, least):
     (axes,) = comparison_figure([Panel("t", "x", y, [line("one", [1, 2], [122, 123])], y_log=False)]).axes
     low, high = axes.get_ylim()
     assert low < 122 < 123 < high

@@ -16,7 +16,7 @@ def test_grid_points_are_the_centres_of_cells_row_by_row_from_the_bottom():
     assert grid_points((0.0, 4.0), 2).tolist() == [[1, 1], [3, 1], [1, 3], [3, 3]]
 
 
-def test_a_histogram_counts_in_the_cells_of_the_grid_and_integrates_to_the_share_inside():
+def test_a_histogram_integrates_to_the_fraction_of_samples_inside():
     samples = np.array([[1.0, 3.0], [1.0, 3.2], [9.0, 9.0], [np.nan, 1.0]])
     density = np.exp(histogram(samples, (0.0, 4.0), 2))
     # [1, 3] is the third point; half of the samples lie there, in an area of 4.
@@ -30,7 +30,7 @@ def test_a_histogram_of_normal_samples_approaches_the_normal_density():
     assert np.abs(np.exp(histogram(normal_samples(200_000), LIMITS, num)) - true).max() < 0.01
 
 
-def test_all_panels_share_axes_and_the_scale_of_the_target_at_the_place_the_points_say():
+def test_all_panels_share_axes_and_the_colour_scale_of_the_target():
     peak = np.where((POINTS[:, 0] > 2) & (POINTS[:, 1] < -2), 0.0, -np.inf)
     figure = density_comparison(peak, peak + 1, normal_samples(1000), LIMITS, "title")
     *panels, bar = figure.axes
@@ -46,21 +46,21 @@ def test_all_panels_share_axes_and_the_scale_of_the_target_at_the_place_the_poin
     assert panels[2].images[0].get_array().shape == (num_bins(1000),) * 2
 
 
-def test_one_odd_cell_does_not_pale_the_rest():
+def test_one_outlier_does_not_change_the_colour_scale():
     odd = NORMAL.copy()
     odd[0] = NORMAL.max() + 0.5  # 0.7 % of the mass
     assert shared_colour_scale([odd]).top == pytest.approx(shared_colour_scale([NORMAL]).top, rel=0.02)
 
 
 @pytest.mark.parametrize("shift", [1e4, -1e4, 700.0])
-def test_densities_beyond_floats_are_shown_by_the_top_as_unit(shift):
+def test_very_large_and_small_densities_are_drawn_relative_to_their_top(shift):
     scale = shared_colour_scale([NORMAL + shift])
     assert scale.top == pytest.approx(1)
     assert scale.offset == pytest.approx(shift + NORMAL.max(), abs=0.1)
     assert scale.label.startswith("density / exp(")
 
 
-def test_the_scale_of_several_is_that_of_the_densest_and_there_is_one_without_numbers():
+def test_the_colour_scale_of_several_densities_is_that_of_the_densest():
     assert shared_colour_scale([NORMAL - 3, NORMAL, np.full(4, np.nan)]) == shared_colour_scale([NORMAL])
     assert shared_colour_scale([np.full(4, -np.inf)]) == shared_colour_scale([]) == (1.0, 0.0)
 
@@ -75,7 +75,7 @@ def test_the_scale_of_several_is_that_of_the_densest_and_there_is_one_without_nu
         pytest.param(np.where(POINTS[:, 0] > 0, np.inf, NORMAL), normal_samples(100), id="infinite"),
     ],
 )
-def test_it_draws_what_is_not_finite_without_a_warning(tmp_path, target, samples):
+def test_values_that_are_not_finite_are_drawn_without_a_warning(tmp_path, target, samples):
     figure = density_comparison(target, target[::-1], samples, LIMITS)
     figure.savefig(tmp_path / "figure.png", dpi=30)
     assert figure.axes[0].get_xlabel() == "x₁"

@@ -7,7 +7,7 @@ LIMITS = (-2.0, 2.0)
 POINTS = grid_points(LIMITS, 8)
 
 
-def test_arrows_stand_at_the_grid_point_along_the_velocity_in_one_scale_for_all_times():
+def test_arrows_are_drawn_at_grid_points_with_one_scale_for_all_times():
     velocities = np.stack([POINTS[:, ::-1], 3 * POINTS])
     figure = vector_field([0.0, 0.5], velocities, LIMITS)
     arrows = [axes.collections[0] for axes in figure.axes]
@@ -34,7 +34,7 @@ def test_all_but_the_fastest_arrows_end_near_their_neighbours():
         pytest.param(lambda: vector_field(range(5), np.ones((5, 64, 2)), LIMITS), id="two rows"),
     ],
 )
-def test_every_figure_draws_without_a_warning_and_names_its_axes(tmp_path, figure):
+def test_every_figure_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, figure):
     made = figure()
     made.savefig(tmp_path / "figure.png", dpi=30)
     assert made.axes[0].get_ylabel()

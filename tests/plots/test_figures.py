@@ -35,20 +35,20 @@ def lines(axes) -> dict[str, list[tuple[float, float]]]:
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in named}
 
 
-def test_curves_have_a_panel_for_what_was_logged_and_none_for_the_rest():
+def test_curves_have_panels_for_logged_quantities_only():
     assert titles(training_curves(ROWS)) == ["Loss", "Accuracy", "Evaluations of the vector field"]
     assert titles(training_curves(ROWS[-2:])) == ["Accuracy"]
     assert titles(training_curves([{"step": 1, "train/loss": math.nan}])) == ["No numbers were logged"]
 
 
-def test_a_loss_that_is_what_the_task_measures_is_drawn_once():
+def test_a_loss_equal_to_a_quantity_of_the_task_is_drawn_once():
     rows = [{"step": step, "train/loss": 9.0 - step, "train/nll_nats": 9.0 - step} for step in range(3)]
     assert titles(training_curves(rows)) == ["Negative log-likelihood"]
     rows[1]["train/loss"] = 5.0  # as with a penalty
     assert titles(training_curves(rows)) == ["Loss", "Negative log-likelihood"]
 
 
-def test_curves_show_the_numbers_in_percent_and_skip_what_is_not_finite():
+def test_curves_are_in_percent_and_skip_values_that_are_not_finite():
     rows: list[dict[str, Any]] = [
         *ROWS[-2:],
         {"step": 150, "val/accuracy": None},
@@ -74,7 +74,7 @@ def test_time_is_in_minutes():
     assert axes.get_xlabel() == "time (min)"
 
 
-def test_a_confusion_matrix_tells_the_share_of_errors_and_writes_each_count():
+def test_a_confusion_matrix_shows_the_error_rate_and_each_count():
     figure = confusion_matrix(np.array([[90, 2], [0, 108]]))
     assert titles(figure)[0] == "Confusion: 2 of 200 wrong (1.00 %)"
     written = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
@@ -83,7 +83,7 @@ def test_a_confusion_matrix_tells_the_share_of_errors_and_writes_each_count():
         confusion_matrix(np.zeros((2, 3)))
 
 
-def test_memory_is_one_line_a_mode_in_order_of_nfe_with_tolerances_at_the_points():
+def test_memory_has_one_line_per_mode_sorted_by_nfe_with_tolerance_labels():
     rows = [
         {"nfe/forward": 50, "memory/peak_mib": 30.0, "tol": 1e-4},
         {"nfe/forward": 26, "memory/peak_mib": 20.0, "tol": 1e-3},
@@ -116,12 +116,12 @@ def test_steps_cover_the_time_they_take():
         pytest.param(lambda: step_sizes([1.0, 0.5], [-0.5, -0.5]), id="back in time"),
     ],
 )
-def test_every_figure_draws_without_a_warning_and_names_its_axes(tmp_path, figure):
+def test_every_figure_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, figure):
     made = figure()
     made.savefig(tmp_path / "figure.png")
     assert made.axes[0].get_xlabel()
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-def test_series_are_told_apart_by_colour_and_marker():
+def test_series_differ_in_colour_and_marker():
     assert len(set(style.COLOURS)) == len(style.COLOURS) == len(set(style.MARKERS))

@@ -36,7 +36,7 @@ def legend(figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_a_row_a_series_a_column_a_component():
+def test_one_row_per_series_and_one_column_per_component():
     figure = series_over_time([series(), series(label="two"), series(label="three")], NAMES, "time (s)")
     assert [axes.get_ylabel() for axes in figure.axes] == [*NAMES] * 3
     assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == ["one", "two", "three"]
@@ -67,13 +67,13 @@ def test_the_window_is_shaded_and_the_band_holds_the_percentiles():
     assert (at_seven.min(), at_seven.max()) == pytest.approx((low, high))
 
 
-def test_one_sample_has_no_band_and_the_legend_names_each_thing_once():
+def test_one_sample_has_no_band_and_the_legend_has_no_duplicates():
     figure = series_over_time([series(predictions=TRUTH[None])] * 2, NAMES)
     assert not any(axes.collections for axes in figure.axes)
     assert legend(figure) == ["observed window", "truth", "reconstruction", "extrapolation", "observed"]
 
 
-def test_predictions_that_explode_do_not_flatten_the_data():
+def test_divergent_predictions_do_not_flatten_the_data():
     exploding = series(predictions=TRUTH[None] * np.geomspace(1, 1e6, 10)[None, :, None])
     for axes in (*series_over_time([exploding], NAMES).axes, *series_in_plane([exploding]).axes):
         low, high = axes.get_ylim()
@@ -82,7 +82,7 @@ def test_predictions_that_explode_do_not_flatten_the_data():
         assert high - low < 6
 
 
-def test_in_the_plane_components_stand_against_each_other_with_single_samples():
+def test_the_plane_shows_components_against_each_other_with_single_samples():
     axes = series_in_plane([series()]).axes[0]
     drawn = lines(axes)
     assert np.array_equal(drawn["truth"], TRUTH)
@@ -102,7 +102,7 @@ def test_models_are_rows_for_each_series_with_the_same_limits():
     assert np.array_equal(lines(figure.axes[5])["truth"], TRUTH)
 
 
-def test_models_of_a_kind_of_their_own_stand_in_one_row():
+def test_models_without_variants_share_one_row():
     figure = model_comparison({name: [series(), series()] for name in ("latent ODE", "RNN", "GRU-D")})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["latent ODE", "RNN", "GRU-D"] * 2
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (2, 3)
@@ -119,7 +119,7 @@ def test_latent_paths_are_coloured_by_class_in_their_first_two_components():
     assert not np.array_equal(axes.collections[0].get_color(), counter.get_color())
 
 
-def test_a_rate_stands_beside_the_truth_with_a_tick_an_event():
+def test_a_rate_is_drawn_with_the_truth_and_one_tick_per_event():
     rates = 2 + np.abs(NOISE[..., 0])
     axes = rates_over_time([InferredRate("process", TIMES, rates, np.array([1.5, 2.5]), 1 + TIMES)]).axes[0]
     drawn = lines(axes)
@@ -130,7 +130,7 @@ def test_a_rate_stands_beside_the_truth_with_a_tick_an_event():
     assert axes.get_title(loc="left") == "process (2 events)"
 
 
-def test_errors_are_a_line_a_model_with_the_range_of_its_runs():
+def test_errors_have_one_line_per_model_with_the_range_of_its_runs():
     runs = np.stack([TIMES, 3 * TIMES])
     axes = error_over_time(TIMES, {"latent ODE": runs, "RNN": runs[:1]}, WINDOW).axes[0]
     assert np.array_equal(lines(axes)["latent ODE"][:, 1], 2 * TIMES)
@@ -175,7 +175,7 @@ ODD = {
         pytest.param(lambda: error_over_time(TIMES, {"m": np.empty((0, 10))}, WINDOW), id="no runs"),
     ],
 )
-def test_every_figure_draws_without_a_warning_and_names_its_axes(tmp_path, figure):
+def test_every_figure_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, figure):
     made = figure()
     made.savefig(tmp_path / "figure.png", dpi=30)
     assert made.axes[0].get_xlabel()

@@ -15,7 +15,7 @@ LINES = {
 }
 
 
-def test_a_line_follows_the_tolerances_and_what_is_no_positive_number_is_left_out():
+def test_lines_follow_the_tolerances_and_omit_values_that_are_not_positive():
     time, nfe = work_precision(LINES, "state_error", "tiny").axes
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in time.lines}
     assert drawn == {"odebench": [(3.0, 1e-5), (1.0, 1e-3)], "peer": [(2.0, 1e-2)]}
@@ -24,7 +24,7 @@ def test_a_line_follows_the_tolerances_and_what_is_no_positive_number_is_left_ou
 
 
 @pytest.mark.parametrize("lines", [LINES, {}, {f"line {i}": [row(i + 1, i + 1, 0.1)] for i in range(9)}])
-def test_it_draws_without_a_warning_and_names_its_axes(tmp_path, lines):
+def test_work_precision_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, lines):
     figure = work_precision(lines, "state_error", "title")
     figure.savefig(tmp_path / "figure.png")
     assert figure.axes[0].get_xlabel() == "median time (ms)"

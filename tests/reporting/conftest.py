@@ -1,4 +1,4 @@
-"""Records as files: what a training leaves that a report reads."""
+"""Records as files, as a training writes and a report reads them."""
 
 import copy
 import itertools
@@ -33,10 +33,12 @@ def odenet_settings():
 @pytest.fixture
 def record(tmp_path, odenet_settings):
     """Write a record: by keyword its settings (``solver__name``), status, message, summary, rows, experiment and the
-    words of its command line."""
+    overrides of its command line."""
     made = []
 
-    def write(status="done", message=None, summary=None, rows=(), experiment=None, folder=None, words=(), **changes):
+    def write(
+        status="done", message=None, summary=None, rows=(), experiment=None, folder=None, arguments=(), **changes
+    ):
         path = folder or tmp_path / "runs" / f"{len(made):03d}"
         path.mkdir(parents=True)
         made.append(path)
@@ -51,11 +53,11 @@ def record(tmp_path, odenet_settings):
             node[name] = value
         machine = {"cpu": "a processor", "threads": 1, "gpu": None}
         manifest = {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}}
-        told = {"status": status, "step": 8, **({"message": message} if message else {})}
-        overrides = [*([f"experiment={experiment}"] if experiment else []), *words]
+        state = {"status": status, "step": 8, **({"message": message} if message else {})}
+        overrides = [*([f"experiment={experiment}"] if experiment else []), *arguments]
         (path / "manifest.json").write_text(json.dumps(manifest))
         (path / "settings.yaml").write_text("seed: 0\n")
-        (path / "status.json").write_text(json.dumps(told))
+        (path / "status.json").write_text(json.dumps(state))
         (path / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if status == "done":
@@ -77,8 +79,8 @@ def matched(record, runs):
     for model, key in (("cnf", "model__width"), ("planar_nf", "model__layers")):
         for size, target in itertools.product((2, 8, 32), (1, 2)):
             kl = target + 1 / size + (model == "planar_nf")
-            words = {"task": "density", "trainer__objective": "val/kl_nats", "data__name": f"potential_{target}"}
-            record(model__name=model, summary={"best/kl_nats": kl}, **words, **{key: size})
+            settings = {"task": "density", "trainer__objective": "val/kl_nats", "data__name": f"potential_{target}"}
+            record(model__name=model, summary={"best/kl_nats": kl}, **settings, **{key: size})
     return runs
 
 

@@ -13,7 +13,7 @@ from odebench.reporting.runs import collect_runs
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_is_drawn_from_its_data_with_named_axes(name, request):
+def test_every_figure_is_drawn_with_labelled_axes(name, request):
     figure = figures.draw(name, collect_runs([request.getfixturevalue("matched" if name == "figure4" else "corpus")]))
     for axes in figure.axes:
         assert axes.get_title(loc="left")
@@ -23,13 +23,13 @@ def test_every_figure_is_drawn_from_its_data_with_named_axes(name, request):
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_a_figure_that_the_runs_cannot_give_says_what_would_make_it(name, record, runs):
+def test_a_figure_without_data_says_how_to_make_them(name, record, runs):
     record(gradient__name="backprop", summary={"final/nfe_backward": 0})
     with pytest.raises(UsageError, match=f"^figure {name} needs .*odebench (sweep|train|eval|bench)"):
         figures.draw(name, collect_runs([runs]))
 
 
-def test_an_unknown_figure_is_told_with_the_nearest_name(record, runs):
+def test_an_unknown_figure_suggests_the_nearest_name(record, runs):
     record()
     with pytest.raises(UsageError, match="did you mean pareto"):
         figures.draw("paretto", collect_runs([runs]))
@@ -53,7 +53,7 @@ def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, poin
     assert axes.get_ylabel() == "test accuracy (%)"
 
 
-def test_a_backward_pass_without_an_evaluation_is_no_point(corpus, points):
+def test_a_backward_pass_without_evaluations_is_omitted(corpus, points):
     (axes,) = figures.draw("backward-forward", collect_runs([corpus])).axes
     drawn = points(axes)
     assert "backprop" not in drawn
@@ -61,7 +61,7 @@ def test_a_backward_pass_without_an_evaluation_is_no_point(corpus, points):
     assert drawn["published: about half (Chen et al. 2018, Figure 3c)"] == [(0, 0), (40.5, 20.25)]
 
 
-def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
+def test_nfe_and_error_of_evaluations_are_drawn_at_their_tolerance(corpus, points):
     collection = collect_runs([corpus])
     after = figures.draw("nfe-tolerance", collection).axes[2]
     assert [*points(after).values()] == [[(1e-3, 9), (1e-1, 9)]]
@@ -69,7 +69,7 @@ def test_nfe_and_error_of_evaluations_stand_at_their_tolerance(corpus, points):
     assert points(axes)["tol 0.0001, backprop, solved by dopri5"] == [(1e-3, 2e-3), (1e-1, 0.2)]
 
 
-def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(record, runs, points):
+def test_fixed_steps_are_labelled_and_have_no_tolerance(record, runs, points):
     for steps, tol in ((None, 1e-2), (None, 1e-4), (8, 1e-3), (20, 1e-3)):
         record(tol=tol, solver__steps=steps, summary={"final/nfe_forward": steps or -10 * math.log10(tol)})
     collection = collect_runs([runs])
@@ -79,7 +79,7 @@ def test_a_solve_of_fixed_steps_is_named_by_them_and_stands_at_no_tolerance(reco
     assert sorted(point for line in points(forward).values() for point in line) == [(1e-4, 40), (1e-2, 20)]
 
 
-def test_runs_that_differ_in_more_than_their_steps_are_no_line(record, runs, points):
+def test_runs_that_differ_in_other_settings_are_separate_lines(record, runs, points):
     """Tolerance and steps alone tell these runs apart."""
     made = [(None, 1e-2, 9, 20), (None, 1e-3, 9, 30), (None, 1e-4, 1, 40), (8, 1e-3, 9, 8), (20, 1e-3, 9, 21)]
     for steps, tol, epochs, nfe in made:
@@ -106,7 +106,7 @@ def test_costs_have_a_panel_for_each_data_set(name, record, runs):
     assert sorted(titles) == ["mnist5k", "two_circles"]
 
 
-def test_step_sizes_of_models_that_have_times_of_their_own_have_a_panel_each(record, runs, points):
+def test_step_sizes_have_one_panel_per_model(record, runs, points):
     for model, sizes in (("odenet", [0.5, 0.5]), ("cnf", [-5.0, -4.0])):
         (record(model__name=model) / "steps.json").write_text(json.dumps({"solves": [sizes]}))
     cnf, odenet = figures.draw("step-sizes", collect_runs([runs])).axes
@@ -114,7 +114,7 @@ def test_step_sizes_of_models_that_have_times_of_their_own_have_a_panel_each(rec
     assert [*points(odenet).values()] == [[(0.0, 0.5), (0.5, 0.5)]]
 
 
-def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, runs, points):
+def test_evaluations_have_one_line_per_gradient_mode(record, runs, points):
     path = record(gradient__name="adjoint")
     made = [("adjoint", 1e-2, 1e-2, 2.0), ("checkpoint", 1e-2, 0.0, 3.0), ("adjoint", 1e-4, 1e-4, 4.0)]
     step = {"step_solver": "dopri5", "output_error": 0.5}
@@ -136,7 +136,7 @@ def test_studies_have_a_line_a_gradient_mode_where_they_have_several(record, run
     assert exact.get_ylabel() == "relative error against float64 at 1e-9"
 
 
-def test_a_study_of_fixed_steps_is_a_line_along_its_steps(record, runs, points):
+def test_evaluations_with_fixed_steps_are_a_line_along_the_steps(record, runs, points):
     made = [(f"solver.steps={steps}", 4 * steps, steps**-4.0) for steps in (8, 2, 4)]
     lines = [
         {"overrides": ["solver=rk4", steps], "solver": "rk4", "tol": None, "nfe": nfe, "output_error": error}
@@ -170,9 +170,9 @@ def test_results_of_other_data_are_not_compared(record, runs):
     assert many.lines[0].get_xydata().tolist() == [[30, 72], [20, 73]]
 
 
-def test_evaluations_with_other_settings_are_a_line_of_their_own(record, runs, points):
+def test_evaluations_with_other_settings_are_a_separate_line(record, runs, points):
     made = [("tol=1e-2",), ("tol=1e-4",), ("tol=1e-3", "solver.max_step=0.1"), ("tol=1e-4", "solver.max_step=0.1")]
-    lines = [{"overrides": words, "nfe": 9, "output_error": 1e-3 * len(words)} for words in made]
+    lines = [{"overrides": arguments, "nfe": 9, "output_error": 1e-3 * len(arguments)} for arguments in made]
     (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (axes,) = figures.draw("error-tolerance", collect_runs([runs])).axes
     drawn = points(axes)
@@ -180,15 +180,15 @@ def test_evaluations_with_other_settings_are_a_line_of_their_own(record, runs, p
     assert drawn["dopri5, solver.max_step=0.1"] == [(1e-4, 2e-3), (1e-3, 2e-3)]
 
 
-def test_a_line_a_group_is_named_by_no_more_than_tells_the_groups_apart(record, runs):
-    words = [("odenet", "mnist5k", 1e-3), ("cnf", "two_moons", 1e-5)]
-    for (model, data, tol), mode in itertools.product(words, ("adjoint", "backprop")):
+def test_labels_contain_only_keys_that_distinguish_the_groups(record, runs):
+    models = [("odenet", "mnist5k", 1e-3), ("cnf", "two_moons", 1e-5)]
+    for (model, data, tol), mode in itertools.product(models, ("adjoint", "backprop")):
         record(model__name=model, data__name=data, tol=tol, gradient__name=mode)
     labels = [label for label, _ in named_groups(collect_runs([runs]))]
     assert sorted(labels) == ["cnf, adjoint", "cnf, backprop", "odenet, adjoint", "odenet, backprop"]
 
 
-def test_a_setting_that_a_group_lacks_is_no_word_of_its_name(record, runs):
+def test_labels_omit_settings_that_a_group_lacks(record, runs):
     for eval_tol in (None, 1e-5):
         record(eval_tol=eval_tol)
         record(eval_tol=eval_tol, gradient__name="backprop")
@@ -197,9 +197,9 @@ def test_a_setting_that_a_group_lacks_is_no_word_of_its_name(record, runs):
 
 
 def study(solver, tol, nfe, nfe_backward):
-    told = {"overrides": [f"solver={solver}", f"tol={tol}"], "solver": solver, "tol": tol, "nfe": nfe}
+    settings = {"overrides": [f"solver={solver}", f"tol={tol}"], "solver": solver, "tol": tol, "nfe": nfe}
     numbers = {"output_error": 2 * tol, "nfe_forward": nfe + 1, "nfe_backward": nfe_backward, "forward_ms": 3.0 * nfe}
-    return json.dumps(told | numbers) + "\n"
+    return json.dumps(settings | numbers) + "\n"
 
 
 def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
@@ -249,14 +249,14 @@ def test_step_sizes_start_where_the_step_before_ends(corpus, points):
     assert axes.get_xlabel().startswith("t since the start of the solve")  # older records do not tell it
 
 
-def test_a_damaged_file_of_steps_is_told(corpus):
+def test_a_damaged_file_of_steps_raises_an_error(corpus):
     for path in corpus.glob("*/steps.json"):
         path.write_text("[]")
     with pytest.raises(UsageError, match="damaged"):
         figures.draw("step-sizes", collect_runs([corpus]))
 
 
-def test_memory_of_residual_networks_stands_at_their_blocks(record, runs, points):
+def test_memory_of_residual_networks_is_drawn_at_their_number_of_blocks(record, runs, points):
     for blocks in (2, 4):
         record(model__name="resnet", model__blocks=blocks, solver__name="none", summary={"final/nfe_forward": None})
     (axes,) = figures.draw("memory-depth", collect_runs([runs])).axes
@@ -279,7 +279,7 @@ def test_the_result_over_training_is_the_mean_over_seeds_by_steps_and_by_minutes
         assert axes.get_ylabel() == "validation accuracy (%)"
 
 
-def test_validations_of_a_long_training_are_drawn_as_they_are(record, runs):
+def test_validations_of_a_long_training_are_not_smoothed(record, runs):
     record(rows=[{"step": s, "elapsed_s": s, "val/accuracy": s % 2} for s in range(200)])
     axes = figures.draw("result-training", collect_runs([runs])).axes[0]
     assert list(axes.lines[0].get_ydata()) == [0, 100] * 100
@@ -305,7 +305,7 @@ def test_the_pareto_front_is_what_no_other_beats():
         assert sorted(found) == sorted(set(groups) - beaten)
 
 
-def test_more_lines_than_can_be_told_apart_become_clouds_and_curves_are_refused(record, runs, points):
+def test_too_many_lines_become_scatter_plots_and_too_many_curves_raise_an_error(record, runs, points):
     for width, mode in itertools.product(range(1, MAX_LINES + 2), ("adjoint", "backprop")):
         record(model__width=width, gradient__name=mode, summary={"final/nfe_forward": width})
     collection = collect_runs([runs])
@@ -316,7 +316,7 @@ def test_more_lines_than_can_be_told_apart_become_clouds_and_curves_are_refused(
         figures.draw("nfe-training", collection)
 
 
-def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(record, runs, points):
+def test_each_data_set_and_loss_has_a_panel_and_models_keep_their_style(record, runs, points):
     density = {"task": "density", "trainer__objective": "val/nll_nats"}
     for data, model, tol in itertools.product(("two_moons", "pinwheel"), ("cnf", "ffjord"), (1e-2, 1e-3)):
         nll = (1 if data == "two_moons" else 9) + tol
@@ -324,8 +324,8 @@ def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(reco
     for loss, tol in itertools.product(("elbo", "flow_matching"), (1e-2, 1e-3)):
         record(data__name="two_moons", loss__name=loss, tol=tol, trainer__objective="val/loss")
     figure = figures.draw("result-nfe", collect_runs([runs]))
-    told = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
-    assert sorted(told) == [
+    labels = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
+    assert sorted(labels) == [
         ("pinwheel: result against NFE", "validation nll (nats)"),
         ("two_moons: result against NFE", "validation loss (elbo, nats)"),
         ("two_moons: result against NFE", "validation loss (flow matching, nats)"),
@@ -339,14 +339,14 @@ def test_each_data_set_and_each_loss_has_a_panel_and_one_look_of_its_models(reco
     assert len(figures.draw("pareto", collect_runs([runs])).axes) == 4 * 3
 
 
-def test_more_panels_than_a_figure_holds_are_refused(record, runs):
+def test_too_many_panels_raise_an_error(record, runs):
     for number in range(figures.MAX_PANELS + 1):
         record(data__name=f"data{number}")
     with pytest.raises(UsageError, match=f"it shows up to {figures.MAX_PANELS} data sets and objectives, got 25"):
         figures.draw("result-nfe", collect_runs([runs]))
 
 
-def test_a_bench_of_more_panels_than_a_figure_holds_is_refused_and_none_is_dropped(corpus, points):
+def test_too_many_benchmark_panels_raise_an_error_and_none_is_dropped(corpus, points):
     header, row = (corpus / "results.csv").read_text().splitlines()[:2]
     rows = [row.replace("conv", f"work{number}") for number in range(figures.MAX_PANELS + 1)]
     (corpus / "results.csv").write_text("\n".join([header, *rows[:-1]]))
@@ -365,21 +365,21 @@ def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
     assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation nll (nats)"]
 
 
-def test_a_published_value_is_written_at_its_line_and_its_source_stands_in_the_legend(corpus):
+def test_a_published_value_is_written_at_its_line_and_its_source_in_the_legend(corpus):
     figure = figures.draw("result-nfe", collect_runs([corpus], split="test"))
     assert "ODE-Net: 0.42 % error" in {text.get_text() for text in figure.axes[0].texts}
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(named) == ["adjoint", "backprop", "published, test: Chen et al. 2018, Table 1, recalled"]
 
 
-def test_tolerances_are_written_only_where_a_line_has_several(record, runs):
+def test_tolerances_are_labelled_only_on_lines_with_several(record, runs):
     for width, tol in ((8, 1e-2), (8, 1e-3), (16, 1e-4)):
         record(model__width=width, tol=tol, summary={"final/nfe_forward": -10 * math.log10(tol)})
     (axes,) = figures.draw("result-nfe", collect_runs([runs])).axes
     assert {text.get_text() for text in axes.texts} == {"1e-2", "1e-3"}
 
 
-def test_the_pareto_front_of_one_sweep_is_told_apart_from_its_other_settings(record, runs, points):
+def test_the_pareto_front_of_one_sweep_differs_from_its_other_settings(record, runs, points):
     for tol, accuracy in ((1e-2, 0.9), (1e-3, 0.8), (1e-4, 0.7)):
         nfe = {"final/nfe_forward": -10 * math.log10(tol)}
         record(tol=tol, summary=nfe | {"best/accuracy": accuracy})

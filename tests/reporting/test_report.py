@@ -1,4 +1,4 @@
-"""The verb, as it is typed."""
+"""The command `odebench report`."""
 
 import base64
 import csv
@@ -19,17 +19,17 @@ from odebench.reporting.runs import collect_runs
 
 @pytest.fixture
 def report(capsys):
-    """Run ``odebench report`` with these words; gives exit code, stdout and stderr."""
+    """Run ``odebench report`` with these arguments; returns exit code, stdout and stderr."""
 
-    def run(*words):
-        code = cli.main(["report", *map(str, words)])
+    def run(*arguments):
+        code = cli.main(["report", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
 
 
 class Outside(HTMLParser):
-    """What a page would load from elsewhere."""
+    """Collects external resources of a page."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def test_the_table_goes_to_stdout_with_counts_and_reasons(report, record, runs):
     assert f"failed: RuntimeError: no memory  ({runs / '001'})" in out
 
 
-def test_what_is_piped_is_the_table_alone(report, record, runs):
+def test_other_formats_print_only_the_table(report, record, runs):
     record(tol=1e-2)
     record(tol=1e-3)
     code, out, err = report(runs, "--format", "csv", "--columns", "best/accuracy")
@@ -64,7 +64,7 @@ def test_what_is_piped_is_the_table_alone(report, record, runs):
 @pytest.mark.parametrize(
     ("suffix", "start"), [("md", "| runs"), ("tex", "\\begin"), ("csv", "runs,"), ("txt", "runs ")]
 )
-def test_a_files_suffix_says_what_it_becomes_and_none_is_overwritten(report, record, runs, tmp_path, suffix, start):
+def test_the_suffix_chooses_the_format_and_files_are_not_overwritten(report, record, runs, tmp_path, suffix, start):
     record()
     output = tmp_path / "new" / f"table.{suffix}"
     assert report(runs, "--output", output)[:2] == (0, f"{output}\n")
@@ -74,7 +74,7 @@ def test_a_files_suffix_says_what_it_becomes_and_none_is_overwritten(report, rec
     assert (code, "exists; name a new file" in err, output.read_text()) == (2, True, text)
 
 
-def test_a_page_needs_nothing_else_and_shows_names_as_they_are(report, record, runs, tmp_path):
+def test_a_page_is_self_contained_and_escapes_names(report, record, runs, tmp_path):
     record(
         model__name="<b>odenet</b>", rows=[{"step": 1, "elapsed_s": 1, "nfe/forward": 9}, {"step": 2, "nfe/forward": 8}]
     )
@@ -95,7 +95,7 @@ def test_a_page_needs_nothing_else_and_shows_names_as_they_are(report, record, r
     assert "also differ" not in page
 
 
-def test_a_page_tells_what_differs_and_a_folder_in_one_line_what_was_left_out(report, record, runs, tmp_path):
+def test_a_page_lists_differing_settings_and_one_line_names_omitted_figures(report, record, runs, tmp_path):
     record()
     record(model__name="mlp", trainer__batch_size=128, summary={"final/nfe_forward": None})
     code, out, err = report(runs, "--output", tmp_path / "new")
@@ -107,7 +107,7 @@ def test_a_page_tells_what_differs_and_a_folder_in_one_line_what_was_left_out(re
     assert "figure nfe-tolerance needs two tolerances" in page
 
 
-def test_a_figure_goes_into_the_file_or_the_folder_that_is_named(report, corpus, tmp_path):
+def test_a_figure_is_written_to_the_given_file_or_folder(report, corpus, tmp_path):
     picture = tmp_path / "time.png"
     assert report(corpus, "--figure", "time-nfe", "--output", picture)[0] == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -124,7 +124,7 @@ def test_the_figures_are_listed_without_a_folder(report):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         ([], "no folder given"),
         (["RUNS", "--figure", "paretto"], "did you mean pareto"),
@@ -146,31 +146,33 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["RUNS", "--output", "queued/status.json/a.csv"], "cannot be made (Not a directory)"),
     ],
 )
-def test_what_cannot_be_meant_is_told_in_a_line_and_leaves_nothing(report, record, tmp_path, monkeypatch, words, says):
+def test_invalid_arguments_print_one_line_and_write_nothing(report, record, tmp_path, monkeypatch, arguments, says):
     record()
     (tmp_path / "empty").mkdir()
     (tmp_path / "queued").mkdir()
     (tmp_path / "queued" / "status.json").write_text('{"status": "queued"}')
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = report(*({"RUNS": "runs", "EMPTY": "empty", "QUEUED": "queued"}.get(word, word) for word in words))
+    code, out, err = report(
+        *({"RUNS": "runs", "EMPTY": "empty", "QUEUED": "queued"}.get(argument, argument) for argument in arguments)
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_full_disk_leaves_no_half_of_a_file(report, corpus, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(report, corpus, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    for words in (["--output", tmp_path / "a.csv"], ["--figure", "time-nfe", "--output", tmp_path / "a.png"]):
-        code, _, err = report(corpus, *words)
+    for arguments in (["--output", tmp_path / "a.csv"], ["--figure", "time-nfe", "--output", tmp_path / "a.png"]):
+        code, _, err = report(corpus, *arguments)
         assert (code, "No space left on device" in err) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == [corpus.name]
 
 
-def test_published_numbers_have_units_the_share_of_the_training_and_an_order(record, runs):
+def test_published_values_have_units_and_the_share_of_the_training(record, runs):
     budgets = {"full": {"epochs": 160}}
     summary = {"best/step": 8, "best/epoch": 4, "final/test_accuracy": 0.9}
     record(experiment="paper/mnist_odenet", data__name="mnist", budgets=budgets, summary=summary)
@@ -185,13 +187,13 @@ def test_published_numbers_have_units_the_share_of_the_training_and_an_order(rec
     assert math.isnan(rows["-"]["published"].value)
 
 
-def test_a_report_needs_no_torch():
+def test_reporting_does_not_import_torch():
     code = "import sys, odebench.reporting.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow
-def test_a_folder_gets_page_tables_and_all_figures_alike_each_time(report, corpus, tmp_path):
+def test_a_report_folder_is_reproducible(report, corpus, tmp_path):
     for name in ("one", "two"):
         assert report(corpus, "--output", tmp_path / name)[0] == 0
     one, two = ({path.name: path for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two"))
@@ -213,7 +215,7 @@ def test_a_real_training_is_reported(report, train, capsys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_click_on_a_title_sorts_the_table_and_a_second_one_turns_it_round(report, record, runs, tmp_path):
+def test_a_click_on_a_title_sorts_the_table_and_a_second_one_reverses_it(report, record, runs, tmp_path):
     for tol, accuracy in ((1e-2, 0.9), (1e-3, None), (1e-4, 0.08), (1e-5, 0.95)):
         record(tol=tol, summary={"best/accuracy": accuracy})
     page = tmp_path / "page.html"

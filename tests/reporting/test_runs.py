@@ -10,7 +10,7 @@ from odebench.reporting import notes
 from odebench.reporting.runs import collect_runs, differing_columns, distinguishing_keys, read_evaluations, read_rows
 
 
-def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
+def test_varying_options_are_shown_without_settings_that_follow_from_them():
     odenet = {"model.name": "odenet", "model.width": 64.0, "gradient.name": "adjoint", "optim.lr": 0.1, "seed": 0.0}
     rknet = {**odenet, "model.name": "rknet", "model.width": 32.0, "gradient.name": "backprop", "seed": 1.0}
     assert distinguishing_keys(differing_columns([odenet, rknet])) == ["model.name", "gradient.name"]
@@ -23,14 +23,14 @@ def test_choices_that_vary_are_shown_and_what_follows_from_them_is_not():
     assert distinguishing_keys(differing_columns([])) == []
 
 
-def test_what_is_shown_tells_all_groups_apart():
+def test_the_shown_keys_distinguish_all_groups():
     rng = np.random.default_rng(0)
     settings = [{f"group.key{k}": float(rng.integers(2)) for k in range(8)} for _ in range(40)]
     shown = distinguishing_keys(differing_columns(settings))
     assert len({tuple(one[key] for key in shown) for one in settings}) == len({repr(one) for one in settings})
 
 
-def test_an_experiment_is_named_in_place_of_its_settings_which_are_told_to_differ(record, runs):
+def test_an_experiment_replaces_its_settings_which_are_listed_as_differing(record, runs):
     record(experiment="paper/mnist_odenet", optim__lr=0.1, trainer__epochs=160)
     record()
     collection = collect_runs([runs])
@@ -40,15 +40,15 @@ def test_an_experiment_is_named_in_place_of_its_settings_which_are_told_to_diffe
     )
 
 
-def test_what_a_command_line_named_is_shown_where_it_differs_though_others_tell_the_same(record, runs):
-    record(solver__steps=8, words=["solver.steps=8", "trainer.batch_size=64"])
+def test_overridden_settings_are_shown_if_they_differ(record, runs):
+    record(solver__steps=8, arguments=["solver.steps=8", "trainer.batch_size=64"])
     record(
         tol=1e-3,
         trainer__iterations=20,
         trainer__epochs=7,
         data__train_limit=640,
         optim__name="sgd",
-        words=["trainer.iterations=20", "+data.train_limit=640", "optim=sgd"],
+        arguments=["trainer.iterations=20", "+data.train_limit=640", "optim=sgd"],
     )
     collection = collect_runs([runs])
     assert collection.varying_keys == [
@@ -58,14 +58,14 @@ def test_what_a_command_line_named_is_shown_where_it_differs_though_others_tell_
     assert [run.settings["trainer.epochs"] for run in collection.runs] == [9, None]  # iterations stand in their place
 
 
-def test_what_the_choice_of_its_own_group_brings_is_not_told_to_differ_and_what_another_brings_is(record, runs):
+def test_settings_that_follow_from_their_own_option_are_not_listed_as_differing(record, runs):
     record(model__name="odenet", model__width=64)
     record(model__name="rknet", model__width=32, optim__lr=0.5, budgets={"full": {"epochs": 160}})
     collection = collect_runs([runs])
     assert (collection.varying_keys, collection.other_differing_keys) == (["model.name"], ["optim.lr"])
 
 
-def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record, runs):
+def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_std(record, runs):
     accuracies = [0.91, 0.95, 0.96]
     for seed, accuracy in enumerate(accuracies):
         record(seed=seed, summary={"best/accuracy": accuracy})
@@ -75,7 +75,7 @@ def test_runs_that_differ_in_the_seed_are_one_group_with_mean_and_spread(record,
     assert np.isnan(group.mean("final/kl_nats"))
 
 
-def test_a_run_that_is_not_done_is_left_out_of_the_mean_and_one_whose_number_is_not_finite_is_not(record, runs):
+def test_the_mean_omits_failed_runs_and_is_nan_if_a_value_is_not_finite(record, runs):
     record(seed=0)
     record(seed=1, summary={"best/loss": None})  # as NaN and infinities are written
     path = record(seed=2, summary={"best/accuracy": 0.1})
@@ -87,7 +87,7 @@ def test_a_run_that_is_not_done_is_left_out_of_the_mean_and_one_whose_number_is_
     assert math.isnan(group.std("best/loss"))
 
 
-def test_one_tolerance_stands_for_both_and_two_are_both_shown(record, runs):
+def test_equal_rtol_and_atol_are_shown_once(record, runs):
     record(tol=1e-2)
     record(tol=1e-3)
     record(solver__rtol=1e-2, solver__atol=1e-5)
@@ -109,7 +109,7 @@ def test_fixed_steps_have_no_tolerance(record, runs):
     ]
 
 
-def test_groups_stand_in_the_order_of_their_numbers(record, runs):
+def test_groups_are_sorted_by_their_values(record, runs):
     for epochs in (10, 9, 100):
         record(trainer__epochs=epochs)
     record(trainer__epochs=9.0, seed=1)  # the same setting, written otherwise
@@ -140,7 +140,7 @@ def test_queued_and_damaged_runs_are_kept_apart(record, runs):
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"settings": 1}', '{"status": 3}', '"text"'])
 @pytest.mark.parametrize("name", ["manifest.json", "status.json", "summary.json", "overrides.txt"])
-def test_a_damaged_file_spoils_no_more_than_its_run(record, runs, name, content):
+def test_a_damaged_file_affects_only_its_run(record, runs, name, content):
     record(seed=1)
     (record(seed=2) / name).write_text(content)
     collection = collect_runs([runs])
@@ -150,7 +150,7 @@ def test_a_damaged_file_spoils_no_more_than_its_run(record, runs, name, content)
     assert all(reason for reason, _ in notes.failure_reasons(collection))
 
 
-def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_passed_over(record, runs):
+def test_evaluations_have_solver_and_tolerance_and_incomplete_lines_are_skipped(record, runs):
     path = record(tol=1e-3, eval_solver="tsit5")
     rows = [
         {"overrides": [], "nfe": 5},
@@ -169,7 +169,7 @@ def test_an_evaluation_knows_its_solver_and_tolerance_and_a_line_cut_off_is_pass
     ]
 
 
-def test_evaluations_of_other_samples_are_told_apart(record, runs):
+def test_evaluations_of_other_samples_are_labelled(record, runs):
     path = record()
     of = [{}, {"split": "validation", "limit": None}, {"split": "test"}, {"split": "validation", "limit": 1000}]
     rows = [{"overrides": ["tol=1e-3", "trainer.batch_size=8"]} | more for more in of]
@@ -180,7 +180,7 @@ def test_evaluations_of_other_samples_are_told_apart(record, runs):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "status.json", "settings.yaml"])
-def test_a_run_that_lacks_a_file_counts_as_damaged_and_in_no_mean(name, record, runs):
+def test_a_run_without_a_required_file_is_damaged(name, record, runs):
     record(seed=0)
     path = record(seed=1, summary={"best/accuracy": 0.1})
     (path / name).unlink()
@@ -193,7 +193,7 @@ def test_a_run_that_lacks_a_file_counts_as_damaged_and_in_no_mean(name, record, 
 
 
 @pytest.mark.parametrize("name", ["summary.json", "manifest.json", "status.json", "evaluations.jsonl", "metrics.jsonl"])
-def test_a_file_that_cannot_be_read_costs_its_run_alone(name, record, runs):
+def test_an_unreadable_file_affects_only_its_run(name, record, runs):
     record(seed=0)
     path = record(seed=1)
     (path / name).unlink(missing_ok=True)
@@ -204,13 +204,15 @@ def test_a_file_that_cannot_be_read_costs_its_run_alone(name, record, runs):
         with pytest.raises(UsageError, match=f"{name} cannot be read: Is a directory"):
             [read(run) for run in collection.runs]
     else:
-        (told,) = collection.damaged
+        (message,) = collection.damaged
         assert len(collection.runs) == 1
         # A folder without the file status.json is no run: what else is missing is not looked at.
-        assert ("status.json is missing" if name == "status.json" else f"{name} cannot be read: Is a directory") in told
+        assert (
+            "status.json is missing" if name == "status.json" else f"{name} cannot be read: Is a directory"
+        ) in message
 
 
-def test_runs_behind_links_are_found_once(record, runs, tmp_path):
+def test_linked_runs_are_found_once(record, runs, tmp_path):
     path = record()
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "one").symlink_to(path)
@@ -220,7 +222,7 @@ def test_runs_behind_links_are_found_once(record, runs, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
-def test_a_folder_that_cannot_be_looked_into_is_told(record, runs):
+def test_an_unreadable_folder_is_reported(record, runs):
     record()
     closed = runs / "closed"
     closed.mkdir(mode=0)

@@ -26,11 +26,11 @@ from odebench.reporting.runs import collect_runs
         (math.nan, math.nan, "-"),
     ],
 )
-def test_a_number_is_shown_with_two_digits_of_its_spread(mean, std, text):
+def test_numbers_are_formatted_with_two_digits_of_std(mean, std, text):
     assert table.format_number(mean, std) == text
 
 
-def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record, runs):
+def test_a_row_has_settings_runs_and_values_with_fractions_in_percent(record, runs):
     record(tol=1e-2, seed=0, summary={"best/accuracy": 0.95})
     record(tol=1e-2, seed=1, summary={"best/accuracy": 0.97})
     record(tol=1e-2, seed=2, status="diverged", message="the loss is nan")
@@ -44,7 +44,7 @@ def test_a_row_tells_settings_runs_and_numbers_with_fractions_in_percent(record,
     ]
 
 
-def test_what_differs_without_a_column_is_told_under_the_table_and_its_values_are_in_the_csv(record, runs):
+def test_differing_settings_without_a_column_are_noted_and_are_in_the_csv(record, runs):
     record(model__name="odenet")
     record(model__name="rknet", trainer__batch_size=128)
     collection = collect_runs([runs])
@@ -70,7 +70,7 @@ def test_the_columns_are_the_objective_and_its_costs_unless_named(record, runs):
         table.chosen_tags(collection, "best/acuracy")
 
 
-def test_csv_holds_every_digit_and_the_spread(record, runs):
+def test_csv_has_full_precision_and_the_std(record, runs):
     values = [0.123456789012, 0.2]
     for seed, value in enumerate(values):
         record(seed=seed, model__width=32, summary={"best/accuracy": value})
@@ -82,7 +82,7 @@ def test_csv_holds_every_digit_and_the_spread(record, runs):
     assert (rows[0]["runs"], rows[0]["done"], rows[0]["seeds"], rows[1]["best/accuracy_std"]) == ("2", "2", "2", "")
 
 
-def test_markdown_and_latex_escape_what_means_something_to_them():
+def test_markdown_and_latex_escape_special_characters():
     made = table.Table(
         [table.Column("a|b", is_numeric=False), table.Column("50 %")],
         [[table.TableCell("x_1 & y", ""), table.TableCell("1 ± 2", 1.0)]],
@@ -93,7 +93,7 @@ def test_markdown_and_latex_escape_what_means_something_to_them():
     assert table.as_latex(made).startswith("\\begin{tabular}{lr}\n\\toprule")
 
 
-def test_the_notes_count_runs_and_tell_once_why_some_were_not_done(record, runs):
+def test_notes_count_runs_and_merge_failure_reasons(record, runs):
     record(seed=0)
     record(seed=0)
     for step in (3, 40):
@@ -107,24 +107,24 @@ def test_the_notes_count_runs_and_tell_once_why_some_were_not_done(record, runs)
     assert any("1 run with a repeated seed" in line for line in notes.caveats(collection))
 
 
-def test_times_of_two_machines_are_told_apart(record, runs):
+def test_a_note_lists_several_machines(record, runs):
     record(seed=0)
     manifest = record(seed=1) / "manifest.json"
     manifest.write_text(manifest.read_text().replace("a processor", "another one"))
     assert any(line.startswith("times were measured on 2 machines") for line in notes.caveats(collect_runs([runs])))
 
 
-def test_runs_of_a_group_that_were_tested_on_different_data_are_told(record, runs):
+def test_a_note_reports_different_test_data_in_a_group(record, runs):
     for seed, test in enumerate(("a", "a", "b", "")):
         path = record(seed=seed)
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["data"] = {"splits": {"test": {"sha256": test}}}
         (path / "manifest.json").write_text(json.dumps(manifest))
-        told = [line for line in notes.caveats(collect_runs([runs])) if line.startswith("tested on different data")]
-        assert told == (["tested on different data within 1 group (manifest.json: data.splits)"] * (seed > 1))
+        caveats = [line for line in notes.caveats(collect_runs([runs])) if line.startswith("tested on different data")]
+        assert caveats == (["tested on different data within 1 group (manifest.json: data.splits)"] * (seed > 1))
 
 
-def test_no_text_of_a_setting_breaks_a_line():
+def test_settings_with_newlines_do_not_break_rows():
     made = table.Table([table.Column("a", is_numeric=False)], [[table.TableCell("x\ny <z>", "")]])
     assert table.as_markdown(made).splitlines() == ["| a |", "| --- |", "| x y <z> |"]
     assert r"x y \textless{}z\textgreater{} \\" in table.as_latex(made)

@@ -1,6 +1,6 @@
 """Behaves as `odebench train ... run_dir=...` and `odebench eval RUN ...` do, without a training.
 
-seed=7 fails. Every call is noted.
+seed=7 fails. Records every call.
 """
 
 import itertools
@@ -15,13 +15,13 @@ def write(folder, name, content):
     (folder / name).write_text(json.dumps(content))
 
 
-def train(words):
-    (quoted,) = [word.removeprefix("run_dir=") for word in words if word.startswith("run_dir=")]
+def train(arguments):
+    (quoted,) = [argument.removeprefix("run_dir=") for argument in arguments if argument.startswith("run_dir=")]
     folder = Path(re.sub(r"\\(.)", r"\1", quoted[1:-1]))
-    given = dict(word.split("=", 1) for word in words)
+    given = dict(argument.split("=", 1) for argument in arguments)
     seed = int(given.get("seed", 0))
     (folder / "settings.yaml").write_text("seed: 0\n")
-    (folder / "overrides.txt").write_text("".join(f"{word}\n" for word in words))
+    (folder / "overrides.txt").write_text("".join(f"{argument}\n" for argument in arguments))
     experiment = given.get("experiment", "")
     full = {"epochs": 160} if "mnist" in experiment else {"iterations": 10_000}
     settings = {"seed": seed, "budgets": {"full": full}, "data": {"name": given.get("data", "mnist")}}
@@ -45,11 +45,11 @@ def train(words):
     return 0
 
 
-def evaluate(folder, words):
-    limits = [int(word.partition("=")[2]) for word in words if word.startswith("--limit=")]
-    words = [word for word in words if not word.startswith("--")]
-    values = [word.split("=")[1].split(",") for word in words]
-    keys = [word.split("=")[0] for word in words]
+def evaluate(folder, arguments):
+    limits = [int(argument.partition("=")[2]) for argument in arguments if argument.startswith("--limit=")]
+    arguments = [argument for argument in arguments if not argument.startswith("--")]
+    values = [argument.split("=")[1].split(",") for argument in arguments]
+    keys = [argument.split("=")[0] for argument in arguments]
     with (Path(folder) / "evaluations.jsonl").open("a") as file:
         for chosen in itertools.product(*values):
             given = dict(zip(keys, chosen, strict=True)) | {"tol": float(chosen[keys.index("tol")])}
@@ -61,10 +61,10 @@ def evaluate(folder, words):
 
 
 if __name__ == "__main__":
-    verb, *words = sys.argv[1:]
+    verb, *arguments = sys.argv[1:]
     with Path(os.environ["FAKE_TRAINING_NOTES"]).open("a") as notes:
-        notes.write(json.dumps([verb, *words]) + "\n")
+        notes.write(json.dumps([verb, *arguments]) + "\n")
     if verb == "compare":
-        Path(words[0]).write_text(json.dumps(dict(zip(words[1::2], words[2::2], strict=True))))
+        Path(arguments[0]).write_text(json.dumps(dict(zip(arguments[1::2], arguments[2::2], strict=True))))
         sys.exit(0)
-    sys.exit(evaluate(words[0], words[1:]) if verb == "eval" else train(words))
+    sys.exit(evaluate(arguments[0], arguments[1:]) if verb == "eval" else train(arguments))

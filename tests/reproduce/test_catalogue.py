@@ -1,4 +1,4 @@
-"""What is known of the reproductions, against the experiments and the published values."""
+"""The known reproductions are consistent with the experiments and the published values."""
 
 import re
 
@@ -14,7 +14,7 @@ from odebench.sweep.expand import expand
 from odebench.sweep.validate import validate_jobs
 
 KNOWN = reproductions()
-OF_STUDIES = (
+EVALUATION_TAGS = (
     "nfe",
     "batch_ms",
     "output_error",
@@ -28,7 +28,7 @@ OF_STUDIES = (
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_rows_figures_and_numbers_are_what_they_can_be(name):
+def test_rows_figures_and_tags_are_valid(name):
     one = KNOWN[name]
     names = [row.name for row in one.rows]
     assert len(set(names)) == len(names)
@@ -38,14 +38,16 @@ def test_rows_figures_and_numbers_are_what_they_can_be(name):
         assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.better_than)
         for tag in row.tags:
             assert (
-                layout.is_summary_tag(tag) or tag in ("parameters", NFE_RATIO) or (row.evaluation and tag in OF_STUDIES)
+                layout.is_summary_tag(tag)
+                or tag in ("parameters", NFE_RATIO)
+                or (row.evaluation and tag in EVALUATION_TAGS)
             )
     assert set(one.figures) <= set(FIGURES)
     assert set(one.tolerance) <= {tag for row in one.rows for tag in row.tags}
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_published_number_of_it_has_a_row(name):
+def test_every_published_value_has_a_row(name):
     shown = {(row.published_row, tag) for row in KNOWN[name].rows for tag in row.tags}
     for one in read_published():
         assert one.of != name or not one.tag or (one.row, one.tag) in shown, one
@@ -56,30 +58,34 @@ def test_every_published_number_of_it_has_a_row(name):
 def test_each_kind_of_job_is_valid(name, budget):
     one = KNOWN[name]
     keys = ("experiment", "model", "gradient", "solver")
-    kinds = {tuple(word for word in row.job if word.split("=")[0] in keys): row.job for row in one.rows}
+    kinds = {tuple(override for override in row.job if override.split("=")[0] in keys): row.job for row in one.rows}
     own = one.budgets or {budget: (f"budget={budget}",)}
     validate_jobs([[*job, *own[budget]] for job in kinds.values()])
 
 
-def test_a_rows_evaluation_is_one_of_the_study():
+def test_the_evaluation_of_a_row_is_among_the_planned_ones():
     for one in KNOWN.values():
-        studies = [[word for word in study if not word.startswith("--")] for study in one.evaluations]
-        made = [dict(word.split("=") for word in words) for study in studies for words in expand([study])]
-        made = [{**words, "tol": float(words["tol"])} for words in made]
+        evaluations = [
+            [argument for argument in evaluation if not argument.startswith("--")] for evaluation in one.evaluations
+        ]
+        planned = [
+            dict(override.split("=") for override in job) for evaluation in evaluations for job in expand([evaluation])
+        ]
+        planned = [{**job, "tol": float(job["tol"])} for job in planned]
         for row in one.rows:
             wanted = row.evaluation | ({"tol": float(row.evaluation["tol"])} if "tol" in row.evaluation else {})
-            assert not wanted or any(wanted.items() <= words.items() for words in made), row.name
+            assert not wanted or any(wanted.items() <= job.items() for job in planned), row.name
 
 
-def test_studies_are_read_by_the_command_lines_grammar():
+def test_evaluation_arguments_are_valid_for_the_command_line():
     for one in KNOWN.values():
-        for words in one.evaluations:
-            arguments, rest = build_parser().parse_known_args(["eval", "RUN", *words])
+        for evaluation in one.evaluations:
+            arguments, rest = build_parser().parse_known_args(["eval", "RUN", *evaluation])
             assert not rest
             assert parse_overrides(arguments.overrides)
 
 
-def test_each_stands_for_every_combination():
+def test_values_expand_to_every_combination():
     rows = {row.name: row for row in find_reproduction("figure4").rows}
     assert len(rows) == 36
     row = rows["target 3: CNF, M = 8"]
@@ -90,7 +96,7 @@ def test_each_stands_for_every_combination():
     assert rows[f"{planar}, in the CNF's time"].job == rows[planar].job
 
 
-def test_each_gradient_mode_is_trained_with_and_studied_at_each_tolerance():
+def test_each_gradient_mode_is_trained_and_evaluated_at_each_tolerance():
     one = find_reproduction("gradients")
     modes = {"adjoint", "interpolated_adjoint", "checkpoint", "backprop", "reversible"}
     trained = {row.job for row in one.rows if not row.evaluation}

@@ -1,4 +1,4 @@
-"""Reproductions from the command line. Trainings and evaluations are a stand-in's."""
+"""Reproductions from the command line, with fake trainings and evaluations."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from odebench.sweep import attempts, local
 
 @pytest.fixture
 def new_calls(monkeypatch, tmp_path):
-    """Runs the stand-in in a folder of its own; gives the verbs that it was called with since it was last asked."""
+    """Replace odebench by fake_commands.py; returns a function that gives the verbs called since its last call."""
     command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_commands.py")))
     monkeypatch.setattr(attempts, "COMMAND", command)
     monkeypatch.setattr(run, "COMMAND", command)
@@ -46,15 +46,15 @@ def status_files(folder):
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/status.json")}
 
 
-def fails(capsys, *words):
-    assert main(["reproduce", *words]) == 2
+def fails(capsys, *arguments):
+    assert main(["reproduce", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     return err.removeprefix("odebench reproduce: ").rstrip("\n")
 
 
-def test_it_trains_once_and_then_only_reads(new_calls, tmp_path, capsys):
+def test_trainings_run_once_and_are_then_only_read(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "budget=small", "cluster.jobs=2"]) == 0
     assert new_calls() == ["train"] * 4
     folder = tmp_path / "outputs" / "reproduce" / "figure5-small"
@@ -70,18 +70,18 @@ def test_it_trains_once_and_then_only_reads(new_calls, tmp_path, capsys):
     assert (row["share"], row["command"]) == ("0.1", "odebench reproduce figure5 budget=small")
 
 
-def test_a_job_that_failed_is_told_and_run_again_and_the_others_are_kept(new_calls, tmp_path, capsys):
-    words = ["reproduce", "figure5", "seed=0,7", "--output", str(tmp_path / "runs")]
-    assert main(words) == 1
+def test_a_failed_job_is_reported_and_run_again_while_the_others_are_kept(new_calls, tmp_path, capsys):
+    arguments = ["reproduce", "figure5", "seed=0,7", "--output", str(tmp_path / "runs")]
+    assert main(arguments) == 1
     assert new_calls() == ["train"] * 8
-    assert main(words) == 1
+    assert main(arguments) == 1
     assert new_calls() == ["train"] * 4
     assert "failed: it broke" in capsys.readouterr().out
     row = csv_rows(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
     assert (row["seeds"], row["command"]) == ("1", "odebench reproduce figure5 seed=0,7")
 
 
-def test_a_row_without_a_run_says_why(new_calls, tmp_path, capsys):
+def test_a_row_without_a_run_gives_the_reason(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "seed=7"]) == 1
     out = capsys.readouterr().out
     assert "two_moons: CNF not done: failed, it broke" in out
@@ -96,7 +96,7 @@ def test_seeds_are_runs_of_each_row(new_calls, tmp_path):
     assert (row["ours"], row["spread"], row["seeds"]) == ("3.0", "1.0", "3")
 
 
-def test_published_numbers_stand_beside_ours_with_a_verdict(new_calls, tmp_path, capsys, monkeypatch):
+def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "table1"]) == 0
     rows = csv_rows(tmp_path / "outputs" / "reproduce" / "table1-full")
@@ -109,13 +109,13 @@ def test_published_numbers_stand_beside_ours_with_a_verdict(new_calls, tmp_path,
 
 
 def render_figure(name, collection):
-    """A stand-in: drawing takes seconds."""
+    """Fake: drawing takes seconds."""
     if name == "nfe-training":
         raise UsageError("no rows")
     return RenderedFigure(name, "", png=b"png", svg=b"svg")
 
 
-def test_a_study_is_made_once_and_its_evaluations_are_the_rows(new_calls, tmp_path, monkeypatch):
+def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "figure3"]) == 0
     assert new_calls() == ["train", "eval"]
@@ -139,7 +139,9 @@ def test_a_study_is_made_once_and_its_evaluations_are_the_rows(new_calls, tmp_pa
     assert new_calls() == ["eval"]
 
 
-def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(new_calls, tmp_path, capsys, monkeypatch):
+def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(
+    new_calls, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "figure4"]) == 0
     assert new_calls() == ["train"] * 24
@@ -151,7 +153,7 @@ def test_a_row_within_the_time_of_another_has_the_best_validation_until_then(new
     assert cnf["verdict"].startswith(f"as published: 1.1 against 1.2 of {planar}; partial budget, 10 % and")
 
 
-def test_gradient_modes_are_trained_and_those_runs_studied_alone(new_calls, tmp_path, capsys, monkeypatch):
+def test_gradient_modes_are_trained_and_only_those_runs_are_evaluated(new_calls, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "render_figure", render_figure)
     assert main(["reproduce", "gradients", "budget=small", "cluster.jobs=2"]) == 0
     assert new_calls() == ["train"] * 15 + ["eval"] * 15
@@ -161,26 +163,26 @@ def test_gradient_modes_are_trained_and_those_runs_studied_alone(new_calls, tmp_
     assert (rows[trained, "final/peak_mib"]["ours"], rows[studied, "peak_mib"]["ours"]) == ("7.5", "2.5")
     header = next(line for line in capsys.readouterr().out.splitlines() if "peak_mib" in line).split()
     assert header.count("peak_mib") == 1
-    # An evaluation by other words, or of other samples, is none of the study's.
+    # Evaluations with other arguments or of other samples are ignored.
     (path,) = [
         path for path in folder.glob("*/settings.yaml") if has_overrides(path.parent, "model=cnf", "gradient=adjoint")
     ]
     with (path.parent / "evaluations.jsonl").open("a") as file:
-        theirs = {"output_error": 1.0, "peak_mib": 9.0, "limit": 50}
-        file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "split": "validation", **theirs}) + "\n")
+        values = {"output_error": 1.0, "peak_mib": 9.0, "limit": 50}
+        file.write(json.dumps({"overrides": ["tol=0.001", "solver=rk4"], "split": "validation", **values}) + "\n")
         same = ["tol=0.001", "trainer.batch_size=16"]
-        file.write(json.dumps({"overrides": same, "split": "test", **theirs}) + "\n")
-        file.write(json.dumps({"overrides": same, "split": "validation", **theirs, "limit": None}) + "\n")
+        file.write(json.dumps({"overrides": same, "split": "test", **values}) + "\n")
+        file.write(json.dumps({"overrides": same, "split": "validation", **values, "limit": None}) + "\n")
     assert main(["reproduce", "gradients", "budget=small"]) == 0
     assert new_calls() == []
     assert csv_rows(folder)[studied, "peak_mib"]["ours"] == "2.5"
 
 
-def has_overrides(folder, *words):
-    return set(words) <= set((folder / "overrides.txt").read_text().splitlines())
+def has_overrides(folder, *arguments):
+    return set(arguments) <= set((folder / "overrides.txt").read_text().splitlines())
 
 
-def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(new_calls, tmp_path, capsys):
+def test_figures_of_the_runs_are_copied_with_the_name_of_their_row(new_calls, tmp_path, capsys):
     assert main(["reproduce", "spirals"]) == 0
     folder = tmp_path / "outputs" / "reproduce" / "spirals-full"
     assert (folder / "latent-ODE-series.png").read_bytes() == b"paper/latent_ode_spirals"
@@ -189,7 +191,7 @@ def test_pictures_of_the_runs_are_shown_with_the_name_of_their_row(new_calls, tm
     assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png, comparison.png\n")
 
 
-def test_table_2_ends_with_one_picture_of_its_six_runs(new_calls, tmp_path):
+def test_table_2_draws_one_comparison_of_its_six_runs(new_calls, tmp_path):
     assert main(["reproduce", "table2"]) == 0
     assert new_calls() == ["train"] * 6 + ["compare"]
     folder = tmp_path / "outputs" / "reproduce" / "table2-full"
@@ -200,20 +202,20 @@ def test_table_2_ends_with_one_picture_of_its_six_runs(new_calls, tmp_path):
     assert "![comparison](comparison.png)" in (folder / "reproduction.md").read_text()
 
 
-def test_without_a_run_of_each_row_there_is_no_picture_of_all(new_calls, tmp_path):
+def test_without_a_run_of_each_row_there_is_no_comparison_figure(new_calls, tmp_path):
     assert main(["reproduce", "table2", "seed=7"]) == 1
     assert "compare" not in new_calls()
     assert not (tmp_path / "outputs" / "reproduce" / "table2-full" / "comparison.png").exists()
 
 
-def test_further_seeds_are_trained_beside_those_that_are_done(new_calls, tmp_path, capsys):
-    words = ["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]
-    assert main([*words, "seed=0"]) == 0
+def test_further_seeds_are_added_to_completed_ones(new_calls, tmp_path, capsys):
+    arguments = ["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]
+    assert main([*arguments, "seed=0"]) == 0
     assert new_calls() == ["train"] * 4
     first = status_files(tmp_path / "runs")
-    assert main([*words, "seed=0,1,2", "--dry-run"]) == 0
+    assert main([*arguments, "seed=0,1,2", "--dry-run"]) == 0
     assert new_calls() == []
-    assert main([*words, "seed=0,1,2"]) == 0
+    assert main([*arguments, "seed=0,1,2"]) == 0
     assert new_calls() == ["train"] * 8
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name != "logs")
     assert [name[:4] for name in folders] == [f"{number:04d}" for number in range(12)]
@@ -221,12 +223,12 @@ def test_further_seeds_are_trained_beside_those_that_are_done(new_calls, tmp_pat
     assert first.items() <= status_files(tmp_path / "runs").items()
     row = csv_rows(tmp_path / "runs")["two_moons: CNF", "final/test_nll_nats"]
     assert (row["seeds"], row["command"]) == ("3", "odebench reproduce figure5 budget=small seed=0,1,2")
-    # Those that are there must be among what is asked for, or the table would leave them out.
+    # Existing runs must be among the requested ones, or the table would omit them.
     capsys.readouterr()
-    assert "holds other runs than these (seed=2)" in fails(capsys, *words[1:], "seed=0,1")
+    assert "holds other runs than these (seed=2)" in fails(capsys, *arguments[1:], "seed=0,1")
 
 
-def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_by_default(new_calls, tmp_path):
+def test_runs_are_identified_without_order_of_overrides_or_default_seed(new_calls, tmp_path):
     assert main(["reproduce", "figure5", "budget=small", "optim.lr=0.5"]) == 0
     new_calls()
     written = (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
@@ -236,44 +238,46 @@ def test_runs_are_known_whatever_the_order_of_their_words_and_without_the_seed_b
     assert created in (tmp_path / "outputs" / "reproduce" / "figure5-small" / "sweep.yaml").read_text()
 
 
-def test_what_is_done_is_read_while_another_process_holds_it(new_calls, tmp_path, capsys):
+def test_completed_runs_are_read_while_another_process_locks_the_folder(new_calls, tmp_path, capsys):
     assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
     with file_lock(tmp_path / "runs" / "lock"):
         assert main(["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]) == 0
         capsys.readouterr()
-        words = ["reproduce", "figure5", "budget=small", "seed=0,1", "--output", str(tmp_path / "runs")]
-        assert main(words) == 2
+        arguments = ["reproduce", "figure5", "budget=small", "seed=0,1", "--output", str(tmp_path / "runs")]
+        assert main(arguments) == 2
         assert "in use by another process" in capsys.readouterr().err
 
 
-def test_a_folder_of_other_runs_is_left_alone(new_calls, tmp_path, capsys):
-    words = ["figure5", "budget=small", "--output", str(tmp_path / "runs")]
-    assert main(["reproduce", *words]) == 0
+def test_a_folder_with_other_runs_raises_an_error(new_calls, tmp_path, capsys):
+    arguments = ["figure5", "budget=small", "--output", str(tmp_path / "runs")]
+    assert main(["reproduce", *arguments]) == 0
     new_calls()
     capsys.readouterr()
-    line = fails(capsys, *words, "optim.lr=0.5")
-    new_verbs = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
-    way_out = "give their settings too, or another folder: --output DIR"
-    assert line == f"{tmp_path / 'runs'} holds other runs than these ({new_verbs}); {way_out}"
+    line = fails(capsys, *arguments, "optim.lr=0.5")
+    settings = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
+    hint = "give their settings too, or another folder: --output DIR"
+    assert line == f"{tmp_path / 'runs'} holds other runs than these ({settings}); {hint}"
     assert new_calls() == []
 
 
-def test_what_the_rows_set_themselves_is_refused(new_calls, capsys):
+def test_overriding_settings_of_the_rows_raises_an_error(new_calls, capsys):
     assert fails(capsys, "figure5", "data=pinwheel") == (
         "data=pinwheel: the rows of figure5 set data themselves; leave it out, or train separately: odebench train"
     )
-    for name, word in (("table2", "data.observed=20"), ("table1", "data=mnist5k"), ("memory", "tol=1e-3"),
+    for name, argument in (("table2", "data.observed=20"), ("table1", "data=mnist5k"), ("memory", "tol=1e-3"),
                        ("hopper", "data=spirals"), ("table1", "experiment=ffjord/toy"), ("figure5", "data.noise=0.5"),
                        ("memory", "model.channels=8"), ("table2", "loss.consistency=0")):  # fmt: skip
-        assert fails(capsys, name, word).startswith(f"{word}: the rows of {name} set")
-    for word in ("budgets.full.iterations=5", "trainer.batch_size=8"):
-        assert fails(capsys, "figure5", word).startswith(f"{word}: the share of the published training depends on it")
+        assert fails(capsys, name, argument).startswith(f"{argument}: the rows of {name} set")
+    for argument in ("budgets.full.iterations=5", "trainer.batch_size=8"):
+        assert fails(capsys, "figure5", argument).startswith(
+            f"{argument}: the share of the published training depends on it"
+        )
     assert main(["reproduce", "memory", "trainer.batch_size=8", "--dry-run"]) == 0
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
     assert new_calls() == []
 
 
-def test_a_batch_that_the_processes_of_a_job_cannot_share_is_refused(new_calls, capsys):
+def test_an_indivisible_batch_size_raises_an_error(new_calls, capsys):
     assert main(["reproduce", "table2", "budget=small", "cluster=slurm", "cluster.processes=4", "--dry-run"]) == 2
     assert "trainer.batch_size=90: 4 processes share it" in capsys.readouterr().err
     assert new_calls() == []
@@ -286,7 +290,7 @@ def test_a_dry_run_starts_nothing(new_calls, tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(new_calls, tmp_path, capsys):
+def test_a_nonempty_folder_raises_an_error_also_in_a_dry_run(new_calls, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for more in ([], ["--dry-run"]):
@@ -295,7 +299,7 @@ def test_a_folder_that_holds_something_else_is_refused_by_a_dry_run_too(new_call
     assert new_calls() == []
 
 
-def test_wrong_words_are_one_line(new_calls, capsys, monkeypatch):
+def test_invalid_arguments_print_one_line(new_calls, capsys, monkeypatch):
     assert fails(capsys).startswith("no reproduction given: name one of table1, figure3")
     assert fails(capsys, "tabel1").startswith("unknown reproduction tabel1; did you mean table1?")
     assert fails(capsys, "memory", "budget=smal").startswith("unknown budget smal; did you mean small?")
@@ -307,7 +311,7 @@ def test_wrong_words_are_one_line(new_calls, capsys, monkeypatch):
     assert new_calls() == []
 
 
-def test_the_list_says_what_each_is_and_what_it_lacks(capsys, monkeypatch):
+def test_the_list_describes_each_reproduction_and_missing_experiments(capsys, monkeypatch):
     assert main(["reproduce", "--list"]) == 0
     listed = entries(capsys)
     assert listed["figure4"].endswith("Chen et al. 2018, Figure 4: 24 trainings, budget=full or medium or small")
@@ -316,9 +320,9 @@ def test_the_list_says_what_each_is_and_what_it_lacks(capsys, monkeypatch):
     assert "1 training, " in listed["figure3"]
     monkeypatch.setattr(run, "options", lambda group: {})
     assert main(["reproduce", "--list"]) == 0
-    lacking = entries(capsys)
-    assert lacking["figure4"].endswith("needs experiment=paper/cnf_density_matching")
-    assert "needs" not in lacking["memory"]
+    missing = entries(capsys)
+    assert missing["figure4"].endswith("needs experiment=paper/cnf_density_matching")
+    assert "needs" not in missing["memory"]
 
 
 def entries(capsys):
@@ -329,9 +333,9 @@ def entries(capsys):
 
 
 @pytest.mark.slow
-def test_real_trainings_come_to_a_table(tmp_path, capsys):
-    words = ["figure5", "budget=small", "trainer.iterations=2", "device=cpu", "cluster.jobs=2"]
-    assert main(["reproduce", *words, "--output", str(tmp_path / "runs")]) == 0
+def test_real_trainings_give_a_table(tmp_path, capsys):
+    arguments = ["figure5", "budget=small", "trainer.iterations=2", "device=cpu", "cluster.jobs=2"]
+    assert main(["reproduce", *arguments, "--output", str(tmp_path / "runs")]) == 0
     rows = csv_rows(tmp_path / "runs")
     assert len(rows) == 8
     assert all(float(row["ours"]) > 0 for row in rows.values())

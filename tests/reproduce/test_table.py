@@ -22,11 +22,11 @@ ACCURACY, RMSE, AUC = "final/test_accuracy", "final/test_rmse_extrapolation", "f
         ("final/minutes", 1.0, 6.0, "another machine"),
     ],
 )
-def test_a_verdict_says_how_far_off_and_which_way(tag, ours, published, text):
+def test_a_verdict_gives_size_and_direction_of_the_deviation(tag, ours, published, text):
     assert published_verdict(tag, ours, published, tolerance=0.1, fraction=1.0) == text
 
 
-def test_a_partial_training_is_said_and_never_called_reproduced_or_not():
+def test_a_partial_training_is_marked_and_never_judged():
     text = published_verdict(RMSE, 0.15, 0.1, 0.1, fraction=0.02)
     assert text == "partial budget, 2 % of the published training: worse by 50 %"
     assert "reproduced" not in published_verdict(RMSE, 0.1, 0.1, 0.1, fraction=0.5)
@@ -35,23 +35,23 @@ def test_a_partial_training_is_said_and_never_called_reproduced_or_not():
     assert published_verdict("parameters", 1.0, 1.0, 0.1, fraction=0.02) == "reproduced: within 0.0 %"
 
 
-def test_a_share_has_two_digits():
+def test_percentages_have_two_digits():
     assert [format_percent(fraction) for fraction in (0.0013, 0.2, 0.996, 1.0)] == ["0.13 %", "20 %", "100 %", "100 %"]
 
 
 @pytest.mark.parametrize("tag", [RMSE, ACCURACY, AUC])
-def test_worse_is_positive_whichever_way_the_number_goes(tag):
+def test_worse_is_positive_for_both_directions(tag):
     low, high = how_much_worse(tag, 0.7, 0.8), how_much_worse(tag, 0.9, 0.8)
     assert (low > 0 > high) == (tag != RMSE)
     assert (high > 0 > low) == (tag == RMSE)
 
 
-def test_of_a_published_nothing_all_is_infinitely_more():
+def test_deviation_from_a_published_zero_is_infinite():
     assert [how_much_worse(RMSE, ours, 0.0) for ours in (0.0, 1e-3)] == [0.0, float("inf")]
     assert how_much_worse(ACCURACY, 0.9, 1.0) == float("inf")
 
 
-def test_a_comparison_says_who_is_better_and_the_ratio_beside_the_published():
+def test_a_comparison_verdict_has_the_better_row_and_both_ratios():
     assert comparison_verdict(RMSE, 0.2, 0.4, "the RNN") == "as published: 0.2 against 0.4 of the RNN"
     assert comparison_verdict(RMSE, 0.4, 0.2, "the RNN").startswith("not as published")
     assert comparison_verdict(ACCURACY, 0.9, 0.8, "the MLP") == "as published: 90 against 80 of the MLP"

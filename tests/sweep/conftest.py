@@ -1,4 +1,4 @@
-"""A stand-in for the training, so that hundreds of jobs take no time."""
+"""A fake training, so that hundreds of jobs run quickly."""
 
 import sys
 
@@ -19,10 +19,10 @@ if here.name == "sbatch":
     print(100 + len(here.with_suffix(".calls").read_text().splitlines()))
 elif answer.exists():
     print(answer.read_text())
-sys.exit(here.with_suffix(".fails").exists() and "error: it does not please")
+sys.exit(here.with_suffix(".fails").exists() and "error: invalid partition")
 """
 
-# Starts one stand-in of a training, whatever it is told of machines and processes, and ends as torchrun does.
+# Starts one fake training, regardless of nodes and processes, and exits as torchrun does.
 SRUN = """#!{python} -IS
 import json, signal, subprocess, sys
 from pathlib import Path
@@ -48,10 +48,10 @@ def fake_training(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sweep(fake_training, tmp_path):
-    """Run a sweep of stand-ins in the folder ``sweep``; returns its exit code."""
+    """Run a sweep of fake trainings in the folder ``sweep``; returns its exit code."""
 
-    def run(*words, fail_fast=False, retry=0):
-        plan = plan_sweep(["model=mlp", *words], None, None)
+    def run(*arguments, fail_fast=False, retry=0):
+        plan = plan_sweep(["model=mlp", *arguments], None, None)
         return run_sweep(plan, tmp_path / "sweep", attempts.FailurePolicy(fail_fast, retry), follow=False)
 
     return run
@@ -59,7 +59,7 @@ def sweep(fake_training, tmp_path):
 
 @pytest.fixture
 def commands(fake_training, tmp_path, monkeypatch):
-    """A folder of stand-ins: each notes its words in NAME.calls, and prints what stands in NAME.answer."""
+    """A folder of fake SLURM commands: each writes its arguments to NAME.calls, and prints NAME.answer."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "squeue", "scancel", "scontrol"):
@@ -73,10 +73,10 @@ def commands(fake_training, tmp_path, monkeypatch):
 
 @pytest.fixture
 def submit(commands, tmp_path):
-    """Submit a sweep of stand-ins to the stand-in of SLURM; returns the exit code."""
+    """Submit a sweep of fake trainings to the fake SLURM; returns the exit code."""
 
-    def run(*words, fail_fast=False, retry=0, name="sweep"):
-        plan = plan_sweep(["model=mlp", "cluster=slurm", *words], None, None)
+    def run(*arguments, fail_fast=False, retry=0, name="sweep"):
+        plan = plan_sweep(["model=mlp", "cluster=slurm", *arguments], None, None)
         return run_sweep(plan, tmp_path / name, attempts.FailurePolicy(fail_fast, retry), follow=False)
 
     return run

@@ -1,7 +1,7 @@
 """Behaves as `odebench train ... run_dir=...` and `odebench resume RUN` do, without a training.
 
 model.hidden says how it ends: 1 failed, 2 wrong settings, 3 diverged, 4 fails at its first start only, 9 is killed,
-50 runs until a signal comes and resumes to the end, anything else is done at once.
+50 runs until a signal comes and resumes to the end, any other value ends at once with done.
 """
 
 import json
@@ -18,14 +18,16 @@ def write_status(folder, status, **more):
     (folder / "status.json").write_text(json.dumps({"status": status, **more}))
 
 
-def main(verb, *words):
+def main(verb, *arguments):
     if verb == "train":
-        (quoted,) = [word.removeprefix("run_dir=") for word in words if word.startswith("run_dir=")]
+        (quoted,) = [argument.removeprefix("run_dir=") for argument in arguments if argument.startswith("run_dir=")]
         folder = Path(re.sub(r"\\(.)", r"\1", quoted[1:-1]))
-        hidden = next((int(word.split("=")[1]) for word in words if word.startswith("model.hidden=")), 0)
+        hidden = next(
+            (int(argument.split("=")[1]) for argument in arguments if argument.startswith("model.hidden=")), 0
+        )
         assert [path.name for path in folder.iterdir()] == ["status.json"], "the folder was not made ready"
     else:
-        folder = Path(words[0])
+        folder = Path(arguments[0])
         hidden = json.loads((folder / "manifest.json").read_text())["settings"]["model"]["hidden"]
     environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     note = {"verb": verb, "job": folder.name, "environment": environment, "began": time.time()}

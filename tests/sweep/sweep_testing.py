@@ -1,4 +1,4 @@
-"""What the tests of sweeps look at: the statuses of jobs, the starts of stand-ins, the calls of SLURM's commands."""
+"""Helpers of the sweep tests: statuses of jobs, starts of fake trainings, calls of SLURM's commands."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from odebench.record.reader import read_overview, read_run
 from odebench.sweep.folder import load_sweep
 
 FAKE_TRAINING = Path(__file__).parent / "fake_training.py"
-# Real trainings: checkpoints all the time, and steps enough that something can happen in between.
+# Real trainings with frequent checkpoints and enough steps to be interrupted.
 LONG = ["trainer.epochs=45", "trainer.checkpoint_minutes=0.005", "trainer.measure_every=45"]
 LONG += ["solver=rk4", "solver.steps=2"]
 
@@ -25,7 +25,7 @@ def statuses(path):
 
 
 def starts(notes):
-    """(verb, job, environment) of every start of a stand-in, in order."""
+    """(verb, job, environment) of every start of a fake training, in order."""
     rows = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
     return [(row["verb"], row["job"], row["environment"]) for row in rows]
 
@@ -36,7 +36,7 @@ def calls(commands, name):
 
 
 def wait_until(condition, seconds=120):
-    """Wait for what will happen; so long, because a busy machine may take its time."""
+    """Wait for a condition; the timeout allows for a busy machine."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -44,14 +44,14 @@ def wait_until(condition, seconds=120):
 
 
 def run_when(condition, action):
-    """Does something in another thread as soon as it can be done."""
+    """Run an action in another thread once a condition holds."""
     thread = threading.Thread(target=lambda: (wait_until(condition), action()), daemon=True)
     thread.start()
     return thread
 
 
 def logged_values(run):
-    """All that a training logged but times and what is measured in the machine, and its test."""
+    """All logged values except times and memory, and the test result."""
     record = read_run(run)
     kept = ("train/", "val/", "optim/", "nfe/", "steps/")
     rows = [{tag: row[tag] for tag in row if tag == "step" or tag.startswith(kept)} for row in record.metrics]
@@ -65,8 +65,8 @@ def training_process(run):
 
 
 def pause_trainings(runs):
-    """Stop the training in each of these folders at its first checkpoint, so that it cannot end before what is to
-    befall it; when all are held, their processes."""
+    """Pause the training in each folder at its first checkpoint, so that it cannot end before the test interrupts it;
+    returns their process ids."""
     paused = {}
 
     def all_paused():
@@ -81,7 +81,7 @@ def pause_trainings(runs):
 
 
 def continue_after_signal(process, number):
-    """Let a process that is held go on once this signal waits for it, or once it has been killed."""
+    """Continue a paused process once this signal is pending for it, or it has been killed."""
     wait_until(lambda: not is_alive(process) or is_pending(process, number))
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGCONT)
@@ -95,7 +95,7 @@ def is_alive(process):
 
 
 def is_pending(process, number):
-    """Whether a signal was sent to a process that has not taken it yet."""
+    """Whether a signal is pending for a process."""
     return bool(int(_process_status(process)["ShdPnd"], 16) >> (number - 1) & 1)
 
 

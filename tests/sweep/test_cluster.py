@@ -5,27 +5,27 @@ from odebench.errors import UsageError
 from odebench.sweep.cluster import LocalCluster, is_cluster_override, read_cluster
 
 
-def test_this_machine_is_the_default():
+def test_local_is_the_default_cluster():
     assert read_cluster([]) == LocalCluster(name="local", jobs=1, threads=None, devices=None)
     assert read_cluster(["cluster.jobs=4", "cluster.devices=[0,2]"]).devices == (0, 2)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONFIGS / "cluster").glob("*.yaml")])
-def test_every_cluster_of_ours_reads(name):
+def test_every_cluster_config_is_valid(name):
     assert read_cluster([f"cluster={name}"]).name == name
 
 
-def test_words_about_the_cluster_are_told_from_a_trainings():
-    words = ["cluster=slurm", "cluster.jobs=2", "clusters=1", "tol=1", "data.root=cluster=x"]
-    assert [is_cluster_override(word) for word in words] == [True, True, False, False, False]
+def test_cluster_overrides_are_separated_from_training_overrides():
+    arguments = ["cluster=slurm", "cluster.jobs=2", "clusters=1", "tol=1", "data.root=cluster=x"]
+    assert [is_cluster_override(argument) for argument in arguments] == [True, True, False, False, False]
 
 
-def test_slurm_takes_what_sbatch_is_asked_for():
+def test_slurm_settings_are_read():
     slurm = read_cluster(["cluster=slurm", "cluster.time=8:00:00", "cluster.gpus=1", "cluster.directives.qos=long"])
     assert (slurm.time, slurm.gpus, slurm.directives) == ("8:00:00", 1, {"qos": "long"})
 
 
-def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
+def test_a_users_cluster_file_inherits_the_defaults(tmp_path):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "ours.yaml").write_text("defaults: [slurm]\npartition: gpu\nsetup: [module load cuda]\n")
     slurm = read_cluster(["cluster=ours", "cluster.memory=16G"], tmp_path)
@@ -34,7 +34,7 @@ def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (["cluster=slrm"], "unknown cluster slrm; did you mean slurm? (clusters: local, slurm)"),
         (["cluster=slurm,local"], "cluster=slurm,local: a sweep runs on one cluster; give one value"),
@@ -55,7 +55,7 @@ def test_a_file_of_ones_own_takes_the_rest_from_ours(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_word_is_told(words, line):
+def test_an_invalid_cluster_override_raises_an_error(arguments, line):
     with pytest.raises(UsageError) as caught:
-        read_cluster(words)
+        read_cluster(arguments)
     assert str(caught.value).startswith(line)

@@ -1,6 +1,6 @@
-"""The page about sweeps: its commands run, its files are read, its tables are whole.
+"""The page about sweeps: its commands run, its files are valid, its tables are complete.
 
-Trainings and SLURM are stand-ins, but for torchrun's.
+Trainings and SLURM are fakes, except with torchrun.
 """
 
 import os
@@ -39,56 +39,60 @@ def files(tmp_path, commands):
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "sweep"], ids=" ".join)
-def test_every_sweep_runs_all_its_jobs_or_submits_them(words, files, capsys):
-    assert cli.main(words) == 0, capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [arguments for arguments in COMMANDS if arguments[0] == "sweep"], ids=" ".join)
+def test_every_sweep_runs_all_its_jobs_or_submits_them(arguments, files, capsys):
+    assert cli.main(arguments) == 0, capsys.readouterr().err
     found = [statuses(path.parent) for path in files.glob("outputs/sweeps/*/*/sweep.yaml")]
-    at_cluster = any(word.startswith("cluster=") for word in words)
-    expected = set() if "--dry-run" in words else {"queued"} if at_cluster else {"done"}
+    at_cluster = any(argument.startswith("cluster=") for argument in arguments)
+    expected = set() if "--dry-run" in arguments else {"queued"} if at_cluster else {"done"}
     assert set().union(*found) == expected
     assert len(calls(files / "bin", "sbatch")) == at_cluster
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "resume"], ids=" ".join)
-def test_every_resumption_runs_or_submits_what_is_left(words, submit, files, capsys):
+@pytest.mark.parametrize("arguments", [arguments for arguments in COMMANDS if arguments[0] == "resume"], ids=" ".join)
+def test_every_resume_command_runs_or_submits_the_remaining_jobs(arguments, submit, files, capsys):
     submit("seed=1,2", name="SWEEP")
-    if not any(word.startswith("cluster=") for word in words):
-        words = [words[0], words[1], "cluster=local", *words[2:]]
-    assert cli.main(words) == 0, capsys.readouterr().err
-    submitted = "cluster=slurm" in words
+    if not any(argument.startswith("cluster=") for argument in arguments):
+        arguments = [arguments[0], arguments[1], "cluster=local", *arguments[2:]]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    submitted = "cluster=slurm" in arguments
     assert statuses(files / "SWEEP") == ["queued" if submitted else "done"] * 2
     assert len(calls(files / "bin", "sbatch")) == 1 + submitted
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] not in ("sweep", "resume")], ids=" ".join)
-def test_every_other_command_runs(words, submit, files, capsys):
+@pytest.mark.parametrize(
+    "arguments", [arguments for arguments in COMMANDS if arguments[0] not in ("sweep", "resume")], ids=" ".join
+)
+def test_every_other_command_runs(arguments, submit, files, capsys):
     submit("seed=1,2", name="outputs/sweep")
-    assert cli.main(words) == 0, capsys.readouterr().err
+    assert cli.main(arguments) == 0, capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_training_and_goes_on_with_it(tiny_odenet, tmp_path):
+def test_torchrun_starts_and_resumes_a_training(tiny_odenet, tmp_path):
     """The page's commands, with two processes and a tiny training."""
     (command,) = [line for line in TEXT if line.startswith("torchrun ")]
     (resumption,) = re.findall(r"`(torchrun [^`]* resume RUN)`", PAGE)
-    read_settings(compose([word.replace("DIR", "/") for word in shlex.split(command)[5:]]))
+    read_settings(compose([argument.replace("DIR", "/") for argument in shlex.split(command)[5:]]))
     for line, more in ((command, [*tiny_odenet, "trainer.iterations=2", f"run_dir={tmp_path}/run"]), (resumption, [])):
-        _, number, *words = shlex.split(line.replace("RUN", f"{tmp_path}/run"))
+        _, number, *arguments = shlex.split(line.replace("RUN", f"{tmp_path}/run"))
         assert number == "--nproc-per-node=4"
-        words = [word for word in words if "=" not in word]
-        # Else torchrun takes a port that is always the same, which another one may have.
+        arguments = [argument for argument in arguments if "=" not in argument]
+        # Otherwise torchrun uses a fixed port, which may be taken.
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        done = subprocess.run([*torchrun, *words, *more], capture_output=True, text=True, env=os.environ, check=False)
+        done = subprocess.run(
+            [*torchrun, *arguments, *more], capture_output=True, text=True, env=os.environ, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1
     assert read_run(tmp_path / "run").manifest["processes"]["number"] == 2
 
 
-def test_the_grid_of_the_page_has_as_many_jobs_as_its_blocks_say(files):
+def test_the_grid_file_of_the_page_has_the_expected_number_of_jobs(files):
     assert len(plan_sweep([], Path("grid.yaml"), None).jobs) == 2 * 3 * 3 + 2 * 3
 
 
-def test_the_clusters_file_of_the_page_is_one(files):
+def test_the_cluster_file_of_the_page_is_valid(files):
     mine = read_cluster(["cluster=mine"], files / "DIR")
     assert (mine.partition, mine.time, mine.setup) == ("gpu", "8:00:00", ("module load cuda",))
     assert set(OmegaConf.create(BLOCKS["yaml"][1])) - {"defaults"} <= {field.name for field in fields(SlurmCluster)}

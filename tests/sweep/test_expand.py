@@ -22,7 +22,7 @@ def test_all_combinations_in_the_order_of_hydras_multirun():
 
 
 @pytest.mark.parametrize(
-    ("word", "jobs"),
+    ("argument", "jobs"),
     [
         ("tol=choice(1e-2,1e-3)", ["tol=0.01", "tol=0.001"]),
         ("tol=range(0.5,2,0.5)", ["tol=0.5", "tol=1.0", "tol=1.5"]),
@@ -31,8 +31,8 @@ def test_all_combinations_in_the_order_of_hydras_multirun():
         ("device=cuda:0", ["device=cuda:0"]),
     ],
 )
-def test_values_in_hydras_grammar(word, jobs):
-    assert expand([[word]]) == [[job] for job in jobs]
+def test_values_in_hydras_grammar(argument, jobs):
+    assert expand([[argument]]) == [[job] for job in jobs]
 
 
 def test_glob_chooses_among_the_options_of_a_group():
@@ -44,28 +44,28 @@ def test_glob_chooses_among_the_options_of_a_group():
     assert "options of a group" in errors(expand, [["seed=glob(*)"]])[0]
 
 
-@pytest.mark.parametrize("word", ["seed=range(0,0)", "seed=range(5,2)"])
-def test_a_range_without_a_value_trains_nothing_by_default(word):
-    assert errors(expand, [["tol=1e-2,1e-3", word]]) == [f"{word}: gives no value"]
+@pytest.mark.parametrize("argument", ["seed=range(0,0)", "seed=range(5,2)"])
+def test_an_empty_range_raises_an_error(argument):
+    assert errors(expand, [["tol=1e-2,1e-3", argument]]) == [f"{argument}: gives no value"]
 
 
 @pytest.mark.parametrize(
-    "words", [["seed=range(0,1000000000)"], ["seed=range(0,1000)", "tol=1e-1,1e-2", "model.width=range(1,100)"]]
+    "arguments", [["seed=range(0,1000000000)"], ["seed=range(0,1000)", "tol=1e-1,1e-2", "model.width=range(1,100)"]]
 )
-def test_more_jobs_than_a_sweep_has_are_told_before_they_are_made(words):
+def test_too_many_jobs_raise_an_error_before_they_are_expanded(arguments):
     with pytest.raises(UsageError, match="100,000"):
-        expand([words])
+        expand([arguments])
 
 
 def test_a_value_given_twice_is_two_equal_jobs():
     assert expand([["seed=0,1,0"]]) == [["seed=0"], ["seed=1"], ["seed=0"]]
 
 
-def test_every_word_at_fault_is_told():
-    told = errors(
+def test_every_invalid_override_is_reported():
+    messages = errors(
         expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]
     )
-    assert [line.split(":")[0] for line in told] == [
+    assert [line.split(":")[0] for line in messages] == [
         "unknown solver tsit; did you mean tsit5? (odebench list solvers prints all)",
         "tol=interval(0,1)",
         "malformed setting '='",
@@ -84,14 +84,14 @@ def test_a_file_of_one_grid(tmp_path):
     assert len(expand(read_grids(file))) == 2 * 2 * 3 * 2
 
 
-def test_a_text_in_a_list_of_a_file_is_one_value_whatever_stands_in_it(tmp_path):
+def test_a_string_in_a_list_is_one_value_whatever_it_contains(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("data.root: ['/tmp/a,b', \"/it's [here]\", /tmp/c]\ntol: [1e-3]\n")
     roots = [job[0] for job in expand(read_grids(file))]
     assert roots == ["data.root='/tmp/a,b'", "data.root='/it\\'s [here]'", "data.root=/tmp/c"]
 
 
-def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
+def test_overrides_replace_settings_in_every_grid_of_a_file(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("- {model: odenet, tol: [0.1, 0.01]}\n- {model: resnet, data.augment: true, init_from: null}\n")
     assert merge_grids(read_grids(file), ["tol=1e-3", "seed=1,2"]) == [
@@ -113,25 +113,25 @@ def test_a_file_of_several_grids_and_words_that_win_over_it(tmp_path):
         ("tol: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),
     ],
 )
-def test_a_file_that_is_none_is_told_and_nothing_in_it_is_executed(text, message, tmp_path, monkeypatch):
+def test_an_invalid_file_raises_an_error_and_nothing_in_it_is_executed(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text(text)
     assert message in errors(read_grids, tmp_path / "sweep.yaml")[0]
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_that_holds_no_text_is_told(tmp_path):
+def test_a_binary_file_raises_an_error(tmp_path):
     (tmp_path / "sweep.yaml").write_bytes(b"\xff\xfe\x00")
     assert "codec can't decode" in errors(read_grids, tmp_path / "sweep.yaml")[0]
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_raises_an_error(tmp_path):
     assert errors(read_grids, tmp_path / "no.yaml") == [f"--file {tmp_path / 'no.yaml'}: no such file"]
 
 
-def test_what_is_sound_expands_without_the_words_at_fault_and_the_settings_of_their_groups():
-    words = ["solver=dopri55,rk4", "solver.steps=8", "tol=1,2", "model=odnet", "="]
-    jobs, errors, uncertain_keys = expand_valid([words, ["seed=1"]])
+def test_valid_overrides_expand_without_the_invalid_ones_and_the_settings_of_their_groups():
+    arguments = ["solver=dopri55,rk4", "solver.steps=8", "tol=1,2", "model=odnet", "="]
+    jobs, errors, uncertain_keys = expand_valid([arguments, ["seed=1"]])
     assert jobs == [["tol=1"], ["tol=2"], ["seed=1"]]
     assert [error.split(";")[0] for error in errors] == ["unknown solver dopri55", "unknown model odnet", errors[2]]
     assert errors[2].startswith("malformed setting '='")

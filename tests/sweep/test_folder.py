@@ -24,7 +24,7 @@ def test_a_sweep_reads_back_as_it_was_written(written):
     assert load_sweep(written.path) == written
 
 
-def test_its_jobs_are_queued_and_listed_but_no_runs_yet(written):
+def test_new_jobs_are_listed_as_queued_and_are_not_runs(written):
     assert [read_overview(path).status for path in find_runs(written.path, queued=True)] == ["queued", "queued"]
     assert find_runs(written.path) == []
 
@@ -38,7 +38,7 @@ def test_a_job_cannot_name_a_folder_outside(written, name):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "format: 2\n", "format: 1\njobs: 3\n", "!!python/name:os.system"])
-def test_a_file_that_is_no_sweep_is_told(written, text):
+def test_an_invalid_sweep_file_raises_an_error(written, text):
     (written.path / SWEEP_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"sweep\.yaml (is damaged|was written by another version)"):
         load_sweep(written.path)

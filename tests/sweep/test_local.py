@@ -1,4 +1,4 @@
-"""Sweeps of stand-ins on this machine."""
+"""Local sweeps of fake trainings."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_exit_codes(sweep, hidden, code):
     assert sweep(f"model.hidden={hidden}") == code
 
 
-def test_so_many_run_at_a_time(sweep, fake_training, tmp_path, caplog):
+def test_cluster_jobs_limits_simultaneous_jobs(sweep, fake_training, tmp_path, caplog):
     running = lambda: len(list((tmp_path / "sweep").glob("*/ready")))  # noqa: E731
     thread = run_when(lambda: running() == 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert sweep("model.hidden=50", "seed=range(0,4)", "cluster.jobs=2") == 75
@@ -79,14 +79,14 @@ def test_only_the_cluster_can_change_when_a_sweep_is_resumed(sweep, tmp_path):
         resume_sweep(tmp_path / "sweep", ["tol=1"], POLICY, False)
 
 
-def test_the_second_of_two_is_refused(sweep, tmp_path, capsys):
+def test_a_second_process_cannot_resume_the_same_sweep(sweep, tmp_path, capsys):
     sweep("model.hidden=10")
     with file_lock(tmp_path / "sweep" / LOCK_FILE):
         assert main(["resume", str(tmp_path / "sweep")]) == 2
     assert "sweep is in use by another process" in capsys.readouterr().err
 
 
-def test_a_job_that_fails_is_tried_again_but_not_with_wrong_settings(sweep, fake_training, tmp_path):
+def test_a_failed_job_is_retried_unless_its_settings_are_invalid(sweep, fake_training, tmp_path):
     assert sweep("model.hidden=4,1,2,10", retry=2) == 1
     assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "done"]
     assert [job for _, job, _ in starts(fake_training)] == ["0000_mlp"] * 2 + ["0001_mlp"] * 3 + [
@@ -101,10 +101,12 @@ def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(
 
 
 def test_a_second_ctrl_c_kills_the_jobs(sweep, tmp_path, monkeypatch):
-    ready, asked = tmp_path / "sweep" / "0000_mlp" / "ready", []
-    monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: asked.append(attempt))  # takes for ever to save
+    ready, stop_requests = tmp_path / "sweep" / "0000_mlp" / "ready", []
+    monkeypatch.setattr(
+        attempts.Attempt, "stop", lambda attempt: stop_requests.append(attempt)
+    )  # never finishes saving
     run_when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
-    second = run_when(lambda: asked, lambda: os.kill(os.getpid(), signal.SIGINT))
+    second = run_when(lambda: stop_requests, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert sweep("model.hidden=50,10") == 75
     second.join()
     assert statuses(tmp_path / "sweep") == ["interrupted", "queued"]
@@ -121,7 +123,7 @@ run_sweep(plan, Path("sweep"), attempts.FailurePolicy(False, 0), False)
 """
 
 
-def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(fake_training, tmp_path, monkeypatch):
+def test_jobs_survive_a_killed_sweep_and_are_not_started_twice(fake_training, tmp_path, monkeypatch):
     crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(FAKE_TRAINING)], stderr=subprocess.DEVNULL)
     job = tmp_path / "sweep" / "0000_mlp"
     wait_until((job / "ready").exists)
@@ -148,7 +150,7 @@ def test_jobs_outlive_a_sweep_that_is_killed_and_are_not_started_twice(fake_trai
     ]
 
 
-def test_threads_are_divided_and_devices_dealt_round(sweep, fake_training, monkeypatch):
+def test_threads_and_devices_are_assigned_to_slots(sweep, fake_training, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert sweep("model.hidden=10,11,12", "cluster.jobs=3", "cluster.threads=2", "cluster.devices=[4,7]") == 0
     given = {job: environment for _, job, environment in starts(fake_training)}
@@ -156,7 +158,7 @@ def test_threads_are_divided_and_devices_dealt_round(sweep, fake_training, monke
     assert [given[f"000{n}_mlp"]["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "7", "4"]
 
 
-def test_cores_are_shared_unless_the_user_has_said_how_many(monkeypatch):
+def test_cores_are_shared_unless_the_user_sets_the_threads(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cluster = LocalCluster(name="local", jobs=3, threads=None, devices=None)
@@ -166,7 +168,7 @@ def test_cores_are_shared_unless_the_user_has_said_how_many(monkeypatch):
     assert slot_environments(cluster)[0] == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 
-def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
+def test_cuda_devices_are_those_visible_to_this_process(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,3")
     assert cuda_devices() == ["GPU-1", "3"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -183,20 +185,20 @@ def test_devices_are_those_that_this_process_may_use(monkeypatch, tmp_path):
 def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(fake_training, tmp_path):
     from odebench.sweep.run import plan_sweep
 
-    hostile = tmp_path / "a 'b' \"c\"; $(touch ran) `touch ran` %A \\x"
+    path = tmp_path / "a 'b' \"c\"; $(touch ran) `touch ran` %A \\x"
     plan = plan_sweep(["model=mlp", "model.hidden=10,11"], None, None)
-    assert run_sweep(plan, hostile, POLICY, False) == 0
-    assert statuses(hostile) == ["done", "done"]
+    assert run_sweep(plan, path, POLICY, False) == 0
+    assert statuses(path) == ["done", "done"]
     assert not list(tmp_path.rglob("ran"))
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_and_tried_again_gives_the_numbers_of_one_that_was_not(tiny_odenet, tmp_path):
+def test_a_killed_and_retried_training_gives_the_results_of_an_uninterrupted_one(tiny_odenet, tmp_path):
     path = tmp_path / "sweep"
     checkpoint = path / "0000_odenet_rk4" / layout.LAST_CHECKPOINT
     thread = run_when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
-    words = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
-    assert main(words) == 0
+    arguments = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
+    assert main(arguments) == 0
     thread.join()
     killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))
     assert "resumed" in (killed / layout.MANIFEST).read_text()

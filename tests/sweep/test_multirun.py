@@ -43,7 +43,7 @@ def needs(name):
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-    """Stands in for trainings: the objective is model.hidden / 100; 3 diverges, 5 is queued again by its launcher."""
+    """Fake trainings: the objective is model.hidden / 100; 3 diverges, 5 is requeued by its launcher."""
 
     def train_run(config, overrides):
         settings = read_settings(config)
@@ -63,12 +63,12 @@ DRAWN = [*SEARCH, "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"
 @needs("hydra/sweeper/optuna")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("words", "best"),
+    ("arguments", "best"),
     [([], 0.22), (["trainer.objective=val/loss"], 0.20), (["hydra.sweeper.direction=minimize"], 0.20)],
-    ids=["accuracy", "loss", "asked for"],
+    ids=["accuracy", "loss", "requested"],
 )
-def test_optuna_goes_where_the_objective_is_better_and_a_divergence_is_no_value(words, best, trained, capsys):
-    assert main([*DRAWN, "model.hidden=choice(20,3,22,21)", *words]) == 3
+def test_optuna_optimises_the_objective_and_ignores_divergences(arguments, best, trained, capsys):
+    assert main([*DRAWN, "model.hidden=choice(20,3,22,21)", *arguments]) == 3
     found = OmegaConf.load("here/optimization_results.yaml")
     assert (found.best_value, found.best_params["model.hidden"]) == (best, 100 * best)
     out = capsys.readouterr().out.splitlines()
@@ -88,28 +88,28 @@ def test_optuna_draws_from_an_interval(trained):
 
 @needs("hydra/sweeper/optuna")
 @pytest.mark.filterwarnings("ignore")
-def test_a_study_in_a_storage_goes_on(trained):
+def test_an_optuna_study_in_a_storage_continues(trained):
     import optuna
 
-    (words,) = [words for words in COMMANDS if any("storage" in word for word in words)]
+    (arguments,) = [arguments for arguments in COMMANDS if any("storage" in argument for argument in arguments)]
     for folder in ("one", "two"):
-        assert main(["train", "-m", *words, "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={folder}"]) == 0
+        assert main(["train", "-m", *arguments, "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={folder}"]) == 0
     assert len(optuna.load_study("lr", "sqlite:///study.db").trials) == 4
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "words", [pytest.param(w, marks=needs(w[0].replace("=", "/")), id=" ".join(w)) for w in COMMANDS]
+    "arguments", [pytest.param(w, marks=needs(w[0].replace("=", "/")), id=" ".join(w)) for w in COMMANDS]
 )
-def test_every_command_of_the_page_starts_with_its_plugin(words, trained):
-    first = _first_job(words, None)
-    assert str(first.hydra[words[0].partition("/")[2].partition("=")[0]]["_target_"]).startswith("hydra_plugins.")
-    if "sweeper" in words[0]:
-        assert main(["train", "-m", *words, "hydra.sweeper.n_trials=2"]) == 0
+def test_every_command_of_the_page_starts_with_its_plugin(arguments, trained):
+    first = _first_job(arguments, None)
+    assert str(first.hydra[arguments[0].partition("/")[2].partition("=")[0]]["_target_"]).startswith("hydra_plugins.")
+    if "sweeper" in arguments[0]:
+        assert main(["train", "-m", *arguments, "hydra.sweeper.n_trials=2"]) == 0
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_brings_it(name):
+def test_a_missing_plugin_is_named_with_its_install_command(name):
     from hydra.errors import MissingConfigException
 
     error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'\n\nAvailable options in 'x':\n\tbasic")
@@ -120,21 +120,21 @@ def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_brings_it
 
 
 @pytest.mark.skipif(is_installed("hydra_optuna_sweeper"), reason="hydra_optuna_sweeper is installed")
-def test_a_search_without_optuna_is_one_line(trained, capsys):
+def test_without_optuna_the_error_is_one_line(trained, capsys):
     assert main([*SEARCH, "optim.lr=interval(1e-4,1e-1)"]) == 2
     line = 'odebench train: hydra/sweeper/optuna is not installed: from the checkout, pip install -e ".[optuna]"\n'
     assert capsys.readouterr().err == line
 
 
-def test_a_job_that_its_launcher_queues_again_is_stopped_and_the_line_of_its_end_holds(trained, capsys):
-    words = ["train", "-m", "model=mlp", "hydra.sweep.dir=here"]
-    assert main([*words, "model.hidden=20,5"]) == 75
+def test_a_requeued_job_counts_by_its_last_line(trained, capsys):
+    arguments = ["train", "-m", "model=mlp", "hydra.sweep.dir=here"]
+    assert main([*arguments, "model.hidden=20,5"]) == 75
     rows = [json.loads(line) for line in Path("here/jobs.jsonl").read_text().splitlines()]
     assert [row["exit_code"] for row in rows] == [0, 75]
     assert "2 jobs in " in capsys.readouterr().out
 
 
-def test_what_a_launcher_raises_is_one_line(trained, monkeypatch, capsys):
+def test_an_error_of_a_launcher_is_one_line(trained, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("could not detect\nsrun")
 
@@ -147,13 +147,13 @@ def test_what_a_launcher_raises_is_one_line(trained, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "launcher", [pytest.param(n, marks=needs(f"hydra/launcher/{n}")) for n in ("joblib", "submitit_local")]
 )
-def test_a_launcher_runs_the_jobs_in_processes_of_their_own(launcher, tmp_path, tiny):
-    words = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=here", "model=mlp", "seed=1,2", *tiny]
-    command = [sys.executable, "-m", "odebench", "train", *words, "trainer.iterations=2"]
+def test_a_launcher_runs_the_jobs_in_separate_processes(launcher, tmp_path, tiny):
+    arguments = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=here", "model=mlp", "seed=1,2", *tiny]
+    command = [sys.executable, "-m", "odebench", "train", *arguments, "trainer.iterations=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     runs = [read_run(tmp_path / "here" / f"{number}_mlp") for number in range(2)]
     assert [run.status["status"] for run in runs] == ["done", "done"]
     assert len({run.manifest["machine"]["pid"] for run in runs}) == 2
-    told = [f"{run.summary['objective']:.4f}" for run in runs]
-    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith(("0 ", "1 "))] == told
+    objectives = [f"{run.summary['objective']:.4f}" for run in runs]
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith(("0 ", "1 "))] == objectives

@@ -37,19 +37,17 @@ def slurm():
     shutil.rmtree(folder)
 
 
-def submit(path, *words):
-    assert main(["sweep", *words, *CLUSTER, "--output", str(path)]) == 0
+def submit(path, *arguments):
+    assert main(["sweep", *arguments, *CLUSTER, "--output", str(path)]) == 0
     sweep = load_sweep(path)
     array = json.loads((path / "slurm" / "arrays.jsonl").read_text())["array"]
     return sweep, array
 
 
-def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undisturbed_run(
-    slurm, tiny_odenet, tmp_path, capfd
-):
+def test_interrupted_slurm_jobs_continue_with_the_results_of_an_uninterrupted_run(slurm, tiny_odenet, tmp_path, capfd):
     """Four equal jobs: one cancelled, one requeued, one killed with its task, one pre-empted."""
-    hostile = tmp_path / "a 'b' \"c\"; $(touch ran) %A"
-    sweep, array = submit(hostile, *tiny_odenet, *LONG, "seed=0,0,0,0")
+    path = tmp_path / "a 'b' \"c\"; $(touch ran) %A"
+    sweep, array = submit(path, *tiny_odenet, *LONG, "seed=0,0,0,0")
     cancelled, requeued, killed, preempted = pause_trainings([sweep.job_folder(job) for job in sweep.jobs])
     subprocess.run(["scancel", f"{array}_0"], check=True)
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
@@ -61,10 +59,10 @@ def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undis
     high = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(high, check=True)
     continue_after_signal(preempted, signal.SIGTERM)
-    wait_until(lambda: statuses(hostile)[3] in ("interrupted", "done"))
+    wait_until(lambda: statuses(path)[3] in ("interrupted", "done"))
 
-    assert main(["resume", str(hostile), "--follow"]) == 0
-    assert statuses(hostile) == ["done"] * 4
+    assert main(["resume", str(path), "--follow"]) == 0
+    assert statuses(path) == ["done"] * 4
     undisturbed = tmp_path / "undisturbed"
     assert main(["sweep", *tiny_odenet, *LONG, "seed=0", "--output", str(undisturbed)]) == 0
     expected = logged_values(undisturbed / "0000_odenet_rk4")
@@ -75,7 +73,7 @@ def test_whatever_slurm_does_a_job_goes_on_and_its_numbers_are_those_of_an_undis
     assert "4 jobs in " in capfd.readouterr().out
 
 
-def test_a_job_that_cannot_run_says_why_and_slurm_is_told(slurm, tmp_path, capfd):
+def test_a_job_with_an_error_reports_it_and_fails_in_slurm(slurm, tmp_path, capfd):
     sweep, array = submit(tmp_path / "s", "data=mnist", f"data.root={tmp_path}", "data.download=false", "seed=1,2")
     assert main(["resume", str(sweep.path), "--follow"]) == 1
     assert statuses(sweep.path) == ["failed", "failed"]
@@ -87,15 +85,15 @@ def test_a_job_that_cannot_run_says_why_and_slurm_is_told(slurm, tmp_path, capfd
 QUICK = ["model=mlp", "optim=sgd", "optim.lr=0.01", "trainer.checkpoint_minutes=0.005", "trainer.measure_every=30"]
 
 
-def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_process(slurm, tiny, tmp_path):
-    words = [*tiny, *QUICK, "trainer.epochs=30"]
-    sweep, array = submit(tmp_path / "two", *words, "cluster.nodes=2")
+def test_training_on_two_nodes_is_requeued_and_matches_one_process(slurm, tiny, tmp_path):
+    arguments = [*tiny, *QUICK, "trainer.epochs=30"]
+    sweep, array = submit(tmp_path / "two", *arguments, "cluster.nodes=2")
     (job,) = sweep.jobs
     (first,) = pause_trainings([sweep.job_folder(job)])  # the other one waits for it
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{array}_0"], check=True)  # the warning
     continue_after_signal(first, signal.SIGUSR1)
     wait_until(lambda: statuses(sweep.path) == ["done"] and not jobs_in_queue(sweep), 240)
-    assert main(["sweep", *words, "--output", str(tmp_path / "one")]) == 0
+    assert main(["sweep", *arguments, "--output", str(tmp_path / "one")]) == 0
     two, one = read_run(sweep.job_folder(job)), read_run(tmp_path / "one" / job.name)
     assert (two.manifest["processes"]["number"], len(two.manifest["resumed"])) == (2, 1)
     for tag in ("train/loss", "optim/grad_norm", "val/loss"):
@@ -103,7 +101,7 @@ def test_one_model_trains_on_two_machines_comes_back_and_has_the_numbers_of_one_
         assert two.series(tag)[1] == pytest.approx(one.series(tag)[1], rel=1e-4), tag
 
 
-def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_path):
+def test_a_killed_process_stops_the_run_of_all_with_a_status(slurm, tiny, tmp_path):
     sweep, _ = submit(tmp_path / "s", *tiny, *QUICK, "trainer.epochs=30", "cluster.processes=2")
     (job,) = sweep.jobs
     (first,) = pause_trainings([sweep.job_folder(job)])
@@ -118,11 +116,11 @@ def test_a_process_that_dies_ends_the_run_of_all_with_a_status(slurm, tiny, tmp_
     assert statuses(sweep.path) == ["done"]
 
 
-def test_jobs_of_submitit_come_back_with_their_checkpoints_and_hydra_waits_for_them(slurm, tiny, tmp_path):
+def test_submitit_jobs_are_requeued_with_their_checkpoints_and_hydra_waits_for_them(slurm, tiny, tmp_path):
     """One is requeued, which SIGTERM tells it, the other one pre-empted, which submitit's own signal tells it."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='no submitit (pip install -e ".[launchers]")')
-    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.max_num_timeout=10", "hydra.sweep.dir=here"]
-    command = [sys.executable, "-m", "odebench", "train", *words, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
+    arguments = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.max_num_timeout=10", "hydra.sweep.dir=here"]
+    command = [sys.executable, "-m", "odebench", "train", *arguments, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]

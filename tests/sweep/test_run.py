@@ -1,4 +1,4 @@
-"""The verb `sweep`: what it prints, refuses and writes."""
+"""The command `odebench sweep`: output, errors and files."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(fake_training, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("words", "lines"),
+    ("arguments", "lines"),
     [
         (["tol=1,-1", "model.hiden=3"], 2),
         (["solver=dopri,rk4", "="], 2),
@@ -41,8 +41,8 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(fake_training, tmp_path, c
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, fake_training, tmp_path, capsys):
-    assert main(["sweep", *words]) == 2
+def test_invalid_arguments_raise_an_error_and_write_nothing(arguments, lines, fake_training, tmp_path, capsys):
+    assert main(["sweep", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("odebench sweep: ")
@@ -50,9 +50,9 @@ def test_what_cannot_run_is_told_and_nothing_is_written(words, lines, fake_train
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
-def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_may_come_from_it(fake_training, capsys):
-    words = ["solver=dopri55,rk44,rk4", "solver.steps=8", "gradient=reversible,backprop", "tol=-1,1", "seed=1,a"]
-    assert main(["sweep", *words]) == 2
+def test_an_unknown_option_is_reported_with_all_independent_errors(fake_training, capsys):
+    arguments = ["solver=dopri55,rk44,rk4", "solver.steps=8", "gradient=reversible,backprop", "tol=-1,1", "seed=1,a"]
+    assert main(["sweep", *arguments]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "odebench sweep: unknown solver dopri55; did you mean dopri5? (odebench list solvers prints all)",
         "unknown solver rk44; did you mean rk4? (odebench list solvers prints all)",
@@ -61,9 +61,9 @@ def test_an_unknown_option_is_told_together_with_all_other_faults_but_none_that_
     ]
 
 
-def test_beside_an_unknown_model_nothing_is_told_of_the_options_that_it_would_have_brought(fake_training, capsys):
-    words = ["model=cnff", "data.samples=100", "loss=flow_matching", "loss.sigma=0.1", "tol=-1", "trainer.epochs=a"]
-    assert main(["sweep", *words, "trainer.objective=val/nll_nats"]) == 2
+def test_with_an_unknown_model_errors_that_depend_on_it_are_not_reported(fake_training, capsys):
+    arguments = ["model=cnff", "data.samples=100", "loss=flow_matching", "loss.sigma=0.1", "tol=-1", "trainer.epochs=a"]
+    assert main(["sweep", *arguments, "trainer.objective=val/nll_nats"]) == 2
     first, *lines = capsys.readouterr().err.splitlines()
     assert first.startswith("odebench sweep: unknown model cnff; did you mean cnf?")
     assert [line.partition("): ")[2].partition(":")[0] for line in lines] == ["tol=-1", "trainer.epochs=a"]
@@ -116,7 +116,7 @@ def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs
     assert "job 1: running, step 5, 1:15 to go  seed=1" in drawn
 
 
-def test_elsewhere_lines_tell_the_changes_and_now_and_then_the_whole(monkeypatch, caplog):
+def test_without_a_terminal_lines_report_changes_and_sometimes_all_jobs(monkeypatch, caplog):
     caplog.set_level("INFO", "odebench")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(shown, "PLAIN_INTERVAL_S", 0.0)

@@ -1,4 +1,4 @@
-"""What SLURM is asked for, by stand-ins of its commands."""
+"""What SLURM is sbatch_options for, by stand-ins of its commands."""
 
 import sys
 
@@ -14,10 +14,16 @@ from odebench.sweep.run import plan_sweep, resume_sweep, run_sweep
 POLICY = FailurePolicy(fail_fast=False, retry=0)
 
 
-def test_an_array_over_the_list_of_jobs_is_submitted_and_left(submit, commands, tmp_path, capsys):
-    words = ["seed=range(0,3)", "cluster.partition=gpu", "cluster.account=us", "cluster.time=8:00:00", "cluster.gpus=1"]
+def test_an_array_over_the_list_of_jobs_is_submitted(submit, commands, tmp_path, capsys):
+    arguments = [
+        "seed=range(0,3)",
+        "cluster.partition=gpu",
+        "cluster.account=us",
+        "cluster.time=8:00:00",
+        "cluster.gpus=1",
+    ]
     more = ["cluster.memory=16G", "cluster.cpus=4", "cluster.jobs=2", "cluster.directives={qos: long, exclusive: true}"]
-    assert submit(*words, *more, fail_fast=True, retry=3) == 0
+    assert submit(*arguments, *more, fail_fast=True, retry=3) == 0
     sweep = tmp_path / "sweep"
     ((*options, script, python, dash_m, module, folder, listed, warning, retry, fast),) = calls(commands, "sbatch")
     assert set(options) == {
@@ -35,24 +41,27 @@ def test_an_array_over_the_list_of_jobs_is_submitted_and_left(submit, commands, 
     assert "submitted array 101" in capsys.readouterr().out
 
 
-def test_more_jobs_than_an_array_takes_go_in_parts(submit, commands, tmp_path, monkeypatch):
+def test_many_jobs_are_split_into_several_arrays(submit, commands, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "MAX_ARRAY_SIZE", 2)
     submit("seed=range(0,5)")
-    arrays = [next(word for word in words if word.startswith("--array")) for words in calls(commands, "sbatch")]
+    arrays = [
+        next(argument for argument in arguments if argument.startswith("--array"))
+        for arguments in calls(commands, "sbatch")
+    ]
     assert arrays == ["--array=0-1", "--array=0-1", "--array=0-0"]
     sweep = load_sweep(tmp_path / "sweep")
     assert [slurm.read_job_list(sweep, f"{n}.txt") for n in range(3)] == [[0, 1], [2, 3], [4]]
-    assert not any("--dependency" in word for words in calls(commands, "sbatch") for word in words)
+    assert not any("--dependency" in argument for arguments in calls(commands, "sbatch") for argument in arguments)
 
 
-def test_a_limit_to_the_jobs_at_a_time_holds_over_all_parts(submit, commands, tmp_path, monkeypatch):
+def test_the_limit_of_simultaneous_jobs_holds_for_all_arrays(submit, commands, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "MAX_ARRAY_SIZE", 2)
     submit("seed=range(0,5)", "cluster.jobs=1")
-    after = [[w for w in words if w.startswith("--dependency")] for words in calls(commands, "sbatch")]
+    after = [[w for w in arguments if w.startswith("--dependency")] for arguments in calls(commands, "sbatch")]
     assert after == [[], ["--dependency=afterany:101"], ["--dependency=afterany:102"]]
 
 
-def test_resume_leaves_alone_what_is_in_the_queue_or_has_ended(submit, commands, tmp_path):
+def test_resume_submits_only_jobs_that_are_not_queued_and_have_not_ended(submit, commands, tmp_path):
     submit("seed=range(0,6)")
     sweep = load_sweep(tmp_path / "sweep")
     for number, status in enumerate(["done", "failed", "running", "running", "queued", "interrupted"]):
@@ -64,19 +73,19 @@ def test_resume_leaves_alone_what_is_in_the_queue_or_has_ended(submit, commands,
     assert statuses(sweep.path) == ["done", "failed", "running", "interrupted", "queued", "interrupted"]
 
 
-def test_a_sweep_can_go_on_elsewhere(submit, commands, tmp_path):
+def test_a_sweep_can_continue_on_another_cluster(submit, commands, tmp_path):
     submit("seed=1,2", "cluster.partition=gpu")
     assert resume_sweep(tmp_path / "sweep", ["cluster=local", "cluster.jobs=2"], POLICY, follow=False) == 0
     assert statuses(tmp_path / "sweep") == ["done", "done"]
 
 
-def test_a_refusal_of_sbatch_is_told(submit, commands, tmp_path):
+def test_an_error_of_sbatch_is_reported(submit, commands, tmp_path):
     (commands / "sbatch.fails").touch()
-    with pytest.raises(UsageError, match="error: it does not please"):
+    with pytest.raises(UsageError, match="error: invalid partition"):
         submit("seed=1,2")
 
 
-def test_without_slurm_the_way_out_is_told(submit, tmp_path, monkeypatch):
+def test_a_missing_slurm_raises_an_error_that_says_what_to_do(submit, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UsageError, match="sbatch not found: start the sweep where SLURM's commands are installed, or choose"
@@ -99,20 +108,20 @@ def test_follow_ends_when_the_queue_holds_no_job_of_the_sweep(commands, tmp_path
 HOSTILE = "a 'b' \"c\"; $(touch ran) `touch ran` 50% #SBATCH"
 
 
-def test_names_and_paths_are_words_and_never_lines(submit, commands, tmp_path):
+def test_names_and_paths_are_arguments_and_never_script_lines(submit, commands, tmp_path):
     root = "data.root='x\n#SBATCH --wrap=y; $(touch ran)'"
     submit("seed=1,2", root, name=HOSTILE)
-    (words,) = calls(commands, "sbatch")
+    (arguments,) = calls(commands, "sbatch")
     sweep = tmp_path / HOSTILE
-    assert f"--output={str(sweep).replace('%', '%%')}/slurm/%A_%a.txt" in words
-    assert "--job-name=odebench-a-b-c-touch-ran-touch-ran-50-SBATCH" in words
-    assert str(sweep) in words
+    assert f"--output={str(sweep).replace('%', '%%')}/slurm/%A_%a.txt" in arguments
+    assert "--job-name=odebench-a-b-c-touch-ran-touch-ran-50-SBATCH" in arguments
+    assert str(sweep) in arguments
     assert (sweep / "slurm" / "task.sh").read_text() == '#!/bin/sh\nexec "$@"\n'
     assert load_sweep(sweep).jobs[0].overrides[2] == root
     assert not list(tmp_path.rglob("ran"))
 
 
-def test_a_ledger_cannot_name_other_jobs_of_the_user(submit, commands, tmp_path):
+def test_the_list_of_arrays_cannot_inject_options_of_scancel(submit, commands, tmp_path):
     submit("seed=1,2")
     sweep = load_sweep(tmp_path / "sweep")
     ledger = sweep.path / "slurm" / "arrays.jsonl"
@@ -121,13 +130,13 @@ def test_a_ledger_cannot_name_other_jobs_of_the_user(submit, commands, tmp_path)
     assert calls(commands, "scancel") == [["101"]]
 
 
-def test_what_a_site_needs_before_each_job_stands_in_the_script(submit, commands, tmp_path):
+def test_setup_commands_are_written_to_the_script(submit, commands, tmp_path):
     submit("seed=1,2", "cluster.setup=['module load cuda']")
     assert (tmp_path / "sweep" / "slurm" / "task.sh").read_text() == '#!/bin/sh\nmodule load cuda\nexec "$@"\n'
 
 
 @pytest.mark.parametrize(
-    ("words", "asked", "told"),
+    ("arguments", "sbatch_options", "task_options"),
     [
         (["cluster.gpus=1"], ["--gres=gpu:1"], []),
         (["cluster.gpus=4"], ["--gres=gpu:4"], ["--nodes=1", "--processes=4"]),
@@ -142,12 +151,14 @@ def test_what_a_site_needs_before_each_job_stands_in_the_script(submit, commands
     ],
     ids=lambda value: " ".join(value),
 )
-def test_several_machines_and_processes_for_one_model(words, asked, told, submit, commands):
-    submit("seed=1,2", *words)
-    (said,) = calls(commands, "sbatch")
-    options, more = said[: said.index(sys.executable)], said[said.index("--retry=0") + 1 :]
-    assert [word for word in options if word.startswith(("--nodes", "--ntasks", "--gres"))] == asked
-    assert more == told
+def test_options_for_several_nodes_and_processes(arguments, sbatch_options, task_options, submit, commands):
+    submit("seed=1,2", *arguments)
+    (command,) = calls(commands, "sbatch")
+    options, more = command[: command.index(sys.executable)], command[command.index("--retry=0") + 1 :]
+    assert [
+        argument for argument in options if argument.startswith(("--nodes", "--ntasks", "--gres"))
+    ] == sbatch_options
+    assert more == task_options
 
 
 def test_the_processes_that_train_a_model_must_share_its_batches_evenly(submit, commands):

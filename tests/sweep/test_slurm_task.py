@@ -1,4 +1,4 @@
-"""A task of a SLURM array: what it does at each signal, with stand-ins for the training and for SLURM."""
+"""Tasks of a SLURM array: their reaction to each signal, with fakes of the training and of SLURM."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def task(submit, tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-def test_the_warning_saves_and_brings_the_task_back_and_it_goes_on(task, commands, fake_training, tmp_path):
+def test_after_the_warning_the_task_saves_is_requeued_and_continues(task, commands, fake_training, tmp_path):
     assert task(50, stop=signal.SIGUSR1) == 75
     assert statuses(tmp_path / "sweep") == ["interrupted"]
     assert calls(commands, "scontrol") == [["requeue", "101_0"]]
@@ -48,7 +48,7 @@ def test_the_warning_saves_and_brings_the_task_back_and_it_goes_on(task, command
     assert statuses(tmp_path / "sweep") == ["done"]
 
 
-def test_sigterm_saves_but_what_was_cancelled_does_not_come_back(task, commands, tmp_path):
+def test_after_sigterm_the_task_saves_and_is_not_requeued(task, commands, tmp_path):
     assert task(50, stop=signal.SIGTERM) == 75
     assert statuses(tmp_path / "sweep") == ["interrupted"]
     assert calls(commands, "scontrol") == []
@@ -74,11 +74,11 @@ def test_a_time_limit_that_no_step_fits_into_ends_as_timeout(task, submit, comma
 
 
 @pytest.mark.parametrize(("hidden", "code"), [(1, 1), (2, 1), (3, 3), (9, 1)])
-def test_the_exit_code_tells_slurm_how_it_ended(task, hidden, code):
+def test_exit_codes_of_a_task(task, hidden, code):
     assert task(hidden) == code
 
 
-def test_a_failure_is_tried_again_and_the_last_one_may_end_the_sweep(task, commands, fake_training):
+def test_a_failed_task_is_retried_and_the_last_failure_can_cancel_the_sweep(task, commands, fake_training):
     assert task(1, "--retry=1", "--fail-fast") == 1
     assert len(starts(fake_training)) == 2
     assert calls(commands, "scancel") == [["101"]]
@@ -109,26 +109,26 @@ SEVERAL_PROCESSES = ("--nodes=2", "--processes=4")
 def test_several_processes_are_started_by_srun_and_torchrun(task, commands, fake_training, monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     assert task(10, *SEVERAL_PROCESSES) == 0
-    (words,) = calls(commands, "srun")
-    shell = words.index("sh")
-    assert words[:shell] == [
+    (arguments,) = calls(commands, "srun")
+    shell = arguments.index("sh")
+    assert arguments[:shell] == [
         "--nodes=2",
         "--ntasks=2",
         "--ntasks-per-node=1",
         "--kill-on-bad-exit=1",
         "--cpus-per-task=8",
     ]
-    assert words[shell : shell + 4] == ["sh", "-c", 'trap "" USR1; exec "$@"', "sh"]
-    assert words[shell + 4 : shell + 7] == [sys.executable, "-m", "torch.distributed.run"]
-    endpoint = words.index("-m", shell + 7) - 2
-    assert words[shell + 7 : endpoint] == ["--nnodes=2", "--nproc-per-node=4", "--rdzv-backend=c10d"]
-    assert re.fullmatch(rf"--rdzv-endpoint={socket.gethostname()}:\d+", words[endpoint])
-    assert words[endpoint + 1 : endpoint + 5] == ["--rdzv-id=102", "-m", "odebench", "train"]
+    assert arguments[shell : shell + 4] == ["sh", "-c", 'trap "" USR1; exec "$@"', "sh"]
+    assert arguments[shell + 4 : shell + 7] == [sys.executable, "-m", "torch.distributed.run"]
+    endpoint = arguments.index("-m", shell + 7) - 2
+    assert arguments[shell + 7 : endpoint] == ["--nnodes=2", "--nproc-per-node=4", "--rdzv-backend=c10d"]
+    assert re.fullmatch(rf"--rdzv-endpoint={socket.gethostname()}:\d+", arguments[endpoint])
+    assert arguments[endpoint + 1 : endpoint + 5] == ["--rdzv-id=102", "-m", "odebench", "train"]
     ((_, _, environment),) = starts(fake_training)
     assert environment["OMP_NUM_THREADS"] == "2"
 
 
-def test_the_warning_reaches_all_processes_and_brings_the_task_back(task, commands, fake_training, tmp_path):
+def test_the_warning_reaches_all_processes_and_requeues_the_task(task, commands, fake_training, tmp_path):
     assert task(50, *SEVERAL_PROCESSES, stop=signal.SIGUSR1) == 75
     overview = read_overview(tmp_path / "sweep" / "0000_mlp")
     assert (overview.status, overview.step, overview.message) == ("interrupted", 7, "stopped")
@@ -146,7 +146,7 @@ def test_the_warning_reaches_all_processes_and_brings_the_task_back(task, comman
         (9, 1, "failed", "exited with code 1"),
     ],
 )
-def test_of_several_processes_the_record_says_how_it_ended(hidden, code, status, message, task, tmp_path):
+def test_the_status_of_a_distributed_job_comes_from_its_record(hidden, code, status, message, task, tmp_path):
     assert task(hidden, *SEVERAL_PROCESSES) == code
     overview = read_overview(tmp_path / "sweep" / "0000_mlp", trust_status=True)
     assert (overview.status, overview.message[: len(message)]) == (status, message)
@@ -160,7 +160,7 @@ def test_several_processes_that_are_killed_before_they_have_saved_are_interrupte
     assert (overview.status, overview.message) == ("interrupted", "exited with code 1 without a result")
 
 
-def test_what_torchrun_ends_with_is_not_told_by_the_status_of_the_attempt_before(task, commands, tmp_path):
+def test_the_status_of_an_earlier_attempt_is_not_reused_for_a_failure_of_torchrun(task, commands, tmp_path):
     assert task(50, *SEVERAL_PROCESSES, stop=signal.SIGUSR1) == 75
     (commands / "srun").write_text(f"#!{sys.executable}\nimport sys\nsys.exit(1)\n")
     assert task(50, *SEVERAL_PROCESSES) == 1

@@ -14,7 +14,7 @@ GRIDS = [
 ]
 
 
-def test_many_are_composed_as_each_alone():
+def test_cached_composition_equals_compose():
     composer = CachedComposer(None)
     for overrides in expand(GRIDS):
         together, alone = composer.compose(overrides), compose(overrides)
@@ -31,7 +31,7 @@ def test_jobs_are_numbered_and_named():
     assert outputs == "outputs"
 
 
-def test_every_fault_is_told_once_with_the_jobs_that_have_it():
+def test_every_error_is_reported_once_with_its_jobs():
     jobs = expand([["model=mlp", "model.hidden=10,0", "seed=1,2"], ["model.hiden=3"], ["tol=-1"], ["device=cuda:0"]])
     with pytest.raises(UsageError) as caught:
         validate_jobs(jobs)
@@ -45,7 +45,7 @@ def test_every_fault_is_told_once_with_the_jobs_that_have_it():
     ]
 
 
-def test_a_job_tells_all_its_faults():
+def test_all_errors_of_a_job_are_reported():
     jobs = expand([["model.hiden=3", "model.hidden=8", "tol=-1", "seed=1,a"], ["gradient=reversible", "tol=-1"]])
     with pytest.raises(UsageError) as caught:
         validate_jobs(jobs)
@@ -60,7 +60,7 @@ def test_a_job_tells_all_its_faults():
     ]
 
 
-def test_after_a_fault_of_several_settings_the_others_of_the_job_are_told():
+def test_after_an_error_of_several_settings_the_other_errors_are_reported():
     both = ["solver.steps=2", "solver.step_size=0.1"]
     with pytest.raises(UsageError) as caught:
         validate_jobs([["model.width=10", *both, "data=mnist5k", "data.train_limit=3", "optim.lr=0.1"]])
@@ -71,7 +71,7 @@ def test_after_a_fault_of_several_settings_the_others_of_the_job_are_told():
     ]
 
 
-def test_a_label_is_what_tells_a_job_from_the_others():
+def test_a_label_contains_the_overrides_that_not_all_jobs_share():
     jobs = [Job(n, f"{n}_x", ("tol=1", *more)) for n, more in enumerate([("seed=0",), ("seed=1", "model=mlp"), ()])]
     assert job_labels(jobs) == ["seed=0", "seed=1 model=mlp", ""]
     assert job_labels(jobs[:1]) == ["tol=1 seed=0"]
