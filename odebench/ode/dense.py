@@ -105,21 +105,21 @@ class DenseOutput:
 
     def __init__(
         self,
-        interpolants: Sequence[Interpolant],
+        pieces: Sequence[Interpolant],
         unflatten: Callable[[Tensor], Any],
         end: float | None = None,
         source: Tensor | None = None,
     ) -> None:
-        """interpolants: one per step, in order. end: the last time, inside the last step; None is that step's end.
+        """pieces: one interpolant per step, in order. end: the last time, inside the last step; None is that step's end.
 
         source: the solve's states, if they have a graph that the interpolants lack.
         """
         self._source = source
-        self._interpolants = list(interpolants)
+        self._interpolants = list(pieces)
         self._unflatten = unflatten
-        self._sign = math.copysign(1.0, interpolants[0].h)
-        self._starts = [self._sign * step.t for step in interpolants]
-        self._end = interpolants[-1].t + interpolants[-1].h if end is None else end
+        self._sign = math.copysign(1.0, pieces[0].h)
+        self._starts = [self._sign * step.t for step in pieces]
+        self._end = pieces[-1].t + pieces[-1].h if end is None else end
 
     @property
     def span(self) -> tuple[float, float]:
