@@ -110,7 +110,7 @@ class DenseOutput:
         end: float | None = None,
         source: Tensor | None = None,
     ) -> None:
-        """pieces: one interpolant per step, in order. end: the last time, inside the last step; None is that step's end.
+        """pieces: one interpolant per step, in order. end: the last time, in the last step; None is that step's end.
 
         source: the solve's states, if they have a graph that the interpolants lack.
         """
