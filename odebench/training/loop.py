@@ -26,20 +26,20 @@ from odebench.training.signals import StopRequest
 log = logging.getLogger(__name__)
 
 
-def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
+def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
     """Train to the end; return False if a signal stopped the training first. Either way ``last.pt`` is up to date.
 
     All processes take every decision together. Raises Diverged.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
     num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
-    last_checkpoint = record.path / layout.LAST_CHECKPOINT
+    last_checkpoint = writer.path / layout.LAST_CHECKPOINT
     last_saved = time.monotonic()
     timer = StepTimer()
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
-    record.write_status("running", step=progress.step, steps=num_steps)
+    writer.write_status("running", step=progress.step, steps=num_steps)
 
-    with ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - record.elapsed_s) as display:
+    with ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - writer.elapsed_s) as display:
         while progress.step < num_steps and not progress.finished:
             timer.start()
             metrics = train_step(training, settings, num_steps)
@@ -48,26 +48,26 @@ def fit(training: TrainingState, settings: Settings, record: RunWriter | NullRun
             step = progress.step
             display.show_step(step, metrics)
 
-            minutes_up = record.elapsed_s > max_seconds
+            minutes_up = writer.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
             # A signal to one process stops all of them.
             stopping, minutes_up, save_due = distributed.reduce_max(stop.signal_number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
-                record.log(step, metrics | timer.read())
+                writer.log(step, metrics | timer.read())
 
             epoch, rest = divmod(step, task.steps_per_epoch)
             validation_due = (rest == 0 and epoch % trainer.validate_every == 0) or last_step
             if validation_due:
-                display.show_validation(step, validate(training, settings, record))
+                display.show_validation(step, validate(training, settings, writer))
                 too_stale = trainer.patience is not None and progress.stale_epochs >= trainer.patience
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
-                measure_training_step(training, record)
+                measure_training_step(training, writer)
             # After all logging of this step, because a run that is killed resumes with the next step.
             if validation_due or stopping or save_due:
-                record.flush()
-                progress.elapsed_s = record.elapsed_s
+                writer.flush()
+                progress.elapsed_s = writer.elapsed_s
                 training.save(last_checkpoint)
                 last_saved = time.monotonic()
             if stopping and not progress.finished:
@@ -137,16 +137,16 @@ def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
     }
 
 
-def validate(training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter) -> dict[str, float]:
+def validate(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter) -> dict[str, float]:
     """Evaluate the validation split, save the weights if they are the best so far, and return the logged metrics."""
     progress = training.progress
     metrics = distributed.broadcast_result(lambda: training.task.evaluate("validation", training.evaluated_model))
     tagged = {f"val/{name}": value for name, value in metrics.items() if layout.is_tag(f"val/{name}")}
-    record.log(progress.step, tagged)
+    writer.log(progress.step, tagged)
     value, best_before = tagged[settings.trainer.objective], progress.best
     if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
-        training.save_weights(record.path / layout.BEST_CHECKPOINT)
+        training.save_weights(writer.path / layout.BEST_CHECKPOINT)
     # A tie saves the weights, but is no improvement for trainer.patience.
     stale_epochs = progress.stale_epochs + settings.trainer.validate_every
     progress.stale_epochs = stale_epochs if progress.best == best_before else 0
@@ -161,7 +161,7 @@ def is_better(objective: str, value: float, best: float | None) -> bool:
     return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
-def measure_training_step(training: TrainingState, record: RunWriter | NullRunWriter) -> None:
+def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWriter) -> None:
     """Log memory, FLOPs and step sizes of an extra training step, then restore all state. If the step diverges, log
     only a warning."""
     task, progress = training.task, training.progress
@@ -175,8 +175,8 @@ def measure_training_step(training: TrainingState, record: RunWriter | NullRunWr
     except Diverged as error:
         log.warning("not measured after step %d: %s", progress.step, error)
         return
-    record.log(progress.step, metrics)
-    record.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
+    writer.log(progress.step, metrics)
+    writer.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
 
 
 def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:

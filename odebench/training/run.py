@@ -84,9 +84,9 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
         with (
             _run_lock(folder),
             StopRequest(notice=_STOP_NOTICE) as stop,
-            _open_writer(folder, lambda: RunWriter.create(folder, config, overrides, content, quantities)) as record,
+            _open_writer(folder, lambda: RunWriter.create(folder, config, overrides, content, quantities)) as writer,
         ):
-            result = _train_and_test(training, settings, record, stop)
+            result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
 
 
@@ -117,13 +117,13 @@ def resume_run(path: Path) -> RunResult:
             content, quantities = _manifest(saved, training, settings), training.task.quantities
             with (
                 StopRequest(notice=_STOP_NOTICE) as stop,
-                _open_writer(path, lambda: RunWriter.reopen(path, step, content, quantities, elapsed_s)) as record,
+                _open_writer(path, lambda: RunWriter.reopen(path, step, content, quantities, elapsed_s)) as writer,
             ):
                 if found:
                     log.info("resuming after step %d", step)
                 else:
                     log.warning("no checkpoint in %s: starting from the beginning", last.parent)
-                result = _train_and_test(training, settings, record, stop)
+                result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
 
 
@@ -246,59 +246,59 @@ def _make_folder(settings: Settings) -> Path:
 
 
 def _train_and_test(
-    training: TrainingState, settings: Settings, record: RunWriter | NullRunWriter, stop: StopRequest
+    training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter, stop: StopRequest
 ) -> RunResult:
     """Train, test once, and write a final status whatever happens."""
-    folder, progress = record.path, training.progress
+    folder, progress = writer.path, training.progress
     resume_hint = f"resume with: odebench resume {shlex.quote(str(folder))}"
     log.info("%s on %s, record in %s", describe_settings(settings), settings.data.name, folder)
     if training.task.note:
         log.info(training.task.note)
     try:
         distributed.broadcast_model(training.task.model)
-        if not fit(training, settings, record, stop):
+        if not fit(training, settings, writer, stop):
             message = f"stopped by {stop.name} after step {progress.step}"
-            record.write_status("interrupted", step=progress.step, message=message)
+            writer.write_status("interrupted", step=progress.step, message=message)
             log.warning("%s; %s", message, resume_hint)
             # All exit together, here and below: the launcher kills the others as soon as one has exited.
             with contextlib.suppress(ConnectionError):
                 distributed.barrier()
             return RunResult(STOPPED, folder, progress.best)
         # A signal during the test takes effect only after the test.
-        if isinstance(record, RunWriter):
-            summary = _test_and_summarise(training, settings, record)
-            record.flush()
-            record.write_status("done", step=progress.step)
+        if isinstance(writer, RunWriter):
+            summary = _test_and_summarise(training, settings, writer)
+            writer.flush()
+            writer.write_status("done", step=progress.step)
             print(training_table(summary, folder))
         # All exit together: gloo's threads can abort a process that exits while another is connected to it.
         distributed.barrier()
         return RunResult(DONE, folder, progress.best)
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
-        record.write_status("diverged", step=progress.step, message=message)
+        writer.write_status("diverged", step=progress.step, message=message)
         log.error("diverged %s (record in %s)", message, folder)
         return RunResult(DIVERGED, folder, progress.best)
     except KeyboardInterrupt:
-        record.write_status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
+        writer.write_status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
         log.warning("stopped at once; %s", resume_hint)
         return RunResult(STOPPED, folder, progress.best)
     except UsageError as error:
-        record.write_status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())
+        writer.write_status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())
         raise
     except Exception as error:
         message = failure_message(error, settings, folder)
         log.critical("failed: %s (record in %s)", message, folder)
         with contextlib.suppress(OSError):  # the folder may no longer be writable
-            record.write_status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
+            writer.write_status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
 
 
-def _test_and_summarise(training: TrainingState, settings: Settings, record: RunWriter) -> dict[str, Any]:
+def _test_and_summarise(training: TrainingState, settings: Settings, writer: RunWriter) -> dict[str, Any]:
     """Test the best weights once, draw the figures, and write the summary. Returns the summary."""
-    task, progress, folder = training.task, training.progress, record.path
+    task, progress, folder = training.task, training.progress, writer.path
     load_weights(task.model, folder / layout.BEST_CHECKPOINT, settings.model.name)
     test = task.evaluate("test")
-    record.flush()
+    writer.flush()
     rows = read_metrics(folder / layout.METRICS)
     final_metrics = summary_metrics(rows, progress.best_step, task.steps_per_epoch)
     best = {tag.removeprefix("best/"): value for tag, value in final_metrics.items() if tag.startswith("best/")}
@@ -310,12 +310,12 @@ def _test_and_summarise(training: TrainingState, settings: Settings, record: Run
         "results": result_rows(task.format_metrics(test), task.format_metrics(best), best["epoch"]),
         **final_metrics,
         **{f"final/test_{name}": x for name, x in test.items() if layout.is_tag(f"final/test_{name}")},
-        "final/minutes": record.elapsed_s / 60,
+        "final/minutes": writer.elapsed_s / 60,
     }
     for name, figure in {"curves": training_curves(rows), **task.figures()}.items():
-        record.write_figure(name, figure, progress.step)
-    record.log(progress.step, {f"test/{name}": x for name, x in test.items() if layout.is_tag(f"test/{name}")})
-    record.write_summary(summary)
+        writer.write_figure(name, figure, progress.step)
+    writer.log(progress.step, {f"test/{name}": x for name, x in test.items() if layout.is_tag(f"test/{name}")})
+    writer.write_summary(summary)
     return summary
 
 

@@ -68,7 +68,7 @@ def test_the_mean_likelihood_weighs_features_alike_and_unobserved_ones_as_zero(f
         assert found[sample, series].item() == pytest.approx(np.mean(of_features) + events / 3)
 
 
-@pytest.mark.parametrize("loudness", [1e9, math.inf, math.nan])
+@pytest.mark.parametrize("hidden", [1e9, math.inf, math.nan])
 def test_an_unobserved_value_changes_neither_likelihood_nor_gradient(forecast, targets, hidden):
     changed = SeriesBatch(targets.times, torch.where(targets.mask, targets.values, hidden), targets.mask, None)
     found = []
