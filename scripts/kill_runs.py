@@ -1,12 +1,11 @@
-"""Kill trainings at random moments, start them again, and compare each with one that nobody disturbed.
+"""Kill trainings at random moments, restart them, and compare each with an uninterrupted one.
 
     python scripts/kill_runs.py [--kills 50] [--seed 0] [--output DIR]
 
-A run is killed (SIGKILL) again and again at moments drawn from its duration, and started by the same command, until it
-is done; then the next run's turn comes. A checkpoint is written at every step, and every second kill waits for a moment
+A run is killed (SIGKILL) repeatedly at random moments within its duration, and restarted by the same command, until it
+is done; then the next run starts. A checkpoint is written at every step, and every second kill waits for a moment
 at which a file is being written. After each kill all files must be readable; at the end weights, metrics, summary and
-TensorBoard's events must equal those of the undisturbed run to the last bit, but for times. Exit code 1 where anything
-differs.
+TensorBoard's events must equal those of the uninterrupted run to the last bit, except for times. Exit code 1 if not.
 """
 
 import argparse
@@ -54,22 +53,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a new folder for the runs; by default a temporary one")
     arguments = parser.parse_args()
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of what it purges after each resume
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it logs the events that it purges after each resume
     with tempfile.TemporaryDirectory() as temporary:
         return kill_runs(arguments.output or Path(temporary), arguments.kills, np.random.RandomState(arguments.seed))
 
 
 def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
-    """So many kills over as many runs as it takes."""
+    """Kill `kills` times, over as many runs as needed."""
     output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    if (code := wait(start(output / "undisturbed"))) != 0:
-        raise SystemExit(f"the undisturbed run ended with code {code}: see {output / 'undisturbed.txt'}")
+    if (code := wait(start(output / "uninterrupted"))) != 0:
+        raise SystemExit(f"the uninterrupted run ended with code {code}: see {output / 'uninterrupted.txt'}")
     duration_s = time.monotonic() - started
-    undisturbed = content(output / "undisturbed")
+    uninterrupted = content(output / "uninterrupted")
 
     moments: Counter[str] = Counter()
-    faults: list[str] = []
+    problems: list[str] = []
     run, killed = 1, 0
     while True:
         folder = output / f"run_{run}"
@@ -80,24 +79,24 @@ def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
             killed += 1
             step, moment, found = inspect(folder, child)
             moments[moment] += 1
-            faults += found
+            problems += found
             print(f"kill {killed:3}  run {run:2}  step {step:3}  {'; '.join([moment, *found])}", flush=True)
             continue
-        found = [f"ended with code {code}"] if code else differences(content(folder), undisturbed)
-        faults += found
-        print(f"          run {run:2}  done      {'; '.join(found) or 'equal to the undisturbed one'}", flush=True)
+        found = [f"ended with code {code}"] if code else differences(content(folder), uninterrupted)
+        problems += found
+        print(f"          run {run:2}  done      {'; '.join(found) or 'equal to the uninterrupted one'}", flush=True)
         if killed == kills:
             break
         run += 1
 
     for moment, count in sorted(moments.items()):
         print(f"{count:5}  {moment}")
-    print(f"{killed} kills over {run} runs of {duration_s:.1f} s, {len(faults)} faults")
-    return bool(faults)
+    print(f"{killed} kills over {run} runs of {duration_s:.1f} s, {len(problems)} problems")
+    return bool(problems)
 
 
 def start(folder: Path) -> int:
-    """Train in a child process: anew, or from where the run stands. Returns its id."""
+    """Train in a child process, from the run's checkpoint if there is one. Returns its id."""
     child = os.fork()
     if child:
         return child
@@ -113,7 +112,7 @@ def start(folder: Path) -> int:
 
 
 def wait(child: int, seconds: float | None = None, folder: Path | None = None) -> int:
-    """The child's exit code; it is killed after so many seconds, or when next a file is written in the folder."""
+    """The child's exit code; it is killed after `seconds`, or when next a file is written in the folder."""
     if seconds is not None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or (folder is not None and not writing(folder, child)):
@@ -131,30 +130,30 @@ def writing(folder: Path, child: int) -> list[str]:
 
 
 def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
-    """The step of the last checkpoint, where a kill hit the run, in a few words, and what cannot be read any more."""
-    step, faults = 0, []
+    """The step of the last checkpoint, a description of the moment of the kill, and unreadable files."""
+    step, problems = 0, []
     for path in folder.glob(f"{layout.CHECKPOINTS}/*.pt"):
         try:
             content = torch.load(path, weights_only=True)
         except Exception as error:
-            faults.append(f"{path} cannot be read: {error}")
+            problems.append(f"{path} cannot be read: {error}")
         else:
             step = max(step, content.get("progress", {}).get("step", 0))
     if names := writing(folder, child):
-        return step, f"while {names[0]} was written", faults
+        return step, f"while {names[0]} was written", problems
     if not is_run(folder):
-        return step, "before the record was there", faults
+        return step, "before the record was there", problems
     try:
         run = read_run(folder)
     except Exception as error:
-        return step, "?", [*faults, str(error)]
+        return step, "?", [*problems, str(error)]
     if run.summary:
-        return step, "after the test", faults
-    return step, ("between files" if run.metrics else "before the first step"), faults
+        return step, "after the test", problems
+    return step, ("between files" if run.metrics else "before the first step"), problems
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All that a run left, without times."""
+    """All content of a run, without times."""
     run = read_run(folder)
     rows = [{tag: x for tag, x in row.items() if not tag.startswith(TIMES)} for row in run.metrics]
     return {

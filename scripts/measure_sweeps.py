@@ -1,8 +1,8 @@
-"""Measures what sweeps cost beside their jobs: python scripts/measure_sweeps.py [FOLDER]
+"""Measure the overhead of sweeps: python scripts/measure_sweeps.py [FOLDER]
 
 Three numbers, for docs/results/sweeps.*.csv: 1,000 jobs composed and validated; `odebench list runs` over 5,000
-records, both in processor time, which is what a clock shows where nothing else runs; and by the clock what a sweep adds
-to each job, with stand-ins for trainings that end at once (tests/sweep/fake_training.py).
+records, both in processor time, which equals wall time on an idle machine; and the wall time that a sweep adds to each
+job, with fake trainings that end at once (tests/sweep/fake_training.py).
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def validation_s() -> float:
 
 
 def overhead_ms(folder: Path) -> float:
-    """Milliseconds that a sweep takes for a job, less what the job's process takes by itself."""
+    """Milliseconds that a sweep adds to a job's process."""
     plan = plan_sweep(["model=mlp", f"seed=range(0,{NUM_STARTS})"], None, None)
     (folder / "notes").mkdir()
     os.environ["FAKE_TRAINING_NOTES"] = str(folder / "notes")
@@ -60,7 +60,7 @@ def overhead_ms(folder: Path) -> float:
 
 
 def listing_s(folder: Path) -> float:
-    """Seconds of `odebench list runs` over copies of a real record, all files but those of a megabyte."""
+    """Seconds of `odebench list runs` over copies of a real record, without large files."""
     run = [sys.executable, "-m", "odebench", "train", "model=mlp", "trainer.epochs=1", f"run_dir='{folder / 'run'}'"]
     subprocess.run(run, check=True, capture_output=True)
     small = shutil.ignore_patterns("*.pt", "*.png", "events.*")
@@ -90,8 +90,10 @@ def main() -> None:
             "`odebench list runs` over 5,000 records": (listing_s(folder), "s of a processor"),
             "what a sweep adds to a job": (overhead_ms(folder), "ms"),
         }
-    told = {**results.machine_here(), **results.versions_here(), "hydra_core": version("hydra-core")}
-    rows = [{"what": what, "taken": f"{taken:.3g}", "unit": unit, **told} for what, (taken, unit) in measured.items()]
+    machine = {**results.machine_here(), **results.versions_here(), "hydra_core": version("hydra-core")}
+    rows = [
+        {"what": what, "taken": f"{taken:.3g}", "unit": unit, **machine} for what, (taken, unit) in measured.items()
+    ]
     print(results.keep("sweeps", rows))
 
 

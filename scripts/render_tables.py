@@ -1,8 +1,8 @@
-"""The tables of the pages, made from the CSV files in docs/results and from nothing else.
+"""Render the tables of the pages from the CSV files in docs/results.
 
     python scripts/render_tables.py        README.md and the pages in docs/
 
-A table stands between <!-- NAME --> and <!-- end -->. Who measures what: ``measure_results.py`` the trainings,
+Tables are between <!-- NAME --> and <!-- end -->. The measurements come from: ``measure_results.py`` the trainings,
 ``measure_detest.py`` DETEST, `odebench bench` the speed (bench_NAME) and `odebench reproduce` the rest (by its name);
 ``results.py`` keeps their files.
 """
@@ -40,7 +40,7 @@ def readme_with_tables(text: str) -> str:
     """README.md with its tables."""
     text = replace_between(text, "mnist5k", accuracy_table(results.read("mnist5k")))
     text = replace_between(text, "table1", error_line(results.read("table1")))
-    # Of one measurement: ratios of times that were not taken turn by turn would say nothing.
+    # From one measurement: ratios of times that were not measured alternately are meaningless.
     return replace_between(text, "bench", bench_summary(report.read_csv(results.path_of("bench_default"))))
 
 
@@ -97,7 +97,7 @@ def choosing_with_tables(text: str) -> str:
 
 
 def dashboards_with_tables(text: str) -> str:
-    """docs/dashboards.md with the figures that there are."""
+    """docs/dashboards.md with the list of figures."""
     rows = [[f"`{name}`", figure.description] for name, figure in FIGURES.items()]
     return replace_between(text, "figures", markdown(["figure", "what it shows"], rows))
 
@@ -138,7 +138,7 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
 
 
 def spiral_errors_table(rows: list[dict[str, str]]) -> str:
-    """RMSE within the window and beyond it: of training and of test series, and of these from the best states."""
+    """RMSE within and beyond the window: of training series, test series, and test series with the best states."""
     kinds = {"training": "training series", "test": "test series", "test_best": "test series, best initial states"}
     lines = [
         [row["points"], *(", ".join(row[f"{kind}_{where}"] for where in ("within", "beyond")) for kind in kinds)]
@@ -164,7 +164,7 @@ def tolerance_table(rows: list[dict[str, str]]) -> str:
 
 
 def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
-    """Backward evaluations where the adjoint's error is absolute, beside those where it is relative (of figure3)."""
+    """Backward NFE with an absolute error norm of the adjoint, compared with a relative one (of figure3)."""
     by = {(row["row"], row["number"]): float(row["ours"]) for row in relative if row["ours"]}
     lines = []
     for row in rows:
@@ -179,7 +179,7 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
 
 
 def step_table(rows: list[dict[str, str]]) -> str:
-    """The training step beside torchdiffeq's, and what the evaluations alone would allow where that was measured."""
+    """Training steps of odebench and torchdiffeq, and the limit set by the evaluations alone if measured."""
     unit = next(name.removesuffix("_per_s_best") for name in rows[0] if name.endswith("_per_s_best"))
     has_field = f"{unit}_per_s_bare" in rows[0]
     header = ["gradient", "first step", *(f"{library}, {unit}/s (NFE)" for library in ("odebench", "torchdiffeq"))]
@@ -200,7 +200,7 @@ def step_table(rows: list[dict[str, str]]) -> str:
 
 
 def stepping_table(rows: list[dict[str, str]]) -> str:
-    """Shared steps beside steps of its own for each series."""
+    """Shared steps compared with separate steps for each series."""
     header = ["`solver.stepping`", "NFE forward", "a step", "peak memory"]
     lines = [
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
@@ -209,13 +209,13 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
 
 
 def costs_table(rows: list[dict[str, str]]) -> str:
-    """What sweeps cost beside their jobs."""
+    """The overhead of sweeps."""
     lines = [[row["what"], f"{row['taken']} {row['unit']}"] for row in rows]
     return f"{markdown(['what', 'time'], lines)}\n\n{measured_on(rows)[:-1]}, hydra-core {rows[0]['hydra_core']}."
 
 
 def ranks_table(rows: list[dict[str, str]]) -> str:
-    """Two processes of one training beside one."""
+    """Two processes of one training compared with one."""
     header = ["training", "difference of the gradients", "a step, one process", "two processes"]
     times = ("one_process_ms", "two_processes_ms")
     lines = [[row["training"], row["difference"], *(f"{row[time]} ms" for time in times)] for row in rows]

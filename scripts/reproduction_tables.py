@@ -1,4 +1,4 @@
-"""The tables of docs/reproduced.md and docs/measured.md that `odebench reproduce` gave the numbers for."""
+"""Tables of docs/reproduced.md and docs/measured.md with results of `odebench reproduce`."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,19 +16,19 @@ MINUTES = "final/minutes"
 PARTIAL = "partial budget"
 AS_PUBLISHED = "as published"
 # Of single numbers, the best first.
-VERDICTS = ("reproduced", "not reached", PARTIAL)
+VERDICTS = ("reproduced", "not result", PARTIAL)
 
 
 def overview_table(names: Sequence[str]) -> str:
-    """Of each reproduction what it is, how much of the published training it had, and its verdicts by number."""
+    """One line per reproduction: description, share of the published training, and counts of verdicts."""
     lines = []
     for name in names:
         rows = results.read(name)
         words = rows[0]["command"].split()[2:]
         reproduction = find_reproduction(words[0])
-        said = [text for row in rows for text in row["verdict"].split("; ")]
-        values = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in said) for word in VERDICTS}
-        comparisons = [text for text in said if " against " in text]
+        texts = [text for row in rows for text in row["verdict"].split("; ")]
+        values = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in texts) for word in VERDICTS}
+        comparisons = [text for text in texts if " against " in text]
         kept = sum(text.startswith(f"{AS_PUBLISHED}:") for text in comparisons)
         # Rows that read the same training have its minutes to the last digit.
         minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
@@ -50,18 +50,18 @@ def overview_table(names: Sequence[str]) -> str:
 
 
 def shares(rows: Iterable[Row]) -> list[str]:
-    """How much of the published training the rows had, the most first."""
+    """Shares of the published training among the rows, the largest first."""
     return [f"{100 * share:.3g} %" for share in sorted({float(row["share"]) for row in rows if row["share"]})[::-1]]
 
 
 def reproduction_table(rows: Sequence[Row]) -> str:
-    """All numbers of a reproduction, a line a row: ours, beside them the published where there are any, and the
-    verdicts in short. What is the same in each line stands below. A row without a run is left out."""
+    """All results of a reproduction, one line per row: ours, published values if there are any, and short verdicts.
+    Columns with equal cells move below the table. Omits rows without a run."""
     rows = [row for row in rows if row["ours"]]
-    # What trainings and studies both measured stands in one column: a row has either.
+    # Quantities of trainings and of evaluations share a column: a row has only one of them.
     columns: dict[str, list[str]] = {}
     for number in dict.fromkeys(row["number"] for row in rows):
-        columns.setdefault(in_words(number), []).append(number)
+        columns.setdefault(column_title(number), []).append(number)
     published = {row["number"] for row in rows if row["published"]}
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -73,8 +73,8 @@ def reproduction_table(rows: Sequence[Row]) -> str:
         for numbers in columns.values():
             number = next((number for number in numbers if number in its), numbers[0])
             row = its.get(number, {})
-            cells.append(in_reading(number, row.get("ours"), row.get("spread")))
-            cells += [in_reading(number, row.get("published"))] if published & {*numbers} else []
+            cells.append(format_result(number, row.get("ours"), row.get("spread")))
+            cells += [format_result(number, row.get("published"))] if published & {*numbers} else []
         share = next(iter(shares([first])), "–")
         lines.append([title, *cells, share, first["seeds"], short_verdict(its) or "–"])
     header = ["run"]
@@ -82,25 +82,25 @@ def reproduction_table(rows: Sequence[Row]) -> str:
         header += [title, "published"] if published & {*numbers} else [title]
     header += ["share", "seeds", "verdict"]
     alike = {name: cells[0] for name, *cells in zip(header, *lines, strict=True) if len({*cells}) == 1}
-    said_below = BELOW.keys() & alike.keys() - {in_words(number) for number in published}
-    below = [text.format(alike[name]) for name, text in BELOW.items() if name in said_below and alike[name] != "–"]
-    left_out = said_below | ({"verdict"} if alike.get("verdict") == "–" else set())
+    moved_below = BELOW.keys() & alike.keys() - {column_title(number) for number in published}
+    below = [text.format(alike[name]) for name, text in BELOW.items() if name in moved_below and alike[name] != "–"]
+    left_out = moved_below | ({"verdict"} if alike.get("verdict") == "–" else set())
     kept = [index for index, name in enumerate(header) if name not in left_out]
     header, *lines = ([line[index] for index in kept] for line in [header, *lines])
-    return f"{markdown(header, lines)}\n\n{told_of(rows, below)}"
+    return f"{markdown(header, lines)}\n\n{footer(rows, below)}"
 
 
-# What is said once below a table where it is the same in each line.
+# Text below a table for columns whose cells are all equal.
 BELOW = {"share": "{} of the published training", "seeds": "seeds: {}", "minutes": "{} minutes"}
 
 
-def told_of(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
-    """The command that gave the numbers, what holds for all of them, when and where."""
+def footer(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
+    """The line below a table: command, common values, date and machine."""
     command, date, machine = (rows[0][name] for name in ("command", "date", "machine"))
     return f"{', '.join([f'`{command}`', *more, f'measured {date} on {machine}'])}."
 
 
-def in_words(number: str) -> str:
+def column_title(number: str) -> str:
     """final/test_nll_nats as "test NLL (nats)", best/nll_nats as "best validation NLL (nats)"."""
     words = number.removeprefix("final/").replace("best/", "best validation ").replace("peak_", "peak memory_")
     words = words.replace("saved_", "saved for backward_").replace("_mib", "_(MiB)")
@@ -108,23 +108,23 @@ def in_words(number: str) -> str:
     return re.sub(r"\b(nll|kl|nfe|mse|rmse|auc)\b", lambda found: found[0].upper(), words)
 
 
-def in_reading(number: str, value: str | None, std: str | None = None) -> str:
-    """A number of a reproduction as its command prints it."""
+def format_result(number: str, value: str | None, std: str | None = None) -> str:
+    """Format a result as `odebench reproduce` prints it."""
     if not value:
         return "–"
     return format_number(display_scale(number) * float(value), display_scale(number) * float(std or "nan"))
 
 
 def short_verdict(its: dict[str, Row]) -> str:
-    """The verdicts of a row, without the numbers that stand beside them; named where the row has several."""
-    said = {in_words(number): text for number, row in its.items() if (text := shortened(row["verdict"]))}
-    if len({*said.values()}) < 2:
-        return next(iter(said.values()), "")
-    return "; ".join(f"{number}: {text}" for number, text in said.items())
+    """The verdicts of a row without values that the table shows; with titles if the row has several."""
+    texts = {column_title(number): text for number, row in its.items() if (text := shorten(row["verdict"]))}
+    if len({*texts.values()}) < 2:
+        return next(iter(texts.values()), "")
+    return "; ".join(f"{number}: {text}" for number, text in texts.items())
 
 
-def shortened(verdict: str) -> str:
-    """One verdict: a comparison without both numbers, a partial budget without its share and said once."""
+def shorten(verdict: str) -> str:
+    """Shorten one verdict: omit the two values of a comparison, and the share and repetitions of a partial budget."""
     kept: list[str] = []
     for text in verdict.split("; ") if verdict != "another machine" else ():
         if " not done: " in text:
@@ -138,15 +138,15 @@ def shortened(verdict: str) -> str:
 
 
 def error_line(rows: Sequence[Row]) -> str:
-    """Of a reproduction the test errors that were published, ours before them, in one line."""
+    """Our and the published test errors of a reproduction, in one line."""
     found = [row for row in rows if row["number"] == "final/test_accuracy" and row["published"]]
     errors = {row["row"]: [100 * (1 - float(row[whose])) for whose in ("ours", "published")] for row in found}
     return "; ".join(f"{name} **{ours:.2f} %** ({published:.2f} %)" for name, (ours, published) in errors.items()) + "."
 
 
 def width_table(rows: Sequence[Row]) -> str:
-    """Figure 4: a line for each target and width M of the CNF, beside it the planar flow of depth K = M, after its
-    training and at the minute at which the CNF was done."""
+    """Figure 4: one line per target and width M of the CNF, with the planar flow of depth K = M, after its training and
+    in the training time of the CNF."""
     cnf, flow, in_time = "CNF", "planar flow", ", in the CNF's time"
     title = re.compile(rf"(?P<target>.*): (?P<model>{cnf}|{flow}), [MK] = (?P<size>\d+)(?P<when>{in_time})?")
     found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
@@ -158,21 +158,23 @@ def width_table(rows: Sequence[Row]) -> str:
     pairs = {"final/test_kl_nats": flow, "best/kl_nats": flow + in_time}
     lines = []
     for (target, size), its in found.items():
-        kls = [in_reading(number, its[model, number]["ours"]) for number, two in pairs.items() for model in (cnf, two)]
-        minutes = [in_reading(MINUTES, its[model, MINUTES]["ours"]) for model in of_model]
-        published = in_reading(MINUTES, its[flow, MINUTES]["published"])
-        verdicts = [shortened(its[cnf, number]["verdict"]).removesuffix(f" ({PARTIAL})") for number in pairs]
+        kls = [
+            format_result(number, its[model, number]["ours"]) for number, two in pairs.items() for model in (cnf, two)
+        ]
+        minutes = [format_result(MINUTES, its[model, MINUTES]["ours"]) for model in of_model]
+        published = format_result(MINUTES, its[flow, MINUTES]["published"])
+        verdicts = [shorten(its[cnf, number]["verdict"]).removesuffix(f" ({PARTIAL})") for number in pairs]
         lines.append([target, size, *kls, *minutes, published, "; ".join(dict.fromkeys(verdicts))])
     header = ["target", "M, K"]
     for what in ("test KL (nats)", "in the CNF's time", "minutes"):
         header += [f"{what}: {cnf}", flow]
     share = " and ".join(f"{model} {' to '.join(shares(of_model[model]))}" for model in of_model)
     below = [f"of the published trainings {share}", f"seeds: {rows[0]['seeds']}"]
-    return f"{markdown([*header, 'planar flow, published', 'verdict'], lines)}\n\n{told_of(rows, below)}"
+    return f"{markdown([*header, 'planar flow, published', 'verdict'], lines)}\n\n{footer(rows, below)}"
 
 
-# What the models of `reproduce gradients` are tested by.
-REACHED = {
+# Test quantities of the models in `reproduce gradients`, with formats.
+TEST_QUANTITIES = {
     "test_accuracy": "{:.2f} %",
     "test_nll_nats": "{:.3f} nats",
     "test_rmse_extrapolation": "RMSE {:.3f}",
@@ -180,8 +182,8 @@ REACHED = {
 
 
 def gradient_table(rows: Sequence[Row]) -> str:
-    """`reproduce gradients`: a line for each model and gradient mode, what its training comes to and costs, and how
-    exact a step's gradient is at each tolerance."""
+    """`reproduce gradients`: one line per model and gradient mode: test result, costs, and gradient errors at each
+    tolerance."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in (row for row in rows if row["ours"]):
         what, _, where = row["row"].partition(", ")
@@ -197,18 +199,18 @@ def gradient_table(rows: Sequence[Row]) -> str:
             for name in ("gradient_error_discrete", "gradient_error")
         ]
         nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
-        (reached,) = (
+        (result,) = (
             text.format(display_scale(f"final/{name}") * training[name])
-            for name, text in REACHED.items()
+            for name, text in TEST_QUANTITIES.items()
             if name in training
         )
         costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
         called = f"`{mode}`".replace(" (", "` (`").replace(")`", "`)")
-        lines.append([f"`{model}`", called, reached, *costs, *map(", ".join, errors)])
+        lines.append([f"`{model}`", called, result, *costs, *map(", ".join, errors)])
     at = ", ".join(tolerances.values())
     header = ["model", "gradient", "test", "peak memory", "a step", "NFE"]
     header += [f"error against the discrete solve at {at}", "against float64 at 1e-9"]
-    return f"{markdown(header, lines)}\n\n{told_of(rows)}"
+    return f"{markdown(header, lines)}\n\n{footer(rows)}"
 
 
 def solver_table(rows: Sequence[Row]) -> str:
@@ -224,9 +226,9 @@ def solver_table(rows: Sequence[Row]) -> str:
         cells = []
         for solver in solvers:
             its = found.get((tol, solver), {})
-            told = [f"{float(its[name]):.0f}" if its.get(name) else "–" for name in ("nfe_forward", "nfe_backward")]
+            nfe = [f"{float(its[name]):.0f}" if its.get(name) else "–" for name in ("nfe_forward", "nfe_backward")]
             error = scientific(float(its["output_error"])) if its.get("output_error") else "–"
-            cells.append(f"{' + '.join(told)}, {error}")
+            cells.append(f"{' + '.join(nfe)}, {error}")
         lines.append([tol, *cells])
     header = ["tol", *(f"`{solver}`: NFE, error" for solver in solvers)]
-    return f"{markdown(header, lines)}\n\n{told_of(rows)}"
+    return f"{markdown(header, lines)}\n\n{footer(rows)}"

@@ -1,10 +1,10 @@
 """The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one of each name.
 
-    python scripts/results.py NAME FILE.csv      keep a measurement, in place of the one before
+    python scripts/results.py NAME FILE.csv      store a measurement, replacing the previous one
 
-FILE.csv is what `odebench reproduce` (its reproduction.csv) or `odebench bench` (results.csv) wrote. Numbers that no
-machine changes, such as evaluations, are named after the versions alone. The pages take their tables from these files:
-``render_tables.py``. The bench of another machine is kept in docs/results/other_machines/, since its ratios are others.
+FILE.csv comes from `odebench reproduce` (reproduction.csv) or `odebench bench` (results.csv). Results that do not
+depend on the machine, such as NFE, are named after the versions alone. The pages take their tables from these files:
+``render_tables.py``. Benchmarks of other machines are kept in docs/results/other_machines/, since its ratios differ.
 """
 
 import argparse
@@ -25,7 +25,7 @@ OTHERS, BENCH = "other_machines", "bench_"
 
 
 def path_of(name: str) -> Path:
-    """The file of a name. SystemExit where there is none, or several."""
+    """The file of a name; SystemExit if there is not exactly one."""
     found = sorted(RESULTS.glob(f"{name}.*.csv"))
     if len(found) != 1:
         raise SystemExit(f"{RESULTS} has {len(found)} files {name}.*.csv; one is needed")
@@ -33,14 +33,14 @@ def path_of(name: str) -> Path:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of a name as they are written."""
+    """Read the rows of a name, as strings."""
     with open(path_of(name), encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows under a name, their machine and their torch. What stood under that name goes; a bench of another
-    machine goes to the others."""
+    """Write rows to a file named after name, machine and torch. Replaces files of that name; a benchmark of another
+    machine moves to `OTHERS`."""
     machine = machines(rows)
     for old in RESULTS.glob(f"{name}.*.csv"):
         if name.startswith(BENCH) and old.name.split(".")[1:2] != machine:
@@ -60,31 +60,31 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def machines(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """["intel-xeon"] of "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"; [] where no machine is told."""
-    told = {one for row in rows for one in (row.get("cpu") or row.get("machine") or "").split("; ") if one}
-    plain = {re.sub(r"\(\w+\)|\b(Processor|CPU)\b|@.*|,.*", "", one) for one in told}
+    """["intel-xeon"] of "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"; [] if no machine is given."""
+    descriptions = {one for row in rows for one in (row.get("cpu") or row.get("machine") or "").split("; ") if one}
+    plain = {re.sub(r"\(\w+\)|\b(Processor|CPU)\b|@.*|,.*", "", one) for one in descriptions}
     return ["_".join(sorted("-".join(re.findall(r"\w+", one.lower())) for one in plain))] if plain else []
 
 
 def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """["torch-2.13.0"]: from a column of its own, or from what is told of the machine."""
-    told = " ".join(f"torch {row['torch']}" if "torch" in row else row.get("machine") or "" for row in rows)
-    found = sorted(set(re.findall(r"torch (\d+\.\d+\.\d+)", told)))
+    """["torch-2.13.0"]: from its column, or from the description of the machine."""
+    descriptions = " ".join(f"torch {row['torch']}" if "torch" in row else row.get("machine") or "" for row in rows)
+    found = sorted(set(re.findall(r"torch (\d+\.\d+\.\d+)", descriptions)))
     return [f"torch-{'_'.join(found)}"] if found else []
 
 
 def machine_here() -> dict[str, Any]:
-    """What a row says of the machine."""
+    """Columns that describe this machine."""
     return {"machine": cpu_model(), "cores": len(os.sched_getaffinity(0))}
 
 
 def versions_here() -> dict[str, str]:
-    """What a row says of versions and day; all, where no machine changes the numbers."""
+    """Columns with versions and date; enough for results that do not depend on the machine."""
     return {"python": platform.python_version(), "torch": version("torch"), "date": f"{date.today()}"}
 
 
 def main() -> None:
-    """Keep one file."""
+    """Store one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("file", type=Path)

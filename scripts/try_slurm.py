@@ -1,7 +1,7 @@
-"""What takes SLURM minutes, tried on a cluster of this machine's own: python scripts/try_slurm.py [EPOCHS]
+"""Slow tests of SLURM on a local cluster: python scripts/try_slurm.py [EPOCHS]
 
-A training longer than its time limit, a node that is lost, and more jobs than an array takes. Prints what became of
-each; the trainings' numbers are compared with those of an undisturbed run. Needs Debian's SLURM (local_slurm.sh).
+A training longer than its time limit, a node that fails, and more jobs than fit into an array. Prints the outcome of
+each; results of trainings are compared with those of an uninterrupted run. Needs Debian's SLURM (local_slurm.sh).
 """
 
 import json
@@ -36,19 +36,19 @@ def submit(path: Path, *words: str) -> Sweep:
 
 
 def restarts(sweep: Sweep) -> int:
-    """How often the first job went on."""
+    """How often the first job was resumed."""
     manifest = json.loads((sweep.job_folder(sweep.jobs[0]) / "manifest.json").read_text())
     return len(manifest.get("resumed", []))
 
 
 def wait_for_end(sweep: Sweep) -> None:
-    """Wait for the end of a job that comes back by itself."""
+    """Wait for the end of a job that SLURM requeues."""
     wait_until(lambda: not jobs_in_queue(sweep), 1800)
     assert statuses(sweep.path) == ["done"], statuses(sweep.path)
 
 
 def lose_node(sweep: Sweep, slurm: Path) -> None:
-    """Kill all that the node of the first job runs: its slurmd, and the job with what watches over it."""
+    """Kill all processes on the node of the first job: slurmd, the job, and its parents."""
     listed = subprocess.run(["squeue", "-h", "-o", "%N", "-t", "RUNNING"], capture_output=True, text=True, check=True)
     slurmd = int((slurm / "run" / f"{listed.stdout.strip()}.pid").read_text().split()[0])
     training = training_process(sweep.job_folder(sweep.jobs[0]))
@@ -58,9 +58,9 @@ def lose_node(sweep: Sweep, slurm: Path) -> None:
 
 
 def try_all(folder: Path, slurm: Path) -> None:
-    undisturbed = folder / "undisturbed"
-    assert main(["sweep", *TRAINING, "--output", str(undisturbed)]) == 0
-    expected = logged_values(undisturbed / "0000_odenet_rk4")
+    uninterrupted = folder / "uninterrupted"
+    assert main(["sweep", *TRAINING, "--output", str(uninterrupted)]) == 0
+    expected = logged_values(uninterrupted / "0000_odenet_rk4")
 
     sweep = submit(folder / "limit", *TRAINING, "cluster.time=0:02:00", "cluster.warning_s=60")
     wait_for_end(sweep)
@@ -88,7 +88,7 @@ def try_all(folder: Path, slurm: Path) -> None:
 
 
 if __name__ == "__main__":
-    # munge wants a folder that everybody can reach.
+    # munge needs a folder that all users can read.
     slurm = Path(tempfile.mkdtemp(prefix="odebench-slurm-", dir="/tmp"))
     subprocess.run([SCRIPT, "start", slurm], check=True, stdout=subprocess.DEVNULL)
     os.environ["SLURM_CONF"] = str(slurm / "slurm.conf")

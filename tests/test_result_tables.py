@@ -167,7 +167,7 @@ def test_equal_columns_of_a_reproduction_table_move_below_it(script):
     ],
 )
 def test_column_titles_have_words_and_units(script, number, words):
-    assert script("reproduction_tables").in_words(number) == words
+    assert script("reproduction_tables").column_title(number) == words
 
 
 def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):

@@ -128,15 +128,15 @@ def _front_panel(
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     own = [group for groups in by_label.values() for group in groups]
     best = pareto_front(own, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
-    told = {id(group) for group in best} if are_lines else set()
+    labelled = {id(group) for group in best} if are_lines else set()
     lines = []
     for label, groups in by_label.items():
         drawn = make_line(label, groups, _mean(cost_tag), tag)._replace(y_error=None)
-        names = [name if id(group) in told else "" for group, name in zip(groups, drawn.point_labels, strict=False)]
+        names = [name if id(group) in labelled else "" for group, name in zip(groups, drawn.point_labels, strict=False)]
         lines.append(drawn._replace(label=label or "settings", point_labels=names))
     edge = make_line("", best, _mean(cost_tag), tag)
-    guide = ReferenceLine("Pareto front", x=edge.x, y=edge.y, is_front=True)
-    return Panel(f"{key.data}: against {cost}", x, _y(key, collection.split), lines, [guide], False)
+    reference = ReferenceLine("Pareto front", x=edge.x, y=edge.y, is_front=True)
+    return Panel(f"{key.data}: against {cost}", x, _y(key, collection.split), lines, [reference], False)
 
 
 def _figure4(collection: RunCollection) -> Figure:
@@ -205,8 +205,8 @@ def _error_against_tolerance(collection: RunCollection) -> Figure:
     )
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
-    guide = ReferenceLine("error = tolerance", x=equal, y=equal)
-    panel = Panel("Error of the output", TOLERANCE, "relative error against float64 at 1e-9", lines, [guide])
+    reference = ReferenceLine("error = tolerance", x=equal, y=equal)
+    panel = Panel("Error of the output", TOLERANCE, "relative error against float64 at 1e-9", lines, [reference])
     return comparison_figure([panel._replace(x_log=True, y_log=True, x_descending=True)])
 
 

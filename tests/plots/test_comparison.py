@@ -178,8 +178,8 @@ def test_a_label_is_written_beside_its_error_bar():
 
 def test_a_dense_scatter_plot_has_no_labels():
     x, y = np.meshgrid(np.linspace(4, 6, 5), np.linspace(4, 5, 5))
-    cloud = line("one", x.ravel(), y.ravel(), point_labels=[f"tolerance {i}" for i in range(25)])
-    panel = Panel("t", "x", "y", [cloud, line("two", [0.1, 50], [0.1, 50])])
+    scatter = line("one", x.ravel(), y.ravel(), point_labels=[f"tolerance {i}" for i in range(25)])
+    panel = Panel("t", "x", "y", [scatter, line("two", [0.1, 50], [0.1, 50])])
     assert texts(comparison_figure([panel]).axes[0])
     assert not texts(comparison_figure([panel._replace(connect_points=False)]).axes[0])
 

@@ -45,10 +45,10 @@ def test_the_result_is_the_mean_over_seeds_against_the_mean_cost(corpus, points)
 
 def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, points):
     (axes,) = figures.draw("result-time", collect_runs([corpus], split="test")).axes
-    (guide,) = [line for line in axes.lines if line.get_label().startswith("published")]
-    assert list(guide.get_ydata()) == [99.58, 99.58]
-    assert "recalled" in guide.get_label()
-    assert guide.get_linestyle() != "-"
+    (reference,) = [line for line in axes.lines if line.get_label().startswith("published")]
+    assert list(reference.get_ydata()) == [99.58, 99.58]
+    assert "recalled" in reference.get_label()
+    assert reference.get_linestyle() != "-"
     assert points(axes)["adjoint"][0][1] == 94.0
     assert axes.get_ylabel() == "test accuracy (%)"
 

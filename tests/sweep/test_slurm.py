@@ -124,8 +124,8 @@ def test_names_and_paths_are_arguments_and_never_script_lines(submit, commands, 
 def test_the_list_of_arrays_cannot_inject_options_of_scancel(submit, commands, tmp_path):
     submit("seed=1,2")
     sweep = load_sweep(tmp_path / "sweep")
-    ledger = sweep.path / "slurm" / "arrays.jsonl"
-    ledger.write_text(ledger.read_text() + '{"array": "--user=root", "list": "0.txt"}\n')
+    arrays = sweep.path / "slurm" / "arrays.jsonl"
+    arrays.write_text(arrays.read_text() + '{"array": "--user=root", "list": "0.txt"}\n')
     slurm.cancel(sweep)
     assert calls(commands, "scancel") == [["101"]]
 
