@@ -47,9 +47,9 @@ def density_comparison(
     figure, panels = style.new_square_figure(3, 3, SQUARE_IN, bar=True, title=title)
     sampled = histogram(samples, limits, num_bins(len(samples)))
     count = f"{len(samples):,} model sample{'' if len(samples) == 1 else 's'}"
-    named = {"Target density": target, "Model density": model, count: sampled}
+    densities = {"Target density": target, "Model density": model, count: sampled}
     scale = shared_colour_scale([target])
-    for axes, (name, log_density) in zip(panels, named.items(), strict=True):
+    for axes, (name, log_density) in zip(panels, densities.items(), strict=True):
         image = draw_density(axes, log_density, limits, scale)
         style.style_plane(axes, name, limits)
     style.colour_bar(figure, image, panels, scale.label, extend="max")

@@ -149,20 +149,20 @@ def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float
 def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> None:
     """Add one legend below all panels with each label once, wrapped to the width of the figure; increases the height of
     the figure. renamed: label -> text to show instead."""
-    named: dict[str, Artist] = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            named.setdefault((renamed or {}).get(label, label), handle)
-    if not named:
+            handles.setdefault((renamed or {}).get(label, label), handle)
+    if not handles:
         return
     width_in = figure.get_figwidth()
-    labels = [textwrap.fill(label, int((width_in - 0.8) / LETTER_IN)) for label in named]
+    labels = [textwrap.fill(label, int((width_in - 0.8) / LETTER_IN)) for label in handles]
     entry_in = max(LEGEND_ENTRY_IN, 0.6 + LETTER_IN * max(len(line) for label in labels for line in label.split("\n")))
     columns = max(int(width_in / entry_in), 1)
     more = sum(label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (-(-len(labels) // columns) + more))
     figure.legend(
-        list(named.values()),
+        list(handles.values()),
         labels,
         loc="outside lower center",
         ncols=columns,

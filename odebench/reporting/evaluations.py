@@ -145,12 +145,12 @@ def figure3(collection: RunCollection) -> Figure:
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
     """Forward NFE over the trainings of evaluated models, labelled like their evaluations, and the label of the x
     axis."""
-    rows, of_epoch = {}, {}
+    rows, steps_per_epoch = {}, {}
     for label, group in named_groups(collection, _evaluated):
-        named = _solver_label(label, group.settings["solver.name"])
-        rows[named] = [read_rows(run) for run in group.runs]
-        of_epoch[named] = group.mean("best/step") / group.mean("best/epoch")
+        name = _solver_label(label, group.settings["solver.name"])
+        rows[name] = [read_rows(run) for run in group.runs]
+        steps_per_epoch[name] = group.mean("best/step") / group.mean("best/epoch")
     lines = mean_curves(rows, "nfe/forward")
-    if not all(of_epoch[one.label] > 0 for one in lines):
+    if not all(steps_per_epoch[one.label] > 0 for one in lines):
         return lines, "optimiser step"
-    return [one._replace(x=one.x / of_epoch[one.label]) for one in lines], "epoch"
+    return [one._replace(x=one.x / steps_per_epoch[one.label]) for one in lines], "epoch"

@@ -126,8 +126,8 @@ def _front_panel(
 ) -> Panel:
     """All groups by result and cost, with their Pareto front."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
-    own = [group for groups in by_label.values() for group in groups]
-    best = pareto_front(own, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
+    all_groups = [group for groups in by_label.values() for group in groups]
+    best = pareto_front(all_groups, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
     labelled = {id(group) for group in best} if are_lines else set()
     lines = []
     for label, groups in by_label.items():
@@ -156,8 +156,8 @@ def _figure4(collection: RunCollection) -> Figure:
 
 
 def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
-    key, named = SIZES[model]
-    return make_line(named, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(point_labels=())
+    key, label = SIZES[model]
+    return make_line(label, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(point_labels=())
 
 
 def _result_over_training(collection: RunCollection) -> Figure:

@@ -114,14 +114,14 @@ def published_table(collection: RunCollection) -> Table | None:
         )
         unit = " %" if times == 100 else ""
         fractions = [one for run in group.done_runs if (one := training_fraction(run)) is not None]
-        own = format_number(times * mean, times * std)
+        ours = format_number(times * mean, times * std)
         cells = [
             TableCell(published.row, published.row),
             TableCell(published.printed, published.printed),
             TableCell(
                 format_number(times * published.value) + unit if published.tag else EMPTY, times * published.value
             ),
-            TableCell(own + unit * (own != EMPTY), times * mean) if published.tag else TableCell(EMPTY, math.nan),
+            TableCell(ours + unit * (ours != EMPTY), times * mean) if published.tag else TableCell(EMPTY, math.nan),
             TableCell(str(num_seeds(group)), float(num_seeds(group))),
             TableCell(format_percent(min(fractions)) if fractions else EMPTY, min(fractions, default=math.nan)),
         ]

@@ -217,10 +217,10 @@ def _figure_bytes(figure: Figure, image_format: str) -> bytes:
 
 def write_figures(output: Path, pictures: Sequence[page.RenderedFigure]) -> list[Path]:
     """Write the figures as NAME.png and NAME.svg to a folder, or one figure to the given file."""
-    named = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
+    files = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
     if output.suffix:
-        named = {output: getattr(pictures[0], output.suffix[1:])}
-    for path, content in named.items():
+        files = {output: getattr(pictures[0], output.suffix[1:])}
+    for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    return list(named)
+    return list(files)

@@ -191,9 +191,9 @@ def _read_run(path: Path) -> Run:
         if overview.status == "done" and not content:
             raise UsageError(f"{path} is damaged: {name} is missing")
     overrides = _read_overrides(path)
-    named = overrides.get("experiment")
-    own = {"experiment": None if named == "null" else named, "tol": overview.tol}
-    settings = flatten(overview.settings | own) if overview.settings else {}
+    experiment = overrides.get("experiment")
+    extra = {"experiment": None if experiment == "null" else experiment, "tol": overview.tol}
+    settings = flatten(overview.settings | extra) if overview.settings else {}
     if settings.get("trainer.iterations") is not None:
         settings["trainer.epochs"] = None  # iterations take precedence
     overridden_keys = frozenset(key if key in settings else f"{key}.name" for key in overrides)
@@ -318,22 +318,22 @@ def read_evaluations(run: Run) -> list[Row]:
     line, and the samples, unless they are the whole validation split.
     """
     settings = run.settings
-    own = {
+    defaults = {
         "solver": settings.get("eval_solver") or settings.get("solver.name"),
         "tol": settings.get("eval_tol") or settings.get("tol"),
         "gradient": settings.get("gradient.name"),
     }
     found = []
     for row in _evaluation_lines(run.path / layout.EVALUATIONS):
-        given = dict(word.split("=", 1) for word in row["overrides"])
-        made = own | {key: given[key] for key in own if key in given} | row
-        made["tol"] = _number(made["tol"]) if isinstance(made["tol"], str) else made["tol"]
+        given = dict(one.split("=", 1) for one in row["overrides"])
+        evaluation = defaults | {key: given[key] for key in defaults if key in given} | row
+        evaluation["tol"] = _number(evaluation["tol"]) if isinstance(evaluation["tol"], str) else evaluation["tol"]
         steps = next((_number(given[key]) for key in FIXED_STEP_KEYS if key in given), None)
-        made["resolution"] = steps if made["tol"] is None else made["tol"]
-        others = [word for word in row["overrides"] if word.partition("=")[0] not in {*own, *FIXED_STEP_KEYS}]
+        evaluation["resolution"] = steps if evaluation["tol"] is None else evaluation["tol"]
+        others = [one for one in row["overrides"] if one.partition("=")[0] not in {*defaults, *FIXED_STEP_KEYS}]
         others += ["split=test"] if row.get("split") == "test" else []
         others += [f"first {row['limit']:,}"] if isinstance(row.get("limit"), int) else []
-        found.append(made | {"others": ", ".join(others)})
+        found.append(evaluation | {"others": ", ".join(others)})
     return found
 
 

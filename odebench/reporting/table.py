@@ -54,9 +54,9 @@ def all_tags(collection: RunCollection) -> list[str]:
     """All tags with a finite value in at least one run, in the order of the schema."""
     tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
     known = [tag for task in tasks for tag in layout.summary_tags(task)]
-    told = {tag: None for run in collection.runs for tag in run.overview.summary if math.isfinite(run.value(tag))}
-    extra = [tag for tag in told if layout.is_summary_tag(tag)]
-    return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in told]
+    measured = {tag: None for run in collection.runs for tag in run.overview.summary if math.isfinite(run.value(tag))}
+    extra = [tag for tag in measured if layout.is_summary_tag(tag)]
+    return [tag for tag in dict.fromkeys([PARAMETERS, *known, *extra]) if tag in measured]
 
 
 def headline_tags(collection: RunCollection) -> list[str]:
@@ -73,13 +73,13 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
         return headline_tags(collection)
     if requested == "all":
         return present
-    named = list(filter(None, requested.split(",")))
-    for tag in named:
+    tags = list(filter(None, requested.split(",")))
+    for tag in tags:
         if tag not in present:
             raise UsageError(
                 f"no run has a number {tag}{did_you_mean(tag, present)} (--columns all shows {len(present)} of them)"
             )
-    return named
+    return tags
 
 
 def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
@@ -89,9 +89,9 @@ def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
     columns += [Column(tag + " (%)" * (display_scale(tag) == 100.0), describe_tag(tag)) for tag in tags]
     rows = []
     for group in collection.groups:
-        told, total = len(group.done_runs), len(group.runs)
+        done, total = len(group.done_runs), len(group.runs)
         row = [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
-        row.append(TableCell(f"{told}" if told == total else f"{told} of {total}", float(told)))
+        row.append(TableCell(f"{done}" if done == total else f"{done} of {total}", float(done)))
         for tag in tags:
             mean, std = display_scale(tag) * group.mean(tag), display_scale(tag) * group.std(tag)
             row.append(TableCell(format_number(mean, std), mean))
@@ -184,8 +184,8 @@ def as_latex(table: Table) -> str:
 def _escape(text: str) -> str:
     if text == EMPTY:
         return "--"
-    named = dict(zip("\\~^|<>", ("backslash", "asciitilde", "asciicircum", "bar", "less", "greater"), strict=True))
-    special = {sign: rf"\text{name}{{}}" for sign, name in named.items()}
+    names = dict(zip("\\~^|<>", ("backslash", "asciitilde", "asciicircum", "bar", "less", "greater"), strict=True))
+    special = {sign: rf"\text{name}{{}}" for sign, name in names.items()}
     escaped = re.sub(r"[\\~^|<>&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), " ".join(text.split()))
     return escaped.replace("±", r"$\pm$")
 

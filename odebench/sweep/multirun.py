@@ -177,14 +177,14 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
     from odebench.config.read import read_settings
     from odebench.config.settings import run_name
 
-    own = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    assert isinstance(own, DictConfig)
-    settings = read_settings(freeze_resolvers(apply_model_overrides(own, overrides)))
+    job_config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert isinstance(job_config, DictConfig)
+    settings = read_settings(freeze_resolvers(apply_model_overrides(job_config, overrides)))
     if settings.run_dir is None:
-        own.run_dir = str(sweep_dir / f"{number}_{run_name(settings)}")
+        job_config.run_dir = str(sweep_dir / f"{number}_{run_name(settings)}")
     from odebench.training.run import train_run
 
-    result = train_run(own, overrides)
+    result = train_run(job_config, overrides)
     return {"exit_code": result.exit_code, "folder": str(result.folder), "objective": result.objective}
 
 

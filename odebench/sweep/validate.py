@@ -43,7 +43,7 @@ def validate_jobs(
     invalid; errors about them are not reported. UsageError lists every other error with the jobs that have it.
     """
     composer = CachedComposer(config_dir)
-    named: list[Job] = []
+    valid: list[Job] = []
     errors: dict[str, list[int]] = {}
     outputs = ""
     width = max(4, len(str(len(jobs) - 1)))
@@ -55,13 +55,13 @@ def validate_jobs(
         if settings is None:
             continue
         name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
-        named.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
+        valid.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
         outputs = settings.outputs
     if errors:
         bad = len(set().union(*errors.values()))
         lines = [f"{_describe_jobs(numbers, jobs)}: {error}" for error, numbers in errors.items()]
         raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs are invalid; none was started", *lines]))
-    return named, outputs
+    return valid, outputs
 
 
 def _read_job(
