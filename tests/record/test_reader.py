@@ -15,9 +15,9 @@ from odebench.record.reader import find_runs, read_metrics, read_overview, read_
 
 def test_a_truncated_last_line_is_dropped_and_null_is_nan(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = b'{"step": 1, "train/loss": null}\n{"step": 2, "train/loss": 0.5}\n'
+    complete = b'{"step": 1, "train/loss": null}\n{"step": 2, "train/loss": 0.5}\n'
     for truncated in (b"", b'{"step": 3, "tr', b'{"step": 3}', b"\x00\x00\x00\n", b'{"step": 3, "\xc3'):
-        path.write_bytes(rows + truncated)
+        path.write_bytes(complete + truncated)
         rows = read_metrics(path)
         assert [row["step"] for row in rows] == [1, 2]
         assert math.isnan(rows[0]["train/loss"])

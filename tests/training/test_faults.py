@@ -406,8 +406,8 @@ def test_a_run_that_is_alive_cannot_be_resumed_and_one_that_died_can(tmp_path, a
 
 
 def test_the_lock_does_not_outlive_its_process(tmp_path):
-    program = "import sys, os; from pathlib import Path; from odebench.record.files import locked\n"
-    program += "lock = locked(Path(sys.argv[1])); lock.__enter__(); os.kill(os.getpid(), 9)"
+    program = "import sys, os; from pathlib import Path; from odebench.record.files import file_lock\n"
+    program += "lock = file_lock(Path(sys.argv[1])); lock.__enter__(); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "log.txt")], check=False)
     assert done.returncode == -signal.SIGKILL
     with (
