@@ -47,12 +47,13 @@ from odebench.reporting.panels import (
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 
-FORWARD, BACKWARD, STEP_MS = "final/nfe_forward", "final/nfe_backward", "final/step_ms"
+FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
+STEP_MS, PEAK_MIB = "final/step_ms", "final/peak_mib"
 # Cost -> tag and axis label.
 COSTS = {
     "NFE": (FORWARD, "forward NFE of a training step"),
     "time": ("final/minutes", "training time (min)"),
-    "memory": ("final/peak_mib", "peak memory of a training step (MiB)"),
+    "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
 }
 TOLERANCE = "tolerance (rtol = atol)"
 # Model -> its size setting in Figure 4 of Chen et al. 2018, and its label.
@@ -83,6 +84,10 @@ def _mean(tag: str) -> Callable[[RunGroup], float]:
     return lambda group: group.mean(tag)
 
 
+def _lines(by_label: Mapping[str, Sequence[RunGroup]], x: Callable[[RunGroup], float], tag: str) -> list[Line]:
+    return [make_line(label, groups, x, tag) for label, groups in by_label.items()]
+
+
 def _total_nfe(group: RunGroup) -> float:
     """Forward plus backward NFE of a training step."""
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
@@ -107,7 +112,7 @@ def _result_panel(
 ) -> Panel:
     """Result against cost: means over seeds, lines along tolerances or steps."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
-    lines = [make_line(label, groups, _mean(cost_tag), tag) for label, groups in by_label.items()]
+    lines = _lines(by_label, _mean(cost_tag), tag)
     found = published_lines(_runs(by_label), tag)
     return Panel(f"{key.data}: result against {cost}", x, _y(key, collection.split), lines, found, are_lines)
 
@@ -162,9 +167,9 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
 
 def _result_over_training(collection: RunCollection) -> Figure:
     """Validation results against optimiser steps and against time, one curve per setting."""
-    subject_of, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
+    key_of, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
     for label, group in named_groups(collection):
-        found.setdefault(subject_of(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
+        found.setdefault(key_of(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
     panels = []
     for key, rows in found.items():
         tag, y = f"val/{key.quantity}", _y(key, "validation")
@@ -179,9 +184,7 @@ def _nfe_against_tolerance(collection: RunCollection) -> Figure:
     by_label, are_lines = split_into_lines(collection, ("tol",), "solver.name")
     panels = []
     for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
-        lines = [
-            make_line(label, groups, _tolerance, tag)._replace(point_labels=()) for label, groups in by_label.items()
-        ]
+        lines = [one._replace(point_labels=()) for one in _lines(by_label, _tolerance, tag)]
         panels.append(
             Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", positive_only(lines), (), are_lines)
         )
@@ -215,7 +218,7 @@ def _time_against_nfe(collection: RunCollection) -> Figure:
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
     panels = []
     for data, by_label in by_data.items():
-        lines = [make_line(label, groups, _total_nfe, STEP_MS) for label, groups in by_label.items()]
+        lines = _lines(by_label, _total_nfe, STEP_MS)
         panels.append(Panel(f"{data}: time against NFE", x, y, lines, (), are_lines, x_log=False, y_log=False))
     return draw_panels(panels)
 
@@ -225,9 +228,7 @@ def _backward_against_forward(collection: RunCollection) -> Figure:
     x, y = "forward NFE of a training step", "backward NFE of a training step"
     panels = []
     for data, by_label in by_data.items():
-        lines = positive_only(
-            [make_line(label, groups, _mean(FORWARD), BACKWARD) for label, groups in by_label.items()]
-        )
+        lines = positive_only(_lines(by_label, _mean(FORWARD), BACKWARD))
         title, found = f"{data}: backward against forward", nfe_ratio_lines(_runs(by_label), lines)
         panels.append(Panel(title, x, y, lines, found, are_lines, x_log=False, y_log=False))
     return draw_panels(panels, min_points=1)
@@ -250,17 +251,11 @@ def _memory_against_depth(collection: RunCollection) -> Figure:
         collection, data_name, along=(*RESOLUTION_KEYS, "model.blocks"), first="gradient.name"
     )
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
-    mode = (
-        ""
-        if "gradient.name" in collection.varying_keys or not collection.runs
-        else collection.runs[0].settings["gradient.name"]
-    )
+    is_in_labels = "gradient.name" in collection.varying_keys or not collection.runs
+    mode = "" if is_in_labels else collection.runs[0].settings["gradient.name"]
     panels = []
     for data, by_label in by_data.items():
-        lines = [
-            make_line(join_nonempty(label, mode), groups, _depth, "final/peak_mib")
-            for label, groups in by_label.items()
-        ]
+        lines = _lines({join_nonempty(label, mode): groups for label, groups in by_label.items()}, _depth, PEAK_MIB)
         panels.append(Panel(f"{data}: memory against depth", x, y, lines, (), are_lines, x_log=False, y_log=False))
     return draw_panels(panels)
 

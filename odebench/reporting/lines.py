@@ -153,10 +153,8 @@ def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], fl
 
 def _resolution(group: RunGroup) -> str:
     """The tolerance or the steps if they vary: ``1e-3``, ``20 steps``."""
-    key, value = next(
-        ((key, group.varying_settings[key]) for key in RESOLUTION_KEYS if group.varying_settings.get(key) is not None),
-        ("", None),
-    )
+    values = group.varying_settings
+    key, value = next(((key, values[key]) for key in RESOLUTION_KEYS if values.get(key) is not None), ("", None))
     if not isinstance(value, float):
         return value or ""
     text = f"{value:.0e}".replace("e-0", "e-")

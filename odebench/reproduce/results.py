@@ -52,10 +52,10 @@ def collect_results(
     """Results of each row. jobs: row name -> overrides of its runs; collection: all runs of the sweep."""
     runs = {run.path.name: run for run in collection.runs}
     by_settings = {job_identity(job.overrides): job for job in sweep.jobs}
-    jobs_by_row = {row.name: [by_settings[job_identity(job)] for job in jobs[row.name]] for row in reproduction.rows}
+    row_jobs = {row.name: [by_settings[job_identity(job)] for job in jobs[row.name]] for row in reproduction.rows}
     groups = {
-        name: RunGroup({}, [runs[job.name] for job in of_row if job.name in runs])
-        for name, of_row in jobs_by_row.items()
+        name: RunGroup({}, [runs[job.name] for job in jobs_of if job.name in runs])
+        for name, jobs_of in row_jobs.items()
     }
     expected = {key for arguments in reproduction.evaluations for key in expected_evaluations(arguments)}
     found = []
@@ -64,17 +64,15 @@ def collect_results(
         if row.within_time_of is not None:
             minutes = groups[row.within_time_of].mean("final/minutes")
         tags = dict.fromkeys([*row.tags, "final/minutes"])
-        fractions = [
-            fraction for run in group.done_runs if (fraction := _fraction_after_minutes(run, minutes)) is not None
-        ]
+        fractions = [one for run in group.done_runs if (one := _fraction_after_minutes(run, minutes)) is not None]
         found.append(
             RowResult(
                 row,
                 group,
                 {tag: _number(row, tag, group, minutes, expected) for tag in tags},
                 min(fractions, default=None),
-                _reason(sweep, jobs_by_row[row.name], group),
-                len(jobs_by_row[row.name]),
+                _reason(sweep, row_jobs[row.name], group),
+                len(row_jobs[row.name]),
             )
         )
     return found

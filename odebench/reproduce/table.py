@@ -50,9 +50,8 @@ def judge_rows(reproduction: Reproduction, found: Sequence[RowResult]) -> list[R
         row = result.row
         for tag in row.tags:
             if (published := values.get((row.published_row, tag))) is not None:
-                judged = _judge_published(
-                    result, tag, published.value, reproduction.tolerance.get(tag, DEFAULT_TOLERANCE)
-                )
+                tolerance = reproduction.tolerance.get(tag, DEFAULT_TOLERANCE)
+                judged = _judge_published(result, tag, published.value, tolerance)
                 lines.append(RowVerdict(result, tag, published, judged))
         for other in map(by_name.__getitem__, row.better_than):
             tag = other.row.tags[0]
@@ -75,10 +74,9 @@ def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_r
             return f"{one.row.name} {one.reason or 'not measured'}"
     text = comparison_verdict(tag, result.mean(tag), other.mean(tag), other.row.name, published_ratio)
     if any(is_partial_budget(one.training_fraction) for one in (result, other)):
-        fractions = " and ".join(
-            "?" if one.training_fraction is None else format_percent(one.training_fraction) for one in (result, other)
-        )
-        text += f"; partial budget, {fractions} of the published trainings"
+        fractions = [one.training_fraction for one in (result, other)]
+        shares = " and ".join("?" if one is None else format_percent(one) for one in fractions)
+        text += f"; partial budget, {shares} of the published trainings"
     if other.row.within_time_of == result.row.name and other.mean(MINUTES) < 0.99 * result.mean(MINUTES):
         text += f"; that one ended after {other.mean(MINUTES):.3g} of {result.mean(MINUTES):.3g} minutes"
     return "; ".join([text, *(f"{one.missing_runs} of {one.row.name}" for one in (result, other) if one.missing_runs)])
@@ -88,21 +86,14 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
     """Table of our results and the published values, without the latter if there are only comparisons of rows."""
     has_published = any(line.published for line in lines)
     titles = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    columns = [
-        *(Column(title, is_numeric=is_numeric) for title, is_numeric in titles.items()),
-        Column("verdict", is_numeric=False),
-    ]
+    titles["verdict"] = False
+    columns = [Column(title, is_numeric=is_numeric) for title, is_numeric in titles.items()]
     rows = []
     for line in lines:
         published = format_number(display_scale(line.tag) * line.published.value) if line.published else EMPTY
         printed = line.published.printed if line.published else EMPTY
-        texts = [
-            line.result.row.name,
-            _column_title(line.tag),
-            printed,
-            published,
-            _format_result(line.result, line.tag),
-        ]
+        ours = _format_result(line.result, line.tag)
+        texts = [line.result.row.name, _column_title(line.tag), printed, published, ours]
         rows.append([_cell(text) for text in [*texts, str(num_seeds(line.result.group)), line.verdict]])
     if not has_published:
         columns, rows = columns[:2] + columns[4:], [row[:2] + row[4:] for row in rows]
