@@ -3,8 +3,8 @@ once.
 
     python ranks.py FOLDER
 
-Each training leaves its record in FOLDER/NAME, and what rank R printed in FOLDER/NAME.R.txt; codes.json tells how the
-processes ended.
+Each training writes its record to FOLDER/NAME and the output of rank R to FOLDER/NAME.R.txt; codes.json holds the
+exit codes of the processes.
 """
 
 import json

@@ -132,7 +132,7 @@ class FullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by /proc")
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds file names in /proc")
 
 
 @linux
@@ -144,11 +144,11 @@ def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(
         at_step(5, lambda: FullDisk(patch, name))
         code = main(["train", *QUICK, f"run_dir={tmp_path / 'run'}"])
     at_step(0, None)
-    told = [line for line in capfd.readouterr().err.splitlines() if "space" in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "space" in line]
     status = read_run(tmp_path / "run").status
     assert (code, status["status"]) == (1, "failed")
     assert status["message"].startswith("No space left on device; free disk space, then resume with: odebench resume")
-    assert [line for line in told if line.startswith("failed: No space left")] == told[:1]
+    assert [line for line in lines if line.startswith("failed: No space left")] == lines[:1]
     last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert 4 <= last["progress"]["step"] <= 6
     assert resume_run(tmp_path / "run").exit_code == 0
@@ -316,10 +316,10 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGTERM)])
 def test_the_launchers_signal_handler_is_called_after_saving(number, tmp_path, at_step):
-    told = []
+    calls = []
 
     def launcher(number, frame):
-        told.append((number, read_run(tmp_path / "run").status["status"]))
+        calls.append((number, read_run(tmp_path / "run").status["status"]))
 
     before = signal.signal(number, launcher)
     try:
@@ -327,7 +327,7 @@ def test_the_launchers_signal_handler_is_called_after_saving(number, tmp_path, a
         assert quick(tmp_path / "run").exit_code == 75
     finally:
         signal.signal(number, before)
-    assert told == [(number, "interrupted")]
+    assert calls == [(number, "interrupted")]
 
 
 def test_a_record_holds_no_value_of_the_environment(tmp_path, monkeypatch):
@@ -363,8 +363,8 @@ def test_the_resume_command_after_a_full_disk_can_be_copied_into_a_shell():
     from odebench.config.read import read_settings
     from odebench.training.run import failure_message
 
-    told = failure_message(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
-    assert told.endswith("resume with: odebench resume 'my run'")
+    message = failure_message(OSError(errno.ENOSPC, ""), read_settings(compose([])), Path("my run"))
+    assert message.endswith("resume with: odebench resume 'my run'")
 
 
 def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
@@ -452,10 +452,10 @@ def test_a_run_killed_while_starting_can_start_again(last, tmp_path, monkeypatch
 
 
 def test_the_status_of_a_running_run_has_its_number_of_steps(tmp_path, at_step):
-    told = []
-    at_step(3, lambda: told.append(read_run(tmp_path / "run").status))
+    statuses = []
+    at_step(3, lambda: statuses.append(read_run(tmp_path / "run").status))
     quick(tmp_path / "run")
-    assert (told[0]["status"], told[0]["steps"]) == ("running", 8)
+    assert (statuses[0]["status"], statuses[0]["steps"]) == ("running", 8)
 
 
 @pytest.mark.parametrize("step", [8, slow(4)])
