@@ -2,12 +2,12 @@
 # A one-machine SLURM cluster to test against: scripts/local_slurm.sh start|stop|status DIR
 #
 # munged, slurmctld and some slurmd, all on the loopback, without systemd and cgroups; keys, state, logs and sockets
-# lie in DIR, which all users must be able to reach (munge asks for it), such as a folder in /tmp. After start,
+# are in DIR, which all users must be able to read (for munge), such as a folder in /tmp. After start,
 # `. DIR/env.sh` lets SLURM's commands find the cluster. Partition `high` pre-empts `main` by requeueing, with 30 s of
-# grace. A stand-in for sacct answers the one question that submitit asks. Debian has all it needs:
+# grace. A fake sacct answers the query of submitit. Packages for Debian:
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 #
-# Read by start: NODES=2, the number of slurmd; CPUS=2 and GPUS=0, what each claims to have (GPUs are /dev/null).
+# Read by start: NODES=2, the number of slurmd; CPUS=2 and GPUS=0, what each node claims to have (GPUs are /dev/null).
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 action=${1:-}

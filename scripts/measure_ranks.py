@@ -1,8 +1,8 @@
-"""Two processes that train one model, beside one process: python scripts/measure_ranks.py [ITERATIONS]
+"""Compare two processes that train one model with one process: python scripts/measure_ranks.py [ITERATIONS]
 
-The gradient of the first step is read from the weights, which plain gradient descent with a learning rate of 1 takes
-from the same start to w - g: the norm of the difference of the two, over that of the gradient. Times are those of the
-fastest step, so that whatever else the machine does counts little. Every process has one thread. The rows go to
+The gradient of the first step comes from the weights, which gradient descent with a learning rate of 1 changes from w
+to w - g: the norm of the difference of both gradients, relative to the gradient. Times are those of the fastest step,
+to reduce the effect of other work on the machine. Every process has one thread. The rows go to
 docs/results/ranks.*.csv.
 """
 

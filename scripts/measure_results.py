@@ -1,12 +1,12 @@
-"""The numbers and pictures of the README, measured here and written by this script alone.
+"""Measure and write the numbers and pictures of the README.
 
     pip install -e ".[dev,peers]"
-    ODEBENCH_DATA=DIR python scripts/measure_results.py      all of it, about 40 minutes on two cores
-    python scripts/measure_results.py --write                from the runs made so far: CSV, pictures, README
+    ODEBENCH_DATA=DIR python scripts/measure_results.py      everything, about 40 minutes on two cores
+    python scripts/measure_results.py --write                only write CSV, pictures and README, from existing runs
 
-Each run is an ordinary `odebench train` with a folder of its own under outputs/results; one that is done is not run
-again, one that was stopped is resumed. docs/results/ takes a CSV for each table, machine and versions included;
-README.md and the pages in docs/ take the tables between their markers, by ``render_tables.py``.
+Each run is an ordinary `odebench train` with its own folder under outputs/results; completed runs are kept, stopped
+ones resumed. Writes one CSV per table to docs/results/, with machine and versions, and the tables of README.md and
+docs/ by ``render_tables.py``.
 """
 
 import argparse

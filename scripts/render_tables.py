@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def replace_between(text: str, marker: str, content: str) -> str:
-    """The text of a page with what stands between <!-- marker --> and <!-- end --> replaced."""
+    """Replace the text between <!-- marker --> and <!-- end --> on a page."""
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     assert pattern.search(text), f"the page lacks the marker {marker}"
     return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)

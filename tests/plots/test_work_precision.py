@@ -29,7 +29,7 @@ def test_work_precision_is_drawn_without_a_warning_and_labels_its_axes(tmp_path,
     figure.savefig(tmp_path / "figure.png")
     assert figure.axes[0].get_xlabel() == "median time (ms)"
     assert figure.axes[1].get_ylabel() == "relative error of the states"
-    assert not any(axes.get_legend() for axes in figure.axes)  # it stands below, not on the lines
+    assert not any(axes.get_legend() for axes in figure.axes)  # the legend is below, not on the lines
     assert [text.get_text() for one in figure.legends for text in one.get_texts()] == list(lines)
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
     assert len(looks) == len(lines)

@@ -55,7 +55,7 @@ def test_overridden_settings_are_shown_if_they_differ(record, runs):
         *("tol", "solver.steps", "optim.name", "data.train_limit", "trainer.iterations"),
     ]
     assert collection.other_differing_keys == ["trainer.epochs"]
-    assert [run.settings["trainer.epochs"] for run in collection.runs] == [9, None]  # iterations stand in their place
+    assert [run.settings["trainer.epochs"] for run in collection.runs] == [9, None]  # replaced by iterations
 
 
 def test_settings_that_follow_from_their_own_option_are_not_listed_as_differing(record, runs):
@@ -206,7 +206,7 @@ def test_an_unreadable_file_affects_only_its_run(name, record, runs):
     else:
         (message,) = collection.damaged
         assert len(collection.runs) == 1
-        # A folder without the file status.json is no run: what else is missing is not looked at.
+        # A folder without the file status.json is not a run; other missing files are not reported.
         assert (
             "status.json is missing" if name == "status.json" else f"{name} cannot be read: Is a directory"
         ) in message

@@ -1,6 +1,6 @@
-"""Launchers and sweepers of Hydra under `train -m`: Optuna searches by the objective, joblib and submitit start jobs.
+"""Launchers and sweepers of Hydra under `train -m`: Optuna optimises the objective, joblib and submitit start jobs.
 
-Where a plugin is not installed, its tests are skipped; training itself is a stand-in but for the launchers.
+Skips the tests of plugins that are not installed; trainings are fakes, except with launchers.
 """
 
 import importlib.util

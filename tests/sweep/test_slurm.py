@@ -1,4 +1,4 @@
-"""What SLURM is sbatch_options for, by stand-ins of its commands."""
+"""Submission to SLURM, with fakes of its commands."""
 
 import sys
 

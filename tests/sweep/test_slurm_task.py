@@ -92,7 +92,7 @@ def test_two_tasks_of_one_job_do_not_run_at_once(task, submit, fake_training, tm
     def counting_acquire(*arguments):
         found = acquire(*arguments)
         if found is None and refused.append(arguments) is None and len(refused) == 3:
-            # The one that holds the log comes to its end.
+            # The attempt that holds the log ends.
             write_status(sweep, sweep.jobs[0], "done", "")
             log.close()
         return found
