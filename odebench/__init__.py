@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_run": "odebench.training.inference",
+    "load_run": "odebench.training.trained_run",
     "solve": "odebench.ode",
     "odeint": "odebench.ode",
     "odeint_adjoint": "odebench.ode",

@@ -19,7 +19,10 @@ class UsageError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """Numbers that are not finite, or a solve that failed; one line, and the command line exits with 3."""
+    """A training that cannot go on: its numbers are not finite, a solve failed, or it passed ``trainer.max_nfe``.
+
+    The command line exits with 3.
+    """
 
 
 # Lists that other verbs print than `odebench list`.

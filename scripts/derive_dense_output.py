@@ -1,4 +1,4 @@
-"""Derive the dense output of vern7 and dopri8, the numbers in odebench/ode/methods/high_order.py.
+"""Derive the dense output of vern7 and dopri8, the numbers in odebench/ode/methods/explicit_high_order.py.
 
     python scripts/derive_dense_output.py vern7
 
@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from odebench.ode.methods.high_order import DOPRI8, VERN7
+from odebench.ode.methods.explicit_high_order import DOPRI8, VERN7
 from odebench.ode.methods.order_conditions import gamma, sigma, size, stage_weights
 
 METHODS = {"vern7": VERN7, "dopri8": DOPRI8}

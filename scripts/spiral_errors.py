@@ -22,7 +22,7 @@ from odebench import ode
 from odebench.config.choices import options_of
 from odebench.data import build_data
 from odebench.data.series import SeriesSplit
-from odebench.training.inference import TrainedRun, load_run
+from odebench.training.trained_run import TrainedRun, load_run
 
 NUM_STEPS, LR = 300, 0.02
 solve = partial(ode.solve, rtol=1e-5, atol=1e-5)

@@ -23,7 +23,7 @@ def tables(script):
     return script("render_tables")
 
 
-def test_the_tables_match_the_committed_results(tables):
+def test_the_tables_match_the_results(tables):
     for page, with_tables in tables.PAGES.items():
         text = page.read_text(encoding="utf-8")
         assert with_tables(text) == text, f"{page.name}: python scripts/render_tables.py"

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         study_run(folder, combinations, split, arguments.limit, arguments.gradients)
         return 0
-    from odebench.training.inference import evaluate_run
+    from odebench.training.trained_run import evaluate_run
 
     evaluate_run(folder, overrides, split, arguments.limit)
     return 0

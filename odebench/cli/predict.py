@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     folder = check_run(arguments.run)
     split, overrides = read_split(arguments.overrides)
-    from odebench.training.inference import predict_run
+    from odebench.training.trained_run import predict_run
 
     predict_run(folder, overrides, split, arguments.output)
     return 0

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     folder = check_run(arguments.run)
-    from odebench.training.inference import sample_run
+    from odebench.training.trained_run import sample_run
 
     sample_run(folder, arguments.overrides, arguments.num, arguments.seed, arguments.output)
     return 0

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _multirun(arguments: argparse.Namespace) -> int:
-    from odebench.sweep.multirun import run_multirun
+    from odebench.sweep.hydra_multirun import run_multirun
 
     if arguments.cfg:
         raise UsageError("--cfg prints the settings of one run; leave -m out")

@@ -9,7 +9,7 @@ from odebench.config.choices import read_solver
 from odebench.config.compose import load_option, resolved
 from odebench.config.parsing import Range
 from odebench.config.schema import NO_SOLVER, Choice, DynamicsSettings, SolverSettings, TrainerSettings
-from odebench.config.schema.numbers import PositiveFloat
+from odebench.config.schema.number_types import PositiveFloat
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from odebench.config.schema import (
     LOSSES,
     MODELS,
     NO_SOLVER,
-    AdjointSettings,
-    CheckpointSettings,
+    AdjointGradientSettings,
+    CheckpointGradientSettings,
+    MultiStepSettings,
     ODENetSettings,
     ResNetSettings,
     SGDSettings,
     SolverSettings,
-    StepsSettings,
 )
 from odebench.config.schema.quantities import QUANTITIES
 from odebench.config.settings import Settings
@@ -213,13 +213,13 @@ def _check_gradient(s: Settings) -> None:
             "solver",
         )
     if (
-        isinstance(s.gradient, CheckpointSettings)
+        isinstance(s.gradient, CheckpointGradientSettings)
         and (s.gradient.checkpoints or s.gradient.recompute == "stage")
         and s.gradient.keep == "graphs"
     ):
         line = "gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out"
         raise UsageError(line, "gradient.keep", "gradient.checkpoints", "gradient.recompute")
-    if isinstance(s.gradient, AdjointSettings) and s.gradient.method is not None:
+    if isinstance(s.gradient, AdjointGradientSettings) and s.gradient.method is not None:
         known = known_names("METHODS", METHODS, s.extensions)
         if s.gradient.method not in known:
             raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
@@ -242,7 +242,7 @@ def _check_sync_steps(s: Settings) -> None:
     """Several processes can step together only if rows, times and solves do not differ among them."""
     if not s.solver.sync_steps:
         return
-    backward = s.gradient.method if isinstance(s.gradient, AdjointSettings) else None
+    backward = s.gradient.method if isinstance(s.gradient, AdjointGradientSettings) else None
     methods = {"solver": s.solver.name} | ({"gradient.method": backward} if backward else {})
     for key, name in methods.items():
         if not isinstance(lookup("METHODS", name, METHODS, s.extensions), Tableau):
@@ -268,7 +268,7 @@ def _check_training(s: Settings) -> None:
     if s.trainer.compile and s.task == "density":
         way = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
         raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}", "trainer.compile")
-    if isinstance(schedule, StepsSettings) and any(
+    if isinstance(schedule, MultiStepSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
         raise UsageError(

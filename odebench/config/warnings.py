@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from odebench.config.schema.solver import AdjointSettings
+from odebench.config.schema.solver import AdjointGradientSettings
 from odebench.config.settings import Settings
 
 # Settings of adaptive steps.
@@ -84,7 +84,7 @@ def probable_mistakes(settings: Settings) -> list[str]:
             "model.train_time=false says so"
         )
     gradient = settings.gradient
-    if isinstance(gradient, AdjointSettings) and (settings.solver.fixed or gradient.steps is not None):
+    if isinstance(gradient, AdjointGradientSettings) and (settings.solver.fixed or gradient.steps is not None):
         for key in ("rtol", "atol"):
             if (tol := getattr(gradient, key)) is not None:
                 found.append(f"gradient.{key}={tol:g} has no effect: the backward steps are fixed; set it to null")

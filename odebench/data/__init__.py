@@ -23,9 +23,10 @@ from odebench.config.plugins import lookup
 from odebench.data.batches import batch_generator, batch_indices, batch_random_state, dequantise, random_crop, to_float
 from odebench.data.density import DensityData, Distribution, sampled
 from odebench.data.hopper import hopper
+from odebench.data.image_splits import hold_out, select, stratified_order
 from odebench.data.images import ImageData, ImageSplit
+from odebench.data.mnist5k import mnist5k
 from odebench.data.mnist_files import fashion_mnist, mnist
-from odebench.data.mnist_small import mnist5k
 from odebench.data.periodic import periodic
 from odebench.data.physionet import physionet2012
 from odebench.data.poisson_events import poisson_events
@@ -33,7 +34,6 @@ from odebench.data.potentials import POTENTIALS
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.data.series_loading import drop_unobserved_series
 from odebench.data.spirals import spirals
-from odebench.data.splits import hold_out, select, stratified_order
 from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power
 from odebench.data.toy_densities import TOY_DENSITIES
 from odebench.errors import UsageError

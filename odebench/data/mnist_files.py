@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odebench.data.idx import IdxFile
+from odebench.data.image_splits import SPLIT_SEED, hold_out
 from odebench.data.images import ImageData, ImageSplit
 from odebench.data.root import data_root
-from odebench.data.splits import SPLIT_SEED, hold_out
 from odebench.errors import UsageError
 
 CROP_PADDING = 4

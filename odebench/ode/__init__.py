@@ -10,10 +10,10 @@ from typing import Any
 
 _PUBLIC = {
     "solve": "odebench.ode.solving",
-    "odeint": "odebench.ode.drop_in",
-    "odeint_adjoint": "odebench.ode.drop_in",
-    "odeint_event": "odebench.ode.drop_in",
-    "OdeintError": "odebench.ode.drop_in",
+    "odeint": "odebench.ode.torchdiffeq_api",
+    "odeint_adjoint": "odebench.ode.torchdiffeq_api",
+    "odeint_event": "odebench.ode.torchdiffeq_api",
+    "OdeintError": "odebench.ode.torchdiffeq_api",
     "Solution": "odebench.ode.solution",
     "DenseOutput": "odebench.ode.dense",
     "Event": "odebench.ode.events",

@@ -107,7 +107,8 @@ class Controller:
     """The rule for the next step size, from the errors r of the last steps in units of the tolerance:
 
     h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, where the error
-    is of order h^k.
+    is of order h^k. Pure integral control never shrinks the step after an accepted one; a rejected step is
+    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, ``per_sample/step_size.py`` does for rows.
 
     proportional, integral, derivative: p, i and d; pure integral control is (0, 1, 0).
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.once_differentiable import first_derivative_only
-from odebench.ode.transforms import needs_derivative
+from odebench.ode.torch_func import needs_derivative
 
 PolynomialWeights = tuple[tuple[float, ...], ...]
 

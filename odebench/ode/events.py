@@ -20,7 +20,7 @@ from odebench.ode.dense import Interpolant
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import EventHits
-from odebench.ode.transforms import needs_derivative, transform_active
+from odebench.ode.torch_func import needs_derivative, transform_active
 
 # theta at which a function that is exactly zero at the start of a step is evaluated for its sign.
 THETA_AFTER_START = 2.0**-10

@@ -23,7 +23,7 @@ from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
 from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
-from odebench.ode.transforms import under_vmap
+from odebench.ode.torch_func import under_vmap
 
 
 class Observer(Protocol):

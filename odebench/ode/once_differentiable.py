@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.transforms import transform_active
+from odebench.ode.torch_func import transform_active
 
 
 class _RaiseOnBackward(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.solution import Stats
-from odebench.ode.transforms import under_vmap
+from odebench.ode.torch_func import under_vmap
 
 _TENSOR = "tensor"
 

@@ -33,7 +33,7 @@ from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows,
 from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem, refuse_layers_in_training_mode
 from odebench.ode.solution import Solution, SolveError, Status
-from odebench.ode.transforms import check_mode_under_transform, needs_derivative, transform_active, under_vmap
+from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
 
 def solve(

@@ -103,11 +103,11 @@ def training_fraction(run: Run) -> float | None:
     return step * best_epoch / best_step / full
 
 
-def is_partial_budget(share: float | None) -> bool:
+def is_partial_budget(fraction: float | None) -> bool:
     """Whether a training was shorter than the published one, apart from an incomplete last batch."""
-    return share is not None and share < 0.99
+    return fraction is not None and fraction < 0.99
 
 
-def format_percent(share: float) -> str:
+def format_percent(fraction: float) -> str:
     """Format a fraction as percent with two digits: 0.13 %, 20 %, 100 %."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
+    return f"{float(f'{100 * fraction:.2g}'):g} %"

@@ -4,20 +4,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
 from odebench.config.compose import load_option, options, parse_overrides
-from odebench.config.parsing import Range, format_value, read_value
+from odebench.config.parsing import format_value, read_value
+from odebench.config.schema.number_types import PositiveInt
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
 GROUP = "cluster"
 _TIME_PATTERN = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
 _MEMORY_PATTERN = r"\d+[KMGT]?"
 _NAME_PATTERN = r"[\w.,:+@/-]+"
-
-PositiveInt = Annotated[int, Range(at_least=1)]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Task(Protocol):
     """A model, its data and its loss. Batches depend on the step alone, so that resuming needs no state.
 
     steps_per_epoch: optimiser steps between two validations. note: one line for the user, may be empty.
-    provenance: of the data. quantities: which of ``layout.QUANTITIES`` each validation measures.
+    provenance: of the data. quantities: which of ``config.schema.quantities.QUANTITIES`` each validation measures.
     """
 
     model: nn.Module

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from odebench.errors import UsageError
 from odebench.plots.series import PredictedSeries, model_comparison
 from odebench.tasks.time_series import TimeSeriesTask
-from odebench.training.inference import load_run
+from odebench.training.trained_run import load_run
 
 DPI = 150
 

@@ -11,10 +11,10 @@ from odebench.config.schema import (
     Choice,
     CosineSettings,
     ExponentialSettings,
+    MultiStepSettings,
     OneCycleSettings,
     RMSpropSettings,
     SGDSettings,
-    StepsSettings,
 )
 
 
@@ -48,7 +48,7 @@ def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) ->
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if isinstance(schedule, StepsSettings):
+    if isinstance(schedule, MultiStepSettings):
         return schedule.factor ** sum(step >= m * steps_per_epoch for m in schedule.milestones)
     if isinstance(schedule, CosineSettings):
         return _cosine(1.0, schedule.final, (step - warmup_steps) / max(num_steps - warmup_steps, 1))

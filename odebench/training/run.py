@@ -41,10 +41,10 @@ from odebench.tasks import Task, build_task
 from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState, load_weights
 from odebench.training.environment import choose_device, compile_model, prepare_environment
-from odebench.training.inference import DATA_SHARING_IMAGES, load_best_weights
 from odebench.training.loop import fit
 from odebench.training.signals import StopRequest
 from odebench.training.summary import describe_settings, result_rows, summary_metrics, training_table
+from odebench.training.trained_run import DATA_SHARING_IMAGES, load_best_weights
 
 log = logging.getLogger(__name__)
 

@@ -27,14 +27,14 @@ from odebench.ode import SolveError
 from odebench.record.profiling import measure_step
 from odebench.record.reader import RunRecord
 from odebench.tasks import Loss, Task
-from odebench.training.inference import (
+from odebench.training.restored_state import restored_state
+from odebench.training.trained_run import (
     TrainedRun,
     append_evaluation,
     load_run,
     read_trained_run,
     with_evaluation_solver,
 )
-from odebench.training.restored_state import restored_state
 
 log = logging.getLogger(__name__)
 

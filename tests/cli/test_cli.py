@@ -67,7 +67,7 @@ def calls(monkeypatch):
     finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"), sample_run=note("sample"))
     monkeypatch.setitem(sys.modules, "odebench.training.study", types.SimpleNamespace(study_run=note("study")))
     monkeypatch.setitem(sys.modules, "odebench.training.run", started)
-    monkeypatch.setitem(sys.modules, "odebench.training.inference", finished)
+    monkeypatch.setitem(sys.modules, "odebench.training.trained_run", finished)
     return noted
 
 

@@ -12,7 +12,7 @@ from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.gradients.reversible import REVERSE_STEPPERS, BackwardField
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
-from odebench.ode.methods.high_order import DOPRI8
+from odebench.ode.methods.explicit_high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.plan import SolvePlan

@@ -5,13 +5,13 @@ from math import factorial, fsum
 
 import pytest
 
-from odebench.ode.methods import explicit, high_order
+from odebench.ode.methods import explicit, explicit_high_order
 from odebench.ode.methods.order_conditions import gamma, sigma, size, stage_weights, trees
 from odebench.ode.methods.tableau import Tableau
 
 TABLEAUS = {
     value.name: value
-    for module in (explicit, high_order)
+    for module in (explicit, explicit_high_order)
     for value in vars(module).values()
     if isinstance(value, Tableau)
 }

@@ -18,7 +18,7 @@ from odebench.training import distributed
 def ranks(tmp_path_factory):
     """The folder of the trainings of ranks.py, and the exit codes of their processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    program = Path(__file__).with_name("ranks.py")
+    program = Path(__file__).with_name("distributed_program.py")
     subprocess.run([sys.executable, str(program), str(folder)], check=True)
     return folder, json.loads((folder / "codes.json").read_text())
 

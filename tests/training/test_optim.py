@@ -9,9 +9,9 @@ from odebench.config.schema import (
     AdamSettings,
     ConstantSettings,
     CosineSettings,
+    MultiStepSettings,
     OneCycleSettings,
     SGDSettings,
-    StepsSettings,
 )
 from odebench.training.optim import build_optimizer, lr_factor
 
@@ -23,7 +23,7 @@ def factors(schedule):
 
 
 def test_steps_fall_at_the_milestones_in_epochs():
-    found = factors(StepsSettings("steps", 0.0, (6, 10, 14), 0.1))
+    found = factors(MultiStepSettings("steps", 0.0, (6, 10, 14), 0.1))
     assert found[59] == 1
     assert found[60] == found[99] == pytest.approx(0.1)
     assert found[100] == pytest.approx(0.01)
@@ -50,7 +50,7 @@ def test_one_cycle_rises_then_falls():
 
 @pytest.mark.parametrize(
     "kind",
-    [ConstantSettings("constant", 2.0), CosineSettings("cosine", 2.0, 0.0), StepsSettings("steps", 2.0, (5,), 0.1)],
+    [ConstantSettings("constant", 2.0), CosineSettings("cosine", 2.0, 0.0), MultiStepSettings("steps", 2.0, (5,), 0.1)],
     ids=lambda s: s.name,
 )
 def test_warm_up_rises_in_a_line_to_the_full_rate(kind):

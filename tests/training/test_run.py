@@ -19,8 +19,8 @@ from odebench.record import layout
 from odebench.record.reader import read_run
 from odebench.tasks.classification import ClassificationTask
 from odebench.training.checkpoint import load_weights
-from odebench.training.inference import load_run
 from odebench.training.run import resume_run
+from odebench.training.trained_run import load_run
 
 
 def weights(folder, name="last"):

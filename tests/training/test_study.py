@@ -12,7 +12,6 @@ from odebench.errors import Diverged, UsageError
 from odebench.reporting.figures import FIGURES
 from odebench.reporting.runs import collect_runs
 from odebench.training import study
-from odebench.training.inference import load_run, read_trained_run
 from odebench.training.study import (
     REFERENCE_SOLVER,
     REFERENCE_TOL,
@@ -24,6 +23,7 @@ from odebench.training.study import (
     task_outputs,
     to_double,
 )
+from odebench.training.trained_run import load_run, read_trained_run
 
 
 @pytest.fixture

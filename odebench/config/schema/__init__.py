@@ -13,8 +13,8 @@ from odebench.config.schema.models import MODELS, MLPSettings, ODENetSettings, R
 from odebench.config.schema.solver import (
     GRADIENTS,
     NO_SOLVER,
-    AdjointSettings,
-    CheckpointSettings,
+    AdjointGradientSettings,
+    CheckpointGradientSettings,
     GradientSettings,
     SolverSettings,
 )
@@ -25,10 +25,10 @@ from odebench.config.schema.training import (
     ConstantSettings,
     CosineSettings,
     ExponentialSettings,
+    MultiStepSettings,
     OneCycleSettings,
     RMSpropSettings,
     SGDSettings,
-    StepsSettings,
     TrainerSettings,
 )
 
@@ -42,8 +42,8 @@ __all__ = [
     "OPTIM",
     "SCHEDULE",
     "AdamSettings",
-    "AdjointSettings",
-    "CheckpointSettings",
+    "AdjointGradientSettings",
+    "CheckpointGradientSettings",
     "Choice",
     "ConstantSettings",
     "CosineSettings",
@@ -52,6 +52,7 @@ __all__ = [
     "GradientSettings",
     "ImageDataSettings",
     "MLPSettings",
+    "MultiStepSettings",
     "ODENetSettings",
     "OneCycleSettings",
     "PluginSettings",
@@ -59,7 +60,6 @@ __all__ = [
     "ResNetSettings",
     "SGDSettings",
     "SolverSettings",
-    "StepsSettings",
     "TrainerSettings",
 ]
 

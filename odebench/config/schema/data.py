@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from odebench.config.parsing import Range
-from odebench.config.schema.numbers import PositiveFloat, PositiveInt
+from odebench.config.schema.number_types import PositiveFloat, PositiveInt
 
 FractionOrOne = Annotated[float, Range(above=0, at_most=1)]
 SeriesMode = Literal["interpolation", "extrapolation"]

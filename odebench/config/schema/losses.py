@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from odebench.config.parsing import Range
-from odebench.config.schema.numbers import FractionOrZero, NonNegativeFloat, NonNegativeInt, PositiveInt
+from odebench.config.schema.number_types import FractionOrZero, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True)

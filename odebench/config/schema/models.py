@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from odebench.config.schema.numbers import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-from odebench.config.schema.series import SERIES_MODELS
+from odebench.config.schema.number_types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from odebench.config.schema.series_models import SERIES_MODELS
 
 
 @dataclass(frozen=True)

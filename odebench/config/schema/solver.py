@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from odebench.config.schema.numbers import PositiveFloat, PositiveInt
+from odebench.config.schema.number_types import PositiveFloat, PositiveInt
 
 NO_SOLVER = "none"
 
@@ -45,7 +45,7 @@ class GradientSettings:
 
 
 @dataclass(frozen=True)
-class CheckpointSettings:
+class CheckpointGradientSettings:
     """checkpoint."""
 
     name: str
@@ -55,7 +55,7 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
-class AdjointSettings:
+class AdjointGradientSettings:
     """adjoint and interpolated_adjoint; null takes what the forward solve has."""
 
     name: str
@@ -68,8 +68,8 @@ class AdjointSettings:
 
 GRADIENTS: dict[str, type[Any]] = {
     "backprop": GradientSettings,
-    "checkpoint": CheckpointSettings,
-    "adjoint": AdjointSettings,
-    "interpolated_adjoint": AdjointSettings,
+    "checkpoint": CheckpointGradientSettings,
+    "adjoint": AdjointGradientSettings,
+    "interpolated_adjoint": AdjointGradientSettings,
     "reversible": GradientSettings,
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from odebench.config.parsing import Range
-from odebench.config.schema.numbers import Fraction, FractionOrZero, NonNegativeFloat, PositiveFloat, PositiveInt
+from odebench.config.schema.number_types import Fraction, FractionOrZero, NonNegativeFloat, PositiveFloat, PositiveInt
 
 MOST_THREADS = 1024  # libraries of many more end the process
 
@@ -69,7 +69,7 @@ class CosineSettings:
 
 
 @dataclass(frozen=True)
-class StepsSettings:
+class MultiStepSettings:
     """steps; milestones in epochs."""
 
     name: str
@@ -123,6 +123,6 @@ SCHEDULE: dict[str, type[Any]] = {
     "one_cycle": OneCycleSettings,
     "constant": ConstantSettings,
     "cosine": CosineSettings,
-    "steps": StepsSettings,
+    "steps": MultiStepSettings,
     "exponential": ExponentialSettings,
 }

@@ -1,4 +1,7 @@
-"""The latent ODE."""
+"""The latent ODE: an encoder, an ODE in latent space, and the ``Decoder`` of heads.py.
+
+``decoder_nfe`` counts the evaluations of that ODE, which the literature counts as part of the decoder.
+"""
 
 from typing import Any, Literal
 

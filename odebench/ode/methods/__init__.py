@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from odebench.ode.methods import adams, explicit, high_order, implicit, reversible, rosenbrock, scipy_methods
+from odebench.ode.methods import adams, explicit, explicit_high_order, implicit, reversible, rosenbrock, scipy_methods
 from odebench.ode.methods.tableau import Tableau
 
 
@@ -51,8 +51,8 @@ METHODS: dict[str, Method] = {
     "bosh3": explicit.BOSH3,
     "dopri5": explicit.DOPRI5,
     "tsit5": explicit.TSIT5,
-    "vern7": high_order.VERN7,
-    "dopri8": high_order.DOPRI8,
+    "vern7": explicit_high_order.VERN7,
+    "dopri8": explicit_high_order.DOPRI8,
     "explicit_adams": adams.EXPLICIT_ADAMS,
     "implicit_adams": adams.IMPLICIT_ADAMS,
     "adams": adams.ADAMS,

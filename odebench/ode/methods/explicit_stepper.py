@@ -16,7 +16,7 @@ from odebench.ode.methods.compiled_step import CompiledStep
 from odebench.ode.methods.slope_history import evaluate
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
-from odebench.ode.transforms import transform_active
+from odebench.ode.torch_func import transform_active
 
 
 class StageBuffer:

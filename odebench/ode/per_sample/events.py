@@ -12,7 +12,7 @@ from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 from odebench.ode.solution import EventHits
-from odebench.ode.transforms import transform_active
+from odebench.ode.torch_func import transform_active
 
 # Accuracy of a zero as a fraction of the step. Bisection alone would need MAX_ITERATIONS - 1 evaluations.
 THETA_TOLERANCE = 1e-15

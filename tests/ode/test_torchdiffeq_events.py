@@ -96,7 +96,7 @@ class TestEvents:
         assert counts[1] <= counts[0]
 
     def test_no_event(self, monkeypatch):
-        monkeypatch.setattr("odebench.ode.drop_in.MAX_EVENT_STEPS", 100)
+        monkeypatch.setattr("odebench.ode.torchdiffeq_api.MAX_EVENT_STEPS", 100)
         y0, t = torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0]).double()
         with pytest.raises(RuntimeError, match="max_steps"):
             odeint(lambda t, y: -y, y0, t, method="rk4", options={"step_size": 1e-3}, event_fn=lambda t, y: y + 1)

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import as_positive, short_repr
-from odebench.ode.drop_in_adjoint import BackwardArguments, DropInAdjoint, make_adjoint
-from odebench.ode.drop_in_options import DropInCall, check_options, find_callbacks, make_call
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, GradientMode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import SolveError, Status
 from odebench.ode.solving import solve_problem
-from odebench.ode.transforms import check_mode_under_transform, transform_active
+from odebench.ode.torch_func import check_mode_under_transform, transform_active
+from odebench.ode.torchdiffeq_adjoint import BackwardArguments, DropInAdjoint, make_adjoint
+from odebench.ode.torchdiffeq_options import DropInCall, check_options, find_callbacks, make_call
 
 MAX_EVENT_STEPS = 20_000
 

@@ -19,7 +19,7 @@ from odebench.cli import main
 from odebench.config.compose import explain_hydra_error
 from odebench.config.read import read_settings
 from odebench.record.reader import read_run
-from odebench.sweep.multirun import _first_job
+from odebench.sweep.hydra_multirun import _first_job
 
 PLUGINS = {
     "hydra/sweeper/optuna": ("hydra_optuna_sweeper", "optuna"),
