@@ -44,7 +44,7 @@ def _quantity_tags(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
         tags[f"best/{name}"] = Tag(unit, f"{text}; validation split, best checkpoint")
         tags[f"final/train_{name}"] = Tag(unit, f"{text}; training batch, last value")
         tags[f"final/val_{name}"] = Tag(unit, f"{text}; validation split, last value")
-        tags[f"final/test_{name}"] = Tag(unit, f"{text}; test split, best checkpoint, evaluated once")
+        tags[f"final/test_{name}"] = Tag(unit, f"{text}; test split, best checkpoint, taken once")
     return tags
 
 
@@ -58,11 +58,11 @@ _COMMON_TAGS: dict[str, Tag] = {
     "dynamics/kinetic": Tag("", "integral of |f|^2 / D along the training batch's solutions"),
     "dynamics/jacobian": Tag("", "integral of |eps^T df/dz|^2 / D along the training batch's solutions"),
     "dynamics/taylor": Tag("", "integral of |d^K z / dt^K|^2 / D along the training batch's solutions"),
-    "memory/peak_mib": Tag("MiB", "peak memory that one training step allocates"),
-    "memory/saved_mib": Tag("MiB", "peak memory that autograd holds for the backward pass of that step"),
+    "memory/peak_mib": Tag("MiB", "peak of what one training step adds to the tensors that lived before"),
+    "memory/saved_mib": Tag("MiB", "peak of what autograd holds for the backward pass in that step"),
     "flops/step": Tag("FLOP", "matrix products and convolutions of one training step"),
-    "time/step_ms": Tag("ms", "time of one training step, mean since the previous row"),
-    "throughput/samples_per_s": Tag("samples/s", "training samples per second, mean since the previous row"),
+    "time/step_ms": Tag("ms", "time of one training step, mean since the row before"),
+    "throughput/samples_per_s": Tag("samples/s", "training samples a second, mean since the row before"),
     "optim/lr": Tag("", "learning rate"),
     "optim/grad_norm": Tag("", "2-norm of the gradient of all parameters, before clipping"),
     "best/step": Tag("steps", "optimiser step of the best checkpoint"),
@@ -73,8 +73,8 @@ _COMMON_TAGS: dict[str, Tag] = {
     "final/saved_mib": Tag("MiB", "last memory/saved_mib"),
     "final/flops": Tag("FLOP", "last flops/step"),
     "final/step_ms": Tag("ms", "time of one training step, mean over the last epoch"),
-    "final/samples_per_s": Tag("samples/s", "training samples per second, mean over the last epoch"),
-    "final/minutes": Tag("min", "training time, evaluations included"),
+    "final/samples_per_s": Tag("samples/s", "training samples a second, mean over the last epoch"),
+    "final/minutes": Tag("min", "time the training took, evaluation included"),
 }
 
 # Every scalar of a run, by tag. x is the optimiser step everywhere.

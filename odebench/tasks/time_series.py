@@ -188,8 +188,8 @@ class TimeSeriesTask:
             "mse": ("MSE", "{:.6f}"),
             "auc": ("AUC", "{:.4f}"),
             "rate_rmse": ("RMSE of the rate", "{:.4f}"),
-            "elbo_nats": ("ELBO", "{:.3f} nats per series"),
-            "nll_nats": ("NLL", "{:.3f} nats per series"),
+            "elbo_nats": ("ELBO", "{:.3f} nats a series"),
+            "nll_nats": ("NLL", "{:.3f} nats a series"),
         }
         return [(title, text.format(metrics[name])) for name, (title, text) in texts.items() if name in metrics]
 
