@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
-import detest
 import results
 import torch
 from render_tables import PAGES, ROOT
@@ -22,6 +21,7 @@ from torch import Tensor
 from odebench.ode import solve
 
 sys.path.insert(0, str(ROOT / "tests" / "ode"))
+import detest
 
 TOL = 1e-6
 SPAN = torch.tensor([0.0, detest.END], dtype=torch.float64)

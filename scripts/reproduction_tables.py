@@ -16,7 +16,7 @@ MINUTES = "final/minutes"
 PARTIAL = "partial budget"
 AS_PUBLISHED = "as published"
 # Of single numbers, the best first.
-VERDICTS = ("reproduced", "not result", PARTIAL)
+VERDICTS = ("reproduced", "not reached", PARTIAL)
 
 
 def overview_table(names: Sequence[str]) -> str:

@@ -1,8 +1,10 @@
-"""The tables of the pages: from the committed results alone."""
+"""The tables of the pages are those of the committed results, and the scripts that measure these can start."""
 
 import csv
-import importlib
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def script(monkeypatch):
-    """A script by its name, as it is run: beside the others."""
+    """Import a script by its name, which may import others of its folder."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return importlib.import_module
 
 
 @pytest.fixture
 def tables(script):
-    """The script that makes the tables of the pages."""
+    """The script that renders the tables of the pages."""
     return script("render_tables")
 
 
@@ -32,7 +34,7 @@ def test_the_tables_match_the_results(tables):
 
 
 def test_all_tables_are_generated(tables):
-    """The numbers of another measurement would stand in every table."""
+    """A page with emptied tables is rendered as before, so no number in them is written by hand."""
     for page, with_tables in tables.PAGES.items():
         text = page.read_text(encoding="utf-8")
         emptied = re.sub(r"(<!-- (?!first_run|end)\w+ -->\n).*?(?=<!-- end -->)", r"\1", text, flags=re.DOTALL)
@@ -77,12 +79,12 @@ def test_the_speed_tables_show_the_benchmark_results(tables, tmp_path, monkeypat
 def test_a_result_file_is_named_after_machine_and_versions_and_replaces_the_previous_one(tables, tmp_path, monkeypatch):
     results = tables.results
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    told = "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"
-    one = results.keep("figure4", [{"ours": "1", "machine": told}])
+    machine = "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"
+    one = results.keep("figure4", [{"ours": "1", "machine": machine}])
     assert one.name == "figure4.intel-xeon.torch-2.13.0.csv"
     cpu = "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz"
     assert results.keep("bench", [{"cpu": cpu, "torch": "2.9.1"}]).name == "bench.intel-xeon-e5-2680-v4.torch-2.9.1.csv"
-    both = results.keep("figure4", [{"ours": "2", "machine": f"{told}; AMD EPYC, threads: 2, torch 2.9.1"}])
+    both = results.keep("figure4", [{"ours": "2", "machine": f"{machine}; AMD EPYC, threads: 2, torch 2.9.1"}])
     assert both.name == "figure4.amd-epyc_intel-xeon.torch-2.13.0_2.9.1.csv"
     assert not one.exists()
     assert [row["ours"] for row in results.read("figure4")] == ["2"]
@@ -104,23 +106,22 @@ def test_every_result_file_name_matches_its_rows(tables):
         name = path.name.partition(".")[0]
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        told = [name, *results.machines(rows), *results.versions(rows)]
-        assert path.name == ".".join([*told, "csv"])
+        assert path.name == ".".join([name, *results.machines(rows), *results.versions(rows), "csv"])
 
 
-def reproduced(row, number, **told):
+def reproduced(row, number, **columns):
     empty = dict.fromkeys(("published", "ours", "spread", "share", "verdict"), "")
     where = {"machine": "CPU", "date": "2026-01-02", "command": "odebench reproduce x seed=0,1"}
-    return {**empty, "row": row, "number": f"final/{number}", "seeds": "2", **where, **told}
+    return {**empty, "row": row, "number": f"final/{number}", "seeds": "2", **where, **columns}
 
 
 def test_a_reproduction_table_has_published_values_std_verdict_and_command(script):
     tables = script("reproduction_tables")
     partial = "partial budget, 4 % of the published training: worse by 9 %"
-    beside = "as published: 0.3 against 0.6 of b, ratio 0.50 (published 0.42); partial budget, 4 % and 5 % of the"
+    against = "as published: 0.3 against 0.6 of b, ratio 0.50 (published 0.42); partial budget, 4 % and 5 % of the"
     rows = [
         reproduced("a", "test_rmse", published="0.25", ours="0.3", spread="0.01", share="0.04",
-                   verdict=f"{partial}; {beside} published trainings"),
+                   verdict=f"{partial}; {against} published trainings"),
         reproduced("a", "test_accuracy", ours="0.985"),
         reproduced("b", "test_rmse", ours="0.6"),
         reproduced("b", "minutes", published="6", ours="0.4", verdict="another machine"),
@@ -170,17 +171,23 @@ def test_column_titles_have_words_and_units(script, number, words):
     assert script("reproduction_tables").column_title(number) == words
 
 
+def test_every_verdict_on_a_published_value_is_counted(script, tables):
+    verdicts = (*script("reproduction_tables").VERDICTS, "another machine")
+    rows = [row for name in tables.REPRODUCED for row in tables.results.read(name) if row["published"] and row["ours"]]
+    assert [row["verdict"] for row in rows if not row["verdict"].startswith(verdicts)] == []
+
+
 def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):
     tables = script("reproduction_tables")
-    told = {"command": "odebench reproduce table2 budget=full trainer.threads=1 seed=0,1", "ours": "0.1"}
-    command = told | {"share": "0.2"}
-    beside = "0.1 against 0.2 of RNN, 30 points, ratio 0.50 (published 0.42)"
+    common = {"command": "odebench reproduce table2 budget=full trainer.threads=1 seed=0,1", "ours": "0.1"}
+    columns = common | {"share": "0.2"}
+    against = "0.1 against 0.2 of RNN, 30 points, ratio 0.50 (published 0.42)"
     partial = "partial budget, 20 % of the published training: worse by 9 %"
     rows = [
-        reproduced("a", "test_rmse", verdict=f"{partial}; as published: {beside}", minutes="2.5", **command),
-        reproduced("a", "minutes", verdict="", minutes="2.5", **command),
-        reproduced("b", "test_rmse", verdict=f"reproduced: better by 3 %; not as published: {beside}; partial budget, "
-                   "20 % and 100 % of the published trainings", minutes="4", **(command | {"share": "1.0"})),
+        reproduced("a", "test_rmse", verdict=f"{partial}; as published: {against}", minutes="2.5", **columns),
+        reproduced("a", "minutes", verdict="", minutes="2.5", **columns),
+        reproduced("b", "test_rmse", verdict=f"reproduced: better by 3 %; not as published: {against}; partial budget, "
+                   "20 % and 100 % of the published trainings", minutes="4", **(columns | {"share": "1.0"})),
     ]  # fmt: skip
     monkeypatch.setattr(tables.results, "read", lambda name: rows)
     line = tables.overview_table(["table2"]).splitlines()[2]
@@ -188,23 +195,32 @@ def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):
     assert line.endswith(
         "| `table2 budget=full seed=0,1` | 100 % and 20 % | 13 | 1 reproduced, 1 partial budget | 1 of 2 as published |"
     )
-    rows.append(reproduced("c", "test_rmse", minutes="", verdict="not done: queued", **(told | {"ours": ""})))
+    rows.append(reproduced("c", "test_rmse", minutes="", verdict="not done: queued", **(common | {"ours": ""})))
     assert "| 100 % and 20 %, 2 of 3 rows | 13 |" in tables.overview_table(["table2"]).splitlines()[2]
 
 
 def test_the_table_of_figure_4_has_one_line_per_target_and_size(script):
-    told = {"command": "odebench reproduce figure4", "share": "1.0"}
+    every = {"command": "odebench reproduce figure4", "share": "1.0"}
     partial = "partial budget, 100 % and 20 % of the published trainings"
     rows = [
-        reproduced("target 1: CNF, M = 2", "test_kl_nats", ours="0.05", **told, verdict=f"as published: x; {partial}"),
-        reproduced("target 1: CNF, M = 2", "minutes", ours="10.6", **told),
-        reproduced("target 1: CNF, M = 2", "", ours="0.04", **told, verdict=f"not as published: x; {partial}")
+        reproduced("target 1: CNF, M = 2", "test_kl_nats", ours="0.05", **every, verdict=f"as published: x; {partial}"),
+        reproduced("target 1: CNF, M = 2", "minutes", ours="10.6", **every),
+        reproduced("target 1: CNF, M = 2", "", ours="0.04", **every, verdict=f"not as published: x; {partial}")
         | {"number": "best/kl_nats"},
-        reproduced("target 1: planar flow, K = 2", "test_kl_nats", ours="0.7", **(told | {"share": "0.2"})),
-        reproduced("target 1: planar flow, K = 2", "minutes", ours="5.5", published="6", **(told | {"share": "0.2"})),
-        reproduced("target 1: planar flow, K = 2, in the CNF's time", "", ours="0.01", **(told | {"share": "0.2"}))
+        reproduced("target 1: planar flow, K = 2", "test_kl_nats", ours="0.7", **(every | {"share": "0.2"})),
+        reproduced("target 1: planar flow, K = 2", "minutes", ours="5.5", published="6", **(every | {"share": "0.2"})),
+        reproduced("target 1: planar flow, K = 2, in the CNF's time", "", ours="0.01", **(every | {"share": "0.2"}))
         | {"number": "best/kl_nats"},
     ]
     text = script("reproduction_tables").width_table(rows).splitlines()
     assert text[2] == "| target 1 | 2 | 0.05 | 0.7 | 0.04 | 0.01 | 10.6 | 5.5 | 6 | as published; not as published |"
     assert "of the published trainings CNF 100 % and planar flow 20 %, seeds: 2" in text[-1]
+
+
+def test_every_script_can_be_imported():
+    names = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    if importlib.util.find_spec("torchdiffeq") is None:
+        names -= {"torchdiffeq_models", "compare_training_step"}
+    command = [sys.executable, "-c", f"import {', '.join(sorted(names))}"]
+    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
