@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 Norm = Callable[[Tensor], float]
 """From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Synchronises with the device."""
 
-# A step may grow by this factor to reach the end at once: 1.1^5 SAFETY^5 < 1 for a method of order 5.
+# A step may grow by this factor to reach the end at once: (1.1 x 0.9)^5 < 1, 0.9 the safety factor, at order 5.
 END_STRETCH = 1.1
 
 
@@ -108,7 +108,7 @@ class Controller:
 
     h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, where the error
     is of order h^k. Pure integral control never shrinks the step after an accepted one; a rejected step is
-    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, ``per_sample/step_size.py`` does for rows.
+    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, and ``AdaptiveStepSizes`` to each row.
 
     proportional, integral, derivative: p, i and d; pure integral control is (0, 1, 0).
     """

@@ -180,9 +180,7 @@ class EventDetector:
             return time, y
         slope, f = self._total_derivative(hit, y.detach())
         # If g only touches zero, dg/dt is 0: the derivative is infinite, the value stays.
-        shift = first_derivative_only(
-            -(g - g.detach()).to(time) / (slope if slope != 0 else torch.finfo(time.dtype).tiny)
-        )
+        shift = first_derivative_only(-(g - g.detach()).to(time) / (slope or torch.finfo(time.dtype).tiny))
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
     def _total_derivative(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
@@ -190,17 +188,19 @@ class EventDetector:
         (time,) = self._problem.time_tensors([hit.time])
         with torch.no_grad():
             f = self._problem(time, y)
+
+        def g(*at: Tensor) -> Tensor:
+            return self._elements(hit.index, *at)[hit.element]
+
         if transform_active():
-            dgdt, dgdy = torch.func.grad(lambda *at: self._elements(hit.index, *at)[hit.element], argnums=(0, 1))(
-                time, y
-            )
+            dgdt, dgdy = torch.func.grad(g, argnums=(0, 1))(time, y)
             return (dgdt + torch.vdot(dgdy, f).real).item(), f
         with torch.enable_grad():
             leaves = (time.detach().requires_grad_(), y.requires_grad_())
-            g = self._elements(hit.index, *leaves)[hit.element]
-            if not g.requires_grad:
+            value = g(*leaves)
+            if not value.requires_grad:
                 return 0.0, f
-            dgdt, dgdy = torch.autograd.grad(g, leaves, allow_unused=True, materialize_grads=True)
+            dgdt, dgdy = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
         return (dgdt + torch.vdot(dgdy, f).real).item(), f
 
 

@@ -218,7 +218,7 @@ class InitialValueProblem:
         self.stats.nfe += 1
         return self.evaluate(t, y, self.args, out)
 
-    def field_arguments(self) -> "FieldArguments":
+    def field_arguments(self) -> FieldArguments:
         """f and its arguments, for a compiled step."""
         return FieldArguments(self.f, self.layout, self.args, self.stats, self.to_tensor)
 

@@ -145,7 +145,7 @@ class Solution:
     stats: Stats
     outcome: SolveOutcome
     dense: DenseOutput | None = None
-    events: tuple["EventHits", ...] = ()
+    events: tuple[EventHits, ...] = ()
     rows: RowStats | None = None
 
     @property

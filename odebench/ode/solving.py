@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -166,42 +166,26 @@ def solve_problem(
         source = states if states.requires_grad and mode.name != "backprop" else None
         dense = DenseOutput(result.interpolants, problem.unflatten, outcome.time, source)
     problem.stats.stiffness = result.stepper.stiffness() if result.stepper else None
-    return Solution(
-        problem.t,
-        problem.unflatten(states),
-        problem.stats,
-        outcome,
-        dense=dense,
-        events=events,
-    )
+    return Solution(problem.t, problem.unflatten(states), problem.stats, outcome, dense=dense, events=events)
 
 
 def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode) -> None:
     """Raises ValueError for solves that would lose derivatives under ``torch.func`` or forward-mode differentiation."""
-    _check_method(plan.method, plan.compile)
-    check_mode_under_transform(mode.name)
-    with torch.no_grad():
-        # One more evaluation: f may have the batch in its closure only.
-        rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
-    _check_batch(plan.method, plan.tolerance is not None, (problem.y0, rate))
-
-
-def _check_method(method: Method, compiled: bool) -> None:
-    """Raises ValueError for methods that do not support the active transformation."""
+    method = plan.method
     if isinstance(method, ImplicitTableau | Rosenbrock | SciPyMethod):
         raise ValueError(
             f"method {method.name} does not support torch.func and forward-mode differentiation; use an explicit "
             "method, such as dopri5, or torch.autograd.grad around the solve"
         )
-    if compiled:
+    if plan.compile:
         raise ValueError("compile=True does not support torch.func and forward-mode differentiation; leave it out")
-
-
-def _check_batch(method: Method, adaptive: bool, tensors: Iterable[Tensor]) -> None:
-    """Raises ValueError for steps that read values, if any of the tensors is batched by ``vmap``."""
-    if not any(map(under_vmap, tensors)):
+    check_mode_under_transform(mode.name)
+    with torch.no_grad():
+        # One more evaluation: f may have the batch in its closure only.
+        rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
+    if not (under_vmap(problem.y0) or under_vmap(rate)):
         return
-    if adaptive:
+    if plan.tolerance is not None:
         raise ValueError(
             "step sizes cannot be chosen under torch.func.vmap, which hides the error: give steps or step_size, or "
             "solve the whole batch with stepping='per_sample'"

@@ -86,8 +86,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
     parameters_known: func uses no parameters except those of its module, or those that the user named.
 
     Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor
-    a tuple of them, and for times that are not a floating-point tensor, and the errors of
-    ``InitialValueProblem``.
+    a tuple of them, and for times that are not a floating-point tensor, and the errors of ``InitialValueProblem``.
     """
     if not isinstance(y0, Tensor | tuple):
         raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")

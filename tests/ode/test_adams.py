@@ -63,7 +63,7 @@ def test_steps_integrate_polynomials_exactly(count):
             assert sum(w * x**power for w, x in zip(found, nodes, strict=True)) == Fraction(1, power + 1)
 
 
-def test_extensions_integrate_polynomials_exactly_to_any_point():
+def test_interpolants_integrate_polynomials_exactly_to_any_point():
     theta = Fraction(2, 3)
     at = [sum(p * theta ** (i + 1) for i, p in enumerate(row)) for row in lagrange_integrals(UNEVEN)]
     for power in range(len(UNEVEN)):
@@ -118,7 +118,7 @@ def test_dense_output_lies_between_the_steps(method, order, grad):
             adams = dataclasses.replace(method, order=order)
             found = solve(pendulum, Y0, [0.0, 4.0], method=adams, steps=steps, dense=True).dense
             errors.append(float((found(times) - exact(times)).abs().max()))
-    # The steps of the start have cubic extensions.
+    # The steps of the start have cubic interpolants.
     assert math.log2(errors[0] / errors[1]) > min(order, 4) - 0.4
 
 
@@ -275,8 +275,8 @@ def test_dense_output_is_continuous_and_accurate():
         torch.testing.assert_close(interpolant.evaluate([1.0])[0], after.y, rtol=1e-11, atol=1e-11)
 
 
-def test_the_extension_has_an_order_more_than_the_predictor():
-    """At every order k of the predictor the local error of the extension is O(h^(k + 2)), and so is the step's."""
+def test_the_interpolant_has_an_order_more_than_the_predictor():
+    """At every order k of the predictor the local error of the interpolant is O(h^(k + 2)), and so is the step's."""
     exact = solve(pendulum, Y0, [0.0, 2.0], rtol=1e-13, atol=1e-13, dense=True).dense
     for k in (1, 2, 4):
         errors = []

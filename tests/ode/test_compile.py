@@ -47,7 +47,7 @@ def run(field, times, gradient, **options):
     [
         pytest.param("backprop", (0.0, 3.0), {}, id="ends"),
         pytest.param("backprop", (0.0, 0.1, 0.2, 3.0), {}, id="inside"),
-        pytest.param(Checkpoint(), (0.0, 0.1, 0.2, 3.0), {}, id="replayed"),
+        pytest.param(Checkpoint(), (0.0, 0.1, 0.2, 3.0), {}, id="checkpoint"),
         pytest.param("backprop", (0.0, 3.0), {"method": "rk4", "steps": 5}, id="fixed"),
         pytest.param("adjoint", (0.0, 0.1, 3.0), {}, id="adjoint"),
     ],

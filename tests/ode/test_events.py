@@ -85,13 +85,13 @@ def test_a_solve_without_a_zero_of_its_event_succeeds():
 def test_events_that_are_not_terminal_do_not_change_the_solve():
     times = torch.linspace(0, 20, 7, dtype=torch.float64)
     plain = solve(oscillate, START, times)
-    watched = solve(oscillate, START, times, event=Event(lambda t, y: y[0], terminal=False))
-    assert watched.status is Status.success
-    assert watched.stats == plain.stats
-    assert torch.equal(watched.y, plain.y)
-    assert watched.outcome == plain.outcome
+    found = solve(oscillate, START, times, event=Event(lambda t, y: y[0], terminal=False))
+    assert found.status is Status.success
+    assert found.stats == plain.stats
+    assert torch.equal(found.y, plain.y)
+    assert found.outcome == plain.outcome
     expected = math.pi * torch.arange(1, 7, dtype=torch.float64)
-    torch.testing.assert_close(watched.events[0].t, expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.events[0].t, expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("direction", [1, -1, 0])
@@ -157,15 +157,10 @@ def test_a_zero_reached_at_the_end_of_a_step_counts_once():
 def test_max_step_finds_what_a_long_step_misses():
     event = Event(lambda t, y: (y - 0.5) ** 2 - 0.01, terminal=False)
     y0 = torch.zeros((), dtype=torch.float64)
-    counts = [
-        len(
-            solve(lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], event=event, first_step=1.0, max_step=step)
-            .events[0]
-            .t
-        )
-        for step in (math.inf, 0.1)
-    ]
-    assert counts == [0, 2]
+    for max_step, count in ((math.inf, 0), (0.1, 2)):
+        steps = {"first_step": 1.0, "max_step": max_step}
+        solution = solve(lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], event=event, **steps)
+        assert len(solution.events[0].t) == count
 
 
 def test_low_precision_and_structure_are_those_of_the_solve():

@@ -67,7 +67,7 @@ def finite_difference(loss, tensor, direction, eps=1e-5):
     return (values[0] - values[1]) / (2 * eps)
 
 
-# Tested with every mode in test_all_modes.
+# Tested with every mode in test_gradient_modes.
 SLOW_METHODS = {"tsit5", "bosh3", "midpoint"}
 
 

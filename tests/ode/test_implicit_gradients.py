@@ -174,7 +174,7 @@ def test_the_gradient_of_complex_states(name):
             assert torch.allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if isinstance(m, ImplicitTableau | Rosenbrock)])
+@pytest.mark.parametrize("method", IMPLICIT)
 def test_states_have_a_graph_only_if_something_requires_a_gradient(method):
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     kwargs = {"method": method, "steps": 4}

@@ -132,12 +132,12 @@ def test_dtypes(kind, dtype, time_dtype, method):
     """f gets the times in the dtype of the state, and the states keep it."""
     field, y0, seen = Field(dtype), as_state(Y0.to(dtype), kind), []
 
-    def watched(t, y):
+    def recorded(t, y):
         seen.append((t.dtype, t.dim()))
         return field(t, y)
 
     def call(integrate, _):
-        return integrate(watched, y0, TIMES.to(time_dtype), method=method, rtol=1e-5, atol=1e-5)
+        return integrate(recorded, y0, TIMES.to(time_dtype), method=method, rtol=1e-5, atol=1e-5)
 
     a, b = map(flat, run_both(call))
     assert a.dtype == b.dtype == dtype

@@ -207,12 +207,11 @@ class NodeQuadrature:
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Add the integral over the step."""
-        if not self.field._accumulator.tensors:
+        accumulator = self.field._accumulator
+        if not accumulator.tensors:
             return
         for weight, time, z in self.stepper.quadrature_points():
-            torch._foreach_add_(
-                self.field._accumulator.totals, self.field.integrand(time, z), alpha=-weight * self.scale
-            )
+            torch._foreach_add_(accumulator.totals, self.field.integrand(time, z), alpha=-weight * self.scale)
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
         """Nothing was added."""

@@ -22,14 +22,7 @@ from odebench.ode.arguments import as_positive_integer
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
 from odebench.ode.gradients.stage_backward import OutputGradients, backward_through_stages
-from odebench.ode.gradients.step_history import (
-    AcceptedStep,
-    GraphHistory,
-    Stage,
-    StageRecorder,
-    StateHistory,
-    shares_last_stage,
-)
+from odebench.ode.gradients.step_history import AcceptedStep, GraphHistory, Stage, StageRecorder, StateHistory
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
@@ -133,15 +126,9 @@ class _CheckpointSolve(torch.autograd.Function):
         if keeps_graphs:
             assert isinstance(plan.method, Tableau)
             history = GraphHistory(field, plan.method, first)
+        observers = (*observers, history)
         result = integrate(
-            field,
-            y0,
-            problem.times,
-            plan,
-            problem.stats,
-            f=first.f.detach(),
-            observers=(*observers, history),
-            detector=detector,
+            field, y0, problem.times, plan, problem.stats, f=first.f.detach(), observers=observers, detector=detector
         )
         history.close(result.end_time)
         results.append(result)
@@ -199,7 +186,7 @@ def _recomputed_stages(
 
     for n, y in history.reversed_steps(advance):
         step = history.steps[n]
-        needs_last = bool(outputs.inside_step(n)[0]) and not shares_last_stage(plan, history, n)
+        needs_last = bool(outputs.inside_step(n)[0]) and not history.shares_last_stage(plan, n)
         stepper = with_last if needs_last else without_last
         field.recording, field.with_graphs, field.stages = True, with_graphs, []
         stepper.start(step.t, y, None)

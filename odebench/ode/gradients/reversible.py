@@ -58,14 +58,7 @@ class ReversibleGradient:
         first = first_evaluation(problem, self.name)
         results: list[IntegrationResult] = []
         states = _ReversibleSolve.apply(
-            problem,
-            plan,
-            observers,
-            first,
-            results,
-            problem.y0,
-            *first.parameters,
-            *problem.args,
+            problem, plan, observers, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
 

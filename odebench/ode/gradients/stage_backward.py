@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odebench.ode.dense import evaluate_weights
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
-from odebench.ode.gradients.step_history import Stage, StepHistory, shares_last_stage
+from odebench.ode.gradients.step_history import Stage, StepHistory
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import EvaluationGraph
@@ -118,7 +118,7 @@ def _output_gradient_of_last_stage(
     plan: SolvePlan, history: StepHistory, outputs: OutputGradients, n: int
 ) -> Tensor | None:
     """dL/dk [N] of step n's last stage through the outputs inside that step, if step n + 1 has to add it."""
-    if n < 0 or not outputs.inside_step(n)[0] or not shares_last_stage(plan, history, n):
+    if n < 0 or not outputs.inside_step(n)[0] or not history.shares_last_stage(plan, n):
         return None
     method = plan.method
     assert isinstance(method, Tableau)

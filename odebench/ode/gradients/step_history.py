@@ -42,6 +42,13 @@ class StepHistory:
         """See ``SolvePlan.time_direction``."""
         return plan.time_direction(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
+    def shares_last_stage(self, plan: SolvePlan, n: int) -> bool:
+        """Whether the last stage of step n is the first of step n + 1, where its gradient is computed."""
+        method = plan.method
+        assert isinstance(method, Tableau)
+        follows = n + 1 < len(self.steps) and self.steps[n].t_next not in plan.jump_times
+        return method.fsal and not method.extra_c and follows
+
     def close(self, end: float) -> None:
         """Drop what follows time ``end``, where the last step of the solve ended."""
         while self.steps and (self.steps[-1].t - end) * self.steps[-1].h >= 0:
@@ -224,12 +231,4 @@ class GraphHistory(StepHistory):
             )
         while self._stages:
             n, stages = len(self._stages) - 1, self._stages.pop()
-            yield n, stages[: self._method.stages - 1] if shares_last_stage(plan, self, n) else stages
-
-
-def shares_last_stage(plan: SolvePlan, history: StepHistory, n: int) -> bool:
-    """Whether the last stage of step n is the first of step n + 1, where its gradient is computed."""
-    method = plan.method
-    assert isinstance(method, Tableau)
-    follows = n + 1 < len(history.steps) and history.steps[n].t_next not in plan.jump_times
-    return method.fsal and not method.extra_c and follows
+            yield n, stages[: self._method.stages - 1] if self.shares_last_stage(plan, n) else stages

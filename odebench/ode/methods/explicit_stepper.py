@@ -24,24 +24,24 @@ class StageBuffer:
 
     def __init__(self, method: Tableau, y: Tensor) -> None:
         self._matrix = y.new_empty(method.dense_stages, y.numel())
-        self._rowss = self._matrix.unbind()
+        self._rows = self._matrix.unbind()
         # For each row of the tableau the matrix [N, i] of the first i stages and a vector of the weights, cached since
         # for a small state slicing takes as long as the product.
         self._products: dict[int, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
 
     def set(self, i: int, k: Tensor) -> None:
         """Store k [N] as stage i."""
-        row = self._rowss[i]
+        row = self._rows[i]
         if k is not row:
             row.copy_(k)
 
     def out(self, i: int) -> Tensor:
         """Memory that stage i [N] may be written to before ``set``."""
-        return self._rowss[i]
+        return self._rows[i]
 
     def get(self, i: int) -> Tensor:
         """Stage i [N]."""
-        return self._rowss[i]
+        return self._rows[i]
 
     def first(self, count: int) -> Tensor:
         """The first stages [count, N]."""
@@ -55,7 +55,7 @@ class StageBuffer:
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N]."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
-        return torch.addmv(self._rowss[0], rows, vector, beta=0, alpha=h)
+        return torch.addmv(self._rows[0], rows, vector, beta=0, alpha=h)
 
     def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
         # The key is the identity, since hashing the row would take as long; the entry keeps the row alive.
@@ -190,11 +190,9 @@ class ExplicitRungeKuttaStepper:
         if method.dense is not None:
             self._unpack()
             stage_times = self._stage_times(t, h, method.extra_c) if method.extra_c else ()
-            for i, row in enumerate(method.extra_a):
+            for i, (time, row) in enumerate(zip(stage_times, method.extra_a, strict=True), start=method.stages):
                 y_i = self._stages.combine(y, row, h)
-                self._stages.set(
-                    method.stages + i, self._field(stage_times[i], y_i, method.stages + i == method.end_stage)
-                )
+                self._stages.set(i, self._field(time, y_i, i == method.end_stage))
             self._has_extra_stages = True
             return Interpolant(t, h, y, self._stages.first(method.dense_stages), method.dense)
         mean = (y_next - y) / h
@@ -225,9 +223,8 @@ class ExplicitRungeKuttaStepper:
         with torch.no_grad():
             rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
             slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
-            slope_norm, state_norm = torch.linalg.vector_norm(
-                _tensor(weights, slopes.dtype, slopes.device) @ slopes, dim=1
-            ).tolist()
+            differences = _tensor(weights, slopes.dtype, slopes.device) @ slopes
+            slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
         return slope_norm / state_norm if state_norm > 0 else 0.0
 
     def _unpack(self) -> None:

@@ -140,9 +140,8 @@ class ImplicitRungeKuttaStepper:
             a = self._a[here, here]
             base = y + self._a[here, : group.start] @ w[: group.start]
             if not self._method.a[group.start][group.start] and len(group) == 1:
-                w[here] = h * (
-                    self.slope(t, y) if group.start == 0 else self._field(stage_times[group.start], base[0], True)
-                )
+                first = group.start == 0
+                w[here] = h * (self.slope(t, y) if first else self._field(stage_times[group.start], base[0], True))
                 continue
             stages = StageEquations(
                 lambda i, stage, first=group.start: h * self._field(stage_times[first + i], stage, True),  # type: ignore[misc]

@@ -213,7 +213,7 @@ def difference_jvp(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
 
 @dataclass
 class JacobianProducts:
-    """JacobianProducts of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
+    """Products of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
 
     rate: FieldAtTime
     y: Tensor

@@ -27,7 +27,7 @@ class ReversibleRungeKuttaStepper:
         self, method: ReversibleRungeKutta, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
-        self._field, self._stage_times = field, _StepTimes(field, one_sided)
+        self._field, self._stage_times = field, _StageTimes(field, one_sided)
         with_graph = torch.is_grad_enabled()
         self._forward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
         self._backward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
@@ -107,7 +107,7 @@ class AsynchronousLeapfrogStepper:
     def __init__(
         self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
     ) -> None:
-        self._method, self._field, self._stage_times = method, field, _StepTimes(field, one_sided)
+        self._method, self._field, self._stage_times = method, field, _StageTimes(field, one_sided)
         # The error estimate of adaptive steps includes the drift of v; fixed steps need the monitor.
         self._drift = None if method.adaptive else _DriftMonitor(False)
         self.failure: Status | None = None
@@ -160,7 +160,7 @@ class ReversibleHeunStepper:
     order = 2  # of the error estimate
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
-        self._method, self._field, self._stage_times = method, field, _StepTimes(field, one_sided)
+        self._method, self._field, self._stage_times = method, field, _StageTimes(field, one_sided)
         self._drift = _DriftMonitor(method.adaptive)
         self.failure: Status | None = None
 
@@ -229,9 +229,9 @@ class _DriftMonitor:
         return distance > MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
 
 
-class _StepTimes:
-    """Times t + c_i h of a step as f gets them; unless ``one_sided``, the direction of time, is 0, those at the ends of
-    the step are moved just inside it. A step of size 0 stands for the start of the first step."""
+class _StageTimes:
+    """The times t + c_i h of stages, as f gets them; unless ``one_sided``, the direction of time, is 0, those at the
+    ends of the step are moved just inside it. A step of size 0 stands for the start of the first step."""
 
     def __init__(self, field: Any, one_sided: float) -> None:
         self._field, self._one_sided = field, one_sided

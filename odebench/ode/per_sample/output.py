@@ -86,7 +86,10 @@ class RowOutputRecorder:
 
     def collect(self) -> Tensor:
         """The states [T, B, n], NaN where not reached."""
-        return assemble(self._states, self._flat_idx, self._num_times, self._problem.num_rows)
+        found, num_rows = torch.cat(self._states), self._problem.num_rows
+        empty = found.new_full((self._num_times * num_rows, found.shape[1]), float("nan"))
+        full = empty.index_copy(0, torch.cat(self._flat_idx).to(found.device), found)
+        return full.view(self._num_times, num_rows, found.shape[1])
 
 
 def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -> Tensor:
@@ -100,11 +103,3 @@ def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -
     if len(outputs.end_idx):
         parts.append(take_rows(step.y_next, outputs.end_idx))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def assemble(states: list[Tensor], flat_idx: list[Tensor], num_times: int, num_rows: int) -> Tensor:
-    """[T, B, n] from pieces [P, n] and their indices [P]; NaN where there is none."""
-    found = torch.cat(states)
-    empty = found.new_full((num_times * num_rows, found.shape[1]), float("nan"))
-    full = empty.index_copy(0, torch.cat(flat_idx).to(found.device), found)
-    return full.view(num_times, num_rows, found.shape[1])

@@ -46,16 +46,11 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
         states = _with_time_gradient(problem, states)
     if plan.tolerance is None:
         _mark_non_finite(loop, states)
-    rows = _row_stats(loop)
+    ends = loop.outcomes
+    rows = RowStats(tuple(ends.status), ends.time, problem.evaluations(), ends.accepted, ends.rejected)
     problem.stats.accepted, problem.stats.rejected = int(rows.accepted.sum()), int(rows.rejected.sum())
-    return Solution(
-        problem.t,
-        problem.unflatten(states),
-        problem.stats,
-        _outcome(loop, states),
-        events=() if detector is None else detector.collect(),
-        rows=rows,
-    )
+    outcome, events = _outcome(loop, states), () if detector is None else detector.collect()
+    return Solution(problem.t, problem.unflatten(states), problem.stats, outcome, events=events, rows=rows)
 
 
 def _check_supported(plan: SolvePlan, gradient: Any, event: Any) -> str:
@@ -84,11 +79,6 @@ def _check_transforms(problem: RowProblem, mode: str) -> None:
         rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     if under_vmap(problem.y0) or under_vmap(rate):
         raise ValueError("stepping='per_sample' does not support torch.func.vmap; make the batch its rows instead")
-
-
-def _row_stats(loop: RowLoop) -> RowStats:
-    ends = loop.outcomes
-    return RowStats(tuple(ends.status), ends.time, loop.problem.evaluations(), ends.accepted, ends.rejected)
 
 
 def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
