@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +25,8 @@ from odebench.ode.solution import SolveOutcome, Stats, Status
 from odebench.ode.torch_func import under_vmap
 
 
-class Observer(Protocol):
-    """Called at every attempted step with its start t and y [N], and its signed size h."""
+class Observer:
+    """Called at every attempted step with its start t and y [N], and its signed size h; does nothing by default."""
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
         """A step is about to be tried."""

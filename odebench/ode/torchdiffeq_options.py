@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.control import Controller, Norm, Tolerance, rms
+from odebench.ode.integrate import Observer
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
@@ -348,7 +349,7 @@ def _constructed_grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class CallbackObserver:
+class CallbackObserver(Observer):
     """An observer that calls the user's functions (t, y, dt) at steps, dt positive.
 
     unflatten: from a flat state [N] to the state that the callbacks get.

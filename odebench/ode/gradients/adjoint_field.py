@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
+from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import JacobianBlock, as_real, from_real, jacobian_block, real_size
 from odebench.ode.problem import InitialValueProblem, flatten
@@ -164,7 +165,7 @@ class AdjointField:
 
 
 @dataclass
-class StageQuadrature:
+class StageQuadrature(Observer):
     """Sums ``scale`` times the integral of a^T df/dtheta over the accepted steps, with the weights of the method."""
 
     field: AdjointField
@@ -194,16 +195,13 @@ class StageQuadrature:
 
 
 @dataclass
-class NodeQuadrature:
+class NodeQuadrature(Observer):
     """``StageQuadrature`` for an implicit method: evaluates the integrand at the nodes of accepted steps only, as the
     iterations need no parameter gradient."""
 
     field: AdjointField
     stepper: Any
     scale: float
-
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing is added before the step is accepted."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Add the integral over the step."""
@@ -212,6 +210,3 @@ class NodeQuadrature:
             return
         for weight, time, z in self.stepper.quadrature_points():
             torch._foreach_add_(accumulator.totals, self.field.integrand(time, z), alpha=-weight * self.scale)
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing was added."""

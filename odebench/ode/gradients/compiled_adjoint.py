@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
+from odebench.ode.integrate import Observer
 from odebench.ode.methods.compiled_step import StepFunction, compile_or_fall_back, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import InitialValueProblem, StateLayout
@@ -67,22 +68,16 @@ class CompiledAdjointStepper:
 
 
 @dataclass
-class StepQuadrature:
+class StepQuadrature(Observer):
     """Sums ``scale`` times the integral of a^T df/dtheta over the accepted steps."""
 
     stepper: CompiledAdjointStepper
     scale: float
 
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing is added before the step is accepted."""
-
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Add the integral over the step: dL/dtheta grows by it backward in time."""
         if self.stepper.integrals:
             torch._foreach_add_(self.stepper.totals, self.stepper.integrals, alpha=-self.scale)
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """The next attempt has new integrals."""
 
 
 def _has_saved_tensor_hooks() -> bool:

@@ -81,20 +81,14 @@ def _check_supported(plan: SolvePlan, detector: EventDetector | None) -> None:
 
 
 @dataclass
-class _StepRecorder:
+class _StepRecorder(Observer):
     """Records the start and the signed size of the accepted steps."""
 
     steps: list[tuple[float, float]]
 
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing is recorded before the step is accepted."""
-
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Append the step."""
         self.steps.append((t, h))
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Rejected steps are not recorded."""
 
 
 class _ReversibleSolve(torch.autograd.Function):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from odebench.ode.gradients.captured_tensors import FirstEvaluation
+from odebench.ode.integrate import Observer
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import EvaluationGraph, FieldArguments, InitialValueProblem, flatten
@@ -23,7 +24,7 @@ class AcceptedStep:
     t_next: float
 
 
-class StepHistory:
+class StepHistory(Observer):
     """Records the accepted steps of a solve, in order."""
 
     def __init__(self) -> None:
@@ -34,9 +35,6 @@ class StepHistory:
         if self.steps:
             self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=t)
         self.steps.append(AcceptedStep(t, h, t + h))
-
-    def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Rejected steps are not recorded."""
 
     def time_direction(self, plan: SolvePlan) -> float:
         """See ``SolvePlan.time_direction``."""
@@ -93,9 +91,6 @@ class StateHistory(StepHistory):
     def __init__(self, limit: int | None) -> None:
         super().__init__()
         self.checkpoints = CheckpointStore(limit)
-
-    def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Nothing is recorded before the step is accepted."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Append the step, and perhaps its state."""
