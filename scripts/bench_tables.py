@@ -1,4 +1,4 @@
-"""The tables of the bench, for ``render_tables.py``."""
+"""The benchmark tables, for ``render_tables.py``."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ def bench_tables(rows: list[Row]) -> str:
     parts = []
     for (case, family, tol), group in report.groups(rows).items():
         errors = {name: title for name, title in ERRORS.items() if any(row[name] is not None for row in group)}
-        by_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation may be of some of the rows
+        has_rows = any(row["variant"] == "per_sample" for row in group)  # an evaluation may be of some of the rows
         lines = [
             [
                 *(f"{row['library']} {row['variant'] or ''}".rstrip(), row["mode"], f"`{row['method']}`"),
                 f"{milliseconds(row['time_min_ms'])}, {milliseconds(row['time_median_ms'])}",
                 f"{row['ratio_min']:.2f}, {row['ratio_median']:.2f}" if row["ratio_min"] is not None else "–",
                 *(milliseconds(row["bare_ms"]), evaluations(row)),
-                *([f"{row['rows_forward']:,}" if row["rows_forward"] else "–"] if by_rows else []),
+                *([f"{row['rows_forward']:,}" if row["rows_forward"] else "–"] if has_rows else []),
                 f"{row['accepted']} + {row['rejected']}" if row["accepted"] is not None else "–",
                 *(scientific(row[name]) for name in errors),
                 f"{row['peak_mib']:.3g}" if row["peak_mib"] is not None else "–",
@@ -48,14 +48,14 @@ def bench_tables(rows: list[Row]) -> str:
         description = CASES[case].description
         title = f"`{case}`, {family}, tol {tol:g}. {description[0].upper()}{description[1:]}."
         header = [*FAMILY_HEADER, *errors.values(), "peak MiB"]
-        if by_rows:
+        if has_rows:
             header.insert(header.index("steps"), "rows evaluated")
         parts.append(f"{title}\n\n{markdown(header, lines)}")
     return "\n\n".join([*parts, bench_measured_on(rows)])
 
 
 def bench_summary(rows: list[Row]) -> str:
-    """odebench beside torchdiffeq: a line for each default case, a column for each default mode."""
+    """odebench against torchdiffeq: a line for each default case, a column for each mode."""
     lines, used = [], []
     for case in DEFAULT_CASES:
         cells = []
@@ -128,5 +128,5 @@ def mode_table(rows: list[Row]) -> str:
 
 
 def evaluations(row: Row) -> str:
-    """Forward, and backward if there are any."""
+    """Forward evaluations, and backward ones if there are any."""
     return f"{row['nfe_forward']} + {row['nfe_backward']}" if row["nfe_backward"] else f"{row['nfe_forward']}"

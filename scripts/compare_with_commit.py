@@ -3,7 +3,7 @@
     python scripts/compare_with_commit.py COMMIT [--keep FOLDER] [--only NAME ...]
 
 Both trees train the same tiny models from the same seed, on one CPU thread, once to the end and once to a SIGTERM.
-Everything that a run leaves must be equal, except times and other values that change from process to process
+All files of a run must be equal, except times and other values that change from process to process
 (``IGNORED``). Then the current tree evaluates, resumes and reports runs that COMMIT made; its results must equal those
 of COMMIT.
 
@@ -36,7 +36,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Every training takes six steps in two epochs; those that are stopped leave after the fourth step.
+# Every training takes six steps in two epochs; those that are stopped end after the fourth step.
 STOP_AFTER = 4
 INTERRUPTED = 75  # exit code of a run that a signal has stopped
 COMMON = "seed=1 device=cpu trainer.threads=1 trainer.log_every=1 eval_tol=1e-4"
@@ -51,7 +51,7 @@ POINTS = (
 CNF = "model=cnf model.width=8 model.hidden=8 model.end_time=1 tol=1e-3"
 SERIES = "data.train_limit=60 data.validation=20 trainer.batch_size=20 trainer.epochs=2"
 
-# Tasks and gradient modes; of these a finished and an interrupted run are also taken up by both trees.
+# Tasks and gradient modes; both trees also evaluate a finished and resume an interrupted run of each.
 TASKS = {
     "classification_adjoint": f"gradient=adjoint {IMAGES}",
     "classification_backprop": f"solver=rk4 solver.steps=2 eval_solver=dopri5 gradient=backprop optim=sgd {IMAGES}",
@@ -158,12 +158,12 @@ class Tree:
         self.folder.mkdir(parents=True)
         found = subprocess.run(
             [sys.executable, "-c", "import odebench; print(odebench.__file__)"],
-            **(self.place() | {"stdout": subprocess.PIPE, "text": True, "check": True}),
+            **(self.options() | {"stdout": subprocess.PIPE, "text": True, "check": True}),
         ).stdout
         if not Path(found).is_relative_to(self.code):
             raise SystemExit(f"{found.strip()} is imported in place of what {self.code} holds")
 
-    def place(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Arguments of subprocess: this tree's code, one thread."""
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return {"cwd": self.folder, "env": {**os.environ, **one_thread, "PYTHONPATH": str(self.code)}}
@@ -184,7 +184,7 @@ class Job:
         printed = self.tree.folder / f"{self.name.replace(' ', '_')}.txt"
         with open(printed, "wb") as out:
             command = [sys.executable, *self.python, *self.words]
-            code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, **self.tree.place()).returncode
+            code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, **self.tree.options()).returncode
         if code == self.expected:
             return ""
         last = printed.read_text(errors="replace").splitlines()[-1:] or [""]
@@ -223,7 +223,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
     for name in tasks:
         run_all(report, [train(tree, name, f"stopped/{name}", "stop") for tree in trees])
         report.check(f"stop {name}", *(record(tree.folder / "stopped" / name) for tree in trees))
-        # From here on, both trees go on with runs that the base tree made.
+        # From here on, both trees use runs that the base tree made.
         shutil.rmtree(ours.folder / "stopped" / name, ignore_errors=True)
         shutil.copytree(base.folder / "stopped" / name, ours.folder / "stopped" / name)
         for tree in trees:
@@ -265,7 +265,7 @@ def run_all(report: Report, jobs: Sequence[Job]) -> None:
 
 
 def record(folder: Path) -> Content:
-    """All that a run left."""
+    """The content of all files of a run."""
     content = files(folder)
     if folder.is_dir():
         content |= flat("TensorBoard", events(folder))
@@ -316,7 +316,7 @@ def events(folder: Path) -> dict[str, Any]:
 
 
 def hparams(content: bytes) -> list[str]:
-    """Lines of one part of what the HParams table is fed by, without its time."""
+    """One part of the data of the HParams table as lines of text, without its time."""
     data = HParamsPluginData.FromString(content)
     for part, moment in (
         ("experiment", "time_created_secs"),

@@ -10,12 +10,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Three digits."""
+    """Format with three digits, without decimals from 100 on."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def scientific(value: float | None) -> str:
-    """Two digits."""
+    """Format with two digits."""
     return "–" if value is None else f"{value:.1e}"

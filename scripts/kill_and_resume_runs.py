@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # else imported in each child
+import torch._dynamo  # otherwise imported in each child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odebench.config.compose import compose

@@ -68,9 +68,9 @@ def main() -> None:
             folder = Path(temporary)
             difference = gradient_difference(folder, words)
             one, two = (f"{step_ms(folder, processes, words, iterations):.0f}" for processes in (1, 2))
-        its = {"training": name, "difference": f"{difference:.1e}", "one_process_ms": one, "two_processes_ms": two}
-        rows.append({**its, **results.machine_here(), **results.versions_here()})
-        print(its, flush=True)
+        measured = {"training": name, "difference": f"{difference:.1e}", "one_process_ms": one, "two_processes_ms": two}
+        rows.append({**measured, **results.machine_here(), **results.versions_here()})
+        print(measured, flush=True)
     print(results.keep("ranks", rows))
 
 

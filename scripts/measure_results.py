@@ -28,12 +28,7 @@ PICTURES = ROOT / "docs" / "pictures"
 
 SMALL = {name: [f"model={name}"] for name in ("odenet", "rknet", "resnet", "mlp")}
 MNIST = {
-    f"mnist_{name}": [
-        f"model={name}",
-        "data=mnist",
-        "trainer.epochs=1",
-        "trainer.batch_size=128",
-    ]
+    f"mnist_{name}": [f"model={name}", "data=mnist", "trainer.epochs=1", "trainer.batch_size=128"]
     for name in ("odenet", "rknet", "resnet")
 }
 TOLERANCES = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
@@ -63,7 +58,7 @@ def run(name: str, overrides: list[str]) -> None:
 
 
 def row_of(name: str) -> dict[str, object]:
-    """The numbers of one run, with what they were measured on."""
+    """The results of one run, with machine and versions."""
     record = read_run(RUNS / name)
     summary, manifest = record.summary, record.manifest
     command = [word for word in (RUNS / name / "overrides.txt").read_text().split() if not word.startswith("run_dir=")]
@@ -98,7 +93,7 @@ def write() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
         rows = [row_of(run) for run in runs]
-        if name == "memory":  # trainings of a few steps: their times say nothing
+        if name == "memory":  # trainings of a few steps: their times mean little
             rows = [{key: row[key] for key in row if key not in ("step_ms", "images_per_s", "seconds")} for row in rows]
         results.keep(name, rows)
     curves = {name: read_run(RUNS / name).metrics for name in SMALL}
@@ -109,8 +104,8 @@ def write() -> None:
         points.setdefault(row["gradient"], []).append({**point, "tol": float(row["tol"])})
     memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    ends = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
-    readme = replace_between(readme, "first_run", f"```text\n{ends}\n```")
+    table = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
+    readme = replace_between(readme, "first_run", f"```text\n{table}\n```")
     (ROOT / "README.md").write_text(readme, encoding="utf-8")
     for page, with_tables in PAGES.items():
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -125,7 +120,7 @@ def main() -> None:
         compare = [str(scripts / "compare_training_step.py"), "--model", "odenet", "--output", str(steps)]
         subprocess.run([sys.executable, *compare], check=True)
         subprocess.run([sys.executable, str(scripts / "results.py"), "training_step", str(steps)], check=True)
-        # What is timed comes first, the memory, which no neighbour disturbs, last.
+        # Timed runs first; other processes do not affect the memory.
         for name, overrides in {**MNIST, **SMALL, **MEMORY}.items():
             run(name, overrides)
     write()

@@ -115,7 +115,7 @@ PAGES = {
 
 
 def accuracy_table(rows: list[dict[str, str]]) -> str:
-    """Trainings."""
+    """One line per training: accuracy, costs, time."""
     header = ["model", "gradient", "parameters", "test accuracy (95 % interval)", "NFE forward + backward"]
     header += ["peak memory a step", "images/s", "total time"]
     lines = []
@@ -192,7 +192,7 @@ def step_table(rows: list[dict[str, str]]) -> str:
         ]
         gradient = ours["gradient"]
         if theirs["gradient"] != gradient:
-            gradient = f"{gradient} beside {theirs['gradient']}"
+            gradient = f"{gradient} (torchdiffeq: {theirs['gradient']})"
         lines.append([gradient, ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
         if has_field:
             lines[-1].append(", ".join(row[f"{unit}_per_s_bare"] for row in (ours, theirs)))

@@ -9,13 +9,13 @@ from formatting import markdown, milliseconds, scientific
 from odebench.reporting.table import display_scale, format_number
 from odebench.reproduce.catalogue import find_reproduction
 
-# A row of one of its files.
+# A row of a file that `odebench reproduce` wrote.
 Row = dict[str, str]
 
 MINUTES = "final/minutes"
 PARTIAL = "partial budget"
 AS_PUBLISHED = "as published"
-# Of single numbers, the best first.
+# On published values, the best first.
 VERDICTS = ("reproduced", "not reached", PARTIAL)
 
 

@@ -4,7 +4,7 @@
 
 RMSE against the curve without noise, within the window and beyond: of training series whose curve goes on far enough,
 of the test series, and of these from the initial states that explain their observed points best, found by gradient
-descent from what the encoder says. What these leave is the field's and the decoder's; the rest is the encoder's. The
+descent from the encoder's mean. The error that remains is that of field and decoder, the rest is the encoder's. The
 mean over the runs of each number of points goes to docs/results/spiral-errors.*.csv and to docs/reproduced.md.
 """
 
@@ -50,13 +50,13 @@ def errors(run: TrainedRun, series: SeriesSplit, best: bool) -> tuple[float, flo
 
 
 def decoded(model: torch.nn.Module, z0: Tensor, times: Tensor) -> Tensor:
-    """What solutions from z0 [B, L] look like: [B, T, D]."""
+    """Decode the solutions from z0 [B, L]: [B, T, D]."""
     latents, _ = model.solve(z0.unsqueeze(0), times, solve)
     return model.decoder(latents)[0]
 
 
 def best_states(model: torch.nn.Module, z0: Tensor, times: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The modes of p(z0 | observed points), searched from z0 on."""
+    """The modes of p(z0 | observed points), found by gradient descent from z0."""
     z = z0.clone().requires_grad_()
     optimizer = torch.optim.Adam([z], lr=LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)

@@ -1,4 +1,4 @@
-"""What all tests share: which of them run by default, one thread, and a training small enough for a test."""
+"""Shared by all tests: which of them run by default, one thread, and a small training."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ TINY = [
     "trainer.log_every=1",
     "device=cpu",
 ]
-# What a marker needs: its programs, and the Debian packages that bring them. Daemons stand in /usr/sbin.
+# Marker -> programs that it needs, and their Debian packages. Daemons are in /usr/sbin.
 PROGRAMS = {
     "browser": (("chromium", "chromedriver"), "chromium chromium-driver"),
     "slurm": (("slurmctld", "slurmd", "munged", "sbatch"), "slurmctld slurmd slurm-client munge"),
@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skips what this machine cannot run, and the slow tests unless asked for, each with its reason."""
+    """Skip tests that this machine cannot run, and slow ones unless --slow is given, each with its reason."""
     reasons = {} if config.getoption("--slow") else {"slow": "slow; pytest --slow runs it"}
     for marker, (programs, packages) in PROGRAMS.items():
         missing = [program for program in programs if shutil.which(program, path=SEARCHED) is None]

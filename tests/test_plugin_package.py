@@ -1,4 +1,4 @@
-"""A small package of somebody else's, outside the tree: its model, data and method through the real command line."""
+"""A small package of a user, outside the tree: its model, data and method through the real command line."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def configs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(configs, tmp_path):
-    """Words of `odebench train` that choose their model, with its runs in a temporary folder."""
+    """Arguments of `odebench train` that choose their model, with its runs in a temporary folder."""
     chosen = ["model=spiral", "extensions=[theirlab.parts]", *TRAINER, f"outputs={tmp_path / 'outputs'}"]
     return ["train", "--config-dir", str(configs), *chosen]
 
@@ -123,7 +123,7 @@ def test_it_trains_and_is_evaluated_without_naming_its_folder_again(command, tmp
     assert sum(label == prediction for _, label, prediction, _ in rows) > 28
 
 
-def test_it_goes_on_after_a_stop_without_naming_its_folder_again(command, tmp_path, monkeypatch):
+def test_it_resumes_without_naming_its_folder_again(command, tmp_path, monkeypatch):
     take = loop.train_step
 
     def stopped_after_two(training, *rest):
@@ -172,7 +172,7 @@ def test_its_options_are_listed(kind, row, configs, capsys):
     ],
     ids=lambda value: value if "=" in value else "",
 )
-def test_a_mistake_is_one_line_and_starts_nothing(word, line, command, tmp_path, capsys):
+def test_an_error_is_one_line_and_starts_nothing(word, line, command, tmp_path, capsys):
     assert main([*command, word]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -181,7 +181,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(word, line, command, tmp_path,
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_setting_that_its_yaml_mistypes_is_told_too(command, configs, capsys):
+def test_a_mistyped_setting_in_its_yaml_is_reported(command, configs, capsys):
     path = configs / "data" / "halves.yaml"
     path.write_text(path.read_text().replace("num:", "nun:"))
     assert main(command) == 2

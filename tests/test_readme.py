@@ -1,4 +1,4 @@
-"""The pages for readers: their commands are ones that this tool takes, their links lead somewhere."""
+"""README and docs: their commands are valid, their Python runs, their links lead somewhere."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ SET_UP = [
     'pip install -e ".[dev]" && odebench train model=odenet solver=dopri5 tol=1e-3',
     'pip install -e ".[dev]" && pytest',
 ]
-# What these verbs do is not done here: they are told apart from what they are given.
+# These verbs are not run; only their arguments are checked.
 NOT_RUN = ("train", "sweep", "eval", "sample", "predict", "resume", "report", "reproduce", "tensorboard")
 
 
@@ -62,7 +62,7 @@ def all_commands():
 
 @pytest.fixture
 def taken(monkeypatch):
-    """What the verbs that are not run were given, instead."""
+    """Arguments of the verbs in NOT_RUN, which are recorded instead of run."""
     noted = []
     for verb in NOT_RUN:
         monkeypatch.setattr(f"odebench.cli.{verb}.run", lambda arguments: noted.append(arguments) or 0)
@@ -83,13 +83,13 @@ def each_job(overrides):
 
 
 def ours(arguments):
-    """Whether the settings need nothing of the reader's own."""
+    """Whether the settings need no files of the reader."""
     words = arguments.overrides
     return getattr(arguments, "config_dir", None) is None and not any(w.startswith("extensions=") for w in words)
 
 
 @pytest.mark.parametrize("words", all_commands())
-def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, monkeypatch, capsys):
+def test_a_command_is_valid_and_its_settings_compose(words, taken, tmp_path, monkeypatch, capsys):
     (tmp_path / "outputs").mkdir()
     monkeypatch.chdir(tmp_path)
     words = [word.replace("=NAME", f"={next(iter(options(word.removesuffix('=NAME'))), '')}") for word in words]
@@ -107,7 +107,7 @@ def test_a_command_is_taken_and_its_settings_compose(words, taken, tmp_path, mon
                 read_settings(override_saved(compose([]), job))
 
 
-def test_the_two_set_up_commands_stand_at_the_top():
+def test_the_two_set_up_commands_come_first():
     assert bash_lines((ROOT / "README.md").read_text(encoding="utf-8"))[:2] == SET_UP
 
 
@@ -117,7 +117,7 @@ def python_blocks(text):
     return [(block[1], block[2] or "") for block in blocks]
 
 
-def test_the_python_of_the_engines_page_prints_what_it_says(capsys):
+def test_the_python_of_the_engine_page_prints_what_the_page_shows(capsys):
     names = {}
     for code, printed in python_blocks(ENGINE.read_text(encoding="utf-8")):
         exec(compile(code, "docs/engine.md", "exec"), names)
@@ -135,7 +135,7 @@ def test_the_python_of_the_readme_runs(monkeypatch):
     assert torch.allclose(names["y"], names["solution"].y, atol=1e-5)
 
 
-def test_the_engines_page_names_every_method_with_its_order_and_cost():
+def test_the_engine_page_names_every_method_with_its_order_and_cost():
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (adaptive|fixed) \|", ENGINE.read_text(encoding="utf-8"), re.M)
     assert sorted(name for name, *_ in rows) == sorted(METHODS)
     for name, order, evaluations, steps in rows:
@@ -146,7 +146,7 @@ def test_the_engines_page_names_every_method_with_its_order_and_cost():
         assert (steps == "adaptive") is method.adaptive, name
 
 
-def test_the_engines_page_names_every_gradient_mode_and_status():
+def test_the_engine_page_names_every_gradient_mode_and_status():
     text = ENGINE.read_text(encoding="utf-8")
     for name in (*GRADIENTS, *(status.value for status in Status)):
         assert f"\n| `{name}` |" in text
@@ -176,7 +176,7 @@ def test_no_link_is_dead(page):
         assert not anchor or path.suffix != ".md" or anchor in anchors(path.read_text(encoding="utf-8")), target
 
 
-def test_the_reading_of_a_page_finds_what_it_should():
+def test_commands_and_links_of_a_page_are_found():
     page = """
 # A page & more
 [a](x.md) ![b](<y.png> "title") <img src="z.svg"> [c](https://no.where) [d](#a-page--more)

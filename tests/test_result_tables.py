@@ -200,16 +200,18 @@ def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):
 
 
 def test_the_table_of_figure_4_has_one_line_per_target_and_size(script):
-    every = {"command": "odebench reproduce figure4", "share": "1.0"}
+    shared = {"command": "odebench reproduce figure4", "share": "1.0"}
     partial = "partial budget, 100 % and 20 % of the published trainings"
     rows = [
-        reproduced("target 1: CNF, M = 2", "test_kl_nats", ours="0.05", **every, verdict=f"as published: x; {partial}"),
-        reproduced("target 1: CNF, M = 2", "minutes", ours="10.6", **every),
-        reproduced("target 1: CNF, M = 2", "", ours="0.04", **every, verdict=f"not as published: x; {partial}")
+        reproduced(
+            "target 1: CNF, M = 2", "test_kl_nats", ours="0.05", **shared, verdict=f"as published: x; {partial}"
+        ),
+        reproduced("target 1: CNF, M = 2", "minutes", ours="10.6", **shared),
+        reproduced("target 1: CNF, M = 2", "", ours="0.04", **shared, verdict=f"not as published: x; {partial}")
         | {"number": "best/kl_nats"},
-        reproduced("target 1: planar flow, K = 2", "test_kl_nats", ours="0.7", **(every | {"share": "0.2"})),
-        reproduced("target 1: planar flow, K = 2", "minutes", ours="5.5", published="6", **(every | {"share": "0.2"})),
-        reproduced("target 1: planar flow, K = 2, in the CNF's time", "", ours="0.01", **(every | {"share": "0.2"}))
+        reproduced("target 1: planar flow, K = 2", "test_kl_nats", ours="0.7", **(shared | {"share": "0.2"})),
+        reproduced("target 1: planar flow, K = 2", "minutes", ours="5.5", published="6", **(shared | {"share": "0.2"})),
+        reproduced("target 1: planar flow, K = 2, in the CNF's time", "", ours="0.01", **(shared | {"share": "0.2"}))
         | {"number": "best/kl_nats"},
     ]
     text = script("reproduction_tables").width_table(rows).splitlines()

@@ -1,4 +1,4 @@
-"""The wheel as a user gets it: built by way of the sdist, installed where no checkout is, run from `/`."""
+"""The wheel as a user gets it: built by way of the sdist, installed without a checkout, run from `/`."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built in an environment of its own, from the sdist, which so proves to be whole."""
+    """Built in a separate environment from the sdist, which is complete if that works."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
     (path,) = folder.glob("*.whl")
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(wheel, tmp_path_factory):
-    """Runs a command of a new environment that holds the wheel, from `/`; returns its stdout.
+    """Run a command of a new environment with the wheel, from `/`; returns its stdout.
 
     The dependencies are those of the environment of the tests: its folder is put at the end of the path. The
     path files in that folder, and with them an editable odebench, are not read there.
@@ -66,13 +66,13 @@ def test_the_wheel_holds_code_and_configs_and_nothing_else(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_it_says_its_version_and_what_there_is_to_choose(run):
+def test_it_prints_its_version_and_lists_options(run):
     assert run("odebench", "--version") == f"odebench {__version__}\n"
     models = [line.split()[0] for line in run("odebench", "list", "models").splitlines()]
     assert models == sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
 
 
-def test_it_trains_and_leaves_a_whole_record(run, tiny_odenet, tmp_path):
+def test_it_trains_and_writes_a_complete_record(run, tiny_odenet, tmp_path):
     out = run("odebench", "train", *tiny_odenet, f"outputs={tmp_path}")
     (folder,) = find_runs(tmp_path)
     assert str(folder) in out

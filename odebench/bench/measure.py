@@ -6,13 +6,15 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from odebench.bench.cases import leaves_of, like_state
 
 _aten = torch.ops.aten
 # Operations whose result the host must wait for.
@@ -141,7 +143,6 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 FIELD_TIMING_S, MAX_FIELD_CALLS = 5e-3, 50
 
-
 FIELD_ONLY, VJPS_TOGETHER, VJP_EACH = "f", "f + products together", "f + product"
 """What is timed of a field alone: evaluations; evaluations and then one backward pass for all vector-Jacobian products,
 as in backpropagation; an evaluation followed by its product, as in an adjoint solve."""
@@ -151,8 +152,8 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
     """A function that times one evaluation of the field alone, or with the product for state and parameters; the mean
     over some milliseconds of calls."""
     gradient = kind != FIELD_ONLY
-    leaves = [leaf.detach().requires_grad_(gradient) for leaf in _leaves(state)]
-    y = tuple(leaves) if isinstance(state, tuple) else leaves[0]
+    leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(state)]
+    y = like_state(state, leaves)
     inputs = [*vector_field.parameters(), *leaves]
     ones = [torch.ones_like(leaf) for leaf in leaves]
 
@@ -160,7 +161,7 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
         rates: list[Tensor] = []
         with torch.set_grad_enabled(gradient):
             for _ in range(number):
-                rate = list(_leaves(vector_field(t, y)))
+                rate = leaves_of(vector_field(t, y))
                 if kind == VJP_EACH:
                     torch.autograd.grad(rate, inputs, ones, allow_unused=True)
                 elif kind == VJPS_TOGETHER:
@@ -172,7 +173,3 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
     number = int(min(MAX_FIELD_CALLS, max(2, FIELD_TIMING_S / timed(lambda: calls(1))())))
     seconds = timed(lambda: calls(number))
     return lambda: seconds() / number
-
-
-def _leaves(state: Any) -> Iterator[Tensor]:
-    return iter(state) if isinstance(state, tuple) else iter((state,))

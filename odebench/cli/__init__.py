@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line: one module a verb, with its options, its help and what it calls.
+"""The command line: one module per verb, with its options, its help and its call.
 
 torch and Hydra are imported only where a verb needs them. Results go to stdout, progress and log to stderr. Exit codes:
 0 done, 1 failed, 2 wrong usage or settings, 3 diverged, 75 stopped by a signal with a checkpoint, 130 stopped by Ctrl-C

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from odebench.cli.options import whole_number
 
-SUMMARY = "measure the solver beside the other libraries that are installed"
+SUMMARY = "compare the solver with other installed libraries"
 HELP = """\
 Compare the solver with torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
-(from the checkout, `pip install -e ".[peers]"`): time in turns, evaluations, errors against a float64 reference,
-memory.
+(from the checkout, `pip install -e ".[peers]"`): time, measured in turns; evaluations; errors against a float64
+reference; memory.
 
 cases: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
@@ -22,7 +22,7 @@ examples:
   odebench bench conv --threads 1 --repeats 30 --output results/conv
   odebench bench stiff --modes forward                    Robertson and van der Pol, by the implicit methods
   odebench bench mlp --work-precision --methods dopri5    figures of error against time and evaluations
-  odebench bench mlp --compile --peers none               compiled beside eager, no other library"""
+  odebench bench mlp --compile --peers none               compiled and eager, no other library"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     cases = parser.add_argument("cases", metavar="CASE", nargs="*", help="benchmark cases")
     cases.required = False
     parser.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
-    parser.add_argument("--peers", metavar="A,B", help="the libraries beside it, or none; by default all installed")
+    parser.add_argument("--peers", metavar="A,B", help="other libraries, or none; by default all installed")
     parser.add_argument("--methods", metavar="A,B", help="solvers; by default each case's own")
     parser.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each case's own")
     parser.add_argument(

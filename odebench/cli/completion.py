@@ -9,7 +9,7 @@ _WITH_CLUSTER = ("sweep", "resume", "reproduce")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell's request and exit; does nothing without argcomplete."""
+    """Answer the completion request of a shell and exit; does nothing without argcomplete."""
     try:
         import argcomplete
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""``odebench doctor``: one line for each thing a run may need, ok or missing, and what to do."""
+"""``odebench doctor``: one line for each thing that a run may need: ok or missing, and what to do."""
 
 import argparse
 import importlib.metadata
@@ -16,8 +16,8 @@ SUMMARY = "what works on this machine and what does not"
 HELP = """\
 Check this machine: versions, device, data, compiler, SLURM, disk. One line each, with what to do."""
 
-# What every run imports, and by package what else needs one.
-_PACKAGES = (
+# Packages that every run imports.
+_REQUIRED_PACKAGES = (
     "torch",
     "hydra-core",
     "omegaconf",
@@ -29,12 +29,13 @@ _PACKAGES = (
     "mlxtend",
     "tqdm",
 )
-_OF_SOME = {
+# Package -> what needs it.
+_OPTIONAL_PACKAGES = {
     "torchvision": "downloads of images",
     "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
     "pandas": "data=gas and hepmass",
 }
-_FEW_GIB = 2.0
+_MIN_FREE_GIB = 2.0
 
 Line = tuple[str, str, str]
 
@@ -46,34 +47,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
-    return examine(arguments.outputs, arguments.data)
-
-
-def examine(outputs: Path, data: str | None) -> int:
-    """Prints the lines; returns 1 where something is missing that every run needs, else 0."""
-    lines = [
-        *_versions(),
-        *_device(),
-        *_data(data),
-        _compiler(),
-        _completion(),
-        _slurm(),
-        _disk(outputs),
-    ]
+    """Print the lines; returns 1 if a package that every run needs is missing."""
+    data, outputs = _data(arguments.data), _disk(arguments.outputs)
+    lines = [*_versions(), *_device(), *data, _compiler(), _completion(), _slurm(), outputs]
     width = max(len(name) for name, _, _ in lines)
     for name, state, text in lines:
         print(f"{name:<{width}}  {state:<7}  {text}")
-    return 1 if any(state == "missing" and name in _PACKAGES for name, state, _ in lines) else 0
+    return 1 if any(state == "missing" and name in _REQUIRED_PACKAGES for name, state, _ in lines) else 0
 
 
 def _versions() -> Iterator[Line]:
     yield "odebench", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
-    for package in (*_PACKAGES, *_OF_SOME):
+    for package in (*_REQUIRED_PACKAGES, *_OPTIONAL_PACKAGES):
         try:
             yield package, "ok", importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            only = f"; only for {_OF_SOME[package]}" if package in _OF_SOME else ""
+            only = f"; only for {_OPTIONAL_PACKAGES[package]}" if package in _OPTIONAL_PACKAGES else ""
             yield package, "missing", f"pip install {package}{only}"
 
 
@@ -83,21 +72,13 @@ def _device() -> Iterator[Line]:
     except (ImportError, OSError) as error:
         yield "device", "missing", f"torch cannot be imported: {error}"
         return
-    yield (
-        "threads",
-        "ok",
-        f"{torch.get_num_threads()} of {os.cpu_count()} cores; trainer.threads=N changes it",
-    )
+    yield "threads", "ok", f"{torch.get_num_threads()} of {os.cpu_count()} cores; trainer.threads=N changes it"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield f"cuda:{index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     elif torch.version.cuda is None:
-        yield (
-            "cuda",
-            "missing",
-            "this torch is built without CUDA (pytorch.org has other builds); runs use the CPU",
-        )
+        yield "cuda", "missing", "this torch is built without CUDA (pytorch.org has other builds); runs use the CPU"
     else:
         yield "cuda", "missing", "no GPU or no driver found (nvidia-smi shows both); runs use the CPU"
 
@@ -116,7 +97,7 @@ def _data(root: str | None) -> Iterator[Line]:
         yield "data root", "missing", str(error)
         return
     except (ImportError, OSError) as error:
-        yield "data root", "missing", f"cannot be looked at: {error}"
+        yield "data root", "missing", f"cannot be read: {error}"
         return
     found = "" if folder.is_dir() else ", to be made by a download; ODEBENCH_DATA chooses another"
     yield "data root", "ok", f"{folder}{found}"
@@ -150,7 +131,7 @@ def _slurm() -> Line:
 
 
 def _disk(outputs: Path) -> Line:
-    """Free space where runs go; the nearest folder that exists tells it."""
+    """Free space for runs, measured at the nearest folder that exists."""
     folder = outputs.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -159,6 +140,6 @@ def _disk(outputs: Path) -> Line:
     free_gib = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
         return "outputs", "missing", f"{folder} cannot be written to; choose another with outputs=DIR"
-    if free_gib < _FEW_GIB:
+    if free_gib < _MIN_FREE_GIB:
         return "outputs", "missing", f"{free_gib:.1f} GiB free at {folder}; choose another with outputs=DIR"
     return "outputs", "ok", f"{free_gib:.0f} GiB free at {folder}"

@@ -10,7 +10,7 @@ SUMMARY = "evaluate a finished run, under another solver or tolerance if you lik
 HELP = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
-Several values a,b make a study: a row for each combination, with NFE, time, and the error of the model's outputs
+Several values a,b give a table with one row per combination: NFE, time, and the error of the model's outputs
 against the same model solved by dopri5 at 1e-9 in float64; with --gradients, or several gradient modes, also the
 memory of a training step and the errors of its gradient. `odebench report` draws them: --figure figure3,
 error-tolerance, nfe-tolerance, gradient-tolerance.
@@ -29,8 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_run(parser)
     add_settings(parser, "settings to change, a,b for several values; split=validation (default), test or train")
-    parser.add_argument("--limit", metavar="N", type=whole_number, help="of the split, only its first N samples")
-    parser.add_argument("--gradients", action="store_true", help="a study, with the errors of the gradient")
+    parser.add_argument("--limit", metavar="N", type=whole_number, help="use only the first N samples of the split")
+    parser.add_argument("--gradients", action="store_true", help="such a table, with the errors of the gradient")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config_dir_of(folder: Path) -> Path | None:
-    """The user's folder of YAML that a run was made with."""
+    """The --config-dir that a run was trained with."""
     from odebench.record.reader import read_run
 
     found = read_run(folder, metrics=False).settings.get("config_dir")

@@ -24,7 +24,7 @@ examples:
   odebench list runs                                      those under outputs/
   odebench list runs outputs/sweeps/2026-11-24"""
 
-# Group -> what `odebench list` calls its options; where a sweep runs is no setting of a training.
+# Group -> the name of its options in `odebench list`. A training has no setting `cluster`.
 _GROUPS = {**PLURALS, "cluster": "clusters"}
 KINDS = (*_GROUPS.values(), "runs")
 
@@ -79,7 +79,7 @@ def _tasks(settings: type | None) -> str:
 
 
 def _solver_row(name: str, comment: str) -> tuple[str, ...]:
-    """The properties of a method; of a plugin's, which its YAML file does not name, only the comment."""
+    """The properties of a method; for a plugin's, which METHODS does not have, only the comment."""
     from odebench.ode.methods import METHODS
 
     method = METHODS.get(name)
@@ -90,7 +90,7 @@ def _solver_row(name: str, comment: str) -> tuple[str, ...]:
 
 
 def list_runs(folder: Path) -> None:
-    """One row a run: its folder, state, choices and last numbers. A damaged run is named on stderr."""
+    """Print one row per run: folder, options, status and results. Damaged runs are reported on stderr."""
     from odebench.record.reader import find_runs, read_overview
     from odebench.sweep.display import STATE_COLUMNS, state_columns
 

@@ -29,14 +29,14 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def add_retries(parser: argparse.ArgumentParser) -> None:
-    """What happens when a job of a sweep fails, and whether to watch jobs on SLURM."""
+    """``--fail-fast``, ``--retry`` and ``--follow``."""
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep when a job fails")
     parser.add_argument("--retry", metavar="N", type=whole_number, default=0, help="try a job that fails N times more")
     parser.add_argument("--follow", action="store_true", help="with SLURM: watch the jobs until they end")
 
 
-def policy_of(arguments: argparse.Namespace) -> "FailurePolicy":
-    """The options of `add_retries`."""
+def failure_policy(arguments: argparse.Namespace) -> "FailurePolicy":
+    """What to do when a job fails, by the options of `add_retries`."""
     from odebench.sweep.attempts import FailurePolicy
 
     if arguments.retry < 0:
@@ -66,7 +66,7 @@ def read_split(overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def check_run(path: str) -> Path:
-    """The folder of a run; raises UsageError if it is none, before torch is imported."""
+    """The folder of a run. Raises UsageError, before torch is imported, if it is not one."""
     from odebench.record.reader import read_run
 
     return read_run(path, metrics=False).path

@@ -7,8 +7,8 @@ from odebench.cli.options import add_run, add_settings, check_run, read_split
 
 SUMMARY = "write a run's predictions for a split as CSV"
 HELP = """\
-Write what a run's model says of each sample of a split, as CSV: of an image its label, the prediction and its
-probability; of a density's sample the log-likelihood; of a series the forecast beside what was observed, a row a time.
+Write the predictions of a run's model for each sample of a split as CSV: for an image its label, the prediction and its
+probability; for a sample of a density its log-likelihood; for a series predicted and observed values, one row per time.
 
 examples:
   odebench predict RUN                                    the validation split, to stdout

@@ -6,11 +6,11 @@ from typing import Any
 
 SUMMARY = "tables, figures and a page of runs and sweeps"
 HELP = """\
-Put runs and sweeps side by side: one table, grouped by the settings that vary, with mean and standard deviation over
-seeds; figures; one HTML page that needs no network. Records are read as they are, also of runs that go on.
+Compare runs and sweeps: a table, grouped by the settings that vary, with mean and standard deviation over seeds;
+figures; one HTML page that needs no network. Runs that are not done yet are included.
 
-Without --output the table goes to the screen (--format csv, markdown or latex: to be piped). A file's suffix says what
-it becomes: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
+Without --output the table goes to the screen (for pipes: --format csv, markdown or latex). The suffix of a file chooses
+its format: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
 
 examples:
   odebench report outputs
@@ -25,12 +25,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     folders = parser.add_argument("folders", metavar="DIR", nargs="*", help="runs, sweeps, or folders of them")
     folders.required = False
     parser.add_argument("--list", action="store_true", help="print the names of the figures")
-    figures = parser.add_argument("--figure", metavar="A,B", help="figures, by name, in place of the table")
+    figures = parser.add_argument("--figure", metavar="A,B", help="names of figures to write instead of the table")
     figures.completer = _complete_figure  # type: ignore[attr-defined]
     parser.add_argument("--format", metavar="FORMAT", help="terminal (default), markdown, csv or latex")
     parser.add_argument("--output", metavar="PATH", type=Path, help="a new file, or a new or empty folder")
-    parser.add_argument("--columns", metavar="A,B", help="numbers, such as final/test_accuracy, or all")
-    parser.add_argument("--split", metavar="SPLIT", default="validation", help="of figures: validation or test")
+    parser.add_argument("--columns", metavar="A,B", help="columns, such as final/test_accuracy, or all")
+    parser.add_argument(
+        "--split", metavar="SPLIT", default="validation", help="split of the results in figures: validation or test"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

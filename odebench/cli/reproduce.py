@@ -4,16 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from odebench.cli.options import add_retries, add_settings, policy_of
+from odebench.cli.options import add_retries, add_settings, failure_policy
 
-SUMMARY = "a published table or figure: its runs, then ours beside the published numbers"
+SUMMARY = "rerun a published table or figure, and compare the results"
 HELP = """\
-Reproduce a published table or figure: train what is missing, then print ours beside the published numbers, with a
-verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command goes on with it, and a sweep
-that is done is only read. budget=full is the published training; budget=small, and medium where there is one, less.
+Reproduce a published table or figure: train what is missing, then compare the results with the published values, with
+a verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command continues it, and only reads
+one that is done. budget=full is the published training; budget=small, and medium if there is one, are shorter.
 
-Further settings go to every run, as cluster ones do to the sweep: seed=0,1,2 gives each row three runs.
-After seed=0 it trains the other two.
+Other settings apply to every run, cluster settings to the sweep: seed=0,1,2 gives each row three runs.
+After seed=0 it trains only the other two.
 
 examples:
   odebench reproduce --list
@@ -24,7 +24,7 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    name = parser.add_argument("name", metavar="NAME", nargs="?", help="of a published table or figure")
+    name = parser.add_argument("name", metavar="NAME", nargs="?", help="name of a published table or figure")
     name.required = False
     name.completer = _complete_name  # type: ignore[attr-defined]
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print_plan(reproduction.plan)
         return 0
-    return run_reproduction(reproduction, policy_of(arguments), arguments.follow)
+    return run_reproduction(reproduction, failure_policy(arguments), arguments.follow)
 
 
 def _complete_name(**_: Any) -> list[str]:

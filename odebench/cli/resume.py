@@ -4,13 +4,13 @@ import argparse
 import shlex
 from pathlib import Path
 
-from odebench.cli.options import add_retries, add_run, add_settings, check_run, policy_of
+from odebench.cli.options import add_retries, add_run, add_settings, check_run, failure_policy
 from odebench.errors import UsageError
 
-SUMMARY = "go on with a run or a sweep that was stopped"
+SUMMARY = "continue a stopped run or sweep"
 HELP = """\
-Go on with a run that was stopped (Ctrl-C, a signal, a time limit), from its last checkpoint, in its folder.
-Of a sweep, all jobs that have not ended run, and no other; settings of the cluster may change.
+Continue a run that was stopped (Ctrl-C, a signal, a time limit) from its last checkpoint, in its folder.
+Of a sweep, only the jobs that have not ended run; cluster settings may change.
 
 examples:
   odebench resume outputs/2026-11-24/14-03-22-123456_odenet_dopri5
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if is_sweep(Path(arguments.run)):
         from odebench.sweep.run import resume_sweep
 
-        return resume_sweep(Path(arguments.run), arguments.overrides, policy_of(arguments), arguments.follow)
+        return resume_sweep(Path(arguments.run), arguments.overrides, failure_policy(arguments), arguments.follow)
     folder = check_run(arguments.run)
     if arguments.overrides:
         raise UsageError(

@@ -3,18 +3,18 @@
 import argparse
 from pathlib import Path
 
-from odebench.cli.options import add_config_dir, add_retries, add_settings, policy_of
+from odebench.cli.options import add_config_dir, add_retries, add_settings, failure_policy
 
 SUMMARY = "train many, on this machine or on a SLURM cluster"
 HELP = """\
-Train once for each combination of values, each job in a process of its own, and end with a table of all.
+Train once for each combination of values, each job in its own process, and print a table of all at the end.
 
 Values are written in Hydra's grammar: a,b or choice(a,b), range(start,stop,step), glob(pattern) for a group. All jobs
 are composed and checked before one starts. They run on this machine, cluster.jobs=N at a time, or as job arrays of a
-SLURM cluster (cluster=slurm; `odebench list clusters`). Ctrl-C lets the jobs save and leave; `odebench resume SWEEP`
-runs what has not ended.
+SLURM cluster (cluster=slurm; `odebench list clusters`). On Ctrl-C the jobs save and exit; `odebench resume SWEEP`
+runs those that have not ended.
 
-A file (--file) holds KEY: VALUES lines, or a list of such blocks, each a grid of its own.
+A file (--file) holds KEY: VALUES lines, or a list of such blocks, each a separate grid.
 
 examples:
   odebench sweep solver=dopri5,tsit5 tol=1e-2,1e-3        four jobs, one after the other
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from odebench.sweep.folder import choose_folder
     from odebench.sweep.run import plan_sweep, print_plan, run_sweep
 
-    policy = policy_of(arguments)
+    policy = failure_policy(arguments)
     plan = plan_sweep(arguments.overrides, arguments.file, arguments.config_dir)
     if arguments.dry_run:
         choose_folder(arguments.output, plan.outputs)

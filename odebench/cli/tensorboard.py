@@ -9,7 +9,7 @@ from odebench.errors import UsageError
 
 SUMMARY = "open the dashboard of a run, or of all runs in a folder"
 HELP = """\
-Start TensorBoard on one run or on all runs in a folder. What follows -- goes to TensorBoard.
+Start TensorBoard on one run or on all runs in a folder. Arguments after -- are passed to TensorBoard.
 
 examples:
   odebench tensorboard outputs

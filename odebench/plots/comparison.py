@@ -25,11 +25,10 @@ COST_WORDS = (*COUNT_WORDS, "(MiB)", "(ms)", "(min)")
 MIN_RELATIVE_SPAN = 0.25  # of the largest cost: on a shorter axis a change of 1 % would look steep
 MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
-
+ROW_IN = 0.42  # of a dot plot
 
 Numbers = Sequence[float] | np.ndarray
 Dots = Mapping[str, Mapping[str, float]]
-ROW_IN = 0.42
 
 
 class Line(NamedTuple):

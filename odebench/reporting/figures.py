@@ -153,11 +153,11 @@ def _figure4(collection: RunCollection) -> Figure:
         if settings.get("model.name") in SIZES and np.isfinite(group.mean(tag)):
             found.setdefault(settings["data.name"], {}).setdefault(settings["model.name"], []).append(group)
     x, y = "width M of the CNF, depth K of the planar flow", f"{collection.split} KL(q || p) (nats)"
-    lines = {
-        target: [_by_size(model, groups, tag) for model, groups in of_target.items()]
-        for target, of_target in found.items()
-    }
-    return draw_panels([Panel(target, x, y, its, x_log=True, y_log=True) for target, its in lines.items()])
+    panels = []
+    for target, by_model in found.items():
+        lines = [_by_size(model, groups, tag) for model, groups in by_model.items()]
+        panels.append(Panel(target, x, y, lines, x_log=True, y_log=True))
+    return draw_panels(panels)
 
 
 def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
@@ -167,9 +167,9 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
 
 def _result_over_training(collection: RunCollection) -> Figure:
     """Validation results against optimiser steps and against time, one curve per setting."""
-    key_of, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
+    panel_key, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
     for label, group in named_groups(collection):
-        found.setdefault(key_of(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
+        found.setdefault(panel_key(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
     panels = []
     for key, rows in found.items():
         tag, y = f"val/{key.quantity}", _y(key, "validation")

@@ -187,10 +187,10 @@ def mean_curves(
 
 
 def pareto_front(
-    groups: Sequence[RunGroup], cost: Callable[[RunGroup], float], result: Callable[[RunGroup], float], rises: bool
+    groups: Sequence[RunGroup], cost: Callable[[RunGroup], float], result: Callable[[RunGroup], float], maximise: bool
 ) -> list[RunGroup]:
     """The Pareto front: groups with a better result than all others of the same or lower cost, cheapest first."""
-    sign = -1.0 if rises else 1.0
+    sign = -1.0 if maximise else 1.0
     points = [(cost(group), sign * result(group), group) for group in groups]
     points = sorted((point for point in points if np.isfinite(point[:2]).all()), key=lambda point: point[:2])
     best: list[RunGroup] = []

@@ -39,10 +39,10 @@ class PublishedValue(NamedTuple):
     def applies_to(self, run: Run) -> bool:
         """Whether the value can be compared with the run."""
         name, *words = self.experiment.split() or [""]
-        return run.settings.get("experiment") == name and all(_has(run, *word.split("=")) for word in words)
+        return run.settings.get("experiment") == name and all(_has_setting(run, *word.split("=")) for word in words)
 
 
-def _has(run: Run, key: str, text: str) -> bool:
+def _has_setting(run: Run, key: str, text: str) -> bool:
     value = run.settings.get(key, run.settings.get(f"{key}.name"))
     return value == float(text) if isinstance(value, float) else str(value) == text
 

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of `schema.STATUSES`."""
+        """One of `layout.STATUSES`."""
         return self.overview.status
 
     @property

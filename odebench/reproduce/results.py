@@ -69,7 +69,7 @@ def collect_results(
             RowResult(
                 row,
                 group,
-                {tag: _number(row, tag, group, minutes, expected) for tag in tags},
+                {tag: _row_statistics(row, tag, group, minutes, expected) for tag in tags},
                 min(fractions, default=None),
                 _reason(sweep, row_jobs[row.name], group),
                 len(row_jobs[row.name]),
@@ -86,7 +86,7 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
     return ", ".join(filter(None, [f"not done: {overview.status}", overview.message]))
 
 
-def _number(
+def _row_statistics(
     row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
 ) -> tuple[float, float]:
     """Mean and standard deviation of a tag over a row's runs: at the end of the training, after `minutes` of it, or of

@@ -131,7 +131,7 @@ def _cell(text: str) -> TableCell:
 
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
     """All results in their units as CSV, with published value, verdict and command."""
-    by_place = {(line.result.row.name, line.tag): line for line in lines if line.published}
+    with_published = {(line.result.row.name, line.tag): line for line in lines if line.published}
     comparisons: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         if not line.published:
@@ -143,14 +143,14 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
         machines = "; ".join(dict.fromkeys(run.machine for run in result.group.done_runs))
         date = max((run.overview.time[:10] for run in result.group.done_runs), default="")
         for tag, (mean, std) in result.statistics.items():
-            place = result.row.name, tag
-            known = by_place.get(place)
-            published = known.published.value if known and known.published else math.nan
-            verdict = "; ".join(filter(None, [known.verdict if known else result.reason, *comparisons.get(place, ())]))
+            key = result.row.name, tag
+            judged = with_published.get(key)
+            published = judged.published.value if judged and judged.published else math.nan
+            verdict = "; ".join(filter(None, [judged.verdict if judged else result.reason, *comparisons.get(key, ())]))
             fraction = math.nan if result.training_fraction is None else result.training_fraction
             values = [published, mean, std, num_seeds(result.group), fraction, result.mean("final/minutes")]
             plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([*place, *plain, machines, date, verdict, command])
+            writer.writerow([*key, *plain, machines, date, verdict, command])
     return text.getvalue()
 
 
@@ -176,26 +176,26 @@ def how_much_worse(tag: str, ours: float, published: float) -> float:
     the errors. For a published 0 it is 0 or infinite."""
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
-    elif _rises(tag):
+    elif _larger_is_better(tag):
         ours, published = -ours, -published
     gap = ours - published
     return gap / abs(published) if published else math.copysign(math.inf, gap) if gap else 0.0
 
 
-def _rises(tag: str) -> bool:
+def _larger_is_better(tag: str) -> bool:
     """Whether a larger value is better."""
     return higher_is_better(tag.removeprefix("final/test_").removeprefix("best/"))
 
 
 def comparison_verdict(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
     """Whether a row is better than another as published, by at least half of the published margin if that is known."""
-    sign = -1.0 if _rises(tag) else 1.0
-    word = "as published" if sign * ours < sign * others else "not as published"
-    how_clearly = math.isfinite(published_ratio) and word == "as published"
-    if how_clearly and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
+    sign = -1.0 if _larger_is_better(tag) else 1.0
+    is_better, has_ratio = sign * ours < sign * others, math.isfinite(published_ratio)
+    word = "as published" if is_better else "not as published"
+    if is_better and has_ratio and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
         word = "better, but by less than half as much as published"
     values = [format_number(display_scale(tag) * value) for value in (ours, others)]
     text = f"{word}: {' against '.join(values)} of {name}"
-    if math.isfinite(published_ratio):
+    if has_ratio:
         text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
     return text

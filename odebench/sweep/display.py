@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 PLAIN_INTERVAL_S = 30.0
 _MAX_ROWS = 20
-
-
 STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
 
 

@@ -57,7 +57,7 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
 
     code = 0
     try:
-        with _hydra_reads(arguments):
+        with _hydra_command_line(arguments):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")(job)()
     except SystemExit as stop:  # a signal stopped a job and all others
         code = stop.code if isinstance(stop.code, int) else 1
@@ -117,7 +117,7 @@ def _explain(error: Exception, config_dir: Path | None) -> UsageError:
 
 
 @contextlib.contextmanager
-def _hydra_reads(arguments: list[str]) -> Iterator[None]:
+def _hydra_command_line(arguments: list[str]) -> Iterator[None]:
     """Set Hydra's command line, and make it raise errors instead of printing them and exiting."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["odebench", "--multirun", *arguments]

@@ -1,4 +1,4 @@
-"""The command line: verbs, messages, exit codes, multirun and completion. Training itself is a stand-in."""
+"""The command line: verbs, messages, exit codes, multirun and completion. Trainings are fakes."""
 
 import importlib.metadata
 import json
@@ -40,7 +40,7 @@ VERBS = (
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Stands in for odebench.training.run and notes what is called; hidden=N chooses the exit code N."""
+    """Replace odebench.training.run by a fake that records its calls; hidden=N chooses the exit code N."""
     noted = []
 
     def result(code=0, folder="somewhere"):
@@ -73,7 +73,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run, as far as the command line looks into it."""
+    """The folder of a run, with the files that the command line reads."""
     folder = tmp_path / "runs" / "a_run"
     folder.mkdir(parents=True)
     OmegaConf.save(compose([]), folder / layout.SETTINGS)
@@ -93,7 +93,7 @@ def fails(capsys, *words, code=2):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_each_verb_is_our_own(verb, capsys):
+def test_each_verb_has_its_own_help(verb, capsys):
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: odebench {verb}")
@@ -158,12 +158,12 @@ def test_wrong_usage_is_one_line(words, line, capsys):
     assert fails(capsys, *words) == line
 
 
-def test_a_mistyped_list_is_told(capsys):
+def test_a_mistyped_list_suggests_the_nearest_name(capsys):
     line = fails(capsys, "list", "solver")
     assert line.startswith("odebench list: nothing to list called solver; did you mean solvers? (models, ")
 
 
-def test_train_hands_over_settings_and_overrides_wherever_the_options_stand(calls):
+def test_train_passes_settings_and_overrides_in_any_order_with_options(calls):
     assert main(["train", "model=mlp", "--config-dir", str(CONFIGS), "tol=1e-4"]) == 0
     ((_, settings, overrides, _),) = calls
     assert (settings.model.name, settings.tol) == ("mlp", 1e-4)
@@ -171,11 +171,11 @@ def test_train_hands_over_settings_and_overrides_wherever_the_options_stand(call
 
 
 @pytest.mark.parametrize("code", [1, 3, 75])
-def test_the_exit_code_of_a_run_is_the_commands(code, calls):
+def test_the_exit_code_of_a_run_is_that_of_the_command(code, calls):
     assert main(["train", "model=mlp", f"model.hidden={code}"]) == code
 
 
-def test_errors_of_a_run_are_one_line_and_faults_of_ours_a_traceback(calls, capsys):
+def test_usage_errors_of_a_run_are_one_line_and_internal_errors_a_traceback(calls, capsys):
     words = ["train", "model=mlp"]
     assert fails(capsys, *words, "model.hidden=9") == "odebench train: no data there"
     full = "odebench train: No space left on device: /full"
@@ -185,7 +185,7 @@ def test_errors_of_a_run_are_one_line_and_faults_of_ours_a_traceback(calls, caps
         main([*words, "model.hidden=7"])
 
 
-def test_of_several_processes_the_first_one_alone_tells_an_error(capsys, monkeypatch):
+def test_only_the_first_of_several_processes_prints_an_error(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")  # by a cluster, for purposes of its own
     assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -195,7 +195,7 @@ def test_of_several_processes_the_first_one_alone_tells_an_error(capsys, monkeyp
     assert fails(capsys, "train", "tol=abc").startswith("odebench train: tol=abc: a number is needed")
 
 
-def test_several_processes_train_one_model_and_no_multirun(calls, capsys, monkeypatch):
+def test_several_processes_train_one_model_but_no_multirun(calls, capsys, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "0")
     line = "odebench train: -m: torchrun's processes train one model together; leave -m out, or start without torchrun"
@@ -234,7 +234,7 @@ def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, cap
     )
 
 
-def test_eval_asked_for_gradients_is_a_study_of_one_combination_too(calls, run):
+def test_eval_with_gradients_is_a_study_even_of_one_combination(calls, run):
     assert main(["eval", str(run), "tol=1e-2", "--gradients", "--limit", "5"]) == 0
     assert calls == [("study", run, [["tol=1e-2"]], "validation", 5, True)]
 
@@ -250,12 +250,12 @@ def test_predict_takes_an_output_file(calls, run):
     assert calls == [("predict", run, [], "train", Path("p.csv"))]
 
 
-def test_resume_hands_over_the_folder_and_its_exit_code(calls, run):
+def test_resume_passes_the_folder_and_returns_its_exit_code(calls, run):
     assert main(["resume", str(run)]) == 75
     assert calls == [("resume", run)]
 
 
-def test_the_settings_of_a_run_are_fixed_and_the_way_out_is_told(calls, run, capsys):
+def test_settings_of_a_resumed_run_raise_an_error_that_says_what_to_do(calls, run, capsys):
     folder = run.rename(run.parent / "my run")
     assert fails(capsys, "resume", str(folder), "tol=1e-5") == (
         "odebench resume: tol=1e-5: the settings of a run are fixed; "
@@ -265,12 +265,12 @@ def test_the_settings_of_a_run_are_fixed_and_the_way_out_is_told(calls, run, cap
 
 
 @pytest.mark.parametrize("verb", ["eval", "resume"])
-def test_a_folder_of_runs_is_no_run_and_how_to_find_them_is_told(verb, run, capsys):
+def test_a_folder_of_runs_raises_an_error_that_says_how_to_list_them(verb, run, capsys):
     line = f"{run.parent} is not a run's folder: it holds 1; name one (odebench list runs {run.parent})"
     assert fails(capsys, verb, str(run.parent)) == f"odebench {verb}: {line}"
 
 
-def test_before_the_first_run_there_is_none_to_list(in_tmp, capsys):
+def test_list_runs_before_the_first_run(in_tmp, capsys):
     assert main(["list", "runs"]) == 0
     assert capsys.readouterr() == ("", "odebench list: no runs yet: they go to outputs/\n")
 
@@ -288,7 +288,7 @@ def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
     assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("[!_]*.yaml")} | {"mine"}
 
 
-def test_on_a_terminal_a_row_of_options_ends_where_that_does(capsys, monkeypatch):
+def test_rows_of_options_are_cut_at_the_width_of_the_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["list", "solvers"]) == 0
@@ -304,7 +304,7 @@ def test_every_option_has_a_first_comment(capsys):
             assert len(line.split(maxsplit=1)) == 2, line
 
 
-def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
+def test_list_runs_shows_results_and_skips_a_damaged_run(run, capsys):
     damaged = run.parent / "b_run"
     damaged.mkdir()
     for name in (layout.SETTINGS, layout.STATUS):
@@ -325,7 +325,7 @@ def test_list_runs_shows_numbers_and_passes_over_a_damaged_run(run, capsys):
     assert f"{lost} is damaged: status.json is missing" in err
 
 
-def test_list_runs_shows_the_tolerance_that_steps_are_chosen_by(run, capsys):
+def test_list_runs_shows_the_tolerance_of_adaptive_steps(run, capsys):
     for word, told in (
         ("tol=1e-4", "0.0001"),
         ("solver.rtol=1e-2", "0.01/0.001"),
@@ -359,7 +359,7 @@ def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):
     assert all(line.split()[1] in ("ok", "missing") for name, line in lines.items() if name != "data")
 
 
-def test_doctor_tells_what_every_run_imports_from_what_some_need():
+def test_doctor_knows_required_and_optional_packages():
     code = (
         "import sys, odebench.training.run\n"
         "from odebench.tasks import classification, density, time_series\n"
@@ -370,12 +370,12 @@ def test_doctor_tells_what_every_run_imports_from_what_some_need():
     names = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
-    assert set(doctor._PACKAGES) == declared & {names.get(module, module) for module in imported}
-    assert set(doctor._OF_SOME) == declared - set(doctor._PACKAGES)
+    assert set(doctor._REQUIRED_PACKAGES) == declared & {names.get(module, module) for module in imported}
+    assert set(doctor._OPTIONAL_PACKAGES) == declared - set(doctor._REQUIRED_PACKAGES)
 
 
 @pytest.mark.parametrize(("lacking", "code"), [("scipy", 1), ("scikit-learn", 0), ("torchvision", 0)])
-def test_doctor_fails_for_a_package_that_every_run_imports(capsys, monkeypatch, tmp_path, lacking, code):
+def test_doctor_fails_if_a_required_package_is_missing(capsys, monkeypatch, tmp_path, lacking, code):
     def version(package):
         if package == lacking:
             raise importlib.metadata.PackageNotFoundError(package)
@@ -387,20 +387,20 @@ def test_doctor_fails_for_a_package_that_every_run_imports(capsys, monkeypatch, 
     assert line.split()[1:5] == ["missing", "pip", "install", lacking + ";" * (code == 0)]
 
 
-def test_doctor_says_where_no_runs_can_go(capsys, tmp_path):
+def test_doctor_reports_an_unusable_folder_for_runs(capsys, tmp_path):
     (tmp_path / "file").touch()
     main(["doctor", "--outputs", str(tmp_path / "file" / "runs")])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("outputs")]
     assert f"missing  {tmp_path / 'file'} is a file" in " ".join(line.split()).replace("missing ", "missing  ")
 
 
-def test_a_word_that_is_no_text_is_told_before_anything_is_written(capsys, tmp_path):
+def test_undecodable_arguments_raise_an_error_before_anything_is_written(capsys, tmp_path):
     assert "is not UTF-8" in fails(capsys, "train", "model=mlp", f"run_dir='{tmp_path}/run\udcff'")
     assert "hydra.run.dir=x: has no effect; run_dir=DIR" in fails(capsys, "train", "hydra.run.dir=x")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_doctor_names_a_data_root_that_is_missing(capsys, tmp_path):
+def test_doctor_names_a_missing_data_root(capsys, tmp_path):
     assert main(["doctor", "--data", str(tmp_path / "no")]) == 0
     assert f"{tmp_path / 'no'} is not a folder" in capsys.readouterr().out
 
@@ -411,7 +411,7 @@ def in_tmp(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_multirun_runs_every_combination_in_folders_of_its_own(calls, in_tmp, capsys):
+def test_multirun_runs_every_combination_in_separate_folders(calls, in_tmp, capsys):
     assert main(["train", "-m", "solver=dopri5,rk4", "tol=1e-2,1e-3"]) == 0
     (sweep,) = (in_tmp / "outputs" / "multirun").glob("*/*")
     names = ["0_odenet_dopri5", "1_odenet_dopri5", "2_odenet_rk4", "3_odenet_rk4"]
@@ -424,8 +424,8 @@ def test_multirun_runs_every_combination_in_folders_of_its_own(calls, in_tmp, ca
     assert err.splitlines()[0] == "job 0: solver=dopri5 tol=0.01"
 
 
-def test_one_jobs_failure_does_not_end_the_others_and_the_worst_code_stays(calls, in_tmp, capsys):
-    """9: wrong usage (2); 3: diverged; 7: a fault of ours (1); 0 is refused by the rules (2)."""
+def test_a_failed_job_does_not_stop_the_others_and_the_worst_code_is_returned(calls, in_tmp, capsys):
+    """9: wrong usage (2); 3: diverged; 7: an internal error (1); 0 is an invalid setting (2)."""
     assert main(["train", "-m", "model=mlp", "model.hidden=9,3,0,20"]) == 2
     assert [settings.model.hidden for _, settings, *_ in calls] == [9, 3, 20]
     out, err = capsys.readouterr()
@@ -435,13 +435,13 @@ def test_one_jobs_failure_does_not_end_the_others_and_the_worst_code_stays(calls
     assert "ZeroDivisionError: a fault of ours" in capsys.readouterr().err
 
 
-def test_a_signal_ends_the_whole_multirun(calls, in_tmp, capsys):
+def test_a_signal_stops_the_whole_multirun(calls, in_tmp, capsys):
     assert main(["train", "-m", "model=mlp", "model.hidden=20,75,21"]) == 75
     assert [settings.model.hidden for _, settings, *_ in calls] == [20, 75]
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 jobs in ")
 
 
-def test_ctrl_c_ends_the_whole_multirun(calls, in_tmp):
+def test_ctrl_c_stops_the_whole_multirun(calls, in_tmp):
     assert main(["train", "-m", "model=mlp", "model.hidden=10,21"]) == 130
     assert len(calls) == 1
 
@@ -458,13 +458,13 @@ def test_ctrl_c_ends_the_whole_multirun(calls, in_tmp):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_multirun_that_cannot_compose_starts_nothing(words, start, calls, in_tmp, capsys):
+def test_an_invalid_multirun_starts_nothing(words, start, calls, in_tmp, capsys):
     assert fails(capsys, "train", "-m", *words).startswith(f"odebench train: {start}")
     assert calls == []
     assert not list(in_tmp.rglob("multirun.yaml"))
 
 
-def test_multirun_restores_what_hydra_needed_and_the_job_sees_the_users_command(calls, in_tmp, monkeypatch):
+def test_multirun_restores_argv_and_environment_and_jobs_see_the_users_command(calls, in_tmp, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["odebench", "train", "-m", "seed=1,2"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert main() == 0
@@ -473,7 +473,7 @@ def test_multirun_restores_what_hydra_needed_and_the_job_sees_the_users_command(
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_multirun_finds_options_of_ones_own(calls, in_tmp):
+def test_multirun_finds_options_of_a_users_config_dir(calls, in_tmp):
     folder = in_tmp / "my configs"
     (folder / "solver").mkdir(parents=True)
     coarse = (CONFIGS / "solver" / "rk4.yaml").read_text() + "steps: 4\n"
@@ -484,7 +484,7 @@ def test_multirun_finds_options_of_ones_own(calls, in_tmp):
     assert calls[0][2] == ["solver=coarse"]
 
 
-def test_multirun_goes_where_hydra_is_told_but_not_onto_another(calls, in_tmp, capsys):
+def test_multirun_uses_hydras_sweep_dir_unless_it_holds_another(calls, in_tmp, capsys):
     words = ["train", "-m", "seed=1,2", "hydra.sweep.dir=here"]
     assert main(words) == 0
     assert calls[1][1].run_dir == str(in_tmp / "here" / "1_odenet_dopri5")
@@ -523,14 +523,14 @@ def test_version_and_help_import_no_hydra():
     ("kind", "row"),
     [("models", "cnf density "), ("data", "mnist classification, density "), ("losses", "elbo time_series ")],
 )
-def test_what_belongs_to_a_task_is_listed_with_it(kind, row, capsys):
+def test_options_are_listed_with_their_task(kind, row, capsys):
     assert main(["list", kind]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith(row) for line in lines)
 
 
 @pytest.mark.parametrize("words", [["list", "models"], ["train", "--help"]], ids=" ".join)
-def test_a_closed_pipe_is_no_traceback(words):
+def test_a_closed_pipe_prints_no_traceback(words):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "odebench", *words]
@@ -541,7 +541,7 @@ def test_a_closed_pipe_is_no_traceback(words):
 
 
 def completions(line):
-    """What argcomplete answers a bash that stands at the end of ``line``."""
+    """The completions of argcomplete in bash at the end of ``line``."""
     pytest.importorskip("argcomplete")
     environment = os.environ | {
         "_ARGCOMPLETE": "1",

@@ -96,7 +96,7 @@ def test_a_reference_line_is_a_level_or_points_and_error_bars_fit_the_axes():
 
 
 def test_dots_are_drawn_in_the_row_of_their_category_on_whole_decades():
-    panels = {"work": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "peer": {"backprop": 2e-3}}}
+    panels = {"case": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "torchdiffeq": {"backprop": 2e-3}}}
     (axes,) = dot_plot(panels, "error").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adjoint", "backprop"]
     assert [round(float(one.get_ydata()[0])) for one in axes.lines] == [0, 1]

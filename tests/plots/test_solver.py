@@ -11,14 +11,14 @@ def row(time_ms, nfe, error, backward=None):
 
 LINES = {
     "odebench": [row(3.0, 50, 1e-5, 20), row(1.0, 26, 1e-3, 10)],
-    "peer": [row(2.0, None, 1e-2), row(4.0, 60, math.nan), row(5.0, 70, 0.0), row(6.0, 80, None)],
+    "torchdiffeq": [row(2.0, None, 1e-2), row(4.0, 60, math.nan), row(5.0, 70, 0.0), row(6.0, 80, None)],
 }
 
 
 def test_lines_follow_the_tolerances_and_omit_values_that_are_not_positive():
     time, nfe = work_precision(LINES, "state_error", "tiny").axes
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in time.lines}
-    assert drawn == {"odebench": [(3.0, 1e-5), (1.0, 1e-3)], "peer": [(2.0, 1e-2)]}
+    assert drawn == {"odebench": [(3.0, 1e-5), (1.0, 1e-3)], "torchdiffeq": [(2.0, 1e-2)]}
     assert [list(zip(*line.get_data(), strict=True)) for line in nfe.lines] == [[(70, 1e-5), (36, 1e-3)]]
     assert {time.get_xscale(), time.get_yscale(), nfe.get_xscale()} == {"log"}
 

@@ -80,7 +80,7 @@ def test_fixed_steps_are_labelled_and_have_no_tolerance(record, runs, points):
 
 
 def test_runs_that_differ_in_other_settings_are_separate_lines(record, runs, points):
-    """Tolerance and steps alone tell these runs apart."""
+    """These runs differ only in tolerance and steps."""
     made = [(None, 1e-2, 9, 20), (None, 1e-3, 9, 30), (None, 1e-4, 1, 40), (8, 1e-3, 9, 8), (20, 1e-3, 9, 21)]
     for steps, tol, epochs, nfe in made:
         record(tol=tol, solver__steps=steps, trainer__epochs=epochs, summary={"final/nfe_forward": nfe})
@@ -246,7 +246,7 @@ def test_step_sizes_are_those_of_the_longest_solve_at_its_own_times(record, runs
 def test_step_sizes_start_where_the_step_before_ends(corpus, points):
     (axes,) = figures.draw("step-sizes", collect_runs([corpus])).axes
     assert [*points(axes).values()] == [[(0.0, 0.25), (0.25, 0.5), (0.75, 0.25)]]
-    assert axes.get_xlabel().startswith("t since the start of the solve")  # older records do not tell it
+    assert axes.get_xlabel().startswith("t since the start of the solve")  # older records lack it
 
 
 def test_a_damaged_file_of_steps_raises_an_error(corpus):

@@ -200,6 +200,6 @@ def test_a_killed_and_retried_training_gives_the_results_of_an_uninterrupted_one
     arguments = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
     assert main(arguments) == 0
     thread.join()
-    killed, undisturbed = (path / f"000{number}_odenet_rk4" for number in range(2))
+    killed, uninterrupted = (path / f"000{number}_odenet_rk4" for number in range(2))
     assert "resumed" in (killed / layout.MANIFEST).read_text()
-    assert logged_values(killed) == logged_values(undisturbed)
+    assert logged_values(killed) == logged_values(uninterrupted)

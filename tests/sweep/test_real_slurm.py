@@ -26,7 +26,7 @@ CLUSTER = ["cluster=slurm", "cluster.time=0:30:00", "cluster.memory=500M"]
 
 @pytest.fixture(scope="module")
 def slurm():
-    """A cluster of two nodes with two CPUs each. munge wants a folder that everybody can reach."""
+    """A cluster of two nodes with two CPUs each. munge needs a folder that all users can read."""
     folder = tempfile.mkdtemp(prefix="odebench-slurm-", dir="/tmp")
     subprocess.run([SCRIPT, "start", folder], check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def test_interrupted_slurm_jobs_continue_with_the_results_of_an_uninterrupted_ru
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
     continue_after_signal(cancelled, signal.SIGTERM)
     continue_after_signal(requeued, signal.SIGTERM)
-    for process in (parent(killed), killed):  # the task first, so that it cannot tell
+    for process in (parent(killed), killed):  # the task first, so that it cannot report it
         os.kill(process, signal.SIGKILL)
     wait_until(lambda: jobs_in_queue(sweep) == {1, 3})
     high = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
@@ -63,9 +63,9 @@ def test_interrupted_slurm_jobs_continue_with_the_results_of_an_uninterrupted_ru
 
     assert main(["resume", str(path), "--follow"]) == 0
     assert statuses(path) == ["done"] * 4
-    undisturbed = tmp_path / "undisturbed"
-    assert main(["sweep", *tiny_odenet, *LONG, "seed=0", "--output", str(undisturbed)]) == 0
-    expected = logged_values(undisturbed / "0000_odenet_rk4")
+    uninterrupted = tmp_path / "uninterrupted"
+    assert main(["sweep", *tiny_odenet, *LONG, "seed=0", "--output", str(uninterrupted)]) == 0
+    expected = logged_values(uninterrupted / "0000_odenet_rk4")
     for job in sweep.jobs:
         assert read_run(sweep.job_folder(job)).manifest["resumed"], job.name
         assert logged_values(sweep.job_folder(job)) == expected, job.name
@@ -117,7 +117,7 @@ def test_a_killed_process_stops_the_run_of_all_with_a_status(slurm, tiny, tmp_pa
 
 
 def test_submitit_jobs_are_requeued_with_their_checkpoints_and_hydra_waits_for_them(slurm, tiny, tmp_path):
-    """One is requeued, which SIGTERM tells it, the other one pre-empted, which submitit's own signal tells it."""
+    """One is requeued and gets SIGTERM, the other one is pre-empted and gets submitit's own signal."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason='no submitit (pip install -e ".[launchers]")')
     arguments = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.max_num_timeout=10", "hydra.sweep.dir=here"]
     command = [sys.executable, "-m", "odebench", "train", *arguments, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
