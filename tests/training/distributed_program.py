@@ -1,7 +1,7 @@
 """Trainings with two processes and injected faults, for test_distributed.py; forked, so that torch is imported
 once.
 
-    python ranks.py FOLDER
+    python distributed_program.py FOLDER
 
 Each training writes its record to FOLDER/NAME and the output of rank R to FOLDER/NAME.R.txt; codes.json holds the
 exit codes of the processes.

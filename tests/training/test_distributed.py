@@ -16,7 +16,7 @@ from odebench.training import distributed
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """The folder of the trainings of ranks.py, and the exit codes of their processes."""
+    """The folder of the trainings of distributed_program.py, and the exit codes of their processes."""
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("distributed_program.py")
     subprocess.run([sys.executable, str(program), str(folder)], check=True)
@@ -183,7 +183,7 @@ def test_one_of_several_processes_does_not_end_its_interpreter(of_several):
 
 @pytest.mark.slow
 def test_torchrun_starts_them(tmp_path):
-    from ranks import ODENET
+    from distributed_program import ODENET
 
     # Standalone: otherwise torchrun always uses the same port, which may be taken.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
