@@ -1,1 +1,1 @@
-"""From YAML and the command line to a frozen, validated Settings object. Free of torch."""
+"""From YAML and the command line to a frozen, validated Settings object. Imports no torch."""

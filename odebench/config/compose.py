@@ -18,7 +18,7 @@ from odebench.errors import UsageError, unknown_name, unknown_setting
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Options of Hydra that are packages of their own, and the extra of ours that brings each.
+# Hydra plugins that are separate packages, and the extra of odebench that installs each.
 _EXTRAS = {
     "hydra/sweeper/optuna": "optuna",
     "hydra/launcher/joblib": "launchers",
@@ -81,7 +81,7 @@ def _files(group: str, config_dir: Path | str | None) -> dict[str, Path]:
 
 
 def load_option(group: str, name: object, config_dir: Path | str | None = None) -> DictConfig:
-    """One option's YAML with what its ``defaults: [_NAME]`` bring, uncomposed; UsageError where it is unknown."""
+    """One option's YAML, merged with the files of its ``defaults: [_NAME]``; UsageError where it is unknown."""
     known = options(group, config_dir)
     if name not in known:
         raise unknown_name(group, name, known, PLURALS[group])
@@ -162,7 +162,7 @@ def quoted(text: str) -> str:
 
 
 def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> list["Override"]:
-    """Hydra's reading of the overrides, each checked for its form and for the options of the groups."""
+    """Parse overrides with Hydra, and check the form of each and that the options of its group include its value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -175,26 +175,22 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             override = parser.parse_override(text)
         except HydraException:
             raise UsageError(_malformed(text)) from None
-        if not override.key_or_group:
+        key = override.key_or_group
+        if not key:
             raise UsageError(_malformed(text))
         if override.is_add() or override.is_force_add():
-            raise UsageError(
-                f"{text}: settings cannot be added; write KEY=VALUE without the plus", override.key_or_group
-            )
+            raise UsageError(f"{text}: settings cannot be added; write KEY=VALUE without the plus", key)
         if override.is_delete():
-            raise UsageError(
-                f"{text}: settings cannot be removed; many can be null, as in KEY=null", override.key_or_group
-            )
+            raise UsageError(f"{text}: settings cannot be removed; many can be null, as in KEY=null", key)
         if override.package is not None:
-            raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION", override.key_or_group)
-        if override.key_or_group == "config_dir":
-            raise UsageError(f"{text}: write --config-dir DIR", override.key_or_group)
-        if override.key_or_group.startswith("hydra.run."):
-            raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", override.key_or_group)
-        group, _, key = override.key_or_group.partition(".")
-        if key == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
-            line = f"{text}: write {group}={override.value()}, which brings its other settings too"
-            raise UsageError(line, override.key_or_group)
+            raise UsageError(f"{text}: packages (@) cannot be chosen; write GROUP=OPTION", key)
+        if key == "config_dir":
+            raise UsageError(f"{text}: write --config-dir DIR", key)
+        if key.startswith("hydra.run."):
+            raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", key)
+        group, _, name = key.partition(".")
+        if name == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
+            raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too", key)
         try:
             _check_option(override, config_dir)
         except UsageError as error:

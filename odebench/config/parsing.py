@@ -15,7 +15,7 @@ from odebench.errors import UsageError, unknown_setting
 
 @dataclass(frozen=True)
 class Range:
-    """The bounds of a number; None: none."""
+    """The bounds of a number; None: unbounded."""
 
     above: float | None = None
     at_least: float | None = None

@@ -1,4 +1,4 @@
-"""Fills in keys that runs of earlier versions lack with today's defaults."""
+"""Fill in keys that runs of earlier versions lack with today's defaults."""
 
 import logging
 from pathlib import Path
@@ -18,18 +18,16 @@ log = logging.getLogger(__name__)
 def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
     """The settings of the run in folder ``path``, unresolved, with today's defaults for keys that older runs lack.
 
-    A missing key comes from the option that was chosen, a missing group from the option that the model brings. A line
-    of the log says so.
+    A missing key comes from the chosen option, a missing group from the model's default option. A warning lists them.
     """
     model = OmegaConf.select(settings, "model.name")
     if model is None:  # a damaged file rather than an older one
         return settings
-    whole = _plain(settings)
-    filled = _fill(whole, model)
-    if filled:
+    completed = _plain(settings)
+    if filled := _fill(completed, model):
         defaults = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
         log.warning("%s was made before these settings existed; using %s", path, defaults)
-    return OmegaConf.create(whole)
+    return OmegaConf.create(completed)
 
 
 def read_saved(config: DictConfig, path: Path) -> Settings:
@@ -41,16 +39,16 @@ def read_saved(config: DictConfig, path: Path) -> Settings:
 
 
 def _plain(config: Any) -> Any:
-    """Dicts and lists, interpolations as they are written."""
+    """Dicts and lists, with interpolations unresolved."""
     return OmegaConf.to_container(config, resolve=False)
 
 
 def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
     """Add missing keys in place; returns what was added, by dotted key or group."""
-    # The user's folder may be gone: the settings hold what its options said.
+    # The user's folder may be gone; the settings already hold the values of its options.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None
-    whole = _plain(OmegaConf.load(CONFIGS / "train.yaml"))
+    train_yaml = _plain(OmegaConf.load(CONFIGS / "train.yaml"))
     filled: dict[str, Any] = {}
 
     def fill(node: Any, known: Any, where: str = "") -> None:
@@ -59,27 +57,27 @@ def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
                 node[key] = value
                 filled[f"{where}{key}"] = value
 
-    brought = _default_options(model, whole, folder)
+    default_options = _default_options(model, train_yaml, folder)
     for group in PLURALS.keys() - {"experiment"}:
         if group not in settings:
-            filled[group] = brought[group]
-            settings[group] = _plain(load_option(group, brought[group], folder))
+            filled[group] = default_options[group]
+            settings[group] = _plain(load_option(group, default_options[group], folder))
         name = settings[group].get("name", "default" if group == "trainer" else None)
         if name in options(group, folder):
             option = _plain(load_option(group, name, folder))
             fill(settings[group], option.pop("model") if group == "model" else option, f"{group}.")
             if group == "model":
                 fill(settings, {key: value for key, value in option.items() if key not in PLURALS})
-    fill(settings, {key: value for key, value in whole.items() if key not in ("defaults", "hydra")})
+    fill(settings, {key: value for key, value in train_yaml.items() if key not in ("defaults", "hydra")})
     return filled
 
 
-def _default_options(model: str, whole: dict[str, Any], folder: Path | str | None) -> dict[str, str]:
+def _default_options(model: str, train_yaml: dict[str, Any], folder: Path | str | None) -> dict[str, str]:
     """The option of each group that a model gets by default."""
     path = options("model", folder).get(model)
     of_model = _plain(OmegaConf.load(path)) if path else {}
     chosen: dict[str, str] = {}
-    for entry in [*whole["defaults"], *of_model.get("defaults", ())]:
+    for entry in [*train_yaml["defaults"], *of_model.get("defaults", ())]:
         if isinstance(entry, dict):
             chosen |= {str(key).removeprefix("override /"): value for key, value in entry.items()}
     return chosen

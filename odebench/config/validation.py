@@ -1,4 +1,4 @@
-"""What several settings must satisfy together: each fault is one line that names the setting and the remedy."""
+"""Checks of several settings together; each error is one line that names the setting and the remedy."""
 
 import math
 import re
@@ -32,7 +32,8 @@ def validate_settings(s: Settings) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
         raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
     config_folders(s.config_dir)
-    _check_names(s)
+    if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
+        raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
     _check_task(s)
     _check_ode(s)
     _check_dynamics(s)
@@ -52,22 +53,15 @@ def validate_settings(s: Settings) -> None:
     _check_training(s)
 
 
-def _check_names(s: Settings) -> None:
-    if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
-        raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
-
-
 def _check_task(s: Settings) -> None:
     """Model, data, loss and objective belong to one task. A plugin's model and data fit any task."""
     if s.task not in QUANTITIES:
         raise unknown_name("task", s.task, QUANTITIES, "tasks")
-    its_task = getattr(s.model, "task", s.task)
-    if its_task != s.task:
-        raise UsageError(
-            f"task={s.task}: {s.model.name} is a model for task={its_task}; leave task out", "task", "model"
-        )
-    its_tasks = getattr(s.data, "tasks", (s.task,))
-    if s.task not in its_tasks:
+    model_task = getattr(s.model, "task", s.task)
+    if model_task != s.task:
+        line = f"task={s.task}: {s.model.name} is a model for task={model_task}; leave task out"
+        raise UsageError(line, "task", "model")
+    if s.task not in getattr(s.data, "tasks", (s.task,)):
         fitting = ", ".join(name for name, settings in DATA.items() if s.task in settings.tasks)
         line = f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}"
         raise UsageError(line, "data", "model")
@@ -77,25 +71,20 @@ def _check_task(s: Settings) -> None:
         raise UsageError(line, "loss", "model")
     objectives = [f"val/{name}" for name in QUANTITIES[s.task]]
     if s.trainer.objective not in objectives:
-        near, there = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
-        raise UsageError(
-            f"trainer.objective={s.trainer.objective}: no such number{near} (task {s.task} has {there})",
-            "trainer.objective",
-        )
+        hint, known = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
+        line = f"trainer.objective={s.trainer.objective}: no such number{hint} (task {s.task} has {known})"
+        raise UsageError(line, "trainer.objective")
     if s.trainer.precision == "bf16" and s.task != "classification":
         raise UsageError("trainer.precision=bf16: only classification has it; leave it out", "trainer.precision")
 
 
 def _check_ode(s: Settings) -> None:
     """Models with an ODE need a solver and a gradient mode; other models have neither."""
-    name, with_ode = (
-        s.model.name,
-        ", ".join(n for n, settings in MODELS.items() if getattr(settings, "has_ode", False)),
-    )
+    name = s.model.name
+    with_ode = ", ".join(model for model, settings in MODELS.items() if settings.has_ode)
     if s.has_ode and s.solver.name == NO_SOLVER:
-        raise UsageError(
-            f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5", "solver", "model"
-        )
+        line = f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5"
+        raise UsageError(line, "solver", "model")
     if s.has_ode and s.eval_solver == NO_SOLVER:
         line = f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's"
         raise UsageError(line, "eval_solver")
@@ -266,8 +255,8 @@ def _check_sync_steps(s: Settings) -> None:
 def _check_training(s: Settings) -> None:
     schedule, epochs = s.schedule, s.trainer.epochs
     if s.trainer.compile and s.task == "density":
-        way = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
-        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {way}", "trainer.compile")
+        hint = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
+        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {hint}", "trainer.compile")
     if isinstance(schedule, MultiStepSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):

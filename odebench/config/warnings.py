@@ -37,22 +37,22 @@ def _unused(s: Settings) -> Iterator[tuple[str, str]]:
     """Patterns of settings that the other settings leave unused, and why."""
     model: Any = s.model
     if s.cell_solver:
-        its = "(tol|eval_tol|eval_solver|solver|gradient)|(solver|gradient)\\..*"
-        yield its, f"model.encoder_solver={s.cell_solver} solves the only ODE; set that to null"
+        keys = "(tol|eval_tol|eval_solver|solver|gradient)|(solver|gradient)\\..*"
+        yield keys, f"model.encoder_solver={s.cell_solver} solves the only ODE; set that to null"
     encoder = getattr(model, "encoder", None)
     if encoder in ("rnn", "gru"):
-        its = "model.(encoder_solver|encoder_step|gate_units|encoder_field_units)"
-        yield its, f"it is for model.encoder=ode_rnn, not {encoder}"
+        keys = "model.(encoder_solver|encoder_step|gate_units|encoder_field_units)"
+        yield keys, f"it is for model.encoder=ode_rnn, not {encoder}"
     elif s.has_ode_cell and model.encoder_solver is None:
         yield "model.encoder_step", "model.encoder_solver=null takes the steps of solver"
-    for switch, its in {
+    for switch, keys in {
         "observations": "model.(noise_std|learn_noise|decoder_units)",
         "events": "model.event_units|loss.event_weight",
         "classify": "model.classifier_units|loss.label_weight",
         "time_gap": "model.gap_unit",
     }.items():
         if getattr(model, switch, True) is False:
-            yield its, f"model.{switch}=false"
+            yield keys, f"model.{switch}=false"
     if getattr(s.loss, "kl_wait_epochs", 0) is None:
         yield "loss.kl_growth", "loss.kl_wait_epochs=null leaves the weight of the divergence at 1"
     if s.has_ode and not s.dynamics.taylor:

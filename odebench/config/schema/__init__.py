@@ -65,7 +65,7 @@ __all__ = [
 
 
 class Choice(Protocol):
-    """The settings of a chosen option, of whatever group."""
+    """The settings of a chosen option, of any group."""
 
     @property
     def name(self) -> str:

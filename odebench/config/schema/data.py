@@ -8,7 +8,7 @@ from odebench.config.schema.number_types import PositiveFloat, PositiveInt
 
 FractionOrOne = Annotated[float, Range(above=0, at_most=1)]
 SeriesMode = Literal["interpolation", "extrapolation"]
-# The settings that say which samples are for training, for validation and for test; of some sets others do, too.
+# The settings that determine the splits of every data set; some data sets have more, in ``split_keys``.
 SPLIT_KEYS = ("validation", "train_limit")
 
 
@@ -62,7 +62,7 @@ class TabularSettings:
 
 @dataclass(frozen=True)
 class SeriesDataSettings:
-    """What the sets of series share; random_state is the data set's own seed: another simulates other series."""
+    """Settings of every set of series; random_state is the data set's own seed: another one simulates other series."""
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     name: str
@@ -73,7 +73,7 @@ class SeriesDataSettings:
 
 @dataclass(frozen=True)
 class SpiralsSettings(SeriesDataSettings):
-    """spirals; observed points of each, and times beyond them for prediction."""
+    """spirals; observed: number of points of each; beyond: number of times after them to predict."""
 
     observed: PositiveInt
     beyond: Annotated[int, Range(at_least=1, at_most=800)]
@@ -81,7 +81,7 @@ class SpiralsSettings(SeriesDataSettings):
 
 @dataclass(frozen=True)
 class PeriodicSettings(SeriesDataSettings):
-    """periodic; observed is the share of the points that is shown."""
+    """periodic; observed is the fraction of the points that are inputs."""
 
     mode: SeriesMode
     observed: FractionOrOne
@@ -91,7 +91,7 @@ class PeriodicSettings(SeriesDataSettings):
 
 @dataclass(frozen=True)
 class HopperSettings(SeriesDataSettings):
-    """hopper; its runs are always the same, and random_state divides them."""
+    """hopper; its runs are always the same, and random_state determines how they are split."""
 
     split_keys: ClassVar[tuple[str, ...]] = (*SPLIT_KEYS, "random_state")
     root: str | None
@@ -111,7 +111,7 @@ class PhysioNet2012Settings(HopperSettings):
 
 @dataclass(frozen=True)
 class PoissonEventsSettings(SeriesDataSettings):
-    """poisson_events; level in events a unit of time, frequency in periods."""
+    """poisson_events; level in events and frequency in periods per unit of time."""
 
     series: Annotated[int, Range(at_least=201)]
     level: PositiveFloat

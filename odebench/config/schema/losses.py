@@ -1,4 +1,4 @@
-"""What a training minimises, and how an ODE's dynamics are regularised."""
+"""The losses, and the regularisation of an ODE's dynamics."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from odebench.config.schema.number_types import FractionOrZero, NonNegativeFloat
 
 @dataclass(frozen=True)
 class CrossEntropySettings:
-    """cross_entropy; label_smoothing is the share of the probability spread over all classes."""
+    """cross_entropy; label_smoothing is the fraction of the probability spread over all classes."""
 
     task: ClassVar[str] = "classification"
     name: str
@@ -36,7 +36,7 @@ class FlowMatchingSettings:
 
 @dataclass(frozen=True)
 class AutoregressiveLossSettings:
-    """autoregressive; label_weight is that of the label's cross-entropy."""
+    """autoregressive; label_weight is the weight of the label's cross-entropy."""
 
     task: ClassVar[str] = "time_series"
     name: str
@@ -46,7 +46,7 @@ class AutoregressiveLossSettings:
 
 @dataclass(frozen=True)
 class ELBOSettings(AutoregressiveLossSettings):
-    """elbo; what each setting means stands in configs/loss/elbo.yaml."""
+    """elbo; see configs/loss/elbo.yaml for the meaning of each setting."""
 
     samples: PositiveInt
     eval_samples: PositiveInt
@@ -61,8 +61,8 @@ class ELBOSettings(AutoregressiveLossSettings):
 class DynamicsSettings:
     """plain, and presets of the same terms: each a weight, 0 for off.
 
-    taylor_order: of the derivative that ``taylor`` weighs. steer: half width of the random end time, as a share of the
-    span.
+    taylor_order: of the derivative that ``taylor`` weighs. steer: half width of the random end time's interval, as a
+    fraction of the last span.
     """
 
     name: str

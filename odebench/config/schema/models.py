@@ -1,4 +1,4 @@
-"""The models: of which task they are, whether they solve an ODE, and their options."""
+"""The models: their task, whether they solve an ODE, and their options."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,7 @@ class ODENetSettings:
 
 @dataclass(frozen=True)
 class ResNetSettings:
-    """resnet, and its controls of one block and of none."""
+    """resnet; with one block or none it is the control for the effect of depth."""
 
     task: ClassVar[str] = "classification"
     has_ode: ClassVar[bool] = False

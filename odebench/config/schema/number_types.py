@@ -1,4 +1,4 @@
-"""The ranges that numbers of settings come in."""
+"""Types of numbers with a range."""
 
 from typing import Annotated
 

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-# What a trained model can be evaluated on, the usual split first.
+# The splits that a trained model can be evaluated on, the default first.
 SPLITS = ("validation", "test", "train")
 
 
 class Quantity(NamedTuple):
-    """What a task measures on a split: unit, meaning, and whether more of it is better."""
+    """What a task measures on a split: unit, meaning, and whether a higher value is better."""
 
     unit: str
     description: str
@@ -17,23 +17,23 @@ class Quantity(NamedTuple):
 _LOSS = Quantity("", "what the training minimises")
 _NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over batches")
 
-# By task, what its training batches and its splits are measured by. Each gives the tags train/NAME, val/NAME, test/NAME
+# By task: the quantities of its training batches and its splits. Each gives the tags train/NAME, val/NAME, test/NAME
 # and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME (odebench/record/layout.py).
 QUANTITIES: dict[str, dict[str, Quantity]] = {
     "classification": {
         "loss": _LOSS,
-        "accuracy": Quantity("fraction", "share classified rightly", higher_is_better=True),
+        "accuracy": Quantity("fraction", "fraction classified correctly", higher_is_better=True),
         "nfe": _NFE,
     },
     "density": {
         "loss": _LOSS,
-        "nll_nats": Quantity("nats", "negative log-likelihood a sample"),
-        "bits_per_dim": Quantity("bits", "negative log-likelihood a dimension"),
+        "nll_nats": Quantity("nats", "negative log-likelihood per sample"),
+        "bits_per_dim": Quantity("bits", "negative log-likelihood per dimension"),
         "kl_nats": Quantity("nats", "Kullback-Leibler divergence of the model from the target, KL(q || p)"),
         "nfe": _NFE,
         "sampling_nfe": Quantity("evaluations", "NFE of one solve that draws samples"),
-        "samples_per_s": Quantity("samples/s", "samples drawn a second", higher_is_better=True),
-        "trace_std_nats": Quantity("nats", "deviation of the log-likelihood over draws of the trace estimator's noise"),
+        "samples_per_s": Quantity("samples/s", "samples drawn per second", higher_is_better=True),
+        "trace_std_nats": Quantity("nats", "standard deviation of the log-likelihood over the trace estimator's noise"),
     },
     "time_series": {
         "loss": _LOSS,
@@ -46,7 +46,7 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
         "rmse_extrapolation": Quantity("", "root mean square error after that window"),
         "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
         "constant_rate_rmse": Quantity("events / time", "the same of each series' number of events spread evenly"),
-        "accuracy": Quantity("fraction", "share of the labels said rightly", higher_is_better=True),
+        "accuracy": Quantity("fraction", "fraction of labels predicted correctly", higher_is_better=True),
         "auc": Quantity("fraction", "area under the ROC curve of the label", higher_is_better=True),
         "nfe": _NFE,
         "encoder_nfe": Quantity("evaluations", "NFE of the encoder, all solves of a batch"),
@@ -56,5 +56,5 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether more is better of a quantity, such as accuracy, of whatever task."""
+    """Whether a higher value of a quantity of any task, such as accuracy, is better."""
     return any(name in of_task and of_task[name].higher_is_better for of_task in QUANTITIES.values())

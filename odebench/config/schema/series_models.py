@@ -10,7 +10,7 @@ Activation = Literal["tanh", "elu", "relu", "softplus"]
 
 @dataclass(frozen=True)
 class _SeriesModelSettings:
-    """What all models of series have: Gaussian observations, and a head for a label."""
+    """Settings of every model of series: Gaussian observations, and a head for a label."""
 
     task: ClassVar[str] = "time_series"
     has_ode: ClassVar[bool] = False

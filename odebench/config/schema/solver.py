@@ -10,9 +10,9 @@ NO_SOLVER = "none"
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """Any solver; rtol and atol rule adaptive steps, steps or step_size fixed ones.
+    """Any solver; rtol and atol control adaptive steps, steps or step_size fixed ones.
 
-    options: what only this method has, such as the damping of alf; each is a key of its own in YAML.
+    options: those that only this method has, such as the damping of alf; each is a key of the solver in YAML.
     """
 
     name: str
@@ -33,7 +33,7 @@ class SolverSettings:
 
     @property
     def fixed(self) -> bool:
-        """Whether the steps are given, not chosen by the error."""
+        """Whether the steps are given, not chosen by error control."""
         return self.steps is not None or self.step_size is not None
 
 
@@ -56,7 +56,7 @@ class CheckpointGradientSettings:
 
 @dataclass(frozen=True)
 class AdjointGradientSettings:
-    """adjoint and interpolated_adjoint; null takes what the forward solve has."""
+    """adjoint and interpolated_adjoint; null: as in the forward solve."""
 
     name: str
     rtol: PositiveFloat | None

@@ -1,4 +1,4 @@
-"""The optimiser, its schedule, and the loop."""
+"""The optimiser, its schedule, and the training loop."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from odebench.config.parsing import Range
 from odebench.config.schema.number_types import Fraction, FractionOrZero, NonNegativeFloat, PositiveFloat, PositiveInt
 
-MOST_THREADS = 1024  # libraries of many more end the process
+MAX_THREADS = 1024  # with many more, some libraries end the process
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AdamSettings:
 
 @dataclass(frozen=True)
 class RMSpropSettings:
-    """rmsprop; decay is that of the mean of squared gradients."""
+    """rmsprop; decay is that of the running mean of squared gradients."""
 
     name: str
     lr: PositiveFloat
@@ -43,7 +43,7 @@ class RMSpropSettings:
 
 @dataclass(frozen=True)
 class OneCycleSettings:
-    """one_cycle; rise is a share of the training, start and final are shares of the learning rate."""
+    """one_cycle; rise is a fraction of the training, start and final are fractions of the learning rate."""
 
     name: str
     rise: Fraction
@@ -61,7 +61,7 @@ class ConstantSettings:
 
 @dataclass(frozen=True)
 class CosineSettings:
-    """cosine; final is a share of the learning rate."""
+    """cosine; final is a fraction of the learning rate."""
 
     name: str
     warmup_epochs: NonNegativeFloat
@@ -80,7 +80,7 @@ class MultiStepSettings:
 
 @dataclass(frozen=True)
 class ExponentialSettings:
-    """exponential; factor is a step's, final the share of the learning rate that it never falls below."""
+    """exponential; factor is per step, final the lower bound, as a fraction of the initial learning rate."""
 
     name: str
     warmup_epochs: NonNegativeFloat
@@ -90,7 +90,7 @@ class ExponentialSettings:
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The loop; what each setting means stands in configs/trainer/default.yaml."""
+    """The training loop; see configs/trainer/default.yaml for the meaning of each setting."""
 
     epochs: PositiveInt
     iterations: PositiveInt | None
@@ -102,7 +102,7 @@ class TrainerSettings:
     precision: Literal["float32", "bf16"]
     compile: bool
     deterministic: bool
-    threads: Annotated[int, Range(at_least=1, below=MOST_THREADS + 1)] | None
+    threads: Annotated[int, Range(at_least=1, below=MAX_THREADS + 1)] | None
     patience: PositiveInt | None
     max_nfe: PositiveInt | None
     log_every: PositiveInt
