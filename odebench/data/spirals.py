@@ -36,7 +36,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     if not 0 < beyond <= NUM_TIMES - 2 * WINDOW:
         raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, where the curve ends")
     random = np.random.RandomState(random_state)
-    counter = random.permutation(np.arange(NUM_SPIRALS) % 2)
+    labels = random.permutation(np.arange(NUM_SPIRALS) % 2)
     order = random.permutation(NUM_SPIRALS)
     last = np.full(NUM_SPIRALS, NUM_TIMES - WINDOW)
     last[order[:NUM_TEST]] -= beyond
@@ -44,7 +44,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     steps = np.arange(WINDOW + beyond)
     index = starts[:, None] + steps
     on_curve = index < NUM_TIMES
-    truth = curves()[counter[:, None], np.minimum(index, NUM_TIMES - 1)]
+    truth = curves()[labels[:, None], np.minimum(index, NUM_TIMES - 1)]
     mask = np.broadcast_to(steps[:, None] < WINDOW, truth.shape)
     noise = random.standard_normal((NUM_SPIRALS, WINDOW, 2)) * NOISE
     values = np.where(mask, truth + np.pad(noise, ((0, 0), (0, beyond), (0, 0))), 0)
@@ -54,7 +54,7 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
         np.tile(times, (NUM_SPIRALS, 1))[on_curve],
         values[on_curve],
         mask=mask[on_curve],
-        labels=counter,
+        labels=labels,
         truth=truth[on_curve],
     )
     drawn = draw_inputs(pool, observed, random)
@@ -77,8 +77,8 @@ def curves() -> np.ndarray:
     theta = np.linspace(0, STOP, NUM_TIMES)
     inverse = STOP + 1 - theta
     clockwise = _polar(START_RADIUS + 50 * GROWTH / inverse, inverse) - (5, 0)
-    counter = _polar(START_RADIUS + GROWTH * theta, theta) - (-5, 0)
-    return np.stack([clockwise, counter])
+    counter_clockwise = _polar(START_RADIUS + GROWTH * theta, theta) - (-5, 0)
+    return np.stack([clockwise, counter_clockwise])
 
 
 def _polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:

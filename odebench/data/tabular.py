@@ -71,15 +71,15 @@ def gas(*, root: str | None) -> DensityData:
 
 
 def hepmass(*, root: str | None) -> DensityData:
-    """Collisions of particles, those that made a new one, 21 columns; 315,123 + 35,013 + 174,987 rows.
+    """Particle collisions that produced a new particle, 21 columns; 315,123 + 35,013 + 174,987 rows.
 
-    Columns whose smallest value is found more than 5 times go; both files are normalised by the training file.
+    Columns whose smallest value occurs more than 5 times are dropped; both files are normalised by the training file.
     """
     paths = [_find(root, f"hepmass/1000_{part}.csv") for part in ("train", "test")]
     train, test = map(_signal, paths)
     if test.shape[1] < train.shape[1]:
         raise UsageError(f"{paths[1]} has {test.shape[1]} columns, fewer than the {train.shape[1]} of {paths[0].name}")
-    test = test[:, : train.shape[1]]  # the published test file has one more, which is no feature
+    test = test[:, : train.shape[1]]  # the published test file has one more column, which is no feature
     mean, std = train.mean(0), train.std(0, ddof=1)
     kept = (train == train.min(0)).sum(0) <= MOST_REPEATED
     train, test = ((table[:, kept] - mean[kept]) / std[kept] for table in (train, test))
@@ -122,7 +122,7 @@ def _find(root: str | None, name: str) -> Path:
 
 
 def _array(path: Path) -> np.ndarray:
-    """What a .npy file holds. OSError, or ValueError for a damaged one and for one of objects, which are pickles."""
+    """The array of a .npy file. Raises OSError; ValueError if it is damaged or holds objects, which are pickles."""
     with path.open("rb") as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
@@ -131,7 +131,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _table(path: Path, columns: int) -> np.ndarray:
-    """The numbers of a .npy file, which must have so many columns."""
+    """The numbers of a .npy file, which must have this number of columns."""
     try:
         table = _array(path)
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def _signal(path: Path) -> np.ndarray:
 
 
 def _split(table: np.ndarray) -> Splits:
-    """The last tenth for test, of what is left the last tenth for validation."""
+    """Split: the last tenth is for test, the last tenth of the rest for validation."""
     num_test = len(table) // 10
     num_validation = (len(table) - num_test) // 10
     train, validation, test = np.split(table, [len(table) - num_test - num_validation, len(table) - num_test])
@@ -173,7 +173,7 @@ def _split(table: np.ndarray) -> Splits:
 
 
 def _normalised(splits: Splits) -> Splits:
-    """By the mean and standard deviation of training and validation together, as MAF has it."""
+    """Normalise by the mean and standard deviation of training and validation together, as MAF does."""
     fitted = np.concatenate(splits[:2])
     mean, std = fitted.mean(0), fitted.std(0)
     train, validation, test = ((split - mean) / std for split in splits)

@@ -99,7 +99,7 @@ class RegularisedSolve:
             base, state = f, y0
         else:
             base, state, args = AugmentedField(f, ()), (y0,), (None, *args)
-        _check(state[0], options)
+        _check_can_be_regularised(state[0], options)
         noise, *field_args = args or (None,)
         extended = (*state, *zero_integrals(state[0], len(self._weights)))
         factor = _tolerance_factor(state, extended)
@@ -149,7 +149,7 @@ class RegularisedSolve:
             self._totals[name] = self._totals[name] + mean if name in self._totals else mean
 
 
-def _check(z0: Any, options: dict[str, Any]) -> None:
+def _check_can_be_regularised(z0: Any, options: dict[str, Any]) -> None:
     if not isinstance(z0, Tensor) or z0.dim() < 2:
         raise UsageError("dynamics: only a state that is one tensor [B, *shape] is regularised; use dynamics=plain")
     if options.get("event") is not None or options.get("dense"):

@@ -83,13 +83,7 @@ class ClassificationTask:
             nfe.append(sum(stats.nfe for stats in solves))
         num = len(self._splits[split])
         low, high = binomtest(num_correct, num).proportion_ci(method="wilson")
-        metrics = {
-            "loss": loss.item() / num,
-            "accuracy": num_correct / num,
-            "low": low,
-            "high": high,
-            "images": num,
-        }
+        metrics = {"loss": loss.item() / num, "accuracy": num_correct / num, "low": low, "high": high, "images": num}
         return metrics | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
 
     def limit_split(self, split: str, num: int) -> None:

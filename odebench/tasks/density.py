@@ -79,16 +79,14 @@ class DensityTask:
 
     def batch(self, step: int) -> Tensor:
         """Return samples [B, *shape]: of the data (new ones if it can draw them), or of the base (density matching)."""
-        epoch_and_index = divmod(step, self.steps_per_epoch)
+        key = (self._seed, *divmod(step, self.steps_per_epoch))
         if self._loss == "density_matching":
-            return self.model.base_sample(self.batch_size, batch_generator(self._seed, *epoch_and_index)).to(
-                self._device
-            )
+            return self.model.base_sample(self.batch_size, batch_generator(*key)).to(self._device)
         draw = getattr(self._data, "draw", None)
         if draw is not None:
-            return draw(self.batch_size, batch_random_state(self._seed, *epoch_and_index)).to(self._device)
-        chosen = batch_indices(len(self._train), self.batch_size, self._seed, *epoch_and_index).to(self._device)
-        return self._as_floats(self._train[chosen], batch_generator(self._seed, *epoch_and_index))
+            return draw(self.batch_size, batch_random_state(*key)).to(self._device)
+        chosen = batch_indices(len(self._train), self.batch_size, *key).to(self._device)
+        return self._as_floats(self._train[chosen], batch_generator(*key))
 
     def loss(self, batch: Tensor) -> Loss:
         """Compute the loss of the settings, in nats per sample (a mean square for flow matching)."""

@@ -47,9 +47,8 @@ def examples(
 ) -> list[plots.PredictedSeries]:
     """Return the first series of each label (or the first) with predictions; none if the model predicts no values."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
-    return _reconstruct_series(
-        data, split, [int((labels == label).nonzero()[0]) for label in labels.unique()], forecast, window
-    )
+    first = [int((labels == label).nonzero()[0]) for label in labels.unique()]
+    return _reconstruct_series(data, split, first, forecast, window)
 
 
 def _reconstruct_series(

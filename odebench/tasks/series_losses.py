@@ -28,9 +28,8 @@ def log_likelihood(
     total = torch.zeros(1, len(targets.values), dtype=targets.values.dtype, device=targets.values.device)
     if forecast.values is not None:
         assert noise_std is not None
-        total = total + reduce_series(
-            gaussian_log_density(forecast.values, targets, noise_std), targets.mask, reduction
-        )
+        log_density = gaussian_log_density(forecast.values, targets, noise_std)
+        total = total + reduce_series(log_density, targets.mask, reduction)
     if forecast.log_rates is not None:
         kinds = targets.mask.shape[2] if reduction == "mean" else 1
         total = total + event_weight * event_log_likelihood(forecast, targets.mask) / kinds

@@ -258,13 +258,12 @@ class TimeSeriesTask:
 
     def _loss_value(self, model: Any, forecast: Forecast, targets: SeriesBatch, weight: float) -> Tensor:
         options = self._loss_options
-        likelihood = log_likelihood(
-            forecast, targets, model.noise_std, options["reduction"], options.get("event_weight", 1.0)
-        )
+        reduction, event_weight = options["reduction"], options.get("event_weight", 1.0)
+        likelihood = log_likelihood(forecast, targets, model.noise_std, reduction, event_weight)
         if forecast.posterior is None:
             value = -likelihood.mean()
         else:
-            kl = weight * kl_from_prior(forecast.posterior, options["reduction"])
+            kl = weight * kl_from_prior(forecast.posterior, reduction)
             value = -lower_bound(likelihood, kl, options["combine"])
         if forecast.logits is not None:
             assert targets.labels is not None

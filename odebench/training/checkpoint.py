@@ -170,10 +170,7 @@ def _random_states() -> dict[str, Any]:
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 (the global state that third-party code draws from)
     return {
         "python": [version, list(internal), gauss],
-        "numpy": {
-            **numpy_state,
-            "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()},
-        },
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

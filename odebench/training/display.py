@@ -31,15 +31,8 @@ class ProgressDisplay:
 
     def __enter__(self) -> "ProgressDisplay":
         if sys.stderr.isatty() and is_rank_zero():
-            self._bar = self._stack.enter_context(
-                tqdm(
-                    total=self._num_steps,
-                    initial=self._first_step,
-                    unit="step",
-                    dynamic_ncols=True,
-                    leave=False,
-                )
-            )
+            bar = tqdm(total=self._num_steps, initial=self._first_step, unit="step", dynamic_ncols=True, leave=False)
+            self._bar = self._stack.enter_context(bar)
             self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
         return self
 

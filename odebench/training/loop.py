@@ -78,12 +78,8 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
 
 def train_step(training: TrainingState, settings: Settings, num_steps: int) -> dict[str, float]:
     """Take one optimiser step; return its metrics by tag. Raises Diverged before the weights change."""
-    trainer, task, optimizer, step = (
-        settings.trainer,
-        training.task,
-        training.optimizer,
-        training.progress.step,
-    )
+    trainer, task, optimizer = settings.trainer, training.task, training.optimizer
+    step = training.progress.step
     lr = optimizer.defaults["lr"] * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -93,12 +93,10 @@ def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> 
     try:
         load_weights(model, run.path / layout.BEST_CHECKPOINT, requested.model.name)
     except UsageError as error:
-        differ = (
-            _differing_settings(read_settings(saved_settings(run.settings, run.path)), requested)
-            if "model" in error.settings
-            else {}
-        )
-        if not differ:
+        if "model" not in error.settings:
+            raise
+        trained = read_settings(saved_settings(run.settings, run.path))
+        if not (differ := _differing_settings(trained, requested)):
             raise
         now, before = (", ".join(f"{key}={format_value(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None

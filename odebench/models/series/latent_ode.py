@@ -65,14 +65,11 @@ class LatentODE(SeriesModel):
         self.latent_dim, self.span = latent_dim, span
         if encoder != "ode_rnn":
             kind: Literal["tanh", "gru"] = "tanh" if encoder == "rnn" else "gru"
-            self.encoder: nn.Module = RecurrentEncoder(
-                num_features, encoder_width, latent_dim, kind, value_unit, gap_unit
-            )
+            sizes = (num_features, encoder_width, latent_dim)
+            self.encoder: nn.Module = RecurrentEncoder(*sizes, kind, value_unit, gap_unit)
         else:
-            encoder_field = AutonomousField(encoder_width, encoder_field_units, field_layers, activation)
-            cell = ODERNNCell(
-                num_features, encoder_width, encoder_field, gate_units, encoder_solver, encoder_step * span
-            )
+            field = AutonomousField(encoder_width, encoder_field_units, field_layers, activation)
+            cell = ODERNNCell(num_features, encoder_width, field, gate_units, encoder_solver, encoder_step * span)
             self.encoder = ODERNNEncoder(cell, latent_dim, HEAD_UNITS)
         self._augment, self._dim = augment, latent_dim + augment
         self.velocity = nn.Linear(self._dim, self._dim) if second_order else None

@@ -55,8 +55,5 @@ class RNNVAE(SeriesModel):
         state = self.cell.initial_state_from(self.first_hidden(z0.flatten(0, 1)), zeros)
         output = run_cell(self.cell, grid, state, grid.times.new_zeros(len(zeros)), solve, self.decoder)
         values = grid.scatter(self.decoder(output.hidden_states), len(times))
-        return Forecast(
-            values=values.unflatten(0, (num_samples, num)),
-            posterior=posterior,
-            logits=self.logits(z0),
-        )
+        values = values.unflatten(0, (num_samples, num))
+        return Forecast(values=values, posterior=posterior, logits=self.logits(z0))
