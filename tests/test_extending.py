@@ -1,4 +1,4 @@
-"""The page on extending: its module and its YAML, as they stand there, through the real command line."""
+"""The page on extending: its module and its YAML, exactly as shown, through the real command line."""
 
 import os
 import re
@@ -18,7 +18,7 @@ MODULE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | r
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """The folder that a reader of the page makes."""
+    """A folder with the files that the page shows."""
     (tmp_path / "mylab.py").write_text(MODULE)
     for name, text in re.findall(r"^`(configs/\S+)`:\n\n```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         path = tmp_path / name
@@ -41,7 +41,7 @@ def test_the_module_prints_what_the_page_says(lab):
     assert done.stdout == printed
 
 
-def test_its_model_learns_its_data_by_its_solver(lab, capsys):
+def test_its_model_learns_its_data_with_its_solver(lab, capsys):
     command = TRAININGS[0]
     assert main([*command.split(), "trainer.epochs=8", "device=cpu", "run_dir=run"]) == 0
     run = read_run("run")
@@ -53,10 +53,10 @@ def test_its_model_learns_its_data_by_its_solver(lab, capsys):
     assert re.search(r"^small_ode .*a small state", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("word", "reached"), [("model=small_ode", "small_ode 4"), ("model=mlp", "mlp 16")])
-def test_its_experiment_sets_each_model(lab, word, reached):
-    assert main([*TRAININGS[1].split(), word, "device=cpu", "run_dir=run"]) == 0
+@pytest.mark.parametrize(("override", "expected"), [("model=small_ode", "small_ode 4"), ("model=mlp", "mlp 16")])
+def test_its_experiment_has_overrides_for_each_model(lab, override, expected):
+    assert main([*TRAININGS[1].split(), override, "device=cpu", "run_dir=run"]) == 0
     settings = read_run("run").settings
     size = settings.model.dim if settings.model.name == "small_ode" else settings.model.hidden
-    assert f"{settings.model.name} {size}" == reached
+    assert f"{settings.model.name} {size}" == expected
     assert (settings.trainer.epochs, settings.trainer.batch_size) == (2, 32)

@@ -34,7 +34,7 @@ WITHOUT_TORCH = [
 ]
 
 
-def test_import_linter_finds_every_package_in_its_layer_and_no_circle():
+def test_import_linter_finds_every_package_in_its_layer_and_no_cycle():
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,7 +50,7 @@ def test_every_package_has_a_layer():
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_what_must_start_at_once_imports_no_torch(module):
+def test_modules_that_must_start_fast_import_no_torch(module):
     code = f"import sys, odebench.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -70,12 +70,12 @@ def test_no_module_is_a_catch_all():
 
 
 def test_no_class_name_means_two_things():
-    places = defaultdict(list)
+    files = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                places[node.name.strip("_")].append(path.relative_to(PACKAGE).as_posix())
-    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+                files[node.name.strip("_")].append(path.relative_to(PACKAGE).as_posix())
+    assert {name: where for name, where in files.items() if len(where) > 1} == {}
 
 
 def test_files_stay_under_400_lines():

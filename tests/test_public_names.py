@@ -1,6 +1,6 @@
 """Names that users rely on: in their code, in their scripts, and in the files of their runs.
 
-A name here may gain neighbours; it must not go away or change its meaning.
+Names may be added; those here must not disappear or change their meaning.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Composition: what an experiment says for each of its models."""
+"""Composition of settings: the overrides that an experiment lists for each of its models."""
 
 import sys
 from types import SimpleNamespace
@@ -41,14 +41,14 @@ def test_an_experiment_sets_the_model_that_is_chosen(folder):
 @pytest.mark.parametrize(
     "models", ["3", "{cnf: model.width=7}", "{cnf: [{model.width: 3}]}", "{cnf: 3}", "[model.width=7]"]
 )
-def test_what_is_no_list_for_a_model_is_told_in_one_line(folder, models):
+def test_an_invalid_list_of_overrides_for_a_model_raises_one_line(folder, models):
     head = EXPERIMENT.partition("models:")[0]
     (folder / "experiment" / "rings.yaml").write_text(f"{head}models: {models}\n")
     with pytest.raises(UsageError, match="models: a list of KEY=VALUE for each model is needed, as in cnf: "):
         compose(["experiment=rings"], folder)
 
 
-def test_yaml_of_ones_own_that_is_none_is_told_in_one_line(folder, capsys):
+def test_yaml_of_a_user_with_wrong_content_gives_one_line(folder, capsys):
     for group, text, word in (
         ("data", "defaults: 3\nname: bad\n", "data=bad"),
         ("experiment", "# @package _global_\nbudgets: 3\n", "experiment=bad"),
@@ -60,16 +60,16 @@ def test_yaml_of_ones_own_that_is_none_is_told_in_one_line(folder, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_model_that_it_does_not_name_is_left_as_it_is(folder):
+def test_a_model_that_the_experiment_does_not_name_keeps_its_settings(folder):
     assert compose(["experiment=rings", "model=ffjord"], folder).model == compose(["model=ffjord"]).model
 
 
-def test_overrides_come_after_what_an_experiment_says(folder):
+def test_overrides_take_precedence_over_an_experiment(folder):
     config = compose(["experiment=rings", "model.width=9"], folder)
     assert (config.model.width, config.optim.lr) == (9, 0.5)
 
 
-def test_a_setting_that_a_model_has_not_is_told_in_one_line(folder):
+def test_a_setting_that_the_model_does_not_have_raises_one_line(folder):
     path = folder / "experiment" / "rings.yaml"
     path.write_text(EXPERIMENT.replace("model.layers", "model.width"))
     with pytest.raises(UsageError, match=r"^model\.width: the chosen model has no such setting"):
@@ -79,7 +79,7 @@ def test_a_setting_that_a_model_has_not_is_told_in_one_line(folder):
         compose(["experiment=rings"], folder)
 
 
-def test_a_file_that_is_no_yaml_is_told_in_one_line(folder, capsys):
+def test_a_file_that_is_not_yaml_gives_one_line(folder, capsys):
     (folder / "model").mkdir()
     path = folder / "model" / "torn.yaml"
     path.write_text("name: mlp\nwidth: [\n")
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_yaml_is_told_in_one_line(folder, capsys):
         assert str(path) in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_sweeps_and_multiruns_do_the_same(folder, monkeypatch):
+def test_sweeps_and_multiruns_compose_the_same_settings(folder, monkeypatch):
     jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
     composer = CachedComposer(folder)
     expected = [compose(job, folder) for job in jobs]

@@ -1,4 +1,4 @@
-"""Models, data and methods of a user's own module."""
+"""Models, data and methods of a user's module."""
 
 import sys
 
@@ -38,7 +38,7 @@ METHODS = {"our_ralston": Tableau("our_ralston", "Ralston 1962", 2, (0.0, 2 / 3)
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """An importable module, and a folder of YAML that names what it holds."""
+    """The name of an importable plugin module."""
     (tmp_path / "their_lab.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     yield "their_lab"
@@ -47,6 +47,7 @@ def module(tmp_path, monkeypatch):
 
 @pytest.fixture
 def configs(tmp_path):
+    """The folder of the plugin's YAML files."""
     folder = tmp_path / "configs"
     for group in ("model", "data", "solver"):
         (folder / group).mkdir(parents=True)
@@ -62,19 +63,19 @@ def read(*overrides, config_dir=None):
     return read_settings(compose(["extensions=[their_lab]", *overrides], config_dir))
 
 
-def test_ours_come_first_then_theirs(module):
-    own = {"odenet": "ours"}
-    assert lookup("MODELS", "odenet", own, [module]) == "ours"
-    assert lookup("MODELS", "wide", own, [module]).__name__ == "Wide"
-    assert known_names("MODELS", own, [module]) == ["odenet", "wide", "anything"]
+def test_built_in_names_come_before_those_of_plugins(module):
+    builtin = {"odenet": "ours"}
+    assert lookup("MODELS", "odenet", builtin, [module]) == "ours"
+    assert lookup("MODELS", "wide", builtin, [module]).__name__ == "Wide"
+    assert known_names("MODELS", builtin, [module]) == ["odenet", "wide", "anything"]
 
 
-def test_a_name_nobody_has_is_told_with_the_nearest(module):
+def test_an_unknown_name_raises_an_error_with_the_nearest_name(module):
     with pytest.raises(UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"):
         lookup("MODELS", "wid", {"odenet": None}, [module])
 
 
-def test_a_module_without_a_dict_of_the_kind_has_none_of_it():
+def test_a_module_without_a_dict_of_a_kind_adds_no_names():
     assert known_names("DATA", {"mnist": None}, ["json"]) == ["mnist"]
 
 
@@ -86,7 +87,7 @@ def test_a_module_without_a_dict_of_the_kind_has_none_of_it():
     ],
     ids=["no dict", "missing import"],
 )
-def test_a_broken_module_is_one_line(tmp_path, monkeypatch, text, line):
+def test_a_broken_module_raises_one_line(tmp_path, monkeypatch, text, line):
     (tmp_path / "broken_lab.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError) as caught:
@@ -96,12 +97,12 @@ def test_a_broken_module_is_one_line(tmp_path, monkeypatch, text, line):
 
 
 @pytest.mark.parametrize("name", ["no_such_lab", "no.such.lab"])
-def test_a_missing_module_is_one_line(name):
+def test_a_missing_module_raises_one_line(name):
     with pytest.raises(UsageError, match=f"^extensions: no module {name}; install its package"):
         lookup("MODELS", "wide", {}, [name])
 
 
-def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):
+def test_yaml_without_its_module_or_a_module_without_its_yaml_raises_an_error(module, configs):
     for word in ("model=wide", "data=noise", "solver=our_ralston"):
         group, _, name = word.partition("=")
         with pytest.raises(UsageError) as caught:
@@ -116,7 +117,7 @@ def test_what_is_missing_beside_yaml_or_module_is_told(module, configs):
             read_settings(compose([word, "extensions=[json]"], configs))
 
 
-def test_their_model_data_and_method_are_settings(module, configs):
+def test_a_plugins_model_data_and_method_can_be_chosen(module, configs):
     settings = read("model=wide", "data=noise", "solver=our_ralston", config_dir=configs)
     assert settings.model == PluginSettings("wide", {"width": 7})
     assert options_of(settings.data) == {"num": 512}
@@ -124,7 +125,7 @@ def test_their_model_data_and_method_are_settings(module, configs):
     assert settings.evaluation_solver == settings.solver
 
 
-def test_their_keys_are_checked_against_the_signature(module, configs):
+def test_a_plugins_settings_are_checked_against_the_signature(module, configs):
     (configs / "model" / "wide.yaml").write_text(
         "# @package _global_\nmodel:\n  name: wide\n  widht: 7\ntask: classification\n"
     )
@@ -135,14 +136,14 @@ def test_their_keys_are_checked_against_the_signature(module, configs):
         read("model=wide", config_dir=configs)
 
 
-def test_a_signature_that_takes_anything_takes_anything(module, configs):
+def test_a_signature_with_keyword_options_takes_any_setting(module, configs):
     (configs / "model" / "wide.yaml").write_text(
         "# @package _global_\nmodel:\n  name: anything\n  colour: red\ntask: classification\n"
     )
     assert read("model=wide", config_dir=configs).model.options == {"colour": "red"}
 
 
-def test_their_model_has_an_ode_where_a_solver_is_chosen(module, configs):
+def test_a_plugins_model_has_an_ode_if_a_solver_is_chosen(module, configs):
     assert read("model=wide", config_dir=configs).has_ode
     settings = read("model=wide", "solver=none", "gradient=backprop", config_dir=configs)
     assert not settings.has_ode
@@ -150,6 +151,6 @@ def test_their_model_has_an_ode_where_a_solver_is_chosen(module, configs):
         read("model=wide", "solver=none", config_dir=configs)
 
 
-def test_their_method_without_step_size_control_needs_steps(module, configs):
+def test_a_plugins_method_without_step_size_control_needs_steps(module, configs):
     with pytest.raises(UsageError, match=r"^solver\.steps=null: our_ralston has no step size control"):
         read("solver=our_ralston", "solver.steps=null", config_dir=configs)

@@ -1,4 +1,4 @@
-"""Runs of an earlier version: settings that their files lack."""
+"""Runs of an earlier version: defaults for the settings that their files lack."""
 
 import logging
 
@@ -12,9 +12,9 @@ from odebench.errors import UsageError
 from odebench.record.reader import RunRecord
 
 
-def left(tmp_path, words, *lacking):
-    """A run of these settings without some of them."""
-    settings = compose([*words])
+def run_lacking(tmp_path, overrides, *lacking):
+    """A run with these overrides whose settings lack some keys."""
+    settings = compose([*overrides])
     with open_dict(settings):
         for key in lacking:
             group, _, name = key.rpartition(".")
@@ -23,7 +23,7 @@ def left(tmp_path, words, *lacking):
 
 
 @pytest.mark.parametrize(
-    ("words", "lacking", "told"),
+    ("overrides", "lacking", "reported"),
     [
         (["model=mlp"], ["trainer.patience"], "trainer.patience=null"),
         (["solver=rk4"], ["solver.stepping", "eval_tol"], "solver.stepping=shared, eval_tol=null"),
@@ -33,37 +33,37 @@ def left(tmp_path, words, *lacking):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_missing_is_the_default_and_said(words, lacking, told, tmp_path, caplog):
-    run = left(tmp_path, words, *lacking)
+def test_missing_keys_get_the_defaults_with_a_warning(overrides, lacking, reported, tmp_path, caplog):
+    run = run_lacking(tmp_path, overrides, *lacking)
     with caplog.at_level(logging.WARNING, "odebench"):
         settings = saved_settings(run.settings, run.path)
-        saved_settings(settings, run.path)  # which lacks nothing any more
+        saved_settings(settings, run.path)  # no warning: these are complete
         saved_settings(run.settings, run.path)
     line, again = [record.getMessage() for record in caplog.records]
     assert line == again
-    assert sorted(line.partition("; using ")[2].split(", ")) == sorted(told.split(", "))
-    assert read_settings(settings) == read_settings(compose(words))
+    assert sorted(line.partition("; using ")[2].split(", ")) == sorted(reported.split(", "))
+    assert read_settings(settings) == read_settings(compose(overrides))
     assert not set(lacking) & set(run.settings)  # the record stays as it is
 
 
-def test_whole_settings_stay_as_they_are_and_nothing_is_said(tmp_path, caplog):
-    run = left(tmp_path, ["model=ffjord", "data=two_moons", "tol=1e-2", "dynamics=rnode"])
+def test_complete_settings_are_not_changed_and_give_no_warning(tmp_path, caplog):
+    run = run_lacking(tmp_path, ["model=ffjord", "data=two_moons", "tol=1e-2", "dynamics=rnode"])
     assert saved_settings(run.settings, run.path) == run.settings
     assert not caplog.records
 
 
-def test_an_options_file_that_is_gone_is_not_needed(tmp_path):
-    run = left(tmp_path, ["model=mlp"], "trainer.patience")
+def test_a_users_folder_that_is_gone_is_not_needed(tmp_path):
+    run = run_lacking(tmp_path, ["model=mlp"], "trainer.patience")
     OmegaConf.update(run.settings, "config_dir", "/no/such/folder")
     assert saved_settings(run.settings, run.path).trainer.patience is None
 
 
-def test_a_damaged_file_is_left_to_those_who_tell_it(tmp_path):
-    run = left(tmp_path, [], "model")
+def test_settings_without_a_model_are_returned_unchanged(tmp_path):
+    run = run_lacking(tmp_path, [], "model")
     assert saved_settings(run.settings, run.path) == run.settings
 
 
-def test_a_fault_in_a_runs_own_settings_names_their_file(tmp_path):
+def test_an_error_in_a_runs_settings_names_their_file(tmp_path):
     settings = compose(["model=mlp"])
     with open_dict(settings):
         settings.of_a_newer_version = 3

@@ -1,4 +1,4 @@
-"""The settings: every option composes and obeys its rules, and every wrong value is told in one line."""
+"""The settings: every option composes and is valid, and every invalid value raises one line."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ def composed(*overrides):
 
 
 def read(*overrides, config_dir=None):
-    """Settings as composed. Single keys are set on a kept composition: Hydra takes a quarter of a second."""
-    choices = [word for word in overrides if word.partition("=")[0] in PLURALS]
-    singles = [word for word in overrides if word not in choices]
+    """Composed settings. Single keys are set on a cached composition: Hydra takes a quarter of a second."""
+    choices = [override for override in overrides if override.partition("=")[0] in PLURALS]
+    singles = [override for override in overrides if override not in choices]
     parsed = parse_overrides(singles, config_dir)
     if config_dir is not None or any(o.is_sweep_override() for o in parsed):
         return read_settings(compose(list(overrides), config_dir))
@@ -48,18 +48,18 @@ def read_in_full(*overrides):
 def message(*overrides, config_dir=None):
     with pytest.raises(UsageError) as caught:
         read(*overrides, config_dir=config_dir)
-    assert "\n" not in str(caught.value)
-    # Which settings it is about, for who tells all faults of many; of what cannot be read, none.
+    # An error carries the settings that it is about; none if an override cannot be parsed.
     line, about = str(caught.value), caught.value.settings
+    assert "\n" not in line
     assert about[0].rpartition(".")[2] in line if about else line.startswith(("malformed setting", "--config-dir"))
-    return str(caught.value)
+    return line
 
 
 MODEL_OF = {"classification": "odenet", "density": "cnf", "time_series": "latent_ode"}
 
 
 def companions(group, name):
-    """The other choices that an option needs."""
+    """Overrides of other groups that an option needs."""
     if group == "loss":
         return [f"model={MODEL_OF[schema.LOSSES[name].task]}"]
     if group == "data":
@@ -73,19 +73,19 @@ def every_option():
             extra = companions(group, name)
             yield pytest.param([f"{group}={name}", *extra], id=f"{group}={name}")
     for name, path in options("experiment").items():
-        for budget in OmegaConf.load(path).get("budgets", ("full", "small")):  # of an experiment it builds on
+        for budget in OmegaConf.load(path).get("budgets", ("full", "small")):  # of the experiment that it is based on
             yield pytest.param([f"experiment={name}", f"budget={budget}"], id=f"{name}-{budget}")
 
 
 @pytest.mark.parametrize("overrides", list(every_option()))
-def test_every_option_composes_and_obeys_the_rules(overrides):
+def test_every_option_composes_and_is_valid(overrides):
     settings = read(*overrides)
     group, _, name = overrides[0].partition("=")
     if group not in ("experiment", "trainer"):
         assert getattr(settings, group).name == name
 
 
-RULES = {
+SCHEMA = {
     "model": schema.MODELS,
     "loss": schema.LOSSES,
     "dynamics": schema.DYNAMICS,
@@ -98,19 +98,19 @@ RULES = {
 }
 
 
-def test_every_group_has_rules_here():
-    assert set(RULES) == set(PLURALS) - {"experiment"}
-    of_sweeps = {"cluster"}  # read and tested with them
+def test_every_group_has_a_schema():
+    assert set(SCHEMA) == set(PLURALS) - {"experiment"}
+    of_sweeps = {"cluster"}  # tested in tests/sweep
     assert set(PLURALS) | of_sweeps == {path.name for path in CONFIGS.iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("group", RULES)
+@pytest.mark.parametrize("group", SCHEMA)
 def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
-    assert set(options(group)) == set(RULES[group])
-    for name, its_rules in RULES[group].items():
+    assert set(options(group)) == set(SCHEMA[group])
+    for name, kind in SCHEMA[group].items():
         option = load_option(group, name)
         node = option[group] if group == "model" else option
-        fields = {field.name for field in dataclasses.fields(its_rules)}
+        fields = {field.name for field in dataclasses.fields(kind)}
         if group == "solver":
             fields = fields - {"options"} | set(getattr(METHODS.get(name), "options", ()))
         assert set(node) == fields, name
@@ -121,15 +121,15 @@ def test_top_level_keys_are_the_fields_of_settings():
 
 
 @pytest.mark.parametrize(
-    "its_rules", [Settings, *dict.fromkeys(rule for group in RULES.values() for rule in group.values())]
+    "kind", [Settings, *dict.fromkeys(kind for group in SCHEMA.values() for kind in group.values())]
 )
-def test_rules_hold_no_defaults(its_rules):
-    for field in dataclasses.fields(its_rules):
+def test_the_schema_has_no_defaults(kind):
+    for field in dataclasses.fields(kind):
         assert field.default is dataclasses.MISSING
         assert field.default_factory is dataclasses.MISSING
 
 
-WRONG = {
+INVALID = {
     "trainer.objective=val/acuracy": "trainer.objective=val/acuracy: no such number; did you mean val/accuracy? "
     "(task classification has val/loss, val/accuracy, val/nfe)",
     "task=desity": "unknown task desity; did you mean density? (tasks: classification, density, time_series)",
@@ -291,13 +291,13 @@ def test_an_error_carries_the_settings_that_it_is_about(words, settings):
     with pytest.raises(UsageError) as caught:
         read_in_full(*words.split())
     assert caught.value.settings == settings
-    copy = pickle.loads(pickle.dumps(caught.value))  # as a launcher brings it from another process
+    copy = pickle.loads(pickle.dumps(caught.value))  # as a launcher does between processes
     assert (str(copy), copy.settings) == (str(caught.value), settings)
 
 
-@pytest.mark.parametrize("overrides", WRONG)
-def test_a_wrong_setting_is_one_line_with_the_way_out(overrides):
-    assert message(*overrides.split(" ")) == WRONG[overrides]
+@pytest.mark.parametrize("overrides", INVALID)
+def test_an_invalid_setting_raises_one_line_with_a_remedy(overrides):
+    assert message(*overrides.split(" ")) == INVALID[overrides]
 
 
 def test_values_have_their_types():
@@ -332,7 +332,7 @@ def test_the_command_line_wins_over_the_experiment():
     assert read_in_full("experiment=paper/mnist_odenet", "model=rknet").gradient.name == "backprop"
 
 
-def test_a_budget_chooses_among_the_experiments_own():
+def test_a_budget_selects_values_of_the_experiment():
     full, small = (read_in_full("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small"))
     assert (full.trainer.epochs, full.schedule.milestones) == (160, (60, 100, 140))
     assert (small.trainer.epochs, small.schedule.milestones) == (16, (6, 10, 14))
@@ -378,7 +378,7 @@ def test_a_warm_first_step_is_not_for_evaluation():
     assert settings.evaluation_solver.first_step is None
 
 
-def test_warnings_name_what_is_hardly_meant():
+def test_probable_mistakes_give_warnings():
     assert probable_mistakes(read()) == []
     assert probable_mistakes(read("trainer.precision=bf16")) == []
     (line,) = probable_mistakes(read("trainer.precision=bf16", "tol=1e-4"))
@@ -411,9 +411,9 @@ def saved(tmp_path):
     return OmegaConf.load(tmp_path / "settings.yaml")
 
 
-def test_words_that_others_overrule_are_named():
+def test_overrides_without_effect_are_named():
     tol = "tol=0.001 has no effect: rk4 has fixed steps; solver.steps says how many"
-    for words, told in {
+    for overrides, expected in {
         ("trainer.epochs=3",): [],
         ("trainer.iterations=3",): [],
         ("trainer.epochs=3", "trainer.iterations=4"): ["trainer.epochs=3 has no effect beside trainer.iterations=4"],
@@ -428,8 +428,8 @@ def test_words_that_others_overrule_are_named():
         ("solver=rk4", "solver.controller=pi"): ["solver.controller=pi has no effect: rk4 has fixed steps"],
         ("model=ode_rnn",): [],
         ("model=ode_rnn", "solver=rk4", "gradient=adjoint"): [
-            f"{word} has no effect: model.encoder_solver=euler solves the only ODE; set that to null"
-            for word in ("solver=rk4", "gradient=adjoint")
+            f"{override} has no effect: model.encoder_solver=euler solves the only ODE; set that to null"
+            for override in ("solver=rk4", "gradient=adjoint")
         ],
         ("model=ode_rnn", "model.encoder_solver=null", "tol=1e-4"): [],
         ("model=latent_ode", "model.encoder_step=0.1"): [
@@ -449,7 +449,7 @@ def test_words_that_others_overrule_are_named():
             "gradient=checkpoint has no effect: loss=flow_matching solves nothing in training"
         ],
     }.items():
-        assert without_effect(read(*words), words) == told, words
+        assert without_effect(read(*overrides), overrides) == expected, overrides
 
 
 def test_saved_settings_read_back_the_same(saved):
@@ -463,12 +463,12 @@ def test_a_saved_tolerance_can_be_overridden_through_tol(saved):
     assert read_settings(saved).solver.rtol == 1e-3, "the saved settings changed"
 
 
-def test_a_saved_solver_gives_way_to_a_fresh_one_for_the_evaluation(saved):
+def test_a_new_solver_replaces_both_saved_solvers(saved):
     new = read_settings(override_saved(saved, ["solver.steps=3", "solver=euler"]))
     assert new.solver == new.evaluation_solver == read("solver=euler", "solver.steps=3").solver
 
 
-def test_other_groups_of_saved_settings_come_fresh_too(saved):
+def test_new_options_replace_the_saved_groups(saved):
     new = read_settings(override_saved(saved, ["data=mnist", "gradient=backprop", "model=resnet", "solver=none"]))
     assert (new.data, new.gradient.name) == (read("data=mnist").data, "backprop")
     assert new.model == read("model=resnet").model
@@ -492,7 +492,7 @@ def test_other_groups_of_saved_settings_come_fresh_too(saved):
         ("tol", "malformed setting 'tol'"),
     ],
 )
-def test_a_wrong_override_of_saved_settings_is_one_line(saved, override, line):
+def test_an_invalid_override_of_saved_settings_raises_one_line(saved, override, line):
     with pytest.raises(UsageError) as caught:
         override_saved(saved, [override])
     assert str(caught.value).startswith(line)
@@ -509,8 +509,8 @@ def test_resolvers_are_frozen_when_composed_and_refused_when_read(monkeypatch):
 
 
 @pytest.fixture
-def own_configs(tmp_path):
-    """A user's folder, with characters in its name that Hydra's grammar must be told of."""
+def user_configs(tmp_path):
+    """A user's folder, whose name has characters that must be quoted for Hydra."""
     folder = tmp_path / "my configs, 'a=b'"
     (folder / "solver").mkdir(parents=True)
     (folder / "experiment").mkdir()
@@ -520,31 +520,31 @@ def own_configs(tmp_path):
     return folder
 
 
-def test_a_folder_of_ones_own_adds_options(own_configs):
-    settings = read("solver=coarse", "experiment=quick", config_dir=own_configs)
+def test_a_users_folder_adds_options(user_configs):
+    settings = read("solver=coarse", "experiment=quick", config_dir=user_configs)
     assert (settings.solver.name, settings.solver.steps, settings.trainer.epochs) == ("rk4", 4, 1)
     assert "solver coarse; did you" not in message("solver=corse")
-    assert "did you mean coarse?" in message("solver=corse", config_dir=own_configs)
+    assert "did you mean coarse?" in message("solver=corse", config_dir=user_configs)
 
 
-def test_a_folder_of_ones_own_is_remembered_for_evaluation(own_configs):
-    config = compose(["eval_solver=coarse"], own_configs)
+def test_a_users_folder_is_saved_for_evaluation(user_configs):
+    config = compose(["eval_solver=coarse"], user_configs)
     assert read_settings(config).evaluation_solver.steps == 4
     assert read_settings(override_saved(config, ["solver=coarse"])).solver.steps == 4
 
 
-def test_a_missing_folder_of_ones_own_is_named(tmp_path):
+def test_a_missing_users_folder_raises_an_error(tmp_path):
     assert message(config_dir=tmp_path / "no") == f"--config-dir {tmp_path / 'no'}: no such folder"
 
 
-def test_an_option_file_must_name_every_setting(own_configs):
-    path = own_configs / "solver" / "coarse.yaml"
+def test_an_option_file_must_name_every_setting(user_configs):
+    path = user_configs / "solver" / "coarse.yaml"
     path.write_text("name: rk4\nrtol: null\natol: null\nsteps: 4\nstep_size: null\nfirst_step: null\n")
-    line = message("solver=coarse", config_dir=own_configs)
+    line = message("solver=coarse", config_dir=user_configs)
     assert line == "solver.min_step is missing; the file of that choice must name it"
 
 
-def test_known_keys_hold_every_key_of_a_composed_config():
+def test_known_keys_contain_every_key_of_a_composed_config():
     keys = known_keys()
     for overrides in ([], ["model=mlp", "optim=adam", "schedule=steps"]):
         for group, node in OmegaConf.to_container(compose(overrides)).items():
@@ -561,7 +561,7 @@ def test_reading_settings_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_ode_rnn_is_named_after_what_solves_it_and_has_no_integrals_of_its_dynamics():
+def test_an_ode_rnn_is_named_after_its_solver_and_refuses_regularised_dynamics():
     assert run_name(read("model=ode_rnn")) == "ode_rnn_euler"
     assert describe_settings(read("model=ode_rnn")) == "ode_rnn, euler, steps of 0.02 of the span, backprop"
     assert run_name(read("model=ode_rnn", "model.encoder_solver=null")) == "ode_rnn_dopri5"

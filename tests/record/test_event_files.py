@@ -87,7 +87,7 @@ def test_a_run_has_only_charts_of_the_quantities_it_measures():
         "Learning",
         "Solver",
     ]
-    assert list(layout.chart_layout(["loss", "mse", "an extension's own"])["Learning"]) == [
+    assert list(layout.chart_layout(["loss", "mse", "a plugin's own"])["Learning"]) == [
         "loss: train against validation",
         "mse: train against validation",
     ]
