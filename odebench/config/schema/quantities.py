@@ -22,18 +22,18 @@ _NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over bat
 QUANTITIES: dict[str, dict[str, Quantity]] = {
     "classification": {
         "loss": _LOSS,
-        "accuracy": Quantity("fraction", "fraction classified correctly", higher_is_better=True),
+        "accuracy": Quantity("fraction", "share classified rightly", higher_is_better=True),
         "nfe": _NFE,
     },
     "density": {
         "loss": _LOSS,
-        "nll_nats": Quantity("nats", "negative log-likelihood per sample"),
-        "bits_per_dim": Quantity("bits", "negative log-likelihood per dimension"),
+        "nll_nats": Quantity("nats", "negative log-likelihood a sample"),
+        "bits_per_dim": Quantity("bits", "negative log-likelihood a dimension"),
         "kl_nats": Quantity("nats", "Kullback-Leibler divergence of the model from the target, KL(q || p)"),
         "nfe": _NFE,
         "sampling_nfe": Quantity("evaluations", "NFE of one solve that draws samples"),
-        "samples_per_s": Quantity("samples/s", "samples drawn per second", higher_is_better=True),
-        "trace_std_nats": Quantity("nats", "standard deviation of the log-likelihood over the trace estimator's noise"),
+        "samples_per_s": Quantity("samples/s", "samples drawn a second", higher_is_better=True),
+        "trace_std_nats": Quantity("nats", "deviation of the log-likelihood over draws of the trace estimator's noise"),
     },
     "time_series": {
         "loss": _LOSS,
@@ -46,7 +46,7 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
         "rmse_extrapolation": Quantity("", "root mean square error after that window"),
         "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
         "constant_rate_rmse": Quantity("events / time", "the same of each series' number of events spread evenly"),
-        "accuracy": Quantity("fraction", "fraction of labels predicted correctly", higher_is_better=True),
+        "accuracy": Quantity("fraction", "share of the labels said rightly", higher_is_better=True),
         "auc": Quantity("fraction", "area under the ROC curve of the label", higher_is_better=True),
         "nfe": _NFE,
         "encoder_nfe": Quantity("evaluations", "NFE of the encoder, all solves of a batch"),
