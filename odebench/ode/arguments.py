@@ -6,10 +6,6 @@ from typing import Any
 from torch import Tensor
 
 
-class TooManyStepsError(ValueError):
-    """More than ``max_steps`` fixed steps would be needed."""
-
-
 def as_number(name: str, value: Any) -> float:
     """A float from a Python or NumPy number or a tensor of one element; TypeError for anything else."""
     if not isinstance(value, str | bytes | bool | None):

@@ -14,6 +14,10 @@ GridFunction = Callable[[list[float]], list[float]]
 """From the output times to the times at which fixed steps start and end, from the first to the last."""
 
 
+class TooManyStepsError(ValueError):
+    """More than ``max_steps`` fixed steps would be needed."""
+
+
 @dataclass(frozen=True)
 class SolvePlan:
     """How a solve steps.

@@ -173,13 +173,7 @@ class InitialValueProblem:
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     """
 
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        y0: Any,
-        t: Tensor | Sequence[float],
-        args: tuple[Any, ...],
-    ) -> None:
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import (
-    TooManyStepsError,
-    as_finite_times,
-    as_number,
-    as_positive,
-    as_positive_integer,
-    short_repr,
-)
+from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
@@ -30,7 +23,7 @@ from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows, unwrap_rows
-from odebench.ode.plan import SolvePlan, even_grid
+from odebench.ode.plan import SolvePlan, TooManyStepsError, even_grid
 from odebench.ode.problem import InitialValueProblem, refuse_layers_in_training_mode
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap

@@ -19,8 +19,8 @@ from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import RegularisationTerms, RegularisedSolve
-from odebench.ode.arguments import TooManyStepsError
 from odebench.ode.per_sample import unwrap_rows
+from odebench.ode.plan import TooManyStepsError
 from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
 
 # Relative to the field's largest value: smaller differences are round-off, which on GPUs varies between evaluations.

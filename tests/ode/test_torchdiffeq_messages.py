@@ -85,15 +85,9 @@ def test_warnings_of_callbacks(method, missing):
 def test_valid_options_cause_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        options = {
-            "min_step": 0.0,
-            "max_step": 0.5,
-            "safety": 0.9,
-            "ifactor": 5.0,
-            "dfactor": 0.3,
-            "dtype": torch.float64,
-        }
-        odeint(Field(), Y0, TIMES, options={**options, "norm": lambda y: y.abs().max(), "max_num_steps": 1000})
+        options = {"min_step": 0.0, "max_step": 0.5, "safety": 0.9, "ifactor": 5.0, "dfactor": 0.3}
+        options |= {"dtype": torch.float64, "norm": lambda y: y.abs().max(), "max_num_steps": 1000}
+        odeint(Field(), Y0, TIMES, options=options)
 
 
 @pytest.mark.parametrize(("integrate", "error"), [(torchdiffeq.odeint, ValueError), (odeint, ValueError)])

@@ -203,27 +203,16 @@ def quadrature_for(mode: Adjoint, method: Method) -> Quadrature:
 
 
 def integrate_backward(
-    field: AdjointField,
-    z: Tensor,
-    span: list[float],
-    plan: SolvePlan,
-    stats: Stats,
-    scale: float,
-    stepper: Any = None,
+    field: AdjointField, z: Tensor, span: list[float], plan: SolvePlan, stats: Stats, scale: float, stepper: Any = None
 ) -> IntegrationResult:
     """Solve backward over one interval; parameter gradients are multiplied by ``scale``.
 
     stepper: a compiled one, or that of another interval: many are one step, and creating it takes as long as a stage.
     """
     if field.quadrature == "nodes" and stepper is None:
+        direction = plan.time_direction(*span)
         stepper = make_stepper(
-            plan.method,
-            field,
-            z,
-            one_sided=plan.time_direction(*span),
-            tolerance=plan.tolerance,
-            norm=plan.norm,
-            stats=stats,
+            plan.method, field, z, one_sided=direction, tolerance=plan.tolerance, norm=plan.norm, stats=stats
         )
     observer: Observer = StageQuadrature(field, plan.method, scale)
     if isinstance(stepper, CompiledAdjointStepper):

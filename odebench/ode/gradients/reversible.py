@@ -71,11 +71,8 @@ def _check_supported(plan: SolvePlan, detector: EventDetector | None) -> None:
             f"gradient='reversible': the steps of {plan.method.name} cannot be undone; use gradient='checkpoint', or a "
             f"reversible method ({names})"
         )
-    for what, given in {
-        "events": detector is not None,
-        "dense output": plan.dense,
-        "jump_t": plan.jump_times or plan.one_sided,
-    }.items():
+    jumps = plan.jump_times or plan.one_sided
+    for what, given in {"events": detector is not None, "dense output": plan.dense, "jump_t": jumps}.items():
         if given:
             raise ValueError(f"gradient='reversible' has no {what}; use gradient='backprop'")
 
