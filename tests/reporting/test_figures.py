@@ -80,7 +80,7 @@ def test_fixed_steps_are_labelled_and_have_no_tolerance(record, runs, points):
 
 
 def test_runs_that_differ_in_other_settings_are_separate_lines(record, runs, points):
-    """These runs differ only in tolerance and steps."""
+    """Tolerance and steps would suffice to distinguish these runs."""
     made = [(None, 1e-2, 9, 20), (None, 1e-3, 9, 30), (None, 1e-4, 1, 40), (8, 1e-3, 9, 8), (20, 1e-3, 9, 21)]
     for steps, tol, epochs, nfe in made:
         record(tol=tol, solver__steps=steps, trainer__epochs=epochs, summary={"final/nfe_forward": nfe})
