@@ -235,16 +235,10 @@ LIBRARIES: dict[str, Library] = {
         variants=(("seminorm", "adjoint"),),
     ),
     "torchode": Library(
-        "torchode",
-        (FORWARD, "backprop", "adjoint"),
-        {"dopri5": "dopri5", "tsit5": "tsit5"},
-        solve_with_torchode,
+        "torchode", (FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchode
     ),
     "torchdyn": Library(
-        "torchdyn",
-        (FORWARD, "backprop", "adjoint"),
-        {"dopri5": "dopri5", "tsit5": "tsit5"},
-        solve_with_torchdyn,
+        "torchdyn", (FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchdyn
     ),
     "scipy": Library(
         "scipy",

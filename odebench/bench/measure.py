@@ -98,11 +98,7 @@ class RunTimes:
         return 1e3 * statistics.median(self.seconds)
 
 
-def interleave(
-    timers: Mapping[str, Callable[[], float]],
-    repeats: int,
-    limit_s: float,
-) -> dict[str, RunTimes]:
+def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s: float) -> dict[str, RunTimes]:
     """Time several functions in rounds, so that a drift of the machine's speed affects all of them.
 
     The order rotates from round to round, so that no function always follows the same one.

@@ -43,12 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         list_figures()
         return 0
     request = read_request(
-        arguments.folders,
-        arguments.figure,
-        arguments.format,
-        arguments.output,
-        arguments.columns,
-        arguments.split,
+        arguments.folders, arguments.figure, arguments.format, arguments.output, arguments.columns, arguments.split
     )
     make_report(request)
     return 0

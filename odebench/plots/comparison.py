@@ -144,7 +144,7 @@ def _is_near(level: float, values: np.ndarray) -> bool:
 
 
 def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
-    """Legend entries for reference lines with notes, one per source; tells if some of its lines are not drawn."""
+    """Legend entries for reference lines with notes, one per source; they say if some of its lines are not drawn."""
     noted = [reference for panel in panels for reference in panel.reference_lines if reference.note]
     part = {reference.source for reference in noted if reference.label not in drawn}
     return {one.label: f"{one.source} (the nearest)" if one.source in part else one.source for one in noted}

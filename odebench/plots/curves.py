@@ -45,10 +45,7 @@ _PANELS = (
     _CurvePanel(
         "Evaluations of the vector field",
         "NFE per step",
-        (
-            _Curve("nfe/forward", "forward", style.BLUE),
-            _Curve("nfe/backward", "backward", style.VERMILION),
-        ),
+        (_Curve("nfe/forward", "forward", style.BLUE), _Curve("nfe/backward", "backward", style.VERMILION)),
     ),
 )
 

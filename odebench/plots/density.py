@@ -31,11 +31,7 @@ class ColourScale(NamedTuple):
 
 
 def density_comparison(
-    target: np.ndarray,
-    model: np.ndarray,
-    samples: np.ndarray,
-    limits: Limits,
-    title: str | None = None,
+    target: np.ndarray, model: np.ndarray, samples: np.ndarray, limits: Limits, title: str | None = None
 ) -> Figure:
     """Target density, model density and a histogram of the model's samples, with the target's colour scale.
 

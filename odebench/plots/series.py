@@ -39,13 +39,7 @@ OBSERVED: dict[str, Any] = {
     "label": "observed",
 }
 HELD_OUT = OBSERVED | {"markerfacecolor": "white", "label": "held out from the model"}
-EVENT: dict[str, Any] = {
-    "linestyle": "none",
-    "marker": "|",
-    "markersize": 9,
-    "color": style.BLACK,
-    "label": "event",
-}
+EVENT: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "color": style.BLACK, "label": "event"}
 START: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
 
 

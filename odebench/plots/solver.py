@@ -52,15 +52,7 @@ def memory_against_nfe(groups: Mapping[str, Sequence[Mapping[str, Any]]], labels
         peak = [row["memory/peak_mib"] for row in ordered]
         top = max([top, *peak])
         tint = style.colour(index)
-        axes.plot(
-            nfe,
-            peak,
-            color=tint,
-            marker=style.marker(index),
-            markersize=6,
-            linewidth=style.LINE_PT,
-            label=mode,
-        )
+        axes.plot(nfe, peak, color=tint, marker=style.marker(index), markersize=6, linewidth=style.LINE_PT, label=mode)
         for row, x, y in zip(ordered, nfe, peak, strict=True):
             _write_label(axes, row.get(labels), x, y, tint)
     axes.set_ylim(0, 1.12 * top or 1.0)

@@ -42,10 +42,7 @@ LETTER_IN = 0.07
 
 
 def new_figure(
-    num_panels: int = 1,
-    columns: int = 2,
-    width_in: float = PANEL_WIDTH_IN,
-    height_in: float = PANEL_HEIGHT_IN,
+    num_panels: int = 1, columns: int = 2, width_in: float = PANEL_WIDTH_IN, height_in: float = PANEL_HEIGHT_IN
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure of `num_panels` panels in up to `columns` columns, each of the given size in inches."""
     columns = min(columns, num_panels)
@@ -73,11 +70,7 @@ def style_axes(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> 
 
 
 def new_square_figure(
-    num_panels: int,
-    columns: int,
-    size_in: float,
-    bar: bool = False,
-    title: str | None = None,
+    num_panels: int, columns: int, size_in: float, bar: bool = False, title: str | None = None
 ) -> tuple[Figure, list[Axes]]:
     """Like `new_figure`, but with square panels for `style_plane`, close together.
 
@@ -107,11 +100,7 @@ def style_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
 
 
 def colour_bar(
-    figure: Figure,
-    drawn: ScalarMappable,
-    panels: Sequence[Axes],
-    label: str,
-    extend: str = "neither",
+    figure: Figure, drawn: ScalarMappable, panels: Sequence[Axes], label: str, extend: str = "neither"
 ) -> None:
     """Add one colour bar to the right of panels with the same scale."""
     bar = figure.colorbar(drawn, ax=list(panels), extend=extend, fraction=0.05, pad=0.02, aspect=25)

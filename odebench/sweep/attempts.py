@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "odebench")
 # A diverged job is final too: with the same seed it would diverge again.
 FINAL_STATUSES = ("done", "diverged")
-# Any other exit code is a failure. torchrun's code only tells that one of its processes failed.
+# Any other exit code is a failure. torchrun's code only says that one of its processes failed.
 _STATUS_BY_EXIT_CODE = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
 _TAIL_BYTES = 1 << 14
 

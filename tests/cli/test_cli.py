@@ -124,10 +124,7 @@ def test_version(capsys):
     [
         ([], "odebench: the following arguments are required: VERB (odebench --help explains)"),
         (["trian"], "odebench: unknown verb trian; did you mean train? (verbs: " + ", ".join(VERBS) + ")"),
-        (
-            ["eval"],
-            "odebench eval: the following arguments are required: RUN (odebench eval --help explains)",
-        ),
+        (["eval"], "odebench eval: the following arguments are required: RUN (odebench eval --help explains)"),
         (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
         (["resume", "/no", "tol=1"], "odebench resume: /no is not a run's folder: it does not exist"),
         (

@@ -51,9 +51,7 @@ def test_overridden_settings_are_shown_if_they_differ(record, runs):
         arguments=["trainer.iterations=20", "+data.train_limit=640", "optim=sgd"],
     )
     collection = collect_runs([runs])
-    assert collection.varying_keys == [
-        *("tol", "solver.steps", "optim.name", "data.train_limit", "trainer.iterations"),
-    ]
+    assert collection.varying_keys == [*("tol", "solver.steps", "optim.name", "data.train_limit", "trainer.iterations")]
     assert collection.other_differing_keys == ["trainer.epochs"]
     assert [run.settings["trainer.epochs"] for run in collection.runs] == [9, None]  # replaced by iterations
 
