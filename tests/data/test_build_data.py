@@ -22,7 +22,7 @@ def noise(*, num: int, seed: int) -> ImageData:
 
 
 @pytest.fixture
-def extension(monkeypatch) -> str:
+def plugin(monkeypatch) -> str:
     module = types.ModuleType("their_images")
     module.DATA = {"noise": noise, "nonsense": lambda *, num: num}
     monkeypatch.setitem(sys.modules, "their_images", module)
@@ -38,22 +38,18 @@ def test_the_seed_of_the_training_does_not_change_the_splits():
     assert first.provenance["name"] == "mnist5k"
 
 
-def test_a_plugins_data_set_gets_its_settings_the_seed_and_hashes(extension):
-    first, again, other = (build_data("noise", {"num": 12}, seed, [extension]) for seed in (0, 0, 1))
+def test_a_plugins_data_set_gets_its_settings_the_seed_and_hashes(plugin):
+    first, again, other = (build_data("noise", {"num": 12}, seed, [plugin]) for seed in (0, 0, 1))
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.train.images, other.train.images)
     assert first.provenance["source"] == "uniform noise"
-    assert first.provenance["splits"]["train"] == {
-        "images": 12,
-        "shape": [1, 8, 8],
-        "sha256": first.train.sha256(),
-    }
+    assert first.provenance["splits"]["train"] == {"images": 12, "shape": [1, 8, 8], "sha256": first.train.sha256()}
     assert first.crop_padding == 0
 
 
-def test_an_unknown_name_raises_an_error(extension):
+def test_an_unknown_name_raises_an_error(plugin):
     with pytest.raises(UsageError, match="mnist5k"):
-        build_data("mnist5", MNIST5K, 0, [extension])
+        build_data("mnist5", MNIST5K, 0, [plugin])
 
 
 def test_only_the_training_split_of_a_density_depends_on_the_seed_and_each_split_has_a_hash():
@@ -85,17 +81,13 @@ def test_the_provenance_of_series_has_source_split_and_hashes(name):
     assert "random_state 0" in first.provenance["split"]
     for split, facts in first.provenance["splits"].items():
         series = first.splits()[split]
-        assert facts == {
-            "series": len(series),
-            "points": len(series.times),
-            "dim": len(first.channels),
-            "sha256": series.sha256(),
-        }
+        sizes = {"series": len(series), "points": len(series.times), "dim": len(first.channels)}
+        assert facts == sizes | {"sha256": series.sha256()}
 
 
-def test_a_wrong_return_type_raises_an_error(extension):
+def test_a_wrong_return_type_raises_an_error(plugin):
     with pytest.raises(UsageError, match="nonsense returned int"):
-        build_data("nonsense", {"num": 3}, 0, [extension])
+        build_data("nonsense", {"num": 3}, 0, [plugin])
 
 
 def test_all_built_in_image_data_sets_take_the_same_settings():

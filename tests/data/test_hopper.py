@@ -12,7 +12,7 @@ from odebench.errors import UsageError
 
 RUNS = np.random.RandomState(0).standard_normal((30, 200, 14)).astype(np.float32).cumsum(axis=1)
 LOW, HIGH = RUNS[:24].min((0, 1)), RUNS[:24].max((0, 1))
-module = importlib.import_module("odebench.data.hopper")  # its name in the package is the function
+module = importlib.import_module("odebench.data.hopper")  # odebench.data.hopper is the function
 HAS_SIMULATOR = importlib.util.find_spec("dm_control") is not None
 
 

@@ -52,13 +52,8 @@ def test_there_are_as_many_odes_as_blocks_at_each_scale(shape, options, count):
 
 def test_the_channels_and_sizes_of_the_scales():
     flow = ffjord((1, 28, 28), scales=3, trace="hutchinson")
-    assert [block.shape for block in blocks(flow)] == [
-        (1, 28, 28),
-        (4, 14, 14),
-        (2, 14, 14),
-        (8, 7, 7),
-        (4, 7, 7),
-    ]
+    shapes = [block.shape for block in blocks(flow)]
+    assert shapes == [(1, 28, 28), (4, 14, 14), (2, 14, 14), (8, 7, 7), (4, 7, 7)]
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
@@ -100,15 +95,7 @@ def test_the_density_integrates_to_one():
         ((1, 28, 28), {}, r"model.trace=exact: .*784.*model.trace=hutchinson"),
         ((2,), {"dims": ()}, r"model.dims=\[\]"),
     ],
-    ids=[
-        "scales of one dimension",
-        "matrices",
-        "scales of vectors",
-        "six pixels",
-        "odd side",
-        "exact trace",
-        "no layers",
-    ],
+    ids=["scales, 1 dimension", "matrices", "scales, vectors", "six pixels", "odd side", "exact trace", "no layers"],
 )
 def test_invalid_options_raise_an_error_with_a_remedy(shape, options, message):
     with pytest.raises(UsageError, match=message):

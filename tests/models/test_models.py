@@ -104,10 +104,9 @@ def test_end_time_scales_the_span_of_the_solve():
 
 
 def test_models_without_an_ode_return_no_statistics():
-    for net in (
-        MODELS["resnet"](**FACTS, width=8, groups=4, blocks=2),
-        MODELS["mlp"](**FACTS, hidden=5, image_size=28),
-    ):
+    resnet = MODELS["resnet"](**FACTS, width=8, groups=4, blocks=2)
+    mlp = MODELS["mlp"](**FACTS, hidden=5, image_size=28)
+    for net in (resnet, mlp):
         logits, stats = net(torch.rand(3, 1, 28, 28))
         assert (logits.shape, stats) == ((3, 10), ())
 

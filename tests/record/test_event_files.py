@@ -83,10 +83,8 @@ def test_charts_pair_related_tags(tmp_path, create):
 
 
 def test_a_run_has_only_charts_of_the_quantities_it_measures():
-    assert list(layout.chart_layout(["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"])) == [
-        "Learning",
-        "Solver",
-    ]
+    quantities = ["loss", "nll_nats", "nfe", "sampling_nfe", "samples_per_s"]
+    assert list(layout.chart_layout(quantities)) == ["Learning", "Solver"]
     assert list(layout.chart_layout(["loss", "mse", "a plugin's own"])["Learning"]) == [
         "loss: train against validation",
         "mse: train against validation",
@@ -154,8 +152,8 @@ def test_data_have_the_columns_of_their_task():
 
 def test_every_setting_of_solvers_and_gradients_is_shown():
     """Settings shared by several methods have a column; options of one method appear with its runs."""
-    for group, classes in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
-        for field in {field.name for its in classes for field in dataclasses.fields(its)} - {"options"}:
+    for group, kinds in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
+        for field in {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"options"}:
             assert f"{group}.{field}" in layout.HPARAMS
     assert hparams({"solver": {"name": "alf", "damping": 0.9}})["solver.damping"] == 0.9
 
@@ -267,9 +265,7 @@ def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, cre
     table = client.post("/data/plugin/hparams/session_groups", json=request).json
     assert [group["sessions"][0]["name"] for group in table["sessionGroups"]] == ["a", "b"]
     first, second = table["sessionGroups"]
-    assert (first["sessions"][0]["status"], second["sessions"][0]["status"]) == (
-        "STATUS_SUCCESS",
-        "STATUS_FAILURE",
-    )
+    statuses = [group["sessions"][0]["status"] for group in (first, second)]
+    assert statuses == ["STATUS_SUCCESS", "STATUS_FAILURE"]
     assert first["hparams"]["gradient.name"] == "adjoint"
     assert first["metricValues"][0]["value"] == 0.75

@@ -34,11 +34,8 @@ def test_runs_are_found_at_any_depth_and_a_run_is_found_from_itself(tmp_path, cr
     for name in ("day/a", "day/sweep/b", "day/sweep/c"):
         create(tmp_path / name).close()
     (tmp_path / "day/empty").mkdir()
-    assert [str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)] == [
-        "day/a",
-        "day/sweep/b",
-        "day/sweep/c",
-    ]
+    found = [str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)]
+    assert found == ["day/a", "day/sweep/b", "day/sweep/c"]
     assert find_runs(tmp_path / "day/a") == [tmp_path / "day/a"]
     with pytest.raises(UsageError, match="not a folder"):
         find_runs(tmp_path / "nowhere")

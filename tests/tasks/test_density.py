@@ -33,10 +33,10 @@ def task_of(*overrides):
 
 
 def planar(*overrides):
-    chosen = [override for override in SMALL if not override.startswith("model.")]
+    small = [override for override in SMALL if not override.startswith("model.")]
     torch.manual_seed(0)
-    all_overrides = ["model=planar_nf", "model.layers=3", *chosen, *overrides]
-    return build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
+    settings = read_settings(compose(["model=planar_nf", "model.layers=3", *small, *overrides]))
+    return build_task(settings, torch.device("cpu"))
 
 
 def test_batches_are_fresh_samples_and_a_function_of_the_step():
@@ -123,22 +123,17 @@ def test_evaluation_is_of_the_exact_likelihood_whatever_the_training_used():
 
 
 def ffjord(*overrides):
-    chosen = [override for override in SMALL if not override.startswith(("model.width", "model.hidden"))]
+    small = [override for override in SMALL if not override.startswith(("model.width", "model.hidden"))]
     torch.manual_seed(0)
-    all_overrides = ["model=ffjord", "model.dims=[8,8]", *chosen, *overrides]
-    return build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
+    settings = read_settings(compose(["model=ffjord", "model.dims=[8,8]", *small, *overrides]))
+    return build_task(settings, torch.device("cpu"))
 
 
 def test_bits_per_dimension_are_those_of_eight_bit_pixels():
-    all_overrides = [
-        "model=ffjord",
-        "data=mnist5k",
-        "data.train_limit=64",
-        "data.validation=30",
-        "trainer.batch_size=8",
-    ]
-    all_overrides += ["model.dims=[4]", "model.trace=hutchinson", "model.logit=1e-6", "solver=euler", "solver.steps=1"]
-    task = build_task(read_settings(compose([*all_overrides, "data.augment=false", "device=cpu"])), torch.device("cpu"))
+    data = ["data=mnist5k", "data.train_limit=64", "data.validation=30", "data.augment=false", "trainer.batch_size=8"]
+    model = ["model=ffjord", "model.dims=[4]", "model.trace=hutchinson", "model.logit=1e-6"]
+    settings = read_settings(compose([*data, *model, "solver=euler", "solver.steps=1", "device=cpu"]))
+    task = build_task(settings, torch.device("cpu"))
     batch = task.batch(0)
     assert 0 < batch.min().item() < batch.max().item() < 1
     loss = task.loss(batch)
@@ -163,7 +158,7 @@ def test_samples_and_predictions():
     assert -mean == pytest.approx(task.evaluate("validation")["nll_nats"], abs=1e-4)
 
 
-def test_pictures_of_a_density_in_the_plane():
+def test_figures_of_a_density_in_the_plane():
     figures = task_of("model.end_time=0.1").figures()
     assert set(figures) == {"density", "transformation", "transformation_gif", "field"}
     assert figures["transformation_gif"].startswith(b"GIF89a")
@@ -200,9 +195,9 @@ def test_invalid_settings_are_one_line(overrides, message):
     ],
 )
 def test_a_flow_that_does_not_fit_its_data_is_one_line(overrides, message):
-    all_overrides = ["model=ffjord", "model.dims=[4]", "device=cpu", *overrides]
+    settings = read_settings(compose(["model=ffjord", "model.dims=[4]", "device=cpu", *overrides]))
     with pytest.raises(UsageError, match=message):
-        build_task(read_settings(compose(all_overrides)), torch.device("cpu"))
+        build_task(settings, torch.device("cpu"))
 
 
 def test_the_likelihood_of_a_model_that_has_none_is_refused(tmp_path, monkeypatch):
@@ -229,10 +224,8 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("mode", GRADIENTS)
 def test_an_estimated_trace_and_its_regularisers_have_a_gradient_in_every_mode(mode):
-    all_overrides = ["model.trace=hutchinson", "dynamics=rnode", "dynamics.steer=0.2", "tol=1e-5"]
-
-    def gradient(*more):
-        task = ffjord(*all_overrides, *more)
+    def gradient(*overrides):
+        task = ffjord("model.trace=hutchinson", "dynamics=rnode", "dynamics.steer=0.2", "tol=1e-5", *overrides)
         torch.manual_seed(1)  # of the noise, and of the random end time
         task.loss(task.batch(0)).value.backward()
         return torch.cat([parameter.grad.flatten() for parameter in task.model.parameters()])
@@ -245,9 +238,7 @@ def test_the_deviation_of_the_estimated_trace_is_of_the_first_batch_alone(monkey
     task = ffjord("model.trace=hutchinson")
     traces = []
     log_prob = type(task.model).log_prob
-    monkeypatch.setattr(
-        type(task.model), "log_prob", lambda *args: traces.append(args[-1]) or log_prob(*args)
-    )  # fmt: skip
+    monkeypatch.setattr(type(task.model), "log_prob", lambda *args: traces.append(args[-1]) or log_prob(*args))
     task.evaluate("test")
     assert traces == ["exact", "exact", "hutchinson"]
 

@@ -16,18 +16,15 @@ FLOOR = 6.5
 
 def build(*overrides):
     torch.manual_seed(0)
-    return build_task(
-        read_settings(compose([NAME, "data.series=260", "data.validation=20", *overrides])), torch.device("cpu")
-    )
+    settings = read_settings(compose([NAME, "data.series=260", "data.validation=20", *overrides]))
+    return build_task(settings, torch.device("cpu"))
 
 
 def test_the_experiment_has_events_beside_readings_and_a_small_budget():
     full, small = (read_settings(compose([NAME, f"budget={budget}"])) for budget in ("full", "small"))
     assert (full.model.events, full.model.observations, full.data.observations) == (True, True, True)
-    assert (full.loss.reduction, full.loss.event_weight) == (
-        "sum",
-        1.0,
-    )  # the likelihood of the Poisson process, in nats
+    # The likelihood of the Poisson process, in nats.
+    assert (full.loss.reduction, full.loss.event_weight) == ("sum", 1.0)
     assert small.trainer.epochs < full.trainer.epochs
     assert small.trainer.batch_size == full.trainer.batch_size
 

@@ -31,7 +31,7 @@ FLOORS = {
     "rubanova/physionet_mortality": ("final/test_auc", 0.6),
 }
 SMALLER = ["data.validation=4", "trainer.batch_size=8"]
-module = importlib.import_module("odebench.data.hopper")  # in the package, the name is the function's
+module = importlib.import_module("odebench.data.hopper")  # odebench.data.hopper is the function
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_each_model_takes_a_step_and_is_measured(name, model, build):
     assert all(p.grad.isfinite().all() for p in task.model.parameters() if p.grad is not None)
     assert any(p.grad.abs().sum() > 0 for p in task.model.parameters() if p.grad is not None)
     numbers = task.evaluate("test")
-    wanted = {"auc"} if "mortality" in name else {"mse", "mse_per_feature"}
-    assert all(np.isfinite(numbers[tag]) for tag in wanted)
+    expected = {"auc"} if "mortality" in name else {"mse", "mse_per_feature"}
+    assert all(np.isfinite(numbers[tag]) for tag in expected)
     assert ("kl_nats" in numbers) == (task.model.latent_dim > 0)
 
 
@@ -120,19 +120,14 @@ def test_each_model_takes_a_step_and_is_measured(name, model, build):
 def test_small_budgets_are_counted_in_steps_of_the_published_training(name):
     full, small = (read(name, f"budget={budget}").trainer.iterations for budget in ("full", "small"))
     assert small < full / 20
-    assert (
-        full
-        == {"hopper": 300 * 8000, "physionet": 100 * (3200 if "mortality" in name else 6400)}[
-            name.partition("/")[2].partition("_")[0]
-        ]
-        // 50
-    )
+    num_records = 3200 if "mortality" in name else 6400
+    assert full == (300 * 8000 if "hopper" in name else 100 * num_records) // 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_small_budget_reaches_its_floor(name, tmp_path):
-    folder = {"hopper": "Hopper", "physionet": "PhysioNet2012"}[name.partition("/")[2].partition("_")[0]]
+    folder = "Hopper" if "hopper" in name else "PhysioNet2012"
     if not (Path(os.environ.get("ODEBENCH_DATA", "")) / folder).is_dir() or "ODEBENCH_DATA" not in os.environ:
         pytest.skip(f"$ODEBENCH_DATA is not set or holds no {folder}")
     overrides = [f"experiment={name}", "budget=small", f"outputs={tmp_path}", "device=cpu"]

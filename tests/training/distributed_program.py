@@ -85,14 +85,14 @@ def fork(folder, overrides, environment, fault=None):
 
 
 def before_third_step(fault):
-    take = loop.train_step
+    train_step = loop.train_step
 
-    def train_step(training, *rest):
+    def faulty_train_step(training, *rest):
         if training.progress.step == 2:
             fault()
-        return take(training, *rest)
+        return train_step(training, *rest)
 
-    loop.train_step = train_step
+    loop.train_step = faulty_train_step
 
 
 def loss_of_nan():

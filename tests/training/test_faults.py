@@ -67,15 +67,15 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture
 def at_step(monkeypatch):
     """at_step(k, act): act() is called before optimiser step k, counted from 1."""
-    take = loop.train_step
+    train_step = loop.train_step
 
     def call_at_step(step, act):
-        def train_step(training, *rest):
+        def act_and_train(training, *rest):
             if training.progress.step + 1 == step:
                 act()
-            return take(training, *rest)
+            return train_step(training, *rest)
 
-        monkeypatch.setattr(loop, "train_step", train_step)
+        monkeypatch.setattr(loop, "train_step", act_and_train)
 
     return call_at_step
 
@@ -181,7 +181,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_with_one_line(tmp_path, at
 @pytest.mark.parametrize(
     "damage", ["truncated", slow("empty"), "one bit", slow("foreign"), slow("other model"), slow("missing")]
 )
-def test_the_checkpoint_before_is_used_where_the_last_is_damaged(damage, stopped, uninterrupted, caplog):
+def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(damage, stopped, uninterrupted, caplog):
     path = stopped / "checkpoints/last.pt"
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -252,15 +252,15 @@ def scalars(folder, tag):
 
 def test_tensorboard_can_read_at_any_moment_of_a_run(tmp_path, monkeypatch, uninterrupted):
     accumulator, seen = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}), []
-    take = loop.train_step
+    train_step = loop.train_step
 
-    def train_step(*arguments):
+    def read_and_train(*arguments):
         accumulator.Reload()
         if "train/loss" in accumulator.Tags()["scalars"]:
             seen.append(len(accumulator.Scalars("train/loss")))
-        return take(*arguments)
+        return train_step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "train_step", read_and_train)
     quick(tmp_path / "run")
     assert len(set(seen)) > 3
     assert scalars(tmp_path / "run", "train/loss") == scalars(uninterrupted, "train/loss")
@@ -302,10 +302,10 @@ def test_a_run_started_with_nohup_outlives_its_terminal(tmp_path, at_step):
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="no setsid")
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path):
     arguments = [*QUICK, "trainer.epochs=1000", f"run_dir={tmp_path / 'run'}"]
-    terminal, its_end = pty.openpty()
+    terminal, child_end = pty.openpty()
     command = ["setsid", "--ctty", sys.executable, "-m", "odebench", "train", *arguments]
-    training = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end)
-    os.close(its_end)
+    training = subprocess.Popen(command, stdin=child_end, stdout=child_end, stderr=child_end)
+    os.close(child_end)
     while not (tmp_path / "run/checkpoints/last.pt").exists():
         assert os.read(terminal, 1 << 16)  # otherwise the terminal's buffer fills up
     os.close(terminal)

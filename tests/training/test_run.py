@@ -34,15 +34,15 @@ def same(a, b):
 
 def stop_at(monkeypatch, step, how):
     """Call how() once, right after the optimiser step of that number."""
-    take = loop.train_step
+    train_step = loop.train_step
 
-    def train_step(training, *rest):
-        numbers = take(training, *rest)
+    def train_and_stop(training, *rest):
+        metrics = train_step(training, *rest)
         if training.progress.step + 1 == step:
             how()
-        return numbers
+        return metrics
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "train_step", train_and_stop)
 
 
 def losses(folder):
@@ -53,24 +53,15 @@ def losses(folder):
 def test_every_model_trains_tests_once_and_writes_a_complete_record(model, train, capsys, monkeypatch):
     splits = []
     evaluate = ClassificationTask.evaluate
-    monkeypatch.setattr(
-        ClassificationTask,
-        "evaluate",
-        lambda self, split, *model: splits.append(split) or evaluate(self, split, *model),
-    )
+    recorded = lambda self, split, *model: splits.append(split) or evaluate(self, split, *model)  # noqa: E731
+    monkeypatch.setattr(ClassificationTask, "evaluate", recorded)
     result = train(f"model={model}")
     run = read_run(result.folder)
     assert (result.exit_code, run.status["status"], run.status["step"]) == (0, "done", 8)
     assert splits == ["validation", "validation", "test"]
     names = {path.name for path in result.folder.iterdir()}
-    assert names >= {
-        "settings.yaml",
-        "overrides.txt",
-        "manifest.json",
-        "status.json",
-        "metrics.jsonl",
-        "summary.json",
-    }
+    files = {"settings.yaml", "overrides.txt", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
+    assert names >= files
     assert {path.name for path in (result.folder / "figures").iterdir()} >= {"curves.png", "confusion.png"}
     steps, values = run.series("train/loss")
     assert steps == list(range(1, 9))

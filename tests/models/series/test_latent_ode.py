@@ -29,9 +29,8 @@ def test_on_the_union_of_times_per_sample_stepping_gives_the_same_result():
         model = latent_ode()
         forecast = model(small_batch(), TIMES, partial(SOLVE, **stepping), noise=noise_for(model))
         loss = forecast.values.square().sum() + forecast.log_rates.sum() + forecast.expected_events.sum()
-        return forecast, torch.autograd.grad(
-            loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
-        )
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return forecast, torch.autograd.grad(loss, parameters, allow_unused=True)
 
     (shared, expected), (per_sample, gradients) = found(), found(stepping="per_sample")
     for name in ("values", "log_rates", "expected_events"):
