@@ -118,8 +118,12 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
 
     parsed = parse_overrides(overrides, config_dir)
     for override in parsed:
+        key = override.key_or_group
         if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: several values need -m (a multirun)", override.key_or_group)
+            raise UsageError(f"{override.input_line}: several values need -m (a multirun)", key)
+        if re.match("hydra[./]", key) and key != "hydra.searchpath":
+            line = f"{override.input_line}: has no effect without -m (a multirun); leave it out, or add -m"
+            raise UsageError(line, key)
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             config = hydra.compose("train", overrides=[*overrides, *config_dir_overrides(config_dir)])
@@ -188,6 +192,8 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             raise UsageError(f"{text}: write --config-dir DIR", key)
         if key.startswith("hydra.run."):
             raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", key)
+        if key == "hydra.verbose":
+            raise UsageError(f"{text}: has no effect; leave it out", key)
         group, _, name = key.partition(".")
         if name == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
             raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too", key)

@@ -1,6 +1,8 @@
 """Read the records of runs. Imports no torch, so that listing and reporting start fast."""
 
+import functools
 import json
+import logging
 import math
 import os
 import shlex
@@ -20,6 +22,8 @@ from odebench.record.files import read_if_exists
 from odebench.record.manifest import process_start
 
 _TAIL_BYTES = 1 << 16
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -210,17 +214,26 @@ def _last_row(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl, with null as NaN. Damaged lines at the end are dropped.
+    """Read the rows of a metrics.jsonl, with null as NaN. Damaged lines at the end are dropped with a warning.
 
     Raises UsageError for a damaged line before a row. A missing file has no rows.
     """
     # After the last newline comes nothing, or a truncated line.
-    rows = [_row(line) for line in (read_if_exists(path) or b"").split(b"\n")[:-1]]
+    *lines, truncated = (read_if_exists(path) or b"").split(b"\n")
+    rows = [_row(line) for line in lines]
     while rows and rows[-1] is None:
         rows.pop()
+    if dropped := len(lines) - len(rows) + bool(truncated):
+        warn_of_dropped_lines(path, dropped)
     if None in rows:
         raise UsageError(f"{path} is damaged: line {rows.index(None) + 1} is not a row of metrics")
     return [{tag: math.nan if x is None else x for tag, x in row.items()} for row in rows if row is not None]
+
+
+@functools.cache  # several figures of a report read the same file
+def warn_of_dropped_lines(path: Path, number: int) -> None:
+    """Log once that damaged or incomplete lines of a file are not used."""
+    log.warning("%s: %d damaged or incomplete line%s left out", path, number, " is" if number == 1 else "s are")
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import read_if_exists
-from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview
+from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview, warn_of_dropped_lines
 
 # Always shown if they vary, even if other settings vary in the same way.
 ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
@@ -338,15 +338,20 @@ def read_evaluations(run: Run) -> list[Row]:
 
 
 def _evaluation_lines(path: Path) -> Iterator[Row]:
-    """The valid lines of evaluations.jsonl; skips incomplete lines of killed processes and anything that is not an
-    evaluation. UsageError if the file cannot be read."""
-    for line in (read_if_exists(path) or b"").split(b"\n"):
+    """The valid lines of evaluations.jsonl; skips, with a warning, incomplete lines of killed processes and anything
+    that is not an evaluation. UsageError if the file cannot be read."""
+    dropped = 0
+    for line in filter(None, (read_if_exists(path) or b"").split(b"\n")):
         try:
             row = json.loads(line)
         except ValueError:
-            continue
+            row = None
         if isinstance(row, dict) and _are_overrides(row.get("overrides")) and _has_valid_names(row):
             yield row
+        else:
+            dropped += 1
+    if dropped:
+        warn_of_dropped_lines(path, dropped)
 
 
 def _are_overrides(overrides: Any) -> bool:

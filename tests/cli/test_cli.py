@@ -450,6 +450,7 @@ def test_ctrl_c_stops_the_whole_multirun(calls, in_tmp):
         (["model.hiden=1,2"], "unknown setting model.hiden; did you mean model.hidden?"),
         (["model=mlp,odenet", "model.hidden=3"], "model.hidden: the chosen model has no such setting"),
         (["tol=1,2", "="], "malformed setting '='"),
+        (["hydra.verbose=true", "tol=1,2"], "hydra.verbose=true: has no effect; leave it out"),
         (["hydra/launcher=jobli", "tol=1,2"], "no hydra/launcher/jobli (installed: basic"),
         (["tol=interval(0,1)"], "BasicSweeper does not support sweep type"),
     ],

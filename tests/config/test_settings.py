@@ -238,6 +238,9 @@ INVALID = {
     "~tol": "~tol: settings cannot be removed; many can be null, as in KEY=null",
     "model@x=odenet": "model@x=odenet: packages (@) cannot be chosen; write GROUP=OPTION",
     "config_dir=x": "config_dir=x: write --config-dir DIR",
+    "hydra.verbose=true": "hydra.verbose=true: has no effect; leave it out",
+    "hydra.job.chdir=true": "hydra.job.chdir=true: has no effect without -m (a multirun); leave it out, or add -m",
+    "hydra/launcher=basic": "hydra/launcher=basic: has no effect without -m (a multirun); leave it out, or add -m",
     "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no step size control; "
     "give solver.steps (20 is the default) or solver.step_size",
     "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: "

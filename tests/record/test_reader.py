@@ -23,6 +23,21 @@ def test_a_truncated_last_line_is_dropped_and_null_is_nan(tmp_path):
         assert math.isnan(rows[0]["train/loss"])
 
 
+@pytest.mark.parametrize(
+    ("end", "number"),
+    [
+        (b"", ""),
+        (b'{"step": 3, "tr', "1 damaged or incomplete line is"),
+        (b"\x00\n{}\n[", "3 damaged or incomplete lines are"),
+    ],
+)
+def test_dropped_lines_are_reported_once(end, number, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + end)
+    assert read_metrics(path) == read_metrics(path) == [{"step": 1}]
+    assert caplog.messages == ([f"{path}: {number} left out"] if number else [])
+
+
 def test_a_damaged_line_before_the_end_raises_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')

@@ -148,7 +148,7 @@ def test_a_damaged_file_affects_only_its_run(record, runs, name, content):
     assert all(reason for reason, _ in notes.failure_reasons(collection))
 
 
-def test_evaluations_have_solver_and_tolerance_and_incomplete_lines_are_skipped(record, runs):
+def test_evaluations_have_solver_and_tolerance_and_incomplete_lines_are_skipped(record, runs, caplog):
     path = record(tol=1e-3, eval_solver="tsit5")
     rows = [
         {"overrides": [], "nfe": 5},
@@ -165,6 +165,7 @@ def test_evaluations_have_solver_and_tolerance_and_incomplete_lines_are_skipped(
         ("rk4", 1e-5),
         ("heun2", 0.1),
     ]
+    assert caplog.messages == [f"{path / 'evaluations.jsonl'}: 8 damaged or incomplete lines are left out"]
 
 
 def test_evaluations_of_other_samples_are_labelled(record, runs):
