@@ -17,7 +17,12 @@ from odebench.ode.control import Norm, Tolerance
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, integrate_backward, quadrature_for
 from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpack_gradients
-from odebench.ode.gradients.captured_tensors import GradientAccumulator, alive_tensors, graph_leaves
+from odebench.ode.gradients.captured_tensors import (
+    GradientAccumulator,
+    alive_tensors,
+    check_without_backward,
+    graph_leaves,
+)
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Tableau
 from odebench.ode.once_differentiable import once_differentiable
@@ -29,6 +34,8 @@ from odebench.ode.torchdiffeq_options import DropInCall, find_callbacks, make_pl
 BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
 """From a backward state [2N + P] to the tuple that torchdiffeq's norms and callbacks get: the gradient of t, y, its
 adjoint, and the gradients of parameters."""
+
+HINT = "name it in adjoint_params=(...), or use odeint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +158,8 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
     problem, single, norm = call.problem, call.num_tensors is None, arguments.options.get("norm")
     found = find_parameters(problem, call.func, arguments.parameters)
     parameters = [parameter for parameter in found.parameters if parameter.requires_grad]
+    if found.captured is not None:
+        check_without_backward(problem, parameters, DropInAdjoint.name, HINT)
     if callable(norm) and len(parameters) < len(found.parameters):
         warnings.warn(
             "An adjoint parameter was passed without requiring gradient. For efficiency this will be excluded from the "
@@ -252,8 +261,7 @@ class _DropInAdjointSolve(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
         stats = problem.stats.backward = problem.stats.backward or Stats()
-        hint = "name it in adjoint_params=(...), or use odeint"
-        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.captured, hint=hint)
+        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.captured, hint=HINT)
         field = AdjointField(problem, accumulator, None, mode.quadrature)
         first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
         stepper: Any = None

@@ -148,6 +148,9 @@ def test_odeint_adjoint_says_to_use_adjoint_params(y0):
     y = odeint_adjoint(late_use, y0, t, method="rk4", options={"step_size": 0.1})
     with pytest.raises(ValueError, match=r"name it in adjoint_params=\(...\), or use odeint"):
         y.sum().backward()
+    with pytest.raises(ValueError, match=r"name it in adjoint_params=\(...\), or use odeint"):
+        odeint_adjoint(late_use.requires_grad_(False), y0.detach(), t, method="rk4", options={"step_size": 0.1})
+    late_use.requires_grad_(True)
     named = (*late_use.parameters(), other)
     odeint_adjoint(late_use, y0, t, method="rk4", options={"step_size": 0.1}, adjoint_params=named).sum().backward()
     assert other.grad.abs().min() > 0
@@ -215,3 +218,28 @@ def test_gradients_are_added_to_existing_ones(mode, y0):
     y.sum().backward(retain_graph=True)
     y.sum().backward()
     torch.testing.assert_close(layer.weight.grad, 3 + 2 * once, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("created", ["leaf", "computed"])
+@pytest.mark.parametrize("mode", CASES)
+def test_a_tensor_that_f_uses_only_later_raises_where_nothing_else_requires_a_gradient(mode, created, y0):
+    """Autograd runs no backward pass then, which could raise the error."""
+    other = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
+    late_use = LateUse(other if created == "leaf" else other * 1.0).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"f uses a tensor at t=.* make it a parameter of an nn.Module f"):
+        solve(lambda t, y: late_use(t, y), y0.detach(), TIMES, **CASES[mode])
+    with torch.no_grad():
+        assert solve(late_use, y0, TIMES, **CASES[mode]).y.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", CASES)
+def test_leaves_that_f_creates_do_not_raise_where_nothing_requires_a_gradient(mode, y0):
+    def f(t, y):
+        with torch.enable_grad():
+            y = y if y.requires_grad else y.detach().requires_grad_()
+            return torch.autograd.grad(torch.cos(y).sum(), y, create_graph=True)[0]
+
+    y = solve(f, y0.detach(), TIMES, **CASES[mode]).y
+    assert not y.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(y, solve(f, y0.detach(), TIMES, **CASES[mode]).y, rtol=0, atol=0)

@@ -4,16 +4,19 @@ The leaves of the graph of one evaluation are these tensors, and some that f cre
 with respect to them. Tensors created inside f die with the graph; captured ones survive.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flatten
+
+HINT = "pass it through args=(...), or use gradient='backprop'"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
 
     mode: name of the gradient mode, for messages.
 
+    Where nothing requires a gradient, f is checked at every later evaluation; see ``check_without_backward``.
+
     Raises ValueError for a captured tensor that was computed outside f: a hand-written backward pass cannot continue
     into its graph.
     """
@@ -62,7 +67,48 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
             f"gradient={mode!r}: a parameter of f has a gradient hook, which would run at every evaluation of the "
             "backward pass; use gradient='backprop', or change the gradient after backward()"
         )
+    check_without_backward(problem, parameters, mode)
     return FirstEvaluation(t, y, args, f, parameters, captured)
+
+
+def check_without_backward(
+    problem: InitialValueProblem, parameters: Iterable[Tensor], mode: str, hint: str = HINT
+) -> None:
+    """Let f raise ValueError for tensors that require a gradient, if nothing does at the first time: autograd then
+    runs no backward pass, which would find those that f uses only later."""
+    if not any(x.requires_grad for x in (problem.y0, problem.t, *problem.args, *parameters)):
+        problem.f = _CheckedField(problem.f, mode, hint)
+
+
+@dataclass(frozen=True)
+class _CheckedField:
+    """f, which raises ValueError for a captured tensor that requires a gradient. Wrappers of one f compare equal, so
+    that its compiled step is found again."""
+
+    f: Callable[..., Any]
+    mode: str
+    hint: str
+
+    def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled():  # a Jacobian is computed, whose graph has leaves of the solver
+            return self.f(t, y, *args)
+        with torch.enable_grad():
+            rate = self.f(t, y, *args)
+            results = [x for x in pytree.tree_leaves(rate) if isinstance(x, Tensor) and x.requires_grad]
+        if results:
+            found = [leaf for result in results for leaf in graph_leaves(result, self.mode)]
+            rate = pytree.tree_map_only(Tensor, Tensor.detach, rate)
+            del results
+            if alive_tensors(found):
+                raise _lost_gradient(self.mode, t, self.hint)
+        return rate
+
+
+def _lost_gradient(mode: str, t: Tensor, hint: str) -> ValueError:
+    return ValueError(
+        f"gradient={mode!r}: f uses a tensor at t={t.reshape(-1)[0].item():.6g} that it does not use at the first "
+        f"time, and whose gradient would be lost; make it a parameter of an nn.Module f, {hint}"
+    )
 
 
 def graph_leaves(result: Tensor, mode: str, first_nr: int = 0) -> list[TensorWeakRef]:
@@ -117,7 +163,7 @@ class GradientAccumulator:
         leaves: Sequence[Tensor] | None = None,
         *,
         captured: Iterable[Tensor] | None,
-        hint: str = "pass it through args=(...), or use gradient='backprop'",
+        hint: str = HINT,
     ) -> None:
         self._mode, self._hint = mode, hint
         self._targets = [*parameters, *args]
@@ -186,10 +232,7 @@ class GradientAccumulator:
         """
         for ref, t in self._unknown_leaves:
             if ref() is not None:
-                raise ValueError(
-                    f"gradient={self._mode!r}: f uses a tensor at t={t.item():.6g} that it does not use at the first "
-                    f"time, and whose gradient would be lost; make it a parameter of an nn.Module f, {self._hint}"
-                )
+                raise _lost_gradient(self._mode, t, self._hint)
         if self._checked and self._unused_nodes:
             raise ValueError(
                 f"gradient={self._mode!r}: f no longer uses a parameter that it used in the solve, as where the solve "

@@ -120,7 +120,7 @@ class _CheckpointSolve(torch.autograd.Function):
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        keeps_graphs = mode.keep == "graphs"
+        keeps_graphs = mode.keep == "graphs" and any(ctx.needs_input_grad)
         field = StageRecorder(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
         history: GraphHistory | StateHistory = StateHistory(mode.checkpoints)
         if keeps_graphs:
