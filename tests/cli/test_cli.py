@@ -538,6 +538,26 @@ def test_a_closed_pipe_prints_no_traceback(words):
     assert done.returncode in (0, 128 + signal.SIGPIPE)  # 0 where argparse itself passes over it
 
 
+@pytest.mark.parametrize(
+    ("words", "closed", "code"),
+    [
+        ("list models", ">&-", 0),
+        ("train --cfg", "2>&-", 0),
+        ("list solver", "2>&-", 2),
+        ("list models", "<&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_streams_act_like_dev_null(words, closed, code):
+    def run(streams):
+        command = f"{sys.executable} -m odebench {words} {streams}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    done = run(closed)
+    assert done == run(closed.replace("&-", "/dev/null"))
+    assert done[0] == code
+
+
 def completions(line):
     """The completions of argcomplete in bash at the end of ``line``."""
     pytest.importorskip("argcomplete")
