@@ -5,8 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, UsageError
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -39,8 +42,7 @@ def report_error(name: str, error: Exception) -> int:
         _print_once(f"{name}: {error}")
         return DIVERGED
     if isinstance(error, BrokenPipeError):
-        # The reader of stdout has exited; without this Python would print another error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_stdout()
         return 128 + 13
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
@@ -52,6 +54,20 @@ def report_error(name: str, error: Exception) -> int:
 def _print_once(line: str) -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
+
+
+def print_results(text: str, saved_in: Path) -> None:
+    """Print results that are already saved; if stdout cannot take them, log a warning that names the file."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _discard_stdout()
+        log.warning("the results could not be printed (%s); they are in %s", error.strerror, saved_in)
+
+
+def _discard_stdout() -> None:
+    """Redirect stdout, whose reader has exited, to /dev/null; else Python would print another error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_table(rows: Sequence[Sequence[str]], max_width: int | None = None) -> None:

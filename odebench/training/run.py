@@ -23,6 +23,7 @@ from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
+from odebench.console import print_results
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
 from odebench.record import layout, manifest
@@ -105,7 +106,7 @@ def resume_run(path: Path) -> RunResult:
                 log.info("%s is already done", path)
                 if "run" not in run.summary:
                     raise UsageError(f"{path / layout.SUMMARY} is damaged: it holds no results; use odebench eval")
-                print(training_table(run.summary, path))
+                print_results(training_table(run.summary, path), path / layout.SUMMARY)
             return RunResult(DONE, path, run.summary.get("objective"))
         with _run_lock(path):
             last = path / layout.LAST_CHECKPOINT
@@ -265,14 +266,13 @@ def _train_and_test(
                 distributed.barrier()
             return RunResult(STOPPED, folder, progress.best)
         # A signal during the test takes effect only after the test.
+        summary: dict[str, Any] = {}
         if isinstance(writer, RunWriter):
             summary = _test_and_summarise(training, settings, writer)
             writer.flush()
-            writer.write_status("done", step=progress.step)
-            print(training_table(summary, folder))
         # All exit together: gloo's threads can abort a process that exits while another is connected to it.
         distributed.barrier()
-        return RunResult(DONE, folder, progress.best)
+        writer.write_status("done", step=progress.step)
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
         writer.write_status("diverged", step=progress.step, message=message)
@@ -291,6 +291,10 @@ def _train_and_test(
         with contextlib.suppress(OSError):  # the folder may no longer be writable
             writer.write_status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
+    # After the last error handler: nothing that happens now changes the status.
+    if summary:
+        print_results(training_table(summary, folder), folder / layout.SUMMARY)
+    return RunResult(DONE, folder, progress.best)
 
 
 def _test_and_summarise(training: TrainingState, settings: Settings, writer: RunWriter) -> dict[str, Any]:

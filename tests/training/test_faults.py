@@ -155,6 +155,36 @@ def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(
     assert equal_ends(tmp_path / "run", uninterrupted)
 
 
+def closed_pipe(mode):
+    """A pipe to write to, whose reader has exited."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, mode)
+
+
+@pytest.mark.parametrize("open_stdout", [Path("/dev/full").open, closed_pipe], ids=["full disk", "closed pipe"])
+@pytest.mark.parametrize("ended", [False, True], ids=["train", "resume"])
+def test_a_finished_run_stays_done_if_its_results_cannot_be_printed(
+    ended, open_stdout, uninterrupted, tmp_path, monkeypatch, caplog
+):
+    folder = uninterrupted if ended else tmp_path / "run"
+    with open_stdout("w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        result = resume_run(folder) if ended else quick(folder)
+    assert (result.exit_code, read_run(folder).status["status"]) == (0, "done")
+    assert f"they are in {folder / 'summary.json'}" in caplog.messages[-1]
+
+
+def test_ctrl_c_while_the_results_are_printed_changes_no_status(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "print_results", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "run")
+    assert read_run(tmp_path / "run").status["status"] == "done"
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
