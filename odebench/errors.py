@@ -1,7 +1,7 @@
 """Errors that every package may raise, helpers for their messages, and exit codes. Imports nothing of odebench."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # Exit codes. STOPPED: by a signal, with a checkpoint; a launcher may start the job again.
 DONE, FAILED, WRONG_USAGE, DIVERGED, STOPPED = 0, 1, 2, 3, 75
@@ -49,10 +49,30 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
     return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)
 
 
+# Names from other programs -> the setting meant, which their spelling does not reveal.
+_OTHER_NAMES = {"learning_rate": "optim.lr", "method": "solver", "optimizer": "optim", "scheduler": "schedule"}
+
+
+def nearest_setting(key: str, known: Collection[str]) -> str:
+    """``; did you mean X?`` for a setting of the same name elsewhere, such as ``optim.lr`` for ``lr`` and ``solver``
+    for ``model.solver``, or one spelled like it; empty if there is none."""
+    name = key.rpartition(".")[2]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+    if (other := _OTHER_NAMES.get(name)) in known:
+        return f"; did you mean {other}?"
+    if name in elsewhere:
+        return f"; did you mean {name}?"
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere[:3])}?"
+    return did_you_mean(key, known)
+
+
 def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
     """The error for a key that is not among the known ones, or not among those of the chosen option."""
     known, group = list(known), key.partition(".")[0]
     if key in known:
         return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)
-    hint = did_you_mean(key, known) or "; odebench train --cfg prints them all"
+    if group == "cluster":
+        return UsageError(f"{key} is a setting of odebench sweep; leave it out, or write odebench sweep", key)
+    hint = nearest_setting(key, known) or "; odebench train --cfg prints them all"
     return UsageError(f"unknown setting {key}{hint}", key)

@@ -11,7 +11,7 @@ from typing import NoReturn
 from odebench import __version__
 from odebench.cli.completion import complete
 from odebench.console import console_log, report_error
-from odebench.errors import UsageError, did_you_mean, unknown_name
+from odebench.errors import UsageError, did_you_mean, nearest_setting, unknown_name
 
 # Each verb is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
 # `list` or `eval` would hide the builtin here.
@@ -112,7 +112,8 @@ def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Nam
 
         settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
     options = {option.lstrip("-"): option for option in _options(parser, arguments.verb)}
-    hint = did_you_mean(word.partition("=")[0].lstrip("-"), [*options, *settings])
+    name = word.partition("=")[0].lstrip("-")
+    hint = did_you_mean(name, [*options, *settings]) or nearest_setting(name, settings)
     near = hint.removeprefix("; did you mean ").removesuffix("?")
     if near in options:
         return f"; did you mean {options[near]}?"

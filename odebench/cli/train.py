@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(OmegaConf.to_yaml(config))
         read_settings(config)
         return 0
-    read_settings(config)  # reports a wrong setting before torch is imported
+    from odebench.training.preflight import check_folders
+
+    check_folders(read_settings(config))  # reports a wrong setting before torch is imported
     from odebench.training.run import train_run
 
     return train_run(config, arguments.overrides).exit_code

@@ -304,6 +304,9 @@ def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
             raise UsageError(f"{override.input_line}: has no effect after the training; leave it out", group)
         if group in PLURALS:
             option = load_option(group, override.value(), config_dir)
+            if group == "model" and option.get("task", new.task) != new.task:
+                line = f"{override.input_line}: is for task {option.task}, the run for {new.task}; choose another model"
+                raise UsageError(line, group)
             new[group] = option.get(group, option) if group == "model" else option
     for override in parsed:
         key = override.key_or_group

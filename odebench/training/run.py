@@ -43,6 +43,7 @@ from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState, load_weights
 from odebench.training.environment import choose_device, compile_model, prepare_environment
 from odebench.training.loop import fit
+from odebench.training.preflight import read_init_run, requested_folder
 from odebench.training.signals import StopRequest
 from odebench.training.summary import describe_settings, result_rows, summary_metrics, training_table
 from odebench.training.trained_run import DATA_SHARING_IMAGES, load_best_weights
@@ -76,7 +77,7 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
     with distributed.process_group(choose_device(settings.device)):
         if distributed.broadcast_result(lambda: _contains_same_run(settings.run_dir, config)):
             return resume_run(Path(str(settings.run_dir)))
-        distributed.broadcast_result(lambda: check_folder_can_be_made(*_requested_folder(settings)))
+        distributed.broadcast_result(lambda: check_folder_can_be_made(*requested_folder(settings)))
         for line in without_effect(settings, overrides):
             log.warning(line)
         training = _build_training(settings)
@@ -172,7 +173,7 @@ def _build_training(settings: Settings) -> TrainingState:
     distributed.check_batch_size(settings.trainer.batch_size)
     for warning in probable_mistakes(settings):
         log.warning(warning)
-    source = None if settings.init_from is None else _read_init_run(settings.init_from)
+    source = None if settings.init_from is None else read_init_run(settings.init_from)
     device = prepare_environment(settings)
     with distributed.rank_zero_first():
         try:
@@ -190,13 +191,6 @@ def _build_training(settings: Settings) -> TrainingState:
     if settings.trainer.compile:
         compile_model(task)
     return TrainingState(settings, task)
-
-
-def _read_init_run(init_from: str) -> RunRecord:
-    try:
-        return read_run(init_from, metrics=False)
-    except UsageError as error:
-        raise UsageError(f"init_from={init_from}: {error}", "init_from") from None
 
 
 def _check_objective(settings: Settings, task: Task) -> None:
@@ -222,19 +216,13 @@ def _warn_about_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> Non
         )
 
 
-def _requested_folder(settings: Settings) -> tuple[Path, str]:
-    """The requested folder, of the run or of its parents, and the setting that requests it."""
-    chosen = settings.run_dir or settings.outputs
-    return Path(chosen), f"{'outputs' if settings.run_dir is None else 'run_dir'}={chosen}"
-
-
 def _make_folder(settings: Settings) -> Path:
     """Make the folder of a new run: the requested one, or one named by the time."""
     if settings.run_dir is not None:
         claim_folder(folder := Path(settings.run_dir))
         return folder
     now = datetime.now()
-    (outputs, option), name = _requested_folder(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
+    (outputs, option), name = requested_folder(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
     parent = outputs / f"{now:%Y-%m-%d}"
     make_folder(parent, option)
     # Runs that start in the same microsecond, or after the clock was set back, get a number appended.

@@ -140,6 +140,10 @@ def test_version(capsys):
             ["eval", "RUN", "--splt=test"],
             "odebench eval: unknown option --splt=test; did you mean split=...? settings have no dashes",
         ),
+        (
+            ["train", "--lr=1"],
+            "odebench train: unknown option --lr=1; did you mean optim.lr=...? settings have no dashes",
+        ),
         (["eval", "RUN", "--limt", "3"], "odebench eval: unknown option --limt; did you mean --limit?"),
         (["train", "tol=abc"], "odebench train: tol=abc: a number is needed, such as tol=1e-3"),
         (["train", "-m", "--cfg"], "odebench train: --cfg prints the settings of one run; leave -m out"),
@@ -501,7 +505,8 @@ with contextlib.redirect_stdout(io.StringIO()):
         assert main(words) == 0, words
 assert complete_setting("model=", argparse.Namespace())
 assert complete_setting("trainer.precision=", argparse.Namespace())
-assert main(["train", "tol=-1"]) == 2
+for wrong in ("tol=-1", "init_from=/nope", "outputs=/dev/null/x", "run_dir=/dev/null/x"):
+    assert main(["train", wrong]) == 2
 loaded = {{"torch", "torchvision", "matplotlib", "tensorboard"}} & set(sys.modules)
 assert not loaded, loaded
 """
