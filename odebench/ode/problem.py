@@ -196,6 +196,9 @@ class InitialValueProblem:
         self.y0 = flatten(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
+        elif len(leaves) == 1:
+            # A copy: an f that works in place changes it before the error is raised.
+            self.y0 = self.y0.clone()
         self.time_dtype = self.y0.real.dtype
         self.t = times_as_tensor(t)
         self.times = _check_times(self.t)

@@ -152,9 +152,12 @@ def test_a_field_may_write_to_one_buffer_of_its_own(grad):
     torch.testing.assert_close(solution.y[-1], exact([1.0])[0], rtol=1e-6, atol=1e-6)
 
 
-def test_a_field_that_changes_its_input_is_refused():
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+def test_a_field_that_changes_its_input_is_refused_and_y0_is_kept(stepping):
+    y0 = torch.tensor([[1.0, -2.0]])
     with torch.no_grad(), pytest.raises(ValueError, match="changed y in place"):
-        solve(lambda t, y: y.relu_(), Y0.clone(), [0.0, 1.0])
+        solve(lambda t, y: y.relu_(), y0, [0.0, 1.0], stepping=stepping)
+    assert y0.tolist() == [[1.0, -2.0]]
 
 
 def test_the_first_step_is_estimated_inside_the_span():
