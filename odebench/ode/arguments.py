@@ -32,6 +32,13 @@ def as_positive_integer(name: str, value: Any) -> int:
     return int(x)
 
 
+def as_flag(name: str, value: Any) -> bool:
+    """A bool; TypeError for anything else, which would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
+    return value
+
+
 def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
     """Finite floats from a list of times or a tensor [M]."""
     if isinstance(values, Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
+from odebench.ode.arguments import as_finite_times, as_flag, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
@@ -94,6 +94,7 @@ def solve(
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
+    throw = as_flag("throw", throw)
     if group is not None and (stepping != "shared" or not isinstance(find_method(method), Tableau)):
         raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
     if group is not None and not isinstance(group, ProcessGroup):
@@ -117,8 +118,8 @@ def solve(
         step_times=(*as_finite_times("step_t", step_t), *jumps),
         jump_times=frozenset(jumps),
         one_sided=len(jumps) > 0,
-        dense=dense,
-        compile=compile,
+        dense=as_flag("dense", dense),
+        compile=as_flag("compile", compile),
     )
     plan = check_plan(_with_fixed_steps(plan, steps, step_size, problem))
     if isinstance(problem, RowProblem):
