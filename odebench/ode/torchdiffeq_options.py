@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -128,21 +129,23 @@ class _CoercedField(nn.Module):
         if self._tuple:
             if len(rate) != len(self._like):
                 return rate
-            return tuple(_coerce(part, *like, True) for part, like in zip(rate, self._like, strict=True))
-        return _coerce(rate, *self._like[0], False) if isinstance(rate, Tensor) else rate
+            # torchdiffeq joins the tensors into one vector: a single number broadcasts to it.
+            broadcast = len(rate) == 1 and rate[0].numel() == 1
+            return tuple(_coerce(part, *like, True, broadcast) for part, like in zip(rate, self._like, strict=True))
+        return _coerce(rate, *self._like[0], False, True) if isinstance(rate, Tensor) else rate
 
 
-def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool) -> Tensor:
-    if rate.shape != shape:
-        if rate.numel() == shape.numel() and (by_elements or rate.numel() == 1):
-            rate = rate.reshape(shape)
-        elif not by_elements and rate.dim() <= len(shape) and _broadcasts(rate.shape, shape):
-            rate = rate.expand(shape)
+def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool, broadcast: bool) -> Tensor:
+    if by_elements and rate.shape != shape and rate.numel() == shape.numel():
+        rate = rate.reshape(shape)
+    elif broadcast and rate.shape != shape and _broadcasts(rate.shape, shape):
+        rate = rate.view(rate.shape[max(0, rate.dim() - len(shape)) :]).expand(shape)
     return rate if rate.dtype == dtype or rate.is_complex() else rate.to(dtype)
 
 
 def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
-    return all(s in (1, n) for s, n in zip(reversed(small), reversed(large), strict=False))
+    """Whether ``small`` broadcasts to ``large``, which may have fewer dimensions: then the first are 1."""
+    return all(s in (1, n) for s, n in itertools.zip_longest(reversed(small), reversed(large), fillvalue=1))
 
 
 def _find_method(name: str | None, options: dict[str, Any]) -> Method:

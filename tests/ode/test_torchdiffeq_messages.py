@@ -151,6 +151,20 @@ class TestInexactFields:
         y = odeint(lambda t, y: [-y[0].flatten(), y[1]], (torch.ones(2, 2), torch.ones(1)), torch.tensor([0.0, 1.0]))
         assert y[0].shape == (2, 2, 2)
 
+    @pytest.mark.parametrize(
+        ("y0", "rate"),
+        [
+            ((torch.ones(3),), (torch.ones(1),)),
+            ((torch.ones(2, 2),), (torch.tensor(0.5),)),
+            (torch.ones(3), torch.tensor([[1.0, 2.0, 3.0]])),
+            (torch.ones(3), torch.ones(1, 1)),
+            (torch.ones(2, 3), torch.ones(1, 1, 3)),
+        ],
+    )
+    def test_shapes_that_broadcast(self, y0, rate):
+        a, b = run_both(lambda integrate, _: integrate(lambda t, y: rate, y0, torch.tensor([0.0, 1.0]), method="euler"))
+        torch.testing.assert_close(b, a)
+
     def test_a_tuple_of_two_dtypes(self):
         y = odeint(lambda t, y: (-y[0], -y[1]), (torch.ones(2), torch.ones(1).double()), torch.tensor([0.0, 1.0]))
         assert y[0].dtype == y[1].dtype == torch.float64
