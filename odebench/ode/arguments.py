@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from odebench.ode.torch_func import needs_derivative
+
 
 def as_number(name: str, value: Any) -> float:
     """A float from a Python or NumPy number or a tensor of one element; TypeError for anything else."""
@@ -40,7 +42,14 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
-    """Finite floats from a list of times or a tensor [M]."""
+    """Finite floats from a list of times or a tensor [M]. ValueError for jumps of f that require a gradient: they have
+    one, which is not computed. Times that a step must end at have none."""
+    tensors = values if isinstance(values, list | tuple) else [values]
+    if name == "jump_t" and any(isinstance(x, Tensor) and needs_derivative(x) for x in tensors):
+        raise ValueError(
+            "jump_t requires a gradient, which is not computed; pass jump_t.detach(), or solve the two sides one after "
+            "the other, each with its own f and the jump as a time of t"
+        )
     if isinstance(values, Tensor):
         values = values.tolist()
     if isinstance(values, str) or not hasattr(values, "__iter__"):

@@ -58,6 +58,18 @@ def test_an_argument_of_solve(stepping, name, value, message):
         solve(decay, start, T, stepping=stepping, **{name: value})
 
 
+@pytest.mark.parametrize("make", [lambda jump: jump, list], ids=["tensor", "list"])
+def test_jumps_that_require_a_gradient(make):
+    """The solution depends on them, and no gradient mode computes how."""
+    jump = torch.tensor([0.5], requires_grad=True)
+    with pytest.raises(ValueError, match=r"jump_t requires a gradient.*pass jump_t.detach\(\)"):
+        solve(decay, Y0, T, jump_t=make(jump))
+    with pytest.raises(ValueError, match="jump_t requires a gradient"):
+        odeint(decay, Y0, T, options={"jump_t": make(jump)})
+    with torch.no_grad():
+        assert solve(decay, Y0, T, jump_t=jump).stats.start == 0
+
+
 @pytest.mark.parametrize("value", [3, None, Checkpoint], ids=str)
 def test_an_invalid_gradient_mode(value):
     with pytest.raises(TypeError, match=r"gradient must be a name, or a mode with its options, such as Checkpoint\("):
