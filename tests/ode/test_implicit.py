@@ -313,6 +313,20 @@ def test_any_callable_can_be_the_field(kind, free, request, reference):
         assert s.stats.accepted < 40
 
 
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_under_no_grad_only_jacobians_use_autograd(name):
+    with_gradients = 0
+
+    def f(t, y):
+        nonlocal with_gradients
+        with_gradients += torch.is_grad_enabled()
+        return pendulum(t, y)
+
+    with torch.no_grad():
+        stats = solve(f, double(1, 0.3), [0, 1], method=name, steps=5).stats
+    assert 0 < with_gradients == stats.jacobians < stats.nfe
+
+
 def test_inference_mode_works(reference):
     with torch.inference_mode():
         s = solve(pendulum, double(1, 0.3), [0, 2], method="kvaerno5", rtol=1e-8, atol=1e-8)
