@@ -156,15 +156,18 @@ def evaluate_run(
     rows += [(f"{split} {name}", text) for name, text in run.task.format_metrics(metrics)]
     if "nfe" in metrics:
         rows.append(("NFE per batch", f"{metrics['nfe']:.1f}"))
-    print(align_columns(rows))
     append_evaluation(run, overrides, split, limit, metrics)
+    print(align_columns(rows))
     return metrics
 
 
 def append_evaluation(
     run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, metrics: Mapping[str, Any]
 ) -> None:
-    """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics."""
+    """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics.
+
+    Logs a warning if the file cannot be written, for example in someone else's folder.
+    """
     solver = run.settings.evaluation_solver
     line = {
         "time": utc_now(),
@@ -175,8 +178,12 @@ def append_evaluation(
         "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
         **metrics,
     }
-    with open(run.path / layout.EVALUATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(to_json(line)) + "\n")
+    path = run.path / layout.EVALUATIONS
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(line)) + "\n")
+    except OSError as error:
+        log.warning("this evaluation was not saved: %s cannot be written (%s)", path, error.strerror)
 
 
 def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:

@@ -3,7 +3,10 @@
 import csv
 import errno
 import json
+import os
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +68,26 @@ def test_eval_takes_another_solver_and_tolerance(run, capsys):
     assert nfe["solver=rk4"] == 80
     assert nfe["solver.steps=3"] == 18
     assert "rk4, 20 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overrides", [[], ["tol=1e-1,1e-2"]], ids=["evaluation", "study"])
+def test_an_evaluation_that_cannot_be_saved_is_printed_with_a_warning(overrides, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations.jsonl"))
+    (copy / "evaluations.jsonl").mkdir()  # not even root can append to it
+    assert main(["eval", str(copy), *overrides]) == 0
+    out, err = capsys.readouterr()
+    assert "accuracy" in out
+    assert f"this evaluation was not saved: {copy / 'evaluations.jsonl'} cannot be written (Is a directory)" in err
+
+
+def test_an_evaluation_is_saved_even_if_it_cannot_be_printed(run, monkeypatch):
+    before = len(evaluations(run)) if (run / "evaluations.jsonl").exists() else 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["eval", str(run)]) == 128 + signal.SIGPIPE
+    assert len(evaluations(run)) == before + 1
 
 
 def test_overrides_without_effect_in_an_evaluation_give_warnings(run, capsys):
