@@ -43,6 +43,11 @@ def known_names(kind: str, builtin: Mapping[str, Any], extensions: Sequence[str]
 
 
 def _plugin_dict(module: str, kind: str) -> Mapping[str, Any]:
+    if not all(module.split(".")) or "\0" in module:  # import_module would take ".name" for a relative import
+        line = (
+            f"extensions: {module!r} is no module's name; write it as Python's import does, such as my_package.models"
+        )
+        raise UsageError(line, "extensions")
     try:
         found = getattr(importlib.import_module(module), kind, {})
     except ModuleNotFoundError as error:
@@ -51,8 +56,6 @@ def _plugin_dict(module: str, kind: str) -> Mapping[str, Any]:
                 f"extensions: no module {module}; install its package, or put its folder on PYTHONPATH", "extensions"
             ) from error
         raise UsageError(f"extensions: {module} needs {error.name}, which is not installed", "extensions") from error
-    except ValueError as error:
-        raise UsageError(f"extensions: {module!r} is no module's name", "extensions") from error
     if not isinstance(found, Mapping):
         line = f"extensions: {module}.{kind} must be a dict from name to {_NOUNS[kind][0]}"
         raise UsageError(line, "extensions")

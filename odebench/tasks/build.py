@@ -161,7 +161,8 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=0.0, atol=_MAX_RELATIVE_ROUND_OFF * float(a.abs().max()), equal_nan=True)
+    scale = float(a.abs().nan_to_num().max())
+    return torch.allclose(a, b, rtol=0.0, atol=_MAX_RELATIVE_ROUND_OFF * scale, equal_nan=True)
 
 
 def build_solvers(settings: Settings) -> tuple[ConfiguredSolver | None, ConfiguredSolver | None]:

@@ -97,9 +97,9 @@ class TrainingState:
             self.optimizer.load_state_dict(content["optimizer"])
             states = [content["task"], *content.get("others", [])]
             self.task.load_state_dict(states[rank() if len(states) == world_size() else 0])
-            self.progress = Progress(**content["progress"])
+            self.progress = _read_progress(content["progress"])
             _set_random_states(content["random"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
 
     def load_latest(self, path: Path) -> None:
@@ -135,6 +135,17 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
         raise UsageError(f"{path} does not fit model {model_name}: {reason}", "model") from None
 
 
+def _read_progress(numbers: Mapping[str, Any]) -> Progress:
+    """Raises TypeError or ValueError if the numbers were not written by `TrainingState.save`."""
+    progress = Progress(**numbers)
+    steps = (progress.step, progress.best_step, progress.stale_epochs)
+    if not all(isinstance(step, int) and step >= 0 for step in steps):
+        raise ValueError(f"its numbers of steps are {steps}")
+    if not isinstance(progress.best, int | float | None) or not isinstance(progress.elapsed_s, int | float):
+        raise TypeError("its best value or its time is no number")
+    return progress
+
+
 def _save(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
     if not is_rank_zero():
         return
@@ -155,6 +166,9 @@ def _load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of this version of odebench (format {FORMAT})")
+    weights = content.get("model")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise UsageError(f"{path} is damaged: it holds no weights; restore the file, or train the run again")
     return content
 
 

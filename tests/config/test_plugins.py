@@ -102,6 +102,19 @@ def test_a_missing_module_raises_one_line(name):
         lookup("MODELS", "wide", {}, [name])
 
 
+@pytest.mark.parametrize("name", ["../x", ".x", "", "a..b", "a.", "a\0b"])
+def test_a_path_or_a_relative_name_is_no_modules_name(name):
+    with pytest.raises(UsageError, match=r"^extensions: '.*' is no module's name; write it as Python's import does"):
+        lookup("MODELS", "wide", {}, [name])
+
+
+def test_an_error_inside_a_module_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):
+    (tmp_path / "raising_lab.py").write_text("raise ValueError('from inside')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="from inside"):
+        lookup("MODELS", "wide", {}, ["raising_lab"])
+
+
 def test_yaml_without_its_module_or_a_module_without_its_yaml_raises_an_error(module, configs):
     for word in ("model=wide", "data=noise", "solver=our_ralston"):
         group, _, name = word.partition("=")

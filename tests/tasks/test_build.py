@@ -188,6 +188,11 @@ def test_noise_drawn_once_before_a_solve_is_allowed(solve):
         assert torch.isfinite(chosen(lambda t, z, e: e - z, Z0, (0.0, 1.0), args=(Rows(noise),)).y).all()
 
 
+def test_a_field_that_is_nan_is_no_noise(solve):
+    with pytest.raises(Diverged, match="NaN"):
+        solve()(lambda t, z: z * torch.nan, Z0, (0.0, 1.0))
+
+
 def test_a_layer_that_changes_at_every_evaluation_is_refused_by_its_name(solve):
     with pytest.raises(UsageError, match=r"^model: f has 1 \(Dropout\) in training mode"):
         solve()(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Dropout(0.1)), Z0, (0.0, 1.0))

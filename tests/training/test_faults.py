@@ -242,6 +242,31 @@ def test_two_damaged_checkpoints_are_refused_by_name_and_left(stopped):
     assert (stopped / "checkpoints/last.pt").read_bytes() == b"PK"
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": 5}, "it holds no weights"),
+        ({"model": {5: torch.ones(1)}}, "it holds no weights"),
+        ({"model": {"a": 5}}, "does not fit model mlp"),
+        ({"optimizer": 5}, "does not fit these settings"),
+        ({"random": {"python": [3, [], None]}}, "does not fit these settings"),
+        ({"progress": 5}, "does not fit these settings"),
+        ({"progress": {"step": "x"}}, "does not fit these settings"),
+        ({"progress": {"step": -3}}, "does not fit these settings"),
+        ({"progress": {"elapsed_s": None}}, "does not fit these settings"),
+    ],
+    ids=str,
+)
+def test_a_malformed_checkpoint_is_one_line(change, reason, stopped, capsys):
+    path = stopped / "checkpoints/last.pt"
+    (stopped / "checkpoints/previous.pt").unlink()
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    assert main(["resume", str(stopped)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"odebench resume: {path}")
+    assert reason in line
+
+
 @pytest.mark.parametrize("tail", [slow(b'{"step": 9, "tr'), slow(b"\x00" * 700), b"\x00\n\xff\xfe\n{}\n[1]\n"])
 def test_a_damaged_end_of_the_metrics_is_cut_off(tail, stopped, uninterrupted):
     with open(stopped / "metrics.jsonl", "ab") as file:

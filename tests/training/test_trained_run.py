@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -88,6 +89,32 @@ def test_an_evaluation_is_saved_even_if_it_cannot_be_printed(run, monkeypatch):
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(["eval", str(run)]) == 128 + signal.SIGPIPE
     assert len(evaluations(run)) == before + 1
+
+
+def change_weights(run, folder, change):
+    """A copy of the run, with other content of best.pt."""
+    copy = shutil.copytree(run, folder)
+    path = copy / "checkpoints/best.pt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    return copy
+
+
+@pytest.mark.parametrize("words", [["eval"], ["predict"], ["eval", "tol=1e-1,1e-2"]], ids=" ".join)
+def test_weights_that_are_not_finite_are_one_line(words, run, tmp_path, capsys):
+    def spoil(content):
+        list(content["model"].values())[-1].fill_(math.nan)
+        return content
+
+    copy = change_weights(run, tmp_path / "run", spoil)
+    assert main([words[0], str(copy), *words[1:]]) == 2
+    assert "holds NaN or infinities; restore the file" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_without_weights_is_one_line(run, tmp_path, capsys):
+    copy = change_weights(run, tmp_path / "run", lambda content: content | {"model": 5})
+    assert main(["eval", str(copy)]) == 2
+    line = "best.pt is damaged: it holds no weights; restore the file, or train the run again\n"
+    assert capsys.readouterr().err.endswith(line)
 
 
 def test_overrides_without_effect_in_an_evaluation_give_warnings(run, capsys):
