@@ -9,13 +9,16 @@ and the state changes with it, dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, L
 ordinary differential equations, section 3).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odebench.ode.arguments import short_repr
 from odebench.ode.dense import Interpolant
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.problem import InitialValueProblem
@@ -33,11 +36,12 @@ class Event:
     It is evaluated at the ends of every step; a zero is where its sign changes, or where it reaches zero exactly at the
     end of a step. One that starts at zero does not count, and NaN has no sign.
 
-    function: event(t, y) -> a real tensor, t and y as f gets them; a tensor of several elements counts as several
-        functions, any of which may cross zero.
+    function: event(t, y, *args) -> a tensor of floats or booleans, its arguments as f gets them; a tensor of several
+        elements counts as several functions, any of which may cross zero. True counts as 1 and False as -1, so that a
+        change is found, whose time is constant for gradients.
     terminal: its first zero ends the solve.
-    direction: +1 counts rising zeros only, -1 falling ones, 0 both; in the direction of the solve: backward
-        in time, rising means growing while t falls.
+    direction: +1 counts rising zeros only (False to True), -1 falling ones, 0 both; in the direction of the solve:
+        backward in time, rising means growing while t falls.
     """
 
     function: Callable[..., Tensor]
@@ -46,7 +50,7 @@ class Event:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise TypeError(f"an event must be callable as event(t, y), got {type(self.function).__name__}")
+            raise TypeError(f"an event must be callable as event(t, y, *args), got {type(self.function).__name__}")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be -1, 0 or 1, got {self.direction}")
 
@@ -77,6 +81,7 @@ class EventDetector:
     def __init__(self, events: Sequence[Event], problem: InitialValueProblem) -> None:
         self.events = tuple(events)
         self._problem = problem
+        self._args = problem.layout.rebuild_args(problem.args)
         self._values: list[float] | None = None
         self._functions: list[tuple[int, int]] | None = None
 
@@ -90,7 +95,8 @@ class EventDetector:
         events = event if isinstance(event, Sequence) else [event]
         if not events:
             raise ValueError("event must be an Event or several, got none; leave it out")
-        return cls([e if isinstance(e, Event) else Event(e) for e in events], problem)
+        args = problem.layout.rebuild_args(problem.args)
+        return cls([as_event(e, args) for e in events], problem)
 
     @torch.no_grad()
     def detect(self, interpolant: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
@@ -164,11 +170,8 @@ class EventDetector:
         return self._elements(index, time, y)
 
     def _elements(self, index: int, time: Tensor, y: Tensor) -> Tensor:
-        value = self.events[index].function(time, self._problem.unflatten(y))
-        if not isinstance(value, Tensor) or value.is_complex():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"an event function must return a real tensor, got {got}")
-        return value.reshape(-1)
+        value = self.events[index].function(time, self._problem.unflatten(y), *self._args)
+        return as_signed(value).reshape(-1)
 
     def _attach_gradient(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """t*, a tensor like ``like``, and y* [N] with their gradients, from y [N] at t* held fixed."""
@@ -202,6 +205,42 @@ class EventDetector:
                 return 0.0, f
             dgdt, dgdy = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
         return (dgdt + torch.vdot(dgdy, f).real).item(), f
+
+
+def as_event(event: Any, args: Sequence[Any]) -> Event:
+    """The ``Event`` of a function. Raises TypeError if it does not take the args of the solve."""
+    event = event if isinstance(event, Event) else Event(event)
+    if not args:
+        return event
+    try:
+        signature = inspect.signature(event.function)
+    except ValueError:  # a built-in function
+        return event
+    try:
+        signature.bind(None, None, *args)
+    except TypeError as error:
+        raise TypeError(
+            f"an event function must take the args of the solve, {len(args)} here, as f does: event(t, y, *args), "
+            f"got {short_repr(event.function)}: {error}"
+        ) from error
+    return event
+
+
+def as_signed(value: Any) -> Tensor:
+    """The value of an event function, as a real tensor whose sign changes at an event: True as 1, False as -1.
+
+    Raises TypeError for other values, and for integers, which may stay zero.
+    """
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            return value
+        if value.dtype == torch.bool:
+            return 2.0 * value - 1.0
+    got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(
+        f"an event function must return a tensor of floats or booleans, got {got}; a comparison, such as y > 3, gives "
+        "booleans"
+    )
 
 
 def find_zero(

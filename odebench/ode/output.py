@@ -53,14 +53,21 @@ class OutputRecorder:
         if interpolant is not None and self._detector:
             zeros, ends = self._detector.detect(interpolant, t_next, y_next)
         zero_times = [t_next if zero.theta == 1 else t + zero.theta * h for zero in zeros]
-        event_time = zero_times[-1] if ends else None
-        if event_time is not None:
+        event_time = None
+        if ends:
+            event_time = zero_times[-1] = self._snap_to_output(zero_times[-1], t, t_next, wanted)
             wanted = [time for time in wanted if (time - event_time) * h <= 0]
         times = sorted({*wanted, *zero_times}, reverse=h < 0) if zeros else wanted
         rows = self._append(times, t, t_next, interpolant, y_next)
         self.output_rows += [rows[time] for time in wanted]
         self.hits += [EventHit(z.index, z.element, time, rows[time]) for z, time in zip(zeros, zero_times, strict=True)]
         return event_time
+
+    def _snap_to_output(self, event_time: float, t: float, t_next: float, wanted: list[float]) -> float:
+        """The time of an event, or an output time just after it that rounding alone separates from it."""
+        eps = torch.finfo(self.state_chunks[0].dtype).eps
+        direction, distance = math.copysign(1.0, t_next - t), 8 * eps * max(abs(t), abs(t_next))
+        return next((time for time in wanted if 0 < (time - event_time) * direction <= distance), event_time)
 
     def _append(
         self, times: list[float], t: float, t_next: float, interpolant: Interpolant | None, y_next: Tensor

@@ -77,9 +77,9 @@ def solve(
     step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
     stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
         [B, ...], its own steps; see ``odebench.ode.per_sample``.
-    event: one or several ``Event``, or a function event(t, y) whose zero ends the solve; found in each step where its
-        sign changes, so that two zeros inside one step are missed: ``max_step`` bounds the steps. States at times after
-        a terminal event are NaN.
+    event: one or several ``Event``, or a function event(t, y, *args) whose zero, or change from False to True or back,
+        ends the solve; found in each step where its sign changes, so that two zeros inside one step are missed:
+        ``max_step`` bounds the steps. States at times after a terminal event are NaN.
     dense: keep the solution at all times, as ``Solution.dense``.
     gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
         options.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from odebench.ode import Status, solve
+from odebench.ode import Rows, Status, solve
 from odebench.ode.events import Event, find_zero
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-11}
@@ -16,6 +16,11 @@ MODES = ["backprop", "checkpoint", "adjoint", "interpolated_adjoint"]
 def oscillate(t, y):
     """y = (sin t, cos t) from (0, 1)."""
     return torch.stack((y[1], -y[0]))
+
+
+def oscillate_rows(t, y):
+    """``oscillate`` for a batch [B, 2]."""
+    return torch.stack((y[:, 1], -y[:, 0]), 1)
 
 
 START = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -189,16 +194,66 @@ def test_dense_output_ends_at_a_terminal_event():
 @pytest.mark.parametrize(
     ("event", "error", "message"),
     [
-        (lambda t, y: 1.0, TypeError, "must return a real tensor, got float"),
-        (lambda t, y: y[0] + 1j, TypeError, "must return a real tensor, got torch.complex128"),
+        (lambda t, y: 1.0, TypeError, "must return a tensor of floats or booleans, got float"),
+        (lambda t, y: y[0] + 1j, TypeError, "must return a tensor of floats or booleans, got torch.complex128"),
+        (lambda t, y: (y[0] > 0.5).long(), TypeError, "got torch.int64; a comparison, such as y > 3, gives booleans"),
         (lambda t, y: y[: 1 + int(t > 0)], ValueError, "always return the same number of elements"),
         ("floor", TypeError, "an event must be callable"),
     ],
-    ids=["float", "complex", "growing", "string"],
+    ids=["float", "complex", "integer", "growing", "string"],
 )
 def test_invalid_events_raise(event, error, message):
     with pytest.raises(error, match=message):
         solve(oscillate, START, [0.0, 1.0], event=[event])
+
+
+@pytest.mark.parametrize("how", [TIGHT, {**TIGHT, "stepping": "per_sample"}], ids=["shared", "per_sample"])
+@pytest.mark.parametrize(("direction", "angle"), [(1, 1 / 6), (-1, 5 / 6), (0, 1 / 6)])
+def test_a_boolean_event_is_found_where_it_changes(how, direction, angle):
+    """sin t > 1/2 from pi/6 to 5 pi/6."""
+    event = Event(lambda t, y: y[:, 0] > 0.5, direction=direction)
+    solution = solve(oscillate_rows, START.unsqueeze(0), [0.0, 9.0], event=event, **how)
+    assert solution.events[0].t.tolist() == [pytest.approx(math.pi * angle, abs=1e-9)]
+    torch.testing.assert_close(solution.events[0].y[0].reshape(-1)[0], number(0.5, grad=False), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+def test_event_functions_receive_args(stepping):
+    """y' = -rate y from 1 falls to a level at t = -ln(level) / rate; with per-sample steps each row has its own."""
+    rate, level = number(0.5), number([0.5, 0.25])
+    args = (Rows(level) if stepping == "per_sample" else level[:1], {"rate": rate})
+
+    def event(t, y, level, options):
+        assert options["rate"] is rate
+        return y[:, 0] - level
+
+    start = torch.ones(2 if stepping == "per_sample" else 1, 1, dtype=torch.float64)
+    how = {**TIGHT, "stepping": stepping, "args": args}
+    solution = solve(lambda t, y, level, options: -options["rate"] * y, start, [0.0, 9.0], event=event, **how)
+    expected = -level[: len(start)].log() / rate
+    torch.testing.assert_close(solution.events[0].t, expected, rtol=1e-9, atol=0)
+    got, want = (torch.autograd.grad(t.sum(), (level, rate)) for t in (solution.events[0].t, expected))
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+    with pytest.raises(TypeError, match=r"must take the args of the solve, 2 here, as f does: event\(t, y, \*args\)"):
+        solve(lambda t, y, *args: -y, start, [0.0, 9.0], event=lambda t, y: y[:, 0], **how)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", [0.0, 1000.0])
+@pytest.mark.parametrize("how", [{}, {"method": "rk4", "steps": 7}, {"first_step": 0.11}], ids=str)
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+def test_an_event_at_an_output_time_does_not_make_that_output_nan(stepping, how, start, dtype):
+    y0 = START.to(dtype).unsqueeze(0)
+    for offsets in ([0.0, 0.3], [0.0, 0.5, 1.0], [0.0, 0.1, 0.7, 0.9]):
+        for i, sign in ((1, 1), (len(offsets) - 1, 1), (1, -1)):
+            times = [sign * (start + offset) for offset in offsets]
+            event = Event(lambda t, y, at=times[i]: (t - at).expand(y.shape[:1]))
+            solution = solve(oscillate_rows, y0, times, event=event, stepping=stepping, **how)
+            assert solution.status is Status.event
+            assert solution.y[: i + 1].isfinite().all()
+            assert solution.y[i + 1 :].isnan().all()
+            time = solution.events[0].t
+            torch.testing.assert_close(time, torch.full_like(time, times[i]), rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_an_invalid_direction_raises():
@@ -270,9 +325,9 @@ def test_gradients_through_events_are_those_of_finite_differences(gradient, how,
     field, push = Field(), number([0.3])[0].detach().requires_grad_()
     y0, level = number([1.2, 0.1]), number(0.25)
     events = [
-        Event(lambda t, y: y[0] - level * torch.cos(t), terminal=False),
+        Event(lambda t, y, push: y[0] - level * torch.cos(t), terminal=False),
         # Time-dependent too; it comes after several zeros of the first.
-        Event(lambda t, y: t**2 - 30 * level - y[1] - 5),
+        Event(lambda t, y, push: t**2 - 30 * level - y[1] - 5),
     ]
     wanted = [field.rates, push, y0, level]
 

@@ -236,7 +236,7 @@ def test_fixed_steps_report_the_row_that_is_not_finite():
         ({"dense": True}, "has no dense"),
         ({"jump_t": [0.5]}, "has no step_t or jump_t"),
         ({"event": [Event(lambda t, y: y[:, 0], terminal=False)]}, "one event, and it must be terminal"),
-        ({"event": lambda t, y: y}, "one number per row"),
+        ({"event": lambda t, y, mu: y}, "one value per row"),
         ({"t": [0.0, 1.0, 1.0]}, "strictly"),
         ({"t": torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])}, "unlike row 1"),
         ({"t": torch.zeros(3, 2)}, r"\[4, T\]"),
@@ -413,7 +413,7 @@ def test_an_event_that_starts_at_zero_detects_its_next_zero_in_the_given_directi
         y0,
         [0.0, 10.0],
         (Rows(speed),),
-        event=Event(lambda t, y: y[:, 0], direction=direction),
+        event=Event(lambda t, y, w: y[:, 0], direction=direction),
         rtol=1e-9,
         atol=1e-9,
     )

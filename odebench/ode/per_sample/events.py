@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.events import THETA_AFTER_START, Event
+from odebench.ode.events import THETA_AFTER_START, Event, as_event, as_signed
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
@@ -35,21 +35,20 @@ class RowEventDetector:
             event = event[0]
         if event is None:
             return None
-        if callable(event):
-            event = Event(event)
-        if not isinstance(event, Event) or not event.terminal:
+        if isinstance(event, Sequence) or (isinstance(event, Event) and not event.terminal):
             raise ValueError("stepping='per_sample' takes one event, and it must be terminal")
-        return cls(event, problem)
+        return cls(as_event(event, problem.args_of(problem.all_rows())), problem)
 
     def start(self, t: Tensor, y: Tensor) -> None:
         """Begin at t [B], y [B, n]."""
         with torch.no_grad():
-            self._g = self._value(t, y)
+            self._g = self._value(t, y, self._problem.all_rows())
 
     def detect(self, stepper: RowStepper, step: RowStep, t_next: Tensor, accepted: Tensor) -> Tensor:
         """Times [b] of the events in a step to t_next [b], on the host; NaN in rows without an event or rejected."""
         with torch.no_grad():
-            is_accepted, g = accepted.to(self._g.device), self._value(self._problem.on_device(t_next), step.y_next)
+            is_accepted = accepted.to(self._g.device)
+            g = self._value(self._problem.on_device(t_next), step.y_next, step.rows)
             first, before = self._first_values(stepper, step, accepted)
             crossed = is_accepted & (((before < 0) & (g >= 0)) | ((before > 0) & (g <= 0)))
             if self._event.direction:
@@ -58,7 +57,7 @@ class RowEventDetector:
         idx = crossed.nonzero().squeeze(1).cpu()
         times = torch.full_like(t_next, math.nan)
         if len(idx):
-            times[idx] = self._locate(stepper, step, idx, *(take_rows(x, idx) for x in (first, before, g)))
+            times[idx] = self._locate(stepper, step, t_next, idx, *(take_rows(x, idx) for x in (first, before, g)))
         return times
 
     def _first_values(self, stepper: RowStepper, step: RowStep, accepted: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,54 +86,74 @@ class RowEventDetector:
         return (EventHits(times, problem.unflatten(states)),)
 
     def _locate(
-        self, stepper: RowStepper, step: RowStep, idx: Tensor, first: Tensor, before: Tensor, after: Tensor
+        self,
+        stepper: RowStepper,
+        step: RowStep,
+        t_next: Tensor,
+        idx: Tensor,
+        first: Tensor,
+        before: Tensor,
+        after: Tensor,
     ) -> Tensor:
         """The event times [b'] of the rows at these indices, whose values change from ``before``, at theta =
         ``first``, to ``after`` at the end of the step."""
         interpolant = _RowInterpolant(stepper, step, idx)
         with torch.no_grad():
             theta = find_zeros(lambda theta: self._value_at(interpolant, theta), first, before, after)
-        rows, time, state = take_rows(step.rows, idx), interpolant.t + theta * interpolant.h, interpolant.state(theta)
+        rows, state = interpolant.rows, interpolant.state(theta)
+        time = self._snap_to_outputs(interpolant.time(theta), interpolant, take_rows(t_next, idx))
         found = time.to(self._like_times)
         if stepper.with_graph:
             found, state = self._differentiable(found, state, time, rows)
         self._found.append((rows, found, state))
         return time
 
+    def _snap_to_outputs(self, time: Tensor, interpolant: "_RowInterpolant", t_next: Tensor) -> Tensor:
+        """The event times [b'], or the rows' output times just after them that rounding alone separates from them."""
+        eps = torch.finfo(self._problem.time_dtype).eps
+        distance = 8 * eps * torch.maximum(interpolant.t.abs(), t_next.abs()).unsqueeze(1)
+        outputs = take_rows(self._problem.row_times, interpolant.rows)
+        after = (outputs - time.unsqueeze(1)) * torch.sign(interpolant.h).unsqueeze(1)
+        near = (after > 0) & (after <= distance)
+        return torch.where(near.any(1), outputs.gather(1, near.long().argmax(1, keepdim=True)).squeeze(1), time)
+
     def _differentiable(self, found: Tensor, y: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same times and states with the implicit function theorem's gradient, dt = -dg / (dg/dt + dg/dy f)."""
         t, fixed = self._problem.on_device(time).detach(), y.detach()
-        slopes = self._slopes(t, fixed)
+        slopes = self._slopes(t, fixed, rows)
         if slopes is None:
             return found, y
         dg_dt, dg_dy = slopes
         with torch.no_grad():
             f = self._problem(t, fixed, rows)
             slope = dg_dt + (dg_dy.conj() * f).real.sum(1)
-        g = self._value(t, y)
+        g = self._value(t, y, rows)
         # Where g only touches zero the derivative is infinite, while the value stays.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         shift = first_derivative_only(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
 
-    def _slopes(self, t: Tensor, y: Tensor) -> Sequence[Tensor] | None:
+    def _slopes(self, t: Tensor, y: Tensor, rows: Tensor) -> Sequence[Tensor] | None:
         """dg/dt [b'] and dg/dy [b', n]; None if g depends on neither."""
         if transform_active():
-            return torch.func.grad(lambda *inputs: self._value(*inputs).sum(), argnums=(0, 1))(t, y)
+            return torch.func.grad(lambda t, y: self._value(t, y, rows).sum(), argnums=(0, 1))(t, y)
         leaves = (t.clone().requires_grad_(), y.clone().requires_grad_())
-        g = self._value(*leaves)
+        g = self._value(*leaves, rows)
         if not g.requires_grad:
             return None
         return torch.autograd.grad(g.sum(), leaves, allow_unused=True, materialize_grads=True)
 
     def _value_at(self, interpolant: "_RowInterpolant", theta: Tensor) -> Tensor:
-        return self._value(self._problem.on_device(interpolant.t + theta * interpolant.h), interpolant.state(theta))
+        time = self._problem.on_device(interpolant.time(theta))
+        return self._value(time, interpolant.state(theta), interpolant.rows)
 
-    def _value(self, t: Tensor, y: Tensor) -> Tensor:
-        value = self._event.function(t, self._problem.unflatten(y))
-        if not isinstance(value, Tensor) or value.shape != t.shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"event(t, y) must return one number per row: shape {tuple(t.shape)} expected, got {got}")
+    def _value(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        value = as_signed(self._event.function(t, self._problem.unflatten(y), *self._problem.args_of(rows)))
+        if value.shape != t.shape:
+            raise ValueError(
+                f"an event function must return one value per row: shape {tuple(t.shape)} expected, got "
+                f"{tuple(value.shape)}"
+            )
         return value
 
 
@@ -142,9 +161,13 @@ class _RowInterpolant:
     """The interpolant of a step for the rows at some indices [b']: from t by h [b']."""
 
     def __init__(self, stepper: RowStepper, step: RowStep, idx: Tensor) -> None:
-        self.t, self.h, self._y = (take_rows(x, idx) for x in (step.t, step.h, step.y))
+        self.rows, self.t, self.h, self._y = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y))
         self._coefficients = stepper.interpolant(step, idx)
         self._all = torch.arange(len(idx), device=self._y.device)
+
+    def time(self, theta: Tensor) -> Tensor:
+        """The times [b'] at theta [b']."""
+        return self.t + theta * self.h
 
     def state(self, theta: Tensor) -> Tensor:
         """The states [b', n] at theta [b']."""

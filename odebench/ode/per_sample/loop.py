@@ -148,8 +148,9 @@ class RowLoop:
         done, statuses = at_end, [Status.success] * len(at_end)
         if self.detector is not None:
             hits = self.detector.detect(stepper, step, step_sizes.t_next, accepted)
-            hit = ~hits.isnan()
-            active.t, at_end, done = torch.where(hit, hits, active.t), at_end & ~hit, at_end | hit
+            hit, done = ~hits.isnan(), at_end | ~hits.isnan()
+            # NaN, the time of no event, compares false.
+            active.t, at_end = torch.where(hit, hits, active.t), at_end & ~((hits - step_sizes.t_next) * step.h < 0)
             statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
         outputs = self.outputs.find_in_step(step, active.t, at_end)
         if outputs is not None:

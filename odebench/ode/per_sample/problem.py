@@ -86,6 +86,11 @@ class RowProblem:
         self._calls += 1
         return self._evaluate(t, y, self._arguments)
 
+    def args_of(self, rows: Tensor) -> tuple[Any, ...]:
+        """The user's args for these rows."""
+        # Not those of the last call of f, which may have been made without a graph.
+        return self.layout.rebuild_args(self.row_args(self.args, rows))
+
     def evaluations(self) -> Tensor:
         """Evaluations of each row so far [B]."""
         # Counted row by row only when the rows change: most calls are for the same rows as the one before.
