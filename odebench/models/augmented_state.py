@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.problem import refuse_layers_in_training_mode
+from odebench.ode.noise import refuse_layers_in_training_mode
 
 
 class FieldEvaluation:

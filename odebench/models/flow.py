@@ -14,7 +14,7 @@ from odebench import ode
 from odebench.errors import UsageError
 from odebench.models.augmented_state import AugmentedField, exact_trace, hutchinson_trace, zero_integrals
 from odebench.ode import Rows
-from odebench.ode.problem import layers_in_training_mode
+from odebench.ode.noise import layers_in_training_mode
 
 Solve = Callable[..., ode.Solution]
 SolveStats = tuple[ode.Stats, ...]

@@ -1,20 +1,17 @@
 """The user's initial value problem in the solver's form: a flat state, times as floats, a field that counts calls."""
 
-import dis
 import functools
 import math
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import as_number, short_repr
+from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.solution import Stats
 from odebench.ode.torch_func import under_vmap
@@ -170,13 +167,14 @@ class InitialValueProblem:
     times: T floats, strictly increasing or decreasing.
     args: the tensors inside the user's args, in order.
     stats: every call is counted here.
+    report_noise: is called if the second evaluation shows that f is random; the first may draw noise for all others.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
-        self.f = f
+        self.f, self.report_noise = f, refuse_noise
         leaves, structure = pytree.tree_flatten(y0)
         check_state(leaves)
         if not isinstance(args, tuple | list):
@@ -234,7 +232,7 @@ class InitialValueProblem:
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
         version = None if y.is_inference() else y._version
-        rate = self.layout.evaluate_flat(self.f, t, y, args, out)
+        rate = self.layout.evaluate_flat(self.f if self.stats.nfe != 2 else self._watched, t, y, args, out)
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
@@ -244,8 +242,12 @@ class InitialValueProblem:
     def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
         """One evaluation with its graph, even under ``torch.no_grad``; not counted."""
         leaves = [part.detach().requires_grad_() for part in self.layout.split(y)]
+        f = self.f if self.stats.nfe != 2 else self._watched
         with torch.enable_grad():
-            return EvaluationGraph(leaves, self.layout.evaluate(self.f, t, self.layout.rebuild(leaves), args))
+            return EvaluationGraph(leaves, self.layout.evaluate(f, t, self.layout.rebuild(leaves), args))
+
+    def _watched(self, t: Tensor, *inputs: Any) -> Any:
+        return evaluate_watched(self.f, self.report_noise, t, *inputs)
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """A tolerance as a number, or as [N] if it was given in the structure of the state."""
@@ -264,62 +266,6 @@ class InitialValueProblem:
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from a flat state; see ``StateLayout``."""
         return self.layout.unflatten(y)
-
-
-def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
-    """Names of the layers of f whose output changes at every evaluation: batch normalisation and dropout in training
-    mode. Found in a module, and in the objects that a function or a method refers to."""
-    return [
-        f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
-        for held, owner in _referenced_objects(f)
-        if isinstance(owner, nn.Module)
-        for name, layer in owner.named_modules()
-        if layer.training and (isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0))
-    ]
-
-
-def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
-    """The objects that f refers to, with their names, found without a call; of a method's object only what the
-    method uses.
-
-    seen: the methods visited already.
-    """
-    if isinstance(f, nn.Module):
-        return [("", f)]
-    if isinstance(f, functools.partial):
-        return [*_referenced_objects(f.func), *(("", value) for value in f.args), *f.keywords.items()]
-    if isinstance(f, types.FunctionType):
-        cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
-        held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
-        return [*held.items(), *((name, f.__globals__.get(name)) for name in _globals_of(f.__code__))]
-    method = f if isinstance(f, types.MethodType) else getattr(f, "__call__", None)  # noqa: B004
-    owner, function = getattr(method, "__self__", None), getattr(method, "__func__", None)
-    if not isinstance(function, types.FunctionType) or function in seen:
-        return []
-    attributes = {**getattr(owner, "__dict__", {}), **getattr(owner, "_modules", {})}
-    found = _referenced_objects(function)
-    for name in function.__code__.co_names:
-        if name in attributes:
-            found.append((name, attributes[name]))
-        elif isinstance(other := getattr(type(owner), name, None), types.FunctionType):
-            found += _referenced_objects(types.MethodType(other, owner), seen | {function})
-    return found
-
-
-@functools.lru_cache(maxsize=256)
-def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that code uses, without the names of attributes."""
-    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
-
-
-def refuse_layers_in_training_mode(f: Callable[..., Any]) -> None:
-    """Raises ValueError where f has ``layers_in_training_mode``: the error estimate would be noisy, and the statistics
-    of batch normalisation would be updated at every evaluation."""
-    if layers := layers_in_training_mode(f):
-        raise ValueError(
-            f"f has {layers[0]} in training mode, which changes at every evaluation; call .eval() on it for the solve, "
-            "take it out of f, or use GroupNorm or LayerNorm"
-        )
 
 
 def times_as_tensor(t: Any) -> Tensor:

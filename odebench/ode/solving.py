@@ -22,9 +22,10 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
+from odebench.ode.noise import refuse_layers_in_training_mode
 from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows, unwrap_rows
 from odebench.ode.plan import SolvePlan, TooManyStepsError, even_grid
-from odebench.ode.problem import InitialValueProblem, refuse_layers_in_training_mode
+from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
 
@@ -99,11 +100,11 @@ def solve(
         raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
     if group is not None and not isinstance(group, ProcessGroup):
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
-    refuse_layers_in_training_mode(f)
     jumps = as_finite_times("jump_t", jump_t)
     problem = (
         RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, unwrap_rows(args))
     )
+    refuse_layers_in_training_mode(f, (value for _, value in problem.layout.constants))
     plan = SolvePlan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),

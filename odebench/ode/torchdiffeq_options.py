@@ -18,8 +18,9 @@ from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_METHODS, SciPyMethod
+from odebench.ode.noise import warn_of_changing_layers
 from odebench.ode.plan import GridFunction, SolvePlan
-from odebench.ode.problem import InitialValueProblem, check_state, layers_in_training_mode
+from odebench.ode.problem import InitialValueProblem, check_state
 from odebench.ode.solving import check_plan
 
 # torchdiffeq takes fixed steps with these, whether or not there is an error estimate.
@@ -87,7 +88,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
 
     parameters_known: func uses no parameters except those of its module, or those that the user named.
 
-    Warns of batch normalisation and dropout in training mode. Raises TypeError for a state that is neither a tensor nor
+    Warns of batch normalisation, dropout and other noise. Raises TypeError for a state that is neither a tensor nor
     a tuple of them, and for times that are not a floating-point tensor, and the errors of ``InitialValueProblem``.
     """
     if not isinstance(y0, Tensor | tuple):
@@ -99,18 +100,15 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         # torchdiffeq joins the tensors by torch.cat, which promotes dtypes.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
-    if layers := layers_in_training_mode(func):
-        warnings.warn(
-            f"func has {layers[0]} in training mode, which changes at every evaluation: error control sees noise; call "
-            ".eval() on it for the solve",
-            stacklevel=4,
-        )
+    report_noise = warn_of_changing_layers(func)
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
     coerced = _CoercedField(func, y0)
     field = coerced if parameters_known or isinstance(func, nn.Module) else coerced.forward
-    return InitialValueProblem(field, y0, t, ())
+    problem = InitialValueProblem(field, y0, t, ())
+    problem.report_noise = report_noise
+    return problem
 
 
 class _CoercedField(nn.Module):

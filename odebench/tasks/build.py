@@ -19,9 +19,10 @@ from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import RegularisationTerms, RegularisedSolve
+from odebench.ode.noise import refuse_layers_in_training_mode
 from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.plan import TooManyStepsError
-from odebench.ode.problem import refuse_layers_in_training_mode, times_as_tensor
+from odebench.ode.problem import times_as_tensor
 
 # Relative to the field's largest value: smaller differences are round-off, which on GPUs varies between evaluations.
 _MAX_RELATIVE_ROUND_OFF = 1e-2

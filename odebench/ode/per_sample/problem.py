@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.problem import StateLayout, check_state, expand_tolerance, times_as_tensor
 from odebench.ode.solution import Stats
 
@@ -148,17 +149,21 @@ class RowProblem:
 
     def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         version = None if y.is_inference() else y._version
+        f = self.f if self.stats.nfe != 2 else self._watched
         if self.layout.autocast is None:
-            rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), y.shape[0])
+            rate = self._flatten_rate(f(t, self.unflatten(y), *arguments), y.shape[0])
         else:
             # Without its cache, which would keep casts of the weights, with their graph, from one call to the next.
             with torch.autocast(y.device.type, self.layout.autocast, cache_enabled=False):
-                rate = self._flatten_rate(self.f(t, self.unflatten(y), *arguments), y.shape[0])
+                rate = self._flatten_rate(f(t, self.unflatten(y), *arguments), y.shape[0])
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
             )
         return rate
+
+    def _watched(self, t: Tensor, *inputs: Any) -> Any:
+        return evaluate_watched(self.f, refuse_noise, t, *inputs)
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
         is_plain = self._is_vector and isinstance(rate, Tensor) and rate.dtype == self.y0.dtype == self.layout.dtype

@@ -1,0 +1,146 @@
+"""Finds vector fields that change at every evaluation: by their layers, and by the random numbers that they draw."""
+
+import dis
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils import _pytree as pytree
+
+from odebench.ode.torch_func import under_vmap
+
+NOISE = "draws random numbers at every evaluation; call .eval() on layers such as dropout"
+
+
+def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
+    """Names of the layers of f that change at every evaluation in training mode, found without a call: in a module, and
+    in the objects that a function or a method refers to. ``evaluate_watched`` finds random ones elsewhere."""
+    return [
+        f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
+        for held, owner in _referenced_objects(f)
+        if isinstance(owner, nn.Module)
+        for name, layer in owner.named_modules()
+        if layer.training and _changes_in_training(layer)
+    ]
+
+
+def _changes_in_training(layer: nn.Module) -> bool:
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, nn.RNNBase):  # on a GPU, cuDNN draws its dropout without torch's generator
+        return layer.dropout > 0 and layer.num_layers > 1
+    if isinstance(layer, _SpectralNorm):
+        return bool(layer._buffers)  # of a vector it needs no power iteration
+    hooks = layer._forward_pre_hooks.values()
+    return isinstance(layer, _BatchNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
+
+
+def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
+    """The objects that f refers to, with their names, found without a call; of a method's object only what the
+    method uses.
+
+    seen: the methods visited already.
+    """
+    if isinstance(f, nn.Module):
+        return [("", f)]
+    if isinstance(f, functools.partial):
+        return [*_referenced_objects(f.func), *(("", value) for value in f.args), *f.keywords.items()]
+    if isinstance(f, types.FunctionType):
+        cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
+        held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+        return [*held.items(), *((name, f.__globals__.get(name)) for name in _globals_of(f.__code__))]
+    method = f if isinstance(f, types.MethodType) else getattr(f, "__call__", None)  # noqa: B004
+    owner, function = getattr(method, "__self__", None), getattr(method, "__func__", None)
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return []
+    attributes = {**getattr(owner, "__dict__", {}), **getattr(owner, "_modules", {})}
+    found = _referenced_objects(function)
+    for name in function.__code__.co_names:
+        if name in attributes:
+            found.append((name, attributes[name]))
+        elif isinstance(other := getattr(type(owner), name, None), types.FunctionType):
+            found += _referenced_objects(types.MethodType(other, owner), seen | {function})
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """The global names that code uses, without the names of attributes."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
+
+
+def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = ()) -> None:
+    """Raises ValueError where f or a module among args has ``layers_in_training_mode``: the error estimate would be
+    noisy, and the statistics of batch normalisation would be updated at every evaluation."""
+    layers = layers_in_training_mode(f)
+    for arg in args:
+        layers += layers_in_training_mode(arg) if isinstance(arg, nn.Module) else []
+    if layers:
+        raise ValueError(
+            f"f has {layers[0]} in training mode, which changes at every evaluation; call .eval() on it for the solve, "
+            "take it out of f, or use GroupNorm or LayerNorm"
+        )
+
+
+def refuse_noise() -> None:
+    """Raise ValueError: error control would take the noise for an error, and a backward pass would draw other noise."""
+    raise ValueError(f"f {NOISE}, or draw the numbers once, before the solve, and pass them as args=(noise,)")
+
+
+def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[[], None]:
+    """Warn the drop-in's caller of ``layers_in_training_mode``; returns how to report other noise: with a warning."""
+    if layers := layers_in_training_mode(f):
+        warnings.warn(
+            f"func has {layers[0]} in training mode, which changes at every evaluation: error control sees noise; call "
+            ".eval() on it for the solve",
+            stacklevel=5,
+        )
+        return lambda: None
+    text = f"func {NOISE}, or draw the numbers once, before the solve: error control sees noise"
+    return lambda: warnings.warn(text, stacklevel=2)
+
+
+def evaluate_watched(f: Callable[..., Any], report: Callable[[], None], t: Tensor, *inputs: Any) -> Any:
+    """f(t, *inputs); calls ``report`` if f drew random numbers from torch's default generators and its result differs
+    when it is evaluated again, as it may not if another thread drew them.
+
+    Reads the state of a CUDA generator on the host, which does not synchronise.
+    """
+    if torch.compiler.is_compiling():
+        return f(t, *inputs)
+    before = _random_states(t.device)
+    rate = f(t, *inputs)
+    if all(map(torch.equal, before, _random_states(t.device))):
+        return rate
+    # Copies: f may reuse the memory of its result.
+    first = [x.detach().clone() for x in _tensors(rate)]
+    rate = f(t, *inputs)
+    if not all(map(_equal, first, _tensors(rate))):
+        report()
+    return rate
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of the default generators of the host and of the device, on the host."""
+    # As integers of 8 bytes, which are compared faster.
+    states = [torch.default_generator.get_state().view(torch.int64)]
+    if device.type == "cuda" and torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        states.append(torch.cuda.default_generators[device.index or 0].get_state())
+    return states
+
+
+def _tensors(rate: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(rate) if isinstance(x, Tensor)]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal, NaN too; True where ``torch.func.vmap`` hides the values."""
+    return under_vmap(b) or torch.allclose(a, b.detach(), rtol=0, atol=0, equal_nan=True)

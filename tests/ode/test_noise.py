@@ -1,0 +1,139 @@
+"""Vector fields that differ between evaluations are refused, however deep their noise is hidden."""
+
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from odebench.ode import Checkpoint, Rows, odeint, odeint_adjoint, solve
+
+Y0 = torch.linspace(-1, 1, 24).reshape(4, 6)
+STEPPINGS = ["shared", "per_sample"]
+ATTENTION = nn.MultiheadAttention(6, 2, dropout=0.5)
+HIDDEN = types.SimpleNamespace(layer=nn.Dropout(0.5))
+
+
+def one_call_deeper(y):
+    return HIDDEN.layer(y)
+
+
+FIELDS = {
+    "functional dropout": lambda t, y: F.dropout(y, 0.5),
+    "attention": lambda t, y: ATTENTION(y, y, y)[0],
+    "rrelu": lambda t, y: nn.RReLU()(y),
+    "a call deeper": lambda t, y: one_call_deeper(y),
+    "plain object": lambda t, y: HIDDEN.layer(y),
+    "tiny": lambda t, y: -y + 1e-6 * torch.randn_like(y),
+}
+MODES = {
+    "backprop": {},
+    "adaptive": {"method": "dopri5", "steps": None},
+    "checkpoint": {"gradient": "checkpoint"},
+    "keep graphs": {"gradient": Checkpoint(keep="graphs")},
+    "adjoint": {"gradient": "adjoint"},
+    "reversible": {"gradient": "reversible", "method": "reversible_rk4"},
+    "implicit": {"method": "kvaerno5"},
+    "rosenbrock": {"method": "rodas4"},
+    "scipy": {"method": "scipy_rk45", "steps": None},
+}
+
+
+@pytest.mark.parametrize("stepping", STEPPINGS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_noise_is_refused(field, stepping):
+    with pytest.raises(
+        ValueError, match=r"f draws random numbers at every evaluation; call \.eval\(\).*args=\(noise,\)"
+    ):
+        solve(FIELDS[field], Y0, [0.0, 1.0], method="rk4", steps=4, stepping=stepping)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_noise_is_refused_in_every_mode(mode):
+    y0 = Y0.clone().requires_grad_(mode != "scipy")
+    with pytest.raises(ValueError, match="f draws random numbers at every evaluation"):
+        solve(FIELDS["functional dropout"], y0, [0.0, 1.0], **{"method": "rk4", "steps": 4} | MODES[mode])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(6, 6, num_layers=2, dropout=0.5)
+
+    def forward(self, y):
+        return self.gru(y)[0]
+
+
+SPECTRAL = {
+    "parametrization": nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+    "hook": nn.utils.spectral_norm(nn.Linear(6, 6)),
+}
+LAYERS = {**SPECTRAL, "batch norm": nn.BatchNorm1d(6), "dropout": nn.Dropout(0.5), "recurrent": Recurrent()}
+
+
+@pytest.mark.parametrize("stepping", STEPPINGS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_that_changes_in_training_mode_is_refused_in_args_and_a_closure(layer, stepping):
+    module = LAYERS[layer].train()
+    for f, args in (lambda t, y, layer: layer(y), (module,)), (lambda t, y: module(y), ()):
+        with pytest.raises(ValueError, match=r"\(.*\) in training mode, which changes at every evaluation"):
+            solve(f, Y0, [0.0, 1.0], args=args, stepping=stepping)
+        module.eval()
+        assert solve(f, Y0, [0.0, 1.0], args=args, stepping=stepping).y.isfinite().all()
+        module.train()
+
+
+@pytest.mark.parametrize("stepping", STEPPINGS)
+def test_noise_that_the_first_evaluation_draws_for_all_is_allowed(stepping):
+    """As in FFJORD's published code. Such a solve draws and evaluates as often as it says."""
+    noise, calls = [], []
+
+    def f(t, y):
+        calls.append(t)
+        if not noise:
+            noise.append(torch.randn(()))
+        return noise[0] - y
+
+    assert solve(f, Y0, [0.0, 1.0], stepping=stepping).stats.nfe == len(calls)
+
+
+@pytest.mark.parametrize("stepping", STEPPINGS)
+def test_random_numbers_that_another_thread_draws_are_no_noise(stepping):
+    def f(t, y):
+        torch.rand(())  # as if drawn by another thread
+        return -y
+
+    y = solve(f, Y0, [0.0, 1.0], steps=4, stepping=stepping).y
+    assert torch.equal(y, solve(lambda t, y: -y, Y0, [0.0, 1.0], steps=4, stepping=stepping).y)
+
+
+def test_noise_in_args_is_allowed():
+    for stepping in STEPPINGS:
+        noise = (Rows(torch.randn(4, 6)),)
+        assert solve(lambda t, y, e: e - y, Y0, [0.0, 1.0], args=noise, stepping=stepping).y.isfinite().all()
+
+
+@pytest.mark.parametrize("call", [odeint, odeint_adjoint])
+def test_the_drop_in_warns(call):
+    with pytest.warns(UserWarning, match="func draws random numbers at every evaluation"):
+        call(FIELDS["functional dropout"], Y0, torch.tensor([0.0, 1.0]), method="rk4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(lambda t, y: -y, Y0, torch.tensor([0.0, 1.0]), method="rk4")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stepping", STEPPINGS)
+def test_noise_on_a_gpu_is_refused(stepping):
+    with pytest.raises(ValueError, match="f draws random numbers at every evaluation"):
+        solve(FIELDS["functional dropout"], Y0.cuda(), [0.0, 1.0], method="rk4", steps=4, stepping=stepping)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        from odebench.ode.noise import evaluate_watched, refuse_noise
+
+        y = evaluate_watched(lambda t, y: -y, refuse_noise, Y0.cuda()[0, 0], Y0.to("cuda", non_blocking=True))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(y.cpu(), -Y0)
