@@ -227,7 +227,8 @@ class InitialValueProblem:
         if device.type == "cpu":
             return torch.tensor(values, dtype=self.time_dtype)
         # Filled on the device: a copy from the host would synchronise.
-        return torch.stack([torch.full((), value, dtype=self.time_dtype, device=device) for value in values])
+        numbers = [torch.full((), value, dtype=self.time_dtype, device=device) for value in values]
+        return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)
 
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
