@@ -208,6 +208,19 @@ def test_under_no_grad_such_a_field_accepts_a_state_that_requires_a_gradient(met
     assert not y.requires_grad
 
 
+@pytest.mark.parametrize("size", [(), (2, 3)])
+def test_under_no_grad_per_sample_stepping_accepts_such_a_state_too(size):
+    def f(t, y):
+        with torch.enable_grad():
+            x = y if y.requires_grad else y.detach().requires_grad_()
+            return torch.autograd.grad(torch.cos(x).sum(), x)[0]
+
+    y0 = torch.ones(4, *size, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        y = solve(f, y0, TIMES, stepping="per_sample").y
+    assert not y.requires_grad
+
+
 @pytest.mark.parametrize("mode", ["checkpoint", "adjoint", "interpolated_adjoint", "reversible"])
 def test_gradients_are_added_to_existing_ones(mode, y0):
     kwargs = CASES["reversible"] if mode == "reversible" else {"gradient": mode}

@@ -83,6 +83,9 @@ class RowLoop:
         """Step from y [B, n] until no row is active; k = f(t0, y), if it is known already."""
         problem, method = self.problem, self.plan.method
         assert isinstance(method, Tableau)
+        if y.requires_grad and not torch.is_grad_enabled():
+            # Under no_grad, f cannot differentiate with respect to a view of a tensor that requires grad.
+            y = y.detach()
         self.outputs = RowOutputRecorder(problem, y, at_step_ends=self.plan.tolerance is None)
         self.outcomes = RowOutcomes.before_first_step(problem)
         if problem.num_rows == 0:
