@@ -177,19 +177,24 @@ def first_step(
 ) -> float:
     """A first step size, positive, from y, f = f(t, y) and one more evaluation before ``end`` (op. cit., p. 169).
 
-    NaN where y or f is not finite.
+    NaN where y or f is not finite; 0 where f in units of the tolerance overflows.
     """
     scale = tolerance.scale(y.abs())
     d0, d1 = norm(y / scale), norm(f / scale)
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     if not math.isfinite(h0) or h0 == 0:
-        return math.nan
+        return _zero_if_finite(norm, y, f)
     direction, h0 = math.copysign(1.0, end - t), min(h0, abs(end - t))
     f1 = evaluate(t + direction * h0, torch.add(y, f, alpha=direction * h0))
     d2 = norm((f1 - f).div_(scale)) / h0
     steepest = max(d1, d2)
     h1 = max(1e-6, h0 * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / order)
-    return min(100 * h0, h1)
+    return min(100 * h0, h1) or _zero_if_finite(norm, f, f1)
+
+
+def _zero_if_finite(norm: Norm, *tensors: Tensor) -> float:
+    """0 if all tensors [N] are finite, else NaN; the same in all processes whose states the norm includes."""
+    return sum(norm(x * 0) for x in tensors)
 
 
 def fit_to_end(h: float, remaining: float, max_step: float = math.inf) -> float:

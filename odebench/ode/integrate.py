@@ -238,7 +238,7 @@ def _step_adaptively(
     variable: VariableOrderStepper | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
     def outcome(status: Status) -> SolveOutcome:
-        return SolveOutcome(status, len(recorder.times), t, direction * step, ratio, stats.nfe)
+        return SolveOutcome(status, len(recorder.times), t, direction * step, ratio, stats.nfe, attempted=attempts > 0)
 
     h = plan.first_step or _initial_step_size(stepper, field, t, y, end, plan)
     if math.isnan(h):
@@ -254,7 +254,8 @@ def _step_adaptively(
         last = at_stop and len(stops) == 1
         # A smaller step would not move t.
         if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * time_scale) and not at_stop:
-            return outcome(Status.step_underflow if ratio < math.inf else stepper.failure or Status.non_finite), h
+            underflow = attempts == 0 or ratio < math.inf
+            return outcome(Status.step_underflow if underflow else stepper.failure or Status.non_finite), h
         if attempts == plan.max_steps:
             return outcome(Status.max_steps), h
         attempts += 1
@@ -297,7 +298,7 @@ def _step_adaptively(
 
 
 def _initial_step_size(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: SolvePlan) -> float:
-    """The size of the first step, positive; NaN if the field is not finite."""
+    """The size of the first step; see ``control.first_step``."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:
         return field(field.time_tensors([time])[0], state, False)

@@ -67,6 +67,7 @@ class SolveOutcome:
     """How and where an integration ended; the first ``reached`` of the times have states.
 
     rows: with per-sample stepping, text with the number of rows that ended so and the first of them, described here.
+    attempted: whether any step was tried.
     """
 
     status: Status
@@ -76,6 +77,7 @@ class SolveOutcome:
     error_ratio: float
     nfe: int
     rows: str = ""
+    attempted: bool = True
 
     def message(self) -> str:
         """One line for the user: what happened, where, and what to do."""
@@ -86,8 +88,7 @@ class SolveOutcome:
         return {
             Status.success: f"success {where}",
             Status.max_steps: f"max_steps: step limit reached {where}; raise max_steps or loosen the tolerance",
-            Status.step_underflow: f"step_underflow: the error stays above the tolerance {where}; the field may be "
-            "discontinuous or stiff, or the tolerance too tight for its dtype",
+            Status.step_underflow: f"step_underflow (underflow in dt): {self._cause_of_underflow(where)}",
             Status.non_finite: f"non_finite: the vector field gave NaN or inf {where}",
             Status.not_converged: f"not_converged: the implicit equations of a step were not solved {where}; take "
             "smaller steps",
@@ -95,6 +96,22 @@ class SolveOutcome:
             "a smaller coupling or a shorter span",
             Status.event: f"event: a terminal event {where}",
         }[self.status]
+
+    def _cause_of_underflow(self, where: str) -> str:
+        if not self.attempted and self.step_size == 0:
+            return (
+                f"dy/dt overflows when divided by the error scale atol + rtol |y|, and no step is small enough "
+                f"{where}; give atol > 0, as components that are 0 have no scale without it"
+            )
+        if not self.attempted:
+            return (
+                f"the first step is too small to change t {where}; give a larger first_step, replace t by t - t0, so "
+                "that times begin near 0, or loosen the tolerance"
+            )
+        return (
+            f"the error stays above the tolerance {where}; the field may be discontinuous or stiff, or the tolerance "
+            "too tight for its dtype"
+        )
 
 
 @dataclass(frozen=True)

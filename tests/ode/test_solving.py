@@ -197,6 +197,40 @@ def test_nan_has_its_own_status(how):
         solve(lambda t, y: y * math.nan, Y0, [0.0, 1.0], **how)
 
 
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+@pytest.mark.parametrize(
+    ("y0", "times", "how", "cause"),
+    [
+        (0.0, [0.0, 1.0], {"rtol": 1e-6, "atol": 0.0}, "overflows when divided by the error scale .*give atol > 0"),
+        (
+            1.0,
+            [1.0, 2.0],
+            {"first_step": 1e-17},
+            "too small to change t at t=1.*give a larger first_step",
+        ),
+        (1.0, [1e15, 1e15 + 10], {}, r"too small to change t at t=1e\+15.*replace t by t - t0"),
+    ],
+    ids=["zero scale", "first_step", "large t"],
+)
+def test_a_first_step_that_underflows_names_its_cause(stepping, y0, times, how, cause):
+    """Under torchdiffeq's words, which people search for."""
+    start = torch.tensor([[y0, 1.0]], dtype=torch.float64)
+    with pytest.raises(SolveError, match=r"step_underflow \(underflow in dt\): .*" + cause) as caught:
+        solve(lambda t, y: 2 - y, start, times, stepping=stepping, **how)
+    assert "NaN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+@pytest.mark.parametrize("y0", [0.0, 1.0])
+@pytest.mark.parametrize("late", [False, True], ids=["at the start", "after the start"])
+def test_a_first_step_from_a_field_that_is_infinite_is_not_an_underflow(stepping, y0, late):
+    def field(t, y):
+        return y + (math.inf if bool((t > 0).any()) or not late else 1.0)
+
+    with pytest.raises(SolveError, match="non_finite: the vector field gave NaN or inf"):
+        solve(field, torch.full((1, 2), y0, dtype=torch.float64), [0.0, 1.0], stepping=stepping)
+
+
 @pytest.mark.parametrize("times", [[0.0, 0.5, 1.0], [1.0, 0.5, 0.0]], ids=["forward", "backward"])
 def test_fixed_steps_end_at_step_t_and_at_output_times(times):
     solution = solve(lambda t, y: -y, torch.ones(1, dtype=torch.float64), times, method="rk4", steps=4, step_t=[0.3, 5])

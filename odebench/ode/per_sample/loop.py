@@ -120,7 +120,7 @@ class RowLoop:
         active, step_sizes, stepper = self._active, self._step_sizes, self._stepper
         underflowed = step_sizes.choose(active.t)
         if underflowed is not None:
-            self._finish_rows(underflowed, step_sizes.failure_statuses())
+            self._finish_rows(underflowed, step_sizes.failure_statuses(attempted=active.attempts > 0))
             return
         if active.attempts == self.plan.max_steps:
             all_active = torch.ones_like(step_sizes.last)

@@ -95,7 +95,8 @@ def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
     first = outcomes.status.index(worst)
     where = "" if worst is Status.success else f" [{numbers[worst]} of {problem.num_rows} rows, first row {first}]"
     time, step, ratio = (float(x[first]) for x in (outcomes.time, outcomes.step_size, outcomes.error_ratio))
-    return SolveOutcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where)
+    attempted = bool(outcomes.accepted[first] + outcomes.rejected[first])
+    return SolveOutcome(worst, reached, time, step, ratio, problem.stats.nfe, rows=where, attempted=attempted)
 
 
 def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:

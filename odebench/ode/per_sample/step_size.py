@@ -39,8 +39,8 @@ class RowStepSizes(Protocol):
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at these indices."""
 
-    def failure_statuses(self) -> list[Status]:
-        """The status of each row if it has no next step."""
+    def failure_statuses(self, attempted: bool) -> list[Status]:
+        """The status of each row if it has no next step, or no first one if none was ``attempted``."""
 
 
 class AdaptiveStepSizes:
@@ -105,9 +105,10 @@ class AdaptiveStepSizes:
         tolerances = (self._tolerance.rtol, self._tolerance.atol)
         self._tolerance = Tolerance(*(x if isinstance(x, float) else take_rows(x, idx) for x in tolerances))
 
-    def failure_statuses(self) -> list[Status]:
-        """The error remains too large, or is not finite."""
-        return [Status.step_underflow if ratio < math.inf else Status.non_finite for ratio in self.error_ratio.tolist()]
+    def failure_statuses(self, attempted: bool) -> list[Status]:
+        """The error remains too large, or is not finite; the search for a first step sets an infinite one, too."""
+        non_finite = ~(self.error_ratio < math.inf) if attempted else self.error_ratio == math.inf
+        return [Status.non_finite if x else Status.step_underflow for x in non_finite.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
         """``control.ControllerState.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
@@ -127,8 +128,8 @@ class AdaptiveStepSizes:
         return torch.fmax(factor, floor).clamp_(max=controller.max_factor).mul_(self._step)
 
     def search_first_step(self, problem: RowProblem, rows: Tensor, t: Tensor, y: Tensor, f: Tensor) -> None:
-        """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where y or f
-        overflows."""
+        """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where
+        there is none, with an infinite error where y or f is not finite."""
         with torch.no_grad():
             scale = self._tolerance.scale(y.abs())
             d0, d1 = row_rms(y / scale), row_rms(f / scale)
@@ -142,6 +143,9 @@ class AdaptiveStepSizes:
             steepest = torch.fmax(d1, d2)
             h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp(min=1e-6), (0.01 / steepest).pow(1 / self._order))
             self.proposal = torch.minimum(100 * h0, h1).masked_fill_(invalid, 0)
+            if not bool(self.proposal.all()):
+                finite = (y.isfinite() & f.isfinite() & y1.isfinite() & f1.isfinite()).all(1).cpu()
+                self.error_ratio = self.error_ratio.masked_fill((self.proposal == 0) & ~finite, math.inf)
 
 
 class FixedStepSizes:
@@ -177,7 +181,7 @@ class FixedStepSizes:
         parts = (self._grid, self._count, self.error_ratio)
         self._grid, self._count, self.error_ratio = (take_rows(x, idx) for x in parts)
 
-    def failure_statuses(self) -> list[Status]:
+    def failure_statuses(self, attempted: bool) -> list[Status]:
         """Fixed steps do not fail."""
         return []
 
