@@ -46,9 +46,19 @@ def report_error(name: str, error: Exception) -> int:
         return 128 + 13
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""
+        if not where and not _working_directory_exists():
+            where = ": the working directory was deleted; change to another one with cd"
         _print_once(f"{name}: {os.strerror(error.errno)}{where}")
         return FAILED
     raise error
+
+
+def _working_directory_exists() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _print_once(line: str) -> None:

@@ -87,19 +87,34 @@ def make_folder(path: Path, option: str) -> None:
 def check_folder_can_be_made(path: Path, option: str) -> None:
     """Raise UsageError if a folder certainly cannot be made, before any work is done. option: see `make_folder`."""
     existing = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = os.strerror(errno.EACCES if existing.is_dir() else errno.ENOTDIR)
-        raise UsageError(f"{option} cannot be made ({reason}); name another folder")
+    problem = 0
+    if not existing.is_dir():
+        problem = errno.ENOTDIR
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        problem = errno.EACCES
+    elif _is_too_long(path, existing):
+        problem = errno.ENAMETOOLONG
+    if problem:
+        raise UsageError(f"{option} cannot be made ({os.strerror(problem)}); name another folder")
+
+
+def _is_too_long(path: Path, existing: Path) -> bool:
+    """Whether the file system of an existing folder has no room for the path or one of its names."""
+    longest = max(len(os.fsencode(name)) for name in path.absolute().parts)
+    whole = len(os.fsencode(path.absolute()))
+    return longest > os.pathconf(existing, "PC_NAME_MAX") or whole >= os.pathconf(existing, "PC_PATH_MAX")
 
 
 def check_file_can_be_made(path: Path, option: str) -> None:
     """Raise UsageError if a new file cannot be made, before any work is done. option: see `make_folder`."""
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(f"{option} exists; name a new file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"{option}: the folder {path.parent} does not exist; create it, or name another file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{option}: {path.parent} is not writable; name another file")
+    if _is_too_long(path, path.parent):
+        raise UsageError(f"{option} cannot be made ({os.strerror(errno.ENAMETOOLONG)}); name another file")
 
 
 def read_if_exists(path: Path) -> bytes | None:

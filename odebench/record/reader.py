@@ -49,7 +49,8 @@ class RunRecord:
 
 def is_run(path: Path) -> bool:
     """Whether the folder holds a run, finished or not."""
-    return (path / layout.SETTINGS).is_file() and (path / layout.STATUS).is_file()
+    # os.path: a Path raises OSError for a name that is too long.
+    return os.path.isfile(path / layout.SETTINGS) and os.path.isfile(path / layout.STATUS)
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -64,8 +65,8 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     """
     path = Path(path)
     if not is_run(path):
-        reason = f"{layout.SETTINGS} or {layout.STATUS} is missing" if path.exists() else "it does not exist"
-        if path.is_dir() and (runs := len(find_runs(path))):
+        reason = f"{layout.SETTINGS} or {layout.STATUS} is missing" if os.path.exists(path) else "it does not exist"
+        if os.path.isdir(path) and (runs := len(find_runs(path))):
             reason = f"it holds {runs}; name one (odebench list runs {shlex.quote(str(path))})"
         raise UsageError(f"{path} is not a run's folder: {reason}")
     return RunRecord(
@@ -85,7 +86,7 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
     folder that cannot be read, and for each run whose status is missing.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{folder} is not a folder")
     found, seen = [], set()
     problems = [] if problems is None else problems

@@ -4,6 +4,7 @@ outputs/sweeps/2026-11-24/14-03-22-123456/
   sweep.yaml  lock  logs/0000.txt ...  0000_odenet_dopri5/ ...  slurm/
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -64,7 +65,7 @@ def choose_folder(chosen: Path | None, outputs: str) -> Path:
     path = path.absolute()
     if "${" in str(path) or not str(path).isprintable():
         raise UsageError(f"{str(path)!r}: the path of a sweep's folder must not contain ${{ or control characters")
-    if path.is_dir() and any(path.iterdir()):
+    if os.path.isdir(path) and any(path.iterdir()):
         hint = f" continue that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
         raise UsageError(f"{path} is not empty;{hint} give another --output")
     check_folder_can_be_made(path, _option_text(chosen, outputs))

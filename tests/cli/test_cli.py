@@ -563,6 +563,25 @@ def test_closed_streams_act_like_dev_null(words, closed, code):
     assert done[0] == code
 
 
+@pytest.mark.parametrize(
+    "words", ["train run_dir=LONG", "train outputs=LONG", "sweep seed=1,2 --output LONG", "eval LONG", "list runs LONG"]
+)
+def test_a_name_that_is_too_long_is_wrong_usage(words, in_tmp, calls, capsys):
+    name = "x" * 500
+    line = fails(capsys, *words.replace("LONG", name).split())
+    assert name in line
+    assert calls == []
+
+
+@pytest.mark.parametrize("words", [["train", "--cfg"], ["sweep", "seed=1,2"]], ids=" ".join)
+def test_a_deleted_working_directory_is_named(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    reason = "No such file or directory: the working directory was deleted; change to another one with cd"
+    assert fails(capsys, *words, code=1) == f"odebench {words[0]}: {reason}"
+
+
 def completions(line):
     """The completions of argcomplete in bash at the end of ``line``."""
     pytest.importorskip("argcomplete")

@@ -117,3 +117,14 @@ def test_a_file_that_cannot_be_made_raises_an_error_before_the_work(tmp_path, re
             files.check_file_can_be_made(path, "--output X")
         assert message in str(caught.value)
     files.check_file_can_be_made(tmp_path / "new.csv", "--output X")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "new/" + "x" * 256, "x" * 250 + "/" + "y" * 256, "x/" * 2100])
+def test_a_path_that_is_too_long_is_refused_before_any_work(name, tmp_path):
+    with pytest.raises(UsageError, match=r"^run_dir=there cannot be made \(File name too long\)"):
+        files.check_folder_can_be_made(tmp_path / name, "run_dir=there")
+    if "/" not in name:
+        with pytest.raises(UsageError, match=r"^--output there cannot be made \(File name too long\)"):
+            files.check_file_can_be_made(tmp_path / name, "--output there")
+    files.check_folder_can_be_made(tmp_path / ("x" * 255) / "y", "run_dir=there")
+    files.check_file_can_be_made(tmp_path / ("x" * 255), "--output there")
