@@ -22,6 +22,7 @@ from odebench.record.files import read_if_exists
 from odebench.record.manifest import process_start
 
 _TAIL_BYTES = 1 << 16
+MAX_FOLDERS_WITHOUT_RUN = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,14 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
     """Find the folders of all runs in `folder` and below, following links, sorted; `folder` itself if it is a run.
 
     queued: also find jobs of a sweep that have not started, which hold only a status. problems: gets a line for each
-    folder that cannot be read, and for each run whose status is missing.
+    folder that cannot be read, and for each run whose status is missing. Raises UsageError if `folder` is none, or
+    holds so many folders without a run, such as ``/``, that searching them would take minutes.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is not a folder")
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[str] = set()
     problems = [] if problems is None else problems
 
     def unreadable(error: OSError) -> None:
@@ -99,6 +102,10 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
             children.clear()
             continue
         seen.add(real_path)
+        if len(seen) - len(found) > MAX_FOLDERS_WITHOUT_RUN:
+            raise UsageError(
+                f"{folder} holds more than {MAX_FOLDERS_WITHOUT_RUN:,} folders without a run; name a folder of runs"
+            )
         if layout.STATUS in files and (queued or layout.SETTINGS in files):
             found.append(Path(parent))
         elif layout.MANIFEST in files and layout.SETTINGS in files:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from odebench.errors import UsageError
-from odebench.record import layout
+from odebench.record import layout, reader
 from odebench.record.manifest import process_start
 from odebench.record.reader import find_runs, read_metrics, read_overview, read_run
 
@@ -153,3 +153,15 @@ def test_an_overview_reads_no_yaml_where_the_manifest_has_the_settings(tmp_path,
     (tmp_path / "run" / layout.MANIFEST).write_text("{")
     with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
         read_overview(tmp_path / "run")
+
+
+def test_a_search_through_too_many_folders_ends_with_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_FOLDERS_WITHOUT_RUN", 3)
+    for number in range(5):  # runs do not count
+        (tmp_path / f"day/{number}").mkdir(parents=True)
+        for name in ("status.json", "settings.yaml"):
+            (tmp_path / f"day/{number}/{name}").touch()
+    assert len(find_runs(tmp_path)) == 5
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds more than 3 folders without a run; name a folder of runs"):
+        find_runs(tmp_path)
