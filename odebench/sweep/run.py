@@ -47,8 +47,11 @@ def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | N
     num_processes = read_cluster(cluster, config_dir).num_processes
     grids = merge_grids([[]] if file is None else read_grids(file), grid)
     combinations, errors, uncertain_keys = expand_valid(grids, config_dir)
+    distinct = list(dict.fromkeys(map(tuple, combinations)))
+    if repeated := len(combinations) - len(distinct):
+        log.warning("%s given more than once: each runs once", _count_jobs(repeated))
     try:
-        jobs, outputs = validate_jobs(combinations, config_dir, num_processes, uncertain_keys)
+        jobs, outputs = validate_jobs(distinct, config_dir, num_processes, uncertain_keys)
     except UsageError as error:
         if not errors:
             raise

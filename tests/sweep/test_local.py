@@ -197,7 +197,7 @@ def test_a_killed_and_retried_training_gives_the_results_of_an_uninterrupted_one
     path = tmp_path / "sweep"
     checkpoint = path / "0000_odenet_rk4" / layout.LAST_CHECKPOINT
     thread = run_when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
-    arguments = ["sweep", *tiny_odenet, *LONG, "seed=0,0", "--retry", "1", "--output", str(path)]
+    arguments = ["sweep", *tiny_odenet, *LONG, "trainer.max_minutes=98,99", "--retry", "1", "--output", str(path)]
     assert main(arguments) == 0
     thread.join()
     killed, uninterrupted = (path / f"000{number}_odenet_rk4" for number in range(2))

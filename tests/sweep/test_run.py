@@ -13,6 +13,7 @@ from odebench.record.reader import RunOverview
 from odebench.sweep import display as shown
 from odebench.sweep.display import SweepDisplay
 from odebench.sweep.folder import load_sweep
+from odebench.sweep.run import plan_sweep
 from odebench.sweep.validate import Job
 
 
@@ -79,6 +80,12 @@ def test_a_file_and_the_command_line_make_one_sweep(fake_training, tmp_path):
         ("model=resnet", "model.blocks=1", "seed=3", "outputs=o"),
     ]
     assert statuses(path) == ["done"] * 3
+
+
+def test_a_job_that_is_given_more_than_once_runs_once(caplog):
+    plan = plan_sweep(["model=mlp", "seed=1,2,1", "tol=1e-2,1e-2"], None, None)
+    assert [job.overrides for job in plan.jobs] == [("model=mlp", f"seed={seed}", "tol=0.01") for seed in (1, 2)]
+    assert caplog.messages == ["4 jobs given more than once: each runs once"]
 
 
 def test_the_jobs_of_a_sweep_are_listed_later(sweep, tmp_path, capsys):
