@@ -3,11 +3,13 @@
 Hydra is imported inside functions, so that the command line can list and complete options without it.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -30,6 +32,8 @@ _TRAINING_ONLY = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
+# OmegaConf copies what an alias repeats: ten aliases of ten aliases of ... of ten values take forever.
+MAX_ALIASED_VALUES = 100_000
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
@@ -99,12 +103,31 @@ def load_option(group: str, name: object, config_dir: Path | str | None = None) 
 def read_yaml(path: Path) -> DictConfig:
     """The settings of a file, unresolved; UsageError names it where it cannot be read or holds something else."""
     try:
+        check_aliases(path.read_bytes())
         config = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise UsageError(f"{path} holds no settings: KEY: VALUE lines are needed")
     return config
+
+
+def check_aliases(text: bytes) -> None:
+    """Raise YAMLError if the aliases of a YAML text repeat so many values that it would be read without end."""
+    if b"&" not in text:  # no anchors
+        return
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # unless changed below, the node contains itself
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+            children = [] if isinstance(node, yaml.ScalarNode) else [child for pair in pairs for child in pair]
+            sizes[id(node)] = 1 + sum(map(size, children))
+        return sizes[id(node)]
+
+    if size(yaml.compose(text, Loader=yaml.SafeLoader)) > MAX_ALIASED_VALUES:
+        raise YAMLError(f"its aliases (*NAME) repeat more than {MAX_ALIASED_VALUES:,} values; write fewer")
 
 
 def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odebench.config.compose import options, parse_overrides, quoted
+from odebench.config.compose import check_aliases, options, parse_overrides, quoted
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 
@@ -112,6 +112,7 @@ def read_grids(path: Path) -> list[list[str]]:
     import yaml
 
     try:
+        check_aliases(path.read_bytes())
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise UsageError(f"--file {path}: no such file") from None

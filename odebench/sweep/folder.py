@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from odebench.config.compose import check_aliases
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import check_folder_can_be_made, make_folder, utc_now, write_atomically
@@ -158,6 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
+        check_aliases(path.read_bytes())
         # CSafeLoader, if PyYAML was built with it, is twenty times faster for a thousand jobs.
         content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:

@@ -1,9 +1,10 @@
 import pytest
 
-from odebench.config.compose import options
+from odebench.config.compose import options, read_yaml
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 from odebench.sweep.expand import expand, expand_valid, merge_grids, read_grids
+from odebench.sweep.folder import load_sweep
 
 
 def errors(function, *arguments):
@@ -137,3 +138,23 @@ def test_valid_overrides_expand_without_the_invalid_ones_and_the_settings_of_the
     assert errors[2].startswith("malformed setting '='")
     assert uncertain_keys == {*PLURALS}  # a model brings the options of other groups
     assert expand_valid([["solver=dopri55,rk4", "tol=1,a", "seed=="]])[2] == {"solver", "seed"}
+
+
+BOMB = "a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]\n", "a: &a {b: *a}\n"], ids=["bomb", "list", "mapping"])
+def test_aliases_that_repeat_too_much_are_one_line(text, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    for read in (read_grids, read_yaml, lambda path: load_sweep(path.parent)):
+        (tmp_path / "sweep.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"aliases|not YAML") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_aliases_and_merge_keys_are_allowed(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("- &base {seed: [0, 1], tol: 1e-2}\n- {<<: *base, tol: &t 1e-3, optim.lr: *t}\n")
+    assert read_grids(path)[1] == ["seed=0,1", "tol=0.001", "optim.lr=0.001"]
