@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> DictConfig:
     try:
         check_aliases(path.read_bytes())
         config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise UsageError(f"{path} holds no settings: KEY: VALUE lines are needed")
@@ -191,6 +191,7 @@ def quoted(text: str) -> str:
 def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> list["Override"]:
     """Parse overrides with Hydra, and check the form of each and that the options of its group include its value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import RangeSweep
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
@@ -207,6 +208,8 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             raise UsageError(_malformed(text))
         if override.is_add() or override.is_force_add():
             raise UsageError(f"{text}: settings cannot be added; write KEY=VALUE without the plus", key)
+        if isinstance(sweep := override.value(), RangeSweep) and sweep.step == 0:
+            raise UsageError(f"{text}: a step of 0 never ends; give another one, as in range(0,5,1)", key)
         if override.is_delete():
             raise UsageError(f"{text}: settings cannot be removed; many can be null, as in KEY=null", key)
         if override.package is not None:

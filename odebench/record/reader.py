@@ -248,7 +248,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     """Parse a line of metrics.jsonl; None if it is damaged."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
@@ -287,7 +287,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter from brackets in brackets in brackets
         raise UsageError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} is damaged: it is not a JSON object")

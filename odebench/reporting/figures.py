@@ -307,7 +307,7 @@ def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | N
             content = json.loads(text)
             solves = [[float(size) for size in sizes] for sizes in content["solves"]]
             starts = [*content.get("starts", ()), *[None] * len(solves)]
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UsageError(f"{path} is damaged") from None
         number = max(range(len(solves)), key=lambda one: len(solves[one]), default=0)
         if solves and solves[number]:

@@ -225,7 +225,7 @@ def _read_overrides(path: Path) -> dict[str, str]:
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         return json.loads((path / layout.MANIFEST).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -344,7 +344,7 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
     for line in filter(None, (read_if_exists(path) or b"").split(b"\n")):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and _are_overrides(row.get("overrides")) and _has_valid_names(row):
             yield row

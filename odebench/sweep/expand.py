@@ -116,7 +116,7 @@ def read_grids(path: Path) -> list[list[str]]:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise UsageError(f"--file {path}: no such file") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--file {path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig | ListConfig):
         raise UsageError(f"--file {path}: must hold KEY: VALUES lines, or a list of such blocks")

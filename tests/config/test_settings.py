@@ -242,6 +242,7 @@ INVALID = {
     "tol==1": "malformed setting 'tol==1': write one key, one =, one value, such as tol=1e-3",
     "run_dir=a:[b": "malformed setting 'run_dir=a:[b': put the value into quotes, as in \"run_dir='a:[b'\"",
     "tol=1e-2,1e-3": "tol=1e-2,1e-3: several values need -m (a multirun)",
+    "seed=range(0,5,0)": "seed=range(0,5,0): a step of 0 never ends; give another one, as in range(0,5,1)",
     "+foo=1": "+foo=1: settings cannot be added; write KEY=VALUE without the plus",
     "++tol=1": "++tol=1: settings cannot be added; write KEY=VALUE without the plus",
     "~tol": "~tol: settings cannot be removed; many can be null, as in KEY=null",
