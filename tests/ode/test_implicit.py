@@ -436,3 +436,14 @@ def test_a_tableau_of_the_wrong_shape_raises_an_error():
         dataclasses.replace(METHODS["sdirk2"], error=(0.5, -0.5))
     with pytest.raises(ValueError, match="row i"):
         dataclasses.replace(METHODS["rodas4"], a=((),) * 6)
+
+
+@pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5"])
+def test_every_step_of_a_rotation_keeps_to_the_tolerance(name):
+    """The error after many steps is larger: a rotation damps nothing, and the errors of its steps add up."""
+    tol, turn = 1e-6, torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    steps = solve(lambda t, y: turn @ y, y0, [0.0, 20.0], method=name, rtol=tol, atol=tol).stats.step_sizes
+    h = max(steps)
+    one = solve(lambda t, y: turn @ y, y0, [0.0, h], method=name, steps=1).y[-1]
+    assert float((one - torch.linalg.matrix_exp(h * turn) @ y0).norm()) < 2 * tol
