@@ -198,8 +198,9 @@ def test_a_wrong_command_line(verb, words):
     check_command(*verb, *words)
 
 
+# Without subnormal numbers: a training in this process may have set them to zero.
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | HOSTILE,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | TEXT | HOSTILE,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )

@@ -47,7 +47,7 @@ def submit(path, *arguments):
 def test_interrupted_slurm_jobs_continue_with_the_results_of_an_uninterrupted_run(slurm, tiny_odenet, tmp_path, capfd):
     """Four equal jobs: one cancelled, one requeued, one killed with its task, one pre-empted."""
     path = tmp_path / "a 'b' \"c\"; $(touch ran) %A"
-    sweep, array = submit(path, *tiny_odenet, *LONG, "seed=0,0,0,0")
+    sweep, array = submit(path, *tiny_odenet, *LONG, "trainer.max_minutes=60,61,62,63")
     cancelled, requeued, killed, preempted = pause_trainings([sweep.job_folder(job) for job in sweep.jobs])
     subprocess.run(["scancel", f"{array}_0"], check=True)
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)

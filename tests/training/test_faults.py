@@ -538,4 +538,4 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_numbers():
     script = Path(__file__).parents[2] / "scripts" / "kill_and_resume_runs.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "5"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ", 0 faults" in done.stdout.splitlines()[-1]
+    assert ", 0 problems" in done.stdout.splitlines()[-1]
