@@ -22,7 +22,7 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What to measure.
+    """The measurements to make.
 
     modes, libraries: in the order of the table.
     methods, tols: None uses those of each case.

@@ -35,7 +35,7 @@ class Method(Protocol):
     def reversible(self) -> bool: ...
 
     def for_fixed_steps(self) -> "Method":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
 
 
 METHODS: dict[str, Method] = {

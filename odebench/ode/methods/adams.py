@@ -61,7 +61,7 @@ class FixedOrderAdams:
         return max(self.order - 1, 1) if self.implicit else self.order
 
     def for_fixed_steps(self) -> "FixedOrderAdams":
-        """The same method."""
+        """Return this method: it has no error estimate."""
         return self
 
 

@@ -75,7 +75,7 @@ class ImplicitTableau:
         return self.c[-1] == 1 and self.a[-1] == self.b
 
     def for_fixed_steps(self) -> "ImplicitTableau":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         nothing = {"error": None, "error_order": None, "smoothing": None, "dense": None, "dense_order": None}
         return replace(self, error_start=0.0, **nothing)  # type: ignore[arg-type]
 

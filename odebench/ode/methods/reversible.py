@@ -76,7 +76,7 @@ class ReversibleRungeKutta:
         return self.base.dense_order
 
     def for_fixed_steps(self) -> "ReversibleRungeKutta":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         return dataclasses.replace(self, base=self.base.for_fixed_steps())
 
 
@@ -120,7 +120,7 @@ class AsynchronousLeapfrog:
         return self.order
 
     def for_fixed_steps(self) -> "AsynchronousLeapfrog":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         return dataclasses.replace(self, adaptive=False)
 
 
@@ -145,7 +145,7 @@ class ReversibleHeun:
     stiff = False
 
     def for_fixed_steps(self) -> "ReversibleHeun":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         return dataclasses.replace(self, adaptive=False)
 
 

@@ -59,7 +59,7 @@ class Rosenbrock:
         return self.error is not None
 
     def for_fixed_steps(self) -> "Rosenbrock":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         return replace(self, error=None)
 
 

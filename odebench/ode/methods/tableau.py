@@ -93,6 +93,6 @@ class Tableau:
         return (*[0.0] * (last - 1), -1.0, 1.0), states
 
     def for_fixed_steps(self) -> "Tableau":
-        """The same method without error estimate, for fixed steps."""
+        """Return this method without its error estimate, for fixed steps."""
         s = self.stages - 1 if self.fsal else self.stages
         return Tableau(self.name, self.source, self.order, self.c[:s], self.a[:s], self.b[:s])
