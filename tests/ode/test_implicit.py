@@ -438,7 +438,7 @@ def test_a_tableau_of_the_wrong_shape_raises_an_error():
         dataclasses.replace(METHODS["rodas4"], a=((),) * 6)
 
 
-@pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5"])
+@pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5", "trbdf2"])
 def test_every_step_of_a_rotation_keeps_to_the_tolerance(name):
     """The error after many steps is larger: a rotation damps nothing, and the errors of its steps add up."""
     tol, turn = 1e-6, torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
@@ -447,3 +447,14 @@ def test_every_step_of_a_rotation_keeps_to_the_tolerance(name):
     h = max(steps)
     one = solve(lambda t, y: turn @ y, y0, [0.0, h], method=name, steps=1).y[-1]
     assert float((one - torch.linalg.matrix_exp(h * turn) @ y0).norm()) < 2 * tol
+
+
+@pytest.mark.parametrize(("name", "power"), [("trbdf2", 2 / 3), ("radauIIA3", 1)])
+def test_the_error_of_a_rotation_decreases_with_a_power_of_the_tolerance(name, power):
+    """The estimate of trbdf2 is the error of the step itself, of order 3: n = tol^(-1/3) of them add up to n tol."""
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    y0, errors = torch.tensor([1.0, 0.0], dtype=torch.float64), []
+    for tol in (1e-3, 1e-5):
+        y = solve(lambda t, y: turn @ y, y0, [0.0, 4.0], method=name, rtol=tol, atol=tol).y[-1]
+        errors.append(float((y - torch.matrix_exp(4 * turn) @ y0).norm()))
+    assert math.log(errors[0] / errors[1], 100) == pytest.approx(power, abs=0.05)

@@ -186,7 +186,8 @@ SDIRK2 = ImplicitTableau(
     b=(1 - _G2, _G2),
 )
 
-# The embedded method is of order 3.
+# The embedded method is of order 3, so that the estimate is the error of the step: where nothing damps the errors of
+# steps, they add up to the power 2/3 of the tolerance.
 TRBDF2 = ImplicitTableau(
     name="trbdf2",
     source="Bank et al. 1985; Hosea & Shampine 1996, Analysis and implementation of TR-BDF2; L-stable",
