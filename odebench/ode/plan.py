@@ -25,6 +25,7 @@ class SolvePlan:
     method: the description of the method.
     tolerance: of adaptive steps; None for fixed steps.
     grid: of fixed steps; None for adaptive ones.
+    grid_moves: whether the grid's points between two output times are at fixed fractions of the interval.
     first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
     max_steps: attempted steps, rejected ones included, between the first and the last time.
     min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
@@ -42,6 +43,7 @@ class SolvePlan:
     method: Method
     tolerance: control.Tolerance | None
     grid: GridFunction | None
+    grid_moves: bool = False
     first_step: float | None = None
     max_steps: int = 100_000
     min_step: float = 0.0

@@ -15,6 +15,7 @@ from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import GRADIENTS, GradientMode
+from odebench.ode.gradients.moving_grid import grid_moves
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.adams import FixedOrderAdams
@@ -63,7 +64,9 @@ def solve(
     y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device; complex states are
         solved as they are, states of half precision in float32, where only f sees half precision.
     t: [T] two or more times, strictly increasing or decreasing; a tensor that requires grad gets the gradient of the
-        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant.
+        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. Backprop over fixed steps of a
+        Runge-Kutta method gives that of the discrete solve, whose grid moves with t. Then f gets t with a graph:
+        ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without one.
     args: may contain tuples, lists and dicts; the tensors in them get gradients.
     method: a name from ``METHODS`` or a method's description, such as a ``Tableau``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
@@ -144,6 +147,8 @@ def solve_problem(
     if transform_active():
         _check_transforms(problem, plan, mode)
     time_needs_gradient = needs_derivative(problem.t)
+    if time_needs_gradient and mode.name == "backprop":
+        time_needs_gradient = not grid_moves(problem, plan, detector)
     if time_needs_gradient:
         initial = problem.y0
         problem.y0 = initial - problem.time_derivative_term(0, initial)
@@ -239,7 +244,7 @@ def _with_fixed_steps(
         raise TooManyStepsError(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
         )
-    return dataclasses.replace(plan, method=plan.method.for_fixed_steps(), tolerance=None, grid=grid)
+    return dataclasses.replace(plan, method=plan.method.for_fixed_steps(), tolerance=None, grid=grid, grid_moves=True)
 
 
 def check_plan(plan: SolvePlan) -> SolvePlan:

@@ -215,8 +215,7 @@ def make_plan(
 
     Warns of options that the method does not have. Raises ValueError for invalid ones.
     """
-    options = dict(options or {})
-    options.pop("norm", None)
+    options = {key: value for key, value in (options or {}).items() if key != "norm"}
     method = _find_method(name, options)
     if user_norm:
         # With numbers, ScaledErrorNorm divides by rtol after the norm; a user's function need not be homogeneous.
@@ -307,6 +306,7 @@ def _with_grid_options(
         method=method.for_fixed_steps(),
         tolerance=None,
         grid=grid,
+        grid_moves=grid is list,
         max_steps=2**31 - 1,
         interpolation=interpolation,
         one_sided=bool(options.pop("perturb", False)),

@@ -194,7 +194,8 @@ def test_a_field_that_differentiates_with_respect_to_its_state(mode, time_gradie
     kwargs = CASES[mode]
     found = flow_gradients(flow, time_gradient, **kwargs)
     expected = flow_gradients(flow, time_gradient, **kwargs | {"gradient": "backprop"})
-    bound = 1e-2 if "adjoint" in mode else 1e-5
+    # At fixed steps the gradient with respect to times is another in backprop: that of the discrete solve.
+    bound = 1e-2 if "adjoint" in mode else 1e-4 if time_gradient else 1e-5
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 

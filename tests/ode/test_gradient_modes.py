@@ -112,6 +112,9 @@ def test_a_method_and_a_mode_give_the_right_gradient_or_raise(name, mode):
             exact = differentiate(name, "backprop", times, **kwargs, **step_kwargs(method, mode, times))
             # Implicit stages are solved to a fraction of the tolerance without a graph, to round-off with one.
             slack = 10 * kwargs["rtol"] if method.adaptive and isinstance(method, ImplicitTableau) else 1e-10
+            if not method.adaptive:
+                # The gradient with respect to times: of the discrete solve by backprop, else of the exact solution.
+                found, exact = (torch.cat([gradient[:3], gradient[3 + len(times) :]]) for gradient in (found, exact))
             torch.testing.assert_close(found, exact, rtol=slack, atol=slack)
 
 

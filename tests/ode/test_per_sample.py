@@ -294,7 +294,9 @@ def test_gradients_are_those_of_solving_one_by_one(kwargs):
     for gradient in ("backprop", Checkpoint(checkpoints=3), "checkpoint"):
         solution = solve_rows(field, y0, times, (Rows(speed), scale), gradient=gradient, **kwargs)
         found = torch.autograd.grad(loss_of(solution.y), inputs)
-        for one, other in zip(found, expected, strict=True):
+        for tensor, one, other in zip(inputs, found, expected, strict=True):
+            if tensor is times and "steps" in kwargs:
+                continue  # Alone it is that of the discrete solve.
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert "steps" in kwargs or solution.stats.rejected > 0
     assert 0 < solution.stats.backward.row_evaluations < solution.stats.row_evaluations
