@@ -257,3 +257,21 @@ def test_leaves_that_f_creates_do_not_raise_where_nothing_requires_a_gradient(mo
     assert not y.requires_grad
     with torch.no_grad():
         torch.testing.assert_close(y, solve(f, y0.detach(), TIMES, **CASES[mode]).y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, FIXED], ids=["adaptive", "fixed"])
+def test_the_compiled_adjoint_notices_a_tensor_that_f_uses_only_later(options, y0, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    options = options | {"gradient": "adjoint", "compile": True}
+    other = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
+    y = solve(LateUse(other), y0, TIMES, **options).y
+    with pytest.raises(ValueError, match=r"f uses a tensor at t=.* make it a parameter of an nn.Module f"):
+        y.sum().backward()
+    late_use = LateUse(other.detach())
+    late_use.others = [nn.Parameter(other.detach(), requires_grad=False)]
+    late_use.register_parameter("other", late_use.others[0])
+    y = solve(late_use, y0, TIMES, **options).y
+    late_use.other.requires_grad_(True)  # frozen for the solve
+    y.sum().backward()
+    assert late_use.weight.grad is not None
+    assert late_use.other.grad is None

@@ -183,6 +183,13 @@ class GradientAccumulator:
         whose gradient would be lost."""
         if not self._checks:
             return
+        seen = self.note_unknown_leaves(results, t, own)
+        self._checked = True
+        if self._unused_nodes:
+            self._unused_nodes -= seen
+
+    def note_unknown_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor] = ()) -> set[Any]:
+        """``note_leaves`` for results of detached parameters and arguments; returns the nodes of their graphs."""
         known, seen = self._known_nodes, set()
         todo = [_graph_node(result) for result in results if result.requires_grad]
         while todo:
@@ -196,9 +203,7 @@ class GradientAccumulator:
             variable = getattr(node, "variable", None)
             if variable is not None and not any(variable is tensor for tensor in own):
                 self._unknown_leaves.append((TensorWeakRef(variable), t))
-        self._checked = True
-        if self._unused_nodes:
-            self._unused_nodes -= seen
+        return seen
 
     def vjp(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
         """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""

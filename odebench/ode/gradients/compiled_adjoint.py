@@ -31,7 +31,7 @@ class CompiledAdjointStepper:
         self, method: Tableau, problem: InitialValueProblem, accumulator: GradientAccumulator, stats: Stats
     ) -> None:
         self._method, self._problem, self._stats = method, problem, stats
-        self.totals = accumulator.totals
+        self.totals, self._accumulator = accumulator.totals, accumulator
         self._names = tuple(_parameter_names(problem.f, accumulator) or ())
         self._parameters = [tensor.detach() for tensor in accumulator.tensors[: len(self._names)]]
         self._args = [arg.detach() for arg in accumulator.args]
@@ -55,7 +55,13 @@ class CompiledAdjointStepper:
         """The state [2N] at t + h."""
         self._stats.nfe += self._method.stages
         numbers = self._problem.to_tensor([h, *(t + c_i * h for c_i in self._method.c)])
-        y_next, self._error, *self.integrals = self._step(numbers, y, self._parameters, self._args)
+        # All inputs are detached: only a captured tensor, whose gradient would be lost, gives the results a graph.
+        with torch.enable_grad():
+            results = self._step(numbers, y, self._parameters, self._args)
+        if results[0].requires_grad or results[1].requires_grad:
+            self._accumulator.note_unknown_leaves(results, numbers[-1])
+            results = tuple(result.detach() for result in results)
+        y_next, self._error, *self.integrals = results
         return y_next
 
     def error(self) -> Tensor:
