@@ -99,7 +99,7 @@ def _check_ode(s: Settings) -> None:
     if not s.has_ode and s.gradient.name != "backprop":
         raise UsageError(
             f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
-            f"leave gradient out, or choose a model with an ODE ({with_ode})",
+            f"choose gradient=backprop, or a model with an ODE ({with_ode})",
             "gradient",
             "model",
         )

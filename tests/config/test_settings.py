@@ -266,7 +266,7 @@ INVALID = {
     "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri5? (odebench list solvers prints all)",
     "eval_tol=0": "eval_tol=0: must be greater than 0, or null",
     "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE, so its gradient is backprop; "
-    "leave gradient out, or choose a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
+    "choose gradient=backprop, or a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
     "model=mlp solver=rk4": "solver=rk4: mlp has no ODE; "
     "leave solver out, or choose a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
     "model=mlp eval_solver=rk4": "eval_solver=rk4: mlp has no ODE; leave eval_solver out",
