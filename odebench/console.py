@@ -1,15 +1,19 @@
 """What the command line prints: the log of a run and an error in one line on stderr, tables on stdout."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, UsageError
+from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, NothingFoundError, UsageError
 
 log = logging.getLogger(__name__)
+
+# Errors of the system that the name of a file causes.
+_WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextlib.contextmanager
@@ -37,7 +41,7 @@ def report_error(name: str, error: Exception) -> int:
     """
     if isinstance(error, UsageError):
         _print_once(f"{name}: {error}")
-        return WRONG_USAGE
+        return FAILED if isinstance(error, NothingFoundError) else WRONG_USAGE
     if isinstance(error, Diverged):
         _print_once(f"{name}: {error}")
         return DIVERGED
@@ -49,7 +53,7 @@ def report_error(name: str, error: Exception) -> int:
         if not where and not _working_directory_exists():
             where = ": the working directory was deleted; change to another one with cd"
         _print_once(f"{name}: {os.strerror(error.errno)}{where}")
-        return FAILED
+        return WRONG_USAGE if error.errno in _WRONG_NAMES else FAILED
     raise error
 
 

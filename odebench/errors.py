@@ -18,6 +18,12 @@ class UsageError(ValueError):
         self.settings = settings
 
 
+class NothingFoundError(UsageError):
+    """A folder that exists and holds nothing of what a verb reads, such as runs: one line; the command line exits with
+    1, as grep does.
+    """
+
+
 class Diverged(RuntimeError):
     """A training that cannot go on: its numbers are not finite, a solve failed, or it passed ``trainer.max_nfe``.
 

@@ -39,6 +39,9 @@ What a neural ODE costs and what it gives, by model, solver, tolerance and gradi
 verbs:
 {verbs}
 
+exit codes: 0 done, 1 failed or no runs found, 2 wrong usage or settings, 3 diverged, 75 stopped with a checkpoint,
+130 stopped without one
+
 `odebench VERB --help` explains a verb with examples."""
 
 

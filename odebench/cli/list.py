@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from odebench.cli.options import add_config_dir
 from odebench.config.groups import PLURALS
 from odebench.console import print_table
-from odebench.errors import UsageError, did_you_mean
+from odebench.errors import NothingFoundError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from odebench.record.reader import RunOverview
@@ -44,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"nothing to list called {arguments.what}{hint} ({', '.join(KINDS)})")
     if arguments.what == "runs":
         if arguments.folder is None and not Path("outputs").exists():
-            print("odebench list: no runs yet: they go to outputs/", file=sys.stderr)
-            return 0
+            raise NothingFoundError("no runs yet: they go to outputs/")
         list_runs(Path(arguments.folder or "outputs"))
     elif arguments.folder is not None:
         raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")
@@ -58,23 +57,28 @@ def list_options(kind: str, config_dir: Path | None) -> None:
     """Print the name and first comment of every option, e.g. of ``models``; for solvers also the properties of their
     methods, for models, data and losses their tasks. On a terminal, rows are cut at its width."""
     from odebench.config.compose import first_comment, options
-    from odebench.config.schema import DATA, LOSSES, MODELS
 
-    with_task = {"model": MODELS, "data": DATA, "loss": LOSSES}
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
     if group == "solver":
         header = ("SOLVER", "ORDER", "STAGES", "ADAPTIVE", "STIFF", "REVERSIBLE", "FOR", "SOURCE")
         rows = [header, *(_solver_row(name, first_comment(path)) for name, path in found.items())]
-    elif group in with_task:
-        rows = [(name, _tasks(with_task[group].get(name)), first_comment(path)) for name, path in found.items()]
+    elif group in ("model", "data", "loss"):
+        rows = [(name, _tasks(group, name, path), first_comment(path)) for name, path in found.items()]
     else:
         rows = [(name, first_comment(path)) for name, path in found.items()]
     print_table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
-def _tasks(settings: type | None) -> str:
-    """The tasks that an option is for; unknown for a plugin's, which has no settings class."""
+def _tasks(group: str, name: str, path: Path) -> str:
+    """The tasks that an option is for. A plugin's has no settings class: of a model its file names the task, of data
+    nothing does."""
+    from odebench.config.compose import read_yaml
+    from odebench.config.schema import DATA, LOSSES, MODELS
+
+    settings = {"model": MODELS, "data": DATA, "loss": LOSSES}[group].get(name)
+    if settings is None:
+        return str(read_yaml(path).get("task", "-"))
     return ", ".join(getattr(settings, "tasks", None) or [getattr(settings, "task", "-")])
 
 
@@ -90,7 +94,10 @@ def _solver_row(name: str, comment: str) -> tuple[str, ...]:
 
 
 def list_runs(folder: Path) -> None:
-    """Print one row per run: folder, options, status and results. Damaged runs are reported on stderr."""
+    """Print one row per run: folder, options, status and results. Damaged runs are reported on stderr.
+
+    Raises NothingFoundError without any.
+    """
     from odebench.record.reader import find_runs, read_overview
     from odebench.sweep.display import STATE_COLUMNS, state_columns
 
@@ -105,8 +112,7 @@ def list_runs(folder: Path) -> None:
     for line in damaged:
         print(f"odebench list: {line}", file=sys.stderr)
     if not rows:
-        print(f"odebench list: no runs in {folder}", file=sys.stderr)
-        return
+        raise NothingFoundError(f"no runs in {folder}")
     print_table([("RUN", "MODEL", "SOLVER", "TOL", *STATE_COLUMNS), *rows])
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from odebench.errors import UsageError
+from odebench.errors import NothingFoundError
 
 SUMMARY = "open the dashboard of a run, or of all runs in a folder"
 HELP = """\
@@ -22,14 +22,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replace this process by TensorBoard; returns only by raising UsageError."""
+    """Replace this process by TensorBoard; returns only by raising an error."""
     from odebench.record.layout import EVENT_FILES
+    from odebench.record.reader import find_runs
 
     folder = Path(arguments.folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    if next(folder.rglob(EVENT_FILES), None) is None:
-        raise UsageError(f"{folder}: no TensorBoard files here or below; `odebench list runs` shows the runs")
+    if not any(list(path.glob(EVENT_FILES)) for path in [folder, *find_runs(folder)]):
+        raise NothingFoundError(f"no TensorBoard files in {folder}; `odebench list runs` shows the runs")
     sys.stdout.flush()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *arguments.for_tensorboard]
     os.execv(command[0], command)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from odebench.config.compose import read_yaml, refuse_resolvers
 from odebench.config.schema import NO_SOLVER
-from odebench.errors import UsageError
+from odebench.errors import NothingFoundError, UsageError
 from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.record.manifest import process_start
@@ -62,14 +62,11 @@ def has_checkpoint(path: Path) -> bool:
 def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
     """Read the run in folder `path`; ``metrics=False`` skips its rows, for lists of many runs.
 
-    Raises UsageError if the folder is no run or one of its files is damaged.
+    Raises UsageError if the folder is no run or one of its files is damaged, NothingFoundError if it holds no run.
     """
     path = Path(path)
     if not is_run(path):
-        reason = f"{layout.SETTINGS} or {layout.STATUS} is missing" if os.path.exists(path) else "it does not exist"
-        if os.path.isdir(path) and (runs := len(find_runs(path))):
-            reason = f"it holds {runs}; name one (odebench list runs {shlex.quote(str(path))})"
-        raise UsageError(f"{path} is not a run's folder: {reason}")
+        raise _not_a_run(path)
     return RunRecord(
         path=path,
         settings=_read_settings(path / layout.SETTINGS),
@@ -78,6 +75,19 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
         summary=_read_json(path / layout.SUMMARY),
         metrics=read_metrics(path / layout.METRICS) if metrics else [],
     )
+
+
+def _not_a_run(path: Path) -> UsageError:
+    """The error for a path that is not a run's folder; NothingFoundError for a folder without runs in it or below."""
+    reason = f"{path} is not a run's folder"
+    if not os.path.isdir(path):
+        return UsageError(f"{reason}: it {'is a file' if os.path.exists(path) else 'does not exist'}")
+    problems: list[str] = []
+    if runs := len(find_runs(path, problems=problems)):
+        return UsageError(f"{reason}: it holds {runs}; name one (odebench list runs {shlex.quote(str(path))})")
+    if problems:
+        return UsageError(problems[0])
+    return NothingFoundError(f"{reason}: {layout.SETTINGS} or {layout.STATUS} is missing")
 
 
 def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | None = None) -> list[Path]:

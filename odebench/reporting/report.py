@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from odebench.errors import UsageError, unknown_name
+from odebench.errors import NothingFoundError, UsageError, unknown_name
 from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, page, table
 from odebench.reporting.runs import RunCollection, collect_runs
@@ -98,13 +98,13 @@ def list_figures() -> None:
 def make_report(request: ReportRequest) -> None:
     """Read the runs, and print or write the requested content; UsageError if data are missing."""
     collection = collect_runs(request.folders, request.split)
+    if not collection.runs and not (request.figures and collection.bench):
+        raise NothingFoundError(_no_runs_message(collection))
     if request.figures:
         assert request.output is not None
         drawn = [render_figure(name, collection) for name in request.figures]
         _print_paths(write_figures(request.output, drawn))
         return
-    if not collection.runs:
-        raise UsageError(_no_runs_message(collection))
     tags = table.chosen_tags(collection, request.columns)
     if request.output is None:
         _print(collection, request.table_format or "terminal", tags)

@@ -20,7 +20,7 @@ from odebench.cli.list import KINDS
 from odebench.config.compose import CONFIGS, compose
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
-from odebench.record import layout
+from odebench.record import layout, reader
 
 VERBS = (
     "train",
@@ -36,6 +36,7 @@ VERBS = (
     "bench",
     "doctor",
 )
+RUN_VERBS = ("eval", "predict", "sample", "resume")
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_version(capsys):
         (["train", "--config-dir", "/no"], "odebench train: --config-dir /no: no such folder"),
         (["list", "models", "x"], "odebench list: x: a folder goes with `list runs` only"),
         (["list", "runs", "/no"], "odebench list: /no is not a folder"),
-        (["tensorboard", "/no"], "odebench tensorboard: /no: no such folder"),
+        (["tensorboard", "/no"], "odebench tensorboard: /no is not a folder"),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )
@@ -272,8 +273,24 @@ def test_a_folder_of_runs_raises_an_error_that_says_how_to_list_them(verb, run, 
 
 
 def test_list_runs_before_the_first_run(in_tmp, capsys):
-    assert main(["list", "runs"]) == 0
-    assert capsys.readouterr() == ("", "odebench list: no runs yet: they go to outputs/\n")
+    assert fails(capsys, "list", "runs", code=1) == "odebench list: no runs yet: they go to outputs/"
+
+
+@pytest.mark.parametrize(
+    "words", ["list runs DIR", "report DIR", "tensorboard DIR", *(f"{verb} DIR" for verb in RUN_VERBS)]
+)
+def test_a_folder_without_a_run_exits_with_1_as_grep_does(words, in_tmp, capsys):
+    (in_tmp / "DIR").mkdir()
+    assert "DIR" in fails(capsys, *words.split(), code=1)
+    (in_tmp / "DIR").rmdir()
+    assert "DIR" in fails(capsys, *words.split(), code=2)
+
+
+def test_tensorboard_gives_up_in_a_tree_without_runs(in_tmp, capsys, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_FOLDERS_WITHOUT_RUN", 3)
+    (in_tmp / "a/b/c").mkdir(parents=True)
+    line = f"odebench tensorboard: {in_tmp} holds more than 3 folders without a run; name a folder of runs"
+    assert fails(capsys, "tensorboard", str(in_tmp)) == line
 
 
 def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
@@ -342,7 +359,7 @@ def test_list_runs_shows_the_tolerance_of_adaptive_steps(run, capsys):
 def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
-    assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run))
+    assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run), code=1)
     assert fails(capsys, "tensorboard", str(run), "more") == "odebench tensorboard: more is one word too many"
     (run / "events.out.tfevents.1.host").touch()
     with pytest.raises(SystemExit):
@@ -564,13 +581,26 @@ def test_closed_streams_act_like_dev_null(words, closed, code):
 
 
 @pytest.mark.parametrize(
-    "words", ["train run_dir=LONG", "train outputs=LONG", "sweep seed=1,2 --output LONG", "eval LONG", "list runs LONG"]
+    "words",
+    [
+        *("train run_dir=LONG", "train outputs=LONG", "train init_from=LONG", "train --config-dir LONG"),
+        *("sweep seed=1,2 --output LONG", "sweep --file LONG", *(f"{verb} LONG" for verb in RUN_VERBS)),
+        *("list runs LONG", "list models --config-dir LONG", "report LONG", "report RUN --output LONG.csv"),
+        *("report RUN --output LONG/a.csv", "tensorboard LONG", "reproduce table1 --output LONG"),
+        *("bench tiny --output LONG", "doctor --outputs LONG"),
+    ],
 )
-def test_a_name_that_is_too_long_is_wrong_usage(words, in_tmp, calls, capsys):
+def test_a_name_that_is_too_long_is_wrong_usage(words, in_tmp, run, calls, capsys):
     name = "x" * 500
-    line = fails(capsys, *words.replace("LONG", name).split())
+    line = fails(capsys, *words.replace("LONG", name).replace("RUN", str(run)).split())
     assert name in line
     assert calls == []
+
+
+@pytest.mark.parametrize("words", ["list runs LOOP", "report LOOP", "eval LOOP", "resume LOOP", "tensorboard LOOP"])
+def test_a_link_to_itself_is_wrong_usage(words, in_tmp, capsys):
+    (in_tmp / "LOOP").symlink_to("LOOP")
+    assert "LOOP" in fails(capsys, *words.split())
 
 
 @pytest.mark.parametrize("words", [["train", "--cfg"], ["sweep", "seed=1,2"]], ids=" ".join)
