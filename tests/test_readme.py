@@ -93,7 +93,7 @@ def test_a_command_is_valid_and_its_settings_compose(words, taken, tmp_path, mon
     (tmp_path / "outputs").mkdir()
     monkeypatch.chdir(tmp_path)
     words = [word.replace("=NAME", f"={next(iter(options(word.removesuffix('=NAME'))), '')}") for word in words]
-    assert cli.main(words) == 0, capsys.readouterr().err
+    assert cli.main(words) == (1 if words[:2] == ["list", "runs"] else 0), capsys.readouterr().err  # there are no runs
     for arguments in taken:
         if arguments.verb == "train" and ours(arguments):
             jobs = each_job(arguments.overrides) if arguments.multirun else [arguments.overrides]
