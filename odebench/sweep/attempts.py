@@ -71,6 +71,7 @@ def acquire(sweep: Sweep, job: Job) -> BinaryIO | None:
     The processes of a job inherit the open file and its lock, so the lock survives a crash of the sweep. On a file
     system without locks, the log stays unlocked.
     """
+    sweep.log_path(job).parent.mkdir(exist_ok=True)  # somebody may have removed the logs
     log = sweep.log_path(job).open("ab")
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

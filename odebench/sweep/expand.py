@@ -96,12 +96,18 @@ def _override_values(override: "Override", config_dir: Path | None) -> Iterator[
                 f"{override.input_line}: none of the {PLURALS[key]} matches (odebench list {PLURALS[key]})"
             )
         yield from found
-    elif not (values := list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))):
-        raise UsageError(f"{override.input_line}: gives no value")
-    elif len(values) > MAX_JOBS:
-        raise UsageError(f"{override.input_line}: more than {MAX_JOBS:,} values; a sweep has at most that many jobs")
     else:
-        yield from values
+        yield from sweep_values(override)
+
+
+def sweep_values(override: "Override") -> list[str]:
+    """The values of choice(), range() or a,b as text. UsageError for none and for more than MAX_JOBS."""
+    values = list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+    if not values:
+        raise UsageError(f"{override.input_line}: gives no value")
+    if len(values) > MAX_JOBS:
+        raise UsageError(f"{override.input_line}: more than {MAX_JOBS:,} values; a sweep has at most that many jobs")
+    return values
 
 
 def read_grids(path: Path) -> list[list[str]]:

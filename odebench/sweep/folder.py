@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -129,23 +129,37 @@ def load_sweep(path: Path) -> Sweep:
     """Read the sweep in a folder. UsageError if sweep.yaml is invalid, or names a folder outside."""
     path = path.absolute()
     content = _load(path / SWEEP_FILE)
-    try:
-        if content["format"] != FORMAT_VERSION:
-            raise UsageError(
-                f"{path / SWEEP_FILE} was written by another version of odebench (format {content['format']})"
-            )
-        jobs = tuple(
-            Job(number, str(job["name"]), tuple(map(str, job["overrides"])))
-            for number, job in enumerate(content["jobs"])
-        )
-        config_dir, cwd = content["config_dir"], Path(content["cwd"])
-        cluster = tuple(map(str, content["cluster"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path / SWEEP_FILE} is damaged: {error} is missing or wrong") from None
-    for job in jobs:
-        if not _JOB_NAME.fullmatch(job.name):
-            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job.name!r} is not a valid folder name of a job")
-    return Sweep(path, jobs, cluster, None if config_dir is None else Path(config_dir), cwd)
+    if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UsageError(f"{path / SWEEP_FILE} was written by another version of odebench (format {content['format']})")
+    for key, is_valid in _VALID.items():
+        if key not in content or not is_valid(content[key]):
+            raise UsageError(f"{path / SWEEP_FILE} is damaged: its entry {key} is missing or wrong; start a new sweep")
+    for job in content["jobs"]:
+        if not _JOB_NAME.fullmatch(job["name"]):
+            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job['name']!r} is not a valid folder name of a job")
+    jobs = tuple(Job(number, job["name"], tuple(job["overrides"])) for number, job in enumerate(content["jobs"]))
+    config_dir, cwd = content["config_dir"], Path(content["cwd"])
+    return Sweep(path, jobs, tuple(content["cluster"]), None if config_dir is None else Path(config_dir), cwd)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _are_jobs(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(job, dict) and isinstance(job.get("name"), str) and _are_texts(job.get("overrides"))
+        for job in values
+    )
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: True,
+    "jobs": lambda value: _are_jobs(value) and bool(value),
+    "cluster": _are_texts,
+    "cwd": lambda value: isinstance(value, str),
+    "config_dir": lambda value: isinstance(value, str | None),
+}
 
 
 def _dump(content: dict[str, Any]) -> str:
@@ -164,8 +178,10 @@ def _load(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a sweep's folder: {path.name} is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UsageError(f"{path} is damaged: not YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} is damaged: not a sweep")
     return content

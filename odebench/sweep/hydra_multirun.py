@@ -7,6 +7,7 @@ other processes; sweepers (Optuna) choose values based on the results of earlier
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -28,6 +29,11 @@ from odebench.config.compose import (
 from odebench.config.schema.quantities import higher_is_better
 from odebench.console import console_log, print_table, report_error
 from odebench.errors import DIVERGED, FAILED, STOPPED, WRONG_USAGE, UsageError
+from odebench.record.reader import warn_of_dropped_lines
+from odebench.sweep.expand import sweep_values
+from odebench.training.preflight import read_init_run
+
+log = logging.getLogger(__name__)
 
 JOBS_FILE = "jobs.jsonl"
 # The multirun exits with the first of these codes that a job exited with.
@@ -42,10 +48,13 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
     import hydra
 
     first = _first_job(overrides, config_dir)
+    if first.init_from is not None:
+        read_init_run(str(first.init_from))
     sweep_dir = Path(first.hydra.sweep.dir).absolute()
     if (sweep_dir / JOBS_FILE).exists():
         raise UsageError(f"{sweep_dir} holds another multirun; choose another hydra.sweep.dir")
-    arguments = [*overrides, *config_dir_overrides(config_dir), f"hydra.sweep.dir={quoted(str(sweep_dir))}"]
+    arguments = [*_distinct(overrides, config_dir), *config_dir_overrides(config_dir)]
+    arguments.append(f"hydra.sweep.dir={quoted(str(sweep_dir))}")
     direction = _direction(first, overrides)
     if direction is not None:
         arguments.append(f"hydra.sweeper.direction={direction}")
@@ -83,7 +92,7 @@ def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
         if not override.is_sweep_override():
             first.append(str(override.input_line))
         elif override.is_discrete_sweep() and "glob(" not in str(override.input_line):
-            first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
+            first.append(f"{override.get_key_element()}={sweep_values(override)[0]}")
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             arguments = [*first, *config_dir_overrides(config_dir)]
@@ -92,6 +101,20 @@ def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
         return config
     except Exception as error:
         raise _explain(error, config_dir) from error
+
+
+def _distinct(overrides: list[str], config_dir: Path | None) -> list[str]:
+    """The overrides with each of their values once: ``seed=1,1`` would run the same job twice."""
+    distinct = []
+    for override in parse_overrides(overrides, config_dir):
+        text = str(override.input_line)
+        if override.is_discrete_sweep() and "glob(" not in text:
+            values = sweep_values(override)
+            if (once := list(dict.fromkeys(values))) != values:
+                log.warning("%s: a value given more than once runs once", text)
+                text = f"{override.get_key_element()}={','.join(once)}"
+        distinct.append(text)
+    return distinct
 
 
 def _direction(config: DictConfig, overrides: list[str]) -> str | None:
@@ -192,10 +215,7 @@ def _print_jobs(sweep_dir: Path, direction: str | None) -> list[int]:
     """Print a table of the finished jobs, and the best one of an optimisation; returns their exit codes."""
     if not (sweep_dir / JOBS_FILE).exists():
         return []
-    lines = (sweep_dir / JOBS_FILE).read_text(encoding="utf-8").splitlines()
-    # A requeued job has several lines; the last one counts.
-    last = {row["job"]: row for row in map(json.loads, lines)}
-    rows = [last[number] for number in sorted(last)]
+    rows, damaged = _read_jobs(sweep_dir / JOBS_FILE)
     table = [("JOB", "EXIT", "OBJECTIVE", "SETTINGS")]
     for row in rows:
         objective = "-" if row["objective"] is None else f"{row['objective']:.4f}"
@@ -206,4 +226,21 @@ def _print_jobs(sweep_dir: Path, direction: str | None) -> list[int]:
         best = (max if direction == "maximize" else min)(done, key=lambda row: row["objective"])
         print(f"best: job {best['job']}, {best['objective']:.4f}, {best['folder']}")
     print(f"{len(rows)} jobs in {sweep_dir}")
-    return [row["exit_code"] for row in rows]
+    return [*(row["exit_code"] for row in rows), *([FAILED] if damaged else [])]
+
+
+def _read_jobs(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The jobs of a multirun by number, and how many damaged lines were left out, with a warning."""
+    last: dict[int, dict[str, Any]] = {}
+    damaged = 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+            if not isinstance(row["overrides"], list) or not isinstance(row["objective"], int | float | None):
+                raise TypeError
+            last[int(row["job"])] = row | {"exit_code": int(row["exit_code"])}  # of a requeued job the last line counts
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    if damaged:
+        warn_of_dropped_lines(path, damaged)
+    return [last[number] for number in sorted(last)], damaged

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odebench.errors import UsageError
+from odebench.record.files import read_if_exists
 from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, acquire, read_status, write_status
 from odebench.sweep.cluster import SlurmCluster
 from odebench.sweep.display import SweepDisplay
@@ -119,13 +120,23 @@ def jobs_in_queue(sweep: Sweep) -> set[int]:
         if array in arrays and task.isdigit():
             if array not in lists:
                 lists[array] = read_job_list(sweep, arrays[array])
-            found.add(lists[array][int(task)])
+            found.update(lists[array][int(task) : int(task) + 1])
     return found
 
 
 def read_job_list(sweep: Sweep, name: str) -> list[int]:
-    """The job numbers of an array."""
-    return [int(line) for line in (sweep.path / SLURM_FOLDER / name).read_text(encoding="utf-8").split()]
+    """The job numbers of an array. Raises UsageError if the file is missing or damaged."""
+    path = sweep.path / SLURM_FOLDER / name
+    try:
+        numbers = [int(line) for line in path.read_bytes().split()]
+    except (OSError, ValueError):
+        numbers = [-1]
+    if not all(0 <= number < len(sweep.jobs) for number in numbers):
+        raise UsageError(
+            f"{path} is damaged: it must hold numbers of jobs; cancel its array (scancel), and remove its line from "
+            f"{ARRAYS_FILE} beside it"
+        )
+    return numbers
 
 
 def cancel(sweep: Sweep) -> None:
@@ -136,12 +147,20 @@ def cancel(sweep: Sweep) -> None:
 
 def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
     """SLURM id -> name of the job list, for every submitted array."""
-    try:
-        lines = (sweep.path / SLURM_FOLDER / ARRAYS_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    rows = [json.loads(line) for line in lines]
-    return {row["array"]: row["list"] for row in rows if re.fullmatch(r"\d+", row["array"])}
+    path = sweep.path / SLURM_FOLDER / ARRAYS_FILE
+    arrays = {}
+    for number, line in enumerate((read_if_exists(path) or b"").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            array, name = str(row["array"]), str(row["list"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UsageError(
+                f"{path} is damaged: line {number} is no array of SLURM; cancel what it submitted (squeue --me lists "
+                "it), and remove the line"
+            ) from None
+        if re.fullmatch(r"\d+", array):
+            arrays[array] = name
+    return arrays
 
 
 def _run_command(command: Sequence[str]) -> str:

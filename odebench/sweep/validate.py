@@ -1,6 +1,7 @@
 """Compose, check and name every job before the first one starts."""
 
 import copy
+import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings, run_name
 from odebench.errors import UsageError, unknown_setting
+from odebench.training.preflight import read_init_run
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def _read_job(
         try:
             settings = read_settings(composer.compose(remaining))
             _check_device_and_batch(settings, num_processes)
+            if settings.init_from is not None:
+                _check_init_run(settings.init_from)
         except UsageError as error:
             errors.append(error)
             # Keep options of groups: without one, settings that belong to it may become invalid.
@@ -97,6 +101,11 @@ def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
             f"make it a multiple of {num_processes}",
             "trainer.batch_size",
         )
+
+
+@functools.cache  # usually all jobs start from the same run
+def _check_init_run(init_from: str) -> None:
+    read_init_run(init_from)
 
 
 def _describe_jobs(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:

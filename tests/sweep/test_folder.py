@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from odebench.errors import UsageError
 from odebench.record.reader import find_runs, read_overview
@@ -37,10 +38,45 @@ def test_a_job_cannot_name_a_folder_outside(written, name):
         load_sweep(written.path)
 
 
+TENFOLD = "a: &a [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
+    f"{name}: &{name} [{','.join(10 * [f'*{of}'])}]\n" for of, name in zip("abcdef", "bcdefg", strict=True)
+)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "format: 2\n", "format: 1\njobs: 3\n", "!!python/name:os.system"])
 def test_an_invalid_sweep_file_raises_an_error(written, text):
     (written.path / SWEEP_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"sweep\.yaml (is damaged|was written by another version)"):
+        load_sweep(written.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (TENFOLD, r"its aliases \(\*NAME\) repeat more than 100,000 values"),
+        ("a: &a " + 2000 * "[", "recursion|nesting"),
+        ("a: \xff", "unacceptable character|invalid"),
+    ],
+    ids=["aliases of aliases", "brackets", "bytes"],
+)
+def test_the_message_says_why_a_sweep_file_is_damaged(written, text, reason):
+    (written.path / SWEEP_FILE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=rf"sweep\.yaml is damaged: .*({reason})") as caught:
+        load_sweep(written.path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("jobs", []), ("jobs", [5]), ("jobs", [{"name": "0_a", "overrides": "tol=1"}]), ("jobs", {"a": 1}), ("cwd", 5),
+     ("cwd", None), ("config_dir", [1]), ("cluster", "x"), ("cluster", [1])],
+)  # fmt: skip
+def test_a_wrong_entry_of_a_sweep_file_is_named(written, key, value):
+    file = written.path / SWEEP_FILE
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {key: value}))
+    with pytest.raises(
+        UsageError, match=rf"sweep\.yaml is damaged: its entry {key} is missing or wrong; start a new sweep$"
+    ):
         load_sweep(written.path)
 
 

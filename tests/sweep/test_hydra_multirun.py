@@ -134,6 +134,48 @@ def test_a_requeued_job_counts_by_its_last_line(trained, capsys):
     assert "2 jobs in " in capsys.readouterr().out
 
 
+def test_a_value_given_twice_runs_once(trained, capsys, caplog):
+    assert main(["train", "-m", "model=mlp", "seed=1,1", "tol=1e-2,1e-3,1e-2", "hydra.sweep.dir=here"]) == 0
+    rows = [json.loads(line) for line in Path("here/jobs.jsonl").read_text().splitlines()]
+    assert [row["overrides"] for row in rows] == [["model=mlp", "seed=1", f"tol={tol}"] for tol in (0.01, 0.001)]
+    assert caplog.messages == [
+        "seed=1,1: a value given more than once runs once",
+        "tol=1e-2,1e-3,1e-2: a value given more than once runs once",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("seed=range(0,0)", "seed=range(0,0): gives no value"),
+        (
+            "seed=range(0,1000000000)",
+            "seed=range(0,1000000000): more than 100,000 values; a sweep has at most that many",
+        ),
+        ("init_from=/nope", "init_from=/nope: /nope is not a run's folder: it does not exist"),
+    ],
+)
+def test_values_that_no_job_can_have_start_nothing(word, line, trained, capsys):
+    assert main(["train", "-m", "model=mlp", "tol=1e-2,1e-3", word]) == 2
+    assert capsys.readouterr().err.startswith(f"odebench train: {line}")
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "5", '{"job": 0}', "\xff", '{"job": 1, "overrides": [], "objective": "a", "exit_code": 0}']
+)
+def test_a_damaged_line_of_the_jobs_counts_as_a_failure(line, trained, monkeypatch, capsys, caplog):
+    def train_run(config, overrides):
+        if config.seed == 1:
+            Path("here/jobs.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+        return types.SimpleNamespace(exit_code=0, folder=Path("x"), objective=1.0)
+
+    monkeypatch.setitem(sys.modules, "odebench.training.run", types.SimpleNamespace(train_run=train_run))
+    assert main(["train", "-m", "model=mlp", "seed=1,2", "hydra.sweep.dir=here"]) == 1
+    assert [message for message in caplog.messages if "here/jobs.jsonl: 1 damaged" in message]
+    assert "2 jobs in" in capsys.readouterr().out
+
+
 def test_an_error_of_a_launcher_is_one_line(trained, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("could not detect\nsrun")

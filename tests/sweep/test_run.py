@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 
@@ -86,6 +87,15 @@ def test_a_job_that_is_given_more_than_once_runs_once(caplog):
     plan = plan_sweep(["model=mlp", "seed=1,2,1", "tol=1e-2,1e-2"], None, None)
     assert [job.overrides for job in plan.jobs] == [("model=mlp", f"seed={seed}", "tol=0.01") for seed in (1, 2)]
     assert caplog.messages == ["4 jobs given more than once: each runs once"]
+
+
+def test_a_sweep_resumes_without_its_logs_and_folders_of_jobs(sweep, tmp_path):
+    sweep("model.hidden=10,11")
+    for path in ("logs", "0000_mlp"):
+        shutil.rmtree(tmp_path / "sweep" / path)
+    assert main(["resume", "sweep"]) == 0
+    assert statuses(tmp_path / "sweep") == ["done"] * 2
+    assert (tmp_path / "sweep" / "logs" / "0000.txt").exists()
 
 
 def test_the_jobs_of_a_sweep_are_listed_later(sweep, tmp_path, capsys):

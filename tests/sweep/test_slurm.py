@@ -130,6 +130,27 @@ def test_the_list_of_arrays_cannot_inject_options_of_scancel(submit, commands, t
     assert calls(commands, "scancel") == [["101"]]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("arrays.jsonl", b"{"), ("arrays.jsonl", b"5\n"), ("arrays.jsonl", b'{"array": 1}'), ("arrays.jsonl", b"\xff"),
+     ("0.txt", b"a\n"), ("0.txt", b"7\n"), ("0.txt", b"\xff"), ("0.txt", None)],
+)  # fmt: skip
+def test_a_damaged_list_of_arrays_or_jobs_is_named(submit, commands, tmp_path, name, content):
+    submit("seed=1,2")
+    path = tmp_path / "sweep" / "slurm" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{name} is damaged: .*; cancel ") as caught:
+        resume_sweep(tmp_path / "sweep", [], POLICY, follow=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_the_queue_that_the_list_of_jobs_lacks_is_ignored(submit, commands, tmp_path):
+    submit("seed=1,2")
+    (tmp_path / "sweep" / "slurm" / "0.txt").write_text("1\n")
+    (commands / "squeue.answer").write_text("101 0\n101 1\n")
+    assert slurm.jobs_in_queue(load_sweep(tmp_path / "sweep")) == {1}
+
+
 def test_setup_commands_are_written_to_the_script(submit, commands, tmp_path):
     submit("seed=1,2", "cluster.setup=['module load cuda']")
     assert (tmp_path / "sweep" / "slurm" / "task.sh").read_text() == '#!/bin/sh\nmodule load cuda\nexec "$@"\n'

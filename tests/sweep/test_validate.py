@@ -45,6 +45,15 @@ def test_every_error_is_reported_once_with_its_jobs():
     ]
 
 
+def test_init_from_must_be_a_run_before_a_job_starts():
+    with pytest.raises(UsageError) as caught:
+        validate_jobs([["model=mlp"], ["model=mlp", "init_from=/nope"]])
+    assert str(caught.value).splitlines() == [
+        "1 of 2 jobs are invalid; none was started",
+        "job 1 (model=mlp init_from=/nope): init_from=/nope: /nope is not a run's folder: it does not exist",
+    ]
+
+
 def test_all_errors_of_a_job_are_reported():
     jobs = expand([["model.hiden=3", "model.hidden=8", "tol=-1", "seed=1,a"], ["gradient=reversible", "tol=-1"]])
     with pytest.raises(UsageError) as caught:
