@@ -421,3 +421,21 @@ def test_an_event_that_starts_at_zero_detects_its_next_zero_in_the_given_directi
     )
     period = 2 if direction == 1 else 1
     torch.testing.assert_close(solution.events[0].t, period * math.pi / speed, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+@pytest.mark.parametrize("value", [1.0, math.nan], ids=["f", "y0"])
+def test_f_is_not_called_for_no_rows(gradient, value):
+    """Where no row can start."""
+    sizes = []
+
+    def f(t, y):
+        sizes.append(len(y))
+        return y * math.nan
+
+    t = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
+    solution = solve_rows(f, torch.full((3, 2), value, requires_grad=True), t, gradient=gradient, throw=False)
+    solution.y[0].sum().backward()
+    assert solution.rows.status == (Status.non_finite,) * 3
+    assert 0 not in sizes
+    assert solution.rows.nfe.tolist() == [len(sizes)] * 3

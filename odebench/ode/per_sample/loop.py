@@ -111,8 +111,8 @@ class RowLoop:
         if self.detector is not None:
             self.detector.start(t0, y)
         self._drop_non_finite()
-        if isinstance(self._step_sizes, AdaptiveStepSizes) and plan.first_step is None:
-            active = self._active
+        active = self._active
+        if len(active.rows) and isinstance(self._step_sizes, AdaptiveStepSizes) and plan.first_step is None:
             self._step_sizes.search_first_step(problem, active.rows, active.t, active.y, active.k)
 
     def _attempt_step(self) -> None:

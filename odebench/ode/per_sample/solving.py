@@ -121,6 +121,9 @@ def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
     shifted = [problem.y0]
     for i in range(1, states.shape[0]):
         rows = (~states[i].detach().isnan().any(1)).nonzero().squeeze(1).cpu()
+        if not len(rows):
+            shifted.append(states[i])
+            continue
         shift = _time_shift(problem, i, take_rows(states[i], rows), rows)
         shifted.append(states[i].index_add(0, rows.to(shift.device), shift))
     return torch.stack(shifted)
