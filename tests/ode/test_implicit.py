@@ -327,10 +327,32 @@ def test_under_no_grad_only_jacobians_use_autograd(name):
     assert 0 < with_gradients == stats.jacobians < stats.nfe
 
 
-def test_inference_mode_works(reference):
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_inference_mode_gives_the_states_of_no_grad(name):
+    """t times a function of y: its derivative needs t, which is made in inference mode, too."""
+    y0, turn = double(1, 0.3), torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+
+    def states():
+        return solve(
+            lambda t, y, scale: t * torch.tanh(y @ turn) * scale, y0, [0, 1], args=(2,), method=name, steps=5
+        ).y
+
+    with torch.no_grad():
+        expected = states()
     with torch.inference_mode():
-        s = solve(pendulum, double(1, 0.3), [0, 2], method="kvaerno5", rtol=1e-8, atol=1e-8)
-        assert float((s.y[-1] - reference).norm()) < 3e-7
+        assert torch.equal(states(), expected)
+
+
+@pytest.mark.parametrize("name", ["radauIIA5", "rodas4"])
+@pytest.mark.parametrize("size", [2, 300])
+def test_a_field_that_uses_a_tensor_made_in_inference_mode_raises_one_line(name, size):
+    with torch.inference_mode():
+        scale = torch.ones(size, dtype=torch.float64)
+        for f, args in (lambda t, y: scale * y.sin(), ()), (lambda t, y, scale: scale * y.sin(), (scale,)):
+            with pytest.raises(
+                ValueError, match=r"f, which uses a tensor made in torch\.inference_mode; use torch\.no_grad"
+            ):
+                solve(f, scale, [0, 1], args=args, method=name)
 
 
 @pytest.mark.parametrize("name", IMPLICIT)

@@ -5,8 +5,8 @@ A complex number is treated as two real ones, since f need not be holomorphic.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +61,18 @@ def real_size(y: Tensor) -> int:
     return 2 * y.numel() if y.is_complex() else y.numel()
 
 
-def autograd_enabled() -> AbstractContextManager[Any]:
-    """A context with autograd on, also in inference mode."""
-    stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.enable_grad())
-    return stack
+@contextmanager
+def autograd_enabled() -> Iterator[None]:
+    """A context with autograd on, also in inference mode. Raises ValueError where f uses an inference tensor."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    except RuntimeError as error:
+        if "nference tensor" not in str(error):
+            raise
+        raise ValueError(
+            "the method differentiates f, which uses a tensor made in torch.inference_mode; use torch.no_grad instead"
+        ) from error
 
 
 def as_leaf(y: Tensor) -> Tensor:
@@ -96,6 +102,9 @@ def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]
     """
     if hasattr(f, "linearize"):
         return f.linearize(t, y, stats)
+    if t.is_inference():
+        with torch.inference_mode(False):
+            t = t.clone()
     return [jacobian_block(lambda state: f(t, state, False), y, stats)]
 
 
