@@ -80,7 +80,7 @@ class ScaledErrorNorm:
         self._size = self._size_next = y.detach().abs()
         self._rtol, atol = tolerance.numbers or (0.0, 0.0)
         # A tensor, because adding a Python number takes longer.
-        self._atol_over_rtol = self._size.new_tensor(atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
+        self._atol_over_rtol = self._size.new_full((), atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
 
     def error_ratio(self, error: Tensor, y_next: Tensor) -> float:
         """The norm of the error [N] of a step to y_next [N]; a scalar error is that norm already."""

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.torch_func import needs_derivative
+from odebench.ode.transfer import queued
 
 PolynomialWeights = tuple[tuple[float, ...], ...]
 
@@ -28,7 +29,7 @@ def evaluate_weights(weights: PolynomialWeights, thetas: Sequence[float], like: 
     table = _weights_by_power(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
-    return (powers @ table).to(like)
+    return (powers @ table).to(like.device, like.dtype, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,7 +72,7 @@ class Interpolant:
 
         rows = [[weight(row, theta) for row in self.weights] for theta in thetas]
         slopes = self._stacked()
-        return torch.tensor(rows, dtype=slopes.dtype, device=slopes.device) @ slopes * self.h ** (1 - order)
+        return queued(rows, slopes) @ slopes * self.h ** (1 - order)
 
     def copy(self) -> "Interpolant":
         """A copy with its own memory, which the solver does not overwrite."""

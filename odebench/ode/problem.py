@@ -15,6 +15,7 @@ from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.solution import Stats
 from odebench.ode.torch_func import under_vmap
+from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
 
@@ -219,7 +220,10 @@ class InitialValueProblem:
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Times as f gets them: scalar tensors on the state's device."""
-        return self.to_tensor(times).unbind()
+        tensors = self.to_tensor(times).unbind()
+        if self.y0.device.type != "cpu":
+            store_times(tensors, times)
+        return tensors
 
     def to_tensor(self, values: Sequence[float]) -> Tensor:
         """Times or step sizes as a tensor [len(values)] on the state's device."""

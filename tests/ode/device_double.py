@@ -71,13 +71,13 @@ class DeviceTensor(torch.Tensor):
 class Accelerator(TorchDispatchMode):
     """While entered, tensors can be made on ``DEVICE``; counts what makes the host wait, and copies to the device.
 
-    reads, copies: for the line of odebench that caused it, how often values or shapes were read by the host, and
-        values copied to the device.
+    reads, copies, queued: for the function of odebench that caused it, how often the host read values or shapes, copied
+        values to the device and waited for it, and copied values with ``non_blocking=True``, which does not wait.
     """
 
     def __init__(self):
         super().__init__()
-        self.reads, self.copies = Counter(), Counter()
+        self.reads, self.copies, self.queued = Counter(), Counter(), Counter()
 
     def __enter__(self):
         # torch.tensor(..., device=DEVICE) then makes a CPU tensor and copies it, which is seen here. That holds in this
@@ -104,31 +104,33 @@ class Accelerator(TorchDispatchMode):
         if name == "_to_copy":
             target = kwargs.get("device") or tensors[0].device
             source_there, target_there = on_device[0], target.type == NAME
+            queued = kwargs.get("non_blocking", False)
         elif name == "copy_":
             target_there, source_there = on_device
+            queued = (*args, *kwargs.values())[2:] == (True,)
         elif name in MIXING:
             masks = [x for x in tensors[1:] if x.dtype == torch.bool]
             if on_device[0] and masks and name == "index":
-                self.reads[_line()] += 1
-            source_there, target_there = all(on_device), on_device[0]
+                self.reads[_place()] += 1
+            source_there, target_there, queued = all(on_device), on_device[0], False
         else:
             if any(on_device) and (name in WAITING or name == "_local_scalar_dense"):
-                self.reads[_line()] += 1
+                self.reads[_place()] += 1
             return
         if source_there and not target_there:
-            self.reads[_line()] += 1
+            self.reads[_place()] += 1
         elif target_there and not source_there and all(x.numel() for x in tensors):
-            self.copies[_line()] += 1
+            (self.queued if queued else self.copies)[_place()] += 1
 
 
-def _line():
-    """FILE:LINE of odebench's innermost call, or of the test's."""
+def _place():
+    """FILE FUNCTION of odebench's innermost call, ``odebench.ode.transfer`` left out; or FILE:LINE of the test's."""
     frame = sys._getframe(2)
     first = frame
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/odebench/" in path and "/tests/" not in path:
-            return f"{path.rpartition('/odebench/')[2]}:{frame.f_lineno}"
+        if "/odebench/" in path and "/tests/" not in path and not path.endswith("ode/transfer.py"):
+            return f"{path.rpartition('/odebench/')[2]} {frame.f_code.co_qualname.replace('.<locals>', '')}"
         frame = frame.f_back
     while first is not None and ("/torch/" in first.f_code.co_filename or "device_double" in first.f_code.co_filename):
         first = first.f_back

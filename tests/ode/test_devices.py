@@ -90,6 +90,8 @@ def test_the_double_counts_reads_and_copies():
         assert (device.reads.total(), device.copies.total()) == (0, 0)
         _ = x.new_tensor([1.0]), torch.tensor([1.0], device=DEVICE), x[torch.tensor([0])], x.copy_(torch.zeros(2))
         assert (device.reads.total(), device.copies.total()) == (0, 4)
+        _ = torch.zeros(2).to(DEVICE, non_blocking=True), x.copy_(torch.zeros(2), non_blocking=True)
+        assert (device.reads.total(), device.copies.total(), device.queued.total()) == (0, 4, 2)
         _ = x.tolist(), x.sum().item(), bool((x > 1).any()), x.cpu(), x.nonzero(), x[x > 1]
         assert (device.reads.total(), device.copies.total()) == (6, 4)
 

@@ -14,6 +14,7 @@ from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.jacobian import JacobianBlock, as_real, from_real, jacobian_block, real_size
 from odebench.ode.problem import InitialValueProblem, flatten
 from odebench.ode.solution import Stats
+from odebench.ode.transfer import read_time
 
 Quadrature = Literal["stages", "nodes"] | None
 """How the parameter gradient is computed: from the stages of an explicit step, at the nodes of an accepted implicit
@@ -159,7 +160,7 @@ class AdjointField:
         implicit methods that lie far beyond the end of a step."""
         assert self._dense_output is not None
         low, high = sorted(self._dense_output.span)
-        time = t.item()
+        time = read_time(t)
         clamped = min(max(time, low), high)
         return clamped if abs(time - clamped) < 1e-6 * (high - low) else time
 

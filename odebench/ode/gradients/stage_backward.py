@@ -11,6 +11,7 @@ from odebench.ode.gradients.step_history import Stage, StepHistory
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import EvaluationGraph
+from odebench.ode.transfer import constant
 
 
 class OutputGradients:
@@ -98,7 +99,8 @@ class _TransposedWeights:
     def in_later_stages(self, i: int, num: int) -> Tensor:
         """[a_ji for j = i + 1 .. num - 1]."""
         if (i, num) not in self._cache:
-            self._cache[i, num] = self._like.new_tensor([self._table[j][i] for j in range(i + 1, num)])
+            column = tuple(self._table[j][i] for j in range(i + 1, num))
+            self._cache[i, num] = constant(column, self._like.dtype, self._like.device)
         return self._cache[i, num]
 
     def any_nonzero(self, i: int, num: int) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import FieldArguments, StateLayout
+from odebench.ode.transfer import constant
 
 StepFunction = Callable[..., tuple[Tensor, ...]]
 
@@ -42,7 +43,7 @@ class CompiledStep:
         self._field, self._c = field, method.c[1:]
         numbers = (0.0, 1.0) if tolerance is None else tolerance.numbers
         # A tensor, so that the numbers are not compiled into the step.
-        self._tolerance = y.real.new_tensor(numbers) if numbers and norm is rms else None
+        self._tolerance = constant(numbers, y.real.dtype, y.device) if numbers and norm is rms else None
         try:
             self._step = _compile(field.f, field.layout, method, with_stages, one_sided, y.device.type)
         except TypeError as error:

@@ -4,7 +4,6 @@
 without autograd. ``StageList`` stores tensors with their graphs.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from odebench.ode.methods.slope_history import evaluate
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 from odebench.ode.torch_func import transform_active
+from odebench.ode.transfer import constant
 
 
 class StageBuffer:
@@ -59,16 +59,9 @@ class StageBuffer:
 
     def _product(self, weights: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...]]:
         # The key is the identity, since hashing the row would take as long; the entry keeps the row alive.
-        vector = _tensor(weights, self._matrix.dtype, self._matrix.device)
+        vector = constant(weights, self._matrix.dtype, self._matrix.device)
         product = self._products[id(weights)] = (self._matrix[: len(weights)].t(), vector, weights)
         return product
-
-
-# Cached over solves: an adjoint with many output times consists of many short solves.
-@functools.lru_cache(maxsize=1024)
-def _tensor(weights: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(weights, dtype=dtype, device=device)
 
 
 class StageList:
@@ -223,7 +216,7 @@ class ExplicitRungeKuttaStepper:
         with torch.no_grad():
             rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
             slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
-            differences = _tensor(weights, slopes.dtype, slopes.device) @ slopes
+            differences = constant(weights, slopes.dtype, slopes.device) @ slopes
             slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
         return slope_norm / state_norm if state_norm > 0 else 0.0
 

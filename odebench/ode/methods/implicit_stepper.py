@@ -16,6 +16,7 @@ from odebench.ode.methods.implicit import ImplicitTableau, lagrange_weights
 from odebench.ode.methods.jacobian import JacobianBlock, has_other_leaves, linearize
 from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, with_implicit_gradient
 from odebench.ode.solution import Stats, Status
+from odebench.ode.transfer import constant, queued
 
 
 class ImplicitRungeKuttaStepper:
@@ -44,15 +45,20 @@ class ImplicitRungeKuttaStepper:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy = StageTolerance(tolerance, norm, torch.is_grad_enabled())
         self._stats = stats or Stats()
-        self._a, self._b = y.new_tensor(method.a), y.new_tensor(method.b)
-        self._error = None if method.error is None else y.new_tensor(method.error)
+        self._a, self._b = constant(method.a, y.dtype, y.device), constant(method.b, y.dtype, y.device)
+        self._error = None if method.error is None else constant(method.error, y.dtype, y.device)
+        # Each group of stages, and their coefficients.
+        self._groups = [
+            (group, tuple(row[group.start : group.stop] for row in method.a[group.start : group.stop]))
+            for group in method.groups
+        ]
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._w: Tensor = y.new_zeros(0)
         self._previous: tuple[float, Tensor] | None = None
         self._slope: Tensor | None = None
         self._end: Tensor | None = None
         self._blocks: list[JacobianBlock] | None = None
-        self._systems: dict[tuple[float, ...], StageSystem] = {}
+        self._systems: dict[tuple[tuple[float, ...], ...], StageSystem] = {}
         self.order = method.error_order or method.order
         self.failure: Status | None = None
 
@@ -73,7 +79,7 @@ class ImplicitRungeKuttaStepper:
             self._systems = {}
         self._attempted = (t, h, y)
         stage_times = self._stage_times(t, h)
-        if self._method.a[0][0] == 0 and len(self._method.groups) > 1:
+        if self._method.a[0][0] == 0 and len(self._groups) > 1:
             self.slope(t, y)
         with torch.no_grad():
             w = self._solve(t, h, y.detach(), stage_times)
@@ -94,7 +100,7 @@ class ImplicitRungeKuttaStepper:
                 error = error + (h * self._method.error_start) * self.slope(t, y)
             if self._method.smoothing is None:
                 return error
-            system = self._system(y.new_tensor([[self._method.smoothing]]))
+            system = self._system(((self._method.smoothing,),))
             return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
@@ -135,7 +141,7 @@ class ImplicitRungeKuttaStepper:
     def _solve(self, t: float, h: float, y: Tensor, stage_times: list[Tensor]) -> Tensor:
         """Solve for W [s, N], group by group."""
         w = y.new_zeros(self._method.stages, len(y))
-        for group in self._method.groups:
+        for group, rows in self._groups:
             here = slice(group.start, group.stop)
             a = self._a[here, here]
             base = y + self._a[here, : group.start] @ w[: group.start]
@@ -147,7 +153,7 @@ class ImplicitRungeKuttaStepper:
                 lambda i, stage, first=group.start: h * self._field(stage_times[first + i], stage, True),  # type: ignore[misc]
                 base,
                 a,
-                self._system(a),
+                self._system(rows),
                 lambda values, a=a: StageSystem(  # type: ignore[misc]
                     linearize(self._field, stage_times[-1], values.mean(0), self._stats), h, a, self._stats
                 ),
@@ -160,7 +166,7 @@ class ImplicitRungeKuttaStepper:
     def _with_graph(self, h: float, y: Tensor, w: Tensor, stage_times: list[Tensor]) -> Tensor:
         """W [s, N] with a graph, for first derivatives."""
         done: list[Tensor] = []
-        for group in self._method.groups:
+        for group, _ in self._groups:
             here = slice(group.start, group.stop)
             a = self._a[here, here]
             base = y.expand(len(group), -1)
@@ -186,23 +192,22 @@ class ImplicitRungeKuttaStepper:
             if here in c[: group.start]:
                 return w[c.index(here)][None].clone()
             n = min(group.start, 3)
-            return (w.new_tensor(lagrange_weights(c[:n], here)) @ w[:n])[None]
+            return (constant(lagrange_weights(c[:n], here), w.dtype, w.device) @ w[:n])[None]
         if self._previous is None:
             return torch.zeros_like(w[group.start : group.stop])
         h_previous, w_previous = self._previous
         c = self._method.c
         weights = [lagrange_weights(c, 1 + c[i] * h / h_previous) for i in group]
-        return w.new_tensor(weights) @ w_previous * (h / h_previous)
+        return queued(weights, w) @ w_previous * (h / h_previous)
 
-    def _system(self, a: Tensor) -> StageSystem:
-        """The linear system of stages with coefficients ``a``, linearized at the start of the step."""
+    def _system(self, rows: tuple[tuple[float, ...], ...]) -> StageSystem:
+        """The linear system of stages with these coefficients, linearized at the start of the step."""
         t, h, y = self._attempted
         if self._blocks is None:
             self._blocks = linearize(self._field, self._start_time(t), y.detach(), self._stats)
-        key = tuple(a.reshape(-1).tolist())
-        if key not in self._systems:
-            self._systems[key] = StageSystem(self._blocks, h, a, self._stats)
-        return self._systems[key]
+        if rows not in self._systems:
+            self._systems[rows] = StageSystem(self._blocks, h, constant(rows, y.dtype, y.device), self._stats)
+        return self._systems[rows]
 
     def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
         if self._method.stiffly_accurate:

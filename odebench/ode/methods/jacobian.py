@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from odebench.ode.solution import Stats
+from odebench.ode.transfer import copy_stored_time, read_time
 
 # The largest state, in real numbers, whose Jacobian is computed as a matrix.
 MAX_DENSE_SIZE = 256
@@ -129,6 +130,7 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
     with autograd_enabled():
         x = y if differentiated and y.requires_grad else as_leaf(y)
         time = as_leaf(t)
+        copy_stored_time(t, time)
         # A field may convert t to a float; then there is no derivative with respect to t.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
@@ -144,7 +146,7 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
         block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
         f_t = _time_derivative(rate, time)
     if f_t is None:
-        step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(t.item()), abs(h)), h)
+        step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(read_time(t)), abs(h)), h)
         t_later = t + step
         rate_later = f(t_later, y, False)
         # No difference if they are equal: its gradient would be round-off divided by a tiny number.

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from odebench.ode.transfer import queued
+
 # Krylov vectors per cycle, and the most cycles.
 RESTART = 100
 MAX_CYCLES = 4
@@ -60,7 +62,7 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
             break
         torch.div(w, below, out=basis[j + 1])
     weights = _back_substitute(columns, right)
-    return torch.mv(basis[: len(weights)].t(), residual.new_tensor(weights))
+    return torch.mv(basis[: len(weights)].t(), queued(weights, residual))
 
 
 def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import Interpolant
+from odebench.ode.dense import Interpolant, evaluate_weights
 from odebench.ode.methods.jacobian import MAX_DENSE_SIZE, JacobianBlock, real_size, value_and_derivatives
 from odebench.ode.methods.newton import StageSystem, StageTolerance
 from odebench.ode.methods.rosenbrock import Rosenbrock
 from odebench.ode.solution import Stats, Status
+from odebench.ode.transfer import constant
 
 # Nodes of Gauss quadrature on (0, 1), of order 4 like the steps.
 GAUSS_NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
@@ -48,6 +49,8 @@ class RosenbrockStepper:
         self._u: list[Tensor] = []
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._slope: Tensor | None = None
+        # Weights of the stages in the states at the nodes.
+        self._node_weights: Tensor | None = None
         self._linearization: tuple[Tensor, JacobianBlock, Tensor] | None = None
         self.order = method.order
         self.failure: Status | None = None
@@ -70,7 +73,8 @@ class RosenbrockStepper:
         if self._linearization is None:
             self._linearization = value_and_derivatives(self._field, stage_times[0], y, h, self._stats)
         f_start, block, f_t = self._linearization
-        system = StageSystem([block], h, y.real.new_tensor([[method.gamma]]), self._stats)
+        gamma = constant(((method.gamma,),), y.real.dtype, y.device)
+        system = StageSystem([block], h, gamma, self._stats)
         acceptable = self._accuracy.acceptable(y.detach(), y.detach()[None])
         self._u = []
         for i in range(method.stages):
@@ -106,7 +110,10 @@ class RosenbrockStepper:
         """List of (weight, time, state [N]); the sum of weight g(time, state) is the integral of g over the last
         attempt, to the order of the method."""
         t, h, y = self._attempted
-        states = Interpolant(t, h, y, torch.stack(self._u) / h, self._method.dense).evaluate(GAUSS_NODES)
+        slopes = torch.stack(self._u) / h
+        if self._node_weights is None:
+            self._node_weights = evaluate_weights(self._method.dense, GAUSS_NODES, slopes)
+        states = torch.addmm(y.unsqueeze(0), self._node_weights, slopes, alpha=h)
         times = self._field.time_tensors([t + theta * h for theta in GAUSS_NODES])
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odebench.ode.transfer import queued
+
 
 class SlopeBuffer:
     """At most ``count`` slopes and the end slope, as adjacent rows of a matrix."""
@@ -49,12 +51,12 @@ class SlopeBuffer:
     def combine(self, y: Tensor, weights: Sequence[float], include_end: bool) -> Tensor:
         """y + sum_i weights_i slope_i, [N]."""
         rows = self.first(len(weights), include_end)
-        return torch.addmv(y, rows.t(), rows.new_tensor(weights))
+        return torch.addmv(y, rows.t(), queued(weights, rows))
 
     def weighted_sums(self, weights: Sequence[Sequence[float]]) -> Tensor:
         """For each row of weights the weighted sum of the slopes, with the end slope: [rows, N]."""
         rows = self.first(len(weights[0]), include_end=True)
-        return torch.mm(rows.new_tensor(weights), rows)
+        return torch.mm(queued(weights, rows), rows)
 
 
 class SlopeList:
@@ -99,7 +101,7 @@ class SlopeList:
         step sizes are not differentiated."""
         with torch.no_grad():
             rows = torch.stack(self.first(len(weights[0]), include_end=True))
-            return torch.mm(rows.new_tensor(weights), rows)
+            return torch.mm(queued(weights, rows), rows)
 
 
 def make_slope_history(count: int, y: Tensor) -> SlopeBuffer | SlopeList:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odebench.ode.events import THETA_AFTER_START, Event, as_event, as_signed
 from odebench.ode.once_differentiable import first_derivative_only
-from odebench.ode.per_sample.problem import RowProblem, take_rows
+from odebench.ode.per_sample.problem import RowProblem, put_rows, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 from odebench.ode.solution import EventHits
 from odebench.ode.torch_func import transform_active
@@ -47,7 +47,7 @@ class RowEventDetector:
     def detect(self, stepper: RowStepper, step: RowStep, t_next: Tensor, accepted: Tensor) -> Tensor:
         """Times [b] of the events in a step to t_next [b], on the host; NaN in rows without an event or rejected."""
         with torch.no_grad():
-            is_accepted = accepted.to(self._g.device)
+            is_accepted = accepted.to(self._g.device, non_blocking=True)
             g = self._value(self._problem.on_device(t_next), step.y_next, step.rows)
             first, before = self._first_values(stepper, step, accepted)
             crossed = is_accepted & (((before < 0) & (g >= 0)) | ((before > 0) & (g <= 0)))
@@ -68,7 +68,7 @@ class RowEventDetector:
         if len(idx):
             first[idx] = THETA_AFTER_START
             values = self._value_at(_RowInterpolant(stepper, step, idx), take_rows(first, idx))
-            before = before.index_copy(0, idx.to(before.device), values)
+            before = put_rows(before, idx, values)
         return first, before
 
     def select(self, idx: Tensor) -> None:
@@ -81,8 +81,8 @@ class RowEventDetector:
         times = self._like_times.new_full((problem.num_rows,), math.nan)
         states = problem.y0.new_full(problem.y0.shape, math.nan)
         for rows, time, state in self._found:
-            times = times.index_copy(0, rows.to(times.device), time)
-            states = states.index_copy(0, rows.to(states.device), state)
+            times = put_rows(times, rows, time)
+            states = put_rows(states, rows, state)
         return (EventHits(times, problem.unflatten(states)),)
 
     def _locate(

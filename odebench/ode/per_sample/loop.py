@@ -10,7 +10,7 @@ from torch import Tensor
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.events import RowEventDetector
 from odebench.ode.per_sample.output import RowOutputRecorder, StepOutputs, evaluate_outputs
-from odebench.ode.per_sample.problem import RowProblem, take_rows
+from odebench.ode.per_sample.problem import RowProblem, put_rows, take_rows
 from odebench.ode.per_sample.step_size import AdaptiveStepSizes, FixedStepSizes, RowStepSizes
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import SolvePlan
@@ -144,7 +144,7 @@ class RowLoop:
         if all_accepted:
             active.t, active.y, k, at_end = step_sizes.t_next, step.y_next, step.f_next, step_sizes.last
         else:
-            accepted_column = accepted.to(step.y.device).unsqueeze(1)
+            accepted_column = accepted.to(step.y.device, non_blocking=True).unsqueeze(1)
             active.t, at_end = torch.where(accepted, step_sizes.t_next, step.t), accepted & step_sizes.last
             active.y = torch.where(accepted_column, step.y_next, step.y)
             k = None if step.f_next is None else torch.where(accepted_column, step.f_next, active.k)
@@ -174,13 +174,18 @@ class RowLoop:
         active = self._active
         if step.f_next_of_some is not None:
             idx, k = step.f_next_of_some
-            active.k = active.k.index_copy(0, idx.to(k.device), k)
+            active.k = put_rows(active.k, idx, k)
             continuing = continuing.index_fill(0, idx, False)
+        if bool(continuing.all()):
+            # A view, so that autograd adds the gradients in the same order as for some of the rows.
+            y = active.y.view_as(active.y)
+            # A copy: f may reuse its memory.
+            active.k = self.problem(self.problem.on_device(active.t), y, active.rows).clone()
+            return
         idx = continuing.nonzero().squeeze(1)
         if len(idx):
             t, y, rows = (take_rows(x, idx) for x in (active.t, active.y, active.rows))
-            k = self.problem(self.problem.on_device(t), y, rows)
-            active.k = active.k.index_copy(0, idx.to(k.device), k)
+            active.k = put_rows(active.k, idx, self.problem(self.problem.on_device(t), y, rows))
 
     def _drop_non_finite(self) -> None:
         """Remove rows that cannot start a step, and the graph that they share with the others."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odebench.ode.per_sample.problem import RowProblem, take_rows
+from odebench.ode.per_sample.problem import RowProblem, put_rows, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 
 
@@ -88,18 +88,18 @@ class RowOutputRecorder:
         """The states [T, B, n], NaN where not reached."""
         found, num_rows = torch.cat(self._states), self._problem.num_rows
         empty = found.new_full((self._num_times * num_rows, found.shape[1]), float("nan"))
-        full = empty.index_copy(0, torch.cat(self._flat_idx).to(found.device), found)
+        full = put_rows(empty, torch.cat(self._flat_idx), found)
         return full.view(self._num_times, num_rows, found.shape[1])
 
 
 def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -> Tensor:
     """The states [P + E, n] of the outputs of a step."""
     parts = []
-    device = step.y.device
     if len(outputs.idx):
         distinct, inverse = torch.unique_consecutive(outputs.idx, return_inverse=True)
-        coefficients = stepper.interpolant(step, distinct)
-        parts.append(interpolate(coefficients, take_rows(step.y, distinct), inverse.to(device), outputs.thetas))
+        coefficients, y = stepper.interpolant(step, distinct), take_rows(step.y, distinct)
+        inverse = inverse.to(y.device, non_blocking=True)
+        parts.append(interpolate(coefficients, y, inverse, outputs.thetas))
     if len(outputs.end_idx):
         parts.append(take_rows(step.y_next, outputs.end_idx))
     return parts[0] if len(parts) == 1 else torch.cat(parts)

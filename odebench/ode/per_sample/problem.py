@@ -197,12 +197,12 @@ def count_evaluation(stats: Stats, num_rows: int) -> None:
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """The entries [b, ...] of x at these rows, whose numbers are on the host."""
-    return x.index_select(0, rows.to(x.device))
+    return x.index_select(0, rows.to(x.device, non_blocking=True))
 
 
 def put_rows(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
     """x [B, ...] with its entries at these rows replaced by ``entries`` [b, ...]."""
-    return x.index_copy(0, rows.to(x.device), entries)
+    return x.index_copy(0, rows.to(x.device, non_blocking=True), entries)
 
 
 def _check_rows(leaves: list[Any]) -> None:

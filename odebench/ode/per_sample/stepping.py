@@ -9,6 +9,7 @@ from torch import Tensor
 from odebench.ode.dense import HERMITE
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.problem import take_rows
+from odebench.ode.transfer import constant
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(t [b], y [b, n], rows [b]) -> [b, n]."""
@@ -104,11 +105,11 @@ class RowStepper:
         self._c = torch.tensor((*method.c, *method.extra_c), dtype=torch.float64).unsqueeze(1)
         # Combinations with graphs read their weights on the host.
         like = torch.empty(0, dtype=torch.float64) if with_graph else y
-        self._a = [like.new_tensor(row) for row in method.a]
-        self._b = like.new_tensor(method.b)
-        self._error = like.new_tensor(method.error or ())
-        self._extra_a = [y.new_tensor(row) for row in method.extra_a]
-        self._dense = y.new_tensor(HERMITE if method.dense is None else method.dense).t()
+        self._a = [constant(row, like.dtype, like.device) for row in method.a]
+        self._b = constant(method.b, like.dtype, like.device)
+        self._error = constant(method.error or (), like.dtype, like.device)
+        self._extra_a = [constant(row, y.dtype, y.device) for row in method.extra_a]
+        self._dense = constant(HERMITE if method.dense is None else method.dense, y.dtype, y.device).t()
         self._buffer: RowStageBuffer | None = None
         self._buffer_shape = torch.Size()
 
@@ -136,7 +137,7 @@ class RowStepper:
         """Repeat a step for the rows at these indices only, so that its graph has no others; those keep their y."""
         rows, t, h, y, k_of_rows = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y, k))
         repeated = self.attempt(rows, t, h, y, k_of_rows)
-        idx = idx.to(step.y.device)
+        idx = idx.to(step.y.device, non_blocking=True)
         assert isinstance(repeated.stages, RowStageList)
         repeated.stages.scatter(step.y, idx)
         y_next = step.y.index_copy(0, idx, repeated.y_next)
@@ -155,10 +156,10 @@ class RowStepper:
             y_next = take_rows(step.y_next, idx)
             f_next = self._field(self._on_device(t + h), y_next, rows)
             step.f_next_of_some = idx, f_next.clone()
-            k = step.stages.first_stages(1)[0].index_select(0, idx.to(y.device))
+            k = take_rows(step.stages.first_stages(1)[0], idx)
             slopes = torch.stack((k, size * f_next, y_next - y))
             return torch.tensordot(self._dense, slopes, dims=1)
-        slopes = step.stages.first_stages(method.stages).index_select(1, idx.to(y.device))
+        slopes = step.stages.first_stages(method.stages).index_select(1, idx.to(y.device, non_blocking=True))
         stage_times = self._stage_times(t, h, self._c[method.stages :]) if method.extra_c else []
         for time, weights in zip(stage_times, self._extra_a, strict=True):
             k = self._field(time, torch.add(y, torch.tensordot(weights, slopes, dims=1)), rows)
@@ -181,6 +182,6 @@ class RowStepper:
 def interpolate(coefficients: Tensor, y: Tensor, idx: Tensor, thetas: Tensor) -> Tensor:
     """The states [P, n] inside a step at thetas_p, of the rows at idx_p of y [b, n] and ``RowStepper.interpolant``
     [q, b, n]."""
-    powers = thetas.to(y.device, y.real.dtype).unsqueeze(0).expand(len(coefficients), -1).cumprod(0)
+    powers = thetas.to(y.device, y.real.dtype, non_blocking=True).unsqueeze(0).expand(len(coefficients), -1).cumprod(0)
     terms = coefficients.index_select(1, idx) * powers.unsqueeze(2)
     return y.index_select(0, idx) + terms.sum(0)
