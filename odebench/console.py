@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, NothingFoundError, UsageError
@@ -84,9 +84,14 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def aligned(rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> list[str]:
+    """Format rows in aligned columns, one string each. numeric: places of the columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{'>' if place in numeric else '<'}{width}}}" for place, width in enumerate(widths))
+    return [form.format(*row).rstrip() for row in rows]
+
+
 def print_table(rows: Sequence[Sequence[str]], max_width: int | None = None) -> None:
     """Print rows in aligned columns on stdout; max_width: characters of a row, None for no limit."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    for row in rows:
-        text = "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
+    for text in aligned(rows):
         print(text if max_width is None or len(text) <= max_width else f"{text[: max_width - 1]}…")

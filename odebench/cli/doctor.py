@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from odebench import __version__
+from odebench.console import print_table
 from odebench.errors import UsageError
 
 SUMMARY = "what works on this machine and what does not"
@@ -33,6 +34,7 @@ _REQUIRED_PACKAGES = (
 _OPTIONAL_PACKAGES = {
     "torchvision": "downloads of images",
     "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
+    "jinja2": "the HTML page of odebench report",
     "pandas": "data=gas and hepmass",
 }
 _MIN_FREE_GIB = 2.0
@@ -50,9 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the lines; returns 1 if a package that every run needs is missing."""
     data, outputs = _data(arguments.data), _disk(arguments.outputs)
     lines = [*_versions(), *_device(), *data, _compiler(), _completion(), _slurm(), outputs]
-    width = max(len(name) for name, _, _ in lines)
-    for name, state, text in lines:
-        print(f"{name:<{width}}  {state:<7}  {text}")
+    print_table(lines)
     return 1 if any(state == "missing" and name in _REQUIRED_PACKAGES for name, state, _ in lines) else 0
 
 

@@ -37,15 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from odebench.reporting.report import list_figures, make_report, read_request
+    from odebench.reporting.report import list_figures, make_report
 
     if arguments.list:
         list_figures()
         return 0
-    request = read_request(
+    make_report(
         arguments.folders, arguments.figure, arguments.format, arguments.output, arguments.columns, arguments.split
     )
-    make_report(request)
     return 0
 
 

@@ -1,20 +1,23 @@
 """``odebench report``: turn folders of runs into a table on the screen, a file, or a folder with everything."""
 
+import base64
 import io
 import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
+import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from odebench.console import print_table
 from odebench.errors import NothingFoundError, UsageError, unknown_name
 from odebench.record.files import check_folder_can_be_made, write_atomically
-from odebench.reporting import figures, notes, page, table
+from odebench.reporting import figures, notes, table
 from odebench.reporting.runs import RunCollection, collect_runs
 
 log = logging.getLogger(__name__)
@@ -26,32 +29,61 @@ FIGURE_SUFFIXES = (".png", ".svg")
 PAGE_SUFFIX = ".html"
 PAGE = "report.html"
 DPI = 150
+SVG_LIMIT_BYTES = 400_000  # larger SVGs are embedded as PNG
 
 
-@dataclass(frozen=True)
-class ReportRequest:
-    """What the user requested. columns: tags separated by commas, "all", or None for the default."""
+class RenderedFigure(NamedTuple):
+    """A figure as PNG and SVG bytes, with its name and what it shows."""
 
-    folders: Sequence[Path]
-    figures: Sequence[str]
-    table_format: str | None
-    output: Path | None
-    columns: str | None
-    split: str
+    name: str
+    description: str
+    png: bytes
+    svg: bytes
+
+    @property
+    def data_url(self) -> str:
+        """The figure as the source of an HTML image."""
+        kind, content = ("svg+xml", self.svg) if len(self.svg) < SVG_LIMIT_BYTES else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def read_request(
+def make_report(
     folders: Sequence[str],
     figure: str | None,
     table_format: str | None,
     output: Path | None,
     columns: str | None,
     split: str,
-) -> ReportRequest:
-    """Validate the arguments of the command line; UsageError for unknown or incompatible ones."""
+) -> None:
+    """Read the runs, and print or write what the arguments of the command line request.
+
+    figure: names separated by commas. columns: tags separated by commas, "all", or None for the default.
+    UsageError, before the runs are read, for unknown or incompatible arguments; afterwards if data are missing,
+    NothingFoundError without runs.
+    """
+    names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
+    _check_arguments(folders, names, table_format, output, split)
+    collection = collect_runs([Path(folder) for folder in folders], split)
+    if not collection.runs and not (names and collection.bench):
+        raise NothingFoundError(_no_runs_message(collection))
+    if names:
+        assert output is not None
+        _print_paths(write_figures(output, [render_figure(name, collection) for name in names]))
+        return
+    tags = table.chosen_tags(collection, columns)
+    if output is None:
+        _print(collection, table_format or "terminal", tags)
+    elif output.suffix:
+        _print_paths([_write_file(output, collection, tags)])
+    else:
+        _print_paths(write_folder(output, collection, tags))
+
+
+def _check_arguments(
+    folders: Sequence[str], names: Sequence[str], table_format: str | None, output: Path | None, split: str
+) -> None:
     if not all(folders) or not folders:
         raise UsageError("no folder given: name one or several, such as outputs (--list shows the figures)")
-    names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
     for name in names:
         if name not in figures.FIGURES:
             raise unknown_name("figure", name, figures.FIGURES, "figures")
@@ -63,7 +95,6 @@ def read_request(
         _check_output(output, table_format, names)
     elif names:
         raise UsageError("--figure writes files; add --output FILE.png, FILE.svg or a new folder")
-    return ReportRequest([Path(folder) for folder in folders], names, table_format, output, columns, split)
 
 
 def _check_output(output: Path, table_format: str | None, names: Sequence[str]) -> None:
@@ -90,28 +121,7 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
 
 def list_figures() -> None:
     """Print the name and description of every figure."""
-    width = max(map(len, figures.FIGURES))
-    for name, figure in figures.FIGURES.items():
-        print(f"{name:<{width}}  {figure.description}")
-
-
-def make_report(request: ReportRequest) -> None:
-    """Read the runs, and print or write the requested content; UsageError if data are missing."""
-    collection = collect_runs(request.folders, request.split)
-    if not collection.runs and not (request.figures and collection.bench):
-        raise NothingFoundError(_no_runs_message(collection))
-    if request.figures:
-        assert request.output is not None
-        drawn = [render_figure(name, collection) for name in request.figures]
-        _print_paths(write_figures(request.output, drawn))
-        return
-    tags = table.chosen_tags(collection, request.columns)
-    if request.output is None:
-        _print(collection, request.table_format or "terminal", tags)
-    elif request.output.suffix:
-        _print_paths([_write_file(request.output, collection, tags)])
-    else:
-        _print_paths(write_folder(request.output, collection, tags))
+    print_table([(name, figure.description) for name, figure in figures.FIGURES.items()])
 
 
 def _no_runs_message(collection: RunCollection) -> str:
@@ -171,26 +181,26 @@ def _print_paths(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def make_page(collection: RunCollection, pictures: Sequence[page.RenderedFigure], left_out: Mapping[str, str]) -> str:
-    """Build the HTML page; its table has all tags, the default ones first."""
-    names = ", ".join(folder.resolve().name for folder in collection.folders)
+def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], left_out: Mapping[str, str]) -> str:
+    """Build the HTML page; its table has all tags, the default ones first. left_out: figure -> why it is omitted."""
     tags = dict.fromkeys([*table.headline_tags(collection), *table.all_tags(collection)])
-    return page.as_html(
-        page.ReportPage(
-            title=f"Runs of {names}",
-            command=shlex.join(["odebench", *sys.argv[1:]]),
-            made=f"{datetime.now():%Y-%m-%d %H:%M}",
-            notes=[notes.status_counts(collection), *notes.caveats(collection)],
-            table=table.make_table(collection, [*tags]),
-            published=notes.published_table(collection),
-            pictures=pictures,
-            left_out=list(left_out.values()),
-            reasons=dict(notes.failure_reasons(collection)),
-        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("odebench.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(
+        title=f"Runs of {', '.join(folder.resolve().name for folder in collection.folders)}",
+        command=shlex.join(["odebench", *sys.argv[1:]]),
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        notes=[notes.status_counts(collection), *notes.caveats(collection)],
+        table=table.make_table(collection, [*tags]),
+        published=notes.published_table(collection),
+        pictures=pictures,
+        left_out=left_out.values(),
+        reasons=dict(notes.failure_reasons(collection)),
     )
 
 
-def render_figures(collection: RunCollection) -> tuple[list[page.RenderedFigure], dict[str, str]]:
+def render_figures(collection: RunCollection) -> tuple[list[RenderedFigure], dict[str, str]]:
     """All figures that the runs have the data for, and name -> reason for the omitted ones."""
     pictures, left_out = [], {}
     for name in figures.FIGURES:
@@ -201,12 +211,12 @@ def render_figures(collection: RunCollection) -> tuple[list[page.RenderedFigure]
     return pictures, left_out
 
 
-def render_figure(name: str, collection: RunCollection) -> page.RenderedFigure:
+def render_figure(name: str, collection: RunCollection) -> RenderedFigure:
     """Draw a figure as PNG and SVG; UsageError if the runs lack the data."""
     figure = figures.draw(name, collection)
     with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible bytes
         png, svg = (_figure_bytes(figure, image_format) for image_format in ("png", "svg"))
-    return page.RenderedFigure(name, figures.FIGURES[name].description, png, svg)
+    return RenderedFigure(name, figures.FIGURES[name].description, png, svg)
 
 
 def _figure_bytes(figure: Figure, image_format: str) -> bytes:
@@ -215,7 +225,7 @@ def _figure_bytes(figure: Figure, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_figures(output: Path, pictures: Sequence[page.RenderedFigure]) -> list[Path]:
+def write_figures(output: Path, pictures: Sequence[RenderedFigure]) -> list[Path]:
     """Write the figures as NAME.png and NAME.svg to a folder, or one figure to the given file."""
     files = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
     if output.suffix:

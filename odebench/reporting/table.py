@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from odebench.console import aligned
 from odebench.errors import UsageError, did_you_mean
 from odebench.record import layout
 from odebench.reporting.runs import RunCollection, RunGroup
@@ -154,16 +155,8 @@ def _digits(std: float) -> int:
 
 def as_terminal(table: Table) -> str:
     """Align columns for a terminal, numbers to the right."""
-    rows = table.texts
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(
-            text.rjust(width) if column.is_numeric else text.ljust(width)
-            for text, width, column in zip(row, widths, table.columns, strict=True)
-        ).rstrip()
-        + "\n"
-        for row in rows
-    ) + (table.note and f"{table.note}\n")
+    numeric = {place for place, column in enumerate(table.columns) if column.is_numeric}
+    return "\n".join([*aligned(table.texts, numeric), *([table.note] if table.note else []), ""])
 
 
 def as_markdown(table: Table) -> str:

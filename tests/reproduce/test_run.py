@@ -10,7 +10,7 @@ import pytest
 from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record.files import file_lock
-from odebench.reporting.page import RenderedFigure
+from odebench.reporting.report import RenderedFigure
 from odebench.reproduce import run
 from odebench.sweep import attempts, local
 
