@@ -1,16 +1,10 @@
-"""Serve diffrax solves in a separate process: ``python -m odebench.bench.diffrax_server``, JSON lines in and out.
+"""Diffrax solves in a separate process, for ``diffrax_client``. Imports no torch."""
 
-The first line has the case's name, threads, parameters, state and times. Each further line is {"mode", "method", "tol"}
-(compile and run a solve; replies with its results and index), {"run": index} (replies with the seconds of one run) or
-{"field": gradient} (replies with the seconds of one evaluation). A failure replies {"error": text}. Imports no torch.
-"""
-
-import base64
-import json
 import os
-import sys
+import signal
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -18,64 +12,46 @@ import numpy as np
 FIELD_CALLS = 10
 
 
-def main() -> None:
-    """Reply to each line until the input ends."""
-    start = json.loads(sys.stdin.readline())
+def serve(connection: Connection, threads: int, case: str, *arrays: Any) -> None:
+    """Reply to messages (name of a method of `DiffraxServer`, its arguments) until the connection is closed.
+
+    An error is replied as a RuntimeError with one line, since those of JAX cannot always be pickled.
+    arrays: parameters, state and times, as `DiffraxServer` takes them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which then ends this one
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without JAX's warnings
     # XLA starts as many threads as the process has cores.
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: start["threads"]])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     server = None
-    try:
-        server = DiffraxServer(start)
-        send({})
-    except Exception as error:
-        send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
-    for line in sys.stdin:
-        message = json.loads(line)
+    while True:
         try:
-            assert server is not None, "diffrax could not be started"
-            send(server.respond(message))
+            name, *arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            server = server or DiffraxServer(FIELDS[case], *arrays)
+            connection.send(getattr(server, name)(*arguments))
         except Exception as error:
-            send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
-
-
-def send(reply: dict[str, Any]) -> None:
-    """Write one line."""
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()
-
-
-def pack(array: np.ndarray) -> dict[str, Any]:
-    """An array for JSON, exact to the bit: shape, dtype and bytes."""
-    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "data": data}
-
-
-def unpack(packed: dict[str, Any]) -> np.ndarray:
-    """The array from ``pack``."""
-    flat = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed["dtype"])
-    return flat.reshape(packed["shape"]).copy()
+            connection.send(RuntimeError(f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
 class DiffraxServer:
-    """One problem, and the solves compiled for it."""
+    """One problem, and the solves compiled for it. parameters, state: the arrays of their tensors; times: [T]."""
 
-    def __init__(self, start: dict[str, Any]) -> None:
-        import jax.numpy as jnp
+    def __init__(
+        self, field: Callable[..., Any], parameters: list[np.ndarray], state: list[np.ndarray], times: np.ndarray
+    ) -> None:
+        import jax
 
-        self._field = FIELDS[start["case"]]
-        self._parameters, state = ([jnp.asarray(unpack(x)) for x in start[name]] for name in ("parameters", "state"))
-        self._state = tuple(state) if len(state) > 1 else state[0]
-        self._times = jnp.asarray(unpack(start["times"]))
+        jax.config.update("jax_enable_x64", times.dtype == np.float64)
+        self._field = field
+        self._parameters, leaves = ([*map(jax.numpy.asarray, arrays)] for arrays in (parameters, state))
+        self._state = tuple(leaves) if len(leaves) > 1 else leaves[0]
+        self._times = jax.numpy.asarray(times)
         self._solves: list[Callable[[], Any]] = []
         self._evaluations: dict[bool, Any] = {}
         self._counts: dict[tuple[str, str, float], int] = {}
-
-    def respond(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one line."""
-        if "field" in message:
-            return self.evaluate(message["field"])
-        return self.run(message["run"]) if "run" in message else self.prepare(**message)
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
         """Compile a solve, run it, and count its evaluations in separate runs."""
@@ -89,21 +65,21 @@ class DiffraxServer:
         nfe_total = self._count(mode, method, tol)
         return {
             "index": len(self._solves) - 1,
-            "states": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(states)],
-            "gradients": [pack(np.asarray(leaf)) for leaf in jax.tree_util.tree_leaves(gradients)] or None,
+            "states": [*map(np.asarray, jax.tree_util.tree_leaves(states))],
+            "gradients": [*map(np.asarray, jax.tree_util.tree_leaves(gradients))],
             "nfe_forward": nfe_forward,
             "nfe_backward": nfe_total - nfe_forward,
             "accepted": int(steps["num_accepted_steps"]),
             "rejected": int(steps["num_rejected_steps"]),
         }
 
-    def run(self, index: int) -> dict[str, float]:
+    def run(self, index: int) -> float:
         """The seconds of one run."""
         started = time.perf_counter()
         self._solves[index]()
-        return {"seconds": time.perf_counter() - started}
+        return time.perf_counter() - started
 
-    def evaluate(self, gradient: bool) -> dict[str, float]:
+    def evaluate(self, gradient: bool) -> float:
         """The seconds of one evaluation, with its vector-Jacobian product if ``gradient``: the mean over a loop inside
         one compiled function, as in a solve."""
         import jax
@@ -123,7 +99,7 @@ class DiffraxServer:
             jax.block_until_ready(self._evaluations[gradient](*inputs))
         started = time.perf_counter()
         jax.block_until_ready(self._evaluations[gradient](*inputs))
-        return {"seconds": (time.perf_counter() - started) / FIELD_CALLS}
+        return (time.perf_counter() - started) / FIELD_CALLS
 
     def _function(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> Callable[..., Any]:
         """(parameters, state) -> ((states, statistics), gradients of the loss, none in mode forward)."""
@@ -283,7 +259,3 @@ FIELDS: dict[str, Callable[..., Any]] = {
     "vdp": van_der_pol,
     "mixed": oscillators,
 }
-
-
-if __name__ == "__main__":
-    main()
