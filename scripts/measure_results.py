@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import results
 from render_tables import PAGES, ROOT, replace_between
 
-from odebench.plots.curves import accuracy_against_time
-from odebench.plots.solver import memory_against_nfe
+from odebench.plots.comparison import Line, Panel, comparison_figure
 from odebench.record.reader import is_run, read_run
 from odebench.training.summary import training_table
 
@@ -96,19 +96,39 @@ def write() -> None:
         if name == "memory":  # trainings of a few steps: their times mean little
             rows = [{key: row[key] for key in row if key not in ("step_ms", "images_per_s", "seconds")} for row in rows]
         results.keep(name, rows)
-    curves = {name: read_run(RUNS / name).metrics for name in SMALL}
-    accuracy_against_time(curves).savefig(PICTURES / "accuracy.png", dpi=150)
-    points: dict[str, list[dict[str, float]]] = {}
-    for row in results.read("memory"):
-        point = {"nfe/forward": float(row["nfe_forward"]), "memory/peak_mib": float(row["peak_mib"])}
-        points.setdefault(row["gradient"], []).append({**point, "tol": float(row["tol"])})
-    memory_against_nfe(points).savefig(PICTURES / "memory.png", dpi=150)
+    draw_accuracy()
+    draw_memory()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
     readme = replace_between(readme, "first_run", f"```text\n{table}\n```")
     (ROOT / "README.md").write_text(readme, encoding="utf-8")
     for page, with_tables in PAGES.items():
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def draw_accuracy() -> None:
+    """Accuracy against training time, one line per model."""
+    lines = []
+    for name in SMALL:
+        rows = [row for row in read_run(RUNS / name).metrics if row.get("val/accuracy") is not None]
+        minutes, percent = np.array([(row["elapsed_s"] / 60, 100 * row["val/accuracy"]) for row in rows]).T
+        lines.append(Line(name, minutes, percent))
+    panel = Panel("Accuracy against training time", "time (min)", "validation accuracy (%)", lines)
+    comparison_figure([panel._replace(x_log=False, y_log=False)]).savefig(PICTURES / "accuracy.png", dpi=150)
+
+
+def draw_memory() -> None:
+    """Peak memory of a training step against its forward NFE, one line per gradient mode, with tolerances."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for row in results.read("memory"):
+        point = float(row["nfe_forward"]), float(row["peak_mib"]), f"{float(row['tol']):.0e}".replace("e-0", "e-")
+        points.setdefault(row["gradient"], []).append(point)
+    lines = []
+    for mode, of_mode in points.items():
+        nfe, peak_mib, tolerances = zip(*sorted(of_mode), strict=True)
+        lines.append(Line(mode, np.array(nfe), np.array(peak_mib), point_labels=tolerances))
+    panel = Panel("Memory of one training step, by tolerance", "forward NFE per step", "peak memory (MiB)", lines)
+    comparison_figure([panel._replace(x_log=False, y_log=False)]).savefig(PICTURES / "memory.png", dpi=150)
 
 
 def main() -> None:

@@ -6,9 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from odebench.bench.libraries import LIBRARIES, installed_version
+from odebench.console import aligned
 from odebench.errors import UsageError
-from odebench.plots.solver import work_precision
+from odebench.plots.comparison import Line, Panel, comparison_figure
 from odebench.record import manifest
 from odebench.record.files import write_json
 
@@ -34,6 +37,16 @@ COLUMNS = {
     "peak_mib": ("PEAK MIB", ".3g"),
     "operations_per_step": ("OPS/STEP", ".0f"),
     "synchronisations_per_step": ("SYNCS/STEP", ".1f"),
+}
+NUM_WORDS = 3  # columns before the first number
+# Labels of the work-precision figures: sums of columns, and columns.
+FIGURE_COSTS = {
+    "median time (ms)": ("time_median_ms",),
+    "NFE, forward + backward": ("nfe_forward", "nfe_backward"),
+}
+FIGURE_ERRORS = {
+    "state_error": "relative error of the states",
+    "parameter_gradient_error": "relative error of the parameters' gradient",
 }
 # Columns for some cases only: with per-sample steps an evaluation may be of some of the rows.
 ONLY_FOR = {"rows_forward": ("mixed",)}
@@ -131,12 +144,10 @@ def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str]) -> I
     """One table per group, below the case's description. descriptions: case -> description."""
     for (case, family, tol), group in groups(rows).items():
         names = [name for name in COLUMNS if case in ONLY_FOR.get(name, (case,))]
-        lines = [[_cell(row, name) for name in names] for row in group]
-        # Leave out columns without a number.
-        kept = [i for i in range(len(names)) if any(line[i] != "-" for line in lines)]
-        header = [COLUMNS[names[i]][0] for i in kept]
-        table = _aligned([header, *([line[i] for i in kept] for line in lines)])
-        yield f"{case}: {descriptions[case]}\n{family}, tol {tol:g}\n{table}"
+        columns = [[COLUMNS[name][0], *(_cell(row, name) for row in group)] for name in names]
+        columns = [column for column in columns if any(text != "-" for text in column[1:])]  # without a number
+        lines = aligned([*zip(*columns, strict=True)], numeric=range(NUM_WORDS, len(columns)))
+        yield "\n".join([f"{case}: {descriptions[case]}", f"{family}, tol {tol:g}", *lines])
 
 
 def _cell(row: Row, name: str) -> str:
@@ -154,21 +165,9 @@ def _cell(row: Row, name: str) -> str:
     return f"{value:,.0f}" if form == ".3g" and abs(value) >= 1000 else text
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Align words to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    words = [all(not row[i][:1].isdigit() and row[i] != "-" for row in rows[1:]) for i in range(len(widths))]
-    return "\n".join(
-        "  ".join(
-            entry.ljust(width) if left else entry.rjust(width)
-            for entry, width, left in zip(row, widths, words, strict=True)
-        ).rstrip()
-        for row in rows
-    )
-
-
 def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Save a work-precision figure for each case and family with two tolerances or more."""
+    """Save a work-precision figure for each case and family with two tolerances or more: error against time and against
+    NFE, one line per library along its tolerances."""
     figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         several = len({other["method"] for other in rows if other["work"] == row["work"]}) > 1
@@ -176,14 +175,24 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
         label = " ".join(filter(None, [*words, row["method"] if several else ""]))
         figures.setdefault((row["work"], row["family"]), {}).setdefault(label, []).append(row)
     written = []
-    for (case, family), lines in figures.items():
-        if max(len(line) for line in lines.values()) < 2:
+    for (case, family), by_label in figures.items():
+        if max(map(len, by_label.values())) < 2:
             continue
         error = "state_error" if family == "forward" else "parameter_gradient_error"
-        path = folder / f"{case}_{family.replace(' ', '_')}.png"
-        work_precision(lines, error, f"{case}, {family}").savefig(path, dpi=150)
-        written.append(path)
+        panels = []
+        for x, costs in FIGURE_COSTS.items():
+            lines = [work_precision_line(label, of_label, costs, error) for label, of_label in by_label.items()]
+            panels.append(Panel(f"{case}, {family}", x, FIGURE_ERRORS[error], lines, x_log=True, y_log=True))
+        written.append(folder / f"{case}_{family.replace(' ', '_')}.png")
+        comparison_figure(panels).savefig(written[-1], dpi=150)
     return written
+
+
+def work_precision_line(label: str, rows: Sequence[Row], costs: Sequence[str], error: str) -> Line:
+    """`error` against the sum of the columns `costs`, in the order of the rows; values that are not positive are
+    omitted."""
+    points = np.array([(sum(row[cost] or 0 for cost in costs), row[error] or 0) for row in rows], dtype=float)
+    return Line(label, *np.where(points > 0, points, np.nan).T)
 
 
 def versions_line(names: Sequence[str]) -> str:

@@ -70,25 +70,6 @@ def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
     return figure
 
 
-def accuracy_against_time(runs: Mapping[str, Sequence[Row]], tag: str = "val/accuracy") -> Figure:
-    """Accuracy against minutes of training, one line per run. runs: label -> rows of its metrics."""
-    figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.8)
-    for index, (label, rows) in enumerate(runs.items()):
-        seconds, percent = _points(rows, "elapsed_s", _Curve(tag, label, "", 100.0))
-        axes.plot(
-            seconds / 60,
-            percent,
-            color=style.colour(index),
-            marker=style.marker(index),
-            markersize=4,
-            linewidth=style.LINE_PT,
-            label=label,
-        )
-    split = {"val": "validation", "test": "test", "train": "training"}.get(tag.partition("/")[0], tag)
-    style.style_axes(axes, "Accuracy against training time", "time (min)", f"{split} accuracy (%)", bool(runs))
-    return figure
-
-
 def _draw_panel(axes: Axes, panel: _CurvePanel, rows: Sequence[Row]) -> None:
     drawn = [(curve, *_points(rows, "step", curve)) for curve in panel.curves]
     drawn = [one for one in drawn if one[1].size]

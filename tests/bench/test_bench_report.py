@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from odebench.bench import report
@@ -98,3 +99,18 @@ def test_a_figure_is_drawn_where_there_are_two_tolerances(tmp_path):
     rows = [row("odebench", 2.0), row("odebench", 3.0, tol=1e-6, state_error=1e-7), row("scipy", 3.0, case="mlp")]
     assert [path.name for path in report.save_figures(tmp_path, rows)] == ["tiny_forward.png"]
     assert (tmp_path / "tiny_forward.png").stat().st_size > 1000
+
+
+def test_lines_follow_the_tolerances_and_omit_values_that_are_not_positive():
+    of_each = ((3.0, 50, 1e-5, 20), (1.0, 26, 1e-3, None), (2.0, None, 1e-2, None), (4.0, 60, float("nan"), 0),
+               (5.0, 70, 0.0, 0), (6.0, 80, None, 0))  # fmt: skip
+    rows = [
+        {"time_median_ms": time_ms, "nfe_forward": forward, "nfe_backward": backward, "state_error": error}
+        for time_ms, forward, error, backward in of_each
+    ]
+    for x, expected in (
+        ("median time (ms)", [(3.0, 1e-5), (1.0, 1e-3), (2.0, 1e-2)]),
+        ("NFE, forward + backward", [(70, 1e-5), (26, 1e-3)]),
+    ):
+        line = report.work_precision_line("one", rows, report.FIGURE_COSTS[x], "state_error")
+        assert [point for point in zip(line.x, line.y, strict=True) if np.isfinite(point).all()] == expected

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from odebench.plots import style
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.curves import accuracy_against_time, training_curves
-from odebench.plots.solver import memory_against_nfe, step_sizes
+from odebench.plots.curves import training_curves
+from odebench.plots.solver import step_sizes
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -68,12 +68,6 @@ def test_a_running_mean_stays_within_the_curve_and_keeps_a_constant():
     assert smooth[:, 1].max() <= 120
 
 
-def test_time_is_in_minutes():
-    (axes,) = accuracy_against_time({"odenet": ROWS, "resnet": ROWS[-1:]}).axes
-    assert lines(axes) == {"odenet": [(5.0, 50.0), (10.0, 90.0)], "resnet": [(10.0, 90.0)]}
-    assert axes.get_xlabel() == "time (min)"
-
-
 def test_a_confusion_matrix_shows_the_error_rate_and_each_count():
     figure = confusion_matrix(np.array([[90, 2], [0, 108]]))
     assert titles(figure)[0] == "Confusion: 2 of 200 wrong (1.00 %)"
@@ -81,17 +75,6 @@ def test_a_confusion_matrix_shows_the_error_rate_and_each_count():
     assert written == {((0, 0), "90"), ((1, 0), "2"), ((1, 1), "108")}
     with pytest.raises(ValueError, match="square"):
         confusion_matrix(np.zeros((2, 3)))
-
-
-def test_memory_has_one_line_per_mode_sorted_by_nfe_with_tolerance_labels():
-    rows = [
-        {"nfe/forward": 50, "memory/peak_mib": 30.0, "tol": 1e-4},
-        {"nfe/forward": 26, "memory/peak_mib": 20.0, "tol": 1e-3},
-    ]
-    (axes,) = memory_against_nfe({"backprop": rows, "adjoint": rows[:1]}).axes
-    assert lines(axes) == {"backprop": [(26, 20.0), (50, 30.0)], "adjoint": [(50, 30.0)]}
-    assert sorted(text.get_text() for text in axes.texts) == ["1e-3", "1e-4", "1e-4"]
-    assert axes.get_ylim()[0] == 0
 
 
 def test_steps_cover_the_time_they_take():
@@ -108,10 +91,8 @@ def test_steps_cover_the_time_they_take():
     [
         pytest.param(lambda: training_curves(ROWS, "title"), id="curves"),
         pytest.param(lambda: training_curves([]), id="no curves"),
-        pytest.param(lambda: accuracy_against_time({}), id="no runs"),
         pytest.param(lambda: confusion_matrix(np.zeros((3, 3), dtype=int)), id="no counts"),
         pytest.param(lambda: confusion_matrix(np.eye(30, dtype=int)), id="30"),
-        pytest.param(lambda: memory_against_nfe({}), id="no modes"),
         pytest.param(lambda: step_sizes([], []), id="no steps"),
         pytest.param(lambda: step_sizes([1.0, 0.5], [-0.5, -0.5]), id="back in time"),
     ],
