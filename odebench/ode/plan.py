@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.distributed import ProcessGroup
 
 from odebench.ode import control
@@ -12,6 +13,10 @@ from odebench.ode.methods import Method
 
 GridFunction = Callable[[list[float]], list[float]]
 """From the output times to the times at which fixed steps start and end, from the first to the last."""
+
+Corners = Callable[[list[float]], dict[float, int]]
+"""From the output times to points of the grid, each with the index of the output time that moves it. Points between two
+of them are at fixed fractions of the interval."""
 
 
 class TooManyStepsError(ValueError):
@@ -25,7 +30,7 @@ class SolvePlan:
     method: the description of the method.
     tolerance: of adaptive steps; None for fixed steps.
     grid: of fixed steps; None for adaptive ones.
-    grid_moves: whether the grid's points between two output times are at fixed fractions of the interval.
+    corners: which of the grid's points move with which output time; None if the grid is not known to move.
     first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
     max_steps: attempted steps, rejected ones included, between the first and the last time.
     min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
@@ -43,7 +48,7 @@ class SolvePlan:
     method: Method
     tolerance: control.Tolerance | None
     grid: GridFunction | None
-    grid_moves: bool = False
+    corners: Corners | None = None
     first_step: float | None = None
     max_steps: int = 100_000
     min_step: float = 0.0
@@ -81,3 +86,31 @@ def even_grid(step_size: float) -> GridFunction:
         return points
 
     return grid
+
+
+def corners_at_times(times: list[float]) -> dict[float, int]:
+    """The corners of a grid that divides each interval between two times evenly."""
+    return {time: i for i, time in enumerate(times)}
+
+
+def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
+    """Steps of the full size except the last one, computed in the dtype of the times."""
+
+    def grid(times: list[float]) -> list[float]:
+        sign = 1.0 if times[-1] > times[0] else -1.0
+        start, end = (torch.tensor(sign * time, dtype=dtype) for time in (times[0], times[-1]))
+        num_points = int(torch.ceil((end - start) / step_size + 1).item())
+        points = torch.arange(num_points, dtype=dtype) * step_size + start
+        return [times[0], *(sign * point for point in points[1:-1].tolist()), times[-1]]
+
+    return grid
+
+
+def corners_of_full_steps(grid: GridFunction) -> Corners:
+    """The corners of a ``grid_of_full_steps`` between two times: all points move with the first but the last."""
+
+    def corners(times: list[float]) -> dict[float, int]:
+        points = grid(times)
+        return {points[0]: 0, points[-2]: 0, points[-1]: 1}
+
+    return corners

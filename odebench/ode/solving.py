@@ -25,7 +25,7 @@ from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.noise import refuse_layers_in_training_mode
 from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows, unwrap_rows
-from odebench.ode.plan import SolvePlan, TooManyStepsError, even_grid
+from odebench.ode.plan import SolvePlan, TooManyStepsError, corners_at_times, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
@@ -64,9 +64,9 @@ def solve(
     y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device; complex states are
         solved as they are, states of half precision in float32, where only f sees half precision.
     t: [T] two or more times, strictly increasing or decreasing; a tensor that requires grad gets the gradient of the
-        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. Backprop over fixed steps of a
-        Runge-Kutta method gives that of the discrete solve, whose grid moves with t. Then f gets t with a graph:
-        ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without one.
+        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. Backprop over fixed steps
+        gives that of the discrete solve, whose grid moves with t; see ``grid_moves`` for exceptions. Then f gets t with
+        a graph: ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without one.
     args: may contain tuples, lists and dicts; the tensors in them get gradients.
     method: a name from ``METHODS`` or a method's description, such as a ``Tableau``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
@@ -244,7 +244,8 @@ def _with_fixed_steps(
         raise TooManyStepsError(
             f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
         )
-    return dataclasses.replace(plan, method=plan.method.for_fixed_steps(), tolerance=None, grid=grid, grid_moves=True)
+    method = plan.method.for_fixed_steps()
+    return dataclasses.replace(plan, method=method, tolerance=None, grid=grid, corners=corners_at_times)
 
 
 def check_plan(plan: SolvePlan) -> SolvePlan:

@@ -46,7 +46,7 @@ def odeint(
 
     func: takes t as a scalar tensor of the state's dtype and y as y0 is.
     y0: a tensor of any shape, or a tuple of them.
-    t: [T] times, strictly increasing or decreasing; may require a gradient.
+    t: [T] times, strictly increasing or decreasing; may require a gradient, see ``solve``.
     rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at most 1; of
         a tuple, the largest over its tensors. Numbers, tensors that broadcast to y0, or one per tensor of the tuple.
     method: a name from ``METHODS``; None is dopri5.

@@ -19,7 +19,14 @@ from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SCIPY_METHODS, SciPyMethod
 from odebench.ode.noise import warn_of_changing_layers
-from odebench.ode.plan import GridFunction, SolvePlan
+from odebench.ode.plan import (
+    Corners,
+    GridFunction,
+    SolvePlan,
+    corners_at_times,
+    corners_of_full_steps,
+    grid_of_full_steps,
+)
 from odebench.ode.problem import InitialValueProblem, check_state
 from odebench.ode.solving import check_plan
 
@@ -287,13 +294,16 @@ def _with_grid_options(
     interpolation = options.pop("interp", "linear")
     if interpolation not in ("linear", "cubic"):
         raise ValueError(f"Unknown interpolation method {interpolation}")
+    t = call_args[2]
     grid: GridFunction = list
+    corners: Corners | None = corners_at_times
     if step_size is not None:
-        grid = functools.partial(_stepped_grid, step_size=as_positive("step_size", step_size), dtype=call_args[2].dtype)
+        grid = grid_of_full_steps(as_positive("step_size", step_size), t.dtype)
+        corners = corners_of_full_steps(grid) if len(t) == 2 else None
     elif constructor is not None:
         if not callable(constructor):
             raise TypeError(f"grid_constructor must be a function (func, y0, t), got {short_repr(constructor)}")
-        grid = functools.partial(_constructed_grid, constructor=constructor, call_args=call_args)
+        grid, corners = functools.partial(_constructed_grid, constructor=constructor, call_args=call_args), None
     method = plan.method
     if isinstance(method, FixedOrderAdams):
         assert plan.tolerance is not None
@@ -306,7 +316,7 @@ def _with_grid_options(
         method=method.for_fixed_steps(),
         tolerance=None,
         grid=grid,
-        grid_moves=grid is list,
+        corners=corners,
         max_steps=2**31 - 1,
         interpolation=interpolation,
         one_sided=bool(options.pop("perturb", False)),
@@ -328,15 +338,6 @@ def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], toleran
     return dataclasses.replace(
         method, order=order, start="growing", rtol=rtol, atol=atol, max_iters=max_iters, lenient=True
     )
-
-
-def _stepped_grid(times: list[float], *, step_size: float, dtype: torch.dtype) -> list[float]:
-    """Steps of the full size except the last one, computed in the dtype of the times."""
-    sign = 1.0 if times[-1] > times[0] else -1.0
-    start, end = (torch.tensor(sign * time, dtype=dtype) for time in (times[0], times[-1]))
-    num_points = int(torch.ceil((end - start) / step_size + 1).item())
-    points = torch.arange(num_points, dtype=dtype) * step_size + start
-    return [times[0], *(sign * point for point in points[1:-1].tolist()), times[-1]]
 
 
 def _constructed_grid(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.moving_grid import MovingGrid, grid_moves
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
-from odebench.ode.methods.steppers import Field
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 
@@ -28,8 +27,8 @@ class Backprop:
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, with their graph."""
-        field: Field = problem
-        if grid_moves(problem, plan, detector):
-            field = grid = MovingGrid(problem, plan.stop_times(problem.times[0], problem.times[-1]))
-            observers = (*observers, grid)
-        return integrate(field, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector)
+        y0, times, stats = problem.y0, problem.times, problem.stats
+        if not grid_moves(problem, plan, detector):
+            return integrate(problem, y0, times, plan, stats, observers=observers, detector=detector)
+        grid = MovingGrid(problem, plan)
+        return integrate(grid, y0, times, plan, stats, observers=(*observers, grid), stepper=grid.stepper)

@@ -1,19 +1,16 @@
-"""The gradient of fixed steps with respect to output times: the grid between two of them moves with both.
+"""The gradient of fixed steps with respect to output times, which move the grid.
 
-The solve keeps its own time s, whose grid is fixed, and f gets t = tau(s), linear between two output times. Steps of
-dy/ds = tau'(s) f(tau(s), y) on the fixed grid are those of dy/dt = f(t, y) on the grid that moves, so that autograd
-gives the derivative of the discrete solve. In value tau(s) = s and tau' = 1: no state changes.
+The solve keeps its own time s, whose grid is fixed, and f gets t = tau(s), linear between the corners of the grid.
+Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid are those of dy/dt = f(t, y) on the grid that moves, so that
+autograd gives the derivative of the discrete solve. In value tau(s) = s and tau' = 1: no state changes.
 """
-
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import Observer
-from odebench.ode.methods import Method, Tableau
-from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.reversible import ReversibleRungeKutta
+from odebench.ode.methods.adams import FixedOrderAdams
+from odebench.ode.methods.steppers import SlopeKeeper, make_stepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.torch_func import needs_derivative
@@ -22,53 +19,49 @@ from odebench.ode.torch_func import needs_derivative
 def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDetector | None) -> bool:
     """Whether backpropagation through ``MovingGrid`` gives the gradient with respect to times.
 
-    Not for jumps, events and dense output, which are located in s.
+    Not for events and dense output, which are located in s, nor for Adams methods over several intervals between
+    corners: the weights of slopes from another interval would move too.
     """
-    if not plan.grid_moves or not needs_derivative(problem.t) or detector is not None:
+    if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
         return False
-    return _restarts_at_each_step(plan.method) and not (plan.one_sided or plan.dense or plan.compile)
-
-
-def _restarts_at_each_step(method: Method) -> bool:
-    """Whether a step uses no slope of the one before, whose tau' may be another."""
-    if isinstance(method, ImplicitTableau):
-        return method.a[0][0] != 0
-    return isinstance(method, Tableau | ReversibleRungeKutta)
+    one_interval = len({*plan.corners(problem.times), *plan.stop_times(problem.times[0], problem.times[-1])}) == 2
+    return one_interval or not isinstance(plan.method, FixedOrderAdams)
 
 
 class MovingGrid(Observer):
     """The field tau'(s) f(tau(s), y) of a problem; observes the steps to know the interval that they are in.
 
-    stops: further times that a step ends at, which do not move.
+    stepper: of the plan's method, with this field.
     """
 
-    def __init__(self, problem: InitialValueProblem, stops: Sequence[float]) -> None:
+    def __init__(self, problem: InitialValueProblem, plan: SolvePlan) -> None:
+        assert plan.corners is not None
         self._problem = problem
+        self.time_tensors = problem.time_tensors
+        start, end = problem.times[0], problem.times[-1]
         shifts = (problem.t - problem.t.detach()).to(problem.y0.device, problem.time_dtype)
-        moving = dict(zip(problem.times, shifts.unbind(), strict=True))
-        self._times = sorted({*problem.times, *stops}, reverse=problem.times[-1] < problem.times[0])
-        self._shifts = [moving.get(time, shifts.new_zeros(())) for time in self._times]
+        moving = {corner: shifts[i] for corner, i in plan.corners(problem.times).items()}
+        self._corners = sorted({*moving, *plan.stop_times(start, end)}, reverse=end < start)
+        self._shifts = [moving.get(corner, shifts.new_zeros(())) for corner in self._corners]
         self._enter(0)
+        direction = plan.time_direction(start, end)
+        self.stepper = make_stepper(plan.method, self, problem.y0, one_sided=direction, stats=problem.stats)
 
     def _enter(self, interval: int) -> None:
         self._interval = interval
-        (self._start, self._end), shifts = self._times[interval : interval + 2], self._shifts[interval : interval + 2]
-        self._start_shift, self._difference = shifts[0], shifts[1] - shifts[0]
-        self._slope = 1 + self._difference / (self._end - self._start)
+        self._start, self._end = self._corners[interval : interval + 2]
+        self._shift = self._shifts[interval]
+        self._rate = (self._shifts[interval + 1] - self._shift) / (self._end - self._start)
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """A step that ends an interval is followed by one of the next."""
-        if abs(t + h - self._end) < 0.5 * abs(h) and self._interval < len(self._times) - 2:
+        if abs(t + h - self._end) < 0.5 * abs(h) and self._interval < len(self._corners) - 2:
+            before = 1 + self._rate
             self._enter(self._interval + 1)
-
-    def time_tensors(self, times: Sequence[float]) -> list[Tensor]:
-        """tau at the times of stages, as f gets them."""
-        thetas = [(time - self._start) / (self._end - self._start) for time in times]
-        tensors = self._problem.time_tensors(times)
-        return [
-            time + self._start_shift + theta * self._difference for time, theta in zip(tensors, thetas, strict=True)
-        ]
+            if isinstance(self.stepper, SlopeKeeper):
+                self.stepper.scale_slope((1 + self._rate) / before)
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """tau' f(t, y) [N]."""
-        return self._problem(t, y, in_result, out) * self._slope
+        """tau' f(tau, y) [N] at s = t."""
+        moved = t + (self._shift + (t - self._start) * self._rate)
+        return self._problem(moved, y, in_result, out) * (1 + self._rate)

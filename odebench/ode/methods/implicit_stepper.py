@@ -123,6 +123,10 @@ class ImplicitRungeKuttaStepper:
         self._slope = self._w[-1] / h if self._method.stiffly_accurate else self._end
         self._blocks = None
 
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply the stages, the last of which may be the next slope."""
+        self._w = self._w * factor
+
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
         """List of (weight, time, state [N]); the sum of weight g(time, state) is the method's integral of g over the
         last attempt."""

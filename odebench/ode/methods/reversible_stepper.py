@@ -140,6 +140,10 @@ class AsynchronousLeapfrogStepper:
         """Linear, or cubic Hermite with the velocities as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._auxiliary, self.auxiliary_next], interpolation)
 
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply v'."""
+        self.auxiliary_next = self.auxiliary_next * factor
+
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """v = v'."""
         if self._drift is not None and self._drift.exceeds(self.error(), y_next, None):
@@ -194,6 +198,10 @@ class ReversibleHeunStepper:
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with f(t, x) as slopes."""
         return _hermite(t, t_next - t, y, y_next, [self._slope, self._slope_next], interpolation)
+
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply f(t + h, x')."""
+        self._slope_next = self._slope_next * factor
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """x = x'."""

@@ -90,6 +90,14 @@ class VariableOrderStepper(Protocol):
         """
 
 
+@runtime_checkable
+class SlopeKeeper(Protocol):
+    """A stepper whose steps use a slope of the step before."""
+
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply the slope that the last attempt leaves, before ``accept``."""
+
+
 STEPPERS: dict[type, Callable[..., Any]] = {
     Tableau: ExplicitRungeKuttaStepper,
     ReversibleRungeKutta: ReversibleRungeKuttaStepper,
