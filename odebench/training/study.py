@@ -33,6 +33,7 @@ from odebench.training.trained_run import (
     append_evaluation,
     load_run,
     read_trained_run,
+    seeded,
     with_evaluation_solver,
 )
 
@@ -129,7 +130,9 @@ class ReferenceModel:
     def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
         """Compute the metrics of a row."""
         task = run.task
-        metrics: dict[str, Any] = _training_solver(run.settings) | dict(task.evaluate(split))
+        metrics: dict[str, Any] = _training_solver(run.settings)
+        with seeded(run):
+            metrics |= task.evaluate(split)
         model_outputs = task_outputs(task, split, self._num)
         started = time.perf_counter()
         _ = task_outputs(task, split, self._num).sum().item()  # synchronises with the device

@@ -1,12 +1,13 @@
 """Use trained runs: load, evaluate, predict, sample."""
 
+import contextlib
 import csv
 import io
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ def _warn_about_leakage(trained: str, requested: str) -> None:
         log.warning(line, requested, trained)
 
 
+@contextlib.contextmanager
+def seeded(run: TrainedRun) -> Iterator[None]:
+    """Draw the random numbers of the block, such as the noise of Hutchinson's trace, from the run's seed, so that it
+    gives the same results each time; then restore the caller's random states."""
+    device = next(run.task.model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(run.settings.seed)
+        yield
+
+
 def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
     """Load a run, and warn about each override that has no effect."""
     run = load_run(path, overrides)
@@ -156,7 +167,8 @@ def evaluate_run(
     run = _load_and_warn(path, overrides)
     if limit is not None:
         run.task.limit_split(split, limit)
-    metrics = run.task.evaluate(split)
+    with seeded(run):
+        metrics = run.task.evaluate(split)
     rows = [("run", describe_settings(with_evaluation_solver(run.settings)))]
     rows += [(f"{split} {name}", text) for name, text in run.task.format_metrics(metrics)]
     if "nfe" in metrics:
@@ -195,7 +207,9 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
     """Write a finished run's predictions for each sample of a split as CSV, to a new file or to stdout."""
     if output is not None:
         check_file_can_be_made(output, f"--output {output}")
-    columns = _load_and_warn(path, overrides).task.predict(split)
+    run = _load_and_warn(path, overrides)
+    with seeded(run):
+        columns = run.task.predict(split)
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)

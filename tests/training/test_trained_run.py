@@ -212,6 +212,24 @@ def test_load_run_does_not_change_the_callers_random_state(run):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_evaluations_of_an_estimated_trace_are_reproducible_by_the_seed(finished, tmp_path, monkeypatch):
+    """The noise of Hutchinson's trace is drawn from torch's global random state."""
+    monkeypatch.setattr("odebench.tasks.density.EXACT_TRACE_LIMIT", 1)
+    small = ["model.dims=[4]", "trainer.iterations=2", "trainer.batch_size=8", "trainer.eval_batch_size=500"]
+    run = finished("model=ffjord", "model.trace=hutchinson", "tol=1e-2", *small)
+    state = torch.get_rng_state()
+    for words in [], [], ["seed=7"], ["tol=1e-1,1e-2"], ["tol=1e-1,1e-2"]:
+        assert main(["eval", str(run), *words, "split=test"]) == 0
+    first, again, other, *study = [(line["nll_nats"], line["trace_std_nats"]) for line in evaluations(run)]
+    assert first == again != other
+    assert study[:2] == study[2:]
+    paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path in paths:
+        assert main(["predict", str(run), "--output", str(path)]) == 0
+    assert paths[0].read_text() == paths[1].read_text()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_predict_writes_a_row_for_each_image(run, tmp_path, capsys):
     target = tmp_path / "predictions.csv"
     assert main(["predict", str(run), "split=test", "--output", str(target)]) == 0
