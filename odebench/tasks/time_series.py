@@ -129,10 +129,11 @@ class TimeSeriesTask:
         batch = SeriesTrainingBatch(*split.inputs_and_targets(chosen), noise, self._kl_weight(epoch))
         if not self._loss_options.get("consistency", 0.0):
             return batch
-        times, latest = batch.targets.times, MAX_CONSISTENCY_FRACTION * self._data.span
+        times, latest = batch.targets.times.cpu(), MAX_CONSISTENCY_FRACTION * self._data.span
         num_before = int((times < latest * torch.rand((), generator=generator).item()).sum())
         since = times[min(num_before, len(times) - 1)].item()
-        num_compared = int(_observed_from(batch.inputs, since).sum())
+        is_later = batch.inputs.times >= since
+        num_compared = int((batch.inputs.mask & is_later.unsqueeze(1)).any((1, 2)).sum())
         return dataclasses.replace(batch, consistency_time=since, num_compared=num_compared)
 
     def loss(self, batch: SeriesTrainingBatch) -> Loss:
@@ -276,15 +277,17 @@ class TimeSeriesTask:
         """Compute the negative log-probability of the forecast's states at `start` under the encoder given the later
         inputs, averaged over the series with such inputs (0 if there are none); return also the encoder's solves."""
         assert forecast.latents is not None
-        inputs, column = batch.inputs, int((batch.targets.times < start).sum())
-        later, has_inputs = inputs.times >= start, _observed_from(inputs, start)
-        if not has_inputs.any():
+        inputs = batch.inputs
+        num_before = [(series.times < start).sum() for series in (inputs, batch.targets)]
+        first, column = torch.stack(num_before).tolist()
+        rows = inputs.mask[:, first:].any((1, 2)).nonzero().squeeze(1)
+        if not len(rows):
             return inputs.times.new_zeros(()), ()
-        values, mask = (part[has_inputs][:, later] for part in (inputs.values, inputs.mask))
-        later_inputs = SeriesBatch(inputs.times[later] - start, values, mask, None)
+        values, mask = (part[rows, first:] for part in (inputs.values, inputs.mask))
+        later_inputs = SeriesBatch(inputs.times[first:] - start, values, mask, None)
         posterior, solves = model.encoder(later_inputs, self._solve)
-        term = negative_log_posterior(posterior, forecast.latents[:, has_inputs, column, : model.latent_dim])
-        return term * (int(has_inputs.sum()) / batch.num_compared), solves
+        term = negative_log_posterior(posterior, forecast.latents[:, rows, column, : model.latent_dim])
+        return term * (len(rows) / batch.num_compared), solves
 
     def _sums(self, model: Any, forecast: Forecast, targets: SeriesBatch) -> Sums:
         errors = {} if forecast.values is None else error_sums(forecast.values, targets)
@@ -334,11 +337,6 @@ class TimeSeriesTask:
 
     def _batches(self, split: str) -> Iterator[Tensor]:
         yield from torch.arange(self._counts[split], device=self._device).split(self._eval_batch_size)
-
-
-def _observed_from(series: SeriesBatch, start: float) -> Tensor:
-    """Whether anything was observed at a time or later, by series: bool [B]."""
-    return series.mask[:, series.times >= start].any((1, 2))
 
 
 def _data_properties(data: SeriesData) -> dict[str, Any]:

@@ -36,6 +36,7 @@ WAITING = {
     "linalg_solve",
     "masked_select",
     "nonzero",
+    "repeat_interleave",
     "unique_dim",
     "_unique2",
 }
@@ -109,8 +110,8 @@ class Accelerator(TorchDispatchMode):
             target_there, source_there = on_device
             queued = (*args, *kwargs.values())[2:] == (True,)
         elif name in MIXING:
-            masks = [x for x in tensors[1:] if x.dtype == torch.bool]
-            if on_device[0] and masks and name == "index":
+            masks = [x for x in args[1] if x is not None and x.dtype == torch.bool]
+            if on_device[0] and masks:  # the host needs to know how many elements a mask selects
                 self.reads[_place()] += 1
             source_there, target_there, queued = all(on_device), on_device[0], False
         else:
@@ -152,7 +153,7 @@ def _run(func, args, kwargs):
     if generator is not None and result_there and generator.device.type != NAME:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
     held = {id(x.values_on_cpu): x for x in there}
-    result = func(*tree_map(_values, args), **tree_map(_values, kwargs))
+    result = FUSED.get(func, func)(*tree_map(_values, args), **tree_map(_values, kwargs))
     if torch.Tag.inplace_view in func.tags and there:
         with no_dispatch():  # the tensor on the device gets the new shape, too
             func(*args, **kwargs)
@@ -163,6 +164,33 @@ def _run(func, args, kwargs):
         return held.get(id(x)) if id(x) in held else DeviceTensor(x)
 
     return tree_map(wrap, result)
+
+
+def _gru_cell(input_gates, hidden_gates, hidden, input_bias=None, hidden_bias=None):
+    """The hidden state of a GRU after a step, and what its backward pass needs."""
+    if input_bias is not None:
+        input_gates, hidden_gates = input_gates + input_bias, hidden_gates + hidden_bias
+    (input_reset, input_update, input_new), (reset, update, new) = (x.chunk(3, 1) for x in (input_gates, hidden_gates))
+    reset, update = torch.sigmoid(input_reset + reset), torch.sigmoid(input_update + update)
+    candidate = torch.tanh(input_new + reset * new)
+    return candidate + update * (hidden - candidate), torch.cat((reset, update, candidate, hidden, new), 1)
+
+
+def _gru_cell_backward(grad, workspace, has_bias):
+    """The gradients with respect to the arguments of ``_gru_cell``."""
+    reset, update, candidate, hidden, new = workspace.chunk(5, 1)
+    grad_update = grad * (hidden - candidate) * update * (1 - update)
+    grad_new = grad * (1 - update) * (1 - candidate.square())
+    grad_reset = grad_new * new * reset * (1 - reset)
+    gates = [torch.cat((grad_reset, grad_update, g), 1) for g in (grad_new, grad_new * reset)]
+    return *gates, grad * update, *(g.sum(0) if has_bias else None for g in gates)
+
+
+# Operations that accelerators have and the CPU lacks.
+FUSED = {
+    torch.ops.aten._thnn_fused_gru_cell.default: _gru_cell,
+    torch.ops.aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,
+}
 
 
 def _check_mixed(func, tensors):

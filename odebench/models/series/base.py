@@ -68,9 +68,13 @@ def apply_head(head: nn.Module | None, states: Tensor, requested: Tensor | None)
     """
     if head is None:
         return None
-    if requested is None or bool(requested.all()):
+    if requested is None:
         return head(states)
-    outputs = head(states[:, requested])
+    # Indices in place of the mask: each use of a mask would wait for a GPU, and so would those in the backward pass.
+    series, columns = requested.nonzero(as_tuple=True)
+    if len(series) == requested.numel():
+        return head(states)
+    outputs = head(states[:, series, columns])
     padded = outputs.new_zeros(*states.shape[:3], outputs.shape[-1])
-    padded[:, requested] = outputs
+    padded[:, series, columns] = outputs
     return padded
