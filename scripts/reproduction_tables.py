@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import results
 from formatting import markdown, milliseconds, scientific
 
-from odebench.reporting.table import display_scale, format_number
+from odebench.reporting.table import display_scale, format_value
 from odebench.reproduce.catalogue import find_reproduction
 
 # A row of a file that `odebench reproduce` wrote.
@@ -112,7 +112,7 @@ def format_result(number: str, value: str | None, std: str | None = None) -> str
     """Format a result as `odebench reproduce` prints it."""
     if not value:
         return "–"
-    return format_number(display_scale(number) * float(value), display_scale(number) * float(std or "nan"))
+    return format_value(number, float(value), float(std or "nan"))
 
 
 def short_verdict(its: dict[str, Row]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,6 +43,19 @@ class Line(NamedTuple):
     y: np.ndarray
     y_error: np.ndarray | None = None
     point_labels: Sequence[str] = ()
+
+    def finite(self) -> "Line":
+        """The line without points that are not finite."""
+        x, y = np.asarray(self.x, dtype=float), np.asarray(self.y, dtype=float)
+        kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        y_error = None if self.y_error is None else np.nan_to_num(np.asarray(self.y_error, dtype=float)[kept])
+        point_labels = [label for i, label in enumerate(self.point_labels) if i in set(kept)]
+        return Line(self.label, x[kept], y[kept], y_error, point_labels)
+
+
+def num_points(lines: Iterable[Line]) -> int:
+    """The number of finite points of lines."""
+    return sum(len(line.finite().x) for line in lines)
 
 
 class ReferenceLine(NamedTuple):
@@ -86,10 +99,11 @@ def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
     tolerances do.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
-    style_indices = {label: index for index, label in enumerate(dict.fromkeys(_labels(panels)))}
+    labels = dict.fromkeys(line.label for panel in panels for line in panel.lines)
+    style_indices = {label: index for index, label in enumerate(labels)}
     drawn: set[str] = set()
     for panel, axes in zip(panels, all_axes, strict=True):
-        lines = list(filter(_has_points, map(_finite, panel.lines)))
+        lines = [line for line in map(Line.finite, panel.lines) if len(line.x)]
         shown = _visible_reference_lines(panel, lines)
         drawn |= {reference.label for reference in shown}
         total = sum(len(line.x) for line in lines)
@@ -102,23 +116,6 @@ def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
         style.style_axes(axes, textwrap.fill(panel.title, MAX_TITLE_LETTERS), panel.x, panel.y)
     style.legend_below(figure, _sources(panels, drawn))
     return figure
-
-
-def _labels(panels: Sequence[Panel]) -> list[str]:
-    return [line.label for panel in panels for line in panel.lines]
-
-
-def _finite(line: Line) -> Line:
-    """The line without points that are not finite."""
-    x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
-    kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    y_error = None if line.y_error is None else np.nan_to_num(np.asarray(line.y_error, dtype=float)[kept])
-    point_labels = [label for i, label in enumerate(line.point_labels) if i in set(kept)]
-    return Line(line.label, x[kept], y[kept], y_error, point_labels)
-
-
-def _has_points(line: Line) -> bool:
-    return len(line.x) > 0
 
 
 def _visible_reference_lines(panel: Panel, lines: Sequence[Line]) -> list[ReferenceLine]:

@@ -1,27 +1,27 @@
 """Results of `odebench eval` as lines of a figure, and Figure 3 of Chen et al. 2018."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from odebench.plots.comparison import Line, Panel, comparison_figure
+from odebench.plots.comparison import Line, Panel
 from odebench.record import layout
 from odebench.reporting.lines import (
-    MissingDataError,
-    finite_points,
     group_label,
     join_nonempty,
     label_keys,
     mean_curves,
     named_groups,
     nfe_ratio_lines,
-    num_points,
     positive_only,
     require_points,
 )
+from odebench.reporting.panels import draw_panels
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_evaluations, read_rows
 
+TOLERANCE = "tolerance (rtol = atol)"
 # Error of the output, relative to a solve at a much smaller tolerance.
 OUTPUT_ERROR = "output_error"
 # Errors of a training step's gradient -> axis label with the reference.
@@ -84,22 +84,14 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
     for group in collection.groups:
         for run in _evaluated(group):
             for error in GRADIENT_ERRORS:
-                lines = _evaluation_curves(run, _mode_and_solver, "step_tol", error)
+                lines = _evaluation_curves(run, "{gradient}, {step_solver}".format_map, "step_tol", error)
                 found.setdefault((group_label(group, keys), error), []).extend(positive_only(lines))
+    options: dict[str, Any] = {"x_log": True, "y_log": True, "x_descending": True}
     panels = [
-        Panel(f"Gradient, {title}".removesuffix(", "), "tolerance (rtol = atol)", GRADIENT_ERRORS[error], lines)
+        Panel(f"Gradient, {title}".removesuffix(", "), TOLERANCE, GRADIENT_ERRORS[error], lines, **options)
         for (title, error), lines in found.items()
-        if sum(map(num_points, lines)) > 1
     ]
-    if not panels:
-        raise MissingDataError
-    panels = [panel._replace(x_log=True, y_log=True, x_descending=True) for panel in panels]
-    return comparison_figure(panels, columns=len(GRADIENT_ERRORS))
-
-
-def _mode_and_solver(row: Row) -> str:
-    """Label of an evaluation's training step."""
-    return f"{row['gradient']}, {row['step_solver']}"
+    return draw_panels(panels, columns=len(GRADIENT_ERRORS))
 
 
 def figure3(collection: RunCollection) -> Figure:
@@ -111,7 +103,7 @@ def figure3(collection: RunCollection) -> Figure:
         return [one for label, run in runs for one in lines_by_solver(label, run, y, x)]
 
     forward, backward = "forward NFE of a training step", positive_only(lines("nfe_backward", "nfe_forward"))
-    least = min((finite_points(one)[0].min(initial=np.inf) for one in backward), default=1.0)
+    least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
     over, x = _over_training(collection)
     panels = [
         Panel(
@@ -139,7 +131,7 @@ def figure3(collection: RunCollection) -> Figure:
         ),
         Panel("(d) NFE over training", x, forward, over, as_curves=True, x_log=False, y_log=False),
     ]
-    return comparison_figure([panel for panel in panels if sum(map(num_points, panel.lines)) > 1], columns=2)
+    return draw_panels(panels, columns=2)
 
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
-from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot
+from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot, num_points
 from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.reporting.evaluations import (
     OUTPUT_ERROR,
+    TOLERANCE,
     evaluated_runs,
     figure3,
     gradient_against_tolerance,
@@ -22,13 +23,11 @@ from odebench.reporting.evaluations import (
 from odebench.reporting.lines import (
     RESOLUTION_KEYS,
     MissingDataError,
-    finite_points,
     join_nonempty,
     make_line,
     mean_curves,
     named_groups,
     nfe_ratio_lines,
-    num_points,
     pareto_front,
     positive_only,
     published_lines,
@@ -42,7 +41,6 @@ from odebench.reporting.panels import (
     data_name,
     draw_panels,
     lines_by_panel,
-    num_panel_points,
     panel_key_function,
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
@@ -55,7 +53,6 @@ COSTS = {
     "time": ("final/minutes", "training time (min)"),
     "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
 }
-TOLERANCE = "tolerance (rtol = atol)"
 # Model -> its size setting in Figure 4 of Chen et al. 2018, and its label.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 
@@ -98,7 +95,7 @@ def _result_against(cost: str) -> Callable[[RunCollection], Figure]:
         found, are_lines = lines_by_panel(collection, panel_key_function(collection))
         panels = [_result_panel(collection, *item, cost, are_lines) for item in found.items()]
         # A single point is useful beside other panels or a published value.
-        return draw_panels(panels, min_points=1 if sum(map(num_panel_points, panels)) > 1 else 2)
+        return draw_panels(panels, min_points=1 if sum(num_points(panel.lines) for panel in panels) > 1 else 2)
 
     return draw
 
@@ -191,7 +188,7 @@ def _nfe_against_tolerance(collection: RunCollection) -> Figure:
     if len(collection.groups) <= MAX_LINES:
         after = [one for label, run in evaluated_runs(collection) for one in lines_by_solver(label, run, "nfe")]
         panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
-    panels = [panel for panel in panels if len({x for one in panel.lines for x in finite_points(one)[0]}) > 1]
+    panels = [panel for panel in panels if len({x for one in panel.lines for x in one.finite().x}) > 1]
     if not panels:
         raise MissingDataError
     return comparison_figure([panel._replace(x_log=True, x_descending=True) for panel in panels])
@@ -238,12 +235,11 @@ def _nfe_over_training(collection: RunCollection) -> Figure:
     rows = {label: [read_rows(run) for run in group.runs] for label, group in named_groups(collection)}
     panels = []
     for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
-        lines = positive_only(mean_curves(rows, tag))
-        if any(map(num_points, lines)):
-            panels.append(Panel(f"{way} NFE over training", "optimiser step", "NFE of a training step", lines))
-    if not panels:
-        raise MissingDataError
-    return comparison_figure([panel._replace(as_curves=True, x_log=False, y_log=False) for panel in panels])
+        title, lines = f"{way} NFE over training", positive_only(mean_curves(rows, tag))
+        panels.append(
+            Panel(title, "optimiser step", "NFE of a training step", lines, as_curves=True, x_log=False, y_log=False)
+        )
+    return draw_panels(panels, min_points=1)
 
 
 def _memory_against_depth(collection: RunCollection) -> Figure:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 import numpy as np
 
 from odebench.errors import UsageError
-from odebench.plots.comparison import MAX_LINES, Line, ReferenceLine
+from odebench.plots.comparison import MAX_LINES, Line, ReferenceLine, num_points
 from odebench.plots.curves import SMOOTH_FROM, running_mean
-from odebench.record import layout
 from odebench.reporting.published import NFE_RATIO, published_for
 from odebench.reporting.runs import (
     Row,
@@ -19,7 +18,7 @@ from odebench.reporting.runs import (
     factorize,
     row_classes,
 )
-from odebench.reporting.table import display_scale, format_setting
+from odebench.reporting.table import display_scale, display_unit, format_setting
 
 # Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", "solver.steps", "solver.step_size")
@@ -220,7 +219,7 @@ def result_label(quantity: str, split: str, loss: str = "") -> str:
     """The axis label of a result, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
     loss: name of the loss, if the quantity is the loss."""
     tag = f"best/{quantity}"
-    unit = "%" if display_scale(tag) == 100 else layout.TAGS[tag].unit if tag in layout.TAGS else ""
+    unit = display_unit(tag)
     name = quantity.removesuffix(f"_{unit}").replace("_", " ")
     detail = join_nonempty(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
     return f"{split} {name} ({detail})" if detail else f"{split} {name}"
@@ -228,7 +227,7 @@ def result_label(quantity: str, split: str, loss: str = "") -> str:
 
 def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0.0) -> list[ReferenceLine]:
     """Lines of backward NFE = forward NFE, and of the published ratios for the runs' experiments, from `start` on."""
-    ends = np.array([start, max((finite_points(one)[0].max(initial=0.0) for one in lines), default=0.0)])
+    ends = np.array([start, max((one.finite().x.max(initial=0.0) for one in lines), default=0.0)])
     found = [ReferenceLine("backward = forward", x=ends, y=ends)]
     for one in published_for(runs, NFE_RATIO):
         found.append(ReferenceLine(f"published: {one.printed} ({one.citation})", x=ends, y=one.value * ends))
@@ -237,7 +236,7 @@ def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0
 
 def require_points(lines: Sequence[Line], min_points: int = 2) -> Sequence[Line]:
     """The lines; MissingDataError if they have fewer than `min_points` points in total."""
-    if sum(map(num_points, lines)) < min_points:
+    if num_points(lines) < min_points:
         raise MissingDataError
     return lines
 
@@ -245,14 +244,3 @@ def require_points(lines: Sequence[Line], min_points: int = 2) -> Sequence[Line]
 def positive_only(lines: Sequence[Line]) -> list[Line]:
     """The lines without points at zero, such as the backward NFE of gradient modes that do not solve backward."""
     return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
-
-
-def finite_points(one: Line) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points of a line."""
-    kept = np.isfinite(one.x) & np.isfinite(one.y)
-    return one.x[kept], one.y[kept]
-
-
-def num_points(one: Line) -> int:
-    """The number of finite points of a line."""
-    return len(finite_points(one)[0])

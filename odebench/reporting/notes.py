@@ -11,13 +11,14 @@ from odebench.reporting.published import compare_with_published, format_percent,
 from odebench.reporting.runs import RunCollection
 from odebench.reporting.table import (
     EMPTY,
-    Column,
     Table,
     TableCell,
+    TableRow,
     column_title,
     display_scale,
-    format_number,
+    display_unit,
     format_setting,
+    format_value,
     headline_tags,
     num_seeds,
 )
@@ -106,30 +107,32 @@ def published_table(collection: RunCollection) -> Table | None:
     """Table of published values and our results, a row for each group of an experiment; None if there are none."""
     rows = []
     for published, group, mean, std in compare_with_published(collection):
-        times = display_scale(published.tag)
+        tag, num = published.tag, num_seeds(group)
         settings = ", ".join(
             f"{column_title(key)} {format_setting(value)}"
             for key, value in group.varying_settings.items()
             if key != "experiment" and value is not None
         )
-        unit = " %" if times == 100 else ""
         fractions = [one for run in group.done_runs if (one := training_fraction(run)) is not None]
-        ours = format_number(times * mean, times * std)
-        cells = [
-            TableCell(published.row, published.row),
-            TableCell(published.printed, published.printed),
-            TableCell(
-                format_number(times * published.value) + unit if published.tag else EMPTY, times * published.value
-            ),
-            TableCell(ours + unit * (ours != EMPTY), times * mean) if published.tag else TableCell(EMPTY, math.nan),
-            TableCell(str(num_seeds(group)), float(num_seeds(group))),
-            TableCell(format_percent(min(fractions)) if fractions else EMPTY, min(fractions, default=math.nan)),
-        ]
-        cells += [TableCell(text, text) for text in (published.tag or EMPTY, settings or EMPTY, published.citation)]
-        rows.append(cells)
-    titles = {"row": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    titles |= {"share of the published training": True, "tag": False, "our settings": False, "source": False}
-    return Table([Column(name, is_numeric=is_numeric) for name, is_numeric in titles.items()], rows) if rows else None
+        share = TableCell(format_percent(min(fractions)), min(fractions)) if fractions else TableCell(EMPTY, math.nan)
+        row: TableRow = {
+            "row": published.row,
+            "printed": published.printed,
+            "published": _cell_with_unit(tag, published.value),
+            "ours": _cell_with_unit(tag, mean, std),
+            "seeds": TableCell(str(num), float(num)),
+            "share of the published training": share,
+            "tag": tag or EMPTY,
+            "our settings": settings or EMPTY,
+            "source": published.citation,
+        }
+        rows.append(row)
+    return Table.of(rows, words=("row", "printed", "tag", "our settings", "source")) if rows else None
+
+
+def _cell_with_unit(tag: str, mean: float, std: float = math.nan) -> TableCell:
+    text, unit = format_value(tag, mean, std), " %" if display_unit(tag) == "%" else ""
+    return TableCell(text + unit * (text != EMPTY), display_scale(tag) * mean)
 
 
 def join_lines(lines: Sequence[str]) -> str:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 from matplotlib.figure import Figure
 
 from odebench.errors import UsageError
-from odebench.plots.comparison import Panel, comparison_figure
-from odebench.reporting.lines import RESOLUTION_KEYS, MissingDataError, join_nonempty, num_points, split_into_lines
+from odebench.plots.comparison import Panel, comparison_figure, num_points
+from odebench.reporting.lines import RESOLUTION_KEYS, MissingDataError, join_nonempty, split_into_lines
 from odebench.reporting.runs import Run, RunCollection, RunGroup, differing_columns
 from odebench.reporting.table import format_setting
 
@@ -49,15 +49,10 @@ def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
 
 def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Figure:
     """Draw the panels that have enough points; MissingDataError if there are none."""
-    panels = [panel for panel in panels if num_panel_points(panel) >= min_points]
+    panels = [panel for panel in panels if num_points(panel.lines) >= min_points]
     if not panels:
         raise MissingDataError
     return comparison_figure(panels, columns)
-
-
-def num_panel_points(panel: Panel) -> int:
-    """The number of finite points in a panel."""
-    return sum(map(num_points, panel.lines))
 
 
 def lines_by_panel(

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from odebench.console import aligned
@@ -38,12 +38,23 @@ class TableCell(NamedTuple):
     value: float | str
 
 
+TableRow = Mapping[str, str | TableCell]
+"""Title -> cell, or its text, by which it is then sorted."""
+
+
 class Table(NamedTuple):
     """Columns and rows of cells. note: a line below the table."""
 
     columns: list[Column]
     rows: list[list[TableCell]]
     note: str = ""
+
+    @classmethod
+    def of(cls, rows: Sequence[TableRow], words: Collection[str], note: str = "") -> "Table":
+        """The table of these rows, all with the same titles. words: titles of the columns without numbers."""
+        columns = [Column(title, is_numeric=title not in words) for title in rows[0]]
+        cells = [[TableCell(cell, cell) if isinstance(cell, str) else cell for cell in row.values()] for row in rows]
+        return cls(columns, cells, note)
 
     @property
     def texts(self) -> list[list[str]]:
@@ -87,15 +98,16 @@ def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
     """One row per group: varying settings, number of runs, mean and standard deviation of each tag."""
     columns = [Column(column_title(key), key, is_numeric=False) for key in collection.varying_keys]
     columns.append(Column("runs", _DESCRIPTIONS["runs"]))
-    columns += [Column(tag + " (%)" * (display_scale(tag) == 100.0), describe_tag(tag)) for tag in tags]
+    columns += [Column(tag_title(tag), describe_tag(tag)) for tag in tags]
     rows = []
     for group in collection.groups:
         done, total = len(group.done_runs), len(group.runs)
         row = [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
         row.append(TableCell(f"{done}" if done == total else f"{done} of {total}", float(done)))
         for tag in tags:
-            mean, std = display_scale(tag) * group.mean(tag), display_scale(tag) * group.std(tag)
-            row.append(TableCell(format_number(mean, std), mean))
+            row.append(
+                TableCell(format_value(tag, group.mean(tag), group.std(tag)), display_scale(tag) * group.mean(tag))
+            )
         rows.append(row)
     return Table(columns, rows, _differing_note(collection))
 
@@ -117,8 +129,24 @@ def describe_tag(tag: str) -> str:
 
 
 def display_scale(tag: str) -> float:
-    """Factor from stored to displayed values: fractions are displayed in percent."""
-    return 100.0 if tag in layout.TAGS and layout.TAGS[tag].unit == "fraction" else 1.0
+    """Factor from stored to displayed values."""
+    return 100.0 if display_unit(tag) == "%" else 1.0
+
+
+def display_unit(tag: str) -> str:
+    """The unit of displayed values: fractions are displayed in percent."""
+    unit = layout.TAGS[tag].unit if tag in layout.TAGS else ""
+    return "%" if unit == "fraction" else unit
+
+
+def tag_title(tag: str) -> str:
+    """The column title of a tag, with a percent sign if it is a fraction."""
+    return tag + " (%)" * (display_unit(tag) == "%")
+
+
+def format_value(tag: str, mean: float, std: float = math.nan) -> str:
+    """Format a stored value of a tag as `format_number` does, in displayed units."""
+    return format_number(display_scale(tag) * mean, display_scale(tag) * std)
 
 
 def format_setting(value: Any) -> str:
@@ -185,23 +213,27 @@ def _escape(text: str) -> str:
 
 def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
     """Format as CSV in full precision: differing settings, runs, done, seeds, mean and standard deviation per tag."""
-    keys = [*collection.varying_keys, *collection.other_differing_keys]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "runs", "done", "seeds", *(name for tag in tags for name in (tag, f"{tag}_std"))])
+    rows = []
     for group in collection.groups:
-        numbers = [number for tag in tags for number in (group.mean(tag), group.std(tag))]
-        counts = [len(group.runs), len(group.done_runs), num_seeds(group)]
-        settings = [group.settings.get(key) for key in keys]
-        writer.writerow(
-            [*map(_int_if_whole, settings), *counts, *("" if math.isnan(x) else _int_if_whole(x) for x in numbers)]
-        )
-    return text.getvalue()
+        row = {key: group.settings.get(key) for key in [*collection.varying_keys, *collection.other_differing_keys]}
+        row |= {"runs": len(group.runs), "done": len(group.done_runs), "seeds": num_seeds(group)}
+        row |= {name: x for tag in tags for name, x in ((tag, group.mean(tag)), (f"{tag}_std", group.std(tag)))}
+        rows.append({name: _int_if_whole(value) for name, value in row.items()})
+    return csv_text(rows)
 
 
 def _int_if_whole(value: Any) -> Any:
     """Convert a whole float to int."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV of rows, each column -> value; None and NaN are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def num_seeds(group: RunGroup) -> int:

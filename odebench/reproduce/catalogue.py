@@ -1,7 +1,8 @@
 """The known reproductions, read from reproductions.yaml."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -38,13 +39,13 @@ class Reproduction:
     name: str
     title: str
     source: str
-    rows: tuple[TableRow, ...]
-    budgets: dict[str, tuple[str, ...]]
-    evaluations: tuple[tuple[str, ...], ...]
-    tolerance: dict[str, float]
-    figures: tuple[str, ...]
-    run_figures: tuple[str, ...]
-    comparison: bool
+    rows: Sequence[TableRow]
+    budgets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evaluations: Sequence[Sequence[str]] = ()
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    figures: Sequence[str] = ()
+    run_figures: Sequence[str] = ()
+    comparison: bool = False
 
 
 def reproductions() -> dict[str, Reproduction]:
@@ -66,21 +67,10 @@ def find_reproduction(name: str | None) -> Reproduction:
 
 
 def _read(name: str, node: dict[str, Any]) -> Reproduction:
-    values = node.get("values", {})
+    values = node.pop("values", {})
     combinations = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
-    rows = [_row(raw, chosen_values) for raw in node["rows"] for chosen_values in combinations]
-    return Reproduction(
-        name=name,
-        title=node["title"],
-        source=node["source"],
-        rows=tuple({row.name: row for row in rows}.values()),  # rows without {} appear once
-        budgets={budget: tuple(overrides) for budget, overrides in node.get("budgets", {}).items()},
-        evaluations=tuple(map(tuple, node.get("evaluations", ()))),
-        tolerance=node.get("tolerance", {}),
-        figures=tuple(node.get("figures", ())),
-        run_figures=tuple(node.get("run_figures", ())),
-        comparison=node.get("comparison", False),
-    )
+    rows = [_row(raw, chosen_values) for raw in node.pop("rows") for chosen_values in combinations]
+    return Reproduction(name=name, rows=[*{row.name: row for row in rows}.values()], **node)  # rows without {} once
 
 
 def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:

@@ -199,7 +199,7 @@ def _unfinished(sweep: Sweep) -> bool:
     return any(read_status(sweep, job).status not in FINAL_STATUSES for job in sweep.jobs)
 
 
-def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, tuple[str, ...]]]:
+def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, Sequence[str]]]:
     """Completed runs that lack evaluations of their rows, with the arguments of `odebench eval`."""
     if not planned.reproduction.evaluations:
         return []

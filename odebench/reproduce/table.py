@@ -1,34 +1,18 @@
 """Tables of a reproduction: our results with the published values and a verdict, and all results of each row."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget, read_published
-from odebench.reporting.table import EMPTY, Column, Table, TableCell, display_scale, format_number, num_seeds
+from odebench.reporting.table import EMPTY, Table, csv_text, format_value, num_seeds, tag_title
 from odebench.reproduce.catalogue import DEFAULT_TOLERANCE, Reproduction
 from odebench.reproduce.results import RowResult
 
 MINUTES = "final/minutes"
 # Times of another machine cannot be compared.
 WITHOUT_VERDICT = ("final/minutes",)
-_CSV_COLUMNS = (
-    "row",
-    "number",
-    "published",
-    "ours",
-    "spread",
-    "seeds",
-    "share",
-    "minutes",
-    "machine",
-    "date",
-    "verdict",
-    "command",
-)
 
 
 @dataclass(frozen=True)
@@ -85,19 +69,18 @@ def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_r
 def verdict_table(lines: Sequence[RowVerdict]) -> Table:
     """Table of our results and the published values, without the latter if there are only comparisons of rows."""
     has_published = any(line.published for line in lines)
-    titles = {"row": False, "number": False, "printed": False, "published": True, "ours": True, "seeds": True}
-    titles["verdict"] = False
-    columns = [Column(title, is_numeric=is_numeric) for title, is_numeric in titles.items()]
     rows = []
     for line in lines:
-        published = format_number(display_scale(line.tag) * line.published.value) if line.published else EMPTY
-        printed = line.published.printed if line.published else EMPTY
-        ours = _format_result(line.result, line.tag)
-        texts = [line.result.row.name, _column_title(line.tag), printed, published, ours]
-        rows.append([_cell(text) for text in [*texts, str(num_seeds(line.result.group)), line.verdict]])
-    if not has_published:
-        columns, rows = columns[:2] + columns[4:], [row[:2] + row[4:] for row in rows]
-    return Table(columns, rows)
+        row = {"row": line.result.row.name, "number": _column_title(line.tag)}
+        if has_published:
+            one = line.published
+            row |= {
+                "printed": one.printed if one else EMPTY,
+                "published": format_value(line.tag, one.value) if one else EMPTY,
+            }
+        row |= {"ours": _format_result(line.result, line.tag), "seeds": str(num_seeds(line.result.group))}
+        rows.append(row | {"verdict": line.verdict})
+    return Table.of(rows, words=("row", "number", "printed", "verdict"))
 
 
 def results_table(found: Sequence[RowResult]) -> Table:
@@ -109,24 +92,20 @@ def results_table(found: Sequence[RowResult]) -> Table:
     rows = []
     for result in found:
         runs = result.reason or result.missing_runs.removesuffix(" runs") or str(result.num_planned)
-        row_tags = [next((tag for tag in tags if tag in result.statistics), "") for tags in titles.values()]
-        rows.append(
-            [_cell(text) for text in [result.row.name, runs, *(_format_result(result, tag) for tag in row_tags)]]
-        )
-    return Table([Column("row", is_numeric=False), Column("runs"), *map(Column, titles)], rows)
+        row_tags = {
+            title: next((tag for tag in tags if tag in result.statistics), "") for title, tags in titles.items()
+        }
+        numbers = {title: _format_result(result, tag) for title, tag in row_tags.items()}
+        rows.append({"row": result.row.name, "runs": runs} | numbers)
+    return Table.of(rows, words=("row",))
 
 
 def _format_result(result: RowResult, tag: str) -> str:
-    mean, std = result.statistics.get(tag, (math.nan, math.nan))
-    return format_number(display_scale(tag) * mean, display_scale(tag) * std)
+    return format_value(tag, *result.statistics.get(tag, (math.nan, math.nan)))
 
 
 def _column_title(tag: str) -> str:
-    return tag.removeprefix("final/") + " (%)" * (display_scale(tag) == 100.0)
-
-
-def _cell(text: str) -> TableCell:
-    return TableCell(text, text)
+    return tag_title(tag).removeprefix("final/")
 
 
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
@@ -136,22 +115,29 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
     for line in lines:
         if not line.published:
             comparisons.setdefault((line.result.row.name, line.tag), []).append(line.verdict)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    rows = []
     for result in found:
-        machines = "; ".join(dict.fromkeys(run.machine for run in result.group.done_runs))
-        date = max((run.overview.time[:10] for run in result.group.done_runs), default="")
+        done = result.group.done_runs
         for tag, (mean, std) in result.statistics.items():
             key = result.row.name, tag
             judged = with_published.get(key)
-            published = judged.published.value if judged and judged.published else math.nan
-            verdict = "; ".join(filter(None, [judged.verdict if judged else result.reason, *comparisons.get(key, ())]))
-            fraction = math.nan if result.training_fraction is None else result.training_fraction
-            values = [published, mean, std, num_seeds(result.group), fraction, result.mean("final/minutes")]
-            plain = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([*key, *plain, machines, date, verdict, command])
-    return text.getvalue()
+            verdicts = [judged.verdict if judged else result.reason, *comparisons.get(key, ())]
+            row = {
+                "row": result.row.name,
+                "number": tag,
+                "published": judged.published.value if judged and judged.published else None,
+                "ours": mean,
+                "spread": std,
+                "seeds": num_seeds(result.group),
+                "share": result.training_fraction,
+                "minutes": result.mean("final/minutes"),
+                "machine": "; ".join(dict.fromkeys(run.machine for run in done)),
+                "date": max((run.overview.time[:10] for run in done), default=""),
+                "verdict": "; ".join(filter(None, verdicts)),
+                "command": command,
+            }
+            rows.append(row)
+    return csv_text(rows)
 
 
 def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
@@ -194,7 +180,7 @@ def comparison_verdict(tag: str, ours: float, others: float, name: str, publishe
     word = "as published" if is_better else "not as published"
     if is_better and has_ratio and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
         word = "better, but by less than half as much as published"
-    values = [format_number(display_scale(tag) * value) for value in (ours, others)]
+    values = [format_value(tag, value) for value in (ours, others)]
     text = f"{word}: {' against '.join(values)} of {name}"
     if has_ratio:
         text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
