@@ -2,7 +2,9 @@
 
 import math
 import re
-from typing import Any
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, cast
 
 from odebench.config.compose import config_folders, options
 from odebench.config.parsing import format_value
@@ -12,8 +14,6 @@ from odebench.config.schema import (
     LOSSES,
     MODELS,
     NO_SOLVER,
-    AdjointGradientSettings,
-    CheckpointGradientSettings,
     MultiStepSettings,
     ODENetSettings,
     ResNetSettings,
@@ -23,8 +23,8 @@ from odebench.config.schema import (
 from odebench.config.schema.quantities import QUANTITIES
 from odebench.config.settings import Settings
 from odebench.errors import UsageError, did_you_mean, unknown_name
-from odebench.ode.methods import METHODS, Tableau
-from odebench.ode.methods.scipy_methods import SciPyMethod
+from odebench.ode.combinations import Combination, find_conflict
+from odebench.ode.methods import METHODS, Method, Tableau
 
 
 def validate_settings(s: Settings) -> None:
@@ -38,12 +38,13 @@ def validate_settings(s: Settings) -> None:
     _check_ode(s)
     _check_dynamics(s)
     if s.has_ode:
-        _check_solver(s.solver, s.extensions)
-        _check_gradient(s)
+        _check_combination(s, s.solver, training=True)
+        _check_solver(s.solver)
         _check_encoder(s)
         _check_sync_steps(s)
         if s.eval_solver is not None:
-            _check_solver(s.evaluation_solver, s.extensions)
+            _check_combination(s, s.evaluation_solver, training=False)
+            _check_solver(s.evaluation_solver)
     if isinstance(s.model, ODENetSettings | ResNetSettings) and s.model.width % s.model.groups:
         raise UsageError(
             f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either",
@@ -125,8 +126,7 @@ def _check_dynamics(s: Settings) -> None:
         raise UsageError(line, "dynamics", *weights)
 
 
-def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
-    method: Any = lookup("METHODS", solver.name, METHODS, extensions)
+def _check_solver(solver: SolverSettings) -> None:
     if solver.steps is not None and solver.step_size is not None:
         raise UsageError(
             f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
@@ -137,39 +137,10 @@ def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
     if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
         line = f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}"
         raise UsageError(line, "solver.steps", "solver.max_steps")
-    if solver.compile and (not isinstance(method, Tableau) or solver.stepping == "per_sample"):
-        raise UsageError(
-            "solver.compile=true: only the shared steps of explicit Runge-Kutta methods compile; "
-            "leave it out, or choose solver=dopri5 solver.stepping=shared",
-            "solver.compile",
-            "solver.stepping",
-        )
-    if solver.stop_at_times and (isinstance(method, SciPyMethod) or solver.stepping == "per_sample"):
-        raise UsageError(
-            "solver.stop_at_times=true: SciPy's steps and per-sample steps cannot end at given times; leave it out",
-            "solver.stop_at_times",
-            "solver.stepping",
-        )
-    if solver.stepping == "per_sample" and not isinstance(method, Tableau):
-        raise UsageError(
-            f"solver.stepping=per_sample: {solver.name} is no explicit Runge-Kutta method; "
-            "leave it out, or choose solver=dopri5",
-            "solver.stepping",
-            "solver",
-        )
     if (solver.min_step or 0) > (solver.max_step or math.inf):
         line = f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}"
         raise UsageError(line, "solver.min_step", "solver.max_step")
-    if solver.fixed:
-        return
-    if not method.adaptive:
-        raise UsageError(
-            f"solver.steps=null: {solver.name} has no step size control; "
-            "give solver.steps (20 is the default) or solver.step_size",
-            "solver.steps",
-            "solver.step_size",
-        )
-    if solver.rtol is None and solver.atol is None:
+    if not solver.fixed and solver.rtol is None and solver.atol is None:
         raise UsageError(
             "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps",
             "solver.rtol",
@@ -177,41 +148,55 @@ def _check_solver(solver: SolverSettings, extensions: tuple[str, ...]) -> None:
         )
 
 
-def _check_gradient(s: Settings) -> None:
-    """What a gradient mode requires of the solver; the solver itself checks the rest when the task is built."""
-    method: Any = lookup("METHODS", s.solver.name, METHODS, s.extensions)
-    if s.solver.stepping == "per_sample" and s.gradient.name not in ("backprop", "checkpoint"):
-        raise UsageError(
-            "solver.stepping=per_sample: works with gradient=checkpoint and backprop only, "
-            f"not {s.gradient.name}; choose one of them, or solver.stepping=shared",
-            "solver.stepping",
-            "gradient",
-        )
-    if isinstance(method, SciPyMethod) and s.gradient.name != "adjoint":
-        raise UsageError(
-            f"gradient={s.gradient.name}: SciPy's {s.solver.name} has gradient=adjoint only; "
-            "choose it, or a solver that is not SciPy's, such as solver=adams",
-            "gradient",
-            "solver",
-        )
-    if s.gradient.name == "reversible" and not method.reversible:
-        raise UsageError(
-            f"gradient=reversible: the steps of {s.solver.name} cannot be undone; "
-            "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
-            "gradient",
-            "solver",
-        )
-    if (
-        isinstance(s.gradient, CheckpointGradientSettings)
-        and (s.gradient.checkpoints or s.gradient.recompute == "stage")
-        and s.gradient.keep == "graphs"
-    ):
-        line = "gradient.keep=graphs: nothing is recomputed; leave checkpoints and recompute out"
-        raise UsageError(line, "gradient.keep", "gradient.checkpoints", "gradient.recompute")
-    if isinstance(s.gradient, AdjointGradientSettings) and s.gradient.method is not None:
-        known = known_names("METHODS", METHODS, s.extensions)
-        if s.gradient.method not in known:
-            raise unknown_name("gradient.method", s.gradient.method, known, "solvers")
+def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> None:
+    """The solver's own rules about method, gradient mode, stepping, ... For evaluation nothing is differentiated."""
+    gradient = s.gradient
+    adjoint_method = getattr(gradient, "method", None)
+    if adjoint_method is not None and adjoint_method not in (known := known_names("METHODS", METHODS, s.extensions)):
+        raise unknown_name("gradient.method", adjoint_method, known, "solvers")
+    combination = Combination(
+        method=_method(solver.name, s),
+        gradient=gradient.name,
+        differentiable=training,
+        fixed=solver.fixed,
+        stepping=solver.stepping,
+        compile=solver.compile,
+        step_t=solver.stop_at_times,
+        group=solver.sync_steps and training,
+        checkpoints=getattr(gradient, "checkpoints", None),
+        recompute=getattr(gradient, "recompute", "step"),
+        keep=getattr(gradient, "keep", "states"),
+        norm=getattr(gradient, "norm", "semi"),
+        adjoint_method=None if adjoint_method is None else _method(adjoint_method, s),
+        adjoint_steps=getattr(gradient, "steps", None),
+    )
+    if conflict := find_conflict(combination):
+        settings = [_SETTINGS[argument] for argument in conflict.arguments]
+        blamed: Any = attrgetter(settings[0])(replace(s, solver=solver))
+        line = conflict.message(_spell(conflict.arguments[0], getattr(blamed, "name", blamed)), _spell)
+        raise UsageError(line, *settings)
+
+
+def _method(name: str, s: Settings) -> Method:
+    return cast(Method, lookup("METHODS", name, METHODS, s.extensions))
+
+
+# From arguments of odebench.ode.solve to settings.
+_SETTINGS = {
+    "method": "solver",
+    "gradient": "gradient",
+    "group": "solver.sync_steps",
+    "step_t": "solver.stop_at_times",
+    "adjoint_method": "gradient.method",
+    "adjoint_steps": "gradient.steps",
+    **{name: f"solver.{name}" for name in ("steps", "step_size", "stepping", "compile")},
+    **{name: f"gradient.{name}" for name in ("checkpoints", "recompute", "keep", "norm")},
+}
+
+
+def _spell(argument: str, value: Any) -> str:
+    """A choice as a user writes it on the command line."""
+    return f"{_SETTINGS[argument]}={format_value(value)}"
 
 
 def _check_encoder(s: Settings) -> None:
@@ -231,19 +216,7 @@ def _check_sync_steps(s: Settings) -> None:
     """Several processes can step together only if rows, times and solves do not differ among them."""
     if not s.solver.sync_steps:
         return
-    backward = s.gradient.method if isinstance(s.gradient, AdjointGradientSettings) else None
-    methods = {"solver": s.solver.name} | ({"gradient.method": backward} if backward else {})
-    for key, name in methods.items():
-        if not isinstance(lookup("METHODS", name, METHODS, s.extensions), Tableau):
-            raise UsageError(
-                f"solver.sync_steps=true: {key}={name} is no explicit Runge-Kutta method; "
-                f"leave sync_steps out, or choose {key}=dopri5",
-                "solver.sync_steps",
-                key,
-            )
     conflicts = {
-        "solver.stepping=per_sample": s.solver.stepping == "per_sample",
-        "gradient.norm=full": getattr(s.gradient, "norm", "semi") == "full",
         f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
         "model.encoder_solver=null": s.has_ode_cell and getattr(s.model, "encoder_solver", None) is None,
     }

@@ -92,7 +92,7 @@ def integrate(
     if stats.start is None:
         stats.start = times[0]
     if isinstance(plan.method, SciPyMethod):
-        return _integrate_with_scipy(plan.method, field, y, times, plan, stats, detector)
+        return _integrate_with_scipy(plan.method, field, y, times, plan, stats)
     loop = _step_fixed if plan.tolerance is None else _step_adaptively
     with torch.autocast(y.device.type, enabled=False):
         stepper = stepper or make_stepper(
@@ -133,10 +133,7 @@ def _integrate_with_scipy(
     times: list[float],
     plan: SolvePlan,
     stats: Stats,
-    detector: EventDetector | None,
 ) -> IntegrationResult:
-    if detector is not None:
-        raise ValueError(f"method {method.name} has no events; use a method that is not from SciPy, such as dopri5")
     with torch.autocast(y.device.type, enabled=False):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
     return IntegrationResult(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)

@@ -61,19 +61,15 @@ def solve_span(
 
 
 def _check_options(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
-    unsupported = {"dense output": plan.dense, "step_t or jump_t": bool(plan.step_times)}
-    if method.solver not in ("LSODA", "vode_adams"):
-        unsupported["min_step"] = plan.min_step > 0
-    for what, requested in unsupported.items():
-        if requested:
-            raise ValueError(f"method {method.name} has no {what}; use a method that is not SciPy's, such as dopri5")
+    if plan.min_step > 0 and method.solver not in ("LSODA", "vode_adams"):
+        raise ValueError(f"method {method.name} has no min_step; use a method that is not SciPy's, such as dopri5")
     n = y.numel() * (2 if y.is_complex() else 1)
     if method.matrix and n > MAX_MATRIX_SIZE:
         raise ValueError(
             f"method {method.name} stores an N x N matrix, {8 * n * n / 2**30:.3g} GiB for this state of "
             f"{n:,}; at most {MAX_MATRIX_SIZE:,} are allowed: use vode_adams or adams"
         )
-    if torch.is_grad_enabled() and y.requires_grad:
+    if plan.dense or (torch.is_grad_enabled() and y.requires_grad):  # dense: for an interpolated adjoint
         raise ValueError(_no_gradient(method))
 
 

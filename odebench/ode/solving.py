@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from odebench.ode.arguments import as_finite_times, as_flag, as_number, as_positive, as_positive_integer, short_repr
+from odebench.ode.combinations import Combination, find_conflict
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
-from odebench.ode.gradients import GRADIENTS, GradientMode
+from odebench.ode.gradients import GRADIENTS, Adjoint, Checkpoint, GradientMode
 from odebench.ode.gradients.moving_grid import grid_moves
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import Method, Tableau
@@ -99,8 +100,6 @@ def solve(
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
     throw = as_flag("throw", throw)
-    if group is not None and (stepping != "shared" or not isinstance(find_method(method), Tableau)):
-        raise ValueError("group: processes step together by explicit Runge-Kutta methods with shared steps only")
     if group is not None and not isinstance(group, ProcessGroup):
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
     jumps = as_finite_times("jump_t", jump_t)
@@ -125,11 +124,11 @@ def solve(
         dense=as_flag("dense", dense),
         compile=as_flag("compile", compile),
     )
-    plan = check_plan(_with_fixed_steps(plan, steps, step_size, problem))
+    plan, mode = check_plan(_with_fixed_steps(plan, steps, step_size, problem)), find_gradient_mode(gradient)
     if isinstance(problem, RowProblem):
-        solution = solve_rows(problem, plan, gradient, event)
+        check_combination(problem, plan, mode, event is not None)
+        solution = solve_rows(problem, plan, mode, event)
     else:
-        mode = find_gradient_mode(gradient)
         solution = solve_problem(problem, plan, mode, detector=EventDetector.from_argument(event, problem))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
@@ -144,6 +143,7 @@ def solve_problem(
     detector: EventDetector | None = None,
 ) -> Solution:
     """Solve a problem by a plan, with the gradient of a mode and the gradient with respect to times."""
+    check_combination(problem, plan, mode, detector is not None)
     if transform_active():
         _check_transforms(problem, plan, mode)
     time_needs_gradient = needs_derivative(problem.t)
@@ -195,6 +195,42 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
             f"method {method.name} reads values that torch.func.vmap hides; use an explicit Runge-Kutta method with "
             "steps or step_size"
         )
+
+
+def check_combination(
+    problem: InitialValueProblem | RowProblem, plan: SolvePlan, mode: GradientMode, event: bool
+) -> None:
+    """Raise ValueError for choices that exclude each other. event: whether there is one."""
+    adjoint = mode if isinstance(mode, Adjoint) else Adjoint()
+    checkpoint = mode if isinstance(mode, Checkpoint) else Checkpoint()
+    combination = Combination(
+        method=plan.method,
+        gradient=mode.name,
+        differentiable=torch.is_grad_enabled() and problem.y0.requires_grad,
+        fixed=plan.tolerance is None,
+        stepping="per_sample" if isinstance(problem, RowProblem) else "shared",
+        compile=plan.compile,
+        event=event,
+        dense=plan.dense,
+        step_t=bool(plan.step_times),
+        jump_t=plan.one_sided or bool(plan.jump_times),
+        group=plan.group is not None,
+        checkpoints=checkpoint.checkpoints,
+        recompute=checkpoint.recompute,
+        keep=checkpoint.keep,
+        norm=adjoint.norm,
+        adjoint_method=None if adjoint.method is None else find_method(adjoint.method),
+        adjoint_steps=adjoint.steps,
+    )
+    if conflict := find_conflict(combination):
+        argument = conflict.arguments[0]
+        value = getattr(combination, argument, None)
+        raise ValueError(conflict.message(_spell(argument, value) if isinstance(value, str) else argument, _spell))
+
+
+def _spell(argument: str, value: str) -> str:
+    """A choice as Python code."""
+    return f"{argument}={value if value.replace('.', '').isdigit() else repr(value)}"
 
 
 def find_controller(controller: str | Controller) -> Controller:
@@ -250,16 +286,12 @@ def _with_fixed_steps(
 
 def check_plan(plan: SolvePlan) -> SolvePlan:
     """Return the plan. Raises ValueError for values that are invalid or contradict each other."""
-    if plan.compile and not isinstance(plan.method, Tableau):
-        raise ValueError(f"compile=True is for explicit Runge-Kutta methods; leave it out for {plan.method.name}")
     if not 0 <= plan.min_step <= plan.max_step:
         raise ValueError(
             f"min_step must lie between 0 and max_step, got min_step={plan.min_step} and max_step={plan.max_step}"
         )
     if plan.tolerance is None:
         return plan
-    if not plan.method.adaptive:
-        raise ValueError(f"method {plan.method.name} has no error estimate: give steps (20, say) or step_size")
     rtol, atol = (
         tol if isinstance(tol, float) else tol.min().item() for tol in (plan.tolerance.rtol, plan.tolerance.atol)
     )

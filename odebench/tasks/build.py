@@ -48,8 +48,6 @@ class ConfiguredSolver:
 
     differentiable: whether the solves are for training. dynamics: the settings of the regularised dynamics. Training
     solves add their integrals to the loss; evaluation solves only measure them, and get them only for that.
-
-    Raises UsageError for a combination of choices that the solver does not support.
     """
 
     def __init__(
@@ -85,17 +83,6 @@ class ConfiguredSolver:
         }
         # null stands for the default of ode.solve.
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        self._check_combination(solver.name, differentiable)
-
-    def _check_combination(self, name: str, differentiable: bool) -> None:
-        """Raise UsageError, before anything runs, if the solver does not support this combination of choices."""
-        y0 = torch.ones(2, 1, requires_grad=differentiable)
-        options = self._options | {"compile": False, "max_steps": 100_000, "group": None}
-        with torch.set_grad_enabled(differentiable):
-            try:
-                ode.solve(lambda t, y: -y, y0, (0.0, 1e-3), **options, throw=False)
-            except ValueError as error:
-                raise UsageError(f"solver={name}: {error}") from error
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> ode.Solution:
         """See ``odebench.ode.solve``. Raises UsageError for a field that is not deterministic, and for more fixed steps

@@ -165,5 +165,5 @@ def test_a_plugins_model_has_an_ode_if_a_solver_is_chosen(module, configs):
 
 
 def test_a_plugins_method_without_step_size_control_needs_steps(module, configs):
-    with pytest.raises(UsageError, match=r"^solver\.steps=null: our_ralston has no step size control"):
+    with pytest.raises(UsageError, match=r"^solver\.steps=null: our_ralston has no error estimate"):
         read("solver=our_ralston", "solver.steps=null", config_dir=configs)

@@ -188,22 +188,32 @@ INVALID = {
     "solver=_adaptive": "unknown solver _adaptive; did you mean adaptive_heun? (odebench list solvers prints all)",
     "solver.controller=p": "solver.controller=p: must be integral or pi or pid",
     "solver=alf solver.compile=true": "solver.compile=true: "
-    "only the shared steps of explicit Runge-Kutta methods compile; "
-    "leave it out, or choose solver=dopri5 solver.stepping=shared",
+    "only steps of explicit Runge-Kutta methods compile, not those of alf; leave it out, or choose solver=dopri5",
+    "solver.compile=true solver.stepping=per_sample": "solver.compile=true: "
+    "solver.stepping=per_sample has no compiled step; leave it out, or choose solver.stepping=shared",
     "gradient=adjoint solver.stepping=per_sample": "solver.stepping=per_sample: "
-    "works with gradient=checkpoint and backprop only, not adjoint; "
-    "choose one of them, or solver.stepping=shared",
+    "has no gradient=adjoint; choose gradient=backprop or gradient=checkpoint, or leave it out",
     "solver=adams gradient=backprop solver.stepping=per_sample": "solver.stepping=per_sample: "
     "adams is no explicit Runge-Kutta method; leave it out, or choose solver=dopri5",
-    "solver=vode_adams gradient=backprop": "gradient=backprop: SciPy's vode_adams has gradient=adjoint only; "
-    "choose it, or a solver that is not SciPy's, such as solver=adams",
+    "solver=vode_adams gradient=backprop": "gradient=backprop: autograd cannot differentiate "
+    "through SciPy's vode_adams; choose gradient=adjoint, or another method, such as solver=adams",
+    "solver=scipy_bdf solver.steps=5": "solver.steps=5: "
+    "scipy_bdf chooses its steps by their error; leave it out, or choose solver=implicit_adams",
+    "gradient=adjoint gradient.method=rk4": "gradient.method=rk4: "
+    "rk4 has no error estimate to choose its steps by; give gradient.steps=20, say",
+    "gradient=adjoint gradient.method=adams gradient.steps=5": "gradient.steps=5: "
+    "the backward solve by adams chooses its steps by their error; choose gradient.method=implicit_adams",
+    "gradient=checkpoint gradient.keep=graphs solver.compile=true": "gradient.keep=graphs: "
+    "a compiled step has no graphs of its own; leave either out",
+    "eval_solver=scipy_rk45 gradient=checkpoint": "gradient=checkpoint: "
+    "autograd cannot differentiate through SciPy's scipy_rk45; "
+    "choose gradient=adjoint, or another method, such as solver=adams",
     "solver.stop_at_times=true solver.stepping=per_sample": "solver.stop_at_times=true: "
-    "SciPy's steps and per-sample steps cannot end at given times; leave it out",
+    "solver.stepping=per_sample has no step_t; leave it out, or choose solver.stepping=shared",
     "solver=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
-    "solver=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, or choose solver=dopri5",
+    "solver=kvaerno5 is no explicit Runge-Kutta method; leave it out, or choose solver=dopri5",
     "gradient=adjoint gradient.method=kvaerno5 solver.sync_steps=true": "solver.sync_steps=true: "
-    "gradient.method=kvaerno5 is no explicit Runge-Kutta method; leave sync_steps out, "
-    "or choose gradient.method=dopri5",
+    "gradient.method=kvaerno5 is no explicit Runge-Kutta method; leave it out, or choose gradient.method=dopri5",
     "gradient=backprop solver.stepping=per_sample solver.sync_steps=true": "solver.sync_steps=true: "
     "solver.stepping=per_sample gives each process its own steps; leave either out",
     "gradient=adjoint gradient.norm=full solver.sync_steps=true": "solver.sync_steps=true: "
@@ -226,7 +236,8 @@ INVALID = {
     "model=latent_ode model.encoder_solver=kvaerno5": "model.encoder_solver=kvaerno5: "
     "its steps are not those of an explicit Runge-Kutta method; choose euler, rk4 or dopri5",
     "gradient=reversible": "gradient=reversible: the steps of dopri5 cannot be undone; "
-    "choose solver=alf, reversible_heun or reversible_dopri5, or gradient=checkpoint",
+    "choose gradient=checkpoint, or a reversible method: alf, reversible_heun, reversible_midpoint, reversible_rk4, "
+    "reversible_bosh3, reversible_dopri5, reversible_tsit5",
     "gradient=adjont": "unknown gradient adjont; did you mean adjoint? "
     "(gradients: adjoint, backprop, checkpoint, interpolated_adjoint, reversible)",
     "data=mnits": "unknown data mnits; did you mean mnist? (odebench list data prints all)",
@@ -251,8 +262,8 @@ INVALID = {
     "hydra.verbose=true": "hydra.verbose=true: has no effect; leave it out",
     "hydra.job.chdir=true": "hydra.job.chdir=true: has no effect without -m (a multirun); leave it out, or add -m",
     "hydra/launcher=basic": "hydra/launcher=basic: has no effect without -m (a multirun); leave it out, or add -m",
-    "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no step size control; "
-    "give solver.steps (20 is the default) or solver.step_size",
+    "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no error estimate to choose its steps by; "
+    "give solver.steps=20 or solver.step_size=0.05, say",
     "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: "
     "give one of them; set the other to null",
     "solver=rk4 solver.steps=20000": "solver.steps=20000: must be at most solver.max_steps=10000",

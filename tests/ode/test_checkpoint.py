@@ -191,7 +191,7 @@ def test_lost_gradients_and_invalid_options_raise():
     with pytest.raises(ValueError, match="computed outside of it"):
         solve(lambda t, y: -outside * y, torch.ones(1), [0.0, 1.0], gradient="checkpoint")
     with pytest.raises(ValueError, match="leave checkpoints and recompute out"):
-        Checkpoint(checkpoints=2, keep="graphs")
+        solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], gradient=Checkpoint(checkpoints=2, keep="graphs"))
     with pytest.raises(ValueError, match="checkpoints must be positive, got 0"):
         Checkpoint(checkpoints=0)
     solution = solve(lambda t, y: -weight * y, torch.ones(1), [0.0, 1.0], gradient=Checkpoint(keep="graphs"))

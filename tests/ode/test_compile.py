@@ -133,9 +133,9 @@ def test_the_adjoint_of_a_function_that_is_not_a_module_is_not_compiled(field, m
 
 
 def test_what_cannot_be_compiled_raises_an_error(field):
-    with pytest.raises(ValueError, match="compile=True is for explicit Runge-Kutta methods"):
+    with pytest.raises(ValueError, match="compile: only steps of explicit Runge-Kutta methods"):
         run(field, (0.0, 1.0), "backprop", method="gl4", steps=3, compile=True)
-    with pytest.raises(ValueError, match="leave keep and recompute out"):
+    with pytest.raises(ValueError, match="a compiled step has no graphs of its own"):
         run(field, (0.0, 1.0), Checkpoint(keep="graphs"), compile=True)
     with pytest.raises(ValueError, match="must be hashable"):
         solve(lambda t, y, c: -c[0] * y, torch.ones(2), (0.0, 1.0), args=({1, 2},), compile=True)

@@ -232,9 +232,9 @@ def test_fixed_steps_report_the_row_that_is_not_finite():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"gradient": "adjoint"}, "gradient modes backprop and checkpoint"),
-        ({"dense": True}, "has no dense"),
-        ({"jump_t": [0.5]}, "has no step_t or jump_t"),
+        ({"gradient": "adjoint"}, "has no gradient='adjoint'; choose gradient='backprop' or gradient='checkpoint'"),
+        ({"dense": True}, "has no dense output"),
+        ({"jump_t": [0.5]}, "has no step_t"),
         ({"event": [Event(lambda t, y: y[:, 0], terminal=False)]}, "one event, and it must be terminal"),
         ({"event": lambda t, y, mu: y}, "one value per row"),
         ({"t": [0.0, 1.0, 1.0]}, "strictly"),
@@ -366,7 +366,7 @@ def test_checkpoint_raises_for_lost_gradients_and_unsupported_options():
     with pytest.raises(ValueError, match="has no events"):
         solve_rows(lambda t, y: y, Y0, [0.0, 1.0], gradient="checkpoint", event=lambda t, y: y[:, 0])
     for mode in (Checkpoint(recompute="stage"), Checkpoint(keep="graphs")):
-        with pytest.raises(ValueError, match="has no recompute and keep"):
+        with pytest.raises(ValueError, match="checkpoint then has neither recompute nor keep"):
             solve_rows(lambda t, y: y, Y0, [0.0, 1.0], gradient=mode)
 
 

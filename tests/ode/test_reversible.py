@@ -404,7 +404,7 @@ def test_memory_does_not_grow_with_the_steps(name):
 
 
 def test_other_methods_raise_with_alternatives(field, y0):
-    with pytest.raises(ValueError, match=r"dopri5 cannot be undone; use gradient='checkpoint'.*reversible_heun"):
+    with pytest.raises(ValueError, match=r"dopri5 cannot be undone; choose gradient='checkpoint'.*reversible_heun"):
         solve(field, y0, TIMES, gradient="reversible")
 
 

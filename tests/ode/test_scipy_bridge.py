@@ -207,7 +207,7 @@ def test_backprop_raises_an_error_that_says_what_to_do(what, field):
     field.requires_grad_(what == "parameters")
     times.requires_grad_(what == "time")
     for name in ("scipy_lsoda", "vode_adams"):
-        with pytest.raises(ValueError, match="autograd cannot differentiate through SciPy; use gradient='adjoint'"):
+        with pytest.raises(ValueError, match=r"autograd cannot differentiate through SciPy.* gradient='adjoint'"):
             solve(lambda t, y: field(y), y0, times, method=name)
         with torch.no_grad():
             assert solve(lambda t, y: field(y), y0, times, method=name).status is Status.success
@@ -263,17 +263,17 @@ def test_exceptions_of_the_field_propagate(name, error):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dense": True}, "has no dense output"),
-        ({"event": lambda t, y: y[0]}, "has no events"),
-        ({"jump_t": [0.5]}, "has no step_t or jump_t"),
-        ({"step_t": [0.5]}, "has no step_t or jump_t"),
-        ({"min_step": 0.1}, "has no min_step"),
-        ({"steps": 10}, "chooses its steps: pass rtol and atol"),
+        ({"dense": True}, "dense: SciPy's scipy_dop853 has no dense output"),
+        ({"event": lambda t, y: y[0]}, "event: SciPy's scipy_dop853 has no events"),
+        ({"jump_t": [0.5]}, "step_t: SciPy's scipy_dop853 has no step_t"),
+        ({"step_t": [0.5]}, "step_t: SciPy's scipy_dop853 has no step_t"),
+        ({"min_step": 0.1}, "method scipy_dop853 has no min_step"),
+        ({"steps": 10}, "steps: scipy_dop853 chooses its steps by their error; leave it out"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_unsupported_options_raise_an_error(options, message):
-    with pytest.raises(ValueError, match=f"method scipy_dop853 {message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         solve(rotate, Y0, [0.0, 1.0], method="scipy_dop853", **options)
 
 

@@ -103,8 +103,6 @@ class Adjoint:
             tolerance = Tolerance(rtol, atol)
         if self.steps is not None:
             tolerance, grid = None, even_grid(abs(span) / self.steps)
-        elif self.method is not None and grid is None and not method.adaptive:
-            raise ValueError(f"gradient={self.name!r}: method {method.name} has no error estimate: give it steps")
         if tolerance is None:
             method = method.for_fixed_steps()
         return dataclasses.replace(

@@ -60,8 +60,6 @@ class Checkpoint:
             raise ValueError(f"recompute must be 'step' or 'stage', got {self.recompute!r}")
         if self.keep not in ("states", "graphs"):
             raise ValueError(f"keep must be 'states' or 'graphs', got {self.keep!r}")
-        if self.keep == "graphs" and (self.checkpoints is not None or self.recompute == "stage"):
-            raise ValueError("keep='graphs' recomputes nothing: leave checkpoints and recompute out")
 
     def integrate(
         self,
@@ -72,28 +70,8 @@ class Checkpoint:
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
-        Raises ValueError if f uses a tensor whose gradient this mode would lose, and for a method whose steps depend on
-        more than the state they start from.
+        Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
-        method = plan.method
-        if not isinstance(method, Tableau):
-            if not getattr(method, "one_step", False):
-                raise ValueError(
-                    f"gradient='checkpoint': a step of {method.name} needs more than the state it starts from; use "
-                    "gradient='backprop' or 'adjoint', or a Runge-Kutta method"
-                )
-            if self != Checkpoint(self.checkpoints):
-                raise ValueError(
-                    f"gradient='checkpoint': recompute and keep are for explicit methods, not for {method.name}"
-                )
-        if self.keep == "graphs" and plan.jump_times:
-            raise ValueError("gradient='checkpoint': keep='graphs' has no jumps; leave keep out")
-        if self.keep == "graphs" and detector is not None and plan.tolerance is None:
-            raise ValueError("gradient='checkpoint': keep='graphs' has no events at fixed steps; leave keep out")
-        if plan.compile and (self.keep == "graphs" or self.recompute == "stage"):
-            raise ValueError(
-                "gradient='checkpoint': a compiled step has no graphs of its own; leave keep and recompute out"
-            )
         if not torch.is_grad_enabled():
             return integrate(
                 problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector

@@ -16,7 +16,6 @@ from torch import Tensor
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
-from odebench.ode.methods import METHODS
 from odebench.ode.methods.explicit_stepper import StageList
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.reversible_stepper import evaluate_stages
@@ -48,10 +47,8 @@ class ReversibleGradient:
     ) -> IntegrationResult:
         """The states at the problem's times, and how it ended.
 
-        Raises ValueError for a method that is not reversible, for events, dense output and jumps, and if f uses a
-        tensor whose gradient this mode would lose.
+        Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
-        _check_supported(plan, detector)
         plan = dataclasses.replace(plan, step_times=(*plan.step_times, *problem.times))
         if not torch.is_grad_enabled():
             return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
@@ -61,20 +58,6 @@ class ReversibleGradient:
             problem, plan, observers, first, results, problem.y0, *first.parameters, *problem.args
         )
         return dataclasses.replace(results[0], states=states)
-
-
-def _check_supported(plan: SolvePlan, detector: EventDetector | None) -> None:
-    """Raise ValueError for what this mode does not support."""
-    if not plan.method.reversible:
-        names = ", ".join(name for name, method in METHODS.items() if method.reversible)
-        raise ValueError(
-            f"gradient='reversible': the steps of {plan.method.name} cannot be undone; use gradient='checkpoint', or a "
-            f"reversible method ({names})"
-        )
-    jumps = plan.jump_times or plan.one_sided
-    for what, given in {"events": detector is not None, "dense output": plan.dense, "jump_t": jumps}.items():
-        if given:
-            raise ValueError(f"gradient='reversible' has no {what}; use gradient='backprop'")
 
 
 @dataclass

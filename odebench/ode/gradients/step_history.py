@@ -211,7 +211,8 @@ class GraphHistory(StepHistory):
         """Drop what follows time ``end``, where the last step of the solve ended."""
         super().close(end)
         if self._complete:
-            self._stages.append(self._field.stages)
+            # The dense output of a fixed step also evaluates f at its end, which is no stage.
+            self._stages.append(self._field.stages[: self._method.dense_stages])
         del self._stages[len(self.steps) :]
         self._field.stages = []
 

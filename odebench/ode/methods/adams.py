@@ -92,8 +92,8 @@ class VariableOrderAdams:
         return self.highest + 1
 
     def for_fixed_steps(self) -> "VariableOrderAdams":
-        """Raises ValueError: the error, relative to the tolerance, chooses the order."""
-        raise ValueError(f"method {self.name} chooses its order by its error: use implicit_adams for fixed steps")
+        """Return this method: it has no fixed steps, and ``find_conflict`` refuses them."""
+        return self
 
 
 EXPLICIT_ADAMS = FixedOrderAdams("explicit_adams", "Bashforth & Adams 1883", order=4, implicit=False)

@@ -38,10 +38,6 @@ class ImplicitRungeKuttaStepper:
         norm: Norm = rms,
         stats: Stats | None = None,
     ) -> None:
-        if one_sided and max(method.c) > 1:
-            raise ValueError(
-                f"jump_t: a stage of {method.name} is later than the end of its step; use radauIIA5 or kvaerno3"
-            )
         self._method, self._field, self._one_sided = method, field, one_sided
         self._accuracy = StageTolerance(tolerance, norm, torch.is_grad_enabled())
         self._stats = stats or Stats()

@@ -25,8 +25,8 @@ class SciPyMethod:
     reversible = False
 
     def for_fixed_steps(self) -> "SciPyMethod":
-        """Raises ValueError: SciPy chooses the steps."""
-        raise ValueError(f"method {self.name} chooses its steps: pass rtol and atol, not steps or step_size")
+        """Return this method: it has no fixed steps, and ``find_conflict`` refuses them."""
+        return self
 
 
 RK23 = SciPyMethod("scipy_rk23", "Bogacki & Shampine 1989, by SciPy", 3, "RK23", stages=3)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from odebench.ode.gradients import Checkpoint
-from odebench.ode.methods.tableau import Tableau
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.checkpoint import run_checkpointed
 from odebench.ode.per_sample.events import RowEventDetector
@@ -19,26 +18,20 @@ from odebench.ode.torch_func import check_mode_under_transform, needs_derivative
 
 # From the best to the worst.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
-GRADIENT_MODES = ("backprop", "checkpoint")
 
 
 def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) -> Solution:
-    """Solve each row by the same plan.
-
-    Raises ValueError for what only shared stepping supports.
-    """
-    mode = _check_supported(plan, gradient, event)
+    """Solve each row by the same plan."""
     if transform_active():
-        _check_transforms(problem, mode)
+        _check_transforms(problem, gradient.name)
     detector = RowEventDetector.from_argument(event, problem)
     loop = RowLoop(problem, plan, detector)
     y0 = problem.y0
     time_needs_gradient = needs_derivative(problem.t)
     if time_needs_gradient:
         y0 = y0 - _time_shift(problem, 0, y0, problem.all_rows())
-    if mode == "checkpoint" and torch.is_grad_enabled():
-        checkpoints = gradient.checkpoints if isinstance(gradient, Checkpoint) else None
-        states = run_checkpointed(loop, y0, checkpoints)
+    if isinstance(gradient, Checkpoint) and torch.is_grad_enabled():
+        states = run_checkpointed(loop, y0, gradient.checkpoints)
     else:
         loop.run(y0)
         states = loop.outputs.collect()
@@ -51,24 +44,6 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
     problem.stats.accepted, problem.stats.rejected = int(rows.accepted.sum()), int(rows.rejected.sum())
     outcome, events = _outcome(loop, states), () if detector is None else detector.collect()
     return Solution(problem.t, problem.unflatten(states), problem.stats, outcome, events=events, rows=rows)
-
-
-def _check_supported(plan: SolvePlan, gradient: Any, event: Any) -> str:
-    """The name of the gradient mode; raises ValueError for what per-sample stepping does not support."""
-    mode = gradient if isinstance(gradient, str) else gradient.name
-    if mode not in GRADIENT_MODES:
-        raise ValueError(f"stepping='per_sample' has the gradient modes {' and '.join(GRADIENT_MODES)}, not {mode}")
-    if isinstance(gradient, Checkpoint) and gradient != Checkpoint(gradient.checkpoints):
-        raise ValueError("stepping='per_sample': gradient='checkpoint' has no recompute and keep; leave them out")
-    if mode == "checkpoint" and event is not None:
-        raise ValueError("stepping='per_sample': gradient='checkpoint' has no events; use gradient='backprop'")
-    if not isinstance(plan.method, Tableau):
-        raise ValueError(f"stepping='per_sample' takes explicit Runge-Kutta methods, not {plan.method.name}")
-    unsupported = {"step_t or jump_t": plan.step_times, "dense": plan.dense, "compile": plan.compile}
-    for name, value in unsupported.items():
-        if value:
-            raise ValueError(f"stepping='per_sample' has no {name}; use stepping='shared'")
-    return mode
 
 
 def _check_transforms(problem: RowProblem, mode: str) -> None:
