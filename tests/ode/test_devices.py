@@ -170,3 +170,19 @@ def test_adaptive_steps_wait_once_per_attempt(method, needs_gradient):
     assert attempts >= 4
     assert reads == attempts
     assert copies == 0
+
+
+@pytest.mark.parametrize("method", ["rk4", "alf"])
+def test_a_gradient_with_respect_to_times_costs_one_copy(method):
+    gradients, copies = [], []
+    with Accelerator() as device:
+        for place in ("cpu", DEVICE):
+            field, y0 = Field().to(place), initial_state(place)
+            for requires_grad in (False, True):
+                t = torch.tensor(TIMES, dtype=torch.float64, requires_grad=requires_grad)
+                before = device.copies.total()
+                y = solve(field, y0, t, method=method, steps=9).y
+                copies.append(device.copies.total() - before)
+            gradients.append(torch.autograd.grad(y.sin().sum(), t)[0])
+    assert torch.equal(*gradients)
+    assert copies == [0, 0, 0, 1]
