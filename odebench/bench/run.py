@@ -14,6 +14,7 @@ from odebench.bench import report
 from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
+from odebench.config.schema.training import MAX_THREADS
 from odebench.errors import UsageError, unknown_name
 from odebench.training.environment import keep_freed_memory
 
@@ -87,8 +88,8 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
     Raises UsageError for a folder that is not empty.
     """
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads must be 1 or more, got {threads}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"--threads must be 1 to {MAX_THREADS:,}, got {threads}")
         torch.set_num_threads(threads)
     keep_freed_memory()  # as trainings do; otherwise times include the kernel zeroing new pages in each solve
     folder = report.make_folder(output)

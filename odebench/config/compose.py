@@ -68,7 +68,7 @@ def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]
 
 def first_comment(path: Path) -> str:
     """The first comment of a YAML file that is not Hydra's ``# @package``."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ")
         if line and not line.startswith("#"):
@@ -149,7 +149,8 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
             raise UsageError(line, key)
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            config = hydra.compose("train", overrides=[*overrides, *config_dir_overrides(config_dir)])
+            chosen = [text for text in overrides if text != "experiment=null"]  # the default, which Hydra refuses
+            config = hydra.compose("train", overrides=[*chosen, *config_dir_overrides(config_dir)])
     except Exception as error:
         raise explain_hydra_error(error, config_dir) from error
     with open_dict(config):
@@ -203,6 +204,8 @@ def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> lis
             override = parser.parse_override(text)
         except HydraException:
             raise UsageError(_malformed(text)) from None
+        except (ValueError, RecursionError):  # a number of more than 4,300 digits, or brackets in brackets in ...
+            raise UsageError(f"{text[:60]}...: is too long to be a number or a list; give a shorter value") from None
         key = override.key_or_group
         if not key:
             raise UsageError(_malformed(text))
@@ -254,8 +257,7 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
         if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
             return
         values = override.sweep_string_iterator()
-    known = options(group, config_dir)
-    errors = []
+    known, errors = options(group, config_dir), list[str]()
     for value in values:
         if str(value) in known or (group == "experiment" and value in (None, "null")):
             continue
@@ -271,6 +273,9 @@ def explain_hydra_error(error: Exception, config_dir: Path | None = None) -> Usa
 
     if isinstance(error, UsageError):
         return error
+    if isinstance(error, UnicodeDecodeError | RecursionError) and config_dir is not None:
+        list(map(read_yaml, sorted(Path(config_dir).rglob("*.yaml"))))  # an unreadable one raises a UsageError
+        return UsageError(f"--config-dir {config_dir}: the defaults of its files include each other without end")
     is_of_yaml = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
     if not is_of_yaml and "defaults list" not in str(error):  # for which Hydra has a plain ValueError
         raise error

@@ -4,7 +4,7 @@ Understands ``float int bool str``, ``dict``, ``tuple[X, ...]``, ``tuple[X, X]``
 and ``Annotated[X, Range(...)]``.
 """
 
-import math
+import sys
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -83,9 +83,11 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
     if kind is tuple:
         return _read_tuple(arguments, key, value)
     if annotation is float:
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
     elif (kind or annotation) is type(value):
+        if type(value) is int and abs(value) >= 2**63:
+            raise _wrong(key, value, "must be below 2^63")
         return value
     raise _wrong(key, value, _needed(kind or annotation, key))
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from odebench.config.compose import load_option, options, parse_overrides
 from odebench.config.parsing import format_value, read_value
-from odebench.config.schema.number_types import PositiveInt
+from odebench.config.schema.number_types import NonNegativeInt, PositiveInt
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
 GROUP = "cluster"
@@ -26,7 +26,7 @@ class LocalCluster:
     name: Literal["local"]
     jobs: PositiveInt
     threads: PositiveInt | None
-    devices: tuple[int, ...] | None
+    devices: tuple[NonNegativeInt, ...] | None
 
     @property
     def num_processes(self) -> int:

@@ -135,6 +135,8 @@ def _explain(error: Exception, config_dir: Path | None) -> UsageError:
         raise error
     try:
         return explain_hydra_error(error, config_dir)
+    except UsageError as cause:  # a file that cannot be read
+        return cause
     except Exception:
         return UsageError(f"{type(error).__name__}: {' '.join(str(error).split())}")
 

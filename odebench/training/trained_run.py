@@ -220,6 +220,7 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
 
 
 SAMPLE_SUFFIXES = (".csv", ".npy", ".png")
+MAX_SAMPLES = 1_000_000_000
 
 
 def sample_run(
@@ -230,8 +231,8 @@ def sample_run(
     Writes them to stdout as CSV with columns x0, x1, ..., or to a new file (images: .npy or .png). Raises UsageError if
     the model draws no samples, or the file type cannot hold them.
     """
-    if num < 1:
-        raise UsageError(f"--num {num}: must be at least 1")
+    if not 1 <= num <= MAX_SAMPLES:
+        raise UsageError(f"--num {num}: must be at least 1" if num < 1 else f"--num {num}: at most {MAX_SAMPLES:,}")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: must be at least 0 and below 2^63")
     if output is not None and output.suffix not in SAMPLE_SUFFIXES:

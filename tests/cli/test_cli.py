@@ -84,12 +84,12 @@ def run(tmp_path):
     return folder
 
 
-def fails(capsys, *words, code=2):
-    """The one line on stderr of a command that fails."""
+def fails(capsys, *words, code=2, lines=1):
+    """The lines on stderr of a command that fails."""
     assert main(words) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
+    assert err.count("\n") == lines
     return err.rstrip("\n")
 
 
@@ -147,6 +147,26 @@ def test_version(capsys):
         ),
         (["eval", "RUN", "--limt", "3"], "odebench eval: unknown option --limt; did you mean --limit?"),
         (["train", "tol=abc"], "odebench train: tol=abc: a number is needed, such as tol=1e-3"),
+        (
+            ["train", "seed=" + "9" * 5000],
+            f"odebench train: seed={'9' * 55}...: is too long to be a number or a list; give a shorter value",
+        ),
+        (
+            ["train", "tol=" + 3000 * "[" + 3000 * "]"],
+            f"odebench train: tol={56 * '['}...: is too long to be a number or a list; give a shorter value",
+        ),
+        (
+            ["train", "trainer.eval_batch_size=9223372036854775808"],
+            "odebench train: trainer.eval_batch_size=9223372036854775808: must be below 2^63",
+        ),
+        (
+            ["sweep", "seed=1,2", "cluster.devices=[-1]"],
+            "odebench sweep: cluster.devices[0]=-1: must be at least 0, or null",
+        ),
+        (
+            ["bench", "tiny", "--threads", "99999999999"],
+            "odebench bench: --threads must be 1 to 1,024, got 99999999999",
+        ),
         (["train", "-m", "--cfg"], "odebench train: --cfg prints the settings of one run; leave -m out"),
         (["train", "--", "x"], "odebench train: x: nothing can follow --"),
         (["train", "--config-dir", "/no"], "odebench train: --config-dir /no: no such folder"),
@@ -158,6 +178,29 @@ def test_version(capsys):
 )
 def test_wrong_usage_is_one_line(words, line, capsys):
     assert fails(capsys, *words) == line
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "reason"),
+    [
+        ("model", b"# \xfc\nmodel: {name: mlp}\n", "mine.yaml cannot be read: 'utf-8' codec can't decode byte 0xfc"),
+        ("experiment", b"# @package _global_\ndefaults: [mine]\n", "the defaults of its files include each other"),
+        ("solver", b"name: a\0", "unacceptable character #x0000"),
+    ],
+    ids=["latin-1", "a loop of defaults", "a null byte"],
+)
+@pytest.mark.parametrize("verb", [["train"], ["train", "-m"], ["sweep", "--dry-run"]], ids=" ".join)
+def test_yaml_of_a_user_that_cannot_be_composed(verb, group, content, reason, in_tmp, calls, capsys):
+    (in_tmp / "own" / group).mkdir(parents=True)
+    (in_tmp / "own" / group / "mine.yaml").write_bytes(content)
+    assert reason in " ".join(
+        fails(capsys, *verb, "--config-dir", "own", f"{group}=mine", lines=1 + ("sweep" in verb)).split()
+    )
+
+
+def test_no_experiment_can_be_chosen_by_name(calls):
+    assert main(["train", "experiment=null"]) == 0
+    assert main(["sweep", "experiment=null,paper/mnist_odenet", "--dry-run"]) == 0
 
 
 def test_a_mistyped_list_suggests_the_nearest_name(capsys):

@@ -333,6 +333,7 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
     ("arguments", "line"),
     [
         (["--num", "0"], "--num 0: must be at least 1"),
+        (["--num", "99999999999999999999"], "--num 99999999999999999999: at most 1,000,000,000"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--output", "x.txt"], "--output x.txt: samples are written to files ending with .csv, .npy, .png"),
         (["--output", "/tmp/no.png"], "the samples are vectors [2], not images; use FILE.csv or FILE.npy"),
