@@ -11,7 +11,7 @@ from typing import NoReturn
 from odebench import __version__
 from odebench.cli.completion import complete
 from odebench.console import console_log, report_error
-from odebench.errors import UsageError, did_you_mean, nearest_setting, unknown_name
+from odebench.errors import DONE, UsageError, did_you_mean, nearest_setting, unknown_name
 
 # Each verb is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
 # `list` or `eval` would hide the builtin here.
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb and verb not in VERBS:
             raise unknown_name("verb", verb, VERBS, "verbs")
         with console_log():
-            code = _run(parser, argv)
+            arguments = _parse(parser, argv)
+            code = VERBS[arguments.verb].run(arguments) if arguments else DONE
         sys.stdout.flush()
         return code
     except Exception as error:
@@ -83,14 +84,15 @@ def _open_closed_streams() -> None:
             setattr(sys, name, stream)
 
 
-def _run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace | None:
+    """The verb with its options and settings; None after --help or --version."""
     tail: list[str] = []
     if "--" in argv:
         argv, tail = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     try:
         arguments, rest = parser.parse_known_args(argv)
-    except SystemExit as stop:  # after --help or --version
-        return int(stop.code or 0)
+    except SystemExit:
+        return None
     if arguments.verb == "tensorboard":
         arguments.for_tensorboard = tail
     elif tail:
@@ -104,7 +106,7 @@ def _run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         if not rest[0].startswith("-"):
             raise UsageError(f"{rest[0]} is one word too many")
         raise UsageError(f"unknown option {rest[0]}{_nearest(rest[0], parser, arguments)}")
-    return VERBS[arguments.verb].run(arguments)
+    return arguments
 
 
 def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:

@@ -93,8 +93,6 @@ class RegularisedSolve:
 
         Raises UsageError for solves that cannot be regularised.
         """
-        if not self._weights:
-            return ode.solve(f, y0, t, rtol=rtol, atol=atol, args=tuple(args), **options)
         if isinstance(f, AugmentedField):
             base, state = f, y0
         else:

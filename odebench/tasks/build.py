@@ -60,7 +60,7 @@ class ConfiguredSolver:
     ) -> None:
         method: Any = lookup("METHODS", solver.name, ode.METHODS, extensions)
         self._dynamics = RegularisationTerms(**options_of(dynamics)) if dynamics else RegularisationTerms()
-        self._regularised = RegularisedSolve(self._dynamics)
+        self._regularised = RegularisedSolve(self._dynamics) if self._dynamics.weights else None
         self._differentiable = differentiable
         self._warm, self._stop_at_times = solver.first_step == "warm", solver.stop_at_times
         self.warm_step: float | None = None
@@ -99,7 +99,7 @@ class ConfiguredSolver:
         if self._stop_at_times:
             all_options["step_t"] = t
         measures = not self._differentiable
-        solve = self._regularised if trains or measures else ode.solve
+        solve = self._regularised if self._regularised and (trains or measures) else ode.solve
         warm = self._warm and torch.is_grad_enabled() and "first_step" not in options
         if warm:
             all_options["first_step"] = self.warm_step
@@ -119,7 +119,7 @@ class ConfiguredSolver:
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Return and reset the penalty of all solves since the last call (None if there is none) and its integrals by
         tag."""
-        return self._regularised.pop_penalty()
+        return self._regularised.pop_penalty() if self._regularised else (None, {})
 
 
 @torch.no_grad()

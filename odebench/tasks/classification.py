@@ -14,9 +14,10 @@ from odebench.config.choices import options_of
 from odebench.config.settings import Settings
 from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
 from odebench.errors import UsageError
+from odebench.ode import Stats
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.solver import step_sizes
-from odebench.tasks.build import ConfiguredSolver, build_model, build_solvers
+from odebench.tasks.build import build_model, build_solvers
 from odebench.tasks.task import Loss, add_penalty
 
 
@@ -37,7 +38,7 @@ class ClassificationTask:
         self._device = device
         self._seed = settings.seed
         self._label_smoothing = options_of(settings.loss)["label_smoothing"]
-        self._bf16 = trainer.precision == "bf16"
+        self._autocast = torch.autocast(device.type, torch.bfloat16, trainer.precision == "bf16")
         self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
         self.steps_per_epoch = len(data.train) // self.batch_size
         if self.steps_per_epoch == 0:
@@ -64,8 +65,9 @@ class ClassificationTask:
     def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
         """Compute the mean cross-entropy over the batch."""
         images, labels = batch
-        logits, solves = self._logits(self.model.train(), images, self._solve)
-        value = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        with self._autocast:
+            logits, solves = self.model.train()(to_float(images), self._solve)
+        value = F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         metrics = {"train/loss": value.detach(), "train/accuracy": accuracy}
         return add_penalty(Loss(value, metrics, solves), self._solve)
@@ -77,7 +79,7 @@ class ClassificationTask:
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         num_correct, nfe = 0, []
         for images, labels in self._batches(self._splits[split]):
-            logits, solves = self._logits(model, images, self._eval_solve)
+            logits, solves = self._evaluate(model, images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             num_correct += int((logits.argmax(1) == labels).sum())
             nfe.append(sum(stats.nfe for stats in solves))
@@ -103,8 +105,7 @@ class ClassificationTask:
     def predict(self, split: str) -> dict[str, list[Any]]:
         """Return index, label, prediction and its probability for each image of a split, in the data set's order."""
         probabilities = [
-            self._logits(self.model.eval(), images, self._eval_solve)[0].softmax(1)
-            for images, _ in self._batches(self._splits[split])
+            self._evaluate(self.model.eval(), images)[0].softmax(1) for images, _ in self._batches(self._splits[split])
         ]
         probability, prediction = torch.cat(probabilities).max(1)
         return {
@@ -117,7 +118,7 @@ class ClassificationTask:
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
         """Return the logits."""
-        return self._logits(self.model.eval(), self._splits[split].images[:num], self._eval_solve)[0]
+        return self._evaluate(self.model.eval(), self._splits[split].images[:num])[0]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
@@ -127,7 +128,7 @@ class ClassificationTask:
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
         figures = {"confusion": confusion_matrix(counts)}
         images, _ = next(self._batches(self._splits["validation"]))
-        _, solves = self._logits(self.model.eval(), images, self._eval_solve)
+        _, solves = self._evaluate(self.model.eval(), images)
         if solves and solves[0].step_sizes:  # per-sample stepping stores none
             sizes = solves[0].step_sizes
             figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
@@ -142,11 +143,11 @@ class ClassificationTask:
         if self._solve:
             self._solve.warm_step = state["warm_step"]
 
-    def _logits(self, model: nn.Module, images: Tensor, solve: ConfiguredSolver | None) -> tuple[Tensor, Any]:
-        autocast = torch.autocast(self._device.type, torch.bfloat16, self._bf16)
-        with autocast:
-            logits, solves = model(to_float(images), solve)
-        return (logits.float() if self._bf16 else logits), solves
+    def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
+        """The logits in float32, and the statistics of the solves."""
+        with self._autocast:
+            logits, solves = model(to_float(images), self._eval_solve)
+        return logits.float(), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)
