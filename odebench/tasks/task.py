@@ -1,8 +1,9 @@
 """The interface between the training loop and a task: a model, its data and its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -32,6 +33,14 @@ def add_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
         return loss
     value = loss.value + num_dims * penalty
     return Loss(value, {**loss.metrics, "train/loss": value.detach(), **values}, loss.solves)
+
+
+def read_numbers(values: Iterable[Any]) -> list[float]:
+    """Return numbers and scalar tensors of one device as floats; the host waits for the device once for all of them."""
+    values = list(values)
+    tensors = [value.detach() for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [next(read) if isinstance(value, Tensor) else float(value) for value in values]
 
 
 class Task(Protocol):

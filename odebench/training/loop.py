@@ -16,6 +16,7 @@ from odebench.record import layout
 from odebench.record.profiling import StepTimer, measure_step
 from odebench.record.writer import NullRunWriter, RunWriter
 from odebench.tasks import Loss, Task
+from odebench.tasks.task import read_numbers
 from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState
 from odebench.training.display import ProgressDisplay
@@ -87,35 +88,50 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
     distributed.seed_step(settings.seed, step)
     loss = backpropagate(task, distributed.shard_batch(task.batch(step), task.batch_size), trainer.max_nfe)
     distributed.average_gradients(task.model)
-    grad_norm = _clip_gradient(task.model, trainer.clip_grad_norm).item()
+    norm = _clip_gradient(task.model, trainer.clip_grad_norm)
+    # The loop waits for the device only here: a loss or a gradient that is not finite must not change the weights.
+    value, grad_norm, *numbers = read_numbers([loss.value, norm, *loss.metrics.values()])
+    _check_loss(value)
     if not math.isfinite(grad_norm):
-        raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {loss.value.item():.4g}")
+        raise Diverged(f"the gradient's norm is {grad_norm}, at a loss of {value:.4g}")
     optimizer.step()
     if training.average is not None:
         training.average.update_parameters(task.model)
-    metrics = {tag: float(number) for tag, number in loss.metrics.items()}
+    metrics = dict(zip(loss.metrics, numbers, strict=True))
     metrics = distributed.reduce_mean(metrics | solver_metrics(loss.solves))
     return metrics | {"optim/lr": lr, "optim/grad_norm": grad_norm}
 
 
 def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
-    """Compute the loss of this process's shard of a batch and its gradients. Raises Diverged in all processes
-    together."""
+    """Compute the loss of this process's shard of a batch and its gradients. Raises Diverged in all processes together.
+
+    A single process on an accelerator leaves it to the caller to read the loss, which may not be finite.
+    """
     with distributed.synchronised_divergence():
         loss = task.loss(batch)
-        value = loss.value.item()
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
-    # Backward solves may synchronise their steps (solver.sync_steps), so all processes must have a loss first.
+        # Backward solves may synchronise their steps (solver.sync_steps), so all processes must have a loss first.
+        if distributed.world_size() > 1 or loss.value.device.type == "cpu":
+            _check_loss(loss.value.item())
     with distributed.synchronised_divergence():
         try:
             loss.value.backward()
-        except ode.SolveError as error:
+        except (ode.SolveError, ValueError) as error:
+            # A loss that is not finite is the cause: the solve fails, and SciPy's methods refuse such a gradient.
+            _check_loss(loss.value.item())
+            if isinstance(error, ValueError):
+                raise
             raise Diverged(str(error)) from error
         nfe = sum(stats.nfe for stats in loss.solves)
         if max_nfe is not None and nfe > max_nfe:
+            _check_loss(loss.value.item())
             raise Diverged(f"{nfe} forward evaluations, more than trainer.max_nfe={max_nfe}")
     return loss
+
+
+def _check_loss(value: float) -> None:
+    """Raise Diverged unless the loss is finite."""
+    if not math.isfinite(value):
+        raise Diverged(f"the loss is {value}; a smaller optim.lr may help")
 
 
 def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
@@ -163,11 +179,17 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
     task, progress = training.task, training.progress
     batch = distributed.shard_batch(task.batch(progress.step), task.batch_size)
     solves: list[ode.Stats] = []
+
+    def step() -> None:
+        loss = backpropagate(task, batch)
+        _check_loss(loss.value.item())
+        solves.extend(loss.solves)
+
     try:
         # measure_step sees only eager operations.
         with restored_state(task), torch.compiler.set_stance("force_eager"):
             device = next(task.model.parameters()).device
-            metrics = measure_step(lambda: solves.extend(backpropagate(task, batch).solves), device)
+            metrics = measure_step(step, device)
     except Diverged as error:
         log.warning("not measured after step %d: %s", progress.step, error)
         return

@@ -1,5 +1,7 @@
 """A training step of every model on a test double of an accelerator: the CPU's numbers, and how often it is read."""
 
+import math
+
 import pytest
 import torch
 from device_double import DEVICE, Accelerator
@@ -7,6 +9,7 @@ from device_double import DEVICE, Accelerator
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.config.schema import LOSSES, MODELS
+from odebench.errors import Diverged
 from odebench.tasks import build_task
 from odebench.training.checkpoint import TrainingState
 from odebench.training.loop import train_step
@@ -22,6 +25,7 @@ STEPS = {
     "mlp": f"model=mlp {IMAGES}",
     "cnf": f"experiment=paper/cnf_maximum_likelihood {SMALL}",
     "cnf-density_matching": f"experiment=paper/cnf_density_matching {SMALL}",
+    "cnf-scipy": f"experiment=paper/cnf_maximum_likelihood solver=scipy_rk23 gradient=adjoint {SMALL}",
     "planar_nf": f"experiment=paper/nf_maximum_likelihood {SMALL}",
     "planar_nf-density_matching": f"experiment=paper/nf_density_matching {SMALL}",
     "ffjord": f"experiment=ffjord/toy {SMALL}",
@@ -65,7 +69,7 @@ def test_no_model_and_no_loss_is_left_out():
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in STEPS])
-def test_a_step_gives_the_numbers_of_the_cpu_and_the_loop_reads_few(name):
+def test_a_step_gives_the_numbers_of_the_cpu_and_the_loop_reads_once(name):
     metrics, gradients, weights = take_a_step(name, torch.device("cpu"))
     with Accelerator() as device:
         metrics_there, gradients_there, weights_there = take_a_step(name, DEVICE)
@@ -76,6 +80,33 @@ def test_a_step_gives_the_numbers_of_the_cpu_and_the_loop_reads_few(name):
     else:
         assert metrics_there == metrics
         assert all(torch.equal(a, b) for a, b in zip(weights_there, weights, strict=True))
-    # The loss and the gradient's norm, which end a diverged training before the weights change, and the metrics.
-    loop_reads = {line: count for line, count in device.reads.items() if line.startswith("training/loop.py")}
-    assert sum(loop_reads.values()) <= 4
+    # Loss, gradient norm and metrics together, before the weights change: the first two may end the training.
+    loop_reads = {place: n for place, n in device.reads.items() if place.startswith(("training/", "tasks/task.py"))}
+    assert loop_reads == {"tasks/task.py read_numbers": 1}
+
+
+@pytest.mark.parametrize("name", ["cnf", "cnf-scipy", "mlp", "planar_nf"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_reported_before_the_weights_change(name, wrong):
+    """Whatever the backward pass makes of it: the adjoint's solve fails, and SciPy refuses the gradient."""
+    settings = settings_of(name)
+    with Accelerator():
+        training = TrainingState(settings, build_task(settings, DEVICE))
+        before = [weight.detach().clone() for weight in training.task.model.parameters()]
+        loss_of = training.task.loss
+        training.task.loss = lambda batch: (loss := loss_of(batch))._replace(value=loss.value * wrong)
+        with pytest.raises(Diverged, match=f"the loss is -?{wrong}"):
+            train_step(training, settings, num_steps=10)
+        assert all(torch.equal(a, b) for a, b in zip(training.task.model.parameters(), before, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_reported_before_the_weights_change():
+    settings = settings_of("mlp")
+    with Accelerator():
+        training = TrainingState(settings, build_task(settings, DEVICE))
+        weight = next(training.task.model.parameters())
+        before = weight.detach().clone()
+        weight.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(Diverged, match=r"the gradient's norm is (inf|nan), at a loss of \d"):
+            train_step(training, settings, num_steps=10)
+        assert torch.equal(weight, before)
