@@ -29,6 +29,10 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+def pytest_configure(config):
+    os.environ["ODEBENCH_TESTS"] = "slow" if config.getoption("--slow") else "fast"  # read while modules are imported
+
+
 def pytest_collection_modifyitems(config, items):
     """Skip tests that this machine cannot run, and slow ones unless --slow is given, each with its reason."""
     reasons = {} if config.getoption("--slow") else {"slow": "slow; pytest --slow runs it"}

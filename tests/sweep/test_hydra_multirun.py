@@ -161,9 +161,7 @@ def test_values_that_no_job_can_have_start_nothing(word, line, trained, capsys):
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "5", '{"job": 0}', "\xff", '{"job": 1, "overrides": [], "objective": "a", "exit_code": 0}']
-)
+@pytest.mark.parametrize("line", ["\xff", '{"job": 1, "overrides": [], "objective": "a", "exit_code": 0}'])
 def test_a_damaged_line_of_the_jobs_counts_as_a_failure(line, trained, monkeypatch, capsys, caplog):
     def train_run(config, overrides):
         if config.seed == 1:
