@@ -170,6 +170,7 @@ class InitialValueProblem:
     stats: every call is counted here.
     report_noise: is called if the second evaluation shows that f is random; the first may draw noise for all others.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
+    first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
@@ -203,6 +204,7 @@ class InitialValueProblem:
         self.times = _check_times(self.t)
         self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
         self.stats = Stats()
+        self.first_output: Tensor | None = None
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:

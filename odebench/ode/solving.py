@@ -17,7 +17,7 @@ from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import GRADIENTS, Adjoint, Checkpoint, GradientMode
 from odebench.ode.gradients.moving_grid import grid_moves
-from odebench.ode.integrate import Observer
+from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
@@ -129,38 +129,41 @@ def solve(
         check_combination(problem, plan, mode, event is not None)
         solution = solve_rows(problem, plan, mode, event)
     else:
-        solution = solve_problem(problem, plan, mode, detector=EventDetector.from_argument(event, problem))
+        detector = EventDetector.from_argument(event, problem)
+        prepare(problem, plan, mode, detector)
+        solution = finish(problem, plan, mode, detector, mode.integrate(problem, plan, (), detector))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
 
 
-def solve_problem(
-    problem: InitialValueProblem,
-    plan: SolvePlan,
-    mode: GradientMode,
-    observers: tuple[Observer, ...] = (),
-    detector: EventDetector | None = None,
-) -> Solution:
-    """Solve a problem by a plan, with the gradient of a mode and the gradient with respect to times."""
+def prepare(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode, detector: EventDetector | None) -> None:
+    """Check a solve before it starts, and give the problem's y0 the gradient with respect to the first time."""
     check_combination(problem, plan, mode, detector is not None)
     if transform_active():
         _check_transforms(problem, plan, mode)
-    time_needs_gradient = needs_derivative(problem.t)
-    if time_needs_gradient and mode.name == "backprop":
-        time_needs_gradient = not grid_moves(problem, plan, detector)
-    if time_needs_gradient:
-        initial = problem.y0
-        problem.y0 = initial - problem.time_derivative_term(0, initial)
-    result = mode.integrate(problem, plan, observers, detector)
+    if not needs_derivative(problem.t) or (mode.name == "backprop" and grid_moves(problem, plan, detector)):
+        return
+    problem.first_output = problem.y0
+    problem.y0 = problem.y0 - problem.time_derivative_term(0, problem.y0)
+
+
+def finish(
+    problem: InitialValueProblem,
+    plan: SolvePlan,
+    mode: GradientMode,
+    detector: EventDetector | None,
+    result: IntegrationResult,
+) -> Solution:
+    """The solution from what the gradient mode integrated, with the gradient with respect to the other times."""
     states, outcome = result.states, result.outcome
     events = detector.collect(result.hits, states) if detector else ()
     if result.hits:
         states = states[result.output_rows]
         outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.output_rows, outcome.reached))
-    if time_needs_gradient:
+    if problem.first_output is not None:
         later = [states[i] + problem.time_derivative_term(i, states[i]) for i in range(1, outcome.reached)]
-        states = torch.stack([initial, *later, *states[outcome.reached :]])
+        states = torch.stack([problem.first_output, *later, *states[outcome.reached :]])
     dense = None
     if plan.dense and result.interpolants:
         source = states if states.requires_grad and mode.name != "backprop" else None

@@ -18,8 +18,8 @@ from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, GradientMode
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
-from odebench.ode.solution import SolveError, Status
-from odebench.ode.solving import solve_problem
+from odebench.ode.solution import Solution, SolveError, Status
+from odebench.ode.solving import finish, prepare
 from odebench.ode.torch_func import check_mode_under_transform, transform_active
 from odebench.ode.torchdiffeq_adjoint import BackwardArguments, DropInAdjoint, make_adjoint
 from odebench.ode.torchdiffeq_options import DropInCall, check_options, find_callbacks, make_call
@@ -160,12 +160,20 @@ def _solve_call(
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
     if event_fn is not None:
         return _solve_until_event(call, mode, observers, event_fn, options)
-    solution = solve_problem(call.problem, call.plan, mode, observers)
+    solution = _solve(call, mode, observers)
     # Fixed steps that end in NaN return it, as torchdiffeq does.
     returned = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
     if solution.status not in returned:
         raise OdeintError(solution.outcome, solution)
     return solution.y
+
+
+def _solve(
+    call: DropInCall, mode: GradientMode, observers: tuple[Observer, ...], detector: EventDetector | None = None
+) -> Solution:
+    prepare(call.problem, call.plan, mode, detector)
+    result = mode.integrate(call.problem, call.plan, observers, detector)
+    return finish(call.problem, call.plan, mode, detector, result)
 
 
 def _solve_until_event(
@@ -184,7 +192,7 @@ def _solve_until_event(
             raise ValueError("fixed steps until an event need options={'step_size': ...}")
         longest = MAX_EVENT_STEPS * as_positive("step_size", options["step_size"])
     problem.times = [start, start + direction * longest]
-    solution = solve_problem(problem, call.plan, mode, observers, EventDetector([Event(event_fn)], problem))
+    solution = _solve(call, mode, observers, EventDetector([Event(event_fn)], problem))
     if solution.status is not Status.event:
         outcome = solution.outcome
         if solution.status is Status.success:
