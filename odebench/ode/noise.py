@@ -2,15 +2,19 @@
 
 import dis
 import functools
+import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
@@ -18,11 +22,12 @@ from torch.utils import _pytree as pytree
 from odebench.ode.torch_func import under_vmap
 
 NOISE = "draws random numbers at every evaluation; call .eval() on layers such as dropout"
+TRAINING_MODE = "in training mode, which changes at every evaluation"
 
 
 def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
     """Names of the layers of f that change at every evaluation in training mode, found without a call: in a module, and
-    in the objects that a function or a method refers to. ``evaluate_watched`` finds random ones elsewhere."""
+    in the objects that a function or a method refers to. ``evaluate_watched`` finds others."""
     return [
         f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
         for held, owner in _referenced_objects(f)
@@ -37,6 +42,10 @@ def _changes_in_training(layer: nn.Module) -> bool:
         return layer.p > 0
     if isinstance(layer, nn.RNNBase):  # on a GPU, cuDNN draws its dropout without torch's generator
         return layer.dropout > 0 and layer.num_layers > 1
+    return _updates_buffers(layer)
+
+
+def _updates_buffers(layer: nn.Module) -> bool:
     if isinstance(layer, _SpectralNorm):
         return bool(layer._buffers)  # of a vector it needs no power iteration
     hooks = layer._forward_pre_hooks.values()
@@ -84,40 +93,54 @@ def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = 
     for arg in args:
         layers += layers_in_training_mode(arg) if isinstance(arg, nn.Module) else []
     if layers:
-        raise ValueError(
-            f"f has {layers[0]} in training mode, which changes at every evaluation; call .eval() on it for the solve, "
-            "take it out of f, or use GroupNorm or LayerNorm"
-        )
+        _refuse_layer(layers[0])
 
 
-def refuse_noise() -> None:
-    """Raise ValueError: error control would take the noise for an error, and a backward pass would draw other noise."""
+def _refuse_layer(layer: str) -> None:
+    raise ValueError(
+        f"f has {layer} {TRAINING_MODE}; call .eval() on it for the solve, take it out of f, or use GroupNorm or "
+        "LayerNorm"
+    )
+
+
+def refuse_noise(layer: str | None = None) -> None:
+    """Raise ValueError: error control would take the noise, of a layer or random numbers, for an error, and a backward
+    pass would draw other noise."""
+    if layer is not None:
+        _refuse_layer(layer)
     raise ValueError(f"f {NOISE}, or draw the numbers once, before the solve, and pass them as args=(noise,)")
 
 
-def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[[], None]:
+def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[..., None]:
     """Warn the drop-in's caller of ``layers_in_training_mode``; returns how to report other noise: with a warning."""
+
+    def warn(layer: str | None = None, stacklevel: int = 2) -> None:
+        text = f"func {NOISE}, or draw the numbers once, before the solve: error control sees noise"
+        if layer is not None:
+            text = f"func has {layer} {TRAINING_MODE}: error control sees noise; call .eval() on it for the solve"
+        warnings.warn(text, stacklevel=stacklevel)
+
     if layers := layers_in_training_mode(f):
-        warnings.warn(
-            f"func has {layers[0]} in training mode, which changes at every evaluation: error control sees noise; call "
-            ".eval() on it for the solve",
-            stacklevel=5,
-        )
-        return lambda: None
-    text = f"func {NOISE}, or draw the numbers once, before the solve: error control sees noise"
-    return lambda: warnings.warn(text, stacklevel=2)
+        warn(layers[0], stacklevel=6)
+        return lambda layer=None: None
+    return warn
 
 
-def evaluate_watched(f: Callable[..., Any], report: Callable[[], None], t: Tensor, *inputs: Any) -> Any:
-    """f(t, *inputs); calls ``report`` if f drew random numbers from torch's default generators and its result differs
-    when it is evaluated again, as it may not if another thread drew them.
+def evaluate_watched(f: Callable[..., Any], report: Callable[..., None], t: Tensor, *inputs: Any) -> Any:
+    """f(t, *inputs), watched for changes. Calls ``report(layer)`` for a layer in training mode that updates its
+    buffers, and ``report()`` if f drew random numbers from torch's default generators and its result differs when it is
+    evaluated again, as it may not if another thread drew them.
 
     Reads the state of a CUDA generator on the host, which does not synchronise.
     """
     if torch.compiler.is_compiling():
         return f(t, *inputs)
     before = _random_states(t.device)
-    rate = f(t, *inputs)
+    layers: list[str] = []
+    with _watch_layers(f, layers):
+        rate = f(t, *inputs)
+    if layers:
+        report(layers[0])
     if all(map(torch.equal, before, _random_states(t.device))):
         return rate
     # Copies: f may reuse the memory of its result.
@@ -126,6 +149,23 @@ def evaluate_watched(f: Callable[..., Any], report: Callable[[], None], t: Tenso
     if not all(map(_equal, first, _tensors(rate))):
         report()
     return rate
+
+
+def _watch_layers(f: Callable[..., Any], layers: list[str]) -> AbstractContextManager[Any]:
+    """A context that appends to ``layers`` those that this thread calls in training mode and that update their buffers;
+    none for a module f, whose layers are found without a call."""
+    function = getattr(f, "func", f)  # that of the drop-in's module
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    # Code that torch.compile traces under the hook is compiled again without it.
+    if isinstance(function, nn.Module) or (dynamo is not None and dynamo.counters["frames"]):
+        return nullcontext()
+    thread = threading.get_ident()
+
+    def note(layer: nn.Module, _: Any) -> None:
+        if layer.training and threading.get_ident() == thread and _updates_buffers(layer):
+            layers.append(type(layer).__name__)
+
+    return register_module_forward_pre_hook(note)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

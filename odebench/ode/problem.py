@@ -239,7 +239,7 @@ class InitialValueProblem:
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
         version = None if y.is_inference() else y._version
-        rate = self.layout.evaluate_flat(self.f if self.stats.nfe != 2 else self._watched, t, y, args, out)
+        rate = self.layout.evaluate_flat(self.f if self.stats.nfe > 2 else self._watched, t, y, args, out)
         if version is not None and y._version != version:
             raise ValueError(
                 "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
@@ -249,11 +249,14 @@ class InitialValueProblem:
     def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
         """One evaluation with its graph, even under ``torch.no_grad``; not counted."""
         leaves = [part.detach().requires_grad_() for part in self.layout.split(y)]
-        f = self.f if self.stats.nfe != 2 else self._watched
+        f = self.f if self.stats.nfe > 2 else self._watched
         with torch.enable_grad():
             return EvaluationGraph(leaves, self.layout.evaluate(f, t, self.layout.rebuild(leaves), args))
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
+        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
+        if self.stats.nfe < 2 and self.stats.backward is None:
+            return self.f(t, *inputs)
         return evaluate_watched(self.f, self.report_noise, t, *inputs)
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:

@@ -1,5 +1,7 @@
 """Vector fields that differ between evaluations are refused, however deep their noise is hidden."""
 
+import sys
+import threading
 import types
 import warnings
 
@@ -83,6 +85,82 @@ def test_a_layer_that_changes_in_training_mode_is_refused_in_args_and_a_closure(
         module.eval()
         assert solve(f, Y0, [0.0, 1.0], args=args, stepping=stepping).y.isfinite().all()
         module.train()
+
+
+def in_a_closure(layer):
+    return lambda y: layer(y)
+
+
+@pytest.fixture
+def nothing_compiled():
+    """As in a process that has not called torch.compile: layers are not watched where code was compiled."""
+    if "torch._dynamo.utils" in sys.modules:
+        torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("stepping", STEPPINGS)
+@pytest.mark.parametrize("layer", [*SPECTRAL, "batch norm"])
+def test_a_layer_that_updates_its_buffers_is_refused_wherever_it_is(layer, stepping):
+    holder = types.SimpleNamespace(layer=LAYERS[layer].train())
+    inner = in_a_closure(holder.layer)
+    for f in (lambda t, y: inner(y), lambda t, y: holder.layer(y)):
+        with pytest.raises(ValueError, match=r"f has \w+ in training mode, which changes at every evaluation"):
+            solve(f, Y0, [0.0, 1.0], method="rk4", steps=4, stepping=stepping)
+        with pytest.warns(UserWarning, match=r"func has \w+ in training mode.*call \.eval\(\)"):
+            odeint(f, Y0, torch.tensor([0.0, 1.0]), method="rk4")
+        holder.layer.eval()
+        assert solve(f, Y0, [0.0, 1.0], stepping=stepping).y.isfinite().all()
+        holder.layer.train()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_layers_that_another_thread_calls_are_not_refused():
+    norm = types.SimpleNamespace(layer=nn.BatchNorm1d(6))
+
+    def f(t, y):
+        thread = threading.Thread(target=norm.layer, args=(Y0,))
+        thread.start()
+        thread.join()
+        return -y
+
+    assert solve(f, Y0, [0.0, 1.0], method="rk4", steps=1).y.isfinite().all()
+
+
+def test_a_compiled_field_is_compiled_as_often_as_its_calls_need():
+    """Not once more, without the hook that watches layers."""
+    torch._dynamo.reset()
+    layer = torch.compile(nn.Tanh(), backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            solve(lambda t, y: layer(y), Y0, [0.0, 1.0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+ONE_EVALUATION = {
+    "checkpoint": {"gradient": "checkpoint"},
+    "adjoint": {"gradient": "adjoint"},
+    "rows": {"gradient": "checkpoint", "stepping": "per_sample"},
+}
+
+
+@pytest.mark.parametrize("mode", ONE_EVALUATION)
+def test_a_solve_of_one_evaluation_is_refused_in_its_backward_pass(mode):
+    """Only this one evaluates f again."""
+    y0 = Y0.clone().requires_grad_()
+    options = {"method": "euler", "steps": 1, **ONE_EVALUATION[mode]}
+    y = solve(FIELDS["functional dropout"], y0, [0.0, 1.0], **options).y
+    with pytest.raises(ValueError, match="f draws random numbers at every evaluation"):
+        y.sum().backward()
+    solve(lambda t, y: -y, y0, [0.0, 1.0], **options).y.sum().backward()
+
+
+@pytest.mark.parametrize("options", [{"method": "rk4", "steps": 2}, {"first_step": 0.1}], ids=["fixed", "adaptive"])
+def test_noise_in_a_compiled_step_is_refused(options, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    with pytest.raises(ValueError, match="f draws random numbers at every evaluation"):
+        solve(FIELDS["functional dropout"], Y0, [0.0, 1.0], compile=True, **options)
 
 
 @pytest.mark.parametrize("stepping", STEPPINGS)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.methods.tableau import Tableau
+from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.problem import FieldArguments, StateLayout
 from odebench.ode.transfer import constant
 
@@ -52,9 +53,12 @@ class CompiledStep:
     def __call__(self, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
         """y at t + h, the last stage, and the error (or its norm, without graph), all [N]; then all stages [s, N] if
         ``with_stages``."""
+        step = self._step
+        if self._field.stats.nfe == 1:  # with fixed steps, f is evaluated here first
+            step = functools.partial(evaluate_watched, step, refuse_noise)
         self._field.stats.nfe += len(self._c)
         numbers = self._field.to_tensor([h, *(t + c_i * h for c_i in self._c)])
-        return self._step(numbers, y, k0, list(self._field.args), self._tolerance)
+        return step(numbers, y, k0, list(self._field.args), self._tolerance)
 
 
 # Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.

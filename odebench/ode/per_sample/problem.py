@@ -149,7 +149,7 @@ class RowProblem:
 
     def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         version = None if y.is_inference() else y._version
-        f = self.f if self.stats.nfe != 2 else self._watched
+        f = self.f if self.stats.nfe > 2 else self._watched
         if self.layout.autocast is None:
             rate = self._flatten_rate(f(t, self.unflatten(y), *arguments), y.shape[0])
         else:
@@ -163,6 +163,9 @@ class RowProblem:
         return rate
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
+        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
+        if self.stats.nfe < 2 and self.stats.backward is None:
+            return self.f(t, *inputs)
         return evaluate_watched(self.f, refuse_noise, t, *inputs)
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
