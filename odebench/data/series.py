@@ -136,7 +136,7 @@ class SeriesSplit:
     def _batch(self, indices: Tensor, kept: Tensor, values: Tensor, mask: Tensor) -> SeriesBatch:
         indices = indices.to(self.offsets.device)
         rows, points = self.point_indices(indices)
-        selected = kept[points]
+        selected = kept[points].nonzero().squeeze(1)
         rows, points = rows[selected], points[selected]
         times, columns = torch.unique(self.times[points], return_inverse=True)
         is_observed = mask[points]

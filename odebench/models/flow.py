@@ -230,7 +230,8 @@ class ODEBlock(nn.Module):
         """These fractions of the end time; differentiable where it is trained."""
         if self.log_time is None:
             return [fraction * self._end_time for fraction in fractions]
-        return self.log_time.exp() * self.log_time.new_tensor(fractions)
+        end_time = self.log_time.exp()
+        return torch.stack([fraction * end_time for fraction in fractions])
 
     def _check_trace_cost(self, trace: TraceMethod) -> None:
         size = math.prod(self.shape)

@@ -8,18 +8,19 @@ from torch import Tensor
 from odebench.data.series import SeriesBatch
 from odebench.models.series import Forecast
 from odebench.tasks.series_losses import kl_from_prior, log_likelihood, reduce_series
+from odebench.tasks.task import read_numbers
 
-Sums = dict[str, tuple[float, float]]
-"""By name: the sum of the averaged values and their number."""
+Sums = dict[str, tuple[Tensor | float, Tensor | float]]
+"""By name: the sum of the averaged values and their number; numbers, or scalars on the device."""
 
 
 def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None) -> Sums:
     """Sums over series of nll_nats (mean over latent samples) and, of models with a latent variable, kl_nats."""
     num = len(targets.values)
     likelihood = log_likelihood(forecast, targets, noise_std, "sum").mean(0)
-    sums: Sums = {"nll_nats": (-likelihood.double().sum().item(), num)}
+    sums: Sums = {"nll_nats": (-likelihood.double().sum(), num)}
     if forecast.posterior is not None:
-        sums["kl_nats"] = (kl_from_prior(forecast.posterior, "sum").double().sum().item(), num)
+        sums["kl_nats"] = (kl_from_prior(forecast.posterior, "sum").double().sum(), num)
     return sums
 
 
@@ -28,8 +29,8 @@ def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
     mse_per_feature, averaged per series and feature, then over features and series (Rubanova et al. 2019)."""
     squares = _squared_errors(values, targets)
     return {
-        "mse": (squares.double().sum().item(), int(targets.mask.sum())),
-        "mse_per_feature": (reduce_series(squares, targets.mask, "mean").double().sum().item(), len(squares)),
+        "mse": (squares.double().sum(), targets.mask.sum()),
+        "mse_per_feature": (reduce_series(squares, targets.mask, "mean").double().sum(), len(squares)),
     }
 
 
@@ -39,19 +40,17 @@ def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -
     squares = _squared_errors(values, targets).double()
     later = targets.times > window_end
     parts = {"interpolation": ~later, "extrapolation": later}
-    return {
-        f"rmse_{name}": (squares[:, part].sum().item(), int(targets.mask[:, part].sum()))
-        for name, part in parts.items()
-    }
+    return {f"rmse_{name}": (squares[:, part].sum(), targets.mask[:, part].sum()) for name, part in parts.items()}
 
 
 def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
     """Turn the sums of all batches into means, and into their roots for rmse; skip quantities without values."""
+    read = iter(read_numbers(number for batch in sums for pair in batch.values() for number in pair))
     totals: dict[str, tuple[float, float]] = {}
     for batch in sums:
-        for name, (value, count) in batch.items():
+        for name in batch:
             value_before, count_before = totals.get(name, (0.0, 0.0))
-            totals[name] = value_before + value, count_before + count
+            totals[name] = value_before + next(read), count_before + next(read)
     means = {name: value / count for name, (value, count) in totals.items() if count}
     metrics = {name: mean**0.5 if "rmse" in name else mean for name, mean in means.items()}
     if "kl_nats" in metrics:

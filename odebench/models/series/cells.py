@@ -50,7 +50,7 @@ class TimeGapCell(nn.Module):
         """The state before the first observation, with a given hidden state [B, H]."""
         return hidden, torch.zeros_like(like), torch.zeros_like(like)
 
-    def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
+    def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Take in the last observation."""
         return self._take_in(state, gap), *state[1:]
 
@@ -105,7 +105,7 @@ class RNNDecayCell(nn.Module):
         """Zeros."""
         return (like.new_zeros(len(like), self.recurrent.hidden_size),)
 
-    def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
+    def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Decay the hidden state."""
         return (state[0] * self.decay(gap.unsqueeze(1)),)
 
@@ -141,7 +141,7 @@ class GRUDCell(nn.Module):
         """Zeros, and each feature at its mean."""
         return like.new_zeros(len(like), self.recurrent.hidden_size), self.means.expand_as(like), torch.zeros_like(like)
 
-    def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
+    def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Decay the hidden state by the time since each feature was observed."""
         hidden, last, since = state
         since = since + gap.unsqueeze(1)
@@ -207,11 +207,11 @@ class ODERNNCell(nn.Module):
         """Zeros."""
         return (like.new_zeros(len(like), self.width),)
 
-    def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
+    def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Solve the ODE over the gap."""
         more: dict[str, Any] = {}
         if self.solver is not None:
-            steps = max(math.ceil(gap.max().item() / self.step * (1 - GAP_RTOL)), 1)
+            steps = max(math.ceil(longest_gap / self.step * (1 - GAP_RTOL)), 1)
             more = {
                 "method": self.solver,
                 "steps": steps,

@@ -111,8 +111,8 @@ class LatentODE(SeriesModel):
         state = append_zero_channels(z0.flatten(0, 1), self._augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)
-        ends = times.new_tensor([0.0] if self.rates is None else [0.0, self.span])
-        grid, index = torch.unique(torch.cat((ends, times)), return_inverse=True)
+        ends = [times.new_zeros(1)] if self.rates is None else [times.new_zeros(1), times.new_full((1,), self.span)]
+        grid, index = torch.unique(torch.cat((*ends, times)), return_inverse=True)
         if self.rates is None:
             states, expected = solve(self.field, state, grid).y, None
         else:

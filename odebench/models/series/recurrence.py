@@ -1,5 +1,6 @@
 """Run a recurrent cell over a batch of irregular series, each series at its own times."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ class RecurrentCell(Protocol):
     The state's first tensor is the hidden state [B, H]; predictions are decoded from that of an advanced state.
 
     continuous_time: whether a gap can be advanced in parts: advance(advance(s, a), b) = advance(s, a + b).
-    max_gap: the longest such part; None: the whole gap to the next observation.
+    max_gap: the longest such part, of a cell with continuous time; None: the whole gap to the next observation.
     """
 
     continuous_time: bool
@@ -47,8 +48,11 @@ class RecurrentCell(Protocol):
     def initial_state(self, like: Tensor) -> State:
         """The state before the first observation, for values like these [B, D]."""
 
-    def advance(self, state: State, gap: Tensor, solve: Solve) -> State:
-        """The state a time ``gap`` [B] after the last observation, before the next one is taken in."""
+    def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
+        """The state a time ``gap`` [B] after the last observation, before the next one is taken in.
+
+        longest_gap: the largest gap, where the cell has a ``max_gap``; NaN elsewhere.
+        """
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """An advanced state after an observation [B, D] at its time; values are 0 where the mask is False."""
@@ -178,11 +182,16 @@ def run_cell(
         last observation; None: it takes no input there.
     """
     hidden_states, state_after_last = [], state
-    for k, any_after_last in enumerate(grid.is_after_last.any(0).tolist()):
+    # Read before the loop: inside, the host would wait for the device at each time.
+    any_after_last = [] if predict is None else grid.is_after_last.any(0).tolist()
+    longest_gaps = [math.nan] * grid.times.shape[1]
+    if cell.max_gap is not None:
+        longest_gaps = grid.times.diff(dim=1, prepend=last.unsqueeze(1)).amax(0).tolist()
+    for k, longest_gap in enumerate(longest_gaps):
         values, mask, has_input, time = grid.values[:, k], grid.mask[:, k], grid.is_observed[:, k], grid.times[:, k]
-        advanced = cell.advance(state, time - last, solve)
+        advanced = cell.advance(state, time - last, solve, longest_gap)
         hidden_states.append(advanced[0])
-        if predict is not None and any_after_last:
+        if predict is not None and any_after_last[k]:
             after_last = grid.is_after_last[:, k].unsqueeze(1)
             values = torch.where(after_last, predict(hidden_states[-1]), values)
             mask, has_input = mask | after_last, has_input | after_last.squeeze(1)

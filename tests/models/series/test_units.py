@@ -1,5 +1,7 @@
 """The units by which recurrent networks divide values and time gaps."""
 
+import math
+
 import torch
 
 from odebench.models.series.cells import TimeGapCell
@@ -25,7 +27,7 @@ def test_the_cell_divides_values_and_gaps_by_its_units():
     scaled, plain = TimeGapCell(2, 5, "tanh", True, 3.0, 0.5), TimeGapCell(2, 5, "tanh", True)
     plain.load_state_dict(scaled.state_dict())
     hidden, values, mask, gap = torch.randn(3, 5), torch.randn(3, 2), torch.ones(3, 2), torch.rand(3)
-    found = scaled.advance((hidden, values, mask), gap, None)
-    expected = plain.advance((hidden, values / 3.0, mask), gap / 0.5, None)
+    found = scaled.advance((hidden, values, mask), gap, None, math.nan)
+    expected = plain.advance((hidden, values / 3.0, mask), gap / 0.5, None, math.nan)
     torch.testing.assert_close(found[0], expected[0])
     assert torch.equal(found[1], values)  # the stored values are in the data's units
