@@ -220,7 +220,7 @@ def settings_of(model: str, words: list[str]) -> Settings:
     return read_settings(compose([*settings, *comparison.words, *words]))
 
 
-def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, measure.RunTimes]:
+def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """The seconds of each training's turns by its name, and of one evaluation of each library's field, by kind."""
     for number in range(arguments.warmup):
         trainings[0].step(number)
@@ -269,32 +269,23 @@ def check_losses(trainings: list[TimedTraining], tol: float) -> None:
         raise SystemExit(f"the losses differ by more than {MAX_LOSS_DIFFERENCE} tolerances: {losses}")
 
 
-def field_s(training: TimedTraining, times: dict[str, measure.RunTimes]) -> float:
-    """Shortest time of a step's evaluations alone; the backward ones (else the forward ones) with their products."""
-    forward, backward = (statistics.mean(counts) for counts in zip(*training.nfe, strict=True))
-    evaluation_s, together_s, apart_s = (
-        min(times[f"{training.library} {kind}"].seconds)
-        for kind in (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH)
-    )
-    return forward * evaluation_s + backward * apart_s if backward else forward * together_s
-
-
 def row_of(
     comparison: StepComparison,
     training: TimedTraining,
-    times: dict[str, measure.RunTimes],
+    times: dict[str, list[float]],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """One row of the CSV file."""
-    seconds, done = times[training.name].seconds, comparison.batch_size * arguments.steps
+    seconds, done = times[training.name], comparison.batch_size * arguments.steps
     forward, backward = (statistics.mean(counts) for counts in zip(*training.nfe, strict=True))
+    field_s = measure.field_seconds(times, training.library, forward, backward)
     return {
         "gradient": training.gradient,
         "first_step": training.first_step,
         "library": training.library,
         f"{comparison.unit}_per_s_best": round(done / min(seconds), 1),
         f"{comparison.unit}_per_s_median": round(done / statistics.median(seconds), 1),
-        f"{comparison.unit}_per_s_bare": round(comparison.batch_size / field_s(training, times), 1),
+        f"{comparison.unit}_per_s_bare": round(comparison.batch_size / field_s, 1),
         "nfe_forward": round(forward, 1),
         "nfe_backward": round(backward, 1),
         "tol": comparison.tol,

@@ -1,8 +1,10 @@
 """Runs every library, mode and variant on every benchmark case, and collects what is measured."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +83,7 @@ def measure_all(
             results.left_out.append(f"{case.name}: its reference needs SciPy")
             continue
         with contextlib.ExitStack() as stack:
-            client = stack.enter_context(DiffraxClient(problem)) if "diffrax" in names else None
+            client = stack.enter_context(contextlib.closing(DiffraxClient(problem))) if "diffrax" in names else None
             context = _CaseContext(problem, reference, client, plan, results, on_progress)
             for tol, family in itertools.product(plan.tols or (case.tol,), MODE_FAMILIES):
                 modes = [mode for mode in MODE_FAMILIES[family] if mode in plan.modes]
@@ -136,8 +138,9 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
         warnings.simplefilter("ignore")
         times = measure.interleave(timers, context.plan.repeats, context.plan.limit_s)
     for number, run in enumerate(runs):
-        field_ms = _field_ms(context.problem, run, times)
-        context.results.rows.append(_row(context, family, tol, run, times[str(number)], field_ms))
+        costs, field_name = run.costs, _field_name(context.problem, run.config)
+        field_s = measure.field_seconds(times, field_name, costs.nfe_forward, costs.nfe_backward)
+        context.results.rows.append(_row(context, family, tol, run, times[str(number)], field_s))
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
@@ -171,25 +174,11 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
     return timers
 
 
-def _field_ms(problem: CaseProblem, run: PreparedRun, times: dict[str, measure.RunTimes]) -> float:
-    """Lower bound of the run's time: its evaluations of f alone, and a vector-Jacobian product for each one that is
-    differentiated (the backward evaluations if there are any, else the forward ones)."""
-    forward, backward = run.costs.nfe_forward, run.costs.nfe_backward
-    name = _field_name(problem, run.config)
-    evaluation_ms = times[f"{name} {measure.FIELD_ONLY}"].min_ms
-    if run.config.mode == FORWARD:
-        return forward * evaluation_ms
-    if not backward:
-        return forward * times[f"{name} {measure.VJPS_TOGETHER}"].min_ms
-    return forward * evaluation_ms + backward * times[f"{name} {measure.VJP_EACH}"].min_ms
-
-
 def _row(
-    context: _CaseContext, family: str, tol: float, run: PreparedRun, times: measure.RunTimes, field_ms: float
+    context: _CaseContext, family: str, tol: float, run: PreparedRun, seconds: list[float], field_s: float
 ) -> dict[str, Any]:
     """One row of results.csv."""
-    problem, reference = context.problem, context.reference
-    config, output, costs = run.config, run.output, run.costs
+    problem, reference, output = context.problem, context.reference, run.output
     num_parameters = len(problem.parameters)
     errors: list[float | None] = [None, None]
     if output.gradients is not None and reference.gradients is not None:
@@ -198,25 +187,15 @@ def _row(
     return {
         "work": problem.case.name,
         "family": family,
-        "library": config.library,
-        "variant": config.variant,
-        "mode": config.mode,
-        "method": config.method,
+        **dataclasses.asdict(run.config),
         "tol": tol,
-        "time_min_ms": times.min_ms,
-        "time_median_ms": times.median_ms,
-        "runs": len(times.seconds),
-        "bare_ms": field_ms,
-        "nfe_forward": costs.nfe_forward,
-        "nfe_backward": costs.nfe_backward,
-        "rows_forward": costs.rows_forward,
-        "accepted": costs.steps.accepted if costs.steps else None,
-        "rejected": costs.steps.rejected if costs.steps else None,
+        "time_min_ms": 1e3 * min(seconds),
+        "time_median_ms": 1e3 * statistics.median(seconds),
+        "runs": len(seconds),
+        "bare_ms": 1e3 * field_s,
         "state_error": relative_error(output.states, reference.states),
         "parameter_gradient_error": errors[0],
         "state_gradient_error": errors[1],
-        "peak_mib": costs.peak_mib,
-        "operations_per_step": costs.operations,
-        "synchronisations_per_step": costs.synchronisations,
-        "version": installed_version(config.library),
+        **dataclasses.asdict(run.costs),
+        "version": installed_version(run.config.library),
     }

@@ -4,7 +4,6 @@ JAX and PyTorch in one process compete for threads, and each slows the other.
 """
 
 import multiprocessing
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -32,12 +31,8 @@ class DiffraxClient:
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> "DiffraxClient":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.join()
         self._connection.close()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,7 @@ MODE_FAMILIES = {
 MODES = tuple(mode for modes in MODE_FAMILIES.values() for mode in modes)
 
 
-@dataclass(frozen=True)
-class StepCounts:
+class StepCounts(NamedTuple):
     """Steps of a forward solve; with per-sample stepping the sum over the rows."""
 
     accepted: int

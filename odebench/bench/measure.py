@@ -4,10 +4,8 @@
 """
 
 import gc
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,31 +79,15 @@ def is_view(func: Any) -> bool:
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
-@dataclass
-class RunTimes:
-    """Seconds of each run of one timed function."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def min_ms(self) -> float:
-        """The fastest run."""
-        return 1e3 * min(self.seconds)
-
-    @property
-    def median_ms(self) -> float:
-        """The middle run."""
-        return 1e3 * statistics.median(self.seconds)
-
-
-def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s: float) -> dict[str, RunTimes]:
-    """Time several functions in rounds, so that a drift of the machine's speed affects all of them.
+def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s: float) -> dict[str, list[float]]:
+    """Time several functions in rounds, so that a drift of the machine's speed affects all of them; returns the seconds
+    of each run.
 
     The order rotates from round to round, so that no function always follows the same one.
 
     timers: name -> runs once and returns its seconds; after three runs, one that has used ``limit_s`` is skipped.
     """
-    times = {name: RunTimes() for name in timers}
+    times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
     collecting = gc.isenabled()
     try:
@@ -114,7 +96,7 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s:
             gc.disable()
             start = number % len(names) if names else 0
             for name in (*names[start:], *names[:start]):
-                spent = times[name].seconds
+                spent = times[name]
                 if len(spent) < min(3, repeats) or sum(spent) < limit_s:
                     spent.append(timers[name]())
             gc.enable()
@@ -169,3 +151,16 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
     number = int(min(MAX_FIELD_CALLS, max(2, FIELD_TIMING_S / timed(lambda: calls(1))())))
     seconds = timed(lambda: calls(number))
     return lambda: seconds() / number
+
+
+def field_seconds(times: Mapping[str, Sequence[float]], name: str, forward: float, backward: float) -> float:
+    """Lower bound of a run's time: `forward` and `backward` evaluations of f alone, and a vector-Jacobian product for
+    each one that is differentiated (the backward evaluations if there are any, else the forward ones).
+
+    times: seconds, measured by `field_timer`, of each ``NAME KIND``; without products if f was not timed with them.
+    """
+    together = times.get(f"{name} {VJPS_TOGETHER}")
+    if together is not None and not backward:
+        return forward * min(together)
+    seconds = forward * min(times[f"{name} {FIELD_ONLY}"])
+    return seconds + backward * min(times[f"{name} {VJP_EACH}"]) if backward else seconds

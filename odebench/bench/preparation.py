@@ -47,21 +47,22 @@ class RunOutput:
 
 @dataclass
 class RunCosts:
-    """What one run costs besides time; None where it is unknown.
+    """What one run costs besides time, by the columns of results.csv; None where it is unknown.
 
     rows_forward: rows of the batch over all evaluations of the forward solve.
     peak_mib: peak memory of tensors.
-    operations, synchronisations: tensor operations and host synchronisations per step of the forward solve, outside
-        the field.
+    operations_per_step, synchronisations_per_step: tensor operations and host synchronisations of the forward solve,
+        outside the field.
     """
 
     nfe_forward: int
     nfe_backward: int
-    steps: StepCounts | None
     rows_forward: int | None = None
+    accepted: int | None = None
+    rejected: int | None = None
     peak_mib: float | None = None
-    operations: float | None = None
-    synchronisations: float | None = None
+    operations_per_step: float | None = None
+    synchronisations_per_step: float | None = None
 
 
 @dataclass
@@ -102,7 +103,7 @@ def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> Prepared
         else:
             outputs.append(run())
     if config is not eager:
-        costs.operations = costs.synchronisations = None
+        costs.operations_per_step = costs.synchronisations_per_step = None
     return PreparedRun(config, outputs[0], costs, measure.timed(run))
 
 
@@ -111,7 +112,7 @@ def prepare_diffrax(client: DiffraxClient, config: LibraryConfig, tol: float) ->
     reply = client.prepare(config.mode, LIBRARIES["diffrax"].methods[config.method], tol)
     steps = StepCounts(reply["accepted"], reply["rejected"])
     output = RunOutput(reply["states"], reply["gradients"], steps)
-    costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], steps)
+    costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], None, *steps)
     return PreparedRun(config, output, costs, functools.partial(client.seconds, reply["index"]))
 
 
@@ -148,7 +149,7 @@ def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.Countin
     steps = output.steps
     if steps is None and counted.accepted:
         steps = StepCounts(counted.accepted, counted.rejected)
-    costs = RunCosts(nfe_forward, counted.calls - nfe_forward, steps, rows_forward)
+    costs = RunCosts(nfe_forward, counted.calls - nfe_forward, rows_forward, *(steps or ()))
     if not LIBRARIES[config.library].torch_memory:
         return costs
     tight = _operations(problem, config, counted, solve)
@@ -156,7 +157,7 @@ def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.Countin
     if tight[0] == loose[0] or not isinstance(METHODS.get(config.method), Tableau):
         loose = (0.0, 0, 0)  # the mean: implicit steps do not all cost the same
     if tight[0] is not None and loose[0] is not None:
-        costs.operations, costs.synchronisations = (
+        costs.operations_per_step, costs.synchronisations_per_step = (
             (a - b) / (tight[0] - loose[0]) for a, b in zip(tight[1:], loose[1:], strict=True)
         )
     return costs
