@@ -16,7 +16,7 @@ from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices,
 from odebench.errors import UsageError
 from odebench.ode import Stats
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.solver import step_sizes
+from odebench.plots.curves import step_sizes
 from odebench.tasks.build import build_model, build_solvers
 from odebench.tasks.task import Loss, add_penalty
 

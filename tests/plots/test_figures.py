@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 
 from odebench.plots import style
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.curves import training_curves
-from odebench.plots.solver import step_sizes
+from odebench.plots.curves import step_sizes, training_curves
 
 ROWS: list[dict[str, Any]] = [
     {
