@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class RunOverview:
     settings: dict[str, Any]
     summary: dict[str, Any]
     time: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str) -> Any:
         """Return a setting by its dotted key, None if it does not exist."""
@@ -195,6 +196,7 @@ def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
         settings=settings,
         summary=_read_json(path / layout.SUMMARY),
         time=str(content.get("time", "")),
+        manifest=manifest,
     )
 
 

@@ -104,31 +104,13 @@ def figure3(collection: RunCollection) -> Figure:
 
     forward, backward = "forward NFE of a training step", positive_only(lines("nfe_backward", "nfe_forward"))
     least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
+    ratios = nfe_ratio_lines(collection.runs, backward, least)
+    error, time = require_points(lines(OUTPUT_ERROR, "nfe")), lines("forward_ms", "nfe_forward")
     over, x = _over_training(collection)
     panels = [
-        Panel(
-            "(a) Error against NFE",
-            "NFE of a batch",
-            "relative error of the output",
-            require_points(lines(OUTPUT_ERROR, "nfe")),
-        ),
-        Panel(
-            "(b) Time against NFE",
-            forward,
-            "time of its forward pass (ms)",
-            lines("forward_ms", "nfe_forward"),
-            x_log=False,
-            y_log=False,
-        ),
-        Panel(
-            "(c) Backward against forward",
-            forward,
-            "backward NFE",
-            backward,
-            nfe_ratio_lines(collection.runs, backward, least),
-            x_log=True,
-            y_log=True,
-        ),
+        Panel("(a) Error against NFE", "NFE of a batch", "relative error of the output", error),
+        Panel("(b) Time against NFE", forward, "time of its forward pass (ms)", time, x_log=False, y_log=False),
+        Panel("(c) Backward against forward", forward, "backward NFE", backward, ratios, x_log=True, y_log=True),
         Panel("(d) NFE over training", x, forward, over, as_curves=True, x_log=False, y_log=False),
     ]
     return draw_panels(panels, columns=2)

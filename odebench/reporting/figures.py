@@ -44,13 +44,12 @@ from odebench.reporting.panels import (
     panel_key_function,
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
+from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_MS
 
-FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
-STEP_MS, PEAK_MIB = "final/step_ms", "final/peak_mib"
 # Cost -> tag and axis label.
 COSTS = {
     "NFE": (FORWARD, "forward NFE of a training step"),
-    "time": ("final/minutes", "training time (min)"),
+    "time": (MINUTES, "training time (min)"),
     "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
 }
 # Model -> its size setting in Figure 4 of Chen et al. 2018, and its label.

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from odebench.reporting.runs import Run, RunCollection, RunGroup
+from odebench.reporting.table import BACKWARD, FORWARD
 
 # Backward NFE over forward NFE of a training step: a tag that only this file uses.
 NFE_RATIO = "nfe_ratio"
@@ -87,8 +88,8 @@ def compare_with_published(collection: RunCollection) -> list[PublishedCompariso
 def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
     """Mean and standard deviation of a group for a tag of the file."""
     if tag == NFE_RATIO:
-        forward = group.mean("final/nfe_forward")
-        return (group.mean("final/nfe_backward") / forward if forward else math.nan), math.nan
+        forward = group.mean(FORWARD)
+        return (group.mean(BACKWARD) / forward if forward else math.nan), math.nan
     return group.mean(tag), group.std(tag)
 
 

@@ -5,7 +5,7 @@ import io
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from odebench.reporting.runs import RunCollection, collect_runs
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("terminal", "markdown", "csv", "latex")
 # The suffix of the output file chooses the format.
 TABLE_SUFFIXES = {".txt": "terminal", ".md": "markdown", ".csv": "csv", ".tex": "latex"}
+FORMATS = tuple(TABLE_SUFFIXES.values())
 FIGURE_SUFFIXES = (".png", ".svg")
 PAGE_SUFFIX = ".html"
 PAGE = "report.html"
@@ -68,15 +68,17 @@ def make_report(
         raise NothingFoundError(_no_runs_message(collection))
     if names:
         assert output is not None
-        _print_paths(write_figures(output, [render_figure(name, collection) for name in names]))
+        _write(figure_files(output, [render_figure(name, collection) for name in names]))
         return
     tags = table.chosen_tags(collection, columns)
     if output is None:
         _print(collection, table_format or "terminal", tags)
+    elif output.suffix == PAGE_SUFFIX:
+        _write({output: make_page(collection, *render_figures(collection)).encode()})
     elif output.suffix:
-        _print_paths([_write_file(output, collection, tags)])
+        _write({output: as_text(collection, TABLE_SUFFIXES[output.suffix], tags).encode()})
     else:
-        _print_paths(write_folder(output, collection, tags))
+        _write_folder(output, collection, tags)
 
 
 def _check_arguments(
@@ -150,35 +152,24 @@ def as_text(collection: RunCollection, table_format: str, tags: Sequence[str]) -
     return render(table.make_table(collection, tags))
 
 
-def _write_file(path: Path, collection: RunCollection, tags: Sequence[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == PAGE_SUFFIX:
-        return _write(path, make_page(collection, *render_figures(collection)))
-    return _write(path, as_text(collection, TABLE_SUFFIXES[path.suffix], tags))
-
-
-def write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -> list[Path]:
+def _write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -> None:
     """Write the page, the table in every format, and every figure that the runs have the data for."""
     pictures, left_out = render_figures(collection)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [_write(folder / PAGE, make_page(collection, pictures, left_out))]
+    files = {folder / PAGE: make_page(collection, pictures, left_out).encode()}
     for suffix, table_format in TABLE_SUFFIXES.items():
         chosen = table.all_tags(collection) if table_format == "csv" else tags
-        written.append(_write(folder / f"table{suffix}", as_text(collection, table_format, chosen)))
-    written += write_figures(folder / "figures", pictures) if pictures else []
+        files[folder / f"table{suffix}"] = as_text(collection, table_format, chosen).encode()
+    _write(files | figure_files(folder / "figures", pictures))
     if left_out:
         log.info("figures omitted: %s (%s lists what each needs)", ", ".join(left_out), folder / PAGE)
-    return written
 
 
-def _write(path: Path, text: str) -> Path:
-    write_atomically(path, text.encode())
-    return path
-
-
-def _print_paths(paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(path)
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Write the files, then print their paths."""
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    print(*files, sep="\n")
 
 
 def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], left_out: Mapping[str, str]) -> str:
@@ -200,10 +191,12 @@ def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], lef
     )
 
 
-def render_figures(collection: RunCollection) -> tuple[list[RenderedFigure], dict[str, str]]:
-    """All figures that the runs have the data for, and name -> reason for the omitted ones."""
+def render_figures(
+    collection: RunCollection, names: Iterable[str] = figures.FIGURES
+) -> tuple[list[RenderedFigure], dict[str, str]]:
+    """The figures that the runs have the data for, and name -> reason for the omitted ones."""
     pictures, left_out = [], {}
-    for name in figures.FIGURES:
+    for name in names:
         try:
             pictures.append(render_figure(name, collection))
         except UsageError as error:
@@ -225,12 +218,8 @@ def _figure_bytes(figure: Figure, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_figures(output: Path, pictures: Sequence[RenderedFigure]) -> list[Path]:
-    """Write the figures as NAME.png and NAME.svg to a folder, or one figure to the given file."""
-    files = {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
+def figure_files(output: Path, pictures: Sequence[RenderedFigure]) -> dict[Path, bytes]:
+    """The figures as NAME.png and NAME.svg in a folder, or one figure as the given file."""
     if output.suffix:
-        files = {output: getattr(pictures[0], output.suffix[1:])}
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    return list(files)
+        return {output: getattr(pictures[0], output.suffix[1:])}
+    return {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}

@@ -197,8 +197,7 @@ def _read_run(path: Path) -> Run:
     if settings.get("trainer.iterations") is not None:
         settings["trainer.epochs"] = None  # iterations take precedence
     overridden_keys = frozenset(key if key in settings else f"{key}.name" for key in overrides)
-    manifest = _manifest(path)
-    return Run(overview, settings, overridden_keys, _machine(manifest), _test_data_hash(manifest))
+    return Run(overview, settings, overridden_keys, _machine(overview.manifest), _test_data_hash(overview.manifest))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -220,13 +219,6 @@ def _read_overrides(path: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / layout.MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
 
 
 def _test_data_hash(manifest: Mapping[str, Any]) -> str:
@@ -327,8 +319,8 @@ def read_evaluations(run: Run) -> list[Row]:
     for row in _evaluation_lines(run.path / layout.EVALUATIONS):
         given = dict(one.split("=", 1) for one in row["overrides"])
         evaluation = defaults | {key: given[key] for key in defaults if key in given} | row
-        evaluation["tol"] = _number(evaluation["tol"]) if isinstance(evaluation["tol"], str) else evaluation["tol"]
-        steps = next((_number(given[key]) for key in FIXED_STEP_KEYS if key in given), None)
+        evaluation["tol"] = number(evaluation["tol"]) if isinstance(evaluation["tol"], str) else evaluation["tol"]
+        steps = next((number(given[key]) for key in FIXED_STEP_KEYS if key in given), None)
         evaluation["resolution"] = steps if evaluation["tol"] is None else evaluation["tol"]
         others = [one for one in row["overrides"] if one.partition("=")[0] not in {*defaults, *FIXED_STEP_KEYS}]
         others += ["split=test"] if row.get("split") == "test" else []
@@ -358,7 +350,7 @@ def _are_overrides(overrides: Any) -> bool:
     """Whether all are KEY=VALUE, with numbers as tolerances."""
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
-    return all(isinstance(_number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
+    return all(isinstance(number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
 
 
 def _has_valid_names(row: Row) -> bool:
@@ -381,10 +373,11 @@ def _bench_rows(path: Path) -> list[Row]:
         if not file.readline().startswith(BENCH_HEADER):
             return []
         file.seek(0)
-        return [{name: _number(text) for name, text in row.items() if name} for row in csv.DictReader(file)]
+        return [{name: number(text) for name, text in row.items() if name} for row in csv.DictReader(file)]
 
 
-def _number(text: str | None) -> Any:
+def number(text: str | None) -> Any:
+    """The number that a text holds, as float, so that 1e-2 equals 0.01; else the text, None if it is empty."""
     try:
         return float(text or "")
     except ValueError:

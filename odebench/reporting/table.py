@@ -13,8 +13,10 @@ from odebench.record import layout
 from odebench.reporting.runs import RunCollection, RunGroup
 
 PARAMETERS = "parameters"
+FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
+PEAK_MIB, STEP_MS, MINUTES = "final/peak_mib", "final/step_ms", "final/minutes"
 # Default columns after the objective.
-COSTS = ("final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/step_ms", "final/minutes")
+COSTS = (FORWARD, BACKWARD, PEAK_MIB, STEP_MS, MINUTES)
 EMPTY = "-"
 MAX_DECIMALS = 5  # above this, use a power of ten
 _DESCRIPTIONS = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.published import NFE_RATIO, group_mean_and_std, training_fraction
-from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, read_evaluations, read_rows
+from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
+from odebench.reporting.table import MINUTES
 from odebench.reproduce import catalogue
 from odebench.sweep.attempts import read_status
 from odebench.sweep.expand import expand
@@ -62,8 +63,8 @@ def collect_results(
     for row in reproduction.rows:
         group, minutes = groups[row.name], math.inf
         if row.within_time_of is not None:
-            minutes = groups[row.within_time_of].mean("final/minutes")
-        tags = dict.fromkeys([*row.tags, "final/minutes"])
+            minutes = groups[row.within_time_of].mean(MINUTES)
+        tags = dict.fromkeys([*row.tags, MINUTES])
         fractions = [one for run in group.done_runs if (one := _fraction_after_minutes(run, minutes)) is not None]
         found.append(
             RowResult(
@@ -102,7 +103,7 @@ def _row_statistics(
 def _fraction_after_minutes(run: Run, minutes: float) -> float | None:
     """Fraction of the published training completed after `minutes`."""
     fraction = training_fraction(run)
-    if fraction is None or not minutes < run.value("final/minutes"):
+    if fraction is None or not minutes < run.value(MINUTES):
         return fraction
     steps = [row["step"] for row in read_rows(run) if row["elapsed_s"] <= 60 * minutes]
     return fraction * max(steps, default=0) / run.overview.step
@@ -134,7 +135,7 @@ def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
 def _value_after_minutes(run: Run, tag: str, minutes: float) -> float:
     """Value of a tag after `minutes` of training: of ``best/...`` the best validation so far, of final/minutes at most
     `minutes`."""
-    if tag == "final/minutes":
+    if tag == MINUTES:
         return min(minutes, run.value(tag))
     name = tag.removeprefix("best/")
     values = [row[f"val/{name}"] for row in read_rows(run) if f"val/{name}" in row and row["elapsed_s"] <= 60 * minutes]
@@ -158,12 +159,4 @@ def _evaluation(run: Run, wanted: Mapping[str, str], expected: set[EvaluationKey
 
 def _has_settings(overrides: Sequence[str], wanted: Mapping[str, str]) -> bool:
     given = dict(override.partition("=")[::2] for override in overrides)
-    return all(key in given and _value(given[key]) == _value(text) for key, text in wanted.items())
-
-
-def _value(text: str) -> float | str:
-    """Parse numbers, so that 1e-2 equals 0.01."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return all(key in given and number(given[key]) == number(text) for key, text in wanted.items())

@@ -15,8 +15,8 @@ from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
 from odebench.record.layout import FIGURES
 from odebench.reporting import notes
-from odebench.reporting.report import render_figure
-from odebench.reporting.runs import RunCollection, collect_runs
+from odebench.reporting.report import figure_files, render_figures
+from odebench.reporting.runs import collect_runs
 from odebench.reporting.table import as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, find_reproduction, reproductions
 from odebench.reproduce.results import (
@@ -237,13 +237,15 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
     print(f"{reproduction.title}\n{reproduction.source}\n")
     print("\n".join([*map(as_terminal, tables), notes.join_lines(remarks)]), end="")
-    drawn = _figures(reproduction, collection)
+    drawn, left_out = render_figures(collection, reproduction.figures)
+    for message in left_out.values():
+        log.info("omitted: %s", message)
     pictures = _run_figures(reproduction, found) | _comparison_figure(reproduction, found, sweep)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
     written = {f"{TABLE_NAME}.md": text.encode(), f"{TABLE_NAME}.csv": as_csv(lines, found, planned.command).encode()}
-    written |= drawn | pictures
+    written |= {path.name: content for path, content in figure_files(sweep.path, drawn).items()} | pictures
     for name, content in written.items():
         write_atomically(sweep.path / name, content)
     print(f"written to {sweep.path}: {', '.join(written)}")
@@ -272,16 +274,3 @@ def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], s
         log.warning("omitted: %s, exit code %d", COMPARISON_FILE, done.returncode)
         return {}
     return {COMPARISON_FILE: path.read_bytes()}
-
-
-def _figures(reproduction: Reproduction, collection: RunCollection) -> dict[str, bytes]:
-    """The reproduction's figures that its runs have the data for, as files."""
-    drawn: dict[str, bytes] = {}
-    for name in reproduction.figures:
-        try:
-            figure = render_figure(name, collection)
-        except UsageError as error:
-            log.info("omitted: %s", error)
-        else:
-            drawn |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
-    return drawn

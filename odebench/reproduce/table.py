@@ -6,13 +6,9 @@ from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget, read_published
-from odebench.reporting.table import EMPTY, Table, csv_text, format_value, num_seeds, tag_title
+from odebench.reporting.table import EMPTY, MINUTES, Table, csv_text, format_value, num_seeds, tag_title
 from odebench.reproduce.catalogue import DEFAULT_TOLERANCE, Reproduction
 from odebench.reproduce.results import RowResult
-
-MINUTES = "final/minutes"
-# Times of another machine cannot be compared.
-WITHOUT_VERDICT = ("final/minutes",)
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def results_table(found: Sequence[RowResult]) -> Table:
     """Table of all results. The same quantity in training and in evaluations shares a column, since a row has only
     one of them."""
     titles: dict[str, list[str]] = {}
-    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key="final/minutes".__eq__):
+    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key=MINUTES.__eq__):
         titles.setdefault(_column_title(tag), []).append(tag)
     rows = []
     for result in found:
@@ -110,30 +106,25 @@ def _column_title(tag: str) -> str:
 
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
     """All results in their units as CSV, with published value, verdict and command."""
-    with_published = {(line.result.row.name, line.tag): line for line in lines if line.published}
-    comparisons: dict[tuple[str, str], list[str]] = {}
-    for line in lines:
-        if not line.published:
-            comparisons.setdefault((line.result.row.name, line.tag), []).append(line.verdict)
     rows = []
     for result in found:
         done = result.group.done_runs
         for tag, (mean, std) in result.statistics.items():
-            key = result.row.name, tag
-            judged = with_published.get(key)
-            verdicts = [judged.verdict if judged else result.reason, *comparisons.get(key, ())]
+            judged = [line for line in lines if line.result is result and line.tag == tag]
+            published = next((line.published.value for line in judged if line.published), None)
+            reasons = [result.reason] if published is None else []
             row = {
                 "row": result.row.name,
                 "number": tag,
-                "published": judged.published.value if judged and judged.published else None,
+                "published": published,
                 "ours": mean,
                 "spread": std,
                 "seeds": num_seeds(result.group),
                 "share": result.training_fraction,
-                "minutes": result.mean("final/minutes"),
+                "minutes": result.mean(MINUTES),
                 "machine": "; ".join(dict.fromkeys(run.machine for run in done)),
                 "date": max((run.overview.time[:10] for run in done), default=""),
-                "verdict": "; ".join(filter(None, verdicts)),
+                "verdict": "; ".join(filter(None, [*reasons, *(line.verdict for line in judged)])),
                 "command": command,
             }
             rows.append(row)
@@ -143,7 +134,7 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
 def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
     """Whether a value was reproduced. tolerance: accepted relative deviation from the published value (for an accuracy,
     from its error); a better result always counts. fraction: of the published training that ours completed."""
-    if tag in WITHOUT_VERDICT:
+    if tag == MINUTES:  # times of another machine cannot be compared
         return "another machine"
     worse = how_much_worse(tag, ours, published)
     more, less = ("worse", "better") if tag.startswith("final/test_") else ("more", "less")

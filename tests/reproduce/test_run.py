@@ -10,6 +10,7 @@ import pytest
 from odebench.cli import main
 from odebench.errors import UsageError
 from odebench.record.files import file_lock
+from odebench.reporting import report
 from odebench.reporting.report import RenderedFigure
 from odebench.reproduce import run
 from odebench.sweep import attempts, local
@@ -97,7 +98,7 @@ def test_seeds_are_runs_of_each_row(new_calls, tmp_path):
 
 
 def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "render_figure", render_figure)
+    monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "table1"]) == 0
     rows = csv_rows(tmp_path / "outputs" / "reproduce" / "table1-full")
     node = rows["ODE-Net", "final/test_accuracy"]
@@ -116,7 +117,7 @@ def render_figure(name, collection):
 
 
 def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "render_figure", render_figure)
+    monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "figure3"]) == 0
     assert new_calls() == ["train", "eval"]
     assert main(["reproduce", "figure3"]) == 0
@@ -142,7 +143,7 @@ def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypat
 def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(
     new_calls, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(run, "render_figure", render_figure)
+    monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "figure4"]) == 0
     assert new_calls() == ["train"] * 24
     rows = csv_rows(tmp_path / "outputs" / "reproduce" / "figure4-full")
@@ -154,7 +155,7 @@ def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(
 
 
 def test_gradient_modes_are_trained_and_only_those_runs_are_evaluated(new_calls, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "render_figure", render_figure)
+    monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "gradients", "budget=small", "cluster.jobs=2"]) == 0
     assert new_calls() == ["train"] * 15 + ["eval"] * 15
     folder = tmp_path / "outputs" / "reproduce" / "gradients-small"
