@@ -74,6 +74,15 @@ class Interpolant:
         slopes = self._stacked()
         return queued(rows, slopes) @ slopes * self.h ** (1 - order)
 
+    def change(self, thetas: Sequence[float], shifts: Tensor) -> Tensor:
+        """y(t + theta h + shift) - y(t + theta h) [len(thetas), N], by Taylor's formula, exact for a polynomial:
+        shifts that are 0 and have a graph give 0 with all derivatives."""
+        degree, power, total = max(map(len, self.weights)), shifts.unsqueeze(1), torch.zeros_like(self.y)
+        for order in range(1, degree + 1):
+            total = total + power * self.derivative(thetas, order)
+            power = power * shifts.unsqueeze(1) / (order + 1)
+        return total
+
     def copy(self) -> "Interpolant":
         """A copy with its own memory, which the solver does not overwrite."""
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))

@@ -7,7 +7,7 @@ when it reads the error. The step itself is in the stepper of each family of met
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +76,7 @@ def integrate(
     observers: Sequence[Observer] = (),
     detector: EventDetector | None = None,
     stepper: Stepper | None = None,
+    output_shift: Callable[[float], Tensor] | None = None,
 ) -> IntegrationResult:
     """Solve from y [N] at the first of ``times`` to the last.
 
@@ -83,6 +84,7 @@ def integrate(
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
     detector: finds the zeros of event functions.
     stepper: of the plan's method, if an observer needs to know it; made here by default.
+    output_shift: 0 with a graph, for each output time but the last: how it moves relative to the step that it is in.
 
     SciPy's methods run the whole solve themselves: their steps are not observed.
     """
@@ -107,7 +109,7 @@ def integrate(
             stats=stats,
         )
         stepper.start(times[0], y, f)
-        recorder = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, detector)
+        recorder = OutputRecorder(stepper, y, times, plan.dense, plan.interpolation, detector, output_shift)
         outcome, next_step = loop(stepper, field, y, times, plan, stats, observers, recorder)
     recorder.fill_unreached()
     states = torch.cat(recorder.state_chunks)
@@ -187,11 +189,12 @@ def _step_fixed(
         y_next = stepper.attempt(t, h, y, last)
         if stepper.failure is not None:
             return outcome(stepper.failure, t), abs(h)
+        # Before accept, which may change the slopes that the interpolant is made of.
+        event_time = recorder.record(t, t_next, y, y_next)
         for observer in observers:
             observer.accept(t, y, h)
         stats.accepted += 1
         stats.step_sizes.append(h)
-        event_time = recorder.record(t, t_next, y, y_next)
         if event_time is not None:
             return outcome(Status.event, event_time), abs(h)
         stepper.accept(t_next, y_next, last)

@@ -1,6 +1,7 @@
 """Recording of output states, interpolants and events from the accepted steps of a solve."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ class OutputRecorder:
     state_chunks, times: the states recorded so far, some rows [m, N] at a time, and the times of all rows.
     output_rows, hits, end_time, interpolants: see ``IntegrationResult``.
     dense, interpolation: see ``SolvePlan``.
+    output_shift: see ``integrate``.
     """
 
     def __init__(
@@ -26,9 +28,10 @@ class OutputRecorder:
         dense: bool,
         interpolation: str,
         detector: EventDetector | None,
+        output_shift: Callable[[float], Tensor] | None = None,
     ) -> None:
         self._stepper, self._output_times, self._detector = stepper, times, detector
-        self._dense, self._interpolation = dense, interpolation
+        self._dense, self._interpolation, self._output_shift = dense, interpolation, output_shift
         self.state_chunks, self.times, self.output_rows = [y.unsqueeze(0)], [times[0]], [0]
         self.hits: list[EventHit] = []
         self.interpolants: list[Interpolant] = []
@@ -44,7 +47,8 @@ class OutputRecorder:
         if not (wanted or self._dense or self._detector):
             return None
         interpolant = None
-        if self._dense or self._detector or wanted[0] != t_next:
+        known = t_next if self._output_shift is None else self._output_times[-1]
+        if self._dense or self._detector or wanted[0] != known:
             interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
         if interpolant is not None and self._dense:
             self.interpolants.append(interpolant.copy())
@@ -79,11 +83,20 @@ class OutputRecorder:
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
             assert interpolant is not None
-            self.state_chunks.append(interpolant.evaluate(thetas))
+            self.state_chunks.append(self._moved(interpolant.evaluate(thetas), interpolant, new[: len(thetas)], thetas))
         if new[-1:] == [t_next]:
-            self.state_chunks.append(y_next.unsqueeze(0))
+            self.state_chunks.append(self._moved(y_next.unsqueeze(0), interpolant, [t_next], [1.0]))
         self.times += new
         return {time: last + i for i, time in enumerate(self.times[last:])}
+
+    def _moved(
+        self, states: Tensor, interpolant: Interpolant | None, times: list[float], thetas: list[float]
+    ) -> Tensor:
+        """The states [m, N] at times of a step, which move along its interpolant; at the last time they do not."""
+        if self._output_shift is None or times == self._output_times[-1:]:
+            return states
+        assert interpolant is not None
+        return states + interpolant.change(thetas, torch.stack([self._output_shift(time) for time in times]))
 
     def fill_unreached(self) -> None:
         """Fill in NaN at the output times that the solve did not reach."""

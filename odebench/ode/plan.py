@@ -107,10 +107,10 @@ def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
 
 
 def corners_of_full_steps(grid: GridFunction) -> Corners:
-    """The corners of a ``grid_of_full_steps`` between two times: all points move with the first but the last."""
+    """The corners of a ``grid_of_full_steps``: all points move with the first but the last."""
 
     def corners(times: list[float]) -> dict[float, int]:
         points = grid(times)
-        return {points[0]: 0, points[-2]: 0, points[-1]: 1}
+        return {points[0]: 0, points[-2]: 0, points[-1]: len(times) - 1}
 
     return corners

@@ -299,7 +299,7 @@ def _with_grid_options(
     corners: Corners | None = corners_at_times
     if step_size is not None:
         grid = grid_of_full_steps(as_positive("step_size", step_size), t.dtype)
-        corners = corners_of_full_steps(grid) if len(t) == 2 else None
+        corners = corners_of_full_steps(grid)
     elif constructor is not None:
         if not callable(constructor):
             raise TypeError(f"grid_constructor must be a function (func, y0, t), got {short_repr(constructor)}")

@@ -82,16 +82,56 @@ def test_second_derivatives(method):
 
 @pytest.mark.parametrize("times", [TIMES, TIMES.flip(0)], ids=["forward", "backward"])
 @pytest.mark.parametrize("options", [{}, {"perturb": True}, {"step_size": 0.37}, {"step_size": 9.0}], ids=str)
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
-def test_the_drop_in_equals_torchdiffeq(method, options, times):
-    """With step_size between two times."""
+def test_the_drop_in_equals_torchdiffeq(method, interp, options, times):
     torchdiffeq, field = pytest.importorskip("torchdiffeq"), Field()
-    times = times[::2] if "step_size" in options else times
+    options = {**options, "interp": interp}
     found, expected = (
         time_gradient(lambda t, f=f: f(field, Y0, t, method=method, options=options), times)
         for f in (odeint, torchdiffeq.odeint)
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+INTERPOLATED = torch.tensor([0.1, 0.6, 1.6, 1.71, 1.75], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("times", [INTERPOLATED, -INTERPOLATED], ids=["forward", "backward"])
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", ["rk4", "reversible_rk4", "trapezoid", "gl4"])
+def test_outputs_inside_steps_are_equal_to_finite_differences(method, interp, times):
+    field, options = Field(), {"step_size": 0.2, "interp": interp}
+
+    def integrate(t):
+        return odeint(field, Y0, t, method=method, options=options)
+
+    torch.testing.assert_close(
+        time_gradient(integrate, times), finite_differences(integrate, times), rtol=1e-6, atol=1e-7
+    )
+    assert torch.equal(integrate(times), integrate(times.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+def test_an_output_at_the_end_of_a_step_moves_along_that_step(interp):
+    """torchdiffeq does not move it along straight lines."""
+    field, times = Field(), torch.tensor([0.25, 0.5, 1.0, 1.5], dtype=torch.float64)
+
+    def integrate(t):
+        return odeint(field, Y0, t, method="rk4", options={"step_size": 0.25, "interp": interp})
+
+    shift = torch.tensor([0, 1e-7, 1e-7, 0], dtype=torch.float64)
+    before = (loss_of(integrate(times)) - loss_of(integrate(times - shift))) / 1e-7
+    torch.testing.assert_close(time_gradient(integrate, times)[1:3].sum(), before, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+def test_second_derivatives_of_outputs_inside_steps(interp):
+    options = {"step_size": 0.9, "interp": interp}
+    inputs = [x.clone().requires_grad_() for x in (TIMES, Y0[0])]
+    torch.autograd.gradgradcheck(
+        lambda t, y0: odeint(lambda t, y: torch.cos(t * y), y0, t, method="midpoint", options=options), inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +141,8 @@ def test_other_solves_give_the_gradient_of_the_exact_solution(kwargs):
     check_exact(lambda *problem: solve(*problem, method="rk4", steps=4, **kwargs).y)
 
 
-@pytest.mark.parametrize("options", [{"step_size": 0.37}, {"grid_constructor": lambda f, y0, t: t[[0, 2]]}])
-def test_other_grids_give_the_gradient_of_the_exact_solution(options):
+def test_other_grids_give_the_gradient_of_the_exact_solution():
+    options = {"grid_constructor": lambda f, y0, t: t[[0, 2]]}
     check_exact(lambda *problem: odeint(*problem, method="rk4", options=options))
 
 

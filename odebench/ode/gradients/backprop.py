@@ -31,4 +31,5 @@ class Backprop:
         if not grid_moves(problem, plan, detector):
             return integrate(problem, y0, times, plan, stats, observers=observers, detector=detector)
         grid = MovingGrid(problem, plan)
-        return integrate(grid, y0, times, plan, stats, observers=(*observers, grid), stepper=grid.stepper)
+        stepper, shift, observers = grid.stepper, grid.output_shift, (*observers, grid)
+        return integrate(grid, y0, times, plan, stats, observers=observers, stepper=stepper, output_shift=shift)

@@ -5,13 +5,15 @@ Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid are those of dy/dt = f(t
 autograd gives the derivative of the discrete solve. In value tau(s) = s and tau' = 1: no state changes.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.steppers import SlopeKeeper, make_stepper
-from odebench.ode.plan import SolvePlan
+from odebench.ode.plan import SolvePlan, corners_at_times
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.torch_func import needs_derivative
 
@@ -32,6 +34,7 @@ class MovingGrid(Observer):
     """The field tau'(s) f(tau(s), y) of a problem; observes the steps to know the interval that they are in.
 
     stepper: of the plan's method, with this field.
+    output_shift: see ``integrate``; None if all output times are corners.
     """
 
     def __init__(self, problem: InitialValueProblem, plan: SolvePlan) -> None:
@@ -40,6 +43,8 @@ class MovingGrid(Observer):
         self.time_tensors = problem.time_tensors
         start, end = problem.times[0], problem.times[-1]
         shifts = (problem.t - problem.t.detach()).to(problem.y0.device, problem.time_dtype)
+        self._time_shifts = dict(zip(problem.times, shifts, strict=True))
+        self.output_shift = None if plan.corners is corners_at_times else self._shift_of_output
         moving = {corner: shifts[i] for corner, i in plan.corners(problem.times).items()}
         self._corners = sorted({*moving, *plan.stop_times(start, end)}, reverse=end < start)
         self._shifts = [moving.get(corner, shifts.new_zeros(())) for corner in self._corners]
@@ -63,5 +68,12 @@ class MovingGrid(Observer):
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """tau' f(tau, y) [N] at s = t."""
-        moved = t + (self._shift + (t - self._start) * self._rate)
-        return self._problem(moved, y, in_result, out) * (1 + self._rate)
+        return self._problem(t + self._grid_shift(t), y, in_result, out) * (1 + self._rate)
+
+    def _grid_shift(self, s: Any) -> Tensor:
+        """tau(s) - s."""
+        return self._shift + (s - self._start) * self._rate
+
+    def _shift_of_output(self, time: float) -> Tensor:
+        """The shift in s from ``time``, which stays with the step, to where tau is the output time."""
+        return (self._time_shifts[time] - self._grid_shift(time)) / (1 + self._rate)

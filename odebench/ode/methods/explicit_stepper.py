@@ -207,6 +207,11 @@ class ExplicitRungeKuttaStepper:
         else:
             self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided))
 
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply the slope at the end, if it is known."""
+        if self._end is not None:
+            self._end = (self._end[0], self._end[1] * factor)
+
     def stiffness(self) -> float | None:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| if the last two stages have the same node (Hairer & Wanner 1996, Solving
         Ordinary Differential Equations II, section IV.2)."""

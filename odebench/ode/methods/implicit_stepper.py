@@ -120,8 +120,9 @@ class ImplicitRungeKuttaStepper:
         self._blocks = None
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the stages, the last of which may be the next slope."""
+        """Multiply the stages, the last of which may be the next slope, and the slope at the end, if it is known."""
         self._w = self._w * factor
+        self._end = None if self._end is None else self._end * factor
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
         """List of (weight, time, state [N]); the sum of weight g(time, state) is the method's integral of g over the

@@ -83,6 +83,10 @@ class ReversibleRungeKuttaStepper:
         slopes = [*forward.first(base.dense_stages), (z - y) / h]
         return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
 
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply f(t + h, y')."""
+        self._backward_stages.set(0, self._backward_stages.get(0) * factor)
+
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """z = z'."""
         self._auxiliary, self._at_start = self.auxiliary_next, False
