@@ -93,9 +93,6 @@ class StateLayout:
     ) -> Tensor:
         """dy/dt [N] at a flat state y [N], written to ``out`` [N] if that saves a copy; raises the errors of
         ``evaluate``."""
-        if self.view_shape and y.dtype == self.dtype and y.dim() == 1:
-            # The general way below makes more calls, which take as long as a small f.
-            return self._check(f(t, y.view(*self.view_shape)))[0].reshape(-1)
         return flatten(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
     def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -104,12 +101,13 @@ class StateLayout:
         Raises ValueError if f does not return a derivative for each element of the state.
         """
         if self.autocast is None:
-            return self._check(f(t, state, *self.rebuild_args(args)))
+            return self.check(f(t, state, *self.rebuild_args(args)))
         # Without the cache, which would keep the cast weights and their graph from one call to the next.
         with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
-            return self._check(f(t, state, *self.rebuild_args(args)))
+            return self.check(f(t, state, *self.rebuild_args(args)))
 
-    def _check(self, rate: Any) -> Sequence[Tensor]:
+    def check(self, rate: Any) -> Sequence[Tensor]:
+        """The tensors of dy/dt. Raises ValueError unless they are those of the state."""
         if self.is_tensor and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
             return (rate,)
         if self.is_tuple and type(rate) is tuple and len(rate) == len(self.shapes):
@@ -211,10 +209,37 @@ class InitialValueProblem:
         """The shapes of the state's tensors."""
         return self.layout.shapes
 
-    def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """dy/dt [N] at a flat state [N], counted as a forward evaluation."""
-        self.stats.nfe += 1
-        return self.evaluate(t, y, self.args, out)
+    def __call__(
+        self,
+        t: Tensor,
+        y: Tensor,
+        in_result: bool = True,
+        out: Tensor | None = None,
+        args: Sequence[Tensor] | None = None,
+        stats: Stats | None = None,
+    ) -> Tensor:
+        """dy/dt [N] at a flat state [N].
+
+        out: [N], used for the result if that saves a copy. args: the tensors in the user's args, by default the
+        problem's. stats: where the evaluation is counted, by default in the problem's forward statistics.
+        """
+        (stats or self.stats).nfe += 1
+        f, layout = self.f if self.stats.nfe > 2 else self._watched, self.layout
+        version = None if y.is_inference() else y._version
+        if layout.view_shape and y.dtype == layout.dtype and y.dim() == 1:
+            # The general way below makes more calls, which take as long as a small f.
+            rate = layout.check(f(t, y.view(*layout.view_shape)))[0].reshape(-1)
+        else:
+            rate = layout.evaluate_flat(f, t, y, self.args if args is None else args, out)
+        if version is not None and y._version != version:
+            raise ValueError(
+                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+            )
+        return rate
+
+    def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
+        """dy/dt [N] at a flat state [N], not counted."""
+        return self(t, y, args=args, stats=Stats())
 
     def field_arguments(self) -> FieldArguments:
         """f and its arguments, for a compiled step."""
@@ -236,18 +261,9 @@ class InitialValueProblem:
         numbers = [torch.full((), value, dtype=self.time_dtype, device=device) for value in values]
         return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)
 
-    def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        """dy/dt [N] at a flat state [N], not counted, for argument tensors ``args``; ``out``: see ``StateLayout``."""
-        version = None if y.is_inference() else y._version
-        rate = self.layout.evaluate_flat(self.f if self.stats.nfe > 2 else self._watched, t, y, args, out)
-        if version is not None and y._version != version:
-            raise ValueError(
-                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
-            )
-        return rate
-
-    def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> EvaluationGraph:
-        """One evaluation with its graph, even under ``torch.no_grad``; not counted."""
+    def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor], stats: Stats | None) -> EvaluationGraph:
+        """One evaluation with its graph, even under ``torch.no_grad``; args, stats: as when called."""
+        (stats or self.stats).nfe += 1
         leaves = [part.detach().requires_grad_() for part in self.layout.split(y)]
         f = self.f if self.stats.nfe > 2 else self._watched
         with torch.enable_grad():

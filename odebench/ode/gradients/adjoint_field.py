@@ -84,8 +84,7 @@ class AdjointField:
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
-        self._count()
-        graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args)
+        graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args, self._problem.stats.backward)
         self._accumulator.note_leaves(graph.outputs, t, graph.leaves)
         # One call for all gradients: two would traverse the same graph twice.
         with_parameters = self.quadrature is None or (in_result and self.quadrature == "stages")
@@ -140,14 +139,8 @@ class AdjointField:
         parts = [a_dfdy.neg()] if self._dense_output is not None else [f, a_dfdy.neg()]
         return torch.cat([*parts, *map(torch.neg, pack_gradients(integrand, a))])
 
-    def _count(self) -> None:
-        stats = self._problem.stats.backward
-        assert stats is not None
-        stats.nfe += 1
-
     def _rate(self, t: Tensor, y: Tensor) -> Tensor:
-        self._count()
-        return self._problem.evaluate(t, y, self._accumulator.args)
+        return self._problem(t, y, args=self._accumulator.args, stats=self._problem.stats.backward)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and a, both [N], at the time t."""

@@ -139,8 +139,7 @@ class BackwardField:
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """dy/dt [N] at y [N]."""
-        self._stats.nfe += 1
-        return self._problem.evaluate(t, y, self._accumulator.args)
+        return self._problem(t, y, args=self._accumulator.args, stats=self._stats)
 
     def linearize(self, t: float, function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Vjp]:
         """The value [N] at y [N] of a function that evaluates the field near t, and its vector-Jacobian product."""

@@ -166,8 +166,7 @@ class StageRecorder:
             return flatten([rate.detach() for rate in graph.outputs], y.dtype, out)
         if self.recording:
             self.stages.append(Stage(t, y, None))
-        self._stats.nfe += 1
-        return self._problem.evaluate(t, y, self._args, out)
+        return self._problem(t, y, out=out, args=self._args, stats=self._stats)
 
     def field_arguments(self) -> FieldArguments:
         """See ``InitialValueProblem.field_arguments``."""
@@ -175,8 +174,7 @@ class StageRecorder:
 
     def graph(self, t: Tensor, y: Tensor) -> EvaluationGraph:
         """One evaluation with its graph."""
-        self._stats.nfe += 1
-        return self._problem.evaluate_with_graph(t, y, self._args)
+        return self._problem.evaluate_with_graph(t, y, self._args, self._stats)
 
 
 class GraphHistory(StepHistory):
