@@ -20,6 +20,6 @@ def test_a_solver_step_reaches_the_field_in_17_calls(tmp_path, monkeypatch):
         return forward(field, t, y)
 
     monkeypatch.setattr(ConvField, "forward", spy)
-    words = "gradient=backprop model.width=8 model.groups=2 data.train_limit=256 trainer.epochs=1".split()
+    words = ["gradient=backprop", "model.width=8", "model.groups=2", "data.train_limit=256", "trainer.epochs=1"]
     assert main(["train", *words, f"run_dir={tmp_path / 'run'}"]) == 0
     assert statistics.mode(depths) == 17
