@@ -22,6 +22,7 @@ from torch import Tensor
 from odebench.config.compose import override_saved
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings
+from odebench.console import print_table
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.record.profiling import measure_step
@@ -103,7 +104,8 @@ def study_run(
         cells = _metric_cells(run.task.format_metrics(metrics)) | _cost_cells(metrics)
         table.append({**_solver_cells(settings), **varied, **cells})
     if table:
-        print(_format_table(table))
+        titles = list(dict.fromkeys(title for row in table for title in row))
+        print_table([titles, *([row.get(title, "-") for title in titles] for row in table)])
         part = "" if limit is None else f"first {limit:,} samples of the "
         print(f"\nevaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}")
         print("forward, backward: NFE and time of a training step; memory and gradients: of that step")
@@ -306,15 +308,6 @@ def _metric_cells(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def _cost_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
-
-
-def _format_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Format rows as columns, each as wide as its widest entry."""
-    titles = list(dict.fromkeys(title for row in rows for title in row))
-    cells = [titles, *([row.get(title, "-") for title in titles] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
-    return "\n".join(lines)
 
 
 def task_outputs(task: Task, split: str, num: int) -> Tensor:

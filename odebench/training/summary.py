@@ -10,6 +10,7 @@ from typing import Any
 from odebench.config.choices import options_of
 from odebench.config.schema import NO_SOLVER
 from odebench.config.settings import Settings
+from odebench.console import aligned
 
 # Logged tag -> tag in the summary: the last value, or the mean over the last epoch (harmonic for rates). The metrics of
 # the splits, which depend on the task, become final/train_... and final/val_....
@@ -88,7 +89,7 @@ def result_rows(
 
 def training_table(summary: Mapping[str, Any], folder: Path) -> str:
     """The table that ``odebench train`` prints at its end, from the summary."""
-    return align_columns(_training_rows(summary, folder))
+    return "\n".join(aligned([*_training_rows(summary, folder)]))
 
 
 def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -120,10 +121,3 @@ def _with_si_prefix(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.1f}{prefix}"
     return f"{number:.0f}"
-
-
-def align_columns(rows: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> str:
-    """Align rows in two columns, the first as wide as its widest entry."""
-    rows = list(rows)
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

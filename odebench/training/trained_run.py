@@ -24,6 +24,7 @@ from odebench.config.saved import read_saved, saved_settings
 from odebench.config.schema.data import SPLIT_KEYS
 from odebench.config.settings import Settings
 from odebench.config.warnings import without_effect
+from odebench.console import print_table
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import layout
@@ -32,7 +33,7 @@ from odebench.record.reader import RunRecord, read_run
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
 from odebench.training.environment import choose_device
-from odebench.training.summary import align_columns, describe_settings
+from odebench.training.summary import describe_settings
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def evaluate_run(
     if "nfe" in metrics:
         rows.append(("NFE per batch", f"{metrics['nfe']:.1f}"))
     append_evaluation(run, overrides, split, limit, metrics)
-    print(align_columns(rows))
+    print_table(rows)
     return metrics
 
 

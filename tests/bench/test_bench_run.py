@@ -28,7 +28,7 @@ from odebench.cli import main
         (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance must lie between 0 and 1"),
         (["tiny", "--modes", ","], "--modes needs a name, or several names separated by commas"),
         (["tiny", "--repeats", "0"], "--repeats must be 1 or more, got 0"),
-        (["tiny", "--threads", "0"], "--threads must be 1 or more, got 0"),
+        (["tiny", "--threads", "0"], "--threads must be 1 to 1,024, got 0"),
         (["tiny", "--repeat", "3"], "unknown option --repeat; did you mean --repeats?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
