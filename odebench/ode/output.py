@@ -47,8 +47,8 @@ class OutputRecorder:
         if not (wanted or self._dense or self._detector):
             return None
         interpolant = None
-        known = t_next if self._output_shift is None else self._output_times[-1]
-        if self._dense or self._detector or wanted[0] != known:
+        moves = self._output_shift is not None and t_next != self._output_times[-1]
+        if self._dense or self._detector or moves or wanted[0] != t_next:
             interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
         if interpolant is not None and self._dense:
             self.interpolants.append(interpolant.copy())

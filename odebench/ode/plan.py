@@ -4,19 +4,22 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from odebench.ode import control
 from odebench.ode.methods import Method
+from odebench.ode.torch_func import needs_derivative
 
 GridFunction = Callable[[list[float]], list[float]]
 """From the output times to the times at which fixed steps start and end, from the first to the last."""
 
-Corners = Callable[[list[float]], dict[float, int]]
-"""From the output times to points of the grid, each with the index of the output time that moves it. Points between two
-of them are at fixed fractions of the interval."""
+Corners = Callable[[list[float], Tensor], dict[float, Tensor]]
+"""From the output times and their shifts [T] to points of the grid, each with its shift. Points between two of them are
+at fixed fractions of the interval."""
 
 
 class TooManyStepsError(ValueError):
@@ -30,7 +33,7 @@ class SolvePlan:
     method: the description of the method.
     tolerance: of adaptive steps; None for fixed steps.
     grid: of fixed steps; None for adaptive ones.
-    corners: which of the grid's points move with which output time; None if the grid is not known to move.
+    corners: how the grid's points move with the output times; None if it is not known.
     first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
     max_steps: attempted steps, rejected ones included, between the first and the last time.
     min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
@@ -88,9 +91,9 @@ def even_grid(step_size: float) -> GridFunction:
     return grid
 
 
-def corners_at_times(times: list[float]) -> dict[float, int]:
+def corners_at_times(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
     """The corners of a grid that divides each interval between two times evenly."""
-    return {time: i for i, time in enumerate(times)}
+    return dict(zip(times, shifts, strict=True))
 
 
 def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
@@ -109,8 +112,33 @@ def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
 def corners_of_full_steps(grid: GridFunction) -> Corners:
     """The corners of a ``grid_of_full_steps``: all points move with the first but the last."""
 
-    def corners(times: list[float]) -> dict[float, int]:
+    def corners(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
         points = grid(times)
-        return {points[0]: 0, points[-2]: 0, points[-1]: len(times) - 1}
+        return {points[0]: shifts[0], points[-2]: shifts[0], points[-1]: shifts[-1]}
 
     return corners
+
+
+def constructed_grid(constructor: Callable[[Tensor], Any], t: Tensor) -> tuple[GridFunction, Corners | None]:
+    """The grid that a user's function makes from the output times t [T], and its corners: all its points.
+
+    For a gradient with respect to t it is made once, with the graph of t. Raises ValueError unless it goes from the
+    first time to the last.
+    """
+
+    def construct(t: Tensor) -> tuple[list[float], Tensor]:
+        grid, times = torch.as_tensor(constructor(t)), t.tolist()
+        points = grid.tolist()
+        if len(points) < 2 or points[0] != times[0] or points[-1] != times[-1]:
+            raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as in t")
+        return points, grid - grid.detach()
+
+    if not needs_derivative(t):
+        return lambda times: construct(torch.tensor(times, dtype=t.dtype, device=t.device))[0], None
+    points, moved = construct(t)
+
+    def corners(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
+        ends = {points[0]: shifts[0], points[-1]: shifts[-1]}
+        return {**dict(zip(points, moved.to(shifts), strict=True)), **ends}
+
+    return lambda times: points, corners

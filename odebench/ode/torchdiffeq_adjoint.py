@@ -175,7 +175,7 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
     )
     measure = backward_norm(call, parameters, norm)
     user_norm = callable(norm) or call.user_norm is not None
-    call_args = (call.func, call.y0, call.t[:2].flip(0))
+    call_args = (call.func, call.y0, call.t.detach()[:2].flip(0))
     tolerance = Tolerance(rtol, atol)
     plan = make_plan(arguments.method, arguments.options, call_args, tolerance, measure, user_norm=user_norm)
     unpack = backward_unpacker(problem, parameters, single)

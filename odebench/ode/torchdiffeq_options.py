@@ -23,6 +23,7 @@ from odebench.ode.plan import (
     Corners,
     GridFunction,
     SolvePlan,
+    constructed_grid,
     corners_at_times,
     corners_of_full_steps,
     grid_of_full_steps,
@@ -303,7 +304,7 @@ def _with_grid_options(
     elif constructor is not None:
         if not callable(constructor):
             raise TypeError(f"grid_constructor must be a function (func, y0, t), got {short_repr(constructor)}")
-        grid, corners = functools.partial(_constructed_grid, constructor=constructor, call_args=call_args), None
+        grid, corners = constructed_grid(functools.partial(constructor, *call_args[:2]), t)
     method = plan.method
     if isinstance(method, FixedOrderAdams):
         assert plan.tolerance is not None
@@ -338,16 +339,6 @@ def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], toleran
     return dataclasses.replace(
         method, order=order, start="growing", rtol=rtol, atol=atol, max_iters=max_iters, lenient=True
     )
-
-
-def _constructed_grid(
-    times: list[float], *, constructor: Callable[..., Tensor], call_args: tuple[Callable[..., Any], Any, Tensor]
-) -> list[float]:
-    func, y0, t = call_args
-    grid = constructor(func, y0, torch.tensor(times, dtype=t.dtype, device=t.device)).tolist()
-    if len(grid) < 2 or grid[0] != times[0] or grid[-1] != times[-1]:
-        raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as in t")
-    return grid
 
 
 @dataclasses.dataclass(frozen=True)

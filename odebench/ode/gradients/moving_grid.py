@@ -26,7 +26,9 @@ def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDet
     """
     if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
         return False
-    one_interval = len({*plan.corners(problem.times), *plan.stop_times(problem.times[0], problem.times[-1])}) == 2
+    one_interval = (
+        len({*plan.corners(problem.times, problem.t), *plan.stop_times(problem.times[0], problem.times[-1])}) == 2
+    )
     return one_interval or not isinstance(plan.method, FixedOrderAdams)
 
 
@@ -43,9 +45,9 @@ class MovingGrid(Observer):
         self.time_tensors = problem.time_tensors
         start, end = problem.times[0], problem.times[-1]
         shifts = (problem.t - problem.t.detach()).to(problem.y0.device, problem.time_dtype)
-        self._time_shifts = dict(zip(problem.times, shifts, strict=True))
+        self._time_shifts = corners_at_times(problem.times, shifts)
         self.output_shift = None if plan.corners is corners_at_times else self._shift_of_output
-        moving = {corner: shifts[i] for corner, i in plan.corners(problem.times).items()}
+        moving = plan.corners(problem.times, shifts)
         self._corners = sorted({*moving, *plan.stop_times(start, end)}, reverse=end < start)
         self._shifts = [moving.get(corner, shifts.new_zeros(())) for corner in self._corners]
         self._enter(0)
