@@ -15,7 +15,7 @@ from odebench.sweep.folder import Sweep
 from odebench.sweep.validate import Job
 from odebench.training.signals import StopRequest
 
-_POLL_S, _REFRESH_S = 0.05, 1.0
+POLL_S, REFRESH_S = 0.05, 1.0
 
 
 class LocalRunner:
@@ -47,9 +47,9 @@ class LocalRunner:
                     self._stop(stop.name)
                 self._fill_slots()
                 if time.monotonic() >= next_refresh:
-                    next_refresh = time.monotonic() + _REFRESH_S
+                    next_refresh = time.monotonic() + REFRESH_S
                     self._refresh()
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
         except KeyboardInterrupt:
             for attempt in self._running.values():
                 attempt.kill()

@@ -32,7 +32,7 @@ SLURM_FOLDER, ARRAYS_FILE = "slurm", "arrays.jsonl"
 # Most clusters limit an array to 1,000 tasks (MaxArraySize=1001).
 MAX_ARRAY_SIZE = 1000
 # Poll the queue less often than the jobs' folders: all users of the cluster share it.
-_REFRESH_S, _QUEUE_POLL_S = 2.0, 20.0
+REFRESH_S, QUEUE_POLL_S = 2.0, 20.0
 
 
 def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
@@ -193,9 +193,9 @@ def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:
             display.update(job, read_status(sweep, job))
         display.refresh()
         if not active or time.monotonic() >= next_queue_poll:
-            next_queue_poll = time.monotonic() + _QUEUE_POLL_S
+            next_queue_poll = time.monotonic() + QUEUE_POLL_S
             if not (queue := jobs_in_queue(sweep)):
                 mark_lost_jobs(sweep, queue)
                 return
-        time.sleep(_REFRESH_S)
+        time.sleep(REFRESH_S)
     display.warn(f"{stop.name}: the jobs continue")

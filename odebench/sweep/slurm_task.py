@@ -36,7 +36,7 @@ from odebench.sweep.validate import Job
 from odebench.training.signals import SIGNALS
 
 WARNING_SIGNAL = "SIGUSR1"
-_POLL_S, _STOP_REQUEST_S = 0.2, 5.0
+POLL_S, _STOP_REQUEST_S = 0.2, 5.0
 _EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
 
@@ -81,7 +81,7 @@ def run_job(
         while (log := acquire(sweep, job)) is None:  # a process of the previous task is still exiting
             if signals:
                 return read_status(sweep, job)
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         after = read_status(sweep, job)
         if after.status in FINAL_STATUSES or signals:
             log.close()
@@ -129,7 +129,7 @@ def _wait_for_end(attempt: Attempt, signals: Sequence[str]) -> None:
         if signals and time.monotonic() >= next_request:
             attempt.stop()
             next_request = time.monotonic() + _STOP_REQUEST_S if attempt.distributed else math.inf
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
 
 
 def requeue(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:

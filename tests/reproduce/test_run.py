@@ -23,7 +23,7 @@ def new_calls(monkeypatch, tmp_path):
     monkeypatch.setattr(attempts, "COMMAND", command)
     monkeypatch.setattr(run, "COMMAND", command)
     monkeypatch.setattr(run, "COMPARE_COMMAND", (*command, "compare"))
-    monkeypatch.setattr(local, "_POLL_S", 0.01)
+    monkeypatch.setattr(local, "POLL_S", 0.01)
     monkeypatch.setenv("FAKE_TRAINING_NOTES", str(tmp_path / "notes"))
     monkeypatch.chdir(tmp_path)
     notes = tmp_path / "notes"

@@ -38,8 +38,8 @@ sys.exit(training.wait() != 0)
 def fake_training(monkeypatch, tmp_path):
     """Run fake_training.py in place of odebench; model.hidden chooses how a job ends. Gives the folder of its notes."""
     monkeypatch.setattr(attempts, "COMMAND", (sys.executable, "-I", "-S", str(FAKE_TRAINING)))
-    monkeypatch.setattr(local, "_POLL_S", 0.01)
-    monkeypatch.setattr(local, "_REFRESH_S", 0.05)
+    monkeypatch.setattr(local, "POLL_S", 0.01)
+    monkeypatch.setattr(local, "REFRESH_S", 0.05)
     monkeypatch.setenv("FAKE_TRAINING_NOTES", str(tmp_path / "notes"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()

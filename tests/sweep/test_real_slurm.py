@@ -31,7 +31,7 @@ def slurm():
     subprocess.run([SCRIPT, "start", folder], check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
-        patch.setattr("odebench.sweep.slurm._QUEUE_POLL_S", 1.0)
+        patch.setattr("odebench.sweep.slurm.QUEUE_POLL_S", 1.0)
         yield folder
         subprocess.run([SCRIPT, "stop", folder], check=True, capture_output=True)
     shutil.rmtree(folder)

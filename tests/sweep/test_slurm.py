@@ -95,8 +95,8 @@ def test_a_missing_slurm_raises_an_error_that_says_what_to_do(submit, tmp_path, 
 
 def test_follow_ends_when_the_queue_holds_no_job_of_the_sweep(commands, tmp_path, monkeypatch):
     answers = [{0, 1}, {1}, set()]
-    monkeypatch.setattr(slurm, "_REFRESH_S", 0.0)
-    monkeypatch.setattr(slurm, "_QUEUE_POLL_S", 0.0)
+    monkeypatch.setattr(slurm, "REFRESH_S", 0.0)
+    monkeypatch.setattr(slurm, "QUEUE_POLL_S", 0.0)
     monkeypatch.setattr(
         slurm, "jobs_in_queue", lambda sweep: answers.pop(0) if (sweep.path / "slurm").exists() else set()
     )

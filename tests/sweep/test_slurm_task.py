@@ -20,7 +20,7 @@ from odebench.training.signals import SIGNALS
 @pytest.fixture
 def task(submit, tmp_path, monkeypatch):
     """Run task 0 of a sweep of one job, which a signal may stop as soon as it can be; gives the exit code."""
-    monkeypatch.setattr(slurm_task, "_POLL_S", 0.01)
+    monkeypatch.setattr(slurm_task, "POLL_S", 0.01)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
     monkeypatch.setenv("SLURM_JOB_ID", "102")
