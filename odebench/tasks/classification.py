@@ -144,10 +144,10 @@ class ClassificationTask:
             self._solve.warm_step = state["warm_step"]
 
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
-        """The logits in float32, and the statistics of the solves."""
+        """The logits, from bfloat16 in float32, and the statistics of the solves."""
         with self._autocast:
             logits, solves = model(to_float(images), self._eval_solve)
-        return logits.float(), solves
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)
