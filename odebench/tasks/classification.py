@@ -67,7 +67,7 @@ class ClassificationTask:
         images, labels = batch
         with self._autocast:
             logits, solves = self.model.train()(to_float(images), self._solve)
-        value = F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
+        value = F.cross_entropy(_at_least_float32(logits), labels, label_smoothing=self._label_smoothing)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         metrics = {"train/loss": value.detach(), "train/accuracy": accuracy}
         return add_penalty(Loss(value, metrics, solves), self._solve)
@@ -147,7 +147,11 @@ class ClassificationTask:
         """The logits, from bfloat16 in float32, and the statistics of the solves."""
         with self._autocast:
             logits, solves = model(to_float(images), self._eval_solve)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), solves
+        return _at_least_float32(logits), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
