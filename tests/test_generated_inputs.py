@@ -4,7 +4,6 @@ SECURITY.md says what this protects. Everything runs in this process; a training
 """
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import io
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from odebench.cli import main
-from odebench.config import compose as composing
+from odebench.config.compose import compose
 from odebench.config.saved import read_saved, saved_settings
 from odebench.data import tabular
 from odebench.data.idx import IdxFile
@@ -83,7 +82,7 @@ def check_command(*words):
 
 @pytest.fixture(scope="module", autouse=True)
 def fakes(tmp_path_factory):
-    """An empty current folder; training and evaluation only read their settings; Hydra's files are read once."""
+    """An empty current folder; training and evaluation only read their settings."""
     fake = types.SimpleNamespace
     training = fake(train_run=lambda *_: fake(exit_code=0), resume_run=lambda folder: fake(exit_code=read_all(folder)))
     trained = fake(
@@ -96,7 +95,6 @@ def fakes(tmp_path_factory):
         patch.setitem(sys.modules, "odebench.training.run", training)
         patch.setitem(sys.modules, "odebench.training.trained_run", trained)
         patch.setitem(sys.modules, "odebench.training.study", fake(study_run=lambda folder, *_: read_all(folder)))
-        patch.setattr(composing, "known_keys", functools.cache(composing.known_keys))
         yield
 
 
@@ -223,7 +221,7 @@ def run(tmp_path_factory):
     """The folder of a finished run, without weights."""
     folder = tmp_path_factory.mktemp("runs") / "a"
     folder.mkdir()
-    config = composing.compose(["model=mlp"])
+    config = compose(["model=mlp"])
     OmegaConf.save(config, folder / layout.SETTINGS)
     summary = {
         "run": "mlp",

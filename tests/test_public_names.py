@@ -17,7 +17,7 @@ import odebench
 from odebench import errors, ode
 from odebench.cli import main
 from odebench.cli.command import VERBS
-from odebench.config.compose import known_keys
+from odebench.config.files import known_keys
 from odebench.data import DensityData, ImageData, ImageSplit, SeriesData, SeriesSplit
 from odebench.models.flow import Flow
 from odebench.record import layout

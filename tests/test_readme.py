@@ -10,7 +10,8 @@ import torch
 
 from odebench import cli
 from odebench.cli.options import read_split
-from odebench.config.compose import compose, options, override_saved, parse_overrides
+from odebench.config.compose import compose, parse_overrides
+from odebench.config.files import options
 from odebench.config.read import read_settings
 from odebench.ode import GRADIENTS, METHODS, Status
 
@@ -104,7 +105,7 @@ def test_a_command_is_valid_and_its_settings_compose(words, taken, tmp_path, mon
         elif arguments.verb in ("eval", "predict"):
             _, overrides = read_split(arguments.overrides)
             for job in each_job(overrides) if arguments.verb == "eval" else [overrides]:
-                read_settings(override_saved(compose([]), job))
+                read_settings(compose(job, saved=compose([])))
 
 
 def test_the_two_set_up_commands_come_first():

@@ -49,7 +49,7 @@ def run(wheel, tmp_path_factory):
         done = subprocess.run(command, cwd="/", env=environment, stdout=subprocess.PIPE, text=True, check=True)
         return done.stdout
 
-    code = "import odebench, odebench.config.compose as c; print(odebench.__file__, c.CONFIGS)"
+    code = "import odebench, odebench.config.files as c; print(odebench.__file__, c.CONFIGS)"
     assert run("python", "-c", code).split() == [
         str(packages / "odebench" / "__init__.py"),
         str(packages / "odebench" / "configs"),

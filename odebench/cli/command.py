@@ -113,7 +113,7 @@ def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Nam
     """A hint: the option, or the setting (which has no dashes), that is most like the given word."""
     settings = []
     if "overrides" in arguments:
-        from odebench.config.compose import known_keys
+        from odebench.config.files import known_keys
 
         settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
     options = {option.lstrip("-"): option for option in _options(parser, arguments.verb)}

@@ -22,7 +22,7 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> 
 
     After a comma, as in ``solver=dopri5,ts``, they are for the next value of a multirun.
     """
-    from odebench.config.compose import known_keys
+    from odebench.config.files import known_keys
     from odebench.errors import UsageError
 
     config_dir = getattr(parsed_args, "config_dir", None)
@@ -46,7 +46,7 @@ def _cluster_keys() -> list[str]:
 
 
 def _values(key: str, config_dir: Path | None) -> list[str]:
-    from odebench.config.compose import options
+    from odebench.config.files import options
     from odebench.config.groups import PLURALS
 
     if key in PLURALS or key == "cluster":
@@ -64,21 +64,13 @@ def _values(key: str, config_dir: Path | None) -> list[str]:
 
 def _allowed_values(key: str) -> list[str]:
     """The values that a setting's type allows: true and false, or those of a Literal."""
-    from odebench.config import schema
+    from odebench.config.schema import CHOICES
+    from odebench.config.schema.solver import SolverSettings
     from odebench.config.settings import Settings
 
     group, _, name = key.rpartition(".")
-    named = {
-        "model": schema.MODELS,
-        "data": schema.DATA,
-        "optim": schema.OPTIM,
-        "schedule": schema.SCHEDULE,
-        "gradient": schema.GRADIENTS,
-        "loss": schema.LOSSES,
-        "dynamics": schema.DYNAMICS,
-    }
-    single = {"": Settings, "solver": schema.SolverSettings, "trainer": schema.TrainerSettings}
-    candidates = named[group].values() if group in named else [single[group]] if group in single else []
+    single = {"": Settings, "solver": SolverSettings}
+    candidates = [single[group]] if group in single else CHOICES.get(group, {}).values()
     for candidate in candidates:
         hint = get_type_hints(candidate).get(name)
         if hint is bool:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 def list_options(kind: str, config_dir: Path | None) -> None:
     """Print the name and first comment of every option, e.g. of ``models``; for solvers also the properties of their
     methods, for models, data and losses their tasks. On a terminal, rows are cut at its width."""
-    from odebench.config.compose import first_comment, options
+    from odebench.config.files import first_comment, options
 
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
     found = options(group, config_dir)
@@ -73,10 +73,10 @@ def list_options(kind: str, config_dir: Path | None) -> None:
 def _tasks(group: str, name: str, path: Path) -> str:
     """The tasks that an option is for. A plugin's has no settings class: of a model its file names the task, of data
     nothing does."""
-    from odebench.config.compose import read_yaml
-    from odebench.config.schema import DATA, LOSSES, MODELS
+    from odebench.config.files import read_yaml
+    from odebench.config.schema import CHOICES
 
-    settings = {"model": MODELS, "data": DATA, "loss": LOSSES}[group].get(name)
+    settings = CHOICES[group].get(name)
     if settings is None:
         return str(read_yaml(path).get("task", "-"))
     return ", ".join(getattr(settings, "tasks", None) or [getattr(settings, "task", "-")])

@@ -48,10 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from odebench.training.preflight import check_folders
 
-    check_folders(read_settings(config))  # reports a wrong setting before torch is imported
+    settings = read_settings(config)
+    check_folders(settings)  # reports a wrong setting before torch is imported
     from odebench.training.run import train_run
 
-    return train_run(config, arguments.overrides).exit_code
+    return train_run(config, arguments.overrides, settings).exit_code
 
 
 def _multirun(arguments: argparse.Namespace) -> int:

@@ -4,27 +4,34 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
-from odebench.config.compose import options
+from odebench.config.files import options
 from odebench.config.groups import PLURALS
 from odebench.config.parsing import format_value, read_dataclass, read_value
 from odebench.config.plugins import check_signature, known_names, lookup
-from odebench.config.schema import NO_SOLVER, PluginSettings, SolverSettings
+from odebench.config.schema import CHOICES, PluginSettings
+from odebench.config.schema.solver import NO_SOLVER, SolverSettings
+from odebench.config.schema.training import TrainerSettings
 from odebench.errors import UsageError, unknown_name
 from odebench.ode.methods import METHODS
 
 
-def read_choice(
-    group: str, node: Mapping[str, Any], builtin: Mapping[str, type], modules: Any, config_dir: str | None = None
-) -> Any:
-    """A choice by its name: one of odebench's, checked by its dataclass, or a plugin's, by its signature."""
-    name = node.get("name")
+def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir: str | None) -> Any:
+    """The chosen option of a group by its name: one of odebench's, checked by its dataclass, or a plugin's, by its
+    signature."""
+    if group == "trainer":
+        return read_dataclass(TrainerSettings, node, "trainer.")
+    if group == "solver":
+        return read_solver(node, extensions, config_dir)
+    name, builtin = node.get("name"), CHOICES[group]
     if isinstance(name, str) and name in builtin:
         return read_dataclass(builtin[name], node, f"{group}.")
-    kind = {"model": "MODELS", "data": "DATA"}.get(group, "")
-    known = known_names(kind, builtin, modules) if modules else [*builtin]
+    kind = {"model": "MODELS", "data": "DATA"}.get(group)
+    if kind is None:
+        raise unknown_name(group, format_value(name), builtin, PLURALS[group])
+    known = known_names(kind, builtin, extensions)
     if not isinstance(name, str) or name not in known:
-        raise _unknown(group, name, known, modules, config_dir)
-    target = lookup(kind, name, builtin, modules)
+        raise _unknown(group, name, known, extensions, config_dir)
+    target = lookup(kind, name, builtin, extensions)
     given = {str(key): value for key, value in node.items() if key != "name"}
     check_signature(kind, name, target, given, f"{group}.")
     return PluginSettings(name, given)

@@ -1,19 +1,19 @@
-"""The one place that calls Hydra: where the YAML files are, what options they offer, and how they compose.
+"""The one place that composes settings, by Hydra: the YAML files, the chosen options and the overrides.
 
-Hydra is imported inside functions, so that the command line can list and complete options without it.
+Hydra is imported inside functions, so that importing this module is fast.
 """
 
-import math
+import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from odebench.config.files import CONFIGS, config_folders, known_keys, options, read_yaml
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError, unknown_name, unknown_setting
 
@@ -32,142 +32,160 @@ _TRAINING_ONLY = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
-# OmegaConf copies what an alias repeats: ten aliases of ten aliases of ... of ten values take forever.
-MAX_ALIASED_VALUES = 100_000
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
-def _find_configs() -> Path:
-    """The folder that holds train.yaml: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"odebench's configs are neither in {package} nor beside it: install it again")
+def compose(
+    overrides: Sequence[str], config_dir: Path | str | None = None, saved: DictConfig | None = None
+) -> DictConfig:
+    """The settings of a training, unresolved: train.yaml, the chosen options and the overrides.
 
-
-CONFIGS = _find_configs()
-
-
-def config_folders(config_dir: Path | str | None) -> list[Path]:
-    """The folders that hold YAML: odebench's, then the user's. UsageError if the user's is missing."""
-    if config_dir is None:
-        return [CONFIGS]
-    if not Path(config_dir).is_dir():
-        raise UsageError(f"--config-dir {config_dir}: no such folder")
-    return [CONFIGS, Path(config_dir).resolve()]
-
-
-def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]:
-    """The options of a group, name -> YAML file; odebench's come before a user's of the same name.
-
-    A file whose name starts with _ is no option: others take settings from it by ``defaults: [_NAME]``.
-    """
-    return {name: path for name, path in _files(group, config_dir).items() if not name.startswith("_")}
-
-
-def first_comment(path: Path) -> str:
-    """The first comment of a YAML file that is not Hydra's ``# @package``."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("#") and not line.startswith("# @"):
-            return line.lstrip("# ")
-        if line and not line.startswith("#"):
-            break
-    return ""
-
-
-def _files(group: str, config_dir: Path | str | None) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for folder in config_folders(config_dir):
-        for path in sorted((folder / group).rglob("*.yaml")):
-            found.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
-    return found
-
-
-def load_option(group: str, name: object, config_dir: Path | str | None = None) -> DictConfig:
-    """One option's YAML, merged with the files of its ``defaults: [_NAME]``; UsageError where it is unknown."""
-    known = options(group, config_dir)
-    if name not in known:
-        raise unknown_name(group, name, known, PLURALS[group])
-    option, files = read_yaml(known[str(name)]), _files(group, config_dir)
-    defaults = option.get("defaults", ())
-    if not isinstance(defaults, ListConfig | tuple):
-        raise UsageError(f"{known[str(name)]}: defaults: a list is needed, as in defaults: [_adaptive]")
-    shared = [base for base in defaults if isinstance(base, str) and base in files]
-    merged = OmegaConf.merge(*(read_yaml(files[base]) for base in shared), option)
-    assert isinstance(merged, DictConfig)
-    merged.pop("defaults", None)
-    return merged
-
-
-def read_yaml(path: Path) -> DictConfig:
-    """The settings of a file, unresolved; UsageError names it where it cannot be read or holds something else."""
-    try:
-        check_aliases(path.read_bytes())
-        config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise UsageError(f"{path} holds no settings: KEY: VALUE lines are needed")
-    return config
-
-
-def check_aliases(text: bytes) -> None:
-    """Raise YAMLError if the aliases of a YAML text repeat so many values that it would be read without end."""
-    if b"&" not in text:  # no anchors
-        return
-    sizes: dict[int, float] = {}
-
-    def size(node: yaml.Node) -> float:
-        if id(node) not in sizes:
-            sizes[id(node)] = math.inf  # unless changed below, the node contains itself
-            pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
-            children = [] if isinstance(node, yaml.ScalarNode) else [child for pair in pairs for child in pair]
-            sizes[id(node)] = 1 + sum(map(size, children))
-        return sizes[id(node)]
-
-    if size(yaml.compose(text, Loader=yaml.SafeLoader)) > MAX_ALIASED_VALUES:
-        raise YAMLError(f"its aliases (*NAME) repeat more than {MAX_ALIASED_VALUES:,} values; write fewer")
-
-
-def compose(overrides: list[str], config_dir: Path | None = None) -> DictConfig:
-    """The settings of one training: train.yaml, the chosen options and the overrides, unresolved.
+    saved: the settings of a finished run, in place of train.yaml's; their config_dir counts. A new solver or tolerance
+    then replaces a saved eval_solver or eval_tol.
 
     Interpolations such as ``${tol}`` are kept, so that a saved copy can be overridden later. UsageError for a
     malformed override, an unknown key, an unknown option or a file that cannot be read.
     """
-    import hydra
-    from omegaconf import open_dict
-
-    parsed = parse_overrides(overrides, config_dir)
+    folder = config_dir if saved is None else saved.get("config_dir")
+    parsed = parse_overrides(overrides, folder)
     for override in parsed:
-        key = override.key_or_group
-        if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: several values need -m (a multirun)", key)
-        if re.match("hydra[./]", key) and key != "hydra.searchpath":
-            line = f"{override.input_line}: has no effect without -m (a multirun); leave it out, or add -m"
-            raise UsageError(line, key)
+        _check_new(override) if saved is None else _check_saved(override)
+    if saved is None:
+        config = _set_values(_compose_choices(parsed, folder), parsed, lambda: known_keys(folder))
+        return finish_composition(config, parsed)
+    config = OmegaConf.masked_copy(saved, list(saved))
+    _replace_choices(config, parsed, folder)
+    OmegaConf.set_struct(config, True)
+    return _set_values(config, parsed, lambda: [*PLURALS, *_dotted_keys(config)], merge=False)
+
+
+def _check_new(override: "Override") -> None:
+    key = override.key_or_group
+    if override.is_sweep_override():
+        raise UsageError(f"{override.input_line}: several values need -m (a multirun)", key)
+    if re.match("hydra[./]", key) and key != "hydra.searchpath":
+        line = f"{override.input_line}: has no effect without -m (a multirun); leave it out, or add -m"
+        raise UsageError(line, key)
+
+
+def _check_saved(override: "Override") -> None:
+    key = override.key_or_group
+    if override.is_sweep_override():
+        raise UsageError(f"{override.input_line}: one value only", key)
+    if key == "experiment":
+        raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", key)
+    if _TRAINING_ONLY.fullmatch(key):
+        raise UsageError(f"{override.input_line}: has no effect after the training; leave it out", key)
+
+
+def _is_choice(override: "Override") -> bool:
+    """Whether Hydra must read files for an override."""
+    key = override.key_or_group
+    return key in PLURALS or key.startswith("hydra/") or key == "hydra.searchpath"
+
+
+def _choices(parsed: Iterable["Override"]) -> list[str]:
+    return [str(override.input_line) for override in parsed if _is_choice(override)]
+
+
+# By the choices, the folder of the user and the times of its files; an error is kept, too, as a sweep repeats it.
+_composed: dict[tuple[Any, ...], DictConfig | UsageError] = {}
+
+
+def _compose_choices(parsed: Sequence["Override"], config_dir: Path | str | None) -> DictConfig:
+    """train.yaml with the chosen options, without the other overrides; Hydra runs once for the same choices."""
+    choices, folder = _choices(parsed), config_folders(config_dir)[-1]
+    key = (*choices, folder, *(_file_times(folder) if folder != CONFIGS else ()))
+    if key not in _composed:
+        try:
+            _composed[key] = _call_hydra(choices, config_dir)
+        except UsageError as error:
+            _composed[key] = error
+    composed = _composed[key]
+    if isinstance(composed, UsageError):
+        raise composed
+    return copy.deepcopy(composed)
+
+
+def _file_times(folder: Path) -> Iterator[tuple[Path, int]]:
+    for group in PLURALS:
+        for path in (folder / group).rglob("*.yaml"):
+            yield path, path.stat().st_mtime_ns
+
+
+def compose_with_hydra(overrides: Sequence[str], config_dir: Path | str | None = None) -> DictConfig:
+    """The settings of a job of a multirun, with Hydra's own, before ``finish_composition``."""
+    parsed = parse_overrides(overrides, config_dir)
+    config = _call_hydra(_choices(parsed), config_dir, with_hydra=True)
+    return _set_values(config, parsed, lambda: known_keys(config_dir))
+
+
+def compose_option(group: str, name: str, config_dir: Path | str | None = None) -> DictConfig:
+    """An option of a group that trainings do not have, such as ``cluster``."""
+    option = _call_hydra([f"+{group}={quoted(name)}"], config_dir)[group]
+    assert isinstance(option, DictConfig)
+    return option
+
+
+def _call_hydra(overrides: Sequence[str], config_dir: Path | str | None, with_hydra: bool = False) -> DictConfig:
+    import hydra
+
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            chosen = [text for text in overrides if text != "experiment=null"]  # the default, which Hydra refuses
-            config = hydra.compose("train", overrides=[*chosen, *config_dir_overrides(config_dir)])
+            arguments = [*overrides, *config_dir_overrides(config_dir)]
+            return hydra.compose("train", overrides=arguments, return_hydra_config=with_hydra)
     except Exception as error:
         raise explain_hydra_error(error, config_dir) from error
+
+
+def _set_values(
+    config: DictConfig, parsed: Sequence["Override"], known: Callable[[], list[str]], merge: bool = True
+) -> DictConfig:
+    """Set, in place, the overrides that choose no option; UsageError for a key that is not there."""
+    for override in parsed:
+        if not _is_choice(override):
+            try:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=merge)
+            except (ConfigAttributeError, ConfigKeyError):
+                raise unknown_setting(override.key_or_group, known()) from None
+            except OmegaConfBaseException as error:
+                raise UsageError(f"Error merging override {override.input_line}") from error
+    return config
+
+
+def _replace_choices(config: DictConfig, parsed: Sequence["Override"], config_dir: Path | str | None) -> None:
+    """Replace, in place, the chosen groups of saved settings."""
+    keys = {override.key_or_group for override in parsed}
+    if any(key == "solver" or key.startswith("solver.") for key in keys):
+        config.eval_solver = None
+    if keys & {"tol", "solver.rtol", "solver.atol"}:
+        config.eval_tol = None
+    chosen = {override.key_or_group: override for override in parsed if override.key_or_group in PLURALS}
+    new = _compose_choices([*chosen.values()], config_dir) if chosen else config
+    if "model" in chosen and new.get("task", config.task) != config.task:
+        line = f"is for task {new.task}, the run for {config.task}; choose another model"
+        raise UsageError(f"{chosen['model'].input_line}: {line}", "model")
+    for group in chosen:
+        config[group] = OmegaConf.to_container(new[group], resolve=False)
+
+
+def finish_composition(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:
+    """Apply, in place, what an experiment lists for the chosen model, and replace resolvers by their values."""
     with open_dict(config):
-        return freeze_resolvers(apply_model_overrides(config, overrides))
+        return freeze_resolvers(_apply_model_overrides(config, parsed))
 
 
-def apply_model_overrides(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+def _apply_model_overrides(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:
     """Apply, in place, the overrides that an experiment lists for the chosen model under ``models``.
 
-    overrides: those of the command line, which take precedence. UsageError for a setting that the model does not have.
+    parsed: those of the command line, which take precedence. UsageError for a setting that the model does not have.
     """
     models, name = config.pop("models", {}), OmegaConf.select(config, "model.name")
     listed = models.get(name, ()) if isinstance(models, DictConfig | dict) else None
     if not isinstance(listed, ListConfig | tuple) or not all(isinstance(text, str) for text in listed):
         raise UsageError(f"models: a list of KEY=VALUE for each model is needed, as in {name}: [tol=1e-4]", "models")
-    given = {override.key_or_group for override in parse_overrides(list(overrides), config.config_dir)}
-    for override in parse_overrides(list(listed), config.config_dir):
+    given = {override.key_or_group for override in parsed}
+    for override in parse_overrides(listed, config.config_dir):
         key = override.key_or_group
         if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
             raise unknown_setting(key, known_keys(config.config_dir))
@@ -176,7 +194,7 @@ def apply_model_overrides(config: DictConfig, overrides: Iterable[str]) -> DictC
     return config
 
 
-def config_dir_overrides(config_dir: Path | None) -> list[str]:
+def config_dir_overrides(config_dir: Path | str | None) -> list[str]:
     """Overrides that make Hydra search the user's folder and that keep it in the settings."""
     if config_dir is None:
         return []
@@ -189,7 +207,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def parse_overrides(overrides: list[str], config_dir: Path | None = None) -> list["Override"]:
+def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = None) -> list["Override"]:
     """Parse overrides with Hydra, and check the form of each and that the options of its group include its value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import RangeSweep
@@ -247,7 +265,7 @@ def _malformed(text: str) -> str:
     return f"malformed setting {text!r}: put the value into quotes, as in \"{key}='{value}'\""
 
 
-def _check_option(override: "Override", config_dir: Path | None) -> None:
+def _check_option(override: "Override", config_dir: Path | str | None) -> None:
     """UsageError for an option that a group does not have, one line for each in a sweep."""
     group = override.key_or_group
     if group not in PLURALS:
@@ -267,9 +285,9 @@ def _check_option(override: "Override", config_dir: Path | None) -> None:
         raise UsageError("\n".join(errors), group)
 
 
-def explain_hydra_error(error: Exception, config_dir: Path | None = None) -> UsageError:
+def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) -> UsageError:
     """An error of Hydra, OmegaConf or YAML as a UsageError of one line; any other error is raised again."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
 
     if isinstance(error, UsageError):
         return error
@@ -279,79 +297,27 @@ def explain_hydra_error(error: Exception, config_dir: Path | None = None) -> Usa
     is_of_yaml = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
     if not is_of_yaml and "defaults list" not in str(error):  # for which Hydra has a plain ValueError
         raise error
-    text = str(error)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return unknown_setting(found[1], known_keys(config_dir))
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = found[1].partition("/")
-        if group in PLURALS:
-            return unknown_name(group, name, options(group, config_dir), PLURALS[group])
-        if found[1] in _EXTRAS:
-            extra = _EXTRAS[found[1]]
-            return UsageError(f'{found[1]} is not installed: from the checkout, pip install -e ".[{extra}]"')
-        offered = re.search(r"Available options in '[^']+':\s*(.*?)\s*Config search", text, re.DOTALL)
-        return UsageError(f"no {found[1]}" + (f" (installed: {', '.join(offered[1].split())})" if offered else ""))
-    return UsageError(" ".join(text.split()))
+    if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):  # in a later job of a multirun
+        return unknown_setting(str(error.__cause__.full_key), known_keys(config_dir))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(str(error.missing_cfg_file), error.options or (), config_dir)
+    return UsageError(" ".join(str(error).split()))
 
 
-def known_keys(config_dir: Path | None = None) -> list[str]:
-    """Every setting that some choice of options offers, dotted, e.g. ``optim.lr``; and the groups."""
-    top = [str(key) for key in read_yaml(CONFIGS / "train.yaml")]
-    keys = []
-    for group in PLURALS:
-        keys.append(group)
-        for name in options(group, config_dir) if group != "experiment" else ():
-            option = load_option(group, name, config_dir)
-            # A global file, such as a model's, has top-level keys beside the group's.
-            if isinstance(option.get(group), DictConfig):
-                top += [str(key) for key in option if key != group]
-                option = option[group]
-            keys += [f"{group}.{key}" for key in map(str, option)]
-    keys = [*(key for key in top if key not in ("defaults", "hydra")), *keys]
-    return list(dict.fromkeys(keys))
-
-
-def override_saved(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """A copy of saved settings with new overrides, for evaluation.
-
-    A group's option (``solver=rk4``) is read from its file before the single keys are set. A new solver or tolerance
-    replaces a saved eval_solver or eval_tol.
-    """
-    config_dir = config.get("config_dir")
-    new = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    assert isinstance(new, DictConfig)
-    parsed = parse_overrides(overrides, config_dir)
-    keys = {override.key_or_group for override in parsed}
-    if any(key == "solver" or key.startswith("solver.") for key in keys):
-        new.eval_solver = None
-    if keys & {"tol", "solver.rtol", "solver.atol"}:
-        new.eval_tol = None
-    for override in parsed:
-        if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: one value only", override.key_or_group)
-        if (group := override.key_or_group) == "experiment":
-            raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", group)
-        if _TRAINING_ONLY.fullmatch(group):
-            raise UsageError(f"{override.input_line}: has no effect after the training; leave it out", group)
-        if group in PLURALS:
-            option = load_option(group, override.value(), config_dir)
-            if group == "model" and option.get("task", new.task) != new.task:
-                line = f"{override.input_line}: is for task {option.task}, the run for {new.task}; choose another model"
-                raise UsageError(line, group)
-            new[group] = option.get(group, option) if group == "model" else option
-    for override in parsed:
-        key = override.key_or_group
-        if key not in PLURALS:
-            if OmegaConf.select(new, key, default=_ABSENT) is _ABSENT:
-                raise unknown_setting(key, [*PLURALS, *dotted_keys(new)])
-            OmegaConf.update(new, key, override.value(), merge=False)
-    return new
+def _missing_option(path: str, installed: Sequence[str], config_dir: Path | str | None) -> UsageError:
+    """The error for an option that Hydra does not find, such as ``model/odnet`` and ``hydra/sweeper/optuna``."""
+    group, _, name = path.partition("/")
+    if group in PLURALS:
+        return unknown_name(group, name, options(group, config_dir), PLURALS[group])
+    if path in _EXTRAS:
+        return UsageError(f'{path} is not installed: from the checkout, pip install -e ".[{_EXTRAS[path]}]"')
+    return UsageError(f"no {path}" + (f" (installed: {', '.join(installed)})" if installed else ""))
 
 
 _ABSENT = object()
 
 
-def dotted_keys(config: DictConfig) -> list[str]:
+def _dotted_keys(config: DictConfig) -> list[str]:
     """The keys of a composed config, those of the groups dotted."""
     keys = []
     for key in map(str, config):

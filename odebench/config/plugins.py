@@ -10,10 +10,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from odebench.config.groups import PLURALS
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
-# Kind -> its singular and plural.
-_NOUNS = {"MODELS": ("model", "models"), "DATA": ("data", "data"), "METHODS": ("solver", "solvers")}
+_GROUPS = {"MODELS": "model", "DATA": "data", "METHODS": "solver"}
 
 # Parameters that are not settings: they follow from the data, or are the training's seed.
 _NOT_SETTINGS = {
@@ -33,8 +33,8 @@ def lookup(kind: str, name: str, builtin: Mapping[str, Any], extensions: Sequenc
     for module in extensions:
         if name in (found_here := _plugin_dict(module, kind)):
             return found_here[name]
-    one, many = _NOUNS[kind]
-    raise unknown_name(one, name, known_names(kind, builtin, extensions), many)
+    group = _GROUPS[kind]
+    raise unknown_name(group, name, known_names(kind, builtin, extensions), PLURALS[group])
 
 
 def known_names(kind: str, builtin: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:
@@ -57,7 +57,7 @@ def _plugin_dict(module: str, kind: str) -> Mapping[str, Any]:
             ) from error
         raise UsageError(f"extensions: {module} needs {error.name}, which is not installed", "extensions") from error
     if not isinstance(found, Mapping):
-        line = f"extensions: {module}.{kind} must be a dict from name to {_NOUNS[kind][0]}"
+        line = f"extensions: {module}.{kind} must be a dict from name to {_GROUPS[kind]}"
         raise UsageError(line, "extensions")
     return found
 

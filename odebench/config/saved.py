@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.config.compose import CONFIGS, load_option, options
+from odebench.config.compose import compose, quoted
+from odebench.config.files import options
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings
@@ -20,11 +21,10 @@ def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
 
     A missing key comes from the chosen option, a missing group from the model's default option. A warning lists them.
     """
-    model = OmegaConf.select(settings, "model.name")
-    if model is None:  # a damaged file rather than an older one
+    if OmegaConf.select(settings, "model.name") is None:  # a damaged file rather than an older one
         return settings
     completed = _plain(settings)
-    if filled := _fill(completed, model):
+    if filled := _fill(completed, _defaults(completed)):
         defaults = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
         log.warning("%s was made before these settings existed; using %s", path, defaults)
     return OmegaConf.create(completed)
@@ -43,41 +43,27 @@ def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
-def _fill(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """Add missing keys in place; returns what was added, by dotted key or group."""
+def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the options chosen in ``settings`` are today, without groups whose option does not exist any more."""
     # The user's folder may be gone; the settings already hold the values of its options.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None
-    train_yaml = _plain(OmegaConf.load(CONFIGS / "train.yaml"))
+    names = {group: settings[group].get("name") for group in PLURALS.keys() & settings.keys() - {"trainer"}}
+    gone = {group for group, name in names.items() if name not in options(group, folder)}
+    today = _plain(compose([f"{group}={quoted(name)}" for group, name in names.items() if group not in gone], folder))
+    of_options_gone = gone | ({"task"} if "model" in gone else set())
+    return {key: value for key, value in today.items() if key not in of_options_gone}
+
+
+def _fill(settings: dict[str, Any], today: dict[str, Any]) -> dict[str, Any]:
+    """Add missing keys in place; returns what was added, by dotted key or group."""
     filled: dict[str, Any] = {}
-
-    def fill(node: Any, known: Any, where: str = "") -> None:
-        for key, value in known.items():
-            if key not in node:
-                node[key] = value
-                filled[f"{where}{key}"] = value
-
-    default_options = _default_options(model, train_yaml, folder)
-    for group in PLURALS.keys() - {"experiment"}:
-        if group not in settings:
-            filled[group] = default_options[group]
-            settings[group] = _plain(load_option(group, default_options[group], folder))
-        name = settings[group].get("name", "default" if group == "trainer" else None)
-        if name in options(group, folder):
-            option = _plain(load_option(group, name, folder))
-            fill(settings[group], option.pop("model") if group == "model" else option, f"{group}.")
-            if group == "model":
-                fill(settings, {key: value for key, value in option.items() if key not in PLURALS})
-    fill(settings, {key: value for key, value in train_yaml.items() if key not in ("defaults", "hydra")})
+    for key, value in today.items():
+        if key not in settings:
+            settings[key] = value
+            filled[key] = value.get("name", "default") if key in PLURALS else value
+        elif key in PLURALS:
+            missing = {inner: value[inner] for inner in value if inner not in settings[key]}
+            settings[key] |= missing
+            filled |= {f"{key}.{inner}": default for inner, default in missing.items()}
     return filled
-
-
-def _default_options(model: str, train_yaml: dict[str, Any], folder: Path | str | None) -> dict[str, str]:
-    """The option of each group that a model gets by default."""
-    path = options("model", folder).get(model)
-    of_model = _plain(OmegaConf.load(path)) if path else {}
-    chosen: dict[str, str] = {}
-    for entry in [*train_yaml["defaults"], *of_model.get("defaults", ())]:
-        if isinstance(entry, dict):
-            chosen |= {str(key).removeprefix("override /"): value for key, value in entry.items()}
-    return chosen

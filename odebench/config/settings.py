@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-
 from odebench.config.choices import read_solver
-from odebench.config.compose import load_option, resolved
+from odebench.config.compose import compose, quoted, resolved
 from odebench.config.parsing import Range
-from odebench.config.schema import NO_SOLVER, Choice, DynamicsSettings, SolverSettings, TrainerSettings
+from odebench.config.schema import Choice
+from odebench.config.schema.losses import DynamicsSettings
 from odebench.config.schema.number_types import PositiveFloat
+from odebench.config.schema.solver import NO_SOLVER, SolverSettings
+from odebench.config.schema.training import TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Settings:
         """
         tol = self.tol if self.eval_tol is None else self.eval_tol
         if self.eval_solver is not None:
-            option = load_option("solver", self.eval_solver, self.config_dir)
-            whole = OmegaConf.create({"tol": tol, "solver": option})
-            solver = read_solver(resolved(whole)["solver"], self.extensions, self.config_dir)
+            chosen = compose([f"solver={quoted(self.eval_solver)}"], self.config_dir)
+            chosen.tol = tol
+            solver = read_solver(resolved(chosen.solver), self.extensions, self.config_dir)
         elif self.eval_tol is not None and not self.solver.fixed:
             solver = replace(self.solver, rtol=tol, atol=tol)
         else:

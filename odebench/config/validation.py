@@ -6,21 +6,15 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, cast
 
-from odebench.config.compose import config_folders, options
+from odebench.config.files import config_folders, options
 from odebench.config.parsing import format_value
 from odebench.config.plugins import known_names, lookup
-from odebench.config.schema import (
-    DATA,
-    LOSSES,
-    MODELS,
-    NO_SOLVER,
-    MultiStepSettings,
-    ODENetSettings,
-    ResNetSettings,
-    SGDSettings,
-    SolverSettings,
-)
+from odebench.config.schema.data import DATA
+from odebench.config.schema.losses import LOSSES
+from odebench.config.schema.models import MODELS, ODENetSettings, ResNetSettings
 from odebench.config.schema.quantities import QUANTITIES
+from odebench.config.schema.solver import NO_SOLVER, SolverSettings
+from odebench.config.schema.training import MultiStepSettings, SGDSettings
 from odebench.config.settings import Settings
 from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.ode.combinations import Combination, find_conflict

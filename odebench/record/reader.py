@@ -14,8 +14,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odebench.config.compose import read_yaml, refuse_resolvers
-from odebench.config.schema import NO_SOLVER
+from odebench.config.compose import refuse_resolvers
+from odebench.config.files import read_yaml
+from odebench.config.schema.solver import NO_SOLVER
 from odebench.errors import NothingFoundError, UsageError
 from odebench.record import layout
 from odebench.record.files import read_if_exists

@@ -22,7 +22,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from odebench.config.schema import DATA, MODELS
+from odebench.config.schema.data import DATA
+from odebench.config.schema.models import MODELS
 from odebench.record import layout
 from odebench.record.files import write_atomically
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from odebench.config.compose import load_option, options, parse_overrides
+from odebench.config.compose import parse_overrides
+from odebench.config.files import options, read_yaml
 from odebench.console import print_table
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
@@ -80,7 +81,7 @@ def _count_trainings(reproduction: Reproduction) -> str:
 
 def _budgets(reproduction: Reproduction) -> list[str]:
     """The names of the budgets, the largest first."""
-    names = reproduction.budgets or load_option("experiment", _experiments(reproduction)[0])["budgets"]
+    names = reproduction.budgets or read_yaml(options("experiment")[_experiments(reproduction)[0]])["budgets"]
     return sorted(map(str, names))  # full, medium, small
 
 

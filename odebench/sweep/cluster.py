@@ -8,7 +8,8 @@ from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
-from odebench.config.compose import load_option, options, parse_overrides
+from odebench.config.compose import compose_option, parse_overrides
+from odebench.config.files import options, read_yaml
 from odebench.config.parsing import format_value, read_value
 from odebench.config.schema.number_types import NonNegativeInt, PositiveInt
 from odebench.errors import UsageError, did_you_mean, unknown_name
@@ -115,7 +116,10 @@ def read_cluster(overrides: Sequence[str], config_dir: Path | None = None) -> Lo
     name = str(next((o.value() for o in reversed(parsed) if o.key_or_group == GROUP), "local"))
     if name not in known:
         raise unknown_name(GROUP, name, known, "clusters")
-    node = dict(OmegaConf.to_container(load_option(GROUP, name, config_dir), resolve=True))  # type: ignore[arg-type]
+    option = read_yaml(known[name])
+    if "defaults" in option:  # only then, as Hydra takes a moment
+        option = compose_option(GROUP, name, config_dir)
+    node: dict[str, Any] = dict(OmegaConf.to_container(option, resolve=True))  # type: ignore[arg-type]
     cluster_type = _CLUSTER_TYPES.get(str(node.get("name")))
     if cluster_type is None:
         raise UsageError(f"{known[name]}: name must be {' or '.join(_CLUSTER_TYPES)}")

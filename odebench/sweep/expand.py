@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odebench.config.compose import check_aliases, options, parse_overrides, quoted
+from odebench.config.compose import parse_overrides, quoted
+from odebench.config.files import check_aliases, options
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 

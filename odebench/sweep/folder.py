@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from odebench.config.compose import check_aliases
+from odebench.config.files import check_aliases
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import check_folder_can_be_made, make_folder, utc_now, write_atomically

@@ -12,23 +12,25 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from odebench.config.compose import (
-    CONFIGS,
-    apply_model_overrides,
+    compose_with_hydra,
     config_dir_overrides,
     explain_hydra_error,
-    freeze_resolvers,
+    finish_composition,
     parse_overrides,
     quoted,
 )
+from odebench.config.files import CONFIGS, known_keys
+from odebench.config.groups import PLURALS
 from odebench.config.schema.quantities import higher_is_better
 from odebench.console import console_log, print_table, report_error
-from odebench.errors import DIVERGED, FAILED, STOPPED, WRONG_USAGE, UsageError
+from odebench.errors import DIVERGED, FAILED, STOPPED, WRONG_USAGE, UsageError, unknown_setting
 from odebench.record.reader import warn_of_dropped_lines
 from odebench.sweep.expand import sweep_values
 from odebench.training.preflight import read_init_run
@@ -83,20 +85,24 @@ def run_multirun(overrides: list[str], config_dir: Path | None = None) -> int:
     return next((worst for worst in _EXIT_CODES_WORST_FIRST if worst in codes), max(codes, default=0))
 
 
+_ABSENT = object()
+
+
 def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
     """The settings of the first job, with Hydra's: the sweep's folder, the launcher, the sweeper."""
-    import hydra
-
-    first = []
+    first, drawn = [], []
     for override in parse_overrides(overrides, config_dir):
         if not override.is_sweep_override():
             first.append(str(override.input_line))
         elif override.is_discrete_sweep() and "glob(" not in str(override.input_line):
             first.append(f"{override.get_key_element()}={sweep_values(override)[0]}")
+        else:
+            drawn.append(override.key_or_group)
     try:
-        with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            arguments = [*first, *config_dir_overrides(config_dir)]
-            config = hydra.compose("train", overrides=arguments, return_hydra_config=True)
+        config = compose_with_hydra(first, config_dir)
+        for key in drawn:
+            if key not in PLURALS and OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
+                raise unknown_setting(key, known_keys(config_dir))
         OmegaConf.resolve(config.hydra.sweep)
         return config
     except Exception as error:
@@ -204,12 +210,13 @@ def _train(config: DictConfig, overrides: list[str], sweep_dir: Path, number: in
 
     job_config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(job_config, DictConfig)
-    settings = read_settings(freeze_resolvers(apply_model_overrides(job_config, overrides)))
+    settings = read_settings(finish_composition(job_config, parse_overrides(overrides, job_config.config_dir)))
     if settings.run_dir is None:
         job_config.run_dir = str(sweep_dir / f"{number}_{run_name(settings)}")
+        settings = replace(settings, run_dir=job_config.run_dir)
     from odebench.training.run import train_run
 
-    result = train_run(job_config, overrides)
+    result = train_run(job_config, overrides, settings)
     return {"exit_code": result.exit_code, "folder": str(result.folder), "objective": result.objective}
 
 

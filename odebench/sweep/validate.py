@@ -1,20 +1,16 @@
 """Compose, check and name every job before the first one starts."""
 
-import copy
 import functools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-
-from odebench.config.compose import compose, freeze_resolvers, known_keys, parse_overrides
+from odebench.config.compose import compose
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings, run_name
-from odebench.errors import UsageError, unknown_setting
+from odebench.errors import UsageError
 from odebench.training.preflight import read_init_run
 
 
@@ -44,13 +40,12 @@ def validate_jobs(
     num_processes: number that train each model together. uncertain_keys: settings dropped because their overrides are
     invalid; errors about them are not reported. UsageError lists every other error with the jobs that have it.
     """
-    composer = CachedComposer(config_dir)
     valid: list[Job] = []
     errors: dict[str, list[int]] = {}
     outputs = ""
     width = max(4, len(str(len(jobs) - 1)))
     for number, overrides in enumerate(jobs):
-        settings, found = _read_job(composer, overrides, num_processes)
+        settings, found = _read_job(overrides, config_dir, num_processes)
         for error in found:
             if not set(error.settings) & set(uncertain_keys):
                 errors.setdefault(str(error), []).append(number)
@@ -67,13 +62,13 @@ def validate_jobs(
 
 
 def _read_job(
-    composer: "CachedComposer", overrides: Sequence[str], num_processes: int
+    overrides: Sequence[str], config_dir: Path | None, num_processes: int
 ) -> tuple[Settings | None, list[UsageError]]:
     """A job's settings, or None and its errors: after each error, check again without the settings that it names."""
     remaining, errors = list(overrides), list[UsageError]()
     while True:
         try:
-            settings = read_settings(composer.compose(remaining))
+            settings = read_settings(compose(remaining, config_dir))
             _check_device_and_batch(settings, num_processes)
             if settings.init_from is not None:
                 _check_init_run(settings.init_from)
@@ -111,42 +106,3 @@ def _check_init_run(init_from: str) -> None:
 def _describe_jobs(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
     first = f"job {numbers[0]} ({' '.join(jobs[numbers[0]])})"
     return first if len(numbers) == 1 else f"{first} and {len(numbers) - 1} more"
-
-
-class CachedComposer:
-    """Composes many jobs: Hydra runs once per choice of group options, other values are set on a copy.
-
-    Gives the same settings as `compose`, many times faster.
-    """
-
-    def __init__(self, config_dir: Path | None) -> None:
-        self._config_dir = config_dir
-        self._composed: dict[tuple[str, ...], DictConfig | UsageError] = {}
-
-    def compose(self, overrides: Iterable[str]) -> DictConfig:
-        """Compose the settings of a job; raises UsageError as `compose` does."""
-        parsed = parse_overrides(list(overrides), self._config_dir)
-        config = copy.deepcopy(
-            self._compose_choices(tuple(str(o.input_line) for o in parsed if o.key_or_group in PLURALS))
-        )
-        for override in parsed:
-            if (key := override.key_or_group) not in PLURALS:
-                try:
-                    OmegaConf.update(config, key, override.value(), merge=True)
-                except (ConfigAttributeError, ConfigKeyError):
-                    raise unknown_setting(key, known_keys(self._config_dir)) from None
-        if any("${" in str(override.input_line) for override in parsed):
-            with open_dict(config):
-                freeze_resolvers(config)
-        return config
-
-    def _compose_choices(self, options: tuple[str, ...]) -> DictConfig:
-        if options not in self._composed:
-            try:
-                self._composed[options] = compose(list(options), self._config_dir)
-            except UsageError as error:
-                self._composed[options] = error
-        composed = self._composed[options]
-        if isinstance(composed, UsageError):
-            raise composed
-        return composed

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from odebench import ode
 from odebench.config.choices import options_of
 from odebench.config.plugins import lookup
-from odebench.config.schema import NO_SOLVER, SolverSettings
+from odebench.config.schema.solver import NO_SOLVER, SolverSettings
 from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS

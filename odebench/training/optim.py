@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from odebench.config.schema import (
+from odebench.config.schema import Choice
+from odebench.config.schema.training import (
     AdamSettings,
-    Choice,
     CosineSettings,
     ExponentialSettings,
     MultiStepSettings,

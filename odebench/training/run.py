@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from odebench.config.choices import options_of
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
+from odebench.config.schema import PluginSettings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.console import print_results
@@ -64,16 +66,14 @@ class RunResult:
     objective: float | None = None
 
 
-def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
+def train_run(config: DictConfig, overrides: list[str], settings: Settings | None = None) -> RunResult:
     """Train with the composed settings, write a new record, and print the results.
 
-    If run_dir already holds a run with the same settings, resume it: a job script may repeat the same command. Raises
-    UsageError, before anything is written, if the settings are invalid or the data is missing.
+    settings: those of config, where they have been read already. If run_dir already holds a run with the same settings,
+    resume it: a job script may repeat the same command. Raises UsageError, before anything is written, if the settings
+    are invalid or the data is missing.
     """
-    if root := OmegaConf.select(config, "data.root"):
-        # So that the run can be evaluated from anywhere.
-        OmegaConf.update(config, "data.root", str(Path(root).expanduser().absolute()))
-    settings = read_settings(config)
+    settings = _with_absolute_root(config, read_settings(config) if settings is None else settings)
     with distributed.process_group(choose_device(settings.device)):
         if distributed.broadcast_result(lambda: _contains_same_run(settings.run_dir, config)):
             return resume_run(Path(str(settings.run_dir)))
@@ -90,6 +90,18 @@ def train_run(config: DictConfig, overrides: list[str]) -> RunResult:
         ):
             result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
+
+
+def _with_absolute_root(config: DictConfig, settings: Settings) -> Settings:
+    """Make data.root absolute, in config too, so that the run can be evaluated from anywhere."""
+    data: Any = settings.data
+    options = options_of(data)
+    if not options.get("root"):
+        return settings
+    root = str(Path(options["root"]).expanduser().absolute())
+    OmegaConf.update(config, "data.root", root)
+    changed = {"options": options | {"root": root}} if isinstance(data, PluginSettings) else {"root": root}
+    return replace(settings, data=replace(data, **changed))
 
 
 def resume_run(path: Path) -> RunResult:

@@ -19,20 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.config.compose import override_saved
-from odebench.config.read import read_settings
 from odebench.config.settings import Settings
 from odebench.console import print_table
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.record.profiling import measure_step
-from odebench.record.reader import RunRecord
 from odebench.tasks import Loss, Task
 from odebench.training.restored_state import restored_state
 from odebench.training.trained_run import (
+    SavedRun,
     TrainedRun,
     append_evaluation,
-    load_run,
+    build_trained_run,
     read_trained_run,
     seeded,
     with_evaluation_solver,
@@ -77,8 +75,8 @@ def study_run(
     gradients; done in any case if the gradient mode varies. Returns the metrics of each row. Raises UsageError, before
     anything is evaluated, if a combination is invalid or the model has no ODE; Diverged if the reference solve fails.
     """
-    record = read_trained_run(path)
-    chosen = _distinct_evaluations(record, combinations)
+    saved = read_trained_run(path)
+    chosen = _distinct_evaluations(saved, combinations)
     varying = _varying_keys(combinations)
     compares_gradients = gradients or any(_config_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], ReferenceModel] = {}
@@ -87,8 +85,8 @@ def study_run(
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(override for override in overrides if _config_group(override) not in _SOLVER_GROUPS)
         if others not in references:
-            references[others] = ReferenceModel(record, others, split, compares_gradients, limit)
-        run = load_run(record, overrides)
+            references[others] = ReferenceModel(saved, others, split, compares_gradients, limit)
+        run = build_trained_run(saved, settings)
         if limit is not None:
             run.task.limit_split(split, limit)
         try:
@@ -102,7 +100,7 @@ def study_run(
         values = dict(override.split("=", 1) for override in overrides)
         varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
         cells = _metric_cells(run.task.format_metrics(metrics)) | _cost_cells(metrics)
-        table.append({**_solver_cells(settings), **varied, **cells})
+        table.append({**_solver_cells(with_evaluation_solver(settings)), **varied, **cells})
     if table:
         titles = list(dict.fromkeys(title for row in table for title in row))
         print_table([titles, *([row.get(title, "-") for title in titles] for row in table)])
@@ -116,14 +114,15 @@ class ReferenceModel:
     """A run's model solved with high accuracy, to which other solves of the same model are compared."""
 
     def __init__(
-        self, record: RunRecord, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
+        self, saved: SavedRun, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
-        """record: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also
+        """saved: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also
         compare gradients. limit: use only this many samples of the split."""
         solver = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
-        run = load_run(record, [*others, *solver, "gradient=checkpoint", "trainer.precision=float32"])
+        settings = saved.override([*others, *solver, "gradient=checkpoint", "trainer.precision=float32"])
+        run = build_trained_run(saved, settings)
         to_double(run.task)
-        self._record = record
+        self._saved = saved
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
         self._outputs = task_outputs(run.task, split, self._num).double()
         self._gradient = _loss_gradient(run) if with_gradient else None
@@ -149,7 +148,7 @@ class ReferenceModel:
             if cost and self._gradient is not None:
                 metrics["peak_mib"] = _peak_mib(run)
                 metrics["gradient_error"] = relative_error(gradient, self._gradient)
-                if (discrete := _discrete_gradient(self._record, run, overrides)) is not None:
+                if (discrete := _discrete_gradient(self._saved, run, overrides)) is not None:
                     metrics["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
@@ -199,7 +198,7 @@ def _loss_gradient(run: TrainedRun) -> Tensor:
         return step.pop_gradient()
 
 
-def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
+def _discrete_gradient(saved: SavedRun, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
     """Compute the gradient [P] of the same discrete solve with another, exact gradient mode; None if the solver
     supports none, like SciPy's."""
     forward = [override for override in overrides if _config_group(override) != "gradient"]
@@ -208,7 +207,7 @@ def _discrete_gradient(record: RunRecord, run: TrainedRun, overrides: Sequence[s
     for mode in ("checkpoint", "backprop", "reversible"):
         if mode != run.settings.gradient.name:
             with contextlib.suppress(UsageError):
-                return _loss_gradient(load_run(record, [*forward, f"gradient={mode}"]))
+                return _loss_gradient(build_trained_run(saved, saved.override([*forward, f"gradient={mode}"])))
     return None
 
 
@@ -263,17 +262,20 @@ def _training_solver(settings: Settings) -> dict[str, str | float | None]:
     return {"gradient": settings.gradient.name, "step_solver": solver.name, "step_tol": tol}
 
 
-def _distinct_evaluations(record: RunRecord, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
+def _distinct_evaluations(saved: SavedRun, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
     """Drop combinations that give the same evaluation as an earlier one; return the others with their settings."""
     distinct: list[tuple[list[str], Settings]] = []
+    evaluations: list[Settings] = []
     for overrides in combinations:
-        settings = with_evaluation_solver(read_settings(override_saved(record.settings, overrides)))
+        settings = saved.override(overrides)
         if not settings.has_ode:
-            hint = f"evaluate it once: odebench eval {shlex.quote(str(record.path))}"
+            hint = f"evaluate it once: odebench eval {shlex.quote(str(saved.record.path))}"
             raise UsageError(f"{settings.model.name} has no ODE; {hint}")
-        if settings.solver.fixed:
-            settings = replace(settings, tol=1.0)  # tol has no effect with fixed steps
-        if settings not in [other for _, other in distinct]:
+        evaluation = with_evaluation_solver(settings)
+        if evaluation.solver.fixed:
+            evaluation = replace(evaluation, tol=1.0)  # tol has no effect with fixed steps
+        if evaluation not in evaluations:
+            evaluations.append(evaluation)
             distinct.append((overrides, settings))
     return distinct
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from odebench.config.choices import options_of
-from odebench.config.schema import NO_SOLVER
+from odebench.config.schema.solver import NO_SOLVER
 from odebench.config.settings import Settings
 from odebench.console import aligned
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from odebench.config.choices import options_of
-from odebench.config.compose import override_saved
+from odebench.config.compose import compose
 from odebench.config.parsing import format_value
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
@@ -55,28 +55,43 @@ class TrainedRun:
         return self.task.model.eval()
 
 
-def load_run(path: Path | str | RunRecord, overrides: list[str] | None = None) -> TrainedRun:
+@dataclass(frozen=True)
+class SavedRun:
+    """The record of a run with weights, its settings completed by ``saved_settings``, and the same settings read."""
+
+    record: RunRecord
+    settings: Settings
+
+    def override(self, overrides: Sequence[str]) -> Settings:
+        """Return the settings with some replaced. Raises UsageError if the overrides do not fit."""
+        return read_settings(compose(overrides, saved=self.record.settings)) if overrides else self.settings
+
+
+def load_run(path: Path | str, overrides: list[str] | None = None) -> TrainedRun:
     """Load the trained model of a run, its settings and its task.
 
-    path: the run's folder, or the result of ``read_trained_run``. overrides: settings that replace saved ones, as on
-    the command line: ``["solver=rk4", "device=cpu"]``. Raises UsageError if the folder is no run or holds no weights,
-    the data is missing, or the overrides do not fit.
+    path: the run's folder. overrides: settings that replace saved ones, as on the command line: ``["solver=rk4",
+    "device=cpu"]``. Raises UsageError if the folder is no run or holds no weights, the data is missing, or the
+    overrides do not fit.
     """
-    run = path if isinstance(path, RunRecord) else read_trained_run(path)
-    trained = read_saved(run.settings, run.path / layout.SETTINGS)
-    settings = read_settings(override_saved(run.settings, overrides or []))
-    _check_data(trained, settings)
+    saved = read_trained_run(path)
+    return build_trained_run(saved, saved.override(overrides or []))
+
+
+def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
+    """Build the task of a run with these settings, and load the trained model. Raises UsageError as ``load_run``."""
+    _check_data(saved.settings, settings)
     with torch.random.fork_rng([]):  # drawing initial weights must not change the caller's random state
         task = build_task(settings, choose_device(settings.device))
-    load_best_weights(task.model, run, settings)
+    load_best_weights(task.model, saved.record, settings)
     task.model.eval()
-    _warn_about_leakage(trained.data.name, settings.data.name)
-    return TrainedRun(run.path, settings, task)
+    _warn_about_leakage(saved.settings.data.name, settings.data.name)
+    return TrainedRun(saved.record.path, settings, task)
 
 
-def read_trained_run(path: Path | str) -> RunRecord:
-    """Read a run with its settings completed (see ``saved_settings``). An unfinished run, with its best weights so far,
-    gives a warning; without weights it raises UsageError."""
+def read_trained_run(path: Path | str) -> SavedRun:
+    """Read a run and its settings. An unfinished run, with its best weights so far, gives a warning; without weights it
+    raises UsageError."""
     run = read_run(path, metrics=False)
     status = run.status["status"]
     if status != "done":
@@ -84,7 +99,8 @@ def read_trained_run(path: Path | str) -> RunRecord:
         if not (run.path / layout.BEST_CHECKPOINT).exists():
             raise UsageError(f"{unfinished}; resume it with: odebench resume {shlex.quote(str(path))}")
         log.warning("%s: using its best weights so far", unfinished)
-    return replace(run, settings=saved_settings(run.settings, run.path))
+    completed = saved_settings(run.settings, run.path)
+    return SavedRun(replace(run, settings=completed), read_saved(completed, run.path / layout.SETTINGS))
 
 
 def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> None:

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 
 from odebench.cli import doctor, main
 from odebench.cli.list import KINDS
-from odebench.config.compose import CONFIGS, compose
+from odebench.config.compose import compose
+from odebench.config.files import CONFIGS
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.record import layout, reader
@@ -47,8 +48,7 @@ def calls(monkeypatch):
     def result(code=0, folder="somewhere"):
         return types.SimpleNamespace(exit_code=code, folder=Path(folder), objective=0.5)
 
-    def train_run(config, overrides):
-        settings = read_settings(config)
+    def train_run(config, overrides, settings):
         noted.append(("train", settings, overrides, list(sys.argv)))
         code = getattr(settings.model, "hidden", 0)
         if code == 7:

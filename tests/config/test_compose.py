@@ -3,12 +3,15 @@
 import sys
 from types import SimpleNamespace
 
+import hydra
 import pytest
 
 from odebench.cli import main
-from odebench.config.compose import compose
+from odebench.config import compose as composing
+from odebench.config.compose import compose, finish_composition, parse_overrides
+from odebench.config.files import CONFIGS
 from odebench.errors import UsageError
-from odebench.sweep.validate import CachedComposer
+from odebench.sweep.expand import expand
 
 EXPERIMENT = """# @package _global_
 # Rings by a CNF, or by a planar flow
@@ -20,6 +23,29 @@ models:
   cnf: [model.width=7, optim.lr=0.5]
   planar_nf: [model.layers=3]
 """
+
+
+GRIDS = [
+    ["solver=rk4,dopri5", "solver.rtol=1e-5", "tol=1e-2"],
+    ["experiment=paper/mnist_odenet", "budget=small", "optim.lr=0.5,0.1"],
+    ["schedule=steps", "schedule.milestones=[1,2],[3]", "model=rknet", "eval_solver=tsit5"],
+    ["outputs='${oc.env:HOME}'"],
+]
+
+
+def test_it_gives_what_hydra_gives_which_runs_once_for_the_same_options(monkeypatch):
+    calls = []
+    compose_by_hydra = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *words, **more: calls.append(more) or compose_by_hydra(*words, **more))
+    monkeypatch.setattr(composing, "_composed", {})
+    jobs = expand(GRIDS)
+    composed = [compose(job) for job in jobs]
+    assert len(jobs) == 7
+    assert len(calls) == 5
+    for job, config in zip(jobs, composed, strict=True):
+        with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            whole = compose_by_hydra("train", overrides=job)
+        assert finish_composition(whole, parse_overrides(job)) == config
 
 
 @pytest.fixture
@@ -88,14 +114,12 @@ def test_a_file_that_is_not_yaml_gives_one_line(folder, capsys):
         assert str(path) in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_sweeps_and_multiruns_compose_the_same_settings(folder, monkeypatch):
+def test_multiruns_compose_the_same_settings(folder, monkeypatch):
     jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
-    composer = CachedComposer(folder)
     expected = [compose(job, folder) for job in jobs]
-    assert [composer.compose(job) for job in jobs] == expected
     trained = []
 
-    def train_run(config, overrides):
+    def train_run(config, overrides, settings):
         trained.append(config)
         return SimpleNamespace(exit_code=0, folder=folder, objective=0.0)
 

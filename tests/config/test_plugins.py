@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from odebench.config.choices import options_of
-from odebench.config.compose import CONFIGS, compose
+from odebench.config.compose import compose
+from odebench.config.files import CONFIGS
 from odebench.config.plugins import known_names, lookup
 from odebench.config.read import read_settings
 from odebench.config.schema import PluginSettings

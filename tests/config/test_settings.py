@@ -1,7 +1,6 @@
 """The settings: every option composes and is valid, and every invalid value raises one line."""
 
 import dataclasses
-import functools
 import pickle
 import subprocess
 import sys
@@ -9,11 +8,13 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from odebench.config import schema
 from odebench.config.choices import options_of
-from odebench.config.compose import CONFIGS, compose, known_keys, load_option, options, override_saved, parse_overrides
+from odebench.config.compose import compose
+from odebench.config.files import CONFIGS, known_keys, options
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
+from odebench.config.schema import CHOICES
+from odebench.config.schema.solver import NO_SOLVER, SolverSettings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.errors import UsageError
@@ -21,28 +22,8 @@ from odebench.ode.methods import METHODS
 from odebench.training.summary import describe_settings
 
 
-@functools.cache
-def composed(*overrides):
-    return compose(list(overrides))
-
-
 def read(*overrides, config_dir=None):
-    """Composed settings. Single keys are set on a cached composition: Hydra takes a quarter of a second."""
-    choices = [override for override in overrides if override.partition("=")[0] in PLURALS]
-    singles = [override for override in overrides if override not in choices]
-    parsed = parse_overrides(singles, config_dir)
-    if config_dir is not None or any(o.is_sweep_override() for o in parsed):
-        return read_settings(compose(list(overrides), config_dir))
-    config = composed(*choices).copy()
-    for override in parsed:
-        if OmegaConf.select(config, override.key_or_group, default="absent") == "absent":
-            return read_settings(compose(list(overrides)))
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
-    return read_settings(config)
-
-
-def read_in_full(*overrides):
-    return read_settings(compose(list(overrides)))
+    return read_settings(compose(overrides, config_dir))
 
 
 def message(*overrides, config_dir=None):
@@ -61,9 +42,9 @@ MODEL_OF = {"classification": "odenet", "density": "cnf", "time_series": "latent
 def companions(group, name):
     """Overrides of other groups that an option needs."""
     if group == "loss":
-        return [f"model={MODEL_OF[schema.LOSSES[name].task]}"]
+        return [f"model={MODEL_OF[CHOICES['loss'][name].task]}"]
     if group == "data":
-        return [f"model={MODEL_OF[schema.DATA[name].tasks[0]]}"]
+        return [f"model={MODEL_OF[CHOICES['data'][name].tasks[0]]}"]
     return {"none": ["model=resnet"], "reversible": ["solver=alf"]}.get(name, [])
 
 
@@ -85,17 +66,7 @@ def test_every_option_composes_and_is_valid(overrides):
         assert getattr(settings, group).name == name
 
 
-SCHEMA = {
-    "model": schema.MODELS,
-    "loss": schema.LOSSES,
-    "dynamics": schema.DYNAMICS,
-    "data": schema.DATA,
-    "optim": schema.OPTIM,
-    "schedule": schema.SCHEDULE,
-    "solver": dict.fromkeys([*METHODS, schema.NO_SOLVER], schema.SolverSettings),
-    "gradient": schema.GRADIENTS,
-    "trainer": {"default": schema.TrainerSettings},
-}
+SCHEMA = {**CHOICES, "solver": dict.fromkeys([*METHODS, NO_SOLVER], SolverSettings)}
 
 
 def test_every_group_has_a_schema():
@@ -108,8 +79,7 @@ def test_every_group_has_a_schema():
 def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
     assert set(options(group)) == set(SCHEMA[group])
     for name, kind in SCHEMA[group].items():
-        option = load_option(group, name)
-        node = option[group] if group == "model" else option
+        node = compose([f"{group}={name}"])[group]
         fields = {field.name for field in dataclasses.fields(kind)}
         if group == "solver":
             fields = fields - {"options"} | set(getattr(METHODS.get(name), "options", ()))
@@ -313,7 +283,7 @@ INVALID = {
 )
 def test_an_error_carries_the_settings_that_it_is_about(words, settings):
     with pytest.raises(UsageError) as caught:
-        read_in_full(*words.split())
+        read(*words.split())
     assert caught.value.settings == settings
     copy = pickle.loads(pickle.dumps(caught.value))  # as a launcher does between processes
     assert (str(copy), copy.settings) == (str(caught.value), settings)
@@ -336,35 +306,35 @@ def test_values_have_their_types():
 
 
 def test_tol_sets_both_tolerances_and_solver_rtol_still_wins():
-    assert read_in_full("tol=1e-5").solver.rtol == read_in_full("tol=1e-5").solver.atol == 1e-5
-    settings = read_in_full("tol=1e-5", "solver.rtol=1e-2")
+    assert read("tol=1e-5").solver.rtol == read("tol=1e-5").solver.atol == 1e-5
+    settings = read("tol=1e-5", "solver.rtol=1e-2")
     assert (settings.solver.rtol, settings.solver.atol) == (1e-2, 1e-5)
 
 
 def test_the_command_line_wins_over_the_model_and_the_model_over_the_defaults():
-    assert read_in_full().gradient.name == "adjoint"
-    assert read_in_full("model=rknet").gradient.name == "backprop"
-    assert read_in_full("model=rknet", "gradient=adjoint").gradient.name == "adjoint"
-    assert read_in_full("gradient=adjoint", "model=rknet").gradient.name == "adjoint"
-    assert read_in_full("model=resnet").solver.name == "none"
+    assert read().gradient.name == "adjoint"
+    assert read("model=rknet").gradient.name == "backprop"
+    assert read("model=rknet", "gradient=adjoint").gradient.name == "adjoint"
+    assert read("gradient=adjoint", "model=rknet").gradient.name == "adjoint"
+    assert read("model=resnet").solver.name == "none"
 
 
 def test_the_command_line_wins_over_the_experiment():
-    settings = read_in_full("experiment=paper/mnist_odenet", "data=mnist5k", "trainer.epochs=2")
+    settings = read("experiment=paper/mnist_odenet", "data=mnist5k", "trainer.epochs=2")
     assert (settings.data.name, settings.trainer.epochs) == ("mnist5k", 2)
     assert settings.schedule.milestones == (60, 100, 140)
-    assert read_in_full("experiment=paper/mnist_odenet", "model=rknet").gradient.name == "backprop"
+    assert read("experiment=paper/mnist_odenet", "model=rknet").gradient.name == "backprop"
 
 
 def test_a_budget_selects_values_of_the_experiment():
-    full, small = (read_in_full("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small"))
+    full, small = (read("experiment=paper/mnist_odenet", f"budget={name}") for name in ("full", "small"))
     assert (full.trainer.epochs, full.schedule.milestones) == (160, (60, 100, 140))
     assert (small.trainer.epochs, small.schedule.milestones) == (16, (6, 10, 14))
 
 
 @pytest.mark.parametrize("experiment", ["ffjord/mnist", "rnode/mnist"])
 def test_the_small_budget_of_an_image_flow_is_an_hour_at_most(experiment):
-    full, small = (read_in_full(f"experiment={experiment}", f"budget={name}") for name in ("full", "small"))
+    full, small = (read(f"experiment={experiment}", f"budget={name}") for name in ("full", "small"))
     assert (full.trainer.iterations, full.trainer.epochs, full.data.validation) == (None, 100, 5000)
     assert (small.trainer.epochs, small.trainer.max_minutes, small.trainer.log_every) == (1, 60, 1)
     assert small.data.validation == 1000
@@ -481,19 +451,19 @@ def test_saved_settings_read_back_the_same(saved):
 
 
 def test_a_saved_tolerance_can_be_overridden_through_tol(saved):
-    new = read_settings(override_saved(saved, ["tol=1e-5", "eval_solver=null"]))
+    new = read_settings(compose(["tol=1e-5", "eval_solver=null"], saved=saved))
     assert new.solver.rtol == new.evaluation_solver.rtol == 1e-5
     assert new.model.width == 32
     assert read_settings(saved).solver.rtol == 1e-3, "the saved settings changed"
 
 
 def test_a_new_solver_replaces_both_saved_solvers(saved):
-    new = read_settings(override_saved(saved, ["solver.steps=3", "solver=euler"]))
+    new = read_settings(compose(["solver.steps=3", "solver=euler"], saved=saved))
     assert new.solver == new.evaluation_solver == read("solver=euler", "solver.steps=3").solver
 
 
 def test_new_options_replace_the_saved_groups(saved):
-    new = read_settings(override_saved(saved, ["data=mnist", "gradient=backprop", "model=resnet", "solver=none"]))
+    new = read_settings(compose(["data=mnist", "gradient=backprop", "model=resnet", "solver=none"], saved=saved))
     assert (new.data, new.gradient.name) == (read("data=mnist").data, "backprop")
     assert new.model == read("model=resnet").model
 
@@ -520,7 +490,7 @@ def test_new_options_replace_the_saved_groups(saved):
 )
 def test_an_invalid_override_of_saved_settings_raises_one_line(saved, override, line):
     with pytest.raises(UsageError) as caught:
-        override_saved(saved, [override])
+        compose([override], saved=saved)
     assert str(caught.value).startswith(line)
 
 
@@ -556,7 +526,7 @@ def test_a_users_folder_adds_options(user_configs):
 def test_a_users_folder_is_saved_for_evaluation(user_configs):
     config = compose(["eval_solver=coarse"], user_configs)
     assert read_settings(config).evaluation_solver.steps == 4
-    assert read_settings(override_saved(config, ["solver=coarse"])).solver.steps == 4
+    assert read_settings(compose(["solver=coarse"], saved=config)).solver.steps == 4
 
 
 def test_a_missing_users_folder_raises_an_error(tmp_path):

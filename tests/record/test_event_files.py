@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from odebench.config.schema import GRADIENTS, SolverSettings
+from odebench.config.schema.solver import GRADIENTS, SolverSettings
 from odebench.record import layout
 from odebench.record.tensorboard import hparam_columns, hparams
 from odebench.record.writer import RunWriter

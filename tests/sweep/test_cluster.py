@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.config.compose import CONFIGS
+from odebench.config.files import CONFIGS
 from odebench.errors import UsageError
 from odebench.sweep.cluster import LocalCluster, is_cluster_override, read_cluster
 

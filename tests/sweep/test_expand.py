@@ -1,6 +1,6 @@
 import pytest
 
-from odebench.config.compose import options, read_yaml
+from odebench.config.files import options, read_yaml
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError
 from odebench.sweep.expand import expand, expand_valid, merge_grids, read_grids

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from odebench.cli import main
 from odebench.config.compose import explain_hydra_error
-from odebench.config.read import read_settings
 from odebench.record.reader import read_run
 from odebench.sweep.hydra_multirun import _first_job
 
@@ -45,8 +44,7 @@ def needs(name):
 def trained(monkeypatch, tmp_path):
     """Fake trainings: the objective is model.hidden / 100; 3 diverges, 5 is requeued by its launcher."""
 
-    def train_run(config, overrides):
-        settings = read_settings(config)
+    def train_run(config, overrides, settings):
         hidden = getattr(settings.model, "hidden", 20)
         if hidden == 5:
             raise SystemExit(0)

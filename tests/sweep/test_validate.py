@@ -1,25 +1,8 @@
 import pytest
 
-from odebench.config.compose import compose
-from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.sweep.expand import expand
-from odebench.sweep.validate import CachedComposer, Job, job_labels, validate_jobs
-
-GRIDS = [
-    ["solver=rk4,dopri5", "solver.rtol=1e-5", "tol=1e-2"],
-    ["experiment=paper/mnist_odenet", "budget=small", "optim.lr=0.5,0.1"],
-    ["schedule=steps", "schedule.milestones=[1,2],[3]", "model=rknet", "eval_solver=tsit5"],
-    ["outputs='${oc.env:HOME}'"],
-]
-
-
-def test_cached_composition_equals_compose():
-    composer = CachedComposer(None)
-    for overrides in expand(GRIDS):
-        together, alone = composer.compose(overrides), compose(overrides)
-        assert together == alone
-        assert read_settings(together) == read_settings(alone)
+from odebench.sweep.validate import Job, job_labels, validate_jobs
 
 
 def test_jobs_are_numbered_and_named():

@@ -8,7 +8,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from odebench.config.compose import CONFIGS, compose
+from odebench.config.compose import compose
+from odebench.config.files import CONFIGS
 from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.tasks import build_task

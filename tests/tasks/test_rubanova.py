@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from odebench.config.compose import compose, options
+from odebench.config.compose import compose
+from odebench.config.files import options
 from odebench.config.read import read_settings
 from odebench.record.reader import read_run
 from odebench.tasks import build_task

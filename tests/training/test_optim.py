@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from odebench.config.schema import (
+from odebench.config.schema.training import (
     AdamSettings,
     ConstantSettings,
     CosineSettings,

@@ -24,6 +24,7 @@ from odebench.config.schema import PluginSettings
 from odebench.data import DATA
 from odebench.errors import UsageError
 from odebench.record.reader import read_run
+from odebench.tasks.classification import ClassificationTask
 from odebench.training.trained_run import _check_data
 
 
@@ -49,6 +50,27 @@ def test_load_run_gives_the_model_that_was_tested(run):
         logits, (stats,) = loaded.model(torch.rand(2, 1, 28, 28))
     assert logits.shape == (2, 10)
     assert stats.nfe > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [
+        ("train model=mlp trainer.iterations=1 data.train_limit=512 data.validation=100 run_dir=new device=cpu", 1),
+        ("resume RUN", 1),
+        ("eval RUN --limit 10", 1),
+        ("eval RUN --limit 10 tol=1e-2", 2),
+        ("eval RUN --limit 10 solver=euler solver.steps=1,2", 4),
+        ("sweep --dry-run seed=0,1,2 eval_solver=tsit5", 3),
+    ],
+)
+def test_a_command_reads_each_set_of_settings_once(words, times, run, monkeypatch, tmp_path):
+    """The run's own, those of each evaluation and of a study's reference, and those of each job."""
+    read = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("odebench.config.read.validate_settings", read.append)
+    monkeypatch.setattr(ClassificationTask, "figures", lambda self: {})
+    assert main([word.replace("RUN", str(run)) for word in words.split()]) == 0
+    assert len(read) == times
 
 
 def test_eval_uses_the_validation_split_by_default(run, capsys):

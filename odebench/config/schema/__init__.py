@@ -1,67 +1,29 @@
 """The settings of each choice: one dataclass for each model, solver, schedule, ..., with types and ranges.
 
-They are frozen and have no defaults, which are in the YAML file of the same choice. The dicts map a choice's name to
-its dataclass. Rules about several settings together are in odebench/config/validation.py.
+They are frozen and have no defaults, which are in the YAML file of the same choice. Rules about several settings
+together are in odebench/config/validation.py.
 """
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from odebench.config.schema.data import DATA, ImageDataSettings
-from odebench.config.schema.losses import DYNAMICS, LOSSES, DynamicsSettings
-from odebench.config.schema.models import MODELS, MLPSettings, ODENetSettings, ResNetSettings
-from odebench.config.schema.solver import (
-    GRADIENTS,
-    NO_SOLVER,
-    AdjointGradientSettings,
-    CheckpointGradientSettings,
-    GradientSettings,
-    SolverSettings,
-)
-from odebench.config.schema.training import (
-    OPTIM,
-    SCHEDULE,
-    AdamSettings,
-    ConstantSettings,
-    CosineSettings,
-    ExponentialSettings,
-    MultiStepSettings,
-    OneCycleSettings,
-    RMSpropSettings,
-    SGDSettings,
-    TrainerSettings,
-)
+from odebench.config.schema.data import DATA
+from odebench.config.schema.losses import DYNAMICS, LOSSES
+from odebench.config.schema.models import MODELS
+from odebench.config.schema.solver import GRADIENTS
+from odebench.config.schema.training import OPTIM, SCHEDULE, TrainerSettings
 
-__all__ = [
-    "DATA",
-    "DYNAMICS",
-    "GRADIENTS",
-    "LOSSES",
-    "MODELS",
-    "NO_SOLVER",
-    "OPTIM",
-    "SCHEDULE",
-    "AdamSettings",
-    "AdjointGradientSettings",
-    "CheckpointGradientSettings",
-    "Choice",
-    "ConstantSettings",
-    "CosineSettings",
-    "DynamicsSettings",
-    "ExponentialSettings",
-    "GradientSettings",
-    "ImageDataSettings",
-    "MLPSettings",
-    "MultiStepSettings",
-    "ODENetSettings",
-    "OneCycleSettings",
-    "PluginSettings",
-    "RMSpropSettings",
-    "ResNetSettings",
-    "SGDSettings",
-    "SolverSettings",
-    "TrainerSettings",
-]
+# The dataclass of each option, by group. All solvers share SolverSettings; their names are those of the methods.
+CHOICES: dict[str, dict[str, type[Any]]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "dynamics": DYNAMICS,
+    "gradient": GRADIENTS,
+    "data": DATA,
+    "optim": OPTIM,
+    "schedule": SCHEDULE,
+    "trainer": {"default": TrainerSettings},
+}
 
 
 class Choice(Protocol):
