@@ -51,12 +51,13 @@ def compose(
     for override in parsed:
         _check_new(override) if saved is None else _check_saved(override)
     if saved is None:
-        config = _set_values(_compose_choices(parsed, folder), parsed, lambda: known_keys(folder))
-        return finish_composition(config, parsed)
+        config = _compose_choices(parsed, folder)
+        return finish_composition(_set_values(config, _values(parsed), lambda: known_keys(folder)), parsed)
     config = OmegaConf.masked_copy(saved, list(saved))
     _replace_choices(config, parsed, folder)
     OmegaConf.set_struct(config, True)
-    return _set_values(config, parsed, lambda: [*PLURALS, *_dotted_keys(config)], merge=False)
+    values = [override for override in parsed if override.key_or_group not in PLURALS]
+    return _set_values(config, values, lambda: [*PLURALS, *_dotted_keys(config)], merge=False)
 
 
 def _check_new(override: "Override") -> None:
@@ -88,13 +89,18 @@ def _choices(parsed: Iterable["Override"]) -> list[str]:
     return [str(override.input_line) for override in parsed if _is_choice(override)]
 
 
+def _values(parsed: Iterable["Override"]) -> list["Override"]:
+    return [override for override in parsed if not _is_choice(override)]
+
+
 # By the choices, the folder of the user and the times of its files; an error is kept, too, as a sweep repeats it.
 _composed: dict[tuple[Any, ...], DictConfig | UsageError] = {}
 
 
 def _compose_choices(parsed: Sequence["Override"], config_dir: Path | str | None) -> DictConfig:
     """train.yaml with the chosen options, without the other overrides; Hydra runs once for the same choices."""
-    choices, folder = _choices(parsed), config_folders(config_dir)[-1]
+    choices = [text for text in _choices(parsed) if text != "experiment=null"]  # the default, which Hydra refuses
+    folder = config_folders(config_dir)[-1]
     key = (*choices, folder, *(_file_times(folder) if folder != CONFIGS else ()))
     if key not in _composed:
         try:
@@ -110,14 +116,14 @@ def _compose_choices(parsed: Sequence["Override"], config_dir: Path | str | None
 def _file_times(folder: Path) -> Iterator[tuple[Path, int]]:
     for group in PLURALS:
         for path in (folder / group).rglob("*.yaml"):
-            yield path, path.stat().st_mtime_ns
+            yield path, path.lstat().st_mtime_ns
 
 
 def compose_with_hydra(overrides: Sequence[str], config_dir: Path | str | None = None) -> DictConfig:
     """The settings of a job of a multirun, with Hydra's own, before ``finish_composition``."""
     parsed = parse_overrides(overrides, config_dir)
     config = _call_hydra(_choices(parsed), config_dir, with_hydra=True)
-    return _set_values(config, parsed, lambda: known_keys(config_dir))
+    return _set_values(config, _values(parsed), lambda: known_keys(config_dir))
 
 
 def compose_option(group: str, name: str, config_dir: Path | str | None = None) -> DictConfig:
@@ -129,27 +135,31 @@ def compose_option(group: str, name: str, config_dir: Path | str | None = None) 
 
 def _call_hydra(overrides: Sequence[str], config_dir: Path | str | None, with_hydra: bool = False) -> DictConfig:
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
+    # In a job of a multirun, Hydra is running already; it can be initialised only once.
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             arguments = [*overrides, *config_dir_overrides(config_dir)]
             return hydra.compose("train", overrides=arguments, return_hydra_config=with_hydra)
     except Exception as error:
         raise explain_hydra_error(error, config_dir) from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _set_values(
-    config: DictConfig, parsed: Sequence["Override"], known: Callable[[], list[str]], merge: bool = True
+    config: DictConfig, values: Iterable["Override"], known: Callable[[], list[str]], merge: bool = True
 ) -> DictConfig:
-    """Set, in place, the overrides that choose no option; UsageError for a key that is not there."""
-    for override in parsed:
-        if not _is_choice(override):
-            try:
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=merge)
-            except (ConfigAttributeError, ConfigKeyError):
-                raise unknown_setting(override.key_or_group, known()) from None
-            except OmegaConfBaseException as error:
-                raise UsageError(f"Error merging override {override.input_line}") from error
+    """Set single settings in place; UsageError for a key that is not there."""
+    for override in values:
+        try:
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=merge)
+        except (ConfigAttributeError, ConfigKeyError):
+            raise unknown_setting(override.key_or_group, known()) from None
+        except OmegaConfBaseException as error:
+            raise UsageError(f"Error merging override {override.input_line}") from error
     return config
 
 
@@ -299,8 +309,8 @@ def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) 
         raise error
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):  # in a later job of a multirun
         return unknown_setting(str(error.__cause__.full_key), known_keys(config_dir))
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_option(str(error.missing_cfg_file), error.options or (), config_dir)
+    if isinstance(error, MissingConfigException) and error.options:
+        return _missing_option(str(error.missing_cfg_file), error.options, config_dir)
     return UsageError(" ".join(str(error).split()))
 
 
@@ -311,7 +321,7 @@ def _missing_option(path: str, installed: Sequence[str], config_dir: Path | str 
         return unknown_name(group, name, options(group, config_dir), PLURALS[group])
     if path in _EXTRAS:
         return UsageError(f'{path} is not installed: from the checkout, pip install -e ".[{_EXTRAS[path]}]"')
-    return UsageError(f"no {path}" + (f" (installed: {', '.join(installed)})" if installed else ""))
+    return UsageError(f"no {path} (installed: {', '.join(installed)})")
 
 
 _ABSENT = object()

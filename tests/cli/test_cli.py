@@ -651,6 +651,7 @@ def test_a_deleted_working_directory_is_named(words, tmp_path, monkeypatch, caps
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
+    monkeypatch.setattr("odebench.config.compose._composed", {})  # Hydra runs, as in a new process
     reason = "No such file or directory: the working directory was deleted; change to another one with cd"
     assert fails(capsys, *words, code=1) == f"odebench {words[0]}: {reason}"
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from odebench.config.choices import options_of
 from odebench.config.compose import compose
-from odebench.config.files import CONFIGS, known_keys, options
+from odebench.config.files import CONFIGS, known_keys, options, read_yaml
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.schema import CHOICES
@@ -84,6 +84,14 @@ def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
         if group == "solver":
             fields = fields - {"options"} | set(getattr(METHODS.get(name), "options", ()))
         assert set(node) == fields, name
+
+
+def test_a_solvers_file_has_the_name_of_its_method_and_the_defaults_of_its_kind():
+    fixed_by_default = {"implicit_euler"}  # although it estimates its error
+    for name, method in METHODS.items():
+        file = read_yaml(options("solver")[name])
+        kind = "_adaptive" if method.adaptive and name not in fixed_by_default else "_fixed"
+        assert (file.name, file.defaults) == (name, [kind])
 
 
 def test_top_level_keys_are_the_fields_of_settings():
@@ -480,6 +488,7 @@ def test_new_options_replace_the_saved_groups(saved):
         ),
         ("model=cnf", "model=cnf: is for task density, the run for classification; choose another model"),
         ("cluster.jobs=2", "cluster.jobs is a setting of odebench sweep"),
+        ("hydra/launcher=basic", "unknown setting hydra/launcher"),
         ("tol=1,2", "tol=1,2: one value only"),
         ("trainer.epochs=3", "trainer.epochs=3: has no effect after the training; leave it out"),
         ("optim.lr=1", "optim.lr=1: has no effect after the training; leave it out"),

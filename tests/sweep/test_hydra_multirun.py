@@ -110,7 +110,7 @@ def test_every_command_of_the_page_starts_with_its_plugin(arguments, trained):
 def test_a_missing_plugin_is_named_with_its_install_command(name):
     from hydra.errors import MissingConfigException
 
-    error = MissingConfigException(f"In 'hydra/config': Could not find '{name}'\n\nAvailable options in 'x':\n\tbasic")
+    error = MissingConfigException("In 'hydra/config': Could not find it", missing_cfg_file=name, options=["basic"])
     assert (
         str(explain_hydra_error(error))
         == f'{name} is not installed: from the checkout, pip install -e ".[{PLUGINS[name][1]}]"'
@@ -130,6 +130,10 @@ def test_a_requeued_job_counts_by_its_last_line(trained, capsys):
     rows = [json.loads(line) for line in Path("here/jobs.jsonl").read_text().splitlines()]
     assert [row["exit_code"] for row in rows] == [0, 75]
     assert "2 jobs in " in capsys.readouterr().out
+
+
+def test_a_job_may_choose_another_solver_for_evaluation(trained):
+    assert main(["train", "-m", "eval_solver=rk4,tsit5", "hydra.sweep.dir=here"]) == 0
 
 
 def test_a_value_given_twice_runs_once(trained, capsys, caplog):
@@ -161,7 +165,7 @@ def test_values_that_no_job_can_have_start_nothing(word, line, trained, capsys):
 
 @pytest.mark.parametrize("line", ["\xff", '{"job": 1, "overrides": [], "objective": "a", "exit_code": 0}'])
 def test_a_damaged_line_of_the_jobs_counts_as_a_failure(line, trained, monkeypatch, capsys, caplog):
-    def train_run(config, overrides):
+    def train_run(config, overrides, settings):
         if config.seed == 1:
             Path("here/jobs.jsonl").write_bytes(line.encode("latin-1") + b"\n")
         return types.SimpleNamespace(exit_code=0, folder=Path("x"), objective=1.0)

@@ -8,7 +8,8 @@ from device_double import DEVICE, Accelerator
 
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
-from odebench.config.schema import LOSSES, MODELS
+from odebench.config.schema.losses import LOSSES
+from odebench.config.schema.models import MODELS
 from odebench.errors import Diverged
 from odebench.tasks import build_task
 from odebench.training.checkpoint import TrainingState
