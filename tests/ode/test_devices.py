@@ -178,7 +178,7 @@ def test_adaptive_steps_wait_once_per_attempt(method, needs_gradient):
     assert (reads, copies) == (attempts, 0)
 
 
-@pytest.mark.parametrize("method", ["rk4", "alf"])
+@pytest.mark.parametrize("method", ["rk4", "alf", "explicit_adams"])
 def test_a_gradient_with_respect_to_times_costs_one_copy(method):
     gradients, copies = [], []
     with Accelerator() as device:

@@ -1,6 +1,9 @@
 """The gradient with respect to times over fixed steps: that of the discrete solve, which large steps tell from that of
 the exact solution."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -49,8 +52,6 @@ def finite_differences(integrate, times, eps=1e-5):
 def test_equal_to_finite_differences(method, times):
     """Also with stops that do not move."""
     field, stops = Field(), {"step_t": [0.7, -0.7], "jump_t": [] if method == "kvaerno5" else [1.2, -1.2, 5.0]}
-    if "adams" in method:
-        times, stops = times[1:], {}
 
     def integrate(t):
         return solve(field, Y0, t, method=method, steps=4, **stops).y
@@ -64,15 +65,29 @@ def test_equal_to_finite_differences(method, times):
 @pytest.mark.parametrize("method", METHODS)
 def test_states_and_evaluations_are_the_same_to_the_last_bit_as_without_a_gradient(method):
     field, solutions = Field(), []
-    times = TIMES[1:] if "adams" in method else TIMES
     for requires_grad in (False, True):
-        y0, t = Y0.clone().requires_grad_(), times.clone().requires_grad_(requires_grad)
+        y0, t = Y0.clone().requires_grad_(), TIMES.clone().requires_grad_(requires_grad)
         solutions.append(solve(field, y0, t, method=method, steps=9))
     assert torch.equal(*[solution.y for solution in solutions])
     assert solutions[0].stats.nfe == solutions[1].stats.nfe
 
 
-@pytest.mark.parametrize("method", ["rk4", "alf", "rodas4"])
+@pytest.mark.parametrize("order", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", ["explicit_adams", "implicit_adams"])
+def test_adams_methods_of_every_order(name, order):
+    """Their weights depend on the times of slopes from earlier intervals, here up to seven."""
+    method = dataclasses.replace(ALL_METHODS[name], order=order, rtol=1e-13, atol=1e-13)
+    times = torch.tensor([0.1, 0.3, 0.55, 0.65, 0.9, 1.0, 1.05, 1.2, 1.5, 1.6], dtype=torch.float64)
+
+    def integrate(t):
+        return solve(Field(), Y0, t, method=method, step_size=0.13).y
+
+    torch.testing.assert_close(
+        time_gradient(integrate, times), finite_differences(integrate, times), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("method", ["rk4", "alf", "rodas4", "explicit_adams"])
 def test_second_derivatives(method):
     inputs = [x.clone().requires_grad_() for x in (TIMES, Y0[0])]
     torch.autograd.gradgradcheck(
@@ -107,18 +122,24 @@ INTERPOLATED = torch.tensor([0.1, 0.6, 1.6, 1.71, 1.75], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("times", [INTERPOLATED, -INTERPOLATED], ids=["forward", "backward"])
-@pytest.mark.parametrize("interp", ["linear", "cubic"])
-@pytest.mark.parametrize("method", ["rk4", "reversible_rk4", "trapezoid", "gl4"])
+@pytest.mark.parametrize(
+    ("method", "interp"),
+    [
+        *itertools.product(["rk4", "reversible_rk4", "trapezoid", "gl4"], ["linear", "cubic"]),
+        *itertools.product(["explicit_adams", "implicit_adams"], ["linear"]),
+    ],
+)
 def test_outputs_inside_steps_are_equal_to_finite_differences(method, interp, times):
     field, options = Field(), {"step_size": 0.2, "interp": interp}
+    if method == "implicit_adams":
+        options["max_iters"] = 99
 
     def integrate(t):
-        return odeint(field, Y0, t, method=method, options=options)
+        return odeint(field, Y0, t, method=method, options=options, rtol=1e-13, atol=1e-13)
 
-    torch.testing.assert_close(
-        time_gradient(integrate, times), finite_differences(integrate, times), rtol=1e-6, atol=1e-7
-    )
     assert torch.equal(integrate(times), integrate(times.clone().requires_grad_()))
+    expected = finite_differences(integrate, times)
+    torch.testing.assert_close(time_gradient(integrate, times), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
@@ -173,6 +194,12 @@ def test_second_derivatives_of_outputs_inside_steps(interp):
 )
 def test_other_solves_give_the_gradient_of_the_exact_solution(kwargs):
     check_exact(lambda *problem: solve(*problem, method="rk4", steps=4, **kwargs).y)
+
+
+@pytest.mark.parametrize("options", [{"step_size": 0.37}, {"grid_constructor": uneven_grid}], ids=["steps", "grid"])
+def test_cubic_outputs_inside_adams_steps_give_the_gradient_of_the_exact_solution(options):
+    options = {**options, "interp": "cubic"}
+    check_exact(lambda *problem: odeint(*problem, method="explicit_adams", options=options))
 
 
 def check_exact(integrate):

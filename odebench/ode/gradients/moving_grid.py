@@ -21,15 +21,13 @@ from odebench.ode.torch_func import needs_derivative
 def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDetector | None) -> bool:
     """Whether backpropagation through ``MovingGrid`` gives the gradient with respect to times.
 
-    Not for events and dense output, which are located in s, nor for Adams methods over several intervals between
-    corners: the weights of slopes from another interval would move too.
+    Not for events and dense output, which are located in s, nor for outputs inside steps of Adams methods by their
+    own polynomial, whose weights would move too.
     """
     if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
         return False
-    one_interval = (
-        len({*plan.corners(problem.times, problem.t), *plan.stop_times(problem.times[0], problem.times[-1])}) == 2
-    )
-    return one_interval or not isinstance(plan.method, FixedOrderAdams)
+    inside_steps = plan.corners is not corners_at_times and len(problem.times) > 2
+    return not (inside_steps and plan.interpolation == "cubic" and isinstance(plan.method, FixedOrderAdams))
 
 
 class MovingGrid(Observer):

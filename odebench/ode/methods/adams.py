@@ -139,6 +139,6 @@ def newton_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
         rows.append([coefficient / (power + 1) for power, coefficient in enumerate(product)])
         shifted = [nodes[0] * 0, *product]
         for power, coefficient in enumerate(product):
-            shifted[power] -= node * coefficient
+            shifted[power] = shifted[power] - node * coefficient  # not in place: a tensor may have a graph
         product = shifted
     return rows

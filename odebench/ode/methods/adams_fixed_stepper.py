@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ class FixedOrderAdamsStepper:
         self._method, self._field, self._one_sided = method, field, one_sided
         self._slopes = make_slope_history(method.num_slopes, y)
         self._times: list[float] = []
+        # How the times move relative to a step from the newest one; tensors if that has a derivative.
+        self._shifts: list[Tensor | float] = []
+        self._t_next = 0.0
         self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, compiled=compiled, one_sided=one_sided)
         self._nodes: tuple[float, ...] = ()
         self._predictor: list[float] = []
@@ -37,7 +41,7 @@ class FixedOrderAdamsStepper:
         """Store the first slope; starting steps follow."""
         self._slopes.clear()
         self._slopes.push(self._evaluate(t, y) if f is None else f)
-        self._times = [t]
+        self._times, self._shifts = [t], [0.0]
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The newest slope."""
@@ -45,7 +49,7 @@ class FixedOrderAdamsStepper:
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
-        self.failure, self._end = None, None
+        self.failure, self._end, self._t_next = None, None, t + h
         num_slopes = self._method.num_slopes
         if len(self._slopes) < (min(num_slopes, 3) if self._method.start == "growing" else num_slopes):
             self._nodes = ()
@@ -56,7 +60,7 @@ class FixedOrderAdamsStepper:
             self._predictor = adams.integration_weights(known)
             if self._method.implicit:
                 self._corrector = adams.integration_weights((1.0, *known)[: self._method.order])
-        predicted = self._slopes.combine(y, [h * w for w in self._predictor], include_end=False)
+        predicted = self._combine(y, h, self._predictor, self._weight_changes(h, known, self._shifts))
         return self._correct(t, h, y, predicted) if self._method.implicit else predicted
 
     def error(self) -> Tensor:
@@ -85,6 +89,14 @@ class FixedOrderAdamsStepper:
         evaluated = self._end is not None and self._end[0] is y_next
         self._slopes.push(self._end[1] if evaluated else self._evaluate(t_next, y_next))  # type: ignore[index]
         self._times = [t_next, *self._times][: self._method.num_slopes]
+        self._shifts = [0.0, *self._shifts][: self._method.num_slopes]
+
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply the slopes, and divide the distances from the end of the step to their times."""
+        self._slopes.scale(factor)
+        self._end = None if self._end is None else (self._end[0], self._end[1] * factor)
+        distances = [time - self._t_next for time in self._times]
+        self._shifts = [(d + shift) / factor - d for d, shift in zip(distances, self._shifts, strict=True)]
 
     def stiffness(self) -> None:
         """No estimate."""
@@ -92,16 +104,34 @@ class FixedOrderAdamsStepper:
     def _correct(self, t: float, h: float, y: Tensor, y_next: Tensor) -> Tensor:
         """Solve y_next = y + h (w_0 f(t + h, y_next) + sum of known terms) by iteration from a prediction."""
         method, weights = self._method, self._corrector
-        known = self._slopes.combine(y, [h * w for w in weights[1:]], include_end=False) if len(weights) > 1 else y
+        changes = self._weight_changes(h, (1.0, *self._nodes), (0.0, *self._shifts))
+        known = self._combine(y, h, weights[1:], changes[1:]) if len(weights) > 1 else y
         for _ in range(method.max_iters):
             f = self._evaluate(t + h, y_next, ending_step=h)
             previous, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
+            if changes:
+                y_next = y_next + changes[0] * f
             if self._converged(y, previous, y_next):
                 break
         else:
             self._fail(t + h, y_next)
         self._slopes.set_end_slope(f)
         return y_next
+
+    def _weight_changes(self, h: float, nodes: Sequence[float], shifts: Sequence[Tensor | float]) -> list[Tensor]:
+        """h times the weights' derivatives with respect to shifts of the times, if there are any: 0 with a graph."""
+        if not isinstance(shifts[-1], Tensor):
+            return []
+        weights = adams.integration_weights([node + shift / h for node, shift in zip(nodes, shifts, strict=True)])
+        return [h * (weight - weight.detach()) for weight in weights]
+
+    def _combine(self, y: Tensor, h: float, weights: Sequence[float], changes: Sequence[Tensor]) -> Tensor:
+        """y + h sum_i weights_i slope_i, [N], and the changes of h weights_i, if any."""
+        y = self._slopes.combine(y, [h * w for w in weights], include_end=False)
+        if changes:
+            for change, slope in zip(changes, self._slopes.first(len(changes), include_end=False), strict=True):
+                y = y + change * slope
+        return y
 
     def _converged(self, y: Tensor, previous: Tensor, current: Tensor) -> bool:
         """Whether no component changed by more than the tolerance of the iteration."""

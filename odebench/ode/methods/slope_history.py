@@ -43,6 +43,10 @@ class SlopeBuffer:
         self._newest -= 1
         self._len = min(self._len + 1, self._count)
 
+    def scale(self, factor: Tensor) -> None:
+        """Multiply all slopes but the end slope."""
+        self.first(self._len, include_end=False).mul_(factor)
+
     def first(self, count: int, include_end: bool) -> Tensor:
         """The newest slopes [count, N], with or without the end slope."""
         start = self._newest - include_end
@@ -82,6 +86,10 @@ class SlopeList:
     def push(self, f: Tensor) -> None:
         """Store f [N] as the newest slope."""
         self._slopes = [f if f.requires_grad else f.clone(), *self._slopes][: self._count]
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply all slopes but the end slope."""
+        self._slopes = [slope * factor for slope in self._slopes]
 
     def first(self, count: int, include_end: bool) -> list[Tensor]:
         """The newest slopes, ``count`` of [N], with or without the end slope."""
