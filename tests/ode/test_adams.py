@@ -377,5 +377,5 @@ def test_nan_and_blow_up_have_their_status():
 
 
 def test_fixed_steps_raise_an_error():
-    with pytest.raises(ValueError, match="adams chooses its steps by their error; .* choose method='implicit_adams'"):
+    with pytest.raises(ValueError, match=r"adams chooses its steps by their error; .* choose method='implicit_adams'"):
         solve(pendulum, Y0, [0.0, 1.0], method=ADAMS, steps=10)
