@@ -48,11 +48,17 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
     # The user's folder may be gone; the settings already hold the values of its options.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None
-    names = {group: settings[group].get("name") for group in PLURALS.keys() & settings.keys() - {"trainer"}}
-    gone = {group for group, name in names.items() if name not in options(group, folder)}
-    today = _plain(compose([f"{group}={quoted(name)}" for group, name in names.items() if group not in gone], folder))
-    of_options_gone = gone | ({"task"} if "model" in gone else set())
-    return {key: value for key, value in today.items() if key not in of_options_gone}
+    model = settings["model"]["name"]
+    is_known = model in options("model", folder)
+    today = _plain(compose([f"model={quoted(model)}"] if is_known else [], folder))
+    others = [group for group in PLURALS if group in today and group not in ("model", "trainer")]
+    names = {group: (settings if group in settings else today)[group].get("name") for group in others}
+    known = {group: name for group, name in names.items() if name in options(group, folder)}
+    # Without the model, whose file also sets keys of other groups: they may be newer than the run.
+    plain = _plain(compose([f"{group}={quoted(name)}" for group, name in known.items()], folder))
+    today |= {group: plain[group] for group in (*known, "trainer")}
+    gone = (names.keys() - known.keys()) | (set() if is_known else {"model", "task"})
+    return {key: value for key, value in today.items() if key not in gone}
 
 
 def _fill(settings: dict[str, Any], today: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from odebench.config.compose import compose
+from odebench.config.files import CONFIGS
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
 from odebench.errors import UsageError
@@ -44,6 +45,16 @@ def test_missing_keys_get_the_defaults_with_a_warning(overrides, lacking, report
     assert sorted(line.partition("; using ")[2].split(", ")) == sorted(reported.split(", "))
     assert read_settings(settings) == read_settings(compose(overrides))
     assert not set(lacking) & set(run.settings)  # the record stays as it is
+
+
+def test_a_missing_key_does_not_come_from_the_file_of_the_model(tmp_path):
+    """The run is older than the key, so that its training did not have what the model's file sets today."""
+    model, option = (
+        OmegaConf.load(path) for path in (CONFIGS / "model/latent_ode.yaml", CONFIGS / "trainer/default.yaml")
+    )
+    assert model.trainer.epochs != option.epochs
+    run = run_lacking(tmp_path, ["model=latent_ode"], "trainer.epochs")
+    assert saved_settings(run.settings, run.path).trainer.epochs == option.epochs
 
 
 def test_complete_settings_are_not_changed_and_give_no_warning(tmp_path, caplog):
