@@ -24,6 +24,7 @@ CASES = {
     "interpolated adjoint": {"gradient": "interpolated_adjoint", **FIXED},
     "reversible": {"gradient": "reversible", "method": "reversible_rk4", "steps": 10},
 }
+QUICK = ["checkpoint", "checkpoint, rows", "adjoint", "interpolated adjoint", "reversible"]
 TIMES = [0.0, 0.33, 1.0]
 
 
@@ -188,8 +189,13 @@ def flow_gradients(flow, time_gradient=False, **kwargs):
     return torch.autograd.grad(loss, [z, *flow.parameters(), *([t] if time_gradient else [])])
 
 
-@pytest.mark.parametrize("time_gradient", [False, True], ids=["", "times too"])
-@pytest.mark.parametrize("mode", CASES)
+@pytest.mark.parametrize(
+    ("mode", "time_gradient"),
+    [
+        *((mode, False) for mode in CASES),
+        *(pytest.param(mode, True, marks=[] if mode in QUICK else pytest.mark.slow) for mode in CASES),
+    ],
+)
 def test_a_field_that_differentiates_with_respect_to_its_state(mode, time_gradient, flow):
     kwargs = CASES[mode]
     found = flow_gradients(flow, time_gradient, **kwargs)

@@ -12,13 +12,8 @@ from odebench.ode.gradients import GRADIENTS
 T = (0.0, 0.1, 0.2)
 Y0 = torch.tensor([[1.0, 0.5], [0.8, -0.3]], dtype=torch.float64)
 # One method of each family; kvaerno5 has stages after the end of its step.
-FAMILIES = [
-    *("dopri5", "adams", "gl4", "alf", "scipy_rk45"),
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("implicit_adams", "kvaerno5", "rodas4", "reversible_bosh3")
-    ),
-]
+FAMILIES = ["dopri5", "adams", "gl4", "alf", "scipy_rk45", "implicit_adams", "kvaerno5", "rodas4", "reversible_bosh3"]
+QUICK = [("dopri5", 1), ("dopri5", 2), ("adams", 1), ("gl4", 1), ("alf", 1), ("scipy_rk45", 1)]
 MODES = {
     **{name: mode() for name, mode in GRADIENTS.items()},
     "checkpoints": Checkpoint(checkpoints=2),
@@ -86,7 +81,9 @@ def check(tolerance, *choice):
     torch.testing.assert_close(gradient(*choice), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow) for name in METHODS]
+)
 def test_a_method_with_each_gradient_mode(method):
     # Eight steps of Euler are off by some percent.
     tolerance = 1e-3 if METHODS[method].order > 2 else 3e-2
@@ -94,11 +91,16 @@ def test_a_method_with_each_gradient_mode(method):
         check(tolerance, method, mode, fixed, stepping)
 
 
-@pytest.mark.parametrize("method", FAMILIES)
-def test_one_or_two_further_choices(method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product(FAMILIES, (1, 2))
+    ],
+)
+def test_one_or_two_further_choices(method, number, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    further = [choices for number in (1, 2) for choices in itertools.combinations(ARGUMENTS, number)]
-    for mode, choices in itertools.product(MODES.values(), further):
+    for mode, choices in itertools.product(MODES.values(), itertools.combinations(ARGUMENTS, number)):
         for fixed, stepping in itertools.product((False, True), ("shared", "per_sample")):
             check(1e-3, method, mode, fixed, stepping, choices)
 

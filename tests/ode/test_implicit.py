@@ -460,7 +460,10 @@ def test_a_tableau_of_the_wrong_shape_raises_an_error():
         dataclasses.replace(METHODS["rodas4"], a=((),) * 6)
 
 
-@pytest.mark.parametrize("name", ["kvaerno5", "kvaerno3", "rodas4", "radauIIA5", "trbdf2"])
+@pytest.mark.parametrize(
+    "name",
+    [*("kvaerno5", "rodas4", "radauIIA5"), *(pytest.param(x, marks=pytest.mark.slow) for x in ("kvaerno3", "trbdf2"))],
+)
 def test_every_step_of_a_rotation_keeps_to_the_tolerance(name):
     """The error after many steps is larger: a rotation damps nothing, and the errors of its steps add up."""
     tol, turn = 1e-6, torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)

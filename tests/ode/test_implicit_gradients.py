@@ -12,6 +12,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
 
 IMPLICIT = [name for name, method in METHODS.items() if isinstance(method, ImplicitTableau | Rosenbrock)]
+QUICK = ["trapezoid", "gl4", "radauIIA3", "kvaerno5", "rodas4"]
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def slope_along(loss, tensors, directions, eps=1e-5):
     return (above - below) / (2 * eps)
 
 
-@pytest.mark.parametrize("name", IMPLICIT)
+@pytest.mark.parametrize("name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in IMPLICIT])
 def test_backprop_is_the_gradient_of_the_discrete_solve(name):
     field, y0, scale, tensors = inputs()
     kwargs = {"method": name, "steps": 5}

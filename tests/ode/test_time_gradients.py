@@ -17,6 +17,9 @@ Y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-1.2, 0.1]], dtype=torch.float64)
 METHODS = [name for name, method in ALL_METHODS.items() if name != "adams" and not isinstance(method, SciPyMethod)]
 
 
+QUICK = ["rk4", "dopri5", "implicit_adams", "alf", "reversible_heun", "gl4", "kvaerno5", "rodas4"]
+
+
 class Field(nn.Module):
     def __init__(self):
         super().__init__()
@@ -48,7 +51,7 @@ def finite_differences(integrate, times, eps=1e-5):
 
 
 @pytest.mark.parametrize("times", [TIMES, -TIMES], ids=["forward", "backward"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in METHODS])
 def test_equal_to_finite_differences(method, times):
     """Also with stops that do not move."""
     field, stops = Field(), {"step_t": [0.7, -0.7], "jump_t": [] if method == "kvaerno5" else [1.2, -1.2, 5.0]}
