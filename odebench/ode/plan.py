@@ -129,6 +129,9 @@ def constructed_grid(constructor: Callable[[Tensor], Any], t: Tensor) -> tuple[G
     def construct(t: Tensor) -> tuple[list[float], Tensor]:
         grid, times = torch.as_tensor(constructor(t)), t.tolist()
         points = grid.tolist()
+        # A step between two equal points would change nothing.
+        steps = [i for i, point in enumerate(points) if i == 0 or point != points[i - 1]]
+        points, grid = [points[i] for i in steps], grid[steps]
         if len(points) < 2 or points[0] != times[0] or points[-1] != times[-1]:
             raise ValueError(f"grid_constructor must return times from {times[0]:.6g} to {times[-1]:.6g}, as in t")
         return points, grid - grid.detach()

@@ -30,6 +30,11 @@ GRIDS = {
     "cubic": {"step_size": 0.125, "interp": "cubic"},
     "uneven": {"step_size": 0.07, "interp": "linear"},
     "perturb": {"step_size": 0.25, "perturb": True},
+    "repeated": {
+        "grid_constructor": lambda f, y, t: torch.linspace(
+            t[0].item(), t[-1].item(), 7, dtype=t.dtype
+        ).repeat_interleave(2)
+    },
     "constructed": {"grid_constructor": lambda f, y, t: torch.linspace(t[0].item(), t[-1].item(), 13, dtype=t.dtype)},
     "times": {},
 }
