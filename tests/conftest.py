@@ -15,6 +15,7 @@ TINY = [
     "trainer.batch_size=16",
     "trainer.epochs=2",
     "trainer.log_every=1",
+    "trainer.measure_every=100",
     "device=cpu",
 ]
 # Marker -> programs that it needs, and their Debian packages. Daemons are in /usr/sbin.
@@ -64,7 +65,17 @@ def tiny_odenet():
 
 
 @pytest.fixture
-def train(tiny):
+def without_figures():
+    """Keep runs from drawing figures, which takes longer than a tiny training."""
+    from odebench.record.writer import RunWriter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunWriter, "write_figure", lambda *_: None)
+        yield patch
+
+
+@pytest.fixture
+def train(tiny, without_figures):
     """Train the tiny network under more overrides; returns the RunResult."""
     from odebench.config.compose import compose
     from odebench.training.run import train_run

@@ -3,9 +3,7 @@
 import pytest
 
 from odebench.cli import main
-from odebench.tasks.classification import ClassificationTask
-from odebench.tasks.density import DensityTask
-from odebench.tasks.time_series import TimeSeriesTask
+from odebench.record.writer import RunWriter
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +13,7 @@ def finished(tmp_path_factory):
     def run(*overrides):
         folder = tmp_path_factory.mktemp("finished") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            for task in (ClassificationTask, DensityTask, TimeSeriesTask):
-                patch.setattr(task, "figures", lambda self: {})
+            patch.setattr(RunWriter, "write_figure", lambda *_: None)
             assert main(["train", *overrides, "device=cpu", f"run_dir={folder}"]) == 0
         return folder
 
@@ -24,7 +21,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def odenet_run(finished, tiny_odenet):
+    """The smallest ODE-Net, trained with its default settings."""
+    return finished(*tiny_odenet)
+
+
+@pytest.fixture(scope="session")
 def cnf_run(finished):
     """A small CNF, trained until its field is no longer almost constant; it is smooth, so that orders show."""
     overrides = ["model=cnf", "model.width=8", "data=two_moons", "trainer.iterations=30", "optim.lr=0.03", "tol=1e-3"]
-    return finished(*overrides, "model.end_time=1", "trainer.batch_size=64", "trainer.eval_batch_size=1000")
+    sizes = ["trainer.batch_size=64", "trainer.eval_batch_size=1000", "data.test=1000"]
+    return finished(*overrides, "model.end_time=1", *sizes)

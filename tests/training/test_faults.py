@@ -1,6 +1,7 @@
 """Faults from outside a run: each one ends with a status, and the run can be resumed."""
 
 import errno
+import functools
 import os
 import pty
 import shutil
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io import gfile
 
@@ -20,7 +20,6 @@ from odebench.config.compose import compose
 from odebench.errors import UsageError
 from odebench.record import files
 from odebench.record.reader import read_overview, read_run
-from odebench.tasks.classification import ClassificationTask
 from odebench.training import loop, run
 from odebench.training.checkpoint import TrainingState
 from odebench.training.run import resume_run, train_run
@@ -42,11 +41,7 @@ def slow(value):
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-@pytest.fixture(autouse=True)
-def _few_figures(monkeypatch):
-    """Drawing takes longer than the training."""
-    monkeypatch.setattr(ClassificationTask, "figures", lambda self: {})
-    monkeypatch.setattr(run, "training_curves", lambda rows: Figure(figsize=(1, 1)))
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def quick(folder, *overrides):
@@ -55,40 +50,47 @@ def quick(folder, *overrides):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(finished):
     """An uninterrupted run with a checkpoint at each of its eight steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClassificationTask, "figures", lambda self: {})
-        folder = tmp_path_factory.mktemp("whole") / "run"
-        assert quick(folder).exit_code == 0
-    return folder
+    return finished(*QUICK)
+
+
+TRAIN_STEP = loop.train_step
+
+
+def act_at_step(patch, step, act):
+    """act() is called before optimiser step ``step``, counted from 1."""
+
+    def act_and_train(training, *rest):
+        if training.progress.step + 1 == step:
+            act()
+        return TRAIN_STEP(training, *rest)
+
+    patch.setattr(loop, "train_step", act_and_train)
 
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """at_step(k, act): act() is called before optimiser step k, counted from 1."""
-    train_step = loop.train_step
+    return functools.partial(act_at_step, monkeypatch)
 
-    def call_at_step(step, act):
-        def act_and_train(training, *rest):
-            if training.progress.step + 1 == step:
-                act()
-            return train_step(training, *rest)
 
-        monkeypatch.setattr(loop, "train_step", act_and_train)
+def stop_in_step_5(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        act_at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert quick(folder).exit_code == 75
 
-    return call_at_step
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop_in_step_5(folder)
+    return folder
 
 
 @pytest.fixture
-def stopped(tmp_path, at_step, monkeypatch):
-    """A run stopped by a signal in its fifth step."""
-    with monkeypatch.context():
-        at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert quick(tmp_path / "run").exit_code == 75
-    monkeypatch.undo()
-    monkeypatch.setattr(ClassificationTask, "figures", lambda self: {})
-    return tmp_path / "run"
+def stopped(stopped_once, tmp_path):
+    """A copy of a run stopped by a signal in its fifth step."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 TIMES = ("elapsed_s", "time/", "throughput/", "final/minutes", "final/step_ms", "final/samples_per_s")
@@ -435,8 +437,10 @@ def test_out_of_memory_with_backprop_names_the_modes_that_need_less(tmp_path):
 
 
 def test_a_nan_in_the_gradient_keeps_the_weights_of_the_step_before(tmp_path, at_step, monkeypatch):
-    clip = loop._clip_gradient
-    at_step(5, lambda: monkeypatch.setattr(loop, "_clip_gradient", lambda *rest: clip(*rest) * torch.nan))
+    def damage(model):
+        next(model.parameters()).grad[0] = torch.nan
+
+    at_step(5, lambda: monkeypatch.setattr(loop.distributed, "average_gradients", damage))
     assert quick(tmp_path / "run").exit_code == 3
     status = read_run(tmp_path / "run").status
     assert (status["status"], status["step"]) == ("diverged", 4)
@@ -473,15 +477,17 @@ def test_the_lock_does_not_outlive_its_process(tmp_path):
         pass
 
 
-def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(stopped, uninterrupted, caplog, capsys):
-    assert quick(stopped).exit_code == 0
+def test_the_same_command_resumes_an_interrupted_run_and_prints_a_finished_one(tmp_path, uninterrupted, caplog, capsys):
+    folder = tmp_path / "run"
+    stop_in_step_5(folder)
+    assert quick(folder).exit_code == 0
     assert "resuming after step 5" in caplog.text
-    assert equal_ends(stopped, uninterrupted)
+    assert equal_ends(folder, uninterrupted)
     table = capsys.readouterr().out
-    assert quick(stopped).exit_code == 0
+    assert quick(folder).exit_code == 0
     assert capsys.readouterr().out == table
     with pytest.raises(UsageError, match="holds a finished run"):
-        quick(stopped, "seed=1")
+        quick(folder, "seed=1")
 
 
 @pytest.mark.parametrize("last", [slow("settings.yaml"), slow("manifest.json"), "status.json"])

@@ -28,12 +28,9 @@ from odebench.tasks.classification import ClassificationTask
 from odebench.training.trained_run import _check_data
 
 
-@pytest.fixture(scope="module")
-def run(tiny_odenet, tmp_path_factory):
-    """One finished training for all tests here; they may only append to evaluations.jsonl."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", *tiny_odenet, f"run_dir={folder}"]) == 0
-    return folder
+@pytest.fixture
+def run(odenet_run):
+    return odenet_run
 
 
 def evaluations(run):
@@ -237,7 +234,7 @@ def test_load_run_does_not_change_the_callers_random_state(run):
 def test_evaluations_of_an_estimated_trace_are_reproducible_by_the_seed(finished, tmp_path, monkeypatch):
     """The noise of Hutchinson's trace is drawn from torch's global random state."""
     monkeypatch.setattr("odebench.tasks.density.EXACT_TRACE_LIMIT", 1)
-    small = ["model.dims=[4]", "trainer.iterations=2", "trainer.batch_size=8", "trainer.eval_batch_size=500"]
+    small = ["model.dims=[4]", "trainer.iterations=2", "trainer.batch_size=8", "data.validation=100", "data.test=100"]
     run = finished("model=ffjord", "model.trace=hutchinson", "tol=1e-2", *small)
     state = torch.get_rng_state()
     for words in [], [], ["seed=7"], ["tol=1e-1,1e-2"], ["tol=1e-1,1e-2"]:
