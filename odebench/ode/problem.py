@@ -224,7 +224,9 @@ class InitialValueProblem:
         problem's. stats: where the evaluation is counted, by default in the problem's forward statistics.
         """
         (stats or self.stats).nfe += 1
-        f, layout = self.f if self.stats.nfe > 2 else self._watched, self.layout
+        f, layout = self.f, self.layout
+        if self.stats.nfe <= 2:
+            f, y = self._watched, counting_changes(y)
         version = None if y.is_inference() else y._version
         if layout.view_shape and y.dtype == layout.dtype and y.dim() == 1:
             # The general way below makes more calls, which take as long as a small f.
@@ -324,6 +326,14 @@ def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Ten
         same = out is not None and all(leaf.dtype == out.dtype for leaf in leaves)
         y = torch.cat([leaf.reshape(-1) for leaf in leaves], out=out if same else None)
     return y if dtype is None or y.dtype == dtype else y.to(dtype)
+
+
+def counting_changes(y: Tensor) -> Tensor:
+    """y, or a copy of it if it is an inference tensor, which does not count its changes in place."""
+    if not y.is_inference():
+        return y
+    with torch.inference_mode(False):
+        return y.clone()
 
 
 def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:

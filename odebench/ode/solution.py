@@ -105,8 +105,8 @@ class SolveOutcome:
             )
         if not self.attempted:
             return (
-                f"the first step is too small to change t {where}; give a larger first_step, replace t by t - t0, so "
-                "that times begin near 0, or loosen the tolerance"
+                f"the first step is too small to change t {where}; give a larger first_step, or atol > 0 where y is 0, "
+                "replace t by t - t0, so that times begin near 0, or loosen the tolerance"
             )
         return (
             f"the error stays above the tolerance {where}; the field may be discontinuous or stiff, or the tolerance "

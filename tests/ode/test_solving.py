@@ -154,9 +154,10 @@ def test_a_field_may_write_to_one_buffer_of_its_own(grad):
 
 
 @pytest.mark.parametrize("stepping", ["shared", "per_sample"])
-def test_a_field_that_changes_its_input_is_refused_and_y0_is_kept(stepping):
+@pytest.mark.parametrize("without_grad", [torch.no_grad, torch.inference_mode])
+def test_a_field_that_changes_its_input_is_refused_and_y0_is_kept(stepping, without_grad):
     y0 = torch.tensor([[1.0, -2.0]])
-    with torch.no_grad(), pytest.raises(ValueError, match="changed y in place"):
+    with without_grad(), pytest.raises(ValueError, match="changed y in place"):
         solve(lambda t, y: y.relu_(), y0, [0.0, 1.0], stepping=stepping)
     assert y0.tolist() == [[1.0, -2.0]]
 
@@ -219,6 +220,15 @@ def test_a_first_step_that_underflows_names_its_cause(stepping, y0, times, how, 
     with pytest.raises(SolveError, match=r"step_underflow \(underflow in dt\): .*" + cause) as caught:
         solve(lambda t, y: 2 - y, start, times, stepping=stepping, **how)
     assert "NaN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "dopri8"])
+def test_a_first_step_that_underflows_at_a_zero_state_names_atol(stepping, method):
+    """One component: dy/dt is finite in units of the scale, and the step is tiny but not 0."""
+    start = torch.zeros(1, 1, dtype=torch.float64)
+    with pytest.raises(SolveError, match=r"step_underflow \(underflow in dt\): .*atol > 0"):
+        solve(lambda t, y: 1 - y, start, [0.0, 1.0], method=method, stepping=stepping, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("stepping", ["shared", "per_sample"])

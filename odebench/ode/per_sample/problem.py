@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.noise import evaluate_watched, refuse_noise
-from odebench.ode.problem import StateLayout, check_state, expand_tolerance, times_as_tensor
+from odebench.ode.problem import StateLayout, check_state, counting_changes, expand_tolerance, times_as_tensor
 from odebench.ode.solution import Stats
 
 
@@ -148,8 +148,10 @@ class RowProblem:
         return argument.tensor
 
     def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        f = self.f
+        if self.stats.nfe <= 2:
+            f, y = self._watched, counting_changes(y)
         version = None if y.is_inference() else y._version
-        f = self.f if self.stats.nfe > 2 else self._watched
         if self.layout.autocast is None:
             rate = self._flatten_rate(f(t, self.unflatten(y), *arguments), y.shape[0])
         else:
