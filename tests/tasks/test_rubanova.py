@@ -1,6 +1,7 @@
 """The experiments of Rubanova et al. 2019: as published, and with every model of the paper, on synthetic data."""
 
 import importlib
+import itertools
 import os
 from pathlib import Path
 
@@ -103,8 +104,13 @@ def test_training_is_as_published(name):
         assert settings.data.sets == "a"  # the outcomes of the others were not public
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        pytest.param(model, name, marks=[] if model == "latent_ode" or "mortality" in name else pytest.mark.slow)
+        for model, name in itertools.product(MODELS, EXPERIMENTS)
+    ],
+)
 def test_each_model_takes_a_step_and_is_measured(name, model, build):
     task = build(f"experiment={name}", *MODELS[model])
     loss = task.loss(task.batch(0))
