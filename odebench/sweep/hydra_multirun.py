@@ -105,6 +105,8 @@ def _first_job(overrides: list[str], config_dir: Path | None) -> DictConfig:
                 raise unknown_setting(key, known_keys(config_dir))
         OmegaConf.resolve(config.hydra.sweep)
         return config
+    except OSError:  # of the machine, such as a deleted working directory
+        raise
     except Exception as error:
         raise _explain(error, config_dir) from error
 
