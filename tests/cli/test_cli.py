@@ -646,8 +646,9 @@ def test_a_link_to_itself_is_wrong_usage(words, in_tmp, capsys):
     assert "LOOP" in fails(capsys, *words.split())
 
 
-@pytest.mark.parametrize("words", [["train", "--cfg"], ["train", "-m", "seed=1,2"], ["sweep", "seed=1,2"]], ids=" ".join)
-def test_a_deleted_working_directory_is_named(words, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("line", ["train --cfg", "train -m seed=1,2", "sweep seed=1,2"])
+def test_a_deleted_working_directory_is_named(line, tmp_path, monkeypatch, capsys):
+    words = line.split()
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
