@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,18 @@ from torch.utils import _pytree as pytree
 
 from odebench.ode.torch_func import under_vmap
 
-NOISE = "draws random numbers at every evaluation; call .eval() on layers such as dropout"
-TRAINING_MODE = "in training mode, which changes at every evaluation"
+RANDOM = (
+    "draws random numbers at every evaluation; call .eval() on layers such as dropout, or draw the numbers once, "
+    "before the solve, and pass them as args=(noise,)"
+)
+CHANGING = "changes a buffer, and with it its result, at every evaluation; change it before the solve"
+
+
+def _training_mode(layer: str) -> str:
+    return (
+        f"has {layer} in training mode, which changes at every evaluation; call .eval() on it for the solve, take it "
+        "out of f, or use GroupNorm or LayerNorm"
+    )
 
 
 def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
@@ -93,43 +103,30 @@ def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = 
     for arg in args:
         layers += layers_in_training_mode(arg) if isinstance(arg, nn.Module) else []
     if layers:
-        _refuse_layer(layers[0])
+        refuse_noise(_training_mode(layers[0]))
 
 
-def _refuse_layer(layer: str) -> None:
-    raise ValueError(
-        f"f has {layer} {TRAINING_MODE}; call .eval() on it for the solve, take it out of f, or use GroupNorm or "
-        "LayerNorm"
-    )
+def refuse_noise(reason: str) -> None:
+    """Raise ValueError: error control would take the change for an error, and a backward pass would see another f."""
+    raise ValueError(f"f {reason}")
 
 
-def refuse_noise(layer: str | None = None) -> None:
-    """Raise ValueError: error control would take the noise, of a layer or random numbers, for an error, and a backward
-    pass would draw other noise."""
-    if layer is not None:
-        _refuse_layer(layer)
-    raise ValueError(f"f {NOISE}, or draw the numbers once, before the solve, and pass them as args=(noise,)")
-
-
-def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[..., None]:
+def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[[str], None]:
     """Warn the drop-in's caller of ``layers_in_training_mode``; returns how to report other noise: with a warning."""
 
-    def warn(layer: str | None = None, stacklevel: int = 2) -> None:
-        text = f"func {NOISE}, or draw the numbers once, before the solve: error control sees noise"
-        if layer is not None:
-            text = f"func has {layer} {TRAINING_MODE}: error control sees noise; call .eval() on it for the solve"
-        warnings.warn(text, stacklevel=stacklevel)
+    def warn(reason: str, stacklevel: int = 2) -> None:
+        warnings.warn(f"func {reason}: error control sees noise", stacklevel=stacklevel)
 
     if layers := layers_in_training_mode(f):
-        warn(layers[0], stacklevel=6)
-        return lambda layer=None: None
+        warn(_training_mode(layers[0]), stacklevel=6)
+        return lambda reason: None
     return warn
 
 
-def evaluate_watched(f: Callable[..., Any], report: Callable[..., None], t: Tensor, *inputs: Any) -> Any:
-    """f(t, *inputs), watched for changes. Calls ``report(layer)`` for a layer in training mode that updates its
-    buffers, and ``report()`` if f drew random numbers from torch's default generators and its result differs when it is
-    evaluated again, as it may not if another thread drew them.
+def evaluate_watched(f: Callable[..., Any], report: Callable[[str], None], t: Tensor, *inputs: Any) -> Any:
+    """f(t, *inputs), watched for changes. Calls ``report(reason)`` for a layer in training mode that updates its
+    buffers; and if f drew random numbers from torch's default generators or changed a buffer, and its result differs
+    when it is evaluated again, as it may not if another thread drew them, or if the buffer counts calls.
 
     Reads the state of a CUDA generator on the host, which does not synchronise.
     """
@@ -137,32 +134,59 @@ def evaluate_watched(f: Callable[..., Any], report: Callable[..., None], t: Tens
         return f(t, *inputs)
     before = _random_states(t.device)
     layers: list[str] = []
-    with _watch_layers(f, layers):
+    buffers: list[_BufferState] = []
+    with _watch_layers(f, layers, buffers):
         rate = f(t, *inputs)
     if layers:
-        report(layers[0])
-    if all(map(torch.equal, before, _random_states(t.device))):
+        report(_training_mode(layers[0]))
+        return rate
+    drew = not all(map(torch.equal, before, _random_states(t.device)))
+    if not drew and not any(buffer.changed() for buffer in buffers):
         return rate
     # Copies: f may reuse the memory of its result.
     first = [x.detach().clone() for x in _tensors(rate)]
     rate = f(t, *inputs)
     if not all(map(_equal, first, _tensors(rate))):
-        report()
+        report(RANDOM if drew else CHANGING)
     return rate
 
 
-def _watch_layers(f: Callable[..., Any], layers: list[str]) -> AbstractContextManager[Any]:
-    """A context that appends to ``layers`` those that this thread calls in training mode and that update their buffers;
-    none for a module f, whose layers are found without a call."""
-    function = getattr(f, "func", f)  # that of the drop-in's module
+class _BufferState(NamedTuple):
+    """A buffer of a layer, and its version when the evaluation began."""
+
+    layer: nn.Module
+    name: str
+    buffer: Tensor
+    version: int
+
+    def changed(self) -> bool:
+        return self.layer._buffers.get(self.name) is not self.buffer or self.buffer._version != self.version
+
+
+def _buffer_states(layer: nn.Module) -> list[_BufferState]:
+    buffers = ((name, x) for name, x in layer._buffers.items() if x is not None and not x.is_inference())
+    return [_BufferState(layer, name, x, x._version) for name, x in buffers]
+
+
+def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_BufferState]) -> AbstractContextManager[Any]:
+    """A context that appends to ``layers`` those that this thread calls in training mode and that update their buffers,
+    and to ``buffers`` those of all layers. A module f, whose layers are found without a call, needs none."""
+    function = getattr(f, "func", f)  # that of a wrapper of ours
+    if isinstance(function, nn.Module):
+        for layer in function.modules():
+            buffers += _buffer_states(layer)
+        return nullcontext()
     dynamo = sys.modules.get("torch._dynamo.utils")
     # Code that torch.compile traces under the hook is compiled again without it.
-    if isinstance(function, nn.Module) or (dynamo is not None and dynamo.counters["frames"]):
+    if dynamo is not None and dynamo.counters["frames"]:
         return nullcontext()
     thread = threading.get_ident()
 
     def note(layer: nn.Module, _: Any) -> None:
-        if layer.training and threading.get_ident() == thread and _updates_buffers(layer):
+        if threading.get_ident() != thread:
+            return
+        buffers.extend(_buffer_states(layer))
+        if layer.training and _updates_buffers(layer):
             layers.append(type(layer).__name__)
 
     return register_module_forward_pre_hook(note)

@@ -166,7 +166,8 @@ class InitialValueProblem:
     times: T floats, strictly increasing or decreasing.
     args: the tensors inside the user's args, in order.
     stats: every call is counted here.
-    report_noise: is called if the second evaluation shows that f is random; the first may draw noise for all others.
+    report_noise: is called with the reason if the second evaluation shows that f changes; the first may draw noise for
+        all others.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
     """
@@ -174,7 +175,8 @@ class InitialValueProblem:
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
-        self.f, self.report_noise = f, refuse_noise
+        self.f = f
+        self.report_noise: Callable[[str], None] = refuse_noise
         leaves, structure = pytree.tree_flatten(y0)
         check_state(leaves)
         if not isinstance(args, tuple | list):

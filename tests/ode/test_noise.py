@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from odebench.ode import Checkpoint, Rows, odeint, odeint_adjoint, solve
+from odebench.ode import Checkpoint, Rows, Status, odeint, odeint_adjoint, solve
 
 Y0 = torch.linspace(-1, 1, 24).reshape(4, 6)
 STEPPINGS = ["shared", "per_sample"]
@@ -215,3 +215,31 @@ def test_noise_on_a_gpu_is_refused(stepping):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(y.cpu(), -Y0)
+
+
+class Counter(nn.Module):
+    """Counts its calls in a buffer, replaced or in place; ``weight`` of the count in its result."""
+
+    def __init__(self, weight, in_place):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.weight, self.in_place = weight, in_place
+
+    def forward(self, t, y):
+        if self.in_place:
+            self.count += 1
+        else:
+            self.count = self.count + 1
+        return -y * (1 + self.weight * self.count)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "replaced"])
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: lambda t, y: f(t, y)], ids=["module", "function"])
+def test_a_buffer_that_changes_the_result_is_refused_and_one_that_counts_is_not(in_place, wrap):
+    for options in ({"method": "rk4", "steps": 3}, {"stepping": "per_sample"}, {"gradient": "checkpoint"}):
+        with pytest.raises(ValueError, match="f changes a buffer, and with it its result"):
+            solve(wrap(Counter(0.1, in_place)), Y0, [0.0, 1.0], **options)
+        assert solve(wrap(Counter(0.0, in_place)), Y0, [0.0, 1.0], **options).status is Status.success
+    with pytest.warns(UserWarning, match="func changes a buffer"):
+        odeint(wrap(Counter(0.1, in_place)), Y0, torch.tensor([0.0, 1.0]), method="rk4")

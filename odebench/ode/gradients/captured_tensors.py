@@ -82,18 +82,18 @@ def check_without_backward(
 
 @dataclass(frozen=True)
 class _CheckedField:
-    """f, which raises ValueError for a captured tensor that requires a gradient. Wrappers of one f compare equal, so
+    """func, which raises ValueError for a captured tensor that requires a gradient. Wrappers of one f compare equal, so
     that its compiled step is found again."""
 
-    f: Callable[..., Any]
+    func: Callable[..., Any]
     mode: str
     hint: str
 
     def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
         if torch.is_grad_enabled():  # a Jacobian is computed, whose graph has leaves of the solver
-            return self.f(t, y, *args)
+            return self.func(t, y, *args)
         with torch.enable_grad():
-            rate = self.f(t, y, *args)
+            rate = self.func(t, y, *args)
             results = [x for x in pytree.tree_leaves(rate) if isinstance(x, Tensor) and x.requires_grad]
         if results:
             found = [leaf for result in results for leaf in graph_leaves(result, self.mode)]
