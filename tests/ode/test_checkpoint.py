@@ -47,7 +47,7 @@ def solve_and_differentiate(field, method, gradient, times, **options):
     solution = solve(field, y0, t, args=(scale,), method=method, gradient=gradient, **options)
     weights = torch.arange(solution.y.numel(), dtype=torch.float64).reshape(solution.y.shape).cos()
     loss = (solution.y**2 * weights).sum()
-    return solution, torch.autograd.grad(loss, [y0, scale, t, *field.parameters()])
+    return solution, list(torch.autograd.grad(loss, [y0, scale, t, *field.parameters()]))
 
 
 def assert_equal(found, expected):
@@ -71,6 +71,9 @@ def test_adaptive_gradients_equal_backpropagation(field, method, span, mode):
 def test_fixed_step_gradients_equal_backpropagation(field, method, mode):
     _, expected = solve_and_differentiate(field, method, "backprop", TIMES["inside"], steps=5)
     _, found = solve_and_differentiate(field, method, MODES[mode], TIMES["inside"], steps=5)
+    for gradients in (expected, found):
+        # That with respect to times: of the discrete solve by backprop, of the exact solution by checkpoint.
+        del gradients[2]
     assert_equal(found, expected)
 
 
