@@ -183,7 +183,7 @@ def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_Buffe
     thread = threading.get_ident()
 
     def note(layer: nn.Module, _: Any) -> None:
-        if threading.get_ident() != thread:
+        if not layer._buffers or threading.get_ident() != thread:
             return
         buffers.extend(_buffer_states(layer))
         if layer.training and _updates_buffers(layer):
