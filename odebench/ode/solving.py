@@ -15,7 +15,7 @@ from odebench.ode.combinations import Combination, find_conflict
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
-from odebench.ode.gradients import GRADIENTS, Adjoint, Checkpoint, GradientMode
+from odebench.ode.gradients import GRADIENTS, GradientMode
 from odebench.ode.gradients.moving_grid import grid_moves
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods import Method, Tableau
@@ -204,8 +204,7 @@ def check_combination(
     problem: InitialValueProblem | RowProblem, plan: SolvePlan, mode: GradientMode, event: bool
 ) -> None:
     """Raise ValueError for choices that exclude each other. event: whether there is one."""
-    adjoint = mode if isinstance(mode, Adjoint) else Adjoint()
-    checkpoint = mode if isinstance(mode, Checkpoint) else Checkpoint()
+    adjoint_method = getattr(mode, "method", None)
     combination = Combination(
         method=plan.method,
         gradient=mode.name,
@@ -218,12 +217,12 @@ def check_combination(
         step_t=bool(plan.step_times),
         jump_t=plan.one_sided or bool(plan.jump_times),
         group=plan.group is not None,
-        checkpoints=checkpoint.checkpoints,
-        recompute=checkpoint.recompute,
-        keep=checkpoint.keep,
-        norm=adjoint.norm,
-        adjoint_method=None if adjoint.method is None else find_method(adjoint.method),
-        adjoint_steps=adjoint.steps,
+        checkpoints=getattr(mode, "checkpoints", None),
+        recompute=getattr(mode, "recompute", "step"),
+        keep=getattr(mode, "keep", "states"),
+        norm=getattr(mode, "norm", "semi"),
+        adjoint_method=None if adjoint_method is None else find_method(adjoint_method),
+        adjoint_steps=getattr(mode, "steps", None),
     )
     if conflict := find_conflict(combination):
         argument = conflict.arguments[0]
