@@ -56,7 +56,13 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
 
 
 # Names from other programs -> the setting meant, which their spelling does not reveal.
-_OTHER_NAMES = {"learning_rate": "optim.lr", "method": "solver", "optimizer": "optim", "scheduler": "schedule"}
+_OTHER_NAMES = {
+    "dataset": "data",
+    "learning_rate": "optim.lr",
+    "method": "solver",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+}
 
 
 def nearest_setting(key: str, known: Collection[str]) -> str:

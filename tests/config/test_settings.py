@@ -128,6 +128,7 @@ INVALID = {
     "odel=odenet": "unknown setting odel; did you mean model?",
     "lr=0.1": "unknown setting lr; did you mean optim.lr?",
     "trainer.lr=0.1": "unknown setting trainer.lr; did you mean optim.lr?",
+    "dataset=mnist": "unknown setting dataset; did you mean data?",
     "optim.learning_rate=0.1": "unknown setting optim.learning_rate; did you mean optim.lr?",
     "model.solver=rk4": "unknown setting model.solver; did you mean solver?",
     "solver.tol=1e-3": "unknown setting solver.tol; did you mean tol?",
