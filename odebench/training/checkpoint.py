@@ -124,7 +124,8 @@ class TrainingState:
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint's weights into a model.
 
-    Raises UsageError if the file is missing or no checkpoint, or, about the setting ``model``, of another model.
+    Raises UsageError if the file is missing or no checkpoint, if a weight is NaN or infinite, or, about the setting
+    ``model``, if it is of another model.
     """
     content = _load(path) if content is None else content
     try:
@@ -133,6 +134,9 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
         other = content.get("model_name", "unknown")
         reason = f"it holds model {other}" if other != model_name else "its shapes differ: other model settings"
         raise UsageError(f"{path} does not fit model {model_name}: {reason}", "model") from None
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise UsageError(f"{path}: {name} holds NaN or infinities; restore the file, or train the run again")
 
 
 def _read_progress(numbers: Mapping[str, Any]) -> Progress:

@@ -106,8 +106,7 @@ def read_trained_run(path: Path | str) -> SavedRun:
 def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> None:
     """Load the best weights of a run into a model that was built with the requested settings.
 
-    Raises UsageError like ``load_weights``, and if a weight is NaN or infinite; if the weights do not fit, it names the
-    settings that differ.
+    Raises UsageError like ``load_weights``; if the weights do not fit, it names the settings that differ.
     """
     path = run.path / layout.BEST_CHECKPOINT
     try:
@@ -120,9 +119,6 @@ def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> 
             raise
         now, before = (", ".join(f"{key}={format_value(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
-    for name, weights in model.named_parameters():
-        if not weights.isfinite().all():
-            raise UsageError(f"{path}: {name} holds NaN or infinities; restore the file, or train the run again")
 
 
 def _differing_settings(trained: Settings, requested: Settings) -> dict[str, tuple[Any, Any]]:

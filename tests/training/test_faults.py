@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import math
 import os
 import pty
 import shutil
@@ -267,6 +268,16 @@ def test_a_malformed_checkpoint_is_one_line(change, reason, stopped, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"odebench resume: {path}")
     assert reason in line
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint_to_resume_from(stopped, capsys):
+    path = stopped / "checkpoints/last.pt"
+    (stopped / "checkpoints/previous.pt").unlink()
+    content = torch.load(path, weights_only=True)
+    next(iter(content["model"].values())).fill_(math.nan)
+    torch.save(content, path)
+    assert main(["resume", str(stopped)]) == 2
+    assert "holds NaN or infinities; restore the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tail", [slow(b'{"step": 9, "tr'), slow(b"\x00" * 700), b"\x00\n\xff\xfe\n{}\n[1]\n"])
