@@ -1,4 +1,4 @@
-"""What the command line prints: the log of a run and an error in one line on stderr, tables on stdout."""
+"""Terminal output: logs and one-line errors go to stderr, tables to stdout."""
 
 import contextlib
 import errno

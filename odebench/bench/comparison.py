@@ -95,7 +95,7 @@ def measure_all(
 def _library_configs(
     plan: BenchmarkPlan, case: BenchmarkCase, names: Sequence[str], modes: Sequence[str]
 ) -> Iterator[LibraryConfig]:
-    """What can solve the case in one of the modes, among the named libraries."""
+    """Yield each named library, in each of its variants, that solves the case in one of the modes."""
     for name in names:
         library = LIBRARIES[name]
         variants = [*library.variants]

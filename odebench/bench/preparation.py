@@ -47,7 +47,7 @@ class RunOutput:
 
 @dataclass
 class RunCosts:
-    """What one run costs besides time, by the columns of results.csv; None where it is unknown.
+    """Costs of one run besides time, named like the columns of results.csv; None if unknown.
 
     rows_forward: rows of the batch over all evaluations of the forward solve.
     peak_mib: peak memory of tensors.

@@ -44,7 +44,7 @@ def _plain(config: Any) -> Any:
 
 
 def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the options chosen in ``settings`` are today, without groups whose option does not exist any more."""
+    """Today's defaults of the options chosen in ``settings``; leaves out groups whose option no longer exists."""
     # The user's folder may be gone; the settings already hold the values of its options.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None

@@ -47,7 +47,7 @@ def plural(count: int, word: str) -> str:
 
 
 def caveats(collection: RunCollection) -> list[str]:
-    """What limits a comparison of the numbers: seeds, missing values, data, machines."""
+    """List what limits a comparison of the numbers: seeds, missing values, data, machines."""
     done = [group for group in collection.groups if group.done_runs]
     lines = []
     most = max((num_seeds(group) for group in done), default=0)

@@ -55,7 +55,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What to do when a job fails: retry it, at most `retry` times, then stop the sweep if `fail_fast`."""
+    """Reaction to a failed job: retry it at most ``retry`` times, then stop the sweep if ``fail_fast``."""
 
     fail_fast: bool
     retry: int

@@ -118,7 +118,7 @@ class RowEventDetector:
         return torch.where(near.any(1), outputs.gather(1, near.long().argmax(1, keepdim=True)).squeeze(1), time)
 
     def _differentiable(self, found: Tensor, y: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same times and states with the implicit function theorem's gradient, dt = -dg / (dg/dt + dg/dy f)."""
+        """Give event times and states their gradient by the implicit function theorem, dt = -dg / (dg/dt + dg/dy f)."""
         t, fixed = self._problem.on_device(time).detach(), y.detach()
         slopes = self._slopes(t, fixed, rows)
         if slopes is None:
