@@ -264,7 +264,7 @@ def _run_figures(reproduction: Reproduction, found: Sequence[RowResult]) -> dict
 
 
 def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], sweep: Sweep) -> dict[str, bytes]:
-    """Draw a series as each row's first run predicts it, if all rows have a run; in a new process that imports torch."""
+    """Draw a series as each row's first run predicts it, if all rows have a run; in a process that imports torch."""
     if not reproduction.comparison or not all(result.group.done_runs for result in found):
         return {}
     path = sweep.path / COMPARISON_FILE
