@@ -14,7 +14,7 @@ from odebench import ode
 from odebench.errors import UsageError
 from odebench.models.augmented_state import AugmentedField, exact_trace, hutchinson_trace, zero_integrals
 from odebench.ode import Rows
-from odebench.ode.noise import layers_in_training_mode
+from odebench.ode.noise import find_layers
 
 Solve = Callable[..., ode.Solution]
 SolveStats = tuple[ode.Stats, ...]
@@ -178,7 +178,7 @@ class ODEBlock(nn.Module):
         noise: NoiseDistribution = "rademacher",
     ) -> None:
         super().__init__()
-        if layers := layers_in_training_mode(field):
+        if layers := find_layers(field)[0]:
             raise UsageError(
                 f"the field's layer {layers[0]} changes at every evaluation, but a field must stay the same within a "
                 "solve; remove the layer, or use GroupNorm or LayerNorm"

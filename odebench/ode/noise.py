@@ -35,16 +35,20 @@ def _training_mode(layer: str) -> str:
     )
 
 
-def layers_in_training_mode(f: Callable[..., Any]) -> list[str]:
-    """Names of the layers of f that change at every evaluation in training mode, found without a call: in a module, and
-    in the objects that a function or a method refers to. ``evaluate_watched`` finds others."""
-    return [
-        f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
-        for held, owner in _referenced_objects(f)
-        if isinstance(owner, nn.Module)
-        for name, layer in owner.named_modules()
-        if layer.training and _changes_in_training(layer)
-    ]
+def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
+    """The names of the layers of f that change at every evaluation in training mode, and the layers with buffers.
+
+    Found without a call: in a module, and in the objects that a function or a method refers to. ``evaluate_watched``
+    finds others.
+    """
+    changing, buffered = [], []
+    for held, owner in _referenced_objects(f):
+        for name, layer in owner.named_modules() if isinstance(owner, nn.Module) else ():
+            if layer._buffers:
+                buffered.append(layer)
+            if layer.training and _changes_in_training(layer):
+                changing.append(f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})")
+    return changing, buffered
 
 
 def _changes_in_training(layer: nn.Module) -> bool:
@@ -96,14 +100,18 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
-def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = ()) -> None:
-    """Raises ValueError where f or a module among args has ``layers_in_training_mode``: the error estimate would be
-    noisy, and the statistics of batch normalisation would be updated at every evaluation."""
-    layers = layers_in_training_mode(f)
+def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = ()) -> list[nn.Module]:
+    """Raise ValueError if f or a module among args has a layer that changes in training mode: the error estimate would
+    be noisy, and the statistics of batch normalisation would be updated at every evaluation.
+
+    Returns the layers of f with buffers, for ``evaluate_watched``.
+    """
+    changing, buffered = find_layers(f)
     for arg in args:
-        layers += layers_in_training_mode(arg) if isinstance(arg, nn.Module) else []
-    if layers:
-        refuse_noise(_training_mode(layers[0]))
+        changing += find_layers(arg)[0] if isinstance(arg, nn.Module) else []
+    if changing:
+        refuse_noise(_training_mode(changing[0]))
+    return buffered
 
 
 def refuse_noise(reason: str) -> None:
@@ -111,22 +119,30 @@ def refuse_noise(reason: str) -> None:
     raise ValueError(f"f {reason}")
 
 
-def warn_of_changing_layers(f: Callable[..., Any]) -> Callable[[str], None]:
-    """Warn the drop-in's caller of ``layers_in_training_mode``; returns how to report other noise: with a warning."""
+def warn_of_changing_layers(f: Callable[..., Any]) -> tuple[Callable[[str], None], list[nn.Module]]:
+    """Warn the drop-in's caller of layers that change in training mode.
+
+    Returns how to report other noise, with a warning, and the layers of f with buffers, for ``evaluate_watched``.
+    """
 
     def warn(reason: str, stacklevel: int = 2) -> None:
         warnings.warn(f"func {reason}: error control sees noise", stacklevel=stacklevel)
 
-    if layers := layers_in_training_mode(f):
-        warn(_training_mode(layers[0]), stacklevel=6)
-        return lambda reason: None
-    return warn
+    changing, buffered = find_layers(f)
+    if changing:
+        warn(_training_mode(changing[0]), stacklevel=6)
+        return lambda reason: None, []
+    return warn, buffered
 
 
-def evaluate_watched(f: Callable[..., Any], report: Callable[[str], None], t: Tensor, *inputs: Any) -> Any:
+def evaluate_watched(
+    f: Callable[..., Any], report: Callable[[str], None], buffered: Iterable[nn.Module], t: Tensor, *inputs: Any
+) -> Any:
     """f(t, *inputs), watched for changes. Calls ``report(reason)`` for a layer in training mode that updates its
     buffers; and if f drew random numbers from torch's default generators or changed a buffer, and its result differs
     when it is evaluated again, as it may not if another thread drew them, or if the buffer counts calls.
+
+    buffered: layers with buffers. Those that a function f calls are found here, too.
 
     Reads the state of a CUDA generator on the host, which does not synchronise.
     """
@@ -134,7 +150,7 @@ def evaluate_watched(f: Callable[..., Any], report: Callable[[str], None], t: Te
         return f(t, *inputs)
     before = _random_states(t.device)
     layers: list[str] = []
-    buffers: list[_BufferState] = []
+    buffers = [state for layer in buffered for state in _buffer_states(layer)]
     with _watch_layers(f, layers, buffers):
         rate = f(t, *inputs)
     if layers:
@@ -171,10 +187,8 @@ def _buffer_states(layer: nn.Module) -> list[_BufferState]:
 def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_BufferState]) -> AbstractContextManager[Any]:
     """A context that appends to ``layers`` those that this thread calls in training mode and that update their buffers,
     and to ``buffers`` those of all layers. A module f, whose layers are found without a call, needs none."""
-    function = getattr(f, "func", f)  # that of a wrapper of ours
-    if isinstance(function, nn.Module):
-        for layer in function.modules():
-            buffers += _buffer_states(layer)
+    # func: that of a wrapper of ours. Not by getattr, which takes a module long to refuse.
+    if isinstance(getattr(f, "__dict__", {}).get("func", f), nn.Module):
         return nullcontext()
     dynamo = sys.modules.get("torch._dynamo.utils")
     # Code that torch.compile traces under the hook is compiled again without it.

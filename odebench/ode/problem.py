@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import as_number, short_repr
@@ -168,6 +168,7 @@ class InitialValueProblem:
     stats: every call is counted here.
     report_noise: is called with the reason if the second evaluation shows that f changes; the first may draw noise for
         all others.
+    buffered: layers of f with buffers, which are compared before and after that evaluation.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
     """
@@ -177,6 +178,7 @@ class InitialValueProblem:
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
         self.report_noise: Callable[[str], None] = refuse_noise
+        self.buffered: list[nn.Module] = []
         leaves, structure = pytree.tree_flatten(y0)
         check_state(leaves)
         if not isinstance(args, tuple | list):
@@ -277,7 +279,7 @@ class InitialValueProblem:
         """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
         if self.stats.nfe < 2 and self.stats.backward is None:
             return self.f(t, *inputs)
-        return evaluate_watched(self.f, self.report_noise, t, *inputs)
+        return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """A tolerance as a number, or as [N] if it was given in the structure of the state."""

@@ -106,7 +106,7 @@ def solve(
     problem = (
         RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, unwrap_rows(args))
     )
-    refuse_layers_in_training_mode(f, (value for _, value in problem.layout.constants))
+    problem.buffered = refuse_layers_in_training_mode(f, (value for _, value in problem.layout.constants))
     plan = SolvePlan(
         method=find_method(method),
         tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),

@@ -108,14 +108,14 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         # torchdiffeq joins the tensors by torch.cat, which promotes dtypes.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
-    report_noise = warn_of_changing_layers(func)
+    report_noise, buffered = warn_of_changing_layers(func)
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
     coerced = _CoercedField(func, y0)
     field = coerced if parameters_known or isinstance(func, nn.Module) else coerced.forward
     problem = InitialValueProblem(field, y0, t, ())
-    problem.report_noise = report_noise
+    problem.report_noise, problem.buffered = report_noise, buffered
     return problem
 
 

@@ -211,7 +211,7 @@ def test_noise_on_a_gpu_is_refused(stepping):
     try:
         from odebench.ode.noise import evaluate_watched, refuse_noise
 
-        y = evaluate_watched(lambda t, y: -y, refuse_noise, Y0.cuda()[0, 0], Y0.to("cuda", non_blocking=True))
+        y = evaluate_watched(lambda t, y: -y, refuse_noise, (), Y0.cuda()[0, 0], Y0.to("cuda", non_blocking=True))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(y.cpu(), -Y0)

@@ -55,7 +55,7 @@ class CompiledStep:
         ``with_stages``."""
         step = self._step
         if self._field.stats.nfe == 1:  # with fixed steps, f is evaluated here first
-            step = functools.partial(evaluate_watched, step, refuse_noise)
+            step = functools.partial(evaluate_watched, step, refuse_noise, ())
         self._field.stats.nfe += len(self._c)
         numbers = self._field.to_tensor([h, *(t + c_i * h for c_i in self._c)])
         return step(numbers, y, k0, list(self._field.args), self._tolerance)

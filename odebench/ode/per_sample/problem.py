@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odebench.ode.noise import evaluate_watched, refuse_noise
@@ -45,6 +45,7 @@ class RowProblem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         self.f = f
+        self.buffered: list[nn.Module] = []
         leaves, structure = pytree.tree_flatten(y0)
         _check_rows(leaves)
         arg_leaves, args_structure = pytree.tree_flatten(args)
@@ -168,7 +169,7 @@ class RowProblem:
         """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
         if self.stats.nfe < 2 and self.stats.backward is None:
             return self.f(t, *inputs)
-        return evaluate_watched(self.f, refuse_noise, t, *inputs)
+        return evaluate_watched(self.f, refuse_noise, self.buffered, t, *inputs)
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
         is_plain = self._is_vector and isinstance(rate, Tensor) and rate.dtype == self.y0.dtype == self.layout.dtype
