@@ -7,33 +7,10 @@ and ``Annotated[X, Range(...)]``.
 import sys
 import types
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from odebench.errors import UsageError, unknown_setting
-
-
-@dataclass(frozen=True)
-class Range:
-    """The bounds of a number; None: unbounded."""
-
-    above: float | None = None
-    at_least: float | None = None
-    below: float | None = None
-    at_most: float | None = None
-
-    def violation(self, value: float) -> str | None:
-        """A message about the bound that ``value`` violates, or None."""
-        if self.above is not None and not value > self.above:
-            return f"must be greater than {self.above}"
-        if self.at_least is not None and not value >= self.at_least:
-            return f"must be at least {self.at_least}"
-        if self.below is not None and not value < self.below:
-            return f"must be less than {self.below}"
-        if self.at_most is not None and not value <= self.at_most:
-            return f"must be at most {self.at_most}"
-        return None
-
 
 # Examples in error messages, by key; other keys get a general example.
 _EXAMPLES = {

@@ -1,14 +1,12 @@
 """The settings of a run as one frozen object. Their defaults are in the YAML files under configs/."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 from odebench.config.choices import read_solver
 from odebench.config.compose import compose, quoted, resolved
-from odebench.config.parsing import Range
-from odebench.config.schema import Choice
+from odebench.config.schema.base import Choice, PositiveFloat, Seed
 from odebench.config.schema.losses import DynamicsSettings
-from odebench.config.schema.number_types import PositiveFloat
 from odebench.config.schema.solver import NO_SOLVER, SolverSettings
 from odebench.config.schema.training import TrainerSettings
 
@@ -30,7 +28,7 @@ class Settings:
     tol: PositiveFloat
     eval_solver: str | None
     eval_tol: PositiveFloat | None
-    seed: Annotated[int, Range(at_least=0, below=2**32)]
+    seed: Seed
     device: str
     init_from: str | None
     extensions: tuple[str, ...]

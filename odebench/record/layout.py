@@ -133,40 +133,11 @@ def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ..
 # The first columns of the HParams table, which TensorBoard shows by default.
 FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradient.name")
 
-# Settings that are columns of TensorBoard's HParams table, with their type; the settings of a task's models and data
-# come before them. TensorBoard takes the columns from the first run that it reads, so all runs of a task have the same
-# list; a run omits the settings that it lacks.
-HPARAMS: dict[str, type[str] | type[float] | type[bool]] = {
-    "solver.name": str,
-    "solver.rtol": float,
-    "solver.atol": float,
-    "solver.steps": float,
-    "solver.step_size": float,
-    "solver.first_step": str,
-    "solver.min_step": float,
-    "solver.max_step": float,
-    "solver.max_steps": float,
-    "solver.controller": str,
-    "solver.sync_steps": bool,
-    "solver.stepping": str,
-    "solver.stop_at_times": bool,
-    "solver.compile": bool,
-    "gradient.name": str,
-    "gradient.checkpoints": float,
-    "gradient.recompute": str,
-    "gradient.keep": str,
-    "gradient.rtol": float,
-    "gradient.atol": float,
-    "gradient.method": str,
-    "gradient.steps": float,
-    "gradient.norm": str,
+# Columns of TensorBoard's HParams table, with their type, beside all settings of solver, gradient and dynamics, and of
+# the task's models and data. TensorBoard takes the columns from the first run that it reads, so all runs of a task have
+# the same list; a run omits the settings that it lacks.
+HPARAMS: dict[str, type[str | float]] = {
     "loss.name": str,
-    "dynamics.name": str,
-    "dynamics.kinetic": float,
-    "dynamics.jacobian": float,
-    "dynamics.taylor": float,
-    "dynamics.taylor_order": float,
-    "dynamics.steer": float,
     "eval_solver": str,
     "eval_tol": float,
     "data.name": str,

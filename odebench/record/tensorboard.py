@@ -9,7 +9,7 @@ import math
 import shlex
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -23,7 +23,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from odebench.config.schema.data import DATA
+from odebench.config.schema.losses import DYNAMICS
 from odebench.config.schema.models import MODELS
+from odebench.config.schema.solver import GRADIENTS, SolverSettings
 from odebench.record import layout
 from odebench.record.files import write_atomically
 
@@ -40,8 +42,15 @@ _SESSION_STATUSES = {
 }
 
 HParam = str | float | bool
-# Settings that do not change what is trained.
-_EXCLUDED_COLUMNS = {"data.root", "data.download", "data.validation", "data.test", "data.random_state"}
+# Settings that do not change what is trained, and the field of SolverSettings that holds several.
+_EXCLUDED_COLUMNS = {
+    "data.root",
+    "data.download",
+    "data.validation",
+    "data.test",
+    "data.random_state",
+    "solver.options",
+}
 
 
 def open_writer(
@@ -106,15 +115,19 @@ def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
 
 
 def hparam_columns(task: str) -> dict[str, type[HParam]]:
-    """Return the columns of the HParams table with their types: the settings of the task's models and data sets, and
-    `layout.HPARAMS`."""
+    """Return the columns of the HParams table with their types; see `layout.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
-    models = [settings for settings in MODELS.values() if settings.task == task]
-    data = [settings for settings in DATA.values() if settings.tasks[0] == task]
-    for group, choices in (("model", models), ("data", data)):
-        for settings in choices:
-            hints = get_type_hints(settings)
-            columns |= {f"{group}.{field.name}": _hint_type(hints[field.name]) for field in fields(settings)}
+    choices: dict[str, Iterable[type[Any]]] = {
+        "model": [model for model in MODELS.values() if model.task == task],
+        "data": [data for data in DATA.values() if data.tasks[0] == task],
+        "solver": [SolverSettings],
+        "gradient": GRADIENTS.values(),
+        "dynamics": DYNAMICS.values(),
+    }
+    for group, kinds in choices.items():
+        for kind in kinds:
+            hints = get_type_hints(kind)
+            columns |= {f"{group}.{field.name}": _hint_type(hints[field.name]) for field in fields(kind)}
     return _without_excluded(columns) | layout.HPARAMS
 
 
@@ -125,7 +138,7 @@ def _without_excluded(columns: Mapping[str, type[HParam]]) -> dict[str, type[HPa
 def _hint_type(hint: Any) -> type[HParam]:
     """Return the column's type for a setting's annotation, ignoring null."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
-    if get_origin(hint) in (tuple, Literal):
+    if any(get_origin(kind) in (tuple, Literal) for kind in (hint, *kinds)):
         return str
     return bool if kinds[0] is bool else float if kinds[0] in (int, float) else str
 
@@ -217,13 +230,13 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _hparam_type(value: Any) -> type[str] | type[float] | type[bool]:
+def _hparam_type(value: Any) -> type[HParam]:
     if isinstance(value, bool):
         return bool
     return float if isinstance(value, int | float) else str
 
 
-def _to_hparam(value: Any, kind: type[str] | type[float] | type[bool]) -> HParam | None:
+def _to_hparam(value: Any, kind: type[HParam]) -> HParam | None:
     """Return `value` as `kind`, or None if it is null or of another kind."""
     if value is None:
         return None

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from odebench.config.compose import compose_option, parse_overrides
 from odebench.config.files import options, read_yaml
 from odebench.config.parsing import format_value, read_value
-from odebench.config.schema.number_types import NonNegativeInt, PositiveInt
+from odebench.config.schema.base import NonNegativeInt, PositiveInt
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
 GROUP = "cluster"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from odebench.config.schema import Choice
+from odebench.config.schema.base import Choice
 from odebench.config.schema.training import (
     AdamSettings,
     CosineSettings,

@@ -154,7 +154,7 @@ def test_every_setting_of_solvers_and_gradients_is_shown():
     """Settings shared by several methods have a column; options of one method appear with its runs."""
     for group, kinds in {"solver": [SolverSettings], "gradient": GRADIENTS.values()}.items():
         for field in {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"options"}:
-            assert f"{group}.{field}" in layout.HPARAMS
+            assert f"{group}.{field}" in hparam_columns("density")
     assert hparams({"solver": {"name": "alf", "damping": 0.9}})["solver.damping"] == 0.9
 
 

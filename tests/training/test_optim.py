@@ -7,11 +7,11 @@ import torch
 
 from odebench.config.schema.training import (
     AdamSettings,
-    ConstantSettings,
     CosineSettings,
     MultiStepSettings,
     OneCycleSettings,
     SGDSettings,
+    WarmupSettings,
 )
 from odebench.training.optim import build_optimizer, lr_factor
 
@@ -50,7 +50,7 @@ def test_one_cycle_rises_then_falls():
 
 @pytest.mark.parametrize(
     "kind",
-    [ConstantSettings("constant", 2.0), CosineSettings("cosine", 2.0, 0.0), MultiStepSettings("steps", 2.0, (5,), 0.1)],
+    [WarmupSettings("constant", 2.0), CosineSettings("cosine", 2.0, 0.0), MultiStepSettings("steps", 2.0, (5,), 0.1)],
     ids=lambda s: s.name,
 )
 def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
@@ -64,12 +64,12 @@ def test_warm_up_rises_in_a_line_to_the_full_rate(kind):
 def test_optimisers_take_their_settings():
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    sgd = build_optimizer(SGDSettings("sgd", 0.1, 0.9, True, 0.01), model)
+    sgd = build_optimizer(SGDSettings("sgd", 0.1, weight_decay=0.01, momentum=0.9, nesterov=True), model)
     assert isinstance(sgd, torch.optim.SGD)
     group = sgd.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 0.01)
     assert [id(p) for p in group["params"]] == [id(model.weight)]
     for name, kind in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
-        found = build_optimizer(AdamSettings(name, 1e-3, (0.8, 0.99), 0.1), model)
+        found = build_optimizer(AdamSettings(name, 1e-3, weight_decay=0.1, betas=(0.8, 0.99)), model)
         assert type(found) is kind
         assert found.param_groups[0]["betas"] == (0.8, 0.99)

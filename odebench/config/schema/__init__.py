@@ -5,8 +5,9 @@ together are in odebench/config/validation.py.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from odebench.config.schema.base import Choice
 from odebench.config.schema.data import DATA
 from odebench.config.schema.losses import DYNAMICS, LOSSES
 from odebench.config.schema.models import MODELS
@@ -26,17 +27,8 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
 }
 
 
-class Choice(Protocol):
-    """The settings of a chosen option, of any group."""
-
-    @property
-    def name(self) -> str:
-        """The option's name."""
-
-
 @dataclass(frozen=True)
-class PluginSettings:
+class PluginSettings(Choice):
     """The settings of a plugin's model or data set, checked against its signature."""
 
-    name: str
     options: dict[str, Any]

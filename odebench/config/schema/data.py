@@ -3,21 +3,18 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from odebench.config.parsing import Range
-from odebench.config.schema.number_types import PositiveFloat, PositiveInt
+from odebench.config.schema.base import Choice, FractionOrOne, PositiveFloat, PositiveInt, Range, Seed
 
-FractionOrOne = Annotated[float, Range(above=0, at_most=1)]
 SeriesMode = Literal["interpolation", "extrapolation"]
 # The settings that determine the splits of every data set; some data sets have more, in ``split_keys``.
 SPLIT_KEYS = ("validation", "train_limit")
 
 
 @dataclass(frozen=True)
-class ImageDataSettings:
+class ImageDataSettings(Choice):
     """mnist, fashion_mnist and mnist5k."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "density")
-    name: str
     root: str | None
     validation: PositiveInt
     train_limit: PositiveInt | None
@@ -26,11 +23,10 @@ class ImageDataSettings:
 
 
 @dataclass(frozen=True)
-class ToyDensitySettings:
+class ToyDensitySettings(Choice):
     """pinwheel, checkerboard, and potential_1 to potential_4; samples is the size of the training set."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
-    name: str
     samples: PositiveInt
     fresh: bool
     validation: PositiveInt
@@ -52,23 +48,21 @@ class ScaledToySettings(NoisyToySettings):
 
 
 @dataclass(frozen=True)
-class TabularSettings:
+class TabularSettings(Choice):
     """power, gas, hepmass, miniboone and bsds300."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
-    name: str
     root: str | None
 
 
 @dataclass(frozen=True)
-class SeriesDataSettings:
+class SeriesDataSettings(Choice):
     """Settings of every set of series; random_state is the data set's own seed: another one simulates other series."""
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
-    name: str
     validation: PositiveInt
     train_limit: PositiveInt | None
-    random_state: Annotated[int, Range(at_least=0, below=2**32)]
+    random_state: Seed
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,37 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from odebench.config.parsing import Range
-from odebench.config.schema.number_types import FractionOrZero, NonNegativeFloat, NonNegativeInt, PositiveInt
+from odebench.config.schema.base import Choice, FractionOrZero, NonNegativeFloat, NonNegativeInt, PositiveInt, Range
 
 
 @dataclass(frozen=True)
-class CrossEntropySettings:
+class CrossEntropySettings(Choice):
     """cross_entropy; label_smoothing is the fraction of the probability spread over all classes."""
 
     task: ClassVar[str] = "classification"
-    name: str
     label_smoothing: FractionOrZero
 
 
 @dataclass(frozen=True)
-class DensityLossSettings:
+class DensityLossSettings(Choice):
     """maximum_likelihood and density_matching, which have no options."""
 
     task: ClassVar[str] = "density"
-    name: str
 
 
 @dataclass(frozen=True)
-class FlowMatchingSettings:
+class FlowMatchingSettings(DensityLossSettings):
     """flow_matching; sigma is the width of the conditional paths."""
 
-    task: ClassVar[str] = "density"
-    name: str
     coupling: Literal["independent", "optimal_transport"]
     sigma: NonNegativeFloat
 
 
 @dataclass(frozen=True)
-class AutoregressiveLossSettings:
+class AutoregressiveLossSettings(Choice):
     """autoregressive; label_weight is the weight of the label's cross-entropy."""
 
     task: ClassVar[str] = "time_series"
-    name: str
     reduction: Literal["sum", "mean"]
     label_weight: NonNegativeFloat
 
@@ -58,14 +52,13 @@ class ELBOSettings(AutoregressiveLossSettings):
 
 
 @dataclass(frozen=True)
-class DynamicsSettings:
+class DynamicsSettings(Choice):
     """plain, and presets of the same terms: each a weight, 0 for off.
 
     taylor_order: of the derivative that ``taylor`` weighs. steer: half width of the random end time's interval, as a
     fraction of the last span.
     """
 
-    name: str
     kinetic: NonNegativeFloat
     jacobian: NonNegativeFloat
     taylor: NonNegativeFloat

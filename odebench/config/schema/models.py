@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from odebench.config.schema.number_types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from odebench.config.schema.base import Choice, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from odebench.config.schema.series_models import SERIES_MODELS
 
 
 @dataclass(frozen=True)
-class ODENetSettings:
+class ODENetSettings(Choice):
     """odenet, and rknet, which is the same network."""
 
     task: ClassVar[str] = "classification"
     has_ode: ClassVar[bool] = True
-    name: str
     width: PositiveInt
     groups: PositiveInt
     end_time: PositiveFloat
@@ -22,34 +21,31 @@ class ODENetSettings:
 
 
 @dataclass(frozen=True)
-class ResNetSettings:
+class ResNetSettings(Choice):
     """resnet; with one block or none it is the control for the effect of depth."""
 
     task: ClassVar[str] = "classification"
     has_ode: ClassVar[bool] = False
-    name: str
     width: PositiveInt
     groups: PositiveInt
     blocks: NonNegativeInt
 
 
 @dataclass(frozen=True)
-class MLPSettings:
+class MLPSettings(Choice):
     """mlp."""
 
     task: ClassVar[str] = "classification"
     has_ode: ClassVar[bool] = False
-    name: str
     hidden: PositiveInt
 
 
 @dataclass(frozen=True)
-class CNFSettings:
+class CNFSettings(Choice):
     """cnf; hidden is the width of its hypernetwork."""
 
     task: ClassVar[str] = "density"
     has_ode: ClassVar[bool] = True
-    name: str
     width: PositiveInt
     hidden: PositiveInt
     end_time: PositiveFloat
@@ -57,12 +53,11 @@ class CNFSettings:
 
 
 @dataclass(frozen=True)
-class FFJORDSettings:
+class FFJORDSettings(Choice):
     """ffjord; dims are the hidden layers of each block's field, scales those of images."""
 
     task: ClassVar[str] = "density"
     has_ode: ClassVar[bool] = True
-    name: str
     dims: tuple[PositiveInt, ...]
     nonlinearity: Literal["softplus", "tanh"]
     end_time: PositiveFloat
@@ -75,12 +70,11 @@ class FFJORDSettings:
 
 
 @dataclass(frozen=True)
-class PlanarFlowSettings:
+class PlanarFlowSettings(Choice):
     """planar_nf; closed is the direction without root finding."""
 
     task: ClassVar[str] = "density"
     has_ode: ClassVar[bool] = False
-    name: str
     layers: PositiveInt
     closed: Literal["sampling", "likelihood"]
     base_variance: PositiveFloat

@@ -3,18 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from odebench.config.schema.number_types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from odebench.config.schema.base import Choice, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 Activation = Literal["tanh", "elu", "relu", "softplus"]
 
 
 @dataclass(frozen=True)
-class _SeriesModelSettings:
+class _SeriesModelSettings(Choice):
     """Settings of every model of series: Gaussian observations, and a head for a label."""
 
     task: ClassVar[str] = "time_series"
     has_ode: ClassVar[bool] = False
-    name: str
     decoder_units: NonNegativeInt
     noise_std: PositiveFloat
     learn_noise: bool

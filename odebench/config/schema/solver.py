@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from odebench.config.schema.number_types import PositiveFloat, PositiveInt
+from odebench.config.schema.base import Choice, PositiveFloat, PositiveInt
 
 NO_SOLVER = "none"
 
 
 @dataclass(frozen=True)
-class SolverSettings:
+class SolverSettings(Choice):
     """Any solver; rtol and atol control adaptive steps, steps or step_size fixed ones.
 
     options: those that only this method has, such as the damping of alf; each is a key of the solver in YAML.
     """
 
-    name: str
     rtol: PositiveFloat | None
     atol: PositiveFloat | None
     steps: PositiveInt | None
@@ -38,27 +37,18 @@ class SolverSettings:
 
 
 @dataclass(frozen=True)
-class GradientSettings:
-    """backprop and reversible, which have no options."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class CheckpointGradientSettings:
+class CheckpointGradientSettings(Choice):
     """checkpoint."""
 
-    name: str
     checkpoints: PositiveInt | None
     recompute: Literal["step", "stage"]
     keep: Literal["states", "graphs"]
 
 
 @dataclass(frozen=True)
-class AdjointGradientSettings:
+class AdjointGradientSettings(Choice):
     """adjoint and interpolated_adjoint; null: as in the forward solve."""
 
-    name: str
     rtol: PositiveFloat | None
     atol: PositiveFloat | None
     method: str | None
@@ -67,9 +57,9 @@ class AdjointGradientSettings:
 
 
 GRADIENTS: dict[str, type[Any]] = {
-    "backprop": GradientSettings,
+    "backprop": Choice,
     "checkpoint": CheckpointGradientSettings,
     "adjoint": AdjointGradientSettings,
     "interpolated_adjoint": AdjointGradientSettings,
-    "reversible": GradientSettings,
+    "reversible": Choice,
 }

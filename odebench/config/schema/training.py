@@ -3,89 +3,89 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from odebench.config.parsing import Range
-from odebench.config.schema.number_types import Fraction, FractionOrZero, NonNegativeFloat, PositiveFloat, PositiveInt
+from odebench.config.schema.base import (
+    Choice,
+    Fraction,
+    FractionOrOne,
+    FractionOrZero,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    UnitInterval,
+)
 
 MAX_THREADS = 1024  # with many more, some libraries end the process
 
 
 @dataclass(frozen=True)
-class SGDSettings:
+class _OptimSettings(Choice):
+    """Settings of every optimiser."""
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+
+@dataclass(frozen=True)
+class SGDSettings(_OptimSettings):
     """sgd."""
 
-    name: str
-    lr: PositiveFloat
     momentum: FractionOrZero
     nesterov: bool
-    weight_decay: NonNegativeFloat
 
 
 @dataclass(frozen=True)
-class AdamSettings:
+class AdamSettings(_OptimSettings):
     """adam, adamw and adamax."""
 
-    name: str
-    lr: PositiveFloat
     betas: tuple[FractionOrZero, FractionOrZero]
-    weight_decay: NonNegativeFloat
 
 
 @dataclass(frozen=True)
-class RMSpropSettings:
+class RMSpropSettings(_OptimSettings):
     """rmsprop; decay is that of the running mean of squared gradients."""
 
-    name: str
-    lr: PositiveFloat
     decay: FractionOrZero
     momentum: FractionOrZero
-    weight_decay: NonNegativeFloat
 
 
 @dataclass(frozen=True)
-class OneCycleSettings:
+class OneCycleSettings(Choice):
     """one_cycle; rise is a fraction of the training, start and final are fractions of the learning rate."""
 
-    name: str
     rise: Fraction
-    start: Annotated[float, Range(above=0, at_most=1)]
-    final: Annotated[float, Range(at_least=0, at_most=1)]
+    start: FractionOrOne
+    final: UnitInterval
 
 
 @dataclass(frozen=True)
-class ConstantSettings:
-    """constant."""
+class WarmupSettings(Choice):
+    """constant, which is only a warm-up; the other schedules have one, too."""
 
-    name: str
     warmup_epochs: NonNegativeFloat
 
 
 @dataclass(frozen=True)
-class CosineSettings:
+class CosineSettings(WarmupSettings):
     """cosine; final is a fraction of the learning rate."""
 
-    name: str
-    warmup_epochs: NonNegativeFloat
-    final: Annotated[float, Range(at_least=0, at_most=1)]
+    final: UnitInterval
 
 
 @dataclass(frozen=True)
-class MultiStepSettings:
+class MultiStepSettings(WarmupSettings):
     """steps; milestones in epochs."""
 
-    name: str
-    warmup_epochs: NonNegativeFloat
     milestones: tuple[PositiveInt, ...]
     factor: PositiveFloat
 
 
 @dataclass(frozen=True)
-class ExponentialSettings:
+class ExponentialSettings(WarmupSettings):
     """exponential; factor is per step, final the lower bound, as a fraction of the initial learning rate."""
 
-    name: str
-    warmup_epochs: NonNegativeFloat
-    factor: Annotated[float, Range(above=0, at_most=1)]
-    final: Annotated[float, Range(at_least=0, at_most=1)]
+    factor: FractionOrOne
+    final: UnitInterval
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ OPTIM: dict[str, type[Any]] = {
 }
 SCHEDULE: dict[str, type[Any]] = {
     "one_cycle": OneCycleSettings,
-    "constant": ConstantSettings,
+    "constant": WarmupSettings,
     "cosine": CosineSettings,
     "steps": MultiStepSettings,
     "exponential": ExponentialSettings,
