@@ -103,6 +103,6 @@ MODELS = {"planes": lambda shape, layers: PlanarFlow(shape, layers, "likelihood"
 
     solver, gradient = re.findall(r"`(override /\S+: \w+)`", PAGE)
     assert train(solver) == 2
-    line = "gradient=adjoint: planes has no ODE, so its gradient is backprop; choose gradient=backprop, or a model"
+    line = "gradient=adjoint: planes has no ODE; choose gradient=backprop, or a model"
     assert line in capsys.readouterr().err
     assert train(solver, gradient) == 0

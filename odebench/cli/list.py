@@ -79,7 +79,7 @@ def _tasks(group: str, name: str, path: Path) -> str:
     settings = CHOICES[group].get(name)
     if settings is None:
         return str(read_yaml(path).get("task", "-"))
-    return ", ".join(getattr(settings, "tasks", None) or [getattr(settings, "task", "-")])
+    return ", ".join(settings.tasks)
 
 
 def _solver_row(name: str, comment: str) -> tuple[str, ...]:

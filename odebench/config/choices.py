@@ -25,15 +25,14 @@ def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir
     name, builtin = node.get("name"), CHOICES[group]
     if isinstance(name, str) and name in builtin:
         return read_dataclass(builtin[name], node, f"{group}.")
-    kind = {"model": "MODELS", "data": "DATA"}.get(group)
-    if kind is None:
+    if group not in ("model", "data"):
         raise unknown_name(group, format_value(name), builtin, PLURALS[group])
-    known = known_names(kind, builtin, extensions)
+    known = known_names(group, builtin, extensions)
     if not isinstance(name, str) or name not in known:
         raise _unknown(group, name, known, extensions, config_dir)
-    target = lookup(kind, name, builtin, extensions)
+    target = lookup(group, name, builtin, extensions)
     given = {str(key): value for key, value in node.items() if key != "name"}
-    check_signature(kind, name, target, given, f"{group}.")
+    check_signature(group, name, target, given)
     return PluginSettings(name, given)
 
 
@@ -48,10 +47,10 @@ def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: 
 def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -> SolverSettings:
     """The settings of a solver; keys that only its method has become ``SolverSettings.options``."""
     name = node.get("name")
-    known = [*known_names("METHODS", METHODS, modules), NO_SOLVER]
+    known = [*known_names("solver", METHODS, modules), NO_SOLVER]
     if name not in known:
         raise _unknown("solver", name, known, modules, config_dir)
-    method: Any = None if name == NO_SOLVER else lookup("METHODS", str(name), METHODS, modules)
+    method: Any = None if name == NO_SOLVER else lookup("solver", str(name), METHODS, modules)
     own = {key: node[key] for key in getattr(method, "options", ()) if key in node}
     hints = get_type_hints(type(method)) if own else {}
     options = {key: read_value(hints[key], f"solver.{key}", value) for key, value in own.items()}

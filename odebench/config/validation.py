@@ -9,8 +9,8 @@ from typing import Any, cast
 from odebench.config.files import config_folders, options
 from odebench.config.parsing import format_value
 from odebench.config.plugins import known_names, lookup
-from odebench.config.schema.data import DATA
-from odebench.config.schema.losses import LOSSES
+from odebench.config.schema import CHOICES
+from odebench.config.schema.base import Choice
 from odebench.config.schema.models import MODELS, ODENetSettings, ResNetSettings
 from odebench.config.schema.quantities import QUANTITIES
 from odebench.config.schema.solver import NO_SOLVER, SolverSettings
@@ -52,18 +52,16 @@ def _check_task(s: Settings) -> None:
     """Model, data, loss and objective belong to one task. A plugin's model and data fit any task."""
     if s.task not in QUANTITIES:
         raise unknown_name("task", s.task, QUANTITIES, "tasks")
-    model_task = getattr(s.model, "task", s.task)
-    if model_task != s.task:
-        line = f"task={s.task}: {s.model.name} is a model for task={model_task}; leave task out"
+    name = s.model.name
+    if s.model.tasks and s.task not in s.model.tasks:
+        line = f"task={s.task}: {name} is a model for task={s.model.tasks[0]}; leave task out"
         raise UsageError(line, "task", "model")
-    if s.task not in getattr(s.data, "tasks", (s.task,)):
-        fitting = ", ".join(name for name, settings in DATA.items() if s.task in settings.tasks)
-        line = f"data={s.data.name}: model={s.model.name} is for task {s.task}; its data are {fitting}"
-        raise UsageError(line, "data", "model")
-    if LOSSES[s.loss.name].task != s.task:
-        fitting = ", ".join(name for name, settings in LOSSES.items() if settings.task == s.task)
-        line = f"loss={s.loss.name}: model={s.model.name} is for task {s.task}; its losses are {fitting}"
-        raise UsageError(line, "loss", "model")
+    for group in ("data", "loss"):
+        chosen: Choice = getattr(s, group)
+        if chosen.tasks and s.task not in chosen.tasks:
+            fitting = ", ".join(option for option, kind in CHOICES[group].items() if s.task in kind.tasks)
+            line = f"{group}={chosen.name}: model={name} is for task {s.task}; choose {group} from {fitting}"
+            raise UsageError(line, group, "model")
     objectives = [f"val/{name}" for name in QUANTITIES[s.task]]
     if s.trainer.objective not in objectives:
         hint, known = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
@@ -76,28 +74,21 @@ def _check_task(s: Settings) -> None:
 def _check_ode(s: Settings) -> None:
     """Models with an ODE need a solver and a gradient mode; other models have neither."""
     name = s.model.name
-    with_ode = ", ".join(model for model, settings in MODELS.items() if settings.has_ode)
-    if s.has_ode and s.solver.name == NO_SOLVER:
-        line = f"solver=none: {name} solves an ODE; choose a solver, such as solver=dopri5"
+    if s.has_ode:
+        for setting, solver in {"solver": s.solver.name, "eval_solver": s.eval_solver}.items():
+            if solver == NO_SOLVER:
+                line = f"{setting}=none: {name} solves an ODE; choose a solver, such as {setting}=dopri5"
+                raise UsageError(line, setting, "model")
+        return
+    other = f"or a model with an ODE ({', '.join(model for model, kind in MODELS.items() if kind.has_ode)})"
+    if s.solver.name != NO_SOLVER:
+        line = f"solver={s.solver.name}: {name} has no ODE; choose solver=none, {other}"
         raise UsageError(line, "solver", "model")
-    if s.has_ode and s.eval_solver == NO_SOLVER:
-        line = f"eval_solver=none: {name} solves an ODE; choose a solver, or null for solver's"
-        raise UsageError(line, "eval_solver")
-    if not s.has_ode and s.solver.name != NO_SOLVER:
-        raise UsageError(
-            f"solver={s.solver.name}: {name} has no ODE; leave solver out, or choose a model with an ODE ({with_ode})",
-            "solver",
-            "model",
-        )
-    if not s.has_ode and s.eval_solver not in (None, NO_SOLVER):
+    if s.eval_solver not in (None, NO_SOLVER):
         raise UsageError(f"eval_solver={s.eval_solver}: {name} has no ODE; leave eval_solver out", "eval_solver")
-    if not s.has_ode and s.gradient.name != "backprop":
-        raise UsageError(
-            f"gradient={s.gradient.name}: {name} has no ODE, so its gradient is backprop; "
-            f"choose gradient=backprop, or a model with an ODE ({with_ode})",
-            "gradient",
-            "model",
-        )
+    if s.gradient.name != "backprop":
+        line = f"gradient={s.gradient.name}: {name} has no ODE; choose gradient=backprop, {other}"
+        raise UsageError(line, "gradient", "model")
 
 
 def _check_dynamics(s: Settings) -> None:
@@ -146,7 +137,7 @@ def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> N
     """The solver's own rules about method, gradient mode, stepping, ... For evaluation nothing is differentiated."""
     gradient = s.gradient
     adjoint_method = getattr(gradient, "method", None)
-    if adjoint_method is not None and adjoint_method not in (known := known_names("METHODS", METHODS, s.extensions)):
+    if adjoint_method is not None and adjoint_method not in (known := known_names("solver", METHODS, s.extensions)):
         raise unknown_name("gradient.method", adjoint_method, known, "solvers")
     combination = Combination(
         method=_method(solver.name, s),
@@ -157,12 +148,9 @@ def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> N
         compile=solver.compile,
         step_t=solver.stop_at_times,
         group=solver.sync_steps and training,
-        checkpoints=getattr(gradient, "checkpoints", None),
-        recompute=getattr(gradient, "recompute", "step"),
-        keep=getattr(gradient, "keep", "states"),
-        norm=getattr(gradient, "norm", "semi"),
         adjoint_method=None if adjoint_method is None else _method(adjoint_method, s),
         adjoint_steps=getattr(gradient, "steps", None),
+        **{name: getattr(gradient, name) for name in _GRADIENT_OPTIONS if hasattr(gradient, name)},
     )
     if conflict := find_conflict(combination):
         settings = [_SETTINGS[argument] for argument in conflict.arguments]
@@ -172,9 +160,10 @@ def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> N
 
 
 def _method(name: str, s: Settings) -> Method:
-    return cast(Method, lookup("METHODS", name, METHODS, s.extensions))
+    return cast(Method, lookup("solver", name, METHODS, s.extensions))
 
 
+_GRADIENT_OPTIONS = ("checkpoints", "recompute", "keep", "norm")
 # From arguments of odebench.ode.solve to settings.
 _SETTINGS = {
     "method": "solver",
@@ -184,7 +173,7 @@ _SETTINGS = {
     "adjoint_method": "gradient.method",
     "adjoint_steps": "gradient.steps",
     **{name: f"solver.{name}" for name in ("steps", "step_size", "stepping", "compile")},
-    **{name: f"gradient.{name}" for name in ("checkpoints", "recompute", "keep", "norm")},
+    **{name: f"gradient.{name}" for name in _GRADIENT_OPTIONS},
 }
 
 
@@ -214,9 +203,10 @@ def _check_sync_steps(s: Settings) -> None:
         f"dynamics.steer={s.dynamics.steer:g}": s.dynamics.steer > 0,
         "model.encoder_solver=null": s.has_ode_cell and getattr(s.model, "encoder_solver", None) is None,
     }
-    for setting in (setting for setting, present in conflicts.items() if present):
-        line = f"solver.sync_steps=true: {setting} gives each process its own steps; leave either out"
-        raise UsageError(line, "solver.sync_steps", setting.partition("=")[0])
+    for setting, is_present in conflicts.items():
+        if is_present:
+            line = f"solver.sync_steps=true: {setting} gives each process its own steps; leave either out"
+            raise UsageError(line, "solver.sync_steps", setting.partition("=")[0])
 
 
 def _check_training(s: Settings) -> None:

@@ -103,7 +103,7 @@ def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Seq
     the number of images, samples or series, their shape, and the SHA-256 of their bytes. Drops series without an
     observation and counts them. Raises UsageError for an unknown name, and whatever UsageError the data set raises.
     """
-    loader = cast(Callable[..., Any], lookup("DATA", name, DATA, extensions))
+    loader = cast(Callable[..., Any], lookup("data", name, DATA, extensions))
     takes_seed = "seed" in inspect.signature(loader).parameters
     data = loader(**({"seed": seed} if takes_seed else {}), **options)
     describe = next((function for kind, function in _SPLIT_PROVENANCE.items() if isinstance(data, kind)), None)

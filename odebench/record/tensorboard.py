@@ -118,7 +118,7 @@ def hparam_columns(task: str) -> dict[str, type[HParam]]:
     """Return the columns of the HParams table with their types; see `layout.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
     choices: dict[str, Iterable[type[Any]]] = {
-        "model": [model for model in MODELS.values() if model.task == task],
+        "model": [model for model in MODELS.values() if task in model.tasks],
         "data": [data for data in DATA.values() if data.tasks[0] == task],
         "solver": [SolverSettings],
         "gradient": GRADIENTS.values(),

@@ -33,7 +33,7 @@ def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Mo
 
     data_properties: in_channels, num_classes, shape, ...; the constructor gets those that are among its parameters.
     """
-    model = cast(Callable[..., nn.Module], lookup("MODELS", settings.model.name, MODELS, settings.extensions))
+    model = cast(Callable[..., nn.Module], lookup("model", settings.model.name, MODELS, settings.extensions))
     parameters = inspect.signature(model).parameters
     arguments = {name: value for name, value in data_properties.items() if name in parameters}
     return model(**arguments, **options_of(settings.model))
@@ -58,7 +58,7 @@ class ConfiguredSolver:
         differentiable: bool = True,
         dynamics: Any = None,
     ) -> None:
-        method: Any = lookup("METHODS", solver.name, ode.METHODS, extensions)
+        method: Any = lookup("solver", solver.name, ode.METHODS, extensions)
         self._dynamics = RegularisationTerms(**options_of(dynamics)) if dynamics else RegularisationTerms()
         self._regularised = RegularisedSolve(self._dynamics) if self._dynamics.weights else None
         self._differentiable = differentiable

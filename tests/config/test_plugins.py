@@ -66,18 +66,18 @@ def read(*overrides, config_dir=None):
 
 def test_built_in_names_come_before_those_of_plugins(module):
     builtin = {"odenet": "ours"}
-    assert lookup("MODELS", "odenet", builtin, [module]) == "ours"
-    assert lookup("MODELS", "wide", builtin, [module]).__name__ == "Wide"
-    assert known_names("MODELS", builtin, [module]) == ["odenet", "wide", "anything"]
+    assert lookup("model", "odenet", builtin, [module]) == "ours"
+    assert lookup("model", "wide", builtin, [module]).__name__ == "Wide"
+    assert known_names("model", builtin, [module]) == ["odenet", "wide", "anything"]
 
 
 def test_an_unknown_name_raises_an_error_with_the_nearest_name(module):
     with pytest.raises(UsageError, match=r"^unknown model wid; did you mean wide\? \(models: odenet, wide, any"):
-        lookup("MODELS", "wid", {"odenet": None}, [module])
+        lookup("model", "wid", {"odenet": None}, [module])
 
 
 def test_a_module_without_a_dict_of_a_kind_adds_no_names():
-    assert known_names("DATA", {"mnist": None}, ["json"]) == ["mnist"]
+    assert known_names("data", {"mnist": None}, ["json"]) == ["mnist"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_broken_module_raises_one_line(tmp_path, monkeypatch, text, line):
     (tmp_path / "broken_lab.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError) as caught:
-        lookup("MODELS", "wide", {}, ["broken_lab"])
+        lookup("model", "wide", {}, ["broken_lab"])
     sys.modules.pop("broken_lab", None)
     assert str(caught.value) == line
 
@@ -100,20 +100,20 @@ def test_a_broken_module_raises_one_line(tmp_path, monkeypatch, text, line):
 @pytest.mark.parametrize("name", ["no_such_lab", "no.such.lab"])
 def test_a_missing_module_raises_one_line(name):
     with pytest.raises(UsageError, match=f"^extensions: no module {name}; install its package"):
-        lookup("MODELS", "wide", {}, [name])
+        lookup("model", "wide", {}, [name])
 
 
 @pytest.mark.parametrize("name", ["../x", ".x", "", "a..b", "a.", "a\0b"])
 def test_a_path_or_a_relative_name_is_no_modules_name(name):
-    with pytest.raises(UsageError, match=r"^extensions: '.*' is no module's name; write it as Python's import does"):
-        lookup("MODELS", "wide", {}, [name])
+    with pytest.raises(UsageError, match=r"^extensions: '.*' is no module's name; write it as in Python's import"):
+        lookup("model", "wide", {}, [name])
 
 
 def test_an_error_inside_a_module_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):
     (tmp_path / "raising_lab.py").write_text("raise ValueError('from inside')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="from inside"):
-        lookup("MODELS", "wide", {}, ["raising_lab"])
+        lookup("model", "wide", {}, ["raising_lab"])
 
 
 def test_yaml_without_its_module_or_a_module_without_its_yaml_raises_an_error(module, configs):

@@ -42,7 +42,7 @@ MODEL_OF = {"classification": "odenet", "density": "cnf", "time_series": "latent
 def companions(group, name):
     """Overrides of other groups that an option needs."""
     if group == "loss":
-        return [f"model={MODEL_OF[CHOICES['loss'][name].task]}"]
+        return [f"model={MODEL_OF[CHOICES['loss'][name].tasks[0]]}"]
     if group == "data":
         return [f"model={MODEL_OF[CHOICES['data'][name].tasks[0]]}"]
     return {"none": ["model=resnet"], "reversible": ["solver=alf"]}.get(name, [])
@@ -113,8 +113,8 @@ INVALID = {
     "task=desity": "unknown task desity; did you mean density? (tasks: classification, density, time_series)",
     "task=density": "task=density: odenet is a model for task=classification; leave task out",
     "data=two_moons": "data=two_moons: model=odenet is for task classification; "
-    "its data are mnist, fashion_mnist, mnist5k",
-    "loss=elbo": "loss=elbo: model=odenet is for task classification; its losses are cross_entropy",
+    "choose data from mnist, fashion_mnist, mnist5k",
+    "loss=elbo": "loss=elbo: model=odenet is for task classification; choose loss from cross_entropy",
     "model=planar_nf dynamics.kinetic=0.1": "dynamics.kinetic=0.1: planar_nf solves no ODE; "
     "leave dynamics out, or choose a model with an ODE",
     "model=cnf loss=flow_matching dynamics=steer": "dynamics.steer=0.5: loss=flow_matching solves nothing in training; "
@@ -252,13 +252,13 @@ INVALID = {
     "such as solver.first_step=0.5, or warm or null",
     "solver.first_step=-1": "solver.first_step=-1: must be greater than 0, or warm or null",
     "solver=none": "solver=none: odenet solves an ODE; choose a solver, such as solver=dopri5",
-    "eval_solver=none": "eval_solver=none: odenet solves an ODE; choose a solver, or null for solver's",
+    "eval_solver=none": "eval_solver=none: odenet solves an ODE; choose a solver, such as eval_solver=dopri5",
     "eval_solver=dopr": "unknown eval_solver dopr; did you mean dopri5? (odebench list solvers prints all)",
     "eval_tol=0": "eval_tol=0: must be greater than 0, or null",
-    "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE, so its gradient is backprop; "
+    "model=resnet gradient=adjoint": "gradient=adjoint: resnet has no ODE; "
     "choose gradient=backprop, or a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
     "model=mlp solver=rk4": "solver=rk4: mlp has no ODE; "
-    "leave solver out, or choose a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
+    "choose solver=none, or a model with an ODE (odenet, rknet, cnf, ffjord, latent_ode, ode_rnn)",
     "model=mlp eval_solver=rk4": "eval_solver=rk4: mlp has no ODE; leave eval_solver out",
     "gradient=backprop gradient.rtol=1e-3": "gradient.rtol: the chosen gradient has no such setting; "
     "odebench train --cfg prints all",

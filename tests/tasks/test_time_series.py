@@ -409,7 +409,7 @@ def test_a_training_records_every_metric_of_its_task(tiny):
 
 
 def test_data_of_another_kind_are_refused(build, monkeypatch):
-    line = "data=mnist5k: model=rnn is for task time_series; its data are spirals, periodic, hopper"
+    line = "data=mnist5k: model=rnn is for task time_series; choose data from spirals, periodic, hopper"
     with pytest.raises(UsageError, match=line):
         build(*RNN, "data=mnist5k")
     potential = DATA["potential_1"](samples=64, fresh=True, validation=40, test=40, seed=0)

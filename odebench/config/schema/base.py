@@ -1,13 +1,17 @@
 """What the settings of all choices are made of: a name, and numbers with a range."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings of a chosen option, of any group, with the option's name."""
+    """The settings of a chosen option, of any group, with the option's name.
 
+    tasks: those that a model, data set or loss is for; empty for a plugin's, which fits any.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ()
     name: str
 
 

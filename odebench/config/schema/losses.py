@@ -10,7 +10,7 @@ from odebench.config.schema.base import Choice, FractionOrZero, NonNegativeFloat
 class CrossEntropySettings(Choice):
     """cross_entropy; label_smoothing is the fraction of the probability spread over all classes."""
 
-    task: ClassVar[str] = "classification"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     label_smoothing: FractionOrZero
 
 
@@ -18,7 +18,7 @@ class CrossEntropySettings(Choice):
 class DensityLossSettings(Choice):
     """maximum_likelihood and density_matching, which have no options."""
 
-    task: ClassVar[str] = "density"
+    tasks: ClassVar[tuple[str, ...]] = ("density",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FlowMatchingSettings(DensityLossSettings):
 class AutoregressiveLossSettings(Choice):
     """autoregressive; label_weight is the weight of the label's cross-entropy."""
 
-    task: ClassVar[str] = "time_series"
+    tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     reduction: Literal["sum", "mean"]
     label_weight: NonNegativeFloat
 

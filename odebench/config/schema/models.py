@@ -11,7 +11,7 @@ from odebench.config.schema.series_models import SERIES_MODELS
 class ODENetSettings(Choice):
     """odenet, and rknet, which is the same network."""
 
-    task: ClassVar[str] = "classification"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = True
     width: PositiveInt
     groups: PositiveInt
@@ -24,7 +24,7 @@ class ODENetSettings(Choice):
 class ResNetSettings(Choice):
     """resnet; with one block or none it is the control for the effect of depth."""
 
-    task: ClassVar[str] = "classification"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = False
     width: PositiveInt
     groups: PositiveInt
@@ -35,7 +35,7 @@ class ResNetSettings(Choice):
 class MLPSettings(Choice):
     """mlp."""
 
-    task: ClassVar[str] = "classification"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = False
     hidden: PositiveInt
 
@@ -44,7 +44,7 @@ class MLPSettings(Choice):
 class CNFSettings(Choice):
     """cnf; hidden is the width of its hypernetwork."""
 
-    task: ClassVar[str] = "density"
+    tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = True
     width: PositiveInt
     hidden: PositiveInt
@@ -56,7 +56,7 @@ class CNFSettings(Choice):
 class FFJORDSettings(Choice):
     """ffjord; dims are the hidden layers of each block's field, scales those of images."""
 
-    task: ClassVar[str] = "density"
+    tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = True
     dims: tuple[PositiveInt, ...]
     nonlinearity: Literal["softplus", "tanh"]
@@ -73,7 +73,7 @@ class FFJORDSettings(Choice):
 class PlanarFlowSettings(Choice):
     """planar_nf; closed is the direction without root finding."""
 
-    task: ClassVar[str] = "density"
+    tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = False
     layers: PositiveInt
     closed: Literal["sampling", "likelihood"]

@@ -12,7 +12,7 @@ Activation = Literal["tanh", "elu", "relu", "softplus"]
 class _SeriesModelSettings(Choice):
     """Settings of every model of series: Gaussian observations, and a head for a label."""
 
-    task: ClassVar[str] = "time_series"
+    tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     has_ode: ClassVar[bool] = False
     decoder_units: NonNegativeInt
     noise_std: PositiveFloat
