@@ -5,6 +5,7 @@ absolute, not relative to the size of the gradient, so that tolerances mean the 
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,20 +16,20 @@ from torch import Tensor, nn
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.events import EventDetector
-from odebench.ode.gradients.adjoint import Adjoint, integrate_backward, quadrature_for
-from odebench.ode.gradients.adjoint_field import AdjointField, Quadrature, packed_size, unpack_gradients
+from odebench.ode.gradients.adjoint import BackwardSolve, forward_solve, integrate_with_adjoint, quadrature_for
+from odebench.ode.gradients.adjoint_field import Quadrature, packed_size, unpack_gradients
 from odebench.ode.gradients.captured_tensors import (
-    GradientAccumulator,
+    CapturedTensors,
     alive_tensors,
     check_without_backward,
+    evaluate_first,
     graph_leaves,
 )
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.integrate import IntegrationResult, Observer
 from odebench.ode.methods import Tableau
-from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
-from odebench.ode.solution import SolveError, Stats, Status
+from odebench.ode.solution import SolveError, Status
 from odebench.ode.torchdiffeq_options import DropInCall, find_callbacks, make_plan, max_rms
 
 BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
@@ -38,20 +39,7 @@ adjoint, and the gradients of parameters."""
 HINT = "name it in adjoint_params=(...), or use odeint"
 
 
-@dataclasses.dataclass(frozen=True)
-class AdjointParameters:
-    """The parameters that get gradients, besides y0 and t.
-
-    captured: those that func uses at the first time; None if the caller named the parameters.
-    f: the field [N] at the first time, if it was evaluated to find them.
-    """
-
-    parameters: Sequence[Tensor]
-    captured: Sequence[Tensor] | None = None
-    f: Tensor | None = None
-
-
-def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Tensor] | None) -> AdjointParameters:
+def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Tensor] | None) -> CapturedTensors:
     """The tensors ``given``, else the parameters of func and the leaf tensors it uses at the first time.
 
     Warns if a module uses a tensor that was computed outside of it; raises ValueError if another func does.
@@ -60,21 +48,16 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
         named = list(given) if isinstance(given, Iterable) else [given]
         if not all(isinstance(parameter, Tensor) for parameter in named):
             raise TypeError(f"adjoint_params must be a tuple of tensors, got {short_repr(given)}")
-        return AdjointParameters(named)
+        return CapturedTensors(named, None, None)
     if getattr(func, "_is_replica", False):
         # nn.DataParallel's copies hold plain tensors instead of parameters.
         attributes = [value for module in func.modules() for value in vars(module).values()]
-        return AdjointParameters([x for x in attributes if isinstance(x, Tensor) and x.requires_grad])
+        return CapturedTensors([x for x in attributes if isinstance(x, Tensor) and x.requires_grad], None, None)
     y = problem.y0.detach().requires_grad_()
-    (t,) = problem.time_tensors(problem.times[:1])
-    with torch.enable_grad():
-        # Autograd numbers its nodes in order of creation: nodes with smaller numbers were made before func ran.
-        first_node = (torch.zeros((), requires_grad=True) * 1).grad_fn
-        assert first_node is not None
-        f = problem(t, y)
+    _, f, first_nr = evaluate_first(problem, y, [])
     captured: list[Tensor] | None = None
     try:
-        found = graph_leaves(f, "adjoint", first_node._sequence_nr())
+        found = graph_leaves(f, "adjoint", first_nr)
         f = f.detach()
         captured = [x for x in alive_tensors(found) if x is not y]
     except ValueError as error:
@@ -83,7 +66,7 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
             raise ValueError(f"odeint_adjoint: {text}") from error
         warnings.warn(f"odeint_adjoint: {text}, or it gets none", stacklevel=3)
     module = func.parameters() if isinstance(func, nn.Module) else ()
-    return AdjointParameters(list(dict.fromkeys((*module, *(captured or ())))), captured, f.detach())
+    return CapturedTensors(list(dict.fromkeys((*module, *(captured or ())))), captured, f.detach())
 
 
 def backward_unpacker(problem: InitialValueProblem, parameters: Sequence[Tensor], single: bool) -> BackwardUnpacker:
@@ -182,35 +165,29 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
     observers = find_callbacks(call.func, plan, unpack, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
     separate = norm == "seminorm" and same_everywhere and not observers
-    quadrature = quadrature_for(Adjoint(norm="semi"), plan.method) if separate else None
-    return DropInAdjoint(plan, parameters, found.captured, found.f, observers, error, quadrature)
+    quadrature = quadrature_for("semi", plan.method) if separate else None
+    captured = CapturedTensors(parameters, found.captured, found.f)
+    return DropInAdjoint(plan, captured, observers, error, quadrature)
 
 
 @dataclasses.dataclass(frozen=True)
 class DropInAdjoint:
-    """A gradient mode: the continuous adjoint by its own plan, one solve per interval between two times.
+    """A gradient mode: the continuous adjoint by its own plan.
 
     plan: of the backward solve.
-    parameters, captured, f: see ``AdjointParameters``.
+    captured: the tensors that get gradients.
     observers: of the backward steps.
     error: the exception of a failed backward solve.
     quadrature: how the gradients of parameters are integrated, if they are no part of the backward state.
     """
 
     plan: SolvePlan
-    parameters: Sequence[Tensor]
-    captured: Sequence[Tensor] | None
-    f: Tensor | None
+    captured: CapturedTensors
     observers: tuple[Observer, ...]
     error: type[SolveError]
     quadrature: Quadrature
 
     name = "adjoint"
-
-    @property
-    def warm_start(self) -> bool:
-        """Whether a solve starts with the last step size of the one before; SciPy's methods start anew with order 1."""
-        return isinstance(self.plan.method, Tableau)
 
     def integrate(
         self,
@@ -220,63 +197,27 @@ class DropInAdjoint:
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
         """The states at the problem's times, and how the solve ended."""
-        results: list[IntegrationResult] = []
-        states = _DropInAdjointSolve.apply(
-            self, problem, plan, observers, detector, results, problem.y0, *self.parameters
-        )
-        return dataclasses.replace(results[0], states=states)
+        forward = forward_solve(problem, plan, observers, detector, self.captured.f)
+        backward_solve = functools.partial(self._backward_solve, problem, plan)
+        return integrate_with_adjoint(problem, forward, self.captured, backward_solve)
 
-
-class _DropInAdjointSolve(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        mode: DropInAdjoint,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...],
-        detector: EventDetector | None,
-        results: list[IntegrationResult],
-        y0: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        result = integrate(
-            problem, y0, problem.times, plan, problem.stats, f=mode.f, observers=observers, detector=detector
-        )
-        results.append(result)
-        ctx.mode, ctx.problem = mode, problem
-        # Fixed steps that end in NaN have a gradient of NaN.
+    def _backward_solve(
+        self, problem: InitialValueProblem, plan: SolvePlan, result: IntegrationResult
+    ) -> BackwardSolve:
+        # SciPy's methods start anew with order 1.
+        warm_start = self.plan.first_step is None and isinstance(self.plan.method, Tableau)
+        backward_plan, step_sizes = self.plan, problem.stats.step_sizes
+        if warm_start and step_sizes and self.plan.method == plan.method:
+            backward_plan = dataclasses.replace(self.plan, first_step=abs(step_sizes[-1]))
         ended_early = result.outcome.status is Status.event
-        ctx.times = result.times[: result.outcome.reached] if ended_early else result.times
-        step_sizes = problem.stats.step_sizes
-        warm = step_sizes and mode.warm_start and mode.plan.method == plan.method
-        ctx.warm_step = abs(step_sizes[-1]) if warm else None
-        # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
-        ctx.parameters = parameters
-        ctx.save_for_backward(result.states, *parameters)
-        return result.states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        states, mode, problem = ctx.saved_tensors[0], ctx.mode, ctx.problem
-        stats = problem.stats.backward = problem.stats.backward or Stats()
-        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, [], captured=mode.captured, hint=HINT)
-        field = AdjointField(problem, accumulator, None, mode.quadrature)
-        first_step, times = mode.plan.first_step or ctx.warm_step, ctx.times
-        stepper: Any = None
-        a = grad_states[len(times) - 1]
-        for i in range(len(times) - 1, 0, -1):
-            z = field.initial_state(states[i], a)
-            plan = dataclasses.replace(mode.plan, first_step=first_step)
-            span = [times[i], times[i - 1]]
-            if mode.quadrature is None:
-                result = integrate(field, z, span, plan, stats, observers=mode.observers)
-            else:
-                result = integrate_backward(field, z, span, plan, stats, 1.0, stepper)
-                stepper = result.stepper
-            if result.outcome.status is not Status.success and plan.tolerance is not None:
-                raise mode.error(result.outcome, during="backward solve of the adjoint")
-            a = field.extract_adjoint(result.states[1], 1.0) + grad_states[i - 1]
-            first_step = mode.plan.first_step or (result.next_step if mode.warm_start else None)
-        return None, None, None, None, None, None, a, *accumulator.gradients()
+        return BackwardSolve(
+            backward_plan,
+            self.quadrature,
+            result.times[: result.outcome.reached] if ended_early else result.times,
+            relative=False,
+            warm_start=warm_start,
+            observers=self.observers,
+            hint=HINT,
+            # Fixed steps that end in NaN have a gradient of NaN.
+            error=None if self.plan.tolerance is None else self.error,
+        )

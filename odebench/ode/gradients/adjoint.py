@@ -7,7 +7,9 @@ Lyons 2021, "Hey, that's not an ODE": it need not be under error control).
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
-from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
+from odebench.ode.gradients.captured_tensors import HINT, CapturedTensors, GradientAccumulator, first_evaluation
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjointStepper, StepQuadrature
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Method, Tableau
@@ -80,17 +82,37 @@ class Adjoint:
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return integrate(
-                problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector
-            )
+            return forward_solve(problem, plan, observers, detector)()
         first = first_evaluation(problem, self.name)
-        results: list[IntegrationResult] = []
-        states = _AdjointSolve.apply(
-            self, problem, plan, observers, detector, first, results, problem.y0, *first.parameters, *problem.args
+        dense_plan = dataclasses.replace(plan, dense=True) if self.interpolates else plan
+        forward = forward_solve(problem, dense_plan, observers, detector, first.f)
+        return integrate_with_adjoint(
+            problem, forward, first, functools.partial(self._backward_solve, problem, plan, first.parameters)
         )
-        return dataclasses.replace(results[0], states=states)
 
-    def backward_plan(self, plan: SolvePlan, span: float, largest: float) -> SolvePlan:
+    def _backward_solve(
+        self, problem: InitialValueProblem, plan: SolvePlan, parameters: Sequence[Tensor], result: IntegrationResult
+    ) -> "BackwardSolve":
+        step_sizes = list(map(abs, problem.stats.step_sizes))
+        backward_plan = self._plan(plan, problem.times[-1] - problem.times[0], max(step_sizes, default=math.inf))
+        quadrature = quadrature_for(self.norm, backward_plan.method)
+        targets = [x for x in (*parameters, *problem.args) if x.requires_grad]
+        return BackwardSolve(
+            dataclasses.replace(
+                backward_plan,
+                # It starts at the last time, with the last step size of the forward solve.
+                first_step=step_sizes[-1] if step_sizes else result.next_step,
+                tolerance=self._tolerance(backward_plan.tolerance, quadrature, targets, problem.y0),
+                norm=self._norm(plan, targets, problem.y0),
+            ),
+            quadrature,
+            result.times[: result.outcome.reached],
+            DenseOutput(result.interpolants, lambda y: y) if self.interpolates and result.interpolants else None,
+            compile=plan.compile and self.norm == "semi" and not self.interpolates and not plan.one_sided,
+            mode=self.name,
+        )
+
+    def _plan(self, plan: SolvePlan, span: float, largest: float) -> SolvePlan:
         """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over a time of ``span``."""
         method = plan.method if self.method is None else find_method(self.method)
         tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
@@ -109,6 +131,35 @@ class Adjoint:
             plan, method=method, tolerance=tolerance, grid=grid, max_step=max_step, dense=False, compile=False
         )
 
+    def _tolerance(
+        self, tolerance: Tolerance | None, quadrature: Quadrature, targets: Sequence[Tensor], like: Tensor
+    ) -> Tolerance | None:
+        """Tolerances of the backward state: those of y for the adjoint, the smallest of them for a gradient."""
+
+        def extended(tol: float | Tensor) -> float | Tensor:
+            if not isinstance(tol, Tensor):
+                return tol
+            num_parameters = sum(packed_size(x, like) for x in targets) if quadrature is None else 0
+            return torch.cat([*[tol] * (1 if self.interpolates else 2), tol.min().expand(num_parameters)])
+
+        return tolerance and Tolerance(extended(tolerance.rtol), extended(tolerance.atol))
+
+    def _norm(self, plan: SolvePlan, targets: Sequence[Tensor], like: Tensor) -> Norm:
+        """The largest error of y, of the adjoint and, with the full norm, of any parameter gradient; all but that of y
+        are divided by ``ADJOINT_ERROR_FACTOR``."""
+        num_states = 1 if self.interpolates else 2
+        sizes = [like.shape[-1]] * num_states
+        factors = [1.0, ADJOINT_ERROR_FACTOR][-num_states:]
+        if self.norm == "full":
+            sizes += [packed_size(target, like) for target in targets]
+            factors += [ADJOINT_ERROR_FACTOR] * len(targets)
+
+        def norm(x: Tensor) -> float:
+            errors = rms_of_parts(x[: sum(sizes)].split(sizes), plan.group)
+            return max(error / factor for error, factor in zip(errors, factors, strict=True))
+
+        return norm
+
 
 @dataclass(frozen=True)
 class InterpolatedAdjoint(Adjoint):
@@ -122,36 +173,76 @@ class InterpolatedAdjoint(Adjoint):
     interpolates = True
 
 
+@dataclass(frozen=True)
+class BackwardSolve:
+    """How the backward equation is solved over each interval between two of ``times``.
+
+    plan: its ``first_step`` is that of the last interval.
+    quadrature: how the parameter gradient is computed.
+    dense_output: gives y(t); None solves for it, too.
+    relative: errors are relative to the norm of the adjoint at the end of the interval, else absolute.
+    warm_start: an interval starts with the last step size of the one after it, else with the plan's ``first_step``.
+    compile: compile its steps if possible.
+    observers: of its steps.
+    mode, hint: the gradient mode, and what to do about a tensor that would get no gradient, for messages.
+    error: the exception of a solve that fails; None returns a gradient that is not finite.
+    """
+
+    plan: SolvePlan
+    quadrature: Quadrature
+    times: list[float]
+    dense_output: DenseOutput | None = None
+    relative: bool = True
+    warm_start: bool = True
+    compile: bool = False
+    observers: tuple[Observer, ...] = ()
+    mode: str = "adjoint"
+    hint: str = HINT
+    error: type[SolveError] | None = SolveError
+
+
+def integrate_with_adjoint(
+    problem: InitialValueProblem,
+    forward: Callable[[], IntegrationResult],
+    captured: CapturedTensors,
+    backward_solve: Callable[[IntegrationResult], BackwardSolve],
+) -> IntegrationResult:
+    """Solve forward; the gradient is computed by ``backward_solve`` of the result."""
+    results: list[IntegrationResult] = []
+    tensors = (problem.y0, *captured.parameters, *problem.args)
+    states = _AdjointSolve.apply(problem, forward, captured, backward_solve, results, *tensors)
+    return dataclasses.replace(results[0], states=states)
+
+
+def forward_solve(
+    problem: InitialValueProblem,
+    plan: SolvePlan,
+    observers: tuple[Observer, ...],
+    detector: EventDetector | None,
+    f: Tensor | None = None,
+) -> Callable[[], IntegrationResult]:
+    """The solve of a problem by a plan, to be run later. f: see ``integrate``."""
+    options: dict[str, Any] = {"f": f, "observers": observers, "detector": detector}
+    return functools.partial(integrate, problem, problem.y0, problem.times, plan, problem.stats, **options)
+
+
 class _AdjointSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        mode: Adjoint,
         problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...],
-        detector: EventDetector | None,
-        first: FirstEvaluation,
+        forward: Callable[[], IntegrationResult],
+        captured: CapturedTensors,
+        backward_solve: Callable[[IntegrationResult], BackwardSolve],
         results: list[IntegrationResult],
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        forward_plan = dataclasses.replace(plan, dense=True) if mode.interpolates else plan
-        result = integrate(
-            problem, y0, problem.times, forward_plan, problem.stats, f=first.f, observers=observers, detector=detector
-        )
+        result = forward()
         results.append(result)
-        ctx.dense_output = (
-            DenseOutput(result.interpolants, lambda y: y) if mode.interpolates and result.interpolants else None
-        )
-        ctx.mode, ctx.problem, ctx.num_reached, ctx.times = mode, problem, result.outcome.reached, result.times
-        step_sizes = list(map(abs, problem.stats.step_sizes))
-        ctx.plan = mode.backward_plan(plan, problem.times[-1] - problem.times[0], max(step_sizes, default=math.inf))
-        ctx.compile = plan.compile and mode.norm == "semi" and not mode.interpolates and not plan.one_sided
-        # The backward solve starts at the last time, with the last step size of the forward solve.
-        ctx.first_step = step_sizes[-1] if step_sizes else result.next_step
+        ctx.problem, ctx.solve = problem, backward_solve(result)
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
-        ctx.parameters, ctx.captured = first.parameters, first.captured
+        ctx.parameters, ctx.captured = captured.parameters, captured.captured
         ctx.save_for_backward(result.states, *tensors)
         return result.states
 
@@ -159,93 +250,68 @@ class _AdjointSolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         states, *tensors = ctx.saved_tensors
-        mode, problem, first_step = ctx.mode, ctx.problem, ctx.first_step
+        problem, solve = ctx.problem, ctx.solve
         stats = problem.stats.backward = problem.stats.backward or Stats()
         args = tensors[len(ctx.parameters) :]
-        accumulator = GradientAccumulator(problem, mode.name, ctx.parameters, args, captured=ctx.captured)
-        quadrature = quadrature_for(mode, ctx.plan.method)
-        plan = dataclasses.replace(
-            ctx.plan,
-            tolerance=_backward_tolerance(mode, ctx.plan.tolerance, accumulator, quadrature, states),
-            norm=_backward_norm(mode, ctx.plan, accumulator, states),
+        accumulator = GradientAccumulator(
+            problem, solve.mode, ctx.parameters, args, captured=ctx.captured, hint=solve.hint
         )
-        field = AdjointField(problem, accumulator, ctx.dense_output, quadrature)
+        field = AdjointField(problem, accumulator, stats, solve.dense_output, solve.quadrature)
+        times, plan = solve.times, solve.plan
         stepper: Any = None
-        if ctx.compile and CompiledAdjointStepper.supports(problem, accumulator, plan.method):
+        if solve.compile and CompiledAdjointStepper.supports(problem, accumulator, plan.method):
             stepper = CompiledAdjointStepper(plan.method, problem, accumulator, stats)
-        a = grad_states[ctx.num_reached - 1]
-        for i in range(ctx.num_reached - 1, 0, -1):
-            # The equation is linear in a: solved for an a of norm 1, so that its error is relative to the gradient,
-            # however the loss is scaled. An absolute tolerance could exceed all of a small gradient.
-            scale = rms_over(plan.group)(a) or 1.0
-            if math.isinf(scale):  # perhaps only the sum of squares overflows
-                scale = a.abs().max().item()
+        a = grad_states[len(times) - 1]
+        for i in range(len(times) - 1, 0, -1):
+            scale = _scale(a, plan) if solve.relative else 1.0
             z = field.initial_state(states[i], a / scale)
-            span = [ctx.times[i], ctx.times[i - 1]]
-            plan = dataclasses.replace(plan, first_step=first_step)
-            result = integrate_backward(field, z, span, plan, stats, scale, stepper)
-            if result.outcome.status is not Status.success:
-                raise SolveError(result.outcome, during="backward solve of the adjoint")
+            result = _integrate_interval(solve, field, z, [times[i], times[i - 1]], plan, scale, stepper)
+            if result.outcome.status is not Status.success and solve.error is not None:
+                raise solve.error(result.outcome, during="backward solve of the adjoint")
             a = scale * field.extract_adjoint(result.states[1], scale) + grad_states[i - 1]
-            first_step, stepper = result.next_step, result.stepper
-        return None, None, None, None, None, None, None, a, *accumulator.gradients()
+            stepper = result.stepper
+            if solve.warm_start:
+                plan = dataclasses.replace(plan, first_step=result.next_step)
+        return None, None, None, None, None, a, *accumulator.gradients()
 
 
-def quadrature_for(mode: Adjoint, method: Method) -> Quadrature:
-    """How a backward solve by this method computes the parameter gradient."""
-    if mode.norm == "full":
+def _scale(a: Tensor, plan: SolvePlan) -> float:
+    """The norm of a [N], by which it is divided for a backward solve.
+
+    The equation is linear in a: solved for an a of norm 1, its error is relative to the gradient, however the loss is
+    scaled. An absolute tolerance could exceed all of a small gradient.
+    """
+    scale = rms_over(plan.group)(a) or 1.0
+    # Perhaps only the sum of squares overflows.
+    return a.abs().max().item() if math.isinf(scale) else scale
+
+
+def quadrature_for(norm: str, method: Method) -> Quadrature:
+    """How a backward solve by this method computes the parameter gradient, with a "semi" or "full" norm."""
+    if norm == "full":
         return None
     if isinstance(method, Tableau):
         return "stages"
     return "nodes" if isinstance(method, ImplicitTableau | Rosenbrock) else None
 
 
-def integrate_backward(
-    field: AdjointField, z: Tensor, span: list[float], plan: SolvePlan, stats: Stats, scale: float, stepper: Any = None
+def _integrate_interval(
+    solve: BackwardSolve, field: AdjointField, z: Tensor, span: list[float], plan: SolvePlan, scale: float, stepper: Any
 ) -> IntegrationResult:
     """Solve backward over one interval; parameter gradients are multiplied by ``scale``.
 
     stepper: a compiled one, or that of another interval: many are one step, and creating it takes as long as a stage.
     """
-    if field.quadrature == "nodes" and stepper is None:
+    if solve.quadrature == "nodes" and stepper is None:
         direction = plan.time_direction(*span)
         stepper = make_stepper(
-            plan.method, field, z, one_sided=direction, tolerance=plan.tolerance, norm=plan.norm, stats=stats
+            plan.method, field, z, one_sided=direction, tolerance=plan.tolerance, norm=plan.norm, stats=field.stats
         )
-    observer: Observer = StageQuadrature(field, plan.method, scale)
+    observers: list[Observer] = [*solve.observers]
     if isinstance(stepper, CompiledAdjointStepper):
-        observer = StepQuadrature(stepper, scale)
-    elif field.quadrature == "nodes":
-        observer = NodeQuadrature(field, stepper, scale)
-    return integrate(field, z, span, plan, stats, observers=[observer], stepper=stepper)
-
-
-def _backward_tolerance(
-    mode: Adjoint, tolerance: Tolerance | None, accumulator: GradientAccumulator, quadrature: Quadrature, like: Tensor
-) -> Tolerance | None:
-    """Tolerances of the backward state: for the adjoint those of y, for a parameter gradient the smallest of them."""
-
-    def extended(tol: float | Tensor) -> float | Tensor:
-        if not isinstance(tol, Tensor):
-            return tol
-        num_parameters = sum(packed_size(x, like) for x in accumulator.tensors) if quadrature is None else 0
-        return torch.cat([*[tol] * (1 if mode.interpolates else 2), tol.min().expand(num_parameters)])
-
-    return tolerance and Tolerance(extended(tolerance.rtol), extended(tolerance.atol))
-
-
-def _backward_norm(mode: Adjoint, plan: SolvePlan, accumulator: GradientAccumulator, like: Tensor) -> Norm:
-    """The largest error of y, of the adjoint and, with the full norm, of any parameter gradient; all but that of y are
-    divided by ``ADJOINT_ERROR_FACTOR``."""
-    num_states = 1 if mode.interpolates else 2
-    sizes = [like.shape[-1]] * num_states
-    factors = [1.0, ADJOINT_ERROR_FACTOR][-num_states:]
-    if mode.norm == "full":
-        sizes += [packed_size(target, like) for target in accumulator.tensors]
-        factors += [ADJOINT_ERROR_FACTOR] * len(accumulator.tensors)
-
-    def norm(x: Tensor) -> float:
-        errors = rms_of_parts(x[: sum(sizes)].split(sizes), plan.group)
-        return max(error / factor for error, factor in zip(errors, factors, strict=True))
-
-    return norm
+        observers.append(StepQuadrature(stepper, scale))
+    elif solve.quadrature == "stages":
+        observers.append(StageQuadrature(field, plan.method, scale))
+    elif solve.quadrature == "nodes":
+        observers.append(NodeQuadrature(field, stepper, scale))
+    return integrate(field, z, span, plan, field.stats, observers=observers, stepper=stepper)

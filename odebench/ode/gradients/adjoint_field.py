@@ -48,6 +48,7 @@ class AdjointField:
     """d/dt of the backward state: (y, a) [2N], or a [N] if y(t) comes from the ``dense_output`` of the forward solve,
     followed by the parameter gradient g [P] if ``quadrature`` is None.
 
+    stats: of the backward solve.
     integrands: of the stages evaluated so far, for a quadrature by stages; None for those without weight.
     """
 
@@ -55,10 +56,11 @@ class AdjointField:
         self,
         problem: InitialValueProblem,
         accumulator: GradientAccumulator,
+        stats: Stats,
         dense_output: DenseOutput | None,
         quadrature: Quadrature,
     ) -> None:
-        self._problem, self._accumulator = problem, accumulator
+        self._problem, self._accumulator, self.stats = problem, accumulator, stats
         self._dense_output, self.quadrature = dense_output, quadrature
         self._n = len(problem.y0)
         self.time_tensors = problem.time_tensors
@@ -84,7 +86,7 @@ class AdjointField:
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """The derivative of the backward state y."""
         y, a = self._split(t, y)
-        graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args, self._problem.stats.backward)
+        graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args, self.stats)
         self._accumulator.note_leaves(graph.outputs, t, graph.leaves)
         # One call for all gradients: two would traverse the same graph twice.
         with_parameters = self.quadrature is None or (in_result and self.quadrature == "stages")
@@ -140,7 +142,7 @@ class AdjointField:
         return torch.cat([*parts, *map(torch.neg, pack_gradients(integrand, a))])
 
     def _rate(self, t: Tensor, y: Tensor) -> Tensor:
-        return self._problem(t, y, args=self._accumulator.args, stats=self._problem.stats.backward)
+        return self._problem(t, y, args=self._accumulator.args, stats=self.stats)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and a, both [N], at the time t."""

@@ -20,19 +20,28 @@ HINT = "pass it through args=(...), or use gradient='backprop'"
 
 
 @dataclass(frozen=True)
-class FirstEvaluation:
-    """f(t, y, args) at the first time, y [N], and its graph where that was asked for.
+class CapturedTensors:
+    """The tensors that get gradients besides y0 and args.
 
     parameters: those of a module f and the captured tensors, as far as they require a gradient.
-    captured: the tensors other than y and args that this evaluation used and that require a gradient.
+    captured: the tensors other than y and args that f uses at the first time and that require a gradient; None if the
+        user named the parameters.
+    f: f(t, y, args) [N] at the first time, if it was evaluated to find them.
     """
 
+    parameters: list[Tensor]
+    captured: list[Tensor] | None
+    f: Tensor | None
+
+
+@dataclass(frozen=True)
+class FirstEvaluation(CapturedTensors):
+    """f(t, y, args) at the first time, y [N], and its graph where that was asked for."""
+
+    f: Tensor
     t: Tensor
     y: Tensor
     args: list[Tensor]
-    f: Tensor
-    parameters: list[Tensor]
-    captured: list[Tensor]
 
 
 def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool = False) -> FirstEvaluation:
@@ -49,14 +58,8 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
     into its graph.
     """
     y, args = problem.y0.detach().requires_grad_(), [detached_leaf(arg) for arg in problem.args]
-    (t,) = problem.time_tensors(problem.times[:1])
-    with torch.enable_grad():
-        # Autograd numbers its nodes in the order of their creation: one with a smaller number is older than f's graph.
-        marker = (torch.zeros((), requires_grad=True) * 1).grad_fn
-        assert marker is not None
-        problem.stats.nfe += 1
-        f = problem.evaluate(t, y, args)
-    found = graph_leaves(f, mode, marker._sequence_nr())
+    t, f, first_nr = evaluate_first(problem, y, args)
+    found = graph_leaves(f, mode, first_nr)
     f = f if with_graph else f.detach()
     own = set(map(id, (y, *args)))
     captured = [x for x in alive_tensors(found) if id(x) not in own]
@@ -68,7 +71,19 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
             "backward pass; use gradient='backprop', or change the gradient after backward()"
         )
     check_without_backward(problem, parameters, mode)
-    return FirstEvaluation(t, y, args, f, parameters, captured)
+    return FirstEvaluation(parameters, captured, f, t, y, args)
+
+
+def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) -> tuple[Tensor, Tensor, int]:
+    """The first time, f there with its graph, and the number of the oldest node of autograd that f may have created."""
+    (t,) = problem.time_tensors(problem.times[:1])
+    with torch.enable_grad():
+        # Autograd numbers its nodes in the order of their creation: one with a smaller number is older than f's graph.
+        marker = (torch.zeros((), requires_grad=True) * 1).grad_fn
+        assert marker is not None
+        problem.stats.nfe += 1
+        f = problem.evaluate(t, y, args)
+    return t, f, marker._sequence_nr()
 
 
 def check_without_backward(
