@@ -1,6 +1,6 @@
 """Format tables and numbers for the pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -19,3 +19,9 @@ def milliseconds(value: float | None) -> str:
 def scientific(value: float | None) -> str:
     """Format with two digits."""
     return "–" if value is None else f"{value:.1e}"
+
+
+def value_range(values: Iterable[float]) -> str:
+    """Format the least and the largest ratio, as one if both look alike; empty without values."""
+    ends = [f"{one:.1f}" if one < 10 else f"{one:.0f}" for one in sorted(values)]
+    return " to ".join(dict.fromkeys([ends[0], ends[-1]])) if ends else ""

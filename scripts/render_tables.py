@@ -4,27 +4,25 @@
 
 Tables are between <!-- NAME --> and <!-- end -->. The measurements come from: ``measure_results.py`` the trainings,
 ``measure_detest.py`` DETEST, `odebench bench` the speed (bench_NAME) and `odebench reproduce` the rest (by its name);
-``results.py`` keeps their files.
+``results.py`` keeps their files, which have all results; the pages have those that decide.
 """
 
-import math
 import re
+from functools import partial
 from pathlib import Path
 
+import bench_tables
 import results
-from bench_tables import NOT_YET, bench_files, bench_summary, bench_tables, machine_table, mode_table
 from formatting import markdown
 from reproduction_tables import (
     error_line,
-    gradient_table,
     overview_table,
-    reproduction_table,
+    pivot_table,
+    published_numbers,
+    result_table,
     solver_table,
     width_table,
 )
-
-from odebench.bench import report
-from odebench.reporting.figures import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,41 +39,60 @@ def readme_with_tables(text: str) -> str:
     text = replace_between(text, "mnist5k", accuracy_table(results.read("mnist5k")))
     text = replace_between(text, "table1", error_line(results.read("table1")))
     # From one measurement: ratios of times that were not measured alternately are meaningless.
-    return replace_between(text, "bench", bench_summary(report.read_csv(results.path_of("bench_default"))))
+    return replace_between(text, "bench", bench_tables.bench_summary(bench_tables.read("bench_default")))
 
 
-# In the order of the page: the files that `odebench reproduce` wrote.
-REPRODUCED = (
-    *("table1", "figure3", "figure4", "figure5", "figure5-small", "ffjord-toy", "ffjord-toy-full", "ffjord-mnist"),
-    *("regularisers", "spirals", "table2", "poisson", "hopper", "physionet"),
-)
+NLL, MINUTES = "final/test_nll_nats", "final/minutes"
+# In the order of the page: the files that `odebench reproduce` wrote, and the table that the page has of each.
+REPRODUCED = {
+    "table1": partial(result_table, numbers=("final/test_accuracy", "final/peak_mib", "final/step_ms")),
+    "figure3": None,
+    "figure4": width_table,
+    "figure5": partial(pivot_table, numbers=[NLL], separator=": "),
+    "figure5-small": None,
+    "ffjord-toy": partial(pivot_table, numbers=[NLL, MINUTES], separator=": "),
+    "ffjord-toy-full": None,
+    "ffjord-mnist": partial(result_table, numbers=("final/test_bits_per_dim", "final/test_nfe")),
+    "regularisers": partial(result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward", MINUTES)),
+    "spirals": None,
+    "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", ", row_first=False),
+    "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
+    "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", row_first=False),
+    "physionet": partial(result_table, numbers=("final/test_mse_per_feature", "final/test_auc")),
+}
 
 
 def reproduced_with_tables(text: str) -> str:
     """docs/reproduced.md with its tables."""
     text = replace_between(text, "overview", overview_table(REPRODUCED))
-    for name in REPRODUCED:
-        table = width_table if name == "figure4" else reproduction_table
-        text = replace_between(text, name.replace("-", "_"), table(results.read(name)))
+    for name, table in REPRODUCED.items():
+        if table is not None:
+            text = replace_between(text, name.replace("-", "_"), table(results.read(name)))
     text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
-    return replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
+    text = replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
+    text = replace_between(text, "answer", published_numbers(REPRODUCED))
+    more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
+    return replace_between(text, "files", f"{results.measured(REPRODUCED)}; each row of a file has its own. {more}")
 
 
-def measured_with_tables(text: str) -> str:
-    """docs/measured.md with its tables."""
-    text = replace_between(text, "mnist_epoch", accuracy_table(results.read("mnist_epoch")))
-    for name in ("training_step", "training_step_cnf", "training_step_latent_ode"):
-        text = replace_between(text, name, step_table(results.read(name)))
-    for name in ("memory-modes", "memory-cnf"):
-        text = replace_between(text, name.replace("-", "_"), reproduction_table(results.read(name)))
-    return replace_between(text, "gradients", gradient_table(results.read("gradients")))
+def measuring_with_tables(text: str) -> str:
+    """docs/measuring.md with the links to its files."""
+    return replace_between(text, "files", results.sources(["mnist5k", "mnist_epoch"]))
+
+
+TRAINING_STEPS = {f"training_step{suffix}": f"`{suffix[1:] or 'odenet'}`" for suffix in ("", "_cnf", "_latent_ode")}
 
 
 def speed_with_tables(text: str) -> str:
     """docs/speed.md with its tables."""
+    text = replace_between(text, "answer", bench_tables.speed_answer())
+    text = replace_between(text, "libraries", bench_tables.library_table())
+    text = replace_between(text, "limits", bench_tables.limits())
+    text = replace_between(text, "stiff", bench_tables.stiff_table())
+    text = replace_between(text, "training_steps", step_table())
     text = replace_between(text, "detest", detest_table(results.read("detest")))
-    text = replace_between(text, "machines", machine_table())
-    return replace_between(text, "bench", "\n\n".join(map(bench_tables, bench_files())) or NOT_YET)
+    benches = [f"bench_{name}" for name in ("default", "compiled", "conv", "mixed", "stiff")]
+    return replace_between(text, "files", results.sources([*benches, *TRAINING_STEPS, "detest"]))
 
 
 def models_with_tables(text: str) -> str:
@@ -92,25 +109,20 @@ def sweeps_with_tables(text: str) -> str:
 def choosing_with_tables(text: str) -> str:
     """docs/choosing.md with its tables."""
     text = replace_between(text, "tolerances", tolerance_table(results.read("memory")))
-    text = replace_between(text, "modes", mode_table(report.read_csv(results.path_of("bench_default"))))
-    return replace_between(text, "solvers", solver_table(results.read("figure3")))
-
-
-def dashboards_with_tables(text: str) -> str:
-    """docs/dashboards.md with the list of figures."""
-    rows = [[f"`{name}`", figure.description] for name, figure in FIGURES.items()]
-    return replace_between(text, "figures", markdown(["figure", "what it shows"], rows))
+    text = replace_between(text, "modes", bench_tables.mode_table(bench_tables.read("bench_default")))
+    text = replace_between(text, "solvers", solver_table(results.read("figure3")))
+    files = ["figure3", "detest", "memory", "bench_default", "gradients", "memory-modes", "memory-cnf"]
+    return replace_between(text, "files", results.sources(files))
 
 
 PAGES = {
     ROOT / "README.md": readme_with_tables,
     ROOT / "docs" / "reproduced.md": reproduced_with_tables,
-    ROOT / "docs" / "measured.md": measured_with_tables,
+    ROOT / "docs" / "measuring.md": measuring_with_tables,
     ROOT / "docs" / "speed.md": speed_with_tables,
     ROOT / "docs" / "models.md": models_with_tables,
     ROOT / "docs" / "sweeps.md": sweeps_with_tables,
     ROOT / "docs" / "choosing.md": choosing_with_tables,
-    ROOT / "docs" / "dashboards.md": dashboards_with_tables,
 }
 
 
@@ -145,10 +157,7 @@ def spiral_errors_table(rows: list[dict[str, str]]) -> str:
         for row in rows
     ]
     header = ["points", *(f"{title}: within, beyond" for title in kinds.values())]
-    one = rows[0]
-    runs = f"The means of {one['seeds']} runs each" if int(one["seeds"]) > 1 else "One run each"
-    where = f"on {one['machine']}, torch {one['torch']}"
-    return f"{markdown(header, lines)}\n\n{runs}, by `python scripts/spiral_errors.py`, measured {one['date']} {where}."
+    return markdown(header, lines)
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:
@@ -160,43 +169,36 @@ def tolerance_table(rows: list[dict[str, str]]) -> str:
         adjoint, backprop = by[tol, "adjoint"], by[tol, "backprop"]
         cells = [f"{float(adjoint[f'nfe_{way}']):.0f}" for way in ("forward", "backward")]
         lines.append([f"{float(tol):g}", *cells, *(f"{row['peak_mib']} MiB" for row in (adjoint, backprop))])
-    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
+    return markdown(header, lines)
 
 
 def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
-    """Backward NFE with an absolute error norm of the adjoint, compared with a relative one (of figure3)."""
-    by = {(row["row"], row["number"]): float(row["ours"]) for row in relative if row["ours"]}
-    lines = []
+    """Backward over forward NFE with a relative error norm of the adjoint (of figure3), and with an absolute one."""
+    ratios = {row["row"]: float(row["ours"]) for row in relative if row["number"] == "nfe_ratio"}
+    found: dict[str, dict[str, str]] = {}
     for row in rows:
-        name = f"{row['solver']} at {row['tol']}"
-        theirs = [int(row[f"nfe_{way}"]) for way in ("forward", "backward")]
-        ours = [by.get((name, f"nfe_{way}"), math.nan) for way in ("forward", "backward")]
-        cells = [f"{there:.0f} + {back:.0f}, {back / there:.2f}" for there, back in (ours, theirs)]
-        lines.append([f"`{row['solver']}`", row["tol"], *cells])
-    header = ["solver", "tol", "relative error: NFE, ratio", "absolute error: NFE, ratio"]
-    one = rows[0]
-    return f"{markdown(header, lines)}\n\nMeasured {one['date']}, Python {one['python']}, torch {one['torch']}."
+        solver, tol = row["solver"], row["tol"]
+        absolute = int(row["nfe_backward"]) / int(row["nfe_forward"])
+        found.setdefault(tol, {})[solver] = f"{ratios[f'{solver} at {tol}']:.2f}, {absolute:.2f}"
+    solvers = list(dict.fromkeys(row["solver"] for row in rows))
+    lines = [[tol, *(its[solver] for solver in solvers)] for tol, its in found.items()]
+    return markdown(["tol", *(f"`{solver}`: relative, absolute" for solver in solvers)], lines)
 
 
-def step_table(rows: list[dict[str, str]]) -> str:
-    """Training steps of odebench and torchdiffeq, and the limit set by the evaluations alone if measured."""
-    unit = next(name.removesuffix("_per_s_best") for name in rows[0] if name.endswith("_per_s_best"))
-    has_field = f"{unit}_per_s_bare" in rows[0]
-    header = ["gradient", "first step", *(f"{library}, {unit}/s (NFE)" for library in ("odebench", "torchdiffeq"))]
-    header += ["ratio: best, median"] + [f"f + vjp alone, {unit}/s: odebench, torchdiffeq"] * has_field
-    lines = []
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        ratios = [float(ours[f"{unit}_per_s_{k}"]) / float(theirs[f"{unit}_per_s_{k}"]) for k in ("best", "median")]
-        cells = [
-            f"{row[f'{unit}_per_s_median']} ({row['nfe_forward']} + {row['nfe_backward']})" for row in (ours, theirs)
-        ]
-        gradient = ours["gradient"]
-        if theirs["gradient"] != gradient:
-            gradient = f"{gradient} (torchdiffeq: {theirs['gradient']})"
-        lines.append([gradient, ours["first_step"], *cells, f"{ratios[0]:.2f}, {ratios[1]:.2f}"])
-        if has_field:
-            lines[-1].append(", ".join(row[f"{unit}_per_s_bare"] for row in (ours, theirs)))
-    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
+def step_table() -> str:
+    """Speed of training steps relative to torchdiffeq's, by the first step of their solves."""
+    header = ["model", "gradient", "first step searched", "warm"]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for name, model in TRAINING_STEPS.items():
+        rows = results.read(name)
+        for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+            (column,) = (column for column in ours if column.endswith("_per_s_median"))
+            gradient = ours["gradient"]
+            if theirs["gradient"] != gradient:
+                gradient = f"{gradient} (torchdiffeq: {theirs['gradient']})"
+            ratio = f"{float(ours[column]) / float(theirs[column]):.1f}"
+            found.setdefault((model, gradient), {})[ours["first_step"]] = ratio
+    return markdown(header, [[*names, its["search"], its["warm"]] for names, its in found.items()])
 
 
 def stepping_table(rows: list[dict[str, str]]) -> str:
@@ -238,11 +240,7 @@ def detest_table(rows: list[dict[str, str]]) -> str:
         if row["library"] != "odebench":
             method = f"{row['library']} {row['version']}, {method}"
         lines.append([method, row["controller"], f"{int(row['evaluations']):,}", f"{float(row['error']):.1e}"])
-    last = rows[0]
-    return (
-        f"{markdown(header, lines)}\n\n`rtol` = `atol` = {float(last['tol']):.0e}, float64. "
-        f"Measured {last['date']} with Python {last['python']}, torch {last['torch']}."
-    )
+    return markdown(header, lines)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Tables of docs/reproduced.md and docs/measured.md with results of `odebench reproduce`."""
+"""Tables of the pages with results of `odebench reproduce`."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 import results
-from formatting import markdown, milliseconds, scientific
+from formatting import markdown, scientific
 
 from odebench.reporting.table import display_scale, format_value
 from odebench.reproduce.catalogue import find_reproduction
@@ -12,7 +12,7 @@ from odebench.reproduce.catalogue import find_reproduction
 # A row of a file that `odebench reproduce` wrote.
 Row = dict[str, str]
 
-MINUTES = "final/minutes"
+KL = "final/test_kl_nats"
 PARTIAL = "partial budget"
 AS_PUBLISHED = "as published"
 # On published values, the best first.
@@ -20,33 +20,44 @@ VERDICTS = ("reproduced", "not reached", PARTIAL)
 
 
 def overview_table(names: Sequence[str]) -> str:
-    """One line per reproduction: description, share of the published training, and counts of verdicts."""
+    """One line per reproduction: its file, share of the published training, minutes, and counts of verdicts."""
     lines = []
     for name in names:
         rows = results.read(name)
-        words = rows[0]["command"].split()[2:]
-        reproduction = find_reproduction(words[0])
-        texts = [text for row in rows for text in row["verdict"].split("; ")]
-        values = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in texts) for word in VERDICTS}
-        comparisons = [text for text in texts if " against " in text]
-        kept = sum(text.startswith(f"{AS_PUBLISHED}:") for text in comparisons)
+        words = [word for word in rows[0]["command"].split()[2:] if not word.startswith("trainer.threads=")]
         # Rows that read the same training have its minutes to the last digit.
         minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
         planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
         some = f", {len(done)} of {len(planned)} rows" * (done != planned)
-        lines.append(
-            [
-                reproduction.source.partition(" (")[0],
-                reproduction.title,
-                f"`{' '.join(word for word in words if not word.startswith('trainer.threads='))}`",
-                (" and ".join(shares(rows)) or "–") + some,
-                f"{minutes:.0f}",
-                ", ".join(f"{count} {word}" for word, count in values.items() if count) or "–",
-                f"{kept} of {len(comparisons)} {AS_PUBLISHED}" if comparisons else "–",
-            ]
-        )
-    header = ["source", "what", "`odebench reproduce`", "share of the published training", "minutes"]
-    return markdown([*header, "published numbers", "comparisons"], lines)
+        source = find_reproduction(words[0]).source.partition(" (")[0]
+        command = f"[`{' '.join(words)}`]({results.RESULTS.name}/{results.path_of(name).name})"
+        share = (" and ".join(shares(rows)) or "–") + some
+        lines.append([source, command, share, f"{minutes:.0f}", verdict_counts(rows) or "–"])
+    header = ["source", "`odebench reproduce`, with its results", "share of the published training", "minutes"]
+    return markdown([*header, "verdicts"], lines)
+
+
+def verdict_counts(rows: Iterable[Row]) -> str:
+    """Count the verdicts on published numbers, and the comparisons that are as published."""
+    texts = [text for row in rows for text in row["verdict"].split("; ")]
+    counts = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in texts) for word in VERDICTS}
+    comparisons = [text for text in texts if " against " in text]
+    kept = sum(text.startswith(f"{AS_PUBLISHED}:") for text in comparisons)
+    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    return ", ".join(parts + [f"{kept} of {len(comparisons)} comparisons {AS_PUBLISHED}"] * bool(comparisons))
+
+
+def published_numbers(names: Iterable[str]) -> str:
+    """How many published numbers there are, and how many have each verdict."""
+    rows = [row for name in names for row in results.read(name) if row["published"] and row["ours"]]
+    kinds = [[row for row in rows if row["verdict"].startswith(word)] for word in VERDICTS]
+    reproduced, missed, partial = map(len, kinds)
+    sizes = sum(row["number"] == "parameters" for row in kinds[0])
+    return (
+        f"Of {reproduced + missed + partial} published numbers **{reproduced} are reproduced** ({sizes} of them numbers"
+        f" of parameters)\n**and {missed} are not reached**; the other {partial} come from trainings shorter than the"
+        " published ones, and decide\nnothing yet."
+    )
 
 
 def shares(rows: Iterable[Row]) -> list[str]:
@@ -54,50 +65,48 @@ def shares(rows: Iterable[Row]) -> list[str]:
     return [f"{100 * share:.3g} %" for share in sorted({float(row["share"]) for row in rows if row["share"]})[::-1]]
 
 
-def reproduction_table(rows: Sequence[Row]) -> str:
-    """All results of a reproduction, one line per row: ours, published values if there are any, and short verdicts.
-    Columns with equal cells move below the table. Omits rows without a run."""
-    rows = [row for row in rows if row["ours"]]
-    # Quantities of trainings and of evaluations share a column: a row has only one of them.
-    columns: dict[str, list[str]] = {}
-    for number in dict.fromkeys(row["number"] for row in rows):
-        columns.setdefault(column_title(number), []).append(number)
-    published = {row["number"] for row in rows if row["published"]}
+def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
+    """One line per row with a result, and a column for each of the numbers."""
+    found = by_row(rows)
+    names = [name for name, its in found.items() if any(number in its for number in numbers)]
+    cells = [[name, *(result_cell(found[name], number) for number in numbers)] for name in names]
+    return markdown(["", *(titled(rows, number) for number in numbers)], cells)
+
+
+def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, row_first: bool = True) -> str:
+    """Rows named "A: B" or "A, B" as a table: a line for each A (row_first) or B, a column for each of the others."""
+    found: dict[str, dict[str, str]] = {}
+    for name, its in by_row(rows).items():
+        first, _, last = name.partition(separator) if row_first else name.rpartition(separator)
+        line, column = (first, last) if row_first else (last, first)
+        found.setdefault(line, {})[column] = ", ".join(result_cell(its, number) for number in numbers)
+    columns = list(dict.fromkeys(column for its in found.values() for column in its))
+    lines = [[line, *(its.get(column, "–") for column in columns)] for line, its in found.items()]
+    return markdown([", ".join(titled(rows, number) for number in numbers), *columns], lines)
+
+
+def by_row(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """row -> number -> its result; omits what has none."""
     found: dict[str, dict[str, Row]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["ours"]):
         found.setdefault(row["row"], {})[row["number"]] = row
-    lines = []
-    for title, its in found.items():
-        first = next(iter(its.values()))
-        cells = []
-        for numbers in columns.values():
-            number = next((number for number in numbers if number in its), numbers[0])
-            row = its.get(number, {})
-            cells.append(format_result(number, row.get("ours"), row.get("spread")))
-            cells += [format_result(number, row.get("published"))] if published & {*numbers} else []
-        share = next(iter(shares([first])), "–")
-        lines.append([title, *cells, share, first["seeds"], short_verdict(its) or "–"])
-    header = ["run"]
-    for title, numbers in columns.items():
-        header += [title, "published"] if published & {*numbers} else [title]
-    header += ["share", "seeds", "verdict"]
-    alike = {name: cells[0] for name, *cells in zip(header, *lines, strict=True) if len({*cells}) == 1}
-    moved_below = BELOW.keys() & alike.keys() - {column_title(number) for number in published}
-    below = [text.format(alike[name]) for name, text in BELOW.items() if name in moved_below and alike[name] != "–"]
-    left_out = moved_below | ({"verdict"} if alike.get("verdict") == "–" else set())
-    kept = [index for index, name in enumerate(header) if name not in left_out]
-    header, *lines = ([line[index] for index in kept] for line in [header, *lines])
-    return f"{markdown(header, lines)}\n\n{footer(rows, below)}"
+    return found
 
 
-# Text below a table for columns whose cells are all equal.
-BELOW = {"share": "{} of the published training", "seeds": "seeds: {}", "minutes": "{} minutes"}
+def result_cell(its: dict[str, Row], number: str) -> str:
+    """A result with its standard deviation, and the published value in brackets."""
+    row = its.get(number, {})
+    ours, published = (row.get(name) for name in ("ours", "published"))
+    if not ours:
+        return "–"
+    text = format_value(number, float(ours), float(row["spread"] or "nan"))
+    return f"{text} ({format_value(number, float(published))})" if published else text
 
 
-def footer(rows: Sequence[Row], more: Sequence[str] = ()) -> str:
-    """The line below a table: command, common values, date and machine."""
-    command, date, machine = (rows[0][name] for name in ("command", "date", "machine"))
-    return f"{', '.join([f'`{command}`', *more, f'measured {date} on {machine}'])}."
+def titled(rows: Iterable[Row], number: str) -> str:
+    """The column title of a number, which says whether published values stand beside ours."""
+    is_published = any(row["published"] for row in rows if row["number"] == number and row["ours"])
+    return column_title(number) + " (published)" * is_published
 
 
 def column_title(number: str) -> str:
@@ -108,35 +117,6 @@ def column_title(number: str) -> str:
     return re.sub(r"\b(nll|kl|nfe|mse|rmse|auc)\b", lambda found: found[0].upper(), words)
 
 
-def format_result(number: str, value: str | None, std: str | None = None) -> str:
-    """Format a result as `odebench reproduce` prints it."""
-    if not value:
-        return "–"
-    return format_value(number, float(value), float(std or "nan"))
-
-
-def short_verdict(its: dict[str, Row]) -> str:
-    """The verdicts of a row without values that the table shows; with titles if the row has several."""
-    texts = {column_title(number): text for number, row in its.items() if (text := shorten(row["verdict"]))}
-    if len({*texts.values()}) < 2:
-        return next(iter(texts.values()), "")
-    return "; ".join(f"{number}: {text}" for number, text in texts.items())
-
-
-def shorten(verdict: str) -> str:
-    """Shorten one verdict: omit the two values of a comparison, and the share and repetitions of a partial budget."""
-    kept: list[str] = []
-    for text in verdict.split("; ") if verdict != "another machine" else ():
-        if " not done: " in text:
-            kept = kept or ["nothing to compare with yet"]
-        elif text.startswith(PARTIAL) and text.endswith("of the published trainings"):  # of the comparison
-            kept[-1] += f" ({PARTIAL})" * (not kept[0].startswith(PARTIAL))
-        else:
-            text = re.sub(rf"({AS_PUBLISHED}): .*?(, ratio .*)?$", r"\1\2", text)
-            kept.append(re.sub(rf"({PARTIAL}), [^:]* of the published training", r"\1", text))
-    return "; ".join(kept)
-
-
 def error_line(rows: Sequence[Row]) -> str:
     """Our and the published test errors of a reproduction, in one line."""
     found = [row for row in rows if row["number"] == "final/test_accuracy" and row["published"]]
@@ -145,72 +125,15 @@ def error_line(rows: Sequence[Row]) -> str:
 
 
 def width_table(rows: Sequence[Row]) -> str:
-    """Figure 4: one line per target and width M of the CNF, with the planar flow of depth K = M, after its training and
-    in the training time of the CNF."""
-    cnf, flow, in_time = "CNF", "planar flow", ", in the CNF's time"
-    title = re.compile(rf"(?P<target>.*): (?P<model>{cnf}|{flow}), [MK] = (?P<size>\d+)(?P<when>{in_time})?")
-    found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
-    of_model: dict[str, list[Row]] = {cnf: [], flow: []}
-    for row in rows:
-        target, model, size, when = title.fullmatch(row["row"]).groups(default="")
-        found.setdefault((target, size), {})[model + when, row["number"]] = row
-        of_model[model].append(row)
-    pairs = {"final/test_kl_nats": flow, "best/kl_nats": flow + in_time}
-    lines = []
-    for (target, size), its in found.items():
-        kls = [
-            format_result(number, its[model, number]["ours"]) for number, two in pairs.items() for model in (cnf, two)
-        ]
-        minutes = [format_result(MINUTES, its[model, MINUTES]["ours"]) for model in of_model]
-        published = format_result(MINUTES, its[flow, MINUTES]["published"])
-        verdicts = [shorten(its[cnf, number]["verdict"]).removesuffix(f" ({PARTIAL})") for number in pairs]
-        lines.append([target, size, *kls, *minutes, published, "; ".join(dict.fromkeys(verdicts))])
-    header = ["target", "M, K"]
-    for what in ("test KL (nats)", "in the CNF's time", "minutes"):
-        header += [f"{what}: {cnf}", flow]
-    share = " and ".join(f"{model} {' to '.join(shares(of_model[model]))}" for model in of_model)
-    below = [f"of the published trainings {share}", f"seeds: {rows[0]['seeds']}"]
-    return f"{markdown([*header, 'planar flow, published', 'verdict'], lines)}\n\n{footer(rows, below)}"
-
-
-# Test quantities of the models in `reproduce gradients`, with formats.
-TEST_QUANTITIES = {
-    "test_accuracy": "{:.2f} %",
-    "test_nll_nats": "{:.3f} nats",
-    "test_rmse_extrapolation": "RMSE {:.3f}",
-}
-
-
-def gradient_table(rows: Sequence[Row]) -> str:
-    """`reproduce gradients`: one line per model and gradient mode: test result, costs, and gradient errors at each
-    tolerance."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in (row for row in rows if row["ours"]):
-        what, _, where = row["row"].partition(", ")
-        its = found.setdefault(what, {}).setdefault(where, {})
-        its[row["number"].removeprefix("final/")] = float(row["ours"])
-    tolerances = {where: where.rpartition(" at ")[2] for its in found.values() for where in its if " at " in where}
-    lines = []
-    for what, its in found.items():
-        model, _, mode = what.partition(": ")
-        training = its["training"]
-        errors = [
-            [scientific(its[where][name]) if name in its.get(where, {}) else "–" for where in tolerances]
-            for name in ("gradient_error_discrete", "gradient_error")
-        ]
-        nfe = f"{training['nfe_forward']:.3g} + {training['nfe_backward']:.3g}"
-        (result,) = (
-            text.format(display_scale(f"final/{name}") * training[name])
-            for name, text in TEST_QUANTITIES.items()
-            if name in training
-        )
-        costs = [f"{training['peak_mib']:.3g} MiB", f"{milliseconds(training['step_ms'])} ms", nfe]
-        called = f"`{mode}`".replace(" (", "` (`").replace(")`", "`)")
-        lines.append([f"`{model}`", called, result, *costs, *map(", ".join, errors)])
-    at = ", ".join(tolerances.values())
-    header = ["model", "gradient", "test", "peak memory", "a step", "NFE"]
-    header += [f"error against the discrete solve at {at}", "against float64 at 1e-9"]
-    return f"{markdown(header, lines)}\n\n{footer(rows)}"
+    """Figure 4: a line per target, a column per width M of the CNF, with the planar flow of depth K = M."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, its in by_row(rows).items():
+        if KL in its:
+            target, _, size = re.fullmatch(r"(.*): (.*), [MK] = (\d+)", name).groups()
+            found.setdefault(target, {}).setdefault(size, []).append(result_cell(its, KL))
+    sizes = list(next(iter(found.values())))
+    lines = [[target, *(", ".join(its[size]) for size in sizes)] for target, its in found.items()]
+    return markdown(["test KL (nats): CNF, planar flow", *(f"M = K = {size}" for size in sizes)], lines)
 
 
 def solver_table(rows: Sequence[Row]) -> str:
@@ -231,4 +154,4 @@ def solver_table(rows: Sequence[Row]) -> str:
             cells.append(f"{' + '.join(nfe)}, {error}")
         lines.append([tol, *cells])
     header = ["tol", *(f"`{solver}`: NFE, error" for solver in solvers)]
-    return f"{markdown(header, lines)}\n\n{footer(rows)}"
+    return markdown(header, lines)

@@ -73,6 +73,26 @@ def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
     return [f"torch-{'_'.join(found)}"] if found else []
 
 
+def link(name: str) -> str:
+    """Link the file of a name from a page in docs/."""
+    return f"[{name}]({RESULTS.name}/{path_of(name).name})"
+
+
+def measured(names: Iterable[str]) -> str:
+    """The days, processors and torch versions of several names."""
+    rows = [row for name in names for row in read(name)]
+    days = sorted({row["date"] for row in rows} - {""})
+    processors = sorted({(row.get("cpu") or row.get("machine") or "").partition(",")[0] for row in rows} - {""})
+    torch = " and ".join(one.replace("-", " ") for one in versions(rows))
+    return f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))} on {' and '.join(processors)}, {torch}"
+
+
+def sources(names: Iterable[str]) -> str:
+    """`measured`, and links to the files."""
+    names = list(names)
+    return f"{measured(names)}; each row of these files has its own: {', '.join(map(link, names))}."
+
+
 def machine_here() -> dict[str, Any]:
     """Columns that describe this machine."""
     return {"machine": cpu_model(), "cores": len(os.sched_getaffinity(0))}
