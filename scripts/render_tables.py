@@ -173,7 +173,8 @@ def tolerance_table(rows: list[dict[str, str]]) -> str:
 
 
 def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
-    """Backward over forward NFE with a relative error norm of the adjoint (of figure3), and with an absolute one."""
+    """Backward over forward NFE at every second tolerance, with a relative error norm of the adjoint (of figure3), and
+    with an absolute one."""
     ratios = {row["row"]: float(row["ours"]) for row in relative if row["number"] == "nfe_ratio"}
     found: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -181,7 +182,7 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
         absolute = int(row["nfe_backward"]) / int(row["nfe_forward"])
         found.setdefault(tol, {})[solver] = f"{ratios[f'{solver} at {tol}']:.2f}, {absolute:.2f}"
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
-    lines = [[tol, *(its[solver] for solver in solvers)] for tol, its in found.items()]
+    lines = [[tol, *(its[solver] for solver in solvers)] for tol, its in list(found.items())[::2]]
     return markdown(["tol", *(f"`{solver}`: relative, absolute" for solver in solvers)], lines)
 
 

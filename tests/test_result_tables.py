@@ -289,6 +289,27 @@ def test_the_sources_of_a_page_have_days_processors_versions_and_links(tables, t
     )
 
 
+def test_the_table_of_training_steps_has_ratios_of_medians(tables, monkeypatch):
+    columns = ("gradient", "first_step", "images_per_s_best", "images_per_s_median")
+    lines = [
+        ("adjoint, compiled", "search", "9", "6"), ("adjoint", "search", "5", "4"),
+        ("adjoint, compiled", "warm", "9", "8"), ("adjoint", "search", "5", "4"),
+    ]  # fmt: skip
+    monkeypatch.setattr(tables, "TRAINING_STEPS", {"training_step": "`odenet`"})
+    rows = [dict(zip(columns, line, strict=True)) for line in lines]
+    monkeypatch.setattr(tables.results, "read", lambda name: rows)
+    assert tables.step_table().splitlines()[2:] == [
+        "| `odenet` | adjoint, compiled (torchdiffeq: adjoint) | 1.5 | 2.0 |"
+    ]
+
+
+def test_the_backward_table_has_both_ratios_at_every_second_tolerance(tables):
+    absolute = [{"solver": "adams", "tol": tol, "nfe_forward": "10", "nfe_backward": "8"} for tol in "123"]
+    relative = [reproduced(f"adams at {tol}", "", ours=tol) | {"number": "nfe_ratio"} for tol in "123"]
+    lines = tables.backward_table(absolute, relative).splitlines()[2:]
+    assert lines == ["| 1 | 1.00, 0.80 |", "| 3 | 3.00, 0.80 |"]
+
+
 def test_every_script_can_be_imported():
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     if importlib.util.find_spec("torchdiffeq") is None:
