@@ -72,7 +72,9 @@ def reproduced_with_tables(text: str) -> str:
     text = replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
     text = replace_between(text, "answer", published_numbers(REPRODUCED))
     more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
-    return replace_between(text, "files", f"{results.measured(REPRODUCED)}; each row of a file has its own. {more}")
+    return replace_between(
+        text, "files", f"{results.measured(REPRODUCED)}; the files have the machine and date of each row. {more}"
+    )
 
 
 def measuring_with_tables(text: str) -> str:

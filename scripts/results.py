@@ -90,7 +90,7 @@ def measured(names: Iterable[str]) -> str:
 def sources(names: Iterable[str]) -> str:
     """`measured`, and links to the files."""
     names = list(names)
-    return f"{measured(names)}; each row of these files has its own: {', '.join(map(link, names))}."
+    return f"{measured(names)}. Files, with the machine and date of each row: {', '.join(map(link, names))}."
 
 
 def machine_here() -> dict[str, Any]:

@@ -284,7 +284,7 @@ def test_the_sources_of_a_page_have_days_processors_versions_and_links(tables, t
     planned = {"cpu": "", "torch": "2.13.0", "date": ""}
     results.keep("b", [{"cpu": "CPU Y", "torch": "2.13.0", "date": "2026-01-05"}, planned])
     assert results.sources(["a", "b"]) == (
-        "Measured 2026-01-02 to 2026-01-05 on CPU X and CPU Y, torch 2.13.0; each row of these files has its own: "
+        "Measured 2026-01-02 to 2026-01-05 on CPU X and CPU Y, torch 2.13.0. Files, with the machine and date of each row: "
         "[a](results/a.x.torch-2.13.0.csv), [b](results/b.y.torch-2.13.0.csv)."
     )
 
