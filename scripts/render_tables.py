@@ -131,7 +131,7 @@ PAGES = {
 def accuracy_table(rows: list[dict[str, str]]) -> str:
     """One line per training: accuracy, costs, time."""
     header = ["model", "gradient", "parameters", "test accuracy (95 % interval)", "NFE forward + backward"]
-    header += ["peak memory a step", "images/s", "total time"]
+    header += ["peak memory a step", "total time"]
     lines = []
     for row in rows:
         has_ode = float(row["nfe_forward"]) > 0
@@ -144,7 +144,6 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
                 f"{100 * float(row['test_accuracy']):.2f} % ({interval})",
                 f"{row['nfe_forward']} + {row['nfe_backward']}" if has_ode else "–",
                 f"{row['peak_mib']} MiB",
-                f"{float(row['images_per_s']):.0f}",
                 f"{float(row['seconds']):.0f} s",
             ]
         )
