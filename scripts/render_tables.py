@@ -209,7 +209,7 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
     lines = [
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
     ]
-    return f"{markdown(header, lines)}\n\n`{rows[0]['command']}` and the same with `per_sample`. {measured_on(rows)}"
+    return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
 
 
 def costs_table(rows: list[dict[str, str]]) -> str:
