@@ -19,7 +19,6 @@ speed of the field alone counts the evaluations of f, and the vector-Jacobian pr
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import functools
 import math
@@ -40,6 +39,7 @@ from odebench.bench import measure
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings
+from odebench.reporting.table import csv_text
 from odebench.tasks import build_task
 from odebench.tasks.time_series import SeriesTrainingBatch
 from odebench.training.checkpoint import TrainingState
@@ -329,10 +329,7 @@ def main() -> None:
         ratios = (pair[0][f"{unit}_per_s_{kind}"] / pair[1][f"{unit}_per_s_{kind}"] for kind in ("best", "median"))
         print("  ratio: {:.2f} (best), {:.2f} (median)".format(*ratios))
     if arguments.output:
-        with open(arguments.output, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        arguments.output.write_text(csv_text(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,16 +17,15 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch._dynamo  # otherwise imported in each child
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from compare_with_commit import IGNORED, Content, differences, events, flat
 
 from odebench.config.compose import compose
 from odebench.record import layout
-from odebench.record.reader import RunRecord, is_run, read_run
+from odebench.record.reader import is_run, read_run
 from odebench.training.run import train_run
 
 SETTINGS = [
@@ -43,7 +42,6 @@ SETTINGS = [
     "trainer.checkpoint_minutes=1e-9",
     "device=cpu",
 ]
-TIMES = ("elapsed_s", "time/", "throughput/", "final/minutes", "final/step_ms", "final/samples_per_s")
 
 
 def main() -> int:
@@ -82,7 +80,7 @@ def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
             problems += found
             print(f"kill {killed:3}  run {run:2}  step {step:3}  {'; '.join([moment, *found])}", flush=True)
             continue
-        found = [f"ended with code {code}"] if code else differences(content(folder), uninterrupted)
+        found = [f"ended with code {code}"] if code else [*differences(uninterrupted, content(folder))]
         problems += found
         print(f"          run {run:2}  done      {'; '.join(found) or 'equal to the uninterrupted one'}", flush=True)
         if killed == kills:
@@ -152,43 +150,22 @@ def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
     return step, ("between files" if run.metrics else "before the first step"), problems
 
 
-def content(folder: Path) -> dict[str, Any]:
-    """All content of a run, without times."""
-    run = read_run(folder)
-    rows = [{tag: x for tag, x in row.items() if not tag.startswith(TIMES)} for row in run.metrics]
-    return {
-        "status": (run.status["status"], run.status["step"]),
+def content(folder: Path) -> Content:
+    """Weights, metrics, summary, events and status of a run, without times."""
+    run, found = read_run(folder), events(folder)
+    rows = [{tag: x for tag, x in row.items() if not IGNORED.fullmatch(tag)} for row in run.metrics]
+    parts = {
+        "status": {name: run.status[name] for name in ("status", "step")},
         "rows": [row for row in rows if len(row) > 1],
-        "summary": {tag: x for tag, x in run.summary.items() if not tag.startswith(TIMES)},
-        "events": events(run),
-        "figures": {path.name for path in (folder / layout.FIGURES).iterdir()},
+        "summary": run.summary,
+        "events": {tag: found[tag] for tag in found["tags"]["scalars"]},
+        "figures": sorted(path.name for path in (folder / layout.FIGURES).iterdir()),
         "weights": {
             name: torch.load(folder / name, weights_only=True)["model"]
             for name in (layout.LAST_CHECKPOINT, layout.BEST_CHECKPOINT)
         },
     }
-
-
-def events(run: RunRecord) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars, as TensorBoard reads them."""
-    accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    tags = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith(TIMES)]
-    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in sorted(tags)}
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The parts of two contents that differ."""
-    return [f"{name} differ" for name in one if not same(one[name], other[name])]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equality to the last bit, of tensors too."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    return one == other
+    return {key: leaf for name, part in parts.items() for key, leaf in flat(name, part).items()}
 
 
 if __name__ == "__main__":

@@ -13,27 +13,14 @@ import sys
 
 import results
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odebench import load_run, odeint_adjoint
+from odebench.bench.measure import CountingField
 from odebench.data import to_float
 
 BATCH = 32  # as in the study of figure3
 TOLERANCES = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
-
-
-class CountingField(nn.Module):
-    """A field that counts its calls."""
-
-    def __init__(self, field: nn.Module) -> None:
-        super().__init__()
-        self.field, self.calls = field, 0
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt."""
-        self.calls += 1
-        return self.field(t, y)
 
 
 def main() -> None:
@@ -45,7 +32,7 @@ def main() -> None:
     rows = []
     for solver in ("dopri5", "adams", "vode_adams"):
         for tol in TOLERANCES:
-            field.calls = 0
+            field.reset()
             span = torch.tensor([0.0, model.end_time])
             y = odeint_adjoint(
                 field, model.stem(to_float(images)), span, rtol=float(tol), atol=float(tol), method=solver

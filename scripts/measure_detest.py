@@ -15,9 +15,10 @@ from importlib.metadata import version
 
 import results
 import torch
-from render_tables import PAGES, ROOT
+from render_tables import ROOT, render_pages
 from torch import Tensor
 
+from odebench.bench.measure import CountingField
 from odebench.ode import solve
 
 sys.path.insert(0, str(ROOT / "tests" / "ode"))
@@ -49,15 +50,9 @@ def solve_with_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
     """Solve by torchdiffeq's dopri5, counting evaluations inside the field."""
     import torchdiffeq
 
-    calls = 0
-
-    def counted(t: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return problem.f(t, y)
-
-    y = torchdiffeq.odeint(counted, problem.y0, SPAN, rtol=TOL, atol=TOL, method="dopri5")
-    return calls, y[-1]
+    field = CountingField(problem.f)
+    y = torchdiffeq.odeint(field, problem.y0, SPAN, rtol=TOL, atol=TOL, method="dopri5")
+    return field.calls, y[-1]
 
 
 @torch.no_grad()
@@ -86,8 +81,7 @@ def main() -> None:
     rows = [measure("odebench", *words, solve_with_odebench(*words)) for words in CONFIGS]
     rows.insert(2, measure("torchdiffeq", "dopri5", "integral", solve_with_torchdiffeq))
     results.keep("detest", rows)
-    page = ROOT / "docs" / "speed.md"
-    page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
+    render_pages()
 
 
 if __name__ == "__main__":

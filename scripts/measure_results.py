@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import results
-from render_tables import PAGES, ROOT, replace_between
+from render_tables import ROOT, render_pages, with_tables
 
 from odebench.plots.comparison import Line, Panel, comparison_figure
 from odebench.record.reader import is_run, read_run
@@ -100,10 +100,9 @@ def write() -> None:
     draw_memory()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
-    readme = replace_between(readme, "first_run", f"```text\n{table}\n```")
+    readme = with_tables(readme, {"first_run": f"```text\n{table}\n```"})
     (ROOT / "README.md").write_text(readme, encoding="utf-8")
-    for page, with_tables in PAGES.items():
-        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    render_pages()
 
 
 def draw_accuracy() -> None:

@@ -8,6 +8,7 @@ Tables are between <!-- NAME --> and <!-- end -->. The measurements come from: `
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,22 +26,7 @@ from reproduction_tables import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def replace_between(text: str, marker: str, content: str) -> str:
-    """Replace the text between <!-- marker --> and <!-- end --> on a page."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-    assert pattern.search(text), f"the page lacks the marker {marker}"
-    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
-
-
-def readme_with_tables(text: str) -> str:
-    """README.md with its tables."""
-    text = replace_between(text, "mnist5k", accuracy_table(results.read("mnist5k")))
-    text = replace_between(text, "table1", error_line(results.read("table1")))
-    # From one measurement: ratios of times that were not measured alternately are meaningless.
-    return replace_between(text, "bench", bench_tables.bench_summary(bench_tables.read("bench_default")))
-
+DOCS = ROOT / "docs"
 
 NLL, MINUTES = "final/test_nll_nats", "final/minutes"
 # In the order of the page: the files that `odebench reproduce` wrote, and the table that the page has of each.
@@ -60,72 +46,60 @@ REPRODUCED = {
     "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", row_first=False),
     "physionet": partial(result_table, numbers=("final/test_mse_per_feature", "final/test_auc")),
 }
-
-
-def reproduced_with_tables(text: str) -> str:
-    """docs/reproduced.md with its tables."""
-    text = replace_between(text, "overview", overview_table(REPRODUCED))
-    for name, table in REPRODUCED.items():
-        if table is not None:
-            text = replace_between(text, name.replace("-", "_"), table(results.read(name)))
-    text = replace_between(text, "backward", backward_table(results.read("backward"), results.read("figure3")))
-    text = replace_between(text, "spiral_errors", spiral_errors_table(results.read("spiral-errors")))
-    text = replace_between(text, "answer", published_numbers(REPRODUCED))
-    more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
-    return replace_between(
-        text, "files", f"{results.measured(REPRODUCED)}; the files have the machine and date of each row. {more}"
-    )
-
-
-def measuring_with_tables(text: str) -> str:
-    """docs/measuring.md with the links to its files."""
-    return replace_between(text, "files", results.sources(["mnist5k", "mnist_epoch"]))
-
-
 TRAINING_STEPS = {f"training_step{suffix}": f"`{suffix[1:] or 'odenet'}`" for suffix in ("", "_cnf", "_latent_ode")}
 
 
-def speed_with_tables(text: str) -> str:
-    """docs/speed.md with its tables."""
-    text = replace_between(text, "answer", bench_tables.speed_answer())
-    text = replace_between(text, "libraries", bench_tables.library_table())
-    text = replace_between(text, "limits", bench_tables.limits())
-    text = replace_between(text, "stiff", bench_tables.stiff_table())
-    text = replace_between(text, "training_steps", step_table())
-    text = replace_between(text, "detest", detest_table(results.read("detest")))
+def tables_by_page() -> dict[Path, dict[str, str]]:
+    """Page -> marker -> table, from the files in docs/results."""
+    read = results.read
+    reproduced = {name.replace("-", "_"): table(read(name)) for name, table in REPRODUCED.items() if table is not None}
+    more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
     benches = [f"bench_{name}" for name in ("default", "compiled", "conv", "mixed", "stiff")]
-    return replace_between(text, "files", results.sources([*benches, *TRAINING_STEPS, "detest"]))
+    chosen = ["figure3", "detest", "memory", "bench_default", "gradients", "memory-modes", "memory-cnf"]
+    bench = bench_tables.read("bench_default")
+    return {
+        ROOT / "README.md": {
+            "mnist5k": accuracy_table(read("mnist5k")),
+            "table1": error_line(read("table1")),
+            # From one measurement: ratios of times that were not measured alternately are meaningless.
+            "bench": bench_tables.bench_summary(bench),
+        },
+        DOCS / "reproduced.md": {
+            "overview": overview_table(REPRODUCED),
+            **reproduced,
+            "backward": backward_table(read("backward"), read("figure3")),
+            "spiral_errors": spiral_errors_table(read("spiral-errors")),
+            "answer": published_numbers(REPRODUCED),
+            "files": f"{results.measured(REPRODUCED)}; the files have the machine and date of each row. {more}",
+        },
+        DOCS / "measuring.md": {"files": results.sources(["mnist5k", "mnist_epoch"])},
+        DOCS / "speed.md": {
+            "answer": bench_tables.speed_answer(),
+            "libraries": bench_tables.library_table(),
+            "limits": bench_tables.limits(),
+            "stiff": bench_tables.stiff_table(),
+            "training_steps": step_table(),
+            "detest": detest_table(read("detest")),
+            "files": results.sources([*benches, *TRAINING_STEPS, "detest"]),
+        },
+        DOCS / "models.md": {"stepping": stepping_table(read("stepping"))},
+        DOCS / "sweeps.md": {"sweeps": costs_table(read("sweeps")), "ranks": ranks_table(read("ranks"))},
+        DOCS / "choosing.md": {
+            "tolerances": tolerance_table(read("memory")),
+            "modes": bench_tables.mode_table(bench),
+            "solvers": solver_table(read("figure3")),
+            "files": results.sources(chosen),
+        },
+    }
 
 
-def models_with_tables(text: str) -> str:
-    """docs/models.md with its table."""
-    return replace_between(text, "stepping", stepping_table(results.read("stepping")))
-
-
-def sweeps_with_tables(text: str) -> str:
-    """docs/sweeps.md with its tables."""
-    text = replace_between(text, "sweeps", costs_table(results.read("sweeps")))
-    return replace_between(text, "ranks", ranks_table(results.read("ranks")))
-
-
-def choosing_with_tables(text: str) -> str:
-    """docs/choosing.md with its tables."""
-    text = replace_between(text, "tolerances", tolerance_table(results.read("memory")))
-    text = replace_between(text, "modes", bench_tables.mode_table(bench_tables.read("bench_default")))
-    text = replace_between(text, "solvers", solver_table(results.read("figure3")))
-    files = ["figure3", "detest", "memory", "bench_default", "gradients", "memory-modes", "memory-cnf"]
-    return replace_between(text, "files", results.sources(files))
-
-
-PAGES = {
-    ROOT / "README.md": readme_with_tables,
-    ROOT / "docs" / "reproduced.md": reproduced_with_tables,
-    ROOT / "docs" / "measuring.md": measuring_with_tables,
-    ROOT / "docs" / "speed.md": speed_with_tables,
-    ROOT / "docs" / "models.md": models_with_tables,
-    ROOT / "docs" / "sweeps.md": sweeps_with_tables,
-    ROOT / "docs" / "choosing.md": choosing_with_tables,
-}
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """A page with the text between each <!-- MARKER --> and <!-- end --> replaced by its table."""
+    for marker, table in tables.items():
+        pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert pattern.search(text), f"the page lacks the marker {marker}"
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    return text
 
 
 def accuracy_table(rows: list[dict[str, str]]) -> str:
@@ -245,11 +219,11 @@ def detest_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, lines)
 
 
-def main() -> None:
-    """Rewrite the pages."""
-    for path, with_tables in PAGES.items():
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+def render_pages() -> None:
+    """Rewrite the tables of all pages."""
+    for page, tables in tables_by_page().items():
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    render_pages()

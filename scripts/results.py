@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from odebench.record.manifest import cpu_model
+from odebench.reporting.table import csv_text
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OTHERS, BENCH = "other_machines", "bench_"
@@ -33,8 +34,13 @@ def path_of(name: str) -> Path:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """Read the rows of a name, as strings."""
-    with open(path_of(name), encoding="utf-8", newline="") as file:
+    """The rows of a name, as strings."""
+    return read_csv(path_of(name))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as strings."""
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -52,10 +58,7 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
         old.unlink()
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{'.'.join([name, *machine, *versions(rows)])}.csv"
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(csv_text(rows), encoding="utf-8")
     return path
 
 
@@ -109,9 +112,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("file", type=Path)
     arguments = parser.parse_args()
-    with open(arguments.file, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    print(keep(arguments.name, rows).relative_to(RESULTS.parent.parent))
+    print(keep(arguments.name, read_csv(arguments.file)).relative_to(RESULTS.parent.parent))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from functools import partial
 
 import results
 import torch
-from render_tables import PAGES, ROOT
+from render_tables import render_pages
 from torch import Tensor
 
 from odebench import ode
@@ -96,8 +96,7 @@ def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
 def main() -> None:
     """Measure, write, render."""
     results.keep("spiral-errors", measure(map(load_run, sys.argv[1:])))
-    page = ROOT / "docs" / "reproduced.md"
-    page.write_text(PAGES[page](page.read_text(encoding="utf-8")), encoding="utf-8")
+    render_pages()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
+from odebench.bench.fields import PublishedConvField
 from odebench.data import to_float
 from odebench.tasks.time_series import SeriesTrainingBatch
 
@@ -44,35 +45,17 @@ class TorchdiffeqODENet(TorchdiffeqModel):
         return F.cross_entropy(self.model.head(y), labels)
 
 
-class TorchdiffeqConvField(nn.Module):
-    """Two convolutions between group normalisations."""
+class TorchdiffeqConvField(PublishedConvField):
+    """Two convolutions between group normalisations, with the time as an input channel."""
 
     def __init__(self, field: Any) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.norm3 = field.norm1, field.norm2, field.norm3
-        self.conv1, self.conv2 = TorchdiffeqConcatConv(field.conv1), TorchdiffeqConcatConv(field.conv2)
-        self.relu = nn.ReLU(inplace=True)
+        super().__init__(field)
         self.nfe = 0
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt."""
         self.nfe += 1
-        y = self.conv1(t, self.relu(self.norm1(y)))
-        y = self.conv2(t, self.relu(self.norm2(y)))
-        return self.norm3(y)
-
-
-class TorchdiffeqConcatConv(nn.Module):
-    """A convolution with the time as an input channel."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Convolve t and x, concatenated as channels."""
-        plane = torch.ones_like(x[:, :1]) * t
-        return F.conv2d(torch.cat([plane, x], 1), self.conv.weight, self.conv.bias, padding=1)
+        return super().forward(t, y)
 
 
 class TorchdiffeqCNF(TorchdiffeqModel):

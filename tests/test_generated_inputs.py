@@ -25,7 +25,7 @@ from odebench.cli import main
 from odebench.config.compose import compose
 from odebench.config.saved import read_saved, saved_settings
 from odebench.data import tabular
-from odebench.data.idx import IdxFile
+from odebench.data.mnist_files import IdxFile
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.reader import read_run

@@ -17,13 +17,12 @@ add such a function to DATA below, or to the dict DATA of a module that the sett
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from odebench.config.plugins import lookup
 from odebench.data.batches import batch_generator, batch_indices, batch_random_state, dequantise, random_crop, to_float
 from odebench.data.density import DensityData, Distribution, sampled
 from odebench.data.hopper import hopper
-from odebench.data.image_splits import hold_out, select, stratified_order
 from odebench.data.images import ImageData, ImageSplit
 from odebench.data.mnist5k import mnist5k
 from odebench.data.mnist_files import fashion_mnist, mnist
@@ -34,6 +33,7 @@ from odebench.data.potentials import POTENTIALS
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.data.series_loading import drop_unobserved_series
 from odebench.data.spirals import spirals
+from odebench.data.splits import hold_out, select, stratified_order
 from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power
 from odebench.data.toy_densities import TOY_DENSITIES
 from odebench.errors import UsageError
@@ -81,21 +81,6 @@ DATA: dict[str, Callable[..., Data]] = {
 }
 
 
-def _image_provenance(data: ImageData) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"images": len(split), "shape": list(split.images.shape[1:]), "sha256": split.sha256()}
-        for name, split in data.splits().items()
-    }
-
-
-# Kind of data -> a function that describes its splits: for each the number of samples, their shape, a hash.
-_SPLIT_PROVENANCE: dict[type, Callable[[Any], dict[str, dict[str, Any]]]] = {
-    ImageData: _image_provenance,
-    DensityData: DensityData.split_provenance,
-    SeriesData: SeriesData.split_provenance,
-}
-
-
 def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Sequence[str] = ()) -> Data:
     """The data set of this name, built in or of a plugin, with its provenance completed.
 
@@ -106,11 +91,10 @@ def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Seq
     loader = cast(Callable[..., Any], lookup("data", name, DATA, extensions))
     takes_seed = "seed" in inspect.signature(loader).parameters
     data = loader(**({"seed": seed} if takes_seed else {}), **options)
-    describe = next((function for kind, function in _SPLIT_PROVENANCE.items() if isinstance(data, kind)), None)
-    if describe is None:
-        kinds = " or ".join(kind.__name__ for kind in _SPLIT_PROVENANCE)
+    if not isinstance(data, Data):
+        kinds = " or ".join(kind.__name__ for kind in get_args(Data))
         raise UsageError(f"data set {name} returned {type(data).__name__}, not {kinds} of odebench.data")
     if isinstance(data, SeriesData):
         data = drop_unobserved_series(data)
-    provenance = {"name": name, **data.provenance, "splits": describe(data)}
-    return cast(Data, dataclasses.replace(data, provenance=provenance))
+    provenance = {"name": name, **data.provenance, "splits": data.split_provenance()}
+    return dataclasses.replace(data, provenance=provenance)

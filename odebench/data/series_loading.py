@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odebench.data.series import SeriesData, SeriesSplit
+from odebench.data.splits import num_training
 from odebench.errors import UsageError
 
 Mode = Literal["interpolation", "extrapolation"]
@@ -136,19 +137,7 @@ def hold_out_series(
 
     train_limit: use only the first of the rest for training; None: all. Raises UsageError for numbers out of range.
     """
-    pool = len(order) - num_test
-    if not 0 < validation < pool:
-        raise UsageError(
-            f"data.validation={validation} must be positive and less than the {pool:,} series that training and "
-            "validation share"
-        )
-    left = pool - validation
-    limit = left if train_limit is None else train_limit
-    if not 0 < limit <= left:
-        raise UsageError(
-            f"data.train_limit={limit} must be positive and at most {left:,}, the training series left beside "
-            f"{validation:,} for validation; null takes them all"
-        )
+    limit = num_training(len(order) - num_test, validation, train_limit, "series")
     start = num_test + validation
     return order[start : start + limit], order[num_test:start], order[:num_test]
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from odebench.data import mnist_files
-from odebench.data.idx import IdxFile
-from odebench.data.mnist_files import IdxDataSet, load_idx_data_set
+from odebench.data.mnist_files import IdxDataSet, IdxFile, load_idx_data_set
 from odebench.data.root import data_root
 from odebench.errors import UsageError
 
@@ -39,14 +38,15 @@ def tiny_files() -> dict[str, bytes]:
 FILES = tiny_files()
 TINY = IdxDataSet(
     "MNIST",
-    *(IdxFile(name, hashlib.sha256(content).hexdigest()) for name, content in FILES.items()),
+    tuple(IdxFile(name, hashlib.sha256(content).hexdigest()) for name, content in FILES.items()),
     source="a test",
     licence="none",
 )
 
 
 def load(root, *, validation=10, train_limit=None, augment=True, download=False):
-    return load_idx_data_set(TINY, None if root is None else str(root), validation, train_limit, augment, download)
+    options = {"validation": validation, "train_limit": train_limit, "augment": augment, "download": download}
+    return load_idx_data_set(TINY, root=None if root is None else str(root), **options)
 
 
 @pytest.fixture

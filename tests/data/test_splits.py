@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from odebench.data.image_splits import hold_out, stratified_order
 from odebench.data.images import ImageData, ImageSplit
+from odebench.data.splits import hold_out, stratified_order
 from odebench.errors import UsageError
 
 

@@ -33,20 +33,29 @@ def hold_out(pool: ImageSplit, validation: int, train_limit: int | None) -> tupl
     a smaller limit selects a subset and does not change the validation images; None: use all.
     Raises UsageError for numbers out of range.
     """
-    if not 0 < validation < len(pool):
+    limit = num_training(len(pool), validation, train_limit, "images")
+    order = stratified_order(pool.labels)
+    return select(pool, order[validation : validation + limit]), select(pool, order[:validation])
+
+
+def num_training(num: int, validation: int, train_limit: int | None, kind: str) -> int:
+    """How many of `num` samples are left for training beside `validation` others; at most `train_limit` if given.
+
+    kind: of the samples, for the error. Raises UsageError for numbers out of range.
+    """
+    if not 0 < validation < num:
         raise UsageError(
-            f"data.validation={validation} must be positive and less than the {len(pool):,} images "
-            "that training and validation share"
+            f"data.validation={validation} must be positive and less than the {num:,} {kind} that training and "
+            "validation share"
         )
-    left = len(pool) - validation
+    left = num - validation
     limit = left if train_limit is None else train_limit
     if not 0 < limit <= left:
         raise UsageError(
-            f"data.train_limit={limit} must be positive and at most {left:,}, the training images left "
-            f"beside {validation:,} for validation; null takes them all"
+            f"data.train_limit={limit} must be positive and at most {left:,}, the training {kind} left beside "
+            f"{validation:,} for validation; null takes them all"
         )
-    order = stratified_order(pool.labels)
-    return select(pool, order[validation : validation + limit]), select(pool, order[:validation])
+    return limit
 
 
 def select(split: ImageSplit, indices: torch.Tensor) -> ImageSplit:
