@@ -55,6 +55,14 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
     return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)
 
 
+def split_names(option: str, text: str) -> list[str]:
+    """The names in an option's comma-separated value. UsageError if there are none."""
+    names = list(filter(None, text.split(",")))
+    if not names:
+        raise UsageError(f"{option} needs a name, or several names separated by commas, got {text!r}")
+    return names
+
+
 # Names from other programs -> the setting meant, which their spelling does not reveal.
 _OTHER_NAMES = {
     "dataset": "data",

@@ -53,24 +53,22 @@ class SolveRequest:
     atol: float
 
 
+# From the state at the first time to the states at all times, each tensor [T, *its shape], and the number of steps if
+# the library reports it. Records the graph if autograd is on.
 SolveFunction = Callable[[State], tuple[State, StepCounts | None]]
-"""From the state at the first time to the states at all times, each tensor [T, *its shape], and the number of steps if
-the library reports it. Records the graph if autograd is on."""
 
 
 @dataclass(frozen=True)
 class Library:
     """One solver library.
 
-    package: what is installed and imported.
-    modes: those that the library has.
-    methods: our name -> the library's name.
-    make_solve: from a request to its SolveFunction; None for a library that runs in a separate process.
-    variants: (variant, mode or "" for all of them): further ways to run.
+    modes: the modes that it has.
+    methods: our name of a method -> the library's name.
+    make_solve: makes the SolveFunction of a request; None for a library that runs in a separate process.
+    variants: further ways to run it, as (variant, mode), with mode "" for all modes.
     torch_memory: whether peak memory and operations can be measured in torch.
     """
 
-    package: str
     modes: tuple[str, ...]
     methods: Mapping[str, str]
     make_solve: Callable[[SolveRequest], SolveFunction] | None
@@ -221,33 +219,25 @@ def solve_with_scipy(request: SolveRequest) -> SolveFunction:
 
 LIBRARIES: dict[str, Library] = {
     "odebench": Library(
-        "odebench",
         tuple(mode for mode in MODES if mode == FORWARD or mode in GRADIENTS),
         {name: name for name, method in METHODS.items() if method.adaptive},
         solve_with_odebench,
     ),
     "torchdiffeq": Library(
-        "torchdiffeq",
         (FORWARD, "backprop", "adjoint"),
         {name: name for name in ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "dopri8", "tsit5")},
         solve_with_torchdiffeq,
         variants=(("seminorm", "adjoint"),),
     ),
-    "torchode": Library(
-        "torchode", (FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchode
-    ),
-    "torchdyn": Library(
-        "torchdyn", (FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchdyn
-    ),
+    "torchode": Library((FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchode),
+    "torchdyn": Library((FORWARD, "backprop", "adjoint"), {"dopri5": "dopri5", "tsit5": "tsit5"}, solve_with_torchdyn),
     "scipy": Library(
-        "scipy",
         (FORWARD,),
         {"dopri5": "RK45", "bosh3": "RK23", "dop853": "DOP853", "radau": "Radau", "bdf": "BDF", "lsoda": "LSODA"},
         solve_with_scipy,
         torch_memory=False,
     ),
     "diffrax": Library(
-        "diffrax",
         (FORWARD, "checkpoint", "adjoint"),
         {"dopri5": "Dopri5", "tsit5": "Tsit5", "bosh3": "Bosh3", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"},
         None,
@@ -258,9 +248,8 @@ OTHER_LIBRARIES = tuple(name for name in LIBRARIES if name != "odebench")
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a library, None where it is not installed."""
-    package = LIBRARIES[name].package
+    """The version of a library, whose package has the same name; None if it is not installed."""
     try:
-        return version(package) if importlib.util.find_spec(package) else None
+        return version(name) if importlib.util.find_spec(name) else None
     except PackageNotFoundError:
         return None

@@ -90,21 +90,18 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s:
     times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
     collecting = gc.isenabled()
+    gc.disable()
     try:
         for number in range(repeats):
             gc.collect()
-            gc.disable()
             start = number % len(names) if names else 0
             for name in (*names[start:], *names[:start]):
                 spent = times[name]
                 if len(spent) < min(3, repeats) or sum(spent) < limit_s:
                     spent.append(timers[name]())
-            gc.enable()
     finally:
         if collecting:
             gc.enable()
-        else:
-            gc.disable()
     return times
 
 
@@ -121,9 +118,9 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 FIELD_TIMING_S, MAX_FIELD_CALLS = 5e-3, 50
 
+# How a field is timed alone: evaluations; evaluations, then one backward pass for all vector-Jacobian products, as in
+# backpropagation; each evaluation followed by its product, as in an adjoint solve.
 FIELD_ONLY, VJPS_TOGETHER, VJP_EACH = "f", "f + products together", "f + product"
-"""What is timed of a field alone: evaluations; evaluations and then one backward pass for all vector-Jacobian products,
-as in backpropagation; an evaluation followed by its product, as in an adjoint solve."""
 
 
 def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:

@@ -76,8 +76,8 @@ def _by_sensitivities(problem: CaseProblem, gradients: bool) -> ReferenceSolutio
     return ReferenceSolution([states.detach()], [part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
 
 
+# dy/dt, and its derivatives with respect to the parameters and to y.
 FieldAndJacobians = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""dy/dt, and its derivatives with respect to the parameters and to y."""
 
 
 def robertson_with_jacobians(log_rates: np.ndarray, y: np.ndarray) -> FieldAndJacobians:

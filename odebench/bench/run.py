@@ -15,7 +15,7 @@ from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
 from odebench.config.schema.training import MAX_THREADS
-from odebench.errors import UsageError, unknown_name
+from odebench.errors import UsageError, split_names, unknown_name
 from odebench.training.environment import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,12 @@ def make_plan(
 def _names(option: str, kind: str, text: str | None, known: Iterable[str], default: tuple[str, ...]) -> tuple[str, ...]:
     if text is None:
         return default
-    words = tuple(dict.fromkeys(filter(None, text.split(","))))
+    words = tuple(dict.fromkeys(split_names(option, text)))
     for word in words:
         if word not in known:
             # `odebench list solvers` prints most of the methods.
             plural = {"library": "libraries", "method": "solvers"}.get(kind, f"{kind}s")
             raise unknown_name(kind, word, known, plural)
-    if not words:
-        raise UsageError(f"{option} needs a name, or several names separated by commas")
     return words
 
 

@@ -33,7 +33,6 @@ from odebench.data.potentials import POTENTIALS
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.data.series_loading import drop_unobserved_series
 from odebench.data.spirals import spirals
-from odebench.data.splits import hold_out, select, stratified_order
 from odebench.data.tabular import bsds300, gas, hepmass, miniboone, power
 from odebench.data.toy_densities import TOY_DENSITIES
 from odebench.errors import UsageError
@@ -52,11 +51,8 @@ __all__ = [
     "batch_random_state",
     "build_data",
     "dequantise",
-    "hold_out",
     "random_crop",
     "sampled",
-    "select",
-    "stratified_order",
     "to_float",
 ]
 

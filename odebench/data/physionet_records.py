@@ -24,8 +24,8 @@ from odebench.data.cache import load_arrays, save_arrays
 from odebench.errors import UsageError, did_you_mean
 
 STATIC = ("Age", "Gender", "Height", "ICUType")
+# Recorded at admission. The weight may be measured again later, the static descriptors are not.
 DESCRIPTORS = (*STATIC, "Weight")
-"""Recorded at admission. The weight may be measured again later, the static descriptors are not."""
 
 MEASURED = (
     "Albumin ALP ALT AST Bilirubin BUN Cholesterol Creatinine DiasABP FiO2 GCS Glucose HCO3 HCT HR K Lactate Mg MAP "
@@ -33,8 +33,7 @@ MEASURED = (
     "Urine WBC"
 )
 PARAMETERS = (*DESCRIPTORS, *MEASURED.split())
-UNKNOWN = -1.0
-"""The challenge's value for a descriptor that is not known."""
+UNKNOWN = -1.0  # the challenge's value for a descriptor that is not known
 
 SPAN_MINUTES = 48 * 60
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".zip")

@@ -24,8 +24,8 @@ from odebench.data.density import DensityData, Distribution, sampled
 
 LogDensity = Callable[[Tensor], Tensor]
 
+# The probability outside |z1|, |z2| < BOX_HALF_WIDTH is below exp(-40) for all four.
 BOX_HALF_WIDTH = 8.0
-"""The probability outside |z1|, |z2| < BOX_HALF_WIDTH is below exp(-40) for all four."""
 
 GRID_POINTS = 801  # along each axis
 

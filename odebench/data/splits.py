@@ -6,8 +6,7 @@ import torch
 from odebench.data.images import ImageSplit
 from odebench.errors import UsageError
 
-SPLIT_SEED = 20181203
-"""Fixed, so that a change of the training's seed does not move images between the splits."""
+SPLIT_SEED = 20181203  # fixed, so that the training's seed does not move images between the splits
 
 
 def stratified_order(labels: torch.Tensor) -> torch.Tensor:

@@ -115,8 +115,8 @@ def _value_and_vjp(
     return (dz, aux, vjp) if keeps_graph else (dz.detach(), aux.detach(), vjp)
 
 
+# Maps an evaluation of the field to one number for each row [B].
 Integrand = Callable[[FieldEvaluation], Tensor]
-"""An integrand: maps an evaluation of the field to one number for each row [B]."""
 
 
 class AugmentedField(nn.Module):

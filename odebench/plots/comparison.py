@@ -27,7 +27,6 @@ MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
 ROW_IN = 0.42  # of a dot plot
 
-Numbers = Sequence[float] | np.ndarray
 Dots = Mapping[str, Mapping[str, float]]
 
 
@@ -68,8 +67,8 @@ class ReferenceLine(NamedTuple):
 
     label: str
     level: float | None = None
-    x: Numbers = ()
-    y: Numbers = ()
+    x: style.Numbers = ()
+    y: style.Numbers = ()
     note: str = ""
     source: str = ""
     is_front: bool = False

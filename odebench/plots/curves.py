@@ -12,7 +12,6 @@ from odebench.plots import style
 
 SMOOTH_FROM = 60  # points; longer series are drawn pale, with their running mean
 Row = Mapping[str, Any]
-Numbers = Sequence[float] | np.ndarray
 
 
 class _Curve(NamedTuple):
@@ -117,7 +116,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
-def step_sizes(times: Numbers, sizes: Numbers, title: str = "Step sizes of one solve") -> Figure:
+def step_sizes(times: style.Numbers, sizes: style.Numbers, title: str = "Step sizes of one solve") -> Figure:
     """Step sizes of one solve against the start of each step; absolute values for steps backward in time.
 
     times, sizes: [accepted], start and signed size of each accepted step, in the time of the ODE.

@@ -1,6 +1,6 @@
 """Densities and vector fields in the plane."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ Limits = tuple[float, float]
 SQUARE_IN = 3.1
 SATURATED_MASS = 0.01
 MAX_EXPONENT = 50.0
-Numbers = Sequence[float] | np.ndarray
 LONG_ARROW = 1.2  # in grid spacings, for the 95 % quantile of speed
 MAX_COLUMNS = 4
 
@@ -114,7 +113,7 @@ def density_image(log_density: np.ndarray, scale: ColourScale) -> np.ndarray:
     return np.exp(np.minimum(log_density.astype(float) - scale.offset, above)).reshape(side, side)
 
 
-def vector_field(times: Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:
+def vector_field(times: style.Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:
     """The vector field in the plane at several times, with one scale for all.
 
     times: [T], one panel each.

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from odebench.plots import style
 
-Numbers = Sequence[float] | np.ndarray
 TIME_LABEL = "t (time of the series)"
 BAND = (5, 95)  # percentiles over the latent samples
 BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
@@ -213,7 +212,7 @@ def rates_over_time(rates: Sequence[InferredRate], time: str = TIME_LABEL) -> Fi
 
 
 def error_over_time(
-    times: Numbers,
+    times: style.Numbers,
     errors: Mapping[str, np.ndarray],
     window: tuple[float, float],
     error: str = "RMSE (units of the data)",

@@ -31,6 +31,7 @@ LIGHT_GREY = "#EEEEEE"
 # Darkens monotonically: works for colour-blind readers and in greyscale print.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
 
+Numbers = Sequence[float] | np.ndarray
 PANEL_WIDTH_IN = 4.6
 PANEL_HEIGHT_IN = 3.1
 TITLE_PT = 11
@@ -119,7 +120,7 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def spans_decades(values: Sequence[float] | np.ndarray, ratio: float = 20.0) -> bool:
+def spans_decades(values: Numbers, ratio: float = 20.0) -> bool:
     """Whether the finite values are positive and far enough apart for a logarithmic axis."""
     array = np.asarray(values, dtype=float)
     array = array[np.isfinite(array)]

@@ -1,6 +1,6 @@
 """Results of `odebench eval` as lines of a figure, and Figure 3 of Chen et al. 2018."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,16 @@ GRADIENT_ERRORS = {
 }
 
 
-def evaluated_runs(collection: RunCollection) -> Iterator[tuple[str, Run]]:
-    """The first evaluated run of each group, with the group's label."""
-    for label, group in named_groups(collection, _evaluated):
-        for run in _evaluated(group):
-            yield label, run
+def evaluated_run(group: RunGroup) -> Run | None:
+    """The first completed run of a group that was evaluated."""
+    return next((run for run in group.done_runs if (run.path / layout.EVALUATIONS).exists()), None)
 
 
-def _evaluated(group: RunGroup) -> list[Run]:
-    """The first evaluated run, as a list of at most one."""
-    return [run for run in group.done_runs if (run.path / layout.EVALUATIONS).exists()][:1]
+def evaluation_lines(collection: RunCollection, y: str, x: str = "tol") -> list[Line]:
+    """Lines of `y` against `x` over the evaluations of one run per group."""
+    return [
+        line for label, run in named_groups(collection, evaluated_run) for line in lines_by_solver(label, run, y, x)
+    ]
 
 
 def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
@@ -82,7 +82,7 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
     keys = [key for key in keys if key not in ("gradient.name", "solver.name")]
     found: dict[tuple[str, str], list[Line]] = {}
     for group in collection.groups:
-        for run in _evaluated(group):
+        if run := evaluated_run(group):
             for error in GRADIENT_ERRORS:
                 lines = _evaluation_curves(run, "{gradient}, {step_solver}".format_map, "step_tol", error)
                 found.setdefault((group_label(group, keys), error), []).extend(positive_only(lines))
@@ -97,15 +97,12 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
 def figure3(collection: RunCollection) -> Figure:
     """Four panels of trained models, as in the paper: error against NFE, time against NFE, backward against forward
     NFE, NFE over training. Empty panels are omitted; if the first is empty, raises MissingDataError."""
-    runs = list(evaluated_runs(collection))
-
-    def lines(y: str, x: str) -> list[Line]:
-        return [one for label, run in runs for one in lines_by_solver(label, run, y, x)]
-
-    forward, backward = "forward NFE of a training step", positive_only(lines("nfe_backward", "nfe_forward"))
+    forward = "forward NFE of a training step"
+    backward = positive_only(evaluation_lines(collection, "nfe_backward", "nfe_forward"))
     least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
     ratios = nfe_ratio_lines(collection.runs, backward, least)
-    error, time = require_points(lines(OUTPUT_ERROR, "nfe")), lines("forward_ms", "nfe_forward")
+    error = require_points(evaluation_lines(collection, OUTPUT_ERROR, "nfe"))
+    time = evaluation_lines(collection, "forward_ms", "nfe_forward")
     over, x = _over_training(collection)
     panels = [
         Panel("(a) Error against NFE", "NFE of a batch", "relative error of the output", error),
@@ -120,7 +117,7 @@ def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
     """Forward NFE over the trainings of evaluated models, labelled like their evaluations, and the label of the x
     axis."""
     rows, steps_per_epoch = {}, {}
-    for label, group in named_groups(collection, _evaluated):
+    for label, group in named_groups(collection, lambda group: group if evaluated_run(group) else None):
         name = _solver_label(label, group.settings["solver.name"])
         rows[name] = [read_rows(run) for run in group.runs]
         steps_per_epoch[name] = group.mean("best/step") / group.mean("best/epoch")

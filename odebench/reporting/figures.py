@@ -1,7 +1,7 @@
 """The figures of a report, by name: each drawn from files, with what it needs."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,9 @@ from odebench.record.files import read_if_exists
 from odebench.reporting.evaluations import (
     OUTPUT_ERROR,
     TOLERANCE,
-    evaluated_runs,
+    evaluation_lines,
     figure3,
     gradient_against_tolerance,
-    lines_by_solver,
 )
 from odebench.reporting.lines import (
     RESOLUTION_KEYS,
@@ -32,15 +31,15 @@ from odebench.reporting.lines import (
     positive_only,
     published_lines,
     require_points,
-    result_label,
     split_into_lines,
 )
 from odebench.reporting.panels import (
     MAX_PANELS,
+    LinesByLabel,
     PanelKey,
-    data_name,
     draw_panels,
     lines_by_panel,
+    panel_by_data,
     panel_key_function,
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
@@ -64,14 +63,20 @@ class FigureKind(NamedTuple):
     draw: Callable[[RunCollection], Figure]
 
 
-def draw(name: str, collection: RunCollection) -> Figure:
-    """Draw a figure by name. UsageError for an unknown name, MissingDataError if the runs lack the data."""
+def find(name: str) -> FigureKind:
+    """Find a figure by name; UsageError if it is unknown."""
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES, "figures")
+    return FIGURES[name]
+
+
+def draw(name: str, collection: RunCollection) -> Figure:
+    """Draw a figure by name. UsageError for an unknown name, MissingDataError if the runs lack the data."""
+    kind = find(name)
     try:
-        return FIGURES[name].draw(collection)
+        return kind.draw(collection)
     except MissingDataError:
-        raise MissingDataError(f"figure {name} needs {FIGURES[name].requirement}") from None
+        raise MissingDataError(f"figure {name} needs {kind.requirement}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
 
@@ -80,7 +85,7 @@ def _mean(tag: str) -> Callable[[RunGroup], float]:
     return lambda group: group.mean(tag)
 
 
-def _lines(by_label: Mapping[str, Sequence[RunGroup]], x: Callable[[RunGroup], float], tag: str) -> list[Line]:
+def _lines(by_label: LinesByLabel, x: Callable[[RunGroup], float], tag: str) -> list[Line]:
     return [make_line(label, groups, x, tag) for label, groups in by_label.items()]
 
 
@@ -99,22 +104,19 @@ def _result_against(cost: str) -> Callable[[RunCollection], Figure]:
     return draw
 
 
-def _runs(by_label: Mapping[str, Sequence[RunGroup]]) -> list[Run]:
+def _runs(by_label: LinesByLabel) -> list[Run]:
     return [run for groups in by_label.values() for group in groups for run in group.runs]
 
 
 def _result_panel(
-    collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
+    collection: RunCollection, key: PanelKey, by_label: LinesByLabel, cost: str, are_lines: bool
 ) -> Panel:
     """Result against cost: means over seeds, lines along tolerances or steps."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     lines = _lines(by_label, _mean(cost_tag), tag)
     found = published_lines(_runs(by_label), tag)
-    return Panel(f"{key.data}: result against {cost}", x, _y(key, collection.split), lines, found, are_lines)
-
-
-def _y(key: PanelKey, split: str) -> str:
-    return result_label(key.quantity, split, key.loss)
+    y = key.axis_label(collection.split)
+    return Panel(f"{key.data}: result against {cost}", x, y, lines, found, are_lines)
 
 
 def _pareto(collection: RunCollection) -> Figure:
@@ -122,9 +124,7 @@ def _pareto(collection: RunCollection) -> Figure:
     return draw_panels([_front_panel(collection, *item, cost, are_lines) for item in found.items() for cost in COSTS])
 
 
-def _front_panel(
-    collection: RunCollection, key: PanelKey, by_label: Mapping[str, Sequence[RunGroup]], cost: str, are_lines: bool
-) -> Panel:
+def _front_panel(collection: RunCollection, key: PanelKey, by_label: LinesByLabel, cost: str, are_lines: bool) -> Panel:
     """All groups by result and cost, with their Pareto front."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     all_groups = [group for groups in by_label.values() for group in groups]
@@ -137,7 +137,7 @@ def _front_panel(
         lines.append(drawn._replace(label=label or "settings", point_labels=names))
     edge = make_line("", best, _mean(cost_tag), tag)
     reference = ReferenceLine("Pareto front", x=edge.x, y=edge.y, is_front=True)
-    return Panel(f"{key.data}: against {cost}", x, _y(key, collection.split), lines, [reference], False)
+    return Panel(f"{key.data}: against {cost}", x, key.axis_label(collection.split), lines, [reference], False)
 
 
 def _figure4(collection: RunCollection) -> Figure:
@@ -164,11 +164,11 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
 def _result_over_training(collection: RunCollection) -> Figure:
     """Validation results against optimiser steps and against time, one curve per setting."""
     panel_key, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
-    for label, group in named_groups(collection):
-        found.setdefault(panel_key(group.runs[0]), {})[label] = [read_rows(run) for run in group.runs]
+    for label, runs in named_groups(collection, lambda group: group.runs):
+        found.setdefault(panel_key(runs[0]), {})[label] = list(map(read_rows, runs))
     panels = []
     for key, rows in found.items():
-        tag, y = f"val/{key.quantity}", _y(key, "validation")
+        tag, y = f"val/{key.quantity}", key.axis_label("validation")
         by_step, by_time = (mean_curves(rows, tag, along, smooth=False) for along in ("step", "elapsed_s"))
         by_time = [one._replace(x=one.x / 60) for one in by_time]
         for title, x, lines in (("steps", "optimiser step", by_step), ("time", "training time (min)", by_time)):
@@ -185,7 +185,7 @@ def _nfe_against_tolerance(collection: RunCollection) -> Figure:
             Panel(f"{way} NFE in training", TOLERANCE, "NFE of a training step", positive_only(lines), (), are_lines)
         )
     if len(collection.groups) <= MAX_LINES:
-        after = [one for label, run in evaluated_runs(collection) for one in lines_by_solver(label, run, "nfe")]
+        after = evaluation_lines(collection, "nfe")
         panels.append(Panel("NFE after training", TOLERANCE, "NFE of a batch", after))
     panels = [panel for panel in panels if len({x for one in panel.lines for x in one.finite().x}) > 1]
     if not panels:
@@ -199,9 +199,7 @@ def _tolerance(group: RunGroup) -> float:
 
 
 def _error_against_tolerance(collection: RunCollection) -> Figure:
-    lines = require_points(
-        [one for label, run in evaluated_runs(collection) for one in lines_by_solver(label, run, OUTPUT_ERROR)]
-    )
+    lines = require_points(evaluation_lines(collection, OUTPUT_ERROR))
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
     reference = ReferenceLine("error = tolerance", x=equal, y=equal)
@@ -210,28 +208,26 @@ def _error_against_tolerance(collection: RunCollection) -> Figure:
 
 
 def _time_against_nfe(collection: RunCollection) -> Figure:
-    by_data, are_lines = lines_by_panel(collection, data_name)
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
-    panels = []
-    for data, by_label in by_data.items():
-        lines = _lines(by_label, _total_nfe, STEP_MS)
-        panels.append(Panel(f"{data}: time against NFE", x, y, lines, (), are_lines, x_log=False, y_log=False))
-    return draw_panels(panels)
+
+    def panel(data: str, by_label: LinesByLabel) -> Panel:
+        return Panel(f"{data}: time against NFE", x, y, _lines(by_label, _total_nfe, STEP_MS))
+
+    return panel_by_data(collection, panel, min_points=2)
 
 
 def _backward_against_forward(collection: RunCollection) -> Figure:
-    by_data, are_lines = lines_by_panel(collection, data_name, first="gradient.name")
     x, y = "forward NFE of a training step", "backward NFE of a training step"
-    panels = []
-    for data, by_label in by_data.items():
+
+    def panel(data: str, by_label: LinesByLabel) -> Panel:
         lines = positive_only(_lines(by_label, _mean(FORWARD), BACKWARD))
-        title, found = f"{data}: backward against forward", nfe_ratio_lines(_runs(by_label), lines)
-        panels.append(Panel(title, x, y, lines, found, are_lines, x_log=False, y_log=False))
-    return draw_panels(panels, min_points=1)
+        return Panel(f"{data}: backward against forward", x, y, lines, nfe_ratio_lines(_runs(by_label), lines))
+
+    return panel_by_data(collection, panel, min_points=1, first="gradient.name")
 
 
 def _nfe_over_training(collection: RunCollection) -> Figure:
-    rows = {label: [read_rows(run) for run in group.runs] for label, group in named_groups(collection)}
+    rows = dict(named_groups(collection, lambda group: list(map(read_rows, group.runs))))
     panels = []
     for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
         title, lines = f"{way} NFE over training", positive_only(mean_curves(rows, tag))
@@ -242,17 +238,16 @@ def _nfe_over_training(collection: RunCollection) -> Figure:
 
 
 def _memory_against_depth(collection: RunCollection) -> Figure:
-    by_data, are_lines = lines_by_panel(
-        collection, data_name, along=(*RESOLUTION_KEYS, "model.blocks"), first="gradient.name"
-    )
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     is_in_labels = "gradient.name" in collection.varying_keys or not collection.runs
     mode = "" if is_in_labels else collection.runs[0].settings["gradient.name"]
-    panels = []
-    for data, by_label in by_data.items():
+
+    def panel(data: str, by_label: LinesByLabel) -> Panel:
         lines = _lines({join_nonempty(label, mode): groups for label, groups in by_label.items()}, _depth, PEAK_MIB)
-        panels.append(Panel(f"{data}: memory against depth", x, y, lines, (), are_lines, x_log=False, y_log=False))
-    return draw_panels(panels)
+        return Panel(f"{data}: memory against depth", x, y, lines)
+
+    along = (*RESOLUTION_KEYS, "model.blocks")
+    return panel_by_data(collection, panel, min_points=2, along=along, first="gradient.name")
 
 
 def _depth(group: RunGroup) -> float:
@@ -277,12 +272,9 @@ def _gradient_error(collection: RunCollection) -> Figure:
 def _step_sizes(collection: RunCollection) -> Figure:
     """Step sizes of each setting's longest solve in a training step, for example the decoder's."""
     found: dict[tuple[str, str], list[Line]] = {}  # times of different models cannot be compared
-    for label, group in named_groups(collection, _longest_solve):
-        solve = _longest_solve(group)
-        assert solve is not None
-        start, sizes, place = solve
+    for label, (run, start, sizes, place) in named_groups(collection, _longest_solve):
         ends = np.cumsum([0.0 if start is None else start, *sizes])
-        title = f"{group.settings['model.name']}: step sizes of {place or 'one solve'}"
+        title = f"{run.settings['model.name']}: step sizes of {place or 'one solve'}"
         x = "t where a step starts" if start is not None else "t since the start of the solve"
         found.setdefault((title, x), []).append(Line(label, ends[:-1], np.abs(sizes)))
     unit = "(time of the ODE)"
@@ -292,8 +284,8 @@ def _step_sizes(collection: RunCollection) -> Figure:
     return draw_panels(panels, min_points=1)
 
 
-def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | None:
-    """Start (if known), accepted step sizes and name of the longest solve of the group's first run that has one."""
+def _longest_solve(group: RunGroup) -> tuple[Run, float | None, list[float], str] | None:
+    """The group's first run that has solves; start (if known), accepted step sizes and name of its longest solve."""
     for run in group.runs:
         path = run.path / layout.STEP_SIZES
         if (text := read_if_exists(path)) is None:
@@ -306,7 +298,8 @@ def _longest_solve(group: RunGroup) -> tuple[float | None, list[float], str] | N
             raise UsageError(f"{path} is damaged") from None
         number = max(range(len(solves)), key=lambda one: len(solves[one]), default=0)
         if solves and solves[number]:
-            return starts[number], solves[number], f"solve {number + 1} of {len(solves)}" if len(solves) > 1 else ""
+            name = f"solve {number + 1} of {len(solves)}" if len(solves) > 1 else ""
+            return run, starts[number], solves[number], name
     return None
 
 

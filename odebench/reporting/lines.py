@@ -1,6 +1,7 @@
 """Groups of runs as the lines of a figure."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from odebench.plots.comparison import MAX_LINES, Line, ReferenceLine, num_points
 from odebench.plots.curves import SMOOTH_FROM, running_mean
 from odebench.reporting.published import NFE_RATIO, published_for
 from odebench.reporting.runs import (
+    FIXED_STEP_KEYS,
     Row,
     Run,
     RunCollection,
@@ -18,14 +20,14 @@ from odebench.reporting.runs import (
     factorize,
     row_classes,
 )
-from odebench.reporting.table import display_scale, display_unit, format_setting
+from odebench.reporting.table import display_scale, format_setting
 
 # Settings that vary along a line: how finely the ODE is solved.
-RESOLUTION_KEYS = ("tol", "solver.steps", "solver.step_size")
+RESOLUTION_KEYS = ("tol", *FIXED_STEP_KEYS)
 # Settings that the panel shows already, or that these determine.
 PANEL_KEYS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
-# Losses that are evaluated in nats; flow matching is evaluated by its negative log-likelihood.
-LOSSES_IN_NATS = ("cross_entropy", "maximum_likelihood", "density_matching", "flow_matching", "autoregressive", "elbo")
+
+Content = TypeVar("Content")  # of a group, for one line of a figure
 
 
 class MissingDataError(UsageError):
@@ -62,16 +64,18 @@ def split_into_lines(
 
 
 def named_groups(
-    collection: RunCollection, drawable: Callable[[RunGroup], object] = lambda group: True
-) -> Iterator[tuple[str, RunGroup]]:
-    """Every drawable group with a unique label, for figures with one line per group; UsageError if there are too many
-    to distinguish."""
-    groups = [group for group in collection.groups if drawable(group)]
-    if len(groups) > MAX_LINES:
-        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(groups):,}; name fewer runs")
+    collection: RunCollection, content: Callable[[RunGroup], Content | None]
+) -> Iterator[tuple[str, Content]]:
+    """What a figure with one line per group draws: a unique label and the content of each group that has any.
+
+    UsageError if there are too many to distinguish.
+    """
+    found = [(group, drawn) for group in collection.groups if (drawn := content(group)) is not None]
+    if len(found) > MAX_LINES:
+        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(found):,}; name fewer runs")
     keys = label_keys(collection.groups, collection.varying_keys)
-    for group in groups:
-        yield group_label(group, keys), group
+    for group, drawn in found:
+        yield group_label(group, keys), drawn
 
 
 def label_keys(groups: Sequence[RunGroup], keys: Sequence[str]) -> list[str]:
@@ -215,16 +219,6 @@ def published_lines(runs: Sequence[Run], tag: str) -> list[ReferenceLine]:
     ]
 
 
-def result_label(quantity: str, split: str, loss: str = "") -> str:
-    """The axis label of a result, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``.
-    loss: name of the loss, if the quantity is the loss."""
-    tag = f"best/{quantity}"
-    unit = display_unit(tag)
-    name = quantity.removesuffix(f"_{unit}").replace("_", " ")
-    detail = join_nonempty(loss.replace("_", " "), "nats" if loss in LOSSES_IN_NATS else unit)
-    return f"{split} {name} ({detail})" if detail else f"{split} {name}"
-
-
 def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0.0) -> list[ReferenceLine]:
     """Lines of backward NFE = forward NFE, and of the published ratios for the runs' experiments, from `start` on."""
     ends = np.array([start, max((one.finite().x.max(initial=0.0) for one in lines), default=0.0)])
@@ -234,9 +228,9 @@ def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0
     return found
 
 
-def require_points(lines: Sequence[Line], min_points: int = 2) -> Sequence[Line]:
-    """The lines; MissingDataError if they have fewer than `min_points` points in total."""
-    if num_points(lines) < min_points:
+def require_points(lines: Sequence[Line]) -> Sequence[Line]:
+    """The lines; MissingDataError if they have fewer than two points in total."""
+    if num_points(lines) < 2:
         raise MissingDataError
     return lines
 

@@ -133,8 +133,3 @@ def published_table(collection: RunCollection) -> Table | None:
 def _cell_with_unit(tag: str, mean: float, std: float = math.nan) -> TableCell:
     text, unit = format_value(tag, mean, std), " %" if display_unit(tag) == "%" else ""
     return TableCell(text + unit * (text != EMPTY), display_scale(tag) * mean)
-
-
-def join_lines(lines: Sequence[str]) -> str:
-    """Lines as text."""
-    return "".join(f"{line}\n" for line in lines)

@@ -1,6 +1,6 @@
 """Split runs into the panels of a figure; only runs in the same panel can be compared."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
@@ -9,12 +9,15 @@ from odebench.errors import UsageError
 from odebench.plots.comparison import Panel, comparison_figure, num_points
 from odebench.reporting.lines import RESOLUTION_KEYS, MissingDataError, join_nonempty, split_into_lines
 from odebench.reporting.runs import Run, RunCollection, RunGroup, differing_columns
-from odebench.reporting.table import format_setting
+from odebench.reporting.table import display_unit, format_setting
 
 MAX_PANELS = 24
 # Settings of the data that do not change the test data.
 TRAINING_DATA_KEYS = {f"data.{name}" for name in ("train_limit", "validation", "augment", "samples", "fresh")}
+# Losses that are evaluated in nats; flow matching is evaluated by its negative log-likelihood.
+LOSSES_IN_NATS = ("cross_entropy", "maximum_likelihood", "density_matching", "flow_matching", "autoregressive", "elbo")
 Key = TypeVar("Key", bound=Hashable)  # identifies a panel
+LinesByLabel = Mapping[str, Sequence[RunGroup]]
 
 
 class PanelKey(NamedTuple):
@@ -24,6 +27,13 @@ class PanelKey(NamedTuple):
     data: str
     quantity: str
     loss: str
+
+    def axis_label(self, split: str) -> str:
+        """Of the quantity, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``."""
+        unit = display_unit(f"best/{self.quantity}")
+        name = self.quantity.removesuffix(f"_{unit}").replace("_", " ")
+        detail = join_nonempty(self.loss.replace("_", " "), "nats" if self.loss in LOSSES_IN_NATS else unit)
+        return f"{split} {name} ({detail})" if detail else f"{split} {name}"
 
 
 def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
@@ -78,6 +88,16 @@ def lines_by_panel(
             "name fewer runs"
         )
     return found, are_lines
+
+
+def panel_by_data(
+    collection: RunCollection, make_panel: Callable[[str, LinesByLabel], Panel], min_points: int, **how: Any
+) -> Figure:
+    """Draw one panel per data set. make_panel: from its name and its lines (label -> groups); how: see
+    `lines_by_panel`."""
+    found, are_lines = lines_by_panel(collection, data_name, **how)
+    panels = [make_panel(*item)._replace(connect_points=are_lines, x_log=False, y_log=False) for item in found.items()]
+    return draw_panels(panels, min_points)
 
 
 def data_name(run: Run) -> str:

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from odebench.console import print_table
-from odebench.errors import NothingFoundError, UsageError, unknown_name
+from odebench.errors import NothingFoundError, UsageError, split_names, unknown_name
 from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, table
 from odebench.reporting.runs import RunCollection, collect_runs
@@ -61,7 +61,7 @@ def make_report(
     UsageError, before the runs are read, for unknown or incompatible arguments; afterwards if data are missing,
     NothingFoundError without runs.
     """
-    names = list(dict.fromkeys(filter(None, (figure or "").split(","))))
+    names = [] if figure is None else list(dict.fromkeys(split_names("--figure", figure)))
     _check_arguments(folders, names, table_format, output, split)
     collection = collect_runs([Path(folder) for folder in folders], split)
     if not collection.runs and not (names and collection.bench):
@@ -87,8 +87,7 @@ def _check_arguments(
     if not all(folders) or not folders:
         raise UsageError("no folder given: name one or several, such as outputs (--list shows the figures)")
     for name in names:
-        if name not in figures.FIGURES:
-            raise unknown_name("figure", name, figures.FIGURES, "figures")
+        figures.find(name)
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"), "splits")
     if table_format is not None and table_format not in FORMATS:
@@ -137,9 +136,9 @@ def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) ->
     sys.stdout.write(as_text(collection, table_format, tags))
     lines = [notes.status_counts(collection), *notes.caveats(collection), *notes.failure_lines(collection)]
     if table_format != "terminal":  # only the table, for pipes
-        print(notes.join_lines(lines), end="", file=sys.stderr)
+        print(*lines, sep="\n", file=sys.stderr)
         return
-    print(f"\n{notes.join_lines(lines)}", end="")
+    print("", *lines, sep="\n")
     if published := notes.published_table(collection):
         print(f"\n{table.as_terminal(published)}", end="")
 

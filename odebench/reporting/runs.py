@@ -284,11 +284,8 @@ def row_classes(columns: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _column_order(key: str) -> tuple[int, int]:
-    choice = ALWAYS_SHOWN.index(key) if key in ALWAYS_SHOWN else len(ALWAYS_SHOWN)
-    place = next(
-        (place for place, start in enumerate(PREFERRED_PREFIXES) if key.startswith(start)), len(PREFERRED_PREFIXES)
-    )
-    return choice, place
+    starts = [key.startswith(start) for start in (*PREFERRED_PREFIXES, "")]
+    return (*ALWAYS_SHOWN, key).index(key), starts.index(True)
 
 
 def _value_order(value: Any) -> tuple[int, float, str]:

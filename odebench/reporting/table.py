@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from odebench.console import aligned
-from odebench.errors import UsageError, did_you_mean
+from odebench.errors import UsageError, did_you_mean, split_names
 from odebench.record import layout
 from odebench.reporting.runs import RunCollection, RunGroup
 
@@ -40,8 +40,8 @@ class TableCell(NamedTuple):
     value: float | str
 
 
+# Title -> cell, or its text, by which it is then sorted.
 TableRow = Mapping[str, str | TableCell]
-"""Title -> cell, or its text, by which it is then sorted."""
 
 
 class Table(NamedTuple):
@@ -87,7 +87,7 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
         return headline_tags(collection)
     if requested == "all":
         return present
-    tags = list(filter(None, requested.split(",")))
+    tags = split_names("--columns", requested)
     for tag in tags:
         if tag not in present:
             raise UsageError(

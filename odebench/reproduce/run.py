@@ -68,15 +68,10 @@ def list_reproductions() -> None:
         details = (
             f"needs experiment={missing}"
             if missing
-            else f"{_count_trainings(one)}, budget={' or '.join(_budgets(one))}"
+            else f"{notes.plural(len({row.job for row in one.rows}), 'training')}, budget={' or '.join(_budgets(one))}"
         )
         rows += [(name, one.title), ("", f"{one.source}: {details}")]
     print_table(rows)
-
-
-def _count_trainings(reproduction: Reproduction) -> str:
-    number = len({row.job for row in reproduction.rows})
-    return f"{number} trainings" if number > 1 else "1 training"
 
 
 def _budgets(reproduction: Reproduction) -> list[str]:
@@ -169,35 +164,32 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
     if not is_sweep(folder):
         code = run_sweep(planned.plan, folder, policy, follow)
         print()
-    elif _unfinished(_with_new_jobs(planned)):
+    elif _has_unfinished_jobs(planned):
         code = resume_sweep(folder, planned.plan.cluster, policy, follow)
         print()
     sweep = load_sweep(folder)
     if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
         with file_lock(folder / LOCK_FILE):
-            for run, arguments in missing:
-                _evaluate(sweep, run, arguments)
+            for path, arguments in missing:
+                log.info("evaluating %s: %s", path.name, " ".join(arguments))
+                _run_command(sweep, [*COMMAND, "eval", str(path), *arguments], f"evaluation of {path.name}")
     _print_and_write(planned, sweep)
     return code
 
 
-def _with_new_jobs(planned: ReproductionPlan) -> Sweep:
-    """The sweep in the folder, extended by planned jobs that it lacks, such as further seeds."""
+def _has_unfinished_jobs(planned: ReproductionPlan) -> bool:
+    """Extend the sweep in the folder by planned jobs that it lacks, such as further seeds; whether jobs are to run."""
     sweep = load_sweep(planned.folder)
-    if not _new_jobs(planned, sweep):
-        return sweep
-    with file_lock(planned.folder / LOCK_FILE):
-        sweep = load_sweep(planned.folder)
-        return add_jobs(sweep, _new_jobs(planned, sweep))
+    if _new_jobs(planned, sweep):
+        with file_lock(planned.folder / LOCK_FILE):
+            sweep = load_sweep(planned.folder)
+            sweep = add_jobs(sweep, _new_jobs(planned, sweep))
+    return any(read_status(sweep, job).status not in FINAL_STATUSES for job in sweep.jobs)
 
 
 def _new_jobs(planned: ReproductionPlan, sweep: Sweep) -> list[Job]:
     known = {job_identity(job.overrides) for job in sweep.jobs}
     return [job for job in planned.plan.jobs if job_identity(job.overrides) not in known]
-
-
-def _unfinished(sweep: Sweep) -> bool:
-    return any(read_status(sweep, job).status not in FINAL_STATUSES for job in sweep.jobs)
 
 
 def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, Sequence[str]]]:
@@ -217,14 +209,12 @@ def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[
     ]
 
 
-def _evaluate(sweep: Sweep, path: Path, arguments: Sequence[str]) -> None:
-    """Evaluate a run in a new process."""
-    log.info("evaluating %s: %s", path.name, " ".join(arguments))
-    done = subprocess.run(
-        [*COMMAND, "eval", str(path), *arguments], check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None
-    )
-    if done.returncode:
-        log.warning("evaluation of %s: exit code %d", path.name, done.returncode)
+def _run_command(sweep: Sweep, command: Sequence[str], task: str) -> bool:
+    """Run a command in the folder that the sweep was started in; whether it succeeded, else a warning is logged."""
+    code = subprocess.run(command, check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None).returncode
+    if code:
+        log.warning("%s: exit code %d", task, code)
+    return code == 0
 
 
 def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
@@ -236,8 +226,7 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     sources = dict.fromkeys(line.published.citation for line in lines if line.published)
     remarks = [notes.status_counts(collection), *notes.caveats(collection)]
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
-    print(f"{reproduction.title}\n{reproduction.source}\n")
-    print("\n".join([*map(as_terminal, tables), notes.join_lines(remarks)]), end="")
+    print(f"{reproduction.title}\n{reproduction.source}\n", *map(as_terminal, tables), *remarks, sep="\n")
     drawn, left_out = render_figures(collection, reproduction.figures)
     for message in left_out.values():
         log.info("omitted: %s", message)
@@ -269,9 +258,5 @@ def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], s
         return {}
     path = sweep.path / COMPARISON_FILE
     arguments = [one for result in found for one in (result.row.name, str(result.group.done_runs[0].path))]
-    cwd = sweep.cwd if sweep.cwd.is_dir() else None
-    done = subprocess.run([*COMPARE_COMMAND, str(path), *arguments], check=False, cwd=cwd)
-    if done.returncode:
-        log.warning("omitted: %s, exit code %d", COMPARISON_FILE, done.returncode)
-        return {}
-    return {COMPARISON_FILE: path.read_bytes()}
+    drawn = _run_command(sweep, [*COMPARE_COMMAND, str(path), *arguments], f"omitted: {COMPARISON_FILE}")
+    return {COMPARISON_FILE: path.read_bytes()} if drawn else {}

@@ -184,7 +184,7 @@ def test_labels_contain_only_keys_that_distinguish_the_groups(record, runs):
     models = [("odenet", "mnist5k", 1e-3), ("cnf", "two_moons", 1e-5)]
     for (model, data, tol), mode in itertools.product(models, ("adjoint", "backprop")):
         record(model__name=model, data__name=data, tol=tol, gradient__name=mode)
-    labels = [label for label, _ in named_groups(collect_runs([runs]))]
+    labels = [label for label, _ in named_groups(collect_runs([runs]), lambda group: group)]
     assert sorted(labels) == ["cnf, adjoint", "cnf, backprop", "odenet, adjoint", "odenet, backprop"]
 
 
@@ -192,7 +192,7 @@ def test_labels_omit_settings_that_a_group_lacks(record, runs):
     for eval_tol in (None, 1e-5):
         record(eval_tol=eval_tol)
         record(eval_tol=eval_tol, gradient__name="backprop")
-    labels = [label for label, _ in named_groups(collect_runs([runs]))]
+    labels = [label for label, _ in named_groups(collect_runs([runs]), lambda group: group)]
     assert sorted(labels) == ["adjoint", "adjoint, eval_tol 1e-05", "backprop", "backprop, eval_tol 1e-05"]
 
 

@@ -138,6 +138,8 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["RUNS", "--format", "csv", "--output", "a.md"], "--output FILE.csv"),
         (["RUNS", "--split", "tets"], "did you mean test"),
         (["RUNS", "--columns", "best/acuracy"], "did you mean best/accuracy"),
+        (["RUNS", "--columns", ","], "--columns needs a name"),
+        (["RUNS", "--figure", ",", "--output", "new"], "--figure needs a name"),
         (["RUNS", "--output", "RUNS"], "is not empty"),
         (["EMPTY"], "no runs in"),
         (["QUEUED"], "no run in"),

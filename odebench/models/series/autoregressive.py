@@ -5,11 +5,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from odebench import ode
-from odebench.models.series.base import SeriesModel
+from odebench.models.series.base import Decoder, SeriesModel
 from odebench.models.series.cells import GRUDCell, ODERNNCell, RNNDecayCell, TimeGapCell
 from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
-from odebench.models.series.heads import Decoder
 from odebench.models.series.recurrence import ObservedSeries, RecurrentCell, Solve, SolveRecorder, make_grid, run_cell
 
 

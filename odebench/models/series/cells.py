@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from odebench import ode
 from odebench.models.series.fields import mlp
-from odebench.models.series.recurrence import GAP_RTOL, Solve, State
+from odebench.models.series.recurrence import GAP_RTOL, RecurrentCell, Solve, State
 
 RECURRENT: dict[str, type[nn.RNNCell] | type[nn.GRUCell]] = {"tanh": nn.RNNCell, "gru": nn.GRUCell}
 
 
-class TimeGapCell(nn.Module):
+class TimeGapCell(RecurrentCell):
     """A plain recurrent network, with the time to the next observation among its inputs (Chen et al. 2018).
 
     The state is the hidden state before the last observation, and that observation: it becomes an input only when the
@@ -25,9 +25,6 @@ class TimeGapCell(nn.Module):
     kind: tanh or gru. time_gap: whether the time is an input at all. value_unit, gap_unit: values and time gaps are
     divided by these.
     """
-
-    continuous_time = False
-    max_gap: float | None = None
 
     def __init__(
         self,
@@ -39,12 +36,12 @@ class TimeGapCell(nn.Module):
         gap_unit: float = 1.0,
     ) -> None:
         super().__init__()
-        self.time_gap, self.value_unit, self.gap_unit = time_gap, value_unit, gap_unit
+        self.width, self.time_gap, self.value_unit, self.gap_unit = width, time_gap, value_unit, gap_unit
         self.recurrent = RECURRENT[kind](2 * num_features + time_gap, width)
 
     def initial_state(self, like: Tensor) -> State:
         """See ``RecurrentCell``."""
-        return self.initial_state_from(like.new_zeros(len(like), self.recurrent.hidden_size), like)
+        return self.initial_state_from(like.new_zeros(len(like), self.width), like)
 
     def initial_state_from(self, hidden: Tensor, like: Tensor) -> State:
         """The state before the first observation, with a given hidden state [B, H]."""
@@ -90,35 +87,21 @@ class DecayFactor(nn.Module):
         return torch.exp(-torch.relu(exponent + self.bias))
 
 
-class RNNDecayCell(nn.Module):
+class RNNDecayCell(RecurrentCell):
     """A GRU whose hidden state decays between observations, each unit at its own rate (RNN-Decay)."""
-
-    continuous_time = False
-    max_gap: float | None = None
 
     def __init__(self, num_features: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.decay = DecayFactor(width)
         self.recurrent = nn.GRUCell(2 * num_features, width)
-
-    def initial_state(self, like: Tensor) -> State:
-        """Zeros."""
-        return (like.new_zeros(len(like), self.recurrent.hidden_size),)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Decay the hidden state."""
         return (state[0] * self.decay(gap.unsqueeze(1)),)
 
-    def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """A step of the GRU."""
-        return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
-    def hidden_after_last(self, state: State) -> Tensor:
-        """The hidden state."""
-        return state[0]
-
-
-class GRUDCell(nn.Module):
+class GRUDCell(RecurrentCell):
     """GRU-D (Che et al. 2018): the hidden state decays to 0, and the last values to their means.
 
     The state is the hidden state, the last value of each feature, and the time since it was observed, both [B, D].
@@ -126,12 +109,11 @@ class GRUDCell(nn.Module):
     means: [D], of the features over the training data.
     """
 
-    continuous_time = False
-    max_gap: float | None = None
     means: Tensor
 
     def __init__(self, num_features: int, width: int, means: Tensor) -> None:
         super().__init__()
+        self.width = width
         self.register_buffer("means", means)
         self.hidden_decay = DecayFactor(width, num_features)
         self.value_decay = DecayFactor(num_features)
@@ -139,7 +121,7 @@ class GRUDCell(nn.Module):
 
     def initial_state(self, like: Tensor) -> State:
         """Zeros, and each feature at its mean."""
-        return like.new_zeros(len(like), self.recurrent.hidden_size), self.means.expand_as(like), torch.zeros_like(like)
+        return like.new_zeros(len(like), self.width), self.means.expand_as(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Decay the hidden state by the time since each feature was observed."""
@@ -154,10 +136,6 @@ class GRUDCell(nn.Module):
         values = torch.where(mask, values, decay * last + (1 - decay) * self.means)
         hidden = self.recurrent(torch.cat((values, mask), 1), hidden)
         return hidden, torch.where(mask, values, last), since.masked_fill(mask, 0)
-
-    def hidden_after_last(self, state: State) -> Tensor:
-        """The hidden state."""
-        return state[0]
 
 
 class MLPGRUCell(nn.Module):
@@ -180,7 +158,7 @@ class MLPGRUCell(nn.Module):
         return torch.lerp(candidate, hidden, update)
 
 
-class ODERNNCell(nn.Module):
+class ODERNNCell(RecurrentCell):
     """ODE-RNN (Rubanova et al. 2019, algorithm 1): an ODE between observations, a GRU step at each.
 
     The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h). This takes as many solves as the
@@ -203,10 +181,6 @@ class ODERNNCell(nn.Module):
         self.field = field
         self.recurrent = MLPGRUCell(2 * num_features, width, gate_units)
 
-    def initial_state(self, like: Tensor) -> State:
-        """Zeros."""
-        return (like.new_zeros(len(like), self.width),)
-
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Solve the ODE over the gap."""
         more: dict[str, Any] = {}
@@ -222,14 +196,6 @@ class ODERNNCell(nn.Module):
             }
         gaps = ode.Rows(gap.unsqueeze(1))
         return (solve(self._scaled_field, state[0], (0.0, 1.0), args=(gaps,), first_step=None, **more).y[-1],)
-
-    def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """A step of the GRU."""
-        return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
-
-    def hidden_after_last(self, state: State) -> Tensor:
-        """The hidden state."""
-        return state[0]
 
     def _scaled_field(self, t: Tensor, h: Tensor, gap: Tensor) -> Tensor:
         return gap * self.field(t, h)

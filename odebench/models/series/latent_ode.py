@@ -1,4 +1,4 @@
-"""The latent ODE: an encoder, an ODE in latent space, and the ``Decoder`` of heads.py.
+"""The latent ODE: an encoder, an ODE in latent space, and a ``Decoder``.
 
 ``decoder_nfe`` counts the evaluations of that ODE, which the literature counts as part of the decoder.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odebench import ode
@@ -33,32 +33,39 @@ class ObservedSeries(Protocol):
     def mask(self) -> Tensor: ...
 
 
-class RecurrentCell(Protocol):
+class RecurrentCell(nn.Module):
     """A recurrent network that takes the time between observations into account; its state is a tuple of [B, ...].
 
     The state's first tensor is the hidden state [B, H]; predictions are decoded from that of an advanced state.
 
+    width: H. recurrent: the step from (values and mask [B, 2 D], hidden state) to the next hidden state.
     continuous_time: whether a gap can be advanced in parts: advance(advance(s, a), b) = advance(s, a + b).
     max_gap: the longest such part, of a cell with continuous time; None: the whole gap to the next observation.
     """
 
-    continuous_time: bool
-    max_gap: float | None
+    width: int
+    recurrent: nn.Module
+    continuous_time = False
+    max_gap: float | None = None
 
     def initial_state(self, like: Tensor) -> State:
-        """The state before the first observation, for values like these [B, D]."""
+        """The state before the first observation, for values like these [B, D]: zeros."""
+        return (like.new_zeros(len(like), self.width),)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
-        """The state a time ``gap`` [B] after the last observation, before the next one is taken in.
+        """The state at a time ``gap`` [B] after the last observation, before the next one is taken in.
 
-        longest_gap: the largest gap, where the cell has a ``max_gap``; NaN elsewhere.
+        longest_gap: the largest gap if the cell has a ``max_gap``, else NaN.
         """
+        raise NotImplementedError
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """An advanced state after an observation [B, D] at its time; values are 0 where the mask is False."""
+        return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
     def hidden_after_last(self, state: State) -> Tensor:
         """The hidden state [B, H] right after the last observation."""
+        return state[0]
 
 
 class SolveRecorder:

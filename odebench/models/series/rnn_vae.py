@@ -5,11 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from odebench import ode
-from odebench.models.series.base import SeriesModel
+from odebench.models.series.base import Decoder, SeriesModel
 from odebench.models.series.cells import TimeGapCell
 from odebench.models.series.encoders import RecurrentEncoder, sample_posterior
 from odebench.models.series.forecast import Forecast
-from odebench.models.series.heads import Decoder
 from odebench.models.series.recurrence import Observations, ObservedSeries, Solve, make_grid, run_cell
 
 
