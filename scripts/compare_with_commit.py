@@ -87,7 +87,7 @@ MORE = {
     ("ode_rnn", "study"): "eval OLD gradient=backprop,checkpoint tol=1e-2,1e-4",
 }
 
-# Values that two runs of the same code do not share. Their keys are compared all the same.
+# Values that differ between two runs of the same code. Their keys are compared.
 IGNORED = re.compile(
     r"(.*[./:])?("
     r"time|started|elapsed_s"  # the clock
@@ -161,7 +161,7 @@ class Tree:
             **(self.options() | {"stdout": subprocess.PIPE, "text": True, "check": True}),
         ).stdout
         if not Path(found).is_relative_to(self.code):
-            raise SystemExit(f"{found.strip()} is imported in place of what {self.code} holds")
+            raise SystemExit(f"Python imports {found.strip()}, not the code in {self.code}")
 
     def options(self) -> dict[str, Any]:
         """Arguments of subprocess: this tree's code, one thread."""
@@ -171,7 +171,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Job:
-    """One command: its tree, the words after ``odebench``, its name, the exit code it should end with."""
+    """One command: its tree, the words after ``odebench``, its name, its expected exit code."""
 
     tree: Tree
     name: str
@@ -180,7 +180,7 @@ class Job:
     expected: int = 0
 
     def run(self) -> str:
-        """Run it to its end. Returns what went wrong, "" where nothing did."""
+        """Run it to its end. Returns what went wrong, or ""."""
         printed = self.tree.folder / f"{self.name.replace(' ', '_')}.txt"
         with open(printed, "wb") as out:
             command = [sys.executable, *self.python, *self.words]
@@ -188,7 +188,7 @@ class Job:
         if code == self.expected:
             return ""
         last = printed.read_text(errors="replace").splitlines()[-1:] or [""]
-        return f"exit code {code} in place of {self.expected} ({last[0]})"
+        return f"exit code {code}, expected {self.expected} ({last[0]})"
 
 
 @dataclass
@@ -223,7 +223,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
     for name in tasks:
         run_all(report, [train(tree, name, f"stopped/{name}", "stop") for tree in trees])
         report.check(f"stop {name}", *(record(tree.folder / "stopped" / name) for tree in trees))
-        # From here on, both trees use runs that the base tree made.
+        # From here on, both trees use runs of the base tree.
         shutil.rmtree(ours.folder / "stopped" / name, ignore_errors=True)
         shutil.copytree(base.folder / "stopped" / name, ours.folder / "stopped" / name)
         for tree in trees:
@@ -241,7 +241,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
         report.check(f"{how} {name}", *(files(tree.folder / "old", f"{name}*") for tree in trees))
 
     if tasks:
-        # Both read the very same runs, so that their times are the same, too.
+        # Both read the same runs, so that also their times are the same.
         words = ["report", *(str(base.folder / kind) for kind in ("old", "stopped")), "--output"]
         run_all(report, [Job(tree, "report", [*words, str(tree.folder / "report")]) for tree in trees])
         report.check("report", *(files(tree.folder / "report") for tree in trees))
@@ -323,7 +323,7 @@ def hparams(content: bytes) -> list[str]:
         ("session_start_info", "start_time_secs"),
         ("session_end_info", "end_time_secs"),
     ):
-        if data.HasField(part):  # else ClearField would make this part and drop the one that there is
+        if data.HasField(part):  # else ClearField would create this part and drop the existing one
             getattr(data, part).ClearField(moment)
     return MessageToString(data).splitlines()
 

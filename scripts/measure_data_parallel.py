@@ -1,4 +1,6 @@
-"""Compare two processes that train one model with one process: python scripts/measure_data_parallel.py [ITERATIONS]
+"""Compare two processes that train one model with one process.
+
+    python scripts/measure_data_parallel.py [ITERATIONS]
 
 The gradient of the first step comes from the weights, which gradient descent with a learning rate of 1 changes from w
 to w - g: the norm of the difference of both gradients, relative to the gradient. Times are those of the fastest step,

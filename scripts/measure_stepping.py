@@ -1,4 +1,6 @@
-"""Measure the cost of per-sample steps for time series: python scripts/measure_stepping.py
+"""Measure the cost of per-sample steps for time series.
+
+    python scripts/measure_stepping.py
 
 Two trainings of a few steps, for docs/results/stepping.*.csv: 50 sinusoids of 100 times each, no two at the same time,
 solved in shared steps, and with `solver.stepping=per_sample`. Run nothing else meanwhile; a minute on one core.

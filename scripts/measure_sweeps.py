@@ -1,4 +1,6 @@
-"""Measure the overhead of sweeps: python scripts/measure_sweeps.py [FOLDER]
+"""Measure the overhead of sweeps.
+
+    python scripts/measure_sweeps.py [FOLDER]
 
 Three numbers, for docs/results/sweeps.*.csv: 1,000 jobs composed and validated; `odebench list runs` over 5,000
 records, both in processor time, which equals wall time on an idle machine; and the wall time that a sweep adds to each

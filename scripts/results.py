@@ -45,8 +45,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows to a file named after name, machine and torch. Replaces files of that name; a benchmark of another
-    machine moves to `OTHERS`."""
+    """Write rows to a file named after name, machine and torch.
+
+    Replaces files of that name; a benchmark of another machine moves to `OTHERS`.
+    """
     machine = machines(rows)
     for old in RESULTS.glob(f"{name}.*.csv"):
         if name.startswith(BENCH) and old.name.split(".")[1:2] != machine:

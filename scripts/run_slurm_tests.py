@@ -1,4 +1,6 @@
-"""Slow tests of SLURM on a local cluster: python scripts/run_slurm_tests.py [EPOCHS]
+"""Slow tests of SLURM on a local cluster.
+
+    python scripts/run_slurm_tests.py [EPOCHS]
 
 A training longer than its time limit, a node that fails, and more jobs than fit into an array. Prints the outcome of
 each; results of trainings are compared with those of an uninterrupted run. Needs Debian's SLURM (local_slurm.sh).

@@ -97,8 +97,10 @@ class TorchdiffeqGatedField(nn.Module):
 
 
 class TorchdiffeqLatentODE(TorchdiffeqModel):
-    """The latent ODE of torchdiffeq's example with odebench's encoder, a recurrent network that reads values, mask and
-    time gaps backwards."""
+    """The latent ODE of torchdiffeq's example with odebench's encoder.
+
+    The encoder is a recurrent network that reads values, mask and time gaps backwards.
+    """
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)

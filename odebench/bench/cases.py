@@ -28,9 +28,9 @@ class BenchmarkCase:
     field, state: make the vector field f(t, y) and the state at the first time.
     times: output times.
     tol: rtol and atol.
-    published: from ``field``, the same function with the same parameters in its authors' implementation, if ours
-        differs; the other libraries solve that one.
-    methods: the default methods; each library runs those it has.
+    published: makes from ``field`` its authors' implementation, with the same parameters, if ours differs; the other
+        libraries solve that one.
+    methods: the default methods; each library runs those that it has.
     per_sample: each row may have its own step sizes.
     reference_tol, reference: tolerance of the float64 reference solution, and how its gradient is computed: "backprop",
         "adjoint" (constant memory), or "sensitivities" (SciPy's Radau on the variational equations, for small stiff

@@ -15,11 +15,11 @@ FIELD_CALLS = 10
 def serve(connection: Connection, threads: int, case: str, *arrays: Any) -> None:
     """Reply to messages (name of a method of `DiffraxServer`, its arguments) until the connection is closed.
 
-    An error is replied as a RuntimeError with one line, since those of JAX cannot always be pickled.
+    Sends an error as a RuntimeError of one line, since JAX's exceptions cannot always be pickled.
     arrays: parameters, state and times, as `DiffraxServer` takes them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which then ends this one
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without JAX's warnings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C and ends this one
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide JAX's warnings
     # XLA starts as many threads as the process has cores.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -80,8 +80,10 @@ class DiffraxServer:
         return time.perf_counter() - started
 
     def evaluate(self, gradient: bool) -> float:
-        """The seconds of one evaluation, with its vector-Jacobian product if ``gradient``: the mean over a loop inside
-        one compiled function, as in a solve."""
+        """The seconds of one evaluation, with its vector-Jacobian product if ``gradient``.
+
+        The mean over a loop inside one compiled function, as in a solve.
+        """
         import jax
 
         add = lambda a, b: jax.tree_util.tree_map(lambda x, y: x + 1e-6 * y, a, b)  # noqa: E731
@@ -122,7 +124,7 @@ class DiffraxServer:
                 state,
                 parameters,
                 saveat=diffrax.SaveAt(ts=times),
-                stepsize_controller=diffrax.PIDController(rtol=tol, atol=tol),  # as it comes: integral control
+                stepsize_controller=diffrax.PIDController(rtol=tol, atol=tol),  # by default integral control
                 adjoint=adjoint,
                 max_steps=2**14,
             )

@@ -10,8 +10,10 @@ from odebench.models.convolution import ConvField
 
 
 class Spiral(nn.Module):
-    """y^3 through one hidden layer of 50 (torchdiffeq, examples/ode_demo.py), initialised near the spiral dy/dt = A y^3
-    that it is trained on there. y: [B, 2]."""
+    """y^3 through one hidden layer of 50 units (torchdiffeq, examples/ode_demo.py).
+
+    Initialised near dy/dt = A y^3, the spiral that the example trains it on. y: [B, 2].
+    """
 
     def __init__(self) -> None:
         super().__init__()

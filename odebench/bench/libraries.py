@@ -1,7 +1,7 @@
 """The solver libraries, with one adapter each that turns a request into a function that solves it.
 
 All solve with the same tensors, tolerances, error norm (root mean square over the whole state), integral control with
-safety 0.9 and factors from 0.2 to 10, and an automatic first step, as far as a library allows to choose.
+safety 0.9 and factors from 0.2 to 10, and an automatic first step, as far as the library has these options.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ class StepCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class SolveRequest:
-    """One initial value problem, and how a library is to solve it.
+    """One initial value problem, and how to solve it.
 
     field: f(t, y). times: [T]. variant: a variant of the library, "" is its default.
     """
@@ -146,8 +146,11 @@ class FlatField(nn.Module):
 
 
 def solve_with_torchode(request: SolveRequest) -> SolveFunction:
-    """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``. torchode has only per-sample steps: by default the whole batch
-    is one row, so that all libraries have the same norm; variant "per_sample" is one row per sample."""
+    """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``; torchode has only per-sample steps.
+
+    By default the whole batch is one row, so that all libraries use the same norm; variant "per_sample" has one row per
+    sample.
+    """
     import torchode
 
     per_sample = request.variant == "per_sample"

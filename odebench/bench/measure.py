@@ -20,9 +20,9 @@ _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.m
 
 
 class CountingField(nn.Module):
-    """A vector field that counts its evaluations and their rows; ``is_evaluating`` during a call.
+    """A vector field that counts its evaluations and their rows.
 
-    torchdiffeq reports accepted and rejected steps to it, through the two callbacks.
+    ``is_evaluating`` is True during a call. torchdiffeq reports accepted and rejected steps by the two callbacks.
     """
 
     def __init__(self, vector_field: nn.Module) -> None:
@@ -80,10 +80,10 @@ def is_view(func: Any) -> bool:
 
 
 def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s: float) -> dict[str, list[float]]:
-    """Time several functions in rounds, so that a drift of the machine's speed affects all of them; returns the seconds
-    of each run.
+    """Time several functions in rounds, so that a drift of the machine's speed affects all of them.
 
-    The order rotates from round to round, so that no function always follows the same one.
+    Returns the seconds of each run. The order rotates from round to round, so that no function always follows the same
+    one.
 
     timers: name -> runs once and returns its seconds; after three runs, one that has used ``limit_s`` is skipped.
     """
@@ -124,8 +124,10 @@ FIELD_ONLY, VJPS_TOGETHER, VJP_EACH = "f", "f + products together", "f + product
 
 
 def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:
-    """A function that times one evaluation of the field alone, or with the product for state and parameters; the mean
-    over some milliseconds of calls."""
+    """A function that times one evaluation of the field, alone or with the product for state and parameters.
+
+    It returns the mean over some milliseconds of calls.
+    """
     gradient = kind != FIELD_ONLY
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(state)]
     y = like_state(state, leaves)
@@ -151,8 +153,10 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
 
 
 def field_seconds(times: Mapping[str, Sequence[float]], name: str, forward: float, backward: float) -> float:
-    """Lower bound of a run's time: `forward` and `backward` evaluations of f alone, and a vector-Jacobian product for
-    each one that is differentiated (the backward evaluations if there are any, else the forward ones).
+    """Lower bound of a run's time: its evaluations of f and vector-Jacobian products alone.
+
+    forward, backward: the numbers of evaluations. The backward ones are differentiated if there are any, else the
+    forward ones.
 
     times: seconds, measured by `field_timer`, of each ``NAME KIND``; without products if f was not timed with them.
     """

@@ -140,8 +140,10 @@ def _run(
 
 
 def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
-    """Count evaluations and steps of one run, and operations per step: the difference of two forward solves with
-    different tolerances, which cancels what a solve does once."""
+    """Count evaluations and steps of one run, and operations per step.
+
+    The latter are the difference of two forward solves with different tolerances, which cancels what a solve does once.
+    """
     solve = _make_solve(problem, config, counted, tol)
     before: list[int] = []
     output = _run(problem, config.mode, solve, lambda: before.extend((counted.calls, counted.rows)))

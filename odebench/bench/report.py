@@ -88,8 +88,10 @@ def make_folder(output: Path | None) -> Path:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Add ``ratio_min`` and ``ratio_median`` to each row: the time of the group's first row of another library (else of
-    its first row) divided by the row's time."""
+    """Add ``ratio_min`` and ``ratio_median`` to each row: the speed relative to another library.
+
+    The time of the first row of another library in the group, else of its first row, is divided by the row's time.
+    """
     for group in groups(rows).values():
         base = next((row for row in group if row["library"] != "odebench"), group[0])
         for row in group:
@@ -166,8 +168,10 @@ def _cell(row: Row, name: str) -> str:
 
 
 def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Save a work-precision figure for each case and family with two tolerances or more: error against time and against
-    NFE, one line per library along its tolerances."""
+    """Save a work-precision figure for each case and family with two tolerances or more.
+
+    It shows the error against time and against NFE, with one line per library along its tolerances.
+    """
     figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         several = len({other["method"] for other in rows if other["work"] == row["work"]}) > 1
@@ -189,8 +193,7 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def work_precision_line(label: str, rows: Sequence[Row], costs: Sequence[str], error: str) -> Line:
-    """`error` against the sum of the columns `costs`, in the order of the rows; values that are not positive are
-    omitted."""
+    """`error` against the sum of the columns `costs`, in the order of the rows, without values <= 0."""
     points = np.array([(sum(row[cost] or 0 for cost in costs), row[error] or 0) for row in rows], dtype=float)
     return Line(label, *np.where(points > 0, points, np.nan).T)
 

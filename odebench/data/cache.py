@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz file, or None where it is absent, damaged, or holds anything but plain arrays."""
+    """The arrays of an .npz file, or None if it is absent, damaged, or holds anything but plain arrays."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return dict(file)

@@ -1,4 +1,4 @@
-"""Samples in memory, with the density they come from where it is known."""
+"""Samples in memory, with their density if it is known."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class DensityData:
     """Samples of a density, split three ways: float32 [N, *shape], finite; anything else raises UsageError.
 
     draw: draws new samples for training, from their number and a random state; None for a fixed training set.
-    log_density: [N, D] -> [N], unnormalised, where it is known, and finite at every sample.
+    log_density: [N, D] -> [N], unnormalised, if it is known; finite at every sample.
     log_normaliser: log of the integral of exp(log_density); both or neither are given. note: one line for the
     user, may be empty. provenance: where the samples come from; `build_data` adds counts and hashes.
     """

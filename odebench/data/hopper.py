@@ -35,7 +35,7 @@ def hopper(
 
     interpolation: a random window of 100 steps of each run, from time 0; extrapolation: all 200. observed: see
     `make_splits`. random_state determines windows, observed points and validation. The runs are simulated once, in half
-    a minute, and cached under the data root. Raises UsageError where there are neither cached runs nor a simulator.
+    a minute, and cached under the data root. Raises UsageError if there are neither cached runs nor a simulator.
     """
     runs, provenance = load_or_simulate(data_root(root) / "Hopper")
     num, num_train = len(runs), len(runs) - NUM_TEST
@@ -58,7 +58,7 @@ def hopper(
 def load_or_simulate(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """All runs, float32 [N, 200, 14], and their provenance: from the cache in this folder, or simulated and cached now.
 
-    Raises UsageError where they are not cached and the simulator is not installed.
+    Raises UsageError if they are not cached and the simulator is not installed.
     """
     path = folder / f"hopper-stand-{NUM_RUNS}x{NUM_STEPS}.npz"
     cached = load_arrays(path)

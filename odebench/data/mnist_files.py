@@ -47,7 +47,7 @@ class IdxFile:
     def read(self, path: Path, num_dims: int) -> torch.Tensor:
         """The numbers of the file, a uint8 tensor of num_dims dimensions.
 
-        Raises UsageError, with the path, where the file is unreadable, truncated, or not the published one.
+        Raises UsageError, with the path, if the file is unreadable, truncated, or not the published one.
         """
         content = _read_bytes(path)
         shape = tuple(int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, num_dims + 1))
@@ -152,7 +152,7 @@ def missing_files(data_set: IdxDataSet, folder: Path) -> list[str]:
 def fetch(data_set: IdxDataSet, folder: Path) -> None:
     """Download the missing files by torchvision; each is moved into the folder when it is complete.
 
-    Raises UsageError where that fails, and leaves nothing behind then, not even a new folder.
+    If that fails, raises UsageError and leaves nothing behind, not even a new folder.
     """
     import torchvision.datasets  # takes seconds, and only a download needs it
 

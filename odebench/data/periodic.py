@@ -29,7 +29,7 @@ def periodic(
     are uniform, the same for all series as published (shared_times), or different for each series.
 
     mode, observed: see `assign_roles` and `make_splits`. Everything depends on random_state, nothing on the training's
-    seed. Raises UsageError where the lower end of the amplitude's range is above the upper one.
+    seed. Raises UsageError if the lower end of the amplitude's range is above the upper one.
     """
     low, high = amplitude
     if low > high:

@@ -46,7 +46,7 @@ def physionet2012(
 
     sets: ab, or a or b alone (the released code uses set-a alone for classification). A fifth is for test, chosen as by
     scikit-learn's train_test_split from the records in the order of their numbers; published with random_state 42.
-    mode, observed: see `assign_roles` and `make_splits`. Raises UsageError as `read_set` does, and where there is no
+    mode, observed: see `assign_roles` and `make_splits`. Raises UsageError as `read_set` does, and if there is no
     observation.
     """
     folder = data_root(root) / "PhysioNet2012"

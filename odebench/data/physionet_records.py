@@ -72,7 +72,7 @@ class Records:
 def read_set(folder: Path, letter: str) -> tuple[Records, dict[str, dict[str, int | str]]]:
     """The records of set-a or set-b in this folder, unpacked or in archives, and a description of the files read.
 
-    The parsed records are cached in the folder. Raises UsageError where the set is missing, incomplete, damaged or
+    The parsed records are cached in the folder. Raises UsageError if the set is missing, incomplete, damaged or
     not in the challenge's format.
     """
     unpacked, archives = _sources(folder, letter)
@@ -190,7 +190,7 @@ def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
 
 
 def _sources(folder: Path, letter: str) -> tuple[list[Path], list[Path]]:
-    """The unpacked files of a set in the folder, and, where they are incomplete, the archives to search."""
+    """The unpacked files of a set in the folder, and, if they are incomplete, the archives to search."""
     outcomes = folder / f"Outcomes-{letter}.txt"
     listed = (path for path in (folder / f"set-{letter}").glob("*.txt") if path.stem.isdecimal())
     records = sorted(path for path in listed if path.is_file())

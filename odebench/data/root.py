@@ -9,7 +9,7 @@ from odebench.errors import UsageError
 def data_root(root: str | None) -> Path:
     """The folder of the data sets: the setting, else $ODEBENCH_DATA, else ~/.cache/odebench.
 
-    Raises UsageError where the user named a folder that does not exist, rather than download to a misspelt path.
+    Raises UsageError if the user named a folder that does not exist, rather than download to a misspelt path.
     """
     if root is not None:
         named, path = "data.root", Path(root).expanduser()

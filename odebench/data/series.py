@@ -48,7 +48,7 @@ class SeriesSplit:
     times: float32 [P], increasing within a series; values: float32 [P, D]; mask: bool [P, D], True where observed;
     is_input, is_target: bool [P], the points for the encoder and those for the loss and the metrics;
     labels: int64 [N], or None; truth: float32 [P, D], the values without noise at all points, also at those that were
-    not observed, or None where they are not known. Raises UsageError for wrong shapes, times that repeat or decrease,
+    not observed, or None if they are not known. Raises UsageError for wrong shapes, times that repeat or decrease,
     and observed values that are not finite.
     """
 
@@ -115,12 +115,12 @@ class SeriesSplit:
         return self._batch(indices, self.is_target, self.values, self.mask)
 
     def inputs_and_targets(self, indices: Tensor) -> tuple[SeriesBatch, SeriesBatch]:
-        """Inputs and targets, as one object where they are the same points."""
+        """Inputs and targets, as one object if they are the same points."""
         inputs = self.inputs(indices)
         return inputs, inputs if torch.equal(self.is_input, self.is_target) else self.targets(indices)
 
     def noiseless(self, indices: Tensor) -> SeriesBatch:
-        """The values without noise at all points of these series; ValueError where they are not known."""
+        """The values without noise at all points of these series; ValueError if they are not known."""
         if self.truth is None:
             raise ValueError("the values without noise of these series are not known")
         everywhere = torch.ones_like(self.mask)
@@ -175,8 +175,8 @@ class SeriesData:
     """A data set of irregular series, split three ways.
 
     span: inputs and targets have times in [0, span]; a known truth may continue beyond. channels: names of the D
-    values. num_classes: labels are 0 to num_classes - 1; 0 where there are none. redraw: draws for (seed, epoch) a new
-    `is_input` of the training series; None where the inputs are fixed. rate: the rate of the events, where it is known.
+    values. num_classes: labels are 0 to num_classes - 1; 0 if there are none. redraw: draws for (seed, epoch) a new
+    `is_input` of the training series; None if the inputs are fixed. rate: the rate of the events, if it is known.
     note: one line for the user, may be empty. provenance: where the series come from, under which licence, the files,
     how they are split, and under "left_out", by reason, how many series of the source were dropped.
     """

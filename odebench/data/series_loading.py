@@ -29,7 +29,7 @@ def series_from_arrays(
 ) -> SeriesSplit:
     """Series from NumPy arrays of any float type: lengths [N], times [P], values [P, D].
 
-    mask: None where all values are observed. All observed points are inputs and targets; ids count from 0 unless given.
+    mask: None if all values are observed. All observed points are inputs and targets; ids count from 0 unless given.
     """
     lengths = np.asarray(lengths)
     is_observed = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
@@ -71,7 +71,7 @@ def has_input_and_target(split: SeriesSplit) -> Tensor:
 def drop_unobserved_series(data: SeriesData) -> SeriesData:
     """The data set without the series that have no observed inputs or no observed targets.
 
-    They and those that its loader dropped are counted in note and provenance. UsageError where a split has no others.
+    Note and provenance count them and those that the loader dropped. UsageError if a split has no others.
     """
     keep = {name: has_input_and_target(split) for name, split in data.splits().items()}
     splits: dict[str, Any] = {
@@ -167,7 +167,7 @@ def make_splits(
 
 
 def value_range(split: SeriesSplit) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest observed value of each channel, [D] each; 0 and 1 where none was observed."""
+    """The smallest and the largest observed value of each channel, [D] each; 0 and 1 if none was observed."""
     low = split.values.masked_fill(~split.mask, torch.inf).amin(0)
     high = split.values.masked_fill(~split.mask, -torch.inf).amax(0)
     is_observed = split.mask.any(0)

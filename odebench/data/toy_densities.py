@@ -1,7 +1,7 @@
 """Eight densities in the plane for demonstrations of density models.
 
 Shapes and scales are those of FFJORD's public toy set (Grathwohl et al. 2019); all points are independent. Each
-function takes (num, random, its options) and returns float64 [num, 2]; the log density, where it has a closed form,
+function takes (num, random, its options) and returns float64 [num, 2]; the log density, if it has a closed form,
 maps [N, 2] to [N]. ``noise`` is the standard deviation of the noise added to a curve or centre, in the units of the
 published code, which are those before scaling.
 """

@@ -1,5 +1,8 @@
-"""The models by name. A model is called with a batch and with ``solve``, ``odebench.ode.solve`` with the solver and the
-gradient mode already chosen; it returns its output and the ``Stats`` of each solve."""
+"""The models by name.
+
+A model is called with a batch and with ``solve``, which is ``odebench.ode.solve`` with the solver and the gradient mode
+chosen. It returns its output and the ``Stats`` of each solve.
+"""
 
 from collections.abc import Callable
 

@@ -7,16 +7,19 @@ from torch import Tensor, nn
 
 
 def append_zero_channels(z: Tensor, count: int) -> Tensor:
-    """States [B, D, *] with ``count`` channels of zeros appended, [B, D + count, *] (Dupont, Doucet & Teh 2019,
-    Augmented neural ODEs)."""
+    """States [B, D, *] with ``count`` channels of zeros appended, [B, D + count, *].
+
+    Dupont, Doucet & Teh 2019, Augmented neural ODEs.
+    """
     if not count:
         return z
     return torch.cat((z, z.new_zeros(len(z), count, *z.shape[2:])), dim=1)
 
 
 class SecondOrderField(nn.Module):
-    """z'' = f(t, z, z') as the field of the state (z, z'), stacked along dimension 1: [B, 2 D, *] (Norcliffe, Bodnar,
-    Day, Simidjievski & Lio 2020, On second order behaviour in augmented neural ODEs).
+    """z'' = f(t, z, z') as the field of the state (z, z'), stacked along dimension 1: [B, 2 D, *].
+
+    Norcliffe, Bodnar, Day, Simidjievski & Lio 2020, On second order behaviour in augmented neural ODEs.
 
     acceleration: maps t and the stacked state to z'' [B, D, *].
     """

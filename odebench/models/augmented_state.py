@@ -1,5 +1,7 @@
-"""ODE states augmented with integrals along the solution: log-determinants (Chen et al. 2018, section 4; Grathwohl et
-al. 2019) and regularisation terms."""
+"""ODE states augmented with integrals along the solution.
+
+Such as log-determinants (Chen et al. 2018, section 4; Grathwohl et al. 2019) and regularisation terms.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,8 +66,11 @@ class FieldEvaluation:
         return self._noise_vjp
 
     def trace(self) -> Tensor:
-        """The exact trace of df/dz [B]: by ``field.divergence(t, z)``, which returns f and the trace, if the field has
-        that method, else by a batch of vector-Jacobian products, one for each dimension."""
+        """The exact trace of df/dz [B].
+
+        If the field has a method ``divergence(t, z)``, this returns f and the trace; else the trace takes a batch of
+        vector-Jacobian products, one for each dimension.
+        """
         if hasattr(self._field, "divergence"):
             return self._closed_form_trace()
         vjp = self._evaluate_with_vjp()

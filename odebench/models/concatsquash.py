@@ -27,7 +27,7 @@ class TimeGates(nn.Module):
         self.shift = nn.Linear(1, sum(widths), bias=False)
 
     def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Gates and shifts of each layer, [1, width], or [B, width] where t is [B]."""
+        """Gates and shifts of each layer, [1, width], or [B, width] if t is [B]."""
         t = t.reshape(-1, 1)
         gates, shifts = torch.sigmoid(self.gate(t)), self.shift(t)
         return list(zip(gates.split(self.widths, 1), shifts.split(self.widths, 1), strict=True))

@@ -117,7 +117,7 @@ class RegularisedSolve:
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The weighted sum of the integrals since the last call, and each integral by its tag; means over the batch.
 
-        (None, {}) where no solve was regularised.
+        (None, {}) if no solve was regularised.
         """
         totals, self._totals = self._totals, {}
         terms = [weight * totals[name] for name, weight in self._weights.items() if name in totals]
@@ -130,7 +130,7 @@ class RegularisedSolve:
         return augment(base.field, (*base.integrands, *self._integrands))
 
     def _noise(self, base: AugmentedField, given: Tensor | Rows | None, z0: Tensor) -> Tensor | Rows | None:
-        """The noise that the model has chosen, else new noise where a term needs it."""
+        """The noise that the model has chosen, else new noise if a term needs it."""
         if given is not None:
             return given
         if base.noise is not None:
@@ -155,8 +155,10 @@ def _check_can_be_regularised(z0: Any, options: dict[str, Any]) -> None:
 
 
 def _tolerance_factor(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
-    """The factor on a tolerance that keeps the steps the same: the integrals have no error, but count in the root mean
-    square of the errors."""
+    """The factor on a tolerance that keeps the steps the same.
+
+    The integrals have no error, but count in the root mean square of the errors.
+    """
     return math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
 
 

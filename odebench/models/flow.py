@@ -103,7 +103,7 @@ class Flow(Chain):
 
     @property
     def end_time(self) -> float:
-        """The time of the data; the current value where it is trained."""
+        """The time of the data; its current value if it is trained."""
         return self.duration
 
     def log_prob(
@@ -135,7 +135,7 @@ class Flow(Chain):
 
 
 class ODEFlow(Flow):
-    """A flow of ODEs; where all its transforms are ODEs it can be trained by flow matching."""
+    """A flow of ODEs; if all its transforms are ODEs, flow matching can train it."""
 
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
         """dx/dt of x [B, *shape] at times t, scalar or [B]: the field of the block whose interval contains t.
@@ -158,14 +158,15 @@ class ODEFlow(Flow):
 
 
 class ODEBlock(nn.Module):
-    """The solution of dz/dt = field(t, z) from 0 to end_time as a transform: log |det dx/dz| is the integral of the
-    trace of df/dz (Chen et al. 2018, Theorem 1).
+    """The solution of dz/dt = field(t, z) from 0 to end_time as a transform.
+
+    log |det dx/dz| is the integral of the trace of df/dz (Chen et al. 2018, Theorem 1).
 
     shape: of z without its batch dimension. train_time: whether the end time is a parameter; it stays positive.
     trace: exact, or Hutchinson's estimate eps^T df/dz eps (Grathwohl et al. 2019). Its noise, of a distribution with
     covariance I, is drawn once for each solve, so that all evaluations are of the same function.
 
-    Raises UsageError where an exact trace would cost too much, and for a field with random layers.
+    Raises UsageError if an exact trace would cost too much, and for a field with random layers.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class ODEBlock(nn.Module):
         return end[-1], log_det[-1], (solution.stats,)
 
     def _times(self, fractions: tuple[float, float]) -> Tensor | list[float]:
-        """These fractions of the end time; differentiable where it is trained."""
+        """These fractions of the end time; differentiable if it is trained."""
         if self.log_time is None:
             return [fraction * self._end_time for fraction in fractions]
         end_time = self.log_time.exp()
@@ -243,8 +244,10 @@ class ODEBlock(nn.Module):
 
 
 def draw_noise(noise: NoiseDistribution, like: Tensor) -> Tensor:
-    """Independent numbers of mean 0 and variance 1, with the shape, dtype and device of ``like``, from torch's global
-    random state; the same numbers in every dtype, so that float32 and float64 can be compared."""
+    """Independent numbers of mean 0 and variance 1, with the shape, dtype and device of ``like``.
+
+    Drawn from torch's global random state; the same in every dtype, so that float32 and float64 can be compared.
+    """
     if noise == "gaussian":
         return torch.randn_like(like, dtype=torch.float32).to(like.dtype)
     return torch.empty_like(like).bernoulli_(0.5).mul_(2).sub_(1)

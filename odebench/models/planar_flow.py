@@ -29,7 +29,7 @@ class PlanarFlow(Flow):
 class PlanarLayers(nn.Module):
     """Layers z -> z + u tanh(w . z + b) in the direction ``closed``; the other direction inverts them by root finding.
 
-    A layer is invertible where u . w > -1; a change of u along w ensures it. Each layer takes one unit of time.
+    A layer is invertible if u . w > -1; a change of u along w ensures it. Each layer takes one unit of time.
     """
 
     def __init__(self, size: int, layers: int, closed: Literal["sampling", "likelihood"]) -> None:
@@ -96,7 +96,7 @@ def _log_det(h: Tensor, c: Tensor) -> Tensor:
 def invert_planar_layer(c: Tensor, r: Tensor) -> Tensor:
     """Solve a + c tanh(a) = r for each number of r, with a scalar c > -1; differentiable once in both.
 
-    Newton's method in float64 with a bracket that every iteration shrinks: it bisects where a Newton step would leave
+    Newton's method in float64 with a bracket that every iteration shrinks: it bisects if a Newton step would leave
     the bracket, or is more than half as large as the step before.
     """
     root = _bracketed_newton(c.detach().double(), r.detach().double()).to(r.dtype)

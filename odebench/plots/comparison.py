@@ -90,8 +90,9 @@ class Panel(NamedTuple):
 
 
 def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
-    """Draw the panels, up to `columns` in a row, with one legend; a label has the same style in all panels, also if one
-    of its lines is empty.
+    """Draw the panels, up to `columns` in a row, with one legend.
+
+    A label has the same style in all panels, also if one of its lines is empty.
 
     connect_points: connect the points of a line in order. as_curves: draw curves without markers, and errors as bands.
     x_log, y_log: logarithmic axes; None: if the values span decades. x_descending: x decreases to the right, as

@@ -137,8 +137,10 @@ def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float
 
 
 def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> None:
-    """Add one legend below all panels with each label once, wrapped to the width of the figure; increases the height of
-    the figure. renamed: label -> text to show instead."""
+    """Add one legend below all panels with each label once, wrapped to the width of the figure.
+
+    Increases the height of the figure. renamed: label -> text to show instead.
+    """
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -50,8 +50,10 @@ def marker_boxes(axes: Axes, x: np.ndarray, y: np.ndarray, y_error: np.ndarray |
 
 
 def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Sequence[Box]) -> list[Box]:
-    """Write each text at its level: at the right end above the line, or where it overlaps least. Returns all occupied
-    boxes. A common prefix is written only at the highest line."""
+    """Write each text at its level: at the right end above the line, or where it overlaps least.
+
+    A common prefix is written only at the highest line. Returns all occupied boxes.
+    """
     texts = sorted(line_labels, key=line_labels.__getitem__, reverse=True)
     shared = _common_prefix(texts)
     levels = np.array([line_labels[text] for text in texts])

@@ -57,8 +57,10 @@ def _solver_label(label: str, solver: str) -> str:
 
 
 def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) -> list[Line]:
-    """Lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps. Of repeated evaluations the last
-    counts; other settings make separate lines."""
+    """Lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps.
+
+    The last of repeated evaluations counts; other settings make separate lines.
+    """
     last: dict[str, dict[str, Row]] = {}
     for row in read_evaluations(run):
         if all(isinstance(row.get(key), int | float) for key in (x, y)):
@@ -76,8 +78,10 @@ def _resolution(row: Row) -> tuple[float, float]:
 
 
 def gradient_against_tolerance(collection: RunCollection) -> Figure:
-    """Both errors of a training step's gradient against tolerance: one row per model, one panel per error, one line per
-    gradient mode and solver. MissingDataError if there are none."""
+    """Both errors of a training step's gradient against tolerance.
+
+    One row per model, one panel per error, one line per gradient mode and solver. MissingDataError if there are none.
+    """
     keys = label_keys(collection.groups, collection.varying_keys)
     keys = [key for key in keys if key not in ("gradient.name", "solver.name")]
     found: dict[tuple[str, str], list[Line]] = {}
@@ -95,8 +99,11 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
 
 
 def figure3(collection: RunCollection) -> Figure:
-    """Four panels of trained models, as in the paper: error against NFE, time against NFE, backward against forward
-    NFE, NFE over training. Empty panels are omitted; if the first is empty, raises MissingDataError."""
+    """Four panels of trained models, as in the paper.
+
+    Error against NFE, time against NFE, backward against forward NFE, NFE over training. Omits empty panels; raises
+    MissingDataError if the first is empty.
+    """
     forward = "forward NFE of a training step"
     backward = positive_only(evaluation_lines(collection, "nfe_backward", "nfe_forward"))
     least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
@@ -114,8 +121,7 @@ def figure3(collection: RunCollection) -> Figure:
 
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
-    """Forward NFE over the trainings of evaluated models, labelled like their evaluations, and the label of the x
-    axis."""
+    """Forward NFE over the trainings of evaluated models, labelled as their evaluations; the label of x."""
     rows, steps_per_epoch = {}, {}
     for label, group in named_groups(collection, lambda group: group if evaluated_run(group) else None):
         name = _solver_label(label, group.settings["solver.name"])

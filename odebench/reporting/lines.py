@@ -43,9 +43,10 @@ def split_into_lines(
     first: str = "model.name",
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> tuple[dict[str, list[RunGroup]], bool]:
-    """Split the groups into lines by all settings that differ, except those `along`; returns label -> groups, and
-    whether they are lines. Fixed steps and tolerances make separate lines. Labels omit what the panel shows, so that a
-    line has the same label in every panel.
+    """Split the groups into lines by all settings that differ, except those `along`.
+
+    Returns label -> groups, and whether they are lines. Fixed steps and tolerances make separate lines. Labels omit
+    what the panel shows, so that a line has the same label in every panel.
 
     Too many lines become scatter plots: one for each value of the setting `first` if it has few values, or of another.
     """
@@ -168,8 +169,9 @@ def _resolution(group: RunGroup) -> str:
 def mean_curves(
     runs: Mapping[str, Sequence[Sequence[Row]]], tag: str, along: str = "step", smooth: bool = True
 ) -> list[Line]:
-    """One curve per label: mean and standard deviation of `tag` over its runs, in display units, at the steps that all
-    of them logged, against the mean of `along`. smooth: draw the running mean of long curves.
+    """One curve per label: mean and standard deviation of `tag` over its runs, in display units.
+
+    At the steps that all of them logged, against the mean of `along`. smooth: draw the running mean of long curves.
     """
     lines = []
     for label, of_runs in runs.items():

@@ -21,8 +21,10 @@ LinesByLabel = Mapping[str, Sequence[RunGroup]]
 
 
 class PanelKey(NamedTuple):
-    """Identifies runs whose results can be compared: the same data and the same quantity. data: name of the data set,
-    with the settings that change it; loss: name of the loss, if the quantity is the loss."""
+    """Identifies runs whose results can be compared: the same data and the same quantity.
+
+    data: name of the data set, with the settings that change it. loss: name of the loss, if the quantity is the loss.
+    """
 
     data: str
     quantity: str
@@ -93,8 +95,10 @@ def lines_by_panel(
 def panel_by_data(
     collection: RunCollection, make_panel: Callable[[str, LinesByLabel], Panel], min_points: int, **how: Any
 ) -> Figure:
-    """Draw one panel per data set. make_panel: from its name and its lines (label -> groups); how: see
-    `lines_by_panel`."""
+    """Draw one panel per data set.
+
+    make_panel: makes it from the name of the data set and its lines (label -> groups). how: see `lines_by_panel`.
+    """
     found, are_lines = lines_by_panel(collection, data_name, **how)
     panels = [make_panel(*item)._replace(connect_points=are_lines, x_log=False, y_log=False) for item in found.items()]
     return draw_panels(panels, min_points)

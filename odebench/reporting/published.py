@@ -20,8 +20,10 @@ NFE_RATIO = "nfe_ratio"
 
 
 class PublishedValue(NamedTuple):
-    """One published value. experiment: name and settings KEY=VALUE, separated by spaces, or empty. value: NaN if no
-    number was printed."""
+    """One published value.
+
+    experiment: name and settings KEY=VALUE, separated by spaces, or empty. value: NaN if no number was printed.
+    """
 
     of: str
     row: str

@@ -34,8 +34,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run. settings: by dotted key, with "experiment" and "tol"; overridden_keys: keys set on its command line;
-    machine: a short description; test_data_hash: SHA-256 of the test data, "" if unknown."""
+    """One run.
+
+    settings: by dotted key, with "experiment" and "tol". overridden_keys: keys set on its command line. machine: a
+    short description. test_data_hash: SHA-256 of the test data, "" if unknown.
+    """
 
     overview: RunOverview
     settings: dict[str, Any]
@@ -95,8 +98,11 @@ class RunGroup:
 
 
 def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) over seeds. Both are NaN if one value is not finite: leaving that seed out
-    would bias the result. The standard deviation is NaN for fewer than two values."""
+    """Mean and standard deviation (n - 1) over seeds.
+
+    Both are NaN if one value is not finite: leaving that seed out would bias the result. The standard deviation is NaN
+    for fewer than two values.
+    """
     if not numbers or not all(map(math.isfinite, numbers)):
         return math.nan, math.nan
     mean = math.fsum(numbers) / len(numbers)
@@ -327,8 +333,11 @@ def read_evaluations(run: Run) -> list[Row]:
 
 
 def _evaluation_lines(path: Path) -> Iterator[Row]:
-    """The valid lines of evaluations.jsonl; skips, with a warning, incomplete lines of killed processes and anything
-    that is not an evaluation. UsageError if the file cannot be read."""
+    """The valid lines of evaluations.jsonl.
+
+    Skips, with a warning, incomplete lines of killed processes and anything that is not an evaluation. UsageError if
+    the file cannot be read.
+    """
     dropped = 0
     for line in filter(None, (read_if_exists(path) or b"").split(b"\n")):
         try:

@@ -22,9 +22,11 @@ RATIO_PARTS = ("nfe_backward", "nfe_forward")
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and its runs. statistics: tag -> mean and standard deviation, NaN if missing; training_fraction: smallest
-    fraction of the published training among the runs, None if unknown; reason: why no run was completed, or "";
-    num_planned: number of planned runs."""
+    """A row and its runs.
+
+    statistics: tag -> mean and standard deviation, NaN if missing. training_fraction: smallest fraction of the
+    published training among the runs, None if unknown. reason: why no run was completed, or "". num_planned: of runs.
+    """
 
     row: catalogue.TableRow
     group: RunGroup
@@ -90,8 +92,10 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
 def _row_statistics(
     row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
 ) -> tuple[float, float]:
-    """Mean and standard deviation of a tag over a row's runs: at the end of the training, after `minutes` of it, or of
-    an evaluation."""
+    """Mean and standard deviation of a tag over a row's runs.
+
+    At the end of the training, after `minutes` of it, or of an evaluation.
+    """
     if row.within_time_of is not None:
         return mean_and_std([_value_after_minutes(run, tag, minutes) for run in group.done_runs])
     if row.evaluation and not tag.startswith("final/"):
@@ -133,8 +137,10 @@ def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
 
 
 def _value_after_minutes(run: Run, tag: str, minutes: float) -> float:
-    """Value of a tag after `minutes` of training: of ``best/...`` the best validation so far, of final/minutes at most
-    `minutes`."""
+    """Value of a tag after `minutes` of training.
+
+    ``best/...`` is the best validation so far, final/minutes is at most `minutes`.
+    """
     if tag == MINUTES:
         return min(minutes, run.value(tag))
     name = tag.removeprefix("best/")

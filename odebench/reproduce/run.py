@@ -49,8 +49,10 @@ COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 
 @dataclass(frozen=True)
 class ReproductionPlan:
-    """A validated reproduction that has not started. jobs: row name -> overrides of its runs; command: reproduces the
-    results, without the cluster settings."""
+    """A validated reproduction that has not started.
+
+    jobs: row name -> overrides of its runs. command: reproduces the results, without the cluster settings.
+    """
 
     reproduction: Reproduction
     plan: SweepPlan
@@ -60,8 +62,7 @@ class ReproductionPlan:
 
 
 def list_reproductions() -> None:
-    """Print the name and title of each reproduction, then its source, number of trainings and budgets, or the missing
-    experiment."""
+    """Print name, title, source, number of trainings and budgets (or the missing experiment) of each reproduction."""
     known, rows = options("experiment"), []
     for name, one in reproductions().items():
         missing = _missing_experiment(one, known)

@@ -80,8 +80,10 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
 
 
 def results_table(found: Sequence[RowResult]) -> Table:
-    """Table of all results. The same quantity in training and in evaluations shares a column, since a row has only
-    one of them."""
+    """Table of all results.
+
+    The same quantity in training and in evaluations shares a column, since a row has only one of them.
+    """
     titles: dict[str, list[str]] = {}
     for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key=MINUTES.__eq__):
         titles.setdefault(_column_title(tag), []).append(tag)
@@ -132,8 +134,11 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
 
 
 def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
-    """Whether a value was reproduced. tolerance: accepted relative deviation from the published value (for an accuracy,
-    from its error); a better result always counts. fraction: of the published training that ours completed."""
+    """Whether a value was reproduced; a better result always counts.
+
+    tolerance: accepted relative deviation from the published value; for an accuracy, from its error. fraction: of the
+    published training that ours completed.
+    """
     if tag == MINUTES:  # times of another machine cannot be compared
         return "another machine"
     worse = how_much_worse(tag, ours, published)
@@ -149,8 +154,10 @@ def published_verdict(tag: str, ours: float, published: float, tolerance: float,
 
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:
-    """Relative difference, positive if ours is worse (or larger, if neither direction is better); for an accuracy, of
-    the errors. For a published 0 it is 0 or infinite."""
+    """Relative difference, positive if ours is worse (or larger, if neither direction is better).
+
+    For an accuracy, of the errors. For a published 0 it is 0 or infinite.
+    """
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
     elif _larger_is_better(tag):

@@ -86,8 +86,11 @@ def ode_rnn(
     encoder_step: float,
     **options: Any,
 ) -> AutoregressiveModel:
-    """ODE-RNN (Rubanova et al. 2019). The field as for ``LatentODE``, the others as for ``ODERNNCell``; options: of
-    ``AutoregressiveModel``."""
+    """ODE-RNN (Rubanova et al. 2019).
+
+    field_units, field_layers, activation: see ``LatentODE``; the rest: see ``ODERNNCell``. options: of
+    ``AutoregressiveModel``.
+    """
     field = AutonomousField(width, field_units, field_layers, activation)
     cell = ODERNNCell(num_features, width, field, gate_units, encoder_solver, encoder_step * span)
     return AutoregressiveModel(cell, num_features, width, **options)

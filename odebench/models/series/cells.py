@@ -82,7 +82,7 @@ class DecayFactor(nn.Module):
         self._diagonal = num_gaps is None
 
     def forward(self, gap: Tensor) -> Tensor:
-        """gap: [B, width] or [B, 1] where W is diagonal, else [B, num_gaps]; the factors [B, width]."""
+        """gap: [B, width] or [B, 1] if W is diagonal, else [B, num_gaps]; the factors [B, width]."""
         exponent = gap * self.weight.squeeze(1) if self._diagonal else gap @ self.weight.T
         return torch.exp(-torch.relu(exponent + self.bias))
 
@@ -167,7 +167,7 @@ class ODERNNCell(RecurrentCell):
 
     field: dh/dt = f(t, h), not depending on t. gate_units: see ``MLPGRUCell``.
     solver, step: take fixed steps of this method, at most so long, and backpropagate through them. None: use the method
-        of the given solve; adaptive steps are faster with stepping="per_sample" where the gaps differ much.
+        of the given solve; adaptive steps are faster with stepping="per_sample" if the gaps differ much.
     """
 
     continuous_time = True

@@ -106,8 +106,10 @@ class LatentODE(SeriesModel):
         )
 
     def solve(self, z0: Tensor, times: Tensor, solve: Solve) -> tuple[Tensor, Tensor | None]:
-        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0, and the expected number
-        of events over the whole span [S, B], where there are events."""
+        """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0.
+
+        Also returns the expected number of events over the whole span [S, B]; None for a model without events.
+        """
         state = append_zero_channels(z0.flatten(0, 1), self._augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)

@@ -132,7 +132,7 @@ def make_grid(
         requested = inputs.mask.new_ones(len(inputs.mask), len(times))
     num_inputs = len(inputs.times)
     union, union_index = torch.unique(torch.cat((inputs.times, times)), return_inverse=True)
-    # The index of the input time and of the prediction time that each time of the union is. Where it is none, the index
+    # The index of the input time and of the prediction time that each time of the union is. If there is none, the index
     # is one past the last, where the padded tensors are 0 or False.
     input_at = _inverse_index(union_index[:num_inputs], len(union))
     target_at = _inverse_index(union_index[num_inputs:], len(union))
@@ -169,7 +169,7 @@ class Observations:
 def reversed_grid(inputs: ObservedSeries, max_gap: float | None = None, to_start: bool = False) -> ObservationGrid:
     """The grid of the observations, the last first, on negative times that rise to the start at 0.
 
-    to_start: include the start even where nothing was observed there. max_gap: see ``make_grid``.
+    to_start: include the start even if nothing was observed there. max_gap: see ``make_grid``.
     """
     backwards = Observations(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
     return make_grid(backwards, inputs.times.new_zeros(int(to_start)), None, max_gap)
@@ -232,7 +232,7 @@ def _subdivide_gaps(times: Tensor, kept: Tensor, max_gap: float) -> tuple[Tensor
     So a series with few observations and long gaps takes its small steps while others take in their observations. From
     observation to observation, all series together, each gap would take as many steps as the longest of the batch.
     """
-    # The first gap starts at 0, or, where the times are negative and rise to 0, at the first time.
+    # The first gap starts at 0, or, if the times are negative and rise to 0, at the first time.
     gaps = times.diff(dim=1, prepend=times[:, :1].clamp(max=0))
     parts = (gaps / max_gap * (1 - GAP_RTOL)).ceil().long().maximum(kept.long())
     ends = parts.cumsum(1)
