@@ -1,8 +1,6 @@
 """The intensive-care records of the PhysioNet Challenge 2012, prepared as in Rubanova et al. (2019), section 4.3."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,15 +48,16 @@ def physionet2012(
     observation.
     """
     folder = data_root(root) / "PhysioNet2012"
-    records, files = _read_sets(folder, sets)
+    parts, files = zip(*(read_set(folder, letter) for letter in sets), strict=True)
+    records = Records(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
     pool, averaged, empty = quantise(records, quantisation, static)
     if len(pool) == 0:
         raise UsageError(f"{folder}: none of its {empty:,} records has an observation, only descriptors")
     num_test = math.ceil(TEST_SHARE * len(pool))
     order = np.random.RandomState(random_state).permutation(len(pool))
-    parts = hold_out_series(order, num_test, validation, train_limit)
+    held_out = hold_out_series(order, num_test, validation, train_limit)
     pool = scale_values(pool, *value_range(select_series(pool, order[num_test:])))
-    splits = make_splits(assign_roles(pool, mode, span=1.0), parts, observed, random_state)
+    splits = make_splits(assign_roles(pool, mode, span=1.0), held_out, observed, random_state)
     return SeriesData(
         **splits,
         span=1.0,
@@ -68,7 +67,7 @@ def physionet2012(
             "source": "Silva et al.: PhysioNet/Computing in Cardiology Challenge 2012, sets " + " and ".join(sets),
             "licence": "ODC-By 1.0",
             "folder": str(folder.absolute()),
-            "files": files,
+            "files": {name: entry for of_set in files for name, entry in of_set.items()},
             "records": len(records.ids),
             "records_sha256": records.sha256(),
             "left_out": {"without an observation": empty},
@@ -104,9 +103,3 @@ def quantise(records: Records, quantisation: int, static: bool) -> tuple[SeriesS
         labels=records.deaths[has_measurement],
     )
     return pool, int(kept.sum()) - len(cells), int(num - has_measurement.sum())
-
-
-def _read_sets(folder: Path, sets: str) -> tuple[Records, dict[str, Any]]:
-    parts, files = zip(*(read_set(folder, letter) for letter in sets), strict=True)
-    fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-    return Records(**fields), {name: entry for of_set in files for name, entry in of_set.items()}

@@ -100,7 +100,8 @@ class RegularisedSolve:
         _check_can_be_regularised(state[0], options)
         noise, *field_args = args or (None,)
         extended = (*state, *zero_integrals(state[0], len(self._weights)))
-        factor = _tolerance_factor(state, extended)
+        # Keeps the steps the same: the integrals have no error, but count in the root mean square of the errors.
+        factor = math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
         solution = ode.solve(
             self._extend(base),
             extended,
@@ -152,14 +153,6 @@ def _check_can_be_regularised(z0: Any, options: dict[str, Any]) -> None:
         raise UsageError("dynamics: only a state that is one tensor [B, *shape] is regularised; use dynamics=plain")
     if options.get("event") is not None or options.get("dense"):
         raise UsageError("dynamics: solves with events or dense output are not regularised; use dynamics=plain")
-
-
-def _tolerance_factor(state: tuple[Tensor, ...], extended: tuple[Tensor, ...]) -> float:
-    """The factor on a tolerance that keeps the steps the same.
-
-    The integrals have no error, but count in the root mean square of the errors.
-    """
-    return math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
 
 
 def kinetic_energy(evaluation: FieldEvaluation) -> Tensor:

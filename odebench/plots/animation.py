@@ -53,13 +53,20 @@ def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None)
         raise ValueError("an animation needs at least one frame")
     figure, (axes,) = style.new_square_figure(1, 1, GIF_PANEL_IN, title=title)
     figure.set_dpi(GIF_DPI)
-    drawn: list[np.ndarray] = []
+    canvas, palette, images = figure.canvas, _palette(), []
+    assert isinstance(canvas, FigureCanvasAgg)
     for frame in frames:
         axes.clear()
         _draw(axes, frame, limits)
-        drawn.append(_pixels(figure))
+        canvas.draw()
+        pixels = np.array(canvas.buffer_rgba())[..., :3]
+        images.append(Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE))
         figure.set_layout_engine("none")  # keep the first layout, so that nothing jumps
-    return _gif(drawn)
+    first, *rest = images
+    buffer = io.BytesIO()
+    durations = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+    return buffer.getvalue()
 
 
 def _draw(axes: Axes, frame: Frame, limits: Limits) -> None:
@@ -67,22 +74,6 @@ def _draw(axes: Axes, frame: Frame, limits: Limits) -> None:
         *frame.particles.T, linestyle="none", marker=".", markersize=2.5, markeredgewidth=0, color=style.VERMILION
     )
     style.style_plane(axes, frame.label, limits)
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def _gif(pixels: Sequence[np.ndarray]) -> bytes:
-    palette = _palette()
-    first, *rest = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels]
-    buffer = io.BytesIO()
-    durations = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
-    return buffer.getvalue()
 
 
 def _palette() -> Image.Image:

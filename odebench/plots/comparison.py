@@ -205,7 +205,8 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[Refe
     requested: dict[Literal["x", "y"], bool | None] = {"x": panel.x_log, "y": panel.y_log}
     for axis, log_scale in requested.items():
         values = np.concatenate([getattr(line, axis) for line in lines] or [np.empty(0)])
-        if _is_log(values, log_scale):
+        is_log = style.spans_decades(values) if log_scale is None else log_scale
+        if is_log and values.size and values.min() > 0:
             _scale_log(axes, axis, values, descending=panel.x_descending and axis == "x")
         else:
             tops = [_upper_end(line, axis) for line in lines]
@@ -251,12 +252,6 @@ def _upper_end(line: Line, part: str) -> float:
     if part == "y" and line.y_error is not None:
         values = values + line.y_error
     return values.max(initial=0.0)
-
-
-def _is_log(values: np.ndarray, log_scale: bool | None) -> bool:
-    if not values.size or values.min() <= 0:
-        return False
-    return style.spans_decades(values) if log_scale is None else log_scale
 
 
 def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:

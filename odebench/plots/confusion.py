@@ -1,7 +1,6 @@
 """Confusion matrix of a classifier."""
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -28,7 +27,10 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
     bar.set_label("images", fontsize=style.LABEL_PT)
     bar.ax.tick_params(labelsize=style.TICK_PT)
     if num <= MAX_ANNOTATED:
-        _write_counts(axes, counts, top)
+        dark_from = top**0.55  # slightly above the middle of the logarithmic scale
+        for row, column in np.argwhere(counts):
+            tint = "white" if counts[row, column] > dark_from else "black"
+            axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=8, color=tint)
         axes.set_xticks(range(num))
         axes.set_yticks(range(num))
     total = counts.sum()
@@ -37,11 +39,3 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
     style.style_axes(axes, f"Confusion{share}", "predicted label", "true label")
     axes.grid(False)
     return figure
-
-
-def _write_counts(axes: Axes, counts: np.ndarray, top: float) -> None:
-    dark_from = top**0.55  # slightly above the middle of the logarithmic scale
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            tint = "white" if count > dark_from else "black"
-            axes.text(column, row, f"{int(count)}", ha="center", va="center", fontsize=8, color=tint)

@@ -96,21 +96,17 @@ def _log_top(finite: np.ndarray) -> float:
 
 def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: ColourScale) -> AxesImage:
     """Draw a log density [num^2] at `grid_points`; NaN is grey."""
+    side = int(np.sqrt(log_density.size))
+    # In units of the scale, clipped slightly above its top.
+    density = np.exp(np.minimum(log_density.astype(float) - scale.offset, np.log(1.1 * scale.top)))
     return axes.imshow(
-        density_image(log_density, scale),
+        density.reshape(side, side),
         origin="lower",
         extent=(*limits, *limits),
         cmap=style.DENSITY_MAP.with_extremes(bad=style.GREY),
         vmin=0.0,
         vmax=scale.top,
     )
-
-
-def density_image(log_density: np.ndarray, scale: ColourScale) -> np.ndarray:
-    """[num, num]: density in units of the scale, rows from the bottom, clipped slightly above the scale's top."""
-    side = int(np.sqrt(log_density.size))
-    above = np.log(1.1 * scale.top)
-    return np.exp(np.minimum(log_density.astype(float) - scale.offset, above)).reshape(side, side)
 
 
 def vector_field(times: style.Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:

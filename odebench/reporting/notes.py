@@ -3,7 +3,6 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 
 from odebench.record import layout
 from odebench.record.reader import RunOverview
@@ -61,7 +60,11 @@ def caveats(collection: RunCollection) -> list[str]:
         lines.append(
             f"{plural(repeated, 'run')} with a repeated seed in its group: the standard deviation is underestimated"
         )
-    unfinished = [tag for tag in headline_tags(collection) if any(_has_non_finite(group.values(tag)) for group in done)]
+    unfinished = [
+        tag
+        for tag in headline_tags(collection)
+        if not all(math.isfinite(value) for group in done for value in group.values(tag))
+    ]
     if unfinished:
         lines.append(f"omitted for groups with a value that is not finite: {', '.join(unfinished)}")
     mixed = sum(len({run.test_data_hash for run in group.done_runs} - {""}) > 1 for group in done)
@@ -73,10 +76,6 @@ def caveats(collection: RunCollection) -> list[str]:
     elif machines:
         lines.append(f"times were measured on {len(machines)} machines: {'; '.join(machines)}")
     return lines
-
-
-def _has_non_finite(numbers: Sequence[float]) -> bool:
-    return not all(map(math.isfinite, numbers))
 
 
 def failure_reasons(collection: RunCollection) -> list[tuple[str, list[str]]]:

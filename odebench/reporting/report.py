@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jinja2
 import matplotlib
-from matplotlib.figure import Figure
 
 from odebench.console import print_table
 from odebench.errors import NothingFoundError, UsageError, split_names, unknown_name
@@ -65,7 +64,11 @@ def make_report(
     _check_arguments(folders, names, table_format, output, split)
     collection = collect_runs([Path(folder) for folder in folders], split)
     if not collection.runs and not (names and collection.bench):
-        raise NothingFoundError(_no_runs_message(collection))
+        where = ", ".join(map(str, collection.folders))
+        if collection.queued or collection.damaged:
+            counts = notes.status_counts(collection)
+            raise NothingFoundError(f"no run in {where} has started and can be read ({counts})")
+        raise NothingFoundError(f"no runs in {where}; make one: odebench train")
     if names:
         assert output is not None
         _write(figure_files(output, [render_figure(name, collection) for name in names]))
@@ -123,13 +126,6 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
 def list_figures() -> None:
     """Print the name and description of every figure."""
     print_table([(name, figure.description) for name, figure in figures.FIGURES.items()])
-
-
-def _no_runs_message(collection: RunCollection) -> str:
-    where = ", ".join(map(str, collection.folders))
-    if collection.queued or collection.damaged:
-        return f"no run in {where} has started and can be read ({notes.status_counts(collection)})"
-    return f"no runs in {where}; make one: odebench train"
 
 
 def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) -> None:
@@ -207,14 +203,10 @@ def render_figure(name: str, collection: RunCollection) -> RenderedFigure:
     """Draw a figure as PNG and SVG; UsageError if the runs lack the data."""
     figure = figures.draw(name, collection)
     with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible bytes
-        png, svg = (_figure_bytes(figure, image_format) for image_format in ("png", "svg"))
-    return RenderedFigure(name, figures.FIGURES[name].description, png, svg)
-
-
-def _figure_bytes(figure: Figure, image_format: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=image_format, dpi=DPI, metadata={"Date": None} if image_format == "svg" else None)
-    return buffer.getvalue()
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI)
+        figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
+    return RenderedFigure(name, figures.FIGURES[name].description, png.getvalue(), svg.getvalue())
 
 
 def figure_files(output: Path, pictures: Sequence[RenderedFigure]) -> dict[Path, bytes]:

@@ -203,7 +203,8 @@ def _read_run(path: Path) -> Run:
     if settings.get("trainer.iterations") is not None:
         settings["trainer.epochs"] = None  # iterations take precedence
     overridden_keys = frozenset(key if key in settings else f"{key}.name" for key in overrides)
-    return Run(overview, settings, overridden_keys, _machine(overview.manifest), _test_data_hash(overview.manifest))
+    test_data = overview.manifest.get("data", {}).get("splits", {}).get("test", {})
+    return Run(overview, settings, overridden_keys, _machine(overview.manifest), str(test_data.get("sha256", "")))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -225,11 +226,6 @@ def _read_overrides(path: Path) -> dict[str, str]:
     except OSError:
         return {}
     return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def _test_data_hash(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the samples that a run was tested on."""
-    return str(manifest.get("data", {}).get("splits", {}).get("test", {}).get("sha256", ""))
 
 
 def _machine(manifest: Mapping[str, Any]) -> str:
@@ -344,7 +340,7 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and _are_overrides(row.get("overrides")) and _has_valid_names(row):
+        if isinstance(row, dict) and _is_evaluation(row):
             yield row
         else:
             dropped += 1
@@ -352,17 +348,15 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
         warn_of_dropped_lines(path, dropped)
 
 
-def _are_overrides(overrides: Any) -> bool:
-    """Whether all are KEY=VALUE, with numbers as tolerances."""
+def _is_evaluation(row: Row) -> bool:
+    """Whether the overrides are KEY=VALUE, names are strings, and tolerances are numbers, strings of two, or None."""
+    overrides = row.get("overrides")
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
-    return all(isinstance(number(word[4:]), int | float) for word in overrides if word.startswith("tol="))
-
-
-def _has_valid_names(row: Row) -> bool:
-    """Whether names are strings, and the tolerance is a number, a string of two numbers, or None."""
-    overrides = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
-    return overrides and isinstance(row.get("tol"), str | int | float | None)
+    tolerances = [number(word[4:]) for word in overrides if word.startswith("tol=")]
+    has_names = all(isinstance(row.get(key, ""), str) for key in ("solver", "gradient", "step_solver"))
+    is_tol = isinstance(row.get("tol"), str | int | float | None)
+    return has_names and is_tol and all(isinstance(value, int | float) for value in tolerances)
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:

@@ -107,17 +107,11 @@ def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
         row = [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
         row.append(TableCell(f"{done}" if done == total else f"{done} of {total}", float(done)))
         for tag in tags:
-            row.append(
-                TableCell(format_value(tag, group.mean(tag), group.std(tag)), display_scale(tag) * group.mean(tag))
-            )
+            mean = group.mean(tag)
+            row.append(TableCell(format_value(tag, mean, group.std(tag)), display_scale(tag) * mean))
         rows.append(row)
-    return Table(columns, rows, _differing_note(collection))
-
-
-def _differing_note(collection: RunCollection) -> str:
-    """A note on settings that differ but have no column."""
-    names = ", ".join(map(column_title, collection.other_differing_keys))
-    return names and f"also differ: {names} (--format csv has their values)"
+    others = ", ".join(map(column_title, collection.other_differing_keys))
+    return Table(columns, rows, others and f"also differ: {others} (--format csv has their values)")
 
 
 def column_title(key: str) -> str:
