@@ -192,19 +192,23 @@ class EventDetector:
         with torch.no_grad():
             f = self._problem(time, y)
 
-        def g(*at: Tensor) -> Tensor:
-            return self._elements(hit.index, *at)[hit.element]
-
-        if transform_active():
-            dgdt, dgdy = torch.func.grad(g, argnums=(0, 1))(time, y)
-            return (dgdt + torch.vdot(dgdy, f).real).item(), f
-        with torch.enable_grad():
-            leaves = (time.detach().requires_grad_(), y.requires_grad_())
-            value = g(*leaves)
-            if not value.requires_grad:
-                return 0.0, f
-            dgdt, dgdy = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        slopes = partial_derivatives(lambda *at: self._elements(hit.index, *at)[hit.element], time, y)
+        if slopes is None:
+            return 0.0, f
+        dgdt, dgdy = slopes
         return (dgdt + torch.vdot(dgdy, f).real).item(), f
+
+
+def partial_derivatives(g: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Sequence[Tensor] | None:
+    """dg/dt and dg/dy of an event function, in the shapes of t and y; None if it depends on neither."""
+    if transform_active():
+        return torch.func.grad(lambda *at: g(*at).sum(), argnums=(0, 1))(t, y)
+    with torch.enable_grad():
+        leaves = (t.detach().requires_grad_(), y.detach().requires_grad_())
+        value = g(*leaves)
+        if not value.requires_grad:
+            return None
+        return torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
 def as_event(event: Any, args: Sequence[Any]) -> Event:

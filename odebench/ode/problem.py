@@ -19,6 +19,8 @@ from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
 
+CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+
 
 @dataclass(frozen=True)
 class StateLayout:
@@ -106,8 +108,8 @@ class StateLayout:
         with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
             return self.check(f(t, state, *self.rebuild_args(args)))
 
-    def check(self, rate: Any) -> Sequence[Tensor]:
-        """The tensors of dy/dt. Raises ValueError unless they are those of the state."""
+    def check(self, rate: Any, batch: tuple[int, ...] = (), hint: str = "") -> Sequence[Tensor]:
+        """The tensors of dy/dt. Raises ValueError unless they have the shapes [*batch, *shape] of the state's."""
         if self.is_tensor and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
             return (rate,)
         if self.is_tuple and type(rate) is tuple and len(rate) == len(self.shapes):
@@ -119,9 +121,10 @@ class StateLayout:
                     "f(t, y) must return the structure of y (the same tuples, lists and dicts, keys in order)"
                 )
         for leaf, shape in zip(leaves, self.shapes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape != shape:
+            expected = (*batch, *shape)
+            if not isinstance(leaf, Tensor) or leaf.shape != expected:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise ValueError(f"f(t, y) must return tensors of y's shape: {tuple(shape)} expected, got {got}")
+                raise ValueError(f"f(t, y) must return tensors of y's shape: {expected} expected, got {got}{hint}")
             if leaf.dtype != self.dtype and self.autocast is None:
                 raise ValueError(f"f(t, y) must return y's dtype: {self.dtype} expected, got {leaf.dtype}")
         return leaves
@@ -158,22 +161,21 @@ class FieldArguments:
     to_tensor: Callable[[Sequence[float]], Tensor]
 
 
-class InitialValueProblem:
-    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state; called by the integrator as its field.
+class FlatProblem:
+    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state: the part that both kinds of stepping share.
 
-    y0: [N], all tensors of the user's state concatenated; float32 for a state of half precision, which is too coarse
-        for sums and error estimates.
-    times: T floats, strictly increasing or decreasing.
+    y0: [*batch, N], all tensors of the user's state one after the other; float32 for a state of half precision, which
+        is too coarse for sums and error estimates.
+    t: as the user gave it, as a tensor.
     args: the tensors inside the user's args, in order.
     stats: every call is counted here.
     report_noise: is called with the reason if the second evaluation shows that f changes; the first may draw noise for
         all others.
     buffered: layers of f with buffers, which are compared before and after that evaluation.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
-    first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
     """
 
-    def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: Any, batch_dims: int) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
@@ -181,21 +183,23 @@ class InitialValueProblem:
         self.buffered: list[nn.Module] = []
         leaves, structure = pytree.tree_flatten(y0)
         check_state(leaves)
+        self.check_batch(leaves)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         arg_leaves, args_structure = pytree.tree_flatten(args)
         # The caller's autocast applies to f only: states, sums and error estimates add small numbers to large ones.
         device_type = leaves[0].device.type
+        shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
         self.layout = StateLayout(
             structure=structure,
-            shapes=tuple(leaf.shape for leaf in leaves),
-            sizes=tuple(leaf.numel() for leaf in leaves),
+            shapes=shapes,
+            sizes=tuple(shape.numel() for shape in shapes),
             dtype=leaves[0].dtype,
             args_structure=args_structure,
             constants=tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves),
             autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         )
-        self.y0 = flatten(leaves)
+        self.y0 = self.flat(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         elif len(leaves) == 1:
@@ -203,9 +207,42 @@ class InitialValueProblem:
             self.y0 = self.y0.clone()
         self.time_dtype = self.y0.real.dtype
         self.t = times_as_tensor(t)
-        self.times = _check_times(self.t)
         self.args = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor)]
         self.stats = Stats()
+
+    def check_batch(self, leaves: Sequence[Tensor]) -> None:
+        """Raise ValueError unless the tensors of the state have the same batch dimensions."""
+
+    def flat(self, leaves: Sequence[Tensor]) -> Tensor:
+        """The flat state from its tensors."""
+        return flatten(leaves)
+
+    def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
+        """A tolerance as a number, or in the shape of ``y0`` if it was given in the structure of the state."""
+        if isinstance(tolerance, int | float):
+            return float(tolerance)
+        batch = self.y0.shape[:-1]
+        tensors = self.layout.tolerances(tolerance, name, self.y0)
+        shapes = [(*batch, *shape) for shape in self.layout.shapes]
+        return self.flat([expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)])
+
+    def _watched(self, t: Tensor, *inputs: Any) -> Any:
+        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
+        if self.stats.nfe < 2 and self.stats.backward is None:
+            return self.f(t, *inputs)
+        return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
+
+
+class InitialValueProblem(FlatProblem):
+    """A problem on a flat state y0 [N]; called by the integrator as its field.
+
+    times: T floats, strictly increasing or decreasing.
+    first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
+    """
+
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
+        super().__init__(f, y0, t, args, batch_dims=0)
+        self.times = _check_times(self.t)
         self.first_output: Tensor | None = None
 
     @property
@@ -238,9 +275,7 @@ class InitialValueProblem:
         else:
             rate = layout.evaluate_flat(f, t, y, self.args if args is None else args, out)
         if version is not None and y._version != version:
-            raise ValueError(
-                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
-            )
+            raise ValueError(CHANGED_IN_PLACE)
         return rate
 
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
@@ -274,19 +309,6 @@ class InitialValueProblem:
         f = self.f if self.stats.nfe > 2 else self._watched
         with torch.enable_grad():
             return EvaluationGraph(leaves, self.layout.evaluate(f, t, self.layout.rebuild(leaves), args))
-
-    def _watched(self, t: Tensor, *inputs: Any) -> Any:
-        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
-        if self.stats.nfe < 2 and self.stats.backward is None:
-            return self.f(t, *inputs)
-        return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
-
-    def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
-        """A tolerance as a number, or as [N] if it was given in the structure of the state."""
-        if isinstance(tolerance, int | float):
-            return float(tolerance)
-        tensors = self.layout.tolerances(tolerance, name, self.y0)
-        return flatten([expand_tolerance(name, x, shape) for x, shape in zip(tensors, self.layout.shapes, strict=True)])
 
     def time_derivative_term(self, i: int, y: Tensor) -> Tensor:
         """(t_i - t_i.detach()) f(t_i, y) [N]: zero, whose derivative with respect to t_i is f."""

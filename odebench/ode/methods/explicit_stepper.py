@@ -20,10 +20,10 @@ from odebench.ode.transfer import constant
 
 
 class StageBuffer:
-    """Stages as the rows of one preallocated matrix [s, N]."""
+    """Up to ``count`` stages as the rows of one preallocated matrix [count, N]."""
 
-    def __init__(self, method: Tableau, y: Tensor) -> None:
-        self._matrix = y.new_empty(method.dense_stages, y.numel())
+    def __init__(self, count: int, y: Tensor) -> None:
+        self._matrix = y.new_empty(count, y.numel())
         self._rows = self._matrix.unbind()
         # For each row of the tableau the matrix [N, i] of the first i stages and a vector of the weights, cached since
         # for a small state slicing takes as long as the product.
@@ -133,7 +133,7 @@ class ExplicitRungeKuttaStepper:
         self._has_stages = self._step is None or with_stages
         keeps_graph = torch.is_grad_enabled() or self._step is not None or transform_active()
         self._stages: StageBuffer | StageList = (
-            StageList(exclusive=self._step is not None) if keeps_graph else StageBuffer(method, y)
+            StageList(exclusive=self._step is not None) if keeps_graph else StageBuffer(method.dense_stages, y)
         )
         # For each stage but the first: its index and row, whether it has weight in this step, and whether in the next.
         last = method.stages - 1

@@ -29,8 +29,12 @@ class ReversibleRungeKuttaStepper:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
         self._field, self._stage_times = field, _StageTimes(field, one_sided)
         with_graph = torch.is_grad_enabled()
-        self._forward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._base, y)
-        self._backward_stages: StageBuffer | StageList = StageList() if with_graph else StageBuffer(self._step, y)
+        self._forward_stages: StageBuffer | StageList = (
+            StageList() if with_graph else StageBuffer(self._base.dense_stages, y)
+        )
+        self._backward_stages: StageBuffer | StageList = (
+            StageList() if with_graph else StageBuffer(self._step.dense_stages, y)
+        )
         self._drift = _DriftMonitor(method.adaptive)
         self.order = method.order
         self.failure: Status | None = None

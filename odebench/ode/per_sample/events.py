@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.events import THETA_AFTER_START, Event, as_event, as_signed
+from odebench.ode.events import THETA_AFTER_START, Event, as_event, as_signed, partial_derivatives
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.per_sample.problem import RowProblem, put_rows, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 from odebench.ode.solution import EventHits
-from odebench.ode.torch_func import transform_active
 
 # Accuracy of a zero as a fraction of the step. Bisection alone would need MAX_ITERATIONS - 1 evaluations.
 THETA_TOLERANCE = 1e-15
@@ -120,7 +119,7 @@ class RowEventDetector:
     def _differentiable(self, found: Tensor, y: Tensor, time: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Give event times and states their gradient by the implicit function theorem, dt = -dg / (dg/dt + dg/dy f)."""
         t, fixed = self._problem.on_device(time).detach(), y.detach()
-        slopes = self._slopes(t, fixed, rows)
+        slopes = partial_derivatives(lambda t, y: self._value(t, y, rows), t, fixed)
         if slopes is None:
             return found, y
         dg_dt, dg_dy = slopes
@@ -132,16 +131,6 @@ class RowEventDetector:
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         shift = first_derivative_only(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
-
-    def _slopes(self, t: Tensor, y: Tensor, rows: Tensor) -> Sequence[Tensor] | None:
-        """dg/dt [b'] and dg/dy [b', n]; None if g depends on neither."""
-        if transform_active():
-            return torch.func.grad(lambda t, y: self._value(t, y, rows).sum(), argnums=(0, 1))(t, y)
-        leaves = (t.clone().requires_grad_(), y.clone().requires_grad_())
-        g = self._value(*leaves, rows)
-        if not g.requires_grad:
-            return None
-        return torch.autograd.grad(g.sum(), leaves, allow_unused=True, materialize_grads=True)
 
     def _value_at(self, interpolant: "_RowInterpolant", theta: Tensor) -> Tensor:
         time = self._problem.on_device(interpolant.time(theta))

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.noise import evaluate_watched, refuse_noise
-from odebench.ode.problem import StateLayout, check_state, counting_changes, expand_tolerance, times_as_tensor
+from odebench.ode.problem import CHANGED_IN_PLACE, FlatProblem, counting_changes
 from odebench.ode.solution import Stats
+
+REMOVED_ROWS = "; finished rows are removed, so pass tensors with one entry per row as Rows(tensor) in args"
 
 
 @dataclass(frozen=True)
@@ -30,52 +31,28 @@ def unwrap_rows(args: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Rows) else leaf, args)
 
 
-class RowProblem:
-    """dy/dt = f(t, y, *args) for B rows, y(t_0) = y0.
+class RowProblem(FlatProblem):
+    """A problem on B rows, y0 [B, n], each with its own times.
 
-    y0: [B, n], all tensors of a row's state one after the other; float32 for a state of half precision.
     t: [T] or [B, T] as the user gave it; ``row_times`` [B, T] in float64 on the host, ``times`` its T columns.
-    args: the tensors inside the user's args, in order; those wrapped in ``Rows`` belong to the rows.
+    args: the tensors inside the user's args; those wrapped in ``Rows`` belong to the rows.
     stats: counts every evaluation; ``evaluations`` counts those of each row.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...]) -> None:
-        if not callable(f):
-            raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
-        if not isinstance(args, tuple | list):
-            raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
-        self.f = f
-        self.buffered: list[nn.Module] = []
-        leaves, structure = pytree.tree_flatten(y0)
-        _check_rows(leaves)
-        arg_leaves, args_structure = pytree.tree_flatten(args)
-        device_type = leaves[0].device.type
-        self.num_rows = len(leaves[0])
-        self.layout = StateLayout(
-            structure=structure,
-            shapes=tuple(leaf.shape[1:] for leaf in leaves),
-            sizes=tuple(leaf.shape[1:].numel() for leaf in leaves),
-            dtype=leaves[0].dtype,
-            args_structure=args_structure,
-            constants=tuple(("tensor", None) if isinstance(a, Tensor | Rows) else ("constant", a) for a in arg_leaves),
-            autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
-        )
+        super().__init__(f, y0, t, unwrap_rows(args), batch_dims=1)
+        self.num_rows = len(self.y0)
         # The common case needs no pytree: one tensor, of the shape of the flat states.
-        self._is_vector = structure.is_leaf() and len(self.layout.shapes[0]) == 1
-        self.y0 = self._flat(leaves)
-        if self.y0.dtype in (torch.bfloat16, torch.float16):
-            self.y0 = self.y0.float()
-        elif len(leaves) == 1:
-            # A copy: an f that works in place changes it before the error is raised.
-            self.y0 = self.y0.clone()
-        self.time_dtype = self.y0.real.dtype
-        self.t = times_as_tensor(t)
+        self._is_vector = self.layout.is_tensor and len(self.layout.shapes[0]) == 1
         self.row_times = _check_times(self.t, self.num_rows)
         self.times = self.row_times.unbind(1)
-        tensors = [leaf for leaf in arg_leaves if isinstance(leaf, Tensor | Rows)]
-        self.args = [self._argument_tensor(leaf) for leaf in tensors]
+        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor | Rows)]
         self._by_row = [isinstance(leaf, Rows) for leaf in tensors]
-        self.stats = Stats(row_evaluations=0)
+        for tensor, by_row in zip(self.args, self._by_row, strict=True):
+            if by_row and tensor.shape[:1] != (self.num_rows,):
+                shape = tuple(tensor.shape)
+                raise ValueError(f"Rows(tensor) needs one entry per row, {self.num_rows}, got shape {shape}")
+        self.stats.row_evaluations = 0
         self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
         self._rows, self._calls, self._arguments = self.all_rows(), 0, self.layout.rebuild_args(self.args)
 
@@ -127,26 +104,9 @@ class RowProblem:
         """The numbers of all rows [B]."""
         return torch.arange(self.num_rows)
 
-    def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
-        """A tolerance as a number, or as [B, n] where it was given in the structure of the state."""
-        if isinstance(tolerance, int | float):
-            return float(tolerance)
-        tensors = self.layout.tolerances(tolerance, name, self.y0)
-        shapes = [(self.num_rows, *shape) for shape in self.layout.shapes]
-        full = [expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)]
-        return self._flat(full)
-
     def unflatten(self, y: Tensor) -> Any:
         """The user's structure from flat states [*batch, n]; its tensors are views, [*batch, *shape]."""
         return y if self._is_vector and y.dtype == self.layout.dtype else self.layout.unflatten(y)
-
-    def _argument_tensor(self, argument: Tensor | Rows) -> Tensor:
-        if isinstance(argument, Tensor):
-            return argument
-        if argument.tensor.shape[:1] != (self.num_rows,):
-            shape = tuple(argument.tensor.shape)
-            raise ValueError(f"Rows(tensor) needs one entry per row, {self.num_rows}, got shape {shape}")
-        return argument.tensor
 
     def _evaluate(self, t: Tensor, y: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         f = self.f
@@ -160,36 +120,26 @@ class RowProblem:
             with torch.autocast(y.device.type, self.layout.autocast, cache_enabled=False):
                 rate = self._flatten_rate(f(t, self.unflatten(y), *arguments), y.shape[0])
         if version is not None and y._version != version:
-            raise ValueError(
-                "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
-            )
+            raise ValueError(CHANGED_IN_PLACE)
         return rate
-
-    def _watched(self, t: Tensor, *inputs: Any) -> Any:
-        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
-        if self.stats.nfe < 2 and self.stats.backward is None:
-            return self.f(t, *inputs)
-        return evaluate_watched(self.f, refuse_noise, self.buffered, t, *inputs)
 
     def _flatten_rate(self, rate: Any, num_rows: int) -> Tensor:
         is_plain = self._is_vector and isinstance(rate, Tensor) and rate.dtype == self.y0.dtype == self.layout.dtype
         if is_plain and rate.shape == (num_rows, self.layout.sizes[0]):
             return rate
-        leaves, structure = pytree.tree_flatten(rate)
-        if structure != self.layout.structure:
-            raise ValueError("f(t, y) must return the structure of y (the same tuples, lists and dicts, keys in order)")
-        for leaf, shape in zip(leaves, self.layout.shapes, strict=True):
-            if not isinstance(leaf, Tensor) or leaf.shape != (num_rows, *shape):
-                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise ValueError(
-                    f"f(t, y) must return tensors of y's shape: {(num_rows, *shape)} expected, got {got}; finished "
-                    "rows are removed, so pass tensors with one entry per row as Rows(tensor) in args"
-                )
-            if leaf.dtype != self.layout.dtype and self.layout.autocast is None:
-                raise ValueError(f"f(t, y) must return y's dtype: {self.layout.dtype} expected, got {leaf.dtype}")
-        return self._flat(leaves).to(self.y0.dtype)
+        return self.flat(self.layout.check(rate, (num_rows,), REMOVED_ROWS)).to(self.y0.dtype)
 
-    def _flat(self, leaves: list[Tensor]) -> Tensor:
+    def check_batch(self, leaves: Sequence[Tensor]) -> None:
+        """Raise ValueError unless all tensors of the state have as many rows."""
+        first = leaves[0]
+        if first.dim() == 0 or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
+            shapes = [tuple(leaf.shape) for leaf in leaves]
+            raise ValueError(
+                f"stepping='per_sample': all tensors of y0 must be [B, ...] with one B, got shapes {shapes}"
+            )
+
+    def flat(self, leaves: Sequence[Tensor]) -> Tensor:
+        """The flat states [b, n] from their tensors."""
         flat = [leaf.reshape(len(leaf), size) for leaf, size in zip(leaves, self.layout.sizes, strict=True)]
         # Not every operation accepts the view of a conjugate.
         return flat[0].resolve_conj().resolve_neg() if len(flat) == 1 else torch.cat(flat, dim=1)
@@ -209,14 +159,6 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 def put_rows(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
     """x [B, ...] with its entries at these rows replaced by ``entries`` [b, ...]."""
     return x.index_copy(0, rows.to(x.device, non_blocking=True), entries)
-
-
-def _check_rows(leaves: list[Any]) -> None:
-    check_state(leaves)
-    first = leaves[0]
-    if first.dim() == 0 or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
-        shapes = [tuple(leaf.shape) for leaf in leaves]
-        raise ValueError(f"stepping='per_sample': all tensors of y0 must be [B, ...] with one B, got shapes {shapes}")
 
 
 def _check_times(t: Tensor, num_rows: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.dense import HERMITE
+from odebench.ode.methods.explicit_stepper import StageBuffer, StageList
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.per_sample.problem import take_rows
 from odebench.ode.transfer import constant
@@ -15,63 +16,34 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(t [b], y [b, n], rows [b]) -> [b, n]."""
 
 
-class RowStageBuffer:
-    """The stages of b rows times their step sizes, h k_i, as one matrix: a linear combination is one product."""
+class RowStageBuffer(StageBuffer):
+    """``StageBuffer`` of the stages of b rows times their step sizes, h k_i, each flattened."""
 
-    def __init__(self, y: Tensor, count: int) -> None:
-        self._all = y.new_empty(count, *y.shape)
-        self._stages = self._all.unbind()
-        flat = self._all.view(count, y.numel())
-        # A view costs as much as a small product: the columns for each number of weights are created once.
-        self._columns = [flat[: i + 1].t() for i in range(count)]
-        self._shape = y.shape
+    def __init__(self, count: int, y: Tensor) -> None:
+        super().__init__(count, y)
+        self.shape = y.shape
+        self._shaped_rows = [row.view(y.shape) for row in self._rows]
 
-    def set(self, i: int, k: Tensor, h: Tensor) -> None:
+    def store(self, i: int, k: Tensor, h: Tensor) -> None:
         """Store h k as stage i; k [b, n], h [b, 1]."""
-        torch.mul(k, h, out=self._stages[i])
+        torch.mul(k, h, out=self._shaped_rows[i])
 
-    def combine(self, y: Tensor, weights: Tensor) -> Tensor:
-        """y + sum_i weights_i h k_i, [b, n]."""
-        return torch.addmv(y.view(-1), self._columns[weights.shape[0] - 1], weights).view(self._shape)
-
-    def error(self, weights: Tensor) -> Tensor:
-        """sum_i weights_i h k_i, [b, n]."""
-        return torch.mv(self._columns[weights.shape[0] - 1], weights).view(self._shape)
-
-    def first_stages(self, count: int) -> Tensor:
-        """The first stages [count, b, n]."""
-        return self._all[:count]
+    def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
+        """``StageBuffer.combine`` of y [b, n]."""
+        rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
+        return torch.addmv(y.view(-1), rows, vector, alpha=h).view(self.shape)
 
 
-class RowStageList:
-    """The stages of b rows times their step sizes, h k_i, as tensors with their graphs."""
+class RowStageList(StageList):
+    """``StageList`` of the stages of b rows times their step sizes, h k_i [b, n]."""
 
-    def __init__(self, y: Tensor, count: int) -> None:
-        self._stages: list[Tensor] = []
-
-    def set(self, i: int, k: Tensor, h: Tensor) -> None:
-        """Store h k as stage i; stages must come in order."""
-        self._stages.append(k * h)
-
-    def combine(self, y: Tensor, weights: Tensor) -> Tensor:
-        """y + sum_i weights_i h k_i, [b, n]."""
-        for stage, weight in zip(self._stages, weights.tolist(), strict=False):
-            if weight:
-                y = torch.add(y, stage, alpha=weight)
-        return y
-
-    def error(self, weights: Tensor) -> Tensor:
-        """sum_i weights_i h k_i, [b, n], outside the graph."""
-        with torch.no_grad():
-            return self.combine(torch.zeros_like(self._stages[0]), weights)
-
-    def first_stages(self, count: int) -> Tensor:
-        """The first stages [count, b, n]."""
-        return torch.stack(self._stages[:count])
+    def store(self, i: int, k: Tensor, h: Tensor) -> None:
+        """Store h k as stage i; k [b, n], h [b, 1]."""
+        self.set(i, k * h)
 
     def scatter(self, y: Tensor, idx: Tensor) -> None:
         """Extend the stages of the rows ``idx`` [b] to all rows of y, by zeros."""
-        self._stages = [torch.zeros_like(y).index_copy(0, idx, stage) for stage in self._stages]
+        self._stages = {i: torch.zeros_like(y).index_copy(0, idx, stage) for i, stage in self._stages.items()}
 
 
 @dataclass
@@ -103,35 +75,30 @@ class RowStepper:
         self.method, self.with_graph, self._field, self._on_device = method, with_graph, field, on_device
         self.fsal = method.fsal
         self._c = torch.tensor((*method.c, *method.extra_c), dtype=torch.float64).unsqueeze(1)
-        # Combinations with graphs read their weights on the host.
-        like = torch.empty(0, dtype=torch.float64) if with_graph else y
-        self._a = [constant(row, like.dtype, like.device) for row in method.a]
-        self._b = constant(method.b, like.dtype, like.device)
-        self._error = constant(method.error or (), like.dtype, like.device)
         self._extra_a = [constant(row, y.dtype, y.device) for row in method.extra_a]
         self._dense = constant(HERMITE if method.dense is None else method.dense, y.dtype, y.device).t()
         self._buffer: RowStageBuffer | None = None
-        self._buffer_shape = torch.Size()
 
     def attempt(self, rows: Tensor, t: Tensor, h: Tensor, y: Tensor, k: Tensor, need_f_next: bool = True) -> RowStep:
         """One step from y [b, n] with first stage k = f(t, y); ``need_f_next=False`` omits the last one of an FSAL
         method."""
-        last = self.method.stages - 1
+        method, last = self.method, self.method.stages - 1
         stages, size = self._stages_for(y), self._on_device(h).unsqueeze(1)
         stage_times = self._stage_times(t, h, self._c[: last + 1])
-        stages.set(0, k, size)
+        stages.store(0, k, size)
         for i in range(1, last + 1):
-            y_i = stages.combine(y, self._a[i])
+            y_i = stages.combine(y, method.a[i], 1.0)
             if i < last or need_f_next or not self.fsal:
                 k = self._field(stage_times[i], y_i, rows)
-                stages.set(i, k, size)
-        y_next = y_i if self.fsal else stages.combine(y, self._b)
+                stages.store(i, k, size)
+        y_next = y_i if self.fsal else stages.combine(y, method.b, 1.0)
         # A copy: f may reuse its memory.
         return RowStep(rows, t, h, y, y_next, stages, k.clone() if self.fsal and need_f_next else None)
 
     def error(self, step: RowStep) -> Tensor:
         """The difference to the embedded method [b, n]."""
-        return step.stages.error(self._error)
+        assert self.method.error is not None
+        return step.stages.error(self.method.error, 1.0).view(step.y.shape)
 
     def repeat_for(self, step: RowStep, idx: Tensor, k: Tensor) -> RowStep:
         """Repeat a step for the rows at these indices only, so that its graph has no others; those keep their y."""
@@ -156,10 +123,12 @@ class RowStepper:
             y_next = take_rows(step.y_next, idx)
             f_next = self._field(self._on_device(t + h), y_next, rows)
             step.f_next_of_some = idx, f_next.clone()
-            k = take_rows(step.stages.first_stages(1)[0], idx)
+            k = take_rows(step.stages.get(0).view(step.y.shape), idx)
             slopes = torch.stack((k, size * f_next, y_next - y))
             return torch.tensordot(self._dense, slopes, dims=1)
-        slopes = step.stages.first_stages(method.stages).index_select(1, idx.to(y.device, non_blocking=True))
+        stages = step.stages.first(method.stages)
+        stacked = (stages if isinstance(stages, Tensor) else torch.stack(stages)).view(-1, *step.y.shape)
+        slopes = stacked.index_select(1, idx.to(y.device, non_blocking=True))
         stage_times = self._stage_times(t, h, self._c[method.stages :]) if method.extra_c else []
         for time, weights in zip(stage_times, self._extra_a, strict=True):
             k = self._field(time, torch.add(y, torch.tensordot(weights, slopes, dims=1)), rows)
@@ -168,11 +137,11 @@ class RowStepper:
             slopes = torch.cat((slopes, (size * k).unsqueeze(0)))
         return torch.tensordot(self._dense, slopes, dims=1)
 
-    def _stages_for(self, y: Tensor) -> RowStageBuffer | RowStageList:
+    def _stages_for(self, y: Tensor) -> "RowStageBuffer | RowStageList":
         if self.with_graph:
-            return RowStageList(y, self.method.stages)
-        if self._buffer is None or self._buffer_shape != y.shape:
-            self._buffer, self._buffer_shape = RowStageBuffer(y, self.method.stages), y.shape
+            return RowStageList(exclusive=True)
+        if self._buffer is None or self._buffer.shape != y.shape:
+            self._buffer = RowStageBuffer(self.method.stages, y)
         return self._buffer
 
     def _stage_times(self, t: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
