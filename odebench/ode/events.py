@@ -1,12 +1,12 @@
 """Events: times at which a function of the solution crosses zero.
 
-Each accepted step at whose ends the function has different signs is searched on its interpolant. Two zeros inside
-one step are therefore missed; ``max_step`` bounds the steps where that matters.
+If the function has different signs at the two ends of an accepted step, its zero is searched on the interpolant of the
+step. Two zeros inside one step are therefore missed; set ``max_step`` where that matters.
 
-Derivatives: the time t* with g(t*, y(t*)) = 0 follows the implicit function theorem,
-dt* = -dg / (dg/dt + <dg/dy, f>), dg the change of g at t* held fixed, through the state and through g's own parameters;
-and the state changes with it, dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for
-ordinary differential equations, section 3).
+The derivatives of an event follow from the implicit function theorem. Where g(t*, y(t*)) = 0,
+dt* = -dg / (dg/dt + <dg/dy, f>), with dg the change of g at fixed t*, through the state and the parameters of g; the
+state there changes by dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for ordinary
+differential equations, section 3).
 """
 
 import inspect
@@ -33,15 +33,15 @@ THETA_AFTER_START = 2.0**-10
 class Event:
     """A function whose zeros along the solution are searched for.
 
-    It is evaluated at the ends of every step; a zero is where its sign changes, or where it reaches zero exactly at the
-    end of a step. One that starts at zero does not count, and NaN has no sign.
+    It is evaluated at the ends of every step. A zero is where its sign changes, or where it is exactly zero at the end
+    of a step. A function that starts at zero has no zero there, and NaN has no sign.
 
-    function: event(t, y, *args) -> a tensor of floats or booleans, its arguments as f gets them; a tensor of several
-        elements counts as several functions, any of which may cross zero. True counts as 1 and False as -1, so that a
-        change is found, whose time is constant for gradients.
-    terminal: its first zero ends the solve.
-    direction: +1 counts rising zeros only (False to True), -1 falling ones, 0 both; in the direction of the solve:
-        backward in time, rising means growing while t falls.
+    function: event(t, y, *args) -> a tensor of floats or booleans, with the arguments that f gets. A tensor of several
+        elements counts as several functions, any of which may cross zero. True counts as 1 and False as -1: the time
+        of a change is found, but has no gradient.
+    terminal: whether its first zero ends the solve.
+    direction: +1 finds rising zeros only (False to True), -1 falling ones, 0 both. Rising means in the direction of the
+        solve: in a solve backward in time, growing while t falls.
     """
 
     function: Callable[..., Tensor]
@@ -76,7 +76,7 @@ class EventHit:
 
 
 class EventDetector:
-    """Finds the zeros of event functions in each accepted step, one step after the other."""
+    """Finds the zeros of event functions in the accepted steps, which must come in order."""
 
     def __init__(self, events: Sequence[Event], problem: InitialValueProblem) -> None:
         self.events = tuple(events)
@@ -156,7 +156,7 @@ class EventDetector:
         return find_zero(value, (first, start), (1.0, end), 2 * resolution)
 
     def _evaluate(self, t: float, y: Tensor) -> list[float]:
-        """All elements of all event functions, one after the other; synchronises with the device once."""
+        """The elements of all event functions in one list. Synchronises with the device once."""
         values = [self._call(index, t, y) for index in range(len(self.events))]
         functions = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
         if self._functions not in (None, functions):
@@ -174,7 +174,7 @@ class EventDetector:
         return as_signed(value).reshape(-1)
 
     def _attach_gradient(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """t*, a tensor like ``like``, and y* [N] with their gradients, from y [N] at t* held fixed."""
+        """t*, a tensor like ``like``, and y* [N] with their gradients; y: [N] the state at fixed t*."""
         time = like.new_tensor(hit.time)
         if not torch.is_grad_enabled():
             return time, y
@@ -182,7 +182,7 @@ class EventDetector:
         if not needs_derivative(g):
             return time, y
         slope, f = self._total_derivative(hit, y.detach())
-        # If g only touches zero, dg/dt is 0: the derivative is infinite, the value stays.
+        # If g only touches zero, dg/dt is 0 and the derivative infinite; the value must stay finite.
         shift = first_derivative_only(-(g - g.detach()).to(time) / (slope or torch.finfo(time.dtype).tiny))
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 

@@ -26,7 +26,7 @@ from odebench.ode.torch_func import under_vmap
 
 
 class Observer:
-    """Called at every attempted step with its start t and y [N], and its signed size h; does nothing by default."""
+    """Follows the steps: each starts at t with the state y [N] and has the signed size h. Does nothing by default."""
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
         """A step is about to be tried."""
@@ -42,16 +42,16 @@ class Observer:
 class IntegrationResult:
     """The result of an integration.
 
-    states: [R, N], NaN where not reached: at the output times, and at the zeros of event functions among them.
+    states: [R, N] at the output times and at the zeros of event functions; NaN where not reached.
     outcome: how it ended; ``outcome.reached`` is the number of rows that were reached.
     next_step: the step that would come next, positive.
-    stepper: as it was at the end; None for SciPy's methods.
-    times: of the R rows, in the direction of the solve.
+    stepper: the stepper after the last step; None for SciPy's methods.
+    times: the times of the R rows, in the direction of the solve.
     output_rows: the indices of the rows at the output times.
-    hits: the zeros of event functions, in the order they were met.
-    end_time: where the last accepted step ended; later than the last row if a terminal event lies inside that step;
-        the last row if fixed steps went on through states that are not finite.
-    interpolants: of the accepted steps, with ``plan.dense``.
+    hits: the zeros of event functions, in the direction of the solve.
+    end_time: the end of the last accepted step, even if a terminal event ended the solve before it; of fixed steps that
+        became NaN or infinite, the time of the last finite state.
+    interpolants: one per accepted step if ``plan.dense``, else none.
     """
 
     states: Tensor
@@ -80,11 +80,12 @@ def integrate(
 ) -> IntegrationResult:
     """Solve from y [N] at the first of ``times`` to the last.
 
-    f: the field at the first time, if it is known already.
+    f: [N] the field at the first time, if it was evaluated already.
     stats: accepted and rejected steps are counted here, evaluations by the field itself.
     detector: finds the zeros of event functions.
-    stepper: of the plan's method, if an observer needs to know it; made here by default.
-    output_shift: 0 with a graph, for each output time but the last: how it moves relative to the step that it is in.
+    stepper: a stepper of the plan's method, if the caller shares it with an observer; made here by default.
+    output_shift: for an output time other than the last, a tensor of value 0 whose gradient says how the time moves
+        within its step.
 
     SciPy's methods run the whole solve themselves: their steps are not observed.
     """
@@ -189,7 +190,7 @@ def _step_fixed(
         y_next = stepper.attempt(t, h, y, last)
         if stepper.failure is not None:
             return outcome(stepper.failure, t), abs(h)
-        # Before accept, which may change the slopes that the interpolant is made of.
+        # Before accept, which may overwrite the slopes of the interpolant.
         event_time = recorder.record(t, t_next, y, y_next)
         for observer in observers:
             observer.accept(t, y, h)

@@ -1,4 +1,4 @@
-"""Finds vector fields that change at every evaluation: by their layers, and by the random numbers that they draw."""
+"""Detection of vector fields that change from one evaluation to the next, from their layers and their results."""
 
 import dis
 import functools
@@ -38,8 +38,8 @@ def _training_mode(layer: str) -> str:
 def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
     """The names of the layers of f that change at every evaluation in training mode, and the layers with buffers.
 
-    Found without a call: in a module, and in the objects that a function or a method refers to. ``evaluate_watched``
-    finds others.
+    They are found without calling f: in a module, and in the objects that a function or a method refers to.
+    ``evaluate_watched`` finds others.
     """
     changing, buffered = [], []
     for held, owner in _referenced_objects(f):
@@ -67,8 +67,8 @@ def _updates_buffers(layer: nn.Module) -> bool:
 
 
 def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
-    """The objects that f refers to, with their names, found without a call; of a method's object only what the
-    method uses.
+    """The objects that f refers to, with their names, found without calling f. Of the object of a method, only the
+    attributes that the method uses.
 
     seen: the methods visited already.
     """
@@ -115,7 +115,7 @@ def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = 
 
 
 def refuse_noise(reason: str) -> None:
-    """Raise ValueError: error control would take the change for an error, and a backward pass would see another f."""
+    """Raise ValueError: error control would see the change as an error, and a backward pass would see another f."""
     raise ValueError(f"f {reason}")
 
 
@@ -138,13 +138,15 @@ def warn_of_changing_layers(f: Callable[..., Any]) -> tuple[Callable[[str], None
 def evaluate_watched(
     f: Callable[..., Any], report: Callable[[str], None], buffered: Iterable[nn.Module], t: Tensor, *inputs: Any
 ) -> Any:
-    """f(t, *inputs), watched for changes. Calls ``report(reason)`` for a layer in training mode that updates its
-    buffers; and if f drew random numbers from torch's default generators or changed a buffer, and its result differs
-    when it is evaluated again, as it may not if another thread drew them, or if the buffer counts calls.
+    """f(t, *inputs); calls ``report(reason)`` if f changes.
 
-    buffered: layers with buffers. Those that a function f calls are found here, too.
+    Reported are a layer in training mode that updates its buffers, and a result that differs when f is evaluated again.
+    The second evaluation is made only if f drew random numbers from torch's default generators or changed a buffer,
+    which alone is no proof: another thread may have drawn them, and the buffer may only count calls.
 
-    Reads the state of a CUDA generator on the host, which does not synchronise.
+    buffered: layers with buffers; those that a function f calls are found here.
+
+    The state of a CUDA generator is read on the host, which does not synchronise.
     """
     if torch.compiler.is_compiling():
         return f(t, *inputs)
@@ -185,9 +187,9 @@ def _buffer_states(layer: nn.Module) -> list[_BufferState]:
 
 
 def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_BufferState]) -> AbstractContextManager[Any]:
-    """A context that appends to ``layers`` those that this thread calls in training mode and that update their buffers,
-    and to ``buffers`` those of all layers. A module f, whose layers are found without a call, needs none."""
-    # func: that of a wrapper of ours. Not by getattr, which takes a module long to refuse.
+    """A context that appends to ``layers`` the layers that this thread calls in training mode and that update their
+    buffers, and to ``buffers`` those of all layers called. Not needed for a module f, whose layers are known."""
+    # func: what a wrapper of ours holds. Not by getattr, which is slow for a module without that attribute.
     if isinstance(getattr(f, "__dict__", {}).get("func", f), nn.Module):
         return nullcontext()
     dynamo = sys.modules.get("torch._dynamo.utils")

@@ -27,7 +27,7 @@ def once_differentiable(
     backward: Callable[..., Any],
     message: str = "this gradient is differentiable once; use gradient='backprop' with an explicit method",
 ) -> Callable[..., Any]:
-    """A decorator of backward passes: differentiating their gradients, with respect to any saved tensor, raises.
+    """Decorate a backward pass: differentiating its gradients with respect to any saved tensor raises an error.
 
     torch's once_differentiable raises only along the incoming gradient: with a linear loss, a second derivative
     would silently be zero.
@@ -69,6 +69,6 @@ class _DifferentiableOnce(torch.autograd.Function):
 
 
 def first_derivative_only(x: Tensor) -> Tensor:
-    """x, for a product whose other factor is held constant: first derivatives are right, second ones would silently
-    ignore the other factor and raise an error. Under ``torch.func``, where no error can be raised, x itself."""
+    """x, to be multiplied with a factor that is held constant: first derivatives are right; second derivatives, which
+    would ignore the factor, raise an error. Under ``torch.func``, where no error can be raised, x itself."""
     return x if transform_active() or not x.requires_grad else _DifferentiableOnce.apply(x)

@@ -31,19 +31,19 @@ class SolvePlan:
     """How a solve steps.
 
     method: the description of the method.
-    tolerance: of adaptive steps; None for fixed steps.
-    grid: of fixed steps; None for adaptive ones.
-    corners: how the grid's points move with the output times; None if it is not known.
-    first_step: the first adaptive step, positive; None searches for one at the cost of one evaluation.
-    max_steps: attempted steps, rejected ones included, between the first and the last time.
-    min_step, max_step: bounds of an adaptive step, positive; one of min_step is accepted whatever its error.
-    controller: of adaptive steps.
-    norm: of the scaled error.
-    group: processes that hold further rows of the state, and take the same steps.
-    step_times: times that a step must end at, anywhere.
-    jump_times: those of ``step_times`` where f jumps: it is evaluated again on their other side.
+    tolerance: the tolerance of adaptive steps; None for fixed steps.
+    grid: makes the grid of fixed steps; None for adaptive steps.
+    corners: how the points of the grid move with the output times; None if that is unknown.
+    first_step: the size of the first adaptive step, positive; None estimates it, at the cost of one evaluation.
+    max_steps: the largest number of attempted steps, including rejected ones.
+    min_step, max_step: bounds of an adaptive step, positive; a step of size min_step is accepted whatever its error.
+    controller: chooses the sizes of adaptive steps.
+    norm: the norm of the scaled error.
+    group: processes that hold further rows of the state and take the same steps.
+    step_times: times that a step must end at; those outside the solve have no effect.
+    jump_times: the ``step_times`` at which f jumps, so that it is evaluated again on the other side.
     one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
-    interpolation: how states between the grid's times are interpolated: "linear" or "cubic".
+    interpolation: of states between the points of a grid, "linear" or "cubic".
     dense: keep the interpolant of every step.
     compile: compile the step.
     """
@@ -77,7 +77,7 @@ class SolvePlan:
 
 
 def even_grid(step_size: float) -> GridFunction:
-    """Steps of at most this size; each interval between two times is divided evenly, into one step or more."""
+    """A grid that divides each interval between two times into equal steps of at most this size."""
 
     def grid(times: list[float]) -> list[float]:
         points = [times[0]]
@@ -97,7 +97,7 @@ def corners_at_times(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
 
 
 def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
-    """Steps of the full size except the last one, computed in the dtype of the times."""
+    """A grid of steps of this size, with a shorter last one, computed in the dtype of the times."""
 
     def grid(times: list[float]) -> list[float]:
         sign = 1.0 if times[-1] > times[0] else -1.0
@@ -120,7 +120,7 @@ def corners_of_full_steps(grid: GridFunction) -> Corners:
 
 
 def constructed_grid(constructor: Callable[[Tensor], Any], t: Tensor) -> tuple[GridFunction, Corners | None]:
-    """The grid that a user's function makes from the output times t [T], and its corners: all its points.
+    """The grid that a user's function makes from the output times t [T]; all of its points are corners.
 
     For a gradient with respect to t it is made once, with the graph of t. Raises ValueError unless it goes from the
     first time to the last.
@@ -129,7 +129,7 @@ def constructed_grid(constructor: Callable[[Tensor], Any], t: Tensor) -> tuple[G
     def construct(t: Tensor) -> tuple[list[float], Tensor]:
         grid, times = torch.as_tensor(constructor(t)), t.tolist()
         points = grid.tolist()
-        # A step between two equal points would change nothing.
+        # A step between two equal points has no effect.
         steps = [i for i, point in enumerate(points) if i == 0 or point != points[i - 1]]
         points, grid = [points[i] for i in steps], grid[steps]
         if len(points) < 2 or points[0] != times[0] or points[-1] != times[-1]:

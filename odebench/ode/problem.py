@@ -26,9 +26,9 @@ CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one tha
 class StateLayout:
     """How the user's state and arguments are flattened; two problems with equal layouts call f alike.
 
-    structure, shapes, sizes, dtype: of the state and its tensors.
-    args_structure, constants: of the arguments; ("tensor", None) or ("constant", value) for each leaf.
-    autocast: the dtype of the caller's autocast for f, None if it is off.
+    structure: the pytree of the state; shapes, sizes, dtype: those of its tensors.
+    args_structure: the pytree of the arguments; constants: ("tensor", None) or ("constant", value) for each leaf.
+    autocast: the dtype of the caller's autocast, which applies to f; None if it is off.
     """
 
     structure: pytree.TreeSpec
@@ -51,7 +51,7 @@ class StateLayout:
 
     @functools.cached_property
     def view_shape(self) -> tuple[Any, ...] | None:
-        """The arguments of ``view`` that shape a flat state, if f gets one tensor and no args, without autocast."""
+        """The shape of the state, for ``view``, if f gets one tensor and no args, without autocast; else None."""
         if self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None:
             return tuple(self.shapes[0]) or ((),)
         return None
@@ -132,7 +132,7 @@ class StateLayout:
 
 @dataclass(frozen=True)
 class EvaluationGraph:
-    """One evaluation of f with its autograd graph, in the user's tensors: flattening would enlarge the graph.
+    """One evaluation of f with its autograd graph, on the user's tensors, since flattening would enlarge the graph.
 
     leaves: the tensors of the state, which the graph starts from. outputs: the tensors of dy/dt.
     """
@@ -169,9 +169,9 @@ class FlatProblem:
     t: as the user gave it, as a tensor.
     args: the tensors inside the user's args, in order.
     stats: every call is counted here.
-    report_noise: is called with the reason if the second evaluation shows that f changes; the first may draw noise for
-        all others.
-    buffered: layers of f with buffers, which are compared before and after that evaluation.
+    report_noise: called with the reason if f changes from one evaluation to the next. The second evaluation is checked,
+        since the first may draw noise that the others share.
+    buffered: the layers of f with buffers, which are compared before and after that evaluation.
     time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
     """
 
@@ -227,7 +227,7 @@ class FlatProblem:
         return self.flat([expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)])
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
-        """f in an early evaluation: the second one is watched, of which the backward pass may make the first."""
+        """Call f; in the second evaluation, or the first of a backward pass, watch it for changes."""
         if self.stats.nfe < 2 and self.stats.backward is None:
             return self.f(t, *inputs)
         return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
@@ -237,7 +237,7 @@ class InitialValueProblem(FlatProblem):
     """A problem on a flat state y0 [N]; called by the integrator as its field.
 
     times: T floats, strictly increasing or decreasing.
-    first_output: y0 as the user gave it, where ``y0`` also has the gradient with respect to the first time.
+    first_output: y0 as the user gave it, if ``y0`` was given a gradient with respect to the first time.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
@@ -261,8 +261,8 @@ class InitialValueProblem(FlatProblem):
     ) -> Tensor:
         """dy/dt [N] at a flat state [N].
 
-        out: [N], used for the result if that saves a copy. args: the tensors in the user's args, by default the
-        problem's. stats: where the evaluation is counted, by default in the problem's forward statistics.
+        out: [N] memory for the result, used if that saves a copy. args: the tensors in the user's args, by default
+        those of the problem. stats: counts the evaluation, by default ``self.stats``.
         """
         (stats or self.stats).nfe += 1
         f, layout = self.f, self.layout
@@ -355,7 +355,7 @@ def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Ten
 
 
 def counting_changes(y: Tensor) -> Tensor:
-    """y, or a copy of it if it is an inference tensor, which does not count its changes in place."""
+    """y, or a copy of an inference tensor, which would not count changes in place."""
     if not y.is_inference():
         return y
     with torch.inference_mode(False):

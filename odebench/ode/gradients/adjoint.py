@@ -43,12 +43,12 @@ class Adjoint:
     """The continuous adjoint: constant memory in the number of steps; the gradient's error is of the order of the
     tolerance, relative to the gradient. Differentiable once.
 
-    rtol, atol: tolerances of the backward solve, None for the forward solve's; those of the adjoint, relative to its
-        norm at the last time, are ten times as large. Unused with fixed steps, backward or forward.
-    method, steps: of the backward solve, None for the forward solve's; ``steps`` is the number of fixed steps over the
-        whole span, with at least one between two times. With the forward solve's method and tolerances the backward
-        solve takes no larger steps than the forward solve did.
-    norm: of the backward error: "semi" excludes the parameter gradient from it, "full" includes it.
+    rtol, atol: tolerances of the backward solve; None takes those of the forward solve. The error of the adjoint is
+        relative to its norm at the last time, and may be ten times as large. Unused if either solve has fixed steps.
+    method, steps: those of the backward solve; None takes those of the forward solve. ``steps`` is the number of fixed
+        steps over the whole span, with at least one between two times. With the method and tolerances of the forward
+        solve, the backward solve takes no larger steps than the forward solve did.
+    norm: "semi" excludes the parameter gradient from the error of the backward solve, "full" includes it.
     """
 
     rtol: float | None = None
@@ -163,8 +163,8 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class InterpolatedAdjoint(Adjoint):
-    """The continuous adjoint along the dense output of the forward solve: y(t) is interpolated, not solved backward,
-    which is stable where y is not, and halves the backward state. Options as for ``Adjoint``.
+    """The continuous adjoint along the dense output of the forward solve: y(t) is interpolated, not solved backward.
+    That is stable where solving y backward is not, and halves the backward state. Options: those of ``Adjoint``.
 
     Memory: the dense output, all stages of all accepted steps.
     """
@@ -300,7 +300,8 @@ def _integrate_interval(
 ) -> IntegrationResult:
     """Solve backward over one interval; parameter gradients are multiplied by ``scale``.
 
-    stepper: a compiled one, or that of another interval: many are one step, and creating it takes as long as a stage.
+    stepper: a compiled one, or that of the interval before: many intervals are one step, and creating a stepper takes
+        as long as a stage.
     """
     if solve.quadrature == "nodes" and stepper is None:
         direction = plan.time_direction(*span)

@@ -1,7 +1,7 @@
 """Tensors that a vector field captures from its surroundings: each gets its gradient, or an error is raised.
 
-The leaves of the graph of one evaluation are these tensors, and some that f creates itself, perhaps to differentiate
-with respect to them. Tensors created inside f die with the graph; captured ones survive.
+The leaves of the graph of one evaluation are the captured tensors and those that f creates itself, for example to
+differentiate with respect to them. Tensors created inside f die with the graph; captured ones survive.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +36,7 @@ class CapturedTensors:
 
 @dataclass(frozen=True)
 class FirstEvaluation(CapturedTensors):
-    """f(t, y, args) at the first time, y [N], and its graph where that was asked for."""
+    """f(t, y, args) at the first time, y [N], with its graph if that was asked for."""
 
     f: Tensor
     t: Tensor
@@ -89,16 +89,16 @@ def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) 
 def check_without_backward(
     problem: InitialValueProblem, parameters: Iterable[Tensor], mode: str, hint: str = HINT
 ) -> None:
-    """Let f raise ValueError for tensors that require a gradient, if nothing does at the first time: autograd then
-    runs no backward pass, which would find those that f uses only later."""
+    """Make f raise ValueError for tensors that require a gradient, if nothing requires one at the first time: autograd
+    then runs no backward pass, which would find the tensors that f uses only later."""
     if not any(x.requires_grad for x in (problem.y0, problem.t, *problem.args, *parameters)):
         problem.f = _CheckedField(problem.f, mode, hint)
 
 
 @dataclass(frozen=True)
 class _CheckedField:
-    """func, which raises ValueError for a captured tensor that requires a gradient. Wrappers of one f compare equal, so
-    that its compiled step is found again."""
+    """func, which raises ValueError if it uses a captured tensor that requires a gradient. Two wrappers of one func
+    compare equal, so that its compiled step is found again."""
 
     func: Callable[..., Any]
     mode: str
@@ -151,12 +151,12 @@ def graph_leaves(result: Tensor, mode: str, first_nr: int = 0) -> list[TensorWea
 
 
 def alive_tensors(found: Iterable[TensorWeakRef]) -> list[Tensor]:
-    """The tensors that still exist without the graph."""
+    """The tensors that still exist after their graph was freed."""
     return [tensor for ref in found if (tensor := ref()) is not None]
 
 
 def detached_leaf(tensor: Tensor) -> Tensor:
-    """The tensor detached, requiring a gradient where it did."""
+    """The tensor without its graph; it requires a gradient if the tensor does."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
@@ -194,8 +194,8 @@ class GradientAccumulator:
         self._unused_nodes = set(_graph_nodes(captured or ()))
 
     def note_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor]) -> None:
-        """Record the leaves, other than ``own``, of results computed from f near t; ``gradients`` raises for those
-        whose gradient would be lost."""
+        """Record the leaves, other than ``own``, of results computed from f near t; ``gradients`` raises an error for
+        those whose gradient would be lost."""
         if not self._checks:
             return
         seen = self.note_unknown_leaves(results, t, own)

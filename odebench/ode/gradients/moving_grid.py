@@ -1,8 +1,8 @@
 """The gradient of fixed steps with respect to output times, which move the grid.
 
 The solve keeps its own time s, whose grid is fixed, and f gets t = tau(s), linear between the corners of the grid.
-Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid are those of dy/dt = f(t, y) on the grid that moves, so that
-autograd gives the derivative of the discrete solve. In value tau(s) = s and tau' = 1: no state changes.
+Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid equal those of dy/dt = f(t, y) on the moving grid, so that
+autograd gives the derivative of the discrete solve. The values are tau(s) = s and tau' = 1, so that no state changes.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from odebench.ode.torch_func import needs_derivative
 def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDetector | None) -> bool:
     """Whether backpropagation through ``MovingGrid`` gives the gradient with respect to times.
 
-    Not for events and dense output, which are located in s, nor for outputs inside steps of Adams methods by their
-    own polynomial, whose weights would move too.
+    It does not for events and dense output, which are located in s, nor for outputs inside the steps of Adams methods,
+    whose interpolation weights would move too.
     """
     if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
         return False
@@ -31,7 +31,7 @@ def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDet
 
 
 class MovingGrid(Observer):
-    """The field tau'(s) f(tau(s), y) of a problem; observes the steps to know the interval that they are in.
+    """The field tau'(s) f(tau(s), y) of a problem. It observes the steps, to know the current interval.
 
     stepper: of the plan's method, with this field.
     output_shift: see ``integrate``; None if all output times are corners.
@@ -75,5 +75,5 @@ class MovingGrid(Observer):
         return self._shift + (s - self._start) * self._rate
 
     def _shift_of_output(self, time: float) -> Tensor:
-        """The shift in s from ``time``, which stays with the step, to where tau is the output time."""
+        """The shift in s from ``time``, fixed within the step, to the point where tau is the output time."""
         return (self._time_shifts[time] - self._grid_shift(time)) / (1 + self._rate)

@@ -1,7 +1,7 @@
 """The exact gradient of the discrete solve by undoing its steps, for reversible methods.
 
 The forward pass stores the last state, its auxiliary state and the sizes of the accepted steps. The backward pass
-undoes one step after the other, and the vector-Jacobian products of the evaluations that this needs give the gradient
+undoes one step after the other. The gradient is computed by vector-Jacobian products of the evaluations made for this
 (McCallum & Foster 2024; Zhuang et al. 2021, MALI; Kidger et al. 2021).
 """
 
@@ -29,8 +29,8 @@ from odebench.ode.solution import Stats
 class ReversibleGradient:
     """The gradient of backpropagation, to round-off, in constant memory, for reversible methods. Differentiable once.
 
-    Steps end at every output time. Undoing steps amplifies round-off, as ``odebench.ode.methods.reversible`` describes:
-    little in float64 as long as the field does not contract much over the span.
+    Steps end at every output time. Undoing steps amplifies round-off, as ``odebench.ode.methods.reversible`` describes,
+    though little in float64 unless the field contracts strongly over the span.
 
     Memory: a state and its auxiliary state, the sizes of the accepted steps, and the graph of one evaluation, or of all
     stages of one increment of a Runge-Kutta method. Backward: as many evaluations as the accepted steps took forward.
@@ -131,7 +131,7 @@ Vjp = Callable[[Tensor], Tensor]
 
 
 class BackwardField:
-    """The field of a backward pass; ``stats`` counts its evaluations. Functions of it have vector-Jacobian products."""
+    """The field of a backward pass, which also linearizes functions of the field; ``stats`` counts its evaluations."""
 
     def __init__(self, problem: InitialValueProblem, accumulator: GradientAccumulator, stats: Stats) -> None:
         self._problem, self._accumulator, self._stats = problem, accumulator, stats

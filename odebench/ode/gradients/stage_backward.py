@@ -119,7 +119,7 @@ def _output_gradients_of_stages(method: Tableau, thetas: list[float], gradients:
 def _output_gradient_of_last_stage(
     plan: SolvePlan, history: StepHistory, outputs: OutputGradients, n: int
 ) -> Tensor | None:
-    """dL/dk [N] of step n's last stage through the outputs inside that step, if step n + 1 has to add it."""
+    """dL/dk [N] of the last stage of step n, through the outputs inside step n, if step n + 1 has to add it."""
     if n < 0 or not outputs.inside_step(n)[0] or not history.shares_last_stage(plan, n):
         return None
     method = plan.method

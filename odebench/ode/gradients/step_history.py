@@ -1,4 +1,4 @@
-"""The accepted steps of a forward solve, recorded for a hand-written backward pass, with some states or all graphs."""
+"""Records of the accepted steps of a forward solve for a hand-written backward pass, with states or graphs."""
 
 import dataclasses
 import math
@@ -86,7 +86,7 @@ class CheckpointStore:
 
 
 class StateHistory(StepHistory):
-    """Records the states [N] that the steps start from too: all of them, or at most ``limit``."""
+    """Also records the states [N] that the steps start from: all of them, or at most ``limit``."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def reversed_states(
     y: the state before step ``start``.
 
     Griewank & Walther 2000, Algorithm 799: revolve. With m stored states and r repeats of a step, binomial(m + r, m)
-    steps can be reversed; a state is stored where the steps after it can do with one stored state less.
+    steps can be reversed. A state is stored at the earliest step from which one stored state less is enough.
     """
     length = end - start
     if length <= 1:
@@ -180,8 +180,8 @@ class StageRecorder:
 class GraphHistory(StepHistory):
     """Records the stages that ``field`` evaluates, with their graphs.
 
-    The list of a step has all its stages and the extra ones of its interpolant; the one at the end of the step is also
-    the first of the next step.
+    The list of a step holds all its stages, then the extra ones of its interpolant. The stage at the end of a step is
+    also the first of the next step.
     """
 
     def __init__(self, field: StageRecorder, method: Tableau, first: FirstEvaluation) -> None:

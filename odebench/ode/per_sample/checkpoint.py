@@ -52,7 +52,7 @@ class AcceptedRowStep:
 
 
 class RowStepHistory:
-    """Records the accepted steps of a loop from y [B, n]: each with its states, or ``limit`` states of all rows."""
+    """Records the accepted steps of a loop from y [B, n], with the states of each, or ``limit`` states of all rows."""
 
     def __init__(self, limit: int | None, y: Tensor) -> None:
         self.steps: list[AcceptedRowStep] = []
@@ -140,11 +140,11 @@ class _RowBackwardPass:
         return self._forward.attempt(accepted.rows, accepted.t, accepted.h, y, k, need_f_next=False).y_next
 
     def step(self, accepted: AcceptedRowStep, y: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient [B, n] at the start of a step from that at its end; others go to the accumulator."""
+        """The gradient [B, n] at the start of a step from that at its end; other gradients go to the accumulator."""
         rows, outputs = accepted.rows, accepted.outputs
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            # The rows of arguments for another step belong to a graph that is freed.
+            # Rows of arguments that were taken for another step belong to a graph that was freed.
             self._rows = None
             k = self._field(self._problem.on_device(accepted.t), y, rows)
             has_inner_outputs = outputs is not None and len(outputs.idx) > 0

@@ -60,8 +60,8 @@ class RowEventDetector:
         return times
 
     def _first_values(self, stepper: RowStepper, step: RowStep, accepted: Tensor) -> tuple[Tensor, Tensor]:
-        """Thetas [b] where the search starts, on the host, and the values there: at the start of the step, or just
-        after it in rows that start at zero, which does not count."""
+        """Thetas [b] where the search starts, on the host, and the values there. It starts at the start of the step; in
+        rows whose value is zero there, which is no event, just after it."""
         first, before = torch.zeros_like(step.t), self._g
         idx = (accepted & (before == 0).cpu()).nonzero().squeeze(1)
         if len(idx):
@@ -108,7 +108,7 @@ class RowEventDetector:
         return time
 
     def _snap_to_outputs(self, time: Tensor, interpolant: "_RowInterpolant", t_next: Tensor) -> Tensor:
-        """The event times [b'], or the rows' output times just after them that rounding alone separates from them."""
+        """The event times [b']; an output time just after one, as close as rounding errors, replaces it."""
         eps = torch.finfo(self._problem.time_dtype).eps
         distance = 8 * eps * torch.maximum(interpolant.t.abs(), t_next.abs()).unsqueeze(1)
         outputs = take_rows(self._problem.row_times, interpolant.rows)
@@ -127,7 +127,7 @@ class RowEventDetector:
             f = self._problem(t, fixed, rows)
             slope = dg_dt + (dg_dy.conj() * f).real.sum(1)
         g = self._value(t, y, rows)
-        # Where g only touches zero the derivative is infinite, while the value stays.
+        # Where g only touches zero the derivative is infinite; the value must stay finite.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         shift = first_derivative_only(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
@@ -147,7 +147,7 @@ class RowEventDetector:
 
 
 class _RowInterpolant:
-    """The interpolant of a step for the rows at some indices [b']: from t by h [b']."""
+    """The interpolant of a step from t, of size h [b'], for the rows at some indices [b']."""
 
     def __init__(self, stepper: RowStepper, step: RowStep, idx: Tensor) -> None:
         self.rows, self.t, self.h, self._y = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y))

@@ -18,17 +18,18 @@ from odebench.ode.solution import Status
 
 
 class RowObserver(Protocol):
-    """Is called for every step that at least one row accepts."""
+    """Observes every step that at least one row accepts."""
 
     def accept(self, step: RowStep, accepted: Tensor, outputs: StepOutputs | None) -> None:
-        """accepted: [b] whether each row accepts the step; outputs: the output times inside it."""
+        """A step of b rows was accepted by the rows ``accepted`` [b]; outputs: the output times inside it."""
 
 
 @dataclass
 class ActiveRows:
-    """The rows that are still solved: their numbers and times [b], states and first stages [b, n], rejected steps [b].
+    """The rows that are still solved.
 
-    attempts: the same number for every active row.
+    rows, t: [b] their numbers and times; y, k: [b, n] their states and first stages; rejected: [b] rejected steps.
+    attempts: the number of attempted steps, equal in all active rows.
     """
 
     rows: Tensor
@@ -46,7 +47,7 @@ class ActiveRows:
 
 @dataclass
 class RowOutcomes:
-    """How each of B rows ended, on the host; ``step_size`` and ``error_ratio`` are those of its last attempt."""
+    """How each of B rows ended, on the host. ``step_size`` and ``error_ratio`` belong to its last attempt."""
 
     status: list[Status]
     time: Tensor
@@ -152,7 +153,7 @@ class RowLoop:
         if self.detector is not None:
             hits = self.detector.detect(stepper, step, step_sizes.t_next, accepted)
             hit, done = ~hits.isnan(), at_end | ~hits.isnan()
-            # NaN, the time of no event, compares false.
+            # Rows without an event have the time NaN, which compares false.
             active.t, at_end = torch.where(hit, hits, active.t), at_end & ~((hits - step_sizes.t_next) * step.h < 0)
             statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
         outputs = self.outputs.find_in_step(step, active.t, at_end)
@@ -170,7 +171,7 @@ class RowLoop:
             self._drop_non_finite()
 
     def _evaluate_next_slopes(self, step: RowStep, continuing: Tensor) -> None:
-        """Evaluate the first stage of the next step of continuing rows, unless their interpolant did."""
+        """Evaluate the first stage of the next step for the continuing rows, unless their interpolant has done so."""
         active = self._active
         if step.f_next_of_some is not None:
             idx, k = step.f_next_of_some
@@ -188,7 +189,7 @@ class RowLoop:
             active.k = put_rows(active.k, idx, self.problem(self.problem.on_device(t), y, rows))
 
     def _drop_non_finite(self) -> None:
-        """Remove rows that cannot start a step, and the graph that they share with the others."""
+        """Remove rows whose first stage is not finite, and with them the graph that they share with other rows."""
         active = self._active
         if self.plan.tolerance is None or bool(active.k.isfinite().all()):
             return

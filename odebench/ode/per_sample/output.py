@@ -13,7 +13,7 @@ from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 class StepOutputs:
     """The outputs inside one step of b rows, and at its end; all on the host.
 
-    idx, thetas: [P] index of the row in the step, ascending, and (t - t_start) / h of each output inside the step.
+    idx, thetas: [P] for each output inside the step, the index of its row, ascending, and (t - t_start) / h.
     end_idx: [E] indices of the rows with an output at the end of the step.
     flat_idx: [P + E] where the states belong: output number times B plus row number.
     """
@@ -24,13 +24,13 @@ class StepOutputs:
     flat_idx: Tensor
 
     def for_accepted(self, accepted: Tensor) -> "StepOutputs":
-        """The outputs for a step that has the accepted rows only."""
+        """The outputs of the step that consists of the accepted rows only."""
         position = accepted.cumsum(0) - 1
         return StepOutputs(position[self.idx], self.thetas, position[self.end_idx], self.flat_idx)
 
 
 class RowOutputRecorder:
-    """Records the states at output times: [P, n], and the index [P] of each: output number times B plus row number.
+    """Records states [P, n] at output times, each with its index [P]: output number times B plus row number.
 
     at_step_ends: no output time lies inside a step.
     """
@@ -46,7 +46,7 @@ class RowOutputRecorder:
         self._flat_idx = [problem.all_rows()]
 
     def find_in_step(self, step: RowStep, t: Tensor, at_end: Tensor) -> StepOutputs | None:
-        """The outputs of a step that took the rows to t [b], and those ``at_end`` [b] to their last time."""
+        """The outputs of a step that ended at t [b]; rows ``at_end`` [b] have reached their last time."""
         if self._num_times == 2:
             if not bool(at_end.any()):
                 return None

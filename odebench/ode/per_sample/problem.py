@@ -17,8 +17,8 @@ REMOVED_ROWS = "; finished rows are removed, so pass tensors with one entry per 
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument of f with one entry per row of the state, for ``stepping="per_sample"``: f gets the entries of the
-    rows that it is called for.
+    """An argument of f with one entry per row of the state, for ``stepping="per_sample"``. f gets the entries of the
+    rows that it is called with.
 
     tensor: [B, ...].
     """
@@ -67,12 +67,12 @@ class RowProblem(FlatProblem):
 
     def args_of(self, rows: Tensor) -> tuple[Any, ...]:
         """The user's args for these rows."""
-        # Not those of the last call of f, which may have been made without a graph.
+        # Not ``self._arguments``: the last call of f may have been made without a graph.
         return self.layout.rebuild_args(self.row_args(self.args, rows))
 
     def evaluations(self) -> Tensor:
         """Evaluations of each row so far [B]."""
-        # Counted row by row only when the rows change: most calls are for the same rows as the one before.
+        # Calls are counted together until the rows change: most calls have the same rows as the one before.
         self._evaluations.index_add_(0, self._rows, torch.full_like(self._rows, self._calls))
         self._calls = 0
         return self._evaluations
@@ -162,7 +162,7 @@ def put_rows(x: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
 
 
 def _check_times(t: Tensor, num_rows: int) -> Tensor:
-    """[B, T] in float64 on the host."""
+    """The times [B, T] in float64 on the host. Raises TypeError or ValueError if they are invalid."""
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"t must hold real times, got {t.dtype}")
     if t.dim() not in (1, 2) or t.shape[-1] < 2 or (t.dim() == 2 and len(t) != num_rows):

@@ -21,7 +21,7 @@ SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflo
 
 
 def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) -> Solution:
-    """Solve each row by the same plan."""
+    """Solve all rows, each with its own steps, by one plan."""
     if transform_active():
         _check_transforms(problem, gradient.name)
     detector = RowEventDetector.from_argument(event, problem)
@@ -57,7 +57,7 @@ def _check_transforms(problem: RowProblem, mode: str) -> None:
 
 
 def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
-    """The outcome of the first of the rows with the worst status."""
+    """The outcome of the first row that has the worst status."""
     outcomes, problem = loop.outcomes, loop.problem
     numbers = Counter(outcomes.status)
     worst = max(numbers, key=SEVERITY.index, default=Status.success)
@@ -75,7 +75,7 @@ def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
 
 
 def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
-    """Set the status of rows that did not stay finite: fixed steps continue through NaN."""
+    """Set the status of rows that became NaN or infinite: fixed steps do not stop there."""
     failed = ~states.detach().isfinite().all(2).all(0).cpu()
     for row in failed.nonzero().squeeze(1).tolist():
         if loop.outcomes.status[row] is Status.success:
@@ -92,7 +92,7 @@ def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
 
 
 def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
-    """The states, differentiable with respect to their times if they were reached."""
+    """The states, differentiable with respect to the times that were reached."""
     shifted = [problem.y0]
     for i in range(1, states.shape[0]):
         rows = (~states[i].detach().isnan().any(1)).nonzero().squeeze(1).cpu()

@@ -17,7 +17,7 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class RowStageBuffer(StageBuffer):
-    """``StageBuffer`` of the stages of b rows times their step sizes, h k_i, each flattened."""
+    """A ``StageBuffer`` of h k_i, the stages of b rows times their step sizes, each flattened to [b n]."""
 
     def __init__(self, count: int, y: Tensor) -> None:
         super().__init__(count, y)
@@ -35,7 +35,7 @@ class RowStageBuffer(StageBuffer):
 
 
 class RowStageList(StageList):
-    """``StageList`` of the stages of b rows times their step sizes, h k_i [b, n]."""
+    """A ``StageList`` of h k_i [b, n], the stages of b rows times their step sizes."""
 
     def store(self, i: int, k: Tensor, h: Tensor) -> None:
         """Store h k as stage i; k [b, n], h [b, 1]."""
