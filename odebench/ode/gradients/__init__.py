@@ -25,7 +25,7 @@ class GradientMode(Protocol):
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, with the graph that gives this mode's gradient.
+        """Solve; return the states at the problem's times, with the graph that gives this mode's gradient.
 
         Raises ValueError for a method or an option that the mode does not support.
         """

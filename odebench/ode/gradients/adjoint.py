@@ -77,7 +77,7 @@ class Adjoint:
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, and how it ended.
+        """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
@@ -145,8 +145,10 @@ class Adjoint:
         return tolerance and Tolerance(extended(tolerance.rtol), extended(tolerance.atol))
 
     def _norm(self, plan: SolvePlan, targets: Sequence[Tensor], like: Tensor) -> Norm:
-        """The largest error of y, of the adjoint and, with the full norm, of any parameter gradient; all but that of y
-        are divided by ``ADJOINT_ERROR_FACTOR``."""
+        """The largest of the errors of y, of the adjoint and, with the full norm, of each parameter gradient.
+
+        Every error except that of y is divided by ``ADJOINT_ERROR_FACTOR``.
+        """
         num_states = 1 if self.interpolates else 2
         sizes = [like.shape[-1]] * num_states
         factors = [1.0, ADJOINT_ERROR_FACTOR][-num_states:]
@@ -276,7 +278,7 @@ class _AdjointSolve(torch.autograd.Function):
 
 
 def _scale(a: Tensor, plan: SolvePlan) -> float:
-    """The norm of a [N], by which it is divided for a backward solve.
+    """The norm of the adjoint a [N], which is divided by it for a backward solve.
 
     The equation is linear in a: solved for an a of norm 1, its error is relative to the gradient, however the loss is
     scaled. An absolute tolerance could exceed all of a small gradient.

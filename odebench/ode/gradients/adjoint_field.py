@@ -22,18 +22,18 @@ step, or, None, as a part of the backward state."""
 
 
 def pack_gradients(gradients: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Flatten gradients to the dtype of a backward state; complex ones become pairs of reals if it is real."""
+    """Flatten gradients to the dtype of a backward state. If that is real, complex gradients become pairs of reals."""
     flattened = (gradient.reshape(-1) for gradient in gradients)
     return [(g if like.is_complex() else as_real(g)).to(like.dtype) for g in flattened]
 
 
 def packed_size(target: Tensor, like: Tensor) -> int:
-    """The number of elements of a target's gradient in the backward state."""
+    """The number of elements that the gradient with respect to ``target`` has in the backward state."""
     return target.numel() if like.is_complex() else real_size(target)
 
 
 def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-    """Invert ``pack_gradients``: gradients in the shapes of their targets."""
+    """Invert ``pack_gradients``: the gradients with respect to the tensors ``targets``, in their shapes."""
     found = []
     for part, target in zip(numbers.split([packed_size(x, numbers) for x in targets]), targets, strict=True):
         if not target.is_complex():
@@ -45,11 +45,13 @@ def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]
 
 
 class AdjointField:
-    """d/dt of the backward state: (y, a) [2N], or a [N] if y(t) comes from the ``dense_output`` of the forward solve,
-    followed by the parameter gradient g [P] if ``quadrature`` is None.
+    """The derivative of the backward state with respect to time.
 
-    stats: of the backward solve.
-    integrands: of the stages evaluated so far, for a quadrature by stages; None for those without weight.
+    The backward state is (y, a) [2N], or the adjoint a [N] if y(t) comes from the ``dense_output`` of the forward
+    solve; if ``quadrature`` is None, the parameter gradient g [P] follows.
+
+    stats: counts the evaluations of the backward solve.
+    integrands: a^T df/dtheta at each stage evaluated so far, for a quadrature by stages; None if a stage has no weight.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class AdjointField:
         return torch.cat(parts)
 
     def extract_adjoint(self, z: Tensor, scale: float) -> Tensor:
-        """a [N] of the backward state; the parameter gradients in it, times ``scale``, go to the accumulator."""
+        """The adjoint a [N] in the backward state; its parameter gradients, times ``scale``, go to the accumulator."""
         start = 0 if self._dense_output is not None else self._n
         if self.quadrature is None:
             totals = self._accumulator.totals
@@ -118,8 +120,10 @@ class AdjointField:
         return list(torch.autograd.grad(f, self._accumulator.tensors, a, allow_unused=True, materialize_grads=True))
 
     def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[JacobianBlock]:
-        """df/dy for y and -(df/dy)^T for a, good enough for Newton iterations: they account for the dependence of a on
-        y, and of g on both, one iteration later."""
+        """The Jacobian blocks df/dy for y and -(df/dy)^T for a.
+
+        They leave out how a depends on y, and g on both; Newton iterations converge all the same, one iteration later.
+        """
         y, _ = self._split(t, z)
         state = jacobian_block(lambda x: self._rate(t, x), y, stats)
         blocks = [state.negative_transpose()] if self._dense_output is not None else [state, state.negative_transpose()]
@@ -151,8 +155,10 @@ class AdjointField:
         return self._dense_output.flat([self._clamp_time(t)], slack=1.0)[0], z[: self._n]
 
     def _clamp_time(self, t: Tensor) -> float:
-        """t as a float, without round-off beyond the span of the dense output, which extrapolates for the stages of
-        implicit methods that lie far beyond the end of a step."""
+        """t as a float, moved to the end of the dense output's span if it lies beyond it by round-off.
+
+        Stages of implicit methods may lie far beyond it: there the dense output extrapolates.
+        """
         assert self._dense_output is not None
         low, high = sorted(self._dense_output.span)
         time = read_time(t)
@@ -174,11 +180,11 @@ class StageQuadrature(Observer):
         self.field.integrands = evaluated[-1:]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add the integral over the step."""
+        """Add the integral of the integrands over the step to the parameter gradients."""
         if not self.field.integrands:
             return
         assert isinstance(self.method, Tableau)
-        # dL/dtheta grows by the integral backward in time: h is negative where time was run forward.
+        # dL/dtheta grows by the integral backward in time; h is negative if the forward solve ran forward in time.
         stages = self.field.integrands[: self.method.stages]
         for weight, integrand in zip(self.method.b, stages, strict=True):
             if weight and integrand:
@@ -192,15 +198,15 @@ class StageQuadrature(Observer):
 
 @dataclass
 class NodeQuadrature(Observer):
-    """``StageQuadrature`` for an implicit method: evaluates the integrand at the nodes of accepted steps only, as the
-    iterations need no parameter gradient."""
+    """``StageQuadrature`` for an implicit method. It evaluates the integrand at the nodes of accepted steps only, since
+    the iterations need no parameter gradient."""
 
     field: AdjointField
     stepper: Any
     scale: float
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add the integral over the step."""
+        """Add the integral of the integrands over the step to the parameter gradients."""
         accumulator = self.field._accumulator
         if not accumulator.tensors:
             return

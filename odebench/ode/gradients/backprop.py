@@ -11,10 +11,10 @@ from odebench.ode.problem import InitialValueProblem
 
 @dataclass(frozen=True)
 class Backprop:
-    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of times. For
-    gradients with respect to t see ``grid_moves``.
+    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of times.
+    ``grid_moves`` says when the gradient with respect to t is that of the discrete solve, too.
 
-    Memory: the graph of every evaluation of an accepted step. Backward: no evaluations.
+    Memory: the graphs of all evaluations in all accepted steps. The backward pass evaluates f no further.
     """
 
     name = "backprop"
@@ -26,7 +26,7 @@ class Backprop:
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, with their graph."""
+        """Solve; return the states at the problem's times, with their graph."""
         y0, times, stats = problem.y0, problem.times, problem.stats
         if not grid_moves(problem, plan, detector):
             return integrate(problem, y0, times, plan, stats, observers=observers, detector=detector)

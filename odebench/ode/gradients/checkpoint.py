@@ -38,10 +38,10 @@ class Checkpoint:
     """The gradient of backpropagation, to round-off, in less memory: the backward pass evaluates each step again.
     Differentiable once.
 
-    checkpoints: how many states are stored at most, at any moment; None stores that of every accepted step. With fewer
-        the steps between them are computed again, more than once if there are very few. They are chosen while the solve
-        runs, since an adaptive solve does not know how many steps it will take.
-    recompute: "step" holds the graph of one step at a time, "stage" that of one evaluation, at the cost of evaluating
+    checkpoints: the largest number of states stored at any moment; None stores the state of every accepted step. With
+        fewer, the steps between them are computed again, more than once if there are very few. Which states to store
+        is decided while the solve runs, since an adaptive solve does not know how many steps it will take.
+    recompute: "step" holds the graph of one step at a time; "stage" holds that of one evaluation, but evaluates
         everything twice.
     keep: "graphs" stores the graph of every evaluation instead of states, and evaluates nothing again: the work of
         backpropagation with fewer tensor operations.
@@ -68,7 +68,7 @@ class Checkpoint:
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, and how it ended.
+        """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """

@@ -45,7 +45,7 @@ class ReversibleGradient:
         observers: tuple[Observer, ...] = (),
         detector: EventDetector | None = None,
     ) -> IntegrationResult:
-        """The states at the problem's times, and how it ended.
+        """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """

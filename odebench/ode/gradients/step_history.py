@@ -201,7 +201,7 @@ class GraphHistory(StepHistory):
             self._field.stages = stages[:1]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Append the step; extra stages of its interpolant may follow."""
+        """Append the step. Extra stages of its interpolant may be added until the next step starts."""
         super().accept(t, y, h)
         self._complete = True
 
@@ -215,7 +215,7 @@ class GraphHistory(StepHistory):
         self._field.stages = []
 
     def reversed_steps(self, plan: SolvePlan) -> Iterator[tuple[int, list[Stage]]]:
-        """Yield each step's number and stages, the last step first, and drop them here to free their memory.
+        """Yield the number and stages of each step, the last step first, and remove them from this history.
 
         Raises RuntimeError when called twice.
         """

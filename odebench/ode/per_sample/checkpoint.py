@@ -24,9 +24,10 @@ MODE = "checkpoint"
 
 
 def run_checkpointed(loop: RowLoop, y0: Tensor, checkpoints: int | None) -> Tensor:
-    """The states [T, B, n] of a loop from y0 [B, n].
+    """Run a loop from y0 [B, n]; return its states [T, B, n].
 
-    checkpoints: how often the states of all rows are stored at most; None stores one state per accepted step of a row.
+    checkpoints: the largest number of times at which the states of all rows are stored; None stores one state per
+        accepted step of each row.
 
     Raises ValueError if f uses a tensor whose gradient would be lost.
     """

@@ -1,4 +1,4 @@
-"""Events of single rows: where a function of the row's solution crosses zero, the row ends."""
+"""Events of single rows (samples): the solve of a row ends where a function of its solution crosses zero."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ MAX_ITERATIONS = 51
 
 
 class RowEventDetector:
-    """Finds each row's first zero of one event function, which ends the row."""
+    """Finds the first zero of one event function in each row, where the solve of the row ends."""
 
     def __init__(self, event: Event, problem: RowProblem) -> None:
         self._event, self._problem = event, problem

@@ -78,7 +78,7 @@ class RowProblem(FlatProblem):
         return self._evaluations
 
     def count_row_evaluations(self) -> None:
-        """Count an evaluation of all rows that ``stats.nfe`` includes already."""
+        """Count an evaluation on all rows for each row; ``stats.nfe`` must include it already."""
         self.stats.row_evaluations = (self.stats.row_evaluations or 0) + self.num_rows
         self._calls += 1
 

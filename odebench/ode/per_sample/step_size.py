@@ -31,7 +31,7 @@ class RowStepSizes(Protocol):
     error_ratio: Tensor
 
     def choose(self, t: Tensor) -> Tensor | None:
-        """Choose the next step at t [b]; the rows [b] that have none, or None if all have one."""
+        """Choose the next step at t [b]. Returns which rows [b] have none, or None if all have one."""
 
     def accept_or_reject(self, stepper: RowStepper, step: RowStep) -> Tensor:
         """The rows [b] whose attempt is accepted."""
@@ -106,7 +106,7 @@ class AdaptiveStepSizes:
         self._tolerance = Tolerance(*(x if isinstance(x, float) else take_rows(x, idx) for x in tolerances))
 
     def failure_statuses(self, attempted: bool) -> list[Status]:
-        """The error remains too large, or is not finite; the search for a first step sets an infinite one, too."""
+        """Non-finite where the last error, or that of the search for a first step, was infinite or NaN."""
         non_finite = ~(self.error_ratio < math.inf) if attempted else self.error_ratio == math.inf
         return [Status.non_finite if x else Status.step_underflow for x in non_finite.tolist()]
 
@@ -165,7 +165,7 @@ class FixedStepSizes:
         self.last = self._count == 0
 
     def choose(self, t: Tensor) -> Tensor | None:
-        """Choose the next interval of each grid."""
+        """Step to the next point of each row's grid."""
         self._position += 1
         self.t_next = self._grid[:, self._position]
         self.h = self.t_next - t
