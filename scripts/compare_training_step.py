@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import results
 import torch
@@ -54,23 +54,13 @@ MAX_LOSS_DIFFERENCE = 100
 Batches = Callable[[int], Any]
 
 
-class GradientChoice(NamedTuple):
-    """Settings of odebench's gradient mode, and the gradient of torchdiffeq that it is compared with."""
-
-    words: tuple[str, ...]
-    compared_with: str
-
-
-ADJOINT, BACKPROP = GradientChoice(("gradient=adjoint",), "adjoint"), GradientChoice(("gradient=backprop",), "backprop")
-
-
 @dataclass(frozen=True)
 class StepComparison:
     """One model.
 
     data, tol, words: settings of both libraries.
     unit, batch_size: what a batch consists of, and how many.
-    gradients: odebench's gradient modes by name.
+    gradients: name -> settings of odebench's gradient mode, and the gradient of torchdiffeq to compare with.
     torchdiffeq_model: the same model written with torchdiffeq.
     field: the field of odebench's model that the solver evaluates.
     batches: from a task to a function that gives the batch of an optimiser step.
@@ -81,7 +71,7 @@ class StepComparison:
     words: tuple[str, ...]
     unit: str
     batch_size: int
-    gradients: dict[str, GradientChoice]
+    gradients: dict[str, tuple[str, str]]
     torchdiffeq_model: type[torchdiffeq_models.TorchdiffeqModel]
     field: Callable[[Any], nn.Module] = lambda model: model.field
     batches: Callable[[Any], Batches] = lambda task: task.batch
@@ -107,7 +97,7 @@ COMPARISONS = {
         words=("trainer.batch_size=128", "optim=sgd", "optim.lr=0.1"),
         unit="images",
         batch_size=128,
-        gradients={"adjoint": ADJOINT, "backprop": BACKPROP},
+        gradients={"adjoint": ("gradient=adjoint", "adjoint"), "backprop": ("gradient=backprop", "backprop")},
         torchdiffeq_model=torchdiffeq_models.TorchdiffeqODENet,
     ),
     "cnf": StepComparison(
@@ -116,7 +106,7 @@ COMPARISONS = {
         words=("trainer.batch_size=512",),
         unit="samples",
         batch_size=512,
-        gradients={"adjoint": ADJOINT},
+        gradients={"adjoint": ("gradient=adjoint", "adjoint")},
         torchdiffeq_model=torchdiffeq_models.TorchdiffeqCNF,
         field=lambda model: model.transforms[0]._augmented_fields["exact"],
     ),
@@ -127,10 +117,10 @@ COMPARISONS = {
         unit="series",
         batch_size=1000,
         gradients={
-            "adjoint": ADJOINT,
-            "adjoint, compiled": GradientChoice(("gradient=adjoint", "solver.compile=true"), "adjoint"),
-            "checkpoint": GradientChoice(("gradient=checkpoint",), "adjoint"),
-            "backprop": BACKPROP,
+            "adjoint": ("gradient=adjoint", "adjoint"),
+            "adjoint, compiled": ("gradient=adjoint solver.compile=true", "adjoint"),
+            "checkpoint": ("gradient=checkpoint", "adjoint"),
+            "backprop": ("gradient=backprop", "backprop"),
         },
         torchdiffeq_model=torchdiffeq_models.TorchdiffeqLatentODE,
         batches=all_spirals,
@@ -204,12 +194,12 @@ def all_trainings(model: str, words: list[str]) -> list[TimedTraining]:
     comparison = COMPARISONS[model]
     trainings = [
         odebench_training(
-            comparison, settings_of(model, [*choice.words, f"solver.first_step={word}", *words]), gradient, first_step
+            comparison, settings_of(model, [*mode.split(), f"solver.first_step={word}", *words]), gradient, first_step
         )
-        for gradient, choice in comparison.gradients.items()
+        for gradient, (mode, _) in comparison.gradients.items()
         for first_step, word in FIRST_STEPS.items()
     ]
-    gradients = dict.fromkeys(choice.compared_with for choice in comparison.gradients.values())
+    gradients = dict.fromkeys(compared_with for _, compared_with in comparison.gradients.values())
     return trainings + [torchdiffeq_training(comparison, settings_of(model, words), gradient) for gradient in gradients]
 
 
@@ -316,7 +306,7 @@ def main() -> None:
     for training in trainings:
         if training.library != "odebench":
             continue
-        other = ("torchdiffeq", comparison.gradients[training.gradient].compared_with)
+        other = ("torchdiffeq", comparison.gradients[training.gradient][1])
         partner = next(one for one in trainings if (one.library, one.gradient) == other)
         pair = [row_of(comparison, one, times, arguments) for one in (training, partner)]
         rows += pair

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +100,13 @@ IGNORED_TEXT = re.compile(r"[\d,.]+ samples/s")  # inside a line of text
 # log.txt names modules and times. What curves.png shows of metrics.jsonl includes times; report.html has its date.
 IGNORED_FILES = re.compile(r"log\.txt|curves\.png|report\.html")
 
+# Suffix -> from the text of a file to nested values.
+PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    **dict.fromkeys((".yaml", ".yml"), yaml.safe_load),
+    **dict.fromkeys((".txt", ".csv", ".md", ".tex"), str.splitlines),
+}
 # A process that sends itself SIGTERM after an optimiser step, so that it stops at the same step each time.
 STOPPED_PYTHON = f"""
 import os, runpy, signal
@@ -284,14 +291,8 @@ def files(folder: Path, pattern: str = "*") -> Content:
         content[name] = "there"
         if IGNORED_FILES.fullmatch(path.name):
             continue
-        if path.suffix == ".json":
-            content |= flat(name, json.loads(path.read_text()))
-        elif path.suffix == ".jsonl":
-            content |= flat(name, [json.loads(line) for line in path.read_text().splitlines()])
-        elif path.suffix in (".yaml", ".yml"):
-            content |= flat(name, yaml.safe_load(path.read_text()))
-        elif path.suffix in (".txt", ".csv", ".md", ".tex"):
-            content |= flat(name, path.read_text().splitlines())
+        if path.suffix in PARSERS:
+            content |= flat(name, PARSERS[path.suffix](path.read_text()))
         elif path.suffix in (".png", ".gif", ".svg"):
             content[f"{name}:"] = digest(path.read_bytes())
     return content

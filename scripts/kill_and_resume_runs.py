@@ -140,7 +140,7 @@ def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
     if names := writing(folder, child):
         return step, f"while {names[0]} was written", problems
     if not is_run(folder):
-        return step, "before the record was there", problems
+        return step, "before the record existed", problems
     try:
         run = read_run(folder)
     except Exception as error:

@@ -4,6 +4,7 @@
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,16 +20,20 @@ _aten = torch.ops.aten
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.masked_select}
 
 
+class TooManyEvaluations(RuntimeError):
+    """A solve that was stopped after too many evaluations."""
+
+
 class CountingField(nn.Module):
     """A vector field that counts its evaluations and their rows.
 
-    ``is_evaluating`` is True during a call. torchdiffeq reports accepted and rejected steps by the two callbacks.
+    limit: of the number of calls; beyond it, TooManyEvaluations is raised. ``is_evaluating`` is True during a call.
+    torchdiffeq reports accepted and rejected steps by the two callbacks.
     """
 
-    def __init__(self, vector_field: nn.Module) -> None:
+    def __init__(self, vector_field: nn.Module, limit: float = math.inf) -> None:
         super().__init__()
-        self.vector_field = vector_field
-        self.is_evaluating = False
+        self.vector_field, self.limit, self.is_evaluating = vector_field, limit, False
         self.reset()
 
     def reset(self) -> None:
@@ -37,6 +42,8 @@ class CountingField(nn.Module):
 
     def forward(self, t: Tensor, y: Any) -> Any:
         """f(t, y)."""
+        if self.calls >= self.limit:
+            raise TooManyEvaluations(f"more than {self.limit:,} evaluations")
         first = y[0] if isinstance(y, tuple) else y
         self.calls += 1
         self.rows += len(first) if first.dim() > 1 else 1

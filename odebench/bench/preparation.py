@@ -5,7 +5,6 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,19 +74,8 @@ class PreparedRun:
     seconds: Callable[[], float]
 
 
-class TooManyEvaluations(RuntimeError):
-    """A solve that was stopped after ``MAX_EVALUATIONS``."""
-
-
-class _LimitedField(measure.CountingField):
-    def forward(self, t: Tensor, y: Any) -> Any:
-        if self.calls >= MAX_EVALUATIONS:
-            raise TooManyEvaluations(f"more than {MAX_EVALUATIONS:,} evaluations")
-        return super().forward(t, y)
-
-
 def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> PreparedRun:
-    """Count, measure memory and warm up. Raises what the library raises, and TooManyEvaluations."""
+    """Count, measure memory and warm up. Raises what the library raises, and measure.TooManyEvaluations."""
     library = LIBRARIES[config.library]
     vector_field = problem.field if config.library == "odebench" else problem.published
     run = functools.partial(_run, problem, config.mode, _make_solve(problem, config, vector_field, tol))
@@ -97,7 +85,7 @@ def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> Prepared
     outputs: list[RunOutput] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        costs = _count(problem, eager, _LimitedField(vector_field), tol)
+        costs = _count(problem, eager, measure.CountingField(vector_field, MAX_EVALUATIONS), tol)
         if library.torch_memory and config is eager:
             costs.peak_mib = measure_step(lambda: outputs.append(run()), "cpu")["memory/peak_mib"]
         else:

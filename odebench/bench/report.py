@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from odebench.bench.libraries import LIBRARIES, installed_version
+from odebench.bench.libraries import installed_version
 from odebench.console import aligned
 from odebench.errors import UsageError
 from odebench.plots.comparison import Line, Panel, comparison_figure
@@ -196,9 +196,3 @@ def work_precision_line(label: str, rows: Sequence[Row], costs: Sequence[str], e
     """`error` against the sum of the columns `costs`, in the order of the rows, without values <= 0."""
     points = np.array([(sum(row[cost] or 0 for cost in costs), row[error] or 0) for row in rows], dtype=float)
     return Line(label, *np.where(points > 0, points, np.nan).T)
-
-
-def versions_line(names: Sequence[str]) -> str:
-    """``odebench 0.1.0, torchdiffeq 0.2.5, ...`` of those installed."""
-    found = ((name, installed_version(name)) for name in LIBRARIES if name in names)
-    return ", ".join(f"{name} {number}" for name, number in found if number)

@@ -93,8 +93,9 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
     folder = report.make_folder(output)
     settings = {"modes": plan.modes, "repeats": plan.repeats, "limit_s": plan.limit_s, "named": plan.named}
     machine_info = report.describe_machine(command, plan.libraries, settings)
-    machine = machine_info["machine"]
-    print(f"{report.versions_line(plan.libraries)}; torch {torch.__version__}")
+    machine, versions = machine_info["machine"], machine_info["versions"]
+    installed = [f"{name} {versions[name]}" for name in LIBRARIES if name in plan.libraries and versions[name]]
+    print(f"{', '.join(installed)}; torch {torch.__version__}")
     print(f"{machine['cpu']}, {machine['threads']} threads, {machine_info['date']}", flush=True)
     results = BenchmarkResults()
     descriptions = {case.name: case.description for case in plan.cases}

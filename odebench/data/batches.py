@@ -1,6 +1,6 @@
 """Batches: their samples, and the random numbers drawn for them, as functions of (seed, epoch, index).
 
-Nothing here has a state, so a training that resumes at any step sees the same batches as an uninterrupted one.
+They keep no state, so a training that resumes at any step sees the same batches as an uninterrupted one.
 """
 
 from functools import lru_cache

@@ -39,7 +39,7 @@ def physionet2012(
     Times are rounded to `quantisation` minutes, in units of 48 hours; values of one parameter at one time are averaged.
     Each parameter is shifted and scaled by its smallest and largest value outside the test records: see `scale_values`.
     static: include age, gender, height and kind of unit, observed once at time 0 (41 channels, as in the released code;
-    37 without, as in the paper). A descriptor of -1, which means not known, is not observed. Records with descriptors
+    37 without, as in the paper). A descriptor of -1 is unknown, and so not observed. Records with descriptors
     only are dropped and counted.
 
     sets: ab, or a or b alone (the released code uses set-a alone for classification). A fifth is for test, chosen as by

@@ -1,4 +1,4 @@
-"""Parts of the convolutional MNIST networks: from an image to the state, the vector field, from the state to logits."""
+"""Parts of the convolutional MNIST networks: stem, vector field and head."""
 
 import torch
 from torch import Tensor, nn

@@ -1,9 +1,9 @@
 """Regularised dynamics: loss terms that keep an ODE easy to solve, for any model and any of its fields.
 
-Integrals along the solutions, added to the loss: the kinetic energy and the Jacobian's Frobenius norm (RNODE: Finlay,
-Jacobsen, Nurbekyan & Oberman 2020, How to train your neural ODE) and the size of a higher derivative
-(TayNODE: Kelly, Bettencourt, Johnson & Duvenaud 2020, Learning differential equations that are easy to solve). And a
-random end time (STEER: Ghosh, Behl, Dupont, Torr & Namboodiri 2020).
+The loss gets integrals along the solutions: the kinetic energy and the Jacobian's Frobenius norm (RNODE: Finlay,
+Jacobsen, Nurbekyan & Oberman 2020, How to train your neural ODE), and the size of a higher derivative (TayNODE: Kelly,
+Bettencourt, Johnson & Duvenaud 2020, Learning differential equations that are easy to solve). STEER draws a random end
+time (Ghosh, Behl, Dupont, Torr & Namboodiri 2020).
 """
 
 import functools

@@ -21,7 +21,7 @@ from odebench.reporting.lines import (
 from odebench.reporting.panels import draw_panels
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_evaluations, read_rows
 
-TOLERANCE = "tolerance (rtol = atol)"
+TOLERANCE, FORWARD_LABEL = "tolerance (rtol = atol)", "forward NFE of a training step"
 # Error of the output, relative to a solve at a much smaller tolerance.
 OUTPUT_ERROR = "output_error"
 # Errors of a training step's gradient -> axis label with the reference.
@@ -104,7 +104,6 @@ def figure3(collection: RunCollection) -> Figure:
     Error against NFE, time against NFE, backward against forward NFE, NFE over training. Omits empty panels; raises
     MissingDataError if the first is empty.
     """
-    forward = "forward NFE of a training step"
     backward = positive_only(evaluation_lines(collection, "nfe_backward", "nfe_forward"))
     least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
     ratios = nfe_ratio_lines(collection.runs, backward, least)
@@ -113,9 +112,9 @@ def figure3(collection: RunCollection) -> Figure:
     over, x = _over_training(collection)
     panels = [
         Panel("(a) Error against NFE", "NFE of a batch", "relative error of the output", error),
-        Panel("(b) Time against NFE", forward, "time of its forward pass (ms)", time, x_log=False, y_log=False),
-        Panel("(c) Backward against forward", forward, "backward NFE", backward, ratios, x_log=True, y_log=True),
-        Panel("(d) NFE over training", x, forward, over, as_curves=True, x_log=False, y_log=False),
+        Panel("(b) Time against NFE", FORWARD_LABEL, "time of its forward pass (ms)", time, x_log=False, y_log=False),
+        Panel("(c) Backward against forward", FORWARD_LABEL, "backward NFE", backward, ratios, x_log=True, y_log=True),
+        Panel("(d) NFE over training", x, FORWARD_LABEL, over, as_curves=True, x_log=False, y_log=False),
     ]
     return draw_panels(panels, columns=2)
 

@@ -13,6 +13,7 @@ from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, com
 from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.reporting.evaluations import (
+    FORWARD_LABEL,
     OUTPUT_ERROR,
     TOLERANCE,
     evaluation_lines,
@@ -47,7 +48,7 @@ from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_
 
 # Cost -> tag and axis label.
 COSTS = {
-    "NFE": (FORWARD, "forward NFE of a training step"),
+    "NFE": (FORWARD, FORWARD_LABEL),
     "time": (MINUTES, "training time (min)"),
     "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
 }
@@ -56,7 +57,7 @@ SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar fl
 
 
 class FigureKind(NamedTuple):
-    """A figure: what it shows, which data it needs and how to make them, and its drawing function."""
+    """A figure: what it shows, the data that it needs with a command that makes them, and its drawing function."""
 
     description: str
     requirement: str
@@ -217,7 +218,7 @@ def _time_against_nfe(collection: RunCollection) -> Figure:
 
 
 def _backward_against_forward(collection: RunCollection) -> Figure:
-    x, y = "forward NFE of a training step", "backward NFE of a training step"
+    x, y = FORWARD_LABEL, "backward NFE of a training step"
 
     def panel(data: str, by_label: LinesByLabel) -> Panel:
         lines = positive_only(_lines(by_label, _mean(FORWARD), BACKWARD))

@@ -24,7 +24,7 @@ from odebench.reporting.table import display_scale, format_setting
 
 # Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", *FIXED_STEP_KEYS)
-# Settings that the panel shows already, or that these determine.
+# Settings that the panel shows, and settings that follow from these.
 PANEL_KEYS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
 
 Content = TypeVar("Content")  # of a group, for one line of a figure
@@ -90,7 +90,7 @@ def drop_redundant(
     keys: Sequence[str],
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> list[str]:
-    """Drop unwanted keys as long as the rest, with the panel, still distinguishes all groups."""
+    """Drop unwanted keys if the others, with the panel, still distinguish all groups."""
     kept, panels = list(keys), factorize([panel(group.runs[0]) for group in groups])
     columns = {key: factorize([repr(group.settings.get(key)) for group in groups]) for key in keys}
 

@@ -17,7 +17,7 @@ from odebench.record.reader import RunOverview, find_runs, read_metrics, read_ov
 
 # Always shown if they vary, even if other settings vary in the same way.
 ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
-# Of the others, the first is shown if several vary in the same way.
+# If several other settings vary in the same way, only the first in this order is shown.
 PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
 # Settings that do not distinguish experiments; tol replaces the solver's rtol and atol.
 IGNORED_KEYS = {

@@ -11,8 +11,8 @@ from odebench.bench.cases import CASES, build_problem
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import LIBRARIES
-from odebench.bench.measure import CountingField
-from odebench.bench.preparation import LibraryConfig, TooManyEvaluations, prepare
+from odebench.bench.measure import CountingField, TooManyEvaluations
+from odebench.bench.preparation import LibraryConfig, prepare
 from odebench.bench.reference import relative_error, solve_reference
 
 QUICK = ("forward", "backprop")

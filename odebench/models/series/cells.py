@@ -162,12 +162,12 @@ class ODERNNCell(RecurrentCell):
     """ODE-RNN (Rubanova et al. 2019, algorithm 1): an ODE between observations, a GRU step at each.
 
     The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h). This takes as many solves as the
-    longest series has observations; stepping through the union of their times would take one for each of those. With
+    longest series has observations; stepping through the union of all times would take one per time. With
     fixed steps a solve is a single step, and there are as many solves as the longest series needs steps.
 
     field: dh/dt = f(t, h), not depending on t. gate_units: see ``MLPGRUCell``.
-    solver, step: take fixed steps of this method, at most so long, and backpropagate through them. None: use the method
-        of the given solve; adaptive steps are faster with stepping="per_sample" if the gaps differ much.
+    solver, step: take fixed steps of this method, no longer than `step`, and backpropagate through them. None: use the
+        method of the given solve; adaptive steps are faster with stepping="per_sample" if the gaps differ much.
     """
 
     continuous_time = True
