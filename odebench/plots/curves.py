@@ -36,12 +36,12 @@ def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> 
 _PANELS = (
     _train_and_validation("Loss", "loss", "loss"),
     _train_and_validation("Accuracy", "accuracy (%)", "accuracy", 100.0),
-    _train_and_validation("Negative log-likelihood", "nats a sample", "nll_nats"),
-    _train_and_validation("Negative log-likelihood", "bits a dimension", "bits_per_dim"),
+    _train_and_validation("Negative log-likelihood", "nats per sample", "nll_nats"),
+    _train_and_validation("Negative log-likelihood", "bits per dimension", "bits_per_dim"),
     _train_and_validation("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
-    _train_and_validation("Evidence lower bound", "nats a series", "elbo_nats"),
-    _train_and_validation("Error within the window", "root mean square error", "rmse_interpolation"),
-    _train_and_validation("Error after the window", "root mean square error", "rmse_extrapolation"),
+    _train_and_validation("Evidence lower bound", "nats per series", "elbo_nats"),
+    _train_and_validation("Error within the window", "RMSE (units of the data)", "rmse_interpolation"),
+    _train_and_validation("Error after the window", "RMSE (units of the data)", "rmse_extrapolation"),
     _CurvePanel(
         "Evaluations of the vector field",
         "NFE per step",

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from odebench.plots.comparison import Line, Panel
 from odebench.record import layout
 from odebench.reporting.lines import (
+    draw_panels,
     group_label,
     join_nonempty,
     label_keys,
@@ -18,7 +19,6 @@ from odebench.reporting.lines import (
     positive_only,
     require_points,
 )
-from odebench.reporting.panels import draw_panels
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_evaluations, read_rows
 
 TOLERANCE, FORWARD_LABEL = "tolerance (rtol = atol)", "forward NFE of a training step"

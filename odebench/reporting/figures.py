@@ -21,27 +21,25 @@ from odebench.reporting.evaluations import (
     gradient_against_tolerance,
 )
 from odebench.reporting.lines import (
+    MAX_PANELS,
     RESOLUTION_KEYS,
+    LinesByLabel,
     MissingDataError,
+    PanelKey,
+    draw_panels,
     join_nonempty,
+    lines_by_panel,
     make_line,
     mean_curves,
     named_groups,
     nfe_ratio_lines,
+    panel_by_data,
+    panel_key_function,
     pareto_front,
     positive_only,
     published_lines,
     require_points,
     split_into_lines,
-)
-from odebench.reporting.panels import (
-    MAX_PANELS,
-    LinesByLabel,
-    PanelKey,
-    draw_panels,
-    lines_by_panel,
-    panel_by_data,
-    panel_key_function,
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_MS

@@ -53,7 +53,7 @@ def caveats(collection: RunCollection) -> list[str]:
     if most > 1:
         least = min(num_seeds(group) for group in done)
         lines.append(
-            f"mean ± standard deviation over seeds; {least if least == most else f'{least} to {most}'} seeds a group"
+            f"mean ± standard deviation over seeds; {least if least == most else f'{least} to {most}'} seeds per group"
         )
     repeated = sum(len(group.done_runs) - num_seeds(group) for group in done)
     if repeated:
