@@ -27,7 +27,7 @@ WITHOUT_TORCH = [
     "reporting.report",
     "reproduce.run",
     "sweep.run",
-    "sweep.hydra_multirun",
+    "sweep.multirun",
     "sweep.slurm_task",
     "cli",
     "cli.list",

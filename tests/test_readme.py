@@ -73,7 +73,7 @@ def taken(monkeypatch):
 
 
 def each_job(overrides):
-    """The overrides of each job of a multirun."""
+    """The overrides of each job of a sweep."""
     choices = []
     for override in parse_overrides(overrides):
         several = override.is_sweep_override()

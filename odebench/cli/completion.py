@@ -20,7 +20,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
 def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Completions of ``prefix``: keys (``sol`` -> ``solver=``), or values of a key (``solver=d`` -> ...).
 
-    After a comma, as in ``solver=dopri5,ts``, they are for the next value of a multirun.
+    After a comma, as in ``solver=dopri5,ts``, they are for the next value of a sweep.
     """
     from odebench.config.files import known_keys
     from odebench.errors import UsageError

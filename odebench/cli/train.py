@@ -20,14 +20,16 @@ examples:
   odebench train model=resnet trainer.epochs=3
   odebench train solver=rk4 solver.steps=8 eval_solver=dopri5 eval_tol=1e-5
   odebench train experiment=paper/cnf_density_matching data=potential_1 budget=small
-  odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, one after the other
+  odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, as by odebench sweep
   odebench train model=rknet tol=1e-4 --cfg               print the settings, train nothing"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_settings(parser, "settings, such as model=odenet tol=1e-3")
-    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of values a,b")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="a sweep: one run for each combination of values a,b"
+    )
     parser.add_argument("--cfg", action="store_true", help="print the composed settings as YAML and stop")
     add_config_dir(parser)
 
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _multirun(arguments: argparse.Namespace) -> int:
-    from odebench.sweep.hydra_multirun import run_multirun
+    from odebench.sweep.multirun import run_multirun
 
     if arguments.cfg:
         raise UsageError("--cfg prints the settings of one run; leave -m out")

@@ -32,6 +32,7 @@ _TRAINING_ONLY = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
+_HYDRA_SETTINGS = re.compile(r"hydra([./](launcher|sweeper)\b|\.sweep\.dir$|\.searchpath$)")
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
@@ -63,9 +64,9 @@ def compose(
 def _check_new(override: "Override") -> None:
     key = override.key_or_group
     if override.is_sweep_override():
-        raise UsageError(f"{override.input_line}: several values need -m (a multirun)", key)
+        raise UsageError(f"{override.input_line}: several values need -m (a sweep)", key)
     if re.match("hydra[./]", key) and key != "hydra.searchpath":
-        line = f"{override.input_line}: has no effect without -m (a multirun); leave it out, or add -m"
+        line = f"{override.input_line}: has no effect without -m (a sweep); leave it out, or add -m"
         raise UsageError(line, key)
 
 
@@ -86,7 +87,8 @@ def _is_choice(override: "Override") -> bool:
 
 
 def _choices(parsed: Iterable["Override"]) -> list[str]:
-    return [str(override.input_line) for override in parsed if _is_choice(override)]
+    chosen = [str(override.input_line) for override in parsed if _is_choice(override)]
+    return [text for text in chosen if text != "experiment=null"]  # the default, which Hydra refuses
 
 
 def _values(parsed: Iterable["Override"]) -> list["Override"]:
@@ -99,7 +101,7 @@ _composed: dict[tuple[Any, ...], DictConfig | UsageError] = {}
 
 def _compose_choices(parsed: Sequence["Override"], config_dir: Path | str | None) -> DictConfig:
     """train.yaml with the chosen options, without the other overrides; Hydra runs once for the same choices."""
-    choices = [text for text in _choices(parsed) if text != "experiment=null"]  # the default, which Hydra refuses
+    choices = _choices(parsed)
     folder = config_folders(config_dir)[-1]
     key = (*choices, folder, *(_file_times(folder) if folder != CONFIGS else ()))
     if key not in _composed:
@@ -120,7 +122,7 @@ def _file_times(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def compose_with_hydra(overrides: Sequence[str], config_dir: Path | str | None = None) -> DictConfig:
-    """The settings of a job of a multirun, with Hydra's own, before ``finish_composition``."""
+    """The settings of a training with Hydra's own, before ``finish_composition``."""
     parsed = parse_overrides(overrides, config_dir)
     config = _call_hydra(_choices(parsed), config_dir, with_hydra=True)
     return _set_values(config, _values(parsed), lambda: known_keys(config_dir))
@@ -137,7 +139,7 @@ def _call_hydra(overrides: Sequence[str], config_dir: Path | str | None, with_hy
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    # In a job of a multirun, Hydra is running already; it can be initialised only once.
+    # Hydra can be initialised only once, and a user's program may have done so.
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
@@ -249,7 +251,7 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
             raise UsageError(f"{text}: write --config-dir DIR", key)
         if key.startswith("hydra.run."):
             raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", key)
-        if key == "hydra.verbose":
+        if re.match("hydra[./]", key) and not _HYDRA_SETTINGS.match(key):
             raise UsageError(f"{text}: has no effect; leave it out", key)
         group, _, name = key.partition(".")
         if name == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
@@ -307,7 +309,7 @@ def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) 
     is_of_yaml = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
     if not is_of_yaml and "defaults list" not in str(error):  # for which Hydra has a plain ValueError
         raise error
-    if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):  # in a later job of a multirun
+    if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
         return unknown_setting(str(error.__cause__.full_key), known_keys(config_dir))
     if isinstance(error, MissingConfigException) and error.options:
         return _missing_option(str(error.missing_cfg_file), error.options, config_dir)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
-from odebench.config.compose import compose_option, parse_overrides
+from odebench.config.compose import compose_option, compose_with_hydra, parse_overrides
 from odebench.config.files import options, read_yaml
 from odebench.config.parsing import format_value, read_value
 from odebench.config.schema.base import NonNegativeInt, PositiveInt
@@ -64,6 +64,14 @@ class SlurmCluster:
         return self.nodes * self.processes_per_node
 
 
+@dataclass(frozen=True)
+class HydraLauncher:
+    """A launcher of Hydra; overrides: its choice and its settings."""
+
+    overrides: tuple[str, ...]
+    num_processes: int = 1
+
+
 _CLUSTER_TYPES: dict[str, type] = {"local": LocalCluster, "slurm": SlurmCluster}
 # Options of sbatch that a sweep sets itself -> the setting that controls each, if there is one.
 _RESERVED_OPTIONS = {
@@ -99,11 +107,13 @@ def known_keys() -> list[str]:
 
 
 def is_cluster_override(override: str) -> bool:
-    """Whether an override sets where jobs run, such as ``cluster=slurm`` and ``cluster.jobs=4``."""
-    return re.match(r"cluster(=|\.)", override) is not None
+    """Whether an override sets where jobs run, such as ``cluster.jobs=4`` and ``hydra/launcher=joblib``."""
+    return re.match(r"(cluster|hydra[/.]launcher)[/.=]", override) is not None
 
 
-def read_cluster(overrides: Sequence[str], config_dir: Path | None = None) -> LocalCluster | SlurmCluster:
+def read_cluster(
+    overrides: Sequence[str], config_dir: Path | None = None
+) -> LocalCluster | SlurmCluster | HydraLauncher:
     """The cluster that the overrides choose, by default local. UsageError names the key and what to do.
 
     A user's file in ``cluster/`` of their config_dir may inherit from ours by ``defaults: [slurm]``.
@@ -112,6 +122,12 @@ def read_cluster(overrides: Sequence[str], config_dir: Path | None = None) -> Lo
     for override in parsed:
         if override.is_sweep_override():
             raise UsageError(f"{override.input_line}: a sweep runs on one cluster; give one value")
+    if launcher := [override for override in overrides if override.startswith("hydra")]:
+        for other in overrides:
+            if other not in launcher:
+                raise UsageError(f"{other}: has no effect with Hydra's launcher ({launcher[0]}); leave one of them out")
+        compose_with_hydra(launcher, config_dir)
+        return HydraLauncher(tuple(launcher))
     known = options(GROUP, config_dir)
     name = str(next((o.value() for o in reversed(parsed) if o.key_or_group == GROUP), "local"))
     if name not in known:

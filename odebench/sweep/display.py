@@ -112,17 +112,19 @@ class SweepDisplay:
         return format_counts(Counter(overview.status for overview in self._overviews.values()))
 
     def _job_line(self, number: int) -> str:
-        return f"job {number}: {self._progress_text(self._overviews[number])}  {self._labels[number]}".rstrip()
+        return job_line(number, self._overviews[number], self._labels[number])
 
-    def _progress_text(self, overview: RunOverview) -> str:
-        best = overview.summary.get("objective")
-        parts = [overview.status]
-        if overview.step:
-            parts.append(f"step {overview.step}")
-        if overview.eta_s is not None:
-            parts.append(f"{eta(overview.eta_s)} to go")
-        if overview.status == "done" and best is not None:
-            parts.append(f"{overview.setting('trainer.objective')} {best:.4f}")
-        if overview.message:
-            parts.append(overview.message)
-        return ", ".join(parts)
+
+def job_line(number: int, overview: RunOverview, label: str) -> str:
+    """The state of a job, such as ``job 3: done, step 20, val/accuracy 0.9712  seed=3``."""
+    best = overview.summary.get("objective")
+    parts = [overview.status]
+    if overview.step:
+        parts.append(f"step {overview.step}")
+    if overview.eta_s is not None:
+        parts.append(f"{eta(overview.eta_s)} to go")
+    if overview.status == "done" and best is not None:
+        parts.append(f"{overview.setting('trainer.objective')} {best:.4f}")
+    if overview.message:
+        parts.append(overview.message)
+    return f"job {number}: {', '.join(parts)}  {label}".rstrip()

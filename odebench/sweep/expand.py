@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Keys that a sweep sets itself.
 _RESERVED = {
-    "run_dir": "each job has its own folder; choose the sweep's by --output DIR",
+    "run_dir": "each job has its own folder; choose the sweep's by --output DIR (train -m: hydra.sweep.dir=DIR)",
     "hydra": "it is a setting of `odebench train -m`; for a sweep use --output DIR and cluster=",
 }
 
@@ -54,7 +55,7 @@ def expand_valid(
     errors: list[str] = []
     uncertain_keys: set[str] = set()
     for grid in grids:
-        values = [(one.partition("=")[0], _expand_override(one, config_dir, check_reserved, errors)) for one in grid]
+        values = [(one.partition("=")[0], expand_override(one, config_dir, check_reserved, errors)) for one in grid]
         invalid_keys = {key for key, found in values if not found}
         valid = [found for key, found in values if found and key.partition(".")[0] not in invalid_keys]
         if (num := math.prod(map(len, valid))) > MAX_JOBS:
@@ -65,12 +66,12 @@ def expand_valid(
     return jobs, list(dict.fromkeys(errors)), uncertain_keys
 
 
-def _expand_override(argument: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
+def expand_override(argument: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
     """One ``KEY=VALUE`` for each value; an invalid override adds to `errors` instead."""
     try:
         (override,) = parse_overrides([argument], config_dir)
         for key, reason in _RESERVED.items() if check_reserved else ():
-            if override.key_or_group.replace("/", ".").partition(".")[0] == key:
+            if re.split("[./]", override.key_or_group)[0] == key and override.key_or_group != "hydra.searchpath":
                 raise UsageError(f"{argument}: {reason}")
         if not override.is_sweep_override():
             return [argument]

@@ -29,13 +29,18 @@ _JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep in its folder. cluster: overrides that set where it runs; cwd: the base of its relative paths."""
+    """A sweep in its folder.
+
+    cluster: overrides that set where it runs; cwd: the base of its relative paths; search: overrides of the sweeper
+    that chooses its jobs, if they are no grid.
+    """
 
     path: Path
     jobs: tuple[Job, ...]
     cluster: tuple[str, ...]
     config_dir: Path | None
     cwd: Path
+    search: tuple[str, ...] = ()
 
     def job_folder(self, job: Job) -> Path:
         """The folder of a job's record."""
@@ -68,13 +73,13 @@ def choose_folder(chosen: Path | None, outputs: str) -> Path:
         raise UsageError(f"{str(path)!r}: the path of a sweep's folder must not contain ${{ or control characters")
     if os.path.isdir(path) and any(path.iterdir()):
         hint = f" continue that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
-        raise UsageError(f"{path} is not empty;{hint} give another --output")
+        raise UsageError(f"{path} is not empty;{hint} name another folder")
     check_folder_can_be_made(path, _option_text(chosen, outputs))
     return path
 
 
 def _option_text(chosen: Path | None, outputs: str) -> str:
-    return f"--output {chosen}" if chosen else f"outputs={outputs}"
+    return f"the sweep's folder {chosen}" if chosen else f"outputs={outputs}"
 
 
 def write_sweep(sweep: Sweep) -> None:
@@ -89,6 +94,7 @@ def write_sweep(sweep: Sweep) -> None:
         "cwd": str(sweep.cwd),
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
+        "search": list(sweep.search),
         "jobs": _jobs_as_dicts(sweep.jobs),
     }
     _write(sweep, content)
@@ -132,14 +138,15 @@ def load_sweep(path: Path) -> Sweep:
     if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
         raise UsageError(f"{path / SWEEP_FILE} was written by another version of odebench (format {content['format']})")
     for key, is_valid in _VALID.items():
-        if key not in content or not is_valid(content[key]):
+        if not is_valid(content.get(key, [] if key == "search" else None)):
             raise UsageError(f"{path / SWEEP_FILE} is damaged: its entry {key} is missing or wrong; start a new sweep")
     for job in content["jobs"]:
         if not _JOB_NAME.fullmatch(job["name"]):
             raise UsageError(f"{path / SWEEP_FILE} is damaged: {job['name']!r} is not a valid folder name of a job")
     jobs = tuple(Job(number, job["name"], tuple(job["overrides"])) for number, job in enumerate(content["jobs"]))
-    config_dir, cwd = content["config_dir"], Path(content["cwd"])
-    return Sweep(path, jobs, tuple(content["cluster"]), None if config_dir is None else Path(config_dir), cwd)
+    config_dir = None if content["config_dir"] is None else Path(content["config_dir"])
+    search = tuple(content.get("search", []))
+    return Sweep(path, jobs, tuple(content["cluster"]), config_dir, Path(content["cwd"]), search)
 
 
 def _are_texts(values: Any) -> bool:

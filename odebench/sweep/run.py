@@ -1,6 +1,7 @@
 """A sweep from the command line to its table: plan, write, run, resume."""
 
 import logging
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from odebench.errors import UsageError
 from odebench.record.files import file_lock
 from odebench.sweep import slurm
 from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, read_status
-from odebench.sweep.cluster import GROUP, LocalCluster, is_cluster_override, read_cluster
+from odebench.sweep.cluster import HydraLauncher, LocalCluster, SlurmCluster, is_cluster_override, read_cluster
 from odebench.sweep.display import STATE_COLUMNS, SweepDisplay, format_counts, state_columns
 from odebench.sweep.expand import expand_valid, merge_grids, read_grids
 from odebench.sweep.folder import LOCK_FILE, Sweep, create_folder, load_sweep, write_sweep
+from odebench.sweep.hydra_launcher import launch
 from odebench.sweep.local import LocalRunner
 from odebench.sweep.validate import Job, job_labels, validate_jobs
 from odebench.training.signals import StopRequest
@@ -84,12 +86,18 @@ def resume_sweep(path: Path, overrides: Sequence[str], policy: FailurePolicy, fo
         if not is_cluster_override(override):
             raise UsageError(f"{override}: the jobs of a sweep are fixed; only where they run (cluster...) can change")
     with file_lock(path / LOCK_FILE):
-        return _run(load_sweep(path), overrides, policy, follow)
+        sweep = load_sweep(path)
+        if sweep.search:
+            log.warning(
+                "the search does not continue: only its jobs that have not ended run. To continue a search, give it "
+                "hydra.sweeper.storage, and repeat its command"
+            )
+        return _run(sweep, overrides, policy, follow)
 
 
 def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
     """Run the jobs that have not ended and are not in SLURM's queue."""
-    replaces_cluster = any(override.startswith(f"{GROUP}=") for override in overrides)
+    replaces_cluster = any(re.match("(cluster|hydra/launcher)=", override) for override in overrides)
     cluster = read_cluster([*(() if replaces_cluster else sweep.cluster), *overrides], sweep.config_dir)
     queue = slurm.jobs_in_queue(sweep)
     slurm.mark_lost_jobs(sweep, queue)
@@ -101,9 +109,8 @@ def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: 
     if queue:
         log.info("still in SLURM's queue: %s", _count_jobs(len(queue)))
     log.info("to run: %d of %s in %s", len(todo), _count_jobs(len(sweep.jobs)), _shell_path(sweep.path))
-    if isinstance(cluster, LocalCluster):
-        with StopRequest() as stop, SweepDisplay(sweep.jobs, overviews, cluster.jobs) as display:
-            LocalRunner(sweep, cluster, policy, display).run(todo, stop)
+    if not isinstance(cluster, SlurmCluster):
+        run_jobs(sweep, todo, cluster, policy)
         return print_sweep(sweep)
     for array in slurm.submit(sweep, todo, cluster, policy):
         print(f"submitted array {array}; scancel {array} stops it")
@@ -113,6 +120,16 @@ def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: 
         return print_sweep(sweep)
     print(f"show their progress: odebench list runs {_shell_path(sweep.path)}")
     return 0
+
+
+def run_jobs(sweep: Sweep, jobs: Sequence[Job], cluster: LocalCluster | HydraLauncher, policy: FailurePolicy) -> None:
+    """Run jobs until all have ended, or a signal has stopped them."""
+    if isinstance(cluster, HydraLauncher):
+        launch(sweep, jobs, cluster, policy)
+        return
+    overviews = [read_status(sweep, job) for job in sweep.jobs]
+    with StopRequest() as stop, SweepDisplay(sweep.jobs, overviews, cluster.jobs) as display:
+        LocalRunner(sweep, cluster, policy, display).run(jobs, stop)
 
 
 def print_sweep(sweep: Sweep) -> int:

@@ -33,9 +33,9 @@ from odebench.sweep.attempts import (
 from odebench.sweep.folder import Sweep, load_sweep
 from odebench.sweep.slurm import cancel, read_job_list
 from odebench.sweep.validate import Job
-from odebench.training.signals import SIGNALS
+from odebench.training.signals import StopRequest
 
-WARNING_SIGNAL = "SIGUSR1"
+WARNING_SIGNAL = signal.SIGUSR1
 POLL_S, _STOP_REQUEST_S = 0.2, 5.0
 _EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
@@ -51,45 +51,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes that train the job's model")
     parser.add_argument("--processes", type=int, default=1, help="number of processes on each node")
     arguments = parser.parse_args(argv)
-    signals: list[str] = []
-    for number in SIGNALS:
-        signal.signal(number, lambda number, frame: signals.append(signal.Signals(number).name))
     sweep = load_sweep(arguments.sweep)
     job = sweep.jobs[read_job_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
     policy = FailurePolicy(arguments.fail_fast, arguments.retry)
     before = read_status(sweep, job)
-    after = run_job(sweep, job, policy, signals, arguments.nodes, arguments.processes)
-    print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
-    if after.status == "failed" and policy.fail_fast:
-        cancel(sweep)
-    if after.status == "interrupted" and WARNING_SIGNAL in signals:
-        after = requeue(sweep, job, before, after, arguments.warning_s)
+    with StopRequest() as stop:
+        after = run_job(sweep, job, policy, stop, arguments.nodes, arguments.processes)
+        print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
+        if after.status == "failed" and policy.fail_fast:
+            cancel(sweep)
+        if after.status == "interrupted" and stop.signal_number == WARNING_SIGNAL:
+            after = requeue(sweep, job, before, after, arguments.warning_s)
     return _EXIT_CODES.get(after.status, 1)
 
 
 def run_job(
-    sweep: Sweep, job: Job, policy: FailurePolicy, signals: Sequence[str], nodes: int = 1, processes: int = 1
+    sweep: Sweep, job: Job, policy: FailurePolicy, stop: StopRequest, nodes: int = 1, processes: int = 1
 ) -> RunOverview:
     """Run the job unless it has already ended, and retry it if it fails; returns its state.
 
-    signals: names of the signals received so far. nodes, processes: number of nodes, and of processes on each.
+    nodes, processes: number of nodes, and of processes on each. A second Ctrl-C kills the job.
     """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     threads = str(max(1, int(cpus) // processes)) if cpus else None
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if threads else {}
     for failures in range(1, policy.retry + 2):
         while (log := acquire(sweep, job)) is None:  # a process of the previous task is still exiting
-            if signals:
+            if stop.name:
                 return read_status(sweep, job)
             time.sleep(POLL_S)
         after = read_status(sweep, job)
-        if after.status in FINAL_STATUSES or signals:
+        if after.status in FINAL_STATUSES or stop.name:
             log.close()
             return after
         attempt = start(
             sweep, job, log, environment, torchrun_command(nodes, processes) if nodes * processes > 1 else ()
         )
-        _wait_for_end(attempt, signals)
+        _wait_for_end(attempt, stop)
         after = finish(sweep, attempt)
         if after.status != "failed" or not policy.should_retry(attempt, failures):
             break
@@ -122,14 +120,17 @@ def torchrun_command(nodes: int, processes: int) -> list[str]:
     ]
 
 
-def _wait_for_end(attempt: Attempt, signals: Sequence[str]) -> None:
+def _wait_for_end(attempt: Attempt, stop: StopRequest) -> None:
     """Wait for the attempt to end. Repeat stop requests to several processes: they ignore signals at first."""
     next_request = 0.0
-    while attempt.process.poll() is None:
-        if signals and time.monotonic() >= next_request:
-            attempt.stop()
-            next_request = time.monotonic() + _STOP_REQUEST_S if attempt.distributed else math.inf
-        time.sleep(POLL_S)
+    try:
+        while attempt.process.poll() is None:
+            if stop.name and time.monotonic() >= next_request:
+                attempt.stop()
+                next_request = time.monotonic() + _STOP_REQUEST_S if attempt.distributed else math.inf
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        attempt.kill()
 
 
 def requeue(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:

@@ -194,7 +194,7 @@ def test_yaml_of_a_user_that_cannot_be_composed(verb, group, content, reason, in
     (in_tmp / "own" / group).mkdir(parents=True)
     (in_tmp / "own" / group / "mine.yaml").write_bytes(content)
     assert reason in " ".join(
-        fails(capsys, *verb, "--config-dir", "own", f"{group}=mine", lines=1 + ("sweep" in verb)).split()
+        fails(capsys, *verb, "--config-dir", "own", f"{group}=mine", lines=1 + (verb != ["train"])).split()
     )
 
 
@@ -470,88 +470,6 @@ def test_doctor_names_a_missing_data_root(capsys, tmp_path):
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def test_multirun_runs_every_combination_in_separate_folders(calls, in_tmp, capsys):
-    assert main(["train", "-m", "solver=dopri5,rk4", "tol=1e-2,1e-3"]) == 0
-    (sweep,) = (in_tmp / "outputs" / "multirun").glob("*/*")
-    names = ["0_odenet_dopri5", "1_odenet_dopri5", "2_odenet_rk4", "3_odenet_rk4"]
-    assert [settings.run_dir for _, settings, *_ in calls] == [str(sweep / name) for name in names]
-    assert [settings.tol for _, settings, *_ in calls] == [1e-2, 1e-3, 1e-2, 1e-3]
-    assert calls[0][2] == ["solver=dopri5", "tol=0.01"]
-    assert sorted(path.name for path in sweep.iterdir()) == ["jobs.jsonl", "multirun.yaml"]
-    out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == f"4 jobs in {sweep}"
-    assert err.splitlines()[0] == "job 0: solver=dopri5 tol=0.01"
-
-
-def test_a_failed_job_does_not_stop_the_others_and_the_worst_code_is_returned(calls, in_tmp, capsys):
-    """9: wrong usage (2); 3: diverged; 7: an internal error (1); 0 is an invalid setting (2)."""
-    assert main(["train", "-m", "model=mlp", "model.hidden=9,3,0,20"]) == 2
-    assert [settings.model.hidden for _, settings, *_ in calls] == [9, 3, 20]
-    out, err = capsys.readouterr()
-    assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["2", "3", "2", "0"]
-    assert "odebench train: job 2: model.hidden=0: must be at least 1\n" in err
-    assert main(["train", "-m", "model=mlp", "model.hidden=7,3"]) == 1
-    assert "ZeroDivisionError: a fault of ours" in capsys.readouterr().err
-
-
-def test_a_signal_stops_the_whole_multirun(calls, in_tmp, capsys):
-    assert main(["train", "-m", "model=mlp", "model.hidden=20,75,21"]) == 75
-    assert [settings.model.hidden for _, settings, *_ in calls] == [20, 75]
-    assert capsys.readouterr().out.splitlines()[-1].startswith("2 jobs in ")
-
-
-def test_ctrl_c_stops_the_whole_multirun(calls, in_tmp):
-    assert main(["train", "-m", "model=mlp", "model.hidden=10,21"]) == 130
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "start"),
-    [
-        (["model=odenet,odnet"], "unknown model odnet; did you mean odenet?"),
-        (["model.hiden=1,2"], "unknown setting model.hiden; did you mean model.hidden?"),
-        (["model=mlp,odenet", "model.hidden=3"], "model.hidden: the chosen model has no such setting"),
-        (["tol=1,2", "="], "malformed setting '='"),
-        (["hydra.verbose=true", "tol=1,2"], "hydra.verbose=true: has no effect; leave it out"),
-        (["hydra/launcher=jobli", "tol=1,2"], "no hydra/launcher/jobli (installed: basic"),
-        (["tol=interval(0,1)"], "BasicSweeper does not support sweep type"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_an_invalid_multirun_starts_nothing(words, start, calls, in_tmp, capsys):
-    assert fails(capsys, "train", "-m", *words).startswith(f"odebench train: {start}")
-    assert calls == []
-    assert not list(in_tmp.rglob("multirun.yaml"))
-
-
-def test_multirun_restores_argv_and_environment_and_jobs_see_the_users_command(calls, in_tmp, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["odebench", "train", "-m", "seed=1,2"])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    assert main() == 0
-    assert sys.argv == ["odebench", "train", "-m", "seed=1,2"]
-    assert calls[0][3] == sys.argv
-    assert "HYDRA_FULL_ERROR" not in os.environ
-
-
-def test_multirun_finds_options_of_a_users_config_dir(calls, in_tmp):
-    folder = in_tmp / "my configs"
-    (folder / "solver").mkdir(parents=True)
-    coarse = (CONFIGS / "solver" / "rk4.yaml").read_text() + "steps: 4\n"
-    (folder / "solver" / "coarse.yaml").write_text(coarse)
-    assert main(["train", "-m", "solver=coarse,dopri5", "--config-dir", "my configs"]) == 0
-    assert calls[0][1].solver.steps == 4
-    assert calls[0][1].config_dir == str(folder)
-    assert calls[0][2] == ["solver=coarse"]
-
-
-def test_multirun_uses_hydras_sweep_dir_unless_it_holds_another(calls, in_tmp, capsys):
-    words = ["train", "-m", "seed=1,2", "hydra.sweep.dir=here"]
-    assert main(words) == 0
-    assert calls[1][1].run_dir == str(in_tmp / "here" / "1_odenet_dopri5")
-    capsys.readouterr()
-    assert "holds another multirun" in fails(capsys, *words)
 
 
 NO_TORCH = """

@@ -1,8 +1,5 @@
 """Composition of settings: the overrides that an experiment lists for each of its models."""
 
-import sys
-from types import SimpleNamespace
-
 import hydra
 import pytest
 
@@ -12,6 +9,7 @@ from odebench.config.compose import compose, finish_composition, parse_overrides
 from odebench.config.files import CONFIGS
 from odebench.errors import UsageError
 from odebench.sweep.expand import expand
+from odebench.sweep.run import plan_sweep
 
 EXPERIMENT = """# @package _global_
 # Rings by a CNF, or by a planar flow
@@ -114,16 +112,9 @@ def test_a_file_that_is_not_yaml_gives_one_line(folder, capsys):
         assert str(path) in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_multiruns_compose_the_same_settings(folder, monkeypatch):
-    jobs = [["experiment=rings", "model.width=9"], ["experiment=rings", "model=planar_nf"]]
-    expected = [compose(job, folder) for job in jobs]
-    trained = []
-
-    def train_run(config, overrides, settings):
-        trained.append(config)
-        return SimpleNamespace(exit_code=0, folder=folder, objective=0.0)
-
-    monkeypatch.setitem(sys.modules, "odebench.training.run", SimpleNamespace(train_run=train_run))
-    monkeypatch.chdir(folder)
-    assert main(["train", "-m", "experiment=rings", "model=cnf,planar_nf", "--config-dir", str(folder)]) == 0
-    assert [config.model for config in trained] == [compose(["experiment=rings"], folder).model, expected[1].model]
+def test_the_jobs_of_a_multirun_compose_the_same_settings(folder):
+    jobs = plan_sweep(["experiment=rings", "model=cnf,planar_nf"], None, folder).jobs
+    assert [compose(job.overrides, folder).model for job in jobs] == [
+        compose(["experiment=rings"], folder).model,
+        compose(["experiment=rings", "model=planar_nf"], folder).model,
+    ]

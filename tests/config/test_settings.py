@@ -231,7 +231,7 @@ INVALID = {
     "=3": "malformed setting '=3': write one key, one =, one value, such as tol=1e-3",
     "tol==1": "malformed setting 'tol==1': write one key, one =, one value, such as tol=1e-3",
     "run_dir=a:[b": "malformed setting 'run_dir=a:[b': put the value into quotes, as in \"run_dir='a:[b'\"",
-    "tol=1e-2,1e-3": "tol=1e-2,1e-3: several values need -m (a multirun)",
+    "tol=1e-2,1e-3": "tol=1e-2,1e-3: several values need -m (a sweep)",
     "seed=range(0,5,0)": "seed=range(0,5,0): a step of 0 never ends; give another one, as in range(0,5,1)",
     "+foo=1": "+foo=1: settings cannot be added; write KEY=VALUE without the plus",
     "++tol=1": "++tol=1: settings cannot be added; write KEY=VALUE without the plus",
@@ -239,8 +239,8 @@ INVALID = {
     "model@x=odenet": "model@x=odenet: packages (@) cannot be chosen; write GROUP=OPTION",
     "config_dir=x": "config_dir=x: write --config-dir DIR",
     "hydra.verbose=true": "hydra.verbose=true: has no effect; leave it out",
-    "hydra.job.chdir=true": "hydra.job.chdir=true: has no effect without -m (a multirun); leave it out, or add -m",
-    "hydra/launcher=basic": "hydra/launcher=basic: has no effect without -m (a multirun); leave it out, or add -m",
+    "hydra.job.chdir=true": "hydra.job.chdir=true: has no effect; leave it out",
+    "hydra/launcher=basic": "hydra/launcher=basic: has no effect without -m (a sweep); leave it out, or add -m",
     "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no error estimate to choose its steps by; "
     "give solver.steps=20 or solver.step_size=0.05, say",
     "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: "

@@ -296,7 +296,7 @@ def test_a_nonempty_folder_raises_an_error_also_in_a_dry_run(new_calls, tmp_path
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for more in ([], ["--dry-run"]):
         assert main(["reproduce", "figure5", "--output", str(tmp_path / "mine"), *more]) == 2
-        assert "mine is not empty; give another --output" in capsys.readouterr().err
+        assert "mine is not empty; name another folder" in capsys.readouterr().err
     assert new_calls() == []
 
 

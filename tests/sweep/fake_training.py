@@ -1,7 +1,8 @@
 """Behaves as `odebench train ... run_dir=...` and `odebench resume RUN` do, without a training.
 
 model.hidden says how it ends: 1 failed, 2 wrong settings, 3 diverged, 4 fails at its first start only, 9 is killed,
-50 runs until a signal comes and resumes to the end, any other value ends at once with done.
+50 runs until a signal comes and resumes to the end, any other value ends at once with done; from
+20 on, the objective is a hundredth of it.
 """
 
 import json
@@ -35,7 +36,7 @@ def main(verb, *arguments):
     noted.with_suffix(".tmp").write_text(json.dumps(note))  # others read all notes at any time
     noted.with_suffix(".tmp").rename(noted)
     first = sum(json.loads(path.read_text())["job"] == folder.name for path in noted.parent.glob("*.json")) == 1
-    if hidden == 2:
+    if hidden == 2 or hidden < 0:
         print("odebench train: no data there", file=sys.stderr)
         return 2
     settings = {"model": {"name": "mlp", "hidden": hidden}, "trainer": {"objective": "val/accuracy"}}
@@ -63,7 +64,8 @@ def main(verb, *arguments):
     if hidden == 3:
         write_status(folder, "diverged", step=5, message="the loss is nan")
         return 3
-    (folder / "summary.json").write_text('{"objective": 0.5}')
+    objective = hidden / 100 if hidden >= 20 else 0.5
+    (folder / "summary.json").write_text(json.dumps({"objective": objective}))
     write_status(folder, "done", step=20)
     return 0
 

@@ -83,12 +83,12 @@ def test_a_wrong_entry_of_a_sweep_file_is_named(written, key, value):
 def test_a_new_sweep_never_goes_into_a_folder_in_use(tmp_path):
     assert create_folder(None, str(tmp_path)).parent.parent == tmp_path / "sweeps"
     (tmp_path / "x").touch()
-    with pytest.raises(UsageError, match=r"is not empty; give another --output$"):
+    with pytest.raises(UsageError, match=r"is not empty; name another folder$"):
         create_folder(tmp_path, "")
     with pytest.raises(UsageError, match="must not contain"):
         create_folder(tmp_path / "a\nb", "")
     for path in (tmp_path / "x", tmp_path / "x" / "y"):
-        with pytest.raises(UsageError, match=rf"^--output {path} cannot be made"):
+        with pytest.raises(UsageError, match=rf"^the sweep's folder {path} cannot be made"):
             create_folder(path, "")
     with pytest.raises(UsageError, match=rf"^outputs={tmp_path / 'x'} cannot be made"):
         create_folder(None, str(tmp_path / "x"))

@@ -123,7 +123,7 @@ def test_submitit_jobs_are_requeued_with_their_checkpoints_and_hydra_waits_for_t
     command = [sys.executable, "-m", "odebench", "train", *arguments, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    runs = [tmp_path / "here" / f"{number}_mlp" for number in range(2)]
+    runs = [tmp_path / "here" / f"{number:04d}_mlp" for number in range(2)]
     requeued, warned = pause_trainings(runs)
     array = json.loads((runs[0] / layout.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
     subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
@@ -133,4 +133,4 @@ def test_submitit_jobs_are_requeued_with_their_checkpoints_and_hydra_waits_for_t
     out, _ = hydra.communicate(timeout=400)
     assert hydra.returncode == 0
     assert [len(json.loads((run / layout.MANIFEST).read_text())["resumed"]) for run in runs] == [1, 1]
-    assert [line.split()[1] for line in out.splitlines() if line.startswith(("0 ", "1 "))] == ["0", "0"]
+    assert [line.split()[1] for line in out.splitlines() if line.startswith(("0 ", "1 "))] == ["done", "done"]
