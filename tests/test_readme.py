@@ -17,7 +17,7 @@ from odebench.ode import GRADIENTS, METHODS, Status
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "docs" / "engine.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 SET_UP = [
     'pip install -e ".[dev]" && odebench train model=odenet solver=dopri5 tol=1e-3',
