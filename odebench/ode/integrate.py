@@ -20,6 +20,7 @@ from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import Field, Stepper, VariableOrderStepper, make_stepper
 from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
+from odebench.ode.problem import InitialValueProblem
 from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
 from odebench.ode.torch_func import under_vmap
@@ -63,6 +64,33 @@ class IntegrationResult:
     end_time: float
     hits: list[EventHit] = field(default_factory=list)
     interpolants: list[Interpolant] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ForwardSolve:
+    """A solve of a problem by a plan, as a gradient mode gets it.
+
+    observers, detector: see ``integrate``.
+    """
+
+    problem: InitialValueProblem
+    plan: SolvePlan
+    observers: tuple[Observer, ...] = ()
+    detector: EventDetector | None = None
+
+    def run(self, field: Field | None = None, f: Tensor | None = None, *observers: Observer) -> IntegrationResult:
+        """Integrate. field: by default the problem; f: see ``integrate``; observers: further ones."""
+        problem = self.problem
+        return integrate(
+            field or problem,
+            problem.y0,
+            problem.times,
+            self.plan,
+            problem.stats,
+            f=f,
+            observers=(*self.observers, *observers),
+            detector=self.detector,
+        )
 
 
 def integrate(

@@ -17,7 +17,7 @@ from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import GRADIENTS, GradientMode
 from odebench.ode.gradients.moving_grid import grid_moves
-from odebench.ode.integrate import IntegrationResult
+from odebench.ode.integrate import ForwardSolve, IntegrationResult
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
@@ -131,7 +131,7 @@ def solve(
     else:
         detector = EventDetector.from_argument(event, problem)
         prepare(problem, plan, mode, detector)
-        solution = finish(problem, plan, mode, detector, mode.integrate(problem, plan, (), detector))
+        solution = finish(problem, plan, mode, detector, mode.integrate(ForwardSolve(problem, plan, (), detector)))
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
-from odebench.ode.events import EventDetector
-from odebench.ode.gradients.adjoint import BackwardSolve, forward_solve, integrate_with_adjoint, quadrature_for
+from odebench.ode.gradients.adjoint import AdjointSolve, BackwardSolve, quadrature_for
 from odebench.ode.gradients.adjoint_field import Quadrature, packed_size, unpack_gradients
 from odebench.ode.gradients.captured_tensors import (
     CapturedTensors,
@@ -24,8 +23,9 @@ from odebench.ode.gradients.captured_tensors import (
     check_without_backward,
     evaluate_first,
     graph_leaves,
+    run_with_backward,
 )
-from odebench.ode.integrate import IntegrationResult, Observer
+from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
@@ -189,17 +189,10 @@ class DropInAdjoint:
 
     name = "adjoint"
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """The states at the problem's times, and how the solve ended."""
-        forward = forward_solve(problem, plan, observers, detector, self.captured.f)
-        backward_solve = functools.partial(self._backward_solve, problem, plan)
-        return integrate_with_adjoint(problem, forward, self.captured, backward_solve)
+        backward_solve = functools.partial(self._backward_solve, solve.problem, solve.plan)
+        return run_with_backward(AdjointSolve, solve, self.captured, backward_solve)
 
     def _backward_solve(
         self, problem: InitialValueProblem, plan: SolvePlan, result: IntegrationResult

@@ -36,7 +36,7 @@ from torch.utils import _pytree as pytree
 from odebench.ode.arguments import as_positive, short_repr
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.gradients import Backprop, GradientMode
-from odebench.ode.integrate import Observer
+from odebench.ode.integrate import ForwardSolve, Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.solving import finish, prepare
@@ -192,7 +192,7 @@ def _solve(
     call: DropInCall, mode: GradientMode, observers: tuple[Observer, ...], detector: EventDetector | None = None
 ) -> Solution:
     prepare(call.problem, call.plan, mode, detector)
-    result = mode.integrate(call.problem, call.plan, observers, detector)
+    result = mode.integrate(ForwardSolve(call.problem, call.plan, observers, detector))
     return finish(call.problem, call.plan, mode, detector, result)
 
 

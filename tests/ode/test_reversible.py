@@ -11,6 +11,7 @@ from torch import nn
 from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.gradients.reversible import REVERSE_STEPPERS, BackwardField
+from odebench.ode.integrate import ForwardSolve
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.explicit_high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
@@ -352,7 +353,7 @@ def test_fixed_grids_are_extended_by_the_output_times(times, field, y0):
     """odeint steps through a different grid."""
     plan = SolvePlan(METHODS["alf"].for_fixed_steps(), None, lambda times: [times[0], 0.5, times[-1]])
     problem = InitialValueProblem(field, y0, times, ())
-    GRADIENTS["reversible"]().integrate(problem, plan)
+    GRADIENTS["reversible"]().integrate(ForwardSolve(problem, plan))
     steps = [later - earlier for earlier, later in pairwise(sorted([0.0, 0.4, 0.5, 2.0], reverse=times[0] > 0))]
     assert problem.stats.step_sizes == steps
 

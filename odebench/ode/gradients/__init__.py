@@ -2,14 +2,11 @@
 
 from typing import Protocol
 
-from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
 from odebench.ode.gradients.checkpoint import Checkpoint
 from odebench.ode.gradients.reversible import ReversibleGradient
-from odebench.ode.integrate import IntegrationResult, Observer
-from odebench.ode.plan import SolvePlan
-from odebench.ode.problem import InitialValueProblem
+from odebench.ode.integrate import ForwardSolve, IntegrationResult
 
 
 class GradientMode(Protocol):
@@ -18,13 +15,7 @@ class GradientMode(Protocol):
     @property
     def name(self) -> str: ...
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, with the graph that gives this mode's gradient.
 
         Raises ValueError for a method or an option that the mode does not support.

@@ -19,11 +19,16 @@ from torch import Tensor
 from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
 from odebench.ode.dense import DenseOutput
-from odebench.ode.events import EventDetector
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
-from odebench.ode.gradients.captured_tensors import HINT, CapturedTensors, GradientAccumulator, first_evaluation
+from odebench.ode.gradients.captured_tensors import (
+    HINT,
+    CapturedTensors,
+    GradientAccumulator,
+    first_evaluation,
+    run_with_backward,
+)
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjointStepper, StepQuadrature
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
@@ -70,25 +75,18 @@ class Adjoint:
         if self.norm not in ("semi", "full"):
             raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return forward_solve(problem, plan, observers, detector)()
-        first = first_evaluation(problem, self.name)
-        dense_plan = dataclasses.replace(plan, dense=True) if self.interpolates else plan
-        forward = forward_solve(problem, dense_plan, observers, detector, first.f)
-        return integrate_with_adjoint(
-            problem, forward, first, functools.partial(self._backward_solve, problem, plan, first.parameters)
-        )
+            return solve.run()
+        first = first_evaluation(solve.problem, self.name)
+        backward_solve = functools.partial(self._backward_solve, solve.problem, solve.plan, first.parameters)
+        if self.interpolates:
+            solve = dataclasses.replace(solve, plan=dataclasses.replace(solve.plan, dense=True))
+        return run_with_backward(AdjointSolve, solve, first, backward_solve)
 
     def _backward_solve(
         self, problem: InitialValueProblem, plan: SolvePlan, parameters: Sequence[Tensor], result: IntegrationResult
@@ -203,46 +201,23 @@ class BackwardSolve:
     error: type[SolveError] | None = SolveError
 
 
-def integrate_with_adjoint(
-    problem: InitialValueProblem,
-    forward: Callable[[], IntegrationResult],
-    captured: CapturedTensors,
-    backward_solve: Callable[[IntegrationResult], BackwardSolve],
-) -> IntegrationResult:
-    """Solve forward; the gradient is computed by ``backward_solve`` of the result."""
-    results: list[IntegrationResult] = []
-    tensors = (problem.y0, *captured.parameters, *problem.args)
-    states = _AdjointSolve.apply(problem, forward, captured, backward_solve, results, *tensors)
-    return dataclasses.replace(results[0], states=states)
+class AdjointSolve(torch.autograd.Function):
+    """Solves forward; the gradient is computed as ``backward_solve`` of the result says."""
 
-
-def forward_solve(
-    problem: InitialValueProblem,
-    plan: SolvePlan,
-    observers: tuple[Observer, ...],
-    detector: EventDetector | None,
-    f: Tensor | None = None,
-) -> Callable[[], IntegrationResult]:
-    """The solve of a problem by a plan, to be run later. f: see ``integrate``."""
-    options: dict[str, Any] = {"f": f, "observers": observers, "detector": detector}
-    return functools.partial(integrate, problem, problem.y0, problem.times, plan, problem.stats, **options)
-
-
-class _AdjointSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        problem: InitialValueProblem,
-        forward: Callable[[], IntegrationResult],
+        solve: ForwardSolve,
         captured: CapturedTensors,
         backward_solve: Callable[[IntegrationResult], BackwardSolve],
         results: list[IntegrationResult],
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        result = forward()
+        """The states [R, N]."""
+        result = solve.run(None, captured.f)
         results.append(result)
-        ctx.problem, ctx.solve = problem, backward_solve(result)
+        ctx.problem, ctx.solve = solve.problem, backward_solve(result)
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters, ctx.captured = captured.parameters, captured.captured
         ctx.save_for_backward(result.states, *tensors)
@@ -251,6 +226,7 @@ class _AdjointSolve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of y0, parameters and arguments from those of the states [R, N]."""
         states, *tensors = ctx.saved_tensors
         problem, solve = ctx.problem, ctx.solve
         stats = problem.stats.backward = problem.stats.backward or Stats()
@@ -274,7 +250,7 @@ class _AdjointSolve(torch.autograd.Function):
             stepper = result.stepper
             if solve.warm_start:
                 plan = dataclasses.replace(plan, first_step=result.next_step)
-        return None, None, None, None, None, a, *accumulator.gradients()
+        return None, None, None, None, a, *accumulator.gradients()
 
 
 def _scale(a: Tensor, plan: SolvePlan) -> float:

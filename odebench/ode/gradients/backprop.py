@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from odebench.ode.events import EventDetector
 from odebench.ode.gradients.moving_grid import MovingGrid, grid_moves
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
-from odebench.ode.plan import SolvePlan
-from odebench.ode.problem import InitialValueProblem
+from odebench.ode.integrate import ForwardSolve, IntegrationResult, integrate
 
 
 @dataclass(frozen=True)
@@ -19,14 +16,9 @@ class Backprop:
 
     name = "backprop"
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, with their graph."""
+        problem, plan, observers, detector = solve.problem, solve.plan, solve.observers, solve.detector
         y0, times, stats = problem.y0, problem.times, problem.stats
         if not grid_moves(problem, plan, detector):
             return integrate(problem, y0, times, plan, stats, observers=observers, detector=detector)

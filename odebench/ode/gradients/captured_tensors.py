@@ -4,6 +4,7 @@ The leaves of the graph of one evaluation are the captured tensors and those tha
 differentiate with respect to them. Tensors created inside f die with the graph; captured ones survive.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
+from odebench.ode.integrate import ForwardSolve, IntegrationResult
 from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flatten
 
 HINT = "pass it through args=(...), or use gradient='backprop'"
@@ -72,6 +74,20 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
         )
     check_without_backward(problem, parameters, mode)
     return FirstEvaluation(parameters, captured, f, t, y, args)
+
+
+def run_with_backward(
+    function: Any, solve: ForwardSolve, captured: CapturedTensors, *options: Any
+) -> IntegrationResult:
+    """Run a solve inside an autograd function, which computes its gradient.
+
+    function: takes (solve, captured, *options, results, y0, *parameters, *args), appends the result to ``results`` and
+        returns its states.
+    """
+    results: list[IntegrationResult] = []
+    problem = solve.problem
+    states = function.apply(solve, captured, *options, results, problem.y0, *captured.parameters, *problem.args)
+    return dataclasses.replace(results[0], states=states)
 
 
 def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) -> tuple[Tensor, Tensor, int]:

@@ -10,7 +10,6 @@ Runge-Kutta schemes for adjoint equations). An output inside a step is linear in
 lambda_n with the weights of the interpolant.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,17 +18,20 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_positive_integer
-from odebench.ode.events import EventDetector
-from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
+from odebench.ode.gradients.captured_tensors import (
+    FirstEvaluation,
+    GradientAccumulator,
+    first_evaluation,
+    run_with_backward,
+)
 from odebench.ode.gradients.stage_backward import OutputGradients, backward_through_stages
 from odebench.ode.gradients.step_history import AcceptedStep, GraphHistory, Stage, StageRecorder, StateHistory
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.integrate import ForwardSolve, IntegrationResult
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
-from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Stats
 
 
@@ -61,53 +63,36 @@ class Checkpoint:
         if self.keep not in ("states", "graphs"):
             raise ValueError(f"keep must be 'states' or 'graphs', got {self.keep!r}")
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return integrate(
-                problem, problem.y0, problem.times, plan, problem.stats, observers=observers, detector=detector
-            )
-        first = first_evaluation(problem, self.name, with_graph=self.keep == "graphs")
-        results: list[IntegrationResult] = []
-        states = _CheckpointSolve.apply(
-            self, problem, plan, observers, detector, first, results, problem.y0, *first.parameters, *problem.args
-        )
-        return dataclasses.replace(results[0], states=states)
+            return solve.run()
+        first = first_evaluation(solve.problem, self.name, with_graph=self.keep == "graphs")
+        return run_with_backward(_CheckpointSolve, solve, first, self)
 
 
 class _CheckpointSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        mode: Checkpoint,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...],
-        detector: EventDetector | None,
+        solve: ForwardSolve,
         first: FirstEvaluation,
+        mode: Checkpoint,
         results: list[IntegrationResult],
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
+        problem, plan = solve.problem, solve.plan
         keeps_graphs = mode.keep == "graphs" and any(ctx.needs_input_grad)
         field = StageRecorder(problem, first.args if keeps_graphs else problem.args, problem.stats, keeps_graphs)
         history: GraphHistory | StateHistory = StateHistory(mode.checkpoints)
         if keeps_graphs:
             assert isinstance(plan.method, Tableau)
             history = GraphHistory(field, plan.method, first)
-        observers = (*observers, history)
-        result = integrate(
-            field, y0, problem.times, plan, problem.stats, f=first.f.detach(), observers=observers, detector=detector
-        )
+        result = solve.run(field, first.f.detach(), history)
         history.close(result.end_time)
         results.append(result)
         ctx.mode, ctx.problem, ctx.plan, ctx.history = mode, problem, plan, history
@@ -139,7 +124,7 @@ class _CheckpointSolve(torch.autograd.Function):
             else:
                 # Also for outputs inside the steps of a method without dense output: cubic Hermite uses f at both ends.
                 a = _backward_through_steps(plan, history, field, accumulator, outputs)
-        return None, None, None, None, None, None, None, a + grad_states[0], *accumulator.gradients()
+        return None, None, None, None, a + grad_states[0], *accumulator.gradients()
 
 
 def _recomputed_stages(

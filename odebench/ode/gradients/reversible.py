@@ -13,14 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.events import EventDetector
-from odebench.ode.gradients.captured_tensors import FirstEvaluation, GradientAccumulator, first_evaluation
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.gradients.captured_tensors import (
+    FirstEvaluation,
+    GradientAccumulator,
+    first_evaluation,
+    run_with_backward,
+)
+from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer, integrate
 from odebench.ode.methods.explicit_stepper import StageList
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.reversible_stepper import evaluate_stages
 from odebench.ode.once_differentiable import once_differentiable
-from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Stats
 
@@ -38,26 +41,17 @@ class ReversibleGradient:
 
     name = "reversible"
 
-    def integrate(
-        self,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...] = (),
-        detector: EventDetector | None = None,
-    ) -> IntegrationResult:
+    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
+        problem, plan = solve.problem, solve.plan
         plan = dataclasses.replace(plan, step_times=(*plan.step_times, *problem.times))
+        solve = dataclasses.replace(solve, plan=plan)
         if not torch.is_grad_enabled():
-            return integrate(problem, problem.y0, problem.times, plan, problem.stats, observers=observers)
-        first = first_evaluation(problem, self.name)
-        results: list[IntegrationResult] = []
-        states = _ReversibleSolve.apply(
-            problem, plan, observers, first, results, problem.y0, *first.parameters, *problem.args
-        )
-        return dataclasses.replace(results[0], states=states)
+            return solve.run()
+        return run_with_backward(_ReversibleSolve, solve, first_evaluation(problem, self.name))
 
 
 @dataclass
@@ -75,16 +69,14 @@ class _ReversibleSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        problem: InitialValueProblem,
-        plan: SolvePlan,
-        observers: tuple[Observer, ...],
+        solve: ForwardSolve,
         first: FirstEvaluation,
         results: list[IntegrationResult],
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        recorder = _StepRecorder([])
-        result = integrate(problem, y0, problem.times, plan, problem.stats, f=first.f, observers=(*observers, recorder))
+        problem, plan, recorder = solve.problem, solve.plan, _StepRecorder([])
+        result = solve.run(None, first.f, recorder)
         results.append(result)
         ctx.num_reached = result.outcome.reached
         if 1 < ctx.num_reached < len(problem.times):
@@ -123,7 +115,7 @@ class _ReversibleSolve(torch.autograd.Function):
                 grad = stepper.initial_gradient()
                 del stepper  # and the graph that it may hold
         assert last == 0
-        return None, None, None, None, None, grad, *accumulator.gradients()
+        return None, None, None, grad, *accumulator.gradients()
 
 
 Vjp = Callable[[Tensor], Tensor]
