@@ -47,7 +47,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 def gradient_difference(folder: Path, words: list[str]) -> float:
-    """How far two processes' gradient is from one's, relative to its norm."""
+    """Difference of the gradients of two processes and of one, relative to the norm of the latter."""
     for processes in (1, 2):
         train(folder / f"first{processes}", processes, [*words, "optim.lr=1", "trainer.iterations=1"])
     (norm,) = read_run(folder / "first1").series("optim/grad_norm")[1]

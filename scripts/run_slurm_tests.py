@@ -38,7 +38,7 @@ def submit(path: Path, *words: str) -> Sweep:
 
 
 def restarts(sweep: Sweep) -> int:
-    """How often the first job was resumed."""
+    """Number of times that the first job was resumed."""
     manifest = json.loads((sweep.job_folder(sweep.jobs[0]) / "manifest.json").read_text())
     return len(manifest.get("resumed", []))
 

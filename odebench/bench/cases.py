@@ -143,7 +143,7 @@ _ALL = (
         times=(0.0, 1.0),
         tol=1e-3,
         published=fields.PublishedConvField,
-        # The kinks of relu make tighter ones expensive; at this one the reference gradient has an error of 1 %.
+        # The kinks of relu make smaller tolerances expensive; at this one the reference gradient has an error of 1 %.
         reference_tol=1e-5,
         reference="adjoint",
         slow_libraries=("diffrax",),

@@ -126,7 +126,7 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
                 runs.append(prepare_diffrax(context.client, config, tol))
             else:
                 runs.append(prepare(context.problem, config, tol))
-        except Exception as error:  # whatever the library raises goes into the report
+        except Exception as error:  # the report names every error of a library
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             context.results.left_out.append(f"{name}: {reason}")
     if not runs:
@@ -144,7 +144,7 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
-    """Which implementation of the vector field the library solves."""
+    """The implementation of the vector field that the library solves."""
     if config.library == "diffrax":
         return "diffrax"
     if config.variant == "compiled":

@@ -20,7 +20,7 @@ from odebench.ode.gradients import GRADIENTS
 from odebench.ode.methods import METHODS
 
 FORWARD = "forward"
-# Modes whose times are compared with one another, since they compute the same.
+# Modes that compute the same, so that their times can be compared.
 MODE_FAMILIES = {
     "forward": (FORWARD,),
     "exact gradient": ("backprop", "checkpoint", "reversible"),
@@ -129,9 +129,7 @@ class FlatField(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt, of y's shape."""
-        rate = self.field(t.reshape(()), self.unflatten(y.reshape(-1)))
-        flat = torch.cat([leaf.reshape(-1) for leaf in leaves_of(rate)])
-        return flat.unsqueeze(0) if self._rows else flat
+        return self.flatten(self.field(t.reshape(()), self.unflatten(y.reshape(-1))))
 
     def flatten(self, state: State) -> Tensor:
         """[N], or [1, N] with rows."""
@@ -181,7 +179,7 @@ def solve_with_torchdyn(request: SolveRequest) -> SolveFunction:
         from torchdyn.numerics import odeint
 
     flat = FlatField(request)
-    # Without interpolation it would shorten a step for every output.
+    # Without interpolation torchdyn would shorten a step for every output.
     options = {"solver": request.method, "rtol": request.rtol, "atol": request.atol}
     if request.method == "dopri5":
         options["interpolator"] = "4th"

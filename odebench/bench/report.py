@@ -59,7 +59,7 @@ and host synchronisations per step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How and where the numbers are measured: command, date, processor, threads, versions, commit."""
+    """The conditions of the measurement: command, date, processor, threads, versions, commit."""
     import torch
 
     return {

@@ -38,7 +38,7 @@ def hold_out(pool: ImageSplit, validation: int, train_limit: int | None) -> tupl
 
 
 def num_training(num: int, validation: int, train_limit: int | None, kind: str) -> int:
-    """How many of `num` samples are left for training beside `validation` others; at most `train_limit` if given.
+    """The number of training samples: those of `num` that are not for validation, at most `train_limit` if given.
 
     kind: of the samples, for the error. Raises UsageError for numbers out of range.
     """

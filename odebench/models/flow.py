@@ -120,7 +120,7 @@ class Flow(Chain):
         return -0.5 / self.base_variance * z.square().sum(1) - constant
 
     def base_sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Samples [num, *shape] of the base, in the parameters' dtype and on their device, whatever the generator's."""
+        """Samples [num, *shape] of the base, in the parameters' dtype and on their device; generator: on any device."""
         like = next(self.parameters())
         device = like.device if generator is None else generator.device
         z = torch.randn(num, *self.shape, dtype=like.dtype, device=device, generator=generator)

@@ -14,23 +14,18 @@ SMOOTH_FROM = 60  # points; longer series are drawn pale, with their running mea
 Row = Mapping[str, Any]
 
 
-class _Curve(NamedTuple):
-    tag: str
-    label: str
-    colour: str
-    scale: float = 1.0
-
-
 class _CurvePanel(NamedTuple):
+    """Two curves of one panel: label -> tag in the metrics, whose values are multiplied by `scale`."""
+
     title: str
     y: str
-    curves: tuple[_Curve, ...]
+    tags: dict[str, str]
+    scale: float = 1.0
 
 
 def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _CurvePanel:
     """A quantity on the training batches and on the validation split."""
-    train = _Curve(f"train/{name}", "train", style.BLUE, scale)
-    return _CurvePanel(title, y, (train, _Curve(f"val/{name}", "validation", style.VERMILION, scale)))
+    return _CurvePanel(title, y, {"train": f"train/{name}", "validation": f"val/{name}"}, scale)
 
 
 _PANELS = (
@@ -43,9 +38,7 @@ _PANELS = (
     _train_and_validation("Error within the window", "RMSE (units of the data)", "rmse_interpolation"),
     _train_and_validation("Error after the window", "RMSE (units of the data)", "rmse_extrapolation"),
     _CurvePanel(
-        "Evaluations of the vector field",
-        "NFE per step",
-        (_Curve("nfe/forward", "forward", style.BLUE), _Curve("nfe/backward", "backward", style.VERMILION)),
+        "Evaluations of the vector field", "NFE per step", {"forward": "nfe/forward", "backward": "nfe/backward"}
     ),
 )
 
@@ -71,25 +64,26 @@ def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
 
 
 def _draw_panel(axes: Axes, panel: _CurvePanel, rows: Sequence[Row]) -> None:
-    drawn = [(curve, *_points(rows, "step", curve)) for curve in panel.curves]
-    drawn = [one for one in drawn if one[1].size]
-    for curve, steps, values in drawn:
+    points = [_points(rows, tag, panel.scale) for tag in panel.tags.values()]
+    for label, colour, (steps, values) in zip(panel.tags, (style.BLUE, style.VERMILION), points, strict=True):
+        if not values.size:
+            continue
         few = values.size <= SMOOTH_FROM
         mark = "o" if values.size <= 25 else ""
         if not few:
-            axes.plot(steps, values, color=curve.colour, linewidth=0.8, alpha=0.25)
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
         smooth = values if few else running_mean(values, values.size // 30)
         axes.plot(
             steps,
             smooth,
-            color=curve.colour,
+            color=colour,
             linewidth=style.LINE_PT,
-            label=curve.label if few else f"{curve.label} (running mean)",
+            label=label if few else f"{label} (running mean)",
             zorder=3,
             marker=mark,
             markersize=3.5,
         )
-    if panel.title == "Loss" and style.spans_decades(np.concatenate([values for _, _, values in drawn])):
+    if panel.title == "Loss" and style.spans_decades(np.concatenate([values for _, values in points])):
         axes.set_yscale("log")
     if panel.title.startswith("Evaluations"):
         axes.set_ylim(bottom=0)
@@ -99,15 +93,15 @@ def _draw_panel(axes: Axes, panel: _CurvePanel, rows: Sequence[Row]) -> None:
 
 def _curves(rows: Sequence[Row], panel: _CurvePanel) -> list[list[float]]:
     """The values of a panel's curves."""
-    return [_points(rows, "step", one)[1].tolist() for one in panel.curves]
+    return [_points(rows, tag, panel.scale)[1].tolist() for tag in panel.tags.values()]
 
 
-def _points(rows: Sequence[Row], x: str, curve: _Curve) -> tuple[np.ndarray, np.ndarray]:
-    """x and scaled values of the rows in which both are finite."""
-    pairs = [(row[x], row[curve.tag]) for row in rows if row.get(x) is not None and row.get(curve.tag) is not None]
+def _points(rows: Sequence[Row], tag: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and scaled values of the rows in which both are finite."""
+    pairs = [(row["step"], row[tag]) for row in rows if row.get("step") is not None and row.get(tag) is not None]
     array = np.asarray(pairs, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]
-    return array[:, 0], array[:, 1] * curve.scale
+    return array[:, 0], array[:, 1] * scale
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def split_into_lines(
 def named_groups(
     collection: RunCollection, content: Callable[[RunGroup], Content | None]
 ) -> Iterator[tuple[str, Content]]:
-    """What a figure with one line per group draws: a unique label and the content of each group that has any.
+    """Contents of a figure with one line per group, each with a unique label; groups without content are omitted.
 
     UsageError if there are too many to distinguish.
     """
@@ -260,7 +260,7 @@ class PanelKey(NamedTuple):
     loss: str
 
     def axis_label(self, split: str) -> str:
-        """Of the quantity, such as ``validation accuracy (%)`` or ``test loss (maximum likelihood, nats)``."""
+        """The axis label: ``validation accuracy (%)``, ``test loss (maximum likelihood, nats)``."""
         unit = display_unit(f"best/{self.quantity}")
         name = self.quantity.removesuffix(f"_{unit}").replace("_", " ")
         detail = join_nonempty(self.loss.replace("_", " "), "nats" if self.loss in LOSSES_IN_NATS else unit)

@@ -327,7 +327,7 @@ def test_the_list_describes_each_reproduction_and_missing_experiments(capsys, mo
 
 
 def entries(capsys):
-    """Of a list of two lines each, both joined, by name."""
+    """The entries of a list, two lines each, which are joined; by name."""
     lines = capsys.readouterr().out.splitlines()
     pairs = zip(lines[::2], lines[1::2], strict=True)
     return {title.split()[0]: f"{title} {source.strip()}" for title, source in pairs}

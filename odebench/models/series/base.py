@@ -119,7 +119,7 @@ def apply_head(head: nn.Module | None, states: Tensor, requested: Tensor | None)
         return None
     if requested is None:
         return head(states)
-    # Indices in place of the mask: each use of a mask would wait for a GPU, and so would those in the backward pass.
+    # Indices, not the mask: each use of a mask waits for the GPU, also in the backward pass.
     series, columns = requested.nonzero(as_tuple=True)
     if len(series) == requested.numel():
         return head(states)

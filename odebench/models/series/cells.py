@@ -130,7 +130,7 @@ class GRUDCell(RecurrentCell):
         return hidden * self.hidden_decay(since), last, since
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """A step of the GRU, with decayed values in place of those not observed."""
+        """A step of the GRU, with decayed values for those that were not observed."""
         hidden, last, since = state
         decay = self.value_decay(since)
         values = torch.where(mask, values, decay * last + (1 - decay) * self.means)

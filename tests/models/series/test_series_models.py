@@ -1,4 +1,4 @@
-"""What every series model must satisfy: independence of masked values, of the batch and of unused times."""
+"""Properties of every series model: independence of masked values, of the batch and of unused times."""
 
 from functools import partial
 
