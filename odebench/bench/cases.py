@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odebench.bench import fields
+from odebench.models.series.fields import AutonomousField
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -122,7 +123,7 @@ _ALL = (
     BenchmarkCase(
         "mlp",
         "MLP 4-64-64-4 (tanh), batch 128, 50 outputs in [0, 5]",
-        field=lambda: fields.mlp(nn.Tanh()),
+        field=lambda: AutonomousField(4, units=64, layers=2, activation="tanh"),
         state=lambda: torch.randn(128, 4),
         times=_evenly_spaced(5.0, 50),
         tol=1e-5,
@@ -130,7 +131,7 @@ _ALL = (
     BenchmarkCase(
         "mlp_silu",
         "MLP 4-64-64-4 (SiLU), batch 128, 50 outputs in [0, 5]",
-        field=lambda: fields.mlp(nn.SiLU()),
+        field=lambda: AutonomousField(4, units=64, layers=2, activation="silu"),
         state=lambda: torch.randn(128, 4),
         times=_evenly_spaced(5.0, 50),
         tol=1e-5,

@@ -177,7 +177,7 @@ def spiral(parameters: Any, t: Any, y: Any) -> Any:
 
 
 def mlp(activation: str) -> Callable[..., Any]:
-    """``fields.mlp``."""
+    """``AutonomousField`` with two hidden layers."""
 
     def field(parameters: Any, t: Any, y: Any) -> Any:
         import jax

@@ -30,24 +30,6 @@ class Spiral(nn.Module):
         return self.net(y**3)
 
 
-class Autonomous(nn.Module):
-    """A network of the state, without the time."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt, of y's shape."""
-        return self.net(y)
-
-
-def mlp(activation: nn.Module) -> nn.Module:
-    """An MLP 4-64-64-4 with the activation; y: [B, 4]."""
-    layers = [nn.Linear(4, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 4)]
-    return Autonomous(nn.Sequential(*layers))
-
-
 class PublishedConvField(nn.Module):
     """ConvField as in torchdiffeq's examples/odenet_mnist.py: the time is concatenated as a channel."""
 

@@ -12,6 +12,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": partial(nn.ELU, inplace=True),
     "relu": partial(nn.ReLU, inplace=True),
     "softplus": nn.Softplus,
+    "silu": nn.SiLU,
 }
 
 
