@@ -35,15 +35,18 @@ def as_positive_integer(name: str, value: Any) -> int:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """A bool; TypeError for anything else, which would count as True."""
+    """A bool; TypeError for anything else, since most objects count as True."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return value
 
 
 def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
-    """Finite floats from a list of times or a tensor [M]. ValueError for jumps of f that require a gradient: they have
-    one, which is not computed. Times that a step must end at have none."""
+    """Finite floats from a list of times or a tensor [M].
+
+    Raises ValueError for times of ``jump_t`` that require grad, since their gradient is not computed; those of
+    ``step_t`` have none.
+    """
     tensors = values if isinstance(values, list | tuple) else [values]
     if name == "jump_t" and any(isinstance(x, Tensor) and needs_derivative(x) for x in tensors):
         raise ValueError(

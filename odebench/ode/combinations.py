@@ -11,14 +11,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 PER_SAMPLE_GRADIENTS = ("backprop", "checkpoint")
-REVERSIBLE_METHODS = [name for name, method in METHODS.items() if method.reversible]
-_WORDS = {
-    "event": "events",
-    "dense": "dense output",
-    "step_t": "step_t",
-    "jump_t": "jump_t",
-    "compile": "compiled step",
-}
+_WORDS = {"event": "events", "dense": "dense output", "compile": "compiled step"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,8 @@ class Conflict(NamedTuple):
 
 def find_conflict(c: Combination) -> Conflict | None:
     """The first conflict of a combination; None if ``odebench.ode.solve`` supports it."""
-    return _of_steps(c) or _of_per_sample(c) or _of_scipy(c) or _of_gradient(c) or _of_group(c)
+    of_gradient = _OF_GRADIENT.get(c.gradient, lambda _: None)
+    return _of_steps(c) or _of_per_sample(c) or _of_scipy(c) or of_gradient(c) or _of_group(c)
 
 
 def _of_steps(c: Combination) -> Conflict | None:
@@ -99,7 +93,7 @@ def _of_per_sample(c: Combination) -> Conflict | None:
         return Conflict(("stepping", "method"), reason, "leave it out, or choose method=dopri5")
     for argument in ("compile", "dense", "step_t", "jump_t"):
         if getattr(c, argument):
-            reason = f"stepping=per_sample has no {_WORDS[argument]}"
+            reason = f"stepping=per_sample has no {_WORDS.get(argument, argument)}"
             return Conflict((argument, "stepping"), reason, "leave it out, or choose stepping=shared")
     if c.gradient not in PER_SAMPLE_GRADIENTS:
         choices = " or ".join(f"gradient={mode}" for mode in PER_SAMPLE_GRADIENTS)
@@ -117,23 +111,12 @@ def _of_scipy(c: Combination) -> Conflict | None:
         return None
     for argument in ("event", "dense", "step_t", "jump_t"):
         if getattr(c, argument):
-            reason = f"SciPy's {c.method.name} has no {_WORDS[argument]}"
+            reason = f"SciPy's {c.method.name} has no {_WORDS.get(argument, argument)}"
             return Conflict((argument, "method"), reason, "leave it out, or choose method=dopri5")
     if c.gradient in ("checkpoint", "reversible") or (c.differentiable and c.gradient != "adjoint"):
         reason = f"autograd cannot differentiate through SciPy's {c.method.name}"
-        return Conflict(
-            ("gradient", "method"), reason, "choose gradient=adjoint, or another method, such as method=adams"
-        )
-    return None
-
-
-def _of_gradient(c: Combination) -> Conflict | None:
-    if c.gradient == "checkpoint":
-        return _of_checkpoint(c)
-    if c.gradient == "reversible":
-        return _of_reversible(c)
-    if c.gradient in ("adjoint", "interpolated_adjoint"):
-        return _of_adjoint(c)
+        remedy = "choose gradient=adjoint, or another method, such as method=adams"
+        return Conflict(("gradient", "method"), reason, remedy)
     return None
 
 
@@ -153,17 +136,17 @@ def _of_checkpoint(c: Combination) -> Conflict | None:
     if not explicit and not getattr(c.method, "one_step", False):
         reason = f"a step of {name} needs more than the state it starts from"
         return Conflict(("gradient", "method"), reason, "choose gradient=adjoint, gradient=backprop or method=dopri5")
-    keeps_graphs = c.keep == "graphs"
-    changed = "keep" if keeps_graphs else "recompute"
-    if keeps_graphs and (c.checkpoints is not None or c.recompute == "stage"):
+    keeps_graphs, by_stage = c.keep == "graphs", c.recompute == "stage"
+    if keeps_graphs and (c.checkpoints is not None or by_stage):
         reason = "nothing is recomputed"
         return Conflict(("keep", "checkpoints", "recompute"), reason, "leave checkpoints and recompute out")
-    if not explicit and (keeps_graphs or c.recompute == "stage"):
-        return Conflict(
-            (changed, "method"), f"not for {name}, which is implicit", "leave it out, or take method=dopri5"
-        )
-    if c.compile and (keeps_graphs or c.recompute == "stage"):
-        return Conflict((changed, "compile"), "a compiled step has no graphs of its own", "leave either out")
+    if keeps_graphs or by_stage:
+        changed = "keep" if keeps_graphs else "recompute"
+        if not explicit:
+            reason = f"not for {name}, which is implicit"
+            return Conflict((changed, "method"), reason, "leave it out, or take method=dopri5")
+        if c.compile:
+            return Conflict((changed, "compile"), "a compiled step has no graphs of its own", "leave either out")
     if keeps_graphs and c.jump_t:
         return Conflict(("keep", "jump_t"), "has no jumps", "leave it out")
     if keeps_graphs and c.event and c.fixed:
@@ -174,26 +157,35 @@ def _of_checkpoint(c: Combination) -> Conflict | None:
 def _of_reversible(c: Combination) -> Conflict | None:
     if not c.method.reversible:
         reason = f"the steps of {c.method.name} cannot be undone"
-        remedy = "choose gradient=checkpoint, or a reversible method: " + ", ".join(REVERSIBLE_METHODS)
+        reversible = ", ".join(name for name, method in METHODS.items() if method.reversible)
+        remedy = f"choose gradient=checkpoint, or a reversible method: {reversible}"
         return Conflict(("gradient", "method"), reason, remedy)
     for argument in ("event", "dense", "jump_t"):
         if getattr(c, argument):
-            return Conflict(("gradient", argument), f"has no {_WORDS[argument]}", "choose gradient=backprop")
+            return Conflict(
+                ("gradient", argument), f"has no {_WORDS.get(argument, argument)}", "choose gradient=backprop"
+            )
     return None
 
 
 def _of_group(c: Combination) -> Conflict | None:
     if not c.group:
         return None
-    if c.stepping != "shared":
-        return Conflict(
-            ("group", "stepping"), "stepping=per_sample gives each process its own steps", "leave either out"
-        )
+    for argument, value in {"stepping": "per_sample", "norm": "full"}.items():
+        if getattr(c, argument) == value:
+            reason = f"{argument}={value} gives each process its own steps"
+            return Conflict(("group", argument), reason, "leave either out")
     methods: dict[str, Any] = {"method": c.method, "adjoint_method": c.adjoint_method or c.method}
     for argument, method in methods.items():
         if not isinstance(method, Tableau):
             reason = f"{argument}={method.name} is no explicit Runge-Kutta method"
             return Conflict(("group", argument), reason, f"leave it out, or choose {argument}=dopri5")
-    if c.norm == "full":
-        return Conflict(("group", "norm"), "norm=full gives each process its own steps", "leave either out")
     return None
+
+
+_OF_GRADIENT = {
+    "checkpoint": _of_checkpoint,
+    "reversible": _of_reversible,
+    "adjoint": _of_adjoint,
+    "interpolated_adjoint": _of_adjoint,
+}

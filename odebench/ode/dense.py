@@ -60,7 +60,7 @@ class Interpolant:
 
     def evaluate(self, thetas: Sequence[float]) -> Tensor:
         """The states [len(thetas), N] at t + theta h."""
-        slopes = self._stacked()
+        slopes = self.stacked_slopes()
         return torch.addmm(self.y.unsqueeze(0), evaluate_weights(self.weights, thetas, slopes), slopes, alpha=self.h)
 
     def derivative(self, thetas: Sequence[float], order: int = 1) -> Tensor:
@@ -71,7 +71,7 @@ class Interpolant:
             return sum(math.perm(j, order) * row[j - 1] * theta ** (j - order) for j in powers)
 
         rows = [[weight(row, theta) for row in self.weights] for theta in thetas]
-        slopes = self._stacked()
+        slopes = self.stacked_slopes()
         return queued(rows, slopes) @ slopes * self.h ** (1 - order)
 
     def change(self, thetas: Sequence[float], shifts: Tensor) -> Tensor:
@@ -88,8 +88,13 @@ class Interpolant:
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
         return Interpolant(self.t, self.h, self.y.clone(), slopes, self.weights)
 
-    def _stacked(self) -> Tensor:
+    def stacked_slopes(self) -> Tensor:
+        """The slopes [m, N]."""
         return self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
+
+
+Evaluation = Callable[[Interpolant, Sequence[float]], Tensor]
+"""From a step's interpolant and thetas to rows [len(thetas), N], such as ``Interpolant.evaluate``."""
 
 
 class _RefuseGradient(torch.autograd.Function):
@@ -141,23 +146,11 @@ class DenseOutput:
 
         Raises ValueError for a time outside the span.
         """
-        times, slack = _as_list(t)
-        states = self._attach_time_gradient(t, self._refuse_gradient(self.flat(times, slack)), times, slack, 1)
-        return self._unflatten(states if _is_sequence(t) else states[0])
+        return self._at(t, Interpolant.evaluate, 1)
 
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
         """dy/dt at t, or [T, ...] at t [T], the derivative of the interpolating polynomial: one order less accurate."""
-        times, slack = _as_list(t)
-        rates = self._refuse_gradient(self._evaluate(times, Interpolant.derivative, slack))
-        rates = self._attach_time_gradient(t, rates, times, slack, 2)
-        return self._unflatten(rates if _is_sequence(t) else rates[0])
-
-    def flat(self, times: Sequence[float], slack: float = 0.0) -> Tensor:
-        """The flat states [T, N] at T times in any order.
-
-        Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
-        """
-        return self._evaluate(times, Interpolant.evaluate, slack)
+        return self._at(t, Interpolant.derivative, 2)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as numbers, lists and detached tensors, for torch.save; without f and without graph.
@@ -173,7 +166,7 @@ class DenseOutput:
             "h": [step.h for step in interpolants],
             "end": self._end,
             "y": torch.stack([step.y.detach() for step in interpolants]),
-            "slopes": [step._stacked().detach() for step in interpolants],
+            "slopes": [step.stacked_slopes().detach() for step in interpolants],
             "weights": [[list(row) for row in table] for table in tables],
             "weights_of_step": [tables.index(step.weights) for step in interpolants],
             "first_state": example,
@@ -200,21 +193,23 @@ class DenseOutput:
         """Read what ``save`` wrote, onto a device; None is the one it was saved from. Runs no code from the file."""
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
 
-    def _attach_time_gradient(self, t: Any, values: Tensor, times: Sequence[float], slack: float, order: int) -> Tensor:
-        """The values [T, N] at t, with the derivative of that order as their gradient with respect to t."""
-        if not (isinstance(t, Tensor) and needs_derivative(t)):
-            return values
-        shift = (first_derivative_only(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
-        derivative = functools.partial(Interpolant.derivative, order=order)
-        return values + shift * self._evaluate(times, derivative, slack).detach()
+    def _at(self, t: float | Sequence[float] | Tensor, evaluate: Evaluation, order: int) -> Any:
+        """``evaluate`` at t, in the structure of y0. order: of its derivative, the gradient with respect to t."""
+        times, slack = _as_list(t)
+        values = self.flat(times, slack, evaluate)
+        if self._source is not None:
+            values = _RefuseGradient.apply(values, self._source)
+        if isinstance(t, Tensor) and needs_derivative(t):
+            shift = (first_derivative_only(t) - t.detach()).reshape(-1, 1).to(values.device, values.real.dtype)
+            derivative = functools.partial(Interpolant.derivative, order=order)
+            values = values + shift * self.flat(times, slack, derivative).detach()
+        return self._unflatten(values if _is_sequence(t) else values[0])
 
-    def _refuse_gradient(self, states: Tensor) -> Tensor:
-        return states if self._source is None else _RefuseGradient.apply(states, self._source)
+    def flat(self, times: Sequence[float], slack: float, evaluate: Evaluation = Interpolant.evaluate) -> Tensor:
+        """The flat states [T, N] at T times in any order, or ``evaluate`` of the right interpolant at each time.
 
-    def _evaluate(
-        self, times: Sequence[float], evaluate: Callable[[Interpolant, Sequence[float]], Tensor], slack: float
-    ) -> Tensor:
-        """``evaluate`` of the right interpolant at each time, [T, N]."""
+        Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
+        """
         start, end = self.span
         slack = max(slack * max(abs(start), abs(end)), 1e-9 * abs(end - start))
         for time in times:

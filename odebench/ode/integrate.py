@@ -17,7 +17,8 @@ from odebench.ode import control
 from odebench.ode.dense import Interpolant
 from odebench.ode.events import EventDetector, EventHit
 from odebench.ode.methods.scipy_methods import SciPyMethod
-from odebench.ode.methods.steppers import Field, Stepper, VariableOrderStepper, make_stepper
+from odebench.ode.methods.stepper import Field, Stepper, VariableOrderStepper
+from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem

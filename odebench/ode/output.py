@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odebench.ode.dense import Interpolant
 from odebench.ode.events import EventDetector, EventHit, ZeroCrossing
-from odebench.ode.methods.steppers import Stepper
+from odebench.ode.methods.stepper import Stepper
 
 
 class OutputRecorder:
@@ -46,16 +46,14 @@ class OutputRecorder:
         wanted = self._output_times[first:due]
         if not (wanted or self._dense or self._detector):
             return None
-        interpolant = None
+        interpolant, zeros, ends = None, list[ZeroCrossing](), False
         moves = self._output_shift is not None and t_next != self._output_times[-1]
         if self._dense or self._detector or moves or wanted[0] != t_next:
             interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
-        if interpolant is not None and self._dense:
-            self.interpolants.append(interpolant.copy())
-        zeros: list[ZeroCrossing] = []
-        ends = False
-        if interpolant is not None and self._detector:
-            zeros, ends = self._detector.detect(interpolant, t_next, y_next)
+            if self._dense:
+                self.interpolants.append(interpolant.copy())
+            if self._detector:
+                zeros, ends = self._detector.detect(interpolant, t_next, y_next)
         zero_times = [t_next if zero.theta == 1 else t + zero.theta * h for zero in zeros]
         event_time = None
         if ends:
@@ -83,16 +81,18 @@ class OutputRecorder:
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
             assert interpolant is not None
-            self.state_chunks.append(self._moved(interpolant.evaluate(thetas), interpolant, new[: len(thetas)], thetas))
+            self.state_chunks.append(
+                self._shifted(interpolant.evaluate(thetas), interpolant, new[: len(thetas)], thetas)
+            )
         if new[-1:] == [t_next]:
-            self.state_chunks.append(self._moved(y_next.unsqueeze(0), interpolant, [t_next], [1.0]))
+            self.state_chunks.append(self._shifted(y_next.unsqueeze(0), interpolant, [t_next], [1.0]))
         self.times += new
         return {time: last + i for i, time in enumerate(self.times[last:])}
 
-    def _moved(
+    def _shifted(
         self, states: Tensor, interpolant: Interpolant | None, times: list[float], thetas: list[float]
     ) -> Tensor:
-        """The states [m, N] at times of a step, which move along its interpolant; at the last time they do not."""
+        """Shift the states [m, N] at times of a step along its interpolant, except at the last output time."""
         if self._output_shift is None or times == self._output_times[-1:]:
             return states
         assert interpolant is not None

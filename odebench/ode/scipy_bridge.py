@@ -14,6 +14,7 @@ from odebench.ode.solution import SolveOutcome, Stats, Status
 
 # The largest N for solvers that store an N x N matrix: 2 GiB.
 MAX_MATRIX_SIZE = 16_384
+SOLVERS_WITH_MIN_STEP = ("LSODA", "vode_adams")
 
 
 class NonFiniteError(ArithmeticError):
@@ -51,7 +52,9 @@ def solve_span(
                     status = Status.step_underflow
                     break
                 step, end = float(solver.t - solver.t_old), float(solver.t)
-                _record_step(step, stats)
+                stats.accepted += 1
+                stats.step_sizes.append(step)
+                stats.warm_step = stats.warm_step or abs(step)
                 outputs += _outputs_in_step(solver, adapter, times[len(outputs) :])
         except NonFiniteError:
             status = Status.non_finite
@@ -61,7 +64,7 @@ def solve_span(
 
 
 def _check_options(method: SciPyMethod, y: Tensor, plan: SolvePlan) -> None:
-    if plan.min_step > 0 and method.solver not in ("LSODA", "vode_adams"):
+    if plan.min_step > 0 and method.solver not in SOLVERS_WITH_MIN_STEP:
         raise ValueError(f"method {method.name} has no min_step; use a method that is not SciPy's, such as dopri5")
     n = y.numel() * (2 if y.is_complex() else 1)
     if method.matrix and n > MAX_MATRIX_SIZE:
@@ -129,7 +132,7 @@ def _make_solver(method: SciPyMethod, adapter: _FieldAdapter, y: Tensor, times: 
         "first_step": None if plan.first_step is None else min(plan.first_step, abs(end - start)),
         "max_step": plan.max_step,
     }
-    if method.solver in ("LSODA", "vode_adams"):
+    if method.solver in SOLVERS_WITH_MIN_STEP:
         options["min_step"] = plan.min_step
     make = _VodeAdams if method.solver == "vode_adams" else getattr(integrate, method.solver)
     return make(adapter, start, adapter.array(y), end, **options)
@@ -139,18 +142,10 @@ def _outputs_in_step(solver: Any, adapter: _FieldAdapter, remaining: list[float]
     """The states at the remaining output times that the last step has passed."""
     direction = math.copysign(1.0, solver.t - solver.t_old)
     reached = [time for time in remaining if (time - solver.t) * direction <= 0]
-    if not reached:
-        return []
-    dense_output = None if reached == [solver.t] else solver.dense_output()
+    interpolate = None if reached in ([], [solver.t]) else solver.dense_output()
     return [
-        adapter.state(solver.y if dense_output is None or time == solver.t else dense_output(time)) for time in reached
+        adapter.state(solver.y if interpolate is None or time == solver.t else interpolate(time)) for time in reached
     ]
-
-
-def _record_step(step: float, stats: Stats) -> None:
-    stats.accepted += 1
-    stats.step_sizes.append(step)
-    stats.warm_step = stats.warm_step or abs(step)
 
 
 class _VodeAdams:
@@ -166,12 +161,9 @@ class _VodeAdams:
         t0: float,
         y0: np.ndarray,
         t_bound: float,
-        *,
-        rtol: float | np.ndarray,
-        atol: float | np.ndarray,
         first_step: float | None,
-        min_step: float,
         max_step: float,
+        **options: Any,
     ) -> None:
         from scipy.integrate import ode
 
@@ -181,11 +173,9 @@ class _VodeAdams:
         solver = ode(self._call).set_integrator(
             "vode",
             method="adams",
-            rtol=rtol,
-            atol=atol,
             first_step=math.copysign(first_step or 0.0, t_bound - t0),
-            min_step=min_step,
             max_step=0.0 if math.isinf(max_step) else max_step,
+            **options,
         )
         solver.set_initial_value(y0, t0)
         self._vode = solver._integrator
@@ -213,7 +203,7 @@ class _VodeAdams:
         return y, t
 
     def _call(self, t: float, y: np.ndarray) -> np.ndarray:
-        """f; an exception is raised after the step, since SciPy 1.17's VODE continues evaluating after an error."""
+        """Evaluate f; ``_run`` raises its exception, since VODE of SciPy 1.17 continues to evaluate after an error."""
         if self._raised is None:
             try:
                 return self._fun(t, y)

@@ -66,7 +66,8 @@ class Stats:
 class SolveOutcome:
     """How and where an integration ended; the first ``reached`` of the times have states.
 
-    rows: with per-sample stepping, text with the number of rows that ended so and the first of them, described here.
+    rows: with per-sample stepping, text that says how many rows ended so and which is the first; the other fields are
+        those of that row.
     attempted: whether any step was tried.
     """
 

@@ -27,12 +27,6 @@ def store_times(tensors: Sequence[Tensor], times: Sequence[float]) -> None:
         tensor.__dict__["time_on_host"] = time
 
 
-def copy_stored_time(source: Tensor, target: Tensor) -> None:
-    """Let ``target``, of equal value, keep the time that ``source`` keeps, if any."""
-    if "time_on_host" in source.__dict__:
-        store_times([target], [source.__dict__["time_on_host"]])
-
-
 def read_time(t: Tensor) -> float:
     """The value of a scalar tensor; waits for its device only if ``store_times`` has not been called for it."""
     if "time_on_host" not in t.__dict__:

@@ -193,7 +193,7 @@ TABLE = [
     # Reversible methods.
     Allowed(
         READ,
-        "methods/reversible_stepper.py _DriftMonitor.exceeds",
+        "methods/reversible_stepper.py _DriftMonitor.check",
         "whether the two states of the method drift apart, after an accepted step",
         lambda c: is_reversible_with_monitor(c) and (is_forward(c) or c.adjoint),
         attempt=1,

@@ -5,22 +5,20 @@ import itertools
 import math
 from fractions import Fraction
 
+import detest
 import pytest
 import torch
+from convergence import convergence_order, pendulum
 
 from odebench.ode import METHODS, SolveError, Status, solve
 from odebench.ode.methods.adams import VariableOrderAdams, integration_weights, lagrange_integrals
 from odebench.ode.methods.adams_variable_stepper import VariableOrderAdamsStepper
+from odebench.ode.methods.stepper import StepperOptions
 from odebench.ode.problem import InitialValueProblem
 
 EXPLICIT, IMPLICIT, ADAMS = (METHODS[name] for name in ("explicit_adams", "implicit_adams", "adams"))
 Y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
 UNEVEN = [Fraction(n, 7) for n in (7, 0, -5, -6, -17, -40)]
-
-
-def pendulum(t, y):
-    """Nonlinear and dependent on time."""
-    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +29,6 @@ def reference():
 def of_order(method, order):
     """The method at that order, its iteration run to round-off."""
     return dataclasses.replace(method, order=order, rtol=0.0, atol=1e-15, max_iters=100)
-
-
-def convergence_order(steps, errors):
-    """Least-squares slope of -log error against log number of steps."""
-    x = torch.tensor([math.log(n) for n in steps])
-    y = torch.tensor([math.log(e) for e in errors])
-    x, y = x - x.mean(), y - y.mean()
-    return -float((x * y).sum() / (x * x).sum())
 
 
 # Coefficients.
@@ -184,34 +174,19 @@ def test_invalid_orders_raise_an_error(order, message):
 # Variable order.
 
 
-def kepler(t, y):
-    r3 = (y[0] ** 2 + y[1] ** 2) ** 1.5
-    return torch.stack((y[2], y[3], -y[0] / r3, -y[1] / r3))
-
-
-def predator_prey(t, y):
-    """DETEST B1."""
-    return torch.stack((2 * (y[0] - y[0] * y[1]), y[0] * y[1] - y[1]))
-
-
-def tridiagonal(t, y):
-    """DETEST C3: a tridiagonal system of ten."""
-    return torch.nn.functional.pad(y[:-1], (1, 0)) - 2 * y + torch.nn.functional.pad(y[1:], (0, 1))
-
-
 PROBLEMS = {
-    "kepler": (kepler, [0.7, 0.0, 0.0, math.sqrt(1.3 / 0.7)], 10.0),
-    "pendulum": (pendulum, [1.0, 0.3], 10.0),
-    "predator_prey": (predator_prey, [1.0, 3.0], 10.0),
-    "tridiagonal": (tridiagonal, [1.0] + [0.0] * 9, 10.0),
+    "orbit": detest.PROBLEMS["D2"],
+    "predator_prey": detest.PROBLEMS["B1"],
+    "heat": detest.PROBLEMS["C3"],
+    "pendulum": detest.TestProblem(pendulum, Y0),
 }
 TOLERANCES = (1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 
 
 def solve_problem(name, method, tol, grad=False):
-    f, y0, end = PROBLEMS[name]
+    problem = PROBLEMS[name]
     with torch.set_grad_enabled(grad):
-        return solve(f, torch.tensor(y0, dtype=torch.float64), [0.0, end], method=method, rtol=tol, atol=tol)
+        return solve(problem.f, problem.y0, [0.0, 10.0], method=method, rtol=tol, atol=tol)
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +213,12 @@ def test_it_needs_fewer_evaluations_than_dopri5(name):
 
 def test_high_orders_need_fewer_steps():
     """At order 4 and below the same method needs far more steps."""
-    low = solve_problem("kepler", VariableOrderAdams("low", "", highest=4), 1e-9).stats
-    assert low.accepted > 2.5 * solve_problem("kepler", ADAMS, 1e-9).stats.accepted
+    low = solve_problem("orbit", VariableOrderAdams("low", "", highest=4), 1e-9).stats
+    assert low.accepted > 2.5 * solve_problem("orbit", ADAMS, 1e-9).stats.accepted
 
 
 def test_evaluations_are_one_per_attempt_and_one_per_accepted_step():
-    stats = solve_problem("kepler", ADAMS, 1e-6).stats
+    stats = solve_problem("orbit", ADAMS, 1e-6).stats
     assert stats.rejected > 0
     # One at the start and one for the first step size; none after the last step.
     assert stats.nfe == 2 + stats.rejected + 2 * stats.accepted - 1
@@ -292,7 +267,7 @@ def test_the_interpolant_has_an_order_more_than_the_predictor():
 def stepper_with_history(solution, k, h):
     """A stepper of order k at t = 1 with exact past slopes at distance h."""
     problem = InitialValueProblem(pendulum, Y0, [0.0, 1.0], ())
-    stepper = VariableOrderAdamsStepper(ADAMS, problem, Y0, compiled=False, one_sided=False)
+    stepper = VariableOrderAdamsStepper(ADAMS, problem, Y0, StepperOptions())
     times = [1.0 - h * j for j in range(k)]
     slopes = [pendulum(torch.tensor(time, dtype=torch.float64), solution(time)) for time in times]
     stepper.start(times[-1], solution(times[-1]), slopes[-1])

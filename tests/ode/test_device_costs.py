@@ -78,7 +78,7 @@ def take_counts(device):
 def occurrences(case, attempts, stats):
     """How often each unit of ``Allowed`` occurs in a pass."""
     groups = [g for g in case.method.groups if case.method.a[g.start][g.start]] if case.of(ImplicitTableau) else []
-    together = len(groups[0]) if groups else 1
+    together = groups[0].stop - groups[0].start if groups else 1
     return {
         "solve": 1,
         "interval": INTERVALS,

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from convergence import convergence_order, pendulum
 from torch import nn
 
 from odebench.ode import METHODS, SolveError, solve
 from odebench.ode.methods import jacobian, newton, rosenbrock_stepper
 from odebench.ode.methods.implicit import ImplicitTableau
-from odebench.ode.methods.krylov import gmres
+from odebench.ode.methods.newton import gmres
 from odebench.ode.methods.order_conditions import gamma, size, stage_weights
 from odebench.ode.methods.rosenbrock import Rosenbrock
 
@@ -27,11 +28,6 @@ MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
 def matrix_free(monkeypatch):
     for module in (jacobian, newton, rosenbrock_stepper):
         monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
-
-
-def pendulum(t, y):
-    """Nonlinear and dependent on time, so that every order condition matters."""
-    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
 
 
 def van_der_pol(t, y):
@@ -56,14 +52,6 @@ def double(*values):
 @pytest.fixture(scope="module")
 def reference():
     return solve(pendulum, double(1.0, 0.3), [0.0, 2.0], rtol=1e-13, atol=1e-13).y[-1]
-
-
-def convergence_order(steps, errors):
-    """Least-squares slope of log error against log step size."""
-    x = torch.tensor([-math.log(n) for n in steps])
-    y = torch.tensor([math.log(e) for e in errors])
-    x, y = x - x.mean(), y - y.mean()
-    return float((x * y).sum() / (x * x).sum())
 
 
 def stability_function(method, z):
@@ -225,12 +213,11 @@ def brusselator(n):
 
 
 @pytest.mark.parametrize("name", MATRIX_FREE)
-def test_matrix_free_steps_equal_those_with_the_matrix(name, monkeypatch):
+def test_matrix_free_steps_equal_those_with_the_matrix(name, request):
     f, y0 = brusselator(20)
     with torch.no_grad():
         dense = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
-        for module in (jacobian, newton, rosenbrock_stepper):
-            monkeypatch.setattr(module, "MAX_DENSE_SIZE", 1)
+        request.getfixturevalue("matrix_free")
         free = solve(f, y0, [0.0, 1.0], method=name, rtol=1e-5, atol=1e-5)
     assert dense.stats.jacobian_products == 0 < free.stats.jacobian_products
     for a, b in zip(dense.y, free.y, strict=True):

@@ -1,9 +1,8 @@
 """Every explicit Runge-Kutta method has the order that its tableau claims, by measured convergence in float64."""
 
-import math
-
 import pytest
 import torch
+from convergence import convergence_order, pendulum
 
 from odebench.ode import METHODS, Tableau, solve
 
@@ -11,23 +10,10 @@ TABLEAUS = [name for name, method in METHODS.items() if isinstance(method, Table
 ADAPTIVE = [name for name in TABLEAUS if METHODS[name].adaptive]
 
 
-def pendulum(t, y):
-    """Nonlinear and dependent on time, so that every order condition matters."""
-    return torch.stack((y[1], -torch.sin(y[0]) + 0.5 * torch.cos(t)))
-
-
 @pytest.fixture(scope="module")
 def reference():
     y0 = torch.tensor([1.0, 0.3], dtype=torch.float64)
     return y0, solve(pendulum, y0, [0.0, 2.0], method="dopri8", rtol=1e-14, atol=1e-14).y[-1]
-
-
-def convergence_order(steps, errors):
-    """Least-squares slope of log error against log step size."""
-    x = torch.tensor([-math.log(n) for n in steps])
-    y = torch.tensor([math.log(e) for e in errors])
-    x, y = x - x.mean(), y - y.mean()
-    return float((x * y).sum() / (x * x).sum())
 
 
 @pytest.mark.parametrize("name", TABLEAUS)

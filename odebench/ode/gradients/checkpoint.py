@@ -28,7 +28,6 @@ from odebench.ode.gradients.stage_backward import OutputGradients, backward_thro
 from odebench.ode.gradients.step_history import AcceptedStep, GraphHistory, Stage, StageRecorder, StateHistory
 from odebench.ode.integrate import ForwardSolve, IntegrationResult
 from odebench.ode.methods import Tableau
-from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
@@ -138,7 +137,7 @@ def _recomputed_stages(
     assert isinstance(method, Tableau)
     direction = history.time_direction(plan)
     without_last, with_last = (
-        ExplicitRungeKuttaStepper(tableau, field, outputs.gradients[0], one_sided=direction)
+        make_stepper(tableau, field, outputs.gradients[0], one_sided=direction)
         for tableau in (method.for_fixed_steps(), method)
     )
 

@@ -18,7 +18,7 @@ from odebench.ode.solution import Stats, Status
 
 
 class CompiledAdjointStepper:
-    """The stepper of a compiled backward solve in (y, a) [2N]; see ``odebench.ode.methods.steppers.Stepper``.
+    """The stepper of a compiled backward solve in (y, a) [2N]; see ``odebench.ode.methods.stepper.Stepper``.
 
     Each step evaluates its own first stage: most intervals between two output times are one step.
 

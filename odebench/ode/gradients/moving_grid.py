@@ -12,7 +12,8 @@ from torch import Tensor
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.adams import FixedOrderAdams
-from odebench.ode.methods.steppers import SlopeKeeper, make_stepper
+from odebench.ode.methods.stepper import SlopeKeeper
+from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.plan import SolvePlan, corners_at_times
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.torch_func import needs_derivative

@@ -1,42 +1,30 @@
 """The table of methods by name. Imports no torch."""
 
-from typing import Protocol
-
 from odebench.ode.methods import adams, explicit, explicit_high_order, implicit, reversible, rosenbrock, scipy_methods
 from odebench.ode.methods.tableau import Tableau
 
-
-class Method(Protocol):
-    """The description of a method, of any family, in ``METHODS``.
-
-    name, source: its name for users, and the publication.
-    order: order of the step; the highest one if the order varies.
-    stages: evaluations of f per step.
-    adaptive: whether it estimates its error, and so can choose its step sizes.
-    stiff: whether it is suited to stiff fields.
-    reversible: whether a step can be undone exactly.
-
-    The tuple ``options``, if there is one, names the fields that users may set.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def order(self) -> int: ...
-    @property
-    def stages(self) -> int: ...
-    @property
-    def adaptive(self) -> bool: ...
-    @property
-    def stiff(self) -> bool: ...
-    @property
-    def reversible(self) -> bool: ...
-
-    def for_fixed_steps(self) -> "Method":
-        """Return this method without its error estimate, for fixed steps."""
-
+# The descriptions of methods, of all families. They have these attributes:
+#
+# name, source: the method's name for users, and the publication.
+# order: order of the step; the highest one if the order varies.
+# stages: evaluations of f per step.
+# adaptive: whether it estimates its error, and so can choose its step sizes.
+# stiff: whether it is suited to stiff fields.
+# reversible: whether a step can be undone exactly.
+# for_fixed_steps(): the method without its error estimate; itself, if it has none or has no fixed steps.
+#
+# The tuple ``options``, if there is one, names the fields that users may set.
+Method = (
+    Tableau
+    | adams.FixedOrderAdams
+    | adams.VariableOrderAdams
+    | scipy_methods.SciPyMethod
+    | reversible.ReversibleRungeKutta
+    | reversible.AsynchronousLeapfrog
+    | reversible.ReversibleHeun
+    | implicit.ImplicitTableau
+    | rosenbrock.Rosenbrock
+)
 
 _METHODS: tuple[Method, ...] = (
     explicit.EULER,
@@ -56,13 +44,7 @@ _METHODS: tuple[Method, ...] = (
     adams.EXPLICIT_ADAMS,
     adams.IMPLICIT_ADAMS,
     adams.ADAMS,
-    scipy_methods.RK23,
-    scipy_methods.RK45,
-    scipy_methods.DOP853,
-    scipy_methods.RADAU,
-    scipy_methods.BDF,
-    scipy_methods.LSODA,
-    scipy_methods.VODE_ADAMS,
+    *scipy_methods.SCIPY_METHODS.values(),
     reversible.ALF,
     reversible.REVERSIBLE_HEUN,
     reversible.REVERSIBLE_MIDPOINT,

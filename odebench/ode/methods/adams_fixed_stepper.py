@@ -12,35 +12,36 @@ from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods import adams, explicit
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
-from odebench.ode.methods.slope_history import evaluate, make_slope_history, scaled_nodes
+from odebench.ode.methods.slope_history import make_slope_history, scaled_nodes
+from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate
 from odebench.ode.solution import Status
 
 # Steps of the 3/8 rule start methods up to this order, the order of their local error.
 MAX_RK4_START_ORDER = 5
 
 
-class FixedOrderAdamsStepper:
-    """The stepper of a ``FixedOrderAdams``; see ``odebench.ode.methods.steppers.Stepper``."""
+class FixedOrderAdamsStepper(Stepper):
+    """The stepper of a ``FixedOrderAdams``."""
 
-    def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
-        self._method, self._field, self._one_sided = method, field, one_sided
+    def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, options: StepperOptions) -> None:
+        self._method, self._field, self._one_sided = method, field, options.one_sided
         self._slopes = make_slope_history(method.num_slopes, y)
         self._times: list[float] = []
-        # How the times move relative to a step from the newest one; tensors if that has a derivative.
+        # How far each time moves relative to a step from the newest one; tensors if a derivative needs it.
         self._shifts: list[Tensor | float] = []
         self._t_next = 0.0
-        self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, compiled=compiled, one_sided=one_sided)
+        self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, options)
         self._nodes: tuple[float, ...] = ()
         self._predictor: list[float] = []
         self._corrector: list[float] = []
-        self._end: tuple[Tensor, Tensor] | None = None
+        # f at the end of the step, if it is known.
+        self._end: Tensor | None = None
         self.order = method.order
-        self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Store the first slope; starting steps follow."""
         self._slopes.clear()
-        self._slopes.push(self._evaluate(t, y) if f is None else f)
+        self._slopes.push(evaluate(self._field, t, y, self._one_sided) if f is None else f)
         self._times, self._shifts = [t], [0.0]
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -50,18 +51,21 @@ class FixedOrderAdamsStepper:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         self.failure, self._end, self._t_next = None, None, t + h
-        num_slopes = self._method.num_slopes
-        if len(self._slopes) < (min(num_slopes, 3) if self._method.start == "growing" else num_slopes):
-            self._nodes = ()
-            return self._start_step(t, h, y)
+        method, num_slopes = self._method, self._method.num_slopes
+        if len(self._slopes) < (min(num_slopes, 3) if method.start == "growing" else num_slopes):
+            self._nodes, f = (), self.slope(t, y)
+            if method.order > MAX_RK4_START_ORDER and method.start == "accurate":
+                return self._extrapolate(t, h, y, f, math.ceil((method.order - 1) / 2))
+            self._starter.start(t, y, f)
+            return self._starter.attempt(t, h, y, last=True)
         known = scaled_nodes(t, h, self._times)
         if known != self._nodes:
             self._nodes = known
             self._predictor = adams.integration_weights(known)
-            if self._method.implicit:
-                self._corrector = adams.integration_weights((1.0, *known)[: self._method.order])
+            if method.implicit:
+                self._corrector = adams.integration_weights((1.0, *known)[: method.order])
         predicted = self._combine(y, h, self._predictor, self._weight_changes(h, known, self._shifts))
-        return self._correct(t, h, y, predicted) if self._method.implicit else predicted
+        return self._correct(t, h, y, predicted) if method.implicit else predicted
 
     def error(self) -> Tensor:
         """Fixed steps have none."""
@@ -74,9 +78,8 @@ class FixedOrderAdamsStepper:
             mean = (y_next - y) / h
             if interpolation == "linear":
                 return Interpolant(t, h, y, [mean], LINEAR)
-            f_next = self._evaluate(t_next, y_next)
-            self._end = (y_next, f_next)
-            return Interpolant(t, h, y, [self.slope(t, y), f_next, mean], HERMITE)
+            self._end = evaluate(self._field, t_next, y_next, self._one_sided)
+            return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
         implicit = self._method.implicit
         known = (1.0, *self._nodes)[: self._method.order] if implicit else self._nodes
         weights = tuple(map(tuple, adams.lagrange_integrals(known)))
@@ -86,20 +89,17 @@ class FixedOrderAdamsStepper:
         """Store the slope at the end of the step."""
         if last:
             return
-        evaluated = self._end is not None and self._end[0] is y_next
-        self._slopes.push(self._end[1] if evaluated else self._evaluate(t_next, y_next))  # type: ignore[index]
+        end = self._end
+        self._slopes.push(evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
         self._times = [t_next, *self._times][: self._method.num_slopes]
         self._shifts = [0.0, *self._shifts][: self._method.num_slopes]
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply the slopes, and divide the distances from the end of the step to their times."""
         self._slopes.scale(factor)
-        self._end = None if self._end is None else (self._end[0], self._end[1] * factor)
+        self._end = None if self._end is None else self._end * factor
         distances = [time - self._t_next for time in self._times]
         self._shifts = [(d + shift) / factor - d for d, shift in zip(distances, self._shifts, strict=True)]
-
-    def stiffness(self) -> None:
-        """No estimate."""
 
     def _correct(self, t: float, h: float, y: Tensor, y_next: Tensor) -> Tensor:
         """Solve y_next = y + h (w_0 f(t + h, y_next) + sum of known terms) by iteration from a prediction."""
@@ -107,26 +107,31 @@ class FixedOrderAdamsStepper:
         changes = self._weight_changes(h, (1.0, *self._nodes), (0.0, *self._shifts))
         known = self._combine(y, h, weights[1:], changes[1:]) if len(weights) > 1 else y
         for _ in range(method.max_iters):
-            f = self._evaluate(t + h, y_next, ending_step=h)
+            f = evaluate(self._field, t + h, y_next, self._one_sided, ending_step=h)
             previous, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
             if changes:
                 y_next = y_next + changes[0] * f
             if self._converged(y, previous, y_next):
                 break
         else:
-            self._fail(t + h, y_next)
+            if not torch.isfinite(y_next.detach()).all():
+                self.failure = Status.non_finite
+            elif method.lenient:
+                warnings.warn(f"{method.name}: the iteration did not converge at t={t + h:.6g}", stacklevel=2)
+            else:
+                self.failure = Status.not_converged
         self._slopes.set_end_slope(f)
         return y_next
 
     def _weight_changes(self, h: float, nodes: Sequence[float], shifts: Sequence[Tensor | float]) -> list[Tensor]:
-        """h times the weights' derivatives with respect to shifts of the times, if there are any: 0 with a graph."""
+        """What shifts of the times change in h times the weights: 0, with a graph; empty if there are no shifts."""
         if not isinstance(shifts[-1], Tensor):
             return []
         weights = adams.integration_weights([node + shift / h for node, shift in zip(nodes, shifts, strict=True)])
         return [h * (weight - weight.detach()) for weight in weights]
 
     def _combine(self, y: Tensor, h: float, weights: Sequence[float], changes: Sequence[Tensor]) -> Tensor:
-        """y + h sum_i weights_i slope_i, [N], and the changes of h weights_i, if any."""
+        """y + sum_i (h weights_i + changes_i) slope_i, [N]; ``changes`` may be empty."""
         y = self._slopes.combine(y, [h * w for w in weights], include_end=False)
         if changes:
             for change, slope in zip(changes, self._slopes.first(len(changes), include_end=False), strict=True):
@@ -137,28 +142,9 @@ class FixedOrderAdamsStepper:
         """Whether no component changed by more than the tolerance of the iteration."""
         method = self._method
         with torch.no_grad():
-            if not y.numel():
-                return True
             size = torch.maximum((previous - y).abs(), (current - y).abs()).mul_(method.rtol)
             allowed = size.add_(y.abs(), alpha=4 * torch.finfo(y.dtype).eps).add_(method.atol)
             return bool(((current - previous).abs() <= allowed).all())
-
-    def _fail(self, t: float, y: Tensor) -> None:
-        """Handle an iteration that did not converge at t, y [N]."""
-        if not torch.isfinite(y.detach()).all():
-            self.failure = Status.non_finite
-        elif self._method.lenient:
-            warnings.warn(f"{self._method.name}: the iteration did not converge at t={t:.6g}", stacklevel=2)
-        else:
-            self.failure = Status.not_converged
-
-    def _start_step(self, t: float, h: float, y: Tensor) -> Tensor:
-        """One step before there are enough slopes."""
-        f = self.slope(t, y)
-        if self._method.order > MAX_RK4_START_ORDER and self._method.start == "accurate":
-            return self._extrapolate(t, h, y, f, math.ceil((self._method.order - 1) / 2))
-        self._starter.start(t, y, f)
-        return self._starter.attempt(t, h, y, last=True)
 
     def _extrapolate(self, t: float, h: float, y: Tensor, f: Tensor, count: int) -> Tensor:
         """A step of order 2 count: midpoint steps of size h/2, h/4, ..., h/(2 count), extrapolated in h^2 (Hairer,
@@ -168,7 +154,7 @@ class FixedOrderAdamsStepper:
             n = 2 * j
             previous, current = y, torch.add(y, f, alpha=h / n)
             for i in range(1, n):
-                rate = self._evaluate(t + i * h / n, current)
+                rate = evaluate(self._field, t + i * h / n, current, self._one_sided)
                 previous, current = current, torch.add(previous, rate, alpha=2 * h / n)
             row = [current]
             for k, coarser in enumerate(column, start=1):
@@ -176,6 +162,3 @@ class FixedOrderAdamsStepper:
                 row.append(row[-1] + (row[-1] - coarser) * factor)
             column = row
         return column[-1]
-
-    def _evaluate(self, t: float, y: Tensor, ending_step: float = 0.0) -> Tensor:
-        return evaluate(self._field, t, y, self._one_sided, ending_step)

@@ -1,5 +1,7 @@
-"""Compile a step of an explicit Runge-Kutta method into one function, for small vector fields, where calling torch's
-operations takes longer than the computation."""
+"""Steps of explicit Runge-Kutta methods, compiled into one function.
+
+They are for small vector fields, where calling torch's operations takes longer than the computation.
+"""
 
 import functools
 import math
@@ -11,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.control import Norm, Tolerance, rms
+from odebench.ode.control import rms
+from odebench.ode.methods.stepper import StepperOptions
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.problem import FieldArguments, StateLayout
@@ -24,29 +27,19 @@ class CompiledStep:
     """A step of ``method`` for one problem.
 
     field: the vector field. y: a state [N].
-    with_stages: whether to return the stages, for dense output.
-    one_sided: whether to evaluate f just before the end of the step.
-    tolerance, norm: if they are numbers and ``rms``, the compiled step computes the norm of its error.
+    options: if the tolerances are numbers and the norm is ``rms``, the compiled step computes the norm of its error.
 
     Raises ValueError if f or a constant among its arguments is not hashable, since the compiled step is cached.
     """
 
-    def __init__(
-        self,
-        field: FieldArguments,
-        method: Tableau,
-        y: Tensor,
-        with_stages: bool,
-        one_sided: bool,
-        tolerance: Tolerance | None,
-        norm: Norm,
-    ) -> None:
+    def __init__(self, field: FieldArguments, method: Tableau, y: Tensor, options: StepperOptions) -> None:
         self._field, self._c = field, method.c[1:]
-        numbers = (0.0, 1.0) if tolerance is None else tolerance.numbers
+        numbers = (0.0, 1.0) if options.tolerance is None else options.tolerance.numbers
         # A tensor, so that the numbers are not compiled into the step.
-        self._tolerance = constant(numbers, y.real.dtype, y.device) if numbers and norm is rms else None
+        self._tolerance = constant(numbers, y.real.dtype, y.device) if numbers and options.norm is rms else None
+        one_sided = options.one_sided != 0
         try:
-            self._step = _compile(field.f, field.layout, method, with_stages, one_sided, y.device.type)
+            self._step = _compile(field.f, field.layout, method, options.with_stages, one_sided, y.device.type)
         except TypeError as error:
             raise ValueError(f"compile=True: f and the constants in args must be hashable ({error})") from error
 

@@ -1,6 +1,6 @@
 """Tableaus of explicit Runge-Kutta methods up to order 5, with their sources."""
 
-from odebench.ode.methods.tableau import Tableau
+from odebench.ode.methods.tableau import Tableau, error_weights
 
 EULER = Tableau(
     name="euler",
@@ -109,9 +109,10 @@ BOSH3 = Tableau(
     dense_order=3,
 )
 
-# A family of embedded Runge-Kutta formulae. Error weights: b minus Shampine's embedded weights (Some practical
-# Runge-Kutta formulas), as in SciPy and torchdiffeq, so that step counts are comparable; Dormand and
-# Prince published other embedded weights.
+_DOPRI5_B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
+
+# A family of embedded Runge-Kutta formulae. The embedded weights are Shampine's (Some practical Runge-Kutta formulas),
+# as in SciPy and torchdiffeq, so that step counts are comparable; Dormand and Prince published others.
 DOPRI5 = Tableau(
     name="dopri5",
     source="Dormand & Prince 1980; error weights and dense output Shampine 1986",
@@ -124,18 +125,10 @@ DOPRI5 = Tableau(
         (44 / 45, -56 / 15, 32 / 9),
         (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        _DOPRI5_B[:-1],
     ),
-    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-    error=(
-        35 / 384 - 1951 / 21600,
-        0.0,
-        500 / 1113 - 22642 / 50085,
-        125 / 192 - 451 / 720,
-        -2187 / 6784 + 12231 / 42400,
-        11 / 84 - 649 / 6300,
-        -1 / 60,
-    ),
+    b=_DOPRI5_B,
+    error=error_weights(_DOPRI5_B, (1951 / 21600, 0.0, 22642 / 50085, 451 / 720, -12231 / 42400, 649 / 6300, 1 / 60)),
     dense=(
         (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
         (0.0, 0.0, 0.0, 0.0),
@@ -146,6 +139,16 @@ DOPRI5 = Tableau(
         (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
     ),
     dense_order=4,
+)
+
+_TSIT5_B = (
+    0.09646076681806523,
+    0.01,
+    0.4798896504144996,
+    1.379008574103742,
+    -3.290069515436081,
+    2.324710524099774,
+    0.0,
 )
 
 # Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption.
@@ -161,24 +164,9 @@ TSIT5 = Tableau(
         (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
         (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
         (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-        (
-            0.09646076681806523,
-            0.01,
-            0.4798896504144996,
-            1.379008574103742,
-            -3.290069515436081,
-            2.324710524099774,
-        ),
+        _TSIT5_B[:-1],
     ),
-    b=(
-        0.09646076681806523,
-        0.01,
-        0.4798896504144996,
-        1.379008574103742,
-        -3.290069515436081,
-        2.324710524099774,
-        0.0,
-    ),
+    b=_TSIT5_B,
     error=(
         -0.00178001105222577714,
         -0.0008164344596567469,

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.control import Norm, Tolerance, rms
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.methods.compiled_step import CompiledStep
-from odebench.ode.methods.slope_history import evaluate
+from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate, stage_times
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.solution import Status
 from odebench.ode.torch_func import transform_active
 from odebench.ode.transfer import constant
 
@@ -97,50 +95,33 @@ class StageList:
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
         """h sum_i weights_i k_i, [N], without graph, since step sizes are not differentiated."""
         with torch.no_grad():
-            total = torch.zeros_like(self._stages[0])
-            for i, weight in enumerate(weights):
-                if weight:
-                    total.add_(self._stages[i], alpha=h * weight)
-        return total
+            return self.combine(torch.zeros_like(self._stages[0]), weights, h)
 
 
-class ExplicitRungeKuttaStepper:
-    """The stepper of a ``Tableau``; see ``odebench.ode.methods.steppers.Stepper``.
+Stages = StageBuffer | StageList
 
-    compiled: compile the step. with_stages: a compiled step returns its stages, for dense output.
-    tolerance, norm: see ``CompiledStep``.
-    Other parameters: see ``make_stepper``.
-    """
 
-    failure: Status | None = None
+class ExplicitRungeKuttaStepper(Stepper):
+    """The stepper of a ``Tableau``."""
 
-    def __init__(
-        self,
-        method: Tableau,
-        field: Any,
-        y: Tensor,
-        *,
-        compiled: bool = False,
-        with_stages: bool = True,
-        one_sided: float = 0.0,
-        tolerance: Tolerance | None = None,
-        norm: Norm = rms,
-    ) -> None:
-        self._method, self._field, self._one_sided = method, field, one_sided
+    def __init__(self, method: Tableau, field: Any, y: Tensor, options: StepperOptions) -> None:
+        self._method, self._field, self._one_sided = method, field, options.one_sided
         self._step: CompiledStep | None = None
-        if compiled and method.stages > 1:
-            self._step = CompiledStep(field.field_arguments(), method, y, with_stages, one_sided != 0, tolerance, norm)
-        self._has_stages = self._step is None or with_stages
+        if options.compiled and method.stages > 1:
+            self._step = CompiledStep(field.field_arguments(), method, y, options)
         keeps_graph = torch.is_grad_enabled() or self._step is not None or transform_active()
-        self._stages: StageBuffer | StageList = (
-            StageList(exclusive=self._step is not None) if keeps_graph else StageBuffer(method.dense_stages, y)
-        )
-        # For each stage but the first: its index and row, whether it has weight in this step, and whether in the next.
+        exclusive = self._step is not None
+        self._stages: Stages = StageList(exclusive) if keeps_graph else StageBuffer(method.dense_stages, y)
+        # For each stage but the first: its index and row, whether it has weight in this step, and whether in the next,
+        # and memory for it.
         last = method.stages - 1
-        self._later_stages = [(i, method.a[i], method.b[i] != 0, method.fsal and i == last) for i in range(1, last + 1)]
-        self._h, self._has_extra_stages = 0.0, False
-        self._end: tuple[Tensor, Tensor] | None = None
-        self._attempted = False
+        self._later_stages = [
+            (i, method.a[i], method.b[i] != 0, method.fsal and i == last, self._stages.out(i))
+            for i in range(1, last + 1)
+        ]
+        self._h = 0.0
+        # f at the end of the step, if it is known.
+        self._end: Tensor | None = None
         self._error: Tensor | None = None
         # All stages [s, N] of a compiled step, if it returns them.
         self._compiled_stages: list[Tensor] = []
@@ -157,16 +138,19 @@ class ExplicitRungeKuttaStepper:
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         method, stages, field = self._method, self._stages, self._field
-        self._h, self._end, self._has_extra_stages, self._attempted = h, None, False, True
+        self._h, self._end = h, None
         if self._step is not None:
             y_next, k_last, self._error, *self._compiled_stages = self._step(t, h, y, stages.get(0))
-            stages.set(method.stages - 1, k_last)
+            self._end = k_last if method.fsal else None
             return y_next
-        stage_times = self._stage_times(t, h, method.c[1:])
-        for (i, weights, in_step, in_next), time in zip(self._later_stages, stage_times, strict=True):
+        times = stage_times(field, t, h, method.c[1:], self._one_sided)
+        for (i, weights, in_step, in_next, out), time in zip(self._later_stages, times, strict=True):
             y_i = stages.combine(y, weights, h)
-            stages.set(i, field(time, y_i, in_step or (in_next and not last), stages.out(i)))
-        return y_i if method.fsal else stages.combine(y, method.b, h)
+            stages.set(i, field(time, y_i, in_step or (in_next and not last), out))
+        if not method.fsal:
+            return stages.combine(y, method.b, h)
+        self._end = stages.get(i)  # of the last stage
+        return y_i
 
     def error(self) -> Tensor:
         """The difference to the embedded method [N]."""
@@ -177,46 +161,41 @@ class ExplicitRungeKuttaStepper:
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """The dense output of the method; linear or cubic Hermite if it has none."""
-        method, h = self._method, self._h
-        if method.dense is not None and self._compiled_stages and not method.extra_c:
+        method, h, stages = self._method, self._h, self._stages
+        if method.dense is None:
+            mean = (y_next - y) / h
+            if interpolation == "linear":
+                return Interpolant(t, h, y, [mean], LINEAR)
+            self._end = evaluate(self._field, t_next, y_next, self._one_sided, ending_step=h)
+            return Interpolant(t, h, y, [stages.get(0), self._end, mean], HERMITE)
+        if self._compiled_stages and not method.extra_c:
             return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
-        if method.dense is not None:
-            self._unpack()
-            stage_times = self._stage_times(t, h, method.extra_c) if method.extra_c else ()
-            for i, (time, row) in enumerate(zip(stage_times, method.extra_a, strict=True), start=method.stages):
-                y_i = self._stages.combine(y, row, h)
-                self._stages.set(i, self._field(time, y_i, i == method.end_stage))
-            self._has_extra_stages = True
-            return Interpolant(t, h, y, self._stages.first(method.dense_stages), method.dense)
-        mean = (y_next - y) / h
-        if interpolation == "linear":
-            return Interpolant(t, h, y, [mean], LINEAR)
-        f_next = evaluate(self._field, t_next, y_next, self._one_sided, ending_step=h)
-        self._end = (y_next, f_next)
-        return Interpolant(t, h, y, [self._stages.get(0), f_next, mean], HERMITE)
+        for rows in self._compiled_stages:
+            for i, k in enumerate(rows.unbind()):
+                stages.set(i, k)
+        times = stage_times(self._field, t, h, method.extra_c, self._one_sided) if method.extra_c else ()
+        for i, (time, row) in enumerate(zip(times, method.extra_a, strict=True), start=method.stages):
+            stages.set(i, self._field(time, stages.combine(y, row, h), i == method.end_stage))
+        if method.end_stage is not None:
+            self._end = stages.get(method.end_stage)
+        return Interpolant(t, h, y, stages.first(method.dense_stages), method.dense)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """The stage at the end of the step becomes the first, or the first is evaluated."""
-        if last:
-            return
-        end_stage = self._method.end_stage
-        if end_stage is not None and (self._method.fsal or self._has_extra_stages):
-            self._stages.set(0, self._stages.get(end_stage))
-        elif self._end is not None and self._end[0] is y_next:
-            self._stages.set(0, self._end[1])
-        else:
-            self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided))
+        """f at the end of the step becomes the first stage."""
+        if not last:
+            end = self._end
+            self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply the slope at the end, if it is known."""
-        if self._end is not None:
-            self._end = (self._end[0], self._end[1] * factor)
+        self._end = None if self._end is None else self._end * factor
 
     def stiffness(self) -> float | None:
         """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| if the last two stages have the same node (Hairer & Wanner 1996, Solving
         Ordinary Differential Equations II, section IV.2)."""
         weights = self._method.last_differences
-        if not (self._attempted and self._has_stages and weights):
+        has_stages = self._step is None or self._compiled_stages
+        if not (self._h and has_stages and weights):
             return None
         with torch.no_grad():
             rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
@@ -224,15 +203,3 @@ class ExplicitRungeKuttaStepper:
             differences = constant(weights, slopes.dtype, slopes.device) @ slopes
             slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
         return slope_norm / state_norm if state_norm > 0 else 0.0
-
-    def _unpack(self) -> None:
-        """Store the stages of a compiled step."""
-        for rows in self._compiled_stages:
-            for i, k in enumerate(rows.unbind()):
-                self._stages.set(i, k)
-
-    def _stage_times(self, t: float, h: float, c: tuple[float, ...]) -> Any:
-        times = self._field.time_tensors([t + c_i * h for c_i in c])
-        if not self._one_sided:
-            return times
-        return [torch.nextafter(time, time - h) if c_i == 1 else time for time, c_i in zip(times, c, strict=True)]

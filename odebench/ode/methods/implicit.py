@@ -3,44 +3,27 @@
 from dataclasses import dataclass, replace
 from math import sqrt
 
+from odebench.ode.methods.tableau import ButcherTableau, error_weights
+
 
 @dataclass(frozen=True)
-class ImplicitTableau:
-    """Butcher tableau of an implicit Runge-Kutta method with s stages.
+class ImplicitTableau(ButcherTableau):
+    """Butcher tableau of an implicit Runge-Kutta method: s rows of ``a`` with s coefficients each.
 
-    Stage i is Y_i = y + h sum_j a_ij k_j with k_j = f(t + c_j h, Y_j), and the step is y + h sum_i b_i k_i.
+    A lower triangular ``a`` is solved stage by stage, others all stages at once. Without ``dense``, dense output is
+    cubic Hermite interpolation.
 
-    name, source: its name for users, and the publication of its coefficients.
-    order: order of the step.
-    c: s nodes.
-    a: s rows of s coefficients; lower triangular ones are solved stage by stage, others all stages at once.
-    b: s weights.
-    error: s weights whose sum over the stages, times h, estimates the error of the step; None for a method without step
-        size control.
-    error_start: the weight of f at the start of the step in that estimate.
+    error_start: the weight of f at the start of the step in the error estimate.
     error_order: the estimate is proportional to h^error_order.
     smoothing: gamma of (I - h gamma df/dy)^-1, which multiplies the estimate, since it would be far larger than the
         error on stiff fields; None if that is not needed.
-    dense: s rows of coefficients p_i1, p_i2, ... of the dense output y(t + theta h) =
-        y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None for cubic Hermite interpolation.
-    dense_order: order of the dense output.
     """
 
-    name: str
-    source: str
-    order: int
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    error: tuple[float, ...] | None = None
     error_start: float = 0.0
     error_order: int | None = None
     smoothing: float | None = None
-    dense: tuple[tuple[float, ...], ...] | None = None
-    dense_order: int | None = None
 
     stiff = True
-    reversible = False
     one_step = True
 
     def __post_init__(self) -> None:
@@ -53,21 +36,11 @@ class ImplicitTableau:
             raise ValueError(f"tableau {self.name}: dense needs {s} rows, one a stage")
 
     @property
-    def stages(self) -> int:
-        """Number of stages s of a step."""
-        return len(self.c)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the method estimates its error, and so can choose its step sizes."""
-        return self.error is not None
-
-    @property
-    def groups(self) -> tuple[range, ...]:
-        """Groups of stages that are solved together: one by one if ``a`` is lower triangular, else all."""
+    def groups(self) -> list[slice]:
+        """The stages that are solved together: one by one if ``a`` is lower triangular, else all."""
         if any(any(row[i + 1 :]) for i, row in enumerate(self.a)):
-            return (range(self.stages),)
-        return tuple(range(i, i + 1) for i in range(self.stages))
+            return [slice(0, self.stages)]
+        return [slice(i, i + 1) for i in range(self.stages)]
 
     @property
     def stiffly_accurate(self) -> bool:
@@ -83,11 +56,6 @@ class ImplicitTableau:
 def lagrange_weights(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
     """The values [s] at theta of the Lagrange polynomials of the nodes c."""
     return tuple(sum(p * theta**j for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
-
-
-def lagrange_integrals(c: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """s rows of coefficients p_i1, p_i2, ...: row i is the integral from 0 of the i-th Lagrange polynomial."""
-    return tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
 
 
 def _lagrange_basis(c: tuple[float, ...]) -> list[list[float]]:
@@ -107,7 +75,8 @@ def _collocation(
 ) -> ImplicitTableau:
     """The collocation method at the nodes c; with gamma, it has the error estimate of order s of Hairer & Wanner 1999,
     Stiff differential equations solved by Radau methods, equation (10)."""
-    dense = lagrange_integrals(c)
+    # Row i: the coefficients of theta, theta^2, ... in the integral from 0 to theta of the i-th Lagrange polynomial.
+    dense = tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
     a = tuple(tuple(sum(p * node ** (j + 1) for j, p in enumerate(row)) for row in dense) for node in c)
     b = tuple(sum(row) for row in dense)
     if c[-1] == 1:
@@ -176,6 +145,7 @@ TRAPEZOID = ImplicitTableau(
 )
 
 _G2 = 1 - 1 / sqrt(2)
+_TRBDF2_B = (sqrt(2) / 4, sqrt(2) / 4, _G2)
 
 SDIRK2 = ImplicitTableau(
     name="sdirk2",
@@ -193,13 +163,9 @@ TRBDF2 = ImplicitTableau(
     source="Bank et al. 1985; Hosea & Shampine 1996, Analysis and implementation of TR-BDF2; L-stable",
     order=2,
     c=(0.0, 2 * _G2, 1.0),
-    a=((0.0, 0.0, 0.0), (_G2, _G2, 0.0), (sqrt(2) / 4, sqrt(2) / 4, _G2)),
-    b=(sqrt(2) / 4, sqrt(2) / 4, _G2),
-    error=(
-        sqrt(2) / 4 - (1 - sqrt(2) / 4) / 3,
-        sqrt(2) / 4 - (3 * sqrt(2) / 4 + 1) / 3,
-        _G2 - _G2 / 3,
-    ),
+    a=((0.0, 0.0, 0.0), (_G2, _G2, 0.0), _TRBDF2_B),
+    b=_TRBDF2_B,
+    error=error_weights(_TRBDF2_B, ((1 - sqrt(2) / 4) / 3, (3 * sqrt(2) / 4 + 1) / 3, _G2 / 3)),
     error_order=3,
     smoothing=_G2,
     dense_order=2,
@@ -219,9 +185,9 @@ def _kvaerno(
     s = len(rows) + 1
     a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
     c = (0.0, *(sum(row) for row in a[1:-2]), 1.0, 1.0)
-    error = tuple(b - embedded for b, embedded in zip(a[-1], a[-2], strict=True))
+    error, dense_order = error_weights(a[-1], a[-2]), 4 if dense else 3
     return ImplicitTableau(
-        name, source, order, c, a, a[-1], error, error_order=order, dense=dense, dense_order=4 if dense else 3
+        name, source, order, c, a, b=a[-1], error=error, error_order=order, dense=dense, dense_order=dense_order
     )
 
 

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from odebench.ode.solution import Stats
-from odebench.ode.transfer import copy_stored_time, read_time
+from odebench.ode.transfer import read_time
 
 # The largest state, in real numbers, whose Jacobian is computed as a matrix.
 MAX_DENSE_SIZE = 256
@@ -122,15 +122,15 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
     """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation if autograd can compute them; with graphs if
     autograd is on.
 
-    df/dt is a finite difference over a part of h if the graph of f does not contain t. A field whose call has no graph
-    has a method ``differentiable``, which has one.
+    df/dt is a finite difference over a part of h if the graph of f does not contain t. A field that returns no graph
+    when called has a method ``differentiable`` that does.
     """
     evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
     with autograd_enabled():
         x = y if differentiated and y.requires_grad else as_leaf(y)
         time = as_leaf(t)
-        copy_stored_time(t, time)
+        time.__dict__.update(t.__dict__)  # the time on the host, if t keeps it
         # A field may convert t to a float; then there is no derivative with respect to t.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
@@ -144,7 +144,8 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
         f_t = None if f_t is None else from_real(f_t, y)
     else:
         block = _block(lambda state: evaluate(t, state, False), x, rate, stats)
-        f_t = _time_derivative(rate, time)
+        transposed = _transposed_product(rate, time)
+        f_t = transposed and torch.autograd.grad(*transposed, torch.ones_like(time), allow_unused=True)[0]
     if f_t is None:
         step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(read_time(t)), abs(h)), h)
         t_later = t + step
@@ -154,35 +155,34 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
     return (rate, block, f_t) if differentiated else (rate.detach(), block, f_t.detach())
 
 
-def _time_derivative(f: Tensor, t: Tensor) -> Tensor | None:
-    """df/dt [N] without graph; None if autograd cannot compute it."""
+def _transposed_product(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """J^T u and u, with J the derivative of f [N] with respect to x; None if autograd cannot compute it.
+
+    J^T u is linear in u: its derivative with respect to u, times v, is J v.
+    """
     if not f.requires_grad:
         return None
     with autograd_enabled():
         u = torch.zeros_like(f).requires_grad_()
-        (g,) = torch.autograd.grad(f, t, u, create_graph=True, allow_unused=True)
-        if g is None or not g.requires_grad:
+        try:
+            (g,) = torch.autograd.grad(f, x, u, create_graph=True, materialize_grads=True)
+        except RuntimeError:  # an operation that is differentiable only once, and raises an error
             return None
-        return torch.autograd.grad(g, u, torch.ones_like(g), allow_unused=True)[0]
+    return (g, u) if g.requires_grad else None
 
 
 def _block(rate: FieldAtTime, y: Tensor, f: Tensor, stats: Stats) -> JacobianBlock:
     """df/dy from the graph of f = rate(y) [N]."""
     stats.jacobians += 1
     size = real_size(y)
-    if size <= MAX_DENSE_SIZE:
-        return JacobianBlock(size, matrix=_matrix(rate, y, f))
-    products = JacobianProducts(rate, y, f, stats)
-    return JacobianBlock(size, jvp=products.jvp, vjp=products.vjp)
-
-
-def _matrix(rate: FieldAtTime, y: Tensor, f: Tensor) -> Tensor:
-    """df/dy [n, n] with n real numbers in y."""
+    if size > MAX_DENSE_SIZE:
+        products = JacobianProducts(rate, y, f, stats)
+        return JacobianBlock(size, jvp=products.jvp, vjp=products.vjp)
     if f.requires_grad:
-        return dense_jacobian(f, y)
-    units = torch.eye(real_size(y), dtype=y.real.dtype, device=y.device)
+        return JacobianBlock(size, matrix=dense_jacobian(f, y))
+    units = torch.eye(size, dtype=y.real.dtype, device=y.device)
     columns = [difference_jvp(rate, y, unit) for unit in units]
-    return torch.stack(columns, dim=1) if columns else units
+    return JacobianBlock(size, matrix=torch.stack(columns, dim=1) if columns else units)
 
 
 def dense_jacobian(f: Tensor, y: Tensor) -> Tensor:
@@ -230,19 +230,10 @@ class JacobianProducts:
     y: Tensor
     f: Tensor
     stats: Stats
-    _double_backward: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if not self.f.requires_grad:
-            return
-        with autograd_enabled():
-            # J^T u is linear in u: its derivative with respect to u, times v, is J v.
-            u = torch.zeros_like(self.f).requires_grad_()
-            try:
-                (g,) = torch.autograd.grad(self.f, self.y, u, create_graph=True, materialize_grads=True)
-            except RuntimeError:  # an operation that is differentiable only once, and raises an error
-                return
-        self._double_backward = (g, u) if g.requires_grad and self._products_agree(g, u) else None
+        transposed = _transposed_product(self.f, self.y)
+        self._transposed = transposed if transposed and self._products_agree(*transposed) else None
 
     def _products_agree(self, g: Tensor, u: Tensor) -> bool:
         """Whether <v, J v> = <J^T v, v>: an operation that is differentiable only once may cut the graph of g."""
@@ -257,9 +248,9 @@ class JacobianProducts:
     def jvp(self, v: Tensor) -> Tensor:
         """J v."""
         self.stats.jacobian_products += 1
-        if self._double_backward is None:
+        if self._transposed is None:
             return difference_jvp(self.rate, self.y, v)
-        g, u = self._double_backward
+        g, u = self._transposed
         return as_real(torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, materialize_grads=True)[0])
 
     def vjp(self, v: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ m stages with W_i = h f(t_i, Y_i), Y_i = base_i + sum_j a_ij W_j, are solved by 
 Wanner 1996, Solving Ordinary Differential Equations II, section IV.8): with J = df/dy at the start of the step,
 
     (I - h a x J) dW = h f(Y) - W.
+
+A J without matrix is known by its products with vectors; then GMRES solves the linear systems (Saad & Schultz 1986,
+GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems).
 """
 
 import math
@@ -16,15 +19,18 @@ from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance
 from odebench.ode.methods.jacobian import MAX_DENSE_SIZE, JacobianBlock, as_real, dense_jacobian, from_real, real_size
-from odebench.ode.methods.krylov import gmres
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.solution import Stats, Status
+from odebench.ode.transfer import queued
 
 # An iteration may end when the estimate of its remaining error is this fraction of the tolerance.
 NEWTON_RTOL = 0.01
 # Tolerances of the linear systems, relative to their right-hand sides, and relative to the acceptable error.
 LINEAR_RTOL, LINEAR_ATOL = 1e-2, 0.1
 MAX_ITERATIONS = 10
+# Krylov vectors per cycle of GMRES, and the most cycles.
+RESTART = 100
+MAX_CYCLES = 4
 
 
 class StageSystem:
@@ -81,32 +87,26 @@ class StageSystem:
 
 @dataclass(frozen=True)
 class StageTolerance:
-    """How accurately stages are solved: to a fraction of the ``tolerance`` in the ``norm``; to round-off if it is None,
-    for fixed steps, or if ``exact``, for a solution that is differentiated."""
+    """How accurately stages are solved.
+
+    tolerance, norm: the error is at most a fraction of the tolerance in the norm. None, for fixed steps and solutions
+        that are differentiated: round-off, where iterations may stagnate before the error is acceptable.
+    max_jacobians: the most Jacobians to try.
+    """
 
     tolerance: Tolerance | None
     norm: Norm
-    exact: bool
+    max_jacobians: int = 1
 
     def acceptable(self, y: Tensor, stages: Tensor) -> Tensor:
         """The acceptable error [N] of stages [m, N] of a step from y [N]."""
         size = torch.maximum(y.abs(), stages.abs().amax(0))
         floor = 10 * torch.finfo(size.dtype).eps
-        if self.tolerance is None or self.exact:
+        if self.tolerance is None:
             # Positive, and large enough that quotients by it can be squared.
             minimum = torch.finfo(size.dtype).tiny ** 0.4
             return (size + size.sum() / max(len(size), 1)).mul_(floor).add_(minimum)
         return torch.maximum(NEWTON_RTOL * self.tolerance.scale(size.clone()), floor * size)
-
-    @property
-    def to_round_off(self) -> bool:
-        """Whether to solve to round-off, where iterations may stagnate before the error is acceptable."""
-        return self.tolerance is None or self.exact
-
-    @property
-    def max_jacobians(self) -> int:
-        """The most Jacobians to try; more for fixed steps, which cannot be retried with a smaller size."""
-        return 20 if self.tolerance is None else 3 if self.exact else 1
 
 
 @dataclass
@@ -135,7 +135,7 @@ class StageEquations:
             change = self.system.solve(slopes - w, acceptable)
             w = w + change
             stages = self.base + self.a @ w
-            if accuracy.to_round_off:
+            if accuracy.tolerance is None:
                 acceptable = accuracy.acceptable(y, stages)
             size = accuracy.norm((self.a @ change).abs().amax(0) / acceptable)
             if not math.isfinite(size):
@@ -165,7 +165,7 @@ class StageEquations:
             return size <= 1
         if rate < 1 and size * rate / (1 - rate) <= 1:
             return True
-        return accuracy.to_round_off and rate > 0.3 and size <= 100
+        return accuracy.tolerance is None and rate > 0.3 and size <= 100
 
 
 class _ImplicitFunction(torch.autograd.Function):
@@ -208,13 +208,12 @@ def with_implicit_gradient(
 def _solve_transposed_dense(
     gradient: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor
 ) -> Tensor:
-    jacobians = [dense_jacobian(f, y) if f.requires_grad else None for f, y in zip(slopes, stages, strict=True)]
     real = as_real(gradient)
     m, n = real.shape
     system = torch.eye(m * n, dtype=real.dtype, device=real.device).view(m, n, m, n)
-    for i, jacobian in enumerate(jacobians):
-        if jacobian is not None:
-            system[i] -= torch.einsum("j,kl->kjl", h * a[i].real, jacobian)
+    for i, (f, y) in enumerate(zip(slopes, stages, strict=True)):
+        if f.requires_grad:
+            system[i] -= torch.einsum("j,kl->kjl", h * a[i].real, dense_jacobian(f, y))
     solution = torch.linalg.solve(system.reshape(m * n, m * n).t(), real.reshape(-1))
     return from_real(solution.view(m, n), gradient)
 
@@ -238,3 +237,64 @@ def _solve_transposed_matrix_free(
     if not solved:
         raise RuntimeError("the linear system of an implicit step's gradient was not solved; use smaller steps")
     return from_real(solution.view_as(real), gradient)
+
+
+def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float = 0.0) -> tuple[Tensor, bool]:
+    """Solve apply(x) = b to |b - apply(x)| <= max(rtol |b|, atol); returns x and whether it converged.
+
+    apply: [n] to [n], linear. Synchronises with the device once per product.
+    """
+    x, residual = torch.zeros_like(b), b
+    size = torch.linalg.vector_norm(b).item()
+    target = max(rtol * size, atol)
+    for _ in range(MAX_CYCLES):
+        if size <= target or not math.isfinite(size):
+            break
+        x = x + _cycle(apply, residual, size, target)
+        residual = b - apply(x)
+        size = torch.linalg.vector_norm(residual).item()
+    # The residual inside a cycle differs from the true one by round-off.
+    return x, size <= 2 * target
+
+
+def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, target: float) -> Tensor:
+    """One cycle of ``gmres``.
+
+    Returns an update of x [n] that reduces ``residual`` [n], of norm ``size``, to the norm ``target`` if it can.
+    """
+    dimension = min(RESTART, len(residual))
+    basis = residual.new_empty(dimension + 1, len(residual))
+    torch.div(residual, size, out=basis[0])
+    columns: list[list[float]] = []
+    rotations: list[tuple[float, float]] = []
+    right = [size]
+    for j in range(dimension):
+        previous, w = basis[: j + 1], apply(basis[j])
+        # Orthogonalise twice: once loses orthogonality.
+        first = previous @ w
+        w = torch.addmv(w, previous.t(), first, alpha=-1)
+        second = previous @ w
+        w = torch.addmv(w, previous.t(), second, alpha=-1)
+        *column, below = torch.cat((first + second, torch.linalg.vector_norm(w).reshape(1))).tolist()
+        for i, (cos, sin) in enumerate(rotations):
+            column[i], column[i + 1] = cos * column[i] + sin * column[i + 1], cos * column[i + 1] - sin * column[i]
+        radius = math.hypot(column[j], below)
+        if not (0 < radius < math.inf):
+            break
+        rotations.append((column[j] / radius, below / radius))
+        column[j] = radius
+        columns.append(column)
+        right[j:] = [right[j] * rotations[j][0], -right[j] * rotations[j][1]]
+        if abs(right[-1]) <= target or below == 0:
+            break
+        torch.div(w, below, out=basis[j + 1])
+    weights = _back_substitute(columns, right)
+    return torch.mv(basis[: len(weights)].t(), queued(weights, residual))
+
+
+def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:
+    """Solve the upper triangular system with these columns."""
+    weights = right[: len(columns)]
+    for i in reversed(range(len(columns))):
+        weights[i] = (weights[i] - sum(columns[k][i] * weights[k] for k in range(i + 1, len(columns)))) / columns[i][i]
+    return weights

@@ -1,14 +1,14 @@
 """The steppers of the reversible methods; ``odebench.ode.gradients.reversible`` undoes their steps."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odebench.ode.dense import HERMITE, LINEAR, Interpolant
-from odebench.ode.methods.explicit_stepper import StageBuffer, StageList
+from odebench.ode.methods.explicit_stepper import StageBuffer, StageList, Stages
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
+from odebench.ode.methods.stepper import Stepper, StepperOptions, copy_without_graph, evaluate, stage_times
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 
@@ -17,32 +17,26 @@ from odebench.ode.solution import Status
 MAX_DRIFT_ERRORS, MAX_DRIFT_EPS = 300.0, 1e3
 
 
-class ReversibleRungeKuttaStepper:
-    """The stepper of a ``ReversibleRungeKutta``; see ``odebench.ode.methods.steppers.Stepper``.
+class ReversibleRungeKuttaStepper(Stepper):
+    """The stepper of a ``ReversibleRungeKutta``.
 
     auxiliary_next: z' [N] of the last attempt.
     """
 
-    def __init__(
-        self, method: ReversibleRungeKutta, field: Any, y: Tensor, *, compiled: bool, one_sided: float
-    ) -> None:
+    def __init__(self, method: ReversibleRungeKutta, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
-        self._field, self._stage_times = field, _StageTimes(field, one_sided)
+        self._field, self._one_sided = field, options.one_sided
         with_graph = torch.is_grad_enabled()
-        self._forward_stages: StageBuffer | StageList = (
-            StageList() if with_graph else StageBuffer(self._base.dense_stages, y)
-        )
-        self._backward_stages: StageBuffer | StageList = (
-            StageList() if with_graph else StageBuffer(self._step.dense_stages, y)
-        )
+        base, step = self._base.dense_stages, self._step.dense_stages
+        self._forward_stages: Stages = StageList() if with_graph else StageBuffer(base, y)
+        self._backward_stages: Stages = StageList() if with_graph else StageBuffer(step, y)
         self._drift = _DriftMonitor(method.adaptive)
         self.order = method.order
-        self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """z = y."""
         self._auxiliary = self.auxiliary_next = y
-        self._slope = _copy_without_graph(self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f)
+        self._slope = copy_without_graph(evaluate(self._field, t, y, self._one_sided) if f is None else f)
         self._at_start = True
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -57,9 +51,9 @@ class ReversibleRungeKuttaStepper:
         forward, backward = self._forward_stages, self._backward_stages
         self._h = h
         slope = self._slope if self._at_start else None
-        evaluate_stages(forward, step, field, self._stage_times(t, h, step.c), z, h, slope)
+        evaluate_stages(forward, step, field, stage_times(self._field, t, h, step.c, self._one_sided), z, h, slope)
         y_next = torch.add(forward.combine(z, step.b, h), y - z, alpha=self._method.coupling)
-        evaluate_stages(backward, step, field, self._stage_times(t + h, -h, step.c), y_next, -h)
+        evaluate_stages(backward, step, field, stage_times(self._field, t + h, -h, step.c, self._one_sided), y_next, -h)
         self.auxiliary_next = backward.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
             # Evaluated already at a state that differs from that of the stage by c (y - z), far less than the error.
@@ -68,8 +62,6 @@ class ReversibleRungeKuttaStepper:
 
     def error(self) -> Tensor:
         """The error estimate of the base method for z [N]."""
-        if self.failure is not None:
-            return torch.full_like(self._auxiliary, torch.inf)
         assert self._base.error is not None
         return self._forward_stages.error(self._base.error, self._h)
 
@@ -80,7 +72,7 @@ class ReversibleRungeKuttaStepper:
         end_slope = self._backward_stages.get(0)
         if base.dense is None:
             return _hermite(t, t_next - t, y, y_next, [self._slope, end_slope], interpolation)
-        times = self._stage_times(t, h, base.extra_c)
+        times = stage_times(self._field, t, h, base.extra_c, self._one_sided)
         for i, row in enumerate(base.extra_a, start=base.stages):
             stage = forward.combine(z, row, h)
             forward.set(i, end_slope if i == base.end_stage else self._field(times[i - base.stages], stage, False))
@@ -94,36 +86,28 @@ class ReversibleRungeKuttaStepper:
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """z = z'."""
         self._auxiliary, self._at_start = self.auxiliary_next, False
-        self._slope = _copy_without_graph(self._backward_stages.get(0))
+        self._slope = copy_without_graph(self._backward_stages.get(0))
         error = self.error() if self._method.adaptive else None
-        if self._drift.exceeds(y_next - self._auxiliary, y_next, error):
-            self.failure = Status.unstable
-
-    def stiffness(self) -> float | None:
-        """No estimate."""
-        return None
+        self.failure = self._drift.check(y_next - self._auxiliary, y_next, error)
 
 
-class AsynchronousLeapfrogStepper:
-    """The stepper of an ``AsynchronousLeapfrog``; see ``odebench.ode.methods.steppers.Stepper``.
+class AsynchronousLeapfrogStepper(Stepper):
+    """The stepper of an ``AsynchronousLeapfrog``.
 
     auxiliary_next: v' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
 
-    def __init__(
-        self, method: AsynchronousLeapfrog, field: Any, y: Tensor, *, compiled: bool, one_sided: float
-    ) -> None:
-        self._method, self._field, self._stage_times = method, field, _StageTimes(field, one_sided)
+    def __init__(self, method: AsynchronousLeapfrog, field: Any, y: Tensor, options: StepperOptions) -> None:
+        self._method, self._field, self._one_sided = method, field, options.one_sided
         # The error estimate of adaptive steps includes the drift of v; fixed steps need the monitor.
         self._drift = None if method.adaptive else _DriftMonitor(False)
-        self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """v = f(t, y)."""
-        f = self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f
-        self._auxiliary = self.auxiliary_next = _copy_without_graph(f)
+        f = evaluate(self._field, t, y, self._one_sided) if f is None else f
+        self._auxiliary = self.auxiliary_next = copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """v."""
@@ -135,7 +119,7 @@ class AsynchronousLeapfrogStepper:
             return y
         self._h = h
         middle = torch.add(y, self._auxiliary, alpha=h / 2)
-        u = self._field(self._stage_times(t, h, (0.5,))[0], middle)
+        u = self._field(stage_times(self._field, t, h, (0.5,), self._one_sided)[0], middle)
         self.auxiliary_next = torch.add(self._auxiliary, u - self._auxiliary, alpha=2 * self._method.damping)
         return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
@@ -154,33 +138,28 @@ class AsynchronousLeapfrogStepper:
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """v = v'."""
-        if self._drift is not None and self._drift.exceeds(self.error(), y_next, None):
-            self.failure = Status.unstable
+        if self._drift is not None:
+            self.failure = self._drift.check(self.error(), y_next, None)
         self._auxiliary = self.auxiliary_next
 
-    def stiffness(self) -> float | None:
-        """No estimate."""
-        return None
 
-
-class ReversibleHeunStepper:
-    """The stepper of a ``ReversibleHeun``; see ``odebench.ode.methods.steppers.Stepper``.
+class ReversibleHeunStepper(Stepper):
+    """The stepper of a ``ReversibleHeun``.
 
     auxiliary_next: x' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
 
-    def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, *, compiled: bool, one_sided: float) -> None:
-        self._method, self._field, self._stage_times = method, field, _StageTimes(field, one_sided)
+    def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, options: StepperOptions) -> None:
+        self._method, self._field, self._one_sided = method, field, options.one_sided
         self._drift = _DriftMonitor(method.adaptive)
-        self.failure: Status | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """x = y."""
         self._auxiliary = self.auxiliary_next = y
-        f = self._field(self._stage_times(t, 0.0, (0.0,))[0], y) if f is None else f
-        self._slope = self._slope_next = _copy_without_graph(f)
+        f = evaluate(self._field, t, y, self._one_sided) if f is None else f
+        self._slope = self._slope_next = copy_without_graph(f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """f(t, x)."""
@@ -193,13 +172,12 @@ class ReversibleHeunStepper:
         self._h = h
         middle = torch.add(y, self._slope, alpha=h / 2)
         self.auxiliary_next = 2 * middle - self._auxiliary
-        self._slope_next = _copy_without_graph(self._field(self._stage_times(t, h, (1.0,))[0], self.auxiliary_next))
+        (end,) = stage_times(self._field, t, h, (1.0,), self._one_sided)
+        self._slope_next = copy_without_graph(self._field(end, self.auxiliary_next))
         return torch.add(middle, self._slope_next, alpha=h / 2)
 
     def error(self) -> Tensor:
         """The difference to Euler's method [N]."""
-        if self.failure is not None:
-            return torch.full_like(self._auxiliary, torch.inf)
         with torch.no_grad():
             return (self._slope_next - self._slope).mul_(self._h / 2)
 
@@ -214,13 +192,8 @@ class ReversibleHeunStepper:
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """x = x'."""
         error = self.error() if self._method.adaptive else None
-        if self._drift.exceeds(y_next - self.auxiliary_next, y_next, error):
-            self.failure = Status.unstable
+        self.failure = self._drift.check(y_next - self.auxiliary_next, y_next, error)
         self._auxiliary, self._slope = self.auxiliary_next, self._slope_next
-
-    def stiffness(self) -> float | None:
-        """No estimate."""
-        return None
 
 
 class _DriftMonitor:
@@ -235,51 +208,24 @@ class _DriftMonitor:
         self._size = self._error = 0.0
 
     @torch.no_grad()
-    def exceeds(self, difference: Tensor, y: Tensor, error: Tensor | None) -> bool:
-        """Whether the difference between the accepted state y and the auxiliary state is too large; all [N]."""
+    def check(self, difference: Tensor, y: Tensor, error: Tensor | None) -> Status | None:
+        """``unstable`` if the difference between the accepted state y and the auxiliary state is too large; all [N]."""
         tensors = (difference, y) if error is None else (difference, y, error)
         distance, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in tensors]).tolist()
         self._size, self._error = max(self._size, size), max(self._error, *errors, 0.0)
-        if not self._adaptive:
-            return distance > self._size
-        return distance > MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
-
-
-class _StageTimes:
-    """The times t + c_i h of stages, as f gets them; unless ``one_sided``, the direction of time, is 0, those at the
-    ends of the step are moved just inside it. A step of size 0 stands for the start of the first step."""
-
-    def __init__(self, field: Any, one_sided: float) -> None:
-        self._field, self._one_sided = field, one_sided
-
-    def __call__(self, t: float, h: float, c: tuple[float, ...]) -> Any:
-        times = self._field.time_tensors([t + c_i * h for c_i in c])
-        if not self._one_sided:
-            return times
-        inward = math.copysign(math.inf, h or self._one_sided)
-        targets = {0.0: inward, 1.0: -inward}
-        return [
-            torch.nextafter(time, torch.full_like(time, targets[c_i])) if c_i in targets else time
-            for time, c_i in zip(times, c, strict=True)
-        ]
+        allowed = self._size
+        if self._adaptive:
+            allowed = MAX_DRIFT_ERRORS * self._error + MAX_DRIFT_EPS * torch.finfo(y.dtype).eps * self._size
+        return Status.unstable if distance > allowed else None
 
 
 def evaluate_stages(
-    stages: StageBuffer | StageList,
-    step: Tableau,
-    field: Any,
-    times: Any,
-    y: Tensor,
-    h: float,
-    first: Tensor | None = None,
+    stages: Stages, step: Tableau, field: Any, times: Any, y: Tensor, h: float, first: Tensor | None = None
 ) -> None:
     """Evaluate the stages of a step from y [N]; ``first``: the first stage, if it is known."""
-    for i in range(step.stages):
-        if i == 0:
-            k = field(times[0], y) if first is None else first
-        else:
-            k = field(times[i], stages.combine(y, step.a[i], h))
-        stages.set(i, k)
+    stages.set(0, field(times[0], y) if first is None else first)
+    for i in range(1, step.stages):
+        stages.set(i, field(times[i], stages.combine(y, step.a[i], h)))
 
 
 def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Interpolant:
@@ -288,8 +234,3 @@ def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor]
     if interpolation == "linear":
         return Interpolant(t, h, y, [mean], LINEAR)
     return Interpolant(t, h, y, [*slopes, mean], HERMITE)
-
-
-def _copy_without_graph(k: Tensor) -> Tensor:
-    """Copy a tensor without graph, whose memory f may overwrite in its next call."""
-    return k if k.requires_grad else k.clone()

@@ -6,11 +6,11 @@ slope*, at the end of the attempted step.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from odebench.ode.methods.stepper import copy_without_graph
 from odebench.ode.transfer import queued
 
 
@@ -80,12 +80,11 @@ class SlopeList:
 
     def set_end_slope(self, f: Tensor) -> None:
         """Store f [N] as the end slope."""
-        # f may overwrite memory without a graph.
-        self._end_slope = f if f.requires_grad else f.clone()
+        self._end_slope = copy_without_graph(f)
 
     def push(self, f: Tensor) -> None:
         """Store f [N] as the newest slope."""
-        self._slopes = [f if f.requires_grad else f.clone(), *self._slopes][: self._count]
+        self._slopes = [copy_without_graph(f), *self._slopes][: self._count]
 
     def scale(self, factor: Tensor) -> None:
         """Multiply all slopes but the end slope."""
@@ -115,15 +114,6 @@ class SlopeList:
 def make_slope_history(count: int, y: Tensor) -> SlopeBuffer | SlopeList:
     """Storage for ``count`` slopes like y [N] and the end slope, with graphs if autograd is on."""
     return SlopeList(count) if torch.is_grad_enabled() else SlopeBuffer(count, y)
-
-
-def evaluate(field: Any, t: float, y: Tensor, one_sided: float, ending_step: float = 0.0) -> Tensor:
-    """Evaluate the field [N] at t; if ``one_sided``, just after t, or just before t at the end of a step of size
-    ``ending_step``."""
-    (time,) = field.time_tensors([t])
-    if one_sided:
-        time = torch.nextafter(time, time - ending_step if ending_step else time + one_sided)
-    return field(time, y, True)
 
 
 def scaled_nodes(t: float, h: float, times: Sequence[float]) -> tuple[float, ...]:

@@ -1,27 +1,25 @@
-"""Butcher tableaus of explicit Runge-Kutta methods. Imports no torch, so that the command line can list methods."""
+"""Butcher tableaus of Runge-Kutta methods. Imports no torch, so that the command line can list methods."""
 
-import functools
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
-class Tableau:
-    """Butcher tableau of an explicit Runge-Kutta method with s stages.
+class ButcherTableau:
+    """The coefficients of a Runge-Kutta method with s stages.
 
-    Stage i is k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j) and the step is y + h sum_i b_i k_i.
+    Stage i is k_i = f(t + c_i h, y + h sum_j a_ij k_j), and the step is y + h sum_i b_i k_i.
 
     name, source: its name for users, and the publication of its coefficients.
     order: order of the step.
-    c: s nodes; the first is 0.
-    a: s rows, row i with i coefficients.
+    c: s nodes.
+    a: s rows of coefficients.
     b: s weights.
-    error: s weights whose sum over the stages, times h, estimates the error of the step (b minus the
-        embedded weights); None for a method without step size control.
-    dense: s + e rows of coefficients p_i1, p_i2, ... of the dense output
+    error: s weights whose sum over the stages, times h, estimates the error of the step; None for a method without
+        step size control.
+    dense: a row for each stage with the coefficients p_i1, p_i2, ... of the dense output
         y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None if there is none.
     dense_order: order of the dense output.
-    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only dense output needs. They
-        are evaluated for outputs inside the step. Row i has s + i coefficients.
     """
 
     name: str
@@ -33,11 +31,33 @@ class Tableau:
     error: tuple[float, ...] | None = None
     dense: tuple[tuple[float, ...], ...] | None = None
     dense_order: int | None = None
+
+    reversible = False
+
+    @property
+    def stages(self) -> int:
+        """Number of stages s of a step."""
+        return len(self.c)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method estimates its error, and so can choose its step sizes."""
+        return self.error is not None
+
+
+@dataclass(frozen=True)
+class Tableau(ButcherTableau):
+    """Butcher tableau of an explicit Runge-Kutta method: row i of ``a`` has i coefficients, and the first node is 0.
+
+    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only dense output needs. They
+        are evaluated for outputs inside the step. Row i has s + i coefficients.
+    dense: s + e rows. An adaptive method needs it.
+    """
+
     extra_c: tuple[float, ...] = ()
     extra_a: tuple[tuple[float, ...], ...] = ()
 
     stiff = False
-    reversible = False
 
     def __post_init__(self) -> None:
         s, e = len(self.c), len(self.extra_c)
@@ -52,26 +72,16 @@ class Tableau:
             raise ValueError(f"tableau {self.name}: dense needs {s + e} rows, one a stage, extra stages included")
 
     @property
-    def stages(self) -> int:
-        """Number of stages s of a step."""
-        return len(self.c)
-
-    @property
     def dense_stages(self) -> int:
         """Number of stages s + e of the dense output."""
         return len(self.c) + len(self.extra_c)
 
-    @property
-    def adaptive(self) -> bool:
-        """Whether the method estimates its error, and so can choose its step sizes."""
-        return self.error is not None
-
-    @functools.cached_property
+    @cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is f at the end of the step, the next step's first stage."""
         return self.stages > 1 and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
-    @functools.cached_property
+    @cached_property
     def end_stage(self) -> int | None:
         """The stage that is f at the end of the step, so that the next step need not evaluate it.
 
@@ -81,7 +91,7 @@ class Tableau:
             return self.stages - 1
         return self.stages if self.extra_c[:1] == (1.0,) and self.extra_a[0] == self.b else None
 
-    @functools.cached_property
+    @cached_property
     def last_differences(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate; None if these
         stages have different nodes."""
@@ -96,3 +106,8 @@ class Tableau:
         """Return this method without its error estimate, for fixed steps."""
         s = self.stages - 1 if self.fsal else self.stages
         return Tableau(self.name, self.source, self.order, self.c[:s], self.a[:s], self.b[:s])
+
+
+def error_weights(b: tuple[float, ...], embedded: tuple[float, ...]) -> tuple[float, ...]:
+    """The weights b minus those of the embedded method, which estimate the error of the step."""
+    return tuple(x - y for x, y in zip(b, embedded, strict=True))
