@@ -92,7 +92,8 @@ def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
     known, group = list(known), key.partition(".")[0]
     if key in known:
         return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)
-    if group == "cluster":
+    if group == "cluster" and not known[0].startswith("cluster"):
         return UsageError(f"{key} is a setting of odebench sweep; leave it out, or write odebench sweep", key)
-    hint = nearest_setting(key, known) or "; odebench train --cfg prints them all"
+    others = f" ({', '.join(known)})" if group == "cluster" else "; odebench train --cfg prints them all"
+    hint = nearest_setting(key, known) or others
     return UsageError(f"unknown setting {key}{hint}", key)

@@ -253,6 +253,8 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
             raise UsageError(f"{text}: has no effect; run_dir=DIR chooses a run's folder", key)
         if re.match("hydra[./]", key) and not _HYDRA_SETTINGS.match(key):
             raise UsageError(f"{text}: has no effect; leave it out", key)
+        if key.startswith("hydra/") and not (override.is_sweep_override() or isinstance(override.value(), str)):
+            raise UsageError(f"{text}: name one option, as in {key}=basic", key)
         group, _, name = key.partition(".")
         if name == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
             raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too", key)

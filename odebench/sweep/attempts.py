@@ -8,12 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from odebench.config.compose import quoted
-from odebench.errors import DIVERGED, DONE, STOPPED, WRONG_USAGE, UsageError
+from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, WRONG_USAGE, UsageError
 from odebench.record.files import utc_now
 from odebench.record.reader import RunOverview, has_checkpoint, read_overview
 from odebench.record.status import write_status as write_run_status
@@ -27,6 +27,16 @@ COMMAND = (sys.executable, "-m", "odebench")
 FINAL_STATUSES = ("done", "diverged")
 # Any other exit code is a failure. torchrun's code only says that one of its processes failed.
 _STATUS_BY_EXIT_CODE = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
+# Of a job, and of a sweep by the worst status among its jobs, which comes first.
+EXIT_CODES = {
+    "failed": FAILED,
+    "diverged": DIVERGED,
+    "timeout": STOPPED,
+    "interrupted": STOPPED,
+    "queued": STOPPED,
+    "running": STOPPED,
+    "done": DONE,
+}
 _TAIL_BYTES = 1 << 14
 
 
@@ -136,6 +146,14 @@ def read_status(sweep: Sweep, job: Job, trust_status: bool = False) -> RunOvervi
 def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
     """Write a status on behalf of a job, at its current step."""
     write_run_status(sweep.job_folder(job), status, read_status(sweep, job).step, message=message)
+
+
+def end_lost_jobs(sweep: Sweep, jobs: Iterable[Job], status: str, message: str) -> None:
+    """Write the status of jobs that are running by their files, but have no process any more."""
+    for job in jobs:
+        if read_status(sweep, job, trust_status=True).status == "running" and (log := acquire(sweep, job)) is not None:
+            write_status(sweep, job, status, message)
+            log.close()
 
 
 def _failure_reason(sweep: Sweep, attempt: Attempt) -> str:

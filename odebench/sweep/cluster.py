@@ -1,22 +1,20 @@
 """Where the jobs of a sweep run: the settings of the group `cluster`, composed separately from a training's."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from omegaconf import OmegaConf
 
 from odebench.config.compose import compose_option, compose_with_hydra, parse_overrides
 from odebench.config.files import options, read_yaml
-from odebench.config.parsing import format_value, read_value
+from odebench.config.parsing import format_value, read_dataclass
 from odebench.config.schema.base import NonNegativeInt, PositiveInt
-from odebench.errors import UsageError, did_you_mean, unknown_name
+from odebench.errors import UsageError, unknown_name
 
 GROUP = "cluster"
-_TIME_PATTERN = r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
-_MEMORY_PATTERN = r"\d+[KMGT]?"
 _NAME_PATTERN = r"[\w.,:+@/-]+"
 
 
@@ -24,15 +22,12 @@ _NAME_PATTERN = r"[\w.,:+@/-]+"
 class LocalCluster:
     """Settings of `cluster=local`: this machine."""
 
+    num_processes: ClassVar[int] = 1  # that train one model
+
     name: Literal["local"]
     jobs: PositiveInt
     threads: PositiveInt | None
     devices: tuple[NonNegativeInt, ...] | None
-
-    @property
-    def num_processes(self) -> int:
-        """Number of processes that train one model."""
-        return 1
 
 
 @dataclass(frozen=True)
@@ -68,13 +63,14 @@ class SlurmCluster:
 class HydraLauncher:
     """A launcher of Hydra; overrides: its choice and its settings."""
 
+    num_processes: ClassVar[int] = 1
+
     overrides: tuple[str, ...]
-    num_processes: int = 1
 
 
 _CLUSTER_TYPES: dict[str, type] = {"local": LocalCluster, "slurm": SlurmCluster}
-# Options of sbatch that a sweep sets itself -> the setting that controls each, if there is one.
-_RESERVED_OPTIONS = {
+# Options of sbatch that have a setting, and those that a sweep sets itself.
+_OPTIONS_WITH_SETTING = {
     "array": "cluster.jobs",
     "partition": "cluster.partition",
     "account": "cluster.account",
@@ -83,27 +79,16 @@ _RESERVED_OPTIONS = {
     "mem": "cluster.memory",
     "nodes": "cluster.nodes",
     "signal": "cluster.warning_s",
-    "chdir": None,
-    "dependency": None,
-    "error": None,
-    "job-name": None,
-    "no-requeue": None,
-    "ntasks": None,
-    "ntasks-per-node": None,
-    "open-mode": None,
-    "output": None,
-    "parsable": None,
-    "requeue": None,
-    "wrap": None,
 }
+_RESERVED_OPTIONS = re.compile(
+    "chdir|dependency|error|job-name|(no-)?requeue|ntasks(-per-node)?|open-mode|output|parsable|wrap"
+)
 
 
 def known_keys() -> list[str]:
     """All settings of all kinds of cluster, such as ``cluster.jobs``."""
-    names = [
-        field.name for cluster_type in _CLUSTER_TYPES.values() for field in fields(cluster_type) if field.name != "name"
-    ]
-    return [f"{GROUP}.{name}" for name in dict.fromkeys(names)]
+    names = dict.fromkeys(field.name for kind in _CLUSTER_TYPES.values() for field in fields(kind))
+    return [f"{GROUP}.{name}" for name in names if name != "name"]
 
 
 def is_cluster_override(override: str) -> bool:
@@ -144,7 +129,7 @@ def read_cluster(
             _set_key(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
     if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as seconds, sbatch reads a number as minutes
         raise UsageError(f"{GROUP}.time={node['time']}: write hours, minutes and seconds, in YAML in quotes: '8:00:00'")
-    cluster = _read_settings(cluster_type, node)
+    cluster = read_dataclass(cluster_type, node, f"{GROUP}.")
     if isinstance(cluster, SlurmCluster):
         _check_slurm(cluster)
     return cluster
@@ -159,36 +144,26 @@ def _set_key(node: dict[str, Any], key: str, value: Any) -> None:
         node[key] = value
 
 
-def _read_settings(cluster_type: type, node: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(cluster_type, include_extras=True)
-    known = [field.name for field in fields(cluster_type)]
-    for key in node:
-        if key not in known:
-            keys = [f"{GROUP}.{name}" for name in known]
-            raise UsageError(f"unknown setting {GROUP}.{key}{did_you_mean(f'{GROUP}.{key}', keys)} ({', '.join(keys)})")
-    for key in known:
-        if key not in node:
-            raise UsageError(f"{GROUP}.{key} is missing; inherit it by `defaults: [{node['name']}]`")
-    return cluster_type(**{key: read_value(hints[key], f"{GROUP}.{key}", node[key]) for key in known})
-
-
 def _check_slurm(cluster: SlurmCluster) -> None:
     """Check the form of every value for sbatch, so that none can inject another option."""
-    patterns = {"partition": _NAME_PATTERN, "account": _NAME_PATTERN, "time": _TIME_PATTERN, "memory": _MEMORY_PATTERN}
-    examples = {"partition": "gpu", "account": "my_project", "time": "8:00:00", "memory": "16G"}
-    for key, pattern in patterns.items():
+    forms = {
+        "partition": (_NAME_PATTERN, "gpu"),
+        "account": (_NAME_PATTERN, "my_project"),
+        "time": (r"\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", "8:00:00"),
+        "memory": (r"\d+[KMGT]?", "16G"),
+    }
+    for key, (pattern, example) in forms.items():
         value = getattr(cluster, key)
         if value is not None and not re.fullmatch(pattern, value, re.ASCII):
-            raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={examples[key]}")
+            raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={example}")
     for name, value in cluster.directives.items():
         where = f"{GROUP}.directives.{name}={format_value(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UsageError(f"{where}: a directive is a long option of sbatch, without the dashes")
-        if name in _RESERVED_OPTIONS:
-            raise UsageError(
-                f"{where}: "
-                + (f"set {_RESERVED_OPTIONS[name]}" if _RESERVED_OPTIONS[name] else "the sweep sets it itself")
-            )
+        if name in _OPTIONS_WITH_SETTING:
+            raise UsageError(f"{where}: set {_OPTIONS_WITH_SETTING[name]}")
+        if _RESERVED_OPTIONS.fullmatch(name):
+            raise UsageError(f"{where}: the sweep sets it itself")
         if not isinstance(value, str | int | float | bool) or not str(value).isprintable():
             raise UsageError(f"{where}: give one value in one line, or true for an option without a value")
     for command in cluster.setup:

@@ -30,7 +30,7 @@ def state_columns(run: RunOverview) -> tuple[str, ...]:
         run.status,
         str(run.step),
         eta(run.eta_s),
-        "-" if best is None else f"{objective or 'objective'} {best:.4f}",
+        _number(best, ".4f") if best is None else f"{objective or 'objective'} {_number(best, '.4f')}",
         _number(run.summary.get("final/nfe_forward"), ".1f"),
         _number(run.summary.get("final/minutes"), ".1f"),
     )
@@ -124,7 +124,7 @@ def job_line(number: int, overview: RunOverview, label: str) -> str:
     if overview.eta_s is not None:
         parts.append(f"{eta(overview.eta_s)} to go")
     if overview.status == "done" and best is not None:
-        parts.append(f"{overview.setting('trainer.objective')} {best:.4f}")
+        parts.append(f"{overview.setting('trainer.objective')} {_number(best, '.4f')}")
     if overview.message:
         parts.append(overview.message)
     return f"job {number}: {', '.join(parts)}  {label}".rstrip()

@@ -55,7 +55,7 @@ def expand_valid(
     errors: list[str] = []
     uncertain_keys: set[str] = set()
     for grid in grids:
-        values = [(one.partition("=")[0], expand_override(one, config_dir, check_reserved, errors)) for one in grid]
+        values = [(one.partition("=")[0], _expand_override(one, config_dir, check_reserved, errors)) for one in grid]
         invalid_keys = {key for key, found in values if not found}
         valid = [found for key, found in values if found and key.partition(".")[0] not in invalid_keys]
         if (num := math.prod(map(len, valid))) > MAX_JOBS:
@@ -66,7 +66,7 @@ def expand_valid(
     return jobs, list(dict.fromkeys(errors)), uncertain_keys
 
 
-def expand_override(argument: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
+def _expand_override(argument: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
     """One ``KEY=VALUE`` for each value; an invalid override adds to `errors` instead."""
     try:
         (override,) = parse_overrides([argument], config_dir)

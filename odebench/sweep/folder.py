@@ -9,13 +9,14 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from odebench.config.files import check_aliases
+from odebench.config.parsing import read_value
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import check_folder_can_be_made, make_folder, utc_now, write_atomically
@@ -25,6 +26,13 @@ SWEEP_FILE, LOCK_FILE, LOGS_FOLDER = "sweep.yaml", "lock", "logs"
 FORMAT_VERSION = 1
 _HEADER = "# `odebench resume` reads this file. A job's overrides are those of `odebench train`.\n"
 _JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
+_ENTRIES: dict[str, Any] = {
+    "jobs": tuple[dict[str, Any], ...],
+    "cluster": tuple[str, ...],
+    "search": tuple[str, ...],
+    "cwd": str,
+    "config_dir": str | None,
+}
 
 
 @dataclass(frozen=True)
@@ -95,30 +103,30 @@ def write_sweep(sweep: Sweep) -> None:
         "config_dir": None if sweep.config_dir is None else str(sweep.config_dir),
         "cluster": list(sweep.cluster),
         "search": list(sweep.search),
-        "jobs": _jobs_as_dicts(sweep.jobs),
     }
     _write(sweep, content)
 
 
 def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
     """Add queued jobs to a sweep that was read under its lock; they are numbered after the existing ones."""
-    numbered = (
+    new = [
         Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
         for number, job in enumerate(jobs, start=len(sweep.jobs))
-    )
-    larger = replace(sweep, jobs=(*sweep.jobs, *numbered))
-    for job in larger.jobs[len(sweep.jobs) :]:
+    ]
+    larger = replace(sweep, jobs=(*sweep.jobs, *new))
+    for job in new:
         reset_job(larger, job)
-    _write(larger, _load(sweep.path / SWEEP_FILE) | {"jobs": _jobs_as_dicts(larger.jobs)})
+    _write(larger, _load(sweep.path / SWEEP_FILE))
     return larger
 
 
-def _jobs_as_dicts(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    return [{"name": job.name, "overrides": list(job.overrides)} for job in jobs]
-
-
 def _write(sweep: Sweep, content: dict[str, Any]) -> None:
-    write_atomically(sweep.path / SWEEP_FILE, (_HEADER + _dump(content)).encode())
+    import yaml
+
+    content["jobs"] = [{"name": job.name, "overrides": list(job.overrides)} for job in sweep.jobs]
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True, width=1000)
+    write_atomically(sweep.path / SWEEP_FILE, (_HEADER + text).encode())
 
 
 def reset_job(sweep: Sweep, job: Job) -> None:
@@ -134,46 +142,34 @@ def reset_job(sweep: Sweep, job: Job) -> None:
 def load_sweep(path: Path) -> Sweep:
     """Read the sweep in a folder. UsageError if sweep.yaml is invalid, or names a folder outside."""
     path = path.absolute()
-    content = _load(path / SWEEP_FILE)
+    file = path / SWEEP_FILE
+    content = {"search": []} | _load(file)
     if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-        raise UsageError(f"{path / SWEEP_FILE} was written by another version of odebench (format {content['format']})")
-    for key, is_valid in _VALID.items():
-        if not is_valid(content.get(key, [] if key == "search" else None)):
-            raise UsageError(f"{path / SWEEP_FILE} is damaged: its entry {key} is missing or wrong; start a new sweep")
-    for job in content["jobs"]:
-        if not _JOB_NAME.fullmatch(job["name"]):
-            raise UsageError(f"{path / SWEEP_FILE} is damaged: {job['name']!r} is not a valid folder name of a job")
-    jobs = tuple(Job(number, job["name"], tuple(job["overrides"])) for number, job in enumerate(content["jobs"]))
-    config_dir = None if content["config_dir"] is None else Path(content["config_dir"])
-    search = tuple(content.get("search", []))
-    return Sweep(path, jobs, tuple(content["cluster"]), config_dir, Path(content["cwd"]), search)
+        raise UsageError(f"{file} was written by another version of odebench (format {content['format']})")
+    values: dict[str, Any] = {}
+    for key, kind in _ENTRIES.items():
+        try:
+            values[key] = read_value(kind, key, content[key])
+            if key == "jobs":
+                values[key] = _read_jobs(values[key])
+        except (UsageError, KeyError):
+            raise UsageError(f"{file} is damaged: its entry {key} is missing or wrong; start a new sweep") from None
+    for job in values["jobs"]:
+        if not _JOB_NAME.fullmatch(job.name):
+            raise UsageError(f"{file} is damaged: {job.name!r} is not a valid folder name of a job")
+    config_dir = values.pop("config_dir")
+    return Sweep(path, cwd=Path(values.pop("cwd")), config_dir=config_dir and Path(config_dir), **values)
 
 
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def _are_jobs(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(job, dict) and isinstance(job.get("name"), str) and _are_texts(job.get("overrides"))
-        for job in values
+def _read_jobs(entries: Sequence[Mapping[str, Any]]) -> tuple[Job, ...]:
+    if not entries:
+        raise UsageError("no jobs")
+    return tuple(
+        Job(
+            number, read_value(str, "name", entry["name"]), read_value(tuple[str, ...], "overrides", entry["overrides"])
+        )
+        for number, entry in enumerate(entries)
     )
-
-
-_VALID: dict[str, Callable[[Any], bool]] = {
-    "format": lambda value: True,
-    "jobs": lambda value: _are_jobs(value) and bool(value),
-    "cluster": _are_texts,
-    "cwd": lambda value: isinstance(value, str),
-    "config_dir": lambda value: isinstance(value, str | None),
-}
-
-
-def _dump(content: dict[str, Any]) -> str:
-    import yaml
-
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _load(path: Path) -> dict[str, Any]:

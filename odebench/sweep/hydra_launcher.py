@@ -16,7 +16,7 @@ from odebench.config.compose import config_dir_overrides, explain_hydra_error, q
 from odebench.config.files import CONFIGS
 from odebench.console import console_log
 from odebench.errors import STOPPED, UsageError
-from odebench.sweep.attempts import FailurePolicy, acquire, read_status, write_status
+from odebench.sweep.attempts import FailurePolicy, end_lost_jobs, read_status
 from odebench.sweep.cluster import HydraLauncher
 from odebench.sweep.display import job_line
 from odebench.sweep.folder import Sweep, load_sweep
@@ -49,11 +49,7 @@ def launch(sweep: Sweep, jobs: Sequence[Job], launcher: HydraLauncher, policy: F
         if all(read_status(sweep, job).status == "queued" for job in jobs):
             raise problem from error
         log.error("%s", problem)
-        for job in jobs:
-            started = read_status(sweep, job, trust_status=True).status == "running"
-            if started and (job_log := acquire(sweep, job)) is not None:
-                write_status(sweep, job, "failed", str(problem))
-                job_log.close()
+        end_lost_jobs(sweep, jobs, "failed", str(problem))
 
 
 def compose_for_plugins(overrides: Sequence[str], sweep: Sweep) -> "tuple[DictConfig, HydraContext]":

@@ -8,103 +8,93 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from odebench.config.compose import compose_with_hydra, parse_overrides
+from odebench.config.compose import compose_with_hydra, explain_hydra_error, parse_overrides
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import FAILED, STOPPED, UsageError
 from odebench.record.files import file_lock
 from odebench.record.reader import RunOverview
 from odebench.sweep.attempts import FailurePolicy, read_status
 from odebench.sweep.cluster import HydraLauncher, LocalCluster, SlurmCluster, is_cluster_override, read_cluster
-from odebench.sweep.expand import expand_override
+from odebench.sweep.expand import expand
 from odebench.sweep.folder import LOCK_FILE, Sweep, add_jobs, create_folder, write_sweep
 from odebench.sweep.hydra_launcher import compose_for_plugins, explain_plugin_error
 from odebench.sweep.run import plan_sweep, print_sweep, run_jobs, run_sweep
 from odebench.sweep.validate import Job, validate_jobs
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from hydra.core.utils import JobReturn
     from hydra.plugins.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
 _NO_RETRIES = FailurePolicy(fail_fast=False, retry=0)
-_SWEEPER = re.compile(r"hydra[/.]sweeper[/.=]")
 
 
 def run_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     """Run every combination of the values as a sweep, or a search where a sweeper is chosen; returns the exit code."""
-    if any(map(_SWEEPER.match, overrides)):
-        return _search(overrides, config_dir)
+    config_dir = None if config_dir is None else config_dir.absolute()
     folder = [override for override in overrides if override.startswith("hydra.sweep.dir=")]
-    plan = plan_sweep([override for override in overrides if override not in folder], None, config_dir)
+    sweeper = [override for override in overrides if re.match(r"hydra[/.]sweeper[/.=]", override)]
+    others = [override for override in overrides if override not in (*folder, *sweeper)]
+    if sweeper:
+        return _search(others, sweeper, folder, config_dir)
+    plan = plan_sweep(others, None, config_dir)
     output = None
     if folder:
-        output = _sweep_dir(compose_with_hydra([*plan.jobs[0].overrides, *folder], config_dir), config_dir)
+        output = _sweep_dir(compose_with_hydra([*plan.jobs[0].overrides, *folder], config_dir))
     return run_sweep(plan, output, _NO_RETRIES, follow=False)
 
 
-def _sweep_dir(config: DictConfig, config_dir: Path | None) -> Path:
+def _sweep_dir(config: DictConfig) -> Path:
     try:
         return Path(str(config.hydra.sweep.dir))
-    except Exception as error:  # an interpolation that cannot be resolved
-        raise explain_plugin_error(error, config_dir) from error
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
+        raise explain_hydra_error(error) from error
 
 
-def _search(overrides: Sequence[str], config_dir: Path | None) -> int:
+def _search(others: Sequence[str], sweeper: list[str], folder: Sequence[str], config_dir: Path | None) -> int:
     """Run the jobs that a sweeper of Hydra chooses; prints their table and the best one, returns the exit code."""
-    config_dir = None if config_dir is None else config_dir.absolute()
-    sweeper = [override for override in overrides if _SWEEPER.match(override)]
-    folder = [override for override in overrides if override.startswith("hydra.sweep.dir=")]
-    cluster = tuple(filter(is_cluster_override, overrides))
-    grid = [override for override in overrides if override not in (*sweeper, *folder, *cluster)]
+    cluster = tuple(filter(is_cluster_override, others))
+    grid = [override for override in others if override not in cluster]
     where = read_cluster(cluster, config_dir)
     if isinstance(where, SlurmCluster):
         raise UsageError("a search waits for its jobs; choose hydra/launcher=submitit_slurm in place of cluster=slurm")
-    first, swept = _first_values(grid, config_dir)
+    parsed = parse_overrides(grid, config_dir)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    first = [_first_value(override, config_dir) for override in parsed]
     validate_jobs([first], config_dir, uncertain_keys=swept)
     config = compose_with_hydra([*first, *sweeper, *folder], config_dir)
-    direction = _direction(config, sweeper)
-    if direction is not None:
-        sweeper.append(f"hydra.sweeper.direction={direction}")
-    path = create_folder(_sweep_dir(config, config_dir) if folder else None, str(config.outputs))
+    if "direction" in config.hydra.sweeper and not any(map(_direction, sweeper)):
+        higher = higher_is_better(str(config.trainer.objective).partition("/")[2])
+        sweeper.append(f"{_DIRECTION}{'maximize' if higher else 'minimize'}")
+    path = create_folder(_sweep_dir(config) if folder else None, str(config.outputs))
     with file_lock(path / LOCK_FILE):
         sweep = Sweep(path, (), cluster, config_dir, Path.cwd(), tuple(sweeper))
         write_sweep(sweep)
         search = _Search(sweep, where, [override for override in grid if override.partition("=")[0] not in swept])
         completed = search.run(grid)
         code = print_sweep(search.sweep)
-    if direction is not None:
+    if direction := "".join(map(_direction, sweeper)):
         _print_best(search.sweep, direction)
     return code if completed else FAILED
 
 
-def _first_values(grid: Sequence[str], config_dir: Path | None) -> tuple[list[str], set[str]]:
-    """The overrides with the first of their values, and the keys that have several."""
-    first, swept, errors = list[str](), set[str](), list[str]()
-    for override in parse_overrides(grid, config_dir):
-        if override.is_interval_sweep():
-            values = [f"{override.key_or_group}={override.value().start}"]  # type: ignore[union-attr]
-        else:
-            values = expand_override(str(override.input_line), config_dir, True, errors)
-        if override.is_sweep_override():
-            swept.add(override.key_or_group)
-        first += values[:1]
-    if errors:
-        raise UsageError("\n".join(errors))
-    return first, swept
+_DIRECTION = "hydra.sweeper.direction="
 
 
-def _direction(config: DictConfig, sweeper: Sequence[str]) -> str | None:
-    """Direction of an optimising sweeper: maximize if a larger objective is better, unless the user sets it.
+def _direction(override: str) -> str:
+    """The direction that an override sets, or an empty text."""
+    return override.removeprefix(_DIRECTION) if override.startswith(_DIRECTION) else ""
 
-    None for a sweeper that does not optimise.
-    """
-    if "direction" not in config.hydra.sweeper:
-        return None
-    given = [word.partition("=")[2] for word in sweeper if word.startswith("hydra.sweeper.direction=")]
-    default = "maximize" if higher_is_better(str(config.trainer.objective).partition("/")[2]) else "minimize"
-    return given[-1] if given else default
+
+def _first_value(override: "Override", config_dir: Path | None) -> str:
+    """The override with the first of its values."""
+    if override.is_interval_sweep():
+        return f"{override.key_or_group}={override.value().start}"  # type: ignore[union-attr]
+    return expand([[str(override.input_line)]], config_dir)[0][0]
 
 
 def _print_best(sweep: Sweep, direction: str) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odebench.console import print_table
-from odebench.errors import UsageError
+from odebench.errors import DONE, UsageError
 from odebench.record.files import file_lock
 from odebench.sweep import slurm
-from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, read_status
+from odebench.sweep.attempts import EXIT_CODES, FINAL_STATUSES, FailurePolicy, read_status
 from odebench.sweep.cluster import HydraLauncher, LocalCluster, SlurmCluster, is_cluster_override, read_cluster
 from odebench.sweep.display import STATE_COLUMNS, SweepDisplay, format_counts, state_columns
 from odebench.sweep.expand import expand_valid, merge_grids, read_grids
@@ -23,9 +23,6 @@ from odebench.sweep.validate import Job, job_labels, validate_jobs
 from odebench.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
-
-# A sweep exits with the code of the worst status among its jobs; the worst comes first.
-_EXIT_CODES_WORST_FIRST = {"failed": 1, "diverged": 3, "timeout": 75, "interrupted": 75, "queued": 75, "running": 75}
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,9 @@ class SweepPlan:
 
 def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | None) -> SweepPlan:
     """Expand and validate without writing anything. UsageError lists every error."""
-    if config_dir is not None:
-        config_dir = config_dir.absolute()
+    config_dir = None if config_dir is None else config_dir.absolute()
     cluster = tuple(filter(is_cluster_override, overrides))
-    grid = [override for override in overrides if not is_cluster_override(override)]
+    grid = [override for override in overrides if override not in cluster]
     if not grid and file is None:
         raise UsageError("no jobs given: give settings and their values, such as tol=1e-2,1e-3, or --file FILE")
     num_processes = read_cluster(cluster, config_dir).num_processes
@@ -55,10 +51,8 @@ def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | N
     try:
         jobs, outputs = validate_jobs(distinct, config_dir, num_processes, uncertain_keys)
     except UsageError as error:
-        if not errors:
-            raise
-        # Errors that do not depend on the invalid overrides; the first line only counts jobs.
-        errors += str(error).splitlines()[1:]
+        # After invalid overrides, the errors that do not depend on them; the first line only counts jobs.
+        errors = [*errors, *str(error).splitlines()[bool(errors) :]]
     if errors:
         raise UsageError("\n".join(errors))
     return SweepPlan(jobs, outputs, cluster, config_dir)
@@ -102,10 +96,8 @@ def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: 
     queue = slurm.jobs_in_queue(sweep)
     slurm.mark_lost_jobs(sweep, queue)
     overviews = [read_status(sweep, job) for job in sweep.jobs]
-    unfinished = [
-        job for job, overview in zip(sweep.jobs, overviews, strict=True) if overview.status not in FINAL_STATUSES
-    ]
-    todo = [job for job in unfinished if job.number not in queue]
+    states = zip(sweep.jobs, overviews, strict=True)
+    todo = [job for job, state in states if state.status not in FINAL_STATUSES and job.number not in queue]
     if queue:
         log.info("still in SLURM's queue: %s", _count_jobs(len(queue)))
     log.info("to run: %d of %s in %s", len(todo), _count_jobs(len(sweep.jobs)), _shell_path(sweep.path))
@@ -146,7 +138,7 @@ def print_sweep(sweep: Sweep) -> int:
     print(f"{_count_jobs(len(sweep.jobs))} in {_shell_path(sweep.path)}: {format_counts(counts)}")
     if set(counts) - set(FINAL_STATUSES):
         print(f"continue with: odebench resume {_shell_path(sweep.path)}")
-    return next((code for status, code in _EXIT_CODES_WORST_FIRST.items() if counts[status]), 0)
+    return next((code for status, code in EXIT_CODES.items() if counts[status]), DONE)
 
 
 def _count_jobs(count: int) -> str:

@@ -17,11 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from odebench.errors import UsageError
 from odebench.record.files import read_if_exists
-from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, acquire, read_status, write_status
+from odebench.sweep.attempts import FINAL_STATUSES, FailurePolicy, end_lost_jobs, read_status
 from odebench.sweep.cluster import SlurmCluster
 from odebench.sweep.display import SweepDisplay
 from odebench.sweep.folder import Sweep
@@ -43,6 +42,7 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
     folder = sweep.path / SLURM_FOLDER
     folder.mkdir(exist_ok=True)
     arrays: list[str] = []
+    several = [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_per_node}"]
     for first in range(0, len(jobs), MAX_ARRAY_SIZE):
         part = jobs[first : first + MAX_ARRAY_SIZE]
         job_list = folder / f"{len(_submitted_arrays(sweep))}.txt"
@@ -54,7 +54,10 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
         command = [
             *sbatch_command(sweep, len(part), cluster, after),
             str(script),
-            *_task_arguments(sweep, job_list, cluster, policy),
+            *(sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), job_list.name),
+            *(f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"),
+            *(several if cluster.num_processes > 1 else []),
+            *(["--fail-fast"] if policy.fail_fast else []),
         ]
         array = _run_command(command).strip().partition(";")[0]
         with (folder / ARRAYS_FILE).open("a", encoding="utf-8") as file:
@@ -90,20 +93,12 @@ def sbatch_command(sweep: Sweep, num_tasks: int, cluster: SlurmCluster, after: s
         "--requeue",
         "--open-mode=append",
         f"--signal=B:USR1@{cluster.warning_s}",
-        *(_option(name, value) for name, value in options.items() if value is not None and value is not False),
+        *(
+            f"--{name}" if value is True else f"--{name}={value}"
+            for name, value in options.items()
+            if value not in (None, False)
+        ),
     ]
-
-
-def _option(name: str, value: object) -> str:
-    return f"--{name}" if value is True else f"--{name}={value}"
-
-
-def _task_arguments(sweep: Sweep, job_list: Path, cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
-    arguments = [sys.executable, "-m", "odebench.sweep.slurm_task", str(sweep.path), job_list.name]
-    arguments += [f"--warning-s={cluster.warning_s}", f"--retry={policy.retry}"]
-    if cluster.num_processes > 1:
-        arguments += [f"--nodes={cluster.nodes}", f"--processes={cluster.processes_per_node}"]
-    return [*arguments, "--fail-fast"] if policy.fail_fast else arguments
 
 
 def jobs_in_queue(sweep: Sweep) -> set[int]:
@@ -177,11 +172,8 @@ def _run_command(command: Sequence[str]) -> str:
 def mark_lost_jobs(sweep: Sweep, queue: set[int]) -> None:
     """Mark submitted jobs as interrupted whose status is running, but which SLURM's queue no longer holds."""
     submitted = {number for name in _submitted_arrays(sweep).values() for number in read_job_list(sweep, name)}
-    for number in sorted(submitted - queue):
-        job = sweep.jobs[number]
-        if read_status(sweep, job, trust_status=True).status == "running" and (log := acquire(sweep, job)) is not None:
-            write_status(sweep, job, "interrupted", "its SLURM task is gone: it was killed, or its node failed")
-            log.close()
+    lost = [sweep.jobs[number] for number in sorted(submitted - queue)]
+    end_lost_jobs(sweep, lost, "interrupted", "its SLURM task is gone: it was killed, or its node failed")
 
 
 def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:

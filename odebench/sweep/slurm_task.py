@@ -19,8 +19,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from odebench.errors import FAILED
 from odebench.record.reader import RunOverview
 from odebench.sweep.attempts import (
+    EXIT_CODES,
     FINAL_STATUSES,
     Attempt,
     FailurePolicy,
@@ -37,7 +39,6 @@ from odebench.training.signals import StopRequest
 
 WARNING_SIGNAL = signal.SIGUSR1
 POLL_S, _STOP_REQUEST_S = 0.2, 5.0
-_EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75, "timeout": 75}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,18 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes that train the job's model")
     parser.add_argument("--processes", type=int, default=1, help="number of processes on each node")
     arguments = parser.parse_args(argv)
-    sweep = load_sweep(arguments.sweep)
-    job = sweep.jobs[read_job_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
     policy = FailurePolicy(arguments.fail_fast, arguments.retry)
-    before = read_status(sweep, job)
     with StopRequest() as stop:
+        sweep = load_sweep(arguments.sweep)
+        job = sweep.jobs[read_job_list(sweep, arguments.list)[int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+        before = read_status(sweep, job)
         after = run_job(sweep, job, policy, stop, arguments.nodes, arguments.processes)
         print(f"job {job.number} {after.status} at step {after.step}: {after.message}", flush=True)
         if after.status == "failed" and policy.fail_fast:
             cancel(sweep)
         if after.status == "interrupted" and stop.signal_number == WARNING_SIGNAL:
             after = requeue(sweep, job, before, after, arguments.warning_s)
-    return _EXIT_CODES.get(after.status, 1)
+    return EXIT_CODES.get(after.status, FAILED)
 
 
 def run_job(
@@ -84,9 +85,8 @@ def run_job(
         if after.status in FINAL_STATUSES or stop.name:
             log.close()
             return after
-        attempt = start(
-            sweep, job, log, environment, torchrun_command(nodes, processes) if nodes * processes > 1 else ()
-        )
+        launcher = torchrun_command(nodes, processes) if nodes * processes > 1 else ()
+        attempt = start(sweep, job, log, environment, launcher)
         _wait_for_end(attempt, stop)
         after = finish(sweep, attempt)
         if after.status != "failed" or not policy.should_retry(attempt, failures):

@@ -56,8 +56,11 @@ def validate_jobs(
         outputs = settings.outputs
     if errors:
         bad = len(set().union(*errors.values()))
-        lines = [f"{_describe_jobs(numbers, jobs)}: {error}" for error, numbers in errors.items()]
-        raise UsageError("\n".join([f"{bad} of {len(jobs)} jobs are invalid; none was started", *lines]))
+        lines = [f"{bad} of {len(jobs)} jobs are invalid; none was started"]
+        for error_text, (first, *others) in errors.items():
+            more = f" and {len(others)} more" if others else ""
+            lines.append(f"job {first} ({' '.join(jobs[first])}){more}: {error_text}")
+        raise UsageError("\n".join(lines))
     return valid, outputs
 
 
@@ -98,11 +101,4 @@ def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
         )
 
 
-@functools.cache  # usually all jobs start from the same run
-def _check_init_run(init_from: str) -> None:
-    read_init_run(init_from)
-
-
-def _describe_jobs(numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> str:
-    first = f"job {numbers[0]} ({' '.join(jobs[numbers[0]])})"
-    return first if len(numbers) == 1 else f"{first} and {len(numbers) - 1} more"
+_check_init_run = functools.cache(read_init_run)  # usually all jobs start from the same run

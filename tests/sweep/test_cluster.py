@@ -39,6 +39,10 @@ def test_a_users_cluster_file_inherits_the_defaults(tmp_path):
         (["cluster=slrm"], "unknown cluster slrm; did you mean slurm? (clusters: local, slurm)"),
         (["cluster=slurm,local"], "cluster=slurm,local: a sweep runs on one cluster; give one value"),
         (["cluster.job=3"], "unknown setting cluster.job; did you mean cluster.jobs?"),
+        (
+            ["cluster.xyz=3"],
+            "unknown setting cluster.xyz (cluster.name, cluster.jobs, cluster.threads, cluster.devices)",
+        ),
         (["cluster.jobs=0"], "cluster.jobs=0: must be at least 1"),
         (["cluster=slurm", "cluster.time=60"], "cluster.time=60: write hours, minutes and seconds"),
         (["cluster=slurm", "cluster.time=soon"], "cluster.time='soon': write it as sbatch does"),

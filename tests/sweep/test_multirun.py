@@ -126,6 +126,7 @@ def test_a_second_ctrl_c_kills_the_job_of_a_launcher(fake_training, monkeypatch)
         (["hydra/launcher=jobli", "tol=1,2"], "no hydra/launcher/jobli (installed: basic"),
         (["hydra/launcher=basic,joblib", "tol=1,2"], "hydra/launcher=basic,joblib: a sweep runs on one cluster"),
         (["hydra/launcher=basic", "cluster.jobs=2", "tol=1,2"], "cluster.jobs=2: has no effect with Hydra's launcher"),
+        (["hydra/launcher=null", "tol=1,2"], "hydra/launcher=null: name one option, as in hydra/launcher=basic"),
         (["tol=interval(0,1)"], "tol=interval(0,1): a sweep needs values"),
         (["run_dir=x", "tol=1,2"], "run_dir=x: each job has its own folder; choose the sweep's by --output DIR (train"),
         (["hydra.sweep.dir=${nope}", "tol=1,2"], "Interpolation key 'nope' not found"),

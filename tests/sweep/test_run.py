@@ -106,6 +106,15 @@ def test_the_jobs_of_a_sweep_are_listed_later(sweep, tmp_path, capsys):
     assert [(row[0], row[4]) for row in rows[1:]] == [("sweep/0000_mlp", "done"), ("sweep/0001_mlp", "diverged")]
 
 
+def test_a_sweep_with_a_damaged_result_is_listed_and_resumed(sweep, tmp_path, capsys):
+    sweep("model.hidden=10,11")
+    (tmp_path / "sweep" / "0000_mlp" / "summary.json").write_text('{"objective": "a"}')
+    capsys.readouterr()
+    for words in (["list", "runs", "sweep"], ["resume", "sweep"]):
+        assert main(words) == 0
+        assert "val/accuracy -" in capsys.readouterr().out
+
+
 def test_neither_sweeping_nor_resuming_imports_torch(tmp_path):
     code = (
         "import sys; from odebench.cli import main; assert main(['sweep', 'seed=1,2', '--dry-run']) == 0\n"
