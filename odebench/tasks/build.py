@@ -19,7 +19,7 @@ from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import RegularisationTerms, RegularisedSolve
-from odebench.ode.noise import refuse_layers_in_training_mode
+from odebench.ode.noise import RANDOM, evaluate_watched, refuse_layers_in_training_mode
 from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.plan import TooManyStepsError
 from odebench.ode.problem import times_as_tensor
@@ -124,28 +124,25 @@ class ConfiguredSolver:
 
 @torch.no_grad()
 def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
-    """Raise UsageError if the field draws random numbers, or changes between two evaluations at the same point: error
-    control would take the noise for an error and shrink the steps without end."""
+    """Raise UsageError if the field changes between two evaluations at the same point: error control would take the
+    noise for an error and shrink the steps without end.
+
+    ``ode.solve`` finds only noise that torch draws, and raises ValueError.
+    """
+
+    def refuse(reason: str) -> None:
+        raise UsageError(f"model: its vector field {reason}", "model")
+
     try:
-        refuse_layers_in_training_mode(f)
+        buffered = refuse_layers_in_training_mode(f)
     except ValueError as error:
         raise UsageError(f"model: {error}", "model") from error
     state = tree_leaves(y0)[0]
-    start, before = t.select(-1, 0).to(state.device, state.real.dtype), _random_state(state.device)
-    first, second = (tree_leaves(f(start, y0, *unwrap_rows(args))) for _ in range(2))
-    differ = (not _nearly_equal(*pair) for pair in zip(first, second, strict=True))
-    if not torch.equal(_random_state(state.device), before) or any(differ):
-        raise UsageError(
-            "model: its vector field draws noise and differs between the evaluations of one solve; draw the "
-            "noise once, before the solve, and pass it as args=(noise,)",
-            "model",
-        )
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Concatenate the random states of the host and of the device."""
-    host = torch.get_rng_state()
-    return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
+    start, args = t.select(-1, 0).to(state.device, state.real.dtype), unwrap_rows(args)
+    first = tree_leaves(evaluate_watched(f, refuse, buffered, start, y0, *args))
+    second = tree_leaves(f(start, y0, *args))
+    if not all(map(_nearly_equal, first, second)):
+        refuse(RANDOM)
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:

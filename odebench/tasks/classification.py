@@ -10,43 +10,28 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odebench.config.choices import options_of
 from odebench.config.settings import Settings
-from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, build_data, random_crop, to_float
-from odebench.errors import UsageError
+from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, random_crop, to_float
 from odebench.ode import Stats
 from odebench.plots.confusion import confusion_matrix
 from odebench.plots.curves import step_sizes
-from odebench.tasks.build import build_model, build_solvers
-from odebench.tasks.task import Loss, add_penalty
+from odebench.tasks.build import build_model
+from odebench.tasks.task import Loss, Task
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Classify images with the cross-entropy loss; see ``odebench.tasks.Task`` for the methods."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError if the data is missing or smaller than a batch."""
-        trainer = settings.trainer
-        data = build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions)
-        if not isinstance(data, ImageData):
-            raise UsageError(f"data={settings.data.name}: classification needs labelled images (ImageData)")
-        self.note, self.provenance = data.note, data.provenance
+        """Raises UsageError as ``Task``."""
+        super().__init__(settings, device, ImageData)
+        data: ImageData = self._data
         self._splits = {name: split.to(device) for name, split in data.splits().items()}
         self._train = self._splits["train"]
-        self._crop_padding = data.crop_padding
-        self._num_classes = data.num_classes
-        self._device = device
-        self._seed = settings.seed
-        self._label_smoothing = options_of(settings.loss)["label_smoothing"]
-        self._autocast = torch.autocast(device.type, torch.bfloat16, trainer.precision == "bf16")
-        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
-        self.steps_per_epoch = len(data.train) // self.batch_size
-        if self.steps_per_epoch == 0:
-            raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training images")
+        self._autocast = torch.autocast(device.type, torch.bfloat16, settings.trainer.precision == "bf16")
         _, in_channels, image_size, _ = data.train.images.shape
         self.data_properties = {"in_channels": in_channels, "image_size": image_size, "num_classes": data.num_classes}
         self.model = build_model(settings, self.data_properties).to(device)
-        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:
@@ -58,8 +43,8 @@ class ClassificationTask:
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = batch_indices(len(self._train), self.batch_size, self._seed, epoch, index).to(self._device)
         images, labels = self._train.images[chosen], self._train.labels[chosen]
-        if self._crop_padding:
-            images = random_crop(images, self._crop_padding, batch_generator(self._seed, epoch, index))
+        if self._data.crop_padding:
+            images = random_crop(images, self._data.crop_padding, batch_generator(self._seed, epoch, index))
         return images, labels
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
@@ -67,10 +52,10 @@ class ClassificationTask:
         images, labels = batch
         with self._autocast:
             logits, solves = self.model.train()(to_float(images), self._solve)
-        value = F.cross_entropy(_at_least_float32(logits), labels, label_smoothing=self._label_smoothing)
+        value = F.cross_entropy(_at_least_float32(logits), labels, **self._loss_options)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         metrics = {"train/loss": value.detach(), "train/accuracy": accuracy}
-        return add_penalty(Loss(value, metrics, solves), self._solve)
+        return self._add_penalty(Loss(value, metrics, solves))
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -124,7 +109,7 @@ class ClassificationTask:
     def figures(self) -> dict[str, Figure]:
         """Draw the confusion matrix of the validation images, and the steps of one solve over a batch of them."""
         rows = self.predict("validation")
-        counts = np.zeros((self._num_classes, self._num_classes), dtype=int)
+        counts = np.zeros((self._data.num_classes,) * 2, dtype=int)
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
         figures = {"confusion": confusion_matrix(counts)}
         images, _ = next(self._batches(self._splits["validation"]))
@@ -133,15 +118,6 @@ class ClassificationTask:
             sizes = solves[0].step_sizes
             figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
         return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the warm first step."""
-        return {"warm_step": self._solve.warm_step if self._solve else None}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the warm first step."""
-        if self._solve:
-            self._solve.warm_step = state["warm_step"]
 
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
         """The logits, from bfloat16 in float32, and the statistics of the solves."""

@@ -12,25 +12,17 @@ from odebench.errors import UsageError
 from odebench.models.series import LatentODE
 
 
-def check_density_data(data: Any, settings: Settings) -> None:
-    """Raise UsageError if the data has no density, lacks the one that the loss needs, or is smaller than a batch."""
-    name, batch_size = settings.data.name, settings.trainer.batch_size
-    if not isinstance(data, DensityData | ImageData):
-        raise UsageError(f"data={name}: density estimation needs DensityData or ImageData")
-    if len(data.train) < batch_size:
-        raise UsageError(f"trainer.batch_size={batch_size}: there are only {len(data.train)} training samples")
+def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
+    """Raise UsageError if the data or the model lacks what the loss needs, or if the model would not model the density
+    of the data."""
+    name = settings.model.name
     if settings.loss.name == "density_matching":
         if not isinstance(data, DensityData) or data.log_density is None:
             raise UsageError(
-                f"loss=density_matching: the density of data={name} is not known; choose data=potential_1, ... or "
-                "data=eight_gaussians, or loss=maximum_likelihood"
+                f"loss=density_matching: the density of data={settings.data.name} is not known; choose "
+                "data=potential_1, ... or data=eight_gaussians, or loss=maximum_likelihood"
             )
         data.check_density_matching_target()
-
-
-def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
-    """Raise UsageError if the model lacks a method that the loss needs, or would not model the density of the data."""
-    name = settings.model.name
     if not hasattr(model, "log_prob"):
         raise UsageError(
             f"model={name}: it has no log-likelihood (no log_prob); derive it from odebench.models.flow.Flow"

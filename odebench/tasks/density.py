@@ -4,14 +4,13 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from odebench.config.choices import options_of
 from odebench.config.schema.quantities import SPLITS
 from odebench.config.settings import Settings
 from odebench.data import (
@@ -20,35 +19,28 @@ from odebench.data import (
     batch_generator,
     batch_indices,
     batch_random_state,
-    build_data,
     dequantise,
 )
 from odebench.models.flow import EXACT_TRACE_LIMIT
-from odebench.tasks.build import build_model, build_solvers
-from odebench.tasks.compatibility import check_density_data, check_density_model
+from odebench.tasks.build import build_model
+from odebench.tasks.compatibility import check_density_model
 from odebench.tasks.density_figures import density_figures
-from odebench.tasks.task import Loss, add_penalty
+from odebench.tasks.task import Loss, Task
 
 
-class DensityTask:
+class DensityTask(Task):
     """Fit a density by maximum likelihood, density matching or flow matching; the evaluation is the same for all.
 
     See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError if the data is missing, or if data, loss and model do not fit together."""
-        trainer = settings.trainer
-        data = cast(Any, build_data(settings.data.name, options_of(settings.data), settings.seed, settings.extensions))
-        check_density_data(data, settings)
-        self.note, self.provenance = data.note, data.provenance
-        self._data: DensityData | ImageData = data
+        """Raises UsageError as ``Task``, and if data, loss and model do not fit together."""
+        super().__init__(settings, device, DensityData, ImageData)
+        data: DensityData | ImageData = self._data
         self._splits = {split: x.to(device) for split, x in _samples(data).items()}
         self._train = self._splits["train"]
-        self._loss, self._loss_options = settings.loss.name, options_of(settings.loss)
-        self._device, self._seed = device, settings.seed
-        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
-        self.steps_per_epoch = len(self._train) // self.batch_size
+        self._loss = settings.loss.name
         shape = tuple(self._train.shape[1:])
         self._num_dims = math.prod(shape)
         # Reported likelihoods use the exact trace if it is affordable, whatever the training used.
@@ -56,7 +48,6 @@ class DensityTask:
         model = build_model(settings, {"shape": shape})
         check_density_model(model, data, settings)
         self.model: Any = model.to(device)
-        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:
@@ -103,7 +94,7 @@ class DensityTask:
             value = -log_prob.mean()
             likelihood = self._likelihood_metrics(value.detach())
             metrics = {"train/loss": value.detach(), **{f"train/{name}": x for name, x in likelihood.items()}}
-        return add_penalty(Loss(value, metrics, solves), self._solve, self._num_dims)
+        return self._add_penalty(Loss(value, metrics, solves), self._num_dims)
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -179,15 +170,6 @@ class DensityTask:
         test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
         return density_figures(self.model.eval(), self._eval_solve, test, normalised)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the warm first step."""
-        return {"warm_step": self._solve.warm_step if self._solve else None}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the warm first step."""
-        if self._solve:
-            self._solve.warm_step = state["warm_step"]
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Map base samples z [B, *shape] to x; return log q(x) [B], x and the statistics of the solves."""

@@ -1,13 +1,19 @@
-"""The interface between the training loop and a task: a model, its data and its loss."""
+"""What the training loop calls of a task, and what all tasks share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from odebench.config.choices import options_of
+from odebench.config.settings import Settings
+from odebench.data import build_data
+from odebench.errors import UsageError
 from odebench.ode import Stats
+from odebench.tasks.build import build_solvers
 
 
 class Loss(NamedTuple):
@@ -22,19 +28,6 @@ class Loss(NamedTuple):
     solves: tuple[Stats, ...]
 
 
-def add_penalty(loss: Loss, solve: Any, num_dims: int = 1) -> Loss:
-    """Add the integrals of the regularised dynamics to a loss, if the settings ask for them.
-
-    solve: the task's ``ConfiguredSolver`` for training, or None. num_dims: the number of dimensions that the loss sums
-    over. The integrals are means over dimensions, so their weights apply to the loss per dimension, as published.
-    """
-    penalty, values = solve.pop_penalty() if solve is not None else (None, {})
-    if penalty is None:
-        return loss
-    value = loss.value + num_dims * penalty
-    return Loss(value, {**loss.metrics, "train/loss": value.detach(), **values}, loss.solves)
-
-
 def read_numbers(values: Iterable[Any]) -> list[float]:
     """Return numbers and scalar tensors of one device as floats; the host waits for the device once for all of them."""
     values = list(values)
@@ -43,52 +36,94 @@ def read_numbers(values: Iterable[Any]) -> list[float]:
     return [next(read) if isinstance(value, Tensor) else float(value) for value in values]
 
 
-class Task(Protocol):
+class Task(ABC):
     """A model, its data and its loss. Batches depend on the step alone, so that resuming needs no state.
 
     steps_per_epoch: optimiser steps between two validations. note: one line for the user, may be empty.
-    provenance: of the data. quantities: which of ``config.schema.quantities.QUANTITIES`` each validation measures.
+    provenance: of the data.
     """
 
     model: nn.Module
-    steps_per_epoch: int
-    batch_size: int
-    note: str
-    provenance: dict[str, Any]
+
+    def __init__(self, settings: Settings, device: torch.device, *kinds: Any) -> None:
+        """Load the data and build the solvers; a subclass builds its model.
+
+        kinds: classes of the data that the task can use. Raises UsageError if the data is missing, of another class, or
+        smaller than a batch.
+        """
+        name, trainer = settings.data.name, settings.trainer
+        data: Any = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
+        if not isinstance(data, kinds):
+            needed = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"data={name}: task={settings.task} needs {needed}")
+        self._data: Any = data
+        self.note, self.provenance = data.note, data.provenance
+        self._device, self._seed = device, settings.seed
+        self._loss_options = options_of(settings.loss)
+        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
+        self.steps_per_epoch = len(data.train) // self.batch_size
+        if self.steps_per_epoch == 0:
+            raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training samples")
+        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
-    def quantities(self) -> Sequence[str]: ...
+    @abstractmethod
+    def quantities(self) -> Sequence[str]:
+        """Which of ``config.schema.quantities.QUANTITIES`` each validation measures."""
 
+    @abstractmethod
     def batch(self, step: int) -> Any:
         """Return the training batch of an optimiser step, on the device."""
 
+    @abstractmethod
     def loss(self, batch: Any) -> Loss:
         """Compute the loss of a batch, with a graph."""
 
+    def _add_penalty(self, loss: Loss, num_dims: int = 1) -> Loss:
+        """Add the integrals of the regularised dynamics to a loss, if the settings ask for them.
+
+        num_dims: the number of dimensions that the loss sums over. The integrals are means over dimensions, so their
+        weights apply to the loss per dimension, as published.
+        """
+        penalty, values = self._solve.pop_penalty() if self._solve else (None, {})
+        if penalty is None:
+            return loss
+        value = loss.value + num_dims * penalty
+        return Loss(value, {**loss.metrics, "train/loss": value.detach(), **values}, loss.solves)
+
+    @abstractmethod
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
         """Compute the metrics of a split ("train", "validation", "test"), named by the second half of their tag (nfe).
 
         model: evaluated instead of the task's own model (for example the average of its weights).
         """
 
+    @abstractmethod
     def limit_split(self, split: str, num: int) -> None:
         """Evaluate only the first `num` samples of a split from now on; training batches do not change."""
 
+    @abstractmethod
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         """Format the metrics of ``evaluate`` as (name, text) rows for the terminal, the most important one first."""
 
+    @abstractmethod
     def predict(self, split: str) -> dict[str, list[Any]]:
         """Return columns with the model's prediction for each sample of a split."""
 
+    @abstractmethod
     def outputs(self, split: str, num: int) -> Tensor:
         """Compute the model's outputs for the first `num` samples of a split with the evaluation solver, in the dtype
         of its parameters. May draw from torch's global random state."""
 
+    @abstractmethod
     def figures(self) -> Mapping[str, Figure | bytes]:
         """Draw what the model does: figures by name; GIFs as bytes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that training carries from step to step besides the model: plain numbers."""
+        """Return the state that training carries from step to step besides the model: the warm first step."""
+        return {"warm_step": self._solve.warm_step if self._solve else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
+        if self._solve:
+            self._solve.warm_step = state["warm_step"]

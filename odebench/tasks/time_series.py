@@ -9,15 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from odebench.config.choices import options_of
 from odebench.config.settings import Settings
-from odebench.data import batch_generator, batch_indices, build_data
+from odebench.data import batch_generator, batch_indices
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
-from odebench.errors import Diverged, UsageError
+from odebench.errors import Diverged
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODERNNCell
 from odebench.plots.series import PredictedSeries
-from odebench.tasks.build import build_model, build_solvers
+from odebench.tasks.build import build_model
 from odebench.tasks.compatibility import check_series_model
 from odebench.tasks.series_figures import examples, series_figures
 from odebench.tasks.series_losses import (
@@ -37,7 +36,7 @@ from odebench.tasks.series_metrics import (
     metrics_from_sums,
     window_error_sums,
 )
-from odebench.tasks.task import Loss, add_penalty
+from odebench.tasks.task import Loss, Task
 
 NUM_RATE_TIMES = 101
 # The latest time, as a fraction of the span, at which encoder and solution are compared: inputs must follow it.
@@ -68,34 +67,23 @@ class SeriesTrainingBatch:
         return SeriesTrainingBatch(inputs, targets, noise, self.kl_weight, self.consistency_time, num_compared)
 
 
-class TimeSeriesTask:
+class TimeSeriesTask(Task):
     """Fit series with the evidence lower bound or autoregressively; the evaluation is the same.
 
     See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError if the data is missing, smaller than a batch, or lacks what the model needs."""
-        trainer, name = settings.trainer, settings.data.name
-        data = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
-        if not isinstance(data, SeriesData):
-            raise UsageError(f"data={name}: time series need SeriesData")
-        self._data = data
-        self.note, self.provenance = data.note, data.provenance
+        """Raises UsageError as ``Task``, and if the data lacks what the model needs."""
+        super().__init__(settings, device, SeriesData)
+        data: SeriesData = self._data
         self._splits = {split: series.to(device) for split, series in data.splits().items()}
         # The number of series to evaluate, by split.
         self._counts = {split: len(series) for split, series in self._splits.items()}
-        self._loss_options = options_of(settings.loss)
-        self._device, self._seed = device, settings.seed
-        self.batch_size, self._eval_batch_size = trainer.batch_size, trainer.eval_batch_size
-        self.steps_per_epoch = len(data.train) // self.batch_size
-        if self.steps_per_epoch == 0:
-            raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training series")
         self.model: Any = build_model(settings, _data_properties(data)).to(device)
         check_series_model(self.model, data, settings)
         self._window = float(data.train.times[data.train.is_input].max())
         self._redrawn: tuple[int, SeriesSplit] | None = None
-        self._solve, self._eval_solve = build_solvers(settings)
 
     @property
     def quantities(self) -> list[str]:
@@ -157,7 +145,7 @@ class TimeSeriesTask:
         tagged |= {"train/loss": value.detach()}
         if forecast.posterior is not None:
             tagged["task/kl_weight"] = batch.kl_weight
-        return add_penalty(Loss(value, tagged, solves), self._solve)
+        return self._add_penalty(Loss(value, tagged, solves))
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
@@ -229,15 +217,6 @@ class TimeSeriesTask:
     def examples(self) -> list[PredictedSeries]:
         """Return the first test series of each label with the model's reconstruction and extrapolation, for figures."""
         return examples(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the warm first step."""
-        return {"warm_step": self._solve.warm_step if self._solve else None}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the warm first step."""
-        if self._solve:
-            self._solve.warm_step = state["warm_step"]
 
     def _training_split(self, epoch: int) -> SeriesSplit:
         if self._data.redraw is None:

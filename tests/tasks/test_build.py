@@ -177,7 +177,7 @@ def test_noise_drawn_anew_within_a_solve_is_refused(solve, draw, stepping):
     chosen = solve(f"solver.stepping={stepping}")
     noisy = Noisy(draw)
     for f in (noisy, noisy, noisy.forward):  # also the second time
-        with pytest.raises(UsageError, match=r"^model: .* draws noise .* args=\(noise,\)"):
+        with pytest.raises(UsageError, match=r"^model: its vector field draws random numbers .* args=\(noise,\)"):
             chosen(f, Z0, (0.0, 1.0))
 
 

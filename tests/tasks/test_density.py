@@ -250,7 +250,7 @@ def test_a_field_that_draws_noise_within_a_solve_is_refused(monkeypatch):
     closed = type(block.field).divergence
     noisy = lambda self, t, z: tuple(part + torch.randn_like(part) for part in closed(self, t, z))  # noqa: E731
     monkeypatch.setattr(type(block.field), "divergence", noisy)
-    with pytest.raises(UsageError, match=r"^model: its vector field draws noise"):
+    with pytest.raises(UsageError, match=r"^model: its vector field draws random numbers"):
         task.loss(task.batch(0))
 
 

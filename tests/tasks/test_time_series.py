@@ -414,7 +414,7 @@ def test_data_of_another_kind_are_refused(build, monkeypatch):
         build(*RNN, "data=mnist5k")
     potential = DATA["potential_1"](samples=64, fresh=True, validation=40, test=40, seed=0)
     monkeypatch.setitem(DATA, "periodic", lambda **options: potential)
-    with pytest.raises(UsageError, match="data=periodic: time series need SeriesData"):
+    with pytest.raises(UsageError, match="data=periodic: task=time_series needs SeriesData"):
         build(*RNN, "data=periodic")
 
 
