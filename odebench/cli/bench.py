@@ -27,8 +27,7 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    cases = parser.add_argument("cases", metavar="CASE", nargs="*", help="benchmark cases")
-    cases.required = False
+    parser.add_argument("cases", metavar="CASE", nargs="*", default=[], help="benchmark cases")
     parser.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
     parser.add_argument("--peers", metavar="A,B", help="other libraries, or none; by default all installed")
     parser.add_argument("--methods", metavar="A,B", help="solvers; by default each case's own")

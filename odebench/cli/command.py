@@ -116,18 +116,14 @@ def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Nam
         from odebench.config.files import known_keys
 
         settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
-    options = {option.lstrip("-"): option for option in _options(parser, arguments.verb)}
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    options = {option.lstrip("-"): option for option in verbs.choices[arguments.verb]._option_string_actions}
     name = word.partition("=")[0].lstrip("-")
     hint = did_you_mean(name, [*options, *settings]) or nearest_setting(name, settings)
     near = hint.removeprefix("; did you mean ").removesuffix("?")
     if near in options:
         return f"; did you mean {options[near]}?"
     return f"; did you mean {near}=...? settings have no dashes" if near else ""
-
-
-def _options(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return list(verbs.choices[verb]._option_string_actions)
 
 
 class _Parser(argparse.ArgumentParser):

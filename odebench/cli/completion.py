@@ -32,17 +32,16 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> 
             before, comma = value.rpartition(",")[:2]
             return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
         verb = getattr(parsed_args, "verb", "")
-        own = ["split"] if verb in ("eval", "predict") else _cluster_keys() if verb in _WITH_CLUSTER else []
-        keys = [*own, *(known_keys(config_dir) if verb != "resume" else ())]
+        keys = known_keys(config_dir) if verb != "resume" else []
+        if verb in ("eval", "predict"):
+            keys = ["split", *keys]
+        elif verb in _WITH_CLUSTER:
+            from odebench.sweep import cluster
+
+            keys = [cluster.GROUP, *cluster.known_keys(), *keys]
         return [f"{word}=" for word in keys if word != "config_dir"]
     except UsageError:
         return []
-
-
-def _cluster_keys() -> list[str]:
-    from odebench.sweep.cluster import GROUP, known_keys
-
-    return [GROUP, *known_keys()]
 
 
 def _values(key: str, config_dir: Path | None) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from odebench.cli.options import add_run, add_settings, check_run, read_split, whole_number
+from odebench.cli.options import add_run, add_settings, read_split, whole_number
 from odebench.errors import UsageError
 
 SUMMARY = "evaluate a finished run, under another solver or tolerance if you like"
@@ -35,27 +35,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
+    from odebench.record.reader import read_run
     from odebench.sweep.expand import expand
 
-    folder = check_run(arguments.run)
+    run = read_run(arguments.run, metrics=False)
     split, overrides = read_split(arguments.overrides)
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: must be at least 1")
-    combinations = expand([overrides], _config_dir_of(folder), check_reserved=False)
+    config_dir = run.settings.get("config_dir")
+    combinations = expand([overrides], None if config_dir is None else Path(config_dir), check_reserved=False)
     if len(combinations) > 1 or arguments.gradients:
         from odebench.training.study import study_run
 
-        study_run(folder, combinations, split, arguments.limit, arguments.gradients)
+        study_run(run.path, combinations, split, arguments.limit, arguments.gradients)
         return 0
     from odebench.training.trained_run import evaluate_run
 
-    evaluate_run(folder, overrides, split, arguments.limit)
+    evaluate_run(run.path, overrides, split, arguments.limit)
     return 0
-
-
-def _config_dir_of(folder: Path) -> Path | None:
-    """The --config-dir that a run was trained with."""
-    from odebench.record.reader import read_run
-
-    found = read_run(folder, metrics=False).settings.get("config_dir")
-    return None if found is None else Path(found)

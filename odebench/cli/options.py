@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def add_settings(parser: argparse.ArgumentParser, text: str) -> None:
     """Settings KEY=VALUE, in any number."""
-    action = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=text)
-    action.required = False  # argparse allows none, but lists it among missing arguments all the same
+    # Without a default, argparse lists it among missing arguments, though it allows none.
+    action = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     action.completer = complete_setting  # type: ignore[attr-defined]
 
 

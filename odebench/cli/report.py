@@ -22,8 +22,7 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    folders = parser.add_argument("folders", metavar="DIR", nargs="*", help="runs, sweeps, or folders of them")
-    folders.required = False
+    parser.add_argument("folders", metavar="DIR", nargs="*", default=[], help="runs, sweeps, or folders of them")
     parser.add_argument("--list", action="store_true", help="print the names of the figures")
     figures = parser.add_argument("--figure", metavar="A,B", help="names of figures to write instead of the table")
     figures.completer = _complete_figure  # type: ignore[attr-defined]

@@ -25,7 +25,6 @@ examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     name = parser.add_argument("name", metavar="NAME", nargs="?", help="name of a published table or figure")
-    name.required = False
     name.completer = _complete_name  # type: ignore[attr-defined]
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
     parser.add_argument("--list", action="store_true", help="print the names")

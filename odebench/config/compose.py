@@ -182,9 +182,16 @@ def _replace_choices(config: DictConfig, parsed: Sequence["Override"], config_di
 
 
 def finish_composition(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:
-    """Apply, in place, what an experiment lists for the chosen model, and replace resolvers by their values."""
+    """Apply, in place, what an experiment lists for the chosen model, and replace resolvers by their values.
+
+    Makes data.root absolute, so that the run can be evaluated from anywhere.
+    """
     with open_dict(config):
-        return freeze_resolvers(_apply_model_overrides(config, parsed))
+        freeze_resolvers(_apply_model_overrides(config, parsed))
+    root = OmegaConf.select(config, "data.root", throw_on_resolution_failure=False)
+    if isinstance(root, str) and root:
+        config.data.root = str(Path(root).expanduser().absolute())
+    return config
 
 
 def _apply_model_overrides(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:

@@ -94,6 +94,13 @@ def check_folder_can_be_made(path: Path, option: str) -> None:
         problem = errno.EACCES
     elif _is_too_long(path, existing):
         problem = errno.ENAMETOOLONG
+    elif existing != path:  # only making a folder shows that it cannot be made in /proc
+        probe = _temporary_path(existing / "probe")
+        try:
+            probe.mkdir()
+            probe.rmdir()
+        except (FileNotFoundError, PermissionError) as error:
+            problem = error.errno or 0
     if problem:
         raise UsageError(f"{option} cannot be made ({os.strerror(problem)}); name another folder")
 
@@ -152,6 +159,11 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_line(content: Mapping[str, Any]) -> str:
+    """One line of a JSON Lines file; see `to_json` for the conversion."""
+    return json.dumps(to_json(content), allow_nan=False) + "\n"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

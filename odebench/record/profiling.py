@@ -7,7 +7,6 @@ Only eager operations are measured, because compiled code hides its tensors.
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,9 +37,13 @@ def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[st
     device = torch.device(device)
     memory = _TensorMemoryTracker()
     saved = _SavedTensorTracker(memory)
-    with _cuda_peak(device) as cuda_peak_bytes, saved_tensors_hooks(saved.pack, saved.unpack), memory:
+    if is_cuda := device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before_bytes = torch.cuda.memory_allocated(device)
+    with saved_tensors_hooks(saved.pack, saved.unpack), memory:
         step()
-    peak_bytes = memory.peak_bytes if cuda_peak_bytes is None else cuda_peak_bytes()
+    peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes if is_cuda else memory.peak_bytes
     return {
         "memory/peak_mib": peak_bytes / MIB,
         "memory/saved_mib": saved.peak_bytes / MIB,
@@ -51,7 +54,7 @@ def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[st
 class StepTimer:
     """Mean time of the training steps between two rows of metrics, without the time between steps.
 
-    Uses the host's clock: on CUDA the caller synchronises before `stop`, or times many steps together.
+    Uses the host's clock: on CUDA the caller synchronises before `stop`.
     """
 
     def __init__(self) -> None:
@@ -63,10 +66,10 @@ class StepTimer:
         """Call at the start of a step."""
         self._started_s = time.perf_counter()
 
-    def stop(self, num_samples: int, num_steps: int = 1) -> None:
-        """Call at the end of `num_steps` steps over `num_samples` samples."""
+    def stop(self, num_samples: int) -> None:
+        """Call at the end of a step over `num_samples` samples."""
         self._seconds += time.perf_counter() - self._started_s
-        self._steps += num_steps
+        self._steps += 1
         self._samples += num_samples
 
     def read(self) -> dict[str, float]:
@@ -170,15 +173,3 @@ class _SavedTensor:
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
     return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
-
-
-@contextmanager
-def _cuda_peak(device: torch.device) -> Iterator[Callable[[], int] | None]:
-    """On CUDA, a function that returns the peak of the bytes allocated since the start; elsewhere None."""
-    if device.type != "cuda":
-        yield None
-        return
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before_bytes = torch.cuda.memory_allocated(device)
-    yield lambda: torch.cuda.max_memory_allocated(device) - before_bytes

@@ -8,7 +8,6 @@ and `reader` read as NaN.
 import contextlib
 import json
 import logging
-import math
 import os
 import shlex
 import threading
@@ -24,11 +23,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
+from odebench.config.compose import resolved
 from odebench.errors import UsageError
 from odebench.record import layout, reader, tensorboard
 from odebench.record.files import (
     TIME_FORMAT,
     is_temporary,
+    json_line,
     make_folder,
     remove_temporary_files,
     to_json,
@@ -112,7 +113,7 @@ class RunWriter:
         _make_folders(folder)
         # Last: the status marks the record as complete, whatever happens to the process.
         write_status(folder, "running")
-        return cls(folder, tensorboard.open_writer(folder, _resolved(config), overrides, quantities))
+        return cls(folder, tensorboard.open_writer(folder, resolved(config), overrides, quantities))
 
     @classmethod
     def reopen(
@@ -140,14 +141,14 @@ class RunWriter:
             if row["step"] <= step
         ]
         rows = [row for row in rows if row.keys() - {"step", "elapsed_s"}]
-        write_atomically(run.path / layout.METRICS, "".join(map(_json_line, rows)).encode())
+        write_atomically(run.path / layout.METRICS, "".join(map(json_line, rows)).encode())
         (run.path / layout.SUMMARY).unlink(missing_ok=True)
         if manifest is not None:
             resumed = [*run.manifest.get("resumed", []), {"step": step, **manifest}]
             write_json(run.path / layout.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
         _rename_future_event_files(sorted(run.path.glob(layout.EVENT_FILES)))
-        writer = tensorboard.reopen_writer(run.path, _resolved(run.settings), step, quantities)
+        writer = tensorboard.reopen_writer(run.path, resolved(run.settings), step, quantities)
         return cls(run.path, writer, rows, step, elapsed_s)
 
     @property
@@ -167,7 +168,7 @@ class RunWriter:
             assert step > last, f"{tag} at step {step}, but it was already logged at step {last}"
             self._last_logged[tag] = step
         self.step = max(self.step, step)
-        self._metrics_file.write(_json_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
+        self._metrics_file.write(json_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
         self._metrics_file.flush()
         for tag, value in values.items():
             self._tensorboard.add_scalar(tag, value, step)
@@ -341,19 +342,8 @@ def _attach_log_file(path: Path) -> logging.FileHandler:
     return handler
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(name): value for name, value in settings.items()}
-
-
 def _to_python_number(value: Any) -> float | int:
     """A Python number from a Python, numpy or torch scalar."""
     if hasattr(value, "item"):
         value = value.item()
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    values = {tag: value if math.isfinite(value) else None for tag, value in row.items()}
-    return json.dumps(values, allow_nan=False) + "\n"

@@ -65,24 +65,18 @@ class ConfiguredSolver:
         self._warm, self._stop_at_times = solver.first_step == "warm", solver.stop_at_times
         self.warm_step: float | None = None
         self._checked_fields: weakref.WeakSet[Any] = weakref.WeakSet()
-        options = {
+        options = options_of(solver) | {
             "method": dataclasses.replace(method, **solver.options) if solver.options else method,
             "gradient": ode.GRADIENTS[gradient.name](**options_of(gradient)),
             "rtol": solver.rtol or 0.0,
             "atol": solver.atol or 0.0,
-            "steps": solver.steps,
-            "step_size": solver.step_size,
             "first_step": None if self._warm else solver.first_step,
-            "min_step": solver.min_step,
-            "max_step": solver.max_step,
-            "max_steps": solver.max_steps,
-            "controller": solver.controller,
-            "stepping": solver.stepping,
-            "compile": solver.compile,
             "group": dist.group.WORLD if solver.sync_steps and differentiable and dist.is_initialized() else None,
         }
+        for name in ("options", "sync_steps", "stop_at_times"):  # no arguments of ode.solve
+            del options[name]
         # null stands for the default of ode.solve.
-        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        self._options = {name: value for name, value in options.items() if value is not None}
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> ode.Solution:
         """See ``odebench.ode.solve``. Raises UsageError for a field that is not deterministic, and for more fixed steps

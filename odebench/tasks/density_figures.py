@@ -55,7 +55,9 @@ def _planar_figures(
     }
     if not hasattr(model, "velocity"):
         return figures
-    times, velocities = _velocities(model, limits, samples)
+    points = torch.from_numpy(density.grid_points(limits, NUM_ARROWS)).to(samples)
+    times = np.linspace(0.0, float(model.end_time), NUM_FIELD_TIMES).tolist()
+    velocities = np.stack([model.velocity(points.new_tensor(t), points).cpu().numpy() for t in times])
     return figures | {"field": density.vector_field(times, velocities, limits, title="The vector field")}
 
 
@@ -64,12 +66,6 @@ def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Fr
     states, _ = model.path(base, times, solve)
     name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE each layer takes one unit of time
     return [animation.Frame(f"{name} {t:.3g}", state.cpu().numpy()) for t, state in zip(times, states, strict=True)]
-
-
-def _velocities(model: Any, limits: density.Limits, like: Tensor) -> tuple[list[float], np.ndarray]:
-    grid = torch.from_numpy(density.grid_points(limits, NUM_ARROWS)).to(like)
-    times = np.linspace(0.0, float(model.end_time), NUM_FIELD_TIMES).tolist()
-    return times, np.stack([model.velocity(grid.new_tensor(t), grid).cpu().numpy() for t in times])
 
 
 def _image_figures(model: Any, solve: Any, images: Tensor) -> dict[str, Figure | bytes]:

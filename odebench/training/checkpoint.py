@@ -162,7 +162,9 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}: restore the file, or train the run again")
     try:
-        _verify_checksums(path)
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify its checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
@@ -174,13 +176,6 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UsageError(f"{path} is damaged: it holds no weights; restore the file, or train the run again")
     return content
-
-
-def _verify_checksums(path: Path) -> None:
-    """Raise BadZipFile if the file is damaged; torch.load does not verify its checksums."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def _random_states() -> dict[str, Any]:

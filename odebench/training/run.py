@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from odebench.config.choices import options_of
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
-from odebench.config.schema import PluginSettings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.console import print_results
-from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, Diverged, UsageError, did_you_mean
+from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, WRONG_USAGE, Diverged, UsageError, did_you_mean
 from odebench.plots.curves import training_curves
 from odebench.record import layout, manifest
 from odebench.record.files import check_folder_can_be_made, file_lock, make_folder
@@ -73,7 +71,7 @@ def train_run(config: DictConfig, overrides: list[str], settings: Settings | Non
     resume it: a job script may repeat the same command. Raises UsageError, before anything is written, if the settings
     are invalid or the data is missing.
     """
-    settings = _with_absolute_root(config, read_settings(config) if settings is None else settings)
+    settings = read_settings(config) if settings is None else settings
     with distributed.process_group(choose_device(settings.device)):
         if distributed.broadcast_result(lambda: _contains_same_run(settings.run_dir, config)):
             return resume_run(Path(str(settings.run_dir)))
@@ -90,18 +88,6 @@ def train_run(config: DictConfig, overrides: list[str], settings: Settings | Non
         ):
             result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
-
-
-def _with_absolute_root(config: DictConfig, settings: Settings) -> Settings:
-    """Make data.root absolute, in config too, so that the run can be evaluated from anywhere."""
-    data: Any = settings.data
-    options = options_of(data)
-    if not options.get("root"):
-        return settings
-    root = str(Path(options["root"]).expanduser().absolute())
-    OmegaConf.update(config, "data.root", root)
-    changed = {"options": options | {"root": root}} if isinstance(data, PluginSettings) else {"root": root}
-    return replace(settings, data=replace(data, **changed))
 
 
 def resume_run(path: Path) -> RunResult:
@@ -252,6 +238,11 @@ def _train_and_test(
     """Train, test once, and write a final status whatever happens."""
     folder, progress = writer.path, training.progress
     resume_hint = f"resume with: odebench resume {shlex.quote(str(folder))}"
+
+    def end(exit_code: int, status: str, **fields: Any) -> RunResult:
+        writer.write_status(status, step=progress.step, **fields)
+        return RunResult(exit_code, folder, progress.best)
+
     log.info("%s on %s, record in %s", describe_settings(settings), settings.data.name, folder)
     if training.task.note:
         log.info(training.task.note)
@@ -259,12 +250,12 @@ def _train_and_test(
         distributed.broadcast_model(training.task.model)
         if not fit(training, settings, writer, stop):
             message = f"stopped by {stop.name} after step {progress.step}"
-            writer.write_status("interrupted", step=progress.step, message=message)
+            result = end(STOPPED, "interrupted", message=message)
             log.warning("%s; %s", message, resume_hint)
             # All exit together, here and below: the launcher kills the others as soon as one has exited.
             with contextlib.suppress(ConnectionError):
                 distributed.barrier()
-            return RunResult(STOPPED, folder, progress.best)
+            return result
         # A signal during the test takes effect only after the test.
         summary: dict[str, Any] = {}
         if isinstance(writer, RunWriter):
@@ -272,29 +263,27 @@ def _train_and_test(
             writer.flush()
         # All exit together: gloo's threads can abort a process that exits while another is connected to it.
         distributed.barrier()
-        writer.write_status("done", step=progress.step)
+        result = end(DONE, "done")
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
-        writer.write_status("diverged", step=progress.step, message=message)
         log.error("diverged %s (record in %s)", message, folder)
-        return RunResult(DIVERGED, folder, progress.best)
+        return end(DIVERGED, "diverged", message=message)
     except KeyboardInterrupt:
-        writer.write_status("interrupted", step=progress.step, message="stopped at once by a second Ctrl-C")
         log.warning("stopped at once; %s", resume_hint)
-        return RunResult(STOPPED, folder, progress.best)
+        return end(STOPPED, "interrupted", message="stopped at once by a second Ctrl-C")
     except UsageError as error:
-        writer.write_status("failed", step=progress.step, message=str(error), traceback=traceback.format_exc())
+        end(WRONG_USAGE, "failed", message=str(error), traceback=traceback.format_exc())
         raise
     except Exception as error:
         message = failure_message(error, settings, folder)
         log.critical("failed: %s (record in %s)", message, folder)
         with contextlib.suppress(OSError):  # the folder may no longer be writable
-            writer.write_status("failed", step=progress.step, message=message, traceback=traceback.format_exc())
+            end(FAILED, "failed", message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
     # After the last error handler: nothing that happens now changes the status.
     if summary:
         print_results(training_table(summary, folder), folder / layout.SUMMARY)
-    return RunResult(DONE, folder, progress.best)
+    return result
 
 
 def _test_and_summarise(training: TrainingState, settings: Settings, writer: RunWriter) -> dict[str, Any]:

@@ -9,9 +9,10 @@ against the same solve differentiated exactly, and against the far more accurate
 import contextlib
 import dataclasses
 import logging
+import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,11 @@ def study_run(
         results.append(metrics)
         values = dict(override.split("=", 1) for override in overrides)
         varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
-        cells = _metric_cells(run.task.format_metrics(metrics)) | _cost_cells(metrics)
-        table.append({**_solver_cells(with_evaluation_solver(settings)), **varied, **cells})
+        # Without the intervals and errors behind the numbers.
+        cells = {name: re.split(r"  \(| ±", text)[0] for name, text in run.task.format_metrics(metrics)}
+        cells |= {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
+        solver = settings.evaluation_solver
+        table.append({"solver": solver.name, "tol": solver.accuracy.removeprefix("tol "), **varied, **cells})
     if table:
         titles = list(dict.fromkeys(title for row in table for title in row))
         print_table([titles, *([row.get(title, "-") for title in titles] for row in table)])
@@ -131,7 +135,12 @@ class ReferenceModel:
     def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
         """Compute the metrics of a row."""
         task = run.task
-        metrics: dict[str, Any] = _training_solver(run.settings)
+        solver = run.settings.solver
+        metrics: dict[str, Any] = {
+            "gradient": run.settings.gradient.name,
+            "step_solver": solver.name,
+            "step_tol": None if solver.fixed or solver.rtol != solver.atol else solver.rtol,
+        }
         with seeded(run):
             metrics |= task.evaluate(split)
         model_outputs = task_outputs(task, split, self._num)
@@ -254,14 +263,6 @@ class _TrainingStep:
         return gradient
 
 
-def _training_solver(settings: Settings) -> dict[str, str | float | None]:
-    """Gradient mode, solver and tolerance of a training step; no tolerance if steps are fixed or rtol and atol
-    differ."""
-    solver = settings.solver
-    tol = None if solver.fixed or solver.rtol != solver.atol else solver.rtol
-    return {"gradient": settings.gradient.name, "step_solver": solver.name, "step_tol": tol}
-
-
 def _distinct_evaluations(saved: SavedRun, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
     """Drop combinations that give the same evaluation as an earlier one; return the others with their settings."""
     distinct: list[tuple[list[str], Settings]] = []
@@ -292,24 +293,6 @@ def _varying_keys(combinations: Sequence[Sequence[str]]) -> list[str]:
 def _config_group(override: str) -> str:
     """``solver`` of ``solver.rtol=1e-3``."""
     return override.partition("=")[0].partition(".")[0].lstrip("+")
-
-
-def _solver_cells(settings: Settings) -> dict[str, str]:
-    solver = settings.solver
-    if solver.fixed:
-        steps = f"{solver.steps} steps" if solver.steps else f"step size {solver.step_size:g}"
-        return {"solver": solver.name, "tol": steps}
-    same = solver.rtol == solver.atol
-    return {"solver": solver.name, "tol": f"{solver.rtol:g}" if same else f"{solver.rtol or 0:g}/{solver.atol or 0:g}"}
-
-
-def _metric_cells(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """A task's rows without the intervals and errors behind the numbers."""
-    return {name: text.partition("  (")[0].partition(" ±")[0] for name, text in rows}
-
-
-def _cost_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
-    return {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
 
 
 def task_outputs(task: Task, split: str, num: int) -> Tensor:

@@ -64,15 +64,7 @@ def describe_settings(settings: Settings) -> str:
     if settings.cell_solver:
         step = f"steps of {options_of(settings.model)['encoder_step']:g} of the span"
         return f"{settings.model.name}, {settings.cell_solver}, {step}, backprop"
-    if solver.steps is not None:
-        how = f"{solver.steps} steps"
-    elif solver.step_size is not None:
-        how = f"step size {solver.step_size:g}"
-    elif solver.rtol == solver.atol:
-        how = f"tol {solver.rtol:g}"
-    else:
-        how = f"rtol {solver.rtol or 0:g} atol {solver.atol or 0:g}"
-    return f"{settings.model.name}, {solver.name}, {how}, {settings.gradient.name}"
+    return f"{settings.model.name}, {solver.name}, {solver.accuracy}, {settings.gradient.name}"
 
 
 def result_rows(

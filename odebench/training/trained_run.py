@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import logging
 import shlex
 import sys
@@ -28,7 +27,7 @@ from odebench.console import print_table
 from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import layout
-from odebench.record.files import check_file_can_be_made, to_json, utc_now, write_atomically
+from odebench.record.files import check_file_can_be_made, json_line, utc_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.tasks import Task, build_task
 from odebench.training.checkpoint import load_weights
@@ -211,7 +210,7 @@ def append_evaluation(
     path = run.path / layout.EVALUATIONS
     try:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(line)) + "\n")
+            file.write(json_line(line))
     except OSError as error:
         log.warning("this evaluation was not saved: %s cannot be written (%s)", path, error.strerror)
 
@@ -223,13 +222,17 @@ def predict_run(path: Path, overrides: list[str], split: str = "validation", out
     run = _load_and_warn(path, overrides)
     with seeded(run):
         columns = run.task.predict(split)
-    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(columns), *zip(*columns.values(), strict=True)])
+    _write_text(text.getvalue(), output)
+
+
+def _write_text(text: str, output: Path | None) -> None:
+    """Write to a new file, or to stdout."""
     if output is None:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        sys.stdout.write(text)
     else:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_atomically(output, text.getvalue().encode())
+        write_atomically(output, text.encode())
 
 
 SAMPLE_SUFFIXES = (".csv", ".npy", ".png")
@@ -273,24 +276,18 @@ def _write_samples(samples: np.ndarray, output: Path | None) -> None:
         raise UsageError(f"the samples are images {shape}; write them to a file: --output FILE.png or FILE.npy")
     if suffix == ".png" and not are_images:
         raise UsageError(f"--output {output}: the samples are vectors {shape}, not images; use FILE.csv or FILE.npy")
-    if output is None:
-        sys.stdout.write(_as_csv(samples))
+    if output is None or suffix == ".csv":
+        text = io.StringIO()
+        header = ",".join(f"x{i}" for i in range(samples.shape[1]))
+        np.savetxt(text, samples, fmt="%.9g", delimiter=",", header=header, comments="")
+        _write_text(text.getvalue(), output)
         return
     file = io.BytesIO()
     if suffix == ".npy":
         np.save(file, samples)
-    elif suffix == ".png":
-        image_grid(samples).savefig(file, format="png", dpi=150)
     else:
-        file.write(_as_csv(samples).encode())
+        image_grid(samples).savefig(file, format="png", dpi=150)
     write_atomically(output, file.getvalue())
-
-
-def _as_csv(samples: np.ndarray) -> str:
-    text = io.StringIO()
-    header = ",".join(f"x{i}" for i in range(samples.shape[1]))
-    np.savetxt(text, samples, fmt="%.9g", delimiter=",", header=header, comments="")
-    return text.getvalue()
 
 
 def with_evaluation_solver(settings: Settings) -> Settings:

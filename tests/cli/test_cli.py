@@ -16,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench.cli import doctor, main
+from odebench.cli.command import VERBS
 from odebench.cli.list import KINDS
 from odebench.config.compose import compose
 from odebench.config.files import CONFIGS
@@ -23,20 +24,6 @@ from odebench.config.read import read_settings
 from odebench.errors import UsageError
 from odebench.record import layout, reader
 
-VERBS = (
-    "train",
-    "sweep",
-    "eval",
-    "predict",
-    "sample",
-    "resume",
-    "list",
-    "report",
-    "reproduce",
-    "tensorboard",
-    "bench",
-    "doctor",
-)
 RUN_VERBS = ("eval", "predict", "sample", "resume")
 
 
@@ -483,7 +470,7 @@ with contextlib.redirect_stdout(io.StringIO()):
         assert main(words) == 0, words
 assert complete_setting("model=", argparse.Namespace())
 assert complete_setting("trainer.precision=", argparse.Namespace())
-for wrong in ("tol=-1", "init_from=/nope", "outputs=/dev/null/x", "run_dir=/dev/null/x"):
+for wrong in ("tol=-1", "init_from=/nope", "outputs=/dev/null/x", "run_dir=/dev/null/x", "outputs=/proc/x"):
     assert main(["train", wrong]) == 2
 loaded = {{"torch", "torchvision", "matplotlib", "tensorboard"}} & set(sys.modules)
 assert not loaded, loaded
@@ -491,7 +478,7 @@ assert not loaded, loaded
 
 
 def test_no_torch_before_a_verb_needs_it(run):
-    code = NO_TORCH.format(verbs=VERBS, runs=str(run.parent))
+    code = NO_TORCH.format(verbs=list(VERBS), runs=str(run.parent))
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
 
 

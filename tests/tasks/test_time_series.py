@@ -335,7 +335,7 @@ def test_nfe_is_counted_by_role(build):
             [*SMALL, "model.events=true", "data=periodic", "data.mode=extrapolation"],
             "model.events=true: data=periodic has input events .* set data.mode=interpolation, or model.events=false",
         ),
-        ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training series"),
+        ([*SMALL, "trainer.batch_size=65", "data.train_limit=null", "data.validation=750"], "only 50 training samples"),
     ],
     ids=["loss", "loss of rnn", "labels", "rnn_vae", "extrapolation", "nothing", "half events", "batch"],
 )

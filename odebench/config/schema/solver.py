@@ -35,6 +35,17 @@ class SolverSettings(Choice):
         """Whether the steps are given, not chosen by error control."""
         return self.steps is not None or self.step_size is not None
 
+    @property
+    def accuracy(self) -> str:
+        """What determines the steps: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
+        if self.steps is not None:
+            return f"{self.steps} steps"
+        if self.step_size is not None:
+            return f"step size {self.step_size:g}"
+        if self.rtol == self.atol:
+            return f"tol {self.rtol:g}"
+        return f"rtol {self.rtol or 0:g} atol {self.atol or 0:g}"
+
 
 @dataclass(frozen=True)
 class CheckpointGradientSettings(Choice):
