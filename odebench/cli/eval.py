@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_settings(parser, "settings to change, a,b for several values; split=validation (default), test or train")
     parser.add_argument("--limit", metavar="N", type=whole_number, help="use only the first N samples of the split")
-    parser.add_argument("--gradients", action="store_true", help="such a table, with the errors of the gradient")
+    parser.add_argument("--gradients", action="store_true", help="print such a table, with the errors of the gradient")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -54,8 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def list_options(kind: str, config_dir: Path | None) -> None:
-    """Print the name and first comment of every option, e.g. of ``models``; for solvers also the properties of their
-    methods, for models, data and losses their tasks. On a terminal, rows are cut at its width."""
+    """Print the name and first comment of every option of a kind, such as ``models``.
+
+    For solvers also the properties of their methods; for models, data and losses their tasks. On a terminal, rows are
+    cut at its width.
+    """
     from odebench.config.files import first_comment, options
 
     group = next(group for group, plural in _GROUPS.items() if plural == kind)
@@ -71,8 +74,10 @@ def list_options(kind: str, config_dir: Path | None) -> None:
 
 
 def _tasks(group: str, name: str, path: Path) -> str:
-    """The tasks that an option is for. A plugin's has no settings class: of a model its file names the task, of data
-    nothing does."""
+    """The tasks that an option is for.
+
+    A plugin's option has no settings class. The file of its model names the task; for data the task is unknown.
+    """
     from odebench.config.files import read_yaml
     from odebench.config.schema import CHOICES
 

@@ -20,8 +20,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     add_run(parser)
     add_settings(parser, "settings to change")
-    parser.add_argument("--num", metavar="N", type=whole_number, default=100, help="how many; by default 100")
-    parser.add_argument("--seed", metavar="S", type=whole_number, default=0, help="of the samples; by default 0")
+    parser.add_argument("--num", metavar="N", type=whole_number, default=100, help="number of samples; by default 100")
+    parser.add_argument("--seed", metavar="S", type=whole_number, default=0, help="seed of the samples; by default 0")
     parser.add_argument("--output", metavar="FILE", type=Path, help="a new file; by default CSV to stdout")
 
 

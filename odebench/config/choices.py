@@ -16,8 +16,10 @@ from odebench.ode.methods import METHODS
 
 
 def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir: str | None) -> Any:
-    """The chosen option of a group by its name: one of odebench's, checked by its dataclass, or a plugin's, by its
-    signature."""
+    """Read the chosen option of a group.
+
+    An option of odebench is checked by its dataclass, a plugin's by its signature.
+    """
     if group == "trainer":
         return read_dataclass(TrainerSettings, node, "trainer.")
     if group == "solver":

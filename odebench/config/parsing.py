@@ -39,7 +39,7 @@ def read_fields(kind: type, node: Mapping[str, Any], prefix: str, skip: Collecti
             raise unknown_setting(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
     for key in known:
         if key not in node:
-            raise UsageError(f"{prefix}{key} is missing; the file of that choice must name it", f"{prefix}{key}")
+            raise UsageError(f"{prefix}{key} is missing; add it to the YAML file of that choice", f"{prefix}{key}")
     return {key: read_value(hints[key], f"{prefix}{key}", node[key]) for key in known}
 
 

@@ -50,8 +50,10 @@ class Settings:
 
     @property
     def cell_solver(self) -> str | None:
-        """The fixed-step method of an ODE-RNN's cell if that is the model's only ODE, else None. Such a model uses this
-        method and backpropagation, whatever ``solver`` and ``gradient`` are."""
+        """The fixed-step method of an ODE-RNN's cell if that is the model's only ODE, else None.
+
+        Such a model uses this method and backpropagation, whatever ``solver`` and ``gradient`` are.
+        """
         is_only = self.has_ode_cell and not hasattr(self.model, "encoder")
         return getattr(self.model, "encoder_solver", None) if is_only else None
 

@@ -65,7 +65,7 @@ def _check_task(s: Settings) -> None:
     objectives = [f"val/{name}" for name in QUANTITIES[s.task]]
     if s.trainer.objective not in objectives:
         hint, known = did_you_mean(s.trainer.objective, objectives), ", ".join(objectives)
-        line = f"trainer.objective={s.trainer.objective}: no such number{hint} (task {s.task} has {known})"
+        line = f"trainer.objective={s.trainer.objective}: no such quantity{hint} (task {s.task} has {known})"
         raise UsageError(line, "trainer.objective")
     if s.trainer.precision == "bf16" and s.task != "classification":
         raise UsageError("trainer.precision=bf16: only classification has it; leave it out", "trainer.precision")
@@ -212,8 +212,8 @@ def _check_sync_steps(s: Settings) -> None:
 def _check_training(s: Settings) -> None:
     schedule, epochs = s.schedule, s.trainer.epochs
     if s.trainer.compile and s.task == "density":
-        hint = "choose solver.compile=true, for the field and the solver's step" if s.has_ode else "leave it out"
-        raise UsageError(f"trainer.compile=true: of {s.model.name} it compiles nothing; {hint}", "trainer.compile")
+        hint = "choose solver.compile=true, which compiles field and solver" if s.has_ode else "leave it out"
+        raise UsageError(f"trainer.compile=true: has no effect on {s.model.name}; {hint}", "trainer.compile")
     if isinstance(schedule, MultiStepSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):

@@ -22,7 +22,7 @@ def without_effect(settings: Settings, overrides: Iterable[str]) -> list[str]:
             if key in ("tol", "eval_tol", "trainer.max_nfe") or key.startswith(("solver.", "dynamics.")):
                 found.append(f"{key}={given[key]} has no effect: model={settings.model.name} has no ODE")
     elif "tol" in given and solver.fixed and settings.evaluation_solver.fixed:
-        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps says how many")
+        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps is their number")
     elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
         found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
     if settings.has_ode and solver.fixed:
@@ -38,7 +38,7 @@ def _unused(s: Settings) -> Iterator[tuple[str, str]]:
     model: Any = s.model
     if s.cell_solver:
         keys = "(tol|eval_tol|eval_solver|solver|gradient)|(solver|gradient)\\..*"
-        yield keys, f"model.encoder_solver={s.cell_solver} solves the only ODE; set that to null"
+        yield keys, f"model.encoder_solver={s.cell_solver} solves the only ODE; set it to null"
     encoder = getattr(model, "encoder", None)
     if encoder in ("rnn", "gru"):
         keys = "model.(encoder_solver|encoder_step|gate_units|encoder_field_units)"
@@ -80,8 +80,7 @@ def probable_mistakes(settings: Settings) -> list[str]:
         found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")
     if settings.loss.name == "flow_matching" and getattr(settings.model, "train_time", False):
         found.append(
-            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; "
-            "model.train_time=false says so"
+            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; set it to false"
         )
     gradient = settings.gradient
     if isinstance(gradient, AdjointGradientSettings) and (settings.solver.fixed or gradient.steps is not None):

@@ -183,8 +183,11 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> Any:
-    """Convert a value to strict JSON types: NaN and infinities become null, numpy and torch values Python's, tuples
-    lists, and other types (paths, devices) strings."""
+    """Convert a value to strict JSON types.
+
+    NaN and infinities become null, numpy and torch values Python's, tuples lists, and other types (paths, devices)
+    strings.
+    """
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

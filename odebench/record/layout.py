@@ -119,8 +119,10 @@ SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
 
 
 def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Sections of TensorBoard's "Custom Scalars" with their charts, for a run that measures these quantities; no chart
-    is empty."""
+    """Sections of TensorBoard's "Custom Scalars" with their charts, for a run that measures these quantities.
+
+    No chart is empty.
+    """
     known = [name for name in quantities if f"val/{name}" in TAGS]
     learning: dict[str, tuple[str, ...]] = {
         f"{name}: train against validation": (f"train/{name}", f"val/{name}")

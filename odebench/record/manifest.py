@@ -108,8 +108,10 @@ def machine_info(device: "torch.device") -> dict[str, Any]:
 
 
 def process_start(pid: int) -> str | None:
-    """Boot id and start time of the process with this number, which tell it from later processes with the same number.
-    None if there is no such process, or if the system does not provide them."""
+    """Boot id and start time of the process with this number; they differ from those of later processes with it.
+
+    None if there is no such process, or if the system does not provide them.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # The command name, in brackets, may contain spaces and brackets.

@@ -267,8 +267,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _read_settings(path: Path) -> DictConfig:
-    """Read a run's settings, unresolved. Raises UsageError if the file is damaged or would read environment
-    variables."""
+    """Read a run's settings, unresolved.
+
+    Raises UsageError if the file is damaged or would read environment variables.
+    """
     settings = read_yaml(path)
     try:
         refuse_resolvers(settings)

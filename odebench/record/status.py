@@ -9,8 +9,10 @@ from odebench.record.files import overwrite_json, utc_now, write_json
 
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
-    """Write status.json atomically: one of `layout.STATUSES`, the step, the time (UTC) and `fields`
-    (message, traceback). On a full disk, overwrite the old file, without the traceback."""
+    """Write status.json atomically: one of `layout.STATUSES`, the step, the time (UTC) and `fields`.
+
+    fields: such as message and traceback. On a full disk, the old file is overwritten, without the traceback.
+    """
     assert name in layout.STATUSES, name
     content = {"status": name, "step": step, "time": utc_now(), **fields}
     try:

@@ -56,8 +56,10 @@ _EXCLUDED_COLUMNS = {
 def open_writer(
     folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), quantities: Sequence[str] = ()
 ) -> SummaryWriter:
-    """Open a writer in a new run's folder; write the chart layout of the quantities, the HParams of the resolved
-    settings, and settings and command as text."""
+    """Open a writer in a new run's folder and write what describes the run.
+
+    That is the chart layout of the quantities, the HParams of the resolved settings, and settings and command as text.
+    """
     # purge_step also in the first file: TensorBoard's Python loader ignores the first session start that it reads.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
     _write_start(writer, _session_group(folder), settings, quantities)

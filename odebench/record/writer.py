@@ -75,8 +75,11 @@ class RunWriter:
         step: int = 0,
         elapsed_s: float = 0.0,
     ) -> None:
-        """Use `create` or `reopen`. rows: the rows already in metrics.jsonl. step: the last optimiser step. elapsed_s:
-        training time until then, including steps after the last row."""
+        """Use `create` or `reopen`.
+
+        rows: the rows already in metrics.jsonl. step: the last optimiser step. elapsed_s: training time until then,
+        including steps after the last row.
+        """
         self.path = path
         self.step = step
         self._tensorboard = writer
@@ -124,12 +127,12 @@ class RunWriter:
         quantities: Sequence[str] = (),
         elapsed_s: float = 0.0,
     ) -> Self:
-        """Reopen the record of a run that resumes from its checkpoint at `step`, saved after `elapsed_s` seconds of
-        training.
+        """Reopen the record of a run that resumes from its checkpoint at `step`.
 
         Drops the rows and TensorBoard events after that step and those of the run's end: they will be written again.
+
         manifest: of the resuming process; appended to the list "resumed" in manifest.json, with the step.
-        quantities: see `create`.
+        quantities: see `create`. elapsed_s: seconds of training when the checkpoint was saved.
         Raises UsageError if the folder is no run.
         """
         run = reader.read_run(folder)
@@ -182,15 +185,19 @@ class RunWriter:
             self._tensorboard.add_histogram(tag, array, step)
 
     def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
-        """Write the accepted step sizes and the start time of each solve of a training step to steps.json, replacing
-        it, and add their histogram to TensorBoard; nothing without an ODE."""
+        """Write the accepted step sizes and the start time of each solve of a training step to steps.json.
+
+        Replaces the file, and adds a histogram of the sizes to TensorBoard. Does nothing without an ODE.
+        """
         if solves:
             write_json(self.path / layout.STEP_SIZES, {"step": step, "solves": solves, "starts": starts})
             self.log_histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
     def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
-        """Save the figure as figures/NAME.png, or a GIF's bytes as NAME.gif, replacing an earlier one, and add it to
-        TensorBoard at `step`."""
+        """Save a figure as figures/NAME.png, or a GIF's bytes as NAME.gif, and add it to TensorBoard at `step`.
+
+        An earlier file is replaced.
+        """
         if isinstance(figure, bytes):
             image, suffix = figure, "gif"
         else:
@@ -319,8 +326,10 @@ def _make_folders(folder: Path) -> None:
 
 
 def _rename_future_event_files(files: Sequence[Path]) -> None:
-    """Rename event files whose names contain the current time or, after the clock was set back, a later one:
-    TensorBoard reads them in the order of their names, so the next file must come last."""
+    """Rename event files whose names contain the current time or a later one, so that the next file comes last.
+
+    TensorBoard reads the files in the order of their names. A later time occurs after the clock was set back.
+    """
     now = int(time.time())
     for place, path in enumerate(files):
         *head, seconds, tail = path.name.split(".", 4)

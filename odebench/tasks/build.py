@@ -79,8 +79,11 @@ class ConfiguredSolver:
         self._options = {name: value for name, value in options.items() if value is not None}
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> ode.Solution:
-        """See ``odebench.ode.solve``. Raises UsageError for a field that is not deterministic, and for more fixed steps
-        than max_steps."""
+        """See ``odebench.ode.solve``.
+
+        Raises UsageError for a field that is not deterministic, and for more fixed steps than max_steps; Diverged if
+        the solve fails.
+        """
         # Each solve may pass a new function object, but its code object stays the same.
         checked = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
         if checked not in self._checked_fields:
@@ -111,17 +114,19 @@ class ConfiguredSolver:
         return solution
 
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Return and reset the penalty of all solves since the last call (None if there is none) and its integrals by
-        tag."""
+        """Return and reset the penalty of all solves since the last call, and its integrals by tag.
+
+        The penalty is None if there is none.
+        """
         return self._regularised.pop_penalty() if self._regularised else (None, {})
 
 
 @torch.no_grad()
 def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
-    """Raise UsageError if the field changes between two evaluations at the same point: error control would take the
-    noise for an error and shrink the steps without end.
+    """Raise UsageError if the field changes between two evaluations at the same point.
 
-    ``ode.solve`` finds only noise that torch draws, and raises ValueError.
+    Error control would take the noise for an error and shrink the steps without end. ``ode.solve`` finds only noise
+    that torch draws, and raises ValueError.
     """
 
     def refuse(reason: str) -> None:

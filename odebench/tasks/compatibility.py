@@ -13,8 +13,10 @@ from odebench.models.series import LatentODE
 
 
 def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
-    """Raise UsageError if the data or the model lacks what the loss needs, or if the model would not model the density
-    of the data."""
+    """Raise UsageError if the data or the model lacks what the loss needs.
+
+    Also if the model would not model the density of the data.
+    """
     name = settings.model.name
     if settings.loss.name == "density_matching":
         if not isinstance(data, DensityData) or data.log_density is None:

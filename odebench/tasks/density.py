@@ -98,9 +98,12 @@ class DensityTask(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Compute nll_nats with its standard error and number of samples, the loss, bits_per_dim of images, kl_nats if
-        the target's density is known, NFE of likelihood and sampling, samples_per_s, and, if the model estimates the
-        trace, trace_std_nats of the first batch."""
+        """Compute the loss, likelihoods, and the cost of likelihood and sampling.
+
+        nll_nats has a standard error and the number of samples. bits_per_dim: of images. kl_nats: if the target's
+        density is known. nfe, sampling_nfe, samples_per_s: with an ODE. trace_std_nats: of the first batch, if the
+        model estimates the trace.
+        """
         model = (model or self.model).eval()
         log_prob, nfe = self._log_prob(model, split, self._trace_method)
         nll = -log_prob.mean().item()

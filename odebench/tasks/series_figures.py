@@ -20,8 +20,10 @@ Forecaster = Callable[[Tensor, Tensor], Forecast]
 def series_figures(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
 ) -> dict[str, Figure]:
-    """Draw the first series of a split, reconstructed and extrapolated, and their event rates; the latent paths; and
-    the error over time if the ground truth is known at the same times for all series.
+    """Draw the first series of a split with their forecasts, event rates, latent paths and errors.
+
+    Series are reconstructed and extrapolated. The error over time needs a ground truth that is known at the same times
+    for all series.
 
     forecast: maps series indices [B] and times [T] to a Forecast. window: first and last time of the model's inputs.
     """

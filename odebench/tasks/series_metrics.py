@@ -25,8 +25,11 @@ def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor 
 
 
 def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
-    """Sums of squared errors of the mean prediction of values [S, B, T, D]: mse over all observations, and
-    mse_per_feature, averaged per series and feature, then over features and series (Rubanova et al. 2019)."""
+    """Sums of squared errors of the mean prediction of values [S, B, T, D].
+
+    mse: over all observations. mse_per_feature: averaged per series and feature, then over features and series
+    (Rubanova et al. 2019).
+    """
     squares = _squared_errors(values, targets)
     return {
         "mse": (squares.double().sum(), targets.mask.sum()),
@@ -35,8 +38,10 @@ def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
 
 
 def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
-    """Sums of squared errors within the window of the model's inputs (rmse_interpolation) and after it
-    (rmse_extrapolation)."""
+    """Sums of squared errors within the window of the model's inputs and after it.
+
+    They give rmse_interpolation and rmse_extrapolation.
+    """
     squares = _squared_errors(values, targets).double()
     later = targets.times > window_end
     parts = {"interpolation": ~later, "extrapolation": later}
@@ -59,8 +64,10 @@ def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def label_metrics(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
-    """Compute accuracy, and auc if both labels occur, from logits [S, B] and labels [B] of each batch; probabilities
-    are means over latent samples."""
+    """Compute accuracy, and auc if both labels occur, from logits [S, B] and labels [B] of each batch.
+
+    Probabilities are means over latent samples.
+    """
     probability = torch.cat([batch.sigmoid().mean(0) for batch in logits]).cpu()
     truth = torch.cat(list(labels)).cpu()
     metrics = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}

@@ -112,8 +112,10 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, split: str, num: int) -> Tensor:
-        """Compute the model's outputs for the first `num` samples of a split with the evaluation solver, in the dtype
-        of its parameters. May draw from torch's global random state."""
+        """Compute the model's outputs for the first `num` samples of a split with the evaluation solver.
+
+        Their dtype is that of the model's parameters. May draw from torch's global random state.
+        """
 
     @abstractmethod
     def figures(self) -> Mapping[str, Figure | bytes]:

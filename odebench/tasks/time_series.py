@@ -149,10 +149,13 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Compute loss (with the full KL divergence); nll_nats, kl_nats, elbo_nats per series; mse and mse_per_feature
-        of the mean prediction; its rmse_interpolation and rmse_extrapolation, against the ground truth if it is known;
-        rate_rmse if the true rate is known, and constant_rate_rmse, of each series' number of events spread evenly;
-        accuracy and auc of labels; nfe per batch, encoder_nfe and decoder_nfe; series, their number."""
+        """Compute the loss, likelihoods, errors and NFE; series is their number.
+
+        loss: with the full KL divergence. nll_nats, kl_nats, elbo_nats: per series. mse, mse_per_feature: of the mean
+        prediction. rmse_interpolation, rmse_extrapolation: against the ground truth if it is known. rate_rmse,
+        constant_rate_rmse: if the true rate is known; the latter is that of each series' number of events, spread
+        evenly. accuracy, auc: of labels. nfe, encoder_nfe, decoder_nfe: per batch.
+        """
         model = (model or self.model).eval()
         series = self._splits[split]
         sums, logits, labels = [], [], []
@@ -184,8 +187,11 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Return a row per series and target time: the observation of each channel, mean and standard deviation of its
-        prediction over latent samples, the event rate, the probability of label 1."""
+        """Return a row per series and target time.
+
+        Columns: the observation of each channel, mean and standard deviation of its prediction over latent samples, the
+        event rate, the probability of label 1.
+        """
         series, model = self._splits[split], self.model.eval()
         columns: dict[str, list[Any]] = {}
         for indices in self._batches(split):
@@ -253,8 +259,11 @@ class TimeSeriesTask(Task):
     def _consistency(
         self, model: Any, forecast: Forecast, batch: SeriesTrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Compute the negative log-probability of the forecast's states at `start` under the encoder given the later
-        inputs, averaged over the series with such inputs (0 if there are none); return also the encoder's solves."""
+        """Compute the consistency term of the loss; return it and the encoder's solves.
+
+        The term is the negative log-probability of the forecast's states at `start` under the encoder given the later
+        inputs, averaged over the series with such inputs (0 if there are none).
+        """
         assert forecast.latents is not None
         inputs = batch.inputs
         num_before = [(series.times < start).sum() for series in (inputs, batch.targets)]

@@ -93,8 +93,10 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def shard_batch(batch: Any, batch_size: int) -> Any:
-    """Return this process's rows of a global batch: a tuple of tensors [batch_size, ...], or an object with
-    ``rows``."""
+    """Return this process's rows of a global batch.
+
+    batch: a tuple of tensors [batch_size, ...], or an object with ``rows``.
+    """
     if world_size() == 1:
         return batch
     num = batch_size // world_size()

@@ -174,8 +174,10 @@ def is_better(objective: str, value: float, best: float | None) -> bool:
 
 
 def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWriter) -> None:
-    """Log memory, FLOPs and step sizes of an extra training step, then restore all state. If the step diverges, log
-    only a warning."""
+    """Log memory, FLOPs and step sizes of an extra training step, then restore all state.
+
+    If the step diverges, only a warning is logged.
+    """
     task, progress = training.task, training.progress
     batch = distributed.shard_batch(task.batch(progress.step), task.batch_size)
     solves: list[ode.Stats] = []

@@ -10,8 +10,10 @@ from odebench.tasks import Task
 
 @contextlib.contextmanager
 def restored_state(task: Task) -> Iterator[None]:
-    """Start the block without gradients; at its end, also after an exception, clear the gradients and restore the
-    model's buffers, the task's state and the random states."""
+    """Start the block without gradients, and restore all state at its end, also after an exception.
+
+    The state is the model's buffers, the task's state and the random states; gradients are cleared.
+    """
     device = next(task.model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
     state = task.state_dict()

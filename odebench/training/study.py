@@ -68,13 +68,14 @@ def study_run(
     limit: int | None = None,
     gradients: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluate a finished run with each combination of settings; print a table and append a line each to the run's
-    evaluations.jsonl.
+    """Evaluate a finished run with each combination of settings and print a table.
 
-    Equivalent combinations, such as several tolerances of a solver with fixed steps, are evaluated once. A failed solve
-    gives a warning and a line with the reason. limit: evaluate only this many samples of the split. gradients: compare
-    gradients; done in any case if the gradient mode varies. Returns the metrics of each row. Raises UsageError, before
-    anything is evaluated, if a combination is invalid or the model has no ODE; Diverged if the reference solve fails.
+    Appends a line for each to the run's evaluations.jsonl. Equivalent combinations, such as several tolerances of a
+    solver with fixed steps, are evaluated once. A failed solve gives a warning and a line with the reason.
+
+    limit: evaluate only this many samples of the split. gradients: compare gradients; done in any case if the gradient
+    mode varies. Returns the metrics of each row. Raises UsageError, before anything is evaluated, if a combination is
+    invalid or the model has no ODE; Diverged if the reference solve fails.
     """
     saved = read_trained_run(path)
     chosen = _distinct_evaluations(saved, combinations)
@@ -120,8 +121,11 @@ class ReferenceModel:
     def __init__(
         self, saved: SavedRun, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
-        """saved: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also
-        compare gradients. limit: use only this many samples of the split."""
+        """Solve the model with high accuracy.
+
+        saved: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also compare
+        gradients. limit: use only this many samples of the split.
+        """
         solver = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
         settings = saved.override([*others, *solver, "gradient=checkpoint", "trainer.precision=float32"])
         run = build_trained_run(saved, settings)
@@ -174,10 +178,11 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
 
 
 def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
-    """Measure NFE and time of forward and backward pass over the first training batch; return them and the gradient
-    [P].
+    """Measure NFE and time of forward and backward pass over the first training batch.
 
-    No NFE if training solves no ODE. The optimiser's update is left out, as it is the same for all solvers."""
+    Returns them and the gradient [P]; no NFE if training solves no ODE. The optimiser's update is left out, as it is
+    the same for all solvers.
+    """
     step = _TrainingStep(run)
     with restored_state(run.task):
         first_s = step.forward()[1]  # includes one-time costs
@@ -208,8 +213,10 @@ def _loss_gradient(run: TrainedRun) -> Tensor:
 
 
 def _discrete_gradient(saved: SavedRun, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
-    """Compute the gradient [P] of the same discrete solve with another, exact gradient mode; None if the solver
-    supports none, like SciPy's."""
+    """Compute the gradient [P] of the same discrete solve with another, exact gradient mode.
+
+    None if the solver supports no exact mode, like SciPy's.
+    """
     forward = [override for override in overrides if _config_group(override) != "gradient"]
     if run.settings.gradient.name == "reversible" and not run.settings.solver.fixed:
         forward.append("solver.stop_at_times=true")  # as reversible steps do, unlike those of other modes

@@ -89,8 +89,10 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
 
 
 def read_trained_run(path: Path | str) -> SavedRun:
-    """Read a run and its settings. An unfinished run, with its best weights so far, gives a warning; without weights it
-    raises UsageError."""
+    """Read a run and its settings.
+
+    An unfinished run gives a warning, and its best weights so far are used. Raises UsageError if it has no weights.
+    """
     run = read_run(path, metrics=False)
     status = run.status["status"]
     if status != "done":
@@ -131,8 +133,7 @@ def _differing_settings(trained: Settings, requested: Settings) -> dict[str, tup
 
 
 def _check_data(trained: Settings, requested: Settings) -> None:
-    """Raise UsageError if the held-out samples would change, because the model may have been trained on the new
-    ones."""
+    """Raise UsageError if the held-out samples would change: the model may have been trained on the new ones."""
     if trained.data.name != requested.data.name:
         return
     before, now = options_of(trained.data), options_of(requested.data)
@@ -153,8 +154,10 @@ def _warn_about_leakage(trained: str, requested: str) -> None:
 
 @contextlib.contextmanager
 def seeded(run: TrainedRun) -> Iterator[None]:
-    """Draw the random numbers of the block, such as the noise of Hutchinson's trace, from the run's seed, so that it
-    gives the same results each time; then restore the caller's random states."""
+    """Draw the random numbers of the block from the run's seed, then restore the caller's random states.
+
+    So the noise of Hutchinson's trace, for example, is the same each time.
+    """
     device = next(run.task.model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(run.settings.seed)

@@ -108,7 +108,7 @@ def test_the_schema_has_no_defaults(kind):
 
 
 INVALID = {
-    "trainer.objective=val/acuracy": "trainer.objective=val/acuracy: no such number; did you mean val/accuracy? "
+    "trainer.objective=val/acuracy": "trainer.objective=val/acuracy: no such quantity; did you mean val/accuracy? "
     "(task classification has val/loss, val/accuracy, val/nfe)",
     "task=desity": "unknown task desity; did you mean density? (tasks: classification, density, time_series)",
     "task=density": "task=density: odenet is a model for task=classification; leave task out",
@@ -120,9 +120,9 @@ INVALID = {
     "model=cnf loss=flow_matching dynamics=steer": "dynamics.steer=0.5: loss=flow_matching solves nothing in training; "
     "choose loss=maximum_likelihood",
     "model=cnf trainer.precision=bf16": "trainer.precision=bf16: only classification has it; leave it out",
-    "model=cnf trainer.compile=true": "trainer.compile=true: of cnf it compiles nothing; "
-    "choose solver.compile=true, for the field and the solver's step",
-    "model=planar_nf trainer.compile=true": "trainer.compile=true: of planar_nf it compiles nothing; leave it out",
+    "model=cnf trainer.compile=true": "trainer.compile=true: has no effect on cnf; "
+    "choose solver.compile=true, which compiles field and solver",
+    "model=planar_nf trainer.compile=true": "trainer.compile=true: has no effect on planar_nf; leave it out",
     "model=ffjord model.noise=redrawn": "model.noise=redrawn: must be rademacher or gaussian",
     "model.hiden=3": "unknown setting model.hiden; did you mean model.hidden?",
     "odel=odenet": "unknown setting odel; did you mean model?",
@@ -415,7 +415,7 @@ def saved(tmp_path):
 
 
 def test_overrides_without_effect_are_named():
-    tol = "tol=0.001 has no effect: rk4 has fixed steps; solver.steps says how many"
+    tol = "tol=0.001 has no effect: rk4 has fixed steps; solver.steps is their number"
     for overrides, expected in {
         ("trainer.epochs=3",): [],
         ("trainer.iterations=3",): [],
@@ -431,7 +431,7 @@ def test_overrides_without_effect_are_named():
         ("solver=rk4", "solver.controller=pi"): ["solver.controller=pi has no effect: rk4 has fixed steps"],
         ("model=ode_rnn",): [],
         ("model=ode_rnn", "solver=rk4", "gradient=adjoint"): [
-            f"{override} has no effect: model.encoder_solver=euler solves the only ODE; set that to null"
+            f"{override} has no effect: model.encoder_solver=euler solves the only ODE; set it to null"
             for override in ("solver=rk4", "gradient=adjoint")
         ],
         ("model=ode_rnn", "model.encoder_solver=null", "tol=1e-4"): [],
@@ -547,7 +547,7 @@ def test_an_option_file_must_name_every_setting(user_configs):
     path = user_configs / "solver" / "coarse.yaml"
     path.write_text("name: rk4\nrtol: null\natol: null\nsteps: 4\nstep_size: null\nfirst_step: null\n")
     line = message("solver=coarse", config_dir=user_configs)
-    assert line == "solver.min_step is missing; the file of that choice must name it"
+    assert line == "solver.min_step is missing; add it to the YAML file of that choice"
 
 
 def test_known_keys_contain_every_key_of_a_composed_config():

@@ -22,7 +22,7 @@ _NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over bat
 QUANTITIES: dict[str, dict[str, Quantity]] = {
     "classification": {
         "loss": _LOSS,
-        "accuracy": Quantity("fraction", "share classified rightly", higher_is_better=True),
+        "accuracy": Quantity("fraction", "fraction of samples classified correctly", higher_is_better=True),
         "nfe": _NFE,
     },
     "density": {
@@ -45,8 +45,8 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
         "rmse_interpolation": Quantity("", "root mean square error within the window that the model is given"),
         "rmse_extrapolation": Quantity("", "root mean square error after that window"),
         "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
-        "constant_rate_rmse": Quantity("events / time", "the same of each series' number of events spread evenly"),
-        "accuracy": Quantity("fraction", "share of the labels said rightly", higher_is_better=True),
+        "constant_rate_rmse": Quantity("events / time", "root mean square error of each series' mean rate"),
+        "accuracy": Quantity("fraction", "fraction of labels predicted correctly", higher_is_better=True),
         "auc": Quantity("fraction", "area under the ROC curve of the label", higher_is_better=True),
         "nfe": _NFE,
         "encoder_nfe": Quantity("evaluations", "NFE of the encoder, all solves of a batch"),
