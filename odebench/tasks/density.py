@@ -38,7 +38,8 @@ class DensityTask(Task):
         """Raises UsageError as ``Task``, and if data, loss and model do not fit together."""
         super().__init__(settings, device, DensityData, ImageData)
         data: DensityData | ImageData = self._data
-        self._splits = {split: x.to(device) for split, x in _samples(data).items()}
+        splits: Mapping[str, Any] = data.splits()
+        self._splits: dict[str, Tensor] = {name: getattr(x, "images", x).to(device) for name, x in splits.items()}
         self._train = self._splits["train"]
         self._loss = settings.loss.name
         shape = tuple(self._train.shape[1:])
@@ -224,12 +225,6 @@ class DensityTask(Task):
 
     def _as_floats(self, samples: Tensor, generator: torch.Generator) -> Tensor:
         return samples if samples.is_floating_point() else dequantise(samples, generator)
-
-
-def _samples(data: DensityData | ImageData) -> dict[str, Tensor]:
-    if isinstance(data, ImageData):
-        return {name: split.images for name, split in data.splits().items()}
-    return data.splits()
 
 
 def _format_std_error(metrics: Mapping[str, float], name: str) -> str:

@@ -60,10 +60,25 @@ def _reconstruct_series(
     shown = []
     for index in indices:
         position = torch.tensor([index])
-        times = split.noiseless(position).times if split.truth is not None else _even_times(data, split)
+        truth = None if split.truth is None else split.noiseless(position)
+        times = _even_times(data, split) if truth is None else truth.times
         values = forecast(position, times).values
-        if values is not None:
-            shown.append(_predicted_series(split, position, times, values[:, 0], window))
+        if values is None:
+            continue
+        inputs, targets = split.inputs(position), split.targets(position)
+        later = ~torch.isin(targets.times, inputs.times)
+        held_out = SeriesBatch(targets.times[later], targets.values[:, later], targets.mask[:, later], None)
+        shown.append(
+            plots.PredictedSeries(
+                label=f"series {int(split.ids[position])}",
+                times=times.cpu().numpy(),
+                predictions=values[:, 0].cpu().numpy(),
+                observed=_observations(inputs),
+                window=window,
+                truth=None if truth is None else truth.values[0].cpu().numpy(),
+                held_out=_observations(held_out) if len(held_out.times) else None,
+            )
+        )
     return shown
 
 
@@ -88,23 +103,6 @@ def _select_channels(series: plots.PredictedSeries, channels: list[int]) -> plot
         observed=series.observed._replace(values=series.observed.values[:, channels]),
         truth=None if series.truth is None else series.truth[:, channels],
         held_out=None if held_out is None else held_out._replace(values=held_out.values[:, channels]),
-    )
-
-
-def _predicted_series(
-    split: SeriesSplit, position: Tensor, times: Tensor, values: Tensor, window: tuple[float, float]
-) -> plots.PredictedSeries:
-    inputs, targets = split.inputs(position), split.targets(position)
-    later = ~torch.isin(targets.times, inputs.times)
-    held_out = SeriesBatch(targets.times[later], targets.values[:, later], targets.mask[:, later], None)
-    return plots.PredictedSeries(
-        label=f"series {int(split.ids[position])}",
-        times=times.cpu().numpy(),
-        predictions=values.cpu().numpy(),
-        observed=_observations(inputs),
-        window=window,
-        truth=split.noiseless(position).values[0].cpu().numpy() if split.truth is not None else None,
-        held_out=_observations(held_out) if len(held_out.times) else None,
     )
 
 

@@ -113,9 +113,11 @@ class TimeSeriesTask(Task):
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
         generator = batch_generator(self._seed, epoch, index)
-        noise = self._noise(self._loss_options.get("samples", 1), len(chosen), generator)
-        batch = SeriesTrainingBatch(*split.inputs_and_targets(chosen), noise, self._kl_weight(epoch))
-        if not self._loss_options.get("consistency", 0.0):
+        options = self._loss_options
+        noise = self._noise(options.get("samples", 1), len(chosen), generator)
+        weight = kl_weight(epoch, options["kl_wait_epochs"], options["kl_growth"]) if self.model.latent_dim else 0.0
+        batch = SeriesTrainingBatch(*split.inputs_and_targets(chosen), noise, weight)
+        if not options.get("consistency", 0.0):
             return batch
         times, latest = batch.targets.times.cpu(), MAX_CONSISTENCY_FRACTION * self._data.span
         num_before = int((times < latest * torch.rand((), generator=generator).item()).sum())
@@ -237,11 +239,6 @@ class TimeSeriesTask(Task):
             return None
         return torch.randn(num_samples, num, self.model.latent_dim, generator=generator).to(self._device)
 
-    def _kl_weight(self, epoch: int) -> float:
-        if not self.model.latent_dim:
-            return 0.0
-        return kl_weight(epoch, self._loss_options["kl_wait_epochs"], self._loss_options["kl_growth"])
-
     def _loss_value(self, model: Any, forecast: Forecast, targets: SeriesBatch, weight: float) -> Tensor:
         options = self._loss_options
         reduction, event_weight = options["reduction"], options.get("event_weight", 1.0)
@@ -324,7 +321,7 @@ class TimeSeriesTask(Task):
         return forecast, targets, sums
 
     def _batches(self, split: str) -> Iterator[Tensor]:
-        yield from torch.arange(self._counts[split], device=self._device).split(self._eval_batch_size)
+        return iter(torch.arange(self._counts[split], device=self._device).split(self._eval_batch_size))
 
 
 def _data_properties(data: SeriesData) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -18,28 +17,20 @@ log = logging.getLogger(__name__)
 LOG_INTERVAL_S = 30.0
 
 
-class ProgressDisplay:
+class ProgressDisplay(ExitStack):
     """Show progress on stderr; lines for the log file go through the logger ``odebench``."""
 
     def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int, seconds_left: float) -> None:
         """seconds_left: time limit after which the training ends; infinite if there is none."""
+        super().__init__()
         self._num_steps, self._steps_per_epoch, self._seconds_left = num_steps, steps_per_epoch, seconds_left
-        self._stack = ExitStack()
         self._bar: Any = None
         self._first_step = first_step
         self._started = self._last_line = time.monotonic()
-
-    def __enter__(self) -> "ProgressDisplay":
         if sys.stderr.isatty() and is_rank_zero():
-            bar = tqdm(total=self._num_steps, initial=self._first_step, unit="step", dynamic_ncols=True, leave=False)
-            self._bar = self._stack.enter_context(bar)
-            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+            bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
+            self._bar = self.enter_context(bar)
+            self.enter_context(logging_redirect_tqdm([logging.getLogger("odebench")]))
 
     def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the progress after an optimiser step."""

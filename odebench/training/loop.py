@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 
 from odebench import ode
 from odebench.config.schema.quantities import higher_is_better
@@ -88,7 +87,9 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
     distributed.seed_step(settings.seed, step)
     loss = backpropagate(task, distributed.shard_batch(task.batch(step), task.batch_size), trainer.max_nfe)
     distributed.average_gradients(task.model)
-    norm = _clip_gradient(task.model, trainer.clip_grad_norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
+    if trainer.clip_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(task.model.parameters(), trainer.clip_grad_norm, norm)
     # The loop waits for the device only here: a loss or a gradient that is not finite must not change the weights.
     value, grad_norm, *numbers = read_numbers([loss.value, norm, *loss.metrics.values()])
     _check_loss(value)
@@ -197,12 +198,3 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
         return
     writer.log(progress.step, metrics)
     writer.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
-
-
-def _clip_gradient(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Return the 2-norm of the gradient, and scale the gradient down to ``max_norm`` if it is larger."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-    return norm

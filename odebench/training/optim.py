@@ -1,37 +1,31 @@
 """Optimisers and learning-rate schedules, as the settings choose them."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from odebench.config.choices import options_of
 from odebench.config.schema.base import Choice
-from odebench.config.schema.training import (
-    AdamSettings,
-    CosineSettings,
-    ExponentialSettings,
-    MultiStepSettings,
-    OneCycleSettings,
-    RMSpropSettings,
-    SGDSettings,
-)
+from odebench.config.schema.training import CosineSettings, ExponentialSettings, MultiStepSettings, OneCycleSettings
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+}
 
 
 def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimiser over all parameters that require a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if isinstance(optim, SGDSettings):
-        return torch.optim.SGD(
-            parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
-        )
-    if isinstance(optim, RMSpropSettings):
-        return torch.optim.RMSprop(
-            parameters, optim.lr, optim.decay, weight_decay=optim.weight_decay, momentum=optim.momentum
-        )
-    assert isinstance(optim, AdamSettings)
-    build = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[optim.name]
-    return build(parameters, optim.lr, optim.betas, weight_decay=optim.weight_decay)
+    options = options_of(optim)
+    if "decay" in options:
+        options["alpha"] = options.pop("decay")
+    return OPTIMIZERS[optim.name]([p for p in model.parameters() if p.requires_grad], **options)
 
 
 def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) -> float:

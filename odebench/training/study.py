@@ -132,7 +132,7 @@ class ReferenceModel:
         to_double(run.task)
         self._saved = saved
         self._num = NUM_OUTPUTS if limit is None else min(NUM_OUTPUTS, limit)
-        self._outputs = task_outputs(run.task, split, self._num).double()
+        self.outputs = task_outputs(run.task, split, self._num).double()
         self._gradient = _loss_gradient(run) if with_gradient else None
         self._is_warmed_up = with_gradient
 
@@ -151,7 +151,7 @@ class ReferenceModel:
         started = time.perf_counter()
         _ = task_outputs(task, split, self._num).sum().item()  # synchronises with the device
         metrics["batch_ms"] = 1e3 * (time.perf_counter() - started)
-        metrics["output_error"] = self.output_error(model_outputs)
+        metrics["output_error"] = relative_error(model_outputs, self.outputs)
         try:
             if not self._is_warmed_up:
                 _time_training_step(run)  # the first backward pass includes one-time costs
@@ -166,10 +166,6 @@ class ReferenceModel:
         except Diverged as error:
             log.warning("no training step: %s: %s", " ".join(overrides), error)
         return metrics
-
-    def output_error(self, model_outputs: Tensor) -> float:
-        """Relative error of the outputs of the fixed batch."""
-        return relative_error(model_outputs, self._outputs)
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:

@@ -84,7 +84,10 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
         task = build_task(settings, choose_device(settings.device))
     load_best_weights(task.model, saved.record, settings)
     task.model.eval()
-    _warn_about_leakage(saved.settings.data.name, settings.data.name)
+    names = settings.data.name, saved.settings.data.name
+    if set(names) == DATA_SHARING_IMAGES:
+        line = "data=%s shares images with data=%s of the training; only the test images of data=mnist are surely new"
+        log.warning(line, *names)
     return TrainedRun(saved.record.path, settings, task)
 
 
@@ -142,14 +145,6 @@ def _check_data(trained: Settings, requested: Settings) -> None:
             raise UsageError(
                 f"data.{key}: cannot change after training, or the model would be tested on its training samples"
             )
-
-
-def _warn_about_leakage(trained: str, requested: str) -> None:
-    if {trained, requested} == DATA_SHARING_IMAGES:
-        line = (
-            "data=%s shares images with data=%s of the training; only the test images of data=mnist are certainly new"
-        )
-        log.warning(line, requested, trained)
 
 
 @contextlib.contextmanager
