@@ -270,9 +270,8 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
         except UsageError as error:
             if not lacks_folder:
                 raise
-            raise UsageError(
-                f"{error}; a plugin's option needs --config-dir DIR, the folder of its YAML", *error.settings
-            ) from None
+            line = f"{error}; a plugin's option needs --config-dir DIR, the folder of its YAML"
+            raise UsageError(line, *error.settings) from None
         parsed.append(override)
     return parsed
 

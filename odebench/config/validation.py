@@ -40,11 +40,8 @@ def validate_settings(s: Settings) -> None:
             _check_combination(s, s.evaluation_solver, training=False)
             _check_solver(s.evaluation_solver)
     if isinstance(s.model, ODENetSettings | ResNetSettings) and s.model.width % s.model.groups:
-        raise UsageError(
-            f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either",
-            "model.width",
-            "model.groups",
-        )
+        line = f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either"
+        raise UsageError(line, "model.width", "model.groups")
     _check_training(s)
 
 
@@ -113,12 +110,8 @@ def _check_dynamics(s: Settings) -> None:
 
 def _check_solver(solver: SolverSettings) -> None:
     if solver.steps is not None and solver.step_size is not None:
-        raise UsageError(
-            f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: "
-            "give one of them; set the other to null",
-            "solver.steps",
-            "solver.step_size",
-        )
+        line = f"solver.steps={solver.steps} and solver.step_size={solver.step_size}: set either to null"
+        raise UsageError(line, "solver.steps", "solver.step_size")
     if solver.steps is not None and solver.max_steps is not None and solver.steps > solver.max_steps:
         line = f"solver.steps={solver.steps}: must be at most solver.max_steps={solver.max_steps}"
         raise UsageError(line, "solver.steps", "solver.max_steps")
@@ -126,11 +119,8 @@ def _check_solver(solver: SolverSettings) -> None:
         line = f"solver.min_step={solver.min_step}: must be at most solver.max_step={solver.max_step}"
         raise UsageError(line, "solver.min_step", "solver.max_step")
     if not solver.fixed and solver.rtol is None and solver.atol is None:
-        raise UsageError(
-            "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or give solver.steps",
-            "solver.rtol",
-            "solver.atol",
-        )
+        line = "solver.rtol=null and solver.atol=null: adaptive steps need a tolerance; set either, or set solver.steps"
+        raise UsageError(line, "solver.rtol", "solver.atol")
 
 
 def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> None:
@@ -188,11 +178,8 @@ def _check_encoder(s: Settings) -> None:
     if name is not None and name not in METHODS:
         raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
     if name is not None and not isinstance(METHODS[name], Tableau):
-        raise UsageError(
-            f"model.encoder_solver={name}: its steps are not those of an explicit Runge-Kutta method; "
-            "choose euler, rk4 or dopri5",
-            "model.encoder_solver",
-        )
+        line = f"model.encoder_solver={name}: must be an explicit Runge-Kutta method, such as euler, rk4 or dopri5"
+        raise UsageError(line, "model.encoder_solver")
 
 
 def _check_sync_steps(s: Settings) -> None:
@@ -217,9 +204,8 @@ def _check_training(s: Settings) -> None:
     if isinstance(schedule, MultiStepSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
-        raise UsageError(
-            f"schedule.milestones={format_value(schedule.milestones)}: must increase", "schedule.milestones"
-        )
+        line = f"schedule.milestones={format_value(schedule.milestones)}: must increase"
+        raise UsageError(line, "schedule.milestones")
     warmup = getattr(schedule, "warmup_epochs", 0)
     if warmup > epochs and s.trainer.iterations is None:
         line = f"schedule.warmup_epochs={warmup}: must be at most trainer.epochs={epochs}"
@@ -229,9 +215,5 @@ def _check_training(s: Settings) -> None:
         raise UsageError(line, "optim.nesterov", "optim.momentum")
     limit = getattr(s.data, "train_limit", None)
     if limit is not None and limit < s.trainer.batch_size:
-        raise UsageError(
-            f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}, "
-            "or no batch is whole",
-            "data.train_limit",
-            "trainer.batch_size",
-        )
+        line = f"data.train_limit={limit}: must be at least trainer.batch_size={s.trainer.batch_size}"
+        raise UsageError(line, "data.train_limit", "trainer.batch_size")

@@ -114,9 +114,8 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
             continue
         seen.add(real_path)
         if len(seen) - len(found) > MAX_FOLDERS_WITHOUT_RUN:
-            raise UsageError(
-                f"{folder} holds more than {MAX_FOLDERS_WITHOUT_RUN:,} folders without a run; name a folder of runs"
-            )
+            line = f"holds more than {MAX_FOLDERS_WITHOUT_RUN:,} folders without a run; name a folder of runs"
+            raise UsageError(f"{folder} {line}")
         if layout.STATUS in files and (queued or layout.SETTINGS in files):
             found.append(Path(parent))
         elif layout.MANIFEST in files and layout.SETTINGS in files:

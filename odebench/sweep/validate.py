@@ -11,7 +11,7 @@ from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings, run_name
 from odebench.errors import UsageError
-from odebench.training.preflight import read_init_run
+from odebench.training.preflight import check_batch_size, read_init_run
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,7 @@ def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
             f"device={settings.device}: a sweep assigns devices to jobs; leave it out, or give cluster.devices=[0,1]",
             "device",
         )
-    if settings.trainer.batch_size % num_processes:
-        raise UsageError(
-            f"trainer.batch_size={settings.trainer.batch_size}: {num_processes} processes share it; "
-            f"make it a multiple of {num_processes}",
-            "trainer.batch_size",
-        )
+    check_batch_size(settings.trainer.batch_size, num_processes)
 
 
 _check_init_run = functools.cache(read_init_run)  # usually all jobs start from the same run

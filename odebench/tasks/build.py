@@ -140,13 +140,10 @@ def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any
     start, args = t.select(-1, 0).to(state.device, state.real.dtype), unwrap_rows(args)
     first = tree_leaves(evaluate_watched(f, refuse, buffered, start, y0, *args))
     second = tree_leaves(f(start, y0, *args))
-    if not all(map(_nearly_equal, first, second)):
-        refuse(RANDOM)
-
-
-def _nearly_equal(a: Tensor, b: Tensor) -> bool:
-    scale = float(a.abs().nan_to_num().max())
-    return torch.allclose(a, b, rtol=0.0, atol=_MAX_RELATIVE_ROUND_OFF * scale, equal_nan=True)
+    for a, b in zip(first, second, strict=True):
+        round_off = _MAX_RELATIVE_ROUND_OFF * float(a.abs().nan_to_num().max())
+        if not torch.allclose(a, b, rtol=0.0, atol=round_off, equal_nan=True):
+            refuse(RANDOM)
 
 
 def build_solvers(settings: Settings) -> tuple[ConfiguredSolver | None, ConfiguredSolver | None]:

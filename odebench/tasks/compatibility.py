@@ -17,18 +17,14 @@ def check_density_model(model: Any, data: DensityData | ImageData, settings: Set
 
     Also if the model would not model the density of the data.
     """
-    name = settings.model.name
+    name, data_name = settings.model.name, settings.data.name
     if settings.loss.name == "density_matching":
         if not isinstance(data, DensityData) or data.log_density is None:
-            raise UsageError(
-                f"loss=density_matching: the density of data={settings.data.name} is not known; choose "
-                "data=potential_1, ... or data=eight_gaussians, or loss=maximum_likelihood"
-            )
+            line = f"the density of data={data_name} is not known; choose loss=maximum_likelihood or data=potential_1"
+            raise UsageError(f"loss=density_matching: {line}")
         data.check_density_matching_target()
     if not hasattr(model, "log_prob"):
-        raise UsageError(
-            f"model={name}: it has no log-likelihood (no log_prob); derive it from odebench.models.flow.Flow"
-        )
+        raise UsageError(f"model={name}: it has no log_prob; derive it from odebench.models.flow.Flow")
     if settings.loss.name == "flow_matching":
         if not hasattr(model, "velocity"):
             raise UsageError(f"loss=flow_matching: {name} has no velocity field; choose model=cnf")
@@ -40,10 +36,8 @@ def check_density_model(model: Any, data: DensityData | ImageData, settings: Set
         return
     logit = getattr(settings.model, "logit", None)
     if logit and not all(x.min() >= 0 and x.max() <= 1 for x in data.splits().values()):
-        raise UsageError(
-            f"model.logit={logit:g}: it needs values in [0, 1], and data={settings.data.name} has others; set "
-            "model.logit=null"
-        )
+        line = f"it needs values in [0, 1], and data={data_name} has others; set model.logit=null"
+        raise UsageError(f"model.logit={logit:g}: {line}")
 
 
 def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None:
@@ -56,19 +50,15 @@ def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None
     if options_of(settings.loss).get("consistency", 0.0):
         train = data.train
         if not (isinstance(model, LatentODE) and (train.is_input & train.is_target).any()):
-            raise UsageError(
-                "loss.consistency: needs model=latent_ode and series whose inputs are also targets; set it to 0"
-            )
+            line = "needs model=latent_ode and series whose inputs are also targets; set it to 0"
+            raise UsageError(f"loss.consistency: {line}")
     if model.classifier is not None and data.num_classes != 2:
-        raise UsageError(
-            f"model.classify=true: needs series with labels of two classes; data={settings.data.name} has none"
-        )
+        line = f"needs series with labels of two classes; data={settings.data.name} has none"
+        raise UsageError(f"model.classify=true: {line}")
     has_events = getattr(model, "rates", None) is not None
     if model.noise_std is None and not has_events:
         raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
     # The likelihood of events also counts the absence of events at all other times.
     if has_events and any((split.is_input & ~split.is_target).any() for split in data.splits().values()):
-        raise UsageError(
-            f"model.events=true: data={settings.data.name} has input events that are no targets, and the "
-            "loss would count them as absent; set data.mode=interpolation, or model.events=false"
-        )
+        line = "has input events that are no targets; set data.mode=interpolation, or model.events=false"
+        raise UsageError(f"model.events=true: data={settings.data.name} {line}")

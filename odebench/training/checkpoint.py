@@ -167,9 +167,8 @@ def _load(path: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UsageError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or not written by odebench"
-        ) from error
+        line = f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or not written by odebench"
+        raise UsageError(line) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of this version of odebench (format {FORMAT})")
     weights = content.get("model")

@@ -83,15 +83,6 @@ def rank_zero_first() -> Iterator[None]:
         barrier()
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise UsageError if the global batch does not divide into equal shards."""
-    if batch_size % world_size():
-        raise UsageError(
-            f"trainer.batch_size={batch_size}: {world_size()} processes share it; make it a multiple of {world_size()}",
-            "trainer.batch_size",
-        )
-
-
 def shard_batch(batch: Any, batch_size: int) -> Any:
     """Return this process's rows of a global batch.
 

@@ -1,4 +1,4 @@
-"""Checks of a run's folders. Imports no torch, so that the command line reports an error at once."""
+"""Checks of a run before it starts. Imports no torch, so that the command line reports an error at once."""
 
 from pathlib import Path
 
@@ -6,6 +6,13 @@ from odebench.config.settings import Settings
 from odebench.errors import UsageError
 from odebench.record.files import check_folder_can_be_made
 from odebench.record.reader import RunRecord, is_run, read_run
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Raise UsageError if the processes that train a model together cannot share each batch equally."""
+    if batch_size % num_processes:
+        line = f"{num_processes} processes share it; make it a multiple of {num_processes}"
+        raise UsageError(f"trainer.batch_size={batch_size}: {line}", "trainer.batch_size")
 
 
 def check_folders(settings: Settings) -> None:

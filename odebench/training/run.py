@@ -43,7 +43,7 @@ from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState, load_weights
 from odebench.training.environment import choose_device, compile_model, prepare_environment
 from odebench.training.loop import fit
-from odebench.training.preflight import read_init_run, requested_folder
+from odebench.training.preflight import check_batch_size, read_init_run, requested_folder
 from odebench.training.signals import StopRequest
 from odebench.training.summary import describe_settings, result_rows, summary_metrics, training_table
 from odebench.training.trained_run import DATA_SHARING_IMAGES, load_best_weights
@@ -168,7 +168,7 @@ def _forward_signal(result: RunResult, stop: StopRequest) -> RunResult:
 
 
 def _build_training(settings: Settings) -> TrainingState:
-    distributed.check_batch_size(settings.trainer.batch_size)
+    check_batch_size(settings.trainer.batch_size, distributed.world_size())
     for warning in probable_mistakes(settings):
         log.warning(warning)
     source = None if settings.init_from is None else read_init_run(settings.init_from)
@@ -195,11 +195,9 @@ def _check_objective(settings: Settings, task: Task) -> None:
     """Raise UsageError if this model and data do not measure the objective, before the first epoch needs it."""
     objective, measured = settings.trainer.objective, [f"val/{name}" for name in task.quantities]
     if objective not in measured:
-        raise UsageError(
-            f"trainer.objective={objective}: with model={settings.model.name} and data={settings.data.name} it is not "
-            f"measured{did_you_mean(objective, measured)} (there are {', '.join(measured)})",
-            "trainer.objective",
-        )
+        hint = f"{did_you_mean(objective, measured)} (it measures {', '.join(measured)})"
+        line = f"model={settings.model.name} with data={settings.data.name} does not measure it{hint}"
+        raise UsageError(f"trainer.objective={objective}: {line}", "trainer.objective")
 
 
 def _warn_about_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> None:

@@ -142,9 +142,8 @@ def _check_data(trained: Settings, requested: Settings) -> None:
     before, now = options_of(trained.data), options_of(requested.data)
     for key in getattr(trained.data, "split_keys", SPLIT_KEYS):
         if before.get(key) != now.get(key):
-            raise UsageError(
-                f"data.{key}: cannot change after training, or the model would be tested on its training samples"
-            )
+            line = "cannot change after training, or the model would be tested on its training samples"
+            raise UsageError(f"data.{key}: {line}")
 
 
 @contextlib.contextmanager
@@ -258,10 +257,8 @@ def sample_run(
     run = _load_and_warn(path, overrides)
     draw = getattr(run.task, "sample", None)
     if draw is None:
-        raise UsageError(
-            f"{run.settings.model.name} draws no samples: its task is {run.settings.task}, and only density models "
-            "do, such as model=cnf"
-        )
+        line = f"its task is {run.settings.task}; only density models do, such as model=cnf"
+        raise UsageError(f"{run.settings.model.name} draws no samples: {line}")
     samples: np.ndarray = draw(num, seed).numpy()
     _write_samples(samples, output)
     return samples

@@ -213,7 +213,7 @@ INVALID = {
     "model=latent_ode model.encoder_solver=eule": "unknown model.encoder_solver eule; did you mean euler? "
     "(odebench list solvers prints all)",
     "model=latent_ode model.encoder_solver=kvaerno5": "model.encoder_solver=kvaerno5: "
-    "its steps are not those of an explicit Runge-Kutta method; choose euler, rk4 or dopri5",
+    "must be an explicit Runge-Kutta method, such as euler, rk4 or dopri5",
     "gradient=reversible": "gradient=reversible: the steps of dopri5 cannot be undone; "
     "choose gradient=checkpoint, or a reversible method: alf, reversible_heun, reversible_midpoint, reversible_rk4, "
     "reversible_bosh3, reversible_dopri5, reversible_tsit5",
@@ -243,11 +243,10 @@ INVALID = {
     "hydra/launcher=basic": "hydra/launcher=basic: has no effect without -m (a sweep); leave it out, or add -m",
     "solver=rk4 solver.steps=null": "solver.steps=null: rk4 has no error estimate to choose its steps by; "
     "give solver.steps=20 or solver.step_size=0.05, say",
-    "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: "
-    "give one of them; set the other to null",
+    "solver=rk4 solver.step_size=0.1": "solver.steps=20 and solver.step_size=0.1: set either to null",
     "solver=rk4 solver.steps=20000": "solver.steps=20000: must be at most solver.max_steps=10000",
     "solver.rtol=null solver.atol=null": "solver.rtol=null and solver.atol=null: "
-    "adaptive steps need a tolerance; set either, or give solver.steps",
+    "adaptive steps need a tolerance; set either, or set solver.steps",
     "solver.first_step=cold": "solver.first_step=cold: a number is needed, "
     "such as solver.first_step=0.5, or warm or null",
     "solver.first_step=-1": "solver.first_step=-1: must be greater than 0, or warm or null",
@@ -271,7 +270,7 @@ INVALID = {
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
     "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
-    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64, or no batch is whole",
+    "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
     "install its package, or put its folder on PYTHONPATH",
 }

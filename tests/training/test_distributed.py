@@ -12,6 +12,7 @@ import torch
 from odebench.errors import UsageError
 from odebench.record.reader import read_overview, read_run
 from odebench.training import distributed
+from odebench.training.preflight import check_batch_size
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +165,9 @@ def test_rank_variables_set_by_a_cluster_are_ignored(monkeypatch):
 
 
 def test_uneven_shards_are_refused(second_of_three):
-    distributed.check_batch_size(6)
+    check_batch_size(6, distributed.world_size())
     with pytest.raises(UsageError, match=r"trainer\.batch_size=7: 3 processes share it; make it a multiple of 3"):
-        distributed.check_batch_size(7)
+        check_batch_size(7, distributed.world_size())
 
 
 @pytest.mark.parametrize("of_several", [False, True])

@@ -550,7 +550,7 @@ def test_nothing_is_written_for_invalid_settings(train, tmp_path):
         (f"init_from={tmp_path}", f"^init_from={tmp_path}: .* is not a run's folder"),
         (
             "model=mlp trainer.objective=val/nfe",
-            r"val/nfe: .* it is not measured .*\(there are val/loss, val/accuracy\)",
+            r"val/nfe: .* does not measure it .*\(it measures val/loss, val/accuracy\)",
         ),
     ):
         with pytest.raises(UsageError, match=message):
