@@ -1,40 +1,32 @@
 """Warnings for settings that are valid but have no effect, or that are probably a mistake."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from odebench.config.schema.solver import AdjointGradientSettings
 from odebench.config.settings import Settings
 
-# Settings of adaptive steps.
-_ADAPTIVE = {f"solver.{name}" for name in ("controller", "first_step", "min_step", "max_step")}
-
 
 def without_effect(settings: Settings, overrides: Iterable[str]) -> list[str]:
     """Overrides of the command line that have no effect; one line each, for the log."""
-    given, found = dict(override.partition("=")[::2] for override in overrides), []
-    trainer, solver = settings.trainer, settings.solver
-    if "trainer.epochs" in given and trainer.iterations is not None:
-        found.append(f"trainer.epochs={trainer.epochs} has no effect beside trainer.iterations={trainer.iterations}")
-    if not settings.has_ode:
-        for key in given:
-            if key in ("tol", "eval_tol", "trainer.max_nfe") or key.startswith(("solver.", "dynamics.")):
-                found.append(f"{key}={given[key]} has no effect: model={settings.model.name} has no ODE")
-    elif "tol" in given and solver.fixed and settings.evaluation_solver.fixed:
-        found.append(f"tol={settings.tol:g} has no effect: {solver.name} has fixed steps; solver.steps is their number")
-    elif "tol" in given and {"solver.rtol", "solver.atol"} <= given.keys():
-        found.append(f"tol={given['tol']} has no effect beside solver.rtol and solver.atol")
-    if settings.has_ode and solver.fixed:
-        for key in sorted(_ADAPTIVE.intersection(given)):
-            found.append(f"{key}={given[key]} has no effect: {solver.name} has fixed steps")
-    for keys, why in _unused(settings):
-        found += [f"{key}={given[key]} has no effect: {why}" for key in given if re.fullmatch(keys, key)]
-    return found
+    given = dict(override.partition("=")[::2] for override in overrides)
+    unused = [(key, why) for keys, why in _unused(settings, given) for key in given if re.fullmatch(keys, key)]
+    return [f"{key}={given[key]} has no effect: {why}" for key, why in unused]
 
 
-def _unused(s: Settings) -> Iterator[tuple[str, str]]:
-    """Patterns of settings that the other settings leave unused, and why."""
+def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Patterns of settings that the other settings leave unused, and why. given: the keys on the command line."""
+    if s.trainer.iterations is not None:
+        yield "trainer.epochs", f"trainer.iterations={s.trainer.iterations} is set"
+    if not s.has_ode:
+        yield "tol|eval_tol|trainer.max_nfe|(solver|dynamics)\\..*", f"model={s.model.name} has no ODE"
+    elif s.solver.fixed and s.evaluation_solver.fixed:
+        yield "tol", f"{s.solver.name} has fixed steps; solver.steps is their number"
+    elif {"solver.rtol", "solver.atol"} <= set(given):
+        yield "tol", "solver.rtol and solver.atol are set"
+    if s.has_ode and s.solver.fixed:
+        yield "solver.(controller|first_step|min_step|max_step)", f"{s.solver.name} has fixed steps"
     model: Any = s.model
     if s.cell_solver:
         keys = "(tol|eval_tol|eval_solver|solver|gradient)|(solver|gradient)\\..*"

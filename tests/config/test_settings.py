@@ -414,18 +414,18 @@ def saved(tmp_path):
 
 
 def test_overrides_without_effect_are_named():
-    tol = "tol=0.001 has no effect: rk4 has fixed steps; solver.steps is their number"
+    tol = "tol=1e-3 has no effect: rk4 has fixed steps; solver.steps is their number"
     for overrides, expected in {
         ("trainer.epochs=3",): [],
         ("trainer.iterations=3",): [],
-        ("trainer.epochs=3", "trainer.iterations=4"): ["trainer.epochs=3 has no effect beside trainer.iterations=4"],
+        ("trainer.epochs=3", "trainer.iterations=4"): ["trainer.epochs=3 has no effect: trainer.iterations=4 is set"],
         ("solver=rk4",): [],
         ("solver=rk4", "tol=1e-3"): [tol],
         ("solver=rk4", "tol=1e-3", "eval_solver=dopri5"): [],
         ("model=mlp", "tol=1e-3"): ["tol=1e-3 has no effect: model=mlp has no ODE"],
         ("model=mlp", "solver.steps=5"): ["solver.steps=5 has no effect: model=mlp has no ODE"],
         ("tol=1e-3", "solver.rtol=1e-4", "solver.atol=1e-4"): [
-            "tol=1e-3 has no effect beside solver.rtol and solver.atol"
+            "tol=1e-3 has no effect: solver.rtol and solver.atol are set"
         ],
         ("solver=rk4", "solver.controller=pi"): ["solver.controller=pi has no effect: rk4 has fixed steps"],
         ("model=ode_rnn",): [],

@@ -304,7 +304,7 @@ def test_missing_weights_raise_an_error_with_a_hint(tmp_path):
 
 def test_overrides_without_effect_give_warnings(train, caplog):
     train("model=mlp", "trainer.iterations=2")
-    assert caplog.messages[0] == "trainer.epochs=2 has no effect beside trainer.iterations=2"
+    assert caplog.messages[0] == "trainer.epochs=2 has no effect: trainer.iterations=2 is set"
 
 
 def test_a_signal_during_the_test_waits_for_its_end(train, monkeypatch):

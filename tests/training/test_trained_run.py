@@ -138,7 +138,7 @@ def test_a_checkpoint_without_weights_is_one_line(run, tmp_path, capsys):
 
 def test_overrides_without_effect_in_an_evaluation_give_warnings(run, capsys):
     assert main(["eval", str(run), "solver=rk4", "tol=1e-2"]) == 0
-    assert "tol=0.01 has no effect: rk4 has fixed steps" in capsys.readouterr().err
+    assert "tol=1e-2 has no effect: rk4 has fixed steps" in capsys.readouterr().err
     assert evaluations(run)[-1]["limit"] is None
 
 
