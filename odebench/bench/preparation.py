@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from odebench.bench import measure
-from odebench.bench.cases import CaseProblem, leaves_of, like_state, loss
+from odebench.bench.cases import CaseProblem, State, leaves_of, like_state, loss
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
 from odebench.ode.methods import METHODS, Tableau
@@ -115,16 +115,20 @@ def _run(
     problem: CaseProblem, mode: str, solve: SolveFunction, between: Callable[[], None] = lambda: None
 ) -> RunOutput:
     """One solve and, in a gradient mode, the gradients; ``between`` is called when the solve is done."""
-    if mode == FORWARD:
-        with torch.no_grad():
-            states, steps = solve(problem.state)
-        between()
-        return RunOutput(leaves_of(states), None, steps)
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(problem.state)]
-    states, steps = solve(like_state(problem.state, leaves))
+    leaves, states, steps = _solve(problem, mode, solve)
     between()
+    if mode == FORWARD:
+        return RunOutput(leaves_of(states), None, steps)
     gradients = torch.autograd.grad(loss(states), [*problem.parameters, *leaves])
     return RunOutput([leaf.detach() for leaf in leaves_of(states)], list(gradients), steps)
+
+
+def _solve(problem: CaseProblem, mode: str, solve: SolveFunction) -> tuple[list[Tensor], State, StepCounts | None]:
+    """A forward solve: the tensors of the initial state, all states and the steps. Gradient modes record the graph."""
+    gradient = mode != FORWARD
+    leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(problem.state)]
+    with torch.set_grad_enabled(gradient):
+        return leaves, *solve(like_state(problem.state, leaves))
 
 
 def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
@@ -158,10 +162,8 @@ def _operations(
 ) -> tuple[float | None, int, int]:
     """Steps of one forward solve, rejected ones included, its operations and its synchronisations."""
     counted.reset()
-    gradient = config.mode != FORWARD
-    leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(problem.state)]
-    with torch.set_grad_enabled(gradient), measure.OperationCounter(counted) as counter:
-        _, steps = solve(like_state(problem.state, leaves))
+    with measure.OperationCounter(counted) as counter:
+        *_, steps = _solve(problem, config.mode, solve)
     tableau = METHODS.get(config.method)
     num_steps: float | None = None
     if steps is not None and config.variant != "per_sample":  # there each row has its own steps
