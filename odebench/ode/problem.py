@@ -18,6 +18,8 @@ from odebench.ode.torch_func import under_vmap
 from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
+# The most frequent structures, since flattening takes as long as a small f.
+_LEAF, _NO_ARGS = pytree.tree_structure(0), pytree.tree_structure(())
 
 CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
 
@@ -181,12 +183,12 @@ class FlatProblem:
         self.f = f
         self.report_noise: Callable[[str], None] = refuse_noise
         self.buffered: list[nn.Module] = []
-        leaves, structure = pytree.tree_flatten(y0)
+        leaves, structure = ([y0], _LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
         check_state(leaves)
         self.check_batch(leaves)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
-        arg_leaves, args_structure = pytree.tree_flatten(args)
+        arg_leaves, args_structure = pytree.tree_flatten(args) if args else ([], _NO_ARGS)
         # The caller's autocast applies to f only: states, sums and error estimates add small numbers to large ones.
         device_type = leaves[0].device.type
         shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
