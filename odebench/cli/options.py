@@ -36,7 +36,7 @@ def add_retries(parser: argparse.ArgumentParser) -> None:
 
 
 def failure_policy(arguments: argparse.Namespace) -> "FailurePolicy":
-    """What to do when a job fails, by the options of `add_retries`."""
+    """The policy for jobs that fail, from the options of `add_retries`."""
     from odebench.sweep.attempts import FailurePolicy
 
     if arguments.retry < 0:

@@ -39,7 +39,7 @@ def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir
 
 
 def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: str | None) -> UsageError:
-    """The error for an unknown name; it says so if a user's YAML file is there but its module is missing."""
+    """The error for an unknown name; another one if a user's YAML file exists but its module is missing."""
     if config_dir is None or name not in options(group, config_dir):
         return unknown_name(group, format_value(name), known, PLURALS[group])
     line = f"its YAML file is found, but extensions={format_value(modules)} holds no {group} of that name"

@@ -95,7 +95,7 @@ def _values(parsed: Iterable["Override"]) -> list["Override"]:
     return [override for override in parsed if not _is_choice(override)]
 
 
-# By the choices, the folder of the user and the times of its files; an error is kept, too, as a sweep repeats it.
+# Composed settings by the choices, the user's folder and the times of its files; or the error, which a sweep repeats.
 _composed: dict[tuple[Any, ...], DictConfig | UsageError] = {}
 
 

@@ -72,7 +72,7 @@ def probable_mistakes(settings: Settings) -> list[str]:
         found.append(f"model.noise={noise} has no effect: model.trace=exact draws none; leave it out")
     if settings.loss.name == "flow_matching" and getattr(settings.model, "train_time", False):
         found.append(
-            "model.train_time=true has no effect: with loss=flow_matching the end time stays as it is; set it to false"
+            "model.train_time=true has no effect: loss=flow_matching does not train the end time; set it to false"
         )
     gradient = settings.gradient
     if isinstance(gradient, AdjointGradientSettings) and (settings.solver.fixed or gradient.steps is not None):

@@ -42,7 +42,7 @@ _SESSION_STATUSES = {
 }
 
 HParam = str | float | bool
-# Settings that do not change what is trained, and the field of SolverSettings that holds several.
+# Settings that do not change what is trained; and solver.options, which is a field but no setting of its own.
 _EXCLUDED_COLUMNS = {
     "data.root",
     "data.download",

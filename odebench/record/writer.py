@@ -1,4 +1,4 @@
-"""The record of one run, as it is written.
+"""Write the record of one run.
 
 Every number goes to metrics.jsonl and to TensorBoard once, under one tag, at the optimiser's step.
 metrics.jsonl and the other JSON files are strict JSON: NaN and infinities are written as null, which pandas

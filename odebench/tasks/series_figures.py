@@ -11,7 +11,7 @@ from odebench.models.series import Forecast
 from odebench.plots import series as plots
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
-# Figures end at this multiple of the data's time span if there is no ground truth.
+# Without a ground truth, figures end at this multiple of the data's time span.
 EXTRAPOLATION_FACTOR = 1.25
 
 Forecaster = Callable[[Tensor, Tensor], Forecast]

@@ -1,4 +1,4 @@
-"""What the training loop calls of a task, and what all tasks share."""
+"""The base class of tasks, with the interface that the training loop uses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Loss(NamedTuple):
 
 
 def read_numbers(values: Iterable[Any]) -> list[float]:
-    """Return numbers and scalar tensors of one device as floats; the host waits for the device once for all of them."""
+    """Return numbers and scalar tensors of one device as floats; the host waits for the device only once."""
     values = list(values)
     tensors = [value.detach() for value in values if isinstance(value, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else [])

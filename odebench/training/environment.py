@@ -60,7 +60,7 @@ def prepare_environment(settings: Settings) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks for the next step, in place of returning them to the system.
+    """Let glibc keep freed blocks for the next step, instead of returning them to the system.
 
     A step allocates and frees the same large tensors again and again; by default each is a new mapping whose
     pages the kernel zeroes anew, which can cost as much as the arithmetic.

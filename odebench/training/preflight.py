@@ -18,7 +18,7 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
 def check_folders(settings: Settings) -> None:
     """Raise UsageError if the folder of a new run cannot be made, or if init_from holds no run."""
     if settings.run_dir is not None and is_run(Path(settings.run_dir)):
-        return  # it resumes, and needs init_from no more
+        return  # it resumes, and no longer needs init_from
     check_folder_can_be_made(*requested_folder(settings))
     if settings.init_from is not None:
         read_init_run(settings.init_from)

@@ -1,4 +1,4 @@
-"""What the settings of all choices are made of: a name, and numbers with a range."""
+"""The base class of all choices, and types of numbers with a range."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -1,4 +1,4 @@
-"""What each task measures, with units; the splits that a model is evaluated on."""
+"""The quantities that each task measures, with units; the splits that a model is evaluated on."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ SPLITS = ("validation", "test", "train")
 
 
 class Quantity(NamedTuple):
-    """What a task measures on a split: unit, meaning, and whether a higher value is better."""
+    """A quantity that a task measures on a split: unit, meaning, and whether a higher value is better."""
 
     unit: str
     description: str

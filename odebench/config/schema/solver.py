@@ -37,7 +37,7 @@ class SolverSettings(Choice):
 
     @property
     def accuracy(self) -> str:
-        """What determines the steps: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
+        """How the steps are chosen: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
         if self.steps is not None:
             return f"{self.steps} steps"
         if self.step_size is not None:
