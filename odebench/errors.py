@@ -94,6 +94,5 @@ def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
         return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)
     if group == "cluster" and not known[0].startswith("cluster"):
         return UsageError(f"{key} is a setting of odebench sweep; leave it out, or write odebench sweep", key)
-    others = f" ({', '.join(known)})" if group == "cluster" else "; odebench train --cfg prints them all"
-    hint = nearest_setting(key, known) or others
-    return UsageError(f"unknown setting {key}{hint}", key)
+    hint = nearest_setting(key, known) + (f" ({', '.join(known)})" if group == "cluster" else "")
+    return UsageError(f"unknown setting {key}{hint or '; odebench train --cfg prints them all'}", key)
