@@ -66,7 +66,7 @@ def _files(group: str, config_dir: Path | str | None) -> dict[str, Path]:
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The settings of a file, unresolved; UsageError names it where it cannot be read or holds something else."""
+    """The settings of a file, unresolved. Raises UsageError if the file cannot be read or holds no settings."""
     try:
         check_aliases(path.read_bytes())
         config = OmegaConf.load(path)

@@ -34,7 +34,8 @@ def _check_budget(config: DictConfig) -> None:
     """Before resolving, because an unknown budget breaks the interpolations of an experiment."""
     budget, budgets = config.get("budget"), config.get("budgets")
     if budgets is not None and not isinstance(budgets, DictConfig):
-        raise UsageError(f"budgets={budgets}: a block is needed, as in full: {{epochs: 160}}", "budgets")
+        line = "must be a block of names, each with its settings, such as full: {epochs: 160}"
+        raise UsageError(f"budgets={budgets}: {line}", "budgets")
     if not budgets and budget != "full":
         raise UsageError(f"budget={budget}: budgets belong to experiments; choose one, as in experiment=NAME", "budget")
     if budgets and budget not in budgets:

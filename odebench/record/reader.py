@@ -291,7 +291,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     content = _read_json(folder / layout.MANIFEST)
     resumed = content.get("resumed", [])
     if not isinstance(resumed, list) or not all(isinstance(entry, dict) for entry in resumed):
-        raise UsageError(f"{folder / layout.MANIFEST} is damaged: its list of resumes is wrong")
+        raise UsageError(f"{folder / layout.MANIFEST} is damaged: its list of resumptions is invalid")
     return content
 
 

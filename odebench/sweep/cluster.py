@@ -128,7 +128,8 @@ def read_cluster(
         if override.key_or_group != GROUP:
             _set_key(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
     if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as seconds, sbatch reads a number as minutes
-        raise UsageError(f"{GROUP}.time={node['time']}: write hours, minutes and seconds, in YAML in quotes: '8:00:00'")
+        line = "write hours, minutes and seconds, as in 8:00:00; in a YAML file, in quotes: '8:00:00'"
+        raise UsageError(f"{GROUP}.time={node['time']}: {line}")
     cluster = read_dataclass(cluster_type, node, f"{GROUP}.")
     if isinstance(cluster, SlurmCluster):
         _check_slurm(cluster)

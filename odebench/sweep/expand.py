@@ -1,4 +1,4 @@
-"""From a command line or a sweep file to the overrides of each job, in Hydra's grammar."""
+"""Expand a command line or a sweep file, written in Hydra's grammar, to the overrides of each job."""
 
 import itertools
 import math

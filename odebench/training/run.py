@@ -192,7 +192,7 @@ def _build_training(settings: Settings) -> TrainingState:
 
 
 def _check_objective(settings: Settings, task: Task) -> None:
-    """Raise UsageError if this model and data do not measure the objective, before the first epoch needs it."""
+    """Raise UsageError, before training starts, if this model does not measure the objective on its data."""
     objective, measured = settings.trainer.objective, [f"val/{name}" for name in task.quantities]
     if objective not in measured:
         hint = f"{did_you_mean(objective, measured)} (it measures {', '.join(measured)})"

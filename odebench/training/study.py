@@ -1,9 +1,9 @@
 """Evaluate a trained model with many solvers and tolerances: its metrics, its cost, and its numerical errors.
 
 Each combination of settings is evaluated on a split. On fixed batches, the study also measures the time and the error
-of the model's outputs (against the same model solved far more accurately in float64), and the NFE and time of a
-training step. If gradients are compared, it also measures the memory of that step and two errors of its gradient:
-against the same solve differentiated exactly, and against the far more accurate solve.
+of the model's outputs, and the NFE and time of a training step. The reference for the error is the same model, solved
+far more accurately in float64. If gradients are compared, the study also measures the memory of a training step and two
+errors of its gradient, compared with the exact gradient of the same solve and with that of the reference.
 """
 
 import contextlib
