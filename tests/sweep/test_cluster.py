@@ -41,7 +41,8 @@ def test_a_users_cluster_file_inherits_the_defaults(tmp_path):
         (["cluster.job=3"], "unknown setting cluster.job; did you mean cluster.jobs?"),
         (
             ["cluster.xyz=3"],
-            "unknown setting cluster.xyz; did you mean cluster.name? (cluster.name, cluster.jobs, cluster.threads, cluster.devices)",
+            "unknown setting cluster.xyz; did you mean cluster.name? "
+            "(cluster.name, cluster.jobs, cluster.threads, cluster.devices)",
         ),
         (["cluster.jobs=0"], "cluster.jobs=0: must be at least 1"),
         (["cluster=slurm", "cluster.time=60"], "cluster.time=60: write hours, minutes and seconds"),
