@@ -67,7 +67,7 @@ def is_sweep(path: Path) -> bool:
 def create_folder(chosen: Path | None, outputs: str) -> Path:
     """Create the folder of a new sweep; see `choose_folder`."""
     path = choose_folder(chosen, outputs)
-    make_folder(path, _option_text(chosen, outputs))
+    make_folder(path, f"the sweep's folder {path}")
     return path
 
 
@@ -82,12 +82,8 @@ def choose_folder(chosen: Path | None, outputs: str) -> Path:
     if os.path.isdir(path) and any(path.iterdir()):
         hint = f" continue that sweep (odebench resume {shlex.quote(str(path))}) or" if is_sweep(path) else ""
         raise UsageError(f"{path} is not empty;{hint} name another folder")
-    check_folder_can_be_made(path, _option_text(chosen, outputs))
+    check_folder_can_be_made(path, f"the sweep's folder {chosen}" if chosen else f"outputs={outputs}")
     return path
-
-
-def _option_text(chosen: Path | None, outputs: str) -> str:
-    return f"the sweep's folder {chosen}" if chosen else f"outputs={outputs}"
 
 
 def write_sweep(sweep: Sweep) -> None:

@@ -117,7 +117,8 @@ def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: 
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], cluster: LocalCluster | HydraLauncher, policy: FailurePolicy) -> None:
     """Run jobs until all have ended, or a signal has stopped them."""
     if isinstance(cluster, HydraLauncher):
-        launch(sweep, jobs, cluster, policy)
+        if jobs:  # submitit fails without any
+            launch(sweep, jobs, cluster, policy)
         return
     overviews = [read_status(sweep, job) for job in sweep.jobs]
     with StopRequest() as stop, SweepDisplay(sweep.jobs, overviews, cluster.jobs) as display:

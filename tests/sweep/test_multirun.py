@@ -202,6 +202,7 @@ def test_a_launcher_of_a_sweep_can_change_when_it_is_resumed(fake_training, caps
     assert main(["resume", "here", "cluster.jobs=2"]) == 2
     assert "cluster.jobs=2: has no effect with Hydra's launcher" in capsys.readouterr().err
     assert main(["resume", "here", "cluster=local", "cluster.jobs=2"]) == 0
+    assert main(["resume", "here"]) == 0
     words = ["model=mlp", "model.hidden=1,10", "hydra/launcher=basic", "--fail-fast", "--output", "x"]
     assert main(["sweep", *words]) == 1
     assert statuses(Path("x")) == ["failed", "queued"]
