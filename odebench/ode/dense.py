@@ -75,8 +75,10 @@ class Interpolant:
         return queued(rows, slopes) @ slopes * self.h ** (1 - order)
 
     def change(self, thetas: Sequence[float], shifts: Tensor) -> Tensor:
-        """y(t + theta h + shift) - y(t + theta h) [len(thetas), N], by Taylor's formula, exact for a polynomial:
-        shifts that are 0 and have a graph give 0 with all derivatives."""
+        """y(t + theta h + shift) - y(t + theta h) [len(thetas), N].
+
+        Taylor's formula is exact for a polynomial: shifts that are 0 and have a graph give 0 with all derivatives.
+        """
         degree, power, total = max(map(len, self.weights)), shifts.unsqueeze(1), torch.zeros_like(self.y)
         for order in range(1, degree + 1):
             total = total + power * self.derivative(thetas, order)
@@ -194,7 +196,7 @@ class DenseOutput:
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
 
     def _at(self, t: float | Sequence[float] | Tensor, evaluate: Evaluation, order: int) -> Any:
-        """``evaluate`` at t, in the structure of y0. order: of its derivative, the gradient with respect to t."""
+        """``evaluate`` at t, in the structure of y0; its gradient with respect to t is the derivative of ``order``."""
         times, slack = _as_list(t)
         values = self.flat(times, slack, evaluate)
         if self._source is not None:

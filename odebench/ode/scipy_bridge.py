@@ -149,8 +149,9 @@ def _outputs_in_step(solver: Any, adapter: _FieldAdapter, remaining: list[float]
 
 
 class _VodeAdams:
-    """VODE's Adams method with functional iteration, with the interface of SciPy's newer solvers: it stores 16 states
-    and no matrix, and does not step beyond the end.
+    """VODE's Adams method with functional iteration, with the interface of SciPy's newer solvers.
+
+    It stores 16 states and no matrix, and does not step beyond the end.
 
     Brown, Byrne & Hindmarsh 1989, VODE: a variable-coefficient ODE solver.
     """

@@ -26,13 +26,15 @@ def needs_derivative(x: Tensor) -> bool:
 
 
 def transform_active() -> bool:
-    """Whether torch.func or forward-mode differentiation is active: then a result of f, a wrapped tensor, does not fit
-    into a buffer that was allocated before."""
+    """Whether torch.func or forward-mode differentiation is active.
+
+    Then a result of f, a wrapped tensor, does not fit into a buffer that was allocated before.
+    """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def check_mode_under_transform(name: str) -> None:
-    """Raises ValueError for a gradient mode with a hand-written backward pass, given its name."""
+    """Raise ValueError for a gradient mode with a hand-written backward pass, given its name."""
     if name != "backprop" and torch.is_grad_enabled():
         raise ValueError(
             f"gradient={name!r} does not support torch.func and forward-mode differentiation, which do not see its "

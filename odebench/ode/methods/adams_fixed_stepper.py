@@ -124,7 +124,7 @@ class FixedOrderAdamsStepper(Stepper):
         return y_next
 
     def _weight_changes(self, h: float, nodes: Sequence[float], shifts: Sequence[Tensor | float]) -> list[Tensor]:
-        """What shifts of the times change in h times the weights: 0, with a graph; empty if there are no shifts."""
+        """The changes of h weights_i by shifts of the times: 0, with a graph; empty if there are no shifts."""
         if not isinstance(shifts[-1], Tensor):
             return []
         weights = adams.integration_weights([node + shift / h for node, shift in zip(nodes, shifts, strict=True)])
@@ -147,8 +147,11 @@ class FixedOrderAdamsStepper(Stepper):
             return bool(((current - previous).abs() <= allowed).all())
 
     def _extrapolate(self, t: float, h: float, y: Tensor, f: Tensor, count: int) -> Tensor:
-        """A step of order 2 count: midpoint steps of size h/2, h/4, ..., h/(2 count), extrapolated in h^2 (Hairer,
-        Norsett & Wanner 1993, section II.9)."""
+        """A step of order 2 count, extrapolated from midpoint steps.
+
+        Their sizes are h/2, h/4, ..., h/(2 count), and the extrapolation is in h^2 (Hairer, Norsett & Wanner 1993,
+        section II.9).
+        """
         column: list[Tensor] = []
         for j in range(1, count + 1):
             n = 2 * j

@@ -48,14 +48,13 @@ class VariableOrderAdamsStepper(Stepper):
         self._k = 1
         self._starting = True
         self._rejections = 0
-        # The scaled times of the k past slopes in a step, and the weights that follow from them: of these slopes in the
-        # predictor; after the slope at the predicted state, in the corrector; and in the errors of the orders k, k - 1
-        # and k - 2 that are positive.
+        # The scaled times of the k past slopes, and the weights that follow from them. Those of the corrector and of
+        # the errors, for the positive orders among k, k - 1 and k - 2, begin with the slope at the predicted state.
         self._nodes: tuple[float, ...] = ()
         self._predictor: list[float] = []
         self._corrector: list[float] = []
         self._error_weights: list[list[float]] = []
-        # Of the last attempt: t, h, its result and whether no step follows.
+        # The last attempt: t, h, its result, and whether no step will follow.
         self._step = (0.0, 0.0, y, False)
         self._f_next: Tensor | None = None
         self._errors = y.unsqueeze(0)

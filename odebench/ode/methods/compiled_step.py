@@ -44,8 +44,11 @@ class CompiledStep:
             raise ValueError(f"compile=True: f and the constants in args must be hashable ({error})") from error
 
     def __call__(self, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
-        """y at t + h, the last stage, and the error (or its norm, without graph), all [N]; then all stages [s, N] if
-        ``with_stages``."""
+        """Take a step from y [N] with first stage k0 [N].
+
+        Returns y at t + h [N], the last stage [N], and the error [N] or its norm, without graph; then all stages [s, N]
+        if ``with_stages``.
+        """
         step = self._step
         if self._field.stats.nfe == 1:  # with fixed steps, f is evaluated here first
             step = functools.partial(evaluate_watched, step, refuse_noise, ())

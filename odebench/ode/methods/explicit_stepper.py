@@ -191,8 +191,10 @@ class ExplicitRungeKuttaStepper(Stepper):
         self._end = None if self._end is None else self._end * factor
 
     def stiffness(self) -> float | None:
-        """h |k_s - k_(s-1)| / |Y_s - Y_(s-1)| if the last two stages have the same node (Hairer & Wanner 1996, Solving
-        Ordinary Differential Equations II, section IV.2)."""
+        """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|, if the last two stages have the same node.
+
+        Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.2.
+        """
         weights = self._method.last_differences
         has_stages = self._step is None or self._compiled_stages
         if not (self._h and has_stages and weights):

@@ -73,8 +73,11 @@ def _lagrange_basis(c: tuple[float, ...]) -> list[list[float]]:
 def _collocation(
     name: str, source: str, order: int, c: tuple[float, ...], gamma: float | None = None
 ) -> ImplicitTableau:
-    """The collocation method at the nodes c; with gamma, it has the error estimate of order s of Hairer & Wanner 1999,
-    Stiff differential equations solved by Radau methods, equation (10)."""
+    """The collocation method at the nodes c.
+
+    With gamma it has the error estimate of order s of Hairer & Wanner 1999, Stiff differential equations solved by
+    Radau methods, equation (10).
+    """
     # Row i: the coefficients of theta, theta^2, ... in the integral from 0 to theta of the i-th Lagrange polynomial.
     dense = tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
     a = tuple(tuple(sum(p * node ** (j + 1) for j, p in enumerate(row)) for row in dense) for node in c)
@@ -180,8 +183,10 @@ def _kvaerno(
     rows: tuple[tuple[float, ...], ...],
     dense: tuple[tuple[float, ...], ...] | None = None,
 ) -> ImplicitTableau:
-    """A pair by Kvaerno: an explicit first stage, then gamma on the diagonal; the last two stages are the embedded
-    method and the step. rows: the coefficients left of the diagonal."""
+    """A pair by Kvaerno: an explicit first stage, then gamma on the diagonal.
+
+    The last two stages are the embedded method and the step. rows: the coefficients left of the diagonal.
+    """
     s = len(rows) + 1
     a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
     c = (0.0, *(sum(row) for row in a[1:-2]), 1.0, 1.0)

@@ -40,7 +40,6 @@ class ImplicitRungeKuttaStepper(Stepper):
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._w: Tensor = y.new_zeros(0)
         self._previous: tuple[float, Tensor] | None = None
-        self._slope: Tensor | None = None
         self._end: Tensor | None = None
         self._blocks: list[JacobianBlock] | None = None
         self._systems: dict[tuple[tuple[float, ...], ...], StageSystem] = {}
@@ -49,12 +48,6 @@ class ImplicitRungeKuttaStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Reset; f is evaluated when it is needed."""
         self._slope, self._end, self._blocks, self._previous = f, None, None, None
-
-    def slope(self, t: float, y: Tensor) -> Tensor:
-        """f at the start of the next step."""
-        if self._slope is None:
-            self._slope = evaluate(self._field, t, y, self._one_sided)
-        return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h; y if the stages were not solved, see ``failure``."""
@@ -114,8 +107,10 @@ class ImplicitRungeKuttaStepper(Stepper):
         self._end = None if self._end is None else self._end * factor
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """List of (weight, time, state [N]); the sum of weight g(time, state) is the method's integral of g over the
-        last attempt."""
+        """List of (weight, time, state [N]) for integrals over the last attempt.
+
+        The sum of weight g(time, state) is the integral of g, to the order of the method.
+        """
         t, h, y = self._attempted
         stages = y + self._a @ self._w
         times = stage_times(self._field, t, h, self._method.c, self._one_sided)

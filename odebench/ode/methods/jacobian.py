@@ -119,11 +119,10 @@ def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
 
 
 def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
-    """f [N], df/dy and df/dt [N] at t and y [N], from one evaluation if autograd can compute them; with graphs if
-    autograd is on.
+    """f [N], df/dy and df/dt [N] at t and y [N]; with graphs if autograd is on.
 
-    df/dt is a finite difference over a part of h if the graph of f does not contain t. A field that returns no graph
-    when called has a method ``differentiable`` that does.
+    They need one evaluation if autograd can compute them. df/dt is a finite difference over a part of h if the graph of
+    f does not contain t. A field that returns no graph when called has a method ``differentiable`` that does.
     """
     evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
@@ -195,8 +194,10 @@ def _or_zero(matrix: Tensor | None, y: Tensor) -> Tensor:
 
 
 def jacobian_rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
-    """The derivatives of f [N] with respect to each input, [n, *], from the graph of f, which is retained; None for an
-    input that is not in it."""
+    """The derivatives of f [N] with respect to each input, [n, *]; None for an input that is not in its graph.
+
+    The graph of f is retained.
+    """
     if f.numel() == 0:
         return [None] * len(inputs)
     units = from_real(torch.eye(real_size(f), dtype=f.real.dtype, device=f.device), f)

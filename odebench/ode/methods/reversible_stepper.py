@@ -18,10 +18,12 @@ MAX_DRIFT_ERRORS, MAX_DRIFT_EPS = 300.0, 1e3
 
 
 class ReversibleRungeKuttaStepper(Stepper):
-    """The stepper of a ``ReversibleRungeKutta``.
+    """The stepper of a ``ReversibleRungeKutta``, whose slope is f(t, y), the first stage of the last increment of z.
 
     auxiliary_next: z' [N] of the last attempt.
     """
+
+    _slope: Tensor
 
     def __init__(self, method: ReversibleRungeKutta, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
@@ -38,10 +40,6 @@ class ReversibleRungeKuttaStepper(Stepper):
         self._auxiliary = self.auxiliary_next = y
         self._slope = copy_without_graph(evaluate(self._field, t, y, self._one_sided) if f is None else f)
         self._at_start = True
-
-    def slope(self, t: float, y: Tensor) -> Tensor:
-        """f(t, y), the first stage of the last increment of z."""
-        return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
@@ -66,8 +64,10 @@ class ReversibleRungeKuttaStepper(Stepper):
         return self._forward_stages.error(self._base.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the base method with the coupling, y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i;
-        linear or cubic Hermite if it has none."""
+        """The dense output of the base method with the coupling; linear or cubic Hermite if it has none.
+
+        It is y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i.
+        """
         base, h, z, forward = self._base, self._h, self._auxiliary, self._forward_stages
         end_slope = self._backward_stages.get(0)
         if base.dense is None:
@@ -92,12 +92,13 @@ class ReversibleRungeKuttaStepper(Stepper):
 
 
 class AsynchronousLeapfrogStepper(Stepper):
-    """The stepper of an ``AsynchronousLeapfrog``.
+    """The stepper of an ``AsynchronousLeapfrog``, whose slope is v.
 
     auxiliary_next: v' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
+    _slope: Tensor
 
     def __init__(self, method: AsynchronousLeapfrog, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
@@ -107,30 +108,26 @@ class AsynchronousLeapfrogStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """v = f(t, y)."""
         f = evaluate(self._field, t, y, self._one_sided) if f is None else f
-        self._auxiliary = self.auxiliary_next = copy_without_graph(f)
-
-    def slope(self, t: float, y: Tensor) -> Tensor:
-        """v."""
-        return self._auxiliary
+        self._slope = self.auxiliary_next = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
         if self.failure is not None:
             return y
         self._h = h
-        middle = torch.add(y, self._auxiliary, alpha=h / 2)
+        middle = torch.add(y, self._slope, alpha=h / 2)
         u = self._field(stage_times(self._field, t, h, (0.5,), self._one_sided)[0], middle)
-        self.auxiliary_next = torch.add(self._auxiliary, u - self._auxiliary, alpha=2 * self._method.damping)
+        self.auxiliary_next = torch.add(self._slope, u - self._slope, alpha=2 * self._method.damping)
         return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
     def error(self) -> Tensor:
         """The difference to Euler's method [N]."""
         with torch.no_grad():
-            return (self.auxiliary_next - self._auxiliary).mul_(self._h / 2)
+            return (self.auxiliary_next - self._slope).mul_(self._h / 2)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with the velocities as slopes."""
-        return _hermite(t, t_next - t, y, y_next, [self._auxiliary, self.auxiliary_next], interpolation)
+        return _hermite(t, t_next - t, y, y_next, [self._slope, self.auxiliary_next], interpolation)
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply v'."""
@@ -140,16 +137,17 @@ class AsynchronousLeapfrogStepper(Stepper):
         """v = v'."""
         if self._drift is not None:
             self.failure = self._drift.check(self.error(), y_next, None)
-        self._auxiliary = self.auxiliary_next
+        self._slope = self.auxiliary_next
 
 
 class ReversibleHeunStepper(Stepper):
-    """The stepper of a ``ReversibleHeun``.
+    """The stepper of a ``ReversibleHeun``, whose slope is f(t, x).
 
     auxiliary_next: x' [N] of the last attempt.
     """
 
     order = 2  # of the error estimate
+    _slope: Tensor
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
@@ -160,10 +158,6 @@ class ReversibleHeunStepper(Stepper):
         self._auxiliary = self.auxiliary_next = y
         f = evaluate(self._field, t, y, self._one_sided) if f is None else f
         self._slope = self._slope_next = copy_without_graph(f)
-
-    def slope(self, t: float, y: Tensor) -> Tensor:
-        """f(t, x)."""
-        return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Rosenbrock:
-    """A Rosenbrock method with s stages, in the form without products with the Jacobian J = df/dy (Hairer & Wanner
-    1996, Solving Ordinary Differential Equations II, section IV.7):
+    """A Rosenbrock method with s stages.
+
+    The form has no products with the Jacobian J = df/dy (Hairer & Wanner 1996, Solving Ordinary Differential
+    Equations II, section IV.7):
 
         (I - h gamma J) u_i = h gamma f(t + alpha_i h, y + sum_{j<i} a_ij u_j) + gamma sum_{j<i} c_ij u_j
                               + h^2 gamma gamma_i df/dt,

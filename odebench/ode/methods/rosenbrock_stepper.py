@@ -11,7 +11,7 @@ from odebench.ode.methods.explicit_stepper import StageList
 from odebench.ode.methods.jacobian import MAX_DENSE_SIZE, JacobianBlock, real_size, value_and_derivatives
 from odebench.ode.methods.newton import StageSystem, StageTolerance
 from odebench.ode.methods.rosenbrock import Rosenbrock
-from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate, stage_times
+from odebench.ode.methods.stepper import Stepper, StepperOptions, stage_times
 from odebench.ode.solution import Stats, Status
 from odebench.ode.transfer import constant
 
@@ -39,7 +39,6 @@ class RosenbrockStepper(Stepper):
         self._linear_tolerances = (0.0, 1.0) if options.tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u = StageList(exclusive=True)
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
-        self._slope: Tensor | None = None
         # Weights of the stages in the states at the nodes.
         self._node_weights: Tensor | None = None
         self._linearization: tuple[Tensor, JacobianBlock, Tensor] | None = None
@@ -48,12 +47,6 @@ class RosenbrockStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Reset; f is evaluated when it is needed."""
         self._slope, self._linearization = f, None
-
-    def slope(self, t: float, y: Tensor) -> Tensor:
-        """f at the start of the next step."""
-        if self._slope is None:
-            self._slope = evaluate(self._field, t, y, self._one_sided)
-        return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
@@ -94,8 +87,10 @@ class RosenbrockStepper(Stepper):
         self._slope, self._linearization = None, None
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """List of (weight, time, state [N]); the sum of weight g(time, state) is the integral of g over the last
-        attempt, to the order of the method."""
+        """List of (weight, time, state [N]) for integrals over the last attempt.
+
+        The sum of weight g(time, state) is the integral of g, to the order of the method.
+        """
         t, h, y = self._attempted
         slopes = self._slopes(h)
         if self._node_weights is None:

@@ -104,8 +104,10 @@ class SlopeList:
         return y
 
     def weighted_sums(self, weights: Sequence[Sequence[float]]) -> Tensor:
-        """For each row of weights the weighted sum of the slopes, with the end slope: [rows, N], without graph, since
-        step sizes are not differentiated."""
+        """For each row of weights the weighted sum of the slopes, with the end slope: [rows, N].
+
+        Without graph, since step sizes are not differentiated.
+        """
         with torch.no_grad():
             rows = torch.stack(self.first(len(weights[0]), include_end=True))
             return torch.mm(queued(weights, rows), rows)

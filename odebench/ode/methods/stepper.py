@@ -56,23 +56,33 @@ class Stepper(Protocol):
 
     order: int
     failure: Status | None = None
+    _field: Field
+    _one_sided: float
+    _slope: Tensor | None = None  # f at the start of the next step, if it is known
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Reset, and start at y [N]; f is the field there, if it is known."""
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """The field [N] at the start of the next step."""
+        """The field [N] at the start of the next step, evaluated when it is needed."""
+        if self._slope is None:
+            self._slope = evaluate(self._field, t, y, self._one_sided)
+        return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] after a step of signed size h; ``last``: no step will follow."""
 
     def error(self) -> Tensor:
-        """Error estimate [N] of the last attempt, without graph; the caller may overwrite it. Or a scalar: its root
-        mean square in units of the tolerance."""
+        """Error estimate [N] of the last attempt, without graph; the caller may overwrite it.
+
+        Or a scalar: its root mean square in units of the tolerance.
+        """
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the last attempt, before ``accept``. interpolation: "linear" or "cubic", for a method
-        without dense output."""
+        """The dense output of the last attempt, before ``accept``.
+
+        interpolation: "linear" or "cubic", for a method without dense output.
+        """
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Advance to the state after the last attempt."""
@@ -86,11 +96,12 @@ class VariableOrderStepper(Protocol):
     """A stepper that chooses its order."""
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
-        """Choose the order of the next attempt; returns the last attempt's error at that order in units of the
-        tolerance, from which the next step size follows.
+        """Choose the order of the next attempt; returns the last attempt's error at that order.
 
-        measure: the norm of an error [N] in units of the tolerance; overwrites the error.
-        ratio: the last attempt's error in units of the tolerance. accepted: whether the attempt was accepted.
+        The next step size follows from it. Errors are in units of the tolerance.
+
+        measure: the norm of an error [N]; overwrites it.
+        ratio: the last attempt's error. accepted: whether the attempt was accepted.
         """
 
 
@@ -103,8 +114,10 @@ class SlopeKeeper(Protocol):
 
 
 def evaluate(field: Field, t: float, y: Tensor, one_sided: float, ending_step: float = 0.0) -> Tensor:
-    """The field [N] at t; if ``one_sided``, just after t, or just before t at the end of a step of size
-    ``ending_step``."""
+    """The field [N] at t.
+
+    If ``one_sided``, just after t; or just before t, at the end of a step of signed size ``ending_step``.
+    """
     (time,) = field.time_tensors([t])
     if one_sided:
         time = torch.nextafter(time, time - ending_step if ending_step else time + one_sided)

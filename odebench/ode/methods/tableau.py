@@ -93,8 +93,10 @@ class Tableau(ButcherTableau):
 
     @cached_property
     def last_differences(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate; None if these
-        stages have different nodes."""
+        """Weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate.
+
+        None if these stages have different nodes.
+        """
         last = self.stages - 1
         if not self.adaptive or last < 2 or self.c[last] != self.c[last - 1]:
             return None
