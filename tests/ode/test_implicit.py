@@ -22,6 +22,7 @@ ADAPTIVE = [name for name in IMPLICIT if METHODS[name].adaptive]
 L_STABLE = [name for name in IMPLICIT if "L-stable" in METHODS[name].source]
 # Methods that are tested without Jacobian matrices, as for large states.
 MATRIX_FREE = ["kvaerno5", "radauIIA5", "rodas4"]
+TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
 
 
 @pytest.fixture
@@ -317,11 +318,11 @@ def test_under_no_grad_only_jacobians_use_autograd(name):
 @pytest.mark.parametrize("name", IMPLICIT)
 def test_inference_mode_gives_the_states_of_no_grad(name):
     """t times a function of y: its derivative needs t, which is made in inference mode, too."""
-    y0, turn = double(1, 0.3), torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    y0 = double(1, 0.3)
 
     def states():
         return solve(
-            lambda t, y, scale: t * torch.tanh(y @ turn) * scale, y0, [0, 1], args=(2,), method=name, steps=5
+            lambda t, y, scale: t * torch.tanh(y @ TURN) * scale, y0, [0, 1], args=(2,), method=name, steps=5
         ).y
 
     with torch.no_grad():
@@ -453,20 +454,18 @@ def test_a_tableau_of_the_wrong_shape_raises_an_error():
 )
 def test_every_step_of_a_rotation_keeps_to_the_tolerance(name):
     """The error after many steps is larger: a rotation damps nothing, and the errors of its steps add up."""
-    tol, turn = 1e-6, torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    steps = solve(lambda t, y: turn @ y, y0, [0.0, 20.0], method=name, rtol=tol, atol=tol).stats.step_sizes
+    tol, y0 = 1e-6, double(1, 0)
+    steps = solve(lambda t, y: TURN @ y, y0, [0.0, 20.0], method=name, rtol=tol, atol=tol).stats.step_sizes
     h = max(steps)
-    one = solve(lambda t, y: turn @ y, y0, [0.0, h], method=name, steps=1).y[-1]
-    assert float((one - torch.linalg.matrix_exp(h * turn) @ y0).norm()) < 2 * tol
+    one = solve(lambda t, y: TURN @ y, y0, [0.0, h], method=name, steps=1).y[-1]
+    assert float((one - torch.linalg.matrix_exp(h * TURN) @ y0).norm()) < 2 * tol
 
 
 @pytest.mark.parametrize(("name", "power"), [("trbdf2", 2 / 3), ("radauIIA3", 1)])
 def test_the_error_of_a_rotation_decreases_with_a_power_of_the_tolerance(name, power):
     """The estimate of trbdf2 is the error of the step itself, of order 3: n = tol^(-1/3) of them add up to n tol."""
-    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-    y0, errors = torch.tensor([1.0, 0.0], dtype=torch.float64), []
+    y0, errors = double(1, 0), []
     for tol in (1e-3, 1e-5):
-        y = solve(lambda t, y: turn @ y, y0, [0.0, 4.0], method=name, rtol=tol, atol=tol).y[-1]
-        errors.append(float((y - torch.matrix_exp(4 * turn) @ y0).norm()))
+        y = solve(lambda t, y: TURN @ y, y0, [0.0, 4.0], method=name, rtol=tol, atol=tol).y[-1]
+        errors.append(float((y - torch.matrix_exp(4 * TURN) @ y0).norm()))
     assert math.log(errors[0] / errors[1], 100) == pytest.approx(power, abs=0.05)
