@@ -272,7 +272,7 @@ def stepper_with_history(solution, k, h):
     slopes = [pendulum(torch.tensor(time, dtype=torch.float64), solution(time)) for time in times]
     stepper.start(times[-1], solution(times[-1]), slopes[-1])
     for time, slope_there in zip(times[-2::-1], slopes[-2::-1], strict=True):
-        stepper._f_next = slope_there
+        stepper._end = slope_there
         stepper.accept(time, solution(time), last=False)
     stepper._k = k
     return stepper

@@ -12,7 +12,6 @@ from torch import Tensor
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.adams import FixedOrderAdams
-from odebench.ode.methods.stepper import SlopeKeeper
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.plan import SolvePlan, corners_at_times
 from odebench.ode.problem import InitialValueProblem
@@ -64,8 +63,7 @@ class MovingGrid(Observer):
         if abs(t + h - self._end) < 0.5 * abs(h) and self._interval < len(self._corners) - 2:
             before = 1 + self._rate
             self._enter(self._interval + 1)
-            if isinstance(self.stepper, SlopeKeeper):
-                self.stepper.scale_slope((1 + self._rate) / before)
+            self.stepper.scale_slope((1 + self._rate) / before)
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """tau' f(tau, y) [N] at s = t."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Interpolant
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods import adams, explicit
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
@@ -34,8 +34,6 @@ class FixedOrderAdamsStepper(Stepper):
         self._nodes: tuple[float, ...] = ()
         self._predictor: list[float] = []
         self._corrector: list[float] = []
-        # f at the end of the step, if it is known.
-        self._end: Tensor | None = None
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
@@ -75,11 +73,8 @@ class FixedOrderAdamsStepper(Stepper):
         """The integral of the step's polynomial; cubic Hermite in a starting step."""
         h = t_next - t
         if interpolation == "linear" or not self._nodes:
-            mean = (y_next - y) / h
-            if interpolation == "linear":
-                return Interpolant(t, h, y, [mean], LINEAR)
-            self._end = evaluate(self._field, t_next, y_next, self._one_sided)
-            return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
+            field, side = self._field, self._one_sided
+            return self._hermite(t, h, y, y_next, interpolation, lambda: evaluate(field, t_next, y_next, side))
         implicit = self._method.implicit
         known = (1.0, *self._nodes)[: self._method.order] if implicit else self._nodes
         weights = tuple(map(tuple, adams.lagrange_integrals(known)))
@@ -89,15 +84,14 @@ class FixedOrderAdamsStepper(Stepper):
         """Store the slope at the end of the step."""
         if last:
             return
-        end = self._end
-        self._slopes.push(evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
+        self._slopes.push(self._slope_at_end(t_next, y_next))
         self._times = [t_next, *self._times][: self._method.num_slopes]
         self._shifts = [0.0, *self._shifts][: self._method.num_slopes]
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply the slopes, and divide the distances from the end of the step to their times."""
+        super().scale_slope(factor)
         self._slopes.scale(factor)
-        self._end = None if self._end is None else self._end * factor
         distances = [time - self._t_next for time in self._times]
         self._shifts = [(d + shift) / factor - d for d, shift in zip(distances, self._shifts, strict=True)]
 

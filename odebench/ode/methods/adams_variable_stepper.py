@@ -56,7 +56,6 @@ class VariableOrderAdamsStepper(Stepper):
         self._error_weights: list[list[float]] = []
         # The last attempt: t, h, its result, and whether no step will follow.
         self._step = (0.0, 0.0, y, False)
-        self._f_next: Tensor | None = None
         self._errors = y.unsqueeze(0)
 
     @property
@@ -86,7 +85,7 @@ class VariableOrderAdamsStepper(Stepper):
         predicted = self._slopes.combine(y, [h * w for w in self._predictor], include_end=False)
         self._slopes.set_end_slope(evaluate(self._field, t + h, predicted, self._one_sided, ending_step=h))
         y_next = self._slopes.combine(y, [h * w for w in self._corrector], include_end=True)
-        self._step, self._f_next = (t, h, y_next, last), None
+        self._step, self._end = (t, h, y_next, last), None
         return y_next
 
     def error(self) -> Tensor:
@@ -112,7 +111,7 @@ class VariableOrderAdamsStepper(Stepper):
         t, h, y_next, last = self._step
         if last:
             return ratio
-        self._f_next = evaluate(self._field, t + h, y_next, self._one_sided)
+        self._end = evaluate(self._field, t + h, y_next, self._one_sided)
         change, ratio = self._choose_change(measure, ratio, lower, lower_is_better)
         self._k = k + change
         self._starting = self._starting and change > 0
@@ -149,15 +148,14 @@ class VariableOrderAdamsStepper(Stepper):
         """Store the slope at the end of the step."""
         if last:
             return
-        f_next = self._f_next
-        self._slopes.push(evaluate(self._field, t_next, y_next, self._one_sided) if f_next is None else f_next)
+        self._slopes.push(self._slope_at_end(t_next, y_next))
         self._times = [t_next, *self._times][: self._highest + 1]
 
     def _higher_error(self) -> Tensor:
         """The error of order k + 1, from the slope at the end of the step; that at the prediction is too inaccurate."""
-        assert self._f_next is not None
+        assert self._end is not None
         (t, h, *_), k = self._step, self._k
         row = error_weights((1.0, *scaled_nodes(t, h, self._times[: k + 1])), k + 1)
         with torch.no_grad():
             old = self._slopes.weighted_sums([[0.0, *(h * w for w in row[1:])]])[0]
-            return torch.add(old, self._f_next, alpha=h * row[0])
+            return torch.add(old, self._end, alpha=h * row[0])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Interpolant
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods.compiled_step import CompiledStep
 from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate, stage_times
 from odebench.ode.methods.tableau import Tableau
@@ -120,8 +120,6 @@ class ExplicitRungeKuttaStepper(Stepper):
             for i in range(1, last + 1)
         ]
         self._h = 0.0
-        # f at the end of the step, if it is known.
-        self._end: Tensor | None = None
         self._error: Tensor | None = None
         # All stages [s, N] of a compiled step, if it returns them.
         self._compiled_stages: list[Tensor] = []
@@ -163,11 +161,8 @@ class ExplicitRungeKuttaStepper(Stepper):
         """The dense output of the method; linear or cubic Hermite if it has none."""
         method, h, stages = self._method, self._h, self._stages
         if method.dense is None:
-            mean = (y_next - y) / h
-            if interpolation == "linear":
-                return Interpolant(t, h, y, [mean], LINEAR)
-            self._end = evaluate(self._field, t_next, y_next, self._one_sided, ending_step=h)
-            return Interpolant(t, h, y, [stages.get(0), self._end, mean], HERMITE)
+            field, side = self._field, self._one_sided
+            return self._hermite(t, h, y, y_next, interpolation, lambda: evaluate(field, t_next, y_next, side, h))
         if self._compiled_stages and not method.extra_c:
             return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
         for rows in self._compiled_stages:
@@ -185,10 +180,6 @@ class ExplicitRungeKuttaStepper(Stepper):
         if not last:
             end = self._end
             self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
-
-    def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the slope at the end, if it is known."""
-        self._end = None if self._end is None else self._end * factor
 
     def stiffness(self) -> float | None:
         """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|, if the last two stages have the same node.

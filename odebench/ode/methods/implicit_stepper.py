@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Interpolant
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods.implicit import ImplicitTableau, lagrange_weights
 from odebench.ode.methods.jacobian import JacobianBlock, has_other_leaves, linearize
 from odebench.ode.methods.newton import StageEquations, StageSystem, StageTolerance, with_implicit_gradient
@@ -40,7 +40,6 @@ class ImplicitRungeKuttaStepper(Stepper):
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._w: Tensor = y.new_zeros(0)
         self._previous: tuple[float, Tensor] | None = None
-        self._end: Tensor | None = None
         self._blocks: list[JacobianBlock] | None = None
         self._systems: dict[tuple[tuple[float, ...], ...], StageSystem] = {}
         self.order = method.error_order or method.order
@@ -85,12 +84,13 @@ class ImplicitRungeKuttaStepper(Stepper):
         _, h, _ = self._attempted
         if self._method.dense is not None:
             return Interpolant(t, h, y, self._w / h, self._method.dense)
-        mean = (y_next - y) / h
-        if interpolation == "linear":
-            return Interpolant(t, h, y, [mean], LINEAR)
-        stiffly_accurate = self._method.stiffly_accurate
-        self._end = self._w[-1] / h if stiffly_accurate else evaluate(self._field, t_next, y_next, self._one_sided)
-        return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
+
+        def slope_at_end() -> Tensor:
+            if self._method.stiffly_accurate:
+                return self._w[-1] / h
+            return evaluate(self._field, t_next, y_next, self._one_sided)
+
+        return self._hermite(t, h, y, y_next, interpolation, slope_at_end)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """The slope at the end, if it is known, becomes the one at the start."""
@@ -103,8 +103,8 @@ class ImplicitRungeKuttaStepper(Stepper):
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply the stages, the last of which may be the next slope, and the slope at the end, if it is known."""
+        super().scale_slope(factor)
         self._w = self._w * factor
-        self._end = None if self._end is None else self._end * factor
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
         """List of (weight, time, state [N]) for integrals over the last attempt.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odebench.ode.dense import HERMITE, LINEAR, Interpolant
+from odebench.ode.dense import Interpolant
 from odebench.ode.methods.explicit_stepper import StageBuffer, StageList, Stages
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.stepper import Stepper, StepperOptions, copy_without_graph, evaluate, stage_times
@@ -71,7 +71,7 @@ class ReversibleRungeKuttaStepper(Stepper):
         base, h, z, forward = self._base, self._h, self._auxiliary, self._forward_stages
         end_slope = self._backward_stages.get(0)
         if base.dense is None:
-            return _hermite(t, t_next - t, y, y_next, [self._slope, end_slope], interpolation)
+            return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: end_slope)
         times = stage_times(self._field, t, h, base.extra_c, self._one_sided)
         for i, row in enumerate(base.extra_a, start=base.stages):
             stage = forward.combine(z, row, h)
@@ -127,7 +127,7 @@ class AsynchronousLeapfrogStepper(Stepper):
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with the velocities as slopes."""
-        return _hermite(t, t_next - t, y, y_next, [self._slope, self.auxiliary_next], interpolation)
+        return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: self.auxiliary_next)
 
     def scale_slope(self, factor: Tensor) -> None:
         """Multiply v'."""
@@ -148,6 +148,7 @@ class ReversibleHeunStepper(Stepper):
 
     order = 2  # of the error estimate
     _slope: Tensor
+    _end: Tensor
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
@@ -157,7 +158,7 @@ class ReversibleHeunStepper(Stepper):
         """x = y."""
         self._auxiliary = self.auxiliary_next = y
         f = evaluate(self._field, t, y, self._one_sided) if f is None else f
-        self._slope = self._slope_next = copy_without_graph(f)
+        self._slope = self._end = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
         """The state [N] at t + h."""
@@ -167,27 +168,23 @@ class ReversibleHeunStepper(Stepper):
         middle = torch.add(y, self._slope, alpha=h / 2)
         self.auxiliary_next = 2 * middle - self._auxiliary
         (end,) = stage_times(self._field, t, h, (1.0,), self._one_sided)
-        self._slope_next = copy_without_graph(self._field(end, self.auxiliary_next))
-        return torch.add(middle, self._slope_next, alpha=h / 2)
+        self._end = copy_without_graph(self._field(end, self.auxiliary_next))
+        return torch.add(middle, self._end, alpha=h / 2)
 
     def error(self) -> Tensor:
         """The difference to Euler's method [N]."""
         with torch.no_grad():
-            return (self._slope_next - self._slope).mul_(self._h / 2)
+            return (self._end - self._slope).mul_(self._h / 2)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
         """Linear, or cubic Hermite with f(t, x) as slopes."""
-        return _hermite(t, t_next - t, y, y_next, [self._slope, self._slope_next], interpolation)
-
-    def scale_slope(self, factor: Tensor) -> None:
-        """Multiply f(t + h, x')."""
-        self._slope_next = self._slope_next * factor
+        return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: self._end)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """x = x'."""
         error = self.error() if self._method.adaptive else None
         self.failure = self._drift.check(y_next - self.auxiliary_next, y_next, error)
-        self._auxiliary, self._slope = self.auxiliary_next, self._slope_next
+        self._auxiliary, self._slope = self.auxiliary_next, self._end
 
 
 class _DriftMonitor:
@@ -220,11 +217,3 @@ def evaluate_stages(
     stages.set(0, field(times[0], y) if first is None else first)
     for i in range(1, step.stages):
         stages.set(i, field(times[i], stages.combine(y, step.a[i], h)))
-
-
-def _hermite(t: float, h: float, y: Tensor, y_next: Tensor, slopes: list[Tensor], interpolation: str) -> Interpolant:
-    """Linear interpolation, or cubic Hermite with the slopes at both ends."""
-    mean = (y_next - y) / h
-    if interpolation == "linear":
-        return Interpolant(t, h, y, [mean], LINEAR)
-    return Interpolant(t, h, y, [*slopes, mean], HERMITE)

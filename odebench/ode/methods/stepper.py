@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from odebench.ode.control import Norm, Tolerance, rms
-from odebench.ode.dense import Interpolant
+from odebench.ode.dense import HERMITE, LINEAR, Interpolant
 from odebench.ode.solution import Stats, Status
 
 
@@ -58,7 +58,9 @@ class Stepper(Protocol):
     failure: Status | None = None
     _field: Field
     _one_sided: float
-    _slope: Tensor | None = None  # f at the start of the next step, if it is known
+    # f at the start of the next step, and at the end of the last attempt, if it is known.
+    _slope: Tensor | None = None
+    _end: Tensor | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Reset, and start at y [N]; f is the field there, if it is known."""
@@ -91,6 +93,24 @@ class Stepper(Protocol):
         """Estimate of h |lambda| from the last attempt; None if the method has none."""
         return None
 
+    def scale_slope(self, factor: Tensor) -> None:
+        """Multiply the slopes that the next step will use, before ``accept``."""
+        self._end = None if self._end is None else self._end * factor
+
+    def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
+        """f [N] at the start of the step after the last attempt."""
+        return evaluate(self._field, t_next, y_next, self._one_sided) if self._end is None else self._end
+
+    def _hermite(
+        self, t: float, h: float, y: Tensor, y_next: Tensor, interpolation: str, slope_at_end: Callable[[], Tensor]
+    ) -> Interpolant:
+        """Linear interpolation, or cubic Hermite with the slopes at both ends."""
+        mean = (y_next - y) / h
+        if interpolation == "linear":
+            return Interpolant(t, h, y, [mean], LINEAR)
+        self._end = slope_at_end()
+        return Interpolant(t, h, y, [self.slope(t, y), self._end, mean], HERMITE)
+
 
 class VariableOrderStepper(Protocol):
     """A stepper that chooses its order."""
@@ -103,14 +123,6 @@ class VariableOrderStepper(Protocol):
         measure: the norm of an error [N]; overwrites it.
         ratio: the last attempt's error. accepted: whether the attempt was accepted.
         """
-
-
-@runtime_checkable
-class SlopeKeeper(Protocol):
-    """A stepper whose steps use a slope of the step before."""
-
-    def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the slope that the last attempt leaves, before ``accept``."""
 
 
 def evaluate(field: Field, t: float, y: Tensor, one_sided: float, ending_step: float = 0.0) -> Tensor:
