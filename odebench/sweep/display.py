@@ -30,7 +30,7 @@ def state_columns(run: RunOverview) -> tuple[str, ...]:
         run.status,
         str(run.step),
         eta(run.eta_s),
-        _number(best, ".4f") if best is None else f"{objective or 'objective'} {_number(best, '.4f')}",
+        "-" if best is None else f"{objective or 'objective'} {_number(best, '.4f')}",
         _number(run.summary.get("final/nfe_forward"), ".1f"),
         _number(run.summary.get("final/minutes"), ".1f"),
     )

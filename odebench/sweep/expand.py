@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,33 +83,26 @@ def _expand_override(argument: str, config_dir: Path | None, check_reserved: boo
         return []
 
 
-def _override_values(override: "Override", config_dir: Path | None) -> Iterator[str]:
+def _override_values(override: "Override", config_dir: Path | None) -> list[str]:
+    """The values as text. UsageError for none and for more than MAX_JOBS."""
     from hydra.core.override_parser.types import Glob
 
+    line, key = override.input_line, override.key_or_group
     if not override.is_discrete_sweep():
-        raise UsageError(f"{override.input_line}: a sweep needs values: a,b or choice(a,b) or range(start,stop,step)")
-    elif isinstance(override._value, Glob):
-        key = override.key_or_group
-        if key not in PLURALS:
-            raise UsageError(f"{override.input_line}: glob() works for the options of a group, such as solver")
-        found = override._value.filter(list(options(key, config_dir)))
-        if not found:
-            raise UsageError(
-                f"{override.input_line}: none of the {PLURALS[key]} matches (odebench list {PLURALS[key]})"
-            )
-        yield from found
-    else:
-        yield from sweep_values(override)
-
-
-def sweep_values(override: "Override") -> list[str]:
-    """The values of choice(), range() or a,b as text. UsageError for none and for more than MAX_JOBS."""
-    values = list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
-    if not values:
-        raise UsageError(f"{override.input_line}: gives no value")
-    if len(values) > MAX_JOBS:
-        raise UsageError(f"{override.input_line}: more than {MAX_JOBS:,} values; a sweep has at most that many jobs")
-    return values
+        raise UsageError(f"{line}: a sweep needs values: a,b or choice(a,b) or range(start,stop,step)")
+    if not isinstance(override._value, Glob):
+        values = list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+        if not values:
+            raise UsageError(f"{line}: gives no value")
+        if len(values) > MAX_JOBS:
+            raise UsageError(f"{line}: more than {MAX_JOBS:,} values; a sweep has at most that many jobs")
+        return values
+    if key not in PLURALS:
+        raise UsageError(f"{line}: glob() works for the options of a group, such as solver")
+    found = override._value.filter(list(options(key, config_dir)))
+    if not found:
+        raise UsageError(f"{line}: none of the {PLURALS[key]} matches (odebench list {PLURALS[key]})")
+    return found
 
 
 def read_grids(path: Path) -> list[list[str]]:

@@ -67,9 +67,11 @@ def _search(others: Sequence[str], sweeper: list[str], folder: Sequence[str], co
     first = [_first_value(override, config_dir) for override in parsed]
     validate_jobs([first], config_dir, uncertain_keys=swept)
     config = compose_with_hydra([*first, *sweeper, *folder], config_dir)
-    if "direction" in config.hydra.sweeper and not any(map(_direction, sweeper)):
+    directions = [one.partition("=")[2] for one in sweeper if one.startswith("hydra.sweeper.direction=")]
+    if "direction" in config.hydra.sweeper and not directions:
         higher = higher_is_better(str(config.trainer.objective).partition("/")[2])
-        sweeper.append(f"{_DIRECTION}{'maximize' if higher else 'minimize'}")
+        directions = ["maximize" if higher else "minimize"]
+        sweeper.append(f"hydra.sweeper.direction={directions[0]}")
     path = create_folder(_sweep_dir(config) if folder else None, str(config.outputs))
     with file_lock(path / LOCK_FILE):
         sweep = Sweep(path, (), cluster, config_dir, Path.cwd(), tuple(sweeper))
@@ -77,17 +79,9 @@ def _search(others: Sequence[str], sweeper: list[str], folder: Sequence[str], co
         search = _Search(sweep, where, [override for override in grid if override.partition("=")[0] not in swept])
         completed = search.run(grid)
         code = print_sweep(search.sweep)
-    if direction := "".join(map(_direction, sweeper)):
-        _print_best(search.sweep, direction)
+    if directions:
+        _print_best(search.sweep, directions[-1])
     return code if completed else FAILED
-
-
-_DIRECTION = "hydra.sweeper.direction="
-
-
-def _direction(override: str) -> str:
-    """The direction that an override sets, or an empty text."""
-    return override.removeprefix(_DIRECTION) if override.startswith(_DIRECTION) else ""
 
 
 def _first_value(override: "Override", config_dir: Path | None) -> str:
