@@ -19,9 +19,7 @@ class UsageError(ValueError):
 
 
 class NothingFoundError(UsageError):
-    """A folder that exists and holds nothing of what a verb reads, such as runs: one line; the command line exits with
-    1, as grep does.
-    """
+    """A folder exists but holds nothing that a command reads, such as runs: one line; the exit code is 1, as of grep."""
 
 
 class Diverged(RuntimeError):
@@ -31,7 +29,7 @@ class Diverged(RuntimeError):
     """
 
 
-# Lists that other verbs print than `odebench list`.
+# Lists that other commands print than `odebench list`.
 _LISTS = {"figures": "report --list", "reproductions": "reproduce --list"}
 
 

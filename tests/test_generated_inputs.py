@@ -99,7 +99,7 @@ def fakes(tmp_path_factory):
 
 
 def read_all(folder):
-    """Read the record and the settings of a run, as every verb does before it computes; returns an exit code."""
+    """Read the record and the settings of a run, as every command does before it computes; returns an exit code."""
     run = read_run(folder)
     read_saved(saved_settings(run.settings, run.path), run.path / layout.SETTINGS)
     runs = collect_runs([Path(folder)]).runs
@@ -177,7 +177,7 @@ WORDS = st.one_of(
     HOSTILE,
     TEXT,
 )
-VERBS = st.sampled_from(
+COMMANDS = st.sampled_from(
     [
         ["train"],
         ["train", "--cfg"],
@@ -193,9 +193,9 @@ VERBS = st.sampled_from(
 
 
 @generated(100)
-@given(VERBS, st.lists(WORDS, max_size=3))
-def test_a_wrong_command_line(verb, words):
-    check_command(*verb, *words)
+@given(COMMANDS, st.lists(WORDS, max_size=3))
+def test_a_wrong_command_line(command, words):
+    check_command(*command, *words)
 
 
 # Without subnormal numbers: a training in this process may have set them to zero.

@@ -16,7 +16,7 @@ import yaml
 import odebench
 from odebench import errors, ode
 from odebench.cli import main
-from odebench.cli.command import VERBS
+from odebench.cli.command import COMMANDS
 from odebench.config.files import known_keys
 from odebench.data import DensityData, ImageData, ImageSplit, SeriesData, SeriesSplit
 from odebench.models.flow import Flow
@@ -137,8 +137,8 @@ def test_data_classes_and_flow_take_a_plugins_arguments():
     assert log_prob.item() == pytest.approx(-math.log(2 * math.pi) - 2 * math.log(2))
 
 
-def test_verbs_and_exit_codes(capsys):
-    assert [*VERBS] == [
+def test_commands_and_exit_codes(capsys):
+    assert [*COMMANDS] == [
         "train",
         "sweep",
         "eval",
@@ -186,9 +186,9 @@ def test_settings_files_and_tags_of_old_runs_are_known(name):
     ids=" ".join,
 )
 def test_columns_of_predictions_and_samples(words, columns, tmp_path):
-    verb, name = words
+    command, name = words
     run, output = shutil.copytree(OLD_RUNS / name, tmp_path / name), tmp_path / "out.csv"
-    assert main([verb, str(run), "device=cpu", "--output", str(output)]) == 0
+    assert main([command, str(run), "device=cpu", "--output", str(output)]) == 0
     assert header(output) == columns.split()
 
 

@@ -23,7 +23,7 @@ SET_UP = [
     'pip install -e ".[dev]" && odebench train model=odenet solver=dopri5 tol=1e-3',
     'pip install -e ".[dev]" && pytest',
 ]
-# These verbs are not run; only their arguments are checked.
+# These commands are not run; only their arguments are checked.
 NOT_RUN = ("train", "sweep", "eval", "sample", "predict", "resume", "report", "reproduce", "tensorboard")
 
 
@@ -41,7 +41,7 @@ def prose(text):
 
 def odebench_commands(text):
     """The words after `odebench` of every command of a page that calls it, in a block or in a line of prose."""
-    # A verb alone in prose, such as `odebench list`, is the verb's name.
+    # A command alone in prose, such as `odebench list`, is the command's name.
     in_prose = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
     in_prose = [code for code in in_prose if code.startswith("odebench ") and code.count(" ") > 1]
     for line in bash_lines(text) + in_prose:
@@ -49,7 +49,7 @@ def odebench_commands(text):
         lexer.whitespace_split = True
         for is_end, words in itertools.groupby(lexer, key=lambda word: set(word) <= set("&|;<>()")):
             words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
-            if not is_end and words[0] == "odebench" and "VERB" not in words:
+            if not is_end and words[0] == "odebench" and "COMMAND" not in words:
                 yield words[1:]
 
 
@@ -63,10 +63,10 @@ def all_commands():
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Arguments of the verbs in NOT_RUN, which are recorded instead of run."""
+    """Arguments of the commands in NOT_RUN, which are recorded instead of run."""
     noted = []
-    for verb in NOT_RUN:
-        monkeypatch.setattr(f"odebench.cli.{verb}.run", lambda arguments: noted.append(arguments) or 0)
+    for command in NOT_RUN:
+        monkeypatch.setattr(f"odebench.cli.{command}.run", lambda arguments: noted.append(arguments) or 0)
     # The bench reads what it is to measure, and measures nothing.
     monkeypatch.setattr("odebench.bench.run.run_bench", lambda *arguments: 0)
     return noted
@@ -96,15 +96,15 @@ def test_a_command_is_valid_and_its_settings_compose(words, taken, tmp_path, mon
     words = [word.replace("=NAME", f"={next(iter(options(word.removesuffix('=NAME'))), '')}") for word in words]
     assert cli.main(words) == (1 if words[:2] == ["list", "runs"] else 0), capsys.readouterr().err  # there are no runs
     for arguments in taken:
-        if arguments.verb == "train" and ours(arguments):
+        if arguments.command == "train" and ours(arguments):
             jobs = each_job(arguments.overrides) if arguments.multirun else [arguments.overrides]
             assert len(jobs) > 1 or not arguments.multirun, "one run needs no -m"
             for overrides in jobs:
                 # A run that the reader has made is none that these settings could be checked against.
                 read_settings(compose([word for word in overrides if not word.startswith("init_from=")]))
-        elif arguments.verb in ("eval", "predict"):
+        elif arguments.command in ("eval", "predict"):
             _, overrides = read_split(arguments.overrides)
-            for job in each_job(overrides) if arguments.verb == "eval" else [overrides]:
+            for job in each_job(overrides) if arguments.command == "eval" else [overrides]:
                 read_settings(compose(job, saved=compose([])))
 
 
@@ -195,7 +195,7 @@ $ pip install x && odebench list models | head
 `odebench no`
 ```
 Say `odebench train
---cfg`, or `odebench VERB --help`; `odebench list` is "a list", and `x` one.
+--cfg`, or `odebench COMMAND --help`; `odebench list` is "a list", and `x` one.
 """
     assert list(odebench_commands(page)) == [["train", "tol=1e-3", "seed=1"], ["list", "models"], ["train", "--cfg"]]
     assert links(page) == ["x.md", "y.png", "#a-page--more", "z.svg"]

@@ -12,7 +12,16 @@ Compare the solver with torchdiffeq, torchode, torchdyn, SciPy and diffrax, as f
 (from the checkout, `pip install -e ".[peers]"`): time, measured in turns; evaluations; errors against a float64
 reference; memory.
 
-cases: tiny, mlp, conv, cnf (these four by default), mlp_silu, robertson, vdp, mixed; groups: stiff, all.
+cases (the first four by default; groups: stiff, all):
+  tiny       spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 1] (torchdiffeq's ode_demo)
+  mlp        MLP 4-64-64-4 (tanh), batch 128, 50 outputs in [0, 5]
+  conv       field of the MNIST ODE-Net, 64 x 6 x 6, batch 128, t in [0, 1]; other libraries solve the published code
+  cnf        continuous normalizing flow, 2-D, hypernetwork, exact trace, batch 512, t in [0, 10] (torchdiffeq's cnf)
+  mlp_silu   MLP 4-64-64-4 (SiLU), batch 128, 50 outputs in [0, 5]
+  robertson  Robertson's reaction, stiff, (y1, 1e4 y2, y3), 9 outputs to t = 1e4, float64
+  vdp        van der Pol's oscillator, mu = 1000, stiff, 11 outputs in [0, 1000], float64
+  mixed      64 van der Pol oscillators, mu from 0.1 to 30, 20 outputs in [0, 10], float64; also with per-sample steps
+
 modes: forward, backprop, checkpoint, adjoint (by default), interpolated_adjoint, reversible.
 The default takes about four minutes on two idle cores and writes to outputs/bench/<date>/<time>.
 
@@ -26,7 +35,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     parser.add_argument("cases", metavar="CASE", nargs="*", default=[], help="benchmark cases")
     parser.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
     parser.add_argument("--peers", metavar="A,B", help="other libraries, or none; by default all installed")
@@ -44,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.bench.run import make_plan, run_bench
 
     plan = make_plan(

@@ -1,4 +1,4 @@
-"""Parse the command line and run one verb."""
+"""Parse the command line and run one command."""
 
 import argparse
 import importlib
@@ -13,9 +13,9 @@ from odebench.cli.completion import complete
 from odebench.console import console_log, report_error
 from odebench.errors import DONE, UsageError, did_you_mean, nearest_setting, unknown_name
 
-# Each verb is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
+# Each command is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
 # `list` or `eval` would hide the builtin here.
-VERBS = {
+COMMANDS = {
     name: importlib.import_module(f"odebench.cli.{name}")
     for name in (
         "train",
@@ -36,17 +36,17 @@ VERBS = {
 _ABOUT = """\
 What a neural ODE costs and what it gives, by model, solver, tolerance and gradient mode.
 
-verbs:
-{verbs}
+commands:
+{commands}
 
 exit codes: 0 done, 1 failed or no runs found, 2 wrong usage or settings, 3 diverged, 75 stopped with a checkpoint,
 130 stopped without one
 
-`odebench VERB --help` explains a verb with examples."""
+`odebench COMMAND --help` explains a command with examples."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -55,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         complete(parser)
-    verb = argv[0] if argv and not argv[0].startswith("-") else ""
-    name = f"odebench {verb}" if verb in VERBS else "odebench"
+    command = argv[0] if argv and not argv[0].startswith("-") else ""
+    name = f"odebench {command}" if command in COMMANDS else "odebench"
     try:
         for word in argv:
             if any("\ud800" <= letter <= "\udfff" for letter in word):  # undecodable bytes
                 raise UsageError(f"{word.encode(errors='backslashreplace').decode()}: is not UTF-8; name it otherwise")
-        if verb and verb not in VERBS:
-            raise unknown_name("verb", verb, VERBS, "verbs")
+        if command and command not in COMMANDS:
+            raise unknown_name("command", command, COMMANDS, "commands")
         with console_log():
             arguments = _parse(parser, argv)
-            code = VERBS[arguments.verb].run(arguments) if arguments else DONE
+            code = COMMANDS[arguments.command].run(arguments) if arguments else DONE
         sys.stdout.flush()
         return code
     except Exception as error:
@@ -85,7 +85,7 @@ def _open_closed_streams() -> None:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace | None:
-    """The verb with its options and settings; None after --help or --version."""
+    """The command with its options and settings; None after --help or --version."""
     tail: list[str] = []
     if "--" in argv:
         argv, tail = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
@@ -93,7 +93,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
         arguments, rest = parser.parse_known_args(argv)
     except SystemExit:
         return None
-    if arguments.verb == "tensorboard":
+    if arguments.command == "tensorboard":
         arguments.for_tensorboard = tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
@@ -115,9 +115,9 @@ def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Nam
     if "overrides" in arguments:
         from odebench.config.files import known_keys
 
-        settings = [*(["split"] if arguments.verb in ("eval", "predict") else []), *known_keys()]
-    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    options = {option.lstrip("-"): option for option in verbs.choices[arguments.verb]._option_string_actions}
+        settings = [*(["split"] if arguments.command in ("eval", "predict") else []), *known_keys()]
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    options = {option.lstrip("-"): option for option in commands.choices[arguments.command]._option_string_actions}
     name = word.partition("=")[0].lstrip("-")
     hint = did_you_mean(name, [*options, *settings]) or nearest_setting(name, settings)
     near = hint.removeprefix("; did you mean ").removesuffix("?")
@@ -136,12 +136,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The verbs with their options and help; settings KEY=VALUE are left to Hydra's grammar."""
-    summaries = "\n".join(f"  {name:<13} {verb.SUMMARY}" for name, verb in VERBS.items())
-    parser = _Parser(prog="odebench", description=_ABOUT.format(verbs=summaries))
-    parser.usage = "odebench [-h] [--version] VERB ..."
+    """The commands with their options and help; settings KEY=VALUE are left to Hydra's grammar."""
+    summaries = "\n".join(f"  {name:<13} {command.SUMMARY}" for name, command in COMMANDS.items())
+    parser = _Parser(prog="odebench", description=_ABOUT.format(commands=summaries))
+    parser.usage = "odebench [-h] [--version] COMMAND ..."
     parser.add_argument("--version", action="version", version=f"odebench {__version__}")
-    parsers = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS, required=True)
-    for name, verb in VERBS.items():
-        verb.add_options(parsers.add_parser(name, prog=f"odebench {name}", description=verb.HELP))
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, required=True)
+    for name, command in COMMANDS.items():
+        command.add_options(parsers.add_parser(name, prog=f"odebench {name}", description=command.HELP))
     return parser

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# Verbs that take cluster settings; resume takes no others.
+# Commands that take cluster settings; resume takes no others.
 _WITH_CLUSTER = ("sweep", "resume", "reproduce")
 
 
@@ -31,11 +31,11 @@ def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> 
         if equals:
             before, comma = value.rpartition(",")[:2]
             return [f"{key}={before}{comma}{choice}" for choice in _values(key, config_dir)]
-        verb = getattr(parsed_args, "verb", "")
-        keys = known_keys(config_dir) if verb != "resume" else []
-        if verb in ("eval", "predict"):
+        command = getattr(parsed_args, "command", "")
+        keys = known_keys(config_dir) if command != "resume" else []
+        if command in ("eval", "predict"):
             keys = ["split", *keys]
-        elif verb in _WITH_CLUSTER:
+        elif command in _WITH_CLUSTER:
             from odebench.sweep import cluster
 
             keys = [cluster.GROUP, *cluster.known_keys(), *keys]

@@ -43,7 +43,7 @@ Line = tuple[str, str, str]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
     parser.add_argument("--data", metavar="DIR", help="the data root; by default $ODEBENCH_DATA")
 

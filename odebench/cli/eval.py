@@ -26,7 +26,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_run(parser)
     add_settings(parser, "settings to change, a,b for several values; split=validation (default), test or train")
     parser.add_argument("--limit", metavar="N", type=whole_number, help="use only the first N samples of the split")
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.record.reader import read_run
     from odebench.sweep.expand import expand
 

@@ -30,7 +30,7 @@ KINDS = (*_GROUPS.values(), "runs")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     what = parser.add_argument("what", metavar="WHAT", help="models, solvers, ..., or runs")
     what.completer = lambda **_: list(KINDS)  # type: ignore[attr-defined]
     parser.add_argument("folder", metavar="DIR", nargs="?", help="where to look for runs; by default outputs")
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     if arguments.what not in KINDS:
         hint = did_you_mean(arguments.what, KINDS)
         raise UsageError(f"nothing to list called {arguments.what}{hint} ({', '.join(KINDS)})")

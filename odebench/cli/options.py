@@ -1,4 +1,4 @@
-"""Options and checks that several verbs share."""
+"""Options and checks that several commands share."""
 
 import argparse
 from pathlib import Path

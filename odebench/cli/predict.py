@@ -16,14 +16,14 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_run(parser)
     add_settings(parser, "settings to change, and split=validation (default), test or train")
     parser.add_argument("--output", metavar="FILE", type=Path, help="a new CSV file; by default stdout")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     folder = check_run(arguments.run)
     split, overrides = read_split(arguments.overrides)
     from odebench.training.trained_run import predict_run

@@ -21,7 +21,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     parser.add_argument("folders", metavar="DIR", nargs="*", default=[], help="runs, sweeps, or folders of them")
     parser.add_argument("--list", action="store_true", help="print the names of the figures")
     figures = parser.add_argument("--figure", metavar="A,B", help="names of figures to write instead of the table")
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.reporting.report import list_figures, make_report
 
     if arguments.list:

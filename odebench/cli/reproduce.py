@@ -23,7 +23,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     name = parser.add_argument("name", metavar="NAME", nargs="?", help="name of a published table or figure")
     name.completer = _complete_name  # type: ignore[attr-defined]
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.reproduce.run import list_reproductions, plan_reproduction, run_reproduction
     from odebench.sweep.run import print_plan
 

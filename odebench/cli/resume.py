@@ -19,14 +19,14 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_run(parser, "the folder of a run, or of a sweep")
     add_settings(parser, "of a sweep: cluster settings to change")
     add_retries(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.sweep.folder import is_sweep
 
     if is_sweep(Path(arguments.run)):

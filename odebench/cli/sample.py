@@ -17,7 +17,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_run(parser)
     add_settings(parser, "settings to change")
     parser.add_argument("--num", metavar="N", type=whole_number, default=100, help="number of samples; by default 100")
@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     folder = check_run(arguments.run)
     from odebench.training.trained_run import sample_run
 

@@ -24,7 +24,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_settings(parser, "settings and their values, such as tol=1e-2,1e-3, and cluster=...")
     parser.add_argument("--file", metavar="FILE", type=Path, help="settings and their values as YAML")
     parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder for the sweep")
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     from odebench.sweep.folder import choose_folder
     from odebench.sweep.run import plan_sweep, print_plan, run_sweep
 

@@ -17,7 +17,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     parser.add_argument("folder", metavar="DIR", help="a run, or a folder of runs")
 
 

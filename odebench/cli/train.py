@@ -25,7 +25,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb."""
+    """Add the options of the command to its parser."""
     add_settings(parser, "settings, such as model=odenet tol=1e-3")
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: one run for each combination of values a,b"
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the command; returns the exit code."""
     if arguments.multirun:
         return _multirun(arguments)
     from odebench.config.compose import compose

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from odebench.bench.cases import CASE_GROUPS, CASES, build_problem, leaves_of
+from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, build_problem, leaves_of
+from odebench.cli.bench import HELP
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,3 +58,9 @@ def test_the_field_written_for_jax_is_the_same_function(name):
     theirs = FIELDS[name](parameters, jnp.asarray(0.25), tuple(arrays) if len(arrays) > 1 else arrays[0])
     for a, b in zip(ours, theirs if isinstance(theirs, tuple) else (theirs,), strict=True):
         torch.testing.assert_close(a, torch.tensor(b.tolist()), rtol=1e-4, atol=1e-4)
+
+
+def test_the_help_of_bench_describes_the_cases():
+    listed = [line.split(maxsplit=1) for line in HELP.partition("cases (")[2].split("\n\n")[0].splitlines()[1:]]
+    assert dict(listed) == {name: case.description for name, case in CASES.items()}
+    assert [name for name, _ in listed[:4]] == list(DEFAULT_CASES)

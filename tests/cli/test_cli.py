@@ -1,4 +1,4 @@
-"""The command line: verbs, messages, exit codes, multirun and completion. Trainings are fakes."""
+"""The command line: commands, messages, exit codes, multirun and completion. Trainings are fakes."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from odebench.cli import doctor, main
-from odebench.cli.command import VERBS
+from odebench.cli.command import COMMANDS
 from odebench.cli.list import KINDS
 from odebench.config.compose import compose
 from odebench.config.files import CONFIGS
@@ -48,8 +48,8 @@ def calls(monkeypatch):
             raise KeyboardInterrupt
         return result(code if code in (1, 2, 3, 75) else 0, settings.run_dir or "somewhere")
 
-    def note(verb, code=0):
-        return lambda *words: noted.append((verb, *words)) or result(code)
+    def note(command, code=0):
+        return lambda *words: noted.append((command, *words)) or result(code)
 
     started = types.SimpleNamespace(train_run=train_run, resume_run=note("resume", 75))
     finished = types.SimpleNamespace(evaluate_run=note("eval"), predict_run=note("predict"), sample_run=note("sample"))
@@ -80,19 +80,19 @@ def fails(capsys, *words, code=2, lines=1):
     return err.rstrip("\n")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_has_its_own_help(verb, capsys):
-    assert main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_its_own_help(command, capsys):
+    assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: odebench {verb}")
-    assert f"odebench {verb}" in out.split("example")[-1] or verb == "doctor"
+    assert out.startswith(f"usage: odebench {command}")
+    assert f"odebench {command}" in out.split("example")[-1] or command == "doctor"
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("usage: odebench [-h] [--version] VERB ...\n")
-    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert out.startswith("usage: odebench [-h] [--version] COMMAND ...\n")
+    assert all(f"\n  {command} " in out for command in COMMANDS)
 
 
 def test_the_help_of_list_names_all_that_it_lists(capsys):
@@ -110,8 +110,8 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "odebench: the following arguments are required: VERB (odebench --help explains)"),
-        (["trian"], "odebench: unknown verb trian; did you mean train? (verbs: " + ", ".join(VERBS) + ")"),
+        ([], "odebench: the following arguments are required: COMMAND (odebench --help explains)"),
+        (["trian"], "odebench: unknown command trian; did you mean train? (commands: " + ", ".join(COMMANDS) + ")"),
         (["eval"], "odebench eval: the following arguments are required: RUN (odebench eval --help explains)"),
         (["eval", "/no"], "odebench eval: /no is not a run's folder: it does not exist"),
         (["resume", "/no", "tol=1"], "odebench resume: /no is not a run's folder: it does not exist"),
@@ -176,12 +176,12 @@ def test_wrong_usage_is_one_line(words, line, capsys):
     ],
     ids=["latin-1", "a loop of defaults", "a null byte"],
 )
-@pytest.mark.parametrize("verb", [["train"], ["train", "-m"], ["sweep", "--dry-run"]], ids=" ".join)
-def test_yaml_of_a_user_that_cannot_be_composed(verb, group, content, reason, in_tmp, calls, capsys):
+@pytest.mark.parametrize("command", [["train"], ["train", "-m"], ["sweep", "--dry-run"]], ids=" ".join)
+def test_yaml_of_a_user_that_cannot_be_composed(command, group, content, reason, in_tmp, calls, capsys):
     (in_tmp / "own" / group).mkdir(parents=True)
     (in_tmp / "own" / group / "mine.yaml").write_bytes(content)
     assert reason in " ".join(
-        fails(capsys, *verb, "--config-dir", "own", f"{group}=mine", lines=1 + (verb != ["train"])).split()
+        fails(capsys, *command, "--config-dir", "own", f"{group}=mine", lines=1 + (command != ["train"])).split()
     )
 
 
@@ -258,8 +258,8 @@ def test_eval_takes_overrides_and_a_split(calls, run, capsys):
 
 def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
     assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
-    ((verb, folder, combinations, split, limit, gradients),) = calls
-    assert (verb, folder, split, limit, gradients) == ("study", run, "test", None, False)
+    ((command, folder, combinations, split, limit, gradients),) = calls
+    assert (command, folder, split, limit, gradients) == ("study", run, "test", None, False)
     assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
     assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
         "odebench eval: unknown solver rk5; did you mean rk4"
@@ -296,10 +296,10 @@ def test_settings_of_a_resumed_run_raise_an_error_that_says_what_to_do(calls, ru
     assert calls == []
 
 
-@pytest.mark.parametrize("verb", ["eval", "resume"])
-def test_a_folder_of_runs_raises_an_error_that_says_how_to_list_them(verb, run, capsys):
+@pytest.mark.parametrize("command", ["eval", "resume"])
+def test_a_folder_of_runs_raises_an_error_that_says_how_to_list_them(command, run, capsys):
     line = f"{run.parent} is not a run's folder: it holds 1; name one (odebench list runs {run.parent})"
-    assert fails(capsys, verb, str(run.parent)) == f"odebench {verb}: {line}"
+    assert fails(capsys, command, str(run.parent)) == f"odebench {command}: {line}"
 
 
 def test_list_runs_before_the_first_run(in_tmp, capsys):
@@ -307,7 +307,7 @@ def test_list_runs_before_the_first_run(in_tmp, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", ["list runs DIR", "report DIR", "tensorboard DIR", *(f"{verb} DIR" for verb in RUN_VERBS)]
+    "words", ["list runs DIR", "report DIR", "tensorboard DIR", *(f"{command} DIR" for command in RUN_VERBS)]
 )
 def test_a_folder_without_a_run_exits_with_1_as_grep_does(words, in_tmp, capsys):
     (in_tmp / "DIR").mkdir()
@@ -465,7 +465,7 @@ from odebench.cli import main
 from odebench.cli.completion import complete_setting
 import argparse
 with contextlib.redirect_stdout(io.StringIO()):
-    for words in (["--version"], ["--help"], *([verb, "--help"] for verb in {verbs}), ["list", "models"],
+    for words in (["--version"], ["--help"], *([command, "--help"] for command in {commands}), ["list", "models"],
                   ["list", "experiments"], ["list", "runs", {runs!r}], ["train", "--cfg"]):
         assert main(words) == 0, words
 assert complete_setting("model=", argparse.Namespace())
@@ -477,8 +477,8 @@ assert not loaded, loaded
 """
 
 
-def test_no_torch_before_a_verb_needs_it(run):
-    code = NO_TORCH.format(verbs=list(VERBS), runs=str(run.parent))
+def test_no_torch_before_a_command_needs_it(run):
+    code = NO_TORCH.format(commands=list(COMMANDS), runs=str(run.parent))
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
 
 
@@ -532,7 +532,7 @@ def test_closed_streams_act_like_dev_null(words, closed, code):
     "words",
     [
         *("train run_dir=LONG", "train outputs=LONG", "train init_from=LONG", "train --config-dir LONG"),
-        *("sweep seed=1,2 --output LONG", "sweep --file LONG", *(f"{verb} LONG" for verb in RUN_VERBS)),
+        *("sweep seed=1,2 --output LONG", "sweep --file LONG", *(f"{command} LONG" for command in RUN_VERBS)),
         *("list runs LONG", "list models --config-dir LONG", "report LONG", "report RUN --output LONG.csv"),
         *("report RUN --output LONG/a.csv", "tensorboard LONG", "reproduce table1 --output LONG"),
         *("bench tiny --output LONG", "doctor --outputs LONG"),

@@ -61,10 +61,10 @@ def evaluate(folder, arguments):
 
 
 if __name__ == "__main__":
-    verb, *arguments = sys.argv[1:]
+    command, *arguments = sys.argv[1:]
     with Path(os.environ["FAKE_TRAINING_NOTES"]).open("a") as notes:
-        notes.write(json.dumps([verb, *arguments]) + "\n")
-    if verb == "compare":
+        notes.write(json.dumps([command, *arguments]) + "\n")
+    if command == "compare":
         Path(arguments[0]).write_text(json.dumps(dict(zip(arguments[1::2], arguments[2::2], strict=True))))
         sys.exit(0)
-    sys.exit(evaluate(arguments[0], arguments[1:]) if verb == "eval" else train(arguments))
+    sys.exit(evaluate(arguments[0], arguments[1:]) if command == "eval" else train(arguments))

@@ -18,7 +18,7 @@ from odebench.sweep import attempts, local
 
 @pytest.fixture
 def new_calls(monkeypatch, tmp_path):
-    """Replace odebench by fake_commands.py; returns a function that gives the verbs called since its last call."""
+    """Replace odebench by fake_commands.py; returns a function that gives the commands called since its last call."""
     command = (sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_commands.py")))
     monkeypatch.setattr(attempts, "COMMAND", command)
     monkeypatch.setattr(run, "COMMAND", command)
@@ -28,12 +28,12 @@ def new_calls(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     notes = tmp_path / "notes"
 
-    def new_verbs():
+    def new_commands():
         lines = notes.read_text().splitlines() if notes.exists() else []
         notes.unlink(missing_ok=True)
         return [json.loads(line)[0] for line in lines]
 
-    return new_verbs
+    return new_commands
 
 
 def csv_rows(folder):

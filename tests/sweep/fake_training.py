@@ -19,8 +19,8 @@ def write_status(folder, status, **more):
     (folder / "status.json").write_text(json.dumps({"status": status, **more}))
 
 
-def main(verb, *arguments):
-    if verb == "train":
+def main(command, *arguments):
+    if command == "train":
         (quoted,) = [argument.removeprefix("run_dir=") for argument in arguments if argument.startswith("run_dir=")]
         folder = Path(re.sub(r"\\(.)", r"\1", quoted[1:-1]))
         hidden = next(
@@ -31,7 +31,7 @@ def main(verb, *arguments):
         folder = Path(arguments[0])
         hidden = json.loads((folder / "manifest.json").read_text())["settings"]["model"]["hidden"]
     environment = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
-    note = {"verb": verb, "job": folder.name, "environment": environment, "began": time.time()}
+    note = {"command": command, "job": folder.name, "environment": environment, "began": time.time()}
     noted = Path(os.environ["FAKE_TRAINING_NOTES"]) / f"{time.monotonic_ns()}-{os.getpid()}.json"
     noted.with_suffix(".tmp").write_text(json.dumps(note))  # others read all notes at any time
     noted.with_suffix(".tmp").rename(noted)
@@ -46,7 +46,7 @@ def main(verb, *arguments):
     (folder / "metrics.jsonl").write_text('{"step": 5, "elapsed_s": 10.0}\n')
     (folder / "checkpoints").mkdir(exist_ok=True)
     write_status(folder, "running", step=0, steps=20)
-    if hidden == 50 and verb == "train":
+    if hidden == 50 and command == "train":
         received = []
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, frame: received.append(number))

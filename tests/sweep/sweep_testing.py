@@ -25,9 +25,9 @@ def statuses(path):
 
 
 def starts(notes):
-    """(verb, job, environment) of every start of a fake training, in order."""
+    """(command, job, environment) of every start of a fake training, in order."""
     rows = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
-    return [(row["verb"], row["job"], row["environment"]) for row in rows]
+    return [(row["command"], row["job"], row["environment"]) for row in rows]
 
 
 def calls(commands, name):

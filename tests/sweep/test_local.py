@@ -66,7 +66,7 @@ def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, fake_training, t
     last.rename(first / "0003_mlp" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3
     assert statuses(first) == ["done", "diverged", "done", "done", "done"]
-    again = {(verb, job) for verb, job, _ in starts(fake_training)[before:]}
+    again = {(command, job) for command, job, _ in starts(fake_training)[before:]}
     assert again == {("train", "0002_mlp"), ("resume", "0003_mlp"), ("train", "0004_mlp")}
     assert main(["resume", str(first)]) == 3
     assert len(starts(fake_training)) == before + 3
@@ -143,7 +143,7 @@ def test_jobs_survive_a_killed_sweep_and_are_not_started_twice(fake_training, tm
     assert resume_sweep(tmp_path / "sweep", (), POLICY, False) == 0
     thread.join()
     assert len(started) == 1
-    assert [(verb, name) for verb, name, _ in starts(fake_training)] == [
+    assert [(command, name) for command, name, _ in starts(fake_training)] == [
         ("train", "0000_mlp"),
         ("resume", "0000_mlp"),
         ("train", "0001_mlp"),

@@ -100,7 +100,7 @@ def test_a_signal_stops_all_jobs_and_resume_continues_them(chosen, number, fake_
     assert "continue with: odebench resume here" in capsys.readouterr().out
     assert main(["resume", "here"]) == 0
     assert statuses(Path("here")) == ["done"] * (2 - search)
-    assert [verb for verb, *_ in starts(fake_training)] == ["train", "resume"] + ["train"] * (not search)
+    assert [command for command, *_ in starts(fake_training)] == ["train", "resume"] + ["train"] * (not search)
     assert any(message.startswith("the search does not continue") for message in caplog.messages) == search
 
 

@@ -44,7 +44,7 @@ def test_after_the_warning_the_task_saves_is_requeued_and_continues(task, comman
     assert statuses(tmp_path / "sweep") == ["interrupted"]
     assert calls(commands, "scontrol") == [["requeue", "101_0"]]
     assert task(50) == 0
-    assert [verb for verb, *_ in starts(fake_training)] == ["train", "resume"]
+    assert [command for command, *_ in starts(fake_training)] == ["train", "resume"]
     assert statuses(tmp_path / "sweep") == ["done"]
 
 

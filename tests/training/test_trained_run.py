@@ -291,16 +291,16 @@ def test_predict_writes_over_nothing(run, tmp_path, capsys):
     assert target.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("verb", ["eval", "predict"])
-def test_an_unfinished_run_is_evaluated_with_its_best_weights_or_refused_without_any(verb, run, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_an_unfinished_run_is_evaluated_with_its_best_weights_or_refused_without_any(command, run, tmp_path, capsys):
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
-    assert main([verb, str(unfinished)]) == 0
+    assert main([command, str(unfinished)]) == 0
     assert "not finished (status interrupted): using its best weights so far" in capsys.readouterr().err
     (unfinished / "checkpoints/best.pt").unlink()
-    assert main([verb, str(unfinished)]) == 2
+    assert main([command, str(unfinished)]) == 2
     assert "not finished (status interrupted); resume it with: odebench resume" in capsys.readouterr().err
-    assert main([verb, str(Path(run).parent / "nothing")]) == 2
+    assert main([command, str(Path(run).parent / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
