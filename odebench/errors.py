@@ -19,7 +19,7 @@ class UsageError(ValueError):
 
 
 class NothingFoundError(UsageError):
-    """A folder exists but holds nothing that a command reads, such as runs: one line; the exit code is 1, as of grep."""
+    """A folder exists but holds nothing that a command reads, such as runs: one line, and exit code 1 as of grep."""
 
 
 class Diverged(RuntimeError):
