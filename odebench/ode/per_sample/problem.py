@@ -28,7 +28,9 @@ class Rows:
 
 def unwrap_rows(args: Any) -> Any:
     """Replace all ``Rows`` in the arguments by their tensors, for shared stepping."""
-    return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Rows) else leaf, args) if args else args
+    if isinstance(args, tuple) and not args:
+        return args
+    return pytree.tree_map(lambda leaf: leaf.tensor if isinstance(leaf, Rows) else leaf, args)
 
 
 class RowProblem(FlatProblem):
