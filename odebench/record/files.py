@@ -94,13 +94,6 @@ def check_folder_can_be_made(path: Path, option: str) -> None:
         problem = errno.EACCES
     elif _is_too_long(path, existing):
         problem = errno.ENAMETOOLONG
-    elif existing != path:  # only making a folder shows that it cannot be made in /proc
-        probe = _temporary_path(existing / "probe")
-        try:
-            probe.mkdir()
-            probe.rmdir()
-        except (FileNotFoundError, PermissionError) as error:
-            problem = error.errno or 0
     if problem:
         raise UsageError(f"{option} cannot be made ({os.strerror(problem)}); name another folder")
 

@@ -3,9 +3,11 @@
 Trainings and SLURM are fakes, except with torchrun.
 """
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -23,9 +25,10 @@ from odebench.record.reader import read_run
 from odebench.sweep.cluster import SlurmCluster, read_cluster
 from odebench.sweep.run import plan_sweep
 
+TRAINED_RUN = Path(__file__).resolve().parents[1] / "training" / "old_runs" / "odenet_done"
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
 BLOCKS = {kind: re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for kind in ("bash", "yaml")}
-COMMANDS = [shlex.split(line)[1:] for block in BLOCKS["bash"] for line in block.splitlines()]
+COMMANDS = [shlex.split(line, comments=True)[1:] for block in BLOCKS["bash"] for line in block.splitlines()]
 TEXT = "".join(re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
 
 
@@ -65,6 +68,14 @@ def test_every_resume_command_runs_or_submits_the_remaining_jobs(arguments, subm
 )
 def test_every_other_command_runs(arguments, submit, files, capsys):
     submit("seed=1,2", name="outputs/sweep")
+    for tol in (1e-3, 1e-2):
+        run = files / "SWEEP" / f"tol={tol}"
+        shutil.copytree(TRAINED_RUN, run)
+        manifest = json.loads((run / layout.MANIFEST).read_text())
+        manifest["settings"]["tol"] = manifest["settings"]["solver"]["rtol"] = manifest["settings"]["solver"][
+            "atol"
+        ] = tol
+        (run / layout.MANIFEST).write_text(json.dumps(manifest))
     assert cli.main(arguments) == 0, capsys.readouterr().err
 
 
