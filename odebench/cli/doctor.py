@@ -113,8 +113,8 @@ def _data(root: str | None) -> Iterator[Line]:
 def _compiler() -> Line:
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         if found := shutil.which(name):
-            return "compiler", "ok", f"{found}, for trainer.compile=true"
-    return "compiler", "missing", "no C++ compiler; only trainer.compile=true needs one (install g++)"
+            return "compiler", "ok", f"{found}, for trainer.compile and solver.compile"
+    return "compiler", "missing", "no C++ compiler; only trainer.compile and solver.compile need one (install g++)"
 
 
 def _completion() -> Line:

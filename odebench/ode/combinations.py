@@ -11,7 +11,14 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 PER_SAMPLE_GRADIENTS = ("backprop", "checkpoint")
-_WORDS = {"event": "events", "dense": "dense output", "compile": "compiled step"}
+_WORDS = {
+    "event": "events",
+    "dense": "dense output",
+    "compile": "compiled step",
+    "group": "group of processes",
+    "fixed": "fixed steps",
+    "tensor_tolerance": "tolerance for each component",
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,8 @@ class Combination:
     """The choices of a solve that depend on each other, named like the arguments of ``odebench.ode.solve``.
 
     differentiable: whether the solution must have a gradient. fixed: whether steps are fixed.
+    compile: False, True or "step" for the step, "solve" for the whole loop.
+    tensor_tolerance: whether a tolerance differs between components.
     keep, recompute, checkpoints: of gradient="checkpoint". norm: of the adjoint's backward error.
     adjoint_method, adjoint_steps: those of the adjoint's backward solve; None for those of the forward solve.
     """
@@ -28,7 +37,8 @@ class Combination:
     differentiable: bool = True
     fixed: bool = False
     stepping: str = "shared"
-    compile: bool = False
+    compile: bool | str = False
+    tensor_tolerance: bool = False
     event: bool = False
     dense: bool = False
     step_t: bool = False
@@ -61,7 +71,7 @@ class Conflict(NamedTuple):
 def find_conflict(c: Combination) -> Conflict | None:
     """The first conflict of a combination; None if ``odebench.ode.solve`` supports it."""
     of_gradient = _OF_GRADIENT.get(c.gradient, lambda _: None)
-    return _of_steps(c) or _of_per_sample(c) or _of_scipy(c) or of_gradient(c) or _of_group(c)
+    return _of_steps(c) or _of_compiled_solve(c) or _of_per_sample(c) or _of_scipy(c) or of_gradient(c) or _of_group(c)
 
 
 def _of_steps(c: Combination) -> Conflict | None:
@@ -78,6 +88,21 @@ def _of_steps(c: Combination) -> Conflict | None:
     if c.jump_t and isinstance(c.method, ImplicitTableau) and max(c.method.c) > 1:
         reason = f"a stage of {name} is later than the end of its step"
         return Conflict(("jump_t", "method"), reason, "choose method=radauIIA5 or method=kvaerno3")
+    return None
+
+
+def _of_compiled_solve(c: Combination) -> Conflict | None:
+    if c.compile != "solve":
+        return None
+    for argument, supported in (("gradient", "backprop"), ("stepping", "shared")):
+        if (value := getattr(c, argument)) != supported:
+            reason = f"the whole solve has no {argument}={value}"
+            return Conflict(("compile", argument), reason, f"choose {argument}={supported}, or leave compile out")
+    for argument in ("fixed", "event", "dense", "jump_t", "step_t", "group", "tensor_tolerance"):
+        if getattr(c, argument):
+            blamed = {"fixed": "steps", "tensor_tolerance": "rtol"}.get(argument, argument)
+            reason = f"the whole solve has no {_WORDS.get(argument, argument)}"
+            return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
     return None
 
 

@@ -17,6 +17,8 @@ Norm = Callable[[Tensor], float]
 
 # A step may grow by this factor to reach the end at once: (1.1 x 0.9)^5 < 1, 0.9 the safety factor, at order 5.
 END_STRETCH = 1.1
+# Controllers take smaller errors, in units of the tolerance, for this one.
+SMALLEST_RATIO = 1e-12
 
 
 def rms(x: Tensor) -> float:
@@ -108,7 +110,7 @@ class Controller:
 
     h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, where the error
     is of order h^k. Pure integral control never shrinks the step after an accepted one; a rejected step is
-    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, and ``AdaptiveStepSizes`` to each row.
+    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, and ``step_factors`` to tensors.
 
     proportional, integral, derivative: p, i and d; pure integral control is (0, 1, 0).
     """
@@ -154,7 +156,7 @@ class ControllerState:
         if not accepted:
             return h * max(controller.min_factor, controller.safety * ratio ** (-1 / order))
         p, i, d = controller.proportional, controller.integral, controller.derivative
-        ratio = max(ratio, 1e-12)
+        ratio = max(ratio, SMALLEST_RATIO)
         last, before_last = self._previous_ratios
         self._previous_ratios = (ratio, last)
         factor = controller.safety * ratio ** (-(p + i + d) / order)
@@ -163,6 +165,30 @@ class ControllerState:
         # Integral control never shrinks the step after an accepted one, as in torchdiffeq.
         min_factor = controller.min_factor if p or d else 1.0
         return h * min(controller.max_factor, max(min_factor, factor))
+
+
+def step_factors(
+    controller: Controller, order: int, ratio: Tensor, accepted: Tensor, past_ratios: Sequence[Tensor]
+) -> Tensor:
+    """``ControllerState.propose`` on tensors: the next step size over this one.
+
+    ratio, accepted: error in units of the tolerance, and whether the step is accepted; float64 and bool, of one shape.
+    past_ratios: those of the last two accepted steps, the last first; read by PI and PID control only.
+    """
+    p, i, d = controller.proportional, controller.integral, controller.derivative
+    factor = ratio.pow(-1 / order).mul_(controller.safety)
+    if p or d or i != 1:
+        factor_accepted = controller.safety * ratio.clamp(min=SMALLEST_RATIO).pow(-(p + i + d) / order)
+        if p or d:
+            last, before_last = past_ratios
+            factor_accepted *= last.pow((p + 2 * d) / order) * before_last.pow(-d / order)
+        factor = torch.where(accepted, factor_accepted, factor)
+    # Integral control never shrinks the step after an accepted one.
+    floor = torch.full_like(factor, controller.min_factor)
+    if not (p or d):
+        floor = torch.where(accepted, 1.0, floor)
+    # fmax: the smallest factor where the error is NaN.
+    return torch.fmax(factor, floor).clamp_(max=controller.max_factor)
 
 
 def first_step(

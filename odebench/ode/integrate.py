@@ -131,7 +131,7 @@ def integrate(
             plan.method,
             field,
             y,
-            compiled=plan.compile,
+            compiled=plan.compile is True,
             with_stages=len(times) > 2 or plan.dense or detector is not None,
             one_sided=plan.time_direction(times[0], times[-1]),
             tolerance=plan.tolerance,
@@ -270,7 +270,7 @@ def _step_adaptively(
     def outcome(status: Status) -> SolveOutcome:
         return SolveOutcome(status, len(recorder.times), t, direction * step, ratio, stats.nfe, attempted=attempts > 0)
 
-    h = plan.first_step or _initial_step_size(stepper, field, t, y, end, plan)
+    h = plan.first_step or initial_step_size(field, t, y, stepper.slope(t, y), end, plan, stepper.order)
     if math.isnan(h):
         return outcome(Status.non_finite), h
     # The end is infinite if only an event ends the solve.
@@ -327,14 +327,12 @@ def _step_adaptively(
             stepper.start(t, y, None)
 
 
-def _initial_step_size(stepper: Stepper, field: Field, t: float, y: Tensor, end: float, plan: SolvePlan) -> float:
-    """The size of the first step; see ``control.first_step``."""
+def initial_step_size(field: Field, t: float, y: Tensor, f: Tensor, end: float, plan: SolvePlan, order: int) -> float:
+    """The size of the first step from y [N] and f = f(t, y), perhaps with its graph; see ``control.first_step``."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:
         return field(field.time_tensors([time])[0], state, False)
 
     assert plan.tolerance is not None
-    # With its graph: the first step uses it too.
-    f = stepper.slope(t, y)
     with torch.no_grad():
-        return control.first_step(evaluate, t, y, f, end, stepper.order, plan.tolerance, plan.norm)
+        return control.first_step(evaluate, t, y, f, end, order, plan.tolerance, plan.norm)

@@ -42,7 +42,7 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
     ``evaluate_watched`` finds others.
     """
     changing, buffered = [], []
-    for held, owner in _referenced_objects(f):
+    for held, owner in referenced_objects(f):
         for name, layer in owner.named_modules() if isinstance(owner, nn.Module) else ():
             if layer._buffers:
                 buffered.append(layer)
@@ -66,7 +66,7 @@ def _updates_buffers(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
 
 
-def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
+def referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
     """The objects that f refers to, with their names, found without calling f. Of the object of a method, only the
     attributes that the method uses.
 
@@ -75,7 +75,7 @@ def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tupl
     if isinstance(f, nn.Module):
         return [("", f)]
     if isinstance(f, functools.partial):
-        return [*_referenced_objects(f.func), *(("", value) for value in f.args), *f.keywords.items()]
+        return [*referenced_objects(f.func), *(("", value) for value in f.args), *f.keywords.items()]
     if isinstance(f, types.FunctionType):
         cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
         held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
@@ -85,12 +85,12 @@ def _referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tupl
     if not isinstance(function, types.FunctionType) or function in seen:
         return []
     attributes = {**getattr(owner, "__dict__", {}), **getattr(owner, "_modules", {})}
-    found = _referenced_objects(function)
+    found = referenced_objects(function)
     for name in function.__code__.co_names:
         if name in attributes:
             found.append((name, attributes[name]))
         elif isinstance(other := getattr(type(owner), name, None), types.FunctionType):
-            found += _referenced_objects(types.MethodType(other, owner), seen | {function})
+            found += referenced_objects(types.MethodType(other, owner), seen | {function})
     return found
 
 

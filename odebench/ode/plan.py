@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class SolvePlan:
     one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
     interpolation: of states between the points of a grid, "linear" or "cubic".
     dense: keep the interpolant of every step.
-    compile: compile the step.
+    compile: compile the step, or with "solve" the whole loop.
     """
 
     method: Method
@@ -64,7 +64,7 @@ class SolvePlan:
     one_sided: bool = False
     interpolation: str = "cubic"
     dense: bool = False
-    compile: bool = False
+    compile: bool | Literal["solve"] = False
 
     def time_direction(self, start: float, end: float) -> float:
         """The direction of time, +1 or -1, for steppers that evaluate f on one side; 0 where ``one_sided`` is off."""

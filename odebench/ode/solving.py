@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from odebench.ode.arguments import as_finite_times, as_flag, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.combinations import Combination, find_conflict
+from odebench.ode.compiled.front import integrate_compiled
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
@@ -55,7 +56,7 @@ def solve(
     dense: bool = False,
     gradient: str | GradientMode = "backprop",
     group: ProcessGroup | None = None,
-    compile: bool = False,
+    compile: bool | Literal["step", "solve"] = False,
     throw: bool = True,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args), y(t[0]) = y0.
@@ -90,7 +91,8 @@ def solve(
         options.
     group: processes of torch.distributed that each solve an equal share of the rows: the error is measured over
         all rows, so that all take the same steps as one process with all rows. Explicit methods with shared steps.
-    compile: compile the step with torch.compile; worth it for small vector fields that are solved many times.
+    compile: compile with torch.compile; worth it for small vector fields that are solved many times. "step" or True
+        compiles the step, "solve" the whole loop; see docs/compiling.md.
     throw: raise SolveError if the solve fails; False returns the states that were reached, with the status.
 
     Returns a Solution; ``y`` has the structure of y0, each tensor [T, *its shape].
@@ -122,7 +124,7 @@ def solve(
         jump_times=frozenset(jumps),
         one_sided=len(jumps) > 0,
         dense=as_flag("dense", dense),
-        compile=as_flag("compile", compile),
+        compile=_as_compile(compile),
     )
     plan, mode = check_plan(_with_fixed_steps(plan, steps, step_size, problem)), find_gradient_mode(gradient)
     if isinstance(problem, RowProblem):
@@ -131,7 +133,12 @@ def solve(
     else:
         detector = EventDetector.from_argument(event, problem)
         prepare(problem, plan, mode, detector)
-        solution = finish(problem, plan, mode, detector, mode.integrate(ForwardSolve(problem, plan, (), detector)))
+        result = integrate_compiled(problem, plan) if plan.compile == "solve" else None
+        if result is None:
+            if plan.compile == "solve":
+                plan = dataclasses.replace(plan, compile=False)
+            result = mode.integrate(ForwardSolve(problem, plan, (), detector))
+        solution = finish(problem, plan, mode, detector, result)
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
     return solution
@@ -168,7 +175,8 @@ def finish(
     if plan.dense and result.interpolants:
         source = states if states.requires_grad and mode.name != "backprop" else None
         dense = DenseOutput(result.interpolants, problem.unflatten, outcome.time, source)
-    problem.stats.stiffness = result.stepper.stiffness() if result.stepper else None
+    if result.stepper:
+        problem.stats.stiffness = result.stepper.stiffness()
     return Solution(problem.t, problem.unflatten(states), problem.stats, outcome, dense=dense, events=events)
 
 
@@ -181,7 +189,9 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
             "method, such as dopri5, or torch.autograd.grad around the solve"
         )
     if plan.compile:
-        raise ValueError("compile=True does not support torch.func and forward-mode differentiation; leave it out")
+        raise ValueError(
+            f"compile={plan.compile!r} does not support torch.func and forward-mode differentiation; leave it out"
+        )
     check_mode_under_transform(mode.name)
     with torch.no_grad():
         # One more evaluation: f may have the batch in its closure only.
@@ -212,6 +222,7 @@ def check_combination(
         fixed=plan.tolerance is None,
         stepping="per_sample" if isinstance(problem, RowProblem) else "shared",
         compile=plan.compile,
+        tensor_tolerance=plan.tolerance is not None and plan.tolerance.numbers is None,
         event=event,
         dense=plan.dense,
         step_t=bool(plan.step_times),
@@ -233,6 +244,15 @@ def check_combination(
 def _spell(argument: str, value: str) -> str:
     """A choice as Python code."""
     return f"{argument}={value if value.replace('.', '').isdigit() else repr(value)}"
+
+
+def _as_compile(value: Any) -> bool | Literal["solve"]:
+    """The argument ``compile``, where "step" is True."""
+    if value in ("step", "solve"):
+        return "solve" if value == "solve" else True
+    if not isinstance(value, bool):
+        raise TypeError(f"compile must be True or False, 'step' or 'solve', got {short_repr(value)}")
+    return value
 
 
 def find_controller(controller: str | Controller) -> Controller:

@@ -33,6 +33,15 @@ def transform_active() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def has_saved_tensor_hooks() -> bool:
+    """Whether hooks process saved tensors, to measure memory or to offload it: torch.func supports none."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(""):
+            return False
+    except RuntimeError:
+        return True
+
+
 def check_mode_under_transform(name: str) -> None:
     """Raise ValueError for a gradient mode with a hand-written backward pass, given its name."""
     if name != "backprop" and torch.is_grad_enabled():

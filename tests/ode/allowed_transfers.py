@@ -134,7 +134,7 @@ TABLE = [
     # Explicit Runge-Kutta methods.
     Allowed(
         READ,
-        "methods/explicit_stepper.py ExplicitRungeKuttaStepper.stiffness",
+        "methods/explicit_stepper.py stiffness_of",
         "the estimate of stiffness, after the last step",
         lambda c: is_forward(c) and c.adaptive and c.of(Tableau) and c.method.last_differences is not None,
         solve=1,

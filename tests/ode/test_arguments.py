@@ -46,7 +46,7 @@ def decay(t, y):
         ("jump_t", [math.nan], "jump_t must be finite"),
         ("controller", 3, "unknown controller 3; the controllers are integral, pi, pid"),
         ("group", 3, "group"),
-        ("compile", "anything", "compile must be True or False, got 'anything'"),
+        ("compile", "anything", "compile must be True or False, 'step' or 'solve', got 'anything'"),
         ("dense", 1, "dense must be True or False, got 1"),
         ("throw", None, "throw must be True or False, got None"),
     ],

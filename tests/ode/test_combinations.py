@@ -31,6 +31,7 @@ ARGUMENTS = {
     "step_t": [0.15],
     "jump_t": [0.15],
     "compile": True,
+    "compile=solve": "solve",
 }
 
 
@@ -41,9 +42,12 @@ def combination(method, mode, fixed, stepping, choices=()):
     if isinstance(mode, Adjoint):
         options["adjoint_method"] = None if mode.method is None else METHODS[mode.method]
         options["adjoint_steps"] = mode.steps
-    choices = dict.fromkeys(choices, True)
+    whole = "compile=solve" in choices
+    choices = dict.fromkeys((choice for choice in choices if choice != "compile=solve"), True)
     if "jump_t" in choices:
         choices["step_t"] = True
+    if whole:
+        choices["compile"] = "solve"
     return Combination(METHODS[method], gradient=mode.name, fixed=fixed, stepping=stepping, **options, **choices)
 
 
@@ -52,7 +56,7 @@ def gradient(method, mode, fixed, stepping, choices=()):
     rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     y0 = Y0.clone().requires_grad_()
     options = {"steps": 8} if fixed else {"rtol": 1e-4, "atol": 1e-4}
-    options |= {name: ARGUMENTS[name] for name in choices}
+    options |= {name.partition("=")[0]: ARGUMENTS[name] for name in choices}
     if "event" in choices:  # never reached
         dim = -1 if stepping == "per_sample" else None
         options["event"] = lambda t, y, rate: y.mean(dim) - 10
@@ -106,9 +110,14 @@ def test_one_or_two_further_choices(method, number, monkeypatch):
 
 
 def test_a_conflict_blames_arguments_that_exist():
-    known = {*Combination.__dataclass_fields__, "steps", "step_size"}
+    known = {*Combination.__dataclass_fields__, "steps", "step_size", "rtol"}
     for method, mode, fixed, stepping in itertools.product(METHODS, MODES, (False, True), ("shared", "per_sample")):
-        for group in (False, True):
-            choice = combination(method, MODES[mode], fixed, stepping, ("group",) if group else ())
-            conflict = find_conflict(choice)
+        for choices in ((), ("group",), ("compile=solve",), ("compile=solve", "group")):
+            conflict = find_conflict(combination(method, MODES[mode], fixed, stepping, choices))
             assert conflict is None or known.issuperset(conflict.arguments)
+
+
+def test_tolerances_of_each_component_are_refused_in_a_compiled_solve():
+    assert find_conflict(Combination(METHODS["dopri5"], compile="solve", tensor_tolerance=True)).arguments[1] == "rtol"
+    with pytest.raises(ValueError, match="compile='solve': the whole solve has no tolerance for each component"):
+        solve(lambda t, y: -y, Y0, T, rtol=torch.full((2, 2), 1e-3), compile="solve")

@@ -27,7 +27,7 @@ class SolverSettings(Choice):
     sync_steps: bool
     stepping: Literal["shared", "per_sample"]
     stop_at_times: bool
-    compile: bool
+    compile: bool | Literal["step", "solve"]
     options: dict[str, Any]
 
     @property

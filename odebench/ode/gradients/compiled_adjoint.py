@@ -15,6 +15,7 @@ from odebench.ode.methods.compiled_step import StepFunction, compile_or_fall_bac
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import InitialValueProblem, StateLayout
 from odebench.ode.solution import Stats, Status
+from odebench.ode.torch_func import has_saved_tensor_hooks
 
 
 class CompiledAdjointStepper:
@@ -46,7 +47,7 @@ class CompiledAdjointStepper:
         """Whether all parameters belong to a module f, so that torch.func can differentiate f with respect to them."""
         real = not problem.y0.is_complex()
         named = isinstance(method, Tableau) and _parameter_names(problem.f, accumulator) is not None
-        return real and named and not _has_saved_tensor_hooks()
+        return real and named and not has_saved_tensor_hooks()
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Steps share no state."""
@@ -84,15 +85,6 @@ class StepQuadrature(Observer):
         """Add the integral over the step: dL/dtheta grows by it backward in time."""
         if self.stepper.integrals:
             torch._foreach_add_(self.stepper.totals, self.stepper.integrals, alpha=-self.scale)
-
-
-def _has_saved_tensor_hooks() -> bool:
-    """Whether hooks process saved tensors, to measure memory or to offload it: torch.func supports none."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(""):
-            return False
-    except RuntimeError:
-        return True
 
 
 def _parameter_names(f: Any, accumulator: GradientAccumulator) -> list[str] | None:

@@ -88,10 +88,8 @@ def _compile(
 
 def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
     """Compile the step; if that fails, warn and run it eagerly."""
-    # torch limits recompilations per code object, so each step gets a separate one.
-    function = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
     # Call its small kernels from C++, which on the CPU needs no further compiler.
-    compiled = torch.compile(function, dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
+    compiled = torch.compile(own_code(step), dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
     state = {"compiles": True}
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
@@ -105,6 +103,12 @@ def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
         return step(*inputs)
 
     return run
+
+
+def own_code(function: Any) -> Callable[..., Any]:
+    """The function with a code object of its own, since torch limits recompilations per code object."""
+    code, name = function.__code__.replace(), function.__name__
+    return types.FunctionType(code, function.__globals__, name, None, function.__closure__)
 
 
 def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:

@@ -182,17 +182,23 @@ class ExplicitRungeKuttaStepper(Stepper):
             self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
 
     def stiffness(self) -> float | None:
-        """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|, if the last two stages have the same node.
-
-        Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.2.
-        """
-        weights = self._method.last_differences
-        has_stages = self._step is None or self._compiled_stages
-        if not (self._h and has_stages and weights):
+        """See ``stiffness_of``."""
+        if not (self._h and (self._step is None or self._compiled_stages)):
             return None
-        with torch.no_grad():
-            rows = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
-            slopes = rows if isinstance(rows, Tensor) else torch.stack(rows)
-            differences = constant(weights, slopes.dtype, slopes.device) @ slopes
-            slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
-        return slope_norm / state_norm if state_norm > 0 else 0.0
+        slopes = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
+        return stiffness_of(self._method, slopes)
+
+
+def stiffness_of(method: Tableau, slopes: Tensor | list[Tensor]) -> float | None:
+    """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|, if the last two stages have the same node.
+
+    slopes: k [s, N] of a step. Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.2.
+    """
+    weights = method.last_differences
+    if not weights:
+        return None
+    with torch.no_grad():
+        slopes = slopes if isinstance(slopes, Tensor) else torch.stack(slopes)
+        differences = constant(weights, slopes.dtype, slopes.device) @ slopes
+        slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
+    return slope_norm / state_norm if state_norm > 0 else 0.0

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.control import END_STRETCH, Tolerance
+from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Tolerance, step_factors
 from odebench.ode.per_sample.problem import RowProblem, row_rms, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import GridFunction, SolvePlan, even_grid
@@ -57,8 +57,6 @@ class AdaptiveStepSizes:
         start, self._end = problem.times[0], problem.times[-1]
         self._direction = torch.sign(self._end - start)
         self._smallest = 8 * sys.float_info.epsilon * torch.maximum(start.abs(), self._end.abs())
-        self._one = torch.ones((), dtype=torch.float64)
-        self._min_factor = torch.full_like(self._one, plan.controller.min_factor)
         self._past_ratios = torch.ones(2, len(start), dtype=torch.float64)
         self.error_ratio = self.h = self.t_next = self._step = torch.full_like(start, math.nan)
         self.last = torch.zeros(len(start), dtype=torch.bool)
@@ -111,21 +109,13 @@ class AdaptiveStepSizes:
         return [Status.non_finite if x else Status.step_underflow for x in non_finite.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
-        """``control.ControllerState.propose`` for rows; ``fmax`` takes the smallest factor where the error is NaN."""
-        controller, error_ratio = self._controller, self.error_ratio
-        p, i, d = controller.proportional, controller.integral, controller.derivative
-        factor = error_ratio.pow(-1 / self._order).mul_(controller.safety)
-        if p or d or i != 1:
-            error_ratio = error_ratio.clamp(min=1e-12)
-            factor_accepted = controller.safety * error_ratio.pow(-(p + i + d) / self._order)
-            if p or d:
-                before, earlier = self._past_ratios
-                factor_accepted *= before.pow((p + 2 * d) / self._order) * earlier.pow(-d / self._order)
-                self._past_ratios = torch.where(accepted, torch.stack((error_ratio, before)), self._past_ratios)
-            factor = torch.where(accepted, factor_accepted, factor)
-        # Integral control never shrinks after an accepted step.
-        floor = self._min_factor if p or d else torch.where(accepted, self._one, self._min_factor)
-        return torch.fmax(factor, floor).clamp_(max=controller.max_factor).mul_(self._step)
+        """The next step sizes [b], and the errors that they depend on."""
+        ratio, controller = self.error_ratio, self._controller
+        factors = step_factors(controller, self._order, ratio, accepted, self._past_ratios.unbind())
+        if controller.proportional or controller.derivative:
+            ratios = torch.stack((ratio.clamp(min=SMALLEST_RATIO), self._past_ratios[0]))
+            self._past_ratios = torch.where(accepted, ratios, self._past_ratios)
+        return factors.mul_(self._step)
 
     def search_first_step(self, problem: RowProblem, rows: Tensor, t: Tensor, y: Tensor, f: Tensor) -> None:
         """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where

@@ -1,0 +1,103 @@
+"""The loop back over the stored steps, as a graph: the exact gradient of the steps, with f evaluated again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+
+from odebench.ode.compiled.forward import LoopStages
+from odebench.ode.compiled.graph import loop
+from odebench.ode.methods.compiled_step import weighted_sum
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.problem import StateLayout
+
+
+class FieldModule(nn.Module):
+    """f as a module of the modules that it refers to, so that ``functional_call`` can replace their parameters."""
+
+    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.f = f
+        self.referenced = nn.ModuleList(modules)
+
+    def forward(self, *inputs: Any) -> Any:
+        """f(t, y, *args)."""
+        return self.f(*inputs)
+
+    def names_of(self, parameters: Sequence[Tensor]) -> tuple[str, ...] | None:
+        """The names of these parameters; None if one of them is no parameter of these modules."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        return tuple(names[id(p)] for p in parameters) if all(id(p) in names for p in parameters) else None
+
+
+def make_backward(
+    module: FieldModule,
+    layout: StateLayout,
+    method: Tableau,
+    inner: bool,
+    names: tuple[str, ...],
+    arg_idx: tuple[int, ...],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The function ``backward`` below. inner: as in ``make_forward``; names: of the parameters and arg_idx: the
+    positions of the arguments that get gradients."""
+    stages = LoopStages.of(method, inner)
+    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
+
+    def backward(
+        n: Tensor,
+        grad_y: Tensor,
+        grad_k: Tensor,
+        steps: Tensor,
+        kept: Tensor,
+        grad_kept: Tensor | None,
+        parameters: list[Tensor],
+        args: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The gradients of y and f at the start of the first of n stored steps, then of the parameters and arguments.
+
+        n: int64. grad_y, grad_k: those of y and f [N] at the end of the last step.
+        steps, kept: as stored by ``solve``. grad_kept: like kept, the gradients from outputs inside the steps.
+        """
+        inputs = [*parameters, *(args[i] for i in arg_idx)]
+
+        def vjp_of_field(t: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+            def rate(y: Tensor, *inputs: Tensor) -> Tensor:
+                all_args = list(args)
+                for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
+                    all_args[i] = value
+                values = dict(zip(names, inputs, strict=False))
+                return layout.evaluate_flat(lambda *at: functional_call(module, values, at), t, y, all_args)
+
+            return vjp(rate, y, *inputs)[1](gradient)
+
+        def is_left(i: Tensor, *carried: Tensor) -> Tensor:
+            return i >= 0
+
+        def step_back(i: Tensor, grad_end: Tensor, grad_next: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+            idx = i.reshape(1)
+            t, h, _, _ = steps.index_select(0, idx)[0].unbind()
+            y, *ks = kept.index_select(0, idx)[0].unbind()
+            h_y = h.to(y.dtype)
+            grad_start, *grads = [torch.zeros_like(y)] * (len(stages.c) + 1)
+            if grad_kept is not None:
+                grad_start, *grads = grad_kept.index_select(0, idx)[0].unbind()
+            grads[stages.end] = grads[stages.end] + grad_next
+            for j in range(len(stages.c) - 1, 0, -1):
+                y_j = y + h_y * weighted_sum(stages.a[j], ks)
+                grad_j, *parts = vjp_of_field((t + stages.c[j] * h).to(y.dtype), y_j, grads[j])
+                if j == stages.end:  # y at the end of the step is this stage's argument
+                    grad_j = grad_j + grad_end
+                grad_start = grad_start + grad_j
+                for m, weight in enumerate(stages.a[j]):
+                    if weight:
+                        grads[m] = grads[m] + h_y * weight * grad_j
+                totals = tuple(total + part for total, part in zip(totals, parts, strict=True))
+            return i - 1, grad_start.clone(), grads[0].clone(), *totals
+
+        zeros = [torch.zeros_like(x) for x in inputs]
+        _, *gradients = loop(is_left, step_back, (n - 1, grad_y.clone(), grad_k.clone(), *zeros))
+        return tuple(gradients)
+
+    return backward

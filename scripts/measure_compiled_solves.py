@@ -1,0 +1,76 @@
+"""Compare eager solves with compiled steps and compiled solves, on cases of ``odebench bench``.
+
+    python scripts/measure_compiled_solves.py tiny mlp --repeats 200
+
+One thread. The three run in turns, so that a drift of the machine's speed affects all; the numbers are the shortest
+times. They are CPU time, as another program on the same cores lengthens wall time. Compiling takes minutes.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from odebench.bench.cases import CASES, CaseProblem, build_problem, loss
+from odebench.ode import solve
+
+VARIANTS = {"eager": False, "compiled step": "step", "compiled solve": "solve"}
+
+
+def forward(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
+    """A solve without a gradient."""
+    tol = problem.case.tol
+
+    def run() -> object:
+        with torch.no_grad():
+            return solve(problem.field, problem.state, problem.times, rtol=tol, atol=tol, compile=compile)
+
+    return run
+
+
+def gradient(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
+    """A solve and the gradient of the bench's loss with respect to the state and the parameters."""
+    tol, y0 = problem.case.tol, problem.state.clone().requires_grad_()
+
+    def run() -> object:
+        solution = solve(problem.field, y0, problem.times, rtol=tol, atol=tol, compile=compile)
+        return torch.autograd.grad(loss(solution.y), [y0, *problem.parameters])
+
+    return run
+
+
+def shortest_times(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The shortest CPU time of each in ms, and of the first call in seconds, printed."""
+    for name, run in runs.items():
+        start = time.process_time()
+        run()
+        print(f"  {name}: first call {time.process_time() - start:.1f} s of CPU time", flush=True)
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            best[name] = min(best[name], 1e3 * (time.process_time() - start))
+    return best
+
+
+def main() -> None:
+    """Print a line for each case and kind of solve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE")
+    parser.add_argument("--repeats", type=int, default=200, help="timed runs of each; by default 200")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.cases:
+        problem = build_problem(CASES[name])
+        for make in (forward, gradient):
+            print(f"{name} {make.__name__}")
+            runs = {variant: make(problem, compile) for variant, compile in VARIANTS.items()}
+            best = shortest_times(runs, arguments.repeats)
+            texts = [f"{variant} {ms:.2f} ms ({best['eager'] / ms:.1f}x)" for variant, ms in best.items()]
+            print(f"  {', '.join(texts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

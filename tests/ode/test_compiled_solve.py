@@ -1,0 +1,385 @@
+"""A compiled solve takes the steps of the eager one, with its states, statistics and gradients.
+
+Most tests run the compiled loops as plain Python, which takes milliseconds instead of half a minute.
+"""
+
+import logging
+import math
+import shutil
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from odebench.ode import METHODS, Status, Tableau, solve
+from odebench.ode.compiled import run as compiled_run
+
+ADAPTIVE = [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive]
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
+# Warnings of torch while its compiler starts.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch"
+)
+torch_compile = torch.compile
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Capture the graphs like a compiled solve, and run them without a C++ compiler."""
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, dynamic=False, backend="eager")
+    )
+
+
+class Network(nn.Module):
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, t, y, scale):
+        return self.net(y) * scale * torch.cos(3 * t)
+
+
+def both(f, y0, times, args=(), inputs=(), **options):
+    """Two (solution, gradients of y0, args and inputs): eager and compiled."""
+    results, inputs = [], [*inputs]
+    for compile in (False, "solve"):
+        solution = solve(f, y0, times, args=args, compile=compile, throw=False, **options)
+        leaves = [x for x in (*torch.utils._pytree.tree_leaves((y0, args)), *inputs) if isinstance(x, torch.Tensor)]
+        leaves = [x for x in leaves if x.requires_grad]
+        gradients = ()
+        if leaves:
+            reached = solution.outcome.reached
+            loss = sum(x[:reached].square().sum() for x in torch.utils._pytree.tree_leaves(solution.y))
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        results.append((solution, gradients))
+    return results
+
+
+def assert_equal(eager, compiled, tolerance=1e-9):
+    (theirs, their_gradients), (ours, our_gradients) = eager, compiled
+    close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
+    torch.testing.assert_close(ours.y, theirs.y, **close)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        assert (one is None) == (other is None) or theirs.outcome.reached == 1
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, **close)
+    a, b = ours.stats, theirs.stats
+    assert (a.nfe, a.accepted, a.rejected, a.start) == (b.nfe, b.accepted, b.rejected, b.start)
+    # The error is a difference of nearly equal numbers.
+    loose = {"rel": 1e5 * tolerance, "abs": 1e5 * tolerance, "nan_ok": True}
+    assert a.step_sizes == pytest.approx(b.step_sizes, **loose)
+    assert a.error_ratios == pytest.approx(b.error_ratios, **loose)
+    for one, other in ((a.warm_step, b.warm_step), (a.stiffness, b.stiffness)):
+        if one is not other and theirs.status is Status.success:
+            assert one == pytest.approx(other, **loose)
+    one, other = ours.outcome, theirs.outcome
+    assert (one.status, one.reached, one.attempted) == (other.status, other.reached, other.attempted)
+    ends = [(x.time, x.step_size, x.error_ratio) for x in (one, other)]
+    assert ends[0] == pytest.approx(ends[1], **loose)
+
+
+def start(requires_grad=True, dtype=torch.float64):
+    y0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(3, 2).requires_grad_(requires_grad)
+    return y0, torch.tensor(1.5, dtype=dtype, requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize("times", [(0.0, 2.0), (0.0, 0.1, 0.15, 1.0, 2.0), (2.0, 1.5, 0.0)], ids=["ends", "in", "back"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_every_method_takes_the_eager_steps(uncompiled, method, times):
+    field, (y0, scale) = Network(), start()
+    options = {"method": method, "rtol": 1e-4, "atol": 1e-5}
+    assert_equal(*both(field, y0, times, (scale,), field.parameters(), **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"controller": "pi"}, id="pi"),
+        pytest.param({"controller": "pid"}, id="pid"),
+        pytest.param({"first_step": 1.9}, id="rejected"),
+        pytest.param({"first_step": 1e-4}, id="warm"),
+        pytest.param({"min_step": 0.3}, id="min_step"),
+        pytest.param({"max_step": 0.11}, id="max_step"),
+        pytest.param({"max_steps": 3}, id="max_steps"),
+        pytest.param({"atol": 0.0}, id="relative"),
+        pytest.param({"rtol": 0.0}, id="absolute"),
+        pytest.param({"first_step": 1e-30}, id="underflow"),
+    ],
+)
+@pytest.mark.parametrize("times", [(0.0, 2.0), (2.0, 1.9, 0.5)], ids=["ends", "inside"])
+def test_step_control_is_the_eager_one(uncompiled, options, times):
+    field, (y0, scale) = Network(), start()
+    y0 = (y0 + 2).detach().requires_grad_()
+    assert_equal(*both(field, y0, times, (scale,), field.parameters(), **{"rtol": 1e-6, "atol": 1e-7, **options}))
+
+
+@pytest.mark.parametrize("times", [(0.0, 9.0), (9.0, *(9 - 0.07 * i for i in range(1, 100)), 0.0)], ids=["ends", "in"])
+def test_a_solve_longer_than_its_buffers_continues(uncompiled, monkeypatch, times):
+    monkeypatch.setattr(compiled_run, "MAX_ROWS", 7)
+    compiled_run._compiled_solve.cache_clear()
+    field, (y0, scale) = Network(), start()
+    eager, compiled = both(field, y0, times, (scale,), field.parameters(), controller="pid", rtol=1e-7, max_step=0.3)
+    assert compiled[0].stats.accepted > 28
+    assert_equal(eager, compiled)
+    assert_equal(*both(field, y0, times, (scale,), field.parameters(), rtol=1e-7, max_steps=20))
+    compiled_run._compiled_solve.cache_clear()
+
+
+@pytest.mark.parametrize("method", ["dopri5", "vern7"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_structures_of_tensors(uncompiled, method, dtype):
+    def f(t, y, args, power):
+        a, rest = y
+        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
+
+    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
+    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True)}, 2)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, method=method, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(compiled[0].y, eager[0].y, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
+    assert compiled[0].stats.nfe == eager[0].stats.nfe
+
+
+def test_without_a_gradient(uncompiled):
+    field, (y0, scale) = Network(), start(requires_grad=False)
+    for context in (torch.no_grad, torch.inference_mode):
+        for times in ((0.0, 2.0), (0.0, 0.2, 2.0)):
+            with context():
+                eager, compiled = both(field, y0, times, (scale,))
+            assert not compiled[0].y.requires_grad
+            assert_equal(eager, compiled)
+    assert_equal(*both(lambda t, y: -y, y0, (0.0, 2.0)))
+    assert_equal(*both(lambda t, y: -y, y0[:0], (0.0, 1.0, 2.0)))
+
+
+def test_large_states_have_few_rows(uncompiled, monkeypatch):
+    monkeypatch.setattr(compiled_run, "BUFFER_BYTES", 1000)
+    compiled_run._compiled_solve.cache_clear()
+    field, (y0, scale) = Network(), start()
+    assert_equal(*both(field, y0, (0.0, 0.5, 2.0), (scale,), field.parameters()))
+    compiled_run._compiled_solve.cache_clear()
+
+
+def test_under_the_stance_that_forces_eager_code():
+    field, (y0, scale) = Network(), start()
+    with torch.compiler.set_stance("force_eager"):
+        assert_equal(*both(field, y0, (0.0, 0.5, 2.0), (scale,), field.parameters()))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            assert_equal(*both(field, y0, (0.0, 2.0), (scale,), field.parameters()))
+
+
+def test_parameters_of_modules_that_a_function_uses(uncompiled):
+    field, (y0, scale) = Network(), start()
+    assert_equal(*both(lambda t, y, scale: field(t, y, scale) - y, y0, (0.0, 1.0), (scale,), field.parameters()))
+    field.net[0].requires_grad_(False)
+    assert_equal(*both(field, y0.detach(), (0.0, 1.0), (scale.detach(),), field.net[2].parameters()))
+
+
+def test_the_gradient_of_times(uncompiled):
+    field, (y0, scale) = Network(), start()
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    assert_equal(*both(field, y0, t, (scale,), [t]))
+
+
+@pytest.mark.parametrize(
+    ("f", "y0", "status"),
+    [
+        pytest.param(lambda t, y: y * math.nan, 1.0, Status.non_finite, id="at-once"),
+        pytest.param(lambda t, y: y, math.inf, Status.non_finite, id="start"),
+        pytest.param(lambda t, y: y + 1e308, 1.0, Status.step_underflow, id="overflow"),
+        pytest.param(lambda t, y: 0 * y, 1.0, Status.success, id="constant"),
+    ],
+)
+def test_failures_are_the_eager_ones(uncompiled, f, y0, status):
+    y0 = torch.full((2,), y0, dtype=torch.float64)
+    eager, compiled = both(f, y0, [0.0, 0.3, 2.0])
+    assert compiled[0].status is status
+    assert_equal(eager, compiled)
+
+
+@pytest.mark.parametrize(
+    ("f", "status"),
+    [
+        pytest.param(lambda t, y: y / (1 - t), Status.step_underflow, id="pole"),
+        pytest.param(lambda t, y: torch.where(t < 1, y, math.nan), Status.non_finite, id="nan"),
+    ],
+)
+def test_a_solve_that_gets_stuck(uncompiled, f, status):
+    """Near such a point, the number of steps depends on rounding errors."""
+    (eager, _), (compiled, _) = both(f, torch.ones(2, dtype=torch.float64), [0.0, 0.3, 2.0])
+    assert compiled.status is eager.status is status
+    assert compiled.outcome.reached == eager.outcome.reached == 2
+    assert compiled.outcome.time == pytest.approx(eager.outcome.time)
+
+
+def test_derivatives_that_would_be_lost_raise_an_error(uncompiled):
+    field, (y0, scale) = Network(), start()
+    y = solve(field, y0, (0.0, 1.0), args=(scale,), compile="solve").y[-1]
+    (gradient,) = torch.autograd.grad(y.sum(), y0, create_graph=True)
+    with pytest.raises(RuntimeError, match="is differentiable once; leave compile out"):
+        gradient.sum().backward()
+    with pytest.raises(ValueError, match=r"compile='solve' does not support torch\.func"):
+        torch.func.grad(lambda y0: solve(lambda t, y: -y, y0, (0.0, 1.0), compile="solve").y.sum())(y0.detach())
+
+
+def test_a_graph_is_used_twice_only_if_retained(uncompiled):
+    field, (y0, scale) = Network(), start()
+    loss = solve(field, y0, (0.0, 0.1, 1.0), args=(scale,), compile="solve").y.square().sum()
+    (first,) = torch.autograd.grad(loss, y0, retain_graph=True)
+    solve(field, y0 + 1, (0.0, 0.1, 1.0), args=(scale,), compile="solve")  # takes no buffers in use
+    (second,) = torch.autograd.grad(loss, y0)
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, y0)
+
+
+class NoisyNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout()
+
+    def forward(self, t, y):
+        return self.dropout(y)
+
+
+@pytest.mark.parametrize("first_step", [None, 0.1])
+def test_noise_is_refused(uncompiled, first_step):
+    with pytest.raises(ValueError, match="draws random numbers"):
+        solve(lambda t, y: -y + torch.randn(2), torch.ones(2), (0.0, 1.0), first_step=first_step, compile="solve")
+    with pytest.raises(ValueError, match="Dropout"):
+        solve(NoisyNetwork(), torch.ones(2), (0.0, 1.0), compile="solve", first_step=first_step)
+
+
+def test_errors_of_f_and_arguments(uncompiled):
+    with pytest.raises(ValueError, match="y's shape"):
+        solve(lambda t, y: y[:1], torch.ones(2), (0.0, 1.0), compile="solve")
+    with pytest.raises(ValueError, match="changed y in place"):
+        solve(lambda t, y: y.mul_(2), torch.ones(2), (0.0, 1.0), compile="solve")
+    with pytest.raises(ValueError, match="must be hashable"):
+        solve(lambda t, y, c: -y, torch.ones(2), (0.0, 1.0), args=({1, 2},), compile="solve")
+
+
+class ChangesBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, t, y):
+        self.calls += 1
+        return -y
+
+
+def branches(t, y):
+    return -y if y.sum() > 2.5 else -0.5 * y
+
+
+def prints(t, y):
+    print(end="")
+    return -y
+
+
+WEIGHT = torch.ones(2, requires_grad=True)
+PRODUCT = WEIGHT * 2
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        pytest.param(branches, "torch cannot compile it: Data-dependent branching", id="branch"),
+        pytest.param(prints, "torch cannot compile it: ", id="print"),
+        pytest.param(ChangesBuffer(), "f changes a buffer", id="buffer"),
+        pytest.param(lambda t, y: -y * WEIGHT, "is no parameter of a module; pass it through args", id="tensor"),
+        pytest.param(lambda t, y: -y * PRODUCT, "computed outside of it; pass it through args", id="computed"),
+    ],
+)
+def test_a_field_that_cannot_be_compiled_runs_eagerly_after_one_warning(captured, f, reason):
+    y0 = torch.full((2,), 1.5, requires_grad=True)
+    expected = solve(f, y0, (0.0, 1.0))
+    with pytest.warns(UserWarning, match=f"compile='solve' has no effect on this solve: .*{reason}"):
+        first = solve(f, y0, (0.0, 1.0), compile="solve")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = solve(f, y0, (0.0, 1.0), compile="solve")
+    for solution in (first, second):
+        assert torch.equal(solution.y, expected.y)
+        assert solution.stats == expected.stats
+    second.y.sum().backward()
+    assert y0.grad is not None
+
+
+@pytest.mark.parametrize("broken", ["compiler", "function"])
+def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypatch, broken):
+    def fail(*_, **__):
+        raise RuntimeError("no C++ compiler found")
+
+    if broken == "compiler":
+        monkeypatch.setattr(torch, "compile", fail)
+    else:
+        monkeypatch.setitem(sys.modules, "torch._higher_order_ops.while_loop", None)
+    field, (y0, scale) = Network(), start()
+    with pytest.warns(UserWarning, match="compile='solve' has no effect on this solve: torch cannot compile it: "):
+        eager, compiled = both(field, y0, (0.0, 1.0), (scale,))
+    assert torch.equal(eager[0].y, compiled[0].y)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bfloat16])
+def test_states_of_other_dtypes_run_eagerly(uncompiled, dtype):
+    y0 = torch.ones(2, dtype=dtype)
+    with pytest.warns(UserWarning, match="its state must be of float32 or float64"):
+        solution = solve(lambda t, y: -y, y0, (0.0, 1.0), compile="solve")
+    assert torch.equal(solution.y, solve(lambda t, y: -y, y0, (0.0, 1.0)).y)
+
+
+def test_the_loops_are_captured_whole(captured, caplog):
+    class Counting(Network):
+        calls = 0
+
+        def forward(self, t, y, scale):
+            Counting.calls += not torch.compiler.is_compiling()
+            return super().forward(t, y, scale)
+
+    field, (y0, scale) = Counting(), start()
+    caplog.set_level(logging.INFO, "odebench")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        eager, compiled = both(field, y0, (0.0, 0.2, 1.0), (scale,), field.parameters(), method="bosh3", rtol=1e-3)
+    assert_equal(eager, compiled)
+    # Counted from the attempts: the captured loop runs no Python.
+    assert Counting.calls < eager[0].stats.nfe + 5
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "compiling the solve",
+        "compiling the gradient",
+    ]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("times", "options"),
+    [
+        pytest.param((0.0, 9.0), {"rtol": 1e-8}, id="ends"),
+        pytest.param((2.0, 1.9, 1.0, 0.0), {"controller": "pid"}, id="inside"),
+        pytest.param((0.0, 2.0), {"method": "vern7", "first_step": 0.1}, id="not-fsal"),
+        pytest.param((0.0, 1.0, 2.0), {"method": "adaptive_heun", "rtol": 1e-3, "function": True}, id="function"),
+    ],
+)
+def test_compiled_by_inductor(times, options):
+    network, (y0, scale) = Network(), start()
+    field = (lambda t, y, scale: network(t, y, scale)) if options.pop("function", False) else network
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", module="torch")
+        assert_equal(*both(field, y0, times, (scale,), network.parameters(), **options))
+        with torch.no_grad():
+            assert_equal(*both(field, y0.detach(), times, (scale.detach(),), **options))
