@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import runpy
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from odebench.config.choices import options_of
 from odebench.config.compose import compose
-from odebench.config.files import CONFIGS, known_keys, options, read_yaml
+from odebench.config.files import CONFIGS, known_keys, options
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.schema import CHOICES
@@ -86,12 +87,13 @@ def test_yaml_keys_are_the_fields_and_files_are_the_names(group):
         assert set(node) == fields, name
 
 
-def test_a_solvers_file_has_the_name_of_its_method_and_the_defaults_of_its_kind():
-    fixed_by_default = {"implicit_euler"}  # although it estimates its error
+def test_the_file_of_a_solver_is_what_the_script_writes_from_the_table_of_methods():
+    script = runpy.run_path(str(CONFIGS.parent / "scripts" / "solver_options.py"))
     for name, method in METHODS.items():
-        file = read_yaml(options("solver")[name])
-        kind = "_adaptive" if method.adaptive and name not in fixed_by_default else "_fixed"
-        assert (file.name, file.defaults) == (name, [kind])
+        text = options("solver")[name].read_text(encoding="utf-8")
+        assert script["option_text"](name, method, text) == text
+    new = script["option_text"]("new", METHODS["rk4"])
+    assert new == f"# {METHODS['rk4'].source}\ndefaults: [_fixed]\nname: new\n"
 
 
 def test_top_level_keys_are_the_fields_of_settings():
