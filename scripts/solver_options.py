@@ -1,7 +1,7 @@
 """Write configs/solver/NAME.yaml for each method of the table: python scripts/solver_options.py
 
-The comment of a file, which `odebench list solvers` prints, and its further defaults are kept. A new file has the source of
-the method as its comment.
+The comment of a file, which `odebench list solvers` prints, and its further defaults are kept. The comment of a new
+file is the source of the method.
 """
 
 from pathlib import Path
