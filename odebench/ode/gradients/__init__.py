@@ -10,7 +10,7 @@ from odebench.ode.integrate import ForwardSolve, IntegrationResult
 
 
 class GradientMode(Protocol):
-    """A gradient mode with its options, and its name in ``gradient=``."""
+    """A gradient mode with its options; ``name`` is what ``gradient=`` calls it."""
 
     @property
     def name(self) -> str: ...

@@ -2,8 +2,8 @@
 
 Chen, Rubanova, Bettencourt & Duvenaud 2018, Neural Ordinary Differential Equations, section 2: with
 a = dL/dy, da/dt = -a^T df/dy and dL/dtheta = integral of a^T df/dtheta, solved backward in time. With a Runge-Kutta
-method the parameter gradient is a quadrature over the accepted steps rather than part of the state (Kidger, Chen &
-Lyons 2021, "Hey, that's not an ODE": it need not be under error control).
+method the parameter gradient is not part of the state, but a quadrature over the accepted steps: it does not need
+error control (Kidger, Chen & Lyons 2021, "Hey, that's not an ODE").
 """
 
 import dataclasses
@@ -38,21 +38,24 @@ from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
 
-# The relative error of the adjoint may be this much larger than the state's: it enters the gradient once, while the
-# state's error changes every later evaluation.
+# The relative error of the adjoint may be this many times as large as that of the state: an error of the adjoint enters
+# the gradient once, while an error of the state changes every later evaluation.
 ADJOINT_ERROR_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The continuous adjoint: constant memory in the number of steps; the gradient's error is of the order of the
-    tolerance, relative to the gradient. Differentiable once.
+    """The continuous adjoint, with memory that does not grow with the number of steps.
 
-    rtol, atol: tolerances of the backward solve; None takes those of the forward solve. The error of the adjoint is
-        relative to its norm at the last time, and may be ten times as large. Unused if either solve has fixed steps.
-    method, steps: those of the backward solve; None takes those of the forward solve. ``steps`` is the number of fixed
-        steps over the whole span, with at least one between two times. With the method and tolerances of the forward
-        solve, the backward solve takes no larger steps than the forward solve did.
+    The relative error of the gradient is of the order of the tolerance. The gradient can be differentiated once.
+
+    rtol, atol: the tolerances of the backward solve; None takes those of the forward solve. They are unused if either
+        solve has fixed steps. The error of the adjoint is measured relative to the norm of the adjoint at the last
+        time, and may be ten times as large as the tolerance.
+    method: the method of the backward solve; None takes that of the forward solve.
+    steps: the number of fixed steps of the backward solve over the whole span, with at least one between two times;
+        None takes the steps or the tolerance of the forward solve.
+        If the backward solve has the method and tolerances of the forward solve, its steps are no larger than those.
     norm: "semi" excludes the parameter gradient from the error of the backward solve, "full" includes it.
     """
 
@@ -111,11 +114,14 @@ class Adjoint:
         )
 
     def _plan(self, plan: SolvePlan, span: float, largest: float) -> SolvePlan:
-        """The plan of the backward solve, after ``plan`` took steps of up to ``largest`` over a time of ``span``."""
+        """Make the plan of the backward solve.
+
+        plan: the plan of the forward solve. span: the time between its first and last time. largest: its largest step.
+        """
         method = plan.method if self.method is None else find_method(self.method)
         tolerance, grid, max_step = plan.tolerance, plan.grid, plan.max_step
         if self.rtol is None and self.atol is None and self.method is None:
-            # Larger steps than the forward solve needed for y often have too small an error estimate.
+            # In steps larger than those of the forward solve, the error estimate is often too small.
             max_step = min(max_step, largest)
         if tolerance is not None:
             rtol = tolerance.rtol if self.rtol is None else self.rtol
@@ -132,7 +138,10 @@ class Adjoint:
     def _tolerance(
         self, tolerance: Tolerance | None, quadrature: Quadrature, targets: Sequence[Tensor], like: Tensor
     ) -> Tolerance | None:
-        """Tolerances of the backward state: those of y for the adjoint, the smallest of them for a gradient."""
+        """Return the tolerances of the backward state.
+
+        The adjoint gets the tolerances of y, and the parameter gradients get the smallest of those.
+        """
 
         def extended(tol: float | Tensor) -> float | Tensor:
             if not isinstance(tol, Tensor):
@@ -143,9 +152,10 @@ class Adjoint:
         return tolerance and Tolerance(extended(tolerance.rtol), extended(tolerance.atol))
 
     def _norm(self, plan: SolvePlan, targets: Sequence[Tensor], like: Tensor) -> Norm:
-        """The largest of the errors of y, of the adjoint and, with the full norm, of each parameter gradient.
+        """Return the error norm of the backward solve.
 
-        Every error except that of y is divided by ``ADJOINT_ERROR_FACTOR``.
+        It is the largest of these errors: that of y, that of the adjoint and, with the full norm, that of each
+        parameter gradient. Every error except that of y is first divided by ``ADJOINT_ERROR_FACTOR``.
         """
         num_states = 1 if self.interpolates else 2
         sizes = [like.shape[-1]] * num_states
@@ -163,10 +173,12 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class InterpolatedAdjoint(Adjoint):
-    """The continuous adjoint along the dense output of the forward solve: y(t) is interpolated, not solved backward.
-    That is stable where solving y backward is not, and halves the backward state. Options: those of ``Adjoint``.
+    """The continuous adjoint along the dense output of the forward solve.
 
-    Memory: the dense output, all stages of all accepted steps.
+    y(t) is interpolated instead of solved backward. This is stable where solving y backward is not, and it halves the
+    backward state. The options are those of ``Adjoint``.
+
+    Memory: the dense output, which is all stages of all accepted steps.
     """
 
     name = "interpolated_adjoint"
@@ -177,15 +189,16 @@ class InterpolatedAdjoint(Adjoint):
 class BackwardSolve:
     """How the backward equation is solved over each interval between two of ``times``.
 
-    plan: its ``first_step`` is that of the last interval.
+    plan: the plan of the solve over one interval; its ``first_step`` is the first step in the last interval.
     quadrature: how the parameter gradient is computed.
-    dense_output: gives y(t); None solves for it, too.
-    relative: errors are relative to the norm of the adjoint at the end of the interval, else absolute.
-    warm_start: an interval starts with the last step size of the one after it, else with the plan's ``first_step``.
-    compile: compile its steps if possible.
-    observers: of its steps.
-    mode, hint: the gradient mode, and what to do about a tensor that would get no gradient, for messages.
-    error: the exception of a solve that fails; None returns a gradient that is not finite.
+    dense_output: gives y(t); with None, y is solved backward too.
+    relative: True if errors are relative to the norm of the adjoint at the end of the interval, False if absolute.
+    warm_start: if True, the solve over an interval starts with the step size that the solve over the later interval
+        ended with; if False, with the plan's ``first_step``.
+    compile: whether to compile the steps if possible.
+    observers: the observers of the steps.
+    mode, hint: for messages, the gradient mode, and what to do about a tensor that would get no gradient.
+    error: the exception to raise if the solve fails; with None, a gradient that is not finite is returned.
     """
 
     plan: SolvePlan
@@ -202,7 +215,7 @@ class BackwardSolve:
 
 
 class AdjointSolve(torch.autograd.Function):
-    """Solves forward; the gradient is computed as ``backward_solve`` of the result says."""
+    """Solve forward; the backward pass solves the adjoint equation as ``backward_solve(result)`` says."""
 
     @staticmethod
     def forward(
@@ -214,7 +227,7 @@ class AdjointSolve(torch.autograd.Function):
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        """The states [R, N]."""
+        """Return the states [R, N], and append the result to ``results``."""
         result = solve.run(None, captured.f)
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
@@ -226,7 +239,7 @@ class AdjointSolve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of y0, parameters and arguments from those of the states [R, N]."""
+        """Return the gradients of y0, parameters and arguments, given the gradients of the states [R, N]."""
         states, *tensors = ctx.saved_tensors
         problem, solve = ctx.problem, ctx.solve
         stats = problem.stats.backward = problem.stats.backward or Stats()
@@ -254,18 +267,18 @@ class AdjointSolve(torch.autograd.Function):
 
 
 def _scale(a: Tensor, plan: SolvePlan) -> float:
-    """The norm of the adjoint a [N], which is divided by it for a backward solve.
+    """Return the norm of the adjoint ``a`` [N]; 1 if it is 0. The backward solve starts from ``a`` divided by it.
 
-    The equation is linear in a: solved for an a of norm 1, its error is relative to the gradient, however the loss is
-    scaled. An absolute tolerance could exceed all of a small gradient.
+    The equation is linear in ``a``. Since it is solved for an adjoint of norm 1, its error is relative to the gradient,
+    however the loss is scaled. Otherwise an absolute tolerance could be larger than all of a small gradient.
     """
     scale = rms_over(plan.group)(a) or 1.0
-    # Perhaps only the sum of squares overflows.
+    # The sum of squares may overflow although every element is finite.
     return a.abs().max().item() if math.isinf(scale) else scale
 
 
 def quadrature_for(norm: str, method: Method) -> Quadrature:
-    """How a backward solve by this method computes the parameter gradient, with a "semi" or "full" norm."""
+    """Return how a backward solve by this method computes the parameter gradient; norm: "semi" or "full"."""
     if norm == "full":
         return None
     if isinstance(method, Tableau):
@@ -276,10 +289,11 @@ def quadrature_for(norm: str, method: Method) -> Quadrature:
 def _integrate_interval(
     solve: BackwardSolve, field: AdjointField, z: Tensor, span: list[float], plan: SolvePlan, scale: float, stepper: Any
 ) -> IntegrationResult:
-    """Solve backward over one interval; parameter gradients are multiplied by ``scale``.
+    """Solve backward over one interval.
 
-    stepper: a compiled one, or that of the interval before: many intervals are one step, and creating a stepper takes
-        as long as a stage.
+    scale: the factor of the parameter gradients.
+    stepper: a compiled stepper, or the one of the previous call. It is used again because many intervals are a single
+        step, and creating a stepper takes as long as evaluating a stage.
     """
     if solve.quadrature == "nodes" and stepper is None:
         direction = plan.time_direction(*span)

@@ -17,23 +17,32 @@ from odebench.ode.solution import Stats
 from odebench.ode.transfer import read_time
 
 Quadrature = Literal["stages", "nodes"] | None
-"""How the parameter gradient is computed: from the stages of an explicit step, at the nodes of an accepted implicit
-step, or, None, as a part of the backward state."""
+"""How the parameter gradient is computed.
+
+"stages": as a sum over the stages of each explicit step. "nodes": as a sum over the nodes of each accepted implicit
+step. None: as a part of the backward state.
+"""
 
 
 def pack_gradients(gradients: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Flatten gradients to the dtype of a backward state. If that is real, complex gradients become pairs of reals."""
+    """Flatten each gradient and convert it to the dtype of the backward state ``like``.
+
+    If that dtype is real, complex gradients become pairs of real numbers.
+    """
     flattened = (gradient.reshape(-1) for gradient in gradients)
     return [(g if like.is_complex() else as_real(g)).to(like.dtype) for g in flattened]
 
 
 def packed_size(target: Tensor, like: Tensor) -> int:
-    """The number of elements that the gradient with respect to ``target`` has in the backward state."""
+    """Return how many elements the gradient with respect to ``target`` has in the backward state."""
     return target.numel() if like.is_complex() else real_size(target)
 
 
 def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-    """Invert ``pack_gradients``: the gradients with respect to the tensors ``targets``, in their shapes."""
+    """Invert ``pack_gradients``.
+
+    numbers: the packed gradients with respect to the tensors ``targets``. Returns one gradient in the shape of each.
+    """
     found = []
     for part, target in zip(numbers.split([packed_size(x, numbers) for x in targets]), targets, strict=True):
         if not target.is_complex():
@@ -47,11 +56,12 @@ def unpack_gradients(numbers: Tensor, targets: Sequence[Tensor]) -> list[Tensor]
 class AdjointField:
     """The derivative of the backward state with respect to time.
 
-    The backward state is (y, a) [2N], or the adjoint a [N] if y(t) comes from the ``dense_output`` of the forward
-    solve; if ``quadrature`` is None, the parameter gradient g [P] follows.
+    The backward state consists of y and the adjoint ``a``, [2N]. If y(t) comes from the ``dense_output`` of the forward
+    solve, it is ``a`` [N] alone. If ``quadrature`` is None, the parameter gradient g [P] follows.
 
     stats: counts the evaluations of the backward solve.
-    integrands: a^T df/dtheta at each stage evaluated so far, for a quadrature by stages; None if a stage has no weight.
+    integrands: used if ``quadrature`` is "stages": a^T df/dtheta at each stage evaluated so far, or None for a stage
+        without weight in the result of the step.
     """
 
     def __init__(
@@ -69,7 +79,7 @@ class AdjointField:
         self.integrands: list[list[Tensor] | None] = []
 
     def initial_state(self, y: Tensor, a: Tensor) -> Tensor:
-        """The backward state from y and a, both [N]."""
+        """Return the backward state for y and the adjoint ``a``, both [N]; its parameter gradient is 0."""
         self.integrands = []
         parts = [a] if self._dense_output is not None else [y, a]
         if self.quadrature is None:
@@ -77,7 +87,10 @@ class AdjointField:
         return torch.cat(parts)
 
     def extract_adjoint(self, z: Tensor, scale: float) -> Tensor:
-        """The adjoint a [N] in the backward state; its parameter gradients, times ``scale``, go to the accumulator."""
+        """Return the adjoint ``a`` [N] in the backward state z.
+
+        If z holds parameter gradients, they are multiplied by ``scale`` and added to the accumulator.
+        """
         start = 0 if self._dense_output is not None else self._n
         if self.quadrature is None:
             totals = self._accumulator.totals
@@ -86,7 +99,7 @@ class AdjointField:
         return z[start : start + self._n]
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """The derivative of the backward state y."""
+        """Return the derivative of the backward state, which is given as ``y``."""
         y, a = self._split(t, y)
         graph = self._problem.evaluate_with_graph(t, y, self._accumulator.args, self.stats)
         self._accumulator.note_leaves(graph.outputs, t, graph.leaves)
@@ -109,7 +122,7 @@ class AdjointField:
         return flatten(parts, a.dtype, out)
 
     def integrand(self, t: Tensor, z: Tensor) -> list[Tensor]:
-        """a^T df/dtheta for every parameter."""
+        """Return a^T df/dtheta for every parameter, at the backward state z."""
         y, a = self._split(t, z)
         y = y.detach().requires_grad_()
         with torch.enable_grad():
@@ -120,9 +133,10 @@ class AdjointField:
         return list(torch.autograd.grad(f, self._accumulator.tensors, a, allow_unused=True, materialize_grads=True))
 
     def linearize(self, t: Tensor, z: Tensor, stats: Stats) -> list[JacobianBlock]:
-        """The Jacobian blocks df/dy for y and -(df/dy)^T for a.
+        """Return the Jacobian blocks df/dy for y and -(df/dy)^T for ``a``.
 
-        They leave out how a depends on y, and g on both; Newton iterations converge all the same, one iteration later.
+        They leave out the derivatives of da/dt with respect to y, and those of dg/dt. Newton iterations converge
+        without these too, one iteration later.
         """
         y, _ = self._split(t, z)
         state = jacobian_block(lambda x: self._rate(t, x), y, stats)
@@ -130,7 +144,7 @@ class AdjointField:
         return [*blocks, JacobianBlock(real_size(z) - sum(block.size for block in blocks))]
 
     def differentiable(self, t: Tensor, z: Tensor, in_result: bool = True) -> Tensor:
-        """The derivative of the backward state z, with its graph down to t and z."""
+        """Return the derivative of the backward state z, with a graph that reaches t and z."""
         y, a = self._split(t, z)
         if self._dense_output is not None and t.requires_grad:
             (slope,) = self._dense_output.derivative([self._clamp_time(t)])
@@ -149,15 +163,15 @@ class AdjointField:
         return self._problem(t, y, args=self._accumulator.args, stats=self.stats)
 
     def _split(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """y and a, both [N], at the time t."""
+        """Return y and the adjoint ``a``, both [N], at the time t."""
         if self._dense_output is None:
             return z[: self._n], z[self._n : 2 * self._n]
         return self._dense_output.flat([self._clamp_time(t)], slack=1.0)[0], z[: self._n]
 
     def _clamp_time(self, t: Tensor) -> float:
-        """t as a float, moved to the end of the dense output's span if it lies beyond it by round-off.
+        """Return t as a float, moved to the end of the dense output's span if only round-off puts it outside.
 
-        Stages of implicit methods may lie far beyond it: there the dense output extrapolates.
+        Stages of implicit methods may lie far outside; for these the dense output extrapolates.
         """
         assert self._dense_output is not None
         low, high = sorted(self._dense_output.span)
@@ -168,14 +182,14 @@ class AdjointField:
 
 @dataclass
 class StageQuadrature(Observer):
-    """Sums ``scale`` times the integral of a^T df/dtheta over the accepted steps, with the weights of the method."""
+    """Add ``scale`` times the integral of a^T df/dtheta over each accepted step, with the weights of the method."""
 
     field: AdjointField
     method: Method
     scale: float
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Keep the integrand of the first stage: the last one evaluated, also after a jump."""
+        """Keep only the integrand of the first stage, which was evaluated last, also after a jump."""
         evaluated: list[list[Tensor] | None] = [stage for stage in self.field.integrands if stage is not None]
         self.field.integrands = evaluated[-1:]
 
@@ -184,7 +198,7 @@ class StageQuadrature(Observer):
         if not self.field.integrands:
             return
         assert isinstance(self.method, Tableau)
-        # dL/dtheta grows by the integral backward in time; h is negative if the forward solve ran forward in time.
+        # dL/dtheta grows by the integral taken backward in time. h is negative if the forward solve went forward.
         stages = self.field.integrands[: self.method.stages]
         for weight, integrand in zip(self.method.b, stages, strict=True):
             if weight and integrand:
@@ -192,14 +206,16 @@ class StageQuadrature(Observer):
         self.field.integrands = stages[-1:] if self.method.fsal else []
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Keep the integrand of the first stage."""
+        """Keep only the integrand of the first stage."""
         self.field.integrands = self.field.integrands[:1]
 
 
 @dataclass
 class NodeQuadrature(Observer):
-    """``StageQuadrature`` for an implicit method. It evaluates the integrand at the nodes of accepted steps only, since
-    the iterations need no parameter gradient."""
+    """Do what ``StageQuadrature`` does, for an implicit method.
+
+    The integrand is evaluated at the nodes of accepted steps only: the Newton iterations need no parameter gradient.
+    """
 
     field: AdjointField
     stepper: Any

@@ -8,8 +8,10 @@ from odebench.ode.integrate import ForwardSolve, IntegrationResult, integrate
 
 @dataclass(frozen=True)
 class Backprop:
-    """Plain autograd through every step: exact for the discrete solve, and differentiable any number of times.
-    ``grid_moves`` says when the gradient with respect to t is that of the discrete solve, too.
+    """Plain autograd through every step.
+
+    The gradient is exact for the discrete solve, and can be differentiated any number of times. ``grid_moves`` says
+    when the gradient with respect to t is also exact for the discrete solve.
 
     Memory: the graphs of all evaluations in all accepted steps. The backward pass evaluates f no further.
     """

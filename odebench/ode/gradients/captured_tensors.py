@@ -1,7 +1,7 @@
 """Tensors that a vector field captures from its surroundings: each gets its gradient, or an error is raised.
 
-The leaves of the graph of one evaluation are the captured tensors and those that f creates itself, for example to
-differentiate with respect to them. Tensors created inside f die with the graph; captured ones survive.
+The leaves of the graph of one evaluation are the captured tensors, and tensors that f creates itself, for example to
+differentiate with respect to them. Tensors created inside f are freed with the graph; captured tensors survive.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ HINT = "pass it through args=(...), or use gradient='backprop'"
 class CapturedTensors:
     """The tensors that get gradients besides y0 and args.
 
-    parameters: those of a module f and the captured tensors, as far as they require a gradient.
+    parameters: the parameters of f, if it is a module, and the captured tensors; only those that require a gradient.
     captured: the tensors other than y and args that f uses at the first time and that require a gradient; None if the
         user named the parameters.
-    f: f(t, y, args) [N] at the first time, if it was evaluated to find them.
+    f: f(t, y, args) [N] at the first time, if it was evaluated to find these tensors.
     """
 
     parameters: list[Tensor]
@@ -38,7 +38,10 @@ class CapturedTensors:
 
 @dataclass(frozen=True)
 class FirstEvaluation(CapturedTensors):
-    """f(t, y, args) at the first time, y [N], with its graph if that was asked for."""
+    """The value f(t, y, args) at the first time, for y [N], and the tensors that it was computed from.
+
+    f: has a graph if the caller asked for it.
+    """
 
     f: Tensor
     t: Tensor
@@ -47,17 +50,18 @@ class FirstEvaluation(CapturedTensors):
 
 
 def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool = False) -> FirstEvaluation:
-    """f(t0, y0) and every leaf that it uses and that requires a gradient.
+    """Evaluate f(t0, y0), and find every leaf that it uses and that requires a gradient.
 
-    The graph of this one evaluation shows what f captures, parameters in closures included, so that no gradient is
-    silently zero.
+    The graph of this one evaluation shows what f captures, including parameters in closures. Without it, their
+    gradients would be zero and nobody would notice.
 
-    mode: name of the gradient mode, for messages.
+    mode: the name of the gradient mode, for messages.
+    with_graph: whether the value keeps its graph.
 
-    Where nothing requires a gradient, f is checked at every later evaluation; see ``check_without_backward``.
+    If nothing requires a gradient, f is checked at every later evaluation; see ``check_without_backward``.
 
-    Raises ValueError for a captured tensor that was computed outside f: a hand-written backward pass cannot continue
-    into its graph.
+    Raises ValueError if a captured tensor was computed outside f, because a hand-written backward pass cannot continue
+    into the graph of that tensor. Raises ValueError if a parameter has a gradient hook.
     """
     y, args = problem.y0.detach().requires_grad_(), [detached_leaf(arg) for arg in problem.args]
     t, f, first_nr = evaluate_first(problem, y, args)
@@ -79,10 +83,10 @@ def first_evaluation(problem: InitialValueProblem, mode: str, with_graph: bool =
 def run_with_backward(
     function: Any, solve: ForwardSolve, captured: CapturedTensors, *options: Any
 ) -> IntegrationResult:
-    """Run a solve inside an autograd function, which computes its gradient.
+    """Run a solve inside an autograd function, which computes the gradient of the solve.
 
-    function: takes (solve, captured, *options, results, y0, *parameters, *args), appends the result to ``results`` and
-        returns its states.
+    function: the autograd function. It takes (solve, captured, *options, results, y0, *parameters, *args), appends the
+        result of the solve to ``results`` and returns the states.
     """
     results: list[IntegrationResult] = []
     problem = solve.problem
@@ -91,10 +95,13 @@ def run_with_backward(
 
 
 def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """The first time, f there with its graph, and the number of the oldest node of autograd that f may have created."""
+    """Return the first time, f at that time with its graph, and a number that tells the nodes of this graph apart.
+
+    Nodes of autograd with a smaller number were created before f ran.
+    """
     (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
-        # Autograd numbers its nodes in the order of their creation: one with a smaller number is older than f's graph.
+        # Autograd numbers nodes in the order of their creation: a node with a smaller number is older than f's graph.
         marker = (torch.zeros((), requires_grad=True) * 1).grad_fn
         assert marker is not None
         problem.stats.nfe += 1
@@ -105,23 +112,27 @@ def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) 
 def check_without_backward(
     problem: InitialValueProblem, parameters: Iterable[Tensor], mode: str, hint: str = HINT
 ) -> None:
-    """Make f raise ValueError for tensors that require a gradient, if nothing requires one at the first time: autograd
-    then runs no backward pass, which would find the tensors that f uses only later."""
+    """If nothing requires a gradient at the first time, make f raise ValueError for tensors that require one later.
+
+    In this case autograd runs no backward pass, which would otherwise find such tensors.
+    """
     if not any(x.requires_grad for x in (problem.y0, problem.t, *problem.args, *parameters)):
         problem.f = _CheckedField(problem.f, mode, hint)
 
 
 @dataclass(frozen=True)
 class _CheckedField:
-    """func, which raises ValueError if it uses a captured tensor that requires a gradient. Two wrappers of one func
-    compare equal, so that its compiled step is found again."""
+    """A wrapper of ``func`` that raises ValueError if ``func`` uses a captured tensor that requires a gradient.
+
+    Two wrappers of one function compare equal, so that the compiled step of the function is found again.
+    """
 
     func: Callable[..., Any]
     mode: str
     hint: str
 
     def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled():  # a Jacobian is computed, whose graph has leaves of the solver
+        if torch.is_grad_enabled():  # the solver computes a Jacobian: the leaves of the graph are its own
             return self.func(t, y, *args)
         with torch.enable_grad():
             rate = self.func(t, y, *args)
@@ -143,9 +154,10 @@ def _lost_gradient(mode: str, t: Tensor, hint: str) -> ValueError:
 
 
 def graph_leaves(result: Tensor, mode: str, first_nr: int = 0) -> list[TensorWeakRef]:
-    """The leaf tensors that require a gradient in the graph of f's result, each once.
+    """Return the leaf tensors in the graph of a result of f, each once.
 
-    Raises ValueError for a node with a number below ``first_nr``: it was created before f ran.
+    first_nr: the number from ``evaluate_first``. Raises ValueError for a node with a smaller number, which was created
+        before f ran.
     """
     found: list[TensorWeakRef] = []
     seen, todo = set(), _graph_nodes([result])
@@ -167,22 +179,23 @@ def graph_leaves(result: Tensor, mode: str, first_nr: int = 0) -> list[TensorWea
 
 
 def alive_tensors(found: Iterable[TensorWeakRef]) -> list[Tensor]:
-    """The tensors that still exist after their graph was freed."""
+    """Return those tensors that still exist now that the graph is freed."""
     return [tensor for ref in found if (tensor := ref()) is not None]
 
 
 def detached_leaf(tensor: Tensor) -> Tensor:
-    """The tensor without its graph; it requires a gradient if the tensor does."""
+    """Return the tensor without its graph; the result requires a gradient if the tensor does."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 class GradientAccumulator:
-    """Sums the gradients of parameters and argument tensors over a hand-written backward pass.
+    """Sum the gradients of parameters and argument tensors over a hand-written backward pass.
 
-    args: the argument tensors as f gets them: new leaves, or those given as ``leaves``.
-    captured: the tensors that f used at the first time; None skips all checks of what f uses.
-    hint: what a message tells the user to do about a tensor that would get no gradient.
-    tensors: those that require a gradient, parameters first; ``totals`` are their gradients so far.
+    args: the argument tensors that f gets: the given ``leaves``, or else new leaves.
+    captured: the tensors that f used at the first time; with None, nothing is checked.
+    hint: for messages, what to do about a tensor that would get no gradient.
+    tensors: the parameters and then the arguments, only those that require a gradient.
+    totals: the gradients of ``tensors`` so far.
     """
 
     def __init__(
@@ -201,17 +214,21 @@ class GradientAccumulator:
         self.args = [detached_leaf(arg) for arg in args] if leaves is None else list(leaves)
         self.tensors = [x for x in (*parameters, *self.args) if x.requires_grad]
         self.totals = [torch.zeros_like(x) for x in self.tensors]
-        # Nodes that a graph may end in: also those of parameters that were frozen at the solve, and get no gradient.
+        # Nodes that a graph may end in. Parameters that were frozen at the solve are among them, but get no gradient.
         module = list(problem.f.parameters()) if isinstance(problem.f, nn.Module) else []
         self._known_nodes = {*_graph_nodes(self.tensors), *_graph_nodes(module)}
-        # Other leaves, and the times of their first use; those that survive the graphs were captured.
+        # Other leaves, and the times of their first use. A leaf that survives the graphs was captured by f.
         self._unknown_leaves: list[tuple[TensorWeakRef, Tensor]] = []
         self._checks, self._checked = captured is not None, False
         self._unused_nodes = set(_graph_nodes(captured or ()))
 
     def note_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor]) -> None:
-        """Record the leaves, other than ``own``, of results computed from f near t; ``gradients`` raises an error for
-        those whose gradient would be lost."""
+        """Record the leaves in the graphs of ``results``, except those in ``own``.
+
+        results: tensors computed from evaluations of f near t.
+
+        ``gradients`` later raises an error for each recorded leaf whose gradient would be lost.
+        """
         if not self._checks:
             return
         seen = self.note_unknown_leaves(results, t, own)
@@ -220,7 +237,10 @@ class GradientAccumulator:
             self._unused_nodes -= seen
 
     def note_unknown_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor] = ()) -> set[Any]:
-        """``note_leaves`` for results of detached parameters and arguments; returns the nodes of their graphs."""
+        """Record the leaves as ``note_leaves`` does, for any results; return the nodes of their graphs.
+
+        The results may be computed from detached parameters and arguments.
+        """
         known, seen = self._known_nodes, set()
         todo = [_graph_node(result) for result in results if result.requires_grad]
         while todo:
@@ -237,7 +257,7 @@ class GradientAccumulator:
         return seen
 
     def vjp(self, graph: EvaluationGraph, t: Tensor, gradient: Tensor, retain: bool = False) -> Tensor:
-        """(df/dy)^T gradient [N] of one evaluation at t; (df/dtheta)^T gradient is added to the totals."""
+        """Return (df/dy)^T gradient [N] for one evaluation at t, and add (df/dtheta)^T gradient to the totals."""
         self.note_leaves(graph.outputs, t, graph.leaves)
         gradients = self.vjp_of(graph.leaves, graph.outputs, graph.grad_outputs(gradient), retain)
         return flatten(gradients, gradient.dtype)
@@ -245,7 +265,7 @@ class GradientAccumulator:
     def vjp_of(
         self, state: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor], retain: bool = False
     ) -> Sequence[Tensor]:
-        """``vjp`` of any results computed from the tensors of a state, the parameters and the arguments."""
+        """Do what ``vjp`` does, for any results computed from the tensors of a state, parameters and arguments."""
         graphs = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
         if not graphs:
             return list(map(torch.zeros_like, state))
@@ -261,25 +281,25 @@ class GradientAccumulator:
         return [torch.zeros_like(x) if part is None else part for x, part in zip(state, found, strict=False)]
 
     def gradients(self) -> list[Tensor | None]:
-        """The totals in the order of all parameters and arguments, None for those that require no gradient.
+        """Return the gradients of all parameters and then all arguments; None for those that require no gradient.
 
-        Raises ValueError where f has used other tensors that require a gradient, and where no evaluation has used a
-        parameter that the first one of the solve used.
+        Raises ValueError if f has used another tensor that requires a gradient. Raises ValueError if the first
+        evaluation of the solve used a parameter that no evaluation of the backward pass has used.
         """
         for ref, t in self._unknown_leaves:
             if ref() is not None:
                 raise _lost_gradient(self._mode, t, self._hint)
         if self._checked and self._unused_nodes:
             raise ValueError(
-                f"gradient={self._mode!r}: f no longer uses a parameter that it used in the solve, as where the solve "
-                f"ran inside torch.func.functional_call, and the parameter would get no gradient; {self._hint}"
+                f"gradient={self._mode!r}: f used a parameter in the solve but no longer uses it, so that it would get "
+                f"no gradient (one cause: the solve ran inside torch.func.functional_call); {self._hint}"
             )
         totals = iter(self.totals)
         return [next(totals) if target.requires_grad else None for target in self._targets]
 
 
 def _graph_node(tensor: Tensor) -> Any:
-    """The node of autograd's graph that created a tensor; for a leaf, the one that accumulates its gradient."""
+    """Return the node of autograd's graph that created a tensor; for a leaf, the node that accumulates its gradient."""
     return tensor.grad_fn or get_gradient_edge(tensor).node
 
 

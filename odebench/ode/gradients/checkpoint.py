@@ -1,13 +1,13 @@
 """The exact gradient of the discrete solve by a hand-written backward pass over its steps.
 
-With the stages k_i = f(t + c_i h, Y_i), Y_i = y_n + h sum_j a_ij k_j of an explicit Runge-Kutta step, lambda = dL/dy:
+An explicit Runge-Kutta step has the stages k_i = f(t + c_i h, Y_i), Y_i = y_n + h sum_j a_ij k_j. With lambda = dL/dy:
 
     l_i = h (b_i lambda_(n+1) + sum_(j>i) a_ji w_j),   w_i = (df/dy)(Y_i)^T l_i,   i = s .. 1,
     lambda_n = lambda_(n+1) + sum_i w_i,   dL/dtheta += (df/dtheta)(Y_i)^T l_i
 
 (Hager 2000, Runge-Kutta methods in optimal control and the transformed adjoint system; Sanz-Serna 2016, Symplectic
-Runge-Kutta schemes for adjoint equations). An output inside a step is linear in y_n and the k_i and adds to l_i and
-lambda_n with the weights of the interpolant.
+Runge-Kutta schemes for adjoint equations). An output inside a step is linear in y_n and the k_i. Its gradient is added
+to l_i and lambda_n, with the weights of the interpolant.
 """
 
 from collections.abc import Iterator
@@ -36,16 +36,17 @@ from odebench.ode.solution import Stats
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The gradient of backpropagation, to round-off, in less memory: the backward pass evaluates each step again.
-    Differentiable once.
+    """The gradient of backpropagation, up to round-off, in less memory: the backward pass evaluates each step again.
+
+    The gradient can be differentiated once.
 
     checkpoints: the largest number of states stored at any moment; None stores the state of every accepted step. With
-        fewer, the steps between them are computed again, more than once if there are very few. Which states to store
-        is decided while the solve runs, since an adaptive solve does not know how many steps it will take.
-    recompute: "step" holds the graph of one step at a time; "stage" holds that of one evaluation, but evaluates
-        everything twice.
-    keep: "graphs" stores the graph of every evaluation instead of states, and evaluates nothing again: the work of
-        backpropagation with fewer tensor operations.
+        fewer states, the steps between them are computed again, more than once if there are very few. The mode decides
+        which states to store while the solve runs, since the number of adaptive steps is not known before.
+    recompute: "step" holds the graph of one step at a time. "stage" holds the graph of one evaluation at a time, but
+        evaluates everything twice.
+    keep: "graphs" stores the graph of every evaluation instead of states, and evaluates nothing again. This is the work
+        of backpropagation with fewer tensor operations.
     """
 
     checkpoints: int | None = None
@@ -121,7 +122,8 @@ class _CheckpointSolve(torch.autograd.Function):
                 steps = _recomputed_stages(plan, history, field, outputs, with_graphs=mode.recompute == "step")
                 a = backward_through_stages(plan, history, steps, field.graph, accumulator, outputs)
             else:
-                # Also for outputs inside the steps of a method without dense output: cubic Hermite uses f at both ends.
+                # A method without dense output comes here if outputs lie inside steps: its cubic Hermite interpolant
+                # uses f at both ends of a step.
                 a = _backward_through_steps(plan, history, field, accumulator, outputs)
         return None, None, None, None, a + grad_states[0], *accumulator.gradients()
 
@@ -129,9 +131,9 @@ class _CheckpointSolve(torch.autograd.Function):
 def _recomputed_stages(
     plan: SolvePlan, history: StateHistory, field: StageRecorder, outputs: OutputGradients, with_graphs: bool
 ) -> Iterator[tuple[int, list[Stage]]]:
-    """Yield each step's number and stages, evaluated again, the last step first.
+    """Yield the number and stages of each step, from the last step to the first; the stages are evaluated again.
 
-    The last stage of an FSAL method is omitted if no output needs it, or if it is the next step's first.
+    The last stage of an FSAL method is omitted if no output needs it, or if it is the first stage of the next step.
     """
     method = plan.method
     assert isinstance(method, Tableau)
@@ -167,7 +169,7 @@ def _backward_through_steps(
     accumulator: GradientAccumulator,
     outputs: OutputGradients,
 ) -> Tensor:
-    """``backward_through_stages`` for any one-step method, with the graph of one whole step at a time."""
+    """Do what ``backward_through_stages`` does, for any one-step method, with the graph of one step at a time."""
     a = torch.zeros_like(outputs.gradients[0])
     has_inner_outputs = any(outputs.inside_step(n)[0] for n in range(len(history.steps)))
     direction = history.time_direction(plan)

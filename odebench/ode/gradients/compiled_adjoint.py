@@ -1,5 +1,8 @@
-"""One step of the continuous adjoint as a single compiled function: all stages with their vector-Jacobian products, for
-vector fields so small that calling torch's operations costs more than they do."""
+"""One step of the continuous adjoint as a single compiled function.
+
+The function computes all stages with their vector-Jacobian products. It is for vector fields so small that calling
+torch's operations takes longer than the operations themselves.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -19,11 +22,12 @@ from odebench.ode.torch_func import has_saved_tensor_hooks
 
 
 class CompiledAdjointStepper:
-    """The stepper of a compiled backward solve in (y, a) [2N]; see ``odebench.ode.methods.stepper.Stepper``.
+    """The ``Stepper`` of a compiled backward solve, whose state is y and the adjoint ``a``, [2N].
 
-    Each step evaluates its own first stage: most intervals between two output times are one step.
+    Each step evaluates its own first stage, since most intervals between two output times are a single step.
 
-    integrals: of a^T df/dtheta over the last attempted step, for every parameter; totals: those of the accumulator.
+    integrals: the integral of a^T df/dtheta over the last attempted step, for every parameter.
+    totals: the totals of the accumulator.
     """
 
     failure: Status | None = None
@@ -44,19 +48,22 @@ class CompiledAdjointStepper:
 
     @staticmethod
     def supports(problem: InitialValueProblem, accumulator: GradientAccumulator, method: Any) -> bool:
-        """Whether all parameters belong to a module f, so that torch.func can differentiate f with respect to them."""
+        """Return whether torch.func can differentiate f for this solve.
+
+        It can if the state is real, f is a module that owns all parameters, and no hooks process saved tensors.
+        """
         real = not problem.y0.is_complex()
         named = isinstance(method, Tableau) and _parameter_names(problem.f, accumulator) is not None
         return real and named and not has_saved_tensor_hooks()
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Steps share no state."""
+        """Do nothing: steps share no state."""
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [2N] at t + h."""
+        """Return the state [2N] at t + h."""
         self._stats.nfe += self._method.stages
         numbers = self._problem.to_tensor([h, *(t + c_i * h for c_i in self._method.c)])
-        # All inputs are detached: only a captured tensor, whose gradient would be lost, gives the results a graph.
+        # All inputs are detached. If the results have a graph, f uses a captured tensor, whose gradient would be lost.
         with torch.enable_grad():
             results = self._step(numbers, y, self._parameters, self._args)
         if results[0].requires_grad or results[1].requires_grad:
@@ -66,29 +73,29 @@ class CompiledAdjointStepper:
         return y_next
 
     def error(self) -> Tensor:
-        """The difference to the embedded method [2N]."""
+        """Return the difference [2N] between the result and that of the embedded method."""
         assert self._error is not None
         return self._error
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Steps share no state."""
+        """Do nothing: steps share no state."""
 
 
 @dataclass
 class StepQuadrature(Observer):
-    """Sums ``scale`` times the integral of a^T df/dtheta over the accepted steps."""
+    """Add ``scale`` times the integral of a^T df/dtheta over each accepted step."""
 
     stepper: CompiledAdjointStepper
     scale: float
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add the integral over the step: dL/dtheta grows by it backward in time."""
+        """Add the integral over the step, by which dL/dtheta grows backward in time."""
         if self.stepper.integrals:
             torch._foreach_add_(self.stepper.totals, self.stepper.integrals, alpha=-self.scale)
 
 
 def _parameter_names(f: Any, accumulator: GradientAccumulator) -> list[str] | None:
-    """The names of the parameters in the module f; None if f is no module or some of them are not its own."""
+    """Return the names of the parameters in the module f; None if f is no module, or does not own all of them."""
     if not isinstance(f, nn.Module):
         return None
     names = {id(parameter): name for name, parameter in f.named_parameters()}
@@ -106,7 +113,7 @@ def _compile_step(
     arg_idx: tuple[int, ...],
     device_type: str,
 ) -> StepFunction:
-    # Evaluate cached properties before tracing: torch would break the graph where one is computed.
+    # Evaluate cached properties before tracing: torch would break the graph at a property that it has to compute.
     fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(numbers: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""The gradient of fixed steps with respect to output times, which move the grid.
+"""The gradient of fixed steps with respect to output times, if these times move the grid of steps.
 
-The solve keeps its own time s, whose grid is fixed, and f gets t = tau(s), linear between the corners of the grid.
-Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid equal those of dy/dt = f(t, y) on the moving grid, so that
+The solve has its own time s, with a fixed grid. f gets the time t = tau(s), which is linear between the corners of the
+grid. Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid equal those of dy/dt = f(t, y) on the moving grid, so that
 autograd gives the derivative of the discrete solve. The values are tau(s) = s and tau' = 1, so that no state changes.
 """
 
@@ -19,10 +19,10 @@ from odebench.ode.torch_func import needs_derivative
 
 
 def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDetector | None) -> bool:
-    """Whether backpropagation through ``MovingGrid`` gives the gradient with respect to times.
+    """Return whether backpropagation through ``MovingGrid`` gives the gradient with respect to times.
 
-    It does not for events and dense output, which are located in s, nor for outputs inside the steps of Adams methods,
-    whose interpolation weights would move too.
+    It does not for events and dense output, which are located in the time s of the solve. It does not for outputs
+    inside the steps of Adams methods either, because the weights of their interpolation would move too.
     """
     if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
         return False
@@ -33,8 +33,8 @@ def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDet
 class MovingGrid(Observer):
     """The field tau'(s) f(tau(s), y) of a problem. It observes the steps, to know the current interval.
 
-    stepper: of the plan's method, with this field.
-    output_shift: see ``integrate``; None if all output times are corners.
+    stepper: a stepper of the plan's method for this field.
+    output_shift: see ``integrate``; None if all output times are corners of the grid.
     """
 
     def __init__(self, problem: InitialValueProblem, plan: SolvePlan) -> None:
@@ -59,20 +59,20 @@ class MovingGrid(Observer):
         self._rate = (self._shifts[interval + 1] - self._shift) / (self._end - self._start)
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """A step that ends an interval is followed by one of the next."""
+        """Enter the next interval if the step ends the current one."""
         if abs(t + h - self._end) < 0.5 * abs(h) and self._interval < len(self._corners) - 2:
             before = 1 + self._rate
             self._enter(self._interval + 1)
             self.stepper.scale_slope((1 + self._rate) / before)
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """tau' f(tau, y) [N] at s = t."""
+        """Return tau' f(tau, y) [N] at s = t."""
         return self._problem(t + self._grid_shift(t), y, in_result, out) * (1 + self._rate)
 
     def _grid_shift(self, s: Any) -> Tensor:
-        """tau(s) - s."""
+        """Return tau(s) - s."""
         return self._shift + (s - self._start) * self._rate
 
     def _shift_of_output(self, time: float) -> Tensor:
-        """The shift in s from ``time``, fixed within the step, to the point where tau is the output time."""
+        """Return how far s must move from ``time``, which is fixed in its step, until tau(s) is the output time."""
         return (self._time_shifts[time] - self._grid_shift(time)) / (1 + self._rate)

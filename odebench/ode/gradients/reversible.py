@@ -1,8 +1,8 @@
 """The exact gradient of the discrete solve by undoing its steps, for reversible methods.
 
 The forward pass stores the last state, its auxiliary state and the sizes of the accepted steps. The backward pass
-undoes one step after the other. The gradient is computed by vector-Jacobian products of the evaluations made for this
-(McCallum & Foster 2024; Zhuang et al. 2021, MALI; Kidger et al. 2021).
+undoes one step after the other. It computes the gradient with vector-Jacobian products of the evaluations that undo the
+steps (McCallum & Foster 2024; Zhuang et al. 2021, MALI; Kidger et al. 2021).
 """
 
 import dataclasses
@@ -30,13 +30,14 @@ from odebench.ode.solution import Stats
 
 @dataclass(frozen=True)
 class ReversibleGradient:
-    """The gradient of backpropagation, to round-off, in constant memory, for reversible methods. Differentiable once.
+    """The gradient of backpropagation, up to round-off, in constant memory, for reversible methods.
 
-    Steps end at every output time. Undoing steps amplifies round-off, as ``odebench.ode.methods.reversible`` describes,
-    though little in float64 unless the field contracts strongly over the span.
+    The gradient can be differentiated once. Steps end at every output time. Undoing steps amplifies round-off, as
+    ``odebench.ode.methods.reversible`` describes. In float64 this error is small unless the field contracts strongly
+    over the span.
 
     Memory: a state and its auxiliary state, the sizes of the accepted steps, and the graph of one evaluation, or of all
-    stages of one increment of a Runge-Kutta method. Backward: as many evaluations as the accepted steps took forward.
+    stages of one increment of a Runge-Kutta method. The backward pass evaluates f as often as the accepted steps did.
     """
 
     name = "reversible"
@@ -56,7 +57,7 @@ class ReversibleGradient:
 
 @dataclass
 class _StepRecorder(Observer):
-    """Records the start and the signed size of the accepted steps."""
+    """Record the start and the signed size of each accepted step."""
 
     steps: list[tuple[float, float]]
 
@@ -119,22 +120,28 @@ class _ReversibleSolve(torch.autograd.Function):
 
 
 Vjp = Callable[[Tensor], Tensor]
-"""From dL/d value to dL/dy, both [N], for a value computed from y; other gradients go to the accumulator."""
+"""A function from dL/dv to dL/dy, both [N], where the value v was computed from y.
+
+The function adds the gradients of parameters and arguments to the accumulator.
+"""
 
 
 class BackwardField:
-    """The field of a backward pass, which also linearizes functions of the field; ``stats`` counts its evaluations."""
+    """The field of a backward pass; it also linearizes functions that evaluate it.
+
+    stats: counts the evaluations.
+    """
 
     def __init__(self, problem: InitialValueProblem, accumulator: GradientAccumulator, stats: Stats) -> None:
         self._problem, self._accumulator, self._stats = problem, accumulator, stats
         self.time_tensors = problem.time_tensors
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """dy/dt [N] at y [N]."""
+        """Return dy/dt [N] at y [N]."""
         return self._problem(t, y, args=self._accumulator.args, stats=self._stats)
 
     def linearize(self, t: float, function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Vjp]:
-        """The value [N] at y [N] of a function that evaluates the field near t, and its vector-Jacobian product."""
+        """Return function(y) [N] at y [N], and the vector-Jacobian product; function: evaluates the field near t."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             value = function(y)
@@ -143,10 +150,11 @@ class BackwardField:
 
 
 class ReverseStepper(Protocol):
-    """Undoes the steps of a solve, the last one first.
+    """Undo the steps of a solve, from the last step to the first.
 
-    y, auxiliary: [N] the state and its auxiliary state at the start of the step that was undone last.
-    grad: [N] dL/dy through later steps; the caller adds the gradient of an output there.
+    y, auxiliary: the state and the auxiliary state, each [N], at the start of the step that was undone last.
+    grad: dL/dy [N] at the same time, through the steps after it. If this is an output time, the caller adds the
+        gradient of the output.
     """
 
     y: Tensor
@@ -154,14 +162,14 @@ class ReverseStepper(Protocol):
     grad: Tensor
 
     def undo(self, t: float, h: float) -> None:
-        """Undo the step from t of signed size h."""
+        """Undo the step that starts at t and has the signed size h."""
 
     def initial_gradient(self) -> Tensor:
-        """The gradient [N] with respect to the first state, which the auxiliary state was computed from."""
+        """Return the gradient [N] with respect to the first state, from which the auxiliary state was computed."""
 
 
 class CoupledReverseStepper:
-    """Undoes the steps of a ``ReversibleRungeKutta``: both updates backward, with transposed derivatives."""
+    """Undo the steps of a ``ReversibleRungeKutta``: invert both updates, and transpose their derivatives."""
 
     def __init__(
         self, method: ReversibleRungeKutta, field: BackwardField, t: float, y: Tensor, auxiliary: Tensor, grad: Tensor
@@ -170,7 +178,7 @@ class CoupledReverseStepper:
         self.y, self.auxiliary, self.grad, self._grad_auxiliary = y, auxiliary, grad, torch.zeros_like(grad)
 
     def undo(self, t: float, h: float) -> None:
-        """Undo a step; each increment is evaluated once, for its value and its vector-Jacobian product."""
+        """Undo a step; one evaluation of each increment gives its value and its vector-Jacobian product."""
         c = self._coupling
         increment_back, vjp = self._field.linearize(t + h, lambda y: self._increment(t + h, -h, y), self.y)
         grad = self.grad + vjp(-self._grad_auxiliary)
@@ -180,7 +188,7 @@ class CoupledReverseStepper:
         self.grad, self._grad_auxiliary = c * grad, self._grad_auxiliary + (1 - c) * grad + vjp(grad)
 
     def initial_gradient(self) -> Tensor:
-        """The gradient [N]: the auxiliary state started as y."""
+        """Return the gradient [N]; the first auxiliary state was y."""
         return self.grad + self._grad_auxiliary
 
     def _increment(self, t: float, h: float, y: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ class CoupledReverseStepper:
 
 
 class LeapfrogReverseStepper:
-    """Undoes the steps of an ``AsynchronousLeapfrog``."""
+    """Undo the steps of an ``AsynchronousLeapfrog``."""
 
     def __init__(
         self, method: AsynchronousLeapfrog, field: BackwardField, t: float, y: Tensor, auxiliary: Tensor, grad: Tensor
@@ -201,7 +209,7 @@ class LeapfrogReverseStepper:
         self.y, self.auxiliary, self.grad, self._grad_auxiliary = y, auxiliary, grad, torch.zeros_like(grad)
 
     def undo(self, t: float, h: float) -> None:
-        """Undo a step, with one evaluation, at its middle."""
+        """Undo a step with one evaluation, at the middle of the step."""
         weight = 2 * self._method.damping
         middle = torch.add(self.y, self.auxiliary, alpha=-h / 2)
         u, vjp = self._evaluate(t + h / 2, middle)
@@ -213,7 +221,7 @@ class LeapfrogReverseStepper:
         self._start = t
 
     def initial_gradient(self) -> Tensor:
-        """The gradient [N]: the auxiliary state started as f(t, y)."""
+        """Return the gradient [N]; the first auxiliary state was f(t, y)."""
         _, vjp = self._evaluate(self._start, self.y)
         return self.grad + vjp(self._grad_auxiliary)
 
@@ -222,8 +230,11 @@ class LeapfrogReverseStepper:
 
 
 class HeunReverseStepper:
-    """Undoes the steps of a ``ReversibleHeun``: half a step of y along f, the reflection of the auxiliary state at the
-    result, and another half. The evaluation at the start of a step also serves the second half of the step before."""
+    """Undo the steps of a ``ReversibleHeun``.
+
+    Half a step of y along f, the reflection of the auxiliary state at the result, and another half step of y undo a
+    step. The evaluation at the start of a step is also used in the second half of the step before it.
+    """
 
     def __init__(
         self, method: ReversibleHeun, field: BackwardField, t: float, y: Tensor, auxiliary: Tensor, grad: Tensor
@@ -234,7 +245,7 @@ class HeunReverseStepper:
         self._slope, self._vjp = self._evaluate(t, auxiliary)
 
     def undo(self, t: float, h: float) -> None:
-        """Undo a step, with one evaluation, at its start."""
+        """Undo a step with one evaluation, at the start of the step."""
         middle = torch.add(self.y, self._slope, alpha=-h / 2)
         grad_slope = torch.add(self._grad_slope, self.grad, alpha=h / 2)
         grad_auxiliary = self._grad_auxiliary + self._vjp(grad_slope)
@@ -245,7 +256,7 @@ class HeunReverseStepper:
         self._grad_slope = h / 2 * self.grad
 
     def initial_gradient(self) -> Tensor:
-        """The gradient [N]: the auxiliary state started as y."""
+        """Return the gradient [N]; the first auxiliary state was y."""
         return self.grad + self._grad_auxiliary + self._vjp(self._grad_slope)
 
     def _evaluate(self, t: float, y: Tensor) -> tuple[Tensor, Vjp]:

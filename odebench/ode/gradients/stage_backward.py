@@ -15,7 +15,7 @@ from odebench.ode.transfer import constant
 
 
 class OutputGradients:
-    """The gradients [T, N] of the outputs, and the steps that the outputs lie in."""
+    """The gradients [T, N] with respect to the outputs, and the steps that the outputs lie in."""
 
     def __init__(self, times: list[float], gradients: Tensor, history: StepHistory) -> None:
         self.gradients = gradients
@@ -33,16 +33,16 @@ class OutputGradients:
 
     @property
     def at_step_ends(self) -> bool:
-        """Whether no output lies inside a step."""
+        """Whether every output lies at the end of a step."""
         return not any(thetas for thetas, _ in self._inside)
 
     def inside_step(self, n: int) -> tuple[list[float], Tensor]:
-        """The thetas of the outputs inside step n, and their gradients [m, N]."""
+        """Return the outputs inside step n: their positions theta, between 0 and 1, and their gradients [m, N]."""
         thetas, first = self._inside[n]
         return thetas, self.gradients[first : first + len(thetas)]
 
     def add_at_end(self, n: int, a: Tensor) -> Tensor:
-        """a [N] with the gradient of the output at the end of step n, where there is one."""
+        """Return ``a`` [N] plus the gradient with respect to the output at the end of step n, if there is an output."""
         output = self._output_at_end[n]
         return a if output is None else a + self.gradients[output]
 
@@ -55,16 +55,19 @@ def backward_through_stages(
     accumulator: GradientAccumulator,
     outputs: OutputGradients,
 ) -> Tensor:
-    """dL/dy [N] at the start of the first step; gradients of parameters and arguments go to the accumulator.
+    """Return dL/dy [N] at the start of the first step.
 
-    evaluate(t, y): the graph of a stage.
+    The gradients of parameters and arguments are added to the accumulator.
+
+    steps: the number and stages of each step, from the last step to the first.
+    evaluate: a function of t and y that evaluates a stage again, and returns its graph.
     """
     method = plan.method
     assert isinstance(method, Tableau)
     a = torch.zeros_like(outputs.gradients[0])
     vjps = a.new_zeros(method.dense_stages, len(a))
     weights = _TransposedWeights(method, vjps)
-    # The interpolant of the step before may depend on a first stage, too.
+    # The first stage of a step may also be part of the interpolant of the step before.
     retain = method.end_stage is not None and bool(method.extra_c)
     for n, stages in steps:
         h, num = history.steps[n].h, len(stages)
@@ -90,26 +93,26 @@ def backward_through_stages(
 
 
 class _TransposedWeights:
-    """The weights a_ji of stage i in the later stages j, as tensors like ``like``."""
+    """The weights a_ji of a stage i in the later stages j, as tensors with the dtype and device of ``like``."""
 
     def __init__(self, method: Tableau, like: Tensor) -> None:
         self._table, self._b, self._like = (*method.a, *method.extra_a), method.b, like
         self._cache: dict[tuple[int, int], Tensor] = {}
 
     def in_later_stages(self, i: int, num: int) -> Tensor:
-        """[a_ji for j = i + 1 .. num - 1]."""
+        """Return the weights a_ji for j = i + 1 .. num - 1, a tensor [num - 1 - i]."""
         if (i, num) not in self._cache:
             column = tuple(self._table[j][i] for j in range(i + 1, num))
             self._cache[i, num] = constant(column, self._like.dtype, self._like.device)
         return self._cache[i, num]
 
     def any_nonzero(self, i: int, num: int) -> bool:
-        """Whether stage i has weight in the step's result or in a later stage."""
+        """Return whether stage i has weight in the result of the step or in a later stage."""
         return (i < len(self._b) and self._b[i] != 0) or any(self._table[j][i] for j in range(i + 1, num))
 
 
 def _output_gradients_of_stages(method: Tableau, thetas: list[float], gradients: Tensor, h: float) -> Tensor | None:
-    """dL/dk_i [S, N] through the outputs inside a step; None if there are none."""
+    """Return dL/dk_i [S, N] through the outputs inside a step; None if there is no such output."""
     if not thetas:
         return None
     assert method.dense is not None
@@ -119,7 +122,10 @@ def _output_gradients_of_stages(method: Tableau, thetas: list[float], gradients:
 def _output_gradient_of_last_stage(
     plan: SolvePlan, history: StepHistory, outputs: OutputGradients, n: int
 ) -> Tensor | None:
-    """dL/dk [N] of the last stage of step n, through the outputs inside step n, if step n + 1 has to add it."""
+    """Return dL/dk [N] for the last stage k of step n, through the outputs inside step n.
+
+    Returns None unless this stage is also the first stage of step n + 1, which has to add this gradient.
+    """
     if n < 0 or not outputs.inside_step(n)[0] or not history.shares_last_stage(plan, n):
         return None
     method = plan.method

@@ -1,4 +1,4 @@
-"""Records of the accepted steps of a forward solve for a hand-written backward pass, with states or graphs."""
+"""Records of the accepted steps of a forward solve, with states or graphs, for a hand-written backward pass."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from odebench.ode.solution import Stats
 
 @dataclass(frozen=True)
 class AcceptedStep:
-    """An accepted step from t, of signed size h; ``t_next`` is where the next one starts."""
+    """An accepted step that starts at t and has the signed size h; ``t_next`` is where the next step starts."""
 
     t: float
     h: float
@@ -25,7 +25,7 @@ class AcceptedStep:
 
 
 class StepHistory(Observer):
-    """Records the accepted steps of a solve, in order."""
+    """Record the accepted steps of a solve, in order."""
 
     def __init__(self) -> None:
         self.steps: list[AcceptedStep] = []
@@ -41,7 +41,7 @@ class StepHistory(Observer):
         return plan.time_direction(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def shares_last_stage(self, plan: SolvePlan, n: int) -> bool:
-        """Whether the last stage of step n is the first of step n + 1, where its gradient is computed."""
+        """Return whether the last stage of step n is the first stage of step n + 1, which computes its gradient."""
         method = plan.method
         assert isinstance(method, Tableau)
         follows = n + 1 < len(self.steps) and self.steps[n].t_next not in plan.jump_times
@@ -56,7 +56,7 @@ class StepHistory(Observer):
 
 
 class CheckpointStore:
-    """Stores the states that steps start from, by step number: all of them, or at most ``limit``."""
+    """Store the states that steps start from, by step number: all of them, or at most ``limit``."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit, self._stride = limit, 1
@@ -66,7 +66,7 @@ class CheckpointStore:
         return len(self._states)
 
     def save_if_due(self, n: int, y: Tensor) -> None:
-        """Store the state before step n if n is a multiple of the stride, which doubles when the store is full."""
+        """Store the state before step n if n is a multiple of the stride. The stride doubles when the store is full."""
         while n % self._stride == 0 and len(self._states) == self._limit:
             self._stride *= 2
             self._states = {m: state for m, state in self._states.items() if m % self._stride == 0}
@@ -74,9 +74,9 @@ class CheckpointStore:
             self._states[n] = y
 
     def reversed_steps(self, num_steps: int, advance: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Yield each step's number and the state that it starts from, the last step first.
+        """Yield the number of each step and the state that it starts from, from the last step to the first.
 
-        advance(n, y): the state after step n, computed again.
+        advance: a function of n and the state before step n that computes the state after this step again.
         """
         end, checkpoints = num_steps, {n: y for n, y in self._states.items() if n < num_steps}
         for start in sorted(checkpoints, reverse=True):
@@ -86,21 +86,21 @@ class CheckpointStore:
 
 
 class StateHistory(StepHistory):
-    """Also records the states [N] that the steps start from: all of them, or at most ``limit``."""
+    """Record the accepted steps, and the states [N] that they start from: all of them, or at most ``limit``."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
         self.checkpoints = CheckpointStore(limit)
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Append the step, and perhaps its state."""
+        """Append the step, and store the state that it starts from if it is due."""
         self.checkpoints.save_if_due(len(self.steps), y)
         super().accept(t, y, h)
 
     def reversed_steps(self, advance: Callable[[AcceptedStep, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Yield each step's number and the state [N] that it starts from, the last step first.
+        """Yield the number of each step and the state [N] that it starts from, from the last step to the first.
 
-        advance(step, y): the state after a step, computed again.
+        advance: a function of a step and the state before it that computes the state after this step again.
         """
         return self.checkpoints.reversed_steps(len(self.steps), lambda n, y: advance(self.steps[n], y))
 
@@ -111,9 +111,10 @@ def reversed_states(
     """Yield (n, state before step n) for n = end - 1 .. start, storing at most ``num_free`` states besides y.
 
     y: the state before step ``start``.
+    advance: a function of n and the state before step n that computes the state after this step.
 
     Griewank & Walther 2000, Algorithm 799: revolve. With m stored states and r repeats of a step, binomial(m + r, m)
-    steps can be reversed. A state is stored at the earliest step from which one stored state less is enough.
+    steps can be reversed. The next state is stored at the earliest step from which one stored state less is enough.
     """
     length = end - start
     if length <= 1:
@@ -130,7 +131,7 @@ def reversed_states(
     num_repeats = 1
     while math.comb(num_free + 1 + num_repeats, num_repeats) < length:
         num_repeats += 1
-    # As early as the steps after it can still be reversed with one stored state less and one repeat more.
+    # The earliest step such that the steps from there on can be reversed with one stored state less and num_repeats.
     middle = end - min(length - 1, math.comb(num_free + num_repeats, num_repeats))
     state = y
     for m in range(start, middle):
@@ -141,7 +142,7 @@ def reversed_states(
 
 @dataclass
 class Stage:
-    """One evaluation at t and y [N], and its graph; None where it is evaluated later."""
+    """One evaluation at t and y [N]; graph: its graph, or None if it is evaluated again later."""
 
     t: Tensor
     y: Tensor
@@ -149,8 +150,11 @@ class Stage:
 
 
 class StageRecorder:
-    """A field whose results have no graph. While ``recording`` it appends its evaluations to ``stages``: with their
-    graphs if ``with_graphs``, else to be evaluated again one by one."""
+    """A field whose results have no graph.
+
+    While ``recording`` is set, it appends each evaluation to ``stages``. The evaluations have their graphs if
+    ``with_graphs`` is set; if not, they are evaluated again later, one by one.
+    """
 
     def __init__(self, problem: InitialValueProblem, args: Sequence[Tensor], stats: Stats, recording: bool) -> None:
         self.recording, self.with_graphs = recording, True
@@ -159,7 +163,7 @@ class StageRecorder:
         self._problem, self._args, self._stats = problem, args, stats
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
-        """dy/dt [N]."""
+        """Return dy/dt [N]."""
         if self.recording and self.with_graphs:
             graph = self.graph(t, y)
             self.stages.append(Stage(t, y, graph))
@@ -173,15 +177,15 @@ class StageRecorder:
         return dataclasses.replace(self._problem.field_arguments(), args=self._args, stats=self._stats)
 
     def graph(self, t: Tensor, y: Tensor) -> EvaluationGraph:
-        """One evaluation with its graph."""
+        """Evaluate f once and return the evaluation with its graph."""
         return self._problem.evaluate_with_graph(t, y, self._args, self._stats)
 
 
 class GraphHistory(StepHistory):
-    """Records the stages that ``field`` evaluates, with their graphs.
+    """Record the stages that ``field`` evaluates, with their graphs.
 
-    The list of a step holds all its stages, then the extra ones of its interpolant. The stage at the end of a step is
-    also the first of the next step.
+    Each step has a list of all its stages, followed by the extra stages of its interpolant. The stage at the end of a
+    step is also the first stage of the next step.
     """
 
     def __init__(self, field: StageRecorder, method: Tableau, first: FirstEvaluation) -> None:
@@ -191,7 +195,10 @@ class GraphHistory(StepHistory):
         field.stages.append(Stage(first.t, first.y, EvaluationGraph([first.y], [first.f])))
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Start a step with its first stage; earlier stages belong to the last accepted step, or to a rejected one."""
+        """Start the list of a step with its first stage.
+
+        The stages before it belong to the last accepted step, or to a rejected step.
+        """
         stages = self._field.stages
         if self._complete:
             next_first = stages.pop() if self._method.end_stage is None else stages[self._method.end_stage]
@@ -201,7 +208,7 @@ class GraphHistory(StepHistory):
             self._field.stages = stages[:1]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Append the step. Extra stages of its interpolant may be added until the next step starts."""
+        """Append the step. Until the next step starts, ``field`` may add the extra stages of the interpolant."""
         super().accept(t, y, h)
         self._complete = True
 
@@ -209,15 +216,15 @@ class GraphHistory(StepHistory):
         """Drop what follows time ``end``, where the last step of the solve ended."""
         super().close(end)
         if self._complete:
-            # The dense output of a fixed step also evaluates f at its end, which is no stage.
+            # The dense output of a fixed step also evaluates f at the end of the step, which is no stage.
             self._stages.append(self._field.stages[: self._method.dense_stages])
         del self._stages[len(self.steps) :]
         self._field.stages = []
 
     def reversed_steps(self, plan: SolvePlan) -> Iterator[tuple[int, list[Stage]]]:
-        """Yield the number and stages of each step, the last step first, and remove them from this history.
+        """Yield the number and stages of each step, from the last step to the first.
 
-        Raises RuntimeError when called twice.
+        The stages are removed from this history, so that their memory is freed. Raises RuntimeError when called twice.
         """
         if len(self._stages) < len(self.steps):
             raise RuntimeError(
