@@ -1,8 +1,8 @@
-"""Data sets: each returns tensors in memory, with their provenance.
+"""Data sets: functions that return tensors in memory, with their provenance.
 
-A data set is a function that takes its settings (the data group without its name) as keyword arguments, and the
-training's seed if it has a parameter `seed`, and returns an `ImageData`, a `DensityData` or a `SeriesData`. To add one,
-add such a function to DATA below, or to the dict DATA of a module that the setting `extensions` names:
+The keyword arguments of such a function are its settings: the data group without the name. If it has a parameter
+`seed`, it gets the training's seed. It returns an `ImageData`, a `DensityData` or a `SeriesData`. To add a data set,
+add its function to DATA below, or to the dict DATA of a module that the setting `extensions` names:
 
     def noise(*, num: int, seed: int) -> ImageData:
         generator = torch.Generator().manual_seed(seed)
@@ -78,11 +78,11 @@ DATA: dict[str, Callable[..., Data]] = {
 
 
 def build_data(name: str, options: Mapping[str, Any], seed: int, extensions: Sequence[str] = ()) -> Data:
-    """The data set of this name, built in or of a plugin, with its provenance completed.
+    """Load the data set of this name, built in or from a plugin, and complete its provenance.
 
     options: the data group's settings without the name. Adds to the provenance the name and, for each split,
     the number of images, samples or series, their shape, and the SHA-256 of their bytes. Drops series without an
-    observation and counts them. Raises UsageError for an unknown name, and whatever UsageError the data set raises.
+    observation and counts them. Raises UsageError for an unknown name, and passes on each UsageError of the data set.
     """
     loader = cast(Callable[..., Any], lookup("data", name, DATA, extensions))
     takes_seed = "seed" in inspect.signature(loader).parameters

@@ -1,6 +1,6 @@
-"""Batches: their samples, and the random numbers drawn for them, as functions of (seed, epoch, index).
+"""The samples and the random numbers of each batch, as functions of (seed, epoch, index).
 
-They keep no state, so a training that resumes at any step sees the same batches as an uninterrupted one.
+These functions keep no state, so a training that resumes at any step sees the same batches as an uninterrupted one.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Keys of independent random streams: the order of an epoch, and the numbers of one batch, by torch and by NumPy.
+# Keys of independent random streams: the order of an epoch; torch's, and NumPy's, random numbers for one batch.
 _ORDER, _BATCH, _BATCH_BY_NUMPY = 0, 1, 2
 _DEQUANTISATION_LEVELS = 2**15
 
@@ -17,9 +17,9 @@ _DEQUANTISATION_LEVELS = 2**15
 def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) -> torch.Tensor:
     """The indices of the samples in one batch of an epoch.
 
-    num: samples in the split; index: 0 up to num // batch_size, exclusive: the last incomplete batch is
-    dropped. Returns int64 [batch_size] on the CPU. The order of an epoch depends on (seed, epoch) alone.
-    Raises IndexError for an index outside this range.
+    num: the number of samples in the split. index: at least 0 and less than num // batch_size, since an incomplete
+    last batch is dropped; raises IndexError for any other. Returns int64 [batch_size] on the CPU. The order of an epoch
+    depends on (seed, epoch) alone.
     """
     num_batches = num // batch_size
     if not 0 <= index < num_batches:
@@ -28,9 +28,9 @@ def batch_indices(num: int, batch_size: int, seed: int, epoch: int, index: int) 
 
 
 def batch_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """The CPU generator of all random numbers of one batch: crops, dequantisation, base samples, latent noise, times.
+    """The generator of all random numbers of one batch: crops, dequantisation, base samples, latent noise, times.
 
-    The numbers do not depend on the device of the samples.
+    It is a CPU generator, so the numbers do not depend on the device of the samples.
     """
     return _generator(_BATCH, seed, epoch, index)
 
@@ -62,10 +62,10 @@ def random_crop(images: torch.Tensor, padding: int, generator: torch.Generator) 
 def dequantise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """uint8 images x as float32 (x + u) / 256 in (0, 1), with u uniform; same shape and device.
 
-    u is drawn on the generator's device. The mean log density of the result is at most that of the probability
-    of x times 256^D, D being the number of pixels (Theis et al. 2016, section 3.1).
+    u is drawn on the generator's device. The log density of the result, averaged over u, is a lower bound of
+    log(256^D P(x)), where P(x) is the probability of x and D its number of pixels (Theis et al. 2016, section 3.1).
     """
-    # u takes 2^15 values, halfway between their neighbours: x + u is then exact in float32, never the next level.
+    # u is one of the 2^15 values (k + 1/2) / 2^15: then x + u is exact in float32 and never rounds to the next level.
     num, device = _DEQUANTISATION_LEVELS, generator.device
     levels = torch.randint(num, images.shape, generator=generator, device=device, dtype=torch.int32)
     return (images + ((levels + 0.5) / num).to(images.device)) / 256
@@ -73,7 +73,7 @@ def dequantise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 @lru_cache(maxsize=4)
 def _epoch_order(num: int, seed: int, epoch: int) -> torch.Tensor:
-    # Cached for the epoch's next batches: drawing 60,000 numbers for each would cost more than the slice.
+    # Cached for all batches of an epoch: permuting 60,000 numbers for each batch would cost more than the slice.
     return torch.randperm(num, generator=_generator(_ORDER, seed, epoch))
 
 

@@ -1,4 +1,4 @@
-"""Arrays cached on disk because computing them takes long; loading one executes no code."""
+"""Arrays cached on disk because computing them takes long. Loading a cached file executes no code."""
 
 import logging
 import tempfile
@@ -23,7 +23,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an .npz file atomically; if the folder is not writable, only log it."""
+    """Write an .npz file atomically. If the folder is not writable, only log that."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}-", delete=False) as file:

@@ -20,10 +20,10 @@ _TRAIN, _VALIDATION, _TEST = 0, 1, 2  # keys of independent random streams
 class DensityData:
     """Samples of a density, split three ways: float32 [N, *shape], finite; anything else raises UsageError.
 
-    draw: draws new samples for training, from their number and a random state; None for a fixed training set.
-    log_density: [N, D] -> [N], unnormalised, if it is known; finite at every sample.
-    log_normaliser: log of the integral of exp(log_density); both or neither are given. note: one line for the
-    user, may be empty. provenance: where the samples come from; `build_data` adds counts and hashes.
+    draw: a function that draws new training samples, given their number and a random state; None if the training set
+    is fixed. log_density: maps [N, D] to the unnormalised log density [N], which must be finite at every sample; None
+    if it is not known. log_normaliser: log of the integral of exp(log_density); None without log_density. note: one
+    line for the user, may be empty. provenance: where the samples come from; `build_data` adds counts and hashes.
     """
 
     train: Tensor
@@ -47,7 +47,9 @@ class DensityData:
             if self.log_density is not None:
                 _check_finite(self.log_density, split, f"it must be finite at the {name} samples")
         if (self.log_density is None) != (self.log_normaliser is None):
-            raise UsageError("log_density and log_normaliser, the log of its integral, must both be given, or neither")
+            raise UsageError(
+                "give both log_density and log_normaliser, the log of the integral of exp(log_density), or neither"
+            )
 
     def splits(self) -> dict[str, Tensor]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
@@ -67,15 +69,15 @@ class DensityData:
         assert self.log_density is not None
         noise = torch.randn(4096, *self.train.shape[1:], generator=torch.Generator().manual_seed(0))
         points = self.train.mean(0) + 2 * self.train.std(0) * noise
-        _check_finite(self.log_density, points, "density matching needs one that is finite everywhere")
+        _check_finite(self.log_density, points, "density matching needs a log density that is finite everywhere")
 
 
 @dataclass(frozen=True)
 class Distribution:
     """A distribution that data sets are sampled from.
 
-    sample(num, random, **options) gives float64 [num, D], independent points; log_density(x, **options) the
-    log density of points [N, D], unnormalised; log_normaliser() the log of its integral.
+    sample(num, random, **options) returns independent points, float64 [num, D]. log_density(x, **options) returns the
+    unnormalised log density of points [N, D]. log_normaliser() returns the log of the integral of exp(log_density).
     """
 
     source: str
@@ -94,10 +96,10 @@ def sampled(
     test: int,
     **options: float,
 ) -> DensityData:
-    """A data set sampled from a distribution: the numbers of samples for training, validation and test are given.
+    """A data set sampled from a distribution.
 
-    Only the training set depends on the seed. fresh: training draws new samples each step. options: of the
-    distribution.
+    Only the training set depends on the seed. samples, validation, test: the numbers of samples for training,
+    validation and test. fresh: whether training draws new samples in each step. options: the distribution's options.
     """
 
     def draw(num: int, random: np.random.RandomState) -> Tensor:

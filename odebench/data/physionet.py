@@ -36,16 +36,16 @@ def physionet2012(
 ) -> SeriesData:
     """8,000 records of the first 48 hours in intensive care, with death in hospital as label.
 
-    Times are rounded to `quantisation` minutes, in units of 48 hours; values of one parameter at one time are averaged.
-    Each parameter is shifted and scaled by its smallest and largest value outside the test records: see `scale_values`.
-    static: include age, gender, height and kind of unit, observed once at time 0 (41 channels, as in the released code;
-    37 without, as in the paper). A descriptor of -1 is unknown, and so not observed. Records with descriptors
-    only are dropped and counted.
+    Times are rounded to multiples of `quantisation` minutes and given in units of 48 hours. Values of one parameter at
+    the same time are averaged. Each parameter is shifted and scaled by its smallest and largest value outside the test
+    records: see `scale_values`. static: whether to include age, gender, height and kind of unit, observed once at time
+    0. There are 41 channels with them, as in the released code, and 37 without, as in the paper. A descriptor of -1 is
+    unknown, and so not observed. Records with descriptors only are dropped and counted.
 
-    sets: ab, or a or b alone (the released code uses set-a alone for classification). A fifth is for test, chosen as by
-    scikit-learn's train_test_split from the records in the order of their numbers; published with random_state 42.
-    mode, observed: see `assign_roles` and `make_splits`. Raises UsageError as `read_set` does, and if there is no
-    observation.
+    sets: which sets of the challenge to use, "ab", "a" or "b" (the released code uses set-a alone for classification).
+    A fifth of the records is for test, chosen as scikit-learn's train_test_split does from the records sorted by
+    number; the published split has random_state 42. mode, observed: see `assign_roles` and `make_splits`. Raises
+    UsageError as `read_set` does, and if no record has an observation.
     """
     folder = data_root(root) / "PhysioNet2012"
     parts, files = zip(*(read_set(folder, letter) for letter in sets), strict=True)
@@ -78,10 +78,10 @@ def physionet2012(
 
 
 def quantise(records: Records, quantisation: int, static: bool) -> tuple[SeriesSplit, int, int]:
-    """Series of the records, at times rounded to ``quantisation`` minutes, in units of 48 hours.
+    """Make series from the records, with times rounded to multiples of ``quantisation`` minutes, in units of 48 hours.
 
-    Values of one parameter at the same rounded time are averaged. Returns the series, by how many values averaging
-    reduced them, and how many records were dropped because they hold descriptors only.
+    Values of one parameter at the same rounded time are averaged. Returns the series, by how many averaging reduced the
+    number of values, and the number of records that were dropped because they hold descriptors only.
     """
     num, dim, stride = len(records.ids), len(PARAMETERS), SPAN_MINUTES + 1
     first = 0 if static else len(STATIC)

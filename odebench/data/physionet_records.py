@@ -1,7 +1,7 @@
 """Records of the PhysioNet/Computing in Cardiology Challenge 2012, from the challenge's own files.
 
-A record is a text file of lines `Time,Parameter,Value`, with the hours and minutes since admission as time; the
-outcomes of a set of records are one table. Folders or archives hold set-a/132539.txt, ..., Outcomes-a.txt, and so on.
+A record is a text file of lines `Time,Parameter,Value`; the time is in hours and minutes since admission. One table
+holds the outcomes of a set of records. Folders or archives hold set-a/132539.txt, ..., Outcomes-a.txt, and so on.
 Archives are read in memory and not unpacked to disk.
 """
 
@@ -50,9 +50,9 @@ _MINUTES = {f"{minute // 60:02}:{minute % 60:02}": minute for minute in range(SP
 class Records:
     """N records with M values in total, concatenated in the order of their files' lines.
 
-    ids: int64 [N], the challenge's numbers, increasing; deaths: int8 [N], 1 for a death in hospital; lengths:
-    int64 [N], the number of values of each record; minutes: int16 [M], since admission; parameters: int8 [M], indices
-    into PARAMETERS; values: float32 [M]. Unknown descriptors are dropped.
+    ids: int64 [N], the challenge's numbers of the records, increasing; deaths: int8 [N], 1 for a death in hospital;
+    lengths: int64 [N], the number of values of each record; minutes: int16 [M], since admission; parameters: int8 [M],
+    indices into PARAMETERS; values: float32 [M]. Unknown descriptors are dropped.
     """
 
     ids: np.ndarray
@@ -95,7 +95,7 @@ def read_set(folder: Path, letter: str) -> tuple[Records, dict[str, dict[str, in
 
 
 def parse_set(folder: Path, letter: str, contents: dict[str, bytes]) -> Records:
-    """Records and outcomes from the contents of their files by name; folder: their folder, for error messages."""
+    """Parse the records and outcomes of a set. contents: file name -> content; folder: for error messages."""
     outcomes = contents.pop(f"Outcomes-{letter}.txt", None)
     if outcomes is None or not contents:
         missing = [*(["set-" + letter] if not contents else []), *([f"Outcomes-{letter}.txt"] if not outcomes else [])]
@@ -125,9 +125,9 @@ def parse_set(folder: Path, letter: str, contents: dict[str, bytes]) -> Records:
 
 
 def parse_record(path: str, content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Minutes, parameters and values of one record's file, as in Records; path: for error messages.
+    """Parse the file of one record: its minutes, parameters and values, as in ``Records``. path: for error messages.
 
-    Raises UsageError, with the line, for anything that is not in the challenge's format.
+    Raises UsageError, which names the line, for anything that is not in the challenge's format.
     """
     header, *lines = content.decode("ascii", "replace").splitlines() or [""]
     fields = ",".join(lines).split(",") if lines else []
@@ -175,7 +175,7 @@ def _is_number(text: str) -> bool:
 
 
 def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
-    """Deaths in hospital by record number."""
+    """Parse the table of outcomes: record number -> 1 for a death in hospital, else 0. path: for error messages."""
     rows = csv.DictReader(content.decode("ascii", "replace").splitlines())
     try:
         outcomes = [(int(row["RecordID"]), int(row["In-hospital_death"])) for row in rows]
@@ -190,7 +190,7 @@ def _parse_outcomes(path: str, content: bytes) -> dict[int, int]:
 
 
 def _sources(folder: Path, letter: str) -> tuple[list[Path], list[Path]]:
-    """The unpacked files of a set in the folder, and, if they are incomplete, the archives to search."""
+    """The unpacked files of a set in the folder and, if they are incomplete, the archives in which to look for it."""
     outcomes = folder / f"Outcomes-{letter}.txt"
     listed = (path for path in (folder / f"set-{letter}").glob("*.txt") if path.stem.isdecimal())
     records = sorted(path for path in listed if path.is_file())
@@ -229,12 +229,15 @@ Entry = tuple[str, bool, Callable[[], bytes]]
 
 
 def _tar_entries(path: Path) -> Iterator[Entry]:
-    """Name, whether it is a file or a folder, and how to read it, of each entry; the archive is read to its end."""
+    """Yield for each entry: its name, whether it is a file or a folder, and a function that reads it.
+
+    Reads the archive to its end.
+    """
     # Not in tarfile's stream mode, which does not notice a truncated file.
     with tarfile.open(path) as archive:
         for member in archive:
             yield member.name, member.isfile() or member.isdir(), partial(_read_tar, archive, member)
-        while archive.fileobj is not None and archive.fileobj.read(2**20):  # to the checksum of the packed file
+        while archive.fileobj is not None and archive.fileobj.read(2**20):  # up to the checksum of the compressed file
             pass
 
 

@@ -1,4 +1,4 @@
-"""Events of inhomogeneous Poisson processes with known rates, to which inferred rates can be compared."""
+"""Events of inhomogeneous Poisson processes. Their rates are known, so inferred rates can be compared with them."""
 
 import itertools
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class SinusoidalRate:
-    """rate(t) = level * (1 + depth * sin(omega t + phase)), with parameters float64 [N] for all series."""
+    """rate(t) = level * (1 + depth * sin(omega t + phase)); each parameter is float64 [N], one number per series."""
 
     level: Tensor
     depth: Tensor
@@ -52,17 +52,18 @@ def poisson_events(
     train_limit: int | None,
     random_state: int,
 ) -> SeriesData:
-    """Series of events on [0, 5], each with its own sinusoidal rate; ``series`` is their number.
+    """Series of events on [0, 5], each with its own sinusoidal rate.
 
-    The level of the rate is uniform in [0.6, 1.4] times the mean ``level``, in events per unit of time, so a series has
-    about five times as many events; its depth is uniform in [0.3, 0.9], its frequency in ``frequency``, its phase in
-    [0, 2 pi]; events are drawn by thinning (Lewis and Shedler 1979). An event is a point with one observed value, so
-    the mask shows where the events are. The value is 1 or, with observations, a measurement of depth * sin(omega t +
-    phase), the relative rate, with noise of standard deviation 0.1; the truth is the value without noise.
+    series: the number of series. level: the mean level of the rates, in events per unit of time; a series has about
+    five times as many events. The level of a series is uniform in [0.6, 1.4] times ``level``, its depth in [0.3, 0.9],
+    its frequency in ``frequency``, its phase in [0, 2 pi]. Events are drawn by thinning (Lewis and Shedler 1979). An
+    event is a point with one observed value, so the mask shows where the events are. observations: if False, this value
+    is 1. If True, it is a measurement of the relative rate depth * sin(omega t + phase), with noise of standard
+    deviation 0.1; the truth is the value without noise.
 
-    200 series are for test. All events are inputs and targets. `SeriesData.rate` is the rate by series' ids;
-    `log_likelihood` is exact. Everything depends on random_state, nothing on the training's seed. Raises UsageError for
-    fewer series than the splits need, and for a range whose lower end is above its upper end.
+    200 series are for test. All events are inputs and targets. `SeriesData.rate` is the true rate; `log_likelihood`
+    computes the exact log-likelihood of the events. Everything depends on random_state, nothing on the training's seed.
+    Raises UsageError for fewer series than the splits need, and for a range whose lower end is above its upper end.
     """
     if frequency[0] > frequency[1]:
         raise UsageError(f"data.frequency: the lower end {frequency[0]:g} is above the upper end {frequency[1]:g}")

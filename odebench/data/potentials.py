@@ -8,8 +8,9 @@ r"""Unnormalised densities exp(-U(z)) in the plane: U1 to U4 of Rezende and Moha
     w1 = sin(pi z1 / 2)    w2 = 3 exp(-((z1 - 1) / 0.6)^2 / 2)    w3 = 3 sigmoid((z1 - 1) / 0.3)
     wall = (max(|z1| - 4, 0) / 0.4)^2 / 2
 
-The wall is our addition: without it U2 to U4 do not grow along z1, so that exp(-U) has no finite integral and the
-divergence of a model from it no lower bound. It is zero in the range of the paper's figures, up to |z1| = 4.
+The wall is our addition. Without it U2 to U4 do not grow along z1, so the integral of exp(-U) is infinite, and the
+divergence of a model from exp(-U) has no lower bound. The wall is zero in the range of the paper's figures, up to
+|z1| = 4.
 """
 
 import math
@@ -31,7 +32,7 @@ GRID_POINTS = 801  # along each axis
 
 
 def potential_1(z: Tensor) -> Tensor:
-    """-U1: a ring, dense on its left and its right."""
+    """-U1: a ring, densest at its left and right."""
     ring = -_half_square(torch.linalg.vector_norm(z, dim=-1) - 2, 0.4)
     return ring + torch.logaddexp(-_half_square(z[..., 0] - 2, 0.6), -_half_square(z[..., 0] + 2, 0.6))
 
@@ -71,8 +72,8 @@ def _half_square(x: Tensor, std: float) -> Tensor:
 
 @cache
 def log_normaliser(log_density: LogDensity) -> float:
-    """Log of the integral over the box, by the trapezoidal rule in float64."""
-    # The density vanishes at the border, so the rule is a plain sum, and exact to rounding for smooth densities.
+    """Log of the integral of exp(log_density) over the box, by the trapezoidal rule in float64."""
+    # The density vanishes at the border, so the rule is a plain sum; for smooth densities its error is rounding alone.
     return (_on_grid(log_density).logsumexp((0, 1)) + 2 * math.log(2 * BOX_HALF_WIDTH / (GRID_POINTS - 1))).item()
 
 

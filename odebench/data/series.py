@@ -115,19 +115,19 @@ class SeriesSplit:
         return self._batch(indices, self.is_target, self.values, self.mask)
 
     def inputs_and_targets(self, indices: Tensor) -> tuple[SeriesBatch, SeriesBatch]:
-        """Inputs and targets, as one object if they are the same points."""
+        """Inputs and targets of these series; the same object twice if the inputs are the targets."""
         inputs = self.inputs(indices)
         return inputs, inputs if torch.equal(self.is_input, self.is_target) else self.targets(indices)
 
     def noiseless(self, indices: Tensor) -> SeriesBatch:
-        """The values without noise at all points of these series; ValueError if they are not known."""
+        """The values without noise at all points of these series. Raises ValueError if they are not known."""
         if self.truth is None:
             raise ValueError("the values without noise of these series are not known")
         everywhere = torch.ones_like(self.mask)
         return self._batch(indices, everywhere[:, 0], self.truth, everywhere)
 
     def point_indices(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """For each point of the series at these indices: its row among them, and its index in this split."""
+        """For each point of these series: the position of its series in ``indices``, and its index in this split."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         rows = torch.repeat_interleave(torch.arange(len(indices), device=self.offsets.device), lengths)
         shift = starts - (lengths.cumsum(0) - lengths)
@@ -151,7 +151,7 @@ class SeriesSplit:
         return SeriesSplit(**moved)
 
     def sha256(self) -> str:
-        """SHA-256 of the bytes of all fields but the truth, in their order; unobserved values count as 0."""
+        """SHA-256 of the bytes of all fields except the truth, in the order of the fields; unobserved values are 0."""
         digest = hashlib.sha256()
         hashed = dataclasses.replace(self, values=self.values.where(self.mask, 0), truth=None)
         for part in vars(hashed).values():
@@ -175,10 +175,10 @@ class SeriesData:
     """A data set of irregular series, split three ways.
 
     span: inputs and targets have times in [0, span]; a known truth may continue beyond. channels: names of the D
-    values. num_classes: labels are 0 to num_classes - 1; 0 if there are none. redraw: draws for (seed, epoch) a new
-    `is_input` of the training series; None if the inputs are fixed. rate: the rate of the events, if it is known.
-    note: one line for the user, may be empty. provenance: where the series come from, under which licence, the files,
-    how they are split, and under "left_out", by reason, how many series of the source were dropped.
+    values. num_classes: labels are 0 to num_classes - 1; 0 if the series have no labels. redraw: a function that draws
+    a new `is_input` of the training series for (seed, epoch); None if the inputs are fixed. rate: the rate of the
+    events; None if it is not known. note: one line for the user, may be empty. provenance: the source, licence and
+    files of the series, how they are split, and under "left_out" how many were dropped for each reason.
     """
 
     train: SeriesSplit

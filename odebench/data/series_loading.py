@@ -1,4 +1,4 @@
-"""Steps that loaders of series share: from arrays to series, to splits, and to inputs and targets."""
+"""Steps that loaders of series share: make series from arrays, split them, and choose inputs and targets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ def series_from_arrays(
     labels: np.ndarray | None = None,
     truth: np.ndarray | None = None,
 ) -> SeriesSplit:
-    """Series from NumPy arrays of any float type: lengths [N], times [P], values [P, D].
+    """Make series from NumPy arrays of any float type: lengths [N] in points, times [P], values [P, D].
 
-    mask: None if all values are observed. All observed points are inputs and targets; ids count from 0 unless given.
+    mask: None if all values are observed. ids: None for 0, 1, .... All observed points are inputs and targets.
     """
     lengths = np.asarray(lengths)
     is_observed = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
@@ -61,7 +61,7 @@ def select_series(split: SeriesSplit, indices: np.ndarray | Tensor) -> SeriesSpl
 
 
 def has_input_and_target(split: SeriesSplit) -> Tensor:
-    """Whether each series has an observation among its inputs and one among its targets: bool [N]."""
+    """Whether each series has at least one observed input and one observed target: bool [N]."""
     series_index, is_observed = split.series_of_points(), split.mask.any(1)
     roles = (split.is_input, split.is_target)
     counts = [torch.bincount(series_index[role & is_observed], minlength=len(split)) for role in roles]
@@ -71,7 +71,8 @@ def has_input_and_target(split: SeriesSplit) -> Tensor:
 def drop_unobserved_series(data: SeriesData) -> SeriesData:
     """The data set without the series that have no observed inputs or no observed targets.
 
-    Note and provenance count them and those that the loader dropped. UsageError if a split has no others.
+    Its note and provenance count these series, and the series that the loader dropped. Raises UsageError if no series
+    is left in a split.
     """
     keep = {name: has_input_and_target(split) for name, split in data.splits().items()}
     splits: dict[str, Any] = {
@@ -94,10 +95,10 @@ def drop_unobserved_series(data: SeriesData) -> SeriesData:
 
 
 def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.RandomState) -> Tensor:
-    """Draw some of each series' inputs without replacement: bool [P], a new `is_input`.
+    """Draw a part of each series' inputs without replacement; returns a new `is_input`, bool [P].
 
-    observed: the number of points of each series, or (a float) the fraction of its points, rounded down, at least one.
-    Raises UsageError for more points than a series has.
+    observed: an int is the number of inputs to draw from each series. A float is the fraction of its inputs, rounded
+    down, but at least one input. Raises UsageError if a series has fewer inputs than that.
     """
     offsets, candidates = split.offsets.numpy(), split.is_input.numpy()
     series_index = split.series_of_points().numpy()
@@ -111,7 +112,7 @@ def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.Ran
             raise UsageError(
                 f"data.observed={observed}: series {int(split.ids[series])} has only {counts[series]} points"
             )
-    # Sort each series' candidates first, in random order, and take as many as the quota.
+    # Sort the points by series, in each series the candidates first and in random order; choose the first ``quota``.
     order = np.argsort(series_index + random.random_sample(len(series_index)) / 4 + ~candidates / 2)
     chosen = np.empty(len(series_index), dtype=bool)
     chosen[order] = np.arange(len(series_index)) - offsets[series_index] < quota[series_index]
@@ -133,9 +134,10 @@ def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
 def hold_out_series(
     order: np.ndarray, num_test: int, validation: int, train_limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices for training, validation and test: the first num_test of the order are for test, the next for validation.
+    """The indices of the series for training, for validation and for test.
 
-    train_limit: use only the first of the rest for training; None: all. Raises UsageError for numbers out of range.
+    order: the indices of all series: the first num_test are for test, the next for validation, the rest for training.
+    train_limit: use only so many of the rest; None: use all. Raises UsageError for numbers out of range.
     """
     limit = num_training(len(order) - num_test, validation, train_limit, "series")
     start = num_test + validation
@@ -145,10 +147,11 @@ def hold_out_series(
 def make_splits(
     pool: SeriesSplit, parts: Sequence[np.ndarray], observed: float = 1.0, random_state: int = 0
 ) -> dict[str, Any]:
-    """The splits (and redraw) of SeriesData, from a pool of series and the indices of its three parts.
+    """The fields train, validation and test of SeriesData, and redraw if inputs are drawn.
 
-    observed: the fraction of each series' inputs that the encoder gets. They are drawn once and depend only on
-    random_state and the position of the series in the pool, not on the splits; `redraw` draws others for training.
+    pool: all series. parts: indices of the series for training, for validation and for test. observed: the fraction of
+    each series' inputs that the encoder gets. These are drawn once and depend only on random_state and the position of
+    the series in the pool, not on the splits; `redraw` draws new ones for training.
     """
     drawn = pool
     if observed < 1:
@@ -177,7 +180,7 @@ def value_range(split: SeriesSplit) -> tuple[Tensor, Tensor]:
 def scale_values(split: SeriesSplit, low: Tensor, high: Tensor) -> SeriesSplit:
     """The series with values (value - low) / |high|; the divisor is 1 where high is 0.
 
-    As in the public code of Rubanova et al. (2019), whose errors are in this unit and not in that of the range.
+    As in the public code of Rubanova et al. (2019): their errors are in units of |high|, not of high - low.
     """
     unit = high.abs().where(high != 0, 1)
     return dataclasses.replace(split, values=((split.values - low) / unit).where(split.mask, 0))

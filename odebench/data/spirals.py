@@ -20,16 +20,16 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
 
     The curves are those of the paper's public example, on 1,000 equally spaced theta from 0 to 6 pi. Counter-clockwise:
     angle theta, radius a + b theta, centre (5, 0). Clockwise: angle z = 6 pi + 1 - theta, radius a + 50 b / z, centre
-    (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, at the earliest the 101st; at the latest the
-    curve still contains the 100 times of its window and, for test spirals, `beyond` times after it, so that the
-    training covers all of the curve that is tested. Its times are theta since the start.
+    (-5, 0). Here a = 0 and b = 0.3. A series starts at a random theta, at the earliest the 101st. The latest start is
+    the last at which the curve still contains the 100 times of the window and, for test spirals, `beyond` times after
+    it; so the training covers all of the curve that is tested. The times of a series are theta less theta at its start.
     In the window Gaussian noise of standard deviation 0.3 is added to both coordinates. Exactly 500 spirals turn
     clockwise (label 0), 500 counter-clockwise (label 1).
 
-    observed: how many of the window's 100 points are observed, drawn once, without replacement; they are inputs and
-    targets. The rest of the window and the times beyond are neither, but the truth contains all of them. The starts,
-    the noise, the observed points and the choice of 200 test spirals depend on random_state, not on the training's
-    seed. Raises UsageError for more observed points or more times beyond than there are.
+    observed: how many of the window's 100 points are observed. They are drawn once, without replacement, and are inputs
+    and targets. The rest of the window and the times after it are neither, but the truth contains all of them. The
+    starts, the noise, the observed points and the choice of 200 test spirals depend on random_state, not on the
+    training's seed. Raises UsageError if `observed` or `beyond` is larger than the curve allows.
     """
     if not 0 < observed <= WINDOW:
         raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the times of a spiral's window")

@@ -26,10 +26,10 @@ def stratified_order(labels: torch.Tensor) -> torch.Tensor:
 
 
 def hold_out(pool: ImageSplit, validation: int, train_limit: int | None) -> tuple[ImageSplit, ImageSplit]:
-    """Split the training images into those trained on and those held out for validation.
+    """Split the images of ``pool`` into training images and ``validation`` images that are held out.
 
-    Both are stratified and the same on every call. train_limit: use only the first of the remaining images, so that
-    a smaller limit selects a subset and does not change the validation images; None: use all.
+    Both are stratified and the same on every call. train_limit: the number of training images, the first of those not
+    held out. So a smaller limit selects a subset and does not change the validation images; None: use all.
     Raises UsageError for numbers out of range.
     """
     limit = num_training(len(pool), validation, train_limit, "images")
@@ -38,21 +38,21 @@ def hold_out(pool: ImageSplit, validation: int, train_limit: int | None) -> tupl
 
 
 def num_training(num: int, validation: int, train_limit: int | None, kind: str) -> int:
-    """The number of training samples: those of `num` that are not for validation, at most `train_limit` if given.
+    """The number of training samples: `num` less `validation`, or `train_limit` if given.
 
-    kind: of the samples, for the error. Raises UsageError for numbers out of range.
+    kind: what the samples are called in an error message. Raises UsageError for numbers out of range.
     """
     if not 0 < validation < num:
         raise UsageError(
-            f"data.validation={validation} must be positive and less than the {num:,} {kind} that training and "
-            "validation share"
+            f"data.validation={validation} must be positive and less than {num:,}, the number of {kind} to divide "
+            "between training and validation"
         )
     left = num - validation
     limit = left if train_limit is None else train_limit
     if not 0 < limit <= left:
         raise UsageError(
-            f"data.train_limit={limit} must be positive and at most {left:,}, the training {kind} left beside "
-            f"{validation:,} for validation; null takes them all"
+            f"data.train_limit={limit} must be positive and at most {left:,}, the number of {kind} left for training "
+            f"after {validation:,} for validation; null uses them all"
         )
     return limit
 

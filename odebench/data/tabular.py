@@ -1,8 +1,9 @@
 """POWER, GAS, HEPMASS, MINIBOONE and BSDS300, benchmark tables of density models.
 
-Read from the files of Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation,
-NeurIPS 2017 (MAF), in their layout under the data root, and prepared as in their code: the same columns, noise,
-splits and units, so that log-likelihoods can be compared with published ones.
+The files are those of Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation,
+NeurIPS 2017 (MAF), in their layout under the data root. They are prepared as in the authors' code, with the same
+columns, noise, splits and units, so that log-likelihoods can be compared with published ones. The numbers of rows below
+are those for training + validation + test.
 """
 
 import tokenize
@@ -47,9 +48,9 @@ def power(*, root: str | None) -> DensityData:
 def gas(*, root: str | None) -> DensityData:
     """Measurements of gas sensors, 8 columns; 852,174 + 94,685 + 105,206 rows, in the order of the file.
 
-    Time and both concentrations are dropped, then repeatedly the first column that correlates above 0.98 with another.
-    MAF's file is a pickle, which could run any code when it is loaded: this reads a copy with the names of the
-    columns instead, ethylene_CO.csv, or ethylene_CO.npy (numpy.save of its to_records(index=False)).
+    Time and both concentrations are dropped, then repeatedly the first column whose correlation with another is above
+    0.98. MAF's file is a pickle, which could run any code when it is loaded. This function reads a copy of it that
+    includes the names of the columns: ethylene_CO.csv, or ethylene_CO.npy (numpy.save of to_records(index=False)).
     """
     folder = data_root(root) / "gas"
     found = [path for path in (folder / "ethylene_CO.npy", folder / "ethylene_CO.csv") if path.is_file()]
@@ -73,7 +74,8 @@ def gas(*, root: str | None) -> DensityData:
 def hepmass(*, root: str | None) -> DensityData:
     """Particle collisions that produced a new particle, 21 columns; 315,123 + 35,013 + 174,987 rows.
 
-    Columns whose smallest value occurs more than 5 times are dropped; both files are normalised by the training file.
+    Columns whose smallest value occurs more than 5 times are dropped. Both files, for training and for test, are
+    normalised by the mean and standard deviation of the training file.
     """
     paths = [_find(root, f"hepmass/1000_{part}.csv") for part in ("train", "test")]
     train, test = map(_signal, paths)
@@ -96,7 +98,7 @@ def miniboone(*, root: str | None) -> DensityData:
 def bsds300(*, root: str | None) -> DensityData:
     """8 x 8 patches of natural images less their mean and last pixel, 63 columns; 1,000,000 + 50,000 + 250,000 rows.
 
-    The file holds them prepared and split. Needs h5py, an extra.
+    The patches in the file are already prepared and split. Needs h5py, an optional dependency.
     """
     path = _find(root, "BSDS300/BSDS300.hdf5")
     try:
@@ -126,7 +128,7 @@ def _array(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
-        except tokenize.TokenError as error:  # of a header without all its brackets
+        except tokenize.TokenError as error:  # raised for a header that lacks a closing bracket
             raise ValueError(f"its header is damaged: {error}") from error
 
 

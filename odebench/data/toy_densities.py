@@ -1,9 +1,9 @@
 """Eight densities in the plane for demonstrations of density models.
 
-Shapes and scales are those of FFJORD's public toy set (Grathwohl et al. 2019); all points are independent. Each
-function takes (num, random, its options) and returns float64 [num, 2]; the log density, if it has a closed form,
-maps [N, 2] to [N]. ``noise`` is the standard deviation of the noise added to a curve or centre, in the units of the
-published code, which are those before scaling.
+Shapes and scales are those of FFJORD's public toy set (Grathwohl et al. 2019); all points are independent. The sampling
+functions take (num, random, options) and return float64 [num, 2]. The log density, where it has a closed form, maps
+[N, 2] to [N]. ``noise`` is the standard deviation of the noise added to a curve or centre, in the units that the
+published code has before it scales the points.
 """
 
 import math
@@ -97,7 +97,7 @@ def rings(num: int, random: RandomState, *, noise: float) -> np.ndarray:
 
 
 def _fine(num: int) -> int:
-    # scikit-learn spaces its points evenly: few of them would be beads on a string, not samples of the curve.
+    # scikit-learn spaces its points evenly along the curve. A random choice from many of them looks independent.
     return max(num, 10_000)
 
 

@@ -63,7 +63,7 @@ def test_the_hash_of_a_split_depends_on_its_samples():
         ({"train": torch.zeros(4)}, r"^train samples must be"),
         ({"validation": torch.zeros(0, 2)}, r"^there are no validation samples"),
         ({"test": torch.tensor([[0.0, math.nan]])}, r"^the test samples hold numbers that are not finite"),
-        ({"log_density": normal}, r"^log_density and log_normaliser.* must both be given"),
+        ({"log_density": normal}, r"^give both log_density and log_normaliser.* or neither"),
         ({"log_density": lambda x: -x, "log_normaliser": 0.0}, r"must give \[4\] for \[4, 2\], not \[4, 2\]"),
         ({"log_density": lambda x: x.log().sum(-1), "log_normaliser": 0.0}, r"^log_density is -inf at \[0.0, 0.0\]"),
         ({"log_density": lambda x: x[:, 0] * math.nan, "log_normaliser": 0.0}, r"^log_density is nan at"),
@@ -79,5 +79,5 @@ def test_the_log_density_must_be_finite_beyond_the_samples():
     with_density(normal).check_density_matching_target()
     hole = partial(torch.where, input=torch.tensor(0.0), other=torch.tensor(-math.inf))
     walled = with_density(lambda x: hole(x.norm(dim=-1) < 4.5))
-    with pytest.raises(UsageError, match="density matching needs one that is finite everywhere"):
+    with pytest.raises(UsageError, match="density matching needs a log density that is finite everywhere"):
         walled.check_density_matching_target()

@@ -16,5 +16,5 @@ def test_splits_have_images_of_one_size():
     for name, splits in {"validation": (split(3), split(0), split(1)), "test": (split(3), split(1), split(0))}.items():
         with pytest.raises(UsageError, match=f"there are no {name} images"):
             ImageData(*splits, num_classes=1)
-    with pytest.raises(UsageError, match=r"test images are \[1, 5, 4\], those for training \[1, 4, 4\]"):
+    with pytest.raises(UsageError, match=r"test images have shape \[1, 5, 4\], but training images have"):
         ImageData(split(3), split(1), split(1, (1, 5, 4)), num_classes=1)

@@ -119,7 +119,7 @@ def test_the_error_names_a_truncated_file(tmp_path, raw, name, packed):
 def test_a_truncated_file_is_detected_by_its_size(tmp_path, raw):
     path = raw / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-3])
-    assert f"{NUM_TEST + 5} bytes, {NUM_TEST + 8} by its header" in error_line(tmp_path)
+    assert f"{NUM_TEST + 5} bytes, but {NUM_TEST + 8} by its header" in error_line(tmp_path)
 
 
 @pytest.mark.parametrize(
