@@ -1,4 +1,4 @@
-"""odebench: what a neural ODE costs and what it gives, by model, solver, tolerance and gradient mode.
+"""odebench: measure the cost and the results of neural ODEs, by model, solver, tolerance and gradient mode.
 
 Public names are looked up on first use, so that ``import odebench`` loads neither torch nor Hydra.
 """

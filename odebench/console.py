@@ -12,13 +12,13 @@ from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, NothingFoun
 
 log = logging.getLogger(__name__)
 
-# Errors of the system that the name of a file causes.
+# System errors whose cause is the name of a file: it is too long, or its links form a loop.
 _WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @contextlib.contextmanager
 def console_log() -> Iterator[None]:
-    """Send the log of "odebench" to stderr, unless a handler does so already."""
+    """Send the messages of the logger "odebench" to stderr inside the block, unless a handler does so already."""
     logger = logging.getLogger("odebench")
     if any(type(handler) is logging.StreamHandler for handler in logger.handlers):
         yield
@@ -34,10 +34,10 @@ def console_log() -> Iterator[None]:
 
 
 def report_error(name: str, error: Exception) -> int:
-    """Print an error of the user or the machine as one line on stderr; returns the exit code.
+    """Print an error of the user or the machine as one line on stderr; return the exit code.
 
-    Of several processes (torchrun) only the first one prints it. Any other error is a bug and is raised again, with its
-    traceback.
+    If torchrun started several processes, only the first one prints the line. Any other error is a bug: it is raised
+    again, so that Python prints its traceback.
     """
     if isinstance(error, UsageError):
         _print_once(f"{name}: {error}")
@@ -71,7 +71,7 @@ def _print_once(line: str) -> None:
 
 
 def print_results(text: str, saved_in: Path) -> None:
-    """Print results that are already saved; if stdout cannot take them, log a warning that names the file."""
+    """Print results that are saved in the file ``saved_in``. If printing fails, log a warning that names this file."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -80,18 +80,18 @@ def print_results(text: str, saved_in: Path) -> None:
 
 
 def _discard_stdout() -> None:
-    """Redirect stdout, whose reader has exited, to /dev/null; else Python would print another error at exit."""
+    """Redirect stdout to /dev/null after its reader has exited; otherwise Python prints another error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def aligned(rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> list[str]:
-    """Format rows in aligned columns, one string each. numeric: places of the columns aligned to the right."""
+    """Format each row as one string, with aligned columns. numeric: indices of the columns to align to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     form = "  ".join(f"{{:{'>' if place in numeric else '<'}{width}}}" for place, width in enumerate(widths))
     return [form.format(*row).rstrip() for row in rows]
 
 
 def print_table(rows: Sequence[Sequence[str]], max_width: int | None = None) -> None:
-    """Print rows in aligned columns on stdout; max_width: characters of a row, None for no limit."""
+    """Print rows in aligned columns on stdout. max_width: cut longer lines to this many characters; None: never."""
     for text in aligned(rows):
         print(text if max_width is None or len(text) <= max_width else f"{text[: max_width - 1]}…")

@@ -3,23 +3,23 @@
 import difflib
 from collections.abc import Collection, Iterable
 
-# Exit codes. STOPPED: by a signal, with a checkpoint; a launcher may start the job again.
+# Exit codes. STOPPED: a signal stopped the run after it saved a checkpoint; a launcher may start the job again.
 DONE, FAILED, WRONG_USAGE, DIVERGED, STOPPED = 0, 1, 2, 3, 75
 
 
 class UsageError(ValueError):
-    """Wrong usage, settings or input: one line for the user; the command line exits with 2.
+    """Wrong usage, settings or input. The message is one line for the user; the command line exits with 2.
 
-    settings: names of the settings concerned, such as ``model.width``.
+    settings: names of the settings that cause the error, such as ``model.width``.
     """
 
     def __init__(self, line: str, *settings: str) -> None:
-        super().__init__(line)  # only the line, so that pickling works
+        super().__init__(line)  # without settings, so that the error can be pickled
         self.settings = settings
 
 
 class NothingFoundError(UsageError):
-    """A folder exists but holds nothing that a command reads, such as runs: one line, and exit code 1 as of grep."""
+    """A folder exists but holds nothing that the command reads, such as runs. Exit code 1, as from grep."""
 
 
 class Diverged(RuntimeError):
@@ -29,12 +29,12 @@ class Diverged(RuntimeError):
     """
 
 
-# Lists that other commands print than `odebench list`.
+# Lists that are not printed by `odebench list`: their name -> the command and option that print them.
 _LISTS = {"figures": "report --list", "reproductions": "reproduce --list"}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the known name most like ``word``; empty if none is similar."""
+    """Return ``; did you mean X?``, X the known name most similar to ``word``; empty if none is similar."""
     matcher = difflib.SequenceMatcher(b=word)
 
     def similarity(name: str) -> float:
@@ -46,7 +46,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> UsageError:
-    """The error for an unknown name: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
+    """Return the error for an unknown name: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
     listed = _LISTS.get(plural, f"list {plural}")
     names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench {listed} prints all"
@@ -54,14 +54,14 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
 
 
 def split_names(option: str, text: str) -> list[str]:
-    """The names in an option's comma-separated value. UsageError if there are none."""
+    """Split the comma-separated value of an option into names. Raises UsageError if there are none."""
     names = list(filter(None, text.split(",")))
     if not names:
         raise UsageError(f"{option} needs a name, or several names separated by commas, got {text!r}")
     return names
 
 
-# Names from other programs -> the setting meant, which their spelling does not reveal.
+# Names used in other programs -> our setting, where its name is spelled too differently to be found by similarity.
 _OTHER_NAMES = {
     "dataset": "data",
     "learning_rate": "optim.lr",
@@ -72,8 +72,11 @@ _OTHER_NAMES = {
 
 
 def nearest_setting(key: str, known: Collection[str]) -> str:
-    """``; did you mean X?`` for a setting of the same name elsewhere, such as ``optim.lr`` for ``lr`` and ``solver``
-    for ``model.solver``, or one spelled like it; empty if there is none."""
+    """Return ``; did you mean X?``, X the known setting that ``key`` probably means; empty if there is none.
+
+    It is a setting with the same name in another group (``optim.lr`` for ``lr``, ``solver`` for ``model.solver``), or
+    one that is spelled similarly.
+    """
     name = key.rpartition(".")[2]
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
     if (other := _OTHER_NAMES.get(name)) in known:
@@ -86,7 +89,7 @@ def nearest_setting(key: str, known: Collection[str]) -> str:
 
 
 def unknown_setting(key: str, known: Iterable[str]) -> UsageError:
-    """The error for a key that is not among the known ones, or not among those of the chosen option."""
+    """Return the error for a key that no option has, or that the chosen option does not have."""
     known, group = list(known), key.partition(".")[0]
     if key in known:
         return UsageError(f"{key}: the chosen {group} has no such setting; odebench train --cfg prints all", key, group)

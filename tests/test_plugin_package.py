@@ -168,7 +168,7 @@ def test_its_options_are_listed(kind, row, configs, capsys):
             "extensions=[theirlab.prats]",
             "extensions: no module theirlab.prats; install its package, or put its folder on PYTHONPATH",
         ),
-        ("extensions=[]", "model=spiral: its YAML file is found, but extensions=[] holds no model of that name"),
+        ("extensions=[]", "model=spiral: its YAML file exists, but extensions=[] has no model of that name"),
     ],
     ids=lambda value: value if "=" in value else "",
 )

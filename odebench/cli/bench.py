@@ -6,7 +6,7 @@ from pathlib import Path
 
 from odebench.cli.options import whole_number
 
-SUMMARY = "compare the solver with other installed libraries"
+SUMMARY = "compare the solver with other libraries that are installed"
 HELP = """\
 Compare the solver with torchdiffeq, torchode, torchdyn, SciPy and diffrax, as far as they are installed
 (from the checkout, `pip install -e ".[peers]"`): time, measured in turns; evaluations; errors against a float64
@@ -37,23 +37,23 @@ examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("cases", metavar="CASE", nargs="*", default=[], help="benchmark cases")
-    parser.add_argument("--modes", metavar="A,B", help="forward, and gradient modes")
+    parser.add_argument("--modes", metavar="A,B", help="forward (no gradient), or gradient modes")
     parser.add_argument("--peers", metavar="A,B", help="other libraries, or none; by default all installed")
     parser.add_argument("--methods", metavar="A,B", help="solvers; by default each case's own")
     parser.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each case's own")
     parser.add_argument(
-        "--repeats", metavar="N", type=whole_number, default=10, help="timed runs of each; by default 10"
+        "--repeats", metavar="N", type=whole_number, default=10, help="timed runs of each solve; by default 10"
     )
     parser.add_argument(
         "--threads", metavar="N", type=whole_number, help="threads of PyTorch and JAX; by default PyTorch's own"
     )
-    parser.add_argument("--compile", action="store_true", help="also with compiled steps")
+    parser.add_argument("--compile", action="store_true", help="also time compiled steps")
     parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")
-    parser.add_argument("--work-precision", action="store_true", help="several tolerances, and figures")
+    parser.add_argument("--work-precision", action="store_true", help="use several tolerances, and draw figures")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.bench.run import make_plan, run_bench
 
     plan = make_plan(

@@ -13,8 +13,8 @@ from odebench.cli.completion import complete
 from odebench.console import console_log, report_error
 from odebench.errors import DONE, UsageError, did_you_mean, nearest_setting, unknown_name
 
-# Each command is a module: SUMMARY, HELP, add_options(parser), run(arguments) -> exit code. By name, as a module called
-# `list` or `eval` would hide the builtin here.
+# Each command is a module with SUMMARY, HELP, add_options(parser) and run(arguments) -> exit code. A dict instead of
+# imported names, because modules called `list` and `eval` would hide the builtins here.
 COMMANDS = {
     name: importlib.import_module(f"odebench.cli.{name}")
     for name in (
@@ -46,7 +46,7 @@ exit codes: 0 done, 1 failed or no runs found, 2 wrong usage or settings, 3 dive
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -76,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null for each stream that the shell closed (``>&-``); else the next file opened would replace it."""
+    """Open /dev/null for each stream that the shell closed (``>&-``).
+
+    Otherwise the next file that is opened gets its descriptor, and output goes into that file.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode)  # noqa: SIM115 (open as long as the process)
@@ -85,7 +88,7 @@ def _open_closed_streams() -> None:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace | None:
-    """The command with its options and settings; None after --help or --version."""
+    """Parse the command with its options and settings. Returns None after --help or --version."""
     tail: list[str] = []
     if "--" in argv:
         argv, tail = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
@@ -99,18 +102,18 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
         raise UsageError(f"{tail[0]}: nothing can follow --")
     for name in ("overrides", "cases", "folders"):
         if name in arguments:
-            # argparse reads a list only up to the first option; later entries come here.
+            # argparse reads a list only up to the first option; ``rest`` holds the later entries.
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
             rest = [word for word in rest if word.startswith("-")]
     if rest:
         if not rest[0].startswith("-"):
-            raise UsageError(f"{rest[0]} is one word too many")
+            raise UsageError(f"{rest[0]} is not expected here; leave it out")
         raise UsageError(f"unknown option {rest[0]}{_nearest(rest[0], parser, arguments)}")
     return arguments
 
 
 def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """A hint: the option, or the setting (which has no dashes), that is most like the given word."""
+    """Return a hint: the option or setting most similar to ``word``. Users often put dashes before a setting."""
     settings = []
     if "overrides" in arguments:
         from odebench.config.files import known_keys
@@ -136,7 +139,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The commands with their options and help; settings KEY=VALUE are left to Hydra's grammar."""
+    """Build the parser of all commands. It does not parse settings KEY=VALUE: Hydra does."""
     summaries = "\n".join(f"  {name:<13} {command.SUMMARY}" for name, command in COMMANDS.items())
     parser = _Parser(prog="odebench", description=_ABOUT.format(commands=summaries))
     parser.usage = "odebench [-h] [--version] COMMAND ..."

@@ -1,15 +1,15 @@
-"""Completion of settings in a shell, by argcomplete where it is installed. Without torch and Hydra."""
+"""Complete settings in a shell, if argcomplete is installed. Imports neither torch nor Hydra."""
 
 import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# Commands that take cluster settings; resume takes no others.
+# Commands that take cluster settings. ``resume`` takes only these.
 _WITH_CLUSTER = ("sweep", "resume", "reproduce")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the completion request of a shell and exit; does nothing without argcomplete."""
+    """Answer a shell's completion request and exit. Does nothing if argcomplete is not installed."""
     try:
         import argcomplete
     except ModuleNotFoundError:
@@ -18,9 +18,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def complete_setting(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """Completions of ``prefix``: keys (``sol`` -> ``solver=``), or values of a key (``solver=d`` -> ...).
+    """Return the candidates for completing ``prefix``: keys (``sol`` -> ``solver=``), or values (``solver=d`` -> ...).
 
-    After a comma, as in ``solver=dopri5,ts``, they are for the next value of a sweep.
+    After a comma, as in ``solver=dopri5,ts``, only the last value is completed.
     """
     from odebench.config.files import known_keys
     from odebench.errors import UsageError
@@ -62,7 +62,7 @@ def _values(key: str, config_dir: Path | None) -> list[str]:
 
 
 def _allowed_values(key: str) -> list[str]:
-    """The values that a setting's type allows: true and false, or those of a Literal."""
+    """Return the values that a setting's type allows: true and false, or those of a Literal; empty for other types."""
     from odebench.config.schema import CHOICES
     from odebench.config.schema.solver import SolverSettings
     from odebench.config.settings import Settings

@@ -1,4 +1,4 @@
-"""``odebench doctor``: one line for each thing that a run may need: ok or missing, and what to do."""
+"""``odebench doctor``: check what a run may need. For each item, print ok or missing, and what to do."""
 
 import argparse
 import importlib.metadata
@@ -15,7 +15,7 @@ from odebench.errors import UsageError
 
 SUMMARY = "what works on this machine and what does not"
 HELP = """\
-Check this machine: versions, device, data, compiler, SLURM, disk. One line each, with what to do."""
+Check this machine: versions, device, data, compiler, SLURM, disk. Each line says what to do if something is missing."""
 
 # Packages that every run imports.
 _REQUIRED_PACKAGES = (
@@ -30,7 +30,7 @@ _REQUIRED_PACKAGES = (
     "mlxtend",
     "tqdm",
 )
-# Package -> what needs it.
+# Package -> the features that need it.
 _OPTIONAL_PACKAGES = {
     "torchvision": "downloads of images",
     "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the lines; returns 1 if a package that every run needs is missing."""
+    """Print the lines. Return 1 if a package that every run needs is missing, else 0."""
     data, outputs = _data(arguments.data), _disk(arguments.outputs)
     lines = [*_versions(), *_device(), *data, _compiler(), _completion(), _slurm(), outputs]
     print_table(lines)
@@ -131,7 +131,7 @@ def _slurm() -> Line:
 
 
 def _disk(outputs: Path) -> Line:
-    """Free space for runs, measured at the nearest folder that exists."""
+    """Check the free space for runs, in ``outputs`` or its nearest parent that exists."""
     folder = outputs.absolute()
     while not folder.exists():
         folder = folder.parent

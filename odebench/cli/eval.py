@@ -6,14 +6,14 @@ from pathlib import Path
 from odebench.cli.options import add_run, add_settings, read_split, whole_number
 from odebench.errors import UsageError
 
-SUMMARY = "evaluate a finished run, under another solver or tolerance if you like"
+SUMMARY = "evaluate a finished run, with another solver or tolerance if you like"
 HELP = """\
 Evaluate a finished run and print a table. Settings are the run's own, except those given here.
 
 Several values a,b give a table with one row per combination: NFE, time, and the error of the model's outputs
-against the same model solved by dopri5 at 1e-9 in float64; with --gradients, or several gradient modes, also the
-memory of a training step and the errors of its gradient. `odebench report` draws them: --figure figure3,
-error-tolerance, nfe-tolerance, gradient-tolerance.
+compared with the same model solved by dopri5 at 1e-9 in float64. With --gradients, or several gradient modes, the table
+also has the memory of a training step and the errors of its gradient. `odebench report` draws these results:
+--figure figure3, error-tolerance, nfe-tolerance or gradient-tolerance.
 
 examples:
   odebench eval outputs/2026-11-24/14-03-22-123456_odenet_dopri5
@@ -30,11 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_settings(parser, "settings to change, a,b for several values; split=validation (default), test or train")
     parser.add_argument("--limit", metavar="N", type=whole_number, help="use only the first N samples of the split")
-    parser.add_argument("--gradients", action="store_true", help="print such a table, with the errors of the gradient")
+    parser.add_argument(
+        "--gradients", action="store_true", help="print a table that includes the errors of the gradient"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.record.reader import read_run
     from odebench.sweep.expand import expand
 

@@ -1,4 +1,4 @@
-"""``odebench list``: the options of a group with their first comment, and the runs in a folder."""
+"""``odebench list``: print the options of a group, each with the first comment of its YAML file, or a folder's runs."""
 
 import argparse
 import shutil
@@ -21,10 +21,10 @@ List what there is to choose from, or the runs in a folder.
 examples:
   odebench list models                                    also losses, dynamics, solvers, gradients, data, optim,
                                                           schedules, trainers, experiments, clusters
-  odebench list runs                                      those under outputs/
+  odebench list runs                                      the runs under outputs/
   odebench list runs outputs/sweeps/2026-11-24"""
 
-# Group -> the name of its options in `odebench list`. A training has no setting `cluster`.
+# Group -> its name in `odebench list`. PLURALS lacks `cluster`, because a training has no such setting.
 _GROUPS = {**PLURALS, "cluster": "clusters"}
 KINDS = (*_GROUPS.values(), "runs")
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     if arguments.what not in KINDS:
         hint = did_you_mean(arguments.what, KINDS)
         raise UsageError(f"nothing to list called {arguments.what}{hint} ({', '.join(KINDS)})")
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 def list_options(kind: str, config_dir: Path | None) -> None:
     """Print the name and first comment of every option of a kind, such as ``models``.
 
-    For solvers also the properties of their methods; for models, data and losses their tasks. On a terminal, rows are
-    cut at its width.
+    Solvers are listed with the properties of their methods; models, data and losses with their tasks. Rows are cut at
+    the width of the terminal.
     """
     from odebench.config.files import first_comment, options
 
@@ -74,9 +74,10 @@ def list_options(kind: str, config_dir: Path | None) -> None:
 
 
 def _tasks(group: str, name: str, path: Path) -> str:
-    """The tasks that an option is for.
+    """Return the names of the tasks that an option is for.
 
-    A plugin's option has no settings class. The file of its model names the task; for data the task is unknown.
+    A plugin's option has no settings class that lists its tasks. A model's YAML file names the task. For data, the task
+    is unknown: ``-``.
     """
     from odebench.config.files import read_yaml
     from odebench.config.schema import CHOICES
@@ -88,7 +89,7 @@ def _tasks(group: str, name: str, path: Path) -> str:
 
 
 def _solver_row(name: str, comment: str) -> tuple[str, ...]:
-    """The properties of a method; for a plugin's, which METHODS does not have, only the comment."""
+    """Return the row of a solver: the properties of its method, and the comment. A plugin's has only the comment."""
     from odebench.ode.methods import METHODS
 
     method = METHODS.get(name)
@@ -101,7 +102,7 @@ def _solver_row(name: str, comment: str) -> tuple[str, ...]:
 def list_runs(folder: Path) -> None:
     """Print one row per run: folder, options, status and results. Damaged runs are reported on stderr.
 
-    Raises NothingFoundError without any.
+    Raises NothingFoundError if there are no runs.
     """
     from odebench.record.reader import find_runs, read_overview
     from odebench.sweep.display import STATE_COLUMNS, state_columns

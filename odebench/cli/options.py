@@ -12,31 +12,31 @@ if TYPE_CHECKING:
 
 
 def add_settings(parser: argparse.ArgumentParser, text: str) -> None:
-    """Settings KEY=VALUE, in any number."""
-    # Without a default, argparse lists it among missing arguments, though it allows none.
+    """Add an argument for any number of settings KEY=VALUE. text: its help."""
+    # Without a default, argparse lists it as a missing argument, although no settings are needed.
     action = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     action.completer = complete_setting  # type: ignore[attr-defined]
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "the folder of a run") -> None:
-    """The folder of a run."""
+    """Add an argument for the folder of a run. text: its help."""
     parser.add_argument("run", metavar="RUN", help=text)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    """``--config-dir``."""
+    """Add the option ``--config-dir``."""
     parser.add_argument("--config-dir", metavar="DIR", type=Path, help="a folder of your own YAML, laid out as ours")
 
 
 def add_retries(parser: argparse.ArgumentParser) -> None:
-    """``--fail-fast``, ``--retry`` and ``--follow``."""
+    """Add the options ``--fail-fast``, ``--retry`` and ``--follow``."""
     parser.add_argument("--fail-fast", action="store_true", help="stop the sweep when a job fails")
-    parser.add_argument("--retry", metavar="N", type=whole_number, default=0, help="try a job that fails N times more")
+    parser.add_argument("--retry", metavar="N", type=whole_number, default=0, help="retry a failed job up to N times")
     parser.add_argument("--follow", action="store_true", help="with SLURM: watch the jobs until they end")
 
 
 def failure_policy(arguments: argparse.Namespace) -> "FailurePolicy":
-    """The policy for jobs that fail, from the options of `add_retries`."""
+    """Return the policy for failed jobs that the options of `add_retries` ask for."""
     from odebench.sweep.attempts import FailurePolicy
 
     if arguments.retry < 0:
@@ -45,7 +45,7 @@ def failure_policy(arguments: argparse.Namespace) -> "FailurePolicy":
 
 
 def whole_number(text: str) -> int:
-    """The type of an option that takes a whole number."""
+    """Convert the text of an option to an integer. Used as ``type`` in argparse."""
     try:
         return int(text)
     except ValueError:
@@ -53,7 +53,7 @@ def whole_number(text: str) -> int:
 
 
 def read_split(overrides: list[str]) -> tuple[str, list[str]]:
-    """The split named among the overrides, and the other overrides."""
+    """Return the split that an override ``split=NAME`` chooses, by default validation, and the other overrides."""
     from odebench.config.schema.quantities import SPLITS
 
     split = SPLITS[0]
@@ -66,7 +66,7 @@ def read_split(overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def check_run(path: str) -> Path:
-    """The folder of a run. Raises UsageError, before torch is imported, if it is not one."""
+    """Return the folder of a run. Raises UsageError if ``path`` is not one. Does not import torch."""
     from odebench.record.reader import read_run
 
     return read_run(path, metrics=False).path

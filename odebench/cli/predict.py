@@ -7,8 +7,8 @@ from odebench.cli.options import add_run, add_settings, check_run, read_split
 
 SUMMARY = "write a run's predictions for a split as CSV"
 HELP = """\
-Write the predictions of a run's model for each sample of a split as CSV: for an image its label, the prediction and its
-probability; for a sample of a density its log-likelihood; for a series predicted and observed values, one row per time.
+Write the predictions of a run's model for each sample of a split as CSV. Images: the label, the prediction and its
+probability. Densities: the log-likelihood of the sample. Series: predicted and observed values, one row per time.
 
 examples:
   odebench predict RUN                                    the validation split, to stdout
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     folder = check_run(arguments.run)
     split, overrides = read_split(arguments.overrides)
     from odebench.training.trained_run import predict_run

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-SUMMARY = "tables, figures and a page of runs and sweeps"
+SUMMARY = "compare runs and sweeps in a table, figures and an HTML page"
 HELP = """\
 Compare runs and sweeps: a table, grouped by the settings that vary, with mean and standard deviation over seeds;
-figures; one HTML page that needs no network. Runs that are not done yet are included.
+figures; one HTML page that needs no network. Unfinished runs are included.
 
 Without --output the table goes to the screen (for pipes: --format csv, markdown or latex). The suffix of a file chooses
 its format: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
@@ -22,7 +22,9 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("folders", metavar="DIR", nargs="*", default=[], help="runs, sweeps, or folders of them")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="*", default=[], help="runs, sweeps, or folders that contain them"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the figures")
     figures = parser.add_argument("--figure", metavar="A,B", help="names of figures to write instead of the table")
     figures.completer = _complete_figure  # type: ignore[attr-defined]
@@ -35,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.reporting.report import list_figures, make_report
 
     if arguments.list:
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _complete_figure(prefix: str, **_: Any) -> list[str]:
-    """The figures, also after a comma."""
+    """Complete the names of figures in a shell: the first one, and each one after a comma."""
     from odebench.reporting.figures import FIGURES
 
     before, comma = prefix.rpartition(",")[:2]

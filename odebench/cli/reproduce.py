@@ -8,12 +8,13 @@ from odebench.cli.options import add_retries, add_settings, failure_policy
 
 SUMMARY = "rerun a published table or figure, and compare the results"
 HELP = """\
-Reproduce a published table or figure: train what is missing, then compare the results with the published values, with
-a verdict for each. The runs are a sweep in outputs/reproduce/NAME-BUDGET; the same command continues it, and only reads
-one that is done. budget=full is the published training; budget=small, and medium if there is one, are shorter.
+Reproduce a published table or figure: train the runs that are missing, then compare each result with the published
+value and print a verdict. The runs are a sweep in outputs/reproduce/NAME-BUDGET. The same command continues the sweep;
+if it is done, nothing is trained and the results are printed again. budget=full is the published training;
+budget=small, and medium if there is one, are shorter.
 
-Other settings apply to every run, cluster settings to the sweep: seed=0,1,2 gives each row three runs.
-After seed=0 it trains only the other two.
+Other settings apply to every run, cluster settings to the sweep. seed=0,1,2 gives each row of the table three runs; if
+the run with seed=0 exists, only the other two are trained.
 
 examples:
   odebench reproduce --list
@@ -28,13 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     name.completer = _complete_name  # type: ignore[attr-defined]
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
     parser.add_argument("--list", action="store_true", help="print the names")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of its runs")
-    parser.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of the runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs without starting them")
     add_retries(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.reproduce.run import list_reproductions, plan_reproduction, run_reproduction
     from odebench.sweep.run import print_plan
 

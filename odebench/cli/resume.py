@@ -10,7 +10,7 @@ from odebench.errors import UsageError
 SUMMARY = "continue a stopped run or sweep"
 HELP = """\
 Continue a run that was stopped (Ctrl-C, a signal, a time limit) from its last checkpoint, in its folder.
-Of a sweep, only the jobs that have not ended run; cluster settings may change.
+If it is a sweep, run the jobs that have not ended yet; cluster settings may change.
 
 examples:
   odebench resume outputs/2026-11-24/14-03-22-123456_odenet_dopri5
@@ -21,12 +21,12 @@ examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     add_run(parser, "the folder of a run, or of a sweep")
-    add_settings(parser, "of a sweep: cluster settings to change")
+    add_settings(parser, "cluster settings to change, if it is a sweep")
     add_retries(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.sweep.folder import is_sweep
 
     if is_sweep(Path(arguments.run)):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from odebench.cli.options import add_run, add_settings, check_run, whole_number
 
-SUMMARY = "draw samples of a density model"
+SUMMARY = "draw samples from a density model"
 HELP = """\
-Draw samples of a density model, as CSV with columns x0, x1, ... to stdout, or to a new file: .csv or .npy, of images
-.npy or .png. Settings are the run's own, except those given here.
+Draw samples of a density model. They are written to stdout as CSV with columns x0, x1, ..., or to a new file: .csv or
+.npy, or for images .npy or .png. Settings are the run's own, except those given here.
 
 examples:
   odebench sample RUN --num 1000 --seed 1
@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     folder = check_run(arguments.run)
     from odebench.training.trained_run import sample_run
 

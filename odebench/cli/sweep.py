@@ -5,14 +5,14 @@ from pathlib import Path
 
 from odebench.cli.options import add_config_dir, add_retries, add_settings, failure_policy
 
-SUMMARY = "train many, on this machine or on a SLURM cluster"
+SUMMARY = "train many models, on this machine or on a SLURM cluster"
 HELP = """\
-Train once for each combination of values, each job in its own process, and print a table of all at the end.
+Train once for each combination of values, each job in its own process, and print a table of all jobs at the end.
 
 Values are written in Hydra's grammar: a,b or choice(a,b), range(start,stop,step), glob(pattern) for a group. All jobs
-are composed and checked before one starts. They run on this machine, cluster.jobs=N at a time, or as job arrays of a
-SLURM cluster (cluster=slurm; `odebench list clusters`). On Ctrl-C the jobs save and exit; `odebench resume SWEEP`
-runs those that have not ended.
+are composed and checked before the first one starts. They run on this machine, cluster.jobs=N at a time, or as job
+arrays of a SLURM cluster (cluster=slurm; `odebench list clusters`). On Ctrl-C the jobs save and exit;
+`odebench resume SWEEP` runs the jobs that have not ended.
 
 A file (--file) holds KEY: VALUES lines, or a list of such blocks, each a separate grid.
 
@@ -28,13 +28,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "settings and their values, such as tol=1e-2,1e-3, and cluster=...")
     parser.add_argument("--file", metavar="FILE", type=Path, help="settings and their values as YAML")
     parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder for the sweep")
-    parser.add_argument("--dry-run", action="store_true", help="print the jobs, start none")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs without starting them")
     add_retries(parser)
     add_config_dir(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     from odebench.sweep.folder import choose_folder
     from odebench.sweep.run import plan_sweep, print_plan, run_sweep
 

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replace this process by TensorBoard; returns only by raising an error."""
+    """Replace this process by TensorBoard. Raises NothingFoundError if there is nothing to show; never returns."""
     from odebench.record.layout import EVENT_FILES
     from odebench.record.reader import find_runs
 

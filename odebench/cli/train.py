@@ -20,7 +20,7 @@ examples:
   odebench train model=resnet trainer.epochs=3
   odebench train solver=rk4 solver.steps=8 eval_solver=dopri5 eval_tol=1e-5
   odebench train experiment=paper/cnf_density_matching data=potential_1 budget=small
-  odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, as by odebench sweep
+  odebench train -m solver=dopri5,tsit5 tol=1e-2,1e-3     four runs, as with odebench sweep
   odebench train model=rknet tol=1e-4 --cfg               print the settings, train nothing"""
 
 
@@ -28,14 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     add_settings(parser, "settings, such as model=odenet tol=1e-3")
     parser.add_argument(
-        "-m", "--multirun", action="store_true", help="a sweep: one run for each combination of values a,b"
+        "-m", "--multirun", action="store_true", help="run a sweep: one run for each combination of the values a,b"
     )
     parser.add_argument("--cfg", action="store_true", help="print the composed settings as YAML and stop")
     add_config_dir(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     if arguments.multirun:
         return _multirun(arguments)
     from odebench.config.compose import compose

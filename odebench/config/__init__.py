@@ -1,1 +1,1 @@
-"""From YAML and the command line to a frozen, validated Settings object. Imports no torch."""
+"""Turn YAML files and the command line into a frozen, validated Settings object. Imports no torch."""

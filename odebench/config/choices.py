@@ -1,4 +1,4 @@
-"""Read one choice of a group, such as a model: odebench's by its dataclass, a plugin's by its signature."""
+"""Read the chosen option of a group of settings, such as the model."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -18,7 +18,8 @@ from odebench.ode.methods import METHODS
 def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir: str | None) -> Any:
     """Read the chosen option of a group.
 
-    An option of odebench is checked by its dataclass, a plugin's by its signature.
+    The settings of odebench's options are checked against a dataclass. Those of a plugin's option are checked against
+    the signature of its class or function.
     """
     if group == "trainer":
         return read_dataclass(TrainerSettings, node, "trainer.")
@@ -39,15 +40,15 @@ def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir
 
 
 def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: str | None) -> UsageError:
-    """The error for an unknown name; another one if a user's YAML file exists but its module is missing."""
+    """Return the error for an unknown name. If a user's YAML file for it exists, the error asks for its module."""
     if config_dir is None or name not in options(group, config_dir):
         return unknown_name(group, format_value(name), known, PLURALS[group])
-    line = f"its YAML file is found, but extensions={format_value(modules)} holds no {group} of that name"
-    return UsageError(f"{group}={name}: {line}; add its module, as in extensions=[my_module]", group, "extensions")
+    line = f"its YAML file exists, but extensions={format_value(modules)} has no {group} of that name"
+    return UsageError(f"{group}={name}: {line}; add the module, as in extensions=[my_module]", group, "extensions")
 
 
 def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -> SolverSettings:
-    """The settings of a solver; keys that only its method has become ``SolverSettings.options``."""
+    """Read the settings of a solver. Keys that only its method has are stored in ``SolverSettings.options``."""
     name = node.get("name")
     known = [*known_names("solver", METHODS, modules), NO_SOLVER]
     if name not in known:
@@ -66,7 +67,7 @@ def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -
 
 
 def options_of(choice: Any) -> dict[str, Any]:
-    """The options of a model, data set, ... by key, without its name: its constructor's arguments."""
+    """Return the settings of a model, data set, ... without its name: the arguments of its constructor."""
     if isinstance(choice, PluginSettings):
         return dict(choice.options)
     return {field.name: getattr(choice, field.name) for field in fields(choice) if field.name != "name"}

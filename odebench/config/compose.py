@@ -1,4 +1,4 @@
-"""The one place that composes settings, by Hydra: the YAML files, the chosen options and the overrides.
+"""Compose settings with Hydra, from the YAML files, the chosen options and the overrides. Only done here.
 
 Hydra is imported inside functions, so that importing this module is fast.
 """
@@ -20,14 +20,14 @@ from odebench.errors import UsageError, unknown_name, unknown_setting
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Hydra plugins that are separate packages, and the extra of odebench that installs each.
+# Hydra plugins that are separate packages -> the extra of odebench that installs them.
 _EXTRAS = {
     "hydra/sweeper/optuna": "optuna",
     "hydra/launcher/joblib": "launchers",
     "hydra/launcher/submitit_local": "launchers",
     "hydra/launcher/submitit_slurm": "launchers",
 }
-# Settings that end with the training: they have no effect on an evaluation.
+# Settings that matter only during training: they have no effect on an evaluation.
 _TRAINING_ONLY = re.compile(
     r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
@@ -39,13 +39,13 @@ _RESOLVER = re.compile(r"\$\{[^{}]*:")
 def compose(
     overrides: Sequence[str], config_dir: Path | str | None = None, saved: DictConfig | None = None
 ) -> DictConfig:
-    """The settings of a training, unresolved: train.yaml, the chosen options and the overrides.
+    """Compose the settings of a training from train.yaml, the chosen options and the overrides.
 
-    saved: the settings of a finished run, in place of train.yaml's; their config_dir counts. A new solver or tolerance
-    then replaces a saved eval_solver or eval_tol.
+    saved: the settings of a finished run, which are used in place of train.yaml; their config_dir replaces the
+    argument. If an override changes the solver or the tolerance, a saved eval_solver or eval_tol is dropped.
 
-    Interpolations such as ``${tol}`` are kept, so that a saved copy can be overridden later. UsageError for a
-    malformed override, an unknown key, an unknown option or a file that cannot be read.
+    Interpolations such as ``${tol}`` are not resolved, so that a saved copy can be overridden later. Raises UsageError
+    for a malformed override, an unknown key, an unknown option or a file that cannot be read.
     """
     folder = config_dir if saved is None else saved.get("config_dir")
     parsed = parse_overrides(overrides, folder)
@@ -73,7 +73,7 @@ def _check_new(override: "Override") -> None:
 def _check_saved(override: "Override") -> None:
     key = override.key_or_group
     if override.is_sweep_override():
-        raise UsageError(f"{override.input_line}: one value only", key)
+        raise UsageError(f"{override.input_line}: give one value only", key)
     if key == "experiment":
         raise UsageError(f"{override.input_line}: the experiment of a finished run cannot change", key)
     if _TRAINING_ONLY.fullmatch(key):
@@ -81,7 +81,7 @@ def _check_saved(override: "Override") -> None:
 
 
 def _is_choice(override: "Override") -> bool:
-    """Whether Hydra must read files for an override."""
+    """Whether Hydra must read YAML files to apply this override."""
     key = override.key_or_group
     return key in PLURALS or key.startswith("hydra/") or key == "hydra.searchpath"
 
@@ -95,12 +95,12 @@ def _values(parsed: Iterable["Override"]) -> list["Override"]:
     return [override for override in parsed if not _is_choice(override)]
 
 
-# Composed settings by the choices, the user's folder and the times of its files; or the error, which a sweep repeats.
+# Cache. Key: the choices, the user's folder, and the times of its files. Value: the composed settings or the error.
 _composed: dict[tuple[Any, ...], DictConfig | UsageError] = {}
 
 
 def _compose_choices(parsed: Sequence["Override"], config_dir: Path | str | None) -> DictConfig:
-    """train.yaml with the chosen options, without the other overrides; Hydra runs once for the same choices."""
+    """Compose train.yaml and the chosen options, without the other overrides. Results are cached."""
     choices = _choices(parsed)
     folder = config_folders(config_dir)[-1]
     key = (*choices, folder, *(_file_times(folder) if folder != CONFIGS else ()))
@@ -122,14 +122,14 @@ def _file_times(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def compose_with_hydra(overrides: Sequence[str], config_dir: Path | str | None = None) -> DictConfig:
-    """The settings of a training with Hydra's own, before ``finish_composition``."""
+    """Compose the settings of a training, and Hydra's own settings. Does not call ``finish_composition``."""
     parsed = parse_overrides(overrides, config_dir)
     config = _call_hydra(_choices(parsed), config_dir, with_hydra=True)
     return _set_values(config, _values(parsed), lambda: known_keys(config_dir))
 
 
 def compose_option(group: str, name: str, config_dir: Path | str | None = None) -> DictConfig:
-    """An option of a group that trainings do not have, such as ``cluster``."""
+    """Compose an option of a group that is not part of a training's settings, such as ``cluster``."""
     option = _call_hydra([f"+{group}={quoted(name)}"], config_dir)[group]
     assert isinstance(option, DictConfig)
     return option
@@ -154,7 +154,7 @@ def _call_hydra(overrides: Sequence[str], config_dir: Path | str | None, with_hy
 def _set_values(
     config: DictConfig, values: Iterable["Override"], known: Callable[[], list[str]], merge: bool = True
 ) -> DictConfig:
-    """Set single settings in place; UsageError for a key that is not there."""
+    """Set single settings in place. Raises UsageError for a key that the config does not have."""
     for override in values:
         try:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=merge)
@@ -166,7 +166,7 @@ def _set_values(
 
 
 def _replace_choices(config: DictConfig, parsed: Sequence["Override"], config_dir: Path | str | None) -> None:
-    """Replace, in place, the chosen groups of saved settings."""
+    """Replace, in place, each group of saved settings for which ``parsed`` chooses another option."""
     keys = {override.key_or_group for override in parsed}
     if any(key == "solver" or key.startswith("solver.") for key in keys):
         config.eval_solver = None
@@ -182,9 +182,9 @@ def _replace_choices(config: DictConfig, parsed: Sequence["Override"], config_di
 
 
 def finish_composition(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:
-    """Apply, in place, what an experiment lists for the chosen model, and replace resolvers by their values.
+    """Apply the experiment's overrides for the chosen model, and replace resolvers by their values. Works in place.
 
-    Makes data.root absolute, so that the run can be evaluated from anywhere.
+    Makes data.root absolute, so that the run can be evaluated from any working directory.
     """
     with open_dict(config):
         freeze_resolvers(_apply_model_overrides(config, parsed))
@@ -197,7 +197,8 @@ def finish_composition(config: DictConfig, parsed: Sequence["Override"]) -> Dict
 def _apply_model_overrides(config: DictConfig, parsed: Sequence["Override"]) -> DictConfig:
     """Apply, in place, the overrides that an experiment lists for the chosen model under ``models``.
 
-    parsed: those of the command line, which take precedence. UsageError for a setting that the model does not have.
+    parsed: the overrides of the command line, which take precedence. Raises UsageError for a setting that does not
+    exist, for example because the model does not have it.
     """
     models, name = config.pop("models", {}), OmegaConf.select(config, "model.name")
     listed = models.get(name, ()) if isinstance(models, DictConfig | dict) else None
@@ -214,7 +215,7 @@ def _apply_model_overrides(config: DictConfig, parsed: Sequence["Override"]) -> 
 
 
 def config_dir_overrides(config_dir: Path | str | None) -> list[str]:
-    """Overrides that make Hydra search the user's folder and that keep it in the settings."""
+    """Return the overrides that make Hydra search the user's folder, and that store this folder in the settings."""
     if config_dir is None:
         return []
     folder = config_folders(config_dir)[-1]
@@ -222,12 +223,12 @@ def config_dir_overrides(config_dir: Path | str | None) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` as a quoted string of Hydra's override grammar."""
+    """Quote ``text`` for Hydra's override grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = None) -> list["Override"]:
-    """Parse overrides with Hydra, and check the form of each and that the options of its group include its value."""
+    """Parse overrides with Hydra. Raises UsageError for a wrong form, or an option that the group does not have."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import RangeSweep
     from hydra.errors import HydraException
@@ -241,7 +242,7 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
             override = parser.parse_override(text)
         except HydraException:
             raise UsageError(_malformed(text)) from None
-        except (ValueError, RecursionError):  # a number of more than 4,300 digits, or brackets in brackets in ...
+        except (ValueError, RecursionError):  # a number of more than 4,300 digits, or deeply nested brackets
             raise UsageError(f"{text[:60]}...: is too long to be a number or a list; give a shorter value") from None
         key = override.key_or_group
         if not key:
@@ -264,7 +265,7 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
             raise UsageError(f"{text}: name one option, as in {key}=basic", key)
         group, _, name = key.partition(".")
         if name == "name" and group in PLURALS and str(override.value()) in options(group, config_dir):
-            raise UsageError(f"{text}: write {group}={override.value()}, which brings its other settings too", key)
+            raise UsageError(f"{text}: write {group}={override.value()}, which also sets its other settings", key)
         try:
             _check_option(override, config_dir)
         except UsageError as error:
@@ -286,7 +287,7 @@ def _malformed(text: str) -> str:
 
 
 def _check_option(override: "Override", config_dir: Path | str | None) -> None:
-    """UsageError for an option that a group does not have, one line for each in a sweep."""
+    """Raise UsageError if a group does not have the option; for a sweep, one line for each such option."""
     group = override.key_or_group
     if group not in PLURALS:
         return
@@ -306,7 +307,7 @@ def _check_option(override: "Override", config_dir: Path | str | None) -> None:
 
 
 def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) -> UsageError:
-    """An error of Hydra, OmegaConf or YAML as a UsageError of one line; any other error is raised again."""
+    """Convert an error of Hydra, OmegaConf or YAML to a UsageError of one line; raise any other error again."""
     from hydra.errors import HydraException, MissingConfigException
 
     if isinstance(error, UsageError):
@@ -315,7 +316,7 @@ def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) 
         list(map(read_yaml, sorted(Path(config_dir).rglob("*.yaml"))))  # an unreadable one raises a UsageError
         return UsageError(f"--config-dir {config_dir}: the defaults of its files include each other without end")
     is_of_yaml = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-    if not is_of_yaml and "defaults list" not in str(error):  # for which Hydra has a plain ValueError
+    if not is_of_yaml and "defaults list" not in str(error):  # Hydra raises a plain ValueError for these
         raise error
     if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
         return unknown_setting(str(error.__cause__.full_key), known_keys(config_dir))
@@ -325,7 +326,7 @@ def explain_hydra_error(error: Exception, config_dir: Path | str | None = None) 
 
 
 def _missing_option(path: str, installed: Sequence[str], config_dir: Path | str | None) -> UsageError:
-    """The error for an option that Hydra does not find, such as ``model/odnet`` and ``hydra/sweeper/optuna``."""
+    """Return the error for an option that Hydra does not find, such as ``model/odnet`` and ``hydra/sweeper/optuna``."""
     group, _, name = path.partition("/")
     if group in PLURALS:
         return unknown_name(group, name, options(group, config_dir), PLURALS[group])
@@ -338,7 +339,7 @@ _ABSENT = object()
 
 
 def _dotted_keys(config: DictConfig) -> list[str]:
-    """The keys of a composed config, those of the groups dotted."""
+    """Return the keys of a composed config; the keys inside a group are dotted."""
     keys = []
     for key in map(str, config):
         group = config.get(key) if key in PLURALS else None
@@ -349,7 +350,7 @@ def _dotted_keys(config: DictConfig) -> list[str]:
 def freeze_resolvers(config: DictConfig) -> DictConfig:
     """Replace ``${now:...}``, ``${oc.env:...}`` and other resolvers by their present values, in place.
 
-    A saved settings file then holds what was used, and reading it back runs no resolver.
+    A saved settings file then holds the values that were used, and no resolver runs when it is read again.
     """
     for key, text in list(_strings(OmegaConf.to_container(config, resolve=False))):
         if _RESOLVER.search(text):
@@ -362,7 +363,7 @@ def freeze_resolvers(config: DictConfig) -> DictConfig:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Plain dicts and lists with all interpolations resolved; UsageError names the key that cannot be."""
+    """Return plain dicts and lists, all interpolations resolved. A UsageError names a key that cannot be resolved."""
     try:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -371,14 +372,14 @@ def resolved(config: Any) -> dict[str, Any]:
 
 
 def refuse_resolvers(config: DictConfig) -> None:
-    """UsageError if a resolver is left: a saved file must not read the environment or the clock."""
+    """Raise UsageError if the config contains a resolver: saved settings must not read the environment or the clock."""
     for key, text in _strings(OmegaConf.to_container(config, resolve=False)):
         if _RESOLVER.search(text):
             raise UsageError(f"{key}={text}: resolvers are not read from saved settings; write the value", key)
 
 
 def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, string) of every string inside a plain container."""
+    """Yield (dotted key, string) for every string inside a plain container."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, dict | list):

@@ -1,4 +1,4 @@
-"""The YAML files of settings: where they are, what options and keys they offer. Without Hydra, for fast messages."""
+"""Find the YAML files of settings, and list their options and keys. Imports no Hydra, so that errors appear fast."""
 
 import math
 from dataclasses import fields
@@ -14,12 +14,12 @@ from odebench.config.schema import CHOICES
 from odebench.config.schema.solver import SolverSettings
 from odebench.errors import UsageError
 
-# OmegaConf copies what an alias repeats: ten aliases of ten aliases of ... of ten values take forever.
+# OmegaConf copies the value of every alias: ten aliases of ten aliases of ... of ten values take forever.
 MAX_ALIASED_VALUES = 100_000
 
 
 def _find_configs() -> Path:
-    """The folder that holds train.yaml: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder that holds train.yaml: inside the package in a wheel, beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / "train.yaml").is_file():
@@ -31,7 +31,7 @@ CONFIGS = _find_configs()
 
 
 def config_folders(config_dir: Path | str | None) -> list[Path]:
-    """The folders that hold YAML: odebench's, then the user's. UsageError if the user's is missing."""
+    """Return odebench's folder of YAML files, then the user's. Raises UsageError if the user's does not exist."""
     if config_dir is None:
         return [CONFIGS]
     if not Path(config_dir).is_dir():
@@ -40,15 +40,15 @@ def config_folders(config_dir: Path | str | None) -> list[Path]:
 
 
 def options(group: str, config_dir: Path | str | None = None) -> dict[str, Path]:
-    """The options of a group, name -> YAML file; odebench's come before a user's of the same name.
+    """Return the options of a group: name -> YAML file. Of two files with the same name, odebench's is used.
 
-    A file whose name starts with _ is no option: others take settings from it by ``defaults: [_NAME]``.
+    A file whose name starts with _ is not an option: other files include its settings with ``defaults: [_NAME]``.
     """
     return {name: path for name, path in _files(group, config_dir).items() if not name.startswith("_")}
 
 
 def first_comment(path: Path) -> str:
-    """The first comment of a YAML file that is not Hydra's ``# @package``."""
+    """Return the first comment line of a YAML file, other than Hydra's ``# @package``."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ")
@@ -66,7 +66,7 @@ def _files(group: str, config_dir: Path | str | None) -> dict[str, Path]:
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The settings of a file, unresolved. Raises UsageError if the file cannot be read or holds no settings."""
+    """Read the settings in a file without resolving them. Raises UsageError if it cannot be read or holds none."""
     try:
         check_aliases(path.read_bytes())
         config = OmegaConf.load(path)
@@ -78,14 +78,14 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def check_aliases(text: bytes) -> None:
-    """Raise YAMLError if the aliases of a YAML text repeat so many values that it would be read without end."""
+    """Raise YAMLError if the aliases in a YAML text repeat so many values that reading it would take forever."""
     if b"&" not in text:  # no anchors
         return
     sizes: dict[int, float] = {}
 
     def size(node: yaml.Node) -> float:
         if id(node) not in sizes:
-            sizes[id(node)] = math.inf  # unless changed below, the node contains itself
+            sizes[id(node)] = math.inf  # stays infinite for a node that contains itself
             pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
             children = [] if isinstance(node, yaml.ScalarNode) else [child for pair in pairs for child in pair]
             sizes[id(node)] = 1 + sum(map(size, children))
@@ -96,7 +96,7 @@ def check_aliases(text: bytes) -> None:
 
 
 def known_keys(config_dir: Path | str | None = None) -> list[str]:
-    """Every setting that some choice of options has, dotted, e.g. ``optim.lr``; and the groups."""
+    """Return the dotted key of every setting that any option has, e.g. ``optim.lr``, and the names of the groups."""
     from odebench.ode.methods import METHODS
 
     top = [str(key) for key in read_yaml(CONFIGS / "train.yaml") if key not in ("defaults", "hydra")] + ["task"]
@@ -107,10 +107,10 @@ def known_keys(config_dir: Path | str | None = None) -> list[str]:
     names["solver"] += [name for method in METHODS.values() for name in getattr(method, "options", ())]
     for group in names:
         for path in _files(group, config_dir).values():
-            if CONFIGS in path.parents:  # the keys of odebench's files are the fields above
+            if CONFIGS in path.parents:  # the fields above already include the keys of odebench's files
                 continue
             option = read_yaml(path)
-            # A global file, such as a model's, has top-level keys beside the group's.
+            # A file with `# @package _global_`, such as a model's, also has top-level keys.
             if isinstance(option.get(group), DictConfig):
                 top += [str(key) for key in option if key != "defaults"]
                 option = option[group]

@@ -1,6 +1,6 @@
-"""The groups of settings. Imports nothing, so that a shell can complete their names at once."""
+"""The groups of settings. This module imports nothing, so that a shell can complete their names quickly."""
 
-# Group -> its plural, which is also what `odebench list` calls it.
+# Group -> its plural, the name of the group in `odebench list`.
 PLURALS = {
     "model": "models",
     "loss": "losses",

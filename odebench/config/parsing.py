@@ -1,6 +1,6 @@
-"""Parse plain values into dataclasses by their annotations: strict types and ranges, each error names the key.
+"""Parse plain values into dataclasses. Types and ranges are checked strictly; every error names the key.
 
-Understands ``float int bool str``, ``dict``, ``tuple[X, ...]``, ``tuple[X, X]``, ``Literal``, ``X | None``
+Annotations can be ``float int bool str``, ``dict``, ``tuple[X, ...]``, ``tuple[X, X]``, ``Literal``, ``X | None``
 and ``Annotated[X, Range(...)]``.
 """
 
@@ -26,12 +26,15 @@ _EXAMPLES = {
 
 
 def read_dataclass(kind: type, node: Mapping[str, Any], prefix: str) -> Any:
-    """An instance of a dataclass from a mapping; ``prefix`` is e.g. ``trainer.``. UsageError names the key."""
+    """Create a dataclass from a mapping. prefix: put before the keys in errors, e.g. ``trainer.``."""
     return kind(**read_fields(kind, node, prefix))
 
 
 def read_fields(kind: type, node: Mapping[str, Any], prefix: str, skip: Collection[str] = ()) -> dict[str, Any]:
-    """The values of a mapping by a dataclass's annotations; keys must agree in both directions."""
+    """Convert the values of a mapping to the types of a dataclass's fields.
+
+    The keys must be exactly these fields, without those in ``skip``.
+    """
     hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind) if field.name not in skip]
     for key in node:
@@ -39,12 +42,13 @@ def read_fields(kind: type, node: Mapping[str, Any], prefix: str, skip: Collecti
             raise unknown_setting(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
     for key in known:
         if key not in node:
-            raise UsageError(f"{prefix}{key} is missing; add it to the YAML file of that choice", f"{prefix}{key}")
+            line = f"{prefix}{key} is missing; add it to the YAML file of the chosen option"
+            raise UsageError(line, f"{prefix}{key}")
     return {key: read_value(hints[key], f"{prefix}{key}", node[key]) for key in known}
 
 
 def read_value(annotation: Any, key: str, value: Any) -> Any:
-    """``value`` checked against ``annotation``; lists become tuples, and whole numbers floats where one is needed."""
+    """Check ``value`` against ``annotation`` and return it. Lists become tuples; integers become floats if needed."""
     kind, *arguments = [get_origin(annotation), *get_args(annotation)]
     if kind is Annotated:
         number = read_value(arguments[0], key, value)
@@ -70,12 +74,12 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
 
 
 def _wrong(key: str, value: Any, problem: str) -> UsageError:
-    """The error for a setting, or for one entry of a list, such as ``optim.betas[0]``."""
+    """Return the error for the value of a setting, or of one entry of a list, such as ``optim.betas[0]``."""
     return UsageError(f"{key}={format_value(value)}: {problem}", key.partition("[")[0])
 
 
 def _read_union(choices: list[Any], key: str, value: Any) -> Any:
-    """Try None and literals first, then the one other type, whose message is extended by them."""
+    """Try None and literals first, then the one other type. The error lists all of them."""
     literals: list[str] = []
     rest: Any = None
     for choice in choices:
@@ -121,7 +125,7 @@ def _needed(kind: Any, key: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """``value`` as a user writes it in YAML or on the command line."""
+    """Format ``value`` as a user writes it in YAML or on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

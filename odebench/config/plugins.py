@@ -1,7 +1,7 @@
 """Plugins: users' models, data sets and methods, in modules named by ``extensions=[their.module]``.
 
-Such a module holds any of the dicts MODELS (name -> nn.Module class), DATA (name -> function that returns the data)
-and METHODS (name -> Tableau), like odebench's own. Their settings have no dataclass: the keys are checked against the
+Such a module has one or more of the dicts MODELS (name -> nn.Module class), DATA (name -> function that returns the
+data) and METHODS (name -> Tableau). The settings of a plugin have no dataclass: their keys are checked against the
 signature of the class or function.
 """
 
@@ -13,10 +13,10 @@ from typing import Any, cast
 from odebench.config.groups import PLURALS
 from odebench.errors import UsageError, did_you_mean, unknown_name
 
-# Group of settings -> the dict of a plugin that holds its options.
+# Group of settings -> the name of the dict that holds a plugin's options for this group.
 _DICTS = {"model": "MODELS", "data": "DATA", "solver": "METHODS"}
 
-# Parameters that are not settings: they follow from the data, or are the training's seed.
+# Parameters that are not settings: their values come from the data or from the training's seed.
 _NOT_SETTINGS = {
     "model": ("in_channels", "image_size", "num_classes", "shape", "num_features", "span", "feature_means"),
     "data": ("seed",),
@@ -24,9 +24,9 @@ _NOT_SETTINGS = {
 
 
 def lookup(group: str, name: str, builtin: Mapping[str, Any], extensions: Sequence[str]) -> object:
-    """The model, data set or method called ``name``: odebench's first, then those of the plugins in their order.
+    """Find the model, data set or method called ``name``: first in odebench, then in each plugin, in their order.
 
-    group: model, data or solver. UsageError for a module that cannot be imported and for an unknown name.
+    group: model, data or solver. Raises UsageError for an unknown name, or a module that cannot be imported.
     """
     if name in builtin:
         return builtin[name]
@@ -37,13 +37,13 @@ def lookup(group: str, name: str, builtin: Mapping[str, Any], extensions: Sequen
 
 
 def known_names(group: str, builtin: Mapping[str, Any], extensions: Sequence[str]) -> list[str]:
-    """All names of a group, odebench's first."""
+    """Return all option names of a group, odebench's first."""
     return list(dict.fromkeys([*builtin, *(name for module in extensions for name in _plugin_dict(module, group))]))
 
 
 def _plugin_dict(module: str, group: str) -> Mapping[str, Any]:
     if not all(module.split(".")) or "\0" in module:  # import_module would take ".name" for a relative import
-        line = f"extensions: {module!r} is no module's name; write it as in Python's import, such as my_package.models"
+        line = f"extensions: {module!r} is no module name; write it as in Python's import, such as my_package.models"
         raise UsageError(line, "extensions")
     try:
         found = getattr(importlib.import_module(module), _DICTS[group], {})
@@ -59,7 +59,7 @@ def _plugin_dict(module: str, group: str) -> Mapping[str, Any]:
 
 
 def check_signature(group: str, name: str, target: object, options: Mapping[str, Any]) -> None:
-    """UsageError if ``target`` cannot be called with ``options``."""
+    """Raise UsageError if ``target`` cannot be called with ``options`` as keyword arguments."""
     if not callable(target):
         raise UsageError(f"extensions: {_DICTS[group]}[{name!r}] cannot be called", "extensions")
     parameters = inspect.signature(cast(Callable[..., Any], target)).parameters.values()

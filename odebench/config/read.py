@@ -1,4 +1,4 @@
-"""From composed YAML to Settings, or a UsageError of one line that names the setting and the remedy."""
+"""Turn a composed config into a Settings object. Errors are one line that names the setting and the remedy."""
 
 from omegaconf import DictConfig
 
@@ -12,7 +12,7 @@ from odebench.errors import UsageError, unknown_name
 
 
 def read_settings(config: DictConfig) -> Settings:
-    """Types, ranges and cross-checks of a composed config; UsageError names the key and the remedy."""
+    """Check types, ranges and combinations of settings and return them. A UsageError names the key and the remedy."""
     refuse_resolvers(config)
     _check_budget(config)
     raw = resolved(config)
@@ -31,12 +31,12 @@ def read_settings(config: DictConfig) -> Settings:
 
 
 def _check_budget(config: DictConfig) -> None:
-    """Before resolving, because an unknown budget breaks the interpolations of an experiment."""
+    """Check the budget. Called before resolving: interpolations of an experiment fail for an unknown budget."""
     budget, budgets = config.get("budget"), config.get("budgets")
     if budgets is not None and not isinstance(budgets, DictConfig):
-        line = "must be a block of names, each with its settings, such as full: {epochs: 160}"
+        line = "each budget needs a name and a block of settings, such as 'full: {epochs: 160}'"
         raise UsageError(f"budgets={budgets}: {line}", "budgets")
     if not budgets and budget != "full":
-        raise UsageError(f"budget={budget}: budgets belong to experiments; choose one, as in experiment=NAME", "budget")
+        raise UsageError(f"budget={budget}: only experiments have budgets; choose one with experiment=NAME", "budget")
     if budgets and budget not in budgets:
         raise unknown_name("budget", budget, map(str, budgets), "budgets")

@@ -1,4 +1,4 @@
-"""Fill in keys that runs of earlier versions lack with today's defaults."""
+"""Read the settings of a saved run. Keys that an older run lacks get today's defaults."""
 
 import logging
 from pathlib import Path
@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
-    """The settings of the run in folder ``path``, unresolved, with today's defaults for keys that older runs lack.
+    """Return the settings of the run in folder ``path``, unresolved, and add today's defaults for missing keys.
 
-    A missing key comes from the chosen option, a missing group from the model's default option. A warning lists them.
+    A missing key is taken from the option that the run chose for its group. A missing group gets the option that the
+    run's model uses by default. A warning lists the keys and groups that were added.
     """
-    if OmegaConf.select(settings, "model.name") is None:  # a damaged file rather than an older one
+    if OmegaConf.select(settings, "model.name") is None:  # the file is damaged, not just older
         return settings
     completed = _plain(settings)
     if filled := _fill(completed, _defaults(completed)):
@@ -31,7 +32,7 @@ def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
 
 
 def read_saved(config: DictConfig, path: Path) -> Settings:
-    """Read the settings of a run from file ``path``; UsageError names it: a newer version's file, or a damaged one."""
+    """Parse the settings of a run. path: their file, which errors name; a newer version wrote it, or it is damaged."""
     try:
         return read_settings(config)
     except UsageError as error:
@@ -39,12 +40,12 @@ def read_saved(config: DictConfig, path: Path) -> Settings:
 
 
 def _plain(config: Any) -> Any:
-    """Dicts and lists, with interpolations unresolved."""
+    """Convert a config to dicts and lists, with interpolations unresolved."""
     return OmegaConf.to_container(config, resolve=False)
 
 
 def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Today's defaults of the options chosen in ``settings``; leaves out groups whose option no longer exists."""
+    """Return today's defaults for the options chosen in ``settings``, without groups whose option no longer exists."""
     # The user's folder may be gone; the settings already hold the values of its options.
     folder = settings.get("config_dir")
     folder = folder if folder and Path(folder).is_dir() else None
@@ -54,7 +55,7 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
     others = [group for group in PLURALS if group in today and group not in ("model", "trainer")]
     names = {group: (settings if group in settings else today)[group].get("name") for group in others}
     known = {group: name for group, name in names.items() if name in options(group, folder)}
-    # Without the model, whose file also sets keys of other groups: they may be newer than the run.
+    # Compose without the model: its file also sets keys of other groups, perhaps to values newer than the run.
     plain = _plain(compose([f"{group}={quoted(name)}" for group, name in known.items()], folder))
     today |= {group: plain[group] for group in (*known, "trainer")}
     gone = (names.keys() - known.keys()) | (set() if is_known else {"model", "task"})
@@ -62,7 +63,7 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(settings: dict[str, Any], today: dict[str, Any]) -> dict[str, Any]:
-    """Add missing keys in place; returns what was added, by dotted key or group."""
+    """Add missing keys in place; return the added values by dotted key, and the added options by group."""
     filled: dict[str, Any] = {}
     for key, value in today.items():
         if key not in settings:

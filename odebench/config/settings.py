@@ -1,4 +1,4 @@
-"""The settings of a run as one frozen object. Their defaults are in the YAML files under configs/."""
+"""The settings of a run as one frozen object. The defaults are in the YAML files under configs/."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from odebench.config.schema.training import TrainerSettings
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run, parsed and validated: one field for each group, and the top-level ones."""
+    """All settings of a run, parsed and validated: one field for each group and each top-level setting."""
 
     model: Choice
     loss: Choice
@@ -40,17 +40,17 @@ class Settings:
 
     @property
     def has_ode(self) -> bool:
-        """Whether the model solves an ODE; a plugin's does if a solver is chosen for it."""
+        """Whether the model solves an ODE. A plugin's model does if a solver is chosen."""
         return getattr(self.model, "has_ode", self.solver.name != NO_SOLVER)
 
     @property
     def has_ode_cell(self) -> bool:
-        """Whether a recurrent cell of the model follows an ODE between observations: an ODE-RNN."""
+        """Whether the model contains an ODE-RNN: a recurrent cell that follows an ODE between observations."""
         return hasattr(self.model, "encoder_solver") and getattr(self.model, "encoder", "ode_rnn") == "ode_rnn"
 
     @property
     def cell_solver(self) -> str | None:
-        """The fixed-step method of an ODE-RNN's cell if that is the model's only ODE, else None.
+        """The fixed-step method for an ODE-RNN's cell if the cell has the model's only ODE, else None.
 
         Such a model uses this method and backpropagation, whatever ``solver`` and ``gradient`` are.
         """
@@ -59,9 +59,9 @@ class Settings:
 
     @property
     def evaluation_solver(self) -> SolverSettings:
-        """The solver of validation and test: eval_solver's file at eval_tol, where these are set.
+        """The solver for validation and test: the training's, unless eval_solver or eval_tol is set.
 
-        A warm first step is dropped: it belongs to the state of the training.
+        The setting first_step="warm" is dropped: the warm step is part of the state of the training.
         """
         tol = self.tol if self.eval_tol is None else self.eval_tol
         if self.eval_solver is not None:
@@ -76,6 +76,6 @@ class Settings:
 
 
 def run_name(settings: Settings) -> str:
-    """The part of a run folder's name after its time, e.g. ``odenet_dopri5`` or ``resnet``."""
+    """Return the part of a run folder's name after the time, e.g. ``odenet_dopri5`` or ``resnet``."""
     solver = settings.cell_solver or settings.solver.name
     return settings.model.name if solver == NO_SOLVER else f"{settings.model.name}_{solver}"

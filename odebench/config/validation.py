@@ -1,4 +1,4 @@
-"""Checks of several settings together; each error is one line that names the setting and the remedy."""
+"""Check settings against each other. Each error is one line that names the setting and the remedy."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from odebench.ode.methods import METHODS, Method, Tableau
 
 
 def validate_settings(s: Settings) -> None:
-    """Check a run's settings against each other; raises UsageError."""
+    """Raise UsageError if the settings of a run do not fit together."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
         raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
     config_folders(s.config_dir)
@@ -46,7 +46,7 @@ def validate_settings(s: Settings) -> None:
 
 
 def _check_task(s: Settings) -> None:
-    """Model, data, loss and objective belong to one task. A plugin's model and data fit any task."""
+    """Check that model, data, loss and objective are for the same task. A plugin's model or data fits any task."""
     if s.task not in QUANTITIES:
         raise unknown_name("task", s.task, QUANTITIES, "tasks")
     name = s.model.name
@@ -65,11 +65,11 @@ def _check_task(s: Settings) -> None:
         line = f"trainer.objective={s.trainer.objective}: no such quantity{hint} (task {s.task} has {known})"
         raise UsageError(line, "trainer.objective")
     if s.trainer.precision == "bf16" and s.task != "classification":
-        raise UsageError("trainer.precision=bf16: only classification has it; leave it out", "trainer.precision")
+        raise UsageError("trainer.precision=bf16: only classification supports it; leave it out", "trainer.precision")
 
 
 def _check_ode(s: Settings) -> None:
-    """Models with an ODE need a solver and a gradient mode; other models have neither."""
+    """Check that a model with an ODE has a solver, and that other models have solver=none and gradient=backprop."""
     name = s.model.name
     if s.has_ode:
         for setting, solver in {"solver": s.solver.name, "eval_solver": s.eval_solver}.items():
@@ -89,7 +89,7 @@ def _check_ode(s: Settings) -> None:
 
 
 def _check_dynamics(s: Settings) -> None:
-    """Regularisation along an ODE's solution needs a solve in each training step."""
+    """Check that each training step solves an ODE if its solution is to be regularised."""
     terms = ("kinetic", "jacobian", "taylor", "steer")
     weights = {f"dynamics.{term}": getattr(s.dynamics, term) for term in terms if getattr(s.dynamics, term)}
     wanted = ", ".join(f"{key}={weight:g}" for key, weight in weights.items())
@@ -99,7 +99,7 @@ def _check_dynamics(s: Settings) -> None:
     integrals = [key for key in weights if key != "dynamics.steer"]
     if integrals and s.has_ode_cell:
         line = (
-            f"{wanted}: not for an ODE-RNN, which solves a separate ODE for each gap; leave dynamics out, or "
+            f"{wanted}: not possible with an ODE-RNN, which solves a separate ODE for each gap; leave dynamics out, or "
             "choose model=latent_ode with model.encoder=rnn or gru"
         )
         raise UsageError(line, "dynamics", *integrals)
@@ -124,7 +124,10 @@ def _check_solver(solver: SolverSettings) -> None:
 
 
 def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> None:
-    """The solver's own rules about method, gradient mode, stepping, ... For evaluation nothing is differentiated."""
+    """Check that ``ode.solve`` supports this combination of method, gradient mode, stepping, ...
+
+    training: whether the solves are differentiated; those for evaluation are not.
+    """
     gradient = s.gradient
     adjoint_method = getattr(gradient, "method", None)
     if adjoint_method is not None and adjoint_method not in (known := known_names("solver", METHODS, s.extensions)):
@@ -154,7 +157,7 @@ def _method(name: str, s: Settings) -> Method:
 
 
 _GRADIENT_OPTIONS = ("checkpoints", "recompute", "keep", "norm")
-# From arguments of odebench.ode.solve to settings.
+# Argument of odebench.ode.solve -> the setting that gives it.
 _SETTINGS = {
     "method": "solver",
     "gradient": "gradient",
@@ -168,12 +171,12 @@ _SETTINGS = {
 
 
 def _spell(argument: str, value: Any) -> str:
-    """A choice as a user writes it on the command line."""
+    """Format an argument and its value as the user writes them on the command line."""
     return f"{_SETTINGS[argument]}={format_value(value)}"
 
 
 def _check_encoder(s: Settings) -> None:
-    """The ODE of an encoder takes fixed steps of an explicit Runge-Kutta method."""
+    """Check that the solver for an encoder's ODE is an explicit Runge-Kutta method; it takes fixed steps."""
     name = getattr(s.model, "encoder_solver", None)
     if name is not None and name not in METHODS:
         raise unknown_name("model.encoder_solver", name, METHODS, "solvers")
@@ -183,7 +186,7 @@ def _check_encoder(s: Settings) -> None:
 
 
 def _check_sync_steps(s: Settings) -> None:
-    """Several processes can step together only if rows, times and solves do not differ among them."""
+    """Check that several processes can take the same steps: none may have its own times or its own solves."""
     if not s.solver.sync_steps:
         return
     conflicts = {

@@ -9,14 +9,14 @@ from odebench.config.settings import Settings
 
 
 def without_effect(settings: Settings, overrides: Iterable[str]) -> list[str]:
-    """Overrides of the command line that have no effect; one line each, for the log."""
+    """Return one line for the log for each override of the command line that has no effect."""
     given = dict(override.partition("=")[::2] for override in overrides)
     unused = [(key, why) for keys, why in _unused(settings, given) for key in given if re.fullmatch(keys, key)]
     return [f"{key}={given[key]} has no effect: {why}" for key, why in unused]
 
 
 def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Patterns of settings that the other settings leave unused, and why. given: the keys on the command line."""
+    """Yield (regular expression for keys of unused settings, reason). given: the keys on the command line."""
     if s.trainer.iterations is not None:
         yield "trainer.epochs", f"trainer.iterations={s.trainer.iterations} is set"
     if not s.has_ode:
@@ -36,7 +36,7 @@ def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
         keys = "model.(encoder_solver|encoder_step|gate_units|encoder_field_units)"
         yield keys, f"it is for model.encoder=ode_rnn, not {encoder}"
     elif s.has_ode_cell and model.encoder_solver is None:
-        yield "model.encoder_step", "model.encoder_solver=null takes the steps of solver"
+        yield "model.encoder_step", "with model.encoder_solver=null the encoder uses the solver of the setting solver"
     for switch, keys in {
         "observations": "model.(noise_std|learn_noise|decoder_units)",
         "events": "model.event_units|loss.event_weight",
@@ -46,7 +46,7 @@ def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
         if getattr(model, switch, True) is False:
             yield keys, f"model.{switch}=false"
     if getattr(s.loss, "kl_wait_epochs", 0) is None:
-        yield "loss.kl_growth", "loss.kl_wait_epochs=null leaves the weight of the divergence at 1"
+        yield "loss.kl_growth", "with loss.kl_wait_epochs=null the weight of the divergence is always 1"
     if s.has_ode and not s.dynamics.taylor:
         yield "dynamics.taylor_order", "dynamics.taylor=0"
     if s.loss.name == "flow_matching":
@@ -54,7 +54,7 @@ def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def probable_mistakes(settings: Settings) -> list[str]:
-    """Valid settings that are probably a mistake; one line each, for the log."""
+    """Return one line for the log for each valid setting that is probably a mistake."""
     found = []
     tols = [t for t in (settings.solver.rtol, settings.solver.atol) if t is not None]
     adaptive = settings.has_ode and not settings.solver.fixed

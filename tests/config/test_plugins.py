@@ -105,7 +105,7 @@ def test_a_missing_module_raises_one_line(name):
 
 @pytest.mark.parametrize("name", ["../x", ".x", "", "a..b", "a.", "a\0b"])
 def test_a_path_or_a_relative_name_is_no_modules_name(name):
-    with pytest.raises(UsageError, match=r"^extensions: '.*' is no module's name; write it as in Python's import"):
+    with pytest.raises(UsageError, match=r"^extensions: '.*' is no module name; write it as in Python's import"):
         lookup("model", "wide", {}, [name])
 
 
@@ -122,12 +122,12 @@ def test_yaml_without_its_module_or_a_module_without_its_yaml_raises_an_error(mo
         with pytest.raises(UsageError) as caught:
             read_settings(compose([word], configs))
         assert str(caught.value) == (
-            f"{word}: its YAML file is found, but extensions=[] holds no {group} of that name; "
-            "add its module, as in extensions=[my_module]"
+            f"{word}: its YAML file exists, but extensions=[] has no {group} of that name; "
+            "add the module, as in extensions=[my_module]"
         )
         with pytest.raises(UsageError, match=rf"^unknown {group} {name}.*; a plugin's option needs --config-dir DIR, "):
             read(word)
-        with pytest.raises(UsageError, match=r"extensions=\[json\] holds no"):
+        with pytest.raises(UsageError, match=r"extensions=\[json\] has no"):
             read_settings(compose([word, "extensions=[json]"], configs))
 
 

@@ -121,7 +121,7 @@ INVALID = {
     "leave dynamics out, or choose a model with an ODE",
     "model=cnf loss=flow_matching dynamics=steer": "dynamics.steer=0.5: loss=flow_matching solves nothing in training; "
     "choose loss=maximum_likelihood",
-    "model=cnf trainer.precision=bf16": "trainer.precision=bf16: only classification has it; leave it out",
+    "model=cnf trainer.precision=bf16": "trainer.precision=bf16: only classification supports it; leave it out",
     "model=cnf trainer.compile=true": "trainer.compile=true: has no effect on cnf; "
     "choose solver.compile=true, which compiles field and solver",
     "model=planar_nf trainer.compile=true": "trainer.compile=true: has no effect on planar_nf; leave it out",
@@ -238,7 +238,7 @@ INVALID = {
     "(schedules: constant, cosine, exponential, one_cycle, steps)",
     "experiment=paper/mnist_odent": "unknown experiment paper/mnist_odent; did you mean paper/mnist_odenet? "
     "(odebench list experiments prints all)",
-    "model.name=mlp": "model.name=mlp: write model=mlp, which brings its other settings too",
+    "model.name=mlp": "model.name=mlp: write model=mlp, which also sets its other settings",
     "solver.name=rk5": "unknown solver rk5; did you mean rk4? (odebench list solvers prints all)",
     "tol": "malformed setting 'tol': write KEY=VALUE, such as tol=1e-3",
     "=3": "malformed setting '=3': write one key, one =, one value, such as tol=1e-3",
@@ -281,7 +281,7 @@ INVALID = {
     "model.width=30": "model.width=30: must be a multiple of model.groups=32; change either",
     "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
-    "budget=small": "budget=small: budgets belong to experiments; choose one, as in experiment=NAME",
+    "budget=small": "budget=small: only experiments have budgets; choose one with experiment=NAME",
     "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
     "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
@@ -457,7 +457,7 @@ def test_overrides_without_effect_are_named():
         ],
         ("model=latent_ode", "loss.kl_growth=0.9", "loss.kl_wait_epochs=3"): [],
         ("model=latent_ode", "loss.kl_growth=0.9"): [
-            "loss.kl_growth=0.9 has no effect: loss.kl_wait_epochs=null leaves the weight of the divergence at 1"
+            "loss.kl_growth=0.9 has no effect: with loss.kl_wait_epochs=null the weight of the divergence is always 1"
         ],
         ("dynamics.taylor_order=2",): ["dynamics.taylor_order=2 has no effect: dynamics.taylor=0"],
         ("model=ffjord", "loss=flow_matching", "gradient=checkpoint"): [
@@ -502,7 +502,7 @@ def test_new_options_replace_the_saved_groups(saved):
         ("model=cnf", "model=cnf: is for task density, the run for classification; choose another model"),
         ("cluster.jobs=2", "cluster.jobs is a setting of odebench sweep"),
         ("hydra/launcher=basic", "unknown setting hydra/launcher"),
-        ("tol=1,2", "tol=1,2: one value only"),
+        ("tol=1,2", "tol=1,2: give one value only"),
         ("trainer.epochs=3", "trainer.epochs=3: has no effect after the training; leave it out"),
         ("optim.lr=1", "optim.lr=1: has no effect after the training; leave it out"),
         ("trainer.max_nfe=1", "trainer.max_nfe=1: has no effect after the training; leave it out"),
@@ -559,7 +559,7 @@ def test_an_option_file_must_name_every_setting(user_configs):
     path = user_configs / "solver" / "coarse.yaml"
     path.write_text("name: rk4\nrtol: null\natol: null\nsteps: 4\nstep_size: null\nfirst_step: null\n")
     line = message("solver=coarse", config_dir=user_configs)
-    assert line == "solver.min_step is missing; add it to the YAML file of that choice"
+    assert line == "solver.min_step is missing; add it to the YAML file of the chosen option"
 
 
 def test_known_keys_contain_every_key_of_a_composed_config():
@@ -585,6 +585,6 @@ def test_an_ode_rnn_is_named_after_its_solver_and_refuses_regularised_dynamics()
     assert run_name(read("model=ode_rnn", "model.encoder_solver=null")) == "ode_rnn_dopri5"
     assert run_name(read("model=latent_ode", "model.encoder=ode_rnn")) == "latent_ode_dopri5"
     for words in (["model=ode_rnn"], ["model=latent_ode", "model.encoder=ode_rnn"]):
-        with pytest.raises(UsageError, match=r"dynamics.kinetic=0\.1: not for an ODE-RNN"):
+        with pytest.raises(UsageError, match=r"dynamics.kinetic=0\.1: not possible with an ODE-RNN"):
             read(*words, "dynamics.kinetic=0.1")
     assert read("model=latent_ode", "dynamics.kinetic=0.1").dynamics.kinetic == 0.1
