@@ -1,7 +1,7 @@
 """The models by name.
 
-A model is called with a batch and with ``solve``, which is ``odebench.ode.solve`` with the solver and the gradient mode
-chosen. It returns its output and the ``Stats`` of each solve.
+A model is called with a batch and with ``solve``, a function like ``odebench.ode.solve`` whose solver and gradient mode
+are already chosen. It returns its output and the ``Stats`` of each solve.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def append_zero_channels(z: Tensor, count: int) -> Tensor:
-    """States [B, D, *] with ``count`` channels of zeros appended, [B, D + count, *].
+    """Append ``count`` channels of zeros to states [B, D, *]; returns [B, D + count, *].
 
     Dupont, Doucet & Teh 2019, Augmented neural ODEs.
     """
@@ -17,7 +17,7 @@ def append_zero_channels(z: Tensor, count: int) -> Tensor:
 
 
 class SecondOrderField(nn.Module):
-    """z'' = f(t, z, z') as the field of the state (z, z'), stacked along dimension 1: [B, 2 D, *].
+    """The second-order ODE z'' = f(t, z, z') as a field of the state (z, z'), stacked along dimension 1: [B, 2 D, *].
 
     Norcliffe, Bodnar, Day, Simidjievski & Lio 2020, On second order behaviour in augmented neural ODEs.
 
@@ -29,6 +29,6 @@ class SecondOrderField(nn.Module):
         self.acceleration = acceleration
 
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
-        """(z', z''), stacked as the state is."""
+        """Return (z', z''), stacked like the state."""
         velocity = state.chunk(2, dim=1)[1]
         return torch.cat((velocity, self.acceleration(t, state)), dim=1)

@@ -1,6 +1,6 @@
 """ODE states augmented with integrals along the solution.
 
-Such as log-determinants (Chen et al. 2018, section 4; Grathwohl et al. 2019) and regularisation terms.
+Examples are log-determinants (Chen et al. 2018, section 4; Grathwohl et al. 2019) and regularisation terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from odebench.ode.noise import refuse_layers_in_training_mode
 class FieldEvaluation:
     """One evaluation of a vector field, with the derivatives that integrands need.
 
-    field: f(t, z, *args). t: scalar, or [B]. z: [B, *shape]. noise: like z.
+    field: f(t, z, *args). t: scalar, or [B]. z: [B, *shape]. noise: a tensor with the shape of z, or None.
 
-    The derivatives work under no_grad too, and are differentiable where gradients are enabled. Rows of z must be
+    The derivatives also work under no_grad; where gradients are enabled, they can be differentiated. Rows of z must be
     independent: row i of f may depend only on row i of z.
     """
 
@@ -41,12 +41,12 @@ class FieldEvaluation:
         self._noise_vjp: Tensor | None = None
 
     def field(self, t: Tensor, z: Tensor) -> Tensor:
-        """f(t, z), in the precision of z where autocast is on."""
+        """Evaluate f(t, z); under autocast the result still has the dtype of z."""
         return self._field(t, z, *self._args).to(z.dtype)
 
     @property
     def dz(self) -> Tensor:
-        """f(t, z), like z."""
+        """f(t, z), with the shape of z."""
         if self._dz is None:
             if self.noise is None:
                 self._dz = self.field(self.t, self.z)
@@ -56,7 +56,7 @@ class FieldEvaluation:
         return self._dz
 
     def noise_vjp(self) -> Tensor:
-        """noise^T df/dz, like z; computed once."""
+        """noise^T df/dz, with the shape of z; it is computed only once."""
         if self.noise is None:
             raise ValueError(
                 "this integrand needs noise; pass it to AugmentedField, or to the solve as args=(Rows(noise),)"
@@ -68,8 +68,8 @@ class FieldEvaluation:
     def trace(self) -> Tensor:
         """The exact trace of df/dz [B].
 
-        If the field has a method ``divergence(t, z)``, this returns f and the trace; else the trace takes a batch of
-        vector-Jacobian products, one for each dimension.
+        If the field has a method ``divergence(t, z)``, which returns f and the trace, that is used. Otherwise the trace
+        takes a batch of vector-Jacobian products, one for each dimension.
         """
         if hasattr(self._field, "divergence"):
             return self._closed_form_trace()
@@ -92,7 +92,7 @@ class FieldEvaluation:
         return trace
 
     def _evaluate_with_vjp(self) -> Callable[[Tensor], Tensor]:
-        """v -> v^T df/dz; also evaluates f."""
+        """Return the function v -> v^T df/dz; also evaluates f."""
         if self._vjp is None:
             self._dz, _, self._vjp = _value_and_vjp(lambda z: (self.field(self.t, z), z), self.z)
         return self._vjp
@@ -101,8 +101,12 @@ class FieldEvaluation:
 def _value_and_vjp(
     function: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """(f, aux) = function(z), and v -> v^T df/dz, which may be called repeatedly, and inside vmap."""
-    # torch.func does not work with hooks on saved tensors; torch.autograd.grad not in compiled code or inference mode.
+    """Return f and aux, the two results of function(z), and the map v -> v^T df/dz.
+
+    The map may be called repeatedly, and inside vmap.
+    """
+    # torch.func does not work with hooks on saved tensors. torch.autograd.grad does not work in compiled code, nor in
+    # inference mode.
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         results: Any = torch.func.vjp(function, z, has_aux=True)
         dz, vjp_function, aux = results
@@ -120,20 +124,21 @@ def _value_and_vjp(
     return (dz, aux, vjp) if keeps_graph else (dz.detach(), aux.detach(), vjp)
 
 
-# Maps an evaluation of the field to one number for each row [B].
+# A function from an evaluation of the field to one number for each row [B].
 Integrand = Callable[[FieldEvaluation], Tensor]
 
 
 class AugmentedField(nn.Module):
     """The vector field of the state (z, integral_1, ..., integral_n), z [B, *shape] and each integral [B].
 
-    field: f(t, z, *args), of the state z alone. integrands: of the integrals, in order.
-    noise: like z, for the integrands that need it; it must stay the same within a solve, or it disturbs error control.
+    field: f(t, z, *args), the field of the state z alone. integrands: the integrands of the n integrals, in order.
+    noise: a tensor with the shape of z, for the integrands that need noise. It must stay the same within a solve, or it
+    disturbs error control.
 
-    A solve calls it as (t, state, noise, *args). The noise can be passed as args=(noise,), or with the field's
-    arguments as args=(noise or None, *field_args); it then replaces the constructor's. Wrapped in ``Rows`` it follows
-    the rows of stepping="per_sample". An ``AugmentedField`` that is created once and gets its noise this way is
-    compiled once.
+    A solve calls this module with (t, state, noise, *args). The noise can also be passed to the solve, as args=(noise,)
+    or args=(noise, *field_args); unless it is None, it replaces the constructor's noise. With stepping="per_sample",
+    wrap it in ``Rows``, so that each row keeps its own noise. An ``AugmentedField`` that is created once and gets its
+    noise in args is compiled only once.
     """
 
     def __init__(
@@ -150,13 +155,13 @@ class AugmentedField(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The derivative of the state; t: scalar, or [B]."""
         evaluation = FieldEvaluation(self.field, t, state[0], self.noise if noise is None else noise, args)
-        # The field last: an integrand may compute it as a by-product.
+        # Evaluate the field last: an integrand may already have computed it as a by-product.
         integrals = [integrand(evaluation) for integrand in self.integrands]
         return evaluation.dz, *integrals
 
 
 def zero_integrals(z0: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Initial values of ``count`` integrals, [B] each."""
+    """The initial values of ``count`` integrals: zeros, each [B]."""
     return tuple(z0.new_zeros(len(z0)) for _ in range(count))
 
 
@@ -166,7 +171,7 @@ def exact_trace(evaluation: FieldEvaluation) -> Tensor:
 
 
 def hutchinson_trace(evaluation: FieldEvaluation) -> Tensor:
-    """noise^T (df/dz) noise [B], whose mean over noise of unit covariance is the trace (Hutchinson 1990)."""
+    """noise^T (df/dz) noise [B]. Its mean over noise with covariance I is the trace (Hutchinson 1990)."""
     vjp = evaluation.noise_vjp()
     assert evaluation.noise is not None
     return (vjp * evaluation.noise).flatten(1).sum(1)

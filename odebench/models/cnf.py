@@ -8,10 +8,12 @@ from odebench.models.flow import ODEBlock, ODEFlow, vector_size
 
 
 class CNF(ODEFlow):
-    """CNF of Chen et al. 2018, section 4: ``GatedField`` from the base at t = 0 to the data at end_time, exact trace.
+    """The CNF of Chen et al. 2018, section 4: a ``GatedField`` with exact trace.
 
-    shape: (D,), of the data. width: hidden units M of the field. hidden: units of its hypernetwork.
-    base_variance: of the base, a Gaussian about 0.
+    The ODE runs from the base at t = 0 to the data at end_time.
+
+    shape: the shape (D,) of a sample. width: the number M of hidden units of the field. hidden: the width of the
+    hypernetwork's hidden layers. base_variance: the variance of the base, a Gaussian with mean 0.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int, hidden: int, end_time: float, base_variance: float) -> None:
@@ -24,8 +26,8 @@ class GatedField(nn.Module):
 
     A hypernetwork with two hidden layers maps t to the gates sigma = sigmoid(g) in (0, 1), and to u, w, b.
 
-    The implementation uses tanh x = 2 sigmoid(2 x) - 1, which is equal to round-off and several times as fast on CPUs.
-    The factors 2 are absorbed into the units' parameters; the formulas below use s = sigmoid(2 (w . z + b)).
+    The implementation uses tanh x = 2 sigmoid(2 x) - 1, which is several times as fast on CPUs and differs only by
+    rounding. The factors 2 are part of the units' parameters; the formulas below use s = sigmoid(2 (w . z + b)).
     """
 
     def __init__(self, size: int, width: int, hidden: int) -> None:
@@ -42,7 +44,7 @@ class GatedField(nn.Module):
         return _velocity(u, s)
 
     def divergence(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt [B, D] and the trace of its Jacobian [B], to which unit m adds sigma_m u_m . w_m (1 - tanh^2) / M."""
+        """dz/dt [B, D], and the trace of its Jacobian [B]: the sum over m of sigma_m u_m . w_m (1 - tanh^2) / M."""
         w, u, s = self._units(t, z)
         along = 2 * (w * u).sum(-2)  # 4 sigma u . w / M, and 1 - tanh^2 = 4 (s - s^2)
         slope = torch.addcmul(s, s, s, value=-1)
@@ -60,7 +62,7 @@ class GatedField(nn.Module):
 
 
 def _velocity(u: Tensor, s: Tensor) -> Tensor:
-    """sum over units of u (s - 1/2)."""
+    """The sum of u (s - 1/2) over the units."""
     middle = -0.5 * u.sum(-1)
     if u.dim() == 2:
         return F.linear(s, u, middle)

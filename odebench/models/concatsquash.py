@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 Nonlinearity = Literal["softplus", "tanh"]
 
-# Each with its derivative, from its input and its output.
+# Each nonlinearity with its derivative, which is computed from the input and the output.
 NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "softplus": (F.softplus, lambda x, y: torch.sigmoid(x)),
     "tanh": (torch.tanh, lambda x, y: 1 - y * y),
@@ -18,7 +18,7 @@ NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Te
 
 
 class TimeGates(nn.Module):
-    """The gates sigmoid(a t + b) and the shifts c t of layers with these widths."""
+    """The gates sigmoid(a t + b) and the shifts c t of several layers, which have these widths."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class TimeGates(nn.Module):
         self.shift = nn.Linear(1, sum(widths), bias=False)
 
     def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Gates and shifts of each layer, [1, width], or [B, width] if t is [B]."""
+        """The gates and shifts of each layer, each [1, width], or [B, width] if t is [B]."""
         t = t.reshape(-1, 1)
         gates, shifts = torch.sigmoid(self.gate(t)), self.shift(t)
         return list(zip(gates.split(self.widths, 1), shifts.split(self.widths, 1), strict=True))
 
 
 class ConcatSquashMLP(nn.Module):
-    """A field of vectors: layers z -> (W z + b) sigmoid(a t + b') + c t, with a nonlinearity between them.
+    """A vector field on R^D: layers z -> (W z + b) sigmoid(a t + b') + c t, with a nonlinearity between them.
 
-    size: D. dims: the hidden layers' widths.
+    size: the dimension D. dims: the widths of the hidden layers.
     """
 
     def __init__(self, size: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:
@@ -54,7 +54,7 @@ class ConcatSquashMLP(nn.Module):
         return torch.addcmul(shift, self.layers[-1](z), gate)
 
     def divergence(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt [B, D] and the trace of its Jacobian [B], by forward derivatives along all axes at once."""
+        """dz/dt [B, D] and the trace of its Jacobian [B], by forward-mode derivatives along all axes at once."""
         *hidden, (gate, shift) = self.gates(t)
         last = self.layers[-1]
         tangents = torch.eye(last.out_features, dtype=z.dtype, device=z.device).unsqueeze(1)  # [D, B, width]
@@ -68,9 +68,9 @@ class ConcatSquashMLP(nn.Module):
 
 
 class ConcatSquashConv(nn.Module):
-    """A field of images: as ``ConcatSquashMLP``, with 3 x 3 convolutions.
+    """A vector field on images: ``ConcatSquashMLP`` with 3 x 3 convolutions instead of linear maps.
 
-    channels: of the images. dims: of the hidden layers.
+    channels: the number of channels of the images. dims: the numbers of channels of the hidden layers.
     """
 
     def __init__(self, channels: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:

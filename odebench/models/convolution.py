@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def stem(in_channels: int, width: int, groups: int) -> nn.Sequential:
-    """Images [B, in_channels, H, W] to states [B, width, H', W'], 28 x 28 to 6 x 6 (Chen et al. 2018, MNIST)."""
+    """Map images [B, in_channels, H, W] to states [B, width, H', W']: 28 x 28 to 6 x 6 (Chen et al. 2018, MNIST)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, width, kernel_size=3),
         nn.GroupNorm(groups, width),
@@ -19,12 +19,12 @@ def stem(in_channels: int, width: int, groups: int) -> nn.Sequential:
 
 
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
-    """A group normalisation with at most ``groups`` groups: the largest number that divides the channels."""
+    """A group normalisation. Its number of groups is the largest divisor of ``channels`` up to ``groups``."""
     return nn.GroupNorm(max(n for n in range(1, groups + 1) if channels % n == 0), channels)
 
 
 def head(width: int, groups: int, num_classes: int) -> nn.Sequential:
-    """States [B, width, H, W] to logits [B, num_classes]."""
+    """Map states [B, width, H, W] to logits [B, num_classes]."""
     return nn.Sequential(
         group_norm(groups, width),
         nn.ReLU(inplace=True),
@@ -38,10 +38,10 @@ class TimeConv2d(nn.Conv2d):
     """A 3 x 3 convolution with the time as an additional channel, the first one.
 
     The usual implementation prepends a constant plane to the input, x -> conv([t, x], W) + b. Convolution is linear, so
-    this equals conv(x, W[:, 1:]) + (b + t conv(1, W[:, :1])): the same parameters and, to round-off, the same numbers,
-    without a copy of the input and with a number of channels that suits the hardware.
+    this equals conv(x, W[:, 1:]) + (b + t conv(1, W[:, :1])). The parameters are the same and the results differ only
+    by rounding, but the input is not copied, and the number of channels suits the hardware.
 
-    width: output channels. in_width: input channels, by default width.
+    width: the number of output channels. in_width: the number of input channels, by default width.
     """
 
     def __init__(self, width: int, in_width: int | None = None) -> None:
@@ -57,9 +57,11 @@ class TimeConv2d(nn.Conv2d):
 
 
 class ConvField(nn.Module):
-    """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN, with time in both convolutions.
+    """The vector field of the MNIST ODE-Net: GN, ReLU, conv, GN, ReLU, conv, GN (GN is group normalisation).
 
-    width: channels of the derivative. in_width: channels of the state, by default width.
+    Both convolutions take the time as an additional channel.
+
+    width: the number of channels of the derivative. in_width: those of the state, by default width.
     """
 
     def __init__(self, width: int, groups: int, in_width: int | None = None) -> None:

@@ -22,21 +22,21 @@ from odebench.models.flow import draw_noise
 from odebench.ode import Rows
 from odebench.ode.problem import times_as_tensor
 
-# The absolute tolerance of the integrals, which takes them out of the error control of the steps. They are functions of
-# the solution and nearly as exact as it is (0.6 % of their mean at a tolerance of 1e-3), while under error control the
-# third derivative of a fast field more than doubles the evaluations. Finite, since SciPy's implicit methods take
-# differences of its size.
+# The absolute tolerance of the integrals. It is so large that the integrals do not affect the step sizes. They are
+# functions of the solution and nearly as exact as the solution (error of 0.6 % of their mean at a tolerance of 1e-3).
+# Under error control, the third derivative of a fast field would more than double the evaluations. The tolerance is
+# finite, since SciPy's implicit methods take finite differences of this size.
 UNCONTROLLED_ATOL = 1e20
 
 
 @dataclass(frozen=True)
 class RegularisationTerms:
-    """The weights of the regularisation terms; 0 for off. D is the size of one sample's state z.
+    """The weights of the regularisation terms. A weight of 0 turns a term off. D is the size of one sample's state z.
 
-    kinetic: of the integral of |f|^2 / D. jacobian: of |eps^T df/dz|^2 / D; its mean over the noise eps is the squared
-    Frobenius norm of df/dz over D. taylor: of |d^K z/dt^K|^2 / D with K = taylor_order.
-    steer: the last time of a solve is drawn uniformly from an interval around it, whose half width is this fraction of
-    the time since the one before.
+    kinetic: the weight of the integral of |f|^2 / D. jacobian: the weight of the integral of |eps^T df/dz|^2 / D, whose
+    mean over the noise eps is the squared Frobenius norm of df/dz divided by D. taylor: the weight of the integral of
+    |d^K z/dt^K|^2 / D with K = taylor_order. steer: the last time of a solve is replaced by one drawn uniformly from an
+    interval around it; the half width of the interval is this fraction of the distance from the last time but one.
     """
 
     kinetic: float = 0.0
@@ -47,7 +47,7 @@ class RegularisationTerms:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the integrals that are on, by name."""
+        """The nonzero weights of the integrals, by name."""
         weights = {"kinetic": self.kinetic, "jacobian": self.jacobian, "taylor": self.taylor}
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -68,8 +68,8 @@ class RegularisationTerms:
 class RegularisedSolve:
     """``odebench.ode.solve`` with the integrals of ``terms`` added to the state.
 
-    Models get the same solution as without the integrals; ``pop_penalty`` returns these, summed over solves. One
-    ``AugmentedField`` for each field serves all solves, so that a compiled step is reused.
+    Models get the same solution as without the integrals. ``pop_penalty`` returns the integrals, summed over solves.
+    All solves with the same field use the same ``AugmentedField``, so that a compiled step is reused.
     """
 
     def __init__(self, terms: RegularisationTerms) -> None:
@@ -100,7 +100,7 @@ class RegularisedSolve:
         _check_can_be_regularised(state[0], options)
         noise, *field_args = args or (None,)
         extended = (*state, *zero_integrals(state[0], len(self._weights)))
-        # Keeps the steps the same: the integrals have no error, but count in the root mean square of the errors.
+        # Keeps the steps the same: the integrals' errors count as 0, which reduces the root mean square by this factor.
         factor = math.sqrt(sum(map(Tensor.numel, state)) / sum(map(Tensor.numel, extended)))
         solution = ode.solve(
             self._extend(base),
@@ -116,9 +116,9 @@ class RegularisedSolve:
         return replace(solution, y=y if base is f else y[0])
 
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The weighted sum of the integrals since the last call, and each integral by its tag; means over the batch.
+        """Return the weighted sum of the integrals since the last call, and tag -> integral; all are batch means.
 
-        (None, {}) if no solve was regularised.
+        Returns (None, {}) if no solve was regularised.
         """
         totals, self._totals = self._totals, {}
         terms = [weight * totals[name] for name, weight in self._weights.items() if name in totals]
@@ -126,12 +126,12 @@ class RegularisedSolve:
         return (sum(terms[1:], terms[0]) if terms else None), values
 
     def _extend(self, base: AugmentedField) -> AugmentedField:
-        # No cache for functions: one may be new at every solve, and hold tensors that are to be freed after it.
+        # Not cached for functions: one may be new at every solve, and a cache would keep its tensors alive.
         augment = self._augment if isinstance(base.field, nn.Module) else AugmentedField
         return augment(base.field, (*base.integrands, *self._integrands))
 
     def _noise(self, base: AugmentedField, given: Tensor | Rows | None, z0: Tensor) -> Tensor | Rows | None:
-        """The noise that the model has chosen, else new noise if a term needs it."""
+        """The noise that the model has chosen; without it, new noise if a term needs noise, else None."""
         if given is not None:
             return given
         if base.noise is not None:
@@ -166,15 +166,16 @@ def jacobian_norm(evaluation: FieldEvaluation) -> Tensor:
 
 
 def taylor_norm(evaluation: FieldEvaluation, order: int) -> Tensor:
-    """|d^K z/dt^K|^2 / D [B], K the order."""
+    """|d^K z/dt^K|^2 / D [B]; K is the order."""
     return _mean_square(solution_derivative(evaluation, order))
 
 
 def solution_derivative(evaluation: FieldEvaluation, order: int) -> Tensor:
-    """d^K z/dt^K along the solution through an evaluation, K the order, like z.
+    """d^K z/dt^K along the solution through an evaluation; K is the order. It has the shape of z.
 
-    d^(k+1) z/dt^(k+1) is the k-th derivative of f along the Taylor polynomial of z of degree k, by k nested forward
-    derivatives (Griewank & Walther 2008, Evaluating Derivatives, chapter 13; Kelly et al. 2020, appendix A).
+    d^(k+1) z/dt^(k+1) is the k-th derivative of f along the Taylor polynomial of z of degree k. It is computed by k
+    nested forward-mode derivatives (Griewank & Walther 2008, Evaluating Derivatives, chapter 13; Kelly et al. 2020,
+    appendix A).
     """
     derivatives = [evaluation.dz]
     while len(derivatives) < order:
@@ -186,7 +187,7 @@ def solution_derivative(evaluation: FieldEvaluation, order: int) -> Tensor:
 
 
 def _field_along_taylor(evaluation: FieldEvaluation, derivatives: tuple[Tensor, ...], s: Tensor) -> Tensor:
-    """f at t + s and z + s z' + s^2/2 z'' + ...; s like t."""
+    """f at t + s and z + s z' + s^2/2 z'' + ...; s has the shape of t."""
     z = evaluation.z
     column = s.reshape(-1, *[1] * (z.dim() - 1)) if s.dim() else s
     step = torch.zeros_like(z)

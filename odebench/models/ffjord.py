@@ -11,13 +11,15 @@ from odebench.models.multiscale import ChannelSplit, LogitTransform, Squeeze
 
 
 class FFJORD(ODEFlow):
-    """ODEs whose fields are concatsquash layers, from N(0, I) to the data.
+    """A chain of ODEs from N(0, I) to the data; their fields are networks of concatsquash layers.
 
-    shape: (D,) or (C, H, W), of the data; convolutional fields for the latter. dims: widths of the fields' hidden
-    layers. nonlinearity: softplus or tanh. end_time: of each block; train_time makes it a parameter. blocks: number of
-    consecutive ODEs, for images at each scale before and after the squeeze. scales: of images; after each but the last,
-    half of the channels go to the base unchanged (Dinh et al. 2017). trace: exact, or hutchinson with noise rademacher
-    or gaussian. logit: margin of a logit layer for data in [0, 1]; None: no such layer.
+    shape: the shape of a sample, (D,) for vectors or (C, H, W) for images, whose fields are convolutional.
+    dims: the widths of the fields' hidden layers. nonlinearity: softplus or tanh.
+    end_time: the end time of each ODE; with train_time it is a parameter.
+    blocks: the number of consecutive ODEs; for images, at each scale, before the squeeze and again after it.
+    scales: the number of scales, for images; after each scale but the last, half of the channels go to the base
+    unchanged (Dinh et al. 2017). trace: exact, or hutchinson with noise rademacher or gaussian.
+    logit: the margin of a logit layer for data in [0, 1]; None: no such layer.
 
     Raises UsageError for image sizes that the scales do not divide, and for traces that would cost too much.
     """
@@ -61,15 +63,17 @@ class FFJORD(ODEFlow):
 def _check_scales(shape: tuple[int, ...], scales: int) -> None:
     if len(shape) not in (1, 3):
         raise UsageError(
-            f"model=ffjord is for vectors [D] and images [C, H, W], and the data are {list(shape)}", "model"
+            f"model=ffjord needs vectors [D] or images [C, H, W], but a sample has shape {list(shape)}", "model"
         )
     if len(shape) == 1 and scales > 1:
         raise UsageError(
-            f"model.scales={scales}: the data are vectors, and scales are for images: model.scales=1", "model.scales"
+            f"model.scales={scales}: scales are for images, but the data are vectors; use model.scales=1",
+            "model.scales",
         )
     halvings = [n & -n for n in shape[1:]]  # the largest power of two that divides each side
     if any(divisor < 2 ** (scales - 1) for divisor in halvings):
         size, most = " x ".join(map(str, shape[1:])), 1 + int(math.log2(min(halvings)))
         raise UsageError(
-            f"model.scales={scales}: images of {size} cannot be halved so often: at most {most}", "model.scales"
+            f"model.scales={scales}: images of {size} pixels cannot be halved so often; use at most {most}",
+            "model.scales",
         )

@@ -1,6 +1,6 @@
 """Normalizing flows: chains of invertible transforms from data to a Gaussian base; an ODE is one such transform.
 
-Throughout, the base is at time 0 and the data at the end time.
+In all of them the base is at time 0, and the data are at the end time.
 """
 
 import math
@@ -27,20 +27,20 @@ EXACT_TRACE_LIMIT = 64
 
 
 class Transform(Protocol):
-    """An invertible map between data and base, both [B, *shape]; a module."""
+    """A module that maps data [B, *shape] to the base [B, *shape], and back."""
 
     @property
     def duration(self) -> float:
         """The length of the transform's time interval."""
 
     def to_base(self, x: Tensor, solve: Solve, trace: TraceMethod | None) -> TransformResult:
-        """z, log |det dz/dx| [B], and the statistics of each solve."""
+        """Return z at the base, log |det dz/dx| [B], and the statistics of each solve."""
 
     def from_base(self, z: Tensor, solve: Solve, trace: TraceMethod | None) -> TransformResult:
-        """x, log |det dx/dz| [B], and the statistics of each solve."""
+        """Return x at the data, log |det dx/dz| [B], and the statistics of each solve."""
 
     def path(self, z: Tensor, times: Sequence[float], solve: Solve) -> tuple[Tensor, SolveStats]:
-        """The states [T, B, *shape] between z and the data at T increasing times in [0, duration]."""
+        """Return the states [T, B, *shape] between z and the data, at T increasing times in [0, duration]."""
 
 
 class Chain(nn.Module):
@@ -52,7 +52,7 @@ class Chain(nn.Module):
 
     @property
     def duration(self) -> float:
-        """The sum over all transforms."""
+        """The sum of the durations of all transforms."""
         return sum(transform.duration for transform in self.transforms)
 
     def to_base(self, x: Tensor, solve: Solve = ode.solve, trace: TraceMethod | None = None) -> TransformResult:
@@ -91,9 +91,9 @@ def _apply_in_order(maps: list[Callable[..., TransformResult]], x: Tensor, *opti
 
 
 class Flow(Chain):
-    """A density on R^shape: transforms from data to N(0, base_variance I).
+    """A density on R^shape: a chain of transforms from the data to N(0, base_variance I).
 
-    shape: of one sample. transforms: in the order from the data to the base.
+    shape: the shape of one sample. transforms: the transforms, in the order from the data to the base.
     """
 
     def __init__(self, shape: tuple[int, ...], transforms: Iterable[nn.Module], base_variance: float) -> None:
@@ -103,24 +103,27 @@ class Flow(Chain):
 
     @property
     def end_time(self) -> float:
-        """The time of the data; its current value if it is trained."""
+        """The time at which the state is the data; if this time is trained, its current value."""
         return self.duration
 
     def log_prob(
         self, x: Tensor, solve: Solve = ode.solve, trace: TraceMethod | None = None
     ) -> tuple[Tensor, SolveStats]:
-        """log p(x) [B] in nats of samples x [B, *shape], and the statistics of each solve."""
+        """Return log p(x) [B] in nats, for samples x [B, *shape], and the statistics of each solve."""
         z, log_det, solves = self.to_base(x, solve, trace)
         return self.base_log_prob(z) + log_det, solves
 
     def base_log_prob(self, z: Tensor) -> Tensor:
-        """log N(z; 0, base_variance I) [B] of z [B, *shape]."""
+        """Return log N(z; 0, base_variance I) [B], for z [B, *shape]."""
         z = z.flatten(1)
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi * self.base_variance)
         return -0.5 / self.base_variance * z.square().sum(1) - constant
 
     def base_sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Samples [num, *shape] of the base, in the parameters' dtype and on their device; generator: on any device."""
+        """Draw samples [num, *shape] of the base, with the parameters' dtype and device.
+
+        generator: may be on any device.
+        """
         like = next(self.parameters())
         device = like.device if generator is None else generator.device
         z = torch.randn(num, *self.shape, dtype=like.dtype, device=device, generator=generator)
@@ -129,16 +132,16 @@ class Flow(Chain):
     def sample(
         self, num: int, solve: Solve = ode.solve, generator: torch.Generator | None = None
     ) -> tuple[Tensor, SolveStats]:
-        """Samples [num, *shape] of the model, without their density, and the statistics of each solve."""
+        """Draw samples [num, *shape] of the model, without their density; also returns the statistics of each solve."""
         frames, solves = self.path(self.base_sample(num, generator), [self.end_time], solve)
         return frames[-1], solves
 
 
 class ODEFlow(Flow):
-    """A flow of ODEs; if all its transforms are ODEs, flow matching can train it."""
+    """A flow that contains ODEs. If all its transforms are ODEs, flow matching can train it."""
 
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        """dx/dt of x [B, *shape] at times t, scalar or [B]: the field of the block whose interval contains t.
+        """Return dx/dt at x [B, *shape] and t, scalar or [B]: the field of the block whose time interval contains t.
 
         Raises UsageError for a flow with transforms that are not ODEs.
         """
@@ -162,9 +165,9 @@ class ODEBlock(nn.Module):
 
     log |det dx/dz| is the integral of the trace of df/dz (Chen et al. 2018, Theorem 1).
 
-    shape: of z without its batch dimension. train_time: whether the end time is a parameter; it stays positive.
-    trace: exact, or Hutchinson's estimate eps^T df/dz eps (Grathwohl et al. 2019). Its noise, of a distribution with
-    covariance I, is drawn once for each solve, so that all evaluations are of the same function.
+    shape: the shape of z without its batch dimension. train_time: whether the end time is a parameter; it stays
+    positive. trace: exact, or Hutchinson's estimate eps^T df/dz eps (Grathwohl et al. 2019). noise: the distribution of
+    eps, with covariance I. eps is drawn once for each solve, so that all evaluations in a solve are of one function.
 
     Raises UsageError if an exact trace would cost too much, and for a field with random layers.
     """
@@ -188,7 +191,8 @@ class ODEBlock(nn.Module):
         self.shape = tuple(shape)
         self.trace: TraceMethod = trace
         self.noise: NoiseDistribution = noise
-        # Created here, so that each is compiled once; in a dict, so that the field is registered as a submodule once.
+        # Created here, so that each is compiled only once. In a dict, so that the field is registered as a submodule
+        # only once.
         self._augmented_fields = {
             "exact": AugmentedField(field, [exact_trace]),
             "hutchinson": AugmentedField(field, [hutchinson_trace]),
@@ -228,7 +232,7 @@ class ODEBlock(nn.Module):
         return end[-1], log_det[-1], (solution.stats,)
 
     def _times(self, fractions: tuple[float, float]) -> Tensor | list[float]:
-        """These fractions of the end time; differentiable if it is trained."""
+        """These fractions of the end time; they have a graph if the end time is trained."""
         if self.log_time is None:
             return [fraction * self._end_time for fraction in fractions]
         end_time = self.log_time.exp()
@@ -244,9 +248,10 @@ class ODEBlock(nn.Module):
 
 
 def draw_noise(noise: NoiseDistribution, like: Tensor) -> Tensor:
-    """Independent numbers of mean 0 and variance 1, with the shape, dtype and device of ``like``.
+    """Draw independent numbers of mean 0 and variance 1, with the shape, dtype and device of ``like``.
 
-    Drawn from torch's global random state; the same in every dtype, so that float32 and float64 can be compared.
+    They come from torch's global random state and are the same in every dtype, so that float32 and float64 can be
+    compared.
     """
     if noise == "gaussian":
         return torch.randn_like(like, dtype=torch.float32).to(like.dtype)
@@ -254,7 +259,7 @@ def draw_noise(noise: NoiseDistribution, like: Tensor) -> Tensor:
 
 
 def vector_size(shape: tuple[int, ...], model: str) -> int:
-    """D of data [D]. Raises UsageError for images; model: its name, for the error."""
+    """Return D for samples of shape (D,). Raises UsageError for images. model: the model's name, for the message."""
     if len(shape) != 1:
-        raise UsageError(f"model={model} is for vectors, and the data are images; use model=ffjord for images")
+        raise UsageError(f"model={model} is for vectors, but the data are images; use model=ffjord for images")
     return shape[0]

@@ -8,9 +8,10 @@ from odebench import ode
 
 
 class MLP(nn.Module):
-    """One hidden layer on the pixels (LeCun, Bottou, Bengio & Haffner 1998; Chen et al. 2018, Table 1).
+    """A classifier with one hidden layer (LeCun, Bottou, Bengio & Haffner 1998; Chen et al. 2018, Table 1).
 
-    in_channels, image_size, num_classes: of the data, square images. hidden: units.
+    in_channels, image_size: channels and side of the square images. num_classes: the number of classes.
+    hidden: the number of hidden units.
     """
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int, image_size: int) -> None:
@@ -25,5 +26,5 @@ class MLP(nn.Module):
     def forward(
         self, images: Tensor, solve: Callable[..., ode.Solution] | None = None
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
-        """Logits [B, num_classes] of float images [B, in_channels, H, W]; there is no ODE, so no statistics."""
+        """Return logits [B, num_classes] of float images [B, in_channels, H, W], and (): nothing is solved."""
         return self.layers(images), ()

@@ -1,6 +1,6 @@
 """Multiscale flows of images: wrappers that apply a transform to squeezed images, half of the channels, or logits.
 
-Each wrapper returns tensors of the shape that it is given, so that a sample and its base have one shape at every scale.
+Each wrapper returns tensors of the shape that it is given, so that data and base have the same shape at every scale.
 """
 
 import math
@@ -16,7 +16,7 @@ from odebench.models.flow import Solve, SolveStats, TraceMethod, TransformResult
 
 
 class TransformWrapper(nn.Module):
-    """Base class: a transform around another, with the same duration."""
+    """Base class: a transform that wraps another, ``inner``, and has its duration."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ChannelSplit(TransformWrapper):
 def _split_channels(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1] % 2:
         raise UsageError(
-            f"model: a split needs an even number of channels, not the {x.shape[1]} of data {list(x.shape[1:])}; "
+            f"model: a split needs an even number of channels, but the data {list(x.shape[1:])} have {x.shape[1]}; "
             "remove the split, or squeeze images before it",
             "model",
         )
@@ -84,7 +84,7 @@ def _split_channels(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LogitTransform(TransformWrapper):
-    """Apply inner to logit(margin + (1 - 2 margin) x) of data x in [0, 1] (Dinh et al. 2017, section 4.1)."""
+    """Apply inner to logit(margin + (1 - 2 margin) x), for data x in [0, 1] (Dinh et al. 2017, section 4.1)."""
 
     def __init__(self, inner: nn.Module, margin: float) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""ODE-Net and RK-Net."""
+"""ODE-Net and RK-Net, image classifiers with an ODE."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ from odebench.models.convolution import ConvField, head, stem
 class ODENet(nn.Module):
     """A residual network whose blocks are one ODE (Chen et al. 2018, section 3 and Table 1).
 
-    width: channels of the state. groups: of its group normalisations. end_time: the ODE is solved from 0 to it.
-    in_channels, num_classes: of the data.
-    augment: further channels of the state, which start as zeros (Dupont et al. 2019).
-    second_order: the field gives the state's second derivative; its first derivative starts as a learned function of
-    it, and the head takes only the state itself (Norcliffe et al. 2020).
+    width: the number of channels of the state. groups: the number of groups in group normalisations.
+    end_time: the ODE is solved from 0 to this time. in_channels: the number of channels of the images.
+    augment: the number of further channels of the state, which start as zeros (Dupont et al. 2019).
+    second_order: whether the field gives the state's second derivative. The first derivative then starts as a learned
+    function of the initial state, and the head takes only the state itself (Norcliffe et al. 2020).
 
     The paper's ODE-Net trains by the adjoint and its RK-Net by backpropagation; the network is the same.
     """
@@ -46,7 +46,10 @@ class ODENet(nn.Module):
     def forward(
         self, images: Tensor, solve: Callable[..., ode.Solution] = ode.solve
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
-        """Logits [B, num_classes] of float images [B, in_channels, H, W] in [0, 1], and the solve's statistics."""
+        """Return logits [B, num_classes] of float images [B, in_channels, H, W], and the statistics of the solve.
+
+        The images' values are in [0, 1].
+        """
         state = append_zero_channels(self.stem(images), self.augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)

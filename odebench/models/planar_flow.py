@@ -15,8 +15,9 @@ from odebench.models.flow import Flow, Solve, SolveStats, TraceMethod, Transform
 class PlanarFlow(Flow):
     """``PlanarLayers`` between N(0, base_variance I) and the data.
 
-    shape: (D,), of the data. layers: their number K. closed: the direction with a closed form, which is fast:
-    "sampling", from the base to the data, for density matching, or "likelihood", from the data to the base.
+    shape: the shape (D,) of a sample. layers: the number K of layers. closed: the direction in which the layers have a
+    closed form and are fast: "sampling", from the base to the data, for density matching, or "likelihood", from the
+    data to the base.
     """
 
     def __init__(
@@ -29,7 +30,8 @@ class PlanarFlow(Flow):
 class PlanarLayers(nn.Module):
     """Layers z -> z + u tanh(w . z + b) in the direction ``closed``; the other direction inverts them by root finding.
 
-    A layer is invertible if u . w > -1; a change of u along w ensures it. Each layer takes one unit of time.
+    A layer is invertible if u . w > -1; ``_constrained`` changes u along w to ensure this. Each layer takes one unit of
+    time.
     """
 
     def __init__(self, size: int, layers: int, closed: Literal["sampling", "likelihood"]) -> None:
@@ -68,7 +70,7 @@ class PlanarLayers(nn.Module):
         return self.u + ((c - along) / self.w.square().sum(1)).unsqueeze(1) * self.w, c
 
     def _closed_direction(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
-        """z [B, D] before the first layer and after each, and log |det| [B] of all layers."""
+        """Return z [B, D] before the first layer and after each layer, and log |det| [B], summed over the layers."""
         us, c = self._constrained()
         states, hs = [z], []
         for w, u, b in zip(self.w.unbind(), us.unbind(), self.b.unbind(), strict=True):
@@ -78,7 +80,10 @@ class PlanarLayers(nn.Module):
         return states, _log_det(torch.stack(hs, 1), c)
 
     def _inverse_direction(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
-        """y [B, D] and the input of each layer, the last layer first, and log |det| [B] of the inverse."""
+        """Invert the layers, the last one first.
+
+        Returns y [B, D] followed by the input of each layer, and log |det| [B] of the inverse, summed over the layers.
+        """
         us, cs = self._constrained()
         states, hs = [y], []
         for w, u, b, c in reversed(list(zip(self.w.unbind(), us.unbind(), self.b.unbind(), cs.unbind(), strict=True))):
@@ -89,18 +94,18 @@ class PlanarLayers(nn.Module):
 
 
 def _log_det(h: Tensor, c: Tensor) -> Tensor:
-    """Sum over layers of log(1 + c tanh'), [B]: h = tanh [B, K], c = w . u [K]."""
+    """The sum over layers of log(1 + c tanh') [B]. h: tanh(w . z + b) [B, K]; c: w . u [K]."""
     return torch.log1p(c * (1 - h * h)).sum(1)
 
 
 def invert_planar_layer(c: Tensor, r: Tensor) -> Tensor:
-    """Solve a + c tanh(a) = r for each number of r, with a scalar c > -1; differentiable once in both.
+    """Solve a + c tanh(a) = r for a, elementwise, with a scalar c > -1; a can be differentiated once in c and r.
 
-    Newton's method in float64 with a bracket that every iteration shrinks: it bisects if a Newton step would leave
+    Newton's method in float64, with a bracket that every iteration shrinks. It bisects if a Newton step would leave
     the bracket, or is more than half as large as the step before.
     """
     root = _bracketed_newton(c.detach().double(), r.detach().double()).to(r.dtype)
-    # One more Newton step, whose derivative is that of the implicit function theorem.
+    # One more Newton step. Its derivative is the one that the implicit function theorem gives.
     h = torch.tanh(root)
     return root - (root + c * h - r) / (1 + c * (1 - h * h)).detach()
 

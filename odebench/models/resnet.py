@@ -20,7 +20,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x and the result: [B, width, H, W]."""
+        """Apply the block; x and the result are [B, width, H, W]."""
         y = self.conv1(torch.relu_(self.norm1(x)))
         return x + self.conv2(torch.relu_(self.norm2(y)))
 
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Stem, residual blocks, head (Chen et al. 2018, Table 1, with six blocks).
 
-    blocks: their number; 1 and 0 are the controls for the effect of depth. The other arguments as for ODENet.
+    blocks: the number of residual blocks; 1 and 0 show the effect of depth. The other arguments are those of ODENet.
     """
 
     def __init__(self, in_channels: int, num_classes: int, width: int, groups: int, blocks: int) -> None:
@@ -40,5 +40,5 @@ class ResNet(nn.Module):
     def forward(
         self, images: Tensor, solve: Callable[..., ode.Solution] | None = None
     ) -> tuple[Tensor, tuple[ode.Stats, ...]]:
-        """Logits [B, num_classes] of float images [B, in_channels, H, W]; there is no ODE, so no statistics."""
+        """Return logits [B, num_classes] of float images [B, in_channels, H, W], and (): nothing is solved."""
         return self.head(self.blocks(self.stem(images))), ()

@@ -88,7 +88,7 @@ def test_the_density_integrates_to_one():
     ("shape", "options", "message"),
     [
         ((1,), {"scales": 2}, r"model.scales=2: .*vectors.*model.scales=1"),
-        ((3, 5), {}, r"model=ffjord is for vectors \[D\] and images \[C, H, W\], and the data are \[3, 5\]"),
+        ((3, 5), {}, r"model=ffjord needs vectors \[D\] or images \[C, H, W\], but a sample has shape \[3, 5\]"),
         ((2,), {"scales": 2}, r"model.scales=2: .*vectors.*model.scales=1"),
         ((1, 6, 6), {"scales": 3}, r"model.scales=3: images of 6 x 6 .* at most 2"),
         ((3, 8, 7), {"scales": 2}, r"model.scales=2: images of 8 x 7 .* at most 1"),

@@ -192,7 +192,7 @@ def test_invalid_settings_are_one_line(overrides, message):
             ["data=two_moons", "model.logit=1e-6"],
             "model.logit=1e-06: .* data=two_moons has others; set model.logit=null",
         ),
-        (["data=two_moons", "model.scales=2"], "model.scales=2: the data are vectors"),
+        (["data=two_moons", "model.scales=2"], "model.scales=2: scales are for images"),
     ],
 )
 def test_a_flow_that_does_not_fit_its_data_is_one_line(overrides, message):
@@ -255,7 +255,7 @@ def test_a_field_that_draws_noise_within_a_solve_is_refused(monkeypatch):
 
 
 def test_a_planar_flow_of_images_is_refused():
-    with pytest.raises(UsageError, match="model=planar_nf is for vectors, and the data are images; use model=ffjord"):
+    with pytest.raises(UsageError, match="model=planar_nf is for vectors, but the data are images; use model=ffjord"):
         build_task(read_settings(compose(["model=planar_nf", "data=mnist5k"])), torch.device("cpu"))
 
 

@@ -3,13 +3,13 @@
 A model is called as model(inputs, times, solve, requested, noise):
 
     inputs: an ``ObservedSeries``, B series on the union of their times.
-    times: [T] increasing, from 0 on: where to predict the series.
-    solve: ``odebench.ode.solve`` with the method and the gradient mode chosen.
-    requested: bool [B, T], which predictions to compute; the others are zeros. None: all.
-    noise: [S, B, ``latent_dim``] standard normal numbers, for S samples of the latent state; None for its mean alone,
-        S = 1. Models without a latent variable, ``latent_dim`` 0, ignore it.
+    times: [T], increasing, all >= 0: the times at which to predict the series.
+    solve: a function like ``odebench.ode.solve`` whose method and gradient mode are already chosen.
+    requested: bool [B, T], the predictions to compute; the others are zeros. None: compute all.
+    noise: [S, B, ``latent_dim``], standard normal numbers for S samples of the latent state. None: use only its mean,
+        so that S = 1. Models without a latent state, whose ``latent_dim`` is 0, ignore it.
 
-It returns a ``Forecast``. ``noise_std`` [D] is the standard deviation of its Gaussian observations.
+The call returns a ``Forecast``. The model's ``noise_std`` [D] is the standard deviation of its Gaussian observations.
 """
 
 from odebench.models.series.autoregressive import gru_d, ode_rnn, rnn, rnn_decay

@@ -1,4 +1,4 @@
-"""Recurrent networks that predict each observation from those before it."""
+"""Recurrent networks that predict each observation from the earlier ones."""
 
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ from odebench.models.series.recurrence import ObservedSeries, RecurrentCell, Sol
 
 
 class AutoregressiveModel(SeriesModel):
-    """p(x_i | x_1, ..., x_(i-1)), decoded from the state of a cell at t_i before it takes in x_i.
+    """A model of p(x_i | x_1, ..., x_(i-1)): x_i is decoded from the state of a cell at t_i, before it takes in x_i.
 
-    See ``odebench.models.series`` for how it is called. The label is predicted from the state after the last one.
+    See ``odebench.models.series`` for how it is called. The label is predicted from the state after the last
+    observation.
 
-    width: of the cell's hidden state. rollout: whether the cell takes in its own predictions after the last
-    observation. heads: see ``SeriesModel.add_heads``.
+    width: the width of the cell's hidden state. rollout: whether the cell takes its own predictions as input after the
+    last observation. heads: see ``SeriesModel.add_heads``.
     """
 
     latent_dim = 0
@@ -59,18 +60,21 @@ def rnn(
     gap_unit: float,
     **options: Any,
 ) -> AutoregressiveModel:
-    """A plain recurrent network; see ``TimeGapCell``. options: of ``AutoregressiveModel``."""
+    """A plain recurrent network; see ``TimeGapCell``. options: arguments of ``AutoregressiveModel``."""
     cell = TimeGapCell(num_features, width, kind, time_gap, value_unit, gap_unit)
     return AutoregressiveModel(cell, num_features, width, **options)
 
 
 def rnn_decay(num_features: int, width: int, **options: Any) -> AutoregressiveModel:
-    """A GRU whose state decays between observations. options: of ``AutoregressiveModel``."""
+    """A GRU whose state decays between observations. options: arguments of ``AutoregressiveModel``."""
     return AutoregressiveModel(RNNDecayCell(num_features, width), num_features, width, **options)
 
 
 def gru_d(num_features: int, feature_means: Tensor, width: int, **options: Any) -> AutoregressiveModel:
-    """GRU-D (Che et al. 2018); feature_means: [D], of the data. options: of ``AutoregressiveModel``."""
+    """GRU-D (Che et al. 2018).
+
+    feature_means: [D], the mean of each feature in the data. options: arguments of ``AutoregressiveModel``.
+    """
     return AutoregressiveModel(GRUDCell(num_features, width, feature_means), num_features, width, **options)
 
 
@@ -88,8 +92,8 @@ def ode_rnn(
 ) -> AutoregressiveModel:
     """ODE-RNN (Rubanova et al. 2019).
 
-    field_units, field_layers, activation: see ``LatentODE``; the rest: see ``ODERNNCell``. options: of
-    ``AutoregressiveModel``.
+    field_units, field_layers, activation: see ``LatentODE``. gate_units, encoder_solver, encoder_step: see
+    ``ODERNNCell``. options: arguments of ``AutoregressiveModel``.
     """
     field = AutonomousField(width, field_units, field_layers, activation)
     cell = ODERNNCell(num_features, width, field, gate_units, encoder_solver, encoder_step * span)

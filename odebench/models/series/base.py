@@ -1,4 +1,4 @@
-"""Base class of the series models, with the heads that decode observations, rates of events and a label."""
+"""Base class of the series models, and the heads that decode observations, rates of events and a label."""
 
 import math
 
@@ -10,9 +10,10 @@ from odebench.models.series.fields import mlp
 
 
 class Decoder(nn.Module):
-    """Gaussian observations: means by a network with one hidden layer (units = 0: a linear map), and a noise level.
+    """A decoder of Gaussian observations: a network with one hidden layer gives their means.
 
-    noise_std: standard deviation of the noise; with learn_noise the initial value of a parameter for each feature.
+    units: the number of hidden units; 0 for a linear map. noise_std: the standard deviation of the noise; with
+    learn_noise, the initial value of one parameter for each feature.
     """
 
     def __init__(self, width: int, num_features: int, units: int, noise_std: float, learn_noise: bool) -> None:
@@ -27,17 +28,18 @@ class Decoder(nn.Module):
         return self.log_noise_std.exp()
 
     def forward(self, states: Tensor) -> Tensor:
-        """Means [..., D] from states [..., width]."""
+        """Map states [..., width] to means [..., D]."""
         return self.net(states)
 
 
 class EventRates(nn.Module):
-    """The rate of each kind of event, lambda(z) = exp(net(z)), one hidden layer (Chen et al. 2018, section 5).
+    """The rate of each kind of event, lambda(z) = exp(net(z)), with one hidden layer (Chen et al. 2018, section 5).
 
-    An inhomogeneous Poisson process has log L = sum over events of log lambda(t_i) - integral of lambda over the span
-    (Daley & Vere-Jones 2003, proposition 7.2.III); the solver integrates lambda together with the state.
+    The log-likelihood of an inhomogeneous Poisson process is the sum of log lambda(t_i) over the events, minus the
+    integral of lambda over the span (Daley & Vere-Jones 2003, proposition 7.2.III). The solver integrates lambda
+    together with the state.
 
-    dim: the rates depend on the first dim numbers of the state.
+    dim: the rates depend only on the first dim components of the state.
     """
 
     def __init__(self, dim: int, num_kinds: int, units: int) -> None:
@@ -46,7 +48,7 @@ class EventRates(nn.Module):
         self.net = mlp(dim, num_kinds, units, 1, "tanh")
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logarithms of the rates [..., E] at states z [..., dim]."""
+        """Return the logarithms of the E rates [..., E] at states z [..., dim]."""
         return self.net(z)
 
     def total_rate(self, evaluation: FieldEvaluation) -> Tensor:
@@ -59,9 +61,10 @@ class SeriesModel(nn.Module):
 
     Subclasses call ``add_heads`` at the end of their ``__init__``.
 
-    decoder: of Gaussian observations, or None. rates: of events, or None. classifier: of a label, or None.
-    feeds_back_predictions: whether the model takes its own predictions as input, so that each depends on the earlier
-        prediction times.
+    decoder: the decoder of Gaussian observations, or None. rates: the rates of events, or None. classifier: the network
+        that predicts the label, or None.
+    feeds_back_predictions: whether the model takes its own predictions as input, so that each prediction depends on the
+        earlier prediction times.
     """
 
     feeds_back_predictions = False
@@ -86,11 +89,12 @@ class SeriesModel(nn.Module):
     ) -> None:
         """Create the heads.
 
-        num_features: D, of the data. width: of the states that the decoder and the rates take. label_width: of the
-        state that the classifier takes. decoder_units, noise_std, learn_noise: see ``Decoder``; observations: whether
-        there is one. events: whether the observation times are modelled as a Poisson process, with one kind of event
-        for each feature; event_units: hidden units of its rates. classify: whether there is a binary label;
-        classifier_units: units of each of the two hidden layers of its classifier (Rubanova et al. 2019).
+        num_features: the number D of features in the data. width: the width of the states that the decoder and the
+        rates take. label_width: the width of the state that the classifier takes. decoder_units, noise_std,
+        learn_noise: see ``Decoder``. observations: whether there is a decoder. events: whether the observation times
+        are modelled as a Poisson process, with one kind of event for each feature. event_units: the number of hidden
+        units of the rates. classify: whether there is a binary label. classifier_units: the width of the classifier's
+        two hidden layers (Rubanova et al. 2019).
         """
         self.decoder = self.rates = self.classifier = None
         if observations:
@@ -106,20 +110,20 @@ class SeriesModel(nn.Module):
         return None if self.decoder is None else self.decoder.noise_std
 
     def logits(self, states: Tensor) -> Tensor | None:
-        """Logits of the label [S, B] from states [S, B, label_width]; None without a classifier."""
+        """Map states [S, B, label_width] to logits of the label [S, B]; None without a classifier."""
         return None if self.classifier is None else self.classifier(states).squeeze(-1)
 
 
 def apply_head(head: nn.Module | None, states: Tensor, requested: Tensor | None) -> Tensor | None:
-    """The head's output for states [S, B, T, width] where requested [B, T], zeros elsewhere; None without a head.
+    """Apply a head to states [S, B, T, width] where requested [B, T] is True; zeros elsewhere. None without a head.
 
-    On the union of the times of many series few outputs are requested, so the head skips the others.
+    On the union of the times of many series only few outputs are requested, so skipping the others saves time.
     """
     if head is None:
         return None
     if requested is None:
         return head(states)
-    # Indices, not the mask: each use of a mask waits for the GPU, also in the backward pass.
+    # Indices instead of the mask: each use of a mask waits for the GPU, also in the backward pass.
     series, columns = requested.nonzero(as_tuple=True)
     if len(series) == requested.numel():
         return head(states)

@@ -1,6 +1,6 @@
 """Recurrent cells for irregular times. See ``odebench.models.series.recurrence.RecurrentCell``.
 
-The input of each is values [B, D] with their mask. H is the width of the hidden state.
+Each cell takes values [B, D] with their mask. H is the width of the hidden state.
 """
 
 import math
@@ -19,11 +19,11 @@ RECURRENT: dict[str, type[nn.RNNCell] | type[nn.GRUCell]] = {"tanh": nn.RNNCell,
 class TimeGapCell(RecurrentCell):
     """A plain recurrent network, with the time to the next observation among its inputs (Chen et al. 2018).
 
-    The state is the hidden state before the last observation, and that observation: it becomes an input only when the
+    The state holds the last observation, and the hidden state before it: an observation becomes an input only when the
     time to the next one is known.
 
-    kind: tanh or gru. time_gap: whether the time is an input at all. value_unit, gap_unit: values and time gaps are
-    divided by these.
+    kind: tanh or gru. time_gap: whether the time to the next observation is an input. value_unit, gap_unit: values and
+    time gaps are divided by these.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TimeGapCell(RecurrentCell):
         return self.initial_state_from(like.new_zeros(len(like), self.width), like)
 
     def initial_state_from(self, hidden: Tensor, like: Tensor) -> State:
-        """The state before the first observation, with a given hidden state [B, H]."""
+        """The state before the first observation, from a given hidden state [B, H]; like: see ``initial_state``."""
         return hidden, torch.zeros_like(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
@@ -68,21 +68,21 @@ class TimeGapCell(RecurrentCell):
 
 
 class DecayFactor(nn.Module):
-    """exp(-max(0, W gap + b)), a factor in (0, 1] (Che et al. 2018).
+    """The factor exp(-max(0, W gap + b)), in (0, 1] (Che et al. 2018).
 
-    num_gaps: W is [width, num_gaps]; None: a diagonal.
+    num_gaps: W is [width, num_gaps]; None: W is diagonal.
     """
 
     def __init__(self, width: int, num_gaps: int | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, num_gaps or 1))
         self.bias = nn.Parameter(torch.zeros(width))
-        # Positive: a negative exponent is cut off at 0 and has no gradient.
+        # Start with positive numbers: where W gap + b is negative, the maximum is 0 and has no gradient.
         nn.init.uniform_(self.weight, 0, 1 / math.sqrt(num_gaps or 1))
         self._diagonal = num_gaps is None
 
     def forward(self, gap: Tensor) -> Tensor:
-        """gap: [B, width] or [B, 1] if W is diagonal, else [B, num_gaps]; the factors [B, width]."""
+        """Return the factors [B, width]. gap: [B, width] or [B, 1] if W is diagonal, else [B, num_gaps]."""
         exponent = gap * self.weight.squeeze(1) if self._diagonal else gap @ self.weight.T
         return torch.exp(-torch.relu(exponent + self.bias))
 
@@ -102,11 +102,11 @@ class RNNDecayCell(RecurrentCell):
 
 
 class GRUDCell(RecurrentCell):
-    """GRU-D (Che et al. 2018): the hidden state decays to 0, and the last values to their means.
+    """GRU-D (Che et al. 2018): the hidden state decays to 0, and the last value of each feature to its mean.
 
-    The state is the hidden state, the last value of each feature, and the time since it was observed, both [B, D].
+    The state is the hidden state, the last value of each feature [B, D], and the time since that observation [B, D].
 
-    means: [D], of the features over the training data.
+    means: [D], the mean of each feature over the training data.
     """
 
     means: Tensor
@@ -120,7 +120,7 @@ class GRUDCell(RecurrentCell):
         self.recurrent = nn.GRUCell(2 * num_features, width)
 
     def initial_state(self, like: Tensor) -> State:
-        """Zeros, and each feature at its mean."""
+        """The state before the first observation: zeros, with each feature at its mean."""
         return like.new_zeros(len(like), self.width), self.means.expand_as(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
@@ -130,7 +130,7 @@ class GRUDCell(RecurrentCell):
         return hidden * self.hidden_decay(since), last, since
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """A step of the GRU, with decayed values for those that were not observed."""
+        """Take a step of the GRU; decayed values replace those that were not observed."""
         hidden, last, since = state
         decay = self.value_decay(since)
         values = torch.where(mask, values, decay * last + (1 - decay) * self.means)
@@ -141,7 +141,7 @@ class GRUDCell(RecurrentCell):
 class MLPGRUCell(nn.Module):
     """A GRU step whose gates and candidate are networks with one hidden layer (Rubanova et al. 2019).
 
-    units: of each hidden layer.
+    units: the width of each hidden layer.
     """
 
     def __init__(self, num_in: int, width: int, units: int) -> None:
@@ -151,7 +151,7 @@ class MLPGRUCell(nn.Module):
         self.candidate = mlp(num_in + width, width, units, 1, "tanh")
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
-        """inputs [B, num_in], hidden and the result [B, width]."""
+        """Return the next hidden state [B, width], from inputs [B, num_in] and the hidden state [B, width]."""
         both = torch.cat((hidden, inputs), 1)
         update, reset = torch.sigmoid(self.update_gate(both)), torch.sigmoid(self.reset_gate(both))
         candidate = torch.tanh(self.candidate(torch.cat((hidden * reset, inputs), 1)))
@@ -161,13 +161,13 @@ class MLPGRUCell(nn.Module):
 class ODERNNCell(RecurrentCell):
     """ODE-RNN (Rubanova et al. 2019, algorithm 1): an ODE between observations, a GRU step at each.
 
-    The gaps of all series are solved at once, each scaled to [0, 1], dh/ds = gap f(h). This takes as many solves as the
-    longest series has observations; stepping through the union of all times would take one per time. With
-    fixed steps a solve is a single step, and there are as many solves as the longest series needs steps.
+    The gaps of all series are solved at once, each scaled to [0, 1]: dh/ds = gap f(h). This takes as many solves as the
+    longest series has observations; stepping through the union of all times would take one solve per time. With fixed
+    steps each solve is a single step, and there are as many solves as the longest series needs steps.
 
-    field: dh/dt = f(t, h), not depending on t. gate_units: see ``MLPGRUCell``.
+    field: the field of dh/dt = f(t, h), which must not depend on t. gate_units: see ``MLPGRUCell``.
     solver, step: take fixed steps of this method, no longer than `step`, and backpropagate through them. None: use the
-        method of the given solve; adaptive steps are faster with stepping="per_sample" if the gaps differ much.
+        method of the given solve. If the gaps differ much, adaptive steps are faster with stepping="per_sample".
     """
 
     continuous_time = True

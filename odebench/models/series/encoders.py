@@ -1,4 +1,4 @@
-"""Encoders: from a series to the approximate posterior of its latent state at time 0."""
+"""Encoders: networks that map a series to the approximate posterior of its latent state at time 0."""
 
 from typing import Literal
 
@@ -14,11 +14,11 @@ from odebench.models.series.recurrence import ObservedSeries, Solve, SolveRecord
 
 
 class RecurrentEncoder(nn.Module):
-    """q(z0 | x) by a plain recurrent network that runs backwards in time (Chen et al. 2018, section 5).
+    """A plain recurrent network that runs backwards in time and gives q(z0 | x) (Chen et al. 2018, section 5).
 
-    Its inputs are each observation's values, their mask, and the time to the observation before it, or to 0.
+    For each observation its inputs are the values, their mask, and the time back to the previous observation, or to 0.
 
-    kind: tanh or gru. width: of its hidden state. value_unit, gap_unit: values and gaps are divided by these.
+    kind: tanh or gru. width: the width of the hidden state. value_unit, gap_unit: values and gaps are divided by these.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RecurrentEncoder(nn.Module):
         self.head = nn.Linear(width, 2 * latent_dim)
 
     def forward(self, inputs: ObservedSeries, solve: Solve) -> tuple[Posterior, tuple[ode.Stats, ...]]:
-        """The posterior [B, latent_dim]; nothing is solved."""
+        """Return the posterior [B, latent_dim], and no statistics, as nothing is solved."""
         grid = reversed_grid(inputs)
         # A series without any observation becomes one point whose mask is False.
         last = (grid.is_observed.sum(1) - 1).clamp(min=0)
@@ -47,10 +47,10 @@ class RecurrentEncoder(nn.Module):
 
 
 def last_hidden(recurrent: nn.RNN | nn.GRU, inputs: Tensor, last: Tensor) -> Tensor:
-    """The hidden state [B, H] after the input with index ``last`` [B] of the inputs [B, K, I].
+    """The hidden state [B, H] of each series after its input number ``last`` [B]; inputs: [B, K, I].
 
-    On CPUs a loop with the batch dimension last runs networks of tanh units, forward and backward, in half the time of
-    ``nn.RNN``.
+    For tanh units on CPUs this runs a loop with the batch dimension last. Forward and backward, the loop takes half the
+    time of ``nn.RNN``.
     """
     rows = torch.arange(len(inputs), device=inputs.device)
     if isinstance(recurrent, nn.GRU) or inputs.device.type != "cpu":
@@ -68,9 +68,9 @@ def last_hidden(recurrent: nn.RNN | nn.GRU, inputs: Tensor, last: Tensor) -> Ten
 
 
 class ODERNNEncoder(nn.Module):
-    """q(z0 | x) by an ODE-RNN that runs backwards in time to 0 (Rubanova et al. 2019, section 3.2).
+    """An ODE-RNN that runs backwards in time to 0 and gives q(z0 | x) (Rubanova et al. 2019, section 3.2).
 
-    A network with one hidden layer of head_units maps the hidden state of the cell to the parameters of q.
+    A network with one hidden layer of head_units units maps the hidden state of the cell to the parameters of q.
     """
 
     def __init__(self, cell: ODERNNCell, latent_dim: int, head_units: int) -> None:
@@ -79,7 +79,7 @@ class ODERNNEncoder(nn.Module):
         self.head = mlp(cell.width, 2 * latent_dim, head_units, 1, "tanh")
 
     def forward(self, inputs: ObservedSeries, solve: Solve) -> tuple[Posterior, tuple[ode.Stats, ...]]:
-        """The posterior [B, latent_dim] and the statistics of the solves."""
+        """Return the posterior [B, latent_dim] and the statistics of the solves."""
         recorder = SolveRecorder(solve)
         grid = reversed_grid(inputs, self.cell.max_gap, to_start=True)
         output = run_cell(self.cell, grid, self.cell.initial_state(grid.values[:, 0]), grid.times[:, 0], recorder)
@@ -87,11 +87,11 @@ class ODERNNEncoder(nn.Module):
 
 
 def to_posterior(parameters: Tensor) -> Posterior:
-    """The posterior with mean m and standard deviation softplus(s), from (m, s) side by side [B, 2 L]."""
+    """The posterior with mean m and standard deviation softplus(s); m and s are the two halves of [B, 2 L]."""
     mean, raw_std = parameters.chunk(2, dim=1)
     return Posterior(mean, F.softplus(raw_std))
 
 
 def sample_posterior(q: Posterior, noise: Tensor | None) -> Tensor:
-    """Samples [S, B, latent_dim] from standard normal noise of that shape; None: the mean alone, S = 1."""
+    """Make samples [S, B, latent_dim] from standard normal noise of that shape; None: only the mean, so S = 1."""
     return q.mean.unsqueeze(0) if noise is None else q.mean + q.std * noise

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-# In place is safe: only the activation uses the result of the linear map before it.
+# In-place activations are safe: nothing else uses the result of the linear map before them.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": partial(nn.ELU, inplace=True),
@@ -24,12 +24,12 @@ def mlp(num_in: int, num_out: int, units: int, layers: int, activation: str) -> 
 
 
 class AutonomousField(nn.Module):
-    """dz/dt = net(z), independent of time; see ``mlp`` for the network. num_out: outputs, by default dim."""
+    """The field dz/dt = net(z), independent of time; see ``mlp`` for the network. num_out: outputs, by default dim."""
 
     def __init__(self, dim: int, units: int, layers: int, activation: str, num_out: int | None = None) -> None:
         super().__init__()
         self.net = mlp(dim, num_out or dim, units, layers, activation)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """[..., num_out] from z [..., dim]."""
+        """Return net(z) [..., num_out], for z [..., dim]."""
         return self.net(z)

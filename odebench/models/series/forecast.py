@@ -17,15 +17,15 @@ class Posterior(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """S samples for each of B series; None for what a model does not predict.
+    """S samples for each of B series. A field is None if the model does not predict it.
 
-    values: [S, B, T, D] means of the Gaussian observations.
-    encoder_stats, decoder_stats: statistics of the solves by their role.
-    posterior: of the initial latent state.
-    latents: [S, B, T, L] the latent states that the values are decoded from.
-    logits: [S, B] of the series' label.
-    log_rates: [S, B, T, E] log of the rate of each kind of event.
-    expected_events: [S, B] integral of the rates of all kinds over the whole span.
+    values: [S, B, T, D], means of the Gaussian observations.
+    encoder_stats, decoder_stats: statistics of the solves of the encoder and of the decoder.
+    posterior: the posterior of the initial latent state.
+    latents: [S, B, T, L], the latent states that the values are decoded from.
+    logits: [S, B], logits of the series' label.
+    log_rates: [S, B, T, E], the log of the rate of each kind of event.
+    expected_events: [S, B], the integral over the whole span of the rates of all kinds together.
     """
 
     values: Tensor | None

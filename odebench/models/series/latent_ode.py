@@ -1,6 +1,6 @@
 """The latent ODE: an encoder, an ODE in latent space, and a ``Decoder``.
 
-``decoder_nfe`` counts the evaluations of that ODE, which the literature counts as part of the decoder.
+``decoder_nfe`` counts the evaluations of this ODE, since the literature counts it as part of the decoder.
 """
 
 from typing import Any, Literal
@@ -18,26 +18,28 @@ from odebench.models.series.fields import AutonomousField
 from odebench.models.series.forecast import Forecast
 from odebench.models.series.recurrence import ObservedSeries, Solve, SolveRecorder
 
-# Between the state of an ODE-RNN and the parameters of the posterior, as published.
+# Width of the layer between the state of an ODE-RNN and the parameters of the posterior, as published.
 HEAD_UNITS = 100
 
 
 class LatentODE(SeriesModel):
-    """Latent ODE: a series decoded from one solution of an ODE, whose initial state is a random variable.
+    """Latent ODE: a series is decoded from one solution of an ODE, whose initial state is a random variable.
 
-    Chen et al. 2018, section 5; with encoder ode_rnn Rubanova et al. 2019, section 3. A batch is solved once, on the
-    union of its times. See ``odebench.models.series`` for how it is called.
+    Chen et al. 2018, section 5; with encoder ode_rnn, Rubanova et al. 2019, section 3. A batch is solved once, on the
+    union of its times. See ``odebench.models.series`` for how the model is called.
 
-    num_features, span: of the data: D, and the last time; series start at time 0.
-    latent_dim: of the ODE's state. field_units, field_layers, activation: of its field's hidden layers.
-    augment: further dimensions of the state, zero at first (Dupont et al. 2019). second_order: the field gives the
-        second derivative; the first starts as a learned map of the state, and is not decoded (Norcliffe et al. 2020).
-    encoder: rnn, tanh units with the time gaps as inputs; gru, gated units, which remember more observations; or
-        ode_rnn, whose state follows an ODE between observations, with field_layers of encoder_field_units in its
-        field. All run backwards in time.
+    num_features, span: the number D of features, and the last time of the data; series start at time 0.
+    latent_dim: the dimension of the ODE's state. field_units, field_layers, activation: width, number and activation
+        of its field's hidden layers.
+    augment: the number of further dimensions of the state, which start at 0 (Dupont et al. 2019).
+    second_order: whether the field gives the second derivative. The first derivative then starts as a learned map of
+        the state, and is not decoded (Norcliffe et al. 2020).
+    encoder: "rnn", tanh units with the time gaps as inputs; "gru", gated units, which remember more observations; or
+        "ode_rnn", whose state follows an ODE between observations, with field_layers hidden layers of
+        encoder_field_units units in its field. All run backwards in time.
     value_unit, gap_unit: rnn and gru divide values and time gaps by these.
-    encoder_width: of the encoder's hidden state. gate_units, encoder_solver, encoder_step: of ode_rnn, see
-        ``ODERNNCell``; the step as a fraction of the span.
+    encoder_width: the width of the encoder's hidden state. gate_units, encoder_solver, encoder_step: options of
+        ode_rnn, see ``ODERNNCell``; here the step is a fraction of the span.
     heads: see ``SeriesModel.add_heads``; the label is predicted from z0.
     """
 

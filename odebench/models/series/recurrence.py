@@ -14,15 +14,16 @@ from odebench import ode
 Solve = Callable[..., ode.Solution]
 State = tuple[Tensor, ...]
 
-# Relative tolerance of time gaps, as times have single precision: a gap longer than a step by less is still one step.
+# Relative tolerance of time gaps, since times have single precision: a gap that is longer than a step by less than this
+# is still one step.
 GAP_RTOL = 1e-4
 
 
 class ObservedSeries(Protocol):
     """B series on the union of their times.
 
-    times: [T] increasing, from 0 on, where all series start. values: [B, T, D]. mask: bool [B, T, D], True where a
-    value was observed; values are ignored elsewhere.
+    times: [T], increasing, all >= 0; all series start at time 0. values: [B, T, D]. mask: bool [B, T, D], True where a
+    value was observed; values elsewhere are ignored.
     """
 
     @property
@@ -34,13 +35,14 @@ class ObservedSeries(Protocol):
 
 
 class RecurrentCell(nn.Module):
-    """A recurrent network that takes the time between observations into account; its state is a tuple of [B, ...].
+    """A recurrent network that takes the time between observations into account. Its state is a tuple of [B, ...].
 
-    The state's first tensor is the hidden state [B, H]; predictions are decoded from that of an advanced state.
+    The state's first tensor is the hidden state [B, H]. Predictions for a time are decoded from the hidden state after
+    ``advance`` to this time.
 
-    width: H. recurrent: the step from (values and mask [B, 2 D], hidden state) to the next hidden state.
+    width: the width H. recurrent: maps (values and mask [B, 2 D], hidden state) to the next hidden state.
     continuous_time: whether a gap can be advanced in parts: advance(advance(s, a), b) = advance(s, a + b).
-    max_gap: the longest such part, of a cell with continuous time; None: the whole gap to the next observation.
+    max_gap: the longest such part, for a cell with continuous time; None: the whole gap to the next observation.
     """
 
     width: int
@@ -49,18 +51,18 @@ class RecurrentCell(nn.Module):
     max_gap: float | None = None
 
     def initial_state(self, like: Tensor) -> State:
-        """The state before the first observation, for values like these [B, D]: zeros."""
+        """The state before the first observation: zeros. like: values [B, D] with the dtype and device to use."""
         return (like.new_zeros(len(like), self.width),)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
-        """The state at a time ``gap`` [B] after the last observation, before the next one is taken in.
+        """The state at a time ``gap`` [B] after the last observation, before the cell takes in the next one.
 
         longest_gap: the largest gap if the cell has a ``max_gap``, else NaN.
         """
         raise NotImplementedError
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
-        """An advanced state after an observation [B, D] at its time; values are 0 where the mask is False."""
+        """The state after taking in an observation [B, D] at the current time; values are 0 where the mask is False."""
         return (self.recurrent(torch.cat((values, mask), 1), state[0]),)
 
     def hidden_after_last(self, state: State) -> Tensor:
@@ -88,10 +90,12 @@ class SolveRecorder:
 
 @dataclass(frozen=True)
 class ObservationGrid:
-    """The times at which each series was observed or a prediction is requested: at most K, padded with the last one.
+    """For each series, the times at which it was observed or a prediction is requested.
+
+    There are at most K such times; shorter rows are padded with their last time.
 
     times: [B, K], not decreasing. values, mask: [B, K, D], 0 and False where nothing was observed.
-    is_observed: bool [B, K]. is_after_last: bool [B, K], requested and after the last observation.
+    is_observed: bool [B, K]. is_after_last: bool [B, K], True for requested times after the last observation.
     target_index: [B, K], the index among the T prediction times; T where no prediction is requested.
     """
 
@@ -103,7 +107,7 @@ class ObservationGrid:
     target_index: Tensor
 
     def scatter(self, rows: Tensor, num_times: int) -> Tensor:
-        """Numbers for each time of the grid [B, K, D], scattered to the prediction times [B, T, D]; 0 elsewhere."""
+        """Move numbers from the times of the grid [B, K, D] to the prediction times [B, T, D]; 0 elsewhere."""
         index = self.target_index.unsqueeze(-1).expand_as(rows)
         return rows.new_zeros(len(rows), num_times + 1, rows.shape[2]).scatter(1, index, rows)[:, :num_times]
 
@@ -112,8 +116,8 @@ class ObservationGrid:
 class RecurrenceOutput:
     """The states of a cell along a grid.
 
-    hidden_states: [B, K, H], at each time of the grid before the observation there is taken in.
-    final_state: at the end of the grid. state_after_last: after the last true observation.
+    hidden_states: [B, K, H], the hidden state at each time of the grid, before the observation at that time is taken
+    in. final_state: the state at the end of the grid. state_after_last: the state after the last true observation.
     """
 
     hidden_states: Tensor
@@ -124,16 +128,17 @@ class RecurrenceOutput:
 def make_grid(
     inputs: ObservedSeries, times: Tensor, requested: Tensor | None, max_gap: float | None = None
 ) -> ObservationGrid:
-    """The grid of the observations and of those of the ``times`` [T] that are ``requested`` [B, T], None for all.
+    """Make the grid of all observations and of the requested prediction times.
 
+    times: [T], the prediction times. requested: bool [B, T], which of them are in the grid of each series; None: all.
     max_gap: insert times without observation or prediction, so that no gap is longer; None: insert none.
     """
     if requested is None:
         requested = inputs.mask.new_ones(len(inputs.mask), len(times))
     num_inputs = len(inputs.times)
     union, union_index = torch.unique(torch.cat((inputs.times, times)), return_inverse=True)
-    # The index of the input time and of the prediction time that each time of the union is. If there is none, the index
-    # is one past the last, where the padded tensors are 0 or False.
+    # For each time of the union: its index among the input times, and among the prediction times. If it is not among
+    # them, the index is one past the last, where the padded tensors are 0 or False.
     input_at = _inverse_index(union_index[:num_inputs], len(union))
     target_at = _inverse_index(union_index[num_inputs:], len(union))
     mask, values = (F.pad(x, (0, 0, 0, 1)) for x in (inputs.mask, inputs.values))
@@ -159,7 +164,7 @@ def make_grid(
 
 @dataclass(frozen=True)
 class Observations:
-    """An ``ObservedSeries`` of given tensors."""
+    """An ``ObservedSeries`` made of given tensors."""
 
     times: Tensor
     values: Tensor
@@ -167,9 +172,9 @@ class Observations:
 
 
 def reversed_grid(inputs: ObservedSeries, max_gap: float | None = None, to_start: bool = False) -> ObservationGrid:
-    """The grid of the observations, the last first, on negative times that rise to the start at 0.
+    """Make the grid of the observations in reversed order, at negative times that rise to 0, the start of the series.
 
-    to_start: include the start even if nothing was observed there. max_gap: see ``make_grid``.
+    to_start: include time 0 even if nothing was observed then. max_gap: see ``make_grid``.
     """
     backwards = Observations(-inputs.times.flip(0), inputs.values.flip(1), inputs.mask.flip(1))
     return make_grid(backwards, inputs.times.new_zeros(int(to_start)), None, max_gap)
@@ -183,13 +188,14 @@ def run_cell(
     solve: Solve,
     predict: Callable[[Tensor], Tensor] | None = None,
 ) -> RecurrenceOutput:
-    """Run a cell over a grid, from a state at times ``last`` [B].
+    """Run a cell over a grid.
 
-    predict: from hidden states [B, H] to predicted values [B, D], which the cell takes as input at the times after the
-        last observation; None: it takes no input there.
+    state: the initial state; last: [B], its time in each series.
+    predict: maps hidden states [B, H] to predicted values [B, D]. At the times after the last observation the cell
+        takes these as input. None: the cell takes no input there.
     """
     hidden_states, state_after_last = [], state
-    # Read before the loop: inside, the host would wait for the device at each time.
+    # Read these before the loop: inside it, the host would wait for the device at each time.
     any_after_last = [] if predict is None else grid.is_after_last.any(0).tolist()
     longest_gaps = [math.nan] * grid.times.shape[1]
     if cell.max_gap is not None:
@@ -210,14 +216,17 @@ def run_cell(
 
 
 def _inverse_index(index: Tensor, size: int) -> Tensor:
-    """[size]: i at index[i], and len(index) elsewhere."""
+    """Return a tensor [size] that holds i at index[i], and len(index) elsewhere."""
     inverse = torch.full((size,), len(index), device=index.device)
     inverse[index] = torch.arange(len(index), device=index.device)
     return inverse
 
 
 def _compact_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns kept in each row of keep [B, U], in order: their indices [B, K] and a mask without the padding."""
+    """The columns to keep in each row of keep [B, U], in order.
+
+    Returns their indices [B, K], and a mask [B, K] that is False in the padding.
+    """
     most = max(int(keep.sum(1).max()), 1)
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     return order, keep.gather(1, order)
@@ -226,13 +235,14 @@ def _compact_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
 def _subdivide_gaps(times: Tensor, kept: Tensor, max_gap: float) -> tuple[Tensor, Tensor, Tensor]:
     """Divide each gap of times [B, K] into equal parts of at most max_gap; series are padded to the same length P.
 
-    Returns the times [B, P], the index [B, P] of the old time at which each one's gap ends, and whether it is itself
-    an old time that was kept.
+    kept: bool [B, K], False in the padding. Returns the new times [B, P]; for each of them the index [B, P] of the old
+    time at which its gap ends; and whether it is itself one of the old times that are kept, [B, P].
 
-    So a series with few observations and long gaps takes its small steps while others take in their observations. From
-    observation to observation, all series together, each gap would take as many steps as the longest of the batch.
+    In this way a series with few observations and long gaps takes its small steps while others take in their
+    observations. If all series went together from observation to observation, each gap would take as many steps as the
+    longest gap of the batch.
     """
-    # The first gap starts at 0, or, if the times are negative and rise to 0, at the first time.
+    # The first gap starts at 0. If the times are negative and rise to 0, it starts at the first time.
     gaps = times.diff(dim=1, prepend=times[:, :1].clamp(max=0))
     parts = (gaps / max_gap * (1 - GAP_RTOL)).ceil().long().maximum(kept.long())
     ends = parts.cumsum(1)

@@ -13,13 +13,14 @@ from odebench.models.series.recurrence import Observations, ObservedSeries, Solv
 
 
 class RNNVAE(SeriesModel):
-    """A variational autoencoder of two recurrent networks (Rubanova et al. 2019, section 4).
+    """A variational autoencoder made of two recurrent networks (Rubanova et al. 2019, section 4).
 
-    Both are GRUs with the time gaps as inputs. The encoder runs backwards through the observations; the decoder runs
+    Both are GRUs with the time gaps as inputs. The encoder runs backwards through the observations. The decoder runs
     from z0 through the requested times of each series, with its own predictions as inputs. See
-    ``odebench.models.series`` for the call.
+    ``odebench.models.series`` for how the model is called.
 
-    num_features: of the data. latent_dim: of z0. encoder_width, decoder_width: of the hidden states.
+    num_features: the number of features in the data. latent_dim: the dimension of z0. encoder_width, decoder_width: the
+    widths of the hidden states.
     heads: see ``SeriesModel.add_heads``; the label is predicted from z0.
     """
 
