@@ -3,17 +3,18 @@
 from odebench.ode.methods import adams, explicit, explicit_high_order, implicit, reversible, rosenbrock, scipy_methods
 from odebench.ode.methods.tableau import Tableau
 
-# The descriptions of methods, of all families. They have these attributes:
+# The description of a method, of any family. It has these attributes:
 #
 # name, source: the method's name for users, and the publication.
-# order: order of the step; the highest one if the order varies.
-# stages: evaluations of f per step.
-# adaptive: whether it estimates its error, and so can choose its step sizes.
-# stiff: whether it is suited to stiff fields.
+# order: the order of a step; the highest order if the order varies.
+# stages: the number of evaluations of f per step.
+# adaptive: whether the method estimates its error, and so can choose its step sizes.
+# stiff: whether the method is suited to stiff fields.
 # reversible: whether a step can be undone exactly.
-# for_fixed_steps(): the method without its error estimate; itself, if it has none or has no fixed steps.
+# for_fixed_steps(): returns the method without its error estimate, or unchanged if it has no error estimate or no
+#     fixed steps.
 #
-# The tuple ``options``, if there is one, names the fields that users may set.
+# Some descriptions have a tuple ``options``, which names the fields that users may set.
 Method = (
     Tableau
     | adams.FixedOrderAdams

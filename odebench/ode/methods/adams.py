@@ -1,8 +1,8 @@
 """Adams methods, and their coefficients for steps of any sizes. Imports no torch.
 
-A step from t to t + h integrates the polynomial through known slopes, values of f. In scaled time, x = (time - t) / h,
-the step goes from 0 to 1, and with equal steps the slopes lie at the nodes x = 0, -1, -2, ... The functions below are
-exact for fractions.
+A step from t to t + h integrates the polynomial through past values of f, called slopes. In the scaled time
+x = (time - t) / h, the step goes from 0 to 1. With equal steps, the slopes lie at the nodes x = 0, -1, -2, ... The
+functions in this file give exact results if the nodes are fractions.
 
 Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, sections III.1 and III.5.
 """
@@ -18,15 +18,18 @@ HIGHEST_ORDER = 12
 class FixedOrderAdams:
     """An Adams method of fixed order for fixed steps; the coefficients adapt to an uneven grid.
 
-    order: 1 to 12.
-    implicit: Adams-Moulton, solved by functional iteration from Adams-Bashforth's prediction, rather than
-        Adams-Bashforth.
-    start: how the first slopes are computed. "accurate": by steps of the 3/8 rule up to order 5, and extrapolated
-        midpoint steps above, so that the whole solve has the order of the method. "growing": three slopes by the 3/8
-        rule and then Adams methods whose order grows with every step, as in torchdiffeq; the error is of order 4.
-    rtol, atol: the iteration ends when no component changes by more than atol + rtol |y|, or than round-off.
-    max_iters: the most iterations of a step.
-    lenient: if they do not converge, warn and continue; otherwise the solve ends as not_converged.
+    order: the order of a step, 1 to 12.
+    implicit: True for Adams-Moulton, which is solved by functional iteration from the prediction of Adams-Bashforth;
+        False for Adams-Bashforth.
+    start: how the first slopes are computed. "accurate": by steps of the 3/8 rule up to order 5, and by extrapolated
+        midpoint steps for higher orders, so that the whole solve has the order of the method. "growing": three slopes
+        by the 3/8 rule, and then Adams methods whose order grows with every step, as in torchdiffeq; the error of the
+        solve is of order 4.
+    rtol, atol: the tolerance of the iteration, which ends when no component changes by more than atol + rtol |y|, or by
+        more than round-off.
+    max_iters: the largest number of iterations in a step.
+    lenient: whether to warn and continue if the iteration does not converge; otherwise the solve ends with the status
+        not_converged.
     """
 
     name: str
@@ -52,12 +55,12 @@ class FixedOrderAdams:
 
     @property
     def stages(self) -> int:
-        """Evaluations of a step; an implicit step is counted with one iteration."""
+        """The number of evaluations in a step; an implicit step is counted with one iteration."""
         return 2 if self.implicit else 1
 
     @property
     def num_slopes(self) -> int:
-        """Number of past slopes that a step of the full order uses."""
+        """The number of past slopes that a step of the full order uses."""
         return max(self.order - 1, 1) if self.implicit else self.order
 
     def for_fixed_steps(self) -> "FixedOrderAdams":
@@ -69,7 +72,8 @@ class FixedOrderAdams:
 class VariableOrderAdams:
     """An Adams predictor-corrector method that chooses its step size and its order, from 1 to ``highest``.
 
-    A step predicts with k slopes, evaluates, corrects with k + 1 (local extrapolation) and evaluates again.
+    A step predicts the state with k slopes, evaluates f, corrects the state with k + 1 slopes (local extrapolation) and
+    evaluates f again.
     """
 
     name: str
@@ -104,14 +108,17 @@ ADAMS = VariableOrderAdams("adams", "Shampine & Gordon 1975, Computer Solution o
 
 
 def integration_weights(nodes: Sequence[Any]) -> list[Any]:
-    """For each node, the integral from 0 to 1 of its Lagrange polynomial."""
+    """Return, for each node, the integral of its Lagrange polynomial from 0 to 1."""
     integrals = [sum(row) for row in newton_integrals(nodes)]
     rows = divided_differences(nodes)
     return [sum(integrals[m] * rows[m][j] for m in range(j, len(nodes))) for j in range(len(nodes))]
 
 
 def lagrange_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
-    """For each node, the integral from 0 to theta of its Lagrange polynomial: coefficients of theta, theta^2, ..."""
+    """Return, for each node, the integral of its Lagrange polynomial from 0 to theta.
+
+    The integral is given by its coefficients of theta, theta^2, ...
+    """
     newton, rows, count = newton_integrals(nodes), divided_differences(nodes), len(nodes)
     # Row m of the integrals has the powers up to m + 1.
     return [
@@ -120,7 +127,7 @@ def lagrange_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
 
 
 def divided_differences(nodes: Sequence[Any]) -> list[list[Any]]:
-    """Row m: the weights of the first m + 1 values in their divided difference."""
+    """Return a table whose row m has the weights of the first m + 1 values in their divided difference."""
     rows: list[list[Any]] = [[nodes[0] ** 0]]
     for m in range(1, len(nodes)):
         gaps = [nodes[j] - nodes[m] for j in range(m)]
@@ -132,7 +139,10 @@ def divided_differences(nodes: Sequence[Any]) -> list[list[Any]]:
 
 
 def newton_integrals(nodes: Sequence[Any]) -> list[list[Any]]:
-    """Row m: the integral from 0 to theta of (x - x_0) ... (x - x_(m-1)): coefficients of theta, theta^2, ..."""
+    """Return a table whose row m gives the integral of (x - x_0) ... (x - x_(m-1)) from 0 to theta.
+
+    The integral is given by its coefficients of theta, theta^2, ...
+    """
     product = [nodes[0] ** 0]
     rows = []
     for node in nodes:

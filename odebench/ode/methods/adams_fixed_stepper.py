@@ -16,18 +16,19 @@ from odebench.ode.methods.slope_history import make_slope_history, scaled_nodes
 from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate
 from odebench.ode.solution import Status
 
-# Steps of the 3/8 rule start methods up to this order, the order of their local error.
+# Methods up to this order start with steps of the 3/8 rule, whose local error has this order.
 MAX_RK4_START_ORDER = 5
 
 
 class FixedOrderAdamsStepper(Stepper):
-    """The stepper of a ``FixedOrderAdams``."""
+    """The stepper of the methods described by a ``FixedOrderAdams``."""
 
     def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
         self._slopes = make_slope_history(method.num_slopes, y)
         self._times: list[float] = []
-        # How far each time moves relative to a step from the newest one; tensors if a derivative needs it.
+        # How far each time moves relative to a step from the newest time; tensors if derivatives with respect to times
+        # are needed.
         self._shifts: list[Tensor | float] = []
         self._t_next = 0.0
         self._starter = ExplicitRungeKuttaStepper(explicit.RK4, field, y, options)
@@ -37,17 +38,17 @@ class FixedOrderAdamsStepper(Stepper):
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Store the first slope; starting steps follow."""
+        """Store the first slope. The next steps are starting steps."""
         self._slopes.clear()
         self._slopes.push(evaluate(self._field, t, y, self._one_sided) if f is None else f)
         self._times, self._shifts = [t], [0.0]
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """The newest slope."""
+        """Return the newest slope [N]."""
         return self._slopes.first(1, include_end=False)[0]
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h."""
         self.failure, self._end, self._t_next = None, None, t + h
         method, num_slopes = self._method, self._method.num_slopes
         if len(self._slopes) < (min(num_slopes, 3) if method.start == "growing" else num_slopes):
@@ -66,11 +67,14 @@ class FixedOrderAdamsStepper(Stepper):
         return self._correct(t, h, y, predicted) if method.implicit else predicted
 
     def error(self) -> Tensor:
-        """Fixed steps have none."""
+        """Raise AssertionError: fixed steps have no error estimate."""
         raise AssertionError("fixed steps have no error estimate")
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The integral of the step's polynomial; cubic Hermite in a starting step."""
+        """Return the integral of the polynomial of the step; for a starting step, a Hermite interpolant.
+
+        interpolation: "linear" interpolates linearly in every step.
+        """
         h = t_next - t
         if interpolation == "linear" or not self._nodes:
             field, side = self._field, self._one_sided
@@ -89,14 +93,17 @@ class FixedOrderAdamsStepper(Stepper):
         self._shifts = [0.0, *self._shifts][: self._method.num_slopes]
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the slopes, and divide the distances from the end of the step to their times."""
+        """Multiply the stored slopes by the factor, and rescale their times.
+
+        The distance from the end of the step to the time of each slope is divided by the factor.
+        """
         super().scale_slope(factor)
         self._slopes.scale(factor)
         distances = [time - self._t_next for time in self._times]
         self._shifts = [(d + shift) / factor - d for d, shift in zip(distances, self._shifts, strict=True)]
 
     def _correct(self, t: float, h: float, y: Tensor, y_next: Tensor) -> Tensor:
-        """Solve y_next = y + h (w_0 f(t + h, y_next) + sum of known terms) by iteration from a prediction."""
+        """Solve y_next = y + h (w_0 f(t + h, y_next) + sum of known terms) by iteration; y_next: the prediction."""
         method, weights = self._method, self._corrector
         changes = self._weight_changes(h, (1.0, *self._nodes), (0.0, *self._shifts))
         known = self._combine(y, h, weights[1:], changes[1:]) if len(weights) > 1 else y
@@ -118,14 +125,17 @@ class FixedOrderAdamsStepper(Stepper):
         return y_next
 
     def _weight_changes(self, h: float, nodes: Sequence[float], shifts: Sequence[Tensor | float]) -> list[Tensor]:
-        """The changes of h weights_i by shifts of the times: 0, with a graph; empty if there are no shifts."""
+        """Return the changes of h weights_i that shifts of the times cause; empty if no time is shifted.
+
+        Each change has the value 0, and a graph for its derivatives.
+        """
         if not isinstance(shifts[-1], Tensor):
             return []
         weights = adams.integration_weights([node + shift / h for node, shift in zip(nodes, shifts, strict=True)])
         return [h * (weight - weight.detach()) for weight in weights]
 
     def _combine(self, y: Tensor, h: float, weights: Sequence[float], changes: Sequence[Tensor]) -> Tensor:
-        """y + sum_i (h weights_i + changes_i) slope_i, [N]; ``changes`` may be empty."""
+        """Return y + sum_i (h weights_i + changes_i) slope_i, [N]; ``changes`` may be empty."""
         y = self._slopes.combine(y, [h * w for w in weights], include_end=False)
         if changes:
             for change, slope in zip(changes, self._slopes.first(len(changes), include_end=False), strict=True):
@@ -133,7 +143,7 @@ class FixedOrderAdamsStepper(Stepper):
         return y
 
     def _converged(self, y: Tensor, previous: Tensor, current: Tensor) -> bool:
-        """Whether no component changed by more than the tolerance of the iteration."""
+        """Return whether no component changed by more than the tolerance of the iteration."""
         method = self._method
         with torch.no_grad():
             size = torch.maximum((previous - y).abs(), (current - y).abs()).mul_(method.rtol)
@@ -141,10 +151,10 @@ class FixedOrderAdamsStepper(Stepper):
             return bool(((current - previous).abs() <= allowed).all())
 
     def _extrapolate(self, t: float, h: float, y: Tensor, f: Tensor, count: int) -> Tensor:
-        """A step of order 2 count, extrapolated from midpoint steps.
+        """Take one step of order ``2 * count`` by extrapolation of the midpoint rule.
 
-        Their sizes are h/2, h/4, ..., h/(2 count), and the extrapolation is in h^2 (Hairer, Norsett & Wanner 1993,
-        section II.9).
+        The step is divided into midpoint steps of the sizes h/2, h/4, ..., h/(2 count). The results are extrapolated
+        in powers of h^2 (Hairer, Norsett & Wanner 1993, section II.9).
         """
         column: list[Tensor] = []
         for j in range(1, count + 1):

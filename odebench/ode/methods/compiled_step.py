@@ -1,6 +1,6 @@
-"""Steps of explicit Runge-Kutta methods, compiled into one function.
+"""Steps of explicit Runge-Kutta methods, each compiled into one function.
 
-They are for small vector fields, where calling torch's operations takes longer than the computation.
+They are for small vector fields, for which calling torch's operations takes longer than the computation itself.
 """
 
 import functools
@@ -24,12 +24,13 @@ StepFunction = Callable[..., tuple[Tensor, ...]]
 
 
 class CompiledStep:
-    """A step of ``method`` for one problem.
+    """The compiled step of a method for one problem.
 
-    field: the vector field. y: a state [N].
+    field: the vector field and its arguments.
+    y: any state [N]; the step gets its dtype and device.
     options: if the tolerances are numbers and the norm is ``rms``, the compiled step computes the norm of its error.
 
-    Raises ValueError if f or a constant among its arguments is not hashable, since the compiled step is cached.
+    Compiled steps are cached. Raises ValueError if f or a constant among its arguments is not hashable.
     """
 
     def __init__(self, field: FieldArguments, method: Tableau, y: Tensor, options: StepperOptions) -> None:
@@ -44,10 +45,10 @@ class CompiledStep:
             raise ValueError(f"compile=True: f and the constants in args must be hashable ({error})") from error
 
     def __call__(self, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, ...]:
-        """Take a step from y [N] with first stage k0 [N].
+        """Take a step from y [N], with the first stage k0 [N].
 
-        Returns y at t + h [N], the last stage [N], and the error [N] or its norm, without graph; then all stages [s, N]
-        if ``with_stages``.
+        Returns y at t + h [N], the last stage [N] and, without a graph, the error [N] or its norm. If ``with_stages``
+        is set, all stages [s, N] follow.
         """
         step = self._step
         if self._field.stats.nfe == 1:  # with fixed steps, f is evaluated here first
@@ -62,7 +63,7 @@ class CompiledStep:
 def _compile(
     f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
 ) -> StepFunction:
-    # Compute cached properties before tracing: computing one inside would cause a graph break.
+    # Compute cached properties before tracing: torch would break the graph at a property that it has to compute.
     fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def step(
@@ -80,15 +81,15 @@ def _compile(
         if method.error is not None:
             error = h * weighted_sum(method.error, stages).detach()
             error = error if tolerance is None else scaled_error_norm(error, y, y_next, tolerance)
-        # Stack the stages: autograd takes as long for each further output as for a small stage.
+        # Stack the stages: for autograd, each further output takes as long as a small stage.
         return y_next, stages[-1], error, *([torch.stack(stages)] if with_stages else ())
 
     return compile_or_fall_back(step, device_type)
 
 
 def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
-    """Compile the step; if that fails, warn and run it eagerly."""
-    # Call its small kernels from C++, which on the CPU needs no further compiler.
+    """Compile the step; if torch cannot compile it, warn and run it eagerly."""
+    # Call the small kernels from C++, which on the CPU needs no further compiler.
     compiled = torch.compile(own_code(step), dynamic=False, options={"cpp_wrapper": device_type == "cpu"})
     state = {"compiles": True}
 
@@ -106,13 +107,16 @@ def compile_or_fall_back(step: Any, device_type: str) -> StepFunction:
 
 
 def own_code(function: Any) -> Callable[..., Any]:
-    """The function with a code object of its own, since torch limits recompilations per code object."""
+    """Return a copy of the function with its own code object, since torch limits recompilations per code object."""
     code, name = function.__code__.replace(), function.__name__
     return types.FunctionType(code, function.__globals__, name, None, function.__closure__)
 
 
 def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
-    """The root mean square of an error [N] of a step from y to y_next, in units of the tolerance [rtol, atol]."""
+    """Return the root mean square of an error [N] in units of the tolerance.
+
+    y, y_next: the states at both ends of the step. tolerance: the tensor [rtol, atol].
+    """
     rtol, atol = tolerance.unbind()
     size = torch.maximum(y.detach().abs(), y_next.detach().abs())
     scale = (atol + rtol * size).clamp_min(torch.finfo(tolerance.dtype).tiny)
@@ -120,6 +124,6 @@ def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tenso
 
 
 def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:
-    """sum_i weights_i k_i over the given stages."""
+    """Return sum_i weights_i k_i over the given stages."""
     terms = [weight * stage for weight, stage in zip(weights, stages, strict=False) if weight]
     return functools.reduce(torch.add, terms)

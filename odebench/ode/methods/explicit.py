@@ -65,7 +65,8 @@ RK4_CLASSIC = Tableau(
     b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
 )
 
-# The embedded method is Euler's. Dense output: cubic Hermite from f at both ends; the second one is an extra stage.
+# The embedded method is Euler's. The dense output is cubic Hermite interpolation from f at both ends of the step; f at
+# the end is an extra stage.
 ADAPTIVE_HEUN = Tableau(
     name="adaptive_heun",
     source="Heun 1900, with Euler 1768",
@@ -80,8 +81,8 @@ ADAPTIVE_HEUN = Tableau(
     dense_order=2,
 )
 
-# Low-order classical Runge-Kutta formulas with stepsize control, the pair of orders 1 and 2. Its third stage is
-# not exactly f at the end of the step; the extra stage is. Dense output: cubic Hermite.
+# Low-order classical Runge-Kutta formulas with stepsize control, the pair of orders 1 and 2. Its third stage is not
+# exactly f at the end of the step, but the extra stage is. The dense output is cubic Hermite interpolation.
 FEHLBERG2 = Tableau(
     name="fehlberg2",
     source="Fehlberg 1969",
@@ -96,7 +97,7 @@ FEHLBERG2 = Tableau(
     dense_order=2,
 )
 
-# A 3(2) pair of Runge-Kutta formulas. Dense output: cubic Hermite.
+# A 3(2) pair of Runge-Kutta formulas. The dense output is cubic Hermite interpolation.
 BOSH3 = Tableau(
     name="bosh3",
     source="Bogacki & Shampine 1989",

@@ -1,7 +1,7 @@
 """The stepper of explicit Runge-Kutta methods.
 
-``StageBuffer`` stores the stages as rows of one matrix, so that a linear combination is one matrix-vector product: fast
-without autograd. ``StageList`` stores tensors with their graphs.
+``StageBuffer`` stores the stages as rows of one matrix, so that a linear combination is one matrix-vector product. This
+is fast, but for use without autograd only. ``StageList`` stores tensors with their graphs.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ class StageBuffer:
     def __init__(self, count: int, y: Tensor) -> None:
         self._matrix = y.new_empty(count, y.numel())
         self._rows = self._matrix.unbind()
-        # For each row of the tableau the matrix [N, i] of the first i stages and a vector of the weights, cached since
-        # for a small state slicing takes as long as the product.
+        # For each row of the tableau, the matrix [N, i] of the first i stages and the vector of the weights. They are
+        # cached, since for a small state slicing takes as long as the product.
         self._products: dict[int, tuple[Tensor, Tensor, tuple[float, ...]]] = {}
 
     def set(self, i: int, k: Tensor) -> None:
@@ -34,24 +34,24 @@ class StageBuffer:
             row.copy_(k)
 
     def out(self, i: int) -> Tensor:
-        """Memory that stage i [N] may be written to before ``set``."""
+        """Return the memory [N] that f may write stage i to before ``set`` is called."""
         return self._rows[i]
 
     def get(self, i: int) -> Tensor:
-        """Stage i [N]."""
+        """Return stage i [N]."""
         return self._rows[i]
 
     def first(self, count: int) -> Tensor:
-        """The first stages [count, N]."""
+        """Return the first ``count`` stages [count, N]."""
         return self._matrix[:count]
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
-        """y + h sum_i weights_i k_i, [N]."""
+        """Return y + h sum_i weights_i k_i, [N]."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
         return torch.addmv(y, rows, vector, alpha=h)
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
-        """h sum_i weights_i k_i, [N]."""
+        """Return h sum_i weights_i k_i, [N]."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
         return torch.addmv(self._rows[0], rows, vector, beta=0, alpha=h)
 
@@ -63,7 +63,10 @@ class StageBuffer:
 
 
 class StageList:
-    """Stages as tensors with their graphs. exclusive: whether no other code writes to the memory of stages."""
+    """Stages as tensors with their graphs.
+
+    exclusive: True if no other code writes to the memory of the stages, so that they need not be copied.
+    """
 
     def __init__(self, exclusive: bool = False) -> None:
         self._exclusive = exclusive
@@ -75,25 +78,25 @@ class StageList:
         self._stages[i] = k if k.requires_grad or self._exclusive else k.clone()
 
     def out(self, i: int) -> None:
-        """None: there is no memory to write to."""
+        """Return None: f has no memory to write to."""
 
     def get(self, i: int) -> Tensor:
-        """Stage i [N]."""
+        """Return stage i [N]."""
         return self._stages[i]
 
     def first(self, count: int) -> list[Tensor]:
-        """The first stages, ``count`` of [N]."""
+        """Return the first ``count`` stages, each [N]."""
         return [self._stages[i] for i in range(count)]
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
-        """y + h sum_i weights_i k_i, [N]."""
+        """Return y + h sum_i weights_i k_i, [N]."""
         for i, weight in enumerate(weights):
             if weight:
                 y = torch.add(y, self._stages[i], alpha=h * weight)
         return y
 
     def error(self, weights: tuple[float, ...], h: float) -> Tensor:
-        """h sum_i weights_i k_i, [N], without graph, since step sizes are not differentiated."""
+        """Return h sum_i weights_i k_i, [N], without a graph, since step sizes are not differentiated."""
         with torch.no_grad():
             return self.combine(torch.zeros_like(self._stages[0]), weights, h)
 
@@ -102,7 +105,7 @@ Stages = StageBuffer | StageList
 
 
 class ExplicitRungeKuttaStepper(Stepper):
-    """The stepper of a ``Tableau``."""
+    """The stepper of the methods described by a ``Tableau``."""
 
     def __init__(self, method: Tableau, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
@@ -112,8 +115,8 @@ class ExplicitRungeKuttaStepper(Stepper):
         keeps_graph = torch.is_grad_enabled() or self._step is not None or transform_active()
         exclusive = self._step is not None
         self._stages: Stages = StageList(exclusive) if keeps_graph else StageBuffer(method.dense_stages, y)
-        # For each stage but the first: its index and row, whether it has weight in this step, and whether in the next,
-        # and memory for it.
+        # For each stage except the first: its index, its row of the tableau, whether it has weight in this step, and in
+        # the next step, and memory for it.
         last = method.stages - 1
         self._later_stages = [
             (i, method.a[i], method.b[i] != 0, method.fsal and i == last, self._stages.out(i))
@@ -121,20 +124,20 @@ class ExplicitRungeKuttaStepper(Stepper):
         ]
         self._h = 0.0
         self._error: Tensor | None = None
-        # All stages [s, N] of a compiled step, if it returns them.
+        # The stages [s, N] that a compiled step returned; empty if it returns none.
         self._compiled_stages: list[Tensor] = []
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Evaluate the first stage, or take f [N]."""
+        """Evaluate the first stage, or take f [N] for it if it is given."""
         self._stages.set(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """The first stage."""
+        """Return the first stage [N]."""
         return self._stages.get(0)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h."""
         method, stages, field = self._method, self._stages, self._field
         self._h, self._end = h, None
         if self._step is not None:
@@ -151,14 +154,14 @@ class ExplicitRungeKuttaStepper(Stepper):
         return y_i
 
     def error(self) -> Tensor:
-        """The difference to the embedded method [N]."""
+        """Return the difference [N] between the result and that of the embedded method."""
         if self._error is not None:
             return self._error
         assert self._method.error is not None
         return self._stages.error(self._method.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the method; linear or cubic Hermite if it has none."""
+        """Return the dense output of the method; linear or cubic Hermite interpolation if it has none."""
         method, h, stages = self._method, self._h, self._stages
         if method.dense is None:
             field, side = self._field, self._one_sided
@@ -176,13 +179,13 @@ class ExplicitRungeKuttaStepper(Stepper):
         return Interpolant(t, h, y, stages.first(method.dense_stages), method.dense)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """f at the end of the step becomes the first stage."""
+        """Take f at the end of the step as the first stage of the next step."""
         if not last:
             end = self._end
             self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
 
     def stiffness(self) -> float | None:
-        """See ``stiffness_of``."""
+        """Estimate h |lambda|; see ``stiffness_of``."""
         if not (self._h and (self._step is None or self._compiled_stages)):
             return None
         slopes = self._compiled_stages[0] if self._compiled_stages else self._stages.first(self._method.stages)
@@ -190,9 +193,11 @@ class ExplicitRungeKuttaStepper(Stepper):
 
 
 def stiffness_of(method: Tableau, slopes: Tensor | list[Tensor]) -> float | None:
-    """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|, if the last two stages have the same node.
+    """Estimate h |lambda| by h |k_s - k_(s-1)| / |Y_s - Y_(s-1)|; None unless the last two stages have the same node.
 
-    slopes: k [s, N] of a step. Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.2.
+    slopes: the stages k [s, N] of a step.
+
+    Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.2.
     """
     weights = method.last_differences
     if not weights:

@@ -8,15 +8,15 @@ from odebench.ode.methods.tableau import ButcherTableau, error_weights
 
 @dataclass(frozen=True)
 class ImplicitTableau(ButcherTableau):
-    """Butcher tableau of an implicit Runge-Kutta method: s rows of ``a`` with s coefficients each.
+    """The Butcher tableau of an implicit Runge-Kutta method: ``a`` has s rows with s coefficients each.
 
-    A lower triangular ``a`` is solved stage by stage, others all stages at once. Without ``dense``, dense output is
-    cubic Hermite interpolation.
+    If ``a`` is lower triangular, the stages are solved one by one; otherwise all at once. If ``dense`` is None, dense
+    output is cubic Hermite interpolation.
 
     error_start: the weight of f at the start of the step in the error estimate.
-    error_order: the estimate is proportional to h^error_order.
-    smoothing: gamma of (I - h gamma df/dy)^-1, which multiplies the estimate, since it would be far larger than the
-        error on stiff fields; None if that is not needed.
+    error_order: the power of h that the error estimate is proportional to.
+    smoothing: the number gamma of the matrix (I - h gamma df/dy)^-1, which multiplies the error estimate. Without it,
+        the estimate would be far larger than the error on stiff fields. None if the method does not need it.
     """
 
     error_start: float = 0.0
@@ -33,18 +33,18 @@ class ImplicitTableau(ButcherTableau):
         if (self.error is None) != (self.error_order is None) or (self.error is None) != (self.dense_order is None):
             raise ValueError(f"tableau {self.name}: an adaptive method needs error, error_order and dense_order")
         if self.dense is not None and len(self.dense) != s:
-            raise ValueError(f"tableau {self.name}: dense needs {s} rows, one a stage")
+            raise ValueError(f"tableau {self.name}: dense needs {s} rows, one for each stage")
 
     @property
     def groups(self) -> list[slice]:
-        """The stages that are solved together: one by one if ``a`` is lower triangular, else all."""
+        """The groups of stages that are solved together: single stages if ``a`` is lower triangular, else one group."""
         if any(any(row[i + 1 :]) for i, row in enumerate(self.a)):
             return [slice(0, self.stages)]
         return [slice(i, i + 1) for i in range(self.stages)]
 
     @property
     def stiffly_accurate(self) -> bool:
-        """Whether the last stage is the step, so that k_s is the field at its end."""
+        """Whether the last stage is the result of the step, so that k_s is the field at the end of the step."""
         return self.c[-1] == 1 and self.a[-1] == self.b
 
     def for_fixed_steps(self) -> "ImplicitTableau":
@@ -54,12 +54,12 @@ class ImplicitTableau(ButcherTableau):
 
 
 def lagrange_weights(c: tuple[float, ...], theta: float) -> tuple[float, ...]:
-    """The values [s] at theta of the Lagrange polynomials of the nodes c."""
+    """Return the values [s] of the Lagrange polynomials of the nodes c at theta."""
     return tuple(sum(p * theta**j for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
 
 
 def _lagrange_basis(c: tuple[float, ...]) -> list[list[float]]:
-    """The coefficients, lowest power first, of the polynomials that are 1 at one node and 0 at the others."""
+    """Return the coefficients of the polynomials that are 1 at one node and 0 at the others, lowest power first."""
     polynomials = []
     for i, node in enumerate(c):
         polynomial = [1.0]
@@ -73,10 +73,10 @@ def _lagrange_basis(c: tuple[float, ...]) -> list[list[float]]:
 def _collocation(
     name: str, source: str, order: int, c: tuple[float, ...], gamma: float | None = None
 ) -> ImplicitTableau:
-    """The collocation method at the nodes c.
+    """Make the collocation method with the nodes c.
 
-    With gamma it has the error estimate of order s of Hairer & Wanner 1999, Stiff differential equations solved by
-    Radau methods, equation (10).
+    gamma: if it is given, the method has the error estimate of order s by Hairer & Wanner 1999, Stiff differential
+        equations solved by Radau methods, equation (10).
     """
     # Row i: the coefficients of theta, theta^2, ... in the integral from 0 to theta of the i-th Lagrange polynomial.
     dense = tuple(tuple(p / (j + 1) for j, p in enumerate(basis)) for basis in _lagrange_basis(c))
@@ -87,7 +87,7 @@ def _collocation(
     method = ImplicitTableau(name, source, order, c, a, b)
     if gamma is None:
         return method
-    # gamma h (f(t, y) - its extrapolation from the stages): zero for polynomials of degree s.
+    # gamma h (f(t, y) - e), with e the extrapolation of f from the stages; zero for polynomials of degree s.
     error = tuple(-gamma * weight for weight in lagrange_weights(c, 0.0))
     s = len(c)
     return replace(
@@ -111,7 +111,7 @@ GL6 = _collocation(
     (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10),
 )
 
-# Half the difference to the explicit Euler method: the error of either, to leading order.
+# The error estimate is half the difference to the explicit Euler method: the error of both, to leading order.
 IMPLICIT_EULER = ImplicitTableau(
     name="implicit_euler",
     source="Euler, backward; L-stable",
@@ -126,10 +126,10 @@ IMPLICIT_EULER = ImplicitTableau(
     dense_order=1,
 )
 
-# gamma is free here: the geometric mean of the eigenvalues of a.
+# gamma can be chosen freely; it is the geometric mean of the eigenvalues of ``a``.
 RADAU_IIA3 = _collocation("radauIIA3", "Axelsson 1969; Ehle 1969, Radau, 2 stages; L-stable", 3, (1 / 3, 1.0), 6**-0.5)
 
-# gamma is the real eigenvalue of a.
+# gamma is the real eigenvalue of ``a``.
 RADAU_IIA5 = _collocation(
     "radauIIA5",
     "Axelsson 1969; Ehle 1969, Radau, 3 stages; error of Hairer & Wanner 1999; L-stable",
@@ -159,8 +159,8 @@ SDIRK2 = ImplicitTableau(
     b=(1 - _G2, _G2),
 )
 
-# The embedded method is of order 3, so that the estimate is the error of the step: where nothing damps the errors of
-# steps, they add up to the power 2/3 of the tolerance.
+# The embedded method has order 3, so that the estimate is the error of the step itself. If nothing damps the errors of
+# the steps, their sum is proportional to the power 2/3 of the tolerance.
 TRBDF2 = ImplicitTableau(
     name="trbdf2",
     source="Bank et al. 1985; Hosea & Shampine 1996, Analysis and implementation of TR-BDF2; L-stable",
@@ -183,9 +183,11 @@ def _kvaerno(
     rows: tuple[tuple[float, ...], ...],
     dense: tuple[tuple[float, ...], ...] | None = None,
 ) -> ImplicitTableau:
-    """A pair by Kvaerno: an explicit first stage, then gamma on the diagonal.
+    """Make a pair of Kvaerno: the first stage is explicit, and the others have gamma on the diagonal.
 
-    The last two stages are the embedded method and the step. rows: the coefficients left of the diagonal.
+    The last two stages are the embedded method and the result of the step.
+
+    rows: the coefficients left of the diagonal.
     """
     s = len(rows) + 1
     a = ((0.0,) * s, *((*row, gamma, *(0.0,) * (s - 1 - len(row))) for row in rows))
@@ -235,8 +237,8 @@ KVAERNO5 = _kvaerno(
             0.06962479448202728,
         ),
     ),
-    # From the order conditions of order 4 and the values and slopes at both ends of the step; the remaining freedom
-    # minimises the error terms of order 5.
+    # The dense output satisfies the order conditions of order 4 and has the values and slopes at both ends of the step.
+    # The coefficients that are then still free minimise the error terms of order 5.
     (
         (1.0, -2.083640857206178, 1.7136717615179766, -0.49343339253539287),
         (0.0, 0.0, 0.0, 0.0),

@@ -1,7 +1,7 @@
 """The stepper of implicit Runge-Kutta methods.
 
-The unknowns are W_i = h k_i rather than stage values: small values stay accurate, and k_i needs no evaluation of f,
-which on a stiff field would amplify the remaining error of the iterations.
+The unknowns are W_i = h k_i, not the stage values. Small values stay accurate this way, and k_i follows without another
+evaluation of f, which on a stiff field would amplify the remaining error of the iterations.
 """
 
 import math
@@ -19,23 +19,24 @@ from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate, stag
 from odebench.ode.solution import Stats
 from odebench.ode.transfer import constant, queued
 
-# The coefficients of a group that is one explicit stage.
+# The coefficients of a group that consists of one explicit stage.
 EXPLICIT = ((0.0,),)
 
 
 class ImplicitRungeKuttaStepper(Stepper):
-    """The stepper of an ``ImplicitTableau``."""
+    """The stepper of the methods described by an ``ImplicitTableau``."""
 
     def __init__(self, method: ImplicitTableau, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._field, self._one_sided = method, field, options.one_sided
-        # Solutions that are differentiated are solved to round-off. Fixed steps cannot be retried with a smaller size.
+        # If the solution is differentiated, the stages are solved to round-off. Fixed steps cannot be retried with a
+        # smaller size, and so may compute more Jacobians.
         exact, fixed = torch.is_grad_enabled(), options.tolerance is None
         max_jacobians = 20 if fixed else 3 if exact else 1
         self._accuracy = StageTolerance(None if exact else options.tolerance, options.norm, max_jacobians)
         self._stats = options.stats or Stats()
         self._a, self._b = constant(method.a, y.dtype, y.device), constant(method.b, y.dtype, y.device)
         self._error = None if method.error is None else constant(method.error, y.dtype, y.device)
-        # Each group of stages that are solved together, and its coefficients.
+        # The groups of stages that are solved together, each with its coefficients.
         self._groups = [(here, tuple(row[here] for row in method.a[here])) for here in method.groups]
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
         self._w: Tensor = y.new_zeros(0)
@@ -45,11 +46,11 @@ class ImplicitRungeKuttaStepper(Stepper):
         self.order = method.error_order or method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Reset; f is evaluated when it is needed."""
+        """Reset; f is evaluated later, when it is needed."""
         self._slope, self._end, self._blocks, self._previous = f, None, None, None
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h; y if the stages were not solved, see ``failure``."""
+        """Return the state [N] at t + h, or y if the stages could not be solved; see ``failure``."""
         self.failure, self._end = None, None
         if h != self._attempted[1] or self._blocks is None:
             self._systems = {}
@@ -65,7 +66,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         return y + self._b @ self._w
 
     def error(self) -> Tensor:
-        """The error estimate [N]; infinite after a failure."""
+        """Return the error estimate [N], which is infinite after a failure."""
         t, h, y = self._attempted
         if self.failure is not None:
             return torch.full_like(y.detach(), math.inf)
@@ -80,7 +81,7 @@ class ImplicitRungeKuttaStepper(Stepper):
             return system.solve(error[None], self._accuracy.acceptable(y, y[None]))[0]
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the method; linear or cubic Hermite if it has none."""
+        """Return the dense output of the method; linear or cubic Hermite interpolation if it has none."""
         _, h, _ = self._attempted
         if self._method.dense is not None:
             return Interpolant(t, h, y, self._w / h, self._method.dense)
@@ -93,7 +94,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         return self._hermite(t, h, y, y_next, interpolation, slope_at_end)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """The slope at the end, if it is known, becomes the one at the start."""
+        """Take the slope at the end of the step, if there is one, as the slope at the start of the next step."""
         if last:
             return
         _, h, _ = self._attempted
@@ -102,14 +103,17 @@ class ImplicitRungeKuttaStepper(Stepper):
         self._blocks = None
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the stages, the last of which may be the next slope, and the slope at the end, if it is known."""
+        """Multiply the stages and, if there is one, the slope at the end by the factor.
+
+        The last stage may be the slope at the start of the next step.
+        """
         super().scale_slope(factor)
         self._w = self._w * factor
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """List of (weight, time, state [N]) for integrals over the last attempt.
+        """Return a list of (weight, time, state [N]) for integrals over the last attempt.
 
-        The sum of weight g(time, state) is the integral of g, to the order of the method.
+        The sum of weight * g(time, state) is the integral of g, up to an error of the order of the method.
         """
         t, h, y = self._attempted
         stages = y + self._a @ self._w
@@ -117,7 +121,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         return [(h * b, time, y_i) for b, time, y_i in zip(self._method.b, times, stages, strict=True) if b]
 
     def _solve(self, t: float, h: float, y: Tensor, times: Sequence[Tensor]) -> Tensor:
-        """Solve for W [s, N], group by group."""
+        """Solve for the unknowns W [s, N], one group of stages after the other."""
         w = y.new_zeros(self._method.stages, len(y))
         for here, rows in self._groups:
             first, a = here.start, self._a[here, here]
@@ -140,7 +144,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         return w
 
     def _with_graph(self, h: float, y: Tensor, w: Tensor, times: Sequence[Tensor]) -> Tensor:
-        """W [s, N] with a graph, for first derivatives."""
+        """Return the unknowns W [s, N] with a graph for first derivatives; w: their values."""
         done: list[Tensor] = []
         for here, rows in self._groups:
             first, a = here.start, self._a[here, here]
@@ -161,7 +165,10 @@ class ImplicitRungeKuttaStepper(Stepper):
         return torch.cat(done)
 
     def _guess(self, w: Tensor, here: slice, h: float) -> Tensor:
-        """The initial W [m, N] of a group: extrapolated from earlier stages, or from those of the last step."""
+        """Return the initial unknowns W [m, N] of a group.
+
+        They are extrapolated from earlier stages of this step; for the first group, from the stages of the last step.
+        """
         c, first = self._method.c, here.start
         if first > 0:
             node = c[first]
@@ -176,7 +183,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         return queued(weights, w) @ w_previous * (h / h_previous)
 
     def _system(self, rows: tuple[tuple[float, ...], ...]) -> StageSystem:
-        """The linear system of stages with these coefficients, linearized at the start of the step."""
+        """Return the linear system of stages with the coefficients ``rows``, linearized at the start of the step."""
         t, h, y = self._attempted
         if self._blocks is None:
             (start,) = stage_times(self._field, t, 0.0, (0.0,), self._one_sided)

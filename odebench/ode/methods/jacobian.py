@@ -1,6 +1,6 @@
-"""df/dy of any callable field: a matrix if it is small, else its products with vectors.
+"""The Jacobian df/dy of any callable field: a matrix if it is small, otherwise its products with vectors.
 
-A complex number is treated as two real ones, since f need not be holomorphic.
+A complex number is treated as two real numbers, since f need not be holomorphic.
 """
 
 import math
@@ -21,16 +21,16 @@ from odebench.ode.transfer import read_time
 MAX_DENSE_SIZE = 256
 
 FieldAtTime = Callable[[Tensor], Tensor]
-"""f at a fixed time, from a state [N] to dy/dt [N]."""
+"""The field f at a fixed time: a function from a state [N] to dy/dt [N]."""
 
 
 @dataclass(frozen=True)
 class JacobianBlock:
-    """A square block on the diagonal of df/dy; zero if neither ``matrix`` nor ``jvp`` is given.
+    """A square block on the diagonal of df/dy. It is zero if neither ``matrix`` nor ``jvp`` is given.
 
-    size: n real numbers of the state.
-    matrix: [n, n], real.
-    jvp, vjp: from v [n], real, to the product of the block, or its transpose, with v.
+    size: the number n of rows of the block, counted in real numbers of the state.
+    matrix: the block as a real matrix [n, n].
+    jvp, vjp: functions from a real v [n] to the product of the block with v, and of its transpose with v.
     """
 
     size: int
@@ -39,7 +39,7 @@ class JacobianBlock:
     vjp: Callable[[Tensor], Tensor] | None = None
 
     def negative_transpose(self) -> "JacobianBlock":
-        """-(block)^T, for the adjoint equation."""
+        """Return -(block)^T, for the adjoint equation."""
         if self.matrix is not None:
             return JacobianBlock(self.size, matrix=-self.matrix.t().contiguous())
         vjp = self.vjp
@@ -48,23 +48,23 @@ class JacobianBlock:
 
 
 def as_real(x: Tensor) -> Tensor:
-    """Complex numbers [..., N] as real ones [..., 2N]; real numbers unchanged."""
+    """Convert complex numbers [..., N] to real numbers [..., 2N]; return real numbers unchanged."""
     return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
 def from_real(x: Tensor, y: Tensor) -> Tensor:
-    """The inverse of ``as_real``; complex if y is."""
+    """Invert ``as_real``; the result is complex if y is."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) if y.is_complex() else x
 
 
 def real_size(y: Tensor) -> int:
-    """Number of real numbers in y."""
+    """Return the number of real numbers in y."""
     return 2 * y.numel() if y.is_complex() else y.numel()
 
 
 @contextmanager
 def autograd_enabled() -> Iterator[None]:
-    """A context with autograd on, also in inference mode. Raises ValueError where f uses an inference tensor."""
+    """Enable autograd in a context, also in inference mode. Raises ValueError if f uses an inference tensor."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
@@ -77,12 +77,12 @@ def autograd_enabled() -> Iterator[None]:
 
 
 def as_leaf(y: Tensor) -> Tensor:
-    """A leaf tensor with the values of y that requires grad."""
+    """Return a leaf tensor that has the values of y and requires grad."""
     return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
 
 def has_other_leaves(results: Iterable[Tensor], leaves: Sequence[Tensor]) -> bool:
-    """Whether the graph of the results has leaves other than these."""
+    """Return whether the graph of the results has leaves that are not among ``leaves``."""
     seen, todo = set(), [get_gradient_edge(result).node for result in results if result.requires_grad]
     while todo:
         node = todo.pop()
@@ -97,9 +97,9 @@ def has_other_leaves(results: Iterable[Tensor], leaves: Sequence[Tensor]) -> boo
 
 
 def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]:
-    """df/dy at t and y [N] as diagonal blocks, accurate enough for Newton iterations to converge.
+    """Compute df/dy at t and y [N] as diagonal blocks, accurate enough for Newton iterations to converge.
 
-    A field may implement this itself, by a method ``linearize(t, y, stats)``.
+    A field can compute the blocks itself, in a method ``linearize(t, y, stats)``.
     """
     if hasattr(f, "linearize"):
         return f.linearize(t, y, stats)
@@ -110,7 +110,7 @@ def linearize(f: Any, t: Tensor, y: Tensor, stats: Stats) -> list[JacobianBlock]
 
 
 def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
-    """The derivative at y [N], from one evaluation if autograd can compute it."""
+    """Compute the derivative of ``rate`` at y [N]. If autograd can compute it, this takes one evaluation."""
     with autograd_enabled():
         x = as_leaf(y)
         f = rate(x)
@@ -119,10 +119,12 @@ def jacobian_block(rate: FieldAtTime, y: Tensor, stats: Stats) -> JacobianBlock:
 
 
 def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) -> tuple[Tensor, JacobianBlock, Tensor]:
-    """f [N], df/dy and df/dt [N] at t and y [N]; with graphs if autograd is on.
+    """Compute f [N], df/dy and df/dt [N] at t and y [N], with graphs if autograd is on.
 
-    They need one evaluation if autograd can compute them. df/dt is a finite difference over a part of h if the graph of
-    f does not contain t. A field that returns no graph when called has a method ``differentiable`` that does.
+    If autograd can compute the derivatives, this takes one evaluation. If the graph of f does not contain t, df/dt is a
+    finite difference over a small part of h.
+
+    f: a field; if its results have no graph, it has a method ``differentiable`` whose results have one.
     """
     evaluate: Callable[..., Tensor] = getattr(f, "differentiable", f)
     differentiated = torch.is_grad_enabled()
@@ -130,7 +132,7 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
         x = y if differentiated and y.requires_grad else as_leaf(y)
         time = as_leaf(t)
         time.__dict__.update(t.__dict__)  # the time on the host, if t keeps it
-        # A field may convert t to a float; then there is no derivative with respect to t.
+        # A field may convert t to a float; then autograd computes no derivative with respect to t.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
             rate = evaluate(time, x, True)
@@ -149,15 +151,16 @@ def value_and_derivatives(f: Any, t: Tensor, y: Tensor, h: float, stats: Stats) 
         step = math.copysign(math.sqrt(torch.finfo(t.dtype).eps) * max(abs(read_time(t)), abs(h)), h)
         t_later = t + step
         rate_later = f(t_later, y, False)
-        # No difference if they are equal: its gradient would be round-off divided by a tiny number.
+        # If the two are equal, use 0 without a graph: the gradient of the difference would be round-off divided by a
+        # tiny number.
         f_t = torch.zeros_like(rate) if torch.equal(rate_later, rate) else (rate_later - rate) / (t_later - t)
     return (rate, block, f_t) if differentiated else (rate.detach(), block, f_t.detach())
 
 
 def _transposed_product(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """J^T u and u, with J the derivative of f [N] with respect to x; None if autograd cannot compute it.
+    """Return J^T u and u, with J the derivative of f [N] with respect to x; None if autograd cannot compute it.
 
-    J^T u is linear in u: its derivative with respect to u, times v, is J v.
+    J^T u is linear in u, so that the derivative of J^T u with respect to u gives the product J v.
     """
     if not f.requires_grad:
         return None
@@ -171,7 +174,7 @@ def _transposed_product(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _block(rate: FieldAtTime, y: Tensor, f: Tensor, stats: Stats) -> JacobianBlock:
-    """df/dy from the graph of f = rate(y) [N]."""
+    """Compute df/dy from the graph of f = rate(y) [N]."""
     stats.jacobians += 1
     size = real_size(y)
     if size > MAX_DENSE_SIZE:
@@ -185,7 +188,7 @@ def _block(rate: FieldAtTime, y: Tensor, f: Tensor, stats: Stats) -> JacobianBlo
 
 
 def dense_jacobian(f: Tensor, y: Tensor) -> Tensor:
-    """df/dy [n, n] from the graph of f [N], which is retained."""
+    """Compute df/dy [n, n] from the graph of f [N]. The graph is retained."""
     return _or_zero(jacobian_rows(f, (y,))[0], y)
 
 
@@ -194,7 +197,7 @@ def _or_zero(matrix: Tensor | None, y: Tensor) -> Tensor:
 
 
 def jacobian_rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> list[Tensor | None]:
-    """The derivatives of f [N] with respect to each input, [n, *]; None for an input that is not in its graph.
+    """Compute the derivative [n, *] of f [N] with respect to each input; None for an input that f does not depend on.
 
     The graph of f is retained.
     """
@@ -212,7 +215,7 @@ def jacobian_rows(f: Tensor, inputs: Sequence[Tensor], create_graph: bool = Fals
 
 
 def difference_jvp(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
-    """(d rate/dy) v [n] at y [N] for a real v [n], by a central difference, if autograd cannot compute it."""
+    """Compute (d rate/dy) v [n] at y [N] for a real v [n] by a central difference, where autograd cannot do it."""
     with torch.no_grad():
         x = as_real(y)
         norm, y_norm = torch.stack((torch.linalg.vector_norm(v), torch.linalg.vector_norm(x))).tolist()
@@ -225,7 +228,7 @@ def difference_jvp(rate: FieldAtTime, y: Tensor, v: Tensor) -> Tensor:
 
 @dataclass
 class JacobianProducts:
-    """Products of d rate/dy with real vectors [n], and of its transpose, from the graph of f = rate(y) [N]."""
+    """Products of J = d rate/dy, and of its transpose, with real vectors [n], from the graph of f = rate(y) [N]."""
 
     rate: FieldAtTime
     y: Tensor
@@ -237,7 +240,10 @@ class JacobianProducts:
         self._transposed = transposed if transposed and self._products_agree(*transposed) else None
 
     def _products_agree(self, g: Tensor, u: Tensor) -> bool:
-        """Whether <v, J v> = <J^T v, v>: an operation that is differentiable only once may cut the graph of g."""
+        """Return whether <v, J v> = <J^T v, v>, with J^T u = g.
+
+        The two differ if an operation that is differentiable only once has cut the graph of g.
+        """
         v = as_real(self.f.detach())
         v = v + torch.linalg.vector_norm(v) / math.sqrt(max(len(v), 1))
         (product,) = torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, allow_unused=True)
@@ -247,7 +253,7 @@ class JacobianProducts:
         return bool((v_jvp - v_vjp).abs() <= 1e-3 * (v_jvp.abs() + v_vjp.abs()))
 
     def jvp(self, v: Tensor) -> Tensor:
-        """J v."""
+        """Return J v."""
         self.stats.jacobian_products += 1
         if self._transposed is None:
             return difference_jvp(self.rate, self.y, v)
@@ -255,7 +261,7 @@ class JacobianProducts:
         return as_real(torch.autograd.grad(g, u, from_real(v, g), retain_graph=True, materialize_grads=True)[0])
 
     def vjp(self, v: Tensor) -> Tensor:
-        """J^T v. Raises RuntimeError if autograd cannot differentiate f."""
+        """Return J^T v. Raises RuntimeError if autograd cannot differentiate f."""
         self.stats.jacobian_products += 1
         options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
         return as_real(torch.autograd.grad(self.f, self.y, from_real(v, self.f), **options)[0])

@@ -1,12 +1,13 @@
 """The equations of implicit stages: linear systems, Newton iterations, and the derivative of the solution.
 
-m stages with W_i = h f(t_i, Y_i), Y_i = base_i + sum_j a_ij W_j, are solved by simplified Newton iterations (Hairer &
-Wanner 1996, Solving Ordinary Differential Equations II, section IV.8): with J = df/dy at the start of the step,
+The equations of m stages are W_i = h f(t_i, Y_i), Y_i = base_i + sum_j a_ij W_j, with the unknowns W [m, N]. They are
+solved by simplified Newton iterations (Hairer & Wanner 1996, Solving Ordinary Differential Equations II, section IV.8).
+With J = df/dy at the start of the step, and x the Kronecker product, the change dW in one iteration solves
 
     (I - h a x J) dW = h f(Y) - W.
 
-A J without matrix is known by its products with vectors; then GMRES solves the linear systems (Saad & Schultz 1986,
-GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems).
+If J is not computed as a matrix but only through its products with vectors, GMRES solves these linear systems (Saad &
+Schultz 1986, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems).
 """
 
 import math
@@ -23,18 +24,18 @@ from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.solution import Stats, Status
 from odebench.ode.transfer import queued
 
-# An iteration may end when the estimate of its remaining error is this fraction of the tolerance.
+# The iterations end when the estimate of the remaining error is this fraction of the tolerance.
 NEWTON_RTOL = 0.01
-# Tolerances of the linear systems, relative to their right-hand sides, and relative to the acceptable error.
+# The tolerance of a linear system relative to its right-hand side, and relative to the acceptable error.
 LINEAR_RTOL, LINEAR_ATOL = 1e-2, 0.1
 MAX_ITERATIONS = 10
-# Krylov vectors per cycle of GMRES, and the most cycles.
+# The number of Krylov vectors in a cycle of GMRES, and the largest number of cycles.
 RESTART = 100
 MAX_CYCLES = 4
 
 
 class StageSystem:
-    """(I - h a x J) X = R for m stages, with the diagonal blocks J of df/dy; factorized once."""
+    """The linear system (I - h a x J) X = R for m stages; J consists of diagonal blocks. It is factorized once."""
 
     def __init__(self, blocks: Sequence[JacobianBlock], h: float, a: Tensor, stats: Stats) -> None:
         self._blocks, self._h, self._stats = blocks, h, stats
@@ -43,10 +44,12 @@ class StageSystem:
         self.solved = True
 
     def solve(self, right: Tensor, acceptable: Tensor, rtol: float = LINEAR_RTOL, atol: float = LINEAR_ATOL) -> Tensor:
-        """X [m, N] for R [m, N].
+        """Solve for X [m, N].
 
-        GMRES, for a J without matrix, stops at residuals of ``rtol`` times R, or of ``atol`` times the acceptable error
-        [N]; ``solved`` is whether it converged.
+        right: the right-hand side R [m, N].
+        acceptable: the acceptable error [N].
+        rtol, atol: used by GMRES, which solves for blocks of J without a matrix. It stops when the residual is ``rtol``
+            times R, or ``atol`` times the acceptable error. Afterwards ``solved`` says whether it converged.
         """
         self._stats.linear_solves += 1
         self.solved = True
@@ -87,11 +90,12 @@ class StageSystem:
 
 @dataclass(frozen=True)
 class StageTolerance:
-    """How accurately stages are solved.
+    """The accuracy to which stages are solved.
 
-    tolerance, norm: the error is at most a fraction of the tolerance in the norm. None, for fixed steps and solutions
-        that are differentiated: round-off, where iterations may stagnate before the error is acceptable.
-    max_jacobians: the most Jacobians to try.
+    tolerance, norm: the error may be at most a fraction of this tolerance, in this norm. The tolerance is None for
+        fixed steps and for solutions that are differentiated: then the stages are solved to round-off, and iterations
+        may stagnate before the error is acceptable.
+    max_jacobians: the largest number of Jacobians to try.
     """
 
     tolerance: Tolerance | None
@@ -99,7 +103,7 @@ class StageTolerance:
     max_jacobians: int = 1
 
     def acceptable(self, y: Tensor, stages: Tensor) -> Tensor:
-        """The acceptable error [N] of stages [m, N] of a step from y [N]."""
+        """Return the acceptable error [N] for the stages [m, N] of a step from y [N]."""
         size = torch.maximum(y.abs(), stages.abs().amax(0))
         floor = 10 * torch.finfo(size.dtype).eps
         if self.tolerance is None:
@@ -111,11 +115,12 @@ class StageTolerance:
 
 @dataclass
 class StageEquations:
-    """The equations of m stages.
+    """The equations of m stages, in the notation of this module.
 
-    evaluate: h f(t_i, Y_i) [N] of stage i.
-    base: [m, N]; a: [m, m]; see above.
-    system: the linear system; ``relinearize(Y)`` makes a new one at the stage values Y [m, N].
+    evaluate: a function of i and Y_i that returns h f(t_i, Y_i) [N].
+    base, a: the terms base_i [m, N] and the coefficients a_ij [m, m].
+    system: the linear system of the iterations.
+    relinearize: a function that makes a new linear system at the stage values Y [m, N].
     """
 
     evaluate: Callable[[int, Tensor], Tensor]
@@ -125,7 +130,10 @@ class StageEquations:
     relinearize: Callable[[Tensor], StageSystem]
 
     def solve(self, y: Tensor, guess: Tensor, accuracy: StageTolerance) -> tuple[Tensor, Status | None]:
-        """Solve for W [m, N] of a step from y [N]; the second value is the reason of a failure, else None."""
+        """Solve for the unknowns W [m, N] in a step from y [N], starting from ``guess`` [m, N].
+
+        Returns W, and the status if the solve failed, else None.
+        """
         w, jacobians, iteration = guess, 1, 0
         previous = math.inf
         stages = self.base + self.a @ w
@@ -153,14 +161,17 @@ class StageEquations:
             jacobians, iteration, previous = jacobians + 1, 0, math.inf
 
     def _will_converge(self, size: float, rate: float, iteration: int) -> bool:
-        """Whether the iterations will converge within ``MAX_ITERATIONS`` at their present rate."""
+        """Return whether the iterations will converge within ``MAX_ITERATIONS`` at their present rate."""
         if iteration < 3:
             # The second change may be as large as the first, in components that the first did not change.
             return rate < 2
         return rate < 0.9 and size * rate ** (MAX_ITERATIONS - iteration) <= 1
 
     def _converged(self, size: float, rate: float, iteration: int, accuracy: StageTolerance) -> bool:
-        """Whether the remaining error is acceptable: size rate / (1 - rate), the sum of all later changes."""
+        """Return whether the remaining error is acceptable.
+
+        It is estimated by the sum of all later changes, size * rate / (1 - rate).
+        """
         if iteration == 1:
             return size <= 1
         if rate < 1 and size * rate / (1 - rate) <= 1:
@@ -169,7 +180,7 @@ class StageEquations:
 
 
 class _ImplicitFunction(torch.autograd.Function):
-    """The identity on solved stages, with their derivative by the implicit function theorem."""
+    """The identity on solved stages; its backward pass uses the implicit function theorem."""
 
     @staticmethod
     def forward(ctx: Any, slopes: Tensor, solved: Tensor, solve_transposed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -186,11 +197,14 @@ class _ImplicitFunction(torch.autograd.Function):
 def with_implicit_gradient(
     w: Tensor, slopes: list[Tensor], stages: list[Tensor], h: float, a: Tensor, stats: Stats
 ) -> Tensor:
-    """The solution W [m, N] with a graph, by the implicit function theorem. First derivatives only.
+    """Return the solution W [m, N] with a graph that gives first derivatives only.
 
-    slopes: f(t_i, Y_i) [N] at the stages Y_i [N] of W, with graphs that contain Y_i.
+    w: the values of W.
+    stages: the stage values Y_i, each [N].
+    slopes: the slopes f(t_i, Y_i), each [N], with graphs that contain Y_i.
 
-    W = h f(base + a W, theta) implies dW = (I - h a x J)^-1 h df, with J at each stage's value.
+    By the implicit function theorem, W = h f(base + a W, theta) implies dW = (I - h a x J)^-1 h df, with J evaluated at
+    each stage value.
     """
     rates = torch.stack([h * slope for slope in slopes])
     if not rates.requires_grad:
@@ -240,9 +254,9 @@ def _solve_transposed_matrix_free(
 
 
 def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float = 0.0) -> tuple[Tensor, bool]:
-    """Solve apply(x) = b to |b - apply(x)| <= max(rtol |b|, atol); returns x and whether it converged.
+    """Solve apply(x) = b until |b - apply(x)| <= max(rtol |b|, atol); return x, and whether the iteration converged.
 
-    apply: [n] to [n], linear. Synchronises with the device once per product.
+    apply: a linear function from [n] to [n]. Each call of it synchronises with the device once.
     """
     x, residual = torch.zeros_like(b), b
     size = torch.linalg.vector_norm(b).item()
@@ -258,9 +272,9 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, rtol: float, atol: float
 
 
 def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, target: float) -> Tensor:
-    """One cycle of ``gmres``.
+    """Compute one cycle of ``gmres``: return the change of x [n].
 
-    Returns an update of x [n] that reduces ``residual`` [n], of norm ``size``, to the norm ``target`` if it can.
+    residual: the residual [n] before the cycle. size: its norm. target: the norm at which the cycle stops early.
     """
     dimension = min(RESTART, len(residual))
     basis = residual.new_empty(dimension + 1, len(residual))
@@ -270,7 +284,7 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
     right = [size]
     for j in range(dimension):
         previous, w = basis[: j + 1], apply(basis[j])
-        # Orthogonalise twice: once loses orthogonality.
+        # Orthogonalise twice: doing it once would lose orthogonality.
         first = previous @ w
         w = torch.addmv(w, previous.t(), first, alpha=-1)
         second = previous @ w
@@ -293,7 +307,7 @@ def _cycle(apply: Callable[[Tensor], Tensor], residual: Tensor, size: float, tar
 
 
 def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:
-    """Solve the upper triangular system with these columns."""
+    """Solve the upper triangular system that has these columns, and this right-hand side."""
     weights = right[: len(columns)]
     for i in reversed(range(len(columns))):
         weights[i] = (weights[i] - sum(columns[k][i] * weights[k] for k in range(i + 1, len(columns)))) / columns[i][i]

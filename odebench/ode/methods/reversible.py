@@ -1,9 +1,9 @@
-"""Reversible methods: the result of a step determines its start, so that a backward pass needs no stored states.
+"""Reversible methods: the start of a step follows from its result, so that a backward pass needs no stored states.
 
-Each has an auxiliary state beside the state y, and a small region of stability: the two drift apart as exp(|lambda| t)
-in a direction that the field contracts at the rate lambda. They suit fields that contract little over the span of the
-solve, |lambda| times the span up to about 5, like those of neural ODEs. If the drift becomes too large, the solve ends
-with the status ``unstable``. Imports no torch.
+Each method has an auxiliary state beside the state y, and a small region of stability. In a direction that the field
+contracts at the rate lambda, the two states drift apart as exp(|lambda| t). The methods suit fields that contract
+little over the span of the solve, with |lambda| times the span up to about 5, like those of neural ODEs. If the drift
+becomes too large, the solve ends with the status ``unstable``. Imports no torch.
 """
 
 import dataclasses
@@ -15,21 +15,23 @@ from odebench.ode.methods.tableau import Tableau
 
 @dataclass(frozen=True)
 class ReversibleRungeKutta:
-    """The McCallum-Foster coupling, which turns any explicit Runge-Kutta method into a reversible one.
+    """The McCallum-Foster coupling, which turns any explicit Runge-Kutta method into a reversible method.
 
     With Psi_h(t, y) the increment of the base method, a step takes two states y and z to
 
-        y' = c y + (1 - c) z + Psi_h(t, z),    z' = z - Psi_(-h)(t + h, y'),
+        y' = c y + (1 - c) z + Psi_h(t, z),    z' = z - Psi_(-h)(t + h, y').
 
-    whose equations can be solved for y and z. It has the order and error estimate of the base method at twice the cost.
+    These equations can be solved for y and z. The method has the order and error estimate of the base method, at twice
+    the cost.
 
-    base: the method that is coupled.
-    coupling: c, between 0 and 1. y and z stay together while h |lambda| < -log c (0.11 at 0.9, 0.010 at 0.99, 0.0010 at
-        0.999) for a field that contracts at the rate lambda; otherwise they drift apart as c^n exp(|lambda| t) after n
-        steps to t. Undoing n steps multiplies round-off by c^-n: 2.7 at 0.999 and n = 1000, 3e4 at 0.9 and n = 100,
-        which leaves little of float32. The default, that of the authors, hardly amplifies round-off and assumes spans
-        that contract little. A long contracting span needs a smaller c, and float64: at 0.8 they stay together in an
-        adaptive solve, whose steps do not exceed 0.2/|lambda|.
+    base: the explicit Runge-Kutta method.
+    coupling: the number c, between 0 and 1. For a field that contracts at the rate lambda, y and z stay together while
+        h |lambda| < -log c, which is 0.11 at c = 0.9, 0.010 at 0.99 and 0.0010 at 0.999. Otherwise they drift apart as
+        c^n exp(|lambda| t) after n steps to t. Undoing n steps multiplies round-off by c^-n: 2.7 at c = 0.999 and
+        n = 1000, but 3e4 at c = 0.9 and n = 100, which leaves few correct digits in float32. The default is that of the
+        authors. It hardly amplifies round-off, and is meant for spans over which the field contracts little. A long
+        contracting span needs a smaller c, and float64: at c = 0.8, y and z stay together in an adaptive solve, whose
+        steps do not exceed 0.2/|lambda|.
 
     Raises ValueError for a coupling outside of (0, 1).
     """
@@ -47,12 +49,12 @@ class ReversibleRungeKutta:
 
     @property
     def name(self) -> str:
-        """The name of the base method with a prefix."""
+        """The name of the base method with the prefix ``reversible_``."""
         return f"reversible_{self.base.name}"
 
     @property
     def source(self) -> str:
-        """McCallum & Foster, and the source of the base method."""
+        """The paper by McCallum & Foster, and the source of the base method."""
         return f"McCallum & Foster 2024, Efficient, accurate and stable gradients for neural ODEs; {self.base.source}"
 
     @property
@@ -62,12 +64,12 @@ class ReversibleRungeKutta:
 
     @property
     def stages(self) -> int:
-        """Twice those of the base method for fixed steps."""
+        """Twice the number of stages of the base method for fixed steps."""
         return 2 * self.base.for_fixed_steps().stages
 
     @property
     def adaptive(self) -> bool:
-        """Whether the base method is."""
+        """Whether the base method is adaptive."""
         return self.base.adaptive
 
     @property
@@ -88,9 +90,10 @@ class AsynchronousLeapfrog:
 
     The error estimate is the difference to Euler's method, (v' - v) h/2.
 
-    damping: eta, above 0.5 and at most 1. At 1 the method has order 2 and the error of v does not decay: it changes
-        sign in every step, and grows in directions that the field contracts. Below 1 it decays as |1 - 2 eta|^n, but
-        the order is 1, and undoing n steps multiplies round-off by |1 - 2 eta|^-n: 5e9 for eta = 0.9, n = 100.
+    damping: the number eta, above 0.5 and at most 1. At 1 the method has order 2 and the error of v does not decay: it
+        changes its sign in every step, and grows in directions that the field contracts. Below 1 this error decays as
+        |1 - 2 eta|^n, but the order is 1, and undoing n steps multiplies round-off by |1 - 2 eta|^-n, which is 5e9 for
+        eta = 0.9 and n = 100.
 
     Raises ValueError for a damping outside of (0.5, 1].
     """
@@ -111,12 +114,12 @@ class AsynchronousLeapfrog:
 
     @property
     def order(self) -> int:
-        """2, or 1 with damping below 1."""
+        """The order of a step: 2, or 1 with damping below 1."""
         return 2 if self.damping == 1 else 1
 
     @property
     def dense_order(self) -> int:
-        """The order of the step: cubic Hermite interpolation with the velocities as slopes."""
+        """The order of the dense output, which is cubic Hermite interpolation with the velocities as slopes."""
         return self.order
 
     def for_fixed_steps(self) -> "AsynchronousLeapfrog":
@@ -130,8 +133,8 @@ class ReversibleHeun:
 
     x' = 2 y - x + h f(t, x),    y' = y + h (f(t, x) + f(t + h, x')) / 2
 
-    The error estimate is the difference to Euler's method, h (f(t + h, x') - f(t, x)) / 2. Stable only for
-    imaginary h lambda up to 1: there is no damping.
+    The error estimate is the difference to Euler's method, h (f(t + h, x') - f(t, x)) / 2. There is no damping: the
+    method is stable only for imaginary h lambda with |h lambda| up to 1.
     """
 
     adaptive: bool = field(default=True, repr=False)

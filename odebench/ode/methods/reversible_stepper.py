@@ -12,15 +12,17 @@ from odebench.ode.methods.stepper import Stepper, StepperOptions, copy_without_g
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.solution import Status
 
-# With adaptive steps the state and the auxiliary state may differ by this many times the largest accepted error, which
-# allows a contraction of exp(5) but not of exp(8), and by this many units of round-off.
+# With adaptive steps, the state and the auxiliary state may differ by MAX_DRIFT_ERRORS times the largest accepted error
+# plus MAX_DRIFT_EPS units of round-off. This allows a contraction of exp(5) but not of exp(8).
 MAX_DRIFT_ERRORS, MAX_DRIFT_EPS = 300.0, 1e3
 
 
 class ReversibleRungeKuttaStepper(Stepper):
-    """The stepper of a ``ReversibleRungeKutta``, whose slope is f(t, y), the first stage of the last increment of z.
+    """The stepper for the methods described by a ``ReversibleRungeKutta``, with the notation used there.
 
-    auxiliary_next: z' [N] of the last attempt.
+    Its slope is f(t, y), which is the first stage of the last increment of z.
+
+    auxiliary_next: the auxiliary state z' [N] from the last attempt.
     """
 
     _slope: Tensor
@@ -36,13 +38,13 @@ class ReversibleRungeKuttaStepper(Stepper):
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """z = y."""
+        """Start with the auxiliary state z = y."""
         self._auxiliary = self.auxiliary_next = y
         self._slope = copy_without_graph(evaluate(self._field, t, y, self._one_sided) if f is None else f)
         self._at_start = True
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h."""
         if self.failure is not None:
             return y
         z, step, base, field = self._auxiliary, self._step, self._base, self._field
@@ -54,19 +56,21 @@ class ReversibleRungeKuttaStepper(Stepper):
         evaluate_stages(backward, step, field, stage_times(self._field, t + h, -h, step.c, self._one_sided), y_next, -h)
         self.auxiliary_next = backward.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
-            # Evaluated already at a state that differs from that of the stage by c (y - z), far less than the error.
+            # f was evaluated already, at a state that differs from that of the stage by c (y - z): far less than the
+            # error.
             forward.set(base.end_stage, backward.get(0))
         return y_next
 
     def error(self) -> Tensor:
-        """The error estimate of the base method for z [N]."""
+        """Return the error estimate [N] of the base method for z."""
         assert self._base.error is not None
         return self._forward_stages.error(self._base.error, self._h)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the base method with the coupling; linear or cubic Hermite if it has none.
+        """Return the dense output y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i.
 
-        It is y + theta (1 - c) (z - y) + h sum_i p_i(theta) k_i.
+        The polynomials p_i are those of the base method, and c is the coupling. If the base method has no dense output,
+        return linear or cubic Hermite interpolation.
         """
         base, h, z, forward = self._base, self._h, self._auxiliary, self._forward_stages
         end_slope = self._backward_stages.get(0)
@@ -80,11 +84,11 @@ class ReversibleRungeKuttaStepper(Stepper):
         return Interpolant(t, h, y, slopes, (*base.dense, (1 - self._method.coupling,)))
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply f(t + h, y')."""
+        """Multiply f(t + h, y') by the factor."""
         self._backward_stages.set(0, self._backward_stages.get(0) * factor)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """z = z'."""
+        """Replace z by z', and check the drift."""
         self._auxiliary, self._at_start = self.auxiliary_next, False
         self._slope = copy_without_graph(self._backward_stages.get(0))
         error = self.error() if self._method.adaptive else None
@@ -92,9 +96,11 @@ class ReversibleRungeKuttaStepper(Stepper):
 
 
 class AsynchronousLeapfrogStepper(Stepper):
-    """The stepper of an ``AsynchronousLeapfrog``, whose slope is v.
+    """The stepper for the methods described by an ``AsynchronousLeapfrog``, with the notation used there.
 
-    auxiliary_next: v' [N] of the last attempt.
+    Its slope is the velocity v.
+
+    auxiliary_next: the velocity v' [N] from the last attempt.
     """
 
     order = 2  # of the error estimate
@@ -106,12 +112,12 @@ class AsynchronousLeapfrogStepper(Stepper):
         self._drift = None if method.adaptive else _DriftMonitor(False)
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """v = f(t, y)."""
+        """Start with the velocity v = f(t, y)."""
         f = evaluate(self._field, t, y, self._one_sided) if f is None else f
         self._slope = self.auxiliary_next = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h."""
         if self.failure is not None:
             return y
         self._h = h
@@ -121,29 +127,31 @@ class AsynchronousLeapfrogStepper(Stepper):
         return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
     def error(self) -> Tensor:
-        """The difference to Euler's method [N]."""
+        """Return the difference [N] between the result and that of Euler's method."""
         with torch.no_grad():
             return (self.auxiliary_next - self._slope).mul_(self._h / 2)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """Linear, or cubic Hermite with the velocities as slopes."""
+        """Interpolate linearly, or by a cubic Hermite polynomial with the velocities as slopes."""
         return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: self.auxiliary_next)
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply v'."""
+        """Multiply v' by the factor."""
         self.auxiliary_next = self.auxiliary_next * factor
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """v = v'."""
+        """Replace v by v'; with fixed steps, check the drift."""
         if self._drift is not None:
             self.failure = self._drift.check(self.error(), y_next, None)
         self._slope = self.auxiliary_next
 
 
 class ReversibleHeunStepper(Stepper):
-    """The stepper of a ``ReversibleHeun``, whose slope is f(t, x).
+    """The stepper for the methods described by a ``ReversibleHeun``, with the notation used there.
 
-    auxiliary_next: x' [N] of the last attempt.
+    Its slope is f(t, x).
+
+    auxiliary_next: the auxiliary state x' [N] from the last attempt.
     """
 
     order = 2  # of the error estimate
@@ -155,13 +163,13 @@ class ReversibleHeunStepper(Stepper):
         self._drift = _DriftMonitor(method.adaptive)
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """x = y."""
+        """Start with the auxiliary state x = y."""
         self._auxiliary = self.auxiliary_next = y
         f = evaluate(self._field, t, y, self._one_sided) if f is None else f
         self._slope = self._end = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h."""
         if self.failure is not None:
             return y
         self._h = h
@@ -172,26 +180,26 @@ class ReversibleHeunStepper(Stepper):
         return torch.add(middle, self._end, alpha=h / 2)
 
     def error(self) -> Tensor:
-        """The difference to Euler's method [N]."""
+        """Return the difference [N] between the result and that of Euler's method."""
         with torch.no_grad():
             return (self._end - self._slope).mul_(self._h / 2)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """Linear, or cubic Hermite with f(t, x) as slopes."""
+        """Interpolate linearly, or by a cubic Hermite polynomial with the values f(t, x) as slopes."""
         return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: self._end)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """x = x'."""
+        """Replace x by x', and check the drift."""
         error = self.error() if self._method.adaptive else None
         self.failure = self._drift.check(y_next - self.auxiliary_next, y_next, error)
         self._auxiliary, self._slope = self.auxiliary_next, self._end
 
 
 class _DriftMonitor:
-    """Checks the distance between the state and the auxiliary state; synchronises with the device.
+    """Check the distance between the state and the auxiliary state.
 
-    With fixed steps it may be as large as the largest state so far; with adaptive steps it is bounded by the largest
-    accepted error.
+    With fixed steps, this distance may be as large as the norm of the largest state so far. With adaptive steps, it is
+    bounded by a multiple of the largest accepted error. Each check synchronises with the device.
     """
 
     def __init__(self, adaptive: bool) -> None:
@@ -200,7 +208,11 @@ class _DriftMonitor:
 
     @torch.no_grad()
     def check(self, difference: Tensor, y: Tensor, error: Tensor | None) -> Status | None:
-        """``unstable`` if the difference between the accepted state y and the auxiliary state is too large; all [N]."""
+        """Return ``unstable`` if the difference is too large, else None.
+
+        difference: the accepted state minus the auxiliary state. y: the accepted state. error: the error of the step.
+        All are [N].
+        """
         tensors = (difference, y) if error is None else (difference, y, error)
         distance, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in tensors]).tolist()
         self._size, self._error = max(self._size, size), max(self._error, *errors, 0.0)
@@ -213,7 +225,7 @@ class _DriftMonitor:
 def evaluate_stages(
     stages: Stages, step: Tableau, field: Any, times: Any, y: Tensor, h: float, first: Tensor | None = None
 ) -> None:
-    """Evaluate the stages of a step from y [N]; ``first``: the first stage, if it is known."""
+    """Evaluate the stages of a step from y [N]; first: the first stage, if it was evaluated already."""
     stages.set(0, field(times[0], y) if first is None else first)
     for i in range(1, step.stages):
         stages.set(i, field(times[i], stages.combine(y, step.a[i], h)))

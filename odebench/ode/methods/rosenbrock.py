@@ -1,4 +1,7 @@
-"""Rosenbrock-Wanner methods, for stiff fields: linearly implicit, without Newton iterations. Imports no torch."""
+"""Rosenbrock-Wanner methods for stiff fields, which are linearly implicit: they need no Newton iterations.
+
+Imports no torch.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -7,23 +10,23 @@ from dataclasses import dataclass, replace
 class Rosenbrock:
     """A Rosenbrock method with s stages.
 
-    The form has no products with the Jacobian J = df/dy (Hairer & Wanner 1996, Solving Ordinary Differential
-    Equations II, section IV.7):
+    It is written in the form that needs no products with the Jacobian J = df/dy (Hairer & Wanner 1996, Solving Ordinary
+    Differential Equations II, section IV.7):
 
         (I - h gamma J) u_i = h gamma f(t + alpha_i h, y + sum_{j<i} a_ij u_j) + gamma sum_{j<i} c_ij u_j
                               + h^2 gamma gamma_i df/dt,
         step: y + sum_i b_i u_i.
 
-    name, source: its name for users, and the publication of its coefficients.
-    order: order of the step.
+    name, source: the name of the method for users, and the publication of its coefficients.
+    order: the order of a step.
     gamma: the diagonal coefficient.
-    alpha: s nodes; the first is 0.
-    a, c: s rows, row i with i coefficients.
-    gammas: s weights of df/dt.
-    b: s weights.
-    error: s weights of the error estimate, which is proportional to h^order; None for fixed steps.
+    alpha: the s nodes; the first is 0.
+    a, c: the coefficients of u_j: s rows, of which row i = 0, 1, ... has i entries.
+    gammas: the s weights of df/dt.
+    b: the s weights of the step.
+    error: the s weights of the error estimate, which is proportional to h^order; None for fixed steps.
     dense: s rows of coefficients p_i1, p_i2, ... of y(t + theta h) = y + sum_i (p_i1 theta + p_i2 theta^2 + ...) u_i.
-    dense_order: order of the dense output.
+    dense_order: the order of the dense output.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Rosenbrock:
 
     @property
     def stages(self) -> int:
-        """Number of stages s of a step."""
+        """The number of stages s of a step."""
         return len(self.alpha)
 
     @property

@@ -15,14 +15,14 @@ from odebench.ode.methods.stepper import Stepper, StepperOptions, stage_times
 from odebench.ode.solution import Stats, Status
 from odebench.ode.transfer import constant
 
-# Nodes of Gauss quadrature on (0, 1), of order 4 like the steps.
+# The nodes of Gauss quadrature on (0, 1), which has order 4 like the steps.
 GAUSS_NODES = (1 / 2 - math.sqrt(3) / 6, 1 / 2 + math.sqrt(3) / 6)
 
 
 class RosenbrockStepper(Stepper):
-    """The stepper of a ``Rosenbrock``.
+    """The stepper of the methods described by a ``Rosenbrock``.
 
-    If autograd is on, the Jacobian has a graph, which allows derivatives of any order, for states of at most
+    If autograd is on, the Jacobian has a graph, which allows derivatives of any order. The state may then have at most
     ``MAX_DENSE_SIZE`` real numbers.
     """
 
@@ -35,21 +35,21 @@ class RosenbrockStepper(Stepper):
         self._method, self._field, self._one_sided = method, field, options.one_sided
         self._accuracy = StageTolerance(options.tolerance, options.norm)
         self._stats = options.stats or Stats()
-        # Relative and absolute tolerance of the linear systems: the acceptable error, or round-off.
+        # The relative and absolute tolerances of the linear systems: up to the acceptable error, or up to round-off.
         self._linear_tolerances = (0.0, 1.0) if options.tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u = StageList(exclusive=True)
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)
-        # Weights of the stages in the states at the nodes.
+        # The weights of the stages in the states at the Gauss nodes.
         self._node_weights: Tensor | None = None
         self._linearization: tuple[Tensor, JacobianBlock, Tensor] | None = None
         self.order = method.order
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Reset; f is evaluated when it is needed."""
+        """Reset; f is evaluated later, when it is needed."""
         self._slope, self._linearization = f, None
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] at t + h."""
+        """Return the state [N] at t + h, or y if a linear system could not be solved; see ``failure``."""
         method = self._method
         self.failure, self._attempted = None, (t, h, y)
         times = stage_times(self._field, t, h, method.alpha, self._one_sided)
@@ -71,25 +71,25 @@ class RosenbrockStepper(Stepper):
         return self._u.combine(y, method.b, 1.0)
 
     def error(self) -> Tensor:
-        """The error estimate [N]; infinite after a failure."""
+        """Return the error estimate [N], which is infinite after a failure."""
         if self.failure is not None:
             return torch.full_like(self._attempted[2].detach(), math.inf)
         assert self._method.error is not None
         return self._u.error(self._method.error, 1.0)
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the method."""
+        """Return the dense output of the method."""
         h = self._attempted[1]
         return Interpolant(t, h, y, self._slopes(h), self._method.dense)
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
-        """Nothing is reused in the next step."""
+        """Drop the slope and the Jacobian, which the next step computes again."""
         self._slope, self._linearization = None, None
 
     def quadrature_points(self) -> list[tuple[float, Tensor, Tensor]]:
-        """List of (weight, time, state [N]) for integrals over the last attempt.
+        """Return a list of (weight, time, state [N]) for integrals over the last attempt.
 
-        The sum of weight g(time, state) is the integral of g, to the order of the method.
+        The sum of weight * g(time, state) is the integral of g, up to an error of the order of the method.
         """
         t, h, y = self._attempted
         slopes = self._slopes(h)
@@ -100,5 +100,5 @@ class RosenbrockStepper(Stepper):
         return [(h / 2, time, state) for time, state in zip(times, states.unbind(), strict=True)]
 
     def _slopes(self, h: float) -> Tensor:
-        """u_i / h, [s, N]."""
+        """Return the stages u_i divided by h, [s, N]."""
         return torch.stack(self._u.first(self._method.stages)) / h

@@ -9,8 +9,8 @@ class SciPyMethod:
 
     order: the highest order of its steps.
     solver: a method name of ``scipy.integrate.solve_ivp``, or "vode_adams".
-    stages: the fewest evaluations of a step.
-    matrix: whether it stores an N x N matrix for a state of N numbers.
+    stages: the smallest number of evaluations in a step.
+    matrix: whether the solver stores an N x N matrix for a state of N numbers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The interface of steppers, their options, and how they evaluate the field."""
+"""The interface of steppers, their options, and the functions with which they evaluate the field."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,29 +13,32 @@ from odebench.ode.solution import Stats, Status
 
 
 class Field(Protocol):
-    """dy/dt [N] = field(t, y [N], in_result, out), t a scalar tensor of ``time_tensors``.
+    """The vector field of a solve: a function that returns dy/dt [N].
 
-    in_result: whether the evaluation has weight in the result of this step or is the first stage of the next, rather
-        than only in the error estimate or another stage.
-    out: [N] memory that the result may be written to.
+    t: the time, a scalar tensor made by ``time_tensors``.
+    y: the state [N].
+    in_result: True if the evaluation has weight in the result of this step, or is the first stage of the next step.
+        False if it is used only in the error estimate or in another stage.
+    out: memory [N] that the result may be written to.
     """
 
     def __call__(self, t: Tensor, y: Tensor, in_result: bool = True, out: Tensor | None = None) -> Tensor:
         """Evaluate the field."""
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
-        """Times as scalar tensors, as f gets them."""
+        """Return the times as the scalar tensors that f gets."""
 
 
 class StepperOptions(NamedTuple):
     """The options of a stepper; each family of methods uses those that concern it.
 
-    compiled: compile the step. with_stages: a compiled step returns its stages, for outputs inside of it.
-    one_sided: the direction of time, +1 or -1, to evaluate f just after the start of a step and just before its end;
-        or 0.
-    tolerance, norm: how accurately the equations of implicit steps are solved (None: to round-off), and how a compiled
-        step measures its error.
-    stats: counts Jacobians and linear solves.
+    compiled: whether to compile the step.
+    with_stages: whether a compiled step returns its stages, which outputs inside the step need.
+    one_sided: the direction of time, +1 or -1, if f is to be evaluated just after the start of a step and just before
+        its end; otherwise 0.
+    tolerance, norm: the tolerance and the norm of the error. Implicit methods solve their equations to a fraction of
+        this tolerance, or to round-off if it is None; a compiled step measures its error with them.
+    stats: counts the Jacobians and the linear solves.
     """
 
     compiled: bool = False
@@ -47,64 +50,66 @@ class StepperOptions(NamedTuple):
 
 
 class Stepper(Protocol):
-    """Steps of one method in one solve. If autograd is on, every state has a graph.
+    """The interface of an object that takes the steps of one method in one solve.
 
-    order: the error is proportional to h^order; a variable-order method changes it.
-    failure: why the last attempt has no result, else None. Its error is then infinite; only ``unstable`` has no error,
-        and ends the solve.
+    If autograd is on, every state has a graph.
+
+    order: the power of h that the error is proportional to; a method of variable order changes it.
+    failure: the reason why the last attempt has no result; None if it has one. The error of a failed attempt is
+        infinite. With ``unstable`` there is no error, and the solve ends.
     """
 
     order: int
     failure: Status | None = None
     _field: Field
     _one_sided: float
-    # f at the start of the next step, and at the end of the last attempt, if it is known.
+    # f at the start of the next step, and f at the end of the last attempt; None if it was not evaluated.
     _slope: Tensor | None = None
     _end: Tensor | None = None
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
-        """Reset, and start at y [N]; f is the field there, if it is known."""
+        """Reset, and start at y [N]; f: the field at y, or None if it was not evaluated."""
 
     def slope(self, t: float, y: Tensor) -> Tensor:
-        """The field [N] at the start of the next step, evaluated when it is needed."""
+        """Return the field [N] at the start of the next step; evaluate it if that was not done yet."""
         if self._slope is None:
             self._slope = evaluate(self._field, t, y, self._one_sided)
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
-        """The state [N] after a step of signed size h; ``last``: no step will follow."""
+        """Return the state [N] after a step of signed size h; last: True if no step will follow."""
 
     def error(self) -> Tensor:
-        """Error estimate [N] of the last attempt, without graph; the caller may overwrite it.
+        """Return the error estimate [N] of the last attempt, without a graph; the caller may overwrite it.
 
-        Or a scalar: its root mean square in units of the tolerance.
+        A compiled step may return a scalar instead: the root mean square of the error in units of the tolerance.
         """
 
     def interpolant(self, t: float, t_next: float, y: Tensor, y_next: Tensor, interpolation: str) -> Interpolant:
-        """The dense output of the last attempt, before ``accept``.
+        """Return the dense output of the last attempt. Must be called before ``accept``.
 
-        interpolation: "linear" or "cubic", for a method without dense output.
+        interpolation: "linear" or "cubic", the interpolation of a method without dense output.
         """
 
     def accept(self, t_next: float, y_next: Tensor, last: bool) -> None:
         """Advance to the state after the last attempt."""
 
     def stiffness(self) -> float | None:
-        """Estimate of h |lambda| from the last attempt; None if the method has none."""
+        """Estimate h |lambda| from the last attempt; None if the method has no such estimate."""
         return None
 
     def scale_slope(self, factor: Tensor) -> None:
-        """Multiply the slopes that the next step will use, before ``accept``."""
+        """Multiply the slopes that the next step will use by the factor. Must be called before ``accept``."""
         self._end = None if self._end is None else self._end * factor
 
     def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
-        """f [N] at the start of the step after the last attempt."""
+        """Return f [N] at the start of the step that follows the last attempt."""
         return evaluate(self._field, t_next, y_next, self._one_sided) if self._end is None else self._end
 
     def _hermite(
         self, t: float, h: float, y: Tensor, y_next: Tensor, interpolation: str, slope_at_end: Callable[[], Tensor]
     ) -> Interpolant:
-        """Linear interpolation, or cubic Hermite with the slopes at both ends."""
+        """Interpolate linearly, or by a cubic Hermite polynomial with the slopes at both ends of the step."""
         mean = (y_next - y) / h
         if interpolation == "linear":
             return Interpolant(t, h, y, [mean], LINEAR)
@@ -116,19 +121,20 @@ class VariableOrderStepper(Protocol):
     """A stepper that chooses its order."""
 
     def choose_order(self, measure: Callable[[Tensor], float], ratio: float, accepted: bool) -> float:
-        """Choose the order of the next attempt; returns the last attempt's error at that order.
+        """Choose the order of the next attempt; return the error of the last attempt at that order.
 
-        The next step size follows from it. Errors are in units of the tolerance.
+        The controller computes the next step size from this error. Errors are in units of the tolerance.
 
-        measure: the norm of an error [N]; overwrites it.
-        ratio: the last attempt's error. accepted: whether the attempt was accepted.
+        measure: a function that returns the norm of an error [N], and overwrites the error.
+        ratio: the error of the last attempt. accepted: whether this attempt was accepted.
         """
 
 
 def evaluate(field: Field, t: float, y: Tensor, one_sided: float, ending_step: float = 0.0) -> Tensor:
-    """The field [N] at t.
+    """Evaluate the field [N] at t.
 
-    If ``one_sided``, just after t; or just before t, at the end of a step of signed size ``ending_step``.
+    one_sided: see ``StepperOptions``. If it is not 0, the field is evaluated just after t.
+    ending_step: the signed size of the step that ends at t. If it is given too, the field is evaluated just before t.
     """
     (time,) = field.time_tensors([t])
     if one_sided:
@@ -137,9 +143,10 @@ def evaluate(field: Field, t: float, y: Tensor, one_sided: float, ending_step: f
 
 
 def stage_times(field: Field, t: float, h: float, c: Sequence[float], one_sided: float) -> Sequence[Tensor]:
-    """The times t + c_i h of stages, as f gets them; if ``one_sided``, those at the ends of the step just inside it.
+    """Return the times t + c_i h of stages, as f gets them.
 
-    A step of size 0 stands for the start of a step.
+    one_sided: see ``StepperOptions``. If it is not 0, the times at the ends of the step are moved just inside the step.
+    h: the signed step size; 0 stands for the start of a step in the direction ``one_sided``.
     """
     times = field.time_tensors([t + c_i * h for c_i in c])
     if not one_sided:
@@ -151,5 +158,5 @@ def stage_times(field: Field, t: float, h: float, c: Sequence[float], one_sided:
 
 
 def copy_without_graph(k: Tensor) -> Tensor:
-    """k, copied if it has no graph, since f may overwrite its memory in the next call."""
+    """Return k, or a copy if k has no graph: the next call of f may overwrite its memory."""
     return k if k.requires_grad else k.clone()

@@ -1,4 +1,4 @@
-"""Which stepper class steps which method."""
+"""The table of steppers for each family of methods."""
 
 import difflib
 from collections.abc import Callable
@@ -39,7 +39,10 @@ STEPPERS: dict[type, Callable[[Any, Field, Tensor, StepperOptions], Stepper]] = 
 
 
 def find_method(method: str | Method) -> Method:
-    """Find a method by its name, or check a description. Raises ValueError for an unknown name, TypeError otherwise."""
+    """Return the method with this name, or the method itself if its description is given.
+
+    Raises ValueError for an unknown name, and TypeError for anything that is neither a name nor a description.
+    """
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method, METHODS, n=3)
@@ -54,5 +57,8 @@ def find_method(method: str | Method) -> Method:
 
 
 def make_stepper(method: Method, field: Field, y: Tensor, **options: Any) -> Stepper:
-    """Make the stepper of a method for states like y [N]; ``options`` are those of ``StepperOptions``."""
+    """Make the stepper of a method, for states with the shape, dtype and device of y [N].
+
+    options: the fields of ``StepperOptions``.
+    """
     return STEPPERS[type(method)](method, field, y, StepperOptions(**options))

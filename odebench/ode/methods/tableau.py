@@ -10,16 +10,15 @@ class ButcherTableau:
 
     Stage i is k_i = f(t + c_i h, y + h sum_j a_ij k_j), and the step is y + h sum_i b_i k_i.
 
-    name, source: its name for users, and the publication of its coefficients.
-    order: order of the step.
-    c: s nodes.
+    name, source: the name of the method for users, and the publication of its coefficients.
+    order: the order of a step.
+    c: the s nodes.
     a: s rows of coefficients.
-    b: s weights.
-    error: s weights whose sum over the stages, times h, estimates the error of the step; None for a method without
-        step size control.
+    b: the s weights.
+    error: s weights of the error estimate h sum_i error_i k_i; None for a method without step size control.
     dense: a row for each stage with the coefficients p_i1, p_i2, ... of the dense output
-        y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None if there is none.
-    dense_order: order of the dense output.
+        y(t + theta h) = y + h sum_i (p_i1 theta + p_i2 theta^2 + ...) k_i; None if the method has no dense output.
+    dense_order: the order of the dense output.
     """
 
     name: str
@@ -36,7 +35,7 @@ class ButcherTableau:
 
     @property
     def stages(self) -> int:
-        """Number of stages s of a step."""
+        """The number of stages s of a step."""
         return len(self.c)
 
     @property
@@ -47,11 +46,13 @@ class ButcherTableau:
 
 @dataclass(frozen=True)
 class Tableau(ButcherTableau):
-    """Butcher tableau of an explicit Runge-Kutta method: row i of ``a`` has i coefficients, and the first node is 0.
+    """The Butcher tableau of an explicit Runge-Kutta method.
 
-    extra_c, extra_a: nodes and rows of e further stages, numbered s, s + 1, ..., that only dense output needs. They
-        are evaluated for outputs inside the step. Row i has s + i coefficients.
-    dense: s + e rows. An adaptive method needs it.
+    Row i = 0, 1, ... of ``a`` has i coefficients, and the first node is 0.
+
+    extra_c, extra_a: the nodes and rows of e extra stages, numbered s, s + 1, ..., that only dense output needs. They
+        are evaluated if an output lies inside the step. Row i has s + i coefficients.
+    dense: s + e rows; an adaptive method must have it.
     """
 
     extra_c: tuple[float, ...] = ()
@@ -69,23 +70,26 @@ class Tableau(ButcherTableau):
         if (self.dense is None) != (self.dense_order is None):
             raise ValueError(f"tableau {self.name}: a dense output needs its order, dense_order")
         if len(self.dense or ()) != (s + e if self.dense else 0) or (e and not self.dense):
-            raise ValueError(f"tableau {self.name}: dense needs {s + e} rows, one a stage, extra stages included")
+            raise ValueError(f"tableau {self.name}: dense needs {s + e} rows, one for each stage and extra stage")
 
     @property
     def dense_stages(self) -> int:
-        """Number of stages s + e of the dense output."""
+        """The number of stages s + e of the dense output."""
         return len(self.c) + len(self.extra_c)
 
     @cached_property
     def fsal(self) -> bool:
-        """First same as last: the last stage is f at the end of the step, the next step's first stage."""
+        """Whether the last stage is f at the end of the step, and so the first stage of the next step.
+
+        This property is called FSAL, first same as last.
+        """
         return self.stages > 1 and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     @cached_property
     def end_stage(self) -> int | None:
-        """The stage that is f at the end of the step, so that the next step need not evaluate it.
+        """The number of the stage that is f at the end of the step, so that the next step need not evaluate it.
 
-        The last stage of an FSAL method, else the first extra stage if it is f at the end, else None.
+        It is the last stage of an FSAL method, or else the first extra stage; None if neither is f at the end.
         """
         if self.fsal:
             return self.stages - 1
@@ -93,9 +97,9 @@ class Tableau(ButcherTableau):
 
     @cached_property
     def last_differences(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate.
+        """The weights of the stages in k_s - k_(s-1) and in (Y_s - Y_(s-1)) / h, for the stiffness estimate.
 
-        None if these stages have different nodes.
+        None if the last two stages have different nodes.
         """
         last = self.stages - 1
         if not self.adaptive or last < 2 or self.c[last] != self.c[last - 1]:
@@ -111,5 +115,5 @@ class Tableau(ButcherTableau):
 
 
 def error_weights(b: tuple[float, ...], embedded: tuple[float, ...]) -> tuple[float, ...]:
-    """The weights b minus those of the embedded method, which estimate the error of the step."""
+    """Return the weights of the error estimate: the weights b minus those of the embedded method."""
     return tuple(x - y for x, y in zip(b, embedded, strict=True))
