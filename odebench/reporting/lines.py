@@ -18,7 +18,6 @@ from odebench.reporting.runs import (
     RunGroup,
     differing_columns,
     distinguishing_keys,
-    factorize,
     row_classes,
 )
 from odebench.reporting.table import display_scale, display_unit, format_setting
@@ -98,8 +97,8 @@ def drop_redundant(
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> list[str]:
     """Drop unwanted keys if the others, with the panel, still distinguish all groups."""
-    kept, panels = list(keys), factorize([panel(group.runs[0]) for group in groups])
-    columns = {key: factorize([repr(group.settings.get(key)) for group in groups]) for key in keys}
+    kept, panels = list(keys), row_classes([[panel(group.runs[0]) for group in groups]])
+    columns = {key: row_classes([[repr(group.settings.get(key)) for group in groups]]) for key in keys}
 
     def highest_code(by: Sequence[str]) -> int:
         return max(row_classes([panels, *(columns[key] for key in by)]), default=0)

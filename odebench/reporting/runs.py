@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import read_if_exists
@@ -246,7 +248,7 @@ def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[i
         key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")
     )
     texts = {key: [repr(one.get(key)) for one in settings] for key in sorted(keys, key=_column_order)}
-    return {key: factorize(column) for key, column in texts.items() if len(set(column)) > 1}
+    return {key: row_classes([column]) for key, column in texts.items() if len(set(column)) > 1}
 
 
 def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: Collection[str] = ()) -> list[str]:
@@ -273,16 +275,10 @@ def _follows_from_choice(key: str, columns: Mapping[str, Sequence[int]]) -> bool
     return key != name and name in columns and max(row_classes([columns[name], columns[key]])) == max(columns[name])
 
 
-def factorize(values: Sequence[Any]) -> list[int]:
-    """Integer codes from 0, in order of first appearance, as pandas.factorize."""
-    numbers: dict[Any, int] = {}
-    return [numbers.setdefault(value, len(numbers)) for value in values]
-
-
-def row_classes(columns: Sequence[Sequence[int]]) -> list[int]:
-    """Integer codes of the rows; rows that are equal in all columns have the same code."""
-    columns = [column for column in columns if column]
-    return factorize(list(zip(*columns, strict=True))) if columns else []
+def row_classes(columns: Sequence[Sequence[Any]]) -> list[int]:
+    """Integer codes of the rows, from 0 in order of first appearance; rows equal in all columns have the same code."""
+    frame = pandas.DataFrame({i: column for i, column in enumerate(columns) if column})
+    return [] if frame.empty else frame.groupby([*frame], sort=False, dropna=False).ngroup().tolist()
 
 
 def _column_order(key: str) -> tuple[int, int]:
