@@ -318,6 +318,24 @@ def test_a_field_that_cannot_be_compiled_runs_eagerly_after_one_warning(captured
     assert y0.grad is not None
 
 
+def test_a_number_that_changes_from_solve_to_solve(captured):
+    field = Network(torch.float32)
+    field.rate = 1.0
+
+    def f(t, y):
+        return -field.rate * field.net(y)
+
+    y0 = torch.ones(2)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+        for rate, warns in ((1.0, False), (2.0, True), (3.0, False)):
+            field.rate = rate
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                compiled = solve(f, y0, (0.0, 1.0), method="bosh3", compile="solve").y
+            assert any("reads numbers in Python" in str(warning.message) for warning in caught) is warns
+            torch.testing.assert_close(compiled, solve(f, y0, (0.0, 1.0), method="bosh3").y)
+
+
 @pytest.mark.parametrize("broken", ["compiler", "function"])
 def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypatch, broken):
     def fail(*_, **__):
@@ -330,6 +348,29 @@ def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypa
     field, (y0, scale) = Network(), start()
     with pytest.warns(UserWarning, match="compile='solve' has no effect on this solve: torch cannot compile it: "):
         eager, compiled = both(field, y0, (0.0, 1.0), (scale,))
+    assert torch.equal(eager[0].y, compiled[0].y)
+
+
+def test_a_gradient_that_cannot_be_compiled_is_that_of_the_loop(monkeypatch):
+    def compile(function, **_):
+        if function.__name__ == "backward":
+            raise RuntimeError("no")
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    field, (y0, scale) = Network(), start()
+    with pytest.warns(UserWarning, match="compile='solve' has no effect on this gradient: torch cannot compile it: no"):
+        eager, compiled = both(field, y0, (0.0, 0.4, 1.0), (scale,), field.parameters())
+    assert_equal(eager, compiled)
+
+
+def test_under_autocast_it_runs_eagerly(uncompiled):
+    field, (y0, scale) = Network(torch.float32), start(dtype=torch.float32)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(UserWarning, match="autocast is on"),
+    ):
+        eager, compiled = both(field, y0, (0.0, 1.0), (scale,), rtol=1e-2, atol=1e-2)
     assert torch.equal(eager[0].y, compiled[0].y)
 
 

@@ -52,6 +52,8 @@ def _integrate(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResu
     solve = find_compiled_solve(problem, plan, keep=differentiable)
     if problem.layout.dtype not in (torch.float32, torch.float64) or y0.device.type != "cpu":
         reason = f"its state must be of float32 or float64 and on the CPU, not {problem.layout.dtype} on {y0.device}"
+    elif problem.layout.autocast is not None:
+        reason = "autocast is on, where compiled code rounds differently"
     elif versions != _buffer_versions(problem):
         reason = "f changes a buffer"
     elif solve.module.names_of(captured) is None:

@@ -49,6 +49,8 @@ class CompiledGraph:
         # torch raises many types: for code that it cannot capture, without a C++ compiler, where its private functions
         # have moved. Errors of f itself were raised by an evaluation before.
         except Exception as error:
+            if type(error).__name__ == "FailOnRecompileLimitHit":
+                self.refuse("f reads numbers in Python that change from solve to solve; pass them as tensors in args")
             # Of an operation inside the loop, the reason follows a general line.
             lines = str(error).rpartition("Got graph break/error:")[2].strip().splitlines()
             self.refuse(f"torch cannot compile it: {lines[0] if lines else type(error).__name__}")

@@ -9,8 +9,8 @@ from odebench.ode.compiled.forward import STEP_COLUMNS
 from odebench.ode.dense import evaluate_weights
 from odebench.ode.methods.tableau import Tableau
 
-# The buffers of finished solves are used again: fresh memory costs its page faults.
-MAX_SPARE_BUFFERS = 4
+# The buffers of finished solves are used again, unless they are large: fresh memory costs its page faults.
+MAX_SPARE_BUFFERS, MAX_SPARE_BYTES = 4, 2**24
 
 
 class StepBuffers:
@@ -22,16 +22,16 @@ class StepBuffers:
 
     def __init__(self, spare: list[tuple[Tensor, Tensor]], rows: int, shape: tuple[int, int, int], y: Tensor) -> None:
         self._spare = spare
-        if spare:
+        try:
             self.steps, self.kept = spare.pop()
-            return
-        # Tensors made in inference mode could not be written to outside of it.
-        with torch.inference_mode(False):
-            self.steps = torch.zeros(rows, STEP_COLUMNS, dtype=torch.float64)
-            self.kept = torch.zeros(shape, dtype=y.dtype, device=y.device)
+        except IndexError:
+            # Tensors made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                self.steps = torch.zeros(rows, STEP_COLUMNS, dtype=torch.float64)
+                self.kept = torch.zeros(shape, dtype=y.dtype, device=y.device)
 
     def __del__(self) -> None:
-        if len(self._spare) < MAX_SPARE_BUFFERS:
+        if len(self._spare) < MAX_SPARE_BUFFERS and self.kept.nbytes <= MAX_SPARE_BYTES:
             self._spare.append((self.steps, self.kept))
 
 

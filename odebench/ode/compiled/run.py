@@ -24,7 +24,7 @@ from odebench.ode.transfer import constant
 
 # Steps that the buffers hold, at least MIN_ROWS and at most MAX_ROWS: as many as fit into BUFFER_BYTES. A longer solve
 # enters the loop again.
-MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 64, 2**28
+MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 64, 2**26
 
 
 class CompiledSolve:
