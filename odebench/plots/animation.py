@@ -30,9 +30,9 @@ class Frame(NamedTuple):
 
 
 def frame_strip(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> Figure:
-    """Draw the frames side by side; limits: of both axes.
+    """Draw at most 8 of the frames side by side: evenly spaced ones, with the first and the last.
 
-    Draws at most 8 frames, evenly spaced, including the first and the last.
+    limits: the limits of both axes.
     """
     num = min(len(frames), MAX_IN_STRIP)
     chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, num).round().astype(int)]
@@ -45,9 +45,9 @@ def frame_strip(frames: Sequence[Frame], limits: Limits, title: str | None = Non
 
 
 def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None) -> bytes:
-    """All frames as a looping GIF at ten frames per second that pauses at the last one.
+    """Draw all frames as a looping GIF with ten frames per second that pauses at the last frame.
 
-    The same frames give the same bytes; forty frames take less than 2 MiB. ValueError without frames.
+    The same frames give the same bytes; forty frames take less than 2 MiB. Raises ValueError without frames.
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
@@ -77,8 +77,8 @@ def _draw(axes: Axes, frame: Frame, limits: Limits) -> None:
 
 
 def _palette() -> Image.Image:
-    """A palette of the particles' colour blended with white, and of greys for text."""
-    # At least 8 apart: Pillow ignores the lowest three bits, and white must stay white.
+    """A palette of blends of the particles' colour with white, and of greys for text."""
+    # Colours are at least 8 apart: Pillow ignores the lowest three bits, and white must stay white.
     share = np.linspace(0, 1, 32)[:, None]
     particles = share * to_rgb(style.VERMILION) + 1 - share
     colours = np.concatenate([share.repeat(3, axis=1), particles])

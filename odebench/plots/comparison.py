@@ -13,28 +13,28 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, 
 from odebench.plots import style, text_placement
 
 LINE_STYLES = ("-", "--", ":")
-MAX_LINES = 2 * len(style.COLOURS)  # per panel, solid then dashed; lines that only other panels have may be dotted
+MAX_LINES = 2 * len(style.COLOURS)  # per panel: first solid lines, then dashed; lines of other panels may be dotted
 MAX_POINT_LABELS = 30
 FEW_POINTS = 300
 RASTER_FROM = 2000  # points; larger SVGs would take megabytes
 PANEL_IN = (5.2, 3.8)
-MAX_TITLE_LETTERS = 46  # per line of a title; longer ones would overlap the next panel
-# Words in an axis label that mark counts (integer ticks) and costs (measured from zero).
+MAX_TITLE_LETTERS = 46  # per line of a title; longer lines would overlap the next panel
+# Words in an axis label that mark a count, which gets integer ticks, or a cost, whose axis starts at zero.
 COUNT_WORDS = ("NFE", "(evaluations)", "optimiser step")
 COST_WORDS = (*COUNT_WORDS, "(MiB)", "(ms)", "(min)")
-MIN_RELATIVE_SPAN = 0.25  # of the largest cost: on a shorter axis a change of 1 % would look steep
+MIN_RELATIVE_SPAN = 0.25  # of a cost axis, relative to the largest cost: on a shorter axis 1 % would look steep
 MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
-ROW_IN = 0.42  # of a dot plot
+ROW_IN = 0.42  # height of a row of a dot plot
 
 Dots = Mapping[str, Mapping[str, float]]
 
 
 class Line(NamedTuple):
-    """One series of points; points with a coordinate that is not finite are omitted.
+    """One series of points; points with a coordinate that is not finite are not drawn.
 
-    x, y: [N]. y_error: [N], half the length of an error bar or band, 0 or NaN for none.
-    point_labels: [N], written at the points if there are few.
+    x, y: [N]. y_error: [N], half the length of an error bar or band; 0 or NaN for none.
+    point_labels: [N], texts that are written at the points if these are few.
     """
 
     label: str
@@ -53,16 +53,16 @@ class Line(NamedTuple):
 
 
 def num_points(lines: Iterable[Line]) -> int:
-    """The number of finite points of lines."""
+    """The number of finite points of all lines together."""
     return sum(len(line.finite().x) for line in lines)
 
 
 class ReferenceLine(NamedTuple):
     """A dashed line for reference: a constant ``level``, or the points x, y.
 
-    note: written at the line instead of in the legend, which names each ``source`` once. A panel shows only the few
-    such lines that are nearest to its points.
-    is_front: x, y are points of a Pareto front, drawn as circles connected by steps.
+    note: a text at the line; the legend then shows ``source`` instead of the label, each source once. A panel shows
+    only those few lines with notes that are nearest to its points.
+    is_front: whether x, y are points of a Pareto front, which is drawn as circles connected by steps.
     """
 
     label: str
@@ -75,7 +75,7 @@ class ReferenceLine(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Content of one panel. x, y: labels with units; see `comparison_figure` for the rest."""
+    """Content of one panel. x, y: axis labels with units; see `comparison_figure` for the other fields."""
 
     title: str
     x: str
@@ -92,11 +92,11 @@ class Panel(NamedTuple):
 def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
     """Draw the panels, up to `columns` in a row, with one legend.
 
-    A label has the same style in all panels, also if one of its lines is empty.
+    Lines with the same label have the same style in all panels, also if one of them is empty.
 
-    connect_points: connect the points of a line in order. as_curves: draw curves without markers, and errors as bands.
-    x_log, y_log: logarithmic axes; None: if the values span decades. x_descending: x decreases to the right, as
-    tolerances do.
+    Fields of a panel: connect_points: connect the points of a line in order. as_curves: draw curves without markers,
+    and errors as bands. x_log, y_log: whether an axis is logarithmic; None: only if the values span decades.
+    x_descending: x decreases to the right, as is usual for tolerances.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
     labels = dict.fromkeys(line.label for panel in panels for line in panel.lines)
@@ -119,7 +119,7 @@ def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
 
 
 def _visible_reference_lines(panel: Panel, lines: Sequence[Line]) -> list[ReferenceLine]:
-    """The panel's reference lines; of those with notes, only the nearest few."""
+    """The panel's reference lines; among those with notes, only the few that are nearest to its points."""
     values = np.concatenate([line.y for line in lines] or [np.empty(0)])
 
     def distance(reference: ReferenceLine) -> float:
@@ -141,7 +141,7 @@ def _is_near(level: float, values: np.ndarray) -> bool:
 
 
 def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
-    """Legend entries for reference lines with notes, one per source; they say if some of its lines are not drawn."""
+    """Label -> legend entry, for reference lines with notes: the source, and whether only the nearest are drawn."""
     noted = [reference for panel in panels for reference in panel.reference_lines if reference.note]
     part = {reference.source for reference in noted if reference.label not in drawn}
     return {one.label: f"{one.source} (the nearest)" if one.source in part else one.source for one in noted}
@@ -150,7 +150,7 @@ def _sources(panels: Sequence[Panel], drawn: Set[str]) -> dict[str, str]:
 def _write_labels(
     axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine], style_indices: Mapping[str, int]
 ) -> None:
-    """Write the notes of reference lines, and the point labels if there are few."""
+    """Write the notes of reference lines, and the labels of points if these are few."""
     occupied = [box for line in lines for box in text_placement.marker_boxes(axes, line.x, line.y, line.y_error)]
     notes = {reference.note: reference.level for reference in shown if reference.note and reference.level is not None}
     occupied = text_placement.write_line_labels(axes, notes, occupied)
@@ -228,7 +228,7 @@ def _scale_log(axes: Axes, axis: str, values: np.ndarray, descending: bool) -> N
 
 
 def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: float, label: str) -> None:
-    """top: upper end of an axis that starts at zero."""
+    """Set the limits and ticks of a linear axis. top: its upper end if it starts at zero."""
     axes.ticklabel_format(axis=axis, useOffset=False)
     axes.margins(x=0.08 if axis == "x" else None, y=0.08 if axis == "y" else None)
     is_count, is_cost = (any(words in label for words in some) for some in (COUNT_WORDS, COST_WORDS))
@@ -247,7 +247,7 @@ def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: 
 
 
 def _upper_end(line: Line, part: str) -> float:
-    """Largest value of the line, including error bars."""
+    """The largest value of the line, including error bars."""
     values = getattr(line, part)
     if part == "y" and line.y_error is not None:
         values = values + line.y_error
@@ -255,9 +255,9 @@ def _upper_end(line: Line, part: str) -> float:
 
 
 def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
-    """One panel per title, one row per category, one marker per label, on a logarithmic axis; omits values <= 0.
+    """Draw one panel per title, with one row per category and one marker per label, on a logarithmic axis.
 
-    panels: title -> label -> category -> value. x: what the values are, with unit.
+    Omits values <= 0. panels: title -> label -> category -> value. x: the axis label, with unit.
     """
     categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
@@ -276,7 +276,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
                 markersize=6,
                 color=style.colour(place),
                 label=label,
-                clip_on=False,  # values may lie on a limit
+                clip_on=False,  # a value may lie on the limit of an axis
             )
         _scale_to_decades(axes, [value for line in panel.values() for value in line.values() if value > 0])
         axes.set_yticks(range(len(categories)), categories)

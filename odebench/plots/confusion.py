@@ -10,9 +10,11 @@ MAX_ANNOTATED = 20
 
 
 def confusion_matrix(counts: np.ndarray) -> Figure:
-    """Counts by true label (rows) and predicted label (columns); logarithmic colours make errors visible.
+    """Draw the counts by true label (rows) and predicted label (columns).
 
-    counts: [classes, classes], integers. For up to 20 classes the cells show their counts.
+    Colours are logarithmic, so that few errors are visible. For up to 20 classes the cells also show their counts.
+
+    counts: [classes, classes], integers.
     """
     counts = np.asarray(counts)
     num = counts.shape[0]

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 class _CurvePanel(NamedTuple):
-    """Two curves of one panel: label -> tag in the metrics, whose values are multiplied by `scale`."""
+    """One panel with two curves. tags: label -> tag in the metrics. scale: a factor for the values of the tags."""
 
     title: str
     y: str
@@ -24,7 +24,7 @@ class _CurvePanel(NamedTuple):
 
 
 def _train_and_validation(title: str, y: str, name: str, scale: float = 1.0) -> _CurvePanel:
-    """A quantity on the training batches and on the validation split."""
+    """A panel with the metric `name` on the training batches and on the validation split."""
     return _CurvePanel(title, y, {"train": f"train/{name}", "validation": f"val/{name}"}, scale)
 
 
@@ -33,7 +33,7 @@ _PANELS = (
     _train_and_validation("Accuracy", "accuracy (%)", "accuracy", 100.0),
     _train_and_validation("Negative log-likelihood", "nats per sample", "nll_nats"),
     _train_and_validation("Negative log-likelihood", "bits per dimension", "bits_per_dim"),
-    _train_and_validation("Divergence from the target", "KL(q || p) (nats)", "kl_nats"),
+    _train_and_validation("Kullback-Leibler divergence", "KL (nats)", "kl_nats"),
     _train_and_validation("Evidence lower bound", "nats per series", "elbo_nats"),
     _train_and_validation("Error within the window", "RMSE (units of the data)", "rmse_interpolation"),
     _train_and_validation("Error after the window", "RMSE (units of the data)", "rmse_extrapolation"),
@@ -44,10 +44,10 @@ _PANELS = (
 
 
 def training_curves(rows: Sequence[Row], title: str | None = None) -> Figure:
-    """Loss, the task's quantities and NFE against the optimiser step, from the rows of a run's metrics.
+    """Draw the loss, the task's quantities and NFE against the optimiser step, from the rows of a run's metrics.
 
-    Omits panels without finite values, and the loss if it equals a quantity of the task; without any, draws one empty
-    panel.
+    Omits panels without finite values, and the loss if it equals a quantity of the task. If no panel is left, draws one
+    empty panel.
     """
     loss, *others = _PANELS
     others = [panel for panel in others if any(_curves(rows, panel))]
@@ -105,15 +105,15 @@ def _points(rows: Sequence[Row], tag: str, scale: float) -> tuple[np.ndarray, np
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over `width` points on each side, fewer at the ends."""
+    """The mean over each point and up to `width` points on each side; near the ends there are fewer."""
     kernel = np.ones(2 * width + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def step_sizes(times: style.Numbers, sizes: style.Numbers, title: str = "Step sizes of one solve") -> Figure:
-    """Step sizes of one solve against the start of each step; absolute values for steps backward in time.
+    """Draw the step sizes of one solve against the start of each step; sizes of backward steps as absolute values.
 
-    times, sizes: [accepted], start and signed size of each accepted step, in the time of the ODE.
+    times, sizes: [accepted], the start and the signed size of each accepted step, in the time of the ODE.
     """
     times, sizes = np.asarray(times, dtype=float), np.asarray(sizes, dtype=float)
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.4)

@@ -14,12 +14,12 @@ Limits = tuple[float, float]
 SQUARE_IN = 3.1
 SATURATED_MASS = 0.01
 MAX_EXPONENT = 50.0
-LONG_ARROW = 1.2  # in grid spacings, for the 95 % quantile of speed
+LONG_ARROW = 1.2  # length of the arrow for the 95 % quantile of the speed, in grid spacings
 MAX_COLUMNS = 4
 
 
 class ColourScale(NamedTuple):
-    """Colour scale of the densities in a figure: exp(log density - offset) from 0 to `top`."""
+    """The colour scale of the densities in a figure: colours show exp(log density - offset), from 0 to `top`."""
 
     top: float
     offset: float
@@ -32,12 +32,12 @@ class ColourScale(NamedTuple):
 def density_comparison(
     target: np.ndarray, model: np.ndarray, samples: np.ndarray, limits: Limits, title: str | None = None
 ) -> Figure:
-    """Target density, model density and a histogram of the model's samples, with the target's colour scale.
+    """Draw the target density, the model's density and a histogram of its samples, all with the target's colour scale.
 
-    target, model: [num^2], log densities at `grid_points(limits, num)`; if only samples of the target are known, use
-        `histogram`.
+    target, model: [num^2], log densities at `grid_points(limits, num)`. If only samples of the target are known, pass
+        their `histogram`.
     samples: [N, 2], drawn from the model.
-    limits: of both axes.
+    limits: the limits of both axes.
     """
     figure, panels = style.new_square_figure(3, 3, SQUARE_IN, bar=True, title=title)
     sampled = histogram(samples, limits, num_bins(len(samples)))
@@ -52,7 +52,7 @@ def density_comparison(
 
 
 def grid_points(limits: Limits, num: int) -> np.ndarray:
-    """[num^2, 2]: centres of num x num equal cells of the square `limits` x `limits`, row by row from the bottom."""
+    """The centres [num^2, 2] of num x num equal cells of the square `limits` x `limits`, row by row from the bottom."""
     edges = np.linspace(*limits, num + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     x, y = np.meshgrid(centres, centres)
@@ -60,9 +60,9 @@ def grid_points(limits: Limits, num: int) -> np.ndarray:
 
 
 def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
-    """[num^2]: log density of samples [N, 2] in the cells of `grid_points`, -inf in an empty one.
+    """Estimate the log density [num^2] of samples [N, 2] in the cells of `grid_points`; -inf in empty cells.
 
-    Normalised by all N samples, including those outside the limits or not finite.
+    It is normalised by all N samples, including those that are outside the limits or not finite.
     """
     finite = samples[np.isfinite(samples).all(axis=1)]
     counts, _, _ = np.histogram2d(finite[:, 1], finite[:, 0], bins=num, range=[limits, limits])
@@ -72,15 +72,16 @@ def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
 
 
 def num_bins(num_samples: int) -> int:
-    """Bins per axis for a histogram: two samples per cell on average, between 10 and 100 bins."""
+    """The number of bins per axis for a histogram: between 10 and 100, with two samples per cell on average."""
     return int(np.clip(np.sqrt(num_samples / 2), 10, 100))
 
 
 def shared_colour_scale(log_densities: Iterable[np.ndarray]) -> ColourScale:
-    """One colour scale for several log densities: its top is the highest of their tops.
+    """One colour scale for several log densities.
 
-    1 % of a density's mass lies in cells denser than its top, so that one outlier does not make the rest pale. Tops
-    beyond exp(+-50), mostly of unnormalised densities, become the unit.
+    Its top is the largest of the densities' own tops. 1 % of a density's mass lies in cells denser than its top, so
+    that one outlier does not make the rest pale. If the log of the top is beyond +-50, as for some unnormalised
+    densities, the top becomes the unit of the scale.
     """
     finite = [log_density[np.isfinite(log_density)] for log_density in log_densities]
     log_top = max((_log_top(values) for values in finite if values.size), default=0.0)
@@ -97,7 +98,7 @@ def _log_top(finite: np.ndarray) -> float:
 def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: ColourScale) -> AxesImage:
     """Draw a log density [num^2] at `grid_points`; NaN is grey."""
     side = int(np.sqrt(log_density.size))
-    # In units of the scale, clipped slightly above its top.
+    # The density in units of the scale, clipped slightly above its top.
     density = np.exp(np.minimum(log_density.astype(float) - scale.offset, np.log(1.1 * scale.top)))
     return axes.imshow(
         density.reshape(side, side),
@@ -110,11 +111,11 @@ def draw_density(axes: Axes, log_density: np.ndarray, limits: Limits, scale: Col
 
 
 def vector_field(times: style.Numbers, velocities: np.ndarray, limits: Limits, title: str | None = None) -> Figure:
-    """The vector field in the plane at several times, with one scale for all.
+    """Draw a vector field in the plane at several times, all with the same scale of arrows.
 
-    times: [T], one panel each.
-    velocities: [T, num^2, 2], dx/dt at `grid_points(limits, num)`, with num about 16.
-    limits: of both axes.
+    times: [T], one panel for each.
+    velocities: [T, num^2, 2], dx/dt at `grid_points(limits, num)`; a num of about 16 is readable.
+    limits: the limits of both axes.
     """
     figure, panels = style.new_square_figure(max(len(times), 1), MAX_COLUMNS, SQUARE_IN, title=title)
     num = int(np.sqrt(np.shape(velocities)[1])) if len(times) else 1

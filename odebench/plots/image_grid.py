@@ -13,9 +13,9 @@ CELL_IN = 0.62
 
 
 def image_grid(images: np.ndarray, title: str = "Samples") -> Figure:
-    """Images in rows of ten.
+    """Draw images in rows of ten.
 
-    images: [N, C, H, W] with C 1 or 3, floats in [0, 1]; values outside are clipped, NaN is vermilion.
+    images: [N, C, H, W] with C 1 or 3, floats in [0, 1]; values outside are clipped, pixels with NaN are vermilion.
     """
     rows = _rows(images)
     first_of_row = [f"{1 + COLUMNS * index}" for index in range(len(rows))]
@@ -23,7 +23,7 @@ def image_grid(images: np.ndarray, title: str = "Samples") -> Figure:
 
 
 def image_pairs(originals: np.ndarray, reconstructions: np.ndarray, title: str = "Reconstructions") -> Figure:
-    """Originals in rows of ten, with their reconstructions below each row; both of one shape, as in `image_grid`."""
+    """Draw originals in rows of ten, each row above its reconstructions. Both have the same shape: see `image_grid`."""
     if originals.shape != reconstructions.shape:
         raise ValueError(f"originals are {originals.shape}, reconstructions {reconstructions.shape}")
     pairs = zip(_rows(originals), _rows(reconstructions), strict=True)

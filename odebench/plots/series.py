@@ -17,7 +17,7 @@ BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
 SAMPLES = "single latent samples"
 MAX_PALE_LINES = 20
 MAX_COLUMNS = 3
-# How far axes follow predictions beyond the data, in spans of the data, so that divergent ones do not flatten it.
+# How far axes follow predictions beyond the data, in spans of the data. More would flatten the data if they diverge.
 MAX_OVERSHOOT = 0.5
 
 WINDOW: dict[str, Any] = {"color": style.LIGHT_GREY, "linewidth": 0, "zorder": 0, "label": "observed window"}
@@ -52,12 +52,12 @@ class MeasuredValues(NamedTuple):
 class PredictedSeries(NamedTuple):
     """One series and a model's predictions of it.
 
-    label: of its panel.
-    times: [T], increasing, times of predictions and truth.
-    predictions: [S, T, D], one per latent sample; S = 1 for a model without latent samples.
-    observed: input of the model; held_out: measured values that it did not see, if any.
+    label: the title of the series' panel.
+    times: [T], increasing, the times of predictions and truth.
+    predictions: [S, T, D], one prediction per latent sample; S = 1 for a model without latent samples.
+    observed: the input of the model; held_out: measured values that the model did not see, if any.
     window: first and last time of the input; later predictions are extrapolations.
-    truth: [T, D], without noise, if known.
+    truth: [T, D], the values without noise; None if they are not known.
     """
 
     label: str
@@ -69,14 +69,14 @@ class PredictedSeries(NamedTuple):
     held_out: MeasuredValues | None = None
 
     def segments(self) -> Iterator[tuple[str, str, slice]]:
-        """Label, colour and times of the reconstruction, and of the extrapolation that continues it."""
+        """Yield the label, the colour and the times of the reconstruction, and then those of the extrapolation."""
         split = int(np.searchsorted(self.times, self.window[1], side="right"))
         yield "reconstruction", style.BLUE, slice(0, split)
         if split < len(self.times):
             yield "extrapolation", style.VERMILION, slice(max(split - 1, 0), None)
 
     def limits(self, components: slice) -> tuple[float, float]:
-        """Axis limits that include all measured and true values, and predictions up to half their span beyond."""
+        """Axis limits that include all measured and true values, and predictions up to half a span beyond these."""
         truth = [] if self.truth is None else [self.truth]
         known = [points.values for points in (self.observed, self.held_out) if points is not None] + truth
         measured, predicted = np.concatenate(known)[:, components], _mean_and_band(self.predictions[..., components])
@@ -89,10 +89,10 @@ class PredictedSeries(NamedTuple):
 class InferredRate(NamedTuple):
     """The inferred rate of one Poisson process.
 
-    label: of its panel.
-    times: [T], increasing; rates: [S, T], inferred, one per latent sample.
-    events: [n], their times.
-    truth: [T], the true rate of the process, if known.
+    label: the title of the process' panel.
+    times: [T], increasing; rates: [S, T], the inferred rates at these times, one per latent sample.
+    events: [n], the times of the events.
+    truth: [T], the true rate of the process; None if it is not known.
     """
 
     label: str
@@ -103,9 +103,10 @@ class InferredRate(NamedTuple):
 
 
 def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], time: str = TIME_LABEL) -> Figure:
-    """Reconstruction, extrapolation, truth and observations against time: one row per series, one column per component.
+    """Draw reconstruction, extrapolation, truth and observations against time.
 
-    Lines are means over latent samples, bands their 5th to 95th percentiles; the input window is shaded.
+    There is one row per series and one column per component. Lines are means over latent samples, bands their 5th to
+    95th percentiles; the input window is shaded.
 
     names: [D], names of the components, with units; time: label of the time axis, with unit.
     """
@@ -129,7 +130,7 @@ def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], ti
 
 
 def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMNS) -> Figure:
-    """The first two components against each other, one panel per series, all with the same limits.
+    """Draw the first two components against each other, one panel per series, all with the same limits.
 
     The strong line is the mean over latent samples; pale lines are up to 20 single samples.
     """
@@ -159,8 +160,8 @@ def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMN
 def model_comparison(models: Mapping[str, Sequence[PredictedSeries]]) -> Figure:
     """Compare models in the plane, series by series.
 
-    models: name -> predictions of the same series. For names such as "RNN, 30 points", rows of panels are models (the
-    part before the comma) and columns the variants after it; other names share one row.
+    models: name -> predictions of the same series. If names have two parts, such as "RNN, 30 points", there is one row
+    of panels for each model (before the comma), and one column for each variant (after it). Other names share one row.
     """
     kinds = Counter(name.partition(", ")[0] for name in models)
     columns = max(kinds.values(), default=1)
@@ -175,9 +176,9 @@ def latent_paths(
     class_names: Sequence[str] = (),
     title: str = "Latent trajectories",
 ) -> Figure:
-    """The first two components of latent trajectories, coloured by class, with circles at their starts.
+    """Draw the first two components of latent trajectories, coloured by class, with circles at their starts.
 
-    paths: [N, T, L], L at least 2; labels: [N], indices of class_names.
+    paths: [N, T, L], L at least 2; labels: [N], indices into class_names.
     """
     figure, (axes,) = style.new_square_figure(1, 1, 4.2)
     labels = np.zeros(len(paths), dtype=int) if labels is None else labels
@@ -195,7 +196,7 @@ def latent_paths(
 
 
 def rates_over_time(rates: Sequence[InferredRate], time: str = TIME_LABEL) -> Figure:
-    """Inferred and true rates of Poisson processes, one panel per process, one tick per event."""
+    """Draw inferred and true rates of Poisson processes, with one panel per process and one tick per event."""
     figure, panels = style.new_figure(max(len(rates), 1), MAX_COLUMNS, height_in=2.6)
     for axes, one in zip(panels, rates, strict=False):
         if one.truth is not None:
@@ -218,9 +219,9 @@ def error_over_time(
     error: str = "RMSE (units of the data)",
     time: str = TIME_LABEL,
 ) -> Figure:
-    """Error of models against time, within and after the input window.
+    """Draw the error of models against time, within and after the input window.
 
-    times: [T]; errors: model -> [R, T], one row per run; lines are means, bands ranges over runs.
+    Lines are means over runs, bands are ranges over runs. times: [T]; errors: model -> [R, T], one row per run.
     """
     figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.6)
     axes.axvspan(*window, **WINDOW)
@@ -246,7 +247,7 @@ def _draw_band(axes: Axes, times: np.ndarray, samples: np.ndarray, colour: str, 
 
 
 def _mean_and_band(samples: np.ndarray) -> np.ndarray:
-    """[3, ...]: mean and percentiles of samples [S, ...]; NaN if S is 0 or a sample is not finite."""
+    """Return mean and percentiles [3, ...] of samples [S, ...]; NaN if S is 0, or where a sample is not finite."""
     if not len(samples):
         return np.full((3, *samples.shape[1:]), np.nan)
     finite = np.where(np.isfinite(samples), samples, np.nan).astype(float)

@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito (2008), "Color Universal Design": distinguishable by colour-blind readers. Without yellow, which is
-# too light for lines on white.
+# Colours of Okabe and Ito (2008), "Color Universal Design", which colour-blind readers can distinguish. Yellow is left
+# out, since it is too light for lines on white.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
     "#0072B2",
     "#D55E00",
@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
 LIGHT_GREY = "#EEEEEE"
 
-# Darkens monotonically: works for colour-blind readers and in greyscale print.
+# This map darkens monotonically, so it works for colour-blind readers and in greyscale print.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
 
 Numbers = Sequence[float] | np.ndarray
@@ -75,8 +75,8 @@ def new_square_figure(
 ) -> tuple[Figure, list[Axes]]:
     """Like `new_figure`, but with square panels for `style_plane`, close together.
 
-    bar: leave space for a colour bar on the right.
-    title: of the whole figure.
+    bar: whether to leave space for a colour bar on the right.
+    title: the title of the whole figure.
     """
     figure, panels = new_figure(num_panels, columns, size_in, size_in + 0.4)
     figure.set_layout_engine("compressed", h_pad=0.06)
@@ -128,7 +128,7 @@ def spans_decades(values: Numbers, ratio: float = 20.0) -> bool:
 
 
 def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
-    """Smallest and largest finite value, extended by `margin` of their distance; a span of 1 if they are equal."""
+    """Limits around all finite values, extended by `margin` times their span; a span of 1 if all are equal."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if low == high:
@@ -137,9 +137,9 @@ def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float
 
 
 def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> None:
-    """Add one legend below all panels with each label once, wrapped to the width of the figure.
+    """Add one legend below all panels, with each label once, wrapped to the width of the figure.
 
-    Increases the height of the figure. renamed: label -> text to show instead.
+    Increases the height of the figure. renamed: label -> text that the legend shows instead.
     """
     handles: dict[str, Artist] = {}
     for axes in figure.axes:

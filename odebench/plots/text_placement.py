@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from odebench.plots import style
 
-# Approximate sizes of the axes of a `comparison_figure` and of a letter, to find free space.
+# Approximate sizes of the axes of a `comparison_figure` and of a letter, used to find free space.
 AXES_PT = np.array([310.0, 215.0])
 LETTER_WIDTH = 0.58  # relative to the text's height
 POINT_LABEL_PT, LINE_LABEL_PT = 7.5, 6.5
@@ -18,13 +18,13 @@ MARKER_PT = 6.0
 OFFSET_PT = 7.0  # from a point to its label: beside error bars and circles
 MERGE_DISTANCE_PT = 6.0  # points nearer than this share a label
 HALO = withStroke(linewidth=1.6, foreground="white")  # keeps lines away from letters
-MAX_UNPLACED = 3  # in a scatter plot; if more labels do not fit, write none
+MAX_UNPLACED = 3  # if more labels than this do not fit into a scatter plot, write none
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 class LabelledPoints(NamedTuple):
-    """Points of one colour, x and y: [N], and their labels, "" for none."""
+    """Points of one colour. x, y: [N]; labels: [N], "" for no label."""
 
     x: np.ndarray
     y: np.ndarray
@@ -33,7 +33,7 @@ class LabelledPoints(NamedTuple):
 
 
 class _PlacedLabel(NamedTuple):
-    """A label at a point, to its left or right (side: -1, 1), above or below (rise: 1, -1)."""
+    """A label at a point. side: -1 if it is left of the point, 1 if right; rise: 1 if above, -1 if below."""
 
     text: str
     point: tuple[float, float]
@@ -43,16 +43,17 @@ class _PlacedLabel(NamedTuple):
 
 
 def marker_boxes(axes: Axes, x: np.ndarray, y: np.ndarray, y_error: np.ndarray | None = None) -> list[Box]:
-    """Boxes around the markers of points and their error bars."""
+    """Boxes around the markers and the error bars of points."""
     half, half_lengths = MARKER_PT / 2, np.zeros(len(y)) if y_error is None else y_error
     ends = zip(_to_points(axes, x, y - half_lengths), _to_points(axes, x, y + half_lengths), strict=True)
     return [(at - half, bottom - half, at + half, top + half) for (at, bottom), (_, top) in ends]
 
 
 def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Sequence[Box]) -> list[Box]:
-    """Write each text at its level: at the right end above the line, or where it overlaps least.
+    """Write texts at horizontal lines: at the left or right end, above or below the line, where they overlap least.
 
-    A common prefix is written only at the highest line. Returns all occupied boxes.
+    line_labels: text -> level of its line. A prefix that all texts share is written only at the highest line. Returns
+    all occupied boxes.
     """
     texts = sorted(line_labels, key=line_labels.__getitem__, reverse=True)
     shared = _common_prefix(texts)
@@ -93,14 +94,16 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
-    """The common prefix of all texts, up to a comma."""
+    """The prefix that all texts share, up to and including a comma."""
     parts = zip(*(text.split(", ")[:-1] for text in texts), strict=False)
     return "".join(f"{alike[0]}, " for alike in itertools.takewhile(lambda alike: len(set(alike)) == 1, parts))
 
 
 def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Sequence[Box], is_scatter: bool) -> None:
     """Write the labels beside their points where they overlap nothing; omit labels that do not fit.
-    is_scatter: omit all if more than a few do not fit."""
+
+    is_scatter: omit all labels if more than ``MAX_UNPLACED`` do not fit.
+    """
     occupied, written = list(occupied), []
     for line in lines:
         for choices in _candidate_positions(axes, line):
@@ -118,7 +121,7 @@ def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Se
 
 
 def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tuple[_PlacedLabel, Box]]]:
-    """For each label of a line, positions around its point inside the axes, the best first."""
+    """Yield for each label of a line the positions around its point that lie inside the axes, the best first."""
     at = _to_points(axes, line.x, line.y)
     for index, text in _merge_nearby(at, line.labels):
         near = at[max(index - 1, 0) : index + 2]
@@ -152,7 +155,10 @@ def _merge_nearby(at: np.ndarray, labels: Sequence[str]) -> list[tuple[int, str]
 
 
 def _to_points(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[N, 2]: data coordinates in points from the lower left of the axes, whose limits must be set."""
+    """Convert data coordinates to points (1/72 inch) from the lower left corner of the axes: [N, 2].
+
+    The limits of the axes must already be set.
+    """
     data = np.stack([x, y], axis=1).astype(float)
     return AXES_PT * axes.transAxes.inverted().transform(axes.transData.transform(data))
 
