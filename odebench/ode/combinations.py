@@ -1,4 +1,4 @@
-"""Which choices of one solve go together. Imports no torch, so that the command line can ask."""
+"""Checks which choices of a solve exclude each other. Imports no torch, so that the command line can use it."""
 
 import re
 from collections.abc import Callable
@@ -25,11 +25,14 @@ _WORDS = {
 class Combination:
     """The choices of a solve that depend on each other, named like the arguments of ``odebench.ode.solve``.
 
-    differentiable: whether the solution must have a gradient. fixed: whether steps are fixed.
-    compile: False, True or "step" for the step, "solve" for the whole loop.
+    differentiable: whether the solution must have a gradient.
+    fixed: whether the steps are fixed.
+    compile: True or "step" if the step is compiled, "solve" if the whole loop is compiled, else False.
     tensor_tolerance: whether a tolerance differs between components.
-    keep, recompute, checkpoints: of gradient="checkpoint". norm: of the adjoint's backward error.
-    adjoint_method, adjoint_steps: those of the adjoint's backward solve; None for those of the forward solve.
+    keep, recompute, checkpoints: the options of gradient="checkpoint".
+    norm: the norm of the error in the adjoint's backward solve.
+    adjoint_method, adjoint_steps: the method and the number of fixed steps of the adjoint's backward solve; None takes
+        those of the forward solve.
     """
 
     method: Method
@@ -55,7 +58,8 @@ class Combination:
 class Conflict(NamedTuple):
     """Choices that exclude each other.
 
-    arguments: the first is the one to blame. reason, remedy: sentences, in which choices are written argument=value.
+    arguments: the arguments with these choices. The message blames the first one.
+    reason, remedy: why they exclude each other, and what to do. Choices in this text are written as argument=value.
     """
 
     arguments: tuple[str, ...]
@@ -63,13 +67,17 @@ class Conflict(NamedTuple):
     remedy: str
 
     def message(self, blamed: str, spell: Callable[[str, str], str]) -> str:
-        """One line. blamed: the first argument with its value. spell: writes a choice, given argument and value."""
+        """Return the error message, on one line.
+
+        blamed: the first of the arguments, with its value, as the user writes it.
+        spell: a function that takes an argument and its value, and returns them as the user writes them.
+        """
         spelled = re.sub(r"\b(\w+)=([\w.]+)", lambda m: spell(m[1], m[2]), f"{self.reason}; {self.remedy}")
         return f"{blamed}: {spelled}"
 
 
 def find_conflict(c: Combination) -> Conflict | None:
-    """The first conflict of a combination; None if ``odebench.ode.solve`` supports it."""
+    """Return the first conflict in a combination; None if ``odebench.ode.solve`` supports it."""
     of_gradient = _OF_GRADIENT.get(c.gradient, lambda _: None)
     return _of_steps(c) or _of_compiled_solve(c) or _of_per_sample(c) or _of_scipy(c) or of_gradient(c) or _of_group(c)
 

@@ -1,7 +1,7 @@
 """The loops of fixed and adaptive steps over flat states.
 
-Time, step sizes and tolerances are Python floats. The adaptive loop synchronises with the device once a step,
-when it reads the error. The step itself is in the stepper of each family of methods.
+Time, step sizes and tolerances are Python floats. The adaptive loop synchronises with the device once per step, when
+it reads the error. The step itself is computed by a stepper; each family of methods has its own.
 """
 
 import itertools
@@ -28,32 +28,36 @@ from odebench.ode.torch_func import under_vmap
 
 
 class Observer:
-    """Follows the steps: each starts at t with the state y [N] and has the signed size h. Does nothing by default."""
+    """An object that follows the steps of a solve; by default it does nothing.
+
+    Each step starts at the time t with the state y [N], and has the signed size h.
+    """
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """A step is about to be tried."""
+        """Follow a step that is about to be tried."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried is accepted."""
+        """Follow the acceptance of the step just tried."""
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried is repeated with a smaller size."""
+        """Follow the rejection of the step just tried, which is repeated with a smaller size."""
 
 
 @dataclass
 class IntegrationResult:
     """The result of an integration.
 
-    states: [R, N] at the output times and at the zeros of event functions; NaN where not reached.
-    outcome: how it ended; ``outcome.reached`` is the number of rows that were reached.
-    next_step: the step that would come next, positive.
+    states: the states [R, N] at the output times and at the zeros of event functions; NaN at times that were not
+        reached.
+    outcome: how the integration ended; ``outcome.reached`` is the number of the R states that were reached.
+    next_step: the size of the step that would come next, positive.
     stepper: the stepper after the last step; None for SciPy's methods.
-    times: the times of the R rows, in the direction of the solve.
-    output_rows: the indices of the rows at the output times.
+    times: the times of the R states, in the direction of the solve.
+    output_rows: the indices of those states that belong to output times.
     hits: the zeros of event functions, in the direction of the solve.
-    end_time: the end of the last accepted step, even if a terminal event ended the solve before it; of fixed steps that
-        became NaN or infinite, the time of the last finite state.
-    interpolants: one per accepted step if ``plan.dense``, else none.
+    end_time: the end of the last accepted step, even if a terminal event ended the solve before it. If states of fixed
+        steps became NaN or infinite, the time of the last finite state.
+    interpolants: one for each accepted step if ``plan.dense``, else none.
     """
 
     states: Tensor
@@ -69,9 +73,9 @@ class IntegrationResult:
 
 @dataclass(frozen=True)
 class ForwardSolve:
-    """A solve of a problem by a plan, as a gradient mode gets it.
+    """A solve that a gradient mode has to run: the problem and the plan.
 
-    observers, detector: see ``integrate``.
+    observers: observers of the steps. detector: finds the zeros of event functions.
     """
 
     problem: InitialValueProblem
@@ -80,7 +84,12 @@ class ForwardSolve:
     detector: EventDetector | None = None
 
     def run(self, field: Field | None = None, f: Tensor | None = None, *observers: Observer) -> IntegrationResult:
-        """Integrate. field: by default the problem; f: see ``integrate``; observers: further ones."""
+        """Integrate.
+
+        field: the vector field, by default the problem.
+        f: the value [N] of the field at the first time, if it was evaluated already.
+        observers: further observers of the steps.
+        """
         problem = self.problem
         return integrate(
             field or problem,
@@ -107,16 +116,16 @@ def integrate(
     stepper: Stepper | None = None,
     output_shift: Callable[[float], Tensor] | None = None,
 ) -> IntegrationResult:
-    """Solve from y [N] at the first of ``times`` to the last.
+    """Solve from the first to the last of ``times``, starting with y [N].
 
-    f: [N] the field at the first time, if it was evaluated already.
-    stats: accepted and rejected steps are counted here, evaluations by the field itself.
+    stats: counts the accepted and rejected steps. The field itself counts its evaluations.
+    f: the value [N] of the field at the first time, if it was evaluated already.
     detector: finds the zeros of event functions.
-    stepper: a stepper of the plan's method, if the caller shares it with an observer; made here by default.
-    output_shift: for an output time other than the last, a tensor of value 0 whose gradient says how the time moves
-        within its step.
+    stepper: a stepper of the plan's method, given if the caller shares it with an observer; by default it is made here.
+    output_shift: a function of an output time other than the last. It returns a tensor of value 0 whose gradient says
+        how this time moves within its step.
 
-    SciPy's methods run the whole solve themselves: their steps are not observed.
+    SciPy's methods run the whole solve themselves, and their steps are not observed.
     """
     if y.requires_grad and not torch.is_grad_enabled():
         # Under no_grad, f cannot differentiate with respect to a view of a tensor that requires grad.
@@ -172,19 +181,22 @@ def _integrate_with_scipy(
 
 
 def _cut_non_finite(states: Tensor, outcome: SolveOutcome, recorder: OutputRecorder) -> tuple[Tensor, SolveOutcome]:
-    """Cut the states [R, N] of fixed steps off at the first that is not finite, and set the status accordingly."""
+    """Set the status of fixed steps whose states [R, N] became NaN or infinite, and return both.
+
+    From the first such state on, the states get no graph.
+    """
     finite = torch.isfinite(states.detach()).all(dim=1).tolist()
     if all(finite):
         return states, outcome
     reached = finite.index(False)
     recorder.end_time = recorder.times[max(reached - 1, 0)]
-    # The later states get no graph: backward through steps that are not finite turns a zero gradient into NaN.
+    # Without a graph, since a backward pass through steps that are not finite turns a zero gradient into NaN.
     states = torch.cat([*_first_rows(recorder.state_chunks, reached), states[reached:].detach()])
     return states, replace(outcome, status=Status.non_finite, reached=reached, time=recorder.end_time)
 
 
 def _first_rows(state_chunks: Sequence[Tensor], count: int) -> Iterator[Tensor]:
-    """The first ``count`` rows of the state chunks [m, N], without joining chunks."""
+    """Yield the first ``count`` rows of the state chunks [m, N], without joining chunks."""
     for rows in state_chunks:
         if count <= 0:
             return
@@ -219,7 +231,7 @@ def _step_fixed(
         y_next = stepper.attempt(t, h, y, last)
         if stepper.failure is not None:
             return outcome(stepper.failure, t), abs(h)
-        # Before accept, which may overwrite the slopes of the interpolant.
+        # Record before ``accept``, which may overwrite the slopes of the interpolant.
         event_time = recorder.record(t, t_next, y, y_next)
         for observer in observers:
             observer.accept(t, y, h)
@@ -235,14 +247,14 @@ def _step_fixed(
 
 
 def _with_stops(times: list[float], plan: SolvePlan) -> list[float]:
-    """The grid of fixed steps through the output times and ``plan.step_times``."""
+    """Return the grid of fixed steps, which goes through the output times and ``plan.step_times``."""
     assert plan.grid is not None
     if not plan.step_times:
         return plan.grid(times)
     start, end = times[0], times[-1]
     stops = plan.stop_times(start, end)
     grid = plan.grid(sorted({*times, *stops}, reverse=end < start))
-    # A user's grid need not go through them.
+    # A user's grid may leave out the stop times.
     return sorted({*grid, *stops}, reverse=end < start)
 
 
@@ -256,7 +268,7 @@ def _step_adaptively(
     observers: Sequence[Observer],
     recorder: OutputRecorder,
 ) -> tuple[SolveOutcome, float]:
-    """Take steps as large as the tolerance allows; states at times inside a step come from its interpolant."""
+    """Take steps as large as the tolerance allows; states at times inside a step are interpolated."""
     tolerance, controller = plan.tolerance, control.ControllerState(plan.controller)
     assert tolerance is not None
     t, end = times[0], times[-1]
@@ -264,7 +276,7 @@ def _step_adaptively(
     stops = plan.stop_times(t, end)
     step = ratio = math.nan
     attempts = 0
-    # Not isinstance, which takes as long as some steps with a protocol.
+    # Not isinstance: for a protocol it takes as long as some steps.
     variable: VariableOrderStepper | None = stepper if hasattr(stepper, "choose_order") else None  # type: ignore[assignment]
 
     def outcome(status: Status) -> SolveOutcome:
@@ -273,7 +285,7 @@ def _step_adaptively(
     h = plan.first_step or initial_step_size(field, t, y, stepper.slope(t, y), end, plan, stepper.order)
     if math.isnan(h):
         return outcome(Status.non_finite), h
-    # The end is infinite if only an event ends the solve.
+    # The last time is infinite if only an event ends the solve.
     time_scale = max(abs(t), abs(end) if math.isfinite(end) else h)
     error_norm = control.ScaledErrorNorm(tolerance, plan.norm, y)
 
@@ -282,7 +294,7 @@ def _step_adaptively(
         step = control.fit_to_end(h, abs(stops[0] - t), plan.max_step)
         at_stop = step == abs(stops[0] - t)
         last = at_stop and len(stops) == 1
-        # A smaller step would not move t.
+        # A smaller step would not change t.
         if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * time_scale) and not at_stop:
             underflow = attempts == 0 or ratio < math.inf
             return outcome(Status.step_underflow if underflow else stepper.failure or Status.non_finite), h
@@ -315,7 +327,7 @@ def _step_adaptively(
         stats.warm_step = stats.warm_step or proposal
         t_next = stops[0] if at_stop else t + direction * step
         event_time = recorder.record(t, t_next, y, y_next)
-        # A step shortened to end at a stop time does not shrink the next one.
+        # A step that was shortened to end at a stop time does not shrink the next one.
         h = max(proposal, h) if step < h else proposal
         t = t_next if event_time is None else event_time
         if last or event_time is not None:
@@ -328,7 +340,7 @@ def _step_adaptively(
 
 
 def initial_step_size(field: Field, t: float, y: Tensor, f: Tensor, end: float, plan: SolvePlan, order: int) -> float:
-    """The size of the first step from y [N] and f = f(t, y), perhaps with its graph; see ``control.first_step``."""
+    """Return the size of the first step; see ``control.first_step``. f: f(t, y) [N], which may have a graph."""
 
     def evaluate(time: float, state: Tensor) -> Tensor:
         return field(field.time_tensors([time])[0], state, False)

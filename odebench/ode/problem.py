@@ -1,4 +1,4 @@
-"""The user's initial value problem in the solver's form: a flat state, times as floats, a field that counts calls."""
+"""The user's problem in the solver's form: the state is flat, times are floats, and the field counts its calls."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from odebench.ode.torch_func import under_vmap
 from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
-# The most frequent structures, since flattening takes as long as a small f.
+# The most frequent structures are prepared here, since flattening takes as long as a small f.
 _LEAF, _NO_ARGS = pytree.tree_structure(0), pytree.tree_structure(())
 
 CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
@@ -26,11 +26,11 @@ CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one tha
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How the user's state and arguments are flattened; two problems with equal layouts call f alike.
+    """How the user's state and arguments are flattened; two problems with equal layouts call f in the same way.
 
-    structure: the pytree of the state; shapes, sizes, dtype: those of its tensors.
-    args_structure: the pytree of the arguments; constants: ("tensor", None) or ("constant", value) for each leaf.
-    autocast: the dtype of the caller's autocast, which applies to f; None if it is off.
+    structure: the pytree structure of the state. shapes, sizes, dtype: those of its tensors.
+    args_structure: the pytree structure of the args. constants: ("tensor", None) or ("constant", value) for each leaf.
+    autocast: the dtype of the caller's autocast, which applies to f; None if autocast is off.
     """
 
     structure: pytree.TreeSpec
@@ -48,22 +48,22 @@ class StateLayout:
 
     @functools.cached_property
     def is_tuple(self) -> bool:
-        """Whether the state is a tuple of tensors: handled without pytree, which takes longer than a small f."""
+        """Whether the state is a tuple of tensors. It is handled without pytree, which takes longer than a small f."""
         return self.structure == pytree.tree_structure(tuple(self.sizes))
 
     @functools.cached_property
     def view_shape(self) -> tuple[Any, ...] | None:
-        """The shape of the state, for ``view``, if f gets one tensor and no args, without autocast; else None."""
+        """The shape of the state for ``view``, if it is one tensor and there are no args and no autocast; else None."""
         if self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None:
             return tuple(self.shapes[0]) or ((),)
         return None
 
     def unflatten(self, y: Tensor) -> Any:
-        """The user's structure from a flat state [*batch, N]; its tensors are views, [*batch, *shape]."""
+        """Return a flat state [*batch, N] in the user's structure; its tensors are views [*batch, *shape]."""
         return self.rebuild(self.split(y))
 
     def split(self, y: Tensor) -> list[Tensor]:
-        """The tensors of a flat state, in order; see ``unflatten``."""
+        """Split a flat state [*batch, N] into its tensors, which are views [*batch, *shape], in order."""
         if y.dtype != self.dtype:
             y = y.to(self.dtype)
         batch = y.shape[:-1] if y.dim() > 1 else ()
@@ -71,13 +71,13 @@ class StateLayout:
         return [part.view((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def rebuild(self, parts: Sequence[Tensor]) -> Any:
-        """The state in the user's structure, from its tensors."""
+        """Return the state in the user's structure; parts: its tensors, in order."""
         if self.is_tensor:
             return parts[0]
         return tuple(parts) if self.is_tuple else pytree.tree_unflatten(parts, self.structure)
 
     def rebuild_args(self, args: Sequence[Tensor]) -> Any:
-        """The arguments in the user's structure, from the tensors in them."""
+        """Return the arguments in the user's structure; args: the tensors in them, in order."""
         if self.args_structure.num_children == 0:
             return ()
         tensors = iter(args)
@@ -85,7 +85,7 @@ class StateLayout:
         return pytree.tree_unflatten(leaves, self.args_structure)
 
     def tolerances(self, tolerance: Any, name: str, like: Tensor) -> list[Tensor]:
-        """The tensors of a tolerance in the structure of the state, with dtype and device of ``like``."""
+        """Return the tensors of a tolerance that has the structure of the state, with dtype and device of ``like``."""
         leaves, structure = pytree.tree_flatten(tolerance)
         if structure != self.structure:
             raise ValueError(f"{name} must be a number, or have the structure of y0")
@@ -95,23 +95,22 @@ class StateLayout:
     def evaluate_flat(
         self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
     ) -> Tensor:
-        """dy/dt [N] at a flat state y [N], written to ``out`` [N] if that saves a copy; raises the errors of
-        ``evaluate``."""
+        """Return dy/dt [N] at a flat state y [N], in ``out`` [N] if that saves a copy; see ``evaluate`` for errors."""
         return flatten(self.evaluate(f, t, self.unflatten(y), args), y.dtype, out)
 
     def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors of dy/dt at a state in the user's structure.
+        """Return the tensors of dy/dt at a state, which is given in the user's structure.
 
         Raises ValueError if f does not return a derivative for each element of the state.
         """
         if self.autocast is None:
             return self.check(f(t, state, *self.rebuild_args(args)))
-        # Without the cache, which would keep the cast weights and their graph from one call to the next.
+        # Without the cache of autocast: it would keep cast weights and their graph from one call to the next.
         with torch.autocast(t.device.type, self.autocast, cache_enabled=False):
             return self.check(f(t, state, *self.rebuild_args(args)))
 
     def check(self, rate: Any, batch: tuple[int, ...] = (), hint: str = "") -> Sequence[Tensor]:
-        """The tensors of dy/dt. Raises ValueError unless they have the shapes [*batch, *shape] of the state's."""
+        """Return the tensors of dy/dt. Raises ValueError unless each has the shape [*batch, *shape in the state]."""
         if self.is_tensor and isinstance(rate, Tensor) and rate.shape == self.shapes[0] and rate.dtype == self.dtype:
             return (rate,)
         if self.is_tuple and type(rate) is tuple and len(rate) == len(self.shapes):
@@ -134,16 +133,16 @@ class StateLayout:
 
 @dataclass(frozen=True)
 class EvaluationGraph:
-    """One evaluation of f with its autograd graph, on the user's tensors, since flattening would enlarge the graph.
+    """One evaluation of f with its autograd graph. Its tensors are not flat, since flattening would enlarge the graph.
 
-    leaves: the tensors of the state, which the graph starts from. outputs: the tensors of dy/dt.
+    leaves: the tensors of the state, which are leaves of the graph. outputs: the tensors of dy/dt.
     """
 
     leaves: Sequence[Tensor]
     outputs: Sequence[Tensor]
 
     def grad_outputs(self, gradient: Tensor) -> list[Tensor]:
-        """The gradient of the loss with respect to each output, from that of the flat dy/dt [N]."""
+        """Return the gradients with respect to the outputs; gradient: that with respect to the flat dy/dt [N]."""
         parts = (gradient,) if len(self.outputs) == 1 else gradient.split_with_sizes([r.numel() for r in self.outputs])
         like = zip(parts, self.outputs, strict=True)
         return [part.view_as(r) if part.dtype == r.dtype else part.view_as(r).to(r.dtype) for part, r in like]
@@ -151,9 +150,9 @@ class EvaluationGraph:
 
 @dataclass(frozen=True)
 class FieldArguments:
-    """f and its arguments apart from t and y; the caller counts evaluations in ``stats``.
+    """The function f and its arguments except t and y. The caller counts its evaluations of f in ``stats``.
 
-    to_tensor: makes a tensor from times and step sizes.
+    to_tensor: a function that makes a tensor from times and step sizes.
     """
 
     f: Callable[..., Any]
@@ -164,17 +163,17 @@ class FieldArguments:
 
 
 class FlatProblem:
-    """dy/dt = f(t, y, *args), y(t_0) = y0, on a flat state: the part that both kinds of stepping share.
+    """The problem dy/dt = f(t, y, *args), y(t_0) = y0 on a flat state: what both kinds of stepping share.
 
-    y0: [*batch, N], all tensors of the user's state one after the other; float32 for a state of half precision, which
-        is too coarse for sums and error estimates.
-    t: as the user gave it, as a tensor.
+    y0: the flat state [*batch, N], which holds all tensors of the user's state one after the other. It is float32 for
+        a state of half precision, which is too coarse for sums and error estimates.
+    t: the times as the user gave them, converted to a tensor.
     args: the tensors inside the user's args, in order.
-    stats: every call is counted here.
+    stats: counts every call of f.
     report_noise: called with the reason if f changes from one evaluation to the next. The second evaluation is checked,
         since the first may draw noise that the others share.
-    buffered: the layers of f with buffers, which are compared before and after that evaluation.
-    time_dtype: dtype of the times that f gets: the real dtype of the state, as a device may lack float64.
+    buffered: the layers of f with buffers, which are compared before and after the second evaluation.
+    time_dtype: the dtype of the times that f gets. It is the real dtype of the state, as a device may lack float64.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: Any, batch_dims: int) -> None:
@@ -205,7 +204,7 @@ class FlatProblem:
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
         elif len(leaves) == 1:
-            # A copy: an f that works in place changes it before the error is raised.
+            # A copy, since an f that changes y in place does so before the error is raised.
             self.y0 = self.y0.clone()
         self.time_dtype = self.y0.real.dtype
         self.t = times_as_tensor(t)
@@ -216,11 +215,11 @@ class FlatProblem:
         """Raise ValueError unless the tensors of the state have the same batch dimensions."""
 
     def flat(self, leaves: Sequence[Tensor]) -> Tensor:
-        """The flat state from its tensors."""
+        """Join the tensors of a state into the flat state."""
         return flatten(leaves)
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
-        """A tolerance as a number, or in the shape of ``y0`` if it was given in the structure of the state."""
+        """Return a tolerance as a number; if it has the structure of the state, as a tensor in the shape of ``y0``."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
         batch = self.y0.shape[:-1]
@@ -229,17 +228,17 @@ class FlatProblem:
         return self.flat([expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)])
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
-        """Call f; in the second evaluation, or the first of a backward pass, watch it for changes."""
+        """Call f; in the second evaluation, or in the first of a backward pass, check whether its result changes."""
         if self.stats.nfe < 2 and self.stats.backward is None:
             return self.f(t, *inputs)
         return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
 
 
 class InitialValueProblem(FlatProblem):
-    """A problem on a flat state y0 [N]; called by the integrator as its field.
+    """A problem on a flat state y0 [N]. The integrator calls it as the field of the solve.
 
-    times: T floats, strictly increasing or decreasing.
-    first_output: y0 as the user gave it, if ``y0`` was given a gradient with respect to the first time.
+    times: the T times as floats, strictly increasing or decreasing.
+    first_output: the user's y0, flat, if ``y0`` has received a gradient with respect to the first time; else None.
     """
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
@@ -261,10 +260,10 @@ class InitialValueProblem(FlatProblem):
         args: Sequence[Tensor] | None = None,
         stats: Stats | None = None,
     ) -> Tensor:
-        """dy/dt [N] at a flat state [N].
+        """Return dy/dt [N] at a flat state [N].
 
-        out: [N] memory for the result, used if that saves a copy. args: the tensors in the user's args, by default
-        those of the problem. stats: counts the evaluation, by default ``self.stats``.
+        out: memory [N] for the result, used if that saves a copy.
+        args: the tensors in the user's args. stats: counts the evaluation. Both are by default those of the problem.
         """
         (stats or self.stats).nfe += 1
         f, layout = self.f, self.layout
@@ -272,7 +271,7 @@ class InitialValueProblem(FlatProblem):
             f, y = self._watched, counting_changes(y)
         version = None if y.is_inference() else y._version
         if layout.view_shape and y.dtype == layout.dtype and y.dim() == 1:
-            # The general way below makes more calls, which take as long as a small f.
+            # The general way below makes more function calls, which take as long as a small f.
             rate = layout.check(f(t, y.view(*layout.view_shape)))[0].reshape(-1)
         else:
             rate = layout.evaluate_flat(f, t, y, self.args if args is None else args, out)
@@ -281,22 +280,22 @@ class InitialValueProblem(FlatProblem):
         return rate
 
     def evaluate(self, t: Tensor, y: Tensor, args: Sequence[Tensor]) -> Tensor:
-        """dy/dt [N] at a flat state [N], not counted."""
+        """Return dy/dt [N] at a flat state [N], without counting the evaluation."""
         return self(t, y, args=args, stats=Stats())
 
     def field_arguments(self) -> FieldArguments:
-        """f and its arguments, for a compiled step."""
+        """Return f and its arguments, for a compiled step."""
         return FieldArguments(self.f, self.layout, self.args, self.stats, self.to_tensor)
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
-        """Times as f gets them: scalar tensors on the state's device."""
+        """Return the times as f gets them: scalar tensors on the device of the state."""
         tensors = self.to_tensor(times).unbind()
         if self.y0.device.type != "cpu":
             store_times(tensors, times)
         return tensors
 
     def to_tensor(self, values: Sequence[float]) -> Tensor:
-        """Times or step sizes as a tensor [len(values)] on the state's device."""
+        """Return times or step sizes as a tensor [len(values)] on the device of the state."""
         device = self.y0.device
         if device.type == "cpu":
             return torch.tensor(values, dtype=self.time_dtype)
@@ -305,7 +304,7 @@ class InitialValueProblem(FlatProblem):
         return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)
 
     def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor], stats: Stats | None) -> EvaluationGraph:
-        """One evaluation with its graph, even under ``torch.no_grad``; args, stats: as when called."""
+        """Evaluate f with its graph, even under ``torch.no_grad``; args, stats: see ``__call__``."""
         (stats or self.stats).nfe += 1
         leaves = [part.detach().requires_grad_() for part in self.layout.split(y)]
         f = self.f if self.stats.nfe > 2 else self._watched
@@ -313,20 +312,20 @@ class InitialValueProblem(FlatProblem):
             return EvaluationGraph(leaves, self.layout.evaluate(f, t, self.layout.rebuild(leaves), args))
 
     def time_derivative_term(self, i: int, y: Tensor) -> Tensor:
-        """(t_i - t_i.detach()) f(t_i, y) [N]: zero, whose derivative with respect to t_i is f."""
+        """Return (t_i - t_i.detach()) f(t_i, y) [N]: the value is zero, the derivative with respect to t_i is f."""
         with torch.no_grad():
             # Detached: an f that differentiates with respect to y could not use y's graph here.
             f = self(self.time_tensors([self.times[i]])[0], y.detach())
         return (first_derivative_only(self.t[i]) - self.t[i].detach()).to(y.device, y.real.dtype) * f
 
     def unflatten(self, y: Tensor) -> Any:
-        """The user's structure from a flat state; see ``StateLayout``."""
+        """Return a flat state in the user's structure; see ``StateLayout.unflatten``."""
         return self.layout.unflatten(y)
 
 
 def times_as_tensor(t: Any) -> Tensor:
-    """The times as one tensor, float64 if they were a list. Raises TypeError if they are not numbers, ValueError if
-    they are batched by ``torch.func.vmap``."""
+    """Return the times as one tensor, which is float64 if they were a list. Raises TypeError if they are not numbers,
+    and ValueError if they are batched by ``torch.func.vmap``."""
     if isinstance(t, Tensor):
         if under_vmap(t):
             raise ValueError(
@@ -346,8 +345,8 @@ def times_as_tensor(t: Any) -> Tensor:
 
 
 def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-    """Concatenate tensors into one of [N], in their dtype or the given one; several are joined in ``out`` [N] if it is
-    given."""
+    """Concatenate tensors into one tensor [N] of the given dtype, or else of theirs. If there are several tensors and
+    memory ``out`` [N] is given, they are joined in it."""
     if len(leaves) == 1:
         y = leaves[0].reshape(-1).resolve_conj().resolve_neg()
     else:
@@ -357,7 +356,7 @@ def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Ten
 
 
 def counting_changes(y: Tensor) -> Tensor:
-    """y, or a copy of an inference tensor, which would not count changes in place."""
+    """Return y, or a copy if y is an inference tensor: those do not count changes in place."""
     if not y.is_inference():
         return y
     with torch.inference_mode(False):
@@ -365,7 +364,7 @@ def counting_changes(y: Tensor) -> Tensor:
 
 
 def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tolerance expanded to the shape of a tensor of the state. Raises ValueError if its shape does not broadcast."""
+    """Expand a tolerance to the shape of a tensor of the state. Raises ValueError if its shape does not broadcast."""
     try:
         return tolerance.expand(shape)
     except RuntimeError as error:
@@ -375,7 +374,7 @@ def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tens
 
 
 def check_state(leaves: list[Any]) -> None:
-    """Raises TypeError or ValueError unless these are the tensors of a state, all of one dtype and device."""
+    """Raise TypeError or ValueError unless these are the tensors of a state, all of one dtype and device."""
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]

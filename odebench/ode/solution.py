@@ -26,25 +26,26 @@ class Status(Enum):
 class Stats:
     """The cost of a solve.
 
-    nfe: evaluations of the vector field.
-    accepted, rejected: steps.
+    nfe: the number of evaluations of the vector field.
+    accepted, rejected: the numbers of accepted and rejected steps.
     start: the time of the first step; None before it, and with per-sample stepping.
-    step_sizes: signed sizes of the accepted steps, in the order they were taken; their times follow by adding them
-        to ``start``.
+    step_sizes: the signed sizes of the accepted steps, in the order in which they were taken. The times of the steps
+        follow by adding the sizes to ``start``.
     error_ratios: the error of each accepted step in units of the tolerance; empty for fixed steps.
-    stiffness: h |lambda| estimated in the last step, lambda the field's largest eigenvalue in the direction of the
-        solution; explicit methods stay near their stability limit (3.3 for dopri5) on a stiff field. None where
-        the method gives no estimate.
-    warm_step: the size that the first accepted step's error would have allowed: a good ``first_step`` for another
-        solve like this one. None for fixed steps.
-    backward: the statistics of the backward pass of a gradient mode that solves an ODE of its own (each
-        evaluation there is one of the field and one vector-Jacobian product); filled by ``backward()``,
-        and summed over several backward passes through one solve. None if the backward pass evaluates nothing.
-    row_evaluations: with per-sample stepping the number of rows evaluated, summed over all evaluations; there
-        ``nfe`` counts its calls, and the steps are those of all rows together, without their sizes and errors.
-    jacobians, linear_solves: of implicit steps; evaluations for a Jacobian are counted in ``nfe`` too.
-    jacobian_products: products of a Jacobian, or its transpose, with a vector; each costs about as much as two
-        evaluations.
+    stiffness: an estimate of h |lambda| in the last step, where lambda is the field's largest eigenvalue in the
+        direction of the solution. On a stiff field, explicit methods stay near their stability limit, which is 3.3 for
+        dopri5. None if the method gives no estimate.
+    warm_step: the step size that the error of the first accepted step would have allowed. It is a good ``first_step``
+        for another solve like this one. None for fixed steps.
+    backward: the statistics of the backward pass; None if it evaluates nothing. It evaluates f if the gradient mode
+        computes steps again, or solves an ODE of its own, where each evaluation includes one vector-Jacobian product.
+        ``backward()`` fills these statistics; several backward passes through one solve are summed.
+    row_evaluations: with per-sample stepping, the number of rows evaluated, summed over all evaluations. ``nfe`` then
+        counts the calls of f, and the numbers of steps are those of all rows together, without sizes and errors.
+    jacobians, linear_solves: the numbers of Jacobians and linear solves in implicit steps. Evaluations for a Jacobian
+        are counted in ``nfe`` as well.
+    jacobian_products: the number of products of a Jacobian, or its transpose, with a vector. Each costs about as much
+        as two evaluations.
     """
 
     nfe: int = 0
@@ -64,10 +65,15 @@ class Stats:
 
 @dataclass(frozen=True)
 class SolveOutcome:
-    """How and where an integration ended; the first ``reached`` of the times have states.
+    """How and where an integration ended.
 
-    rows: with per-sample stepping, text that says how many rows ended so and which is the first; the other fields are
-        those of that row.
+    status: why it ended.
+    reached: the number of output times that were reached; these have states.
+    time, step_size, error_ratio: the time, the size and the error of the last step; the error is in units of the
+        tolerance.
+    nfe: the number of evaluations.
+    rows: with per-sample stepping, a text that says how many rows ended with this status and which is the first. The
+        time, step size and error are those of this row.
     attempted: whether any step was tried.
     """
 
@@ -81,7 +87,7 @@ class SolveOutcome:
     attempted: bool = True
 
     def message(self) -> str:
-        """One line for the user: what happened, where, and what to do."""
+        """Return one line for the user, which says what happened, where, and what to do."""
         where = (
             f"at t={self.time:.6g}{self.rows} with step size {self.step_size:.3g}, "
             f"last error ratio {self.error_ratio:.3g}, {self.nfe} evaluations"
@@ -117,10 +123,10 @@ class SolveOutcome:
 
 @dataclass(frozen=True)
 class EventHits:
-    """Where one event function crossed zero.
+    """The E points at which one event function crossed zero.
 
-    t: [E] the times, differentiable.
-    y: the states there: the structure of y0, each tensor [E, *its shape], differentiable.
+    t: the times [E], differentiable.
+    y: the states at these times, in the structure of y0, each tensor [E, *its shape]; differentiable.
     """
 
     t: Tensor
@@ -131,10 +137,10 @@ class EventHits:
 class RowStats:
     """How each row of a solve with per-sample stepping ended, and what it cost.
 
-    status: one per row, B in all.
-    time: [B] the last time it reached.
-    nfe: [B] evaluations of the vector field for this row.
-    accepted, rejected: [B] steps.
+    status: the status of each of the B rows.
+    time: [B] the last time that each row reached.
+    nfe: [B] the number of evaluations of the vector field for each row.
+    accepted, rejected: [B] the numbers of accepted and rejected steps of each row.
     """
 
     status: tuple[Status, ...]
@@ -148,14 +154,15 @@ class RowStats:
 class Solution:
     """The solution of an initial value problem.
 
-    t: [T] the output times.
-    y: the states at those times: the structure of y0, each tensor [T, *its shape]; NaN at times that were
-        not reached.
-    stats: what the solve cost; ``stats.backward`` is filled by the backward pass.
-    outcome: how it ended; ``status`` is short for ``outcome.status``.
-    dense: the solution as a function of time, with ``dense=True``.
-    events: one entry per event function.
-    rows: statistics of each row, with per-sample stepping; t is then [T] or [B, T], and each tensor of y [T, B, ...].
+    t: the output times [T].
+    y: the states at these times, in the structure of y0, each tensor [T, *its shape]; NaN at times that were not
+        reached.
+    stats: the cost of the solve; the backward pass fills ``stats.backward``.
+    outcome: how the solve ended; ``status`` is short for ``outcome.status``.
+    dense: the solution as a function of time; None unless ``dense=True``.
+    events: the zeros of each event function, one entry for each.
+    rows: with per-sample stepping, the statistics of each row. Then t is [T] or [B, T], and each tensor of y is
+        [T, B, ...].
     """
 
     t: Tensor
@@ -172,7 +179,7 @@ class Solution:
         return self.outcome.status
 
     def detached(self) -> "Solution":
-        """A copy without the autograd graph."""
+        """Return a copy without the autograd graph."""
         t, y, events = pytree.tree_map_only(
             Tensor, Tensor.detach, (self.t, self.y, [(hits.t, hits.y) for hits in self.events])
         )
@@ -180,10 +187,10 @@ class Solution:
 
 
 class SolveError(RuntimeError):
-    """A solve that did not reach its last time; ``solution`` holds the states that were reached.
+    """The error of a solve that did not reach its last time; ``solution`` holds the states that were reached.
 
-    From a backward pass, ``solution`` is None: the states there are those of the adjoint. The error can be pickled, and
-    loses its graph thereby.
+    If a backward pass raises the error, ``solution`` is None, because its states are those of the adjoint. The error
+    can be pickled; the copy has no graph.
     """
 
     def __init__(self, outcome: SolveOutcome, solution: Solution | None = None, during: str = "solve") -> None:
@@ -191,5 +198,5 @@ class SolveError(RuntimeError):
         self.outcome, self.solution, self.during = outcome, solution, during
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # With the arguments of __init__; by default an exception is rebuilt from its message.
+        # Rebuild it from the arguments of __init__; by default, an exception is rebuilt from its message.
         return type(self), (self.outcome, self.solution and self.solution.detached(), self.during)

@@ -4,18 +4,19 @@
 all active rows:
 
 - All tensors of y0 are [B, ...]. t is [T], or [B, T] with different times for each row, increasing or decreasing.
-- f(t, y, *args) gets t [b] and y [b, ...], b the number of active rows, and returns [b, ...]. Finished rows (at their
-  end or their event, or failed) are removed before the next attempt, so that b decreases. f gets a tensor in ``args``
-  unchanged; one with an entry per row is passed as ``Rows(tensor)``, tensor [B, ...], and f gets [b, ...].
-- All active rows attempt a step at the same time. A row that rejects it keeps its state and attempts a smaller one
-  next, while the others continue. The error of a row is the root mean square over the row.
+- f(t, y, *args) gets t [b] and y [b, ...] and returns [b, ...], where b is the number of active rows. A row is finished
+  when it has reached its last time or its event, or has failed. Finished rows are removed before the next attempt, so
+  that b decreases. f gets a tensor in ``args`` unchanged. If a tensor [B, ...] has one entry per row, pass it as
+  ``Rows(tensor)``; f then gets the entries [b, ...] of the active rows.
+- All active rows attempt a step at the same time. A row that rejects its step keeps its state and attempts a smaller
+  step next, while the others continue. The error of a row is the root mean square over the row.
 - event: one terminal event with a function (t [b], y [b, ...]) -> [b]. ``Solution.events[0]`` has the time [B] and the
-  state of each row's first zero, NaN where there is none.
-- ``Solution.rows`` has the status and the cost of each row. A row's failure does not stop the others;
-  ``Solution.status`` is the worst of all.
-- gradient: "backprop" or "checkpoint", whose option ``checkpoints`` counts the states of all rows together. With
-  backprop, an attempt that was rejected while others were accepted stays in the graph and gets a gradient of zero;
-  if it was not finite, the accepted rows are evaluated again, without it.
+  state of the first zero of each row; NaN for a row without a zero.
+- ``Solution.rows`` has the status and the cost of each row. If a row fails, the others continue; ``Solution.status`` is
+  the worst status of all rows.
+- gradient: "backprop" or "checkpoint". The option ``checkpoints`` of the latter counts the states of all rows together.
+  With backprop, if some rows accept an attempt, the rows that reject it stay in its graph, with a gradient of zero. If
+  the attempt of a rejected row is not finite, the accepted rows are evaluated again without the rejected rows.
 """
 
 from odebench.ode.per_sample.problem import RowProblem, Rows, unwrap_rows

@@ -1,6 +1,6 @@
 """The checkpoint mode for per-sample stepping: the backward pass evaluates the accepted steps again.
 
-The gradient is that of backpropagation through the solver, to round-off.
+The gradient is that of backpropagation through the solver, up to round-off.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ MODE = "checkpoint"
 
 
 def run_checkpointed(loop: RowLoop, y0: Tensor, checkpoints: int | None) -> Tensor:
-    """Run a loop from y0 [B, n]; return its states [T, B, n].
+    """Run a loop from y0 [B, n] and return its states [T, B, n].
 
-    checkpoints: the largest number of times at which the states of all rows are stored; None stores one state per
-        accepted step of each row.
+    checkpoints: the largest number of times at which the states of all rows are stored; None stores one state for each
+        accepted step of a row.
 
     Raises ValueError if f uses a tensor whose gradient would be lost.
     """
@@ -42,8 +42,12 @@ def run_checkpointed(loop: RowLoop, y0: Tensor, checkpoints: int | None) -> Tens
 
 @dataclass(frozen=True)
 class AcceptedRowStep:
-    """An accepted step of b rows: their numbers, times and signed sizes [b] on the host, and the states [b, n] at its
-    start if they are stored."""
+    """A step that b rows have accepted.
+
+    rows, t, h: [b] the numbers of the rows, their times and signed step sizes, on the host.
+    y: [b, n] the states at the start of the step; None if they are not stored.
+    outputs: the outputs in this step.
+    """
 
     rows: Tensor
     t: Tensor
@@ -53,7 +57,10 @@ class AcceptedRowStep:
 
 
 class RowStepHistory:
-    """Records the accepted steps of a loop from y [B, n], with the states of each, or ``limit`` states of all rows."""
+    """Record the accepted steps of a loop that starts at y [B, n], and states.
+
+    limit: the largest number of times at which the states of all rows are stored; None stores the states of each step.
+    """
 
     def __init__(self, limit: int | None, y: Tensor) -> None:
         self.steps: list[AcceptedRowStep] = []
@@ -61,7 +68,7 @@ class RowStepHistory:
         self._states = y.detach()
 
     def accept(self, step: RowStep, accepted: Tensor, outputs: StepOutputs | None) -> None:
-        """Append the step of the accepted rows."""
+        """Append the step of those rows that accepted it."""
         rows, t, h, y, y_next = step.rows, step.t, step.h, step.y, step.y_next
         if not bool(accepted.all()):
             idx = accepted.nonzero().squeeze(1)
@@ -75,9 +82,9 @@ class RowStepHistory:
     def reversed_steps(
         self, advance: Callable[[AcceptedRowStep, Tensor], Tensor]
     ) -> Iterator[tuple[AcceptedRowStep, Tensor]]:
-        """Yield each step and the states [b, n] that it starts from, the last step first.
+        """Yield each step and the states [b, n] that it starts from, from the last step to the first.
 
-        advance(step, y): the states [b, n] after a step, computed again.
+        advance: a function of a step and the states [b, n] before it that computes the states after it again.
         """
         if self._checkpoints is None:
             for accepted in reversed(self.steps):
@@ -122,7 +129,7 @@ class _Checkpointed(torch.autograd.Function):
 
 
 class _RowBackwardPass:
-    """Backpropagates the gradient [B, n] with respect to the states through one step after the other."""
+    """Backpropagate the gradient [B, n] with respect to the states through one step after the other."""
 
     def __init__(
         self, problem: RowProblem, method: Tableau, accumulator: GradientAccumulator, grad_outputs: Tensor
@@ -136,16 +143,21 @@ class _RowBackwardPass:
         self._args: list[Tensor] = []
 
     def advance(self, accepted: AcceptedRowStep, y: Tensor) -> Tensor:
-        """The states [b, n] after a step from y [b, n]."""
+        """Return the states [b, n] after a step from y [b, n]."""
         k = self._field(self._problem.on_device(accepted.t), y, accepted.rows)
         return self._forward.attempt(accepted.rows, accepted.t, accepted.h, y, k, need_f_next=False).y_next
 
     def step(self, accepted: AcceptedRowStep, y: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient [B, n] at the start of a step from that at its end; other gradients go to the accumulator."""
+        """Return the gradient [B, n] at the start of a step.
+
+        y: the states [b, n] at the start. gradient: the gradient [B, n] at the end of the step.
+
+        The gradients of parameters and arguments are added to the accumulator.
+        """
         rows, outputs = accepted.rows, accepted.outputs
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            # Rows of arguments that were taken for another step belong to a graph that was freed.
+            # The entries of arguments that were taken for another step belong to a graph that is freed.
             self._rows = None
             k = self._field(self._problem.on_device(accepted.t), y, rows)
             has_inner_outputs = outputs is not None and len(outputs.idx) > 0

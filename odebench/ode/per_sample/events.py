@@ -1,4 +1,4 @@
-"""Events of single rows (samples): the solve of a row ends where a function of its solution crosses zero."""
+"""Events of single samples of a batch (rows): the solve of a row ends where a function of its solution crosses zero."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from odebench.ode.per_sample.problem import RowProblem, put_rows, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 from odebench.ode.solution import EventHits
 
-# Accuracy of a zero as a fraction of the step. Bisection alone would need MAX_ITERATIONS - 1 evaluations.
+# The accuracy of a zero as a fraction of the step. Bisection alone would need MAX_ITERATIONS - 1 evaluations.
 THETA_TOLERANCE = 1e-15
 MAX_ITERATIONS = 51
 
 
 class RowEventDetector:
-    """Finds the first zero of one event function in each row, where the solve of the row ends."""
+    """Find the first zero of an event function in each row, at which the solve of the row ends."""
 
     def __init__(self, event: Event, problem: RowProblem) -> None:
         self._event, self._problem = event, problem
@@ -29,7 +29,7 @@ class RowEventDetector:
 
     @classmethod
     def from_argument(cls, event: Any, problem: RowProblem) -> "RowEventDetector | None":
-        """The detector of the event given to ``solve``, None for None."""
+        """Make the detector for the ``event`` argument of ``solve``; return None if no event is given."""
         if isinstance(event, Sequence) and len(event) == 1:
             event = event[0]
         if event is None:
@@ -39,12 +39,15 @@ class RowEventDetector:
         return cls(as_event(event, problem.args_of(problem.all_rows())), problem)
 
     def start(self, t: Tensor, y: Tensor) -> None:
-        """Begin at t [B], y [B, n]."""
+        """Begin at the times t [B] with the states y [B, n]."""
         with torch.no_grad():
             self._g = self._value(t, y, self._problem.all_rows())
 
     def detect(self, stepper: RowStepper, step: RowStep, t_next: Tensor, accepted: Tensor) -> Tensor:
-        """Times [b] of the events in a step to t_next [b], on the host; NaN in rows without an event or rejected."""
+        """Return the times [b] of the events in a step to t_next [b], on the host.
+
+        The time is NaN for a row without an event and for a row that rejected the step.
+        """
         with torch.no_grad():
             is_accepted = accepted.to(self._g.device, non_blocking=True)
             g = self._value(self._problem.on_device(t_next), step.y_next, step.rows)
@@ -60,8 +63,11 @@ class RowEventDetector:
         return times
 
     def _first_values(self, stepper: RowStepper, step: RowStep, accepted: Tensor) -> tuple[Tensor, Tensor]:
-        """Thetas [b] where the search starts, on the host, and the values there. It starts at the start of the step; in
-        rows whose value is zero there, which is no event, just after it."""
+        """Return the positions theta [b] at which the search starts, on the host, and the values there.
+
+        The search starts at the start of the step. If the value of a row is zero there, which is no event, it starts
+        just after this point.
+        """
         first, before = torch.zeros_like(step.t), self._g
         idx = (accepted & (before == 0).cpu()).nonzero().squeeze(1)
         if len(idx):
@@ -71,11 +77,11 @@ class RowEventDetector:
         return first, before
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these indices."""
+        """Keep only the rows at the indices ``idx``."""
         self._g = take_rows(self._g, idx)
 
     def collect(self) -> tuple[EventHits, ...]:
-        """Time [B] and state [B, ...] of each row's event; NaN where there is none."""
+        """Return the time [B] and the state [B, ...] of the event of each row; NaN for a row without an event."""
         problem = self._problem
         times = self._like_times.new_full((problem.num_rows,), math.nan)
         states = problem.y0.new_full(problem.y0.shape, math.nan)
@@ -94,8 +100,11 @@ class RowEventDetector:
         before: Tensor,
         after: Tensor,
     ) -> Tensor:
-        """The event times [b'] of the rows at these indices, whose values change from ``before``, at theta =
-        ``first``, to ``after`` at the end of the step."""
+        """Find the event times [b'] of the rows at the indices ``idx``, and record the events.
+
+        The value of each row changes its sign: it is ``before`` at theta = ``first``, and ``after`` at the end of the
+        step.
+        """
         interpolant = _RowInterpolant(stepper, step, idx)
         with torch.no_grad():
             theta = find_zeros(lambda theta: self._value_at(interpolant, theta), first, before, after)
@@ -108,7 +117,10 @@ class RowEventDetector:
         return time
 
     def _snap_to_outputs(self, time: Tensor, interpolant: "_RowInterpolant", t_next: Tensor) -> Tensor:
-        """The event times [b']; an output time just after one, as close as rounding errors, replaces it."""
+        """Return the event times [b'], moved to an output time if rounding errors alone separate the two.
+
+        This is done only if the output time lies just after the event.
+        """
         eps = torch.finfo(self._problem.time_dtype).eps
         distance = 8 * eps * torch.maximum(interpolant.t.abs(), t_next.abs()).unsqueeze(1)
         outputs = take_rows(self._problem.row_times, interpolant.rows)
@@ -127,7 +139,7 @@ class RowEventDetector:
             f = self._problem(t, fixed, rows)
             slope = dg_dt + (dg_dy.conj() * f).real.sum(1)
         g = self._value(t, y, rows)
-        # Where g only touches zero the derivative is infinite; the value must stay finite.
+        # If g only touches zero, the derivative is infinite; the value must stay finite.
         shift = -(g - g.detach()) / torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         shift = first_derivative_only(shift)
         return found + shift.to(found), y + shift.unsqueeze(1) * f
@@ -147,7 +159,7 @@ class RowEventDetector:
 
 
 class _RowInterpolant:
-    """The interpolant of a step from t, of size h [b'], for the rows at some indices [b']."""
+    """The interpolant of a step, for the rows at the indices ``idx`` [b']."""
 
     def __init__(self, stepper: RowStepper, step: RowStep, idx: Tensor) -> None:
         self.rows, self.t, self.h, self._y = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y))
@@ -155,16 +167,18 @@ class _RowInterpolant:
         self._all = torch.arange(len(idx), device=self._y.device)
 
     def time(self, theta: Tensor) -> Tensor:
-        """The times [b'] at theta [b']."""
+        """Return the times [b'] at theta [b']."""
         return self.t + theta * self.h
 
     def state(self, theta: Tensor) -> Tensor:
-        """The states [b', n] at theta [b']."""
+        """Return the states [b', n] at theta [b']."""
         return interpolate(self._coefficients, self._y, self._all, theta)
 
 
 def find_zeros(value: Callable[[Tensor], Tensor], first: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The zeros [b] of b functions whose values have opposite signs at ``first`` and at 1: ``before`` and ``after``.
+    """Find the zeros [b] of b functions, each between ``first`` and 1.
+
+    value: computes all functions. before, after: their values at ``first`` and at 1, which have opposite signs.
 
     The ITP method (Oliveira & Takahashi 2020, ACM Transactions on Mathematical Software 47), on the host in float64.
     """

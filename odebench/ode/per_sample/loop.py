@@ -18,18 +18,25 @@ from odebench.ode.solution import Status
 
 
 class RowObserver(Protocol):
-    """Observes every step that at least one row accepts."""
+    """An observer of every step that at least one row accepts."""
 
     def accept(self, step: RowStep, accepted: Tensor, outputs: StepOutputs | None) -> None:
-        """A step of b rows was accepted by the rows ``accepted`` [b]; outputs: the output times inside it."""
+        """Follow an attempted step of b rows.
+
+        accepted: [b] whether each row accepts the step.
+        outputs: the output times in this step; None if there are none.
+        """
 
 
 @dataclass
 class ActiveRows:
-    """The rows that are still solved.
+    """The b rows whose solve has not ended yet.
 
-    rows, t: [b] their numbers and times; y, k: [b, n] their states and first stages; rejected: [b] rejected steps.
-    attempts: the number of attempted steps, equal in all active rows.
+    rows: [b] the numbers of the rows.
+    t: [b] their times.
+    y, k: [b, n] their states and the first stages of their next steps.
+    rejected: [b] how many steps each row has rejected.
+    attempts: the number of attempted steps, which is the same for all active rows.
     """
 
     rows: Tensor
@@ -40,14 +47,19 @@ class ActiveRows:
     attempts: int = 0
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these positions."""
+        """Keep only the rows at the positions ``idx``."""
         parts = (self.rows, self.t, self.y, self.k, self.rejected)
         self.rows, self.t, self.y, self.k, self.rejected = (take_rows(x, idx) for x in parts)
 
 
 @dataclass
 class RowOutcomes:
-    """How each of B rows ended, on the host. ``step_size`` and ``error_ratio`` belong to its last attempt."""
+    """How the solve of each of B rows ended; all tensors are [B], on the host.
+
+    status, time: why and at which time the row ended.
+    step_size, error_ratio: the size and the error of its last attempted step, the error in units of the tolerance.
+    accepted, rejected: the numbers of its accepted and rejected steps.
+    """
 
     status: list[Status]
     time: Tensor
@@ -58,7 +70,7 @@ class RowOutcomes:
 
     @classmethod
     def before_first_step(cls, problem: RowProblem) -> "RowOutcomes":
-        """The initial values."""
+        """Return the outcomes before the first step: success at the first time, without any steps."""
         unknown = torch.full_like(problem.times[0], math.nan)
         none = torch.zeros(problem.num_rows, dtype=torch.long)
         status = [Status.success] * problem.num_rows
@@ -70,7 +82,7 @@ class RowLoop:
     """One solve of all rows; ``run`` fills ``outputs`` and ``outcomes``.
 
     detector: finds the zeros of an event function.
-    observer: is called for every accepted step.
+    observer: called for every step that at least one row accepts.
     """
 
     problem: RowProblem
@@ -81,7 +93,7 @@ class RowLoop:
     outcomes: RowOutcomes = field(init=False)
 
     def run(self, y: Tensor, k: Tensor | None = None) -> None:
-        """Step from y [B, n] until no row is active; k = f(t0, y), if it is known already."""
+        """Take steps from y [B, n] until no row is active; k: f(t0, y), if it was evaluated already."""
         problem, method = self.problem, self.plan.method
         assert isinstance(method, Tableau)
         if y.requires_grad and not torch.is_grad_enabled():
@@ -140,7 +152,7 @@ class RowLoop:
             self._apply_accepted(step, accepted, all_accepted)
 
     def _apply_accepted(self, step: RowStep, accepted: Tensor, all_accepted: bool) -> None:
-        """Move the accepted rows to the end of their step, and remove the finished ones."""
+        """Move the accepted rows to the end of their step, and remove the rows that are finished."""
         active, step_sizes, stepper = self._active, self._step_sizes, self._stepper
         if all_accepted:
             active.t, active.y, k, at_end = step_sizes.t_next, step.y_next, step.f_next, step_sizes.last
@@ -171,14 +183,17 @@ class RowLoop:
             self._drop_non_finite()
 
     def _evaluate_next_slopes(self, step: RowStep, continuing: Tensor) -> None:
-        """Evaluate the first stage of the next step for the continuing rows, unless their interpolant has done so."""
+        """Evaluate the first stage of the next step for the rows ``continuing`` [b].
+
+        Rows for which the interpolant of the last step has evaluated it already are left out.
+        """
         active = self._active
         if step.f_next_of_some is not None:
             idx, k = step.f_next_of_some
             active.k = put_rows(active.k, idx, k)
             continuing = continuing.index_fill(0, idx, False)
         if bool(continuing.all()):
-            # A view, so that autograd adds the gradients in the same order as for some of the rows.
+            # A view, so that autograd adds gradients in the same order as if only some rows continued.
             y = active.y.view_as(active.y)
             # A copy: f may reuse its memory.
             active.k = self.problem(self.problem.on_device(active.t), y, active.rows).clone()
@@ -189,7 +204,10 @@ class RowLoop:
             active.k = put_rows(active.k, idx, self.problem(self.problem.on_device(t), y, rows))
 
     def _drop_non_finite(self) -> None:
-        """Remove rows whose first stage is not finite, and with them the graph that they share with other rows."""
+        """Remove rows whose first stage is not finite.
+
+        The other rows are then evaluated again, since they share a graph with the removed rows.
+        """
         active = self._active
         if self.plan.tolerance is None or bool(active.k.isfinite().all()):
             return
@@ -199,7 +217,7 @@ class RowLoop:
             active.k = self.problem(self.problem.on_device(active.t), active.y, active.rows).clone()
 
     def _finish_rows(self, finished: Tensor, statuses: list[Status]) -> None:
-        """Record how the rows ``finished`` [b] ended, and remove them."""
+        """Record how the rows ``finished`` [b] ended, with the status of each row, and remove them."""
         active, step_sizes, outcomes = self._active, self._step_sizes, self.outcomes
         idx = finished.nonzero().squeeze(1)
         rows = take_rows(active.rows, idx)

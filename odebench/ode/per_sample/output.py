@@ -1,4 +1,4 @@
-"""The states at the output times of each row, recorded from its accepted steps."""
+"""Recording of the states at the output times of each row."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ from odebench.ode.per_sample.stepping import RowStep, RowStepper, interpolate
 
 @dataclass
 class StepOutputs:
-    """The outputs inside one step of b rows, and at its end; all on the host.
+    """The outputs inside and at the end of one step of b rows; all tensors are on the host.
 
-    idx, thetas: [P] for each output inside the step, the index of its row, ascending, and (t - t_start) / h.
-    end_idx: [E] indices of the rows with an output at the end of the step.
-    flat_idx: [P + E] where the states belong: output number times B plus row number.
+    idx: [P] for each output inside the step, the index of its row in the step, ascending.
+    thetas: [P] the positions of these outputs, (t - t_start) / h.
+    end_idx: [E] the indices of the rows that have an output at the end of the step.
+    flat_idx: [P + E] where the states of these outputs are stored: the output number times B plus the row number.
     """
 
     idx: Tensor
@@ -24,15 +25,15 @@ class StepOutputs:
     flat_idx: Tensor
 
     def for_accepted(self, accepted: Tensor) -> "StepOutputs":
-        """The outputs of the step that consists of the accepted rows only."""
+        """Return the outputs of the step that consists of the accepted rows only."""
         position = accepted.cumsum(0) - 1
         return StepOutputs(position[self.idx], self.thetas, position[self.end_idx], self.flat_idx)
 
 
 class RowOutputRecorder:
-    """Records states [P, n] at output times, each with its index [P]: output number times B plus row number.
+    """Record states at output times, each with an index: the output number times B plus the row number.
 
-    at_step_ends: no output time lies inside a step.
+    at_step_ends: True if no output time lies inside a step.
     """
 
     def __init__(self, problem: RowProblem, y: Tensor, at_step_ends: bool) -> None:
@@ -46,7 +47,10 @@ class RowOutputRecorder:
         self._flat_idx = [problem.all_rows()]
 
     def find_in_step(self, step: RowStep, t: Tensor, at_end: Tensor) -> StepOutputs | None:
-        """The outputs of a step that ended at t [b]; rows ``at_end`` [b] have reached their last time."""
+        """Return the outputs in a step that ended at t [b]; None if there are none.
+
+        at_end: [b] whether each row has reached its last time.
+        """
         if self._num_times == 2:
             if not bool(at_end.any()):
                 return None
@@ -75,17 +79,17 @@ class RowOutputRecorder:
         return StepOutputs(idx, thetas, ends, flat_idx)
 
     def add(self, states: Tensor, flat_idx: Tensor) -> None:
-        """Store states [P, n] at their indices [P]."""
+        """Store states [P, n] with their indices [P]."""
         self._states.append(states)
         self._flat_idx.append(flat_idx)
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these indices."""
+        """Keep only the rows at the indices ``idx``."""
         parts = (self._ordered_times, self._direction, self._next_output)
         self._ordered_times, self._direction, self._next_output = (take_rows(x, idx) for x in parts)
 
     def collect(self) -> Tensor:
-        """The states [T, B, n], NaN where not reached."""
+        """Return the states [T, B, n]; NaN at times that a row did not reach."""
         found, num_rows = torch.cat(self._states), self._problem.num_rows
         empty = found.new_full((self._num_times * num_rows, found.shape[1]), float("nan"))
         full = put_rows(empty, torch.cat(self._flat_idx), found)
@@ -93,7 +97,7 @@ class RowOutputRecorder:
 
 
 def evaluate_outputs(stepper: RowStepper, step: RowStep, outputs: StepOutputs) -> Tensor:
-    """The states [P + E, n] of the outputs of a step."""
+    """Compute the states [P + E, n] at the outputs of a step."""
     parts = []
     if len(outputs.idx):
         distinct, inverse = torch.unique_consecutive(outputs.idx, return_inverse=True)

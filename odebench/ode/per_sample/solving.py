@@ -1,4 +1,4 @@
-"""Solves a problem with per-sample stepping."""
+"""Solve a problem with per-sample stepping."""
 
 from collections import Counter
 from typing import Any
@@ -21,7 +21,7 @@ SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflo
 
 
 def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) -> Solution:
-    """Solve all rows, each with its own steps, by one plan."""
+    """Solve all rows by one plan, each row with its own steps."""
     if transform_active():
         _check_transforms(problem, gradient.name)
     detector = RowEventDetector.from_argument(event, problem)
@@ -47,7 +47,7 @@ def solve_rows(problem: RowProblem, plan: SolvePlan, gradient: Any, event: Any) 
 
 
 def _check_transforms(problem: RowProblem, mode: str) -> None:
-    """Raise ValueError for what does not support ``torch.func`` or forward-mode differentiation."""
+    """Raise ValueError if the solve does not support ``torch.func`` or forward-mode differentiation."""
     check_mode_under_transform(mode)
     with torch.no_grad():
         # Evaluate f once more: it may capture a batched tensor in its closure.
@@ -57,7 +57,7 @@ def _check_transforms(problem: RowProblem, mode: str) -> None:
 
 
 def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
-    """The outcome of the first row that has the worst status."""
+    """Return the outcome of the first row that has the worst status."""
     outcomes, problem = loop.outcomes, loop.problem
     numbers = Counter(outcomes.status)
     worst = max(numbers, key=SEVERITY.index, default=Status.success)
@@ -83,7 +83,10 @@ def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
 
 
 def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
-    """(t_i - t_i.detach()) f(t_i, y) [b, n] of these rows: zero, with the derivative f with respect to t_i."""
+    """Return (t_i - t_i.detach()) f(t_i, y) [b, n] for these rows.
+
+    The value is zero, and the derivative with respect to t_i is f.
+    """
     with torch.no_grad():
         # Detach: under no_grad, f cannot differentiate with respect to a view of a tensor that requires grad.
         f = problem(problem.on_device(take_rows(problem.times[i], rows)), y.detach(), rows)
@@ -92,7 +95,7 @@ def _time_shift(problem: RowProblem, i: int, y: Tensor, rows: Tensor) -> Tensor:
 
 
 def _with_time_gradient(problem: RowProblem, states: Tensor) -> Tensor:
-    """The states, differentiable with respect to the times that were reached."""
+    """Make the states differentiable with respect to the times that were reached."""
     shifted = [problem.y0]
     for i in range(1, states.shape[0]):
         rows = (~states[i].detach().isnan().any(1)).nonzero().squeeze(1).cpu()

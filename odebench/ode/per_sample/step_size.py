@@ -1,7 +1,7 @@
-"""Step sizes of each row: adaptive or fixed.
+"""The adaptive or fixed step sizes of each row.
 
-The rules are those of ``odebench.ode.control``. The numbers of all rows are float64 on the host, so that each step
-synchronises with the device once, for its errors.
+The rules are those of ``odebench.ode.control``. Times, step sizes and errors of all rows are float64 on the host. Each
+step therefore synchronises with the device once, to read its errors.
 """
 
 import math
@@ -21,7 +21,9 @@ from odebench.ode.solution import Status
 class RowStepSizes(Protocol):
     """The step sizes of the active rows.
 
-    h: [b] the next step, signed; it ends at ``t_next``, which is the row's last time where ``last``.
+    h: [b] the signed size of the next step.
+    t_next: [b] the time at which it ends.
+    last: [b] whether this is the last time of the row.
     error_ratio: [b] the error of the last attempt in units of the tolerance.
     """
 
@@ -31,22 +33,28 @@ class RowStepSizes(Protocol):
     error_ratio: Tensor
 
     def choose(self, t: Tensor) -> Tensor | None:
-        """Choose the next step at t [b]. Returns which rows [b] have none, or None if all have one."""
+        """Choose the next step of each row from t [b].
+
+        Returns None if every row has a next step; otherwise [b], True for rows whose step would be too small.
+        """
 
     def accept_or_reject(self, stepper: RowStepper, step: RowStep) -> Tensor:
-        """The rows [b] whose attempt is accepted."""
+        """Return whether each row accepts its attempt, [b]."""
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these indices."""
+        """Keep only the rows at the indices ``idx``."""
 
     def failure_statuses(self, attempted: bool) -> list[Status]:
-        """The status of each row if it has no next step, or no first one if none was ``attempted``."""
+        """Return, for each row, the status to give it if it has no next step.
+
+        attempted: whether any step was attempted already.
+        """
 
 
 class AdaptiveStepSizes:
     """Steps as large as the tolerance allows, chosen for each row separately.
 
-    proposal: [b] the size that the controller proposes.
+    proposal: [b] the step sizes that the controller proposes.
     """
 
     def __init__(self, problem: RowProblem, plan: SolvePlan) -> None:
@@ -90,13 +98,13 @@ class AdaptiveStepSizes:
         if self._min_step > 0:
             accepted |= (self._step <= self._min_step) & (self.error_ratio < math.inf)
         proposal = self._propose(accepted)
-        # A step shortened to reach the end must not reduce the proposed size.
+        # A step that was shortened to reach the end must not reduce the proposed size.
         shortened = accepted & (self._step < self.proposal)
         self.proposal = torch.where(shortened, torch.maximum(proposal, self.proposal), proposal)
         return accepted
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these indices."""
+        """Keep only the rows at the indices ``idx``."""
         parts = (self._end, self._direction, self._smallest, self.proposal, self.error_ratio)
         self._end, self._direction, self._smallest, self.proposal, self.error_ratio = (take_rows(x, idx) for x in parts)
         self._past_ratios = self._past_ratios.index_select(1, idx)
@@ -104,12 +112,15 @@ class AdaptiveStepSizes:
         self._tolerance = Tolerance(*(x if isinstance(x, float) else take_rows(x, idx) for x in tolerances))
 
     def failure_statuses(self, attempted: bool) -> list[Status]:
-        """Non-finite where the last error, or that of the search for a first step, was infinite or NaN."""
+        """Return non_finite for rows whose last error was infinite or NaN, and step_underflow for the others.
+
+        Before the first step, only the rows whose error was set to infinity by ``search_first_step`` are non_finite.
+        """
         non_finite = ~(self.error_ratio < math.inf) if attempted else self.error_ratio == math.inf
         return [Status.non_finite if x else Status.step_underflow for x in non_finite.tolist()]
 
     def _propose(self, accepted: Tensor) -> Tensor:
-        """The next step sizes [b], and the errors that they depend on."""
+        """Return the next step sizes [b]; with PI and PID control, store the errors that later steps need."""
         ratio, controller = self.error_ratio, self._controller
         factors = step_factors(controller, self._order, ratio, accepted, self._past_ratios.unbind())
         if controller.proportional or controller.derivative:
@@ -118,8 +129,10 @@ class AdaptiveStepSizes:
         return factors.mul_(self._step)
 
     def search_first_step(self, problem: RowProblem, rows: Tensor, t: Tensor, y: Tensor, f: Tensor) -> None:
-        """Propose the first step of these rows [b] from f = f(t, y), as ``control.first_step`` does; zero where
-        there is none, with an infinite error where y or f is not finite."""
+        """Propose the first step of these rows [b] as ``control.first_step`` does; f: the value f(t, y).
+
+        If a row has no first step, the proposal is 0. If y or f is not finite, the error of the row is set to infinity.
+        """
         with torch.no_grad():
             scale = self._tolerance.scale(y.abs())
             d0, d1 = row_rms(y / scale), row_rms(f / scale)
@@ -167,7 +180,7 @@ class FixedStepSizes:
         return torch.ones(len(step.rows), dtype=torch.bool)
 
     def select(self, idx: Tensor) -> None:
-        """Keep only the rows at these indices."""
+        """Keep only the rows at the indices ``idx``."""
         parts = (self._grid, self._count, self.error_ratio)
         self._grid, self._count, self.error_ratio = (take_rows(x, idx) for x in parts)
 

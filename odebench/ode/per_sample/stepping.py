@@ -13,11 +13,11 @@ from odebench.ode.per_sample.problem import take_rows
 from odebench.ode.transfer import constant
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""f(t [b], y [b, n], rows [b]) -> [b, n]."""
+"""The field: a function (t [b], y [b, n], rows [b]) -> dy/dt [b, n]."""
 
 
 class RowStageBuffer(StageBuffer):
-    """A ``StageBuffer`` of h k_i, the stages of b rows times their step sizes, each flattened to [b n]."""
+    """A ``StageBuffer`` that stores h k_i, the stages of b rows times their step sizes, each flattened to [b n]."""
 
     def __init__(self, count: int, y: Tensor) -> None:
         super().__init__(count, y)
@@ -29,20 +29,20 @@ class RowStageBuffer(StageBuffer):
         torch.mul(k, h, out=self._shaped_rows[i])
 
     def combine(self, y: Tensor, weights: tuple[float, ...], h: float) -> Tensor:
-        """``StageBuffer.combine`` of y [b, n]."""
+        """Return y + sum_i weights_i (h_b k_i), [b, n]; h: 1, since the stages include each row's step size h_b."""
         rows, vector, _ = self._products.get(id(weights)) or self._product(weights)
         return torch.addmv(y.view(-1), rows, vector, alpha=h).view(self.shape)
 
 
 class RowStageList(StageList):
-    """A ``StageList`` of h k_i [b, n], the stages of b rows times their step sizes."""
+    """A ``StageList`` that stores h k_i [b, n], the stages of b rows times their step sizes."""
 
     def store(self, i: int, k: Tensor, h: Tensor) -> None:
         """Store h k as stage i; k [b, n], h [b, 1]."""
         self.set(i, k * h)
 
     def scatter(self, y: Tensor, idx: Tensor) -> None:
-        """Extend the stages of the rows ``idx`` [b] to all rows of y, by zeros."""
+        """Extend the stages from the rows ``idx`` [b] to all rows of y; the stages of other rows are 0."""
         self._stages = {i: torch.zeros_like(y).index_copy(0, idx, stage) for i, stage in self._stages.items()}
 
 
@@ -50,10 +50,11 @@ class RowStageList(StageList):
 class RowStep:
     """An attempted step of b rows.
 
-    rows: [b] their numbers; t, h: [b] times and signed sizes, in float64; all on the host.
-    y, y_next: [b, n] the states at both ends.
-    f_next: [b, n] f at the end of the step, if the method evaluates it.
-    f_next_of_some: the indices of some rows and f at the end of their step, if an interpolant needed it.
+    rows: [b] the numbers of the rows, on the host.
+    t, h: [b] their times and signed step sizes, float64 on the host.
+    y, y_next: [b, n] the states at both ends of the step.
+    f_next: [b, n] f at the end of the step; None if the method does not evaluate it.
+    f_next_of_some: the indices of some rows, and f at the end of their step; None if no interpolant has evaluated it.
     """
 
     rows: Tensor
@@ -67,7 +68,7 @@ class RowStep:
 
 
 class RowStepper:
-    """Steps of a ``Tableau``, differentiable if ``with_graph``."""
+    """Take the steps of a ``Tableau`` for many rows; with_graph: whether the steps are differentiable."""
 
     def __init__(
         self, method: Tableau, field: Field, y: Tensor, on_device: Callable[[Tensor], Tensor], with_graph: bool
@@ -80,8 +81,10 @@ class RowStepper:
         self._buffer: RowStageBuffer | None = None
 
     def attempt(self, rows: Tensor, t: Tensor, h: Tensor, y: Tensor, k: Tensor, need_f_next: bool = True) -> RowStep:
-        """One step from y [b, n] with first stage k = f(t, y); ``need_f_next=False`` omits the last one of an FSAL
-        method."""
+        """Attempt one step from y [b, n], with the first stage k = f(t, y).
+
+        need_f_next: False omits the last stage of an FSAL method.
+        """
         method, last = self.method, self.method.stages - 1
         stages, size = self._stages_for(y), self._on_device(h).unsqueeze(1)
         stage_times = self._stage_times(t, h, self._c[: last + 1])
@@ -96,12 +99,15 @@ class RowStepper:
         return RowStep(rows, t, h, y, y_next, stages, k.clone() if self.fsal and need_f_next else None)
 
     def error(self, step: RowStep) -> Tensor:
-        """The difference to the embedded method [b, n]."""
+        """Return the difference [b, n] between the result and that of the embedded method."""
         assert self.method.error is not None
         return step.stages.error(self.method.error, 1.0).view(step.y.shape)
 
     def repeat_for(self, step: RowStep, idx: Tensor, k: Tensor) -> RowStep:
-        """Repeat a step for the rows at these indices only, so that its graph has no others; those keep their y."""
+        """Repeat a step for the rows at the indices ``idx`` only, so that its graph contains no other rows.
+
+        The other rows keep their states y.
+        """
         rows, t, h, y, k_of_rows = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y, k))
         repeated = self.attempt(rows, t, h, y, k_of_rows)
         idx = idx.to(step.y.device, non_blocking=True)
@@ -112,9 +118,10 @@ class RowStepper:
         return RowStep(step.rows, step.t, step.h, step.y, y_next, repeated.stages, f_next)
 
     def interpolant(self, step: RowStep, idx: Tensor) -> Tensor:
-        """Coefficients [q, b', n] of y(t + theta h) = y + sum_j theta^j coefficients_j for the rows at these indices.
+        """Return the coefficients [q, b', n] of the interpolant for the rows at the indices ``idx`` [b'].
 
-        Evaluates the extra stages of the interpolant; cubic Hermite where the method has none.
+        The interpolant is y(t + theta h) = y + sum_j theta^j coefficients_j. Its extra stages are evaluated here. If
+        the method has no dense output, it is a cubic Hermite interpolant.
         """
         method = self.method
         rows, t, h, y = (take_rows(x, idx) for x in (step.rows, step.t, step.h, step.y))
@@ -149,8 +156,11 @@ class RowStepper:
 
 
 def interpolate(coefficients: Tensor, y: Tensor, idx: Tensor, thetas: Tensor) -> Tensor:
-    """The states [P, n] inside a step at thetas_p, of the rows at idx_p of y [b, n] and ``RowStepper.interpolant``
-    [q, b, n]."""
+    """Compute P states [P, n] inside a step.
+
+    coefficients: the interpolant [q, b, n] from ``RowStepper.interpolant``. y: the states [b, n] at the start.
+    idx, thetas: [P] the row of each state, and its position in the step.
+    """
     powers = thetas.to(y.device, y.real.dtype, non_blocking=True).unsqueeze(0).expand(len(coefficients), -1).cumprod(0)
     terms = coefficients.index_select(1, idx) * powers.unsqueeze(2)
     return y.index_select(0, idx) + terms.sum(0)
