@@ -25,18 +25,18 @@ STIFF = ("kvaerno5", "rodas4", "radau", "bdf", "lsoda")
 class BenchmarkCase:
     """An initial value problem to compare libraries on.
 
-    name, description: the name on the command line, and a line for the table.
-    field, state: make the vector field f(t, y) and the state at the first time.
-    times: output times.
-    tol: rtol and atol.
-    published: makes from ``field`` its authors' implementation, with the same parameters, if ours differs; the other
-        libraries solve that one.
+    name, description: the name on the command line, and one line for the table.
+    field, state: functions that make the vector field f(t, y), and the state at the first time.
+    times: the output times.
+    tol: the value of rtol and atol.
+    published: a function that makes the field's published implementation from ``field``, with the same parameters. The
+        other libraries solve that one. None if the published implementation is the same as ours.
     methods: the default methods; each library runs those that it has.
-    per_sample: each row may have its own step sizes.
-    reference_tol, reference: tolerance of the float64 reference solution, and how its gradient is computed: "backprop",
-        "adjoint" (constant memory), or "sensitivities" (SciPy's Radau on the variational equations, for small stiff
-        systems).
-    slow_libraries: libraries that need minutes for it, and run only if the user names them.
+    per_sample: whether each row (sample of the batch) may have its own step sizes.
+    reference_tol: the tolerance of the float64 reference solution.
+    reference: how the gradient of the reference is computed: "backprop", "adjoint" (constant memory), or
+        "sensitivities" (SciPy's Radau on the variational equations, for small stiff systems).
+    slow_libraries: libraries that need minutes for this case; they run only if the user names them.
     """
 
     name: str
@@ -97,7 +97,7 @@ def like_state(state: State, leaves: list[Tensor]) -> State:
 
 
 def loss(states: State) -> Tensor:
-    """The loss that is differentiated: the mean square of each tensor of the states [T, ...] after the first time."""
+    """The loss whose gradient is computed: the sum of the mean squares of the state's tensors after the first time."""
     return torch.stack([leaf[1:].square().mean() for leaf in leaves_of(states)]).sum()
 
 
@@ -106,7 +106,7 @@ def _evenly_spaced(end: float, num: int) -> tuple[float, ...]:
 
 
 def _oscillators(num: int) -> Tensor:
-    """Rows (x, v, mu), mu from 0.1 to 30."""
+    """Initial states (x, v, mu) of the oscillators, one row each, with mu from 0.1 to 30."""
     start = torch.tensor([2.0, 0.0]).expand(num, 2)
     return torch.cat([start, torch.logspace(-1, 1.477, num).unsqueeze(1)], dim=1)
 

@@ -1,4 +1,9 @@
-"""Runs every library, mode and variant on every benchmark case, and collects what is measured."""
+"""Run every library, mode and variant on every benchmark case, and collect the measurements.
+
+A mode is what is computed: "forward", only the solution, or a way to compute its gradient, such as "adjoint". The modes
+of a family compute the same, so that their times can be compared. A variant is another way to run a library, such as
+"compiled".
+"""
 
 import contextlib
 import dataclasses
@@ -26,10 +31,10 @@ ProgressCallback = Callable[[str], None]
 class BenchmarkPlan:
     """The measurements to make.
 
-    modes, libraries: in the order of the table.
-    methods, tols: None uses those of each case.
+    modes, libraries: those to run, in the order of the table.
+    methods, tols: those to use; None uses those of each case.
     named: whether the user named the libraries.
-    limit_s: time for the timed runs of one library, method, mode and variant.
+    limit_s: the time limit for the timed runs of one library, method, mode and variant.
     """
 
     cases: tuple[BenchmarkCase, ...]
@@ -45,7 +50,10 @@ class BenchmarkPlan:
 
 @dataclass
 class BenchmarkResults:
-    """One row per library, method, mode and variant, and a line for each that was left out, with the reason."""
+    """The results: one row per library, method, mode and variant.
+
+    left_out: a line for each that was not measured, with the reason.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -53,7 +61,7 @@ class BenchmarkResults:
 
 @dataclass(frozen=True)
 class _CaseContext:
-    """A problem, its reference solution, the process that runs diffrax, and what all cases share."""
+    """A problem, its reference solution and the process that runs diffrax, with what all cases share."""
 
     problem: CaseProblem
     reference: ReferenceSolution
@@ -66,7 +74,10 @@ class _CaseContext:
 def measure_all(
     plan: BenchmarkPlan, results: BenchmarkResults, on_progress: ProgressCallback
 ) -> Iterator[BenchmarkCase]:
-    """Measure into ``results`` and yield each case when it is done; ``on_progress`` gets a line before each task."""
+    """Measure all cases, add their rows to ``results``, and yield each case when it is done.
+
+    on_progress: called with a line of text before each task.
+    """
     missing = [name for name in plan.libraries if installed_version(name) is None]
     results.left_out += [f"{name}: not installed" for name in missing]
     for case in plan.cases:
@@ -95,7 +106,7 @@ def measure_all(
 def _library_configs(
     plan: BenchmarkPlan, case: BenchmarkCase, names: Sequence[str], modes: Sequence[str]
 ) -> Iterator[LibraryConfig]:
-    """Yield each named library, in each of its variants, that solves the case in one of the modes."""
+    """Yield a configuration for each library, variant, method and mode that can solve the case."""
     for name in names:
         library = LIBRARIES[name]
         variants = [*library.variants]
@@ -114,7 +125,10 @@ def _library_configs(
 
 
 def _measure_family(context: _CaseContext, family: str, tol: float, configs: list[LibraryConfig]) -> None:
-    """Add the rows of one family of modes; the libraries run in turns, so that their times can be compared."""
+    """Measure one family of modes, and add its rows to the results.
+
+    The libraries run in turns, so that their times can be compared.
+    """
     case = context.problem.case.name
     runs: list[PreparedRun] = []
     for config in configs:
@@ -144,7 +158,7 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
-    """The implementation of the vector field that the library solves."""
+    """The name of the implementation of the vector field that the library solves."""
     if config.library == "diffrax":
         return "diffrax"
     if config.variant == "compiled":
@@ -169,7 +183,7 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
                 if name == "ours compiled":
                     vector_field = torch.compile(vector_field, dynamic=False)
                 timers[f"{name} {kind}"] = make_timer(vector_field)
-            except torch._dynamo.exc.TorchDynamoException:  # no compiler: the steps were not compiled either
+            except torch._dynamo.exc.TorchDynamoException:  # without a compiler the steps were not compiled either
                 timers[f"{name} {kind}"] = make_timer(fields[name])
     return timers
 
@@ -177,7 +191,7 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
 def _row(
     context: _CaseContext, family: str, tol: float, run: PreparedRun, seconds: list[float], field_s: float
 ) -> dict[str, Any]:
-    """One row of results.csv."""
+    """Make one row of results.csv. seconds: the times of all runs; field_s: the time of the field alone."""
     problem, reference, output = context.problem, context.reference, run.output
     num_parameters = len(problem.parameters)
     errors: list[float | None] = [None, None]

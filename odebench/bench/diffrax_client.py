@@ -13,9 +13,9 @@ from odebench.bench.cases import CaseProblem, leaves_of
 
 
 class DiffraxClient:
-    """A process that solves one problem by diffrax, with as many threads as torch has here.
+    """A process that solves one problem with diffrax, using as many threads as torch does in this process.
 
-    Raises RuntimeError, with the message of the process, if it fails.
+    Raises RuntimeError, with the other process' message, if it fails.
     """
 
     def __init__(self, problem: CaseProblem) -> None:
@@ -38,18 +38,18 @@ class DiffraxClient:
         self._connection.close()
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
-        """Compile and run one solve: its index, states and gradients as tensors, evaluations and steps."""
+        """Compile and run one solve. Returns its index, its states and gradients as tensors, its NFE and steps."""
         reply = self._request("prepare", mode, method, tol)
         for name in ("states", "gradients"):
             reply[name] = [torch.tensor(array) for array in reply[name]] or None
         return reply
 
     def seconds(self, index: int) -> float:
-        """Run a prepared solve once; the time until its result is ready, measured in the other process."""
+        """Run a prepared solve once. Returns the time until its result is ready, measured in the other process."""
         return self._request("run", index)
 
     def field_seconds(self, gradient: bool) -> float:
-        """Time of one evaluation of the field alone, with or without its vector-Jacobian product."""
+        """The time of one evaluation of the field alone, with its vector-Jacobian product if ``gradient``."""
         return self._request("evaluate", gradient)
 
     def _request(self, *message: Any) -> Any:

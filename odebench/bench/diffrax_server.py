@@ -1,4 +1,4 @@
-"""Diffrax solves in a separate process, for ``diffrax_client``. Imports no torch."""
+"""The process of ``diffrax_client``, which solves with diffrax. It imports no torch."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ FIELD_CALLS = 10
 
 
 def serve(connection: Connection, threads: int, case: str, *arrays: Any) -> None:
-    """Reply to messages (name of a method of `DiffraxServer`, its arguments) until the connection is closed.
+    """Reply to messages until the connection is closed. A message is a method of `DiffraxServer`, and its arguments.
 
-    Sends an error as a RuntimeError of one line, since JAX's exceptions cannot always be pickled.
+    Errors are sent as a RuntimeError of one line, since JAX's exceptions cannot always be pickled.
     arrays: parameters, state and times, as `DiffraxServer` takes them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C and ends this one
@@ -37,7 +37,7 @@ def serve(connection: Connection, threads: int, case: str, *arrays: Any) -> None
 
 
 class DiffraxServer:
-    """One problem, and the solves compiled for it. parameters, state: the arrays of their tensors; times: [T]."""
+    """One problem, and the solves compiled for it. parameters, state: their tensors as arrays; times: [T]."""
 
     def __init__(
         self, field: Callable[..., Any], parameters: list[np.ndarray], state: list[np.ndarray], times: np.ndarray
@@ -74,15 +74,15 @@ class DiffraxServer:
         }
 
     def run(self, index: int) -> float:
-        """The seconds of one run."""
+        """Run a prepared solve once. Returns the seconds."""
         started = time.perf_counter()
         self._solves[index]()
         return time.perf_counter() - started
 
     def evaluate(self, gradient: bool) -> float:
-        """The seconds of one evaluation, with its vector-Jacobian product if ``gradient``.
+        """Measure the seconds of one evaluation of the field, with its vector-Jacobian product if ``gradient``.
 
-        The mean over a loop inside one compiled function, as in a solve.
+        This is the mean over a loop inside one compiled function, as in a solve.
         """
         import jax
 
@@ -104,7 +104,10 @@ class DiffraxServer:
         return (time.perf_counter() - started) / FIELD_CALLS
 
     def _function(self, mode: str, method: str, tol: float, field: Callable[..., Any]) -> Callable[..., Any]:
-        """(parameters, state) -> ((states, statistics), gradients of the loss, none in mode forward)."""
+        """Make the function (parameters, state) -> ((states, statistics), gradients of the loss).
+
+        In mode "forward" there are no gradients.
+        """
         import diffrax
         import jax
         import jax.numpy as jnp
@@ -141,7 +144,7 @@ class DiffraxServer:
         return with_gradients if mode != "forward" else lambda *inputs: (solve(*inputs), ())
 
     def _count(self, mode: str, method: str, tol: float) -> int:
-        """Evaluations of a solve, counted by a callback to the host."""
+        """Count the evaluations in a solve, by a callback to the host."""
         import jax
 
         if (mode, method, tol) in self._counts:

@@ -1,4 +1,4 @@
-"""The vector fields of the cases. The time is a scalar, or [B] with per-sample steps."""
+"""The vector fields of the benchmark cases. The time is a scalar, or [B] with per-sample steps."""
 
 import math
 
@@ -10,9 +10,9 @@ from odebench.models.convolution import ConvField
 
 
 class Spiral(nn.Module):
-    """y^3 through one hidden layer of 50 units (torchdiffeq, examples/ode_demo.py).
+    """A network with one hidden layer of 50 units, applied to y^3 (torchdiffeq, examples/ode_demo.py).
 
-    Initialised near dy/dt = A y^3, the spiral that the example trains it on. y: [B, 2].
+    The example trains it on the spiral dy/dt = A y^3; its initial weights here are close to that. y: [B, 2].
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Spiral(nn.Module):
 
 
 class PublishedConvField(nn.Module):
-    """ConvField as in torchdiffeq's examples/odenet_mnist.py: the time is concatenated as a channel."""
+    """A ``ConvField`` written as in torchdiffeq's examples/odenet_mnist.py: the time is concatenated as a channel."""
 
     def __init__(self, field: ConvField) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ def _concat_conv(conv: nn.Conv2d, t: Tensor, x: Tensor) -> Tensor:
 
 
 class HypernetworkFlow(nn.Module):
-    """dz/dt = mean over 64 units of U tanh(W z + B), with U, W, B made from t by a network.
+    """A flow with dz/dt = mean over 64 units of U tanh(W z + B); a network computes U, W and B from t.
 
-    State: z [B, 2] and log-density change [B, 1]; the trace of the Jacobian is exact, in closed form (torchdiffeq,
-    examples/cnf.py, computes it by autograd).
+    The state is z [B, 2] and the change of the log-density [B, 1]. The trace of the Jacobian is exact and in closed
+    form; torchdiffeq's examples/cnf.py computes it by autograd.
     """
 
     width, hidden = 64, 32
@@ -67,20 +67,20 @@ class HypernetworkFlow(nn.Module):
         self.fc3 = nn.Linear(self.hidden, 7 * self.width)
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(dz/dt, -trace of its Jacobian)."""
+        """Return dz/dt and minus the trace of its Jacobian."""
         z, _ = state
         weights = self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(t.reshape(1))))))
         w, u, gate, b = weights.split((2 * self.width, 2 * self.width, 2 * self.width, self.width))
         w, u = w.view(2, self.width), (u * torch.sigmoid(gate)).view(self.width, 2) / self.width
         h = torch.tanh(torch.addmm(b, z, w))
-        # d tanh = 1 - tanh^2, and unit i adds w_i . u_i of it to the trace.
+        # The derivative of tanh is 1 - tanh^2; unit i adds w_i . u_i times this to the trace.
         return h @ u, (h * h - 1) @ (w.t() * u).sum(1, keepdim=True)
 
 
 class Robertson(nn.Module):
-    """Three reactions with rates 0.04, 3e7, 1e4 (Robertson 1966), in y1, 1e4 y2, y3, which have similar sizes.
+    """Three reactions with rates 0.04, 3e7 and 1e4 (Robertson 1966).
 
-    The parameters are the logarithms of the rates.
+    The state is (y1, 1e4 y2, y3), whose components have similar sizes. The parameters are the logarithms of the rates.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Robertson(nn.Module):
 
 
 class VanDerPol(nn.Module):
-    """x'' = mu (1 - x^2) x' - x; y: [2]. The parameter is log mu."""
+    """Van der Pol's oscillator x'' = mu (1 - x^2) x' - x. y: (x, x'), [2]. The parameter is log mu."""
 
     def __init__(self, mu: float) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class VanDerPol(nn.Module):
 
 
 class Oscillators(nn.Module):
-    """Rows (x, v, mu) of van der Pol oscillators; mu is part of the state, so that any subset of rows can be solved."""
+    """Van der Pol oscillators, one per row (x, v, mu). As mu is part of the state, any subset of rows can be solved."""
 
     def __init__(self) -> None:
         super().__init__()

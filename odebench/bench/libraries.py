@@ -1,7 +1,8 @@
-"""The solver libraries, with one adapter each that turns a request into a function that solves it.
+"""The solver libraries. For each there is an adapter, which turns a request into a function that solves it.
 
-All solve with the same tensors, tolerances, error norm (root mean square over the whole state), integral control with
-safety 0.9 and factors from 0.2 to 10, and an automatic first step, as far as the library has these options.
+All solve with the same tensors and tolerances. As far as a library has these options, the error norm is the root mean
+square over the whole state, step control is integral with safety 0.9 and factors from 0.2 to 10, and the first step is
+automatic.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ from odebench.ode.gradients import GRADIENTS
 from odebench.ode.methods import METHODS
 
 FORWARD = "forward"
-# Modes that compute the same, so that their times can be compared.
+# Family -> modes. The modes of a family compute the same, so that their times can be compared.
 MODE_FAMILIES = {
     "forward": (FORWARD,),
     "exact gradient": ("backprop", "checkpoint", "reversible"),
@@ -30,7 +31,7 @@ MODES = tuple(mode for modes in MODE_FAMILIES.values() for mode in modes)
 
 
 class StepCounts(NamedTuple):
-    """Steps of a forward solve; with per-sample stepping the sum over the rows."""
+    """The numbers of steps of a forward solve; with per-sample stepping the sums over the rows."""
 
     accepted: int
     rejected: int
@@ -40,7 +41,7 @@ class StepCounts(NamedTuple):
 class SolveRequest:
     """One initial value problem, and how to solve it.
 
-    field: f(t, y). times: [T]. variant: a variant of the library, "" is its default.
+    field: f(t, y). times: [T]. mode: one of ``MODES``. variant: a variant of the library; "" is the default.
     """
 
     field: nn.Module
@@ -53,8 +54,8 @@ class SolveRequest:
     atol: float
 
 
-# From the state at the first time to the states at all times, each tensor [T, *its shape], and the number of steps if
-# the library reports it. Records the graph if autograd is on.
+# A function that takes the state at the first time and returns the states at all times, each tensor [T, *its shape],
+# and the numbers of steps if the library reports them. It records the graph if autograd is on.
 SolveFunction = Callable[[State], tuple[State, StepCounts | None]]
 
 
@@ -62,10 +63,10 @@ SolveFunction = Callable[[State], tuple[State, StepCounts | None]]
 class Library:
     """One solver library.
 
-    modes: the modes that it has.
+    modes: the modes that the library supports.
     methods: our name of a method -> the library's name.
-    make_solve: makes the SolveFunction of a request; None for a library that runs in a separate process.
-    variants: further ways to run it, as (variant, mode), with mode "" for all modes.
+    make_solve: makes the SolveFunction for a request; None for a library that runs in a separate process.
+    variants: further ways to run the library, as pairs (variant, mode); the mode "" means all modes.
     torch_memory: whether peak memory and operations can be measured in torch.
     """
 
@@ -77,7 +78,7 @@ class Library:
 
 
 def solve_with_odebench(request: SolveRequest) -> SolveFunction:
-    """``odebench.ode.solve``; variants "compiled" and "per_sample"."""
+    """Solve with ``odebench.ode.solve``; its variants are "compiled" and "per_sample"."""
 
     def solve(y0: State) -> tuple[State, StepCounts]:
         solution = ode.solve(
@@ -98,7 +99,7 @@ def solve_with_odebench(request: SolveRequest) -> SolveFunction:
 
 
 def solve_with_torchdiffeq(request: SolveRequest) -> SolveFunction:
-    """``odeint`` and ``odeint_adjoint``; variant "seminorm" leaves the parameters out of the adjoint's error."""
+    """Solve with ``odeint`` or ``odeint_adjoint``; variant "seminorm" omits the parameters from the adjoint's error."""
     import torchdiffeq
 
     num_elements = sum(leaf.numel() for leaf in leaves_of(request.state))
@@ -108,7 +109,7 @@ def solve_with_torchdiffeq(request: SolveRequest) -> SolveFunction:
 
     options: dict[str, Any] = {"method": request.method, "rtol": request.rtol, "atol": request.atol}
     if isinstance(request.state, tuple):
-        options["options"] = {"norm": joint_norm}  # by default the largest of the tensors' own norms
+        options["options"] = {"norm": joint_norm}  # the default is the largest norm of one tensor
     if request.mode != "adjoint":
         return lambda y0: (torchdiffeq.odeint(request.field, y0, request.times, **options), None)
     if request.variant == "seminorm":
@@ -117,7 +118,7 @@ def solve_with_torchdiffeq(request: SolveRequest) -> SolveFunction:
 
 
 class FlatField(nn.Module):
-    """A field of one flat state: f(t, y [N]), or with ``rows`` f(t [1], y [1, N]), which torchode requires."""
+    """A field with a flat state: f(t, y [N]); with ``rows`` it is f(t [1], y [1, N]), which torchode requires."""
 
     def __init__(self, request: SolveRequest, rows: bool = False) -> None:
         super().__init__()
@@ -128,26 +129,26 @@ class FlatField(nn.Module):
         self._rows = rows
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """dy/dt, of y's shape."""
+        """Return dy/dt, with the shape of y."""
         return self.flatten(self.field(t.reshape(()), self.unflatten(y.reshape(-1))))
 
     def flatten(self, state: State) -> Tensor:
-        """[N], or [1, N] with rows."""
+        """Flatten a state to [N], or to [1, N] with ``rows``."""
         flat = torch.cat([leaf.reshape(-1) for leaf in leaves_of(state)])
         return flat.unsqueeze(0) if self._rows else flat
 
     def unflatten(self, y: Tensor) -> State:
-        """The state from y [*batch, N]."""
+        """Convert y [*batch, N] back to a state."""
         parts = y.split(self._sizes, dim=-1)
         leaves = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return like_state(self._state, leaves)
 
 
 def solve_with_torchode(request: SolveRequest) -> SolveFunction:
-    """``AutoDiffAdjoint`` and ``JointBacksolveAdjoint``; torchode has only per-sample steps.
+    """Solve with torchode's ``AutoDiffAdjoint`` or ``JointBacksolveAdjoint``.
 
-    By default the whole batch is one row, so that all libraries use the same norm; variant "per_sample" has one row per
-    sample.
+    torchode has only per-sample steps. By default the whole batch is one row, so that all libraries use the same norm;
+    variant "per_sample" has one row per sample.
     """
     import torchode
 
@@ -172,7 +173,7 @@ def solve_with_torchode(request: SolveRequest) -> SolveFunction:
 
 
 def solve_with_torchdyn(request: SolveRequest) -> SolveFunction:
-    """``torchdyn.numerics.odeint``, and ``ODEProblem`` for the adjoint."""
+    """Solve with ``torchdyn.numerics.odeint``, or with ``ODEProblem`` for the adjoint."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchdyn.core import ODEProblem
@@ -191,7 +192,7 @@ def solve_with_torchdyn(request: SolveRequest) -> SolveFunction:
 
 
 def solve_with_scipy(request: SolveRequest) -> SolveFunction:
-    """``scipy.integrate.solve_ivp``: no gradient; float64 except for f."""
+    """Solve with ``scipy.integrate.solve_ivp``, without gradient. It uses float64; only f keeps its own dtype."""
     from scipy.integrate import solve_ivp
 
     flat = FlatField(request)

@@ -1,6 +1,6 @@
-"""Count evaluations of the field and tensor operations outside of it, and time several functions in turns.
+"""Count evaluations of the field and tensor operations outside the field, and time several functions in turns.
 
-``odebench.record.profiling`` measures memory. Counting and timing are separate runs, since counting slows a run down.
+``odebench.record.profiling`` measures memory. Counting and timing use separate runs, since counting makes a run slower.
 """
 
 import gc
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from odebench.bench.cases import leaves_of, like_state
 
 _aten = torch.ops.aten
-# Operations whose result the host must wait for.
+# Operations for whose result the host must wait.
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten.masked_select}
 
 
@@ -25,10 +25,10 @@ class TooManyEvaluations(RuntimeError):
 
 
 class CountingField(nn.Module):
-    """A vector field that counts its evaluations and their rows.
+    """A vector field that counts its evaluations and the rows in them.
 
-    limit: of the number of calls; beyond it, TooManyEvaluations is raised. ``is_evaluating`` is True during a call.
-    torchdiffeq reports accepted and rejected steps by the two callbacks.
+    limit: the largest number of calls; the next one raises TooManyEvaluations. ``is_evaluating`` is True during a call.
+    torchdiffeq calls the two callbacks for each accepted and each rejected step.
     """
 
     def __init__(self, vector_field: nn.Module, limit: float = math.inf) -> None:
@@ -37,11 +37,11 @@ class CountingField(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Start from zero."""
+        """Set all counts to zero."""
         self.calls = self.rows = self.accepted = self.rejected = 0
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """f(t, y)."""
+        """Evaluate f(t, y)."""
         if self.calls >= self.limit:
             raise TooManyEvaluations(f"more than {self.limit:,} evaluations")
         first = y[0] if isinstance(y, tuple) else y
@@ -63,7 +63,7 @@ class CountingField(nn.Module):
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts tensor operations outside the field, without views, and host synchronisations."""
+    """Counts tensor operations outside the field, except views, and synchronisations of the host."""
 
     def __init__(self, counted: CountingField) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class OperationCounter(TorchDispatchMode):
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operation returns a view of its input, and so computes nothing."""
+    """Whether an operation only returns a view of its input."""
     aliases = [result.alias_info for result in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
@@ -89,10 +89,11 @@ def is_view(func: Any) -> bool:
 def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s: float) -> dict[str, list[float]]:
     """Time several functions in rounds, so that a drift of the machine's speed affects all of them.
 
-    Returns the seconds of each run. The order rotates from round to round, so that no function always follows the same
-    one.
+    Returns name -> the seconds of each run. The order rotates from round to round, so that no function always follows
+    the same one.
 
-    timers: name -> runs once and returns its seconds; after three runs, one that has used ``limit_s`` is skipped.
+    timers: name -> function that runs once and returns its seconds. A function that has used ``limit_s`` is skipped
+    after its third run.
     """
     times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
@@ -113,7 +114,7 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s:
 
 
 def timed(run: Callable[[], Any]) -> Callable[[], float]:
-    """A function that runs once and returns the seconds it took, including freeing what ``run`` returns."""
+    """Make a function that calls ``run`` once and returns the seconds, including the time to free the result."""
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -125,15 +126,17 @@ def timed(run: Callable[[], Any]) -> Callable[[], float]:
 
 FIELD_TIMING_S, MAX_FIELD_CALLS = 5e-3, 50
 
-# How a field is timed alone: evaluations; evaluations, then one backward pass for all vector-Jacobian products, as in
-# backpropagation; each evaluation followed by its product, as in an adjoint solve.
+# How a field is timed alone: FIELD_ONLY: evaluations. VJPS_TOGETHER: evaluations, then one backward pass for all
+# vector-Jacobian products, as in backpropagation. VJP_EACH: each evaluation followed by its product, as in an adjoint
+# solve.
 FIELD_ONLY, VJPS_TOGETHER, VJP_EACH = "f", "f + products together", "f + product"
 
 
 def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Callable[[], float]:
-    """A function that times one evaluation of the field, alone or with the product for state and parameters.
+    """Make a function that times one evaluation of the field.
 
-    It returns the mean over some milliseconds of calls.
+    The function returns the mean over calls that take some milliseconds together. kind: FIELD_ONLY, or with the
+    vector-Jacobian products for state and parameters: VJPS_TOGETHER or VJP_EACH.
     """
     gradient = kind != FIELD_ONLY
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(state)]
@@ -160,12 +163,12 @@ def field_timer(vector_field: nn.Module, t: Tensor, state: Any, kind: str) -> Ca
 
 
 def field_seconds(times: Mapping[str, Sequence[float]], name: str, forward: float, backward: float) -> float:
-    """Lower bound of a run's time: its evaluations of f and vector-Jacobian products alone.
+    """A lower bound of a run's time: the time of its evaluations of f and vector-Jacobian products alone.
 
-    forward, backward: the numbers of evaluations. The backward ones are differentiated if there are any, else the
-    forward ones.
+    There is one product for each backward evaluation or, if there are none, for each forward evaluation. Products are
+    left out if they were not timed.
 
-    times: seconds, measured by `field_timer`, of each ``NAME KIND``; without products if f was not timed with them.
+    times: ``NAME KIND`` -> seconds measured by `field_timer`. name: NAME. forward, backward: numbers of evaluations.
     """
     together = times.get(f"{name} {VJPS_TOGETHER}")
     if together is not None and not backward:

@@ -1,4 +1,4 @@
-"""Prepare a library for timing: one run counts evaluations and steps, one measures memory."""
+"""Prepare a library for timing: one run counts evaluations and steps, another measures memory."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ MAX_EVALUATIONS = 50_000
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """A library, a method, a mode, and a variant of the library ("" is its default)."""
+    """A library, a method, a mode, and a variant of the library ("" is the default)."""
 
     library: str
     method: str
@@ -31,13 +31,16 @@ class LibraryConfig:
 
     @property
     def label(self) -> str:
-        """Library and variant."""
+        """The names of library and variant."""
         return f"{self.library} {self.variant}".rstrip()
 
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Results of one run: states, each tensor [T, *its shape]; gradients of the parameters, then of the state."""
+    """The results of one run.
+
+    states: each tensor [T, *its shape]. gradients: those for the parameters, then those for the initial state.
+    """
 
     states: list[Tensor]
     gradients: list[Tensor] | None
@@ -48,10 +51,10 @@ class RunOutput:
 class RunCosts:
     """Costs of one run besides time, named like the columns of results.csv; None if unknown.
 
-    rows_forward: rows of the batch over all evaluations of the forward solve.
-    peak_mib: peak memory of tensors.
-    operations_per_step, synchronisations_per_step: tensor operations and host synchronisations of the forward solve,
-        outside the field.
+    rows_forward: the number of rows evaluated in the forward solve, summed over evaluations.
+    peak_mib: the peak memory of tensors.
+    operations_per_step, synchronisations_per_step: tensor operations and synchronisations of the host in the forward
+        solve, outside the field.
     """
 
     nfe_forward: int
@@ -75,12 +78,15 @@ class PreparedRun:
 
 
 def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> PreparedRun:
-    """Count, measure memory and warm up. Raises what the library raises, and measure.TooManyEvaluations."""
+    """Count evaluations and steps, measure memory and warm up.
+
+    Raises what the library raises, or measure.TooManyEvaluations.
+    """
     library = LIBRARIES[config.library]
     vector_field = problem.field if config.library == "odebench" else problem.published
     run = functools.partial(_run, problem, config.mode, _make_solve(problem, config, vector_field, tol))
-    # Compiled code cannot be counted; it evaluates as often as the eager one
-    # (a compiled adjoint, which keeps no stage, once more for each further step of an interval).
+    # Evaluations in compiled code cannot be counted; there are as many as in eager code. (A compiled adjoint, which
+    # keeps no stage, evaluates once more for each step of an interval after the first.)
     eager = dataclasses.replace(config, variant="") if config.variant == "compiled" else config
     outputs: list[RunOutput] = []
     with warnings.catch_warnings():
@@ -96,7 +102,7 @@ def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> Prepared
 
 
 def prepare_diffrax(client: DiffraxClient, config: LibraryConfig, tol: float) -> PreparedRun:
-    """Prepare diffrax, which runs in its own process. Raises RuntimeError."""
+    """Prepare diffrax, which runs in its own process. Raises RuntimeError if that process fails."""
     reply = client.prepare(config.mode, LIBRARIES["diffrax"].methods[config.method], tol)
     steps = StepCounts(reply["accepted"], reply["rejected"])
     output = RunOutput(reply["states"], reply["gradients"], steps)
@@ -114,7 +120,7 @@ def _make_solve(problem: CaseProblem, config: LibraryConfig, vector_field: nn.Mo
 def _run(
     problem: CaseProblem, mode: str, solve: SolveFunction, between: Callable[[], None] = lambda: None
 ) -> RunOutput:
-    """One solve and, in a gradient mode, the gradients; ``between`` is called when the solve is done."""
+    """Solve once and, in a gradient mode, compute the gradients; ``between`` is called after the solve."""
     leaves, states, steps = _solve(problem, mode, solve)
     between()
     if mode == FORWARD:
@@ -124,7 +130,10 @@ def _run(
 
 
 def _solve(problem: CaseProblem, mode: str, solve: SolveFunction) -> tuple[list[Tensor], State, StepCounts | None]:
-    """A forward solve: the tensors of the initial state, all states and the steps. Gradient modes record the graph."""
+    """Solve forward; gradient modes record the graph.
+
+    Returns the tensors of the initial state, the states at all times, and the numbers of steps.
+    """
     gradient = mode != FORWARD
     leaves = [leaf.detach().requires_grad_(gradient) for leaf in leaves_of(problem.state)]
     with torch.set_grad_enabled(gradient):
@@ -134,7 +143,8 @@ def _solve(problem: CaseProblem, mode: str, solve: SolveFunction) -> tuple[list[
 def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, tol: float) -> RunCosts:
     """Count evaluations and steps of one run, and operations per step.
 
-    The latter are the difference of two forward solves with different tolerances, which cancels what a solve does once.
+    Operations per step come from the difference of two forward solves with different tolerances, in which operations
+    that a solve does only once cancel.
     """
     solve = _make_solve(problem, config, counted, tol)
     before: list[int] = []
@@ -149,7 +159,7 @@ def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.Countin
     tight = _operations(problem, config, counted, solve)
     loose = _operations(problem, config, counted, _make_solve(problem, config, counted, 30 * tol))
     if tight[0] == loose[0] or not isinstance(METHODS.get(config.method), Tableau):
-        loose = (0.0, 0, 0)  # the mean: implicit steps do not all cost the same
+        loose = (0.0, 0, 0)  # no difference but the mean over all steps, since implicit steps have different costs
     if tight[0] is not None and loose[0] is not None:
         costs.operations_per_step, costs.synchronisations_per_step = (
             (a - b) / (tight[0] - loose[0]) for a, b in zip(tight[1:], loose[1:], strict=True)
@@ -160,16 +170,16 @@ def _count(problem: CaseProblem, config: LibraryConfig, counted: measure.Countin
 def _operations(
     problem: CaseProblem, config: LibraryConfig, counted: measure.CountingField, solve: SolveFunction
 ) -> tuple[float | None, int, int]:
-    """Steps of one forward solve, rejected ones included, its operations and its synchronisations."""
+    """The numbers of steps (with rejected ones), operations and synchronisations of one forward solve."""
     counted.reset()
     with measure.OperationCounter(counted) as counter:
         *_, steps = _solve(problem, config.mode, solve)
     tableau = METHODS.get(config.method)
     num_steps: float | None = None
-    if steps is not None and config.variant != "per_sample":  # there each row has its own steps
+    if steps is not None and config.variant != "per_sample":  # with per-sample steps, each row has its own
         num_steps = steps.accepted + steps.rejected
     elif counted.accepted:
         num_steps = counted.accepted + counted.rejected
-    elif isinstance(tableau, Tableau):  # libraries that do not report steps: from their evaluations
+    elif isinstance(tableau, Tableau):  # the library does not report steps, so derive them from evaluations
         num_steps = counted.calls / (tableau.stages - tableau.fsal)
     return num_steps, counter.operations, counter.synchronisations

@@ -1,4 +1,7 @@
-"""Reference solutions in float64 at a tight tolerance, with the gradients of the ODE, not of a discrete solve."""
+"""Reference solutions in float64 at a tight tolerance.
+
+Their gradients are those of the ODE, not of a discrete solve.
+"""
 
 import copy
 import math
@@ -15,7 +18,11 @@ from odebench.bench.cases import CaseProblem, leaves_of, like_state, loss
 
 @dataclass(frozen=True)
 class ReferenceSolution:
-    """states: each tensor [T, *its shape]. gradients: of the parameters, then of the state; None if not asked for."""
+    """A reference solution.
+
+    states: each tensor [T, *its shape]. gradients: those for the parameters, then those for the initial state; None if
+    they were not requested.
+    """
 
     states: list[Tensor]
     gradients: list[Tensor] | None
@@ -39,7 +46,10 @@ def solve_reference(problem: CaseProblem, gradients: bool) -> ReferenceSolution:
 
 
 def _by_sensitivities(problem: CaseProblem, gradients: bool) -> ReferenceSolution:
-    """y [n] with S = dy/d(parameters, y0) [n, p + n], dS/dt = (df/dy) S + [df/dparameters, 0], by SciPy's Radau."""
+    """Solve y [n] together with its sensitivities S = dy/d(parameters, y0) [n, p + n], by SciPy's Radau.
+
+    dS/dt = (df/dy) S + [df/dparameters, 0].
+    """
     from scipy.integrate import solve_ivp
 
     field_with_jacobians = FIELDS_WITH_JACOBIANS[problem.case.name]
@@ -76,7 +86,7 @@ def _by_sensitivities(problem: CaseProblem, gradients: bool) -> ReferenceSolutio
     return ReferenceSolution([states.detach()], [part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
 
 
-# dy/dt, and its derivatives with respect to the parameters and to y.
+# A tuple: dy/dt, its derivative with respect to the parameters, and that with respect to y.
 FieldAndJacobians = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -87,7 +97,7 @@ def robertson_with_jacobians(log_rates: np.ndarray, y: np.ndarray) -> FieldAndJa
     slow, fast, back = k1 * a, k2 * b * b, k3 * b * c
     rate = np.array([back - slow, 1e4 * (slow - back - fast), fast])
     df_dtheta = np.array([[-slow, 0, back], [1e4 * slow, -1e4 * fast, -1e4 * back], [0, fast, 0]])
-    # With respect to y2 = 1e4 b.
+    # The derivative with respect to y2 = 1e4 b.
     df_dy2 = np.array([k3 * c, -1e4 * (k3 * c + 2 * k2 * b), 2 * k2 * b]) * 1e-4
     df_dy = np.array([[-k1, df_dy2[0], k3 * b], [1e4 * k1, df_dy2[1], -1e4 * k3 * b], [0, df_dy2[2], 0]])
     return rate, df_dtheta, df_dy
@@ -108,7 +118,7 @@ FIELDS_WITH_JACOBIANS: dict[str, Callable[[np.ndarray, np.ndarray], FieldAndJaco
 
 
 def relative_error(result: list[Tensor], reference: list[Tensor]) -> float:
-    """The 2-norm of the difference divided by that of the reference, over all tensors."""
+    """The 2-norm of the difference divided by the 2-norm of the reference, over all tensors."""
     difference = sum((a.double() - b).square().sum() for a, b in zip(result, reference, strict=True))
     norm = sum(b.square().sum() for b in reference)
     return (torch.as_tensor(difference) / torch.as_tensor(norm)).sqrt().item()

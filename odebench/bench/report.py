@@ -18,7 +18,7 @@ from odebench.record.files import write_json
 Row = Mapping[str, Any]
 
 JSON, CSV = "results.json", "results.csv"
-# Column -> heading and number format in the terminal.
+# Column -> its heading and its number format in the terminal.
 COLUMNS = {
     "library": ("LIBRARY", ""),
     "mode": ("MODE", ""),
@@ -39,7 +39,7 @@ COLUMNS = {
     "synchronisations_per_step": ("SYNCS/STEP", ".1f"),
 }
 NUM_WORDS = 3  # columns before the first number
-# Labels of the work-precision figures: sums of columns, and columns.
+# Axis labels of the work-precision figures -> columns to sum; column -> axis label.
 FIGURE_COSTS = {
     "median time (ms)": ("time_median_ms",),
     "NFE, forward + backward": ("nfe_forward", "nfe_backward"),
@@ -48,7 +48,7 @@ FIGURE_ERRORS = {
     "state_error": "relative error of the states",
     "parameter_gradient_error": "relative error of the parameters' gradient",
 }
-# Columns for some cases only: with per-sample steps an evaluation may be of some of the rows.
+# Columns that only some cases have: with per-sample steps an evaluation may be of only some rows.
 ONLY_FOR = {"rows_forward": ("mixed",)}
 
 LEGEND = """\
@@ -59,7 +59,7 @@ and host synchronisations per step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions of the measurement: command, date, processor, threads, versions, commit."""
+    """Describe the conditions of the measurement: command, date, processor, threads, versions, commit."""
     import torch
 
     return {
@@ -88,9 +88,10 @@ def make_folder(output: Path | None) -> Path:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Add ``ratio_min`` and ``ratio_median`` to each row: the speed relative to another library.
+    """Add ``ratio_min`` and ``ratio_median`` to each row: its speed relative to another library.
 
-    The time of the first row of another library in the group, else of its first row, is divided by the row's time.
+    The ratio is a base time divided by the row's time. The base is the first row of another library in the group, or
+    the group's first row if there is no other library.
     """
     for group in groups(rows).values():
         base = next((row for row in group if row["library"] != "odebench"), group[0])
@@ -101,7 +102,7 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Group rows whose times may be compared: by case, family and tolerance, in their order."""
+    """Group rows whose times can be compared, by case, family and tolerance; rows keep their order."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["work"], row["family"], row["tol"]), []).append(row)
@@ -109,7 +110,7 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
 
 
 def write(folder: Path, machine_info: Mapping[str, Any], rows: Sequence[Row], left_out: Sequence[str]) -> None:
-    """Write results.json with everything, and results.csv with one line per row that includes the machine."""
+    """Write results.json with everything, and results.csv with one line per row; each line has the machine, too."""
     write_json(folder / JSON, {**machine_info, "rows": list(rows), "left_out": list(left_out)})
     if not rows:
         return
@@ -128,7 +129,7 @@ def write(folder: Path, machine_info: Mapping[str, Any], rows: Sequence[Row], le
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results.csv: numbers as numbers, empty entries as None."""
+    """Read the rows of a results.csv, with numbers as numbers and empty entries as None."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
@@ -143,11 +144,11 @@ def _value(text: str) -> Any:
 
 
 def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str]) -> Iterator[str]:
-    """One table per group, below the case's description. descriptions: case -> description."""
+    """Yield one table for each group, below the description of its case. descriptions: case -> description."""
     for (case, family, tol), group in groups(rows).items():
         names = [name for name in COLUMNS if case in ONLY_FOR.get(name, (case,))]
         columns = [[COLUMNS[name][0], *(_cell(row, name) for row in group)] for name in names]
-        columns = [column for column in columns if any(text != "-" for text in column[1:])]  # without a number
+        columns = [column for column in columns if any(text != "-" for text in column[1:])]  # has numbers
         lines = aligned([*zip(*columns, strict=True)], numeric=range(NUM_WORDS, len(columns)))
         yield "\n".join([f"{case}: {descriptions[case]}", f"{family}, tol {tol:g}", *lines])
 
@@ -168,9 +169,9 @@ def _cell(row: Row, name: str) -> str:
 
 
 def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Save a work-precision figure for each case and family with two tolerances or more.
+    """Save a work-precision figure for each case and family that was measured at two tolerances or more.
 
-    It shows the error against time and against NFE, with one line per library along its tolerances.
+    The figure shows the error against time and against NFE, with one line per library that connects its tolerances.
     """
     figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
@@ -193,6 +194,6 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def work_precision_line(label: str, rows: Sequence[Row], costs: Sequence[str], error: str) -> Line:
-    """`error` against the sum of the columns `costs`, in the order of the rows, without values <= 0."""
+    """A line of `error` against the sum of the columns `costs`, in the order of the rows, without values <= 0."""
     points = np.array([(sum(row[cost] or 0 for cost in costs), row[error] or 0) for row in rows], dtype=float)
     return Line(label, *np.where(points > 0, points, np.nan).T)

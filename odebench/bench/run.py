@@ -21,7 +21,7 @@ from odebench.training.environment import keep_freed_memory
 log = logging.getLogger(__name__)
 
 DEFAULT_MODES = ("forward", "backprop", "checkpoint", "adjoint")
-# None below the accuracy of single precision.
+# No tolerance is below the accuracy of single precision.
 WORK_PRECISION_TOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -81,15 +81,15 @@ def _tolerances(text: str) -> tuple[float, ...]:
 
 
 def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, command: Sequence[str]) -> int:
-    """Measure, write and print; returns the exit code. Writes all results so far after each case.
+    """Measure all cases, print tables and write the results; returns the exit code.
 
-    Raises UsageError for a folder that is not empty.
+    After each case it writes all results so far. Raises UsageError for a folder that is not empty.
     """
     if threads is not None:
         if not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"--threads must be 1 to {MAX_THREADS:,}, got {threads}")
         torch.set_num_threads(threads)
-    keep_freed_memory()  # as trainings do; otherwise times include the kernel zeroing new pages in each solve
+    keep_freed_memory()  # as trainings do; otherwise the kernel zeroes new pages in each solve, which takes time
     folder = report.make_folder(output)
     settings = {"modes": plan.modes, "repeats": plan.repeats, "limit_s": plan.limit_s, "named": plan.named}
     machine_info = report.describe_machine(command, plan.libraries, settings)
@@ -119,7 +119,7 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
 
 @contextmanager
 def _progress(num_cases: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """(on_progress, advance): a bar on a terminal, else log lines, on stderr."""
+    """Yield (on_progress, advance), which show progress on stderr: as a bar on a terminal, else as log lines."""
     if not sys.stderr.isatty():
         yield (lambda text: log.info("%s", text)), (lambda: None)
         return

@@ -22,9 +22,9 @@ from odebench.reporting.lines import (
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_evaluations, read_rows
 
 TOLERANCE, FORWARD_LABEL = "tolerance (rtol = atol)", "forward NFE of a training step"
-# Error of the output, relative to a solve at a much smaller tolerance.
+# Key of the error of the output, relative to a solve at a much smaller tolerance.
 OUTPUT_ERROR = "output_error"
-# Errors of a training step's gradient -> axis label with the reference.
+# Key of an error of a training step's gradient -> axis label, which names the reference.
 GRADIENT_ERRORS = {
     "gradient_error_discrete": "relative error against the discrete solve",
     "gradient_error": "relative error against float64 at 1e-9",
@@ -37,14 +37,14 @@ def evaluated_run(group: RunGroup) -> Run | None:
 
 
 def evaluation_lines(collection: RunCollection, y: str, x: str = "tol") -> list[Line]:
-    """Lines of `y` against `x` over the evaluations of one run per group."""
+    """Plot lines of `y` against `x` over the evaluations of one run per group."""
     return [
         line for label, run in named_groups(collection, evaluated_run) for line in lines_by_solver(label, run, y, x)
     ]
 
 
 def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
-    """Lines of `y` against `x` over a run's evaluations: one per solver and, if there are several, gradient mode."""
+    """Plot lines of `y` against `x` over a run's evaluations: one per solver and, if they vary, per gradient mode."""
     several = len({row["gradient"] for row in read_evaluations(run)}) > 1
     return _evaluation_curves(
         run, lambda row: join_nonempty(_solver_label(label, row["solver"]), row["gradient"] if several else ""), x, y
@@ -52,14 +52,15 @@ def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
 
 
 def _solver_label(label: str, solver: str) -> str:
-    """Label of a trained model and the solver of its evaluation; only the solver if there is one model."""
+    """The label of a line: the model's label, if there is one, and the solver of the evaluations."""
     return f"{label}, solved by {solver}" if label else solver
 
 
 def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) -> list[Line]:
-    """Lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps.
+    """Plot lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps.
 
-    The last of repeated evaluations counts; other settings make separate lines.
+    name_of: gives the label of an evaluation's line. If an evaluation was repeated, the last result is used.
+    Evaluations that differ in any setting except the tolerance or steps are on separate lines.
     """
     last: dict[str, dict[str, Row]] = {}
     for row in read_evaluations(run):
@@ -72,15 +73,16 @@ def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) 
 
 
 def _resolution(row: Row) -> tuple[float, float]:
-    """Sort by tolerance or steps; if rtol and atol differ, by NFE."""
+    """A key that sorts evaluations by tolerance or steps; if rtol and atol differ, by NFE."""
     value = row["resolution"]
     return value if isinstance(value, int | float) else np.inf, row.get("nfe", 0)
 
 
 def gradient_against_tolerance(collection: RunCollection) -> Figure:
-    """Both errors of a training step's gradient against tolerance.
+    """Draw both errors of a training step's gradient against tolerance.
 
-    One row per model, one panel per error, one line per gradient mode and solver. MissingDataError if there are none.
+    There is one row per model, one panel per error, and one line per gradient mode and solver. Raises MissingDataError
+    if no evaluation measured these errors.
     """
     keys = label_keys(collection.groups, collection.varying_keys)
     keys = [key for key in keys if key not in ("gradient.name", "solver.name")]
@@ -99,10 +101,10 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
 
 
 def figure3(collection: RunCollection) -> Figure:
-    """Four panels of trained models, as in the paper.
+    """Draw the four panels of the paper's Figure 3 for trained models.
 
-    Error against NFE, time against NFE, backward against forward NFE, NFE over training. Omits empty panels; raises
-    MissingDataError if the first is empty.
+    They show error against NFE, time against NFE, backward against forward NFE, and NFE over training. Omits empty
+    panels; raises MissingDataError if the first panel is empty.
     """
     backward = positive_only(evaluation_lines(collection, "nfe_backward", "nfe_forward"))
     least = min((one.finite().x.min(initial=np.inf) for one in backward), default=1.0)
@@ -112,7 +114,7 @@ def figure3(collection: RunCollection) -> Figure:
     over, x = _over_training(collection)
     panels = [
         Panel("(a) Error against NFE", "NFE of a batch", "relative error of the output", error),
-        Panel("(b) Time against NFE", FORWARD_LABEL, "time of its forward pass (ms)", time, x_log=False, y_log=False),
+        Panel("(b) Time against NFE", FORWARD_LABEL, "time of the forward pass (ms)", time, x_log=False, y_log=False),
         Panel("(c) Backward against forward", FORWARD_LABEL, "backward NFE", backward, ratios, x_log=True, y_log=True),
         Panel("(d) NFE over training", x, FORWARD_LABEL, over, as_curves=True, x_log=False, y_log=False),
     ]
@@ -120,7 +122,7 @@ def figure3(collection: RunCollection) -> Figure:
 
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
-    """Forward NFE over the trainings of evaluated models, labelled as their evaluations; the label of x."""
+    """The forward NFE over the training of each evaluated model, as labelled lines, and the label of the x axis."""
     rows, steps_per_epoch = {}, {}
     for label, group in named_groups(collection, lambda group: group if evaluated_run(group) else None):
         name = _solver_label(label, group.settings["solver.name"])

@@ -1,4 +1,4 @@
-"""The figures of a report, by name: each drawn from files, with what it needs."""
+"""The figures of a report by name: what each shows, which data it needs, and the function that draws it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -50,12 +50,12 @@ COSTS = {
     "time": (MINUTES, "training time (min)"),
     "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
 }
-# Model -> its size setting in Figure 4 of Chen et al. 2018, and its label.
+# Model -> the setting of its size in Figure 4 of Chen et al. 2018, and its label.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
 
 
 class FigureKind(NamedTuple):
-    """A figure: what it shows, the data that it needs with a command that makes them, and its drawing function."""
+    """A figure: what it shows, the data that it needs and a command that makes them, and its drawing function."""
 
     description: str
     requirement: str
@@ -63,14 +63,14 @@ class FigureKind(NamedTuple):
 
 
 def find(name: str) -> FigureKind:
-    """Find a figure by name; UsageError if it is unknown."""
+    """Find a figure by name. Raises UsageError if the name is unknown."""
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES, "figures")
     return FIGURES[name]
 
 
 def draw(name: str, collection: RunCollection) -> Figure:
-    """Draw a figure by name. UsageError for an unknown name, MissingDataError if the runs lack the data."""
+    """Draw a figure by name. Raises UsageError for an unknown name, MissingDataError if the runs lack the data."""
     kind = find(name)
     try:
         return kind.draw(collection)
@@ -110,7 +110,7 @@ def _runs(by_label: LinesByLabel) -> list[Run]:
 def _result_panel(
     collection: RunCollection, key: PanelKey, by_label: LinesByLabel, cost: str, are_lines: bool
 ) -> Panel:
-    """Result against cost: means over seeds, lines along tolerances or steps."""
+    """A panel of result against cost: points are means over seeds, lines connect tolerances or numbers of steps."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     lines = _lines(by_label, _mean(cost_tag), tag)
     found = published_lines(_runs(by_label), tag)
@@ -124,7 +124,7 @@ def _pareto(collection: RunCollection) -> Figure:
 
 
 def _front_panel(collection: RunCollection, key: PanelKey, by_label: LinesByLabel, cost: str, are_lines: bool) -> Panel:
-    """All groups by result and cost, with their Pareto front."""
+    """A panel with the result and the cost of all groups, and their Pareto front."""
     tag, (cost_tag, x) = collection.result_tag(key.quantity), COSTS[cost]
     all_groups = [group for groups in by_label.values() for group in groups]
     best = pareto_front(all_groups, _mean(cost_tag), _mean(tag), higher_is_better(key.quantity))
@@ -140,7 +140,7 @@ def _front_panel(collection: RunCollection, key: PanelKey, by_label: LinesByLabe
 
 
 def _figure4(collection: RunCollection) -> Figure:
-    """Divergence against model size, one panel per target, one line per model."""
+    """Draw the divergence from the target against model size, one panel per target, one line per model."""
     tag = collection.result_tag("kl_nats")
     found: dict[str, dict[str, list[RunGroup]]] = {}
     for group in collection.groups:
@@ -161,7 +161,7 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
 
 
 def _result_over_training(collection: RunCollection) -> Figure:
-    """Validation results against optimiser steps and against time, one curve per setting."""
+    """Draw validation results against optimiser steps and against time, one curve per setting."""
     panel_key, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
     for label, runs in named_groups(collection, lambda group: group.runs):
         found.setdefault(panel_key(runs[0]), {})[label] = list(map(read_rows, runs))
@@ -264,13 +264,19 @@ def _gradient_error(collection: RunCollection) -> Figure:
     if not panels:
         raise MissingDataError
     if len(panels) > MAX_PANELS:
-        raise UsageError(f"it shows up to {MAX_PANELS} cases and tolerances, got {len(panels):,}; name fewer folders")
+        raise UsageError(
+            f"it can show {MAX_PANELS} combinations of case and tolerance, but there are {len(panels):,}; name fewer "
+            "folders"
+        )
     return dot_plot(panels, "relative error of the parameters' gradient, against float64")
 
 
 def _step_sizes(collection: RunCollection) -> Figure:
-    """Step sizes of each setting's longest solve in a training step, for example the decoder's."""
-    found: dict[tuple[str, str], list[Line]] = {}  # times of different models cannot be compared
+    """Draw the step sizes of one solve in a training step for each setting.
+
+    If a training step solves several ODEs, such as those of an encoder and a decoder, the longest solve is drawn.
+    """
+    found: dict[tuple[str, str], list[Line]] = {}  # one panel per model: times of different ones cannot be compared
     for label, (run, start, sizes, place) in named_groups(collection, _longest_solve):
         ends = np.cumsum([0.0 if start is None else start, *sizes])
         title = f"{run.settings['model.name']}: step sizes of {place or 'one solve'}"
@@ -284,7 +290,7 @@ def _step_sizes(collection: RunCollection) -> Figure:
 
 
 def _longest_solve(group: RunGroup) -> tuple[Run, float | None, list[float], str] | None:
-    """The group's first run that has solves; start (if known), accepted step sizes and name of its longest solve."""
+    """The first run of the group that has solves, and its longest solve: start (if known), step sizes and name."""
     for run in group.runs:
         path = run.path / layout.STEP_SIZES
         if (text := read_if_exists(path)) is None:

@@ -24,7 +24,7 @@ from odebench.reporting.table import display_scale, display_unit, format_setting
 
 # Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", *FIXED_STEP_KEYS)
-# Settings that the panel shows, and settings that follow from these.
+# Groups of settings that a panel already shows: those in its title and labels, and those that follow from them.
 PANEL_KEYS = [["experiment"], ["trainer.objective"], ["task"], ["loss.name"], ["data.name"]]
 MAX_PANELS = 24
 # Settings of the data that do not change the test data.
@@ -33,11 +33,11 @@ TRAINING_DATA_KEYS = {f"data.{name}" for name in ("train_limit", "validation", "
 LOSSES_IN_NATS = ("cross_entropy", "maximum_likelihood", "density_matching", "flow_matching", "autoregressive", "elbo")
 Key = TypeVar("Key", bound=Hashable)  # identifies a panel
 LinesByLabel = Mapping[str, Sequence[RunGroup]]
-Content = TypeVar("Content")  # of a group, for one line of a figure
+Content = TypeVar("Content")  # what a figure draws of a group
 
 
 class MissingDataError(UsageError):
-    """The runs lack the data of a figure; `figures.draw` adds how to make it."""
+    """The runs lack the data for a figure; `figures.draw` replaces the message by one that says how to make them."""
 
     def __init__(self, line: str = "") -> None:
         super().__init__(line)
@@ -49,12 +49,13 @@ def split_into_lines(
     first: str = "model.name",
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> tuple[dict[str, list[RunGroup]], bool]:
-    """Split the groups into lines by all settings that differ, except those `along`.
+    """Split the groups into lines: one for each combination of the settings that differ, except those in `along`.
 
     Returns label -> groups, and whether they are lines. Fixed steps and tolerances make separate lines. Labels omit
     what the panel shows, so that a line has the same label in every panel.
 
-    Too many lines become scatter plots: one for each value of the setting `first` if it has few values, or of another.
+    If there are too many lines, the groups are not lines but the points of scatter plots. There is one set of points
+    for each value of the setting `first` if it has few values, otherwise of another setting.
     """
     groups = [group for group in collection.groups if group.done_runs]
     others = [key for key in collection.differing_columns if key not in along]
@@ -73,20 +74,20 @@ def split_into_lines(
 def named_groups(
     collection: RunCollection, content: Callable[[RunGroup], Content | None]
 ) -> Iterator[tuple[str, Content]]:
-    """Contents of a figure with one line per group, each with a unique label; groups without content are omitted.
+    """Yield a unique label and the content of each group, for a figure with one line per group.
 
-    UsageError if there are too many to distinguish.
+    content: what to draw of a group; None omits it. Raises UsageError if there are too many lines to distinguish.
     """
     found = [(group, drawn) for group in collection.groups if (drawn := content(group)) is not None]
     if len(found) > MAX_LINES:
-        raise UsageError(f"it shows up to {MAX_LINES} settings, not {len(found):,}; name fewer runs")
+        raise UsageError(f"it can show {MAX_LINES} settings, but the runs have {len(found):,}; name fewer runs")
     keys = label_keys(collection.groups, collection.varying_keys)
     for group, drawn in found:
         yield group_label(group, keys), drawn
 
 
 def label_keys(groups: Sequence[RunGroup], keys: Sequence[str]) -> list[str]:
-    """A small set of keys that distinguishes the groups as well as all keys; the least important are dropped first."""
+    """A small subset of the keys that distinguishes the groups as well as all do; drops the least important first."""
     return drop_redundant([RESOLUTION_KEYS, ["experiment"], ["solver.name"], ["data.name"]], groups, keys)
 
 
@@ -96,7 +97,10 @@ def drop_redundant(
     keys: Sequence[str],
     panel: Callable[[Run], Hashable] = lambda run: None,
 ) -> list[str]:
-    """Drop unwanted keys if the others, with the panel, still distinguish all groups."""
+    """Drop unwanted keys if the other keys and the panel still distinguish all groups.
+
+    unwanted: sets of keys to try to drop, one set after the other.
+    """
     kept, panels = list(keys), row_classes([[panel(group.runs[0]) for group in groups]])
     columns = {key: row_classes([[repr(group.settings.get(key)) for group in groups]]) for key in keys}
 
@@ -112,7 +116,7 @@ def drop_redundant(
 
 
 def _split_by_stepping(lines: Mapping[str, list[RunGroup]]) -> dict[str, list[RunGroup]]:
-    """Split lines that mix tolerances, numbers of steps and step sizes."""
+    """Split each line that mixes tolerances, numbers of steps and step sizes into lines that do not."""
     found: dict[str, list[RunGroup]] = {}
     for label, groups in lines.items():
         kinds = {_stepping(group) for group in groups}
@@ -140,7 +144,7 @@ def _group_by_label(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str
 
 
 def group_label(group: RunGroup, keys: Sequence[str]) -> str:
-    """A short label of a group: options by name, other settings with their key; omits settings that it lacks."""
+    """A short label of a group: names of options, and other settings with their key. Omits settings that it lacks."""
     words = []
     for key in [key for key in keys if group.settings.get(key) is not None] or keys:
         text = format_setting(group.settings.get(key))
@@ -150,7 +154,7 @@ def group_label(group: RunGroup, keys: Sequence[str]) -> str:
 
 
 def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], float], tag: str) -> Line:
-    """A line of the groups' means of `tag`, in display units, against `x`; points are labelled by tolerance or step."""
+    """A line of the groups' means of `tag` against `x`, in display units; points are labelled by tolerance or step."""
     names = [_resolution(group) for group in groups]
     return Line(
         label,
@@ -162,7 +166,7 @@ def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], fl
 
 
 def _resolution(group: RunGroup) -> str:
-    """The tolerance or the steps if they vary: ``1e-3``, ``20 steps``."""
+    """A point's label: the tolerance, number of steps or step size, whichever varies: ``1e-3``, ``20 steps``."""
     values = group.varying_settings
     key, value = next(((key, values[key]) for key in RESOLUTION_KEYS if values.get(key) is not None), ("", None))
     if not isinstance(value, float):
@@ -177,7 +181,8 @@ def mean_curves(
 ) -> list[Line]:
     """One curve per label: mean and standard deviation of `tag` over its runs, in display units.
 
-    At the steps that all of them logged, against the mean of `along`. smooth: draw the running mean of long curves.
+    runs: label -> the logged rows of each run. A curve has one point for each step that all runs of its label logged;
+    x is the mean of `along` over the runs. smooth: use the running mean of long curves.
     """
     lines = []
     for label, of_runs in runs.items():
@@ -200,7 +205,7 @@ def mean_curves(
 def pareto_front(
     groups: Sequence[RunGroup], cost: Callable[[RunGroup], float], result: Callable[[RunGroup], float], maximise: bool
 ) -> list[RunGroup]:
-    """The Pareto front: groups with a better result than all others of the same or lower cost, cheapest first."""
+    """The Pareto front, cheapest first: groups whose result is better than that of all with the same or lower cost."""
     sign = -1.0 if maximise else 1.0
     points = [(cost(group), sign * result(group), group) for group in groups]
     points = sorted((point for point in points if np.isfinite(point[:2]).all()), key=lambda point: point[:2])
@@ -214,7 +219,7 @@ def pareto_front(
 
 
 def published_lines(runs: Sequence[Run], tag: str) -> list[ReferenceLine]:
-    """Published values of a result for the runs' experiments, as horizontal lines; they refer to the test split."""
+    """Horizontal lines at the values published for the runs' experiments; these are values on the test split."""
     quantity = tag.removeprefix("best/").removeprefix("final/test_")
     return [
         ReferenceLine(
@@ -228,7 +233,10 @@ def published_lines(runs: Sequence[Run], tag: str) -> list[ReferenceLine]:
 
 
 def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0.0) -> list[ReferenceLine]:
-    """Lines of backward NFE = forward NFE, and of the published ratios for the runs' experiments, from `start` on."""
+    """Lines to draw in a plot of backward NFE against forward NFE, from x = `start` on.
+
+    One line is where both are equal. There is one more for each ratio published for the runs' experiments.
+    """
     ends = np.array([start, max((one.finite().x.max(initial=0.0) for one in lines), default=0.0)])
     found = [ReferenceLine("backward = forward", x=ends, y=ends)]
     for one in published_for(runs, NFE_RATIO):
@@ -237,19 +245,19 @@ def nfe_ratio_lines(runs: Sequence[Run], lines: Sequence[Line], start: float = 0
 
 
 def require_points(lines: Sequence[Line]) -> Sequence[Line]:
-    """The lines; MissingDataError if they have fewer than two points in total."""
+    """Return the lines. Raises MissingDataError if they have fewer than two points in total."""
     if num_points(lines) < 2:
         raise MissingDataError
     return lines
 
 
 def positive_only(lines: Sequence[Line]) -> list[Line]:
-    """The lines without points at zero, such as the backward NFE of gradient modes that do not solve backward."""
+    """Remove points that are not positive, such as the backward NFE of gradient modes that do not solve backward."""
     return [one._replace(y=np.where(one.y > 0, one.y, np.nan)) for one in lines]
 
 
 class PanelKey(NamedTuple):
-    """Identifies runs whose results can be compared: the same data and the same quantity.
+    """Identifies a panel: results in one panel can be compared, since the data and the quantity are the same.
 
     data: name of the data set, with the settings that change it. loss: name of the loss, if the quantity is the loss.
     """
@@ -267,7 +275,7 @@ class PanelKey(NamedTuple):
 
 
 def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
-    """A function from a run to its panel key."""
+    """Make a function that returns the panel key of a run."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for run in collection.runs:
         by_name.setdefault(data_name(run), []).append(run.settings)
@@ -288,7 +296,7 @@ def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
 
 
 def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Figure:
-    """Draw the panels that have enough points; MissingDataError if there are none."""
+    """Draw the panels that have enough points. Raises MissingDataError if there are none."""
     panels = [panel for panel in panels if num_points(panel.lines) >= min_points]
     if not panels:
         raise MissingDataError
@@ -303,8 +311,11 @@ def lines_by_panel(
     along: Sequence[str] = RESOLUTION_KEYS,
     first: str = "model.name",
 ) -> tuple[dict[Key, dict[str, list[RunGroup]]], bool]:
-    """Panel key -> label -> groups of a line, and whether these are lines; a line has the same label in all panels.
-    panels_per_key: number of panels for each key; UsageError if the figure would have too many."""
+    """Split the groups by panel, and in each panel into lines; a line has the same label in all panels.
+
+    Returns panel key -> label -> groups, and whether these are lines or scatter plots: see `split_into_lines`.
+    panels_per_key: number of panels for each key; raises UsageError if the figure would have too many panels.
+    """
     by_label, are_lines = split_into_lines(collection, along, first, panel_key)
     found: dict[Key, dict[str, list[RunGroup]]] = {
         panel_key(run): {} for run in collection.runs if run.status == "done"
@@ -314,8 +325,8 @@ def lines_by_panel(
             found[panel_key(group.runs[0])].setdefault(label, []).append(group)
     if panels_per_key * len(found) > MAX_PANELS:
         raise UsageError(
-            f"it shows up to {MAX_PANELS // panels_per_key} data sets and objectives, got {len(found):,}; "
-            "name fewer runs"
+            f"it can show {MAX_PANELS // panels_per_key} combinations of data set and objective, but the runs have "
+            f"{len(found):,}; name fewer runs"
         )
     return found, are_lines
 
@@ -325,7 +336,8 @@ def panel_by_data(
 ) -> Figure:
     """Draw one panel per data set.
 
-    make_panel: makes it from the name of the data set and its lines (label -> groups). how: see `lines_by_panel`.
+    make_panel: makes a panel from the name of a data set and its lines (label -> groups). how: arguments of
+    `lines_by_panel`.
     """
     found, are_lines = lines_by_panel(collection, data_name, **how)
     panels = [make_panel(*item)._replace(connect_points=are_lines, x_log=False, y_log=False) for item in found.items()]
@@ -333,5 +345,5 @@ def panel_by_data(
 
 
 def data_name(run: Run) -> str:
-    """The name of a run's data set: the panel key for costs."""
+    """The name of a run's data set, which is the panel key for costs."""
     return str(run.settings.get("data.name"))

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 def status_counts(collection: RunCollection) -> str:
-    """The numbers of runs and groups, and of runs by status."""
+    """A sentence with the number of runs, of groups, and of runs with each status."""
     counts = Counter(one.status for one in _overviews(collection))
     statuses = [f"{counts[status]:,} {status}" for status in layout.STATUSES if counts[status]]
     statuses += [f"{len(collection.damaged):,} damaged"] if collection.damaged else []
@@ -79,7 +79,7 @@ def caveats(collection: RunCollection) -> list[str]:
 
 
 def failure_reasons(collection: RunCollection) -> list[tuple[str, list[str]]]:
-    """Why runs were not completed, each reason with the folders of its runs, the most common first.
+    """The reasons why runs were not completed, each with the folders of its runs; the most common reason first.
 
     Reasons that differ only in numbers are merged. Queued and running runs are not listed.
     """
@@ -103,7 +103,7 @@ def failure_lines(collection: RunCollection) -> list[str]:
 
 
 def published_table(collection: RunCollection) -> Table | None:
-    """Table of published values and our results, a row for each group of an experiment; None if there are none."""
+    """A table of published values and our results, with a row for each group of runs; None without such values."""
     rows = []
     for published, group, mean, std in compare_with_published(collection):
         tag, num = published.tag, num_seeds(group)

@@ -1,9 +1,11 @@
 """Published values (published.csv) with their sources, and a comparison with the results of runs.
 
-Columns of the file: of, the published table or figure; row, its row; experiment, our experiment to compare with and the
-settings that select the row, empty if there is none; tag, the quantity as named in a run's summary, empty if runs do
-not measure it; value, in the unit of the tag; printed, as printed in the source; source; recalled, yes if the value is
-quoted from memory and was not checked against the source.
+The file has these columns.
+
+of: the published table or figure. row: the row in it. experiment: our experiment to compare with, and the settings that
+select the row; empty if there is none. tag: the quantity, as named in a run's summary; empty if runs do not measure it.
+value: the number, in the unit of the tag. printed: the text in the source. source: the publication. recalled: "yes" if
+the value is quoted from memory and was not checked against the source.
 """
 
 import csv
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from odebench.reporting.runs import Run, RunCollection, RunGroup
 from odebench.reporting.table import BACKWARD, FORWARD
 
-# Backward NFE over forward NFE of a training step: a tag that only this file uses.
+# The tag for backward NFE divided by forward NFE of a training step; run summaries do not have it.
 NFE_RATIO = "nfe_ratio"
 
 
@@ -51,7 +53,7 @@ def _has_setting(run: Run, key: str, text: str) -> bool:
 
 
 class PublishedComparison(NamedTuple):
-    """A published value, and mean and standard deviation of a group's runs, NaN if not measured."""
+    """A published value, and the mean and standard deviation over a group's runs, NaN if not measured."""
 
     published: PublishedValue
     group: RunGroup
@@ -71,12 +73,12 @@ def read_published() -> list[PublishedValue]:
 
 
 def published_for(runs: Sequence[Run], tag: str) -> list[PublishedValue]:
-    """The published values of a tag that apply to at least one of the runs."""
+    """The values published for a quantity, given by its tag, that can be compared with at least one of the runs."""
     return [one for one in read_published() if one.tag == tag and any(map(one.applies_to, runs))]
 
 
 def compare_with_published(collection: RunCollection) -> list[PublishedComparison]:
-    """Each published value with each group of runs that it applies to; values without a tag only once."""
+    """Each published value with each group of runs that it can be compared with; values without a tag only once."""
     found = []
     for one in read_published():
         of_it = [group for group in collection.groups if all(map(one.applies_to, group.runs))]
@@ -88,7 +90,7 @@ def compare_with_published(collection: RunCollection) -> list[PublishedCompariso
 
 
 def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
-    """Mean and standard deviation of a group for a tag of the file."""
+    """The mean and standard deviation of a group's runs for a tag of published.csv."""
     if tag == NFE_RATIO:
         forward = group.mean(FORWARD)
         return (group.mean(BACKWARD) / forward if forward else math.nan), math.nan
@@ -96,7 +98,7 @@ def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
 
 
 def training_fraction(run: Run) -> float | None:
-    """Steps of a run as a fraction of its experiment's full budget; None if the experiment has no full budget."""
+    """The steps of a run as a fraction of its experiment's full budget; None if the experiment has no full budget."""
     step, settings = run.overview.step, run.settings
     if full := settings.get("budgets.full.iterations"):
         return step / full
@@ -107,7 +109,7 @@ def training_fraction(run: Run) -> float | None:
 
 
 def is_partial_budget(fraction: float | None) -> bool:
-    """Whether a training was shorter than the published one, apart from an incomplete last batch."""
+    """Whether a training was shorter than the published one by more than an incomplete last batch."""
     return fraction is not None and fraction < 0.99
 
 

@@ -1,4 +1,4 @@
-"""``odebench report``: turn folders of runs into a table on the screen, a file, or a folder with everything."""
+"""``odebench report``: turn folders of runs into a table on the screen, a file, or a folder with tables and figures."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ SVG_LIMIT_BYTES = 400_000  # larger SVGs are embedded as PNG
 
 
 class RenderedFigure(NamedTuple):
-    """A figure as PNG and SVG bytes, with its name and what it shows."""
+    """A figure as PNG and SVG bytes, with its name and a description of what it shows."""
 
     name: str
     description: str
@@ -41,7 +41,7 @@ class RenderedFigure(NamedTuple):
 
     @property
     def data_url(self) -> str:
-        """The figure as the source of an HTML image."""
+        """The figure as a data URL, the source of an HTML image."""
         kind, content = ("svg+xml", self.svg) if len(self.svg) < SVG_LIMIT_BYTES else ("png", self.png)
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -57,8 +57,8 @@ def make_report(
     """Read the runs, and print or write what the arguments of the command line request.
 
     figure: names separated by commas. columns: tags separated by commas, "all", or None for the default.
-    UsageError, before the runs are read, for unknown or incompatible arguments; afterwards if data are missing,
-    NothingFoundError without runs.
+    Raises UsageError for unknown or incompatible arguments, before it reads the runs. After that it raises
+    NothingFoundError if there are no runs, and UsageError if data are missing.
     """
     names = [] if figure is None else list(dict.fromkeys(split_names("--figure", figure)))
     _check_arguments(folders, names, table_format, output, split)
@@ -106,7 +106,10 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
     suffix, shown = output.suffix, f"--output {output}"
     if table_format is not None and (names or TABLE_SUFFIXES.get(suffix) != table_format):
         suffixes = [one for one, content in TABLE_SUFFIXES.items() if content == table_format]
-        raise UsageError(f"--format {table_format} goes to the screen, or with --output FILE{suffixes[0]}")
+        raise UsageError(
+            f"--format {table_format} prints to the screen; to write a file, give --output FILE{suffixes[0]} without "
+            "--figure"
+        )
     if suffix and suffix not in (*TABLE_SUFFIXES, *FIGURE_SUFFIXES, PAGE_SUFFIX):
         known = ", ".join((*TABLE_SUFFIXES, PAGE_SUFFIX, *FIGURE_SUFFIXES))
         raise UsageError(f"{shown}: a file ends with {known}; a folder has no suffix")
@@ -189,7 +192,7 @@ def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], lef
 def render_figures(
     collection: RunCollection, names: Iterable[str] = figures.FIGURES
 ) -> tuple[list[RenderedFigure], dict[str, str]]:
-    """The figures that the runs have the data for, and name -> reason for the omitted ones."""
+    """Draw the figures that the runs have the data for; also returns name -> reason for the omitted ones."""
     pictures, left_out = [], {}
     for name in names:
         try:
@@ -200,7 +203,7 @@ def render_figures(
 
 
 def render_figure(name: str, collection: RunCollection) -> RenderedFigure:
-    """Draw a figure as PNG and SVG; UsageError if the runs lack the data."""
+    """Draw a figure as PNG and SVG. Raises UsageError if the runs lack the data."""
     figure = figures.draw(name, collection)
     with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible bytes
         png, svg = io.BytesIO(), io.BytesIO()
@@ -210,7 +213,7 @@ def render_figure(name: str, collection: RunCollection) -> RenderedFigure:
 
 
 def figure_files(output: Path, pictures: Sequence[RenderedFigure]) -> dict[Path, bytes]:
-    """The figures as NAME.png and NAME.svg in a folder, or one figure as the given file."""
+    """Path -> content: NAME.png and NAME.svg of each figure in the folder ``output``, or one figure as this file."""
     if output.suffix:
         return {output: getattr(pictures[0], output.suffix[1:])}
     return {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}

@@ -17,7 +17,7 @@ from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview, warn_of_dropped_lines
 
-# Always shown if they vary, even if other settings vary in the same way.
+# Settings that are always shown if they vary, even if other settings vary in the same way.
 ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
 # If several other settings vary in the same way, only the first in this order is shown.
 PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
@@ -38,8 +38,8 @@ Row = dict[str, Any]
 class Run:
     """One run.
 
-    settings: by dotted key, with "experiment" and "tol". overridden_keys: keys set on its command line. machine: a
-    short description. test_data_hash: SHA-256 of the test data, "" if unknown.
+    settings: dotted key -> value, including "experiment" and "tol". overridden_keys: keys set on its command line.
+    machine: a short description of the machine. test_data_hash: SHA-256 of the test data, "" if unknown.
     """
 
     overview: RunOverview
@@ -71,14 +71,14 @@ class Run:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in the seed. varying_settings: key -> value, of the settings that vary among groups."""
+    """Runs that differ only in the seed. varying_settings: key -> value, for settings that differ between groups."""
 
     varying_settings: dict[str, Any]
     runs: list[Run]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the first run."""
+        """The settings of the group's first run."""
         return self.runs[0].settings
 
     @property
@@ -115,7 +115,10 @@ def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class RunCollection:
-    """All runs of a report. damaged: why folders could not be read; split: validation or test."""
+    """All runs of a report.
+
+    damaged: the reasons why folders could not be read. split: the split of the results, "validation" or "test".
+    """
 
     folders: Sequence[Path]
     runs: list[Run]
@@ -125,7 +128,7 @@ class RunCollection:
 
     @cached_property
     def differing_columns(self) -> dict[str, list[int]]:
-        """`differing_columns` of the runs' settings."""
+        """The settings that differ between the runs; see the function `differing_columns`."""
         return differing_columns([run.settings for run in self.runs])
 
     @cached_property
@@ -135,12 +138,12 @@ class RunCollection:
 
     @cached_property
     def varying_keys(self) -> list[str]:
-        """Keys of the settings that distinguish the groups."""
+        """The keys of the settings that distinguish the groups."""
         return distinguishing_keys(self.differing_columns, self.overridden_keys)
 
     @cached_property
     def other_differing_keys(self) -> list[str]:
-        """Other keys that differ among the groups, except those that follow from an option such as the model."""
+        """Other keys that differ between runs, except those that follow from an option, such as the model."""
         return [
             key
             for key in self.differing_columns
@@ -174,7 +177,7 @@ class RunCollection:
 
 
 def collect_runs(folders: Sequence[Path], split: str = "validation") -> RunCollection:
-    """Read all runs in the folders and their subfolders, each once. UsageError if a folder does not exist."""
+    """Read all runs in the folders and their subfolders, each once. Raises UsageError if a folder does not exist."""
     runs, queued = [], []
     damaged: list[str] = []
     paths = {path.resolve(): path for folder in folders for path in find_runs(folder, queued=True, problems=damaged)}
@@ -210,7 +213,7 @@ def _read_run(path: Path) -> Run:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key, numbers as floats."""
+    """Flatten nested settings to dotted key -> value, with numbers as floats."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -222,7 +225,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_overrides(path: Path) -> dict[str, str]:
-    """Overrides of the command line, by key; the last value of each."""
+    """Read the overrides of the command line: key -> its last value."""
     try:
         lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -231,7 +234,7 @@ def _read_overrides(path: Path) -> dict[str, str]:
 
 
 def _machine(manifest: Mapping[str, Any]) -> str:
-    """Processor, threads, GPU and torch of the first process of a run."""
+    """Describe the machine of a run's first process: its GPU, or processor and threads, and the version of torch."""
     if not manifest:
         return "an unknown machine"
     machine, torch = manifest.get("machine", {}), manifest.get("versions", {}).get("torch")
@@ -240,9 +243,9 @@ def _machine(manifest: Mapping[str, Any]) -> str:
 
 
 def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """The keys whose values differ, the most important first, with an integer code for the value in each row.
+    """Each key whose values differ, the most important first, with integer codes of its values in all settings.
 
-    Equal values have equal codes, so that classes of runs can be compared quickly.
+    Equal values have equal codes, so that settings can be compared quickly.
     """
     keys = dict.fromkeys(
         key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")
@@ -252,9 +255,10 @@ def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[i
 
 
 def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: Collection[str] = ()) -> list[str]:
-    """Keys that distinguish the rows: those always shown, those overridden, and of the rest as few as suffice.
+    """The keys to show: those always shown, those overridden, and as few of the rest as distinguish all rows.
 
-    A key that follows from the ones before it is omitted, as the width follows from the model.
+    columns: see `differing_columns`; row i is the settings of run i. A key whose value follows from the keys before it
+    is omitted, as the width may follow from the model.
     """
     finest = row_classes([*columns.values()])
     chosen = [key for key in columns if key in ALWAYS_SHOWN or key in overridden_keys]
@@ -270,7 +274,7 @@ def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: C
 
 
 def _follows_from_choice(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the option of the key's group determines its value, as model.name may determine model.width."""
+    """Whether the option chosen for the key's group determines its value, as model.name may determine model.width."""
     name = f"{key.partition('.')[0]}.name"
     return key != name and name in columns and max(row_classes([columns[name], columns[key]])) == max(columns[name])
 
@@ -287,7 +291,7 @@ def _column_order(key: str) -> tuple[int, int]:
 
 
 def _value_order(value: Any) -> tuple[int, float, str]:
-    """Sort None first, then numbers, then text."""
+    """A sort key: None comes first, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
@@ -301,8 +305,8 @@ def read_rows(run: Run) -> list[Row]:
 def read_evaluations(run: Run) -> list[Row]:
     """Read the evaluations of a run, each with its "solver", "tol" and "gradient".
 
-    "resolution": the tolerance, or the number or the size of fixed steps. "others": other overrides of the command
-    line, and the samples, unless they are the whole validation split.
+    Adds "resolution", the tolerance, or the number or the size of fixed steps; and "others", the other overrides of the
+    command line, and the samples used if they are not the whole validation split.
     """
     settings = run.settings
     defaults = {
@@ -325,10 +329,10 @@ def read_evaluations(run: Run) -> list[Row]:
 
 
 def _evaluation_lines(path: Path) -> Iterator[Row]:
-    """The valid lines of evaluations.jsonl.
+    """Yield the valid lines of evaluations.jsonl.
 
-    Skips, with a warning, incomplete lines of killed processes and anything that is not an evaluation. UsageError if
-    the file cannot be read.
+    Skips, with a warning, incomplete lines of killed processes and anything that is not an evaluation. Raises
+    UsageError if the file cannot be read.
     """
     dropped = 0
     for line in filter(None, (read_if_exists(path) or b"").split(b"\n")):
@@ -345,7 +349,7 @@ def _evaluation_lines(path: Path) -> Iterator[Row]:
 
 
 def _is_evaluation(row: Row) -> bool:
-    """Whether the overrides are KEY=VALUE, names are strings, and tolerances are numbers, strings of two, or None."""
+    """Whether overrides are KEY=VALUE, names are strings, and tolerances are numbers, strings of two, or None."""
     overrides = row.get("overrides")
     if not isinstance(overrides, list) or not all(isinstance(word, str) and "=" in word for word in overrides):
         return False
@@ -356,7 +360,7 @@ def _is_evaluation(row: Row) -> bool:
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:
-    """CSV files that do not belong to a run."""
+    """Find the CSV files that do not belong to a run."""
     for parent, children, files in os.walk(folder):
         if layout.STATUS in files:
             children.clear()
@@ -373,7 +377,7 @@ def _bench_rows(path: Path) -> list[Row]:
 
 
 def number(text: str | None) -> Any:
-    """The number that a text holds, as float, so that 1e-2 equals 0.01; else the text, None if it is empty."""
+    """Convert a text that is a number to float, so that 1e-2 equals 0.01. Other texts stay, empty ones become None."""
     try:
         return float(text or "")
     except ValueError:

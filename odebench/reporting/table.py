@@ -15,7 +15,7 @@ from odebench.reporting.runs import RunCollection, RunGroup
 PARAMETERS = "parameters"
 FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
 PEAK_MIB, STEP_MS, MINUTES = "final/peak_mib", "final/step_ms", "final/minutes"
-# Default columns after the objective.
+# The columns that are shown by default after the objective.
 COSTS = (FORWARD, BACKWARD, PEAK_MIB, STEP_MS, MINUTES)
 EMPTY = "-"
 MAX_DECIMALS = 5  # above this, use a power of ten
@@ -40,7 +40,7 @@ class TableCell(NamedTuple):
     value: float | str
 
 
-# Title -> cell, or its text, by which it is then sorted.
+# Title -> cell; a cell that is only a text is also sorted by it.
 TableRow = Mapping[str, str | TableCell]
 
 
@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[TableRow], words: Collection[str], note: str = "") -> "Table":
-        """The table of these rows, all with the same titles. words: titles of the columns without numbers."""
+        """Make a table from rows that all have the same titles. words: titles of the columns that hold no numbers."""
         columns = [Column(title, is_numeric=title not in words) for title in rows[0]]
         cells = [[TableCell(cell, cell) if isinstance(cell, str) else cell for cell in row.values()] for row in rows]
         return cls(columns, cells, note)
@@ -81,7 +81,7 @@ def headline_tags(collection: RunCollection) -> list[str]:
 
 
 def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
-    """The requested columns: names separated by commas, "all", or None for the default."""
+    """The tags of the requested columns. requested: tags separated by commas, "all", or None for the default."""
     present = all_tags(collection)
     if requested is None:
         return headline_tags(collection)
@@ -91,13 +91,14 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
     for tag in tags:
         if tag not in present:
             raise UsageError(
-                f"no run has a number {tag}{did_you_mean(tag, present)} (--columns all shows {len(present)} of them)"
+                f"no run has a number {tag}{did_you_mean(tag, present)} (--columns all shows the {len(present)} that "
+                "exist)"
             )
     return tags
 
 
 def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
-    """One row per group: varying settings, number of runs, mean and standard deviation of each tag."""
+    """Make a table: for each group the varying settings, number of runs, mean and standard deviation of each tag."""
     columns = [Column(column_title(key), key, is_numeric=False) for key in collection.varying_keys]
     columns.append(Column("runs", _DESCRIPTIONS["runs"]))
     columns += [Column(tag_title(tag), describe_tag(tag)) for tag in tags]
@@ -125,7 +126,7 @@ def describe_tag(tag: str) -> str:
 
 
 def display_scale(tag: str) -> float:
-    """Factor from stored to displayed values."""
+    """The factor that converts stored to displayed values."""
     return 100.0 if display_unit(tag) == "%" else 1.0
 
 
@@ -159,8 +160,10 @@ def _sort_value(value: Any) -> float | str:
 
 
 def format_number(mean: float, std: float = math.nan) -> str:
-    """Format mean ± std with two digits of std, or mean alone with four digits; small numbers with a power of ten:
-    ``(1.60 ± 0.20)e-07``."""
+    """Format mean ± std with two digits of std, or only the mean with four digits.
+
+    Small numbers have a power of ten: ``(1.60 ± 0.20)e-07``.
+    """
     if not math.isfinite(mean):
         return EMPTY
     if not std > 1e-9 * abs(mean):  # one run, or runs that differ only by rounding
@@ -173,12 +176,12 @@ def format_number(mean: float, std: float = math.nan) -> str:
 
 
 def _digits(std: float) -> int:
-    """Number of decimals that show two digits of std."""
+    """The number of decimals that shows two digits of std."""
     return max(1 - math.floor(math.log10(std)), 0)
 
 
 def as_terminal(table: Table) -> str:
-    """Align columns for a terminal, numbers to the right."""
+    """Format for a terminal, with aligned columns; numbers are aligned to the right."""
     numeric = {place for place, column in enumerate(table.columns) if column.is_numeric}
     return "\n".join([*aligned(table.texts, numeric), *([table.note] if table.note else []), ""])
 
@@ -208,7 +211,10 @@ def _escape(text: str) -> str:
 
 
 def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
-    """Format as CSV in full precision: differing settings, runs, done, seeds, mean and standard deviation per tag."""
+    """Format as CSV, one row per group, numbers in full precision.
+
+    The columns are: differing settings, runs, done, seeds, and mean and standard deviation of each tag.
+    """
     rows = []
     for group in collection.groups:
         row = {key: group.settings.get(key) for key in [*collection.varying_keys, *collection.other_differing_keys]}
@@ -224,7 +230,7 @@ def _int_if_whole(value: Any) -> Any:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV of rows, each column -> value; None and NaN are empty."""
+    """Format rows (column -> value) as CSV; None and NaN are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,5 @@
-"""Reproduce published tables and figures: what each needs (reproductions.yaml), its runs, and the comparison.
+"""Reproduce published tables and figures: run the trainings that each needs, and compare the results.
 
-The runs are an ordinary sweep, in a folder named after the reproduction. This package does not import torch.
+reproductions.yaml defines the trainings. They are an ordinary sweep, in a folder named after the reproduction. This
+package does not import torch.
 """

@@ -14,10 +14,12 @@ DEFAULT_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table: the overrides of its job, and the tags of its numbers. published_row: its row in published.csv.
+    """A row of a table.
 
-    better_than: rows with worse published results. within_time_of: evaluate the runs at the training time of this row.
-    evaluation: if the numbers come from `odebench eval`, the settings that select the evaluation.
+    job: the overrides of its training. tags: the tags of its numbers. published_row: the name of its row in
+    published.csv. better_than: names of rows whose published results are worse. within_time_of: the name of another
+    row; the results are those that the runs had reached in that row's training time. evaluation: if the numbers come
+    from `odebench eval`, the settings that select the evaluation.
     """
 
     name: str
@@ -31,9 +33,9 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A published table or figure. See the head of reproductions.yaml for what each part means.
+    """A published table or figure. The comment at the top of reproductions.yaml explains each field.
 
-    budgets: overrides that replace budget=NAME; if empty, its experiments define their budgets.
+    budgets: name -> overrides that replace budget=NAME; if empty, the experiments define their budgets.
     """
 
     name: str
@@ -57,7 +59,7 @@ def reproductions() -> dict[str, Reproduction]:
 
 
 def find_reproduction(name: str | None) -> Reproduction:
-    """Find a reproduction by name; UsageError if it is unknown."""
+    """Find a reproduction by name. Raises UsageError if the name is missing or unknown."""
     known = reproductions()
     if name is None:
         raise UsageError(f"no reproduction given: name one of {', '.join(known)} (--list describes them)")
@@ -70,7 +72,8 @@ def _read(name: str, node: dict[str, Any]) -> Reproduction:
     values = node.pop("values", {})
     combinations = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
     rows = [_row(raw, chosen_values) for raw in node.pop("rows") for chosen_values in combinations]
-    return Reproduction(name=name, rows=[*{row.name: row for row in rows}.values()], **node)  # rows without {} once
+    # A row without {} in its name appears once.
+    return Reproduction(name=name, rows=[*{row.name: row for row in rows}.values()], **node)
 
 
 def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:

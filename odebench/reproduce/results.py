@@ -1,4 +1,4 @@
-"""Results of the rows of a reproduction, from the records of its runs and their evaluations."""
+"""Results of the rows of a reproduced table, from the records of the runs and of their evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,18 @@ from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep
 from odebench.sweep.validate import Job
 
-# Identifies an evaluation: its overrides, and the number of samples.
+# Identifies an evaluation: its overrides, and its number of samples (None: all).
 EvaluationKey = tuple[tuple[str, ...], int | None]
 RATIO_PARTS = ("nfe_backward", "nfe_forward")
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and its runs.
+    """A row of the table, its runs, and their results.
 
-    statistics: tag -> mean and standard deviation, NaN if missing. training_fraction: smallest fraction of the
-    published training among the runs, None if unknown. reason: why no run was completed, or "". num_planned: of runs.
+    statistics: tag -> mean and standard deviation, NaN if missing. training_fraction: the fraction of the published
+    training that the runs completed, the smallest of them; None if unknown. reason: why no run was completed, or "".
+    num_planned: the number of planned runs.
     """
 
     row: catalogue.TableRow
@@ -36,7 +37,7 @@ class RowResult:
     num_planned: int
 
     def mean(self, tag: str) -> float:
-        """Mean over the runs; NaN if missing."""
+        """The mean of a tag over the runs; NaN if it is missing."""
         return self.statistics[tag][0]
 
     @property
@@ -52,7 +53,10 @@ def collect_results(
     sweep: Sweep,
     collection: RunCollection,
 ) -> list[RowResult]:
-    """Results of each row. jobs: row name -> overrides of its runs; collection: all runs of the sweep."""
+    """Collect the results of each row of the table.
+
+    jobs: name of a row -> overrides of each of its runs. collection: all runs of the sweep.
+    """
     runs = {run.path.name: run for run in collection.runs}
     by_settings = {job_identity(job.overrides): job for job in sweep.jobs}
     row_jobs = {row.name: [by_settings[job_identity(job)] for job in jobs[row.name]] for row in reproduction.rows}
@@ -82,7 +86,7 @@ def collect_results(
 
 
 def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
-    """Why a row has no results, from its first job; "" if it has."""
+    """The reason why a row has no results, taken from its first job; "" if it has results."""
     if group.done_runs:
         return ""
     overview = read_status(sweep, jobs[0])
@@ -92,9 +96,10 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
 def _row_statistics(
     row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
 ) -> tuple[float, float]:
-    """Mean and standard deviation of a tag over a row's runs.
+    """The mean and standard deviation of a tag over a row's runs.
 
-    At the end of the training, after `minutes` of it, or of an evaluation.
+    The values are those after `minutes` of training if the row has ``within_time_of``, those of an evaluation if it has
+    ``evaluation``, and otherwise those at the end of the training.
     """
     if row.within_time_of is not None:
         return mean_and_std([_value_after_minutes(run, tag, minutes) for run in group.done_runs])
@@ -105,7 +110,7 @@ def _row_statistics(
 
 
 def _fraction_after_minutes(run: Run, minutes: float) -> float | None:
-    """Fraction of the published training completed after `minutes`."""
+    """The fraction of the published training that the run had completed after `minutes`; None if unknown."""
     fraction = training_fraction(run)
     if fraction is None or not minutes < run.value(MINUTES):
         return fraction
@@ -114,7 +119,10 @@ def _fraction_after_minutes(run: Run, minutes: float) -> float | None:
 
 
 def job_identity(overrides: Sequence[str]) -> frozenset[str]:
-    """Identifies a run of a reproduction: overrides in any order, with the default seed, without the output folder."""
+    """A key that identifies a run of a reproduction: its overrides in any order.
+
+    It includes the seed, also the default one, but not the output folder.
+    """
     keys = {override.partition("=")[0] for override in overrides}
     kept = (override for override in overrides if not override.startswith("outputs="))
     return frozenset([*kept, *([] if "seed" in keys else ["seed=0"])])
@@ -128,7 +136,7 @@ def expected_evaluations(arguments: Sequence[str]) -> set[EvaluationKey]:
 
 
 def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
-    """A run's evaluations by key, the last of each."""
+    """The run's evaluations on the validation split, by key; repeated ones are replaced by the last."""
     return {
         (tuple(line["overrides"]), line.get("limit")): line
         for line in read_evaluations(run)
@@ -137,9 +145,9 @@ def evaluations_by_key(run: Run) -> dict[EvaluationKey, Row]:
 
 
 def _value_after_minutes(run: Run, tag: str, minutes: float) -> float:
-    """Value of a tag after `minutes` of training.
+    """The value of a tag after `minutes` of training.
 
-    ``best/...`` is the best validation so far, final/minutes is at most `minutes`.
+    For ``best/NAME`` it is the best validation result until then; for ``final/minutes`` it is at most `minutes`.
     """
     if tag == MINUTES:
         return min(minutes, run.value(tag))
@@ -158,7 +166,7 @@ def _evaluation_value(line: Row, tag: str) -> float:
 
 
 def _evaluation(run: Run, wanted: Mapping[str, str], expected: set[EvaluationKey]) -> Row | None:
-    """The last expected evaluation with these settings; ignores evaluations that a user made with other arguments."""
+    """The last evaluation with the wanted settings; ignores evaluations that a user made with other arguments."""
     lines = [line for key, line in evaluations_by_key(run).items() if key in expected]
     return next((line for line in reversed(lines) if _has_settings(line["overrides"], wanted)), None)
 

@@ -38,9 +38,9 @@ from odebench.sweep.validate import Job, validate_jobs
 log = logging.getLogger(__name__)
 
 TABLE_NAME = "reproduction"
-# Groups that define a published experiment.
+# Groups of settings that define a published experiment.
 EXPERIMENT_GROUPS = ("model", "data", "loss")
-# Settings that define the fraction of the published training.
+# Settings that determine which fraction of the published training a run completes.
 TRAINING_LENGTH_KEYS = {"budgets", "trainer.batch_size"}
 DATA_LOCATION_KEYS = ("data.root", "data.download")
 COMPARISON_FILE = "comparison.png"
@@ -51,7 +51,8 @@ COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 class ReproductionPlan:
     """A validated reproduction that has not started.
 
-    jobs: row name -> overrides of its runs. command: reproduces the results, without the cluster settings.
+    jobs: name of a row -> overrides of each of its runs. command: the command line that reproduces the results, without
+    the cluster settings.
     """
 
     reproduction: Reproduction
@@ -62,7 +63,7 @@ class ReproductionPlan:
 
 
 def list_reproductions() -> None:
-    """Print name, title, source, number of trainings and budgets (or the missing experiment) of each reproduction."""
+    """Print each reproduction: name, title, source, number of trainings, and budgets or the missing experiment."""
     known, rows = options("experiment"), []
     for name, one in reproductions().items():
         missing = _missing_experiment(one, known)
@@ -92,10 +93,11 @@ def _experiments(reproduction: Reproduction) -> list[str]:
 
 
 def plan_reproduction(name: str | None, overrides: Sequence[str], output: Path | None) -> ReproductionPlan:
-    """Expand and validate the jobs without writing anything. overrides: budget=..., settings of all runs, cluster=....
+    """Expand and validate the jobs without writing anything.
 
-    UsageError if the name is unknown, an experiment is missing, an override conflicts with the rows, or the folder
-    holds other runs.
+    overrides: budget=NAME, settings for all runs, and cluster settings. output: the folder for the runs; None: choose
+    it. Raises UsageError if the name is unknown, an experiment is missing, an override conflicts with the rows, or the
+    folder holds other runs.
     """
     reproduction = find_reproduction(name)
     if missing := _missing_experiment(reproduction, options("experiment")):
@@ -122,19 +124,19 @@ def plan_reproduction(name: str | None, overrides: Sequence[str], output: Path |
 
 
 def _check_existing_jobs(folder: Path, jobs: Sequence[tuple[str, ...]]) -> None:
-    """UsageError if the folder's sweep has runs that are not among these jobs."""
+    """Raise UsageError if the folder's sweep has runs that are not among these jobs."""
     requested = set(map(job_identity, jobs))
     others = [job for job in load_sweep(folder).jobs if job_identity(job.overrides) not in requested]
     if others:
         settings = sorted(job_identity(others[0].overrides).difference(*requested)) or others[0].overrides
         raise UsageError(
-            f"{folder} holds other runs than these ({' '.join(settings)}); give their settings too, or another folder: "
-            "--output DIR"
+            f"{folder} holds a run that is not part of this command ({' '.join(settings)}); add its settings, or "
+            "choose another folder: --output DIR"
         )
 
 
 def _split_budget(overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the overrides into the budget and the rest."""
+    """Split the overrides into the name of the budget and the other overrides."""
     budgets = [override for override in parse_overrides(list(overrides)) if override.key_or_group == "budget"]
     if any(override.is_sweep_override() for override in budgets):
         raise UsageError(f"{budgets[-1].input_line}: give one budget at a time")
@@ -144,7 +146,7 @@ def _split_budget(overrides: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _check_overrides(reproduction: Reproduction, overrides: Sequence[str]) -> None:
-    """UsageError for an override of a setting of the rows: the results would not match the published experiment."""
+    """Raise UsageError if an override changes a setting that defines the published experiment."""
     fixed = {override.partition("=")[0] for row in reproduction.rows for override in row.job}
     is_published = "experiment" in fixed
     fixed |= set(EXPERIMENT_GROUPS) if is_published else set()  # an experiment sets these
@@ -156,11 +158,14 @@ def _check_overrides(reproduction: Reproduction, overrides: Sequence[str]) -> No
         if is_part or any(one == key or one.startswith(f"{key}.") for one in fixed):
             raise UsageError(f"{line}: the rows of {reproduction.name} set {key} themselves; {hint}")
         if is_published and {key, part} & TRAINING_LENGTH_KEYS:
-            raise UsageError(f"{line}: the share of the published training depends on it; {hint}")
+            raise UsageError(f"{line}: this changes which share of the published training is run; {hint}")
 
 
 def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: bool) -> int:
-    """Run missing trainings and evaluations, then print and write the table. Returns the sweep's exit code."""
+    """Run the trainings and evaluations that are missing, then print and write the table.
+
+    Returns the exit code of the sweep.
+    """
     folder, code = planned.folder, 0
     if not is_sweep(folder):
         code = run_sweep(planned.plan, folder, policy, follow)
@@ -179,7 +184,7 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
 
 
 def _has_unfinished_jobs(planned: ReproductionPlan) -> bool:
-    """Extend the sweep in the folder by planned jobs that it lacks, such as further seeds; whether jobs are to run."""
+    """Add planned jobs that the folder's sweep lacks, such as further seeds. Returns whether any job is left to run."""
     sweep = load_sweep(planned.folder)
     if _new_jobs(planned, sweep):
         with file_lock(planned.folder / LOCK_FILE):
@@ -194,7 +199,7 @@ def _new_jobs(planned: ReproductionPlan, sweep: Sweep) -> list[Job]:
 
 
 def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[Path, Sequence[str]]]:
-    """Completed runs that lack evaluations of their rows, with the arguments of `odebench eval`."""
+    """Find completed runs that lack an evaluation; returns each with the arguments for `odebench eval`."""
     if not planned.reproduction.evaluations:
         return []
     rows = [row for row in planned.reproduction.rows if row.evaluation]
@@ -211,7 +216,10 @@ def _missing_evaluations(planned: ReproductionPlan, sweep: Sweep) -> list[tuple[
 
 
 def _run_command(sweep: Sweep, command: Sequence[str], task: str) -> bool:
-    """Run a command in the folder that the sweep was started in; whether it succeeded, else a warning is logged."""
+    """Run a command in the folder in which the sweep was started.
+
+    Returns whether it succeeded; if not, logs a warning.
+    """
     code = subprocess.run(command, check=False, cwd=sweep.cwd if sweep.cwd.is_dir() else None).returncode
     if code:
         log.warning("%s: exit code %d", task, code)
@@ -243,7 +251,7 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
 
 
 def _run_figures(reproduction: Reproduction, found: Sequence[RowResult]) -> dict[str, bytes]:
-    """Figures from the folder of each row's first run."""
+    """Read the figures of each row's first run: file name -> content."""
     found_files: dict[str, bytes] = {}
     for result in found:
         for name in reproduction.run_figures if result.group.done_runs else ():
@@ -254,7 +262,10 @@ def _run_figures(reproduction: Reproduction, found: Sequence[RowResult]) -> dict
 
 
 def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], sweep: Sweep) -> dict[str, bytes]:
-    """Draw a series as each row's first run predicts it, if all rows have a run; in a process that imports torch."""
+    """Draw the predictions of each row's first run for the same series, if all rows have a run.
+
+    This happens in another process, since it needs torch. Returns file name -> content.
+    """
     if not reproduction.comparison or not all(result.group.done_runs for result in found):
         return {}
     path = sweep.path / COMPARISON_FILE

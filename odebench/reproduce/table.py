@@ -1,4 +1,4 @@
-"""Tables of a reproduction: our results with the published values and a verdict, and all results of each row."""
+"""Tables of a reproduction: our results with the published values and verdicts, and all results of each row."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from odebench.reproduce.results import RowResult
 
 @dataclass(frozen=True)
 class RowVerdict:
-    """A result of a row with its verdict, against a published value or another row."""
+    """The verdict on one result of a row, compared with a published value or with another row."""
 
     result: RowResult
     tag: str
@@ -22,7 +22,7 @@ class RowVerdict:
 
 
 def judge_rows(reproduction: Reproduction, found: Sequence[RowResult]) -> list[RowVerdict]:
-    """Verdicts on all results that were published, or that should be better than another row's."""
+    """Judge all results that have a published value, or that should be better than those of another row."""
     values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
     by_name = {result.row.name: result for result in found}
     lines = []
@@ -63,7 +63,10 @@ def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_r
 
 
 def verdict_table(lines: Sequence[RowVerdict]) -> Table:
-    """Table of our results and the published values, without the latter if there are only comparisons of rows."""
+    """A table of our results, published values and verdicts.
+
+    The column of published values is omitted if rows are only compared with each other.
+    """
     has_published = any(line.published for line in lines)
     rows = []
     for line in lines:
@@ -80,9 +83,9 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
 
 
 def results_table(found: Sequence[RowResult]) -> Table:
-    """Table of all results.
+    """A table of all results.
 
-    The same quantity in training and in evaluations shares a column, since a row has only one of them.
+    A quantity from trainings and the same quantity from evaluations share a column, since a row has only one of them.
     """
     titles: dict[str, list[str]] = {}
     for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key=MINUTES.__eq__):
@@ -107,7 +110,7 @@ def _column_title(tag: str) -> str:
 
 
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
-    """All results in their units as CSV, with published value, verdict and command."""
+    """Format all results as CSV, in the units of their tags, with published value, verdict and command."""
     rows = []
     for result in found:
         done = result.group.done_runs
@@ -134,10 +137,10 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
 
 
 def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
-    """Whether a value was reproduced; a better result always counts.
+    """Say whether a published value was reproduced; a better result always counts as reproduced.
 
-    tolerance: accepted relative deviation from the published value; for an accuracy, from its error. fraction: of the
-    published training that ours completed.
+    tolerance: the accepted relative deviation from the published value; for an accuracy, from the published error.
+    fraction: the fraction of the published training that our training completed; None if unknown.
     """
     if tag == MINUTES:  # times of another machine cannot be compared
         return "another machine"
@@ -154,9 +157,9 @@ def published_verdict(tag: str, ours: float, published: float, tolerance: float,
 
 
 def how_much_worse(tag: str, ours: float, published: float) -> float:
-    """Relative difference, positive if ours is worse (or larger, if neither direction is better).
+    """The relative difference, positive if ours is worse (or larger, if neither direction is better).
 
-    For an accuracy, of the errors. For a published 0 it is 0 or infinite.
+    For an accuracy it is the relative difference of the errors. If the published value is 0, it is 0 or infinite.
     """
     if tag.endswith("accuracy"):
         ours, published = 1 - ours, 1 - published
@@ -172,7 +175,7 @@ def _larger_is_better(tag: str) -> bool:
 
 
 def comparison_verdict(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
-    """Whether a row is better than another as published, by at least half of the published margin if that is known."""
+    """Say whether a row is better than another, as published: by at least half the published margin, if it is known."""
     sign = -1.0 if _larger_is_better(tag) else 1.0
     is_better, has_ratio = sign * ours < sign * others, math.isfinite(published_ratio)
     word = "as published" if is_better else "not as published"

@@ -226,7 +226,7 @@ def test_further_seeds_are_added_to_completed_ones(new_calls, tmp_path, capsys):
     assert (row["seeds"], row["command"]) == ("3", "odebench reproduce figure5 budget=small seed=0,1,2")
     # Existing runs must be among the requested ones, or the table would omit them.
     capsys.readouterr()
-    assert "holds other runs than these (seed=2)" in fails(capsys, *arguments[1:], "seed=0,1")
+    assert "holds a run that is not part of this command (seed=2)" in fails(capsys, *arguments[1:], "seed=0,1")
 
 
 def test_runs_are_identified_without_order_of_overrides_or_default_seed(new_calls, tmp_path):
@@ -256,8 +256,8 @@ def test_a_folder_with_other_runs_raises_an_error(new_calls, tmp_path, capsys):
     capsys.readouterr()
     line = fails(capsys, *arguments, "optim.lr=0.5")
     settings = "experiment=paper/cnf_maximum_likelihood data=two_circles budget=small"
-    hint = "give their settings too, or another folder: --output DIR"
-    assert line == f"{tmp_path / 'runs'} holds other runs than these ({settings}); {hint}"
+    hint = "add its settings, or choose another folder: --output DIR"
+    assert line == f"{tmp_path / 'runs'} holds a run that is not part of this command ({settings}); {hint}"
     assert new_calls() == []
 
 
@@ -271,7 +271,7 @@ def test_overriding_settings_of_the_rows_raises_an_error(new_calls, capsys):
         assert fails(capsys, name, argument).startswith(f"{argument}: the rows of {name} set")
     for argument in ("budgets.full.iterations=5", "trainer.batch_size=8"):
         assert fails(capsys, "figure5", argument).startswith(
-            f"{argument}: the share of the published training depends on it"
+            f"{argument}: this changes which share of the published training is run"
         )
     assert main(["reproduce", "memory", "trainer.batch_size=8", "--dry-run"]) == 0
     assert main(["reproduce", "figure5", "budget=small", "trainer.iterations=5", "optim.lr=0.5", "--dry-run"]) == 0
