@@ -1,8 +1,8 @@
 """Solving and differentiating ordinary differential equations in PyTorch.
 
-The main function is ``solve(f, y0, t)``; it returns a ``Solution`` with the states, the statistics of the solve and
-a status. Imports torch and nothing else of odebench. Names are imported on first use, so that the tables of
-``odebench.ode.methods`` can be read without torch.
+The main function is ``solve(f, y0, t)``. It returns a ``Solution`` with the states, the statistics of the solve and a
+status. This package imports torch, but no other package of odebench. The names below are imported on first use, so that
+the tables of ``odebench.ode.methods`` can be read without torch.
 """
 
 import importlib

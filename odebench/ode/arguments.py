@@ -1,4 +1,4 @@
-"""Conversion of a user's numbers and times; errors are one line and name the argument."""
+"""Conversion of a user's numbers and times. Each error message is one line and names the argument."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from odebench.ode.torch_func import needs_derivative
 
 
 def as_number(name: str, value: Any) -> float:
-    """A float from a Python or NumPy number or a tensor of one element; TypeError for anything else."""
+    """Convert a Python or NumPy number, or a tensor of one element, to a float. Raises TypeError for anything else."""
     if not isinstance(value, str | bytes | bool | None):
         try:
             return float(value)
@@ -19,7 +19,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_positive(name: str, value: Any) -> float:
-    """``as_number``, and ValueError unless it is greater than zero."""
+    """Convert with ``as_number``. Raises ValueError unless the number is greater than zero."""
     x = as_number(name, value)
     if not x > 0:
         raise ValueError(f"{name} must be positive, got {x:g}")
@@ -27,7 +27,7 @@ def as_positive(name: str, value: Any) -> float:
 
 
 def as_positive_integer(name: str, value: Any) -> int:
-    """``as_positive``, and ValueError unless it is a whole number."""
+    """Convert with ``as_positive``. Raises ValueError unless the number is whole."""
     x = as_positive(name, value)
     if not x.is_integer():
         raise ValueError(f"{name} must be a whole number, got {x:g}")
@@ -35,17 +35,17 @@ def as_positive_integer(name: str, value: Any) -> int:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """A bool; TypeError for anything else, since most objects count as True."""
+    """Return a bool unchanged. Raises TypeError for anything else, since most objects count as True."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return value
 
 
 def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
-    """Finite floats from a list of times or a tensor [M].
+    """Convert a list of times or a tensor [M] to finite floats.
 
-    Raises ValueError for times of ``jump_t`` that require grad, since their gradient is not computed; those of
-    ``step_t`` have none.
+    Raises ValueError for times of ``jump_t`` that require a gradient, since it is not computed. The result does not
+    depend on the times of ``step_t``, which may require a gradient.
     """
     tensors = values if isinstance(values, list | tuple) else [values]
     if name == "jump_t" and any(isinstance(x, Tensor) and needs_derivative(x) for x in tensors):
@@ -64,6 +64,6 @@ def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
 
 
 def short_repr(value: Any) -> str:
-    """A short form of a value for error messages."""
+    """Return a short form of a value for error messages."""
     text = repr(value)
     return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Step size control: the first step, the next one, and the last one, which ends at the last time.
+"""Step size control: the sizes of the first step, of the next step, and of the step that ends at the last time.
 
 Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section II.4; Soederlind 2003, Digital
 filters in adaptive time-stepping.
@@ -13,21 +13,28 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 Norm = Callable[[Tensor], float]
-"""From a scaled error [N] to a number, zero or positive: |c x| = |c| |x|. Synchronises with the device."""
+"""A function from a scaled error [N] to a number, zero or positive, with |c x| = |c| |x|.
 
-# A step may grow by this factor to reach the end at once: (1.1 x 0.9)^5 < 1, 0.9 the safety factor, at order 5.
+It synchronises with the device.
+"""
+
+# A step may be this many times as long if it then reaches the end. Its error stays acceptable at order 5, as
+# (1.1 x 0.9)^5 < 1, where 0.9 is the safety factor.
 END_STRETCH = 1.1
-# Controllers take smaller errors, in units of the tolerance, for this one.
+# Controllers treat smaller errors, in units of the tolerance, as if they were this one.
 SMALLEST_RATIO = 1e-12
 
 
 def rms(x: Tensor) -> float:
-    """Root mean square over all elements of x [N], the usual error norm; 0 for an empty state."""
+    """Return the root mean square of all elements of x [N], the usual error norm; 0 for an empty state."""
     return torch.linalg.vector_norm(x).item() / math.sqrt(max(x.numel(), 1))
 
 
 def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[float]:
-    """Root mean square of each part over all processes of a group, which hold equal shares of it."""
+    """Return the root mean square of each part, over all processes of a group.
+
+    The processes hold equal shares of each part.
+    """
     norms = torch.stack(torch._foreach_norm(list(parts)))
     num_shares = 1
     if group is not None:
@@ -37,7 +44,10 @@ def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[fl
 
 
 def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
-    """Sum x in place over the processes of a group, or all; ConnectionError if one of them has ended."""
+    """Sum x in place over the processes of a group; None stands for all processes.
+
+    Raises ConnectionError if one of them has ended.
+    """
     try:
         torch.distributed.all_reduce(x, group=group)
     except RuntimeError as error:
@@ -47,7 +57,7 @@ def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
 
 
 def rms_over(group: ProcessGroup | None) -> Norm:
-    """``rms`` over the rows of all processes of a group."""
+    """Make the norm ``rms`` over the rows of all processes of a group."""
     return rms if group is None else lambda x: rms_of_parts([x], group)[0]
 
 
@@ -63,19 +73,22 @@ class Tolerance:
 
     @property
     def numbers(self) -> tuple[float, float] | None:
-        """rtol and atol if both are numbers, else None."""
+        """The pair of rtol and atol if both are numbers, else None."""
         rtol, atol = self.rtol, self.atol
         return (rtol, atol) if isinstance(rtol, float) and isinstance(atol, float) else None
 
     def scale(self, size: Tensor) -> Tensor:
-        """The acceptable error [N] of components with absolute values ``size`` [N], which is overwritten."""
+        """Return the acceptable error [N] of components with the absolute values ``size`` [N].
+
+        ``size`` is overwritten.
+        """
         scale = size.mul_(self.rtol).add_(self.atol)
         has_atol = isinstance(self.atol, Tensor) or self.atol > 0
         return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
 class ScaledErrorNorm:
-    """The norm of the error of each step of one solve from y [N], in units of the tolerance."""
+    """The norm of the error of each step in one solve that starts at y [N], in units of the tolerance."""
 
     def __init__(self, tolerance: Tolerance, norm: Norm, y: Tensor) -> None:
         self._tolerance, self._norm = tolerance, norm
@@ -85,14 +98,14 @@ class ScaledErrorNorm:
         self._atol_over_rtol = self._size.new_full((), atol / self._rtol) if 0 < atol < 1e30 * self._rtol else None
 
     def error_ratio(self, error: Tensor, y_next: Tensor) -> float:
-        """The norm of the error [N] of a step to y_next [N]; a scalar error is that norm already."""
+        """Return the norm of the error [N] of a step to y_next [N]. A scalar error is already this norm."""
         if error.dim() == 0:
             return error.item()
         self._size_next = y_next.detach().abs()
         return self.remeasure(error)
 
     def remeasure(self, error: Tensor) -> float:
-        """The norm of another error [N] of the same step. Synchronises once, and may overwrite the error."""
+        """Return the norm of another error [N] of the same step. Synchronises once, and may overwrite the error."""
         size = torch.maximum(self._size, self._size_next)
         if self._atol_over_rtol is None:
             return self._norm(error.div_(self._tolerance.scale(size)))
@@ -100,19 +113,25 @@ class ScaledErrorNorm:
         return self._norm(error.div_(size.add_(self._atol_over_rtol))) / self._rtol
 
     def accept(self) -> None:
-        """Accept the step: the next one starts at its end."""
+        """Accept the step, so that the next step starts at its end."""
         self._size = self._size_next
 
 
 @dataclass(frozen=True)
 class Controller:
-    """The rule for the next step size, from the errors r of the last steps in units of the tolerance:
+    """The rule for the next step size h'.
 
-    h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, kept within [min_factor, max_factor] h, where the error
-    is of order h^k. Pure integral control never shrinks the step after an accepted one; a rejected step is
-    repeated with h safety r_n^-1/k. ``ControllerState`` applies the rule, and ``step_factors`` to tensors.
+    It depends on the errors r_n, r_(n-1), r_(n-2) of the last steps, in units of the tolerance:
 
-    proportional, integral, derivative: p, i and d; pure integral control is (0, 1, 0).
+    h' = h safety r_n^-(i+p+d)/k r_(n-1)^(p+2d)/k r_(n-2)^-d/k, limited to [min_factor, max_factor] h,
+
+    where the error is of order h^k. After an accepted step, pure integral control never shrinks the step. A rejected
+    step is repeated with the size h safety r_n^-1/k. ``ControllerState`` applies the rule to one solve, and
+    ``step_factors`` to tensors.
+
+    proportional, integral, derivative: the numbers p, i and d; pure integral control is (0, 1, 0).
+    safety: a factor below 1, so that steps are rejected less often.
+    min_factor, max_factor: the bounds of h' / h.
     """
 
     proportional: float = 0.0
@@ -142,14 +161,18 @@ CONTROLLERS = {
 
 
 class ControllerState:
-    """A controller during one solve: stores the errors of the last two accepted steps."""
+    """A controller in one solve; it stores the errors of the last two accepted steps."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._previous_ratios = (1.0, 1.0)
 
     def propose(self, h: float, ratio: float, accepted: bool, order: int) -> float:
-        """The next step size after a step of size h whose error, of order h^order, was ``ratio`` tolerances."""
+        """Return the next step size after a step of size h.
+
+        ratio: the error of the step in units of the tolerance. accepted: whether the step was accepted.
+        order: the power of h that the error is proportional to.
+        """
         controller = self._controller
         if not math.isfinite(ratio):
             return h * controller.min_factor
@@ -170,10 +193,12 @@ class ControllerState:
 def step_factors(
     controller: Controller, order: int, ratio: Tensor, accepted: Tensor, past_ratios: Sequence[Tensor]
 ) -> Tensor:
-    """``ControllerState.propose`` on tensors: the next step size over this one.
+    """Return the next step size divided by this one, as ``ControllerState.propose`` computes it, for tensors.
 
-    ratio, accepted: error in units of the tolerance, and whether the step is accepted; float64 and bool, of one shape.
-    past_ratios: those of the last two accepted steps, the last first; read by PI and PID control only.
+    order: the power of the step size that the error is proportional to.
+    ratio, accepted: the errors in units of the tolerance, and whether the steps are accepted; float64 and bool, of the
+        same shape.
+    past_ratios: the errors of the last two accepted steps, the last one first. Only PI and PID control read them.
     """
     p, i, d = controller.proportional, controller.integral, controller.derivative
     factor = ratio.pow(-1 / order).mul_(controller.safety)
@@ -187,7 +212,7 @@ def step_factors(
     floor = torch.full_like(factor, controller.min_factor)
     if not (p or d):
         floor = torch.where(accepted, 1.0, floor)
-    # fmax: the smallest factor where the error is NaN.
+    # fmax takes the smallest factor where the error is NaN.
     return torch.fmax(factor, floor).clamp_(max=controller.max_factor)
 
 
@@ -201,9 +226,13 @@ def first_step(
     tolerance: Tolerance,
     norm: Norm,
 ) -> float:
-    """A first step size, positive, from y, f = f(t, y) and one more evaluation before ``end`` (op. cit., p. 169).
+    """Return a positive size of the first step (Hairer, Norsett & Wanner 1993, section II.4, p. 169).
 
-    NaN where y or f is not finite; 0 where f in units of the tolerance overflows.
+    It takes one evaluation, at a time not beyond ``end``. The result is NaN if y or f is not finite, and 0 if f in
+    units of the tolerance overflows.
+
+    evaluate: a function of t and y that returns dy/dt. f: the value f(t, y), which was evaluated already.
+    order: the power of the step size that the error is proportional to.
     """
     scale = tolerance.scale(y.abs())
     d0, d1 = norm(y / scale), norm(f / scale)
@@ -219,12 +248,12 @@ def first_step(
 
 
 def _zero_if_finite(norm: Norm, *tensors: Tensor) -> float:
-    """0 if all tensors [N] are finite, else NaN; the same in all processes whose states the norm includes."""
+    """Return 0 if all tensors [N] are finite, else NaN. All processes whose states the norm includes get the same."""
     return sum(norm(x * 0) for x in tensors)
 
 
 def fit_to_end(h: float, remaining: float, max_step: float = math.inf) -> float:
-    """Fit the proposed step h > 0 to the remaining time: the end is reached exactly, without a tiny last step."""
+    """Fit the proposed step h > 0 to the remaining time, to reach the end exactly and without a tiny last step."""
     h = min(h, max_step)
     if remaining <= min(h * END_STRETCH, max_step):
         return remaining

@@ -19,13 +19,16 @@ from odebench.ode.transfer import queued
 
 PolynomialWeights = tuple[tuple[float, ...], ...]
 
-# Cubic Hermite interpolation from f at both ends and the step's mean slope (y_next - y) / h; order 3.
+# Cubic Hermite interpolation from f at both ends of the step and its mean slope (y_next - y) / h; order 3.
 HERMITE: PolynomialWeights = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))
 LINEAR: PolynomialWeights = ((1.0,),)
 
 
 def evaluate_weights(weights: PolynomialWeights, thetas: Sequence[float], like: Tensor) -> Tensor:
-    """w_i(theta) of every slope i, a row for each theta, with dtype and device of ``like``; see ``Interpolant``."""
+    """Return the weights w_i(theta) of all slopes i, one row for each theta; see ``Interpolant``.
+
+    like: a tensor with the dtype and device of the result.
+    """
     table = _weights_by_power(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
@@ -34,7 +37,7 @@ def evaluate_weights(weights: PolynomialWeights, thetas: Sequence[float], like: 
 
 @functools.lru_cache(maxsize=64)
 def _weights_by_power(weights: PolynomialWeights) -> Tensor:
-    """A row for each power of theta, on the host in float64."""
+    """Return the weights as a tensor with one row for each power of theta, in float64 on the host."""
     with torch.inference_mode(False):
         columns = tuple(itertools.zip_longest(*weights, fillvalue=0.0))
         return torch.tensor(columns, dtype=torch.float64, device="cpu")
@@ -44,11 +47,11 @@ def _weights_by_power(weights: PolynomialWeights) -> Tensor:
 class Interpolant:
     """The interpolating polynomial of one step (its continuous extension).
 
-    y(t + theta h) = y + h sum_i w_i(theta) k_i with the polynomials w_i(theta) = p_i1 theta + p_i2 theta^2 + ...
+    y(t + theta h) = y + h sum_i w_i(theta) k_i, with the polynomials w_i(theta) = p_i1 theta + p_i2 theta^2 + ...
 
-    t, h: where the step starts, and its signed size.
-    y: [N] there.
-    slopes: k, m of [N], or one tensor [m, N].
+    t, h: the time at which the step starts, and its signed size.
+    y: the state [N] at this time.
+    slopes: the m slopes k_i, each [N], or all in one tensor [m, N].
     weights: m rows of coefficients p_i1, p_i2, ...
     """
 
@@ -59,12 +62,12 @@ class Interpolant:
     weights: PolynomialWeights
 
     def evaluate(self, thetas: Sequence[float]) -> Tensor:
-        """The states [len(thetas), N] at t + theta h."""
+        """Return the states [len(thetas), N] at t + theta h."""
         slopes = self.stacked_slopes()
         return torch.addmm(self.y.unsqueeze(0), evaluate_weights(self.weights, thetas, slopes), slopes, alpha=self.h)
 
     def derivative(self, thetas: Sequence[float], order: int = 1) -> Tensor:
-        """dy/dt [len(thetas), N] at t + theta h, or a higher derivative of the polynomial."""
+        """Return dy/dt [len(thetas), N] at t + theta h, or a higher derivative; order: the order of the derivative."""
 
         def weight(row: Sequence[float], theta: float) -> float:
             powers = range(order, len(row) + 1)
@@ -75,9 +78,10 @@ class Interpolant:
         return queued(rows, slopes) @ slopes * self.h ** (1 - order)
 
     def change(self, thetas: Sequence[float], shifts: Tensor) -> Tensor:
-        """y(t + theta h + shift) - y(t + theta h) [len(thetas), N].
+        """Return y(t + theta h + shift) - y(t + theta h), [len(thetas), N].
 
-        Taylor's formula is exact for a polynomial: shifts that are 0 and have a graph give 0 with all derivatives.
+        It is computed by Taylor's formula, which is exact for a polynomial. If a shift has the value 0 and a graph, the
+        result is 0, and its derivatives of every order are right.
         """
         degree, power, total = max(map(len, self.weights)), shifts.unsqueeze(1), torch.zeros_like(self.y)
         for order in range(1, degree + 1):
@@ -86,21 +90,21 @@ class Interpolant:
         return total
 
     def copy(self) -> "Interpolant":
-        """A copy with its own memory, which the solver does not overwrite."""
+        """Return a copy with its own memory, which the solver does not overwrite."""
         slopes = self.slopes.clone() if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
         return Interpolant(self.t, self.h, self.y.clone(), slopes, self.weights)
 
     def stacked_slopes(self) -> Tensor:
-        """The slopes [m, N]."""
+        """Return the slopes as one tensor [m, N]."""
         return self.slopes if isinstance(self.slopes, Tensor) else torch.stack(tuple(self.slopes))
 
 
 Evaluation = Callable[[Interpolant, Sequence[float]], Tensor]
-"""From a step's interpolant and thetas to rows [len(thetas), N], such as ``Interpolant.evaluate``."""
+"""A function from an interpolant and thetas to [len(thetas), N], such as ``Interpolant.evaluate``."""
 
 
 class _RefuseGradient(torch.autograd.Function):
-    """Returns the states; raises when they are differentiated with respect to anything the ``source`` depends on."""
+    """Return the states; raise an error if they are differentiated with respect to anything ``source`` depends on."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, source: Tensor) -> Tensor:
@@ -114,10 +118,11 @@ class _RefuseGradient(torch.autograd.Function):
 
 
 class DenseOutput:
-    """The solution as a function of time, from the accepted steps; called with one time or several.
+    """The solution as a function of time, which is called with one time or several.
 
-    With the gradient mode backprop it is differentiable with respect to everything the solve was; with other modes
-    differentiating it raises RuntimeError. Called with a tensor of times it is differentiable once with respect to it.
+    If the solve used gradient="backprop", the result is differentiable with respect to everything that the solve was
+    differentiable with respect to. With other modes, differentiating it raises RuntimeError. In all modes, the first
+    derivative of the result with respect to a tensor of times can be computed.
     """
 
     def __init__(
@@ -127,9 +132,12 @@ class DenseOutput:
         end: float | None = None,
         source: Tensor | None = None,
     ) -> None:
-        """pieces: one interpolant per step, in order. end: the last time, in the last step; None is that step's end.
+        """Join interpolants.
 
-        source: the solve's states, if they have a graph that the interpolants lack.
+        pieces: the interpolants of the steps, in order.
+        unflatten: converts flat states [*batch, N] to the user's structure.
+        end: the last time, which lies in the last step; None stands for the end of that step.
+        source: the states of the solve, given if they have a graph that the interpolants lack.
         """
         self._source = source
         self._interpolants = list(pieces)
@@ -140,24 +148,27 @@ class DenseOutput:
 
     @property
     def span(self) -> tuple[float, float]:
-        """The first and the last time covered."""
+        """The first and the last time at which the solution can be evaluated."""
         return self._interpolants[0].t, self._end
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
-        """The state at t, or the states [T, ...] at t [T] in any order, in the structure of y0.
+        """Return the state at one time t, or the states [T, ...] at t [T], in the structure of y0.
 
-        Raises ValueError for a time outside the span.
+        The times may be in any order. Raises ValueError for a time outside the span.
         """
         return self._at(t, Interpolant.evaluate, 1)
 
     def derivative(self, t: float | Sequence[float] | Tensor) -> Any:
-        """dy/dt at t, or [T, ...] at t [T], the derivative of the interpolating polynomial: one order less accurate."""
+        """Return dy/dt at one time t, or dy/dt [T, ...] at t [T].
+
+        It is the derivative of the interpolating polynomial, and so one order less accurate than the states.
+        """
         return self._at(t, Interpolant.derivative, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as numbers, lists and detached tensors, for torch.save; without f and without graph.
+        """Return everything as numbers, lists and detached tensors, for torch.save.
 
-        Raises TypeError for a state that is not made of tuples, lists and dicts.
+        It contains neither f nor a graph. Raises TypeError for a state that is not made of tuples, lists and dicts.
         """
         interpolants = self._interpolants
         example = self._unflatten(interpolants[0].y.detach())
@@ -183,7 +194,7 @@ class DenseOutput:
         return cls(interpolants, _unflatten_like(state["first_state"]), state["end"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As in save: without f, which may be a lambda, and without graph.
+        # As in ``save``, neither f, which may be a lambda, nor a graph is included.
         return DenseOutput.from_state_dict, (self.state_dict(),)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -192,11 +203,17 @@ class DenseOutput:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> "DenseOutput":
-        """Read what ``save`` wrote, onto a device; None is the one it was saved from. Runs no code from the file."""
+        """Read a file that ``save`` wrote. No code from the file is run.
+
+        device: the device of the tensors; None stands for the device that they were saved from.
+        """
         return cls.from_state_dict(torch.load(path, map_location=device, weights_only=True))
 
     def _at(self, t: float | Sequence[float] | Tensor, evaluate: Evaluation, order: int) -> Any:
-        """``evaluate`` at t, in the structure of y0; its gradient with respect to t is the derivative of ``order``."""
+        """Call ``evaluate`` at t; return the result in the structure of y0.
+
+        order: the order of the derivative of y that is the derivative of the result with respect to t.
+        """
         times, slack = _as_list(t)
         values = self.flat(times, slack, evaluate)
         if self._source is not None:
@@ -208,9 +225,10 @@ class DenseOutput:
         return self._unflatten(values if _is_sequence(t) else values[0])
 
     def flat(self, times: Sequence[float], slack: float, evaluate: Evaluation = Interpolant.evaluate) -> Tensor:
-        """The flat states [T, N] at T times in any order, or ``evaluate`` of the right interpolant at each time.
+        """Return the flat states [T, N] at T times in any order; evaluate: computes them, or other values.
 
-        Raises ValueError for a time that lies further outside the span than ``slack``, relative to its size.
+        slack: how far a time may lie outside the span, relative to the largest time in it. Raises ValueError for a time
+            further outside.
         """
         start, end = self.span
         slack = max(slack * max(abs(start), abs(end)), 1e-9 * abs(end - start))
@@ -232,7 +250,7 @@ def _is_sequence(t: Any) -> bool:
 
 
 def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
-    """Times as floats, and the relative rounding error of their dtype."""
+    """Return the times as floats, and the relative rounding error of their dtype."""
     if not isinstance(t, Tensor):
         return list(map(float, t if _is_sequence(t) else [t])), 0.0  # type: ignore[arg-type]
     if t.dim() > 1:
@@ -249,7 +267,10 @@ def _check_containers(state: Any) -> None:
 
 
 def _unflatten_like(example: Any) -> Callable[[Tensor], Any]:
-    """From flat states [*batch, N] to the structure, dtype and shapes of an example, each [*batch, *shape]."""
+    """Make a function from flat states [*batch, N] to the structure and dtype of an example.
+
+    Each tensor is [*batch, *shape], with its shape in the example.
+    """
     leaves, structure = pytree.tree_flatten(example)
 
     def unflatten(y: Tensor) -> Any:

@@ -1,4 +1,7 @@
-"""Detection of vector fields that change from one evaluation to the next, from their layers and their results."""
+"""Detection of vector fields that change from one evaluation to the next.
+
+Such fields are recognised by their layers, and by evaluating them twice.
+"""
 
 import dis
 import functools
@@ -36,10 +39,10 @@ def _training_mode(layer: str) -> str:
 
 
 def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
-    """The names of the layers of f that change at every evaluation in training mode, and the layers with buffers.
+    """Find the layers of f that change at every evaluation in training mode, and the layers with buffers.
 
-    They are found without calling f: in a module, and in the objects that a function or a method refers to.
-    ``evaluate_watched`` finds others.
+    Returns the names of the former, and the latter. They are found without calling f: in a module, and in the objects
+    that a function or a method refers to. ``evaluate_watched`` finds other layers.
     """
     changing, buffered = [], []
     for held, owner in referenced_objects(f):
@@ -61,14 +64,15 @@ def _changes_in_training(layer: nn.Module) -> bool:
 
 def _updates_buffers(layer: nn.Module) -> bool:
     if isinstance(layer, _SpectralNorm):
-        return bool(layer._buffers)  # of a vector it needs no power iteration
+        return bool(layer._buffers)  # for a vector, it needs neither power iteration nor buffers
     hooks = layer._forward_pre_hooks.values()
     return isinstance(layer, _BatchNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
 
 
 def referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple[str, Any]]:
-    """The objects that f refers to, with their names, found without calling f. Of the object of a method, only the
-    attributes that the method uses.
+    """Return the objects that f refers to, with their names, without calling f.
+
+    If f is a method, its object itself is not returned, but only those attributes of it that the method uses.
 
     seen: the methods visited already.
     """
@@ -96,13 +100,14 @@ def referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple
 
 @functools.lru_cache(maxsize=256)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that code uses, without the names of attributes."""
+    """Return the global names that a code object uses, without the names of attributes."""
     return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))
 
 
 def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = ()) -> list[nn.Module]:
-    """Raise ValueError if f or a module among args has a layer that changes in training mode: the error estimate would
-    be noisy, and the statistics of batch normalisation would be updated at every evaluation.
+    """Raise ValueError if f or a module among args has a layer in training mode that changes at every evaluation.
+
+    The error estimate would be noisy, and the statistics of batch normalisation would be updated at every evaluation.
 
     Returns the layers of f with buffers, for ``evaluate_watched``.
     """
@@ -115,14 +120,17 @@ def refuse_layers_in_training_mode(f: Callable[..., Any], args: Iterable[Any] = 
 
 
 def refuse_noise(reason: str) -> None:
-    """Raise ValueError: error control would see the change as an error, and a backward pass would see another f."""
+    """Raise ValueError, since f changes from one evaluation to the next.
+
+    Error control would treat the change as an error, and a backward pass would evaluate another f.
+    """
     raise ValueError(f"f {reason}")
 
 
 def warn_of_changing_layers(f: Callable[..., Any]) -> tuple[Callable[[str], None], list[nn.Module]]:
-    """Warn the drop-in's caller of layers that change in training mode.
+    """Warn the caller of ``odeint`` about layers of f that change in training mode.
 
-    Returns how to report other noise, with a warning, and the layers of f with buffers, for ``evaluate_watched``.
+    Returns a function that warns about other noise, and the layers of f with buffers; both for ``evaluate_watched``.
     """
 
     def warn(reason: str, stacklevel: int = 2) -> None:
@@ -138,13 +146,13 @@ def warn_of_changing_layers(f: Callable[..., Any]) -> tuple[Callable[[str], None
 def evaluate_watched(
     f: Callable[..., Any], report: Callable[[str], None], buffered: Iterable[nn.Module], t: Tensor, *inputs: Any
 ) -> Any:
-    """f(t, *inputs); calls ``report(reason)`` if f changes.
+    """Return f(t, *inputs); call ``report(reason)`` if f changes from one evaluation to the next.
 
-    Reported are a layer in training mode that updates its buffers, and a result that differs when f is evaluated again.
-    The second evaluation is made only if f drew random numbers from torch's default generators or changed a buffer,
-    which alone is no proof: another thread may have drawn them, and the buffer may only count calls.
+    Two things are reported: a layer in training mode that updates its buffers, and a result that differs when f is
+    evaluated again. f is evaluated again only if it drew random numbers from torch's default generators or changed a
+    buffer. This alone is no proof: another thread may have drawn the numbers, and the buffer may only count calls.
 
-    buffered: layers with buffers; those that a function f calls are found here.
+    buffered: layers with buffers. Further layers that a function f calls are found here.
 
     The state of a CUDA generator is read on the host, which does not synchronise.
     """
@@ -187,9 +195,13 @@ def _buffer_states(layer: nn.Module) -> list[_BufferState]:
 
 
 def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_BufferState]) -> AbstractContextManager[Any]:
-    """A context that appends to ``layers`` the layers that this thread calls in training mode and that update their
-    buffers, and to ``buffers`` those of all layers called. Not needed for a module f, whose layers are known."""
-    # func: what a wrapper of ours holds. Not by getattr, which is slow for a module without that attribute.
+    """Return a context that records the layers that this thread calls.
+
+    Layers in training mode that update their buffers are appended to ``layers``, and the buffers of all called layers
+    to ``buffers``. For a module f the context does nothing, since its layers are known.
+    """
+    # The wrappers of this package hold the user's function in ``func``. Not getattr, which is slow for a module without
+    # that attribute.
     if isinstance(getattr(f, "__dict__", {}).get("func", f), nn.Module):
         return nullcontext()
     dynamo = sys.modules.get("torch._dynamo.utils")
@@ -209,8 +221,8 @@ def _watch_layers(f: Callable[..., Any], layers: list[str], buffers: list[_Buffe
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """The states of the default generators of the host and of the device, on the host."""
-    # As integers of 8 bytes, which are compared faster.
+    """Return the states of the default random generators of the host and of the device, on the host."""
+    # As integers of 8 bytes, which are faster to compare.
     states = [torch.default_generator.get_state().view(torch.int64)]
     if device.type == "cuda" and torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
         states.append(torch.cuda.default_generators[device.index or 0].get_state())
@@ -222,5 +234,5 @@ def _tensors(rate: Any) -> list[Tensor]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape are equal, NaN too; True where ``torch.func.vmap`` hides the values."""
+    """Return whether two tensors of one shape are equal, also in NaN; True if ``torch.func.vmap`` hides the values."""
     return under_vmap(b) or torch.allclose(a, b.detach(), rtol=0, atol=0, equal_nan=True)

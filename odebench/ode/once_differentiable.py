@@ -1,4 +1,4 @@
-"""Gradients that are differentiable once and raise an error when they are differentiated again."""
+"""Gradients that raise an error when they are differentiated again."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from odebench.ode.torch_func import transform_active
 
 
 class _RaiseOnBackward(torch.autograd.Function):
-    """Returns the first ``count`` tensors; raises when they are differentiated."""
+    """Return the first ``count`` tensors; raise an error when they are differentiated."""
 
     @staticmethod
     def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -25,12 +25,12 @@ class _RaiseOnBackward(torch.autograd.Function):
 
 def once_differentiable(
     backward: Callable[..., Any],
-    message: str = "this gradient is differentiable once; use gradient='backprop' with an explicit method",
+    message: str = "this gradient cannot be differentiated again; use gradient='backprop' with an explicit method",
 ) -> Callable[..., Any]:
-    """Decorate a backward pass: differentiating its gradients with respect to any saved tensor raises an error.
+    """Decorate a backward pass, so that differentiating its gradients with respect to a saved tensor raises an error.
 
-    torch's once_differentiable raises only along the incoming gradient: with a linear loss, a second derivative
-    would silently be zero.
+    torch's own once_differentiable raises an error only if the incoming gradient is differentiated. With a linear loss,
+    a second derivative would be zero without any error.
     """
 
     @functools.wraps(backward)
@@ -50,7 +50,7 @@ def once_differentiable(
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """Returns the tensor; its gradient is differentiable once."""
+    """Return the tensor; its gradient cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -63,12 +63,16 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     backward = staticmethod(
         once_differentiable(
-            _backward, "the derivatives of an event's time and state, and with respect to t, are differentiable once"
+            _backward,
+            "the derivatives of an event's time and state, and with respect to t, cannot be differentiated again",
         )
     )
 
 
 def first_derivative_only(x: Tensor) -> Tensor:
-    """x, to be multiplied with a factor that is held constant: first derivatives are right; second derivatives, which
-    would ignore the factor, raise an error. Under ``torch.func``, where no error can be raised, x itself."""
+    """Return x such that only its first derivatives can be computed.
+
+    Multiply the result by a factor that is held constant. First derivatives are then right. Second derivatives would
+    ignore the factor, and so raise an error. Under ``torch.func``, which allows no such error, x itself is returned.
+    """
     return x if transform_active() or not x.requires_grad else _DifferentiableOnce.apply(x)

@@ -12,9 +12,9 @@ from odebench.ode.methods.stepper import Stepper
 
 
 class OutputRecorder:
-    """Records the states at output times, the interpolants and the zeros of events from the accepted steps.
+    """Record the states at output times, the interpolants and the zeros of events from the accepted steps.
 
-    state_chunks, times: the states recorded so far, some rows [m, N] at a time, and the times of all rows.
+    state_chunks: the states recorded so far, as chunks [m, N]. times: the times of these states.
     output_rows, hits, end_time, interpolants: see ``IntegrationResult``.
     dense, interpolation: see ``SolvePlan``.
     output_shift: see ``integrate``.
@@ -38,7 +38,10 @@ class OutputRecorder:
         self.end_time = times[0]
 
     def record(self, t: float, t_next: float, y: Tensor, y_next: Tensor) -> float | None:
-        """Record the step from t, y [N] to t_next, y_next [N]; returns the time of a terminal event in it."""
+        """Record the step from t, y [N] to t_next, y_next [N].
+
+        Returns the time of a terminal event in this step; None if there is none.
+        """
         h, self.end_time, first = t_next - t, t_next, len(self.output_rows)
         due = first
         while due < len(self._output_times) and (self._output_times[due] - t_next) * h <= 0:
@@ -66,7 +69,10 @@ class OutputRecorder:
         return event_time
 
     def _snap_to_output(self, event_time: float, t: float, t_next: float, wanted: list[float]) -> float:
-        """The time of an event, or an output time just after it that rounding alone separates from it."""
+        """Return the time of an event, or an output time in ``wanted`` that lies just after it.
+
+        The output time is returned if it differs from the time of the event only by rounding.
+        """
         eps = torch.finfo(self.state_chunks[0].dtype).eps
         direction, distance = math.copysign(1.0, t_next - t), 8 * eps * max(abs(t), abs(t_next))
         return next((time for time in wanted if 0 < (time - event_time) * direction <= distance), event_time)
@@ -74,9 +80,9 @@ class OutputRecorder:
     def _append(
         self, times: list[float], t: float, t_next: float, interpolant: Interpolant | None, y_next: Tensor
     ) -> dict[float, int]:
-        """Append the states at times of a step, in their order; returns the row of each."""
+        """Append the states at the given times of a step, which must be in order; return the row of each state."""
         last = len(self.times) - 1
-        # An event at the very start of a step is the one at the end of the step before.
+        # An event at the very start of a step was already recorded at the end of the step before.
         new = [time for time in times if time != self.times[-1]]
         thetas = [(time - t) / (t_next - t) for time in new if time != t_next]
         if thetas:
@@ -92,14 +98,14 @@ class OutputRecorder:
     def _shifted(
         self, states: Tensor, interpolant: Interpolant | None, times: list[float], thetas: list[float]
     ) -> Tensor:
-        """Shift the states [m, N] at times of a step along its interpolant, except at the last output time."""
+        """Shift the states [m, N] at the given times of a step along its interpolant; not at the last output time."""
         if self._output_shift is None or times == self._output_times[-1:]:
             return states
         assert interpolant is not None
         return states + interpolant.change(thetas, torch.stack([self._output_shift(time) for time in times]))
 
     def fill_unreached(self) -> None:
-        """Fill in NaN at the output times that the solve did not reach."""
+        """Append states of NaN for the output times that the solve did not reach."""
         for time in self._output_times[len(self.output_rows) :]:
             self.output_rows.append(len(self.times))
             self.state_chunks.append(torch.full_like(self.state_chunks[0], math.nan))

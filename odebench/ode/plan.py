@@ -15,37 +15,40 @@ from odebench.ode.methods import Method
 from odebench.ode.torch_func import needs_derivative
 
 GridFunction = Callable[[list[float]], list[float]]
-"""From the output times to the times at which fixed steps start and end, from the first to the last."""
+"""A function from the output times to the grid: the times at which fixed steps start and end, in order."""
 
 Corners = Callable[[list[float], Tensor], dict[float, Tensor]]
-"""From the output times and their shifts [T] to points of the grid, each with its shift. Points between two of them are
-at fixed fractions of the interval."""
+"""A function from the output times and their shifts [T] to the corners of the grid, each with its shift.
+
+A corner is a point of the grid. The other points lie at fixed fractions of the interval between two corners.
+"""
 
 
 class TooManyStepsError(ValueError):
-    """More than ``max_steps`` fixed steps would be needed."""
+    """The error of a solve that would need more than ``max_steps`` fixed steps."""
 
 
 @dataclass(frozen=True)
 class SolvePlan:
-    """How a solve steps.
+    """How a solve chooses and takes its steps.
 
     method: the description of the method.
     tolerance: the tolerance of adaptive steps; None for fixed steps.
     grid: makes the grid of fixed steps; None for adaptive steps.
-    corners: how the points of the grid move with the output times; None if that is unknown.
-    first_step: the size of the first adaptive step, positive; None estimates it, at the cost of one evaluation.
-    max_steps: the largest number of attempted steps, including rejected ones.
-    min_step, max_step: bounds of an adaptive step, positive; a step of size min_step is accepted whatever its error.
+    corners: says how the points of the grid move with the output times; None if that is unknown.
+    first_step: the positive size of the first adaptive step; None estimates it, which takes one evaluation.
+    max_steps: the largest number of attempted steps, including rejected steps.
+    min_step, max_step: the bounds of an adaptive step size. A step of size min_step is accepted whatever its error.
     controller: chooses the sizes of adaptive steps.
     norm: the norm of the scaled error.
     group: processes that hold further rows of the state and take the same steps.
-    step_times: times that a step must end at; those outside the solve have no effect.
-    jump_times: the ``step_times`` at which f jumps, so that it is evaluated again on the other side.
-    one_sided: evaluate f just after the start of a step and just before its end, for fields that jump there.
-    interpolation: of states between the points of a grid, "linear" or "cubic".
-    dense: keep the interpolant of every step.
-    compile: compile the step, or with "solve" the whole loop.
+    step_times: the times that a step must end at; times outside the solve have no effect.
+    jump_times: those of the ``step_times`` at which f jumps, so that it is evaluated again after the jump.
+    one_sided: whether f is evaluated just after the start of a step and just before its end, for fields that jump at
+        these times.
+    interpolation: how states between the points of a grid are interpolated, "linear" or "cubic".
+    dense: whether the interpolant of every step is kept.
+    compile: True if the step is compiled, "solve" if the whole loop is compiled, else False.
     """
 
     method: Method
@@ -67,17 +70,17 @@ class SolvePlan:
     compile: bool | Literal["solve"] = False
 
     def time_direction(self, start: float, end: float) -> float:
-        """The direction of time, +1 or -1, for steppers that evaluate f on one side; 0 where ``one_sided`` is off."""
+        """Return the direction of time, +1 or -1, if ``one_sided`` is set, else 0; see ``StepperOptions``."""
         return math.copysign(1.0, end - start) if self.one_sided else 0.0
 
     def stop_times(self, start: float, end: float) -> list[float]:
-        """The times from ``start`` to ``end`` that a step must end at, the last one ``end``."""
+        """Return the times that a step must end at, in order from ``start`` to ``end``; the last one is ``end``."""
         inside = {time for time in self.step_times if min(start, end) < time < max(start, end)}
         return [*sorted(inside, reverse=end < start), end]
 
 
 def even_grid(step_size: float) -> GridFunction:
-    """A grid that divides each interval between two times into equal steps of at most this size."""
+    """Make a grid that divides each interval between two times into equal steps of at most this size."""
 
     def grid(times: list[float]) -> list[float]:
         points = [times[0]]
@@ -92,12 +95,12 @@ def even_grid(step_size: float) -> GridFunction:
 
 
 def corners_at_times(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
-    """The corners of a grid that divides each interval between two times evenly."""
+    """Return the corners of a grid that divides each interval between two times evenly: the times themselves."""
     return dict(zip(times, shifts, strict=True))
 
 
 def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
-    """A grid of steps of this size, with a shorter last one, computed in the dtype of the times."""
+    """Make a grid of steps of this size, with a shorter last step; it is computed in the dtype of the times."""
 
     def grid(times: list[float]) -> list[float]:
         sign = 1.0 if times[-1] > times[0] else -1.0
@@ -110,7 +113,7 @@ def grid_of_full_steps(step_size: float, dtype: torch.dtype) -> GridFunction:
 
 
 def corners_of_full_steps(grid: GridFunction) -> Corners:
-    """The corners of a ``grid_of_full_steps``: all points move with the first but the last."""
+    """Return the corners of a ``grid_of_full_steps``: all points except the last move with the first."""
 
     def corners(times: list[float], shifts: Tensor) -> dict[float, Tensor]:
         points = grid(times)
@@ -120,10 +123,10 @@ def corners_of_full_steps(grid: GridFunction) -> Corners:
 
 
 def constructed_grid(constructor: Callable[[Tensor], Any], t: Tensor) -> tuple[GridFunction, Corners | None]:
-    """The grid that a user's function makes from the output times t [T]; all of its points are corners.
+    """Return the grid that a user's function makes from the output times t [T]; all of its points are corners.
 
-    For a gradient with respect to t it is made once, with the graph of t. Raises ValueError unless it goes from the
-    first time to the last.
+    If t needs a gradient, the grid is made only once, with the graph of t. Raises ValueError unless the grid goes from
+    the first time to the last.
     """
 
     def construct(t: Tensor) -> tuple[list[float], Tensor]:

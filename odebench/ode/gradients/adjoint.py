@@ -47,7 +47,7 @@ ADJOINT_ERROR_FACTOR = 10.0
 class Adjoint:
     """The continuous adjoint, with memory that does not grow with the number of steps.
 
-    The relative error of the gradient is of the order of the tolerance. The gradient can be differentiated once.
+    The relative error of the gradient is of the order of the tolerance. There are no second derivatives.
 
     rtol, atol: the tolerances of the backward solve; None takes those of the forward solve. They are unused if either
         solve has fixed steps. The error of the adjoint is measured relative to the norm of the adjoint at the last

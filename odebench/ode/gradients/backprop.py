@@ -10,8 +10,8 @@ from odebench.ode.integrate import ForwardSolve, IntegrationResult, integrate
 class Backprop:
     """Plain autograd through every step.
 
-    The gradient is exact for the discrete solve, and can be differentiated any number of times. ``grid_moves`` says
-    when the gradient with respect to t is also exact for the discrete solve.
+    The gradient is exact for the discrete solve, and there are derivatives of any order. ``grid_moves`` says when the
+    gradient with respect to t is also exact for the discrete solve.
 
     Memory: the graphs of all evaluations in all accepted steps. The backward pass evaluates f no further.
     """

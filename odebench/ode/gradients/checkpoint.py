@@ -38,7 +38,7 @@ from odebench.ode.solution import Stats
 class Checkpoint:
     """The gradient of backpropagation, up to round-off, in less memory: the backward pass evaluates each step again.
 
-    The gradient can be differentiated once.
+    There are no second derivatives.
 
     checkpoints: the largest number of states stored at any moment; None stores the state of every accepted step. With
         fewer states, the steps between them are computed again, more than once if there are very few. The mode decides

@@ -32,7 +32,7 @@ from odebench.ode.solution import Stats
 class ReversibleGradient:
     """The gradient of backpropagation, up to round-off, in constant memory, for reversible methods.
 
-    The gradient can be differentiated once. Steps end at every output time. Undoing steps amplifies round-off, as
+    There are no second derivatives. Steps end at every output time. Undoing steps amplifies round-off, as
     ``odebench.ode.methods.reversible`` describes. In float64 this error is small unless the field contracts strongly
     over the span.
 
