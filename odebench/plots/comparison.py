@@ -261,6 +261,9 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
     """
     categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+    lines = [line for panel in panels.values() for line in panel.values()]
+    # One scale, so that panels can be compared.
+    all_values = [value for line in lines for value in line.values() if value > 0]
     figure, all_axes = style.new_figure(max(len(panels), 1), 2, 5.4, 1.1 + ROW_IN * max(len(categories), 2))
     for (title, panel), axes in zip(panels.items(), all_axes, strict=False):
         for label, line in panel.items():
@@ -278,7 +281,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
                 label=label,
                 clip_on=False,  # a value may lie on the limit of an axis
             )
-        _scale_to_decades(axes, [value for line in panel.values() for value in line.values() if value > 0])
+        _scale_to_decades(axes, all_values)
         axes.set_yticks(range(len(categories)), categories)
         axes.set_ylim(len(categories) - 0.5, -0.5)
         style.style_axes(axes, title, x, "")
