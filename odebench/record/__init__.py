@@ -1,4 +1,4 @@
-"""The files that a run writes into its folder, and reading them back.
+"""Write the files of a run into its folder, and read them.
 
 ``layout`` and ``reader`` do not import torch and may be used by every package; ``writer``, ``tensorboard`` and
 ``profiling`` are for training. This file imports nothing, so that reading stays fast.

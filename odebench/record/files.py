@@ -1,4 +1,4 @@
-"""Write files atomically: they are complete or absent, whatever happens to the process. Imports no torch."""
+"""Write files atomically: if the process dies, a file is either complete or unchanged. Imports no torch."""
 
 import contextlib
 import errno
@@ -22,14 +22,14 @@ _TEMPORARY_PATTERN = ".*.tmp"
 
 
 def utc_now() -> str:
-    """The current time, UTC, as written in records."""
+    """Return the current time (UTC) in the format of records."""
     return datetime.now(UTC).strftime(TIME_FORMAT)
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write `content` to a temporary file in the same folder, fsync, then rename it to `path`.
 
-    previous: the name that the existing file gets, replacing an earlier one.
+    previous: if `path` exists, its old content is kept under this name; a file that has this name is replaced.
     """
     temporary = _temporary_path(path)
     try:
@@ -46,12 +46,12 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
 
 
 def _add_link(path: Path, name: Path) -> None:
-    """Give a file a second name with a hard link, so that it always keeps its first name."""
+    """Give a file a second name with a hard link. Unlike a rename, the file never loses its first name."""
     temporary = _temporary_path(name)
     try:
         os.link(path, temporary)
         os.replace(temporary, name)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         os.replace(path, name)
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,14 +69,14 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is a temporary one of `write_atomically`."""
+    """Whether a file name is that of a temporary file of `write_atomically`."""
     return Path(name).match(_TEMPORARY_PATTERN)
 
 
 def make_folder(path: Path, option: str) -> None:
     """Make a folder and its parents. option: the setting or option that names it, such as ``run_dir=PATH``.
 
-    Raises UsageError if the path is not possible, for example below a file; OSError if the disk is full.
+    Raises UsageError if the path is impossible, for example because a parent is a file; OSError if the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def make_folder(path: Path, option: str) -> None:
 
 
 def check_folder_can_be_made(path: Path, option: str) -> None:
-    """Raise UsageError if a folder certainly cannot be made, before any work is done. option: see `make_folder`."""
+    """Raise UsageError if a folder certainly cannot be made. Called before any work. option: see `make_folder`."""
     existing = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     problem = 0
     if not existing.is_dir():
@@ -99,14 +99,14 @@ def check_folder_can_be_made(path: Path, option: str) -> None:
 
 
 def _is_too_long(path: Path, existing: Path) -> bool:
-    """Whether the file system of an existing folder has no room for the path or one of its names."""
+    """Whether a path, or one of its names, is too long for the file system. existing: a folder on it."""
     longest = max(len(os.fsencode(name)) for name in path.absolute().parts)
     whole = len(os.fsencode(path.absolute()))
     return longest > os.pathconf(existing, "PC_NAME_MAX") or whole >= os.pathconf(existing, "PC_PATH_MAX")
 
 
 def check_file_can_be_made(path: Path, option: str) -> None:
-    """Raise UsageError if a new file cannot be made, before any work is done. option: see `make_folder`."""
+    """Raise UsageError if a new file cannot be made. Called before any work. option: see `make_folder`."""
     if os.path.exists(path):
         raise UsageError(f"{option} exists; name a new file")
     if not os.path.isdir(path.parent):
@@ -129,9 +129,9 @@ def read_if_exists(path: Path) -> bytes | None:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is created if needed. The system releases it when the process ends in any way.
+    """Lock a file inside the block, and create the file if needed. If the process dies, the system releases the lock.
 
-    Raises UsageError if another process holds it. A file system without locks gives a warning.
+    Raises UsageError if another process holds the lock. Logs a warning if the file system has no locks.
     """
     with open(path, "ab") as file:
         try:
@@ -144,7 +144,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power failure, if the system can open folders."""
+    """Write the names of the files in `folder` to disk, so that a rename survives a power failure."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -155,7 +155,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def json_line(content: Mapping[str, Any]) -> str:
-    """One line of a JSON Lines file; see `to_json` for the conversion."""
+    """Format one line of a JSON Lines file; see `to_json` for the conversion."""
     return json.dumps(to_json(content), allow_nan=False) + "\n"
 
 
@@ -165,7 +165,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def overwrite_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Overwrite an existing JSON file in place: on a full disk only its own block is available."""
+    """Overwrite an existing JSON file in place. This also works on a full disk, where no new file can be written."""
     with open(path, "r+b") as file:
         file.write(_json(content))
         file.truncate()
@@ -178,14 +178,14 @@ def _json(content: Mapping[str, Any]) -> bytes:
 def to_json(value: Any) -> Any:
     """Convert a value to strict JSON types.
 
-    NaN and infinities become null, numpy and torch values Python's, tuples lists, and other types (paths, devices)
-    strings.
+    NaN and infinities become null, numpy and torch values become Python values, tuples and sets become lists, and other
+    types (paths, devices) become strings.
     """
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [to_json(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays, without importing either
+    if hasattr(value, "tolist"):  # scalars and arrays of numpy and torch, recognised without importing them
         return to_json(value.tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

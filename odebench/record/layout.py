@@ -1,4 +1,4 @@
-"""The layout of a record: file names, statuses, tags with units, columns of the HParams table. Imports no torch."""
+"""The layout of a run's record: file names, statuses, tags, columns of the HParams table. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,17 +16,18 @@ EVALUATIONS = "evaluations.jsonl"
 STEP_SIZES = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
-PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the last but one
+PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the checkpoint before the last one
 BEST_CHECKPOINT = "checkpoints/best.pt"
 FIGURES = "figures"
 EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
 
-# queued: created by a sweep, not started. interrupted: stopped by a signal; timeout: by a time limit; both can resume.
+# queued: created by a sweep, not started. interrupted: stopped by a signal. timeout: stopped by a time limit. A run
+# with either of the last two can resume.
 STATUSES = ("queued", "running", "done", "diverged", "failed", "interrupted", "timeout")
 
 
 class Tag(NamedTuple):
-    """Unit ("" if there is none) and meaning of a logged scalar."""
+    """Unit ("" if there is none) and meaning of a logged scalar. A tag is the scalar's name, such as ``val/loss``."""
 
     unit: str
     description: str
@@ -36,7 +37,7 @@ _SPLITS = {"train": "training batch", "val": "validation split", "test": "test s
 
 
 def _quantity_tags(quantities: Mapping[str, Quantity]) -> dict[str, Tag]:
-    """The tags of a task's quantities."""
+    """Return every tag of the quantities that a task measures, with its meaning."""
     tags = {}
     for name, (unit, text, _) in quantities.items():
         for split, where in _SPLITS.items():
@@ -58,8 +59,8 @@ _COMMON_TAGS: dict[str, Tag] = {
     "dynamics/kinetic": Tag("", "integral of |f|^2 / D along the training batch's solutions"),
     "dynamics/jacobian": Tag("", "integral of |eps^T df/dz|^2 / D along the training batch's solutions"),
     "dynamics/taylor": Tag("", "integral of |d^K z / dt^K|^2 / D along the training batch's solutions"),
-    "memory/peak_mib": Tag("MiB", "peak of what one training step adds to the tensors that lived before"),
-    "memory/saved_mib": Tag("MiB", "peak of what autograd holds for the backward pass in that step"),
+    "memory/peak_mib": Tag("MiB", "peak memory that one training step adds to the tensors from before the step"),
+    "memory/saved_mib": Tag("MiB", "peak memory that autograd holds for the backward pass of that step"),
     "flops/step": Tag("FLOP", "matrix products and convolutions of one training step"),
     "time/step_ms": Tag("ms", "time of one training step, mean since the row before"),
     "throughput/samples_per_s": Tag("samples/s", "training samples a second, mean since the row before"),
@@ -77,7 +78,7 @@ _COMMON_TAGS: dict[str, Tag] = {
     "final/minutes": Tag("min", "time the training took, evaluation included"),
 }
 
-# Every scalar of a run, by tag. x is the optimiser step everywhere.
+# Every scalar that a run may log, by tag. The x-axis is always the optimiser step.
 TAGS: dict[str, Tag] = {
     tag: meaning for of_task in QUANTITIES.values() for tag, meaning in _quantity_tags(of_task).items()
 } | _COMMON_TAGS
@@ -86,7 +87,7 @@ HISTOGRAMS: dict[str, Tag] = {
     "steps/size": Tag("time of the ODE", "sizes of the accepted solver steps of one forward solve"),
 }
 
-# Prefix of the tags that only one task logs, without a unit.
+# Prefix of tags that are not in TAGS: a single task logs them, and they have no unit.
 TASK_PREFIX = "task/"
 
 
@@ -96,21 +97,21 @@ def is_tag(name: str) -> bool:
 
 
 def summary_tags(task: str) -> list[str]:
-    """The summary tags of a task: the metrics of its HParams table."""
+    """Return the summary tags of a task. They are the metrics in its HParams table."""
     return [tag for tag in _quantity_tags(QUANTITIES.get(task, {})) | _COMMON_TAGS if is_summary_tag(tag)]
 
 
 def is_end_tag(name: str) -> bool:
-    """Whether the tag is logged when a run ends, and so again if a resumed run ends again."""
+    """Whether the tag is logged when a run ends. If an ended run is resumed, it is logged again."""
     return is_summary_tag(name) or name.startswith("test/")
 
 
 def is_summary_tag(name: str) -> bool:
-    """Whether the tag belongs to the summary (``best/...``, ``final/...``): logged once, a metric of HParams."""
+    """Whether the tag is one of the summary (``best/...``, ``final/...``): logged once, and a metric of HParams."""
     return name.startswith(("best/", "final/"))
 
 
-# TensorBoard's "Custom Scalars" of a run with an ODE: title of a chart -> its tags.
+# Charts in TensorBoard's "Custom Scalars" for a run with an ODE: title -> tags.
 SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
     "NFE: forward against backward": ("nfe/forward", "nfe/backward"),
     "Steps: accepted against rejected": ("steps/accepted", "steps/rejected"),
@@ -119,9 +120,9 @@ SOLVER_CHARTS: dict[str, tuple[str, ...]] = {
 
 
 def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Sections of TensorBoard's "Custom Scalars" with their charts, for a run that measures these quantities.
+    """Return the sections of TensorBoard's "Custom Scalars": section -> title of a chart -> tags.
 
-    No chart is empty.
+    Only charts of the given quantities are included, so that none is empty.
     """
     known = [name for name in quantities if f"val/{name}" in TAGS]
     learning: dict[str, tuple[str, ...]] = {
@@ -135,9 +136,9 @@ def chart_layout(quantities: Sequence[str]) -> dict[str, dict[str, tuple[str, ..
 # The first columns of the HParams table, which TensorBoard shows by default.
 FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradient.name")
 
-# Columns of TensorBoard's HParams table, with their type, beside all settings of solver, gradient and dynamics, and of
-# the task's models and data. TensorBoard takes the columns from the first run that it reads, so all runs of a task have
-# the same list; a run omits the settings that it lacks.
+# More columns of TensorBoard's HParams table, with their types. The table also has all settings of solver, gradient and
+# dynamics, and of the models and data of the task. TensorBoard takes the columns from the first run that it reads, so
+# all runs of a task list the same columns; a run has no value for a setting that it lacks.
 HPARAMS: dict[str, type[str | float]] = {
     "loss.name": str,
     "eval_solver": str,

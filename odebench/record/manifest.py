@@ -1,4 +1,4 @@
-"""The manifest of a run: command, settings, versions, machine, data."""
+"""Build the manifest of a run: command, settings, versions, machine, data."""
 
 import os
 import platform
@@ -41,10 +41,11 @@ def build_manifest(
     seeds: Mapping[str, int],
     command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Collect the provenance of a run's numbers, in types of strict JSON.
+    """Collect what is needed to trace a run's results, in types of strict JSON.
 
-    config: the composed settings, resolved here. data: provenance of the data set. seeds: by their use.
-    command: None for this process's command. Missing parts (git in a wheel, a GPU in a CPU run) are null.
+    config: the composed settings; this function resolves them. data: the provenance of the data set. seeds: maps the
+    use of a seed to the seed. command: by default the command of this process. Missing parts (git in a wheel, a GPU in
+    a CPU run) are null.
     """
     return {
         "command": list(sys.argv if command is None else command),
@@ -60,7 +61,7 @@ def build_manifest(
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python, odebench and the packages that numbers depend on; null if one is missing."""
+    """Return the versions of Python, odebench and the packages that affect results; null for a missing package."""
     import torch
 
     found: dict[str, str | None] = {
@@ -78,9 +79,9 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the odebench checkout, and whether it has uncommitted changes; null outside a checkout."""
+    """Return the commit of the odebench checkout and whether it has uncommitted changes; None outside a checkout."""
     root = Path(odebench.__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # a wheel: git would describe the project that it is installed in
+    if not (root / ".git").exists():  # installed from a wheel: git would describe the project around it
         return None
     status = _command_output("git", "-C", str(root), "status", "--porcelain")
     if status is None:
@@ -89,7 +90,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def machine_info(device: "torch.device") -> dict[str, Any]:
-    """Host, platform, processor, threads, and the GPU if the device is one."""
+    """Describe this machine: host, platform, processor, threads, and the GPU if ``device`` is one."""
     import torch
 
     return {
@@ -108,13 +109,13 @@ def machine_info(device: "torch.device") -> dict[str, Any]:
 
 
 def process_start(pid: int) -> str | None:
-    """Boot id and start time of the process with this number; they differ from those of later processes with it.
+    """Return the boot id and the start time of the process ``pid``, which identify it even if its number is reused.
 
     None if there is no such process, or if the system does not provide them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The command name, in brackets, may contain spaces and brackets.
+        # The command name is in brackets and may itself contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -122,7 +123,7 @@ def process_start(pid: int) -> str | None:
 
 
 def cpu_model() -> str | None:
-    """The processor's name, or its architecture if the system does not know the name."""
+    """Return the processor's name, or its architecture if the system does not know the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -137,8 +138,8 @@ def _gpu_driver() -> str | None:
 
 
 def _command_output(*command: str) -> str | None:
-    """The output of a command, or None if it fails, does not exist or takes too long."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # another git process may be running
+    """Run a command and return its output; None if it fails, does not exist or takes too long."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # take no lock: another git process may be running
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, env=environment, check=True

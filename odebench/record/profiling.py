@@ -1,6 +1,7 @@
-"""Measure the cost of a training step: memory, floating-point operations, time.
+"""Measure the memory, floating-point operations and time of a training step.
 
-Memory is measured in a separate step, which is never timed: observing every operation makes it several times slower.
+Memory is measured in a separate step that is not timed, because observing every operation makes a step several times
+slower.
 Only eager operations are measured, because compiled code hides its tensors.
 """
 
@@ -21,18 +22,18 @@ MIB = 2**20
 def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[str, float]:
     """Run `step` once and measure its memory and its floating-point operations.
 
-    - memory/peak_mib: peak memory of the tensors that the step allocates: activations, gradients, solver states, the
-      batch if the step slices it. Tensors from before the step (parameters, optimiser state, data) do not count: they
-      are the same for every gradient mode. On the CPU each tensor's storage is tracked from allocation to release,
-      exact to the byte, without the kernels' inner workspace; on CUDA it is the allocator's peak minus what was
-      allocated before.
-    - memory/saved_mib: peak memory that autograd holds for the backward pass, in storages allocated in the step; a
-      storage saved twice counts once. For the continuous adjoint that is the graph of one evaluation. Tensors that a
+    - memory/peak_mib: peak memory of the tensors that the step allocates: activations, gradients, solver states, and
+      the batch if the step slices it. Tensors from before the step (parameters, optimiser state, data) are not counted:
+      they are the same for every gradient mode. On the CPU, each tensor's storage is tracked from allocation to
+      release, exact to the byte, but temporary memory inside kernels is not seen. On CUDA, the value is the allocator's
+      peak minus the memory allocated before the step.
+    - memory/saved_mib: peak memory that autograd holds for the backward pass, in storages allocated in the step. A
+      storage saved twice counts once. For the continuous adjoint it is the graph of one evaluation. Tensors that a
       Function stores as attributes of ctx, without save_for_backward, are not counted.
-    - flops/step: with PyTorch's formulas (FlopCounterMode): matrix products, convolutions and attention, two
-      operations per multiply-add; other operations do not count.
+    - flops/step: floating-point operations by PyTorch's formulas (FlopCounterMode). Matrix products, convolutions and
+      attention are counted, with two operations per multiply-add; other operations are not.
 
-    The step must clear its gradients first (``zero_grad()``): otherwise they count as allocated before.
+    The step must begin with ``zero_grad()``. Otherwise its gradients are tensors from before the step.
     """
     device = torch.device(device)
     memory = _TensorMemoryTracker()
@@ -52,28 +53,28 @@ def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[st
 
 
 class StepTimer:
-    """Mean time of the training steps between two rows of metrics, without the time between steps.
+    """Measures the mean time of the training steps between two rows of metrics. Time between steps is left out.
 
-    Uses the host's clock: on CUDA the caller synchronises before `stop`.
+    Uses the host's clock: on CUDA the caller must synchronise before `stop`.
     """
 
     def __init__(self) -> None:
-        """Start without steps."""
+        """Start with zero steps."""
         self._seconds, self._steps, self._samples = 0.0, 0, 0
         self._started_s = 0.0
 
     def start(self) -> None:
-        """Call at the start of a step."""
+        """Start the clock; call this at the start of a step."""
         self._started_s = time.perf_counter()
 
     def stop(self, num_samples: int) -> None:
-        """Call at the end of a step over `num_samples` samples."""
+        """Stop the clock; call this at the end of a step over `num_samples` samples."""
         self._seconds += time.perf_counter() - self._started_s
         self._steps += 1
         self._samples += num_samples
 
     def read(self) -> dict[str, float]:
-        """Return time/step_ms and throughput/samples_per_s since the last call; empty without steps."""
+        """Return time/step_ms and throughput/samples_per_s since the last call; empty if there were no steps."""
         seconds, steps, samples = self._seconds, self._steps, self._samples
         self._seconds, self._steps, self._samples = 0.0, 0, 0
         if not steps or seconds <= 0:
@@ -82,19 +83,19 @@ class StepTimer:
 
 
 class _TensorMemoryTracker(TorchDispatchMode):
-    """Tracks the storages that operations allocate, from their first output to their release."""
+    """Tracks each storage that an operation allocates, until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
         self.flops = 0
-        self._bytes: dict[int, int | None] = {}  # by storage; None: allocated before
+        self._bytes: dict[int, int | None] = {}  # by storage; None: allocated before the measurement
         self._storage_refs: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor(...): its argument is new
+        if func is not torch.ops.aten.lift_fresh.default:  # called by torch.tensor(...); its argument is a new tensor
             for tensor in _tensors((args, kwargs)):
                 self._track(tensor, is_new=False)
         formula = flop_registry.get(func._overloadpacket)
@@ -111,7 +112,7 @@ class _TensorMemoryTracker(TorchDispatchMode):
         return out
 
     def bytes_of(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Key of the tensor's storage and its counted bytes; 0 if it was allocated before."""
+        """Return a key of the tensor's storage, and its size in bytes; 0 if it was allocated before the measurement."""
         key = tensor.untyped_storage()._cdata
         return key, self._bytes.get(key) or 0
 
@@ -134,7 +135,7 @@ class _TensorMemoryTracker(TorchDispatchMode):
 
 
 class _SavedTensorTracker:
-    """Counts the memory that autograd holds for the backward pass, with the hooks for saving and unpacking."""
+    """Counts the memory that autograd holds for the backward pass. Its methods are the hooks for saved tensors."""
 
     def __init__(self, memory: _TensorMemoryTracker) -> None:
         self.held_bytes = 0
@@ -143,7 +144,7 @@ class _SavedTensorTracker:
         self._save_counts: dict[int, int] = {}  # by storage
 
     def pack(self, tensor: torch.Tensor) -> "_SavedTensor":
-        # detached: otherwise a node that saves its own output would keep itself alive
+        # Detach: a node that saves its own output would otherwise keep itself alive.
         saved = _SavedTensor(tensor.detach())
         key, num_bytes = self._memory.bytes_of(tensor)
         if num_bytes:

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class RunRecord:
     """The record of one run, read from its folder.
 
-    settings are unresolved (with interpolations); manifest and summary are empty if the run has not written them;
-    metrics holds one dict per logged row: "step", "elapsed_s" and the tags logged there.
+    settings: unresolved, with their interpolations. manifest, summary: empty if the run has not written them. metrics:
+    one dict for each logged row, with "step", "elapsed_s" and the values by tag.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
 
     def series(self, tag: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one tag, in the order logged."""
+        """Return the steps and values of one tag, in the order in which they were logged."""
         rows = [row for row in self.metrics if tag in row]
         return [row["step"] for row in rows], [row[tag] for row in rows]
 
@@ -56,14 +56,15 @@ def is_run(path: Path) -> bool:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether a run can resume from its last checkpoint or the one before it."""
+    """Whether the run has a checkpoint to resume from: the last one or the one before it."""
     return (path / layout.LAST_CHECKPOINT).exists() or (path / layout.PREVIOUS_CHECKPOINT).exists()
 
 
 def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
-    """Read the run in folder `path`; ``metrics=False`` skips its rows, for lists of many runs.
+    """Read the run in folder `path`. metrics: whether to read the rows of metrics too, which is slow for many runs.
 
-    Raises UsageError if the folder is no run or one of its files is damaged, NothingFoundError if it holds no run.
+    Raises UsageError if the folder is not a run's or one of its files is damaged; NothingFoundError if the folder
+    exists, but there is no run in it or below.
     """
     path = Path(path)
     if not is_run(path):
@@ -79,7 +80,7 @@ def read_run(path: Path | str, metrics: bool = True) -> RunRecord:
 
 
 def _not_a_run(path: Path) -> UsageError:
-    """The error for a path that is not a run's folder; NothingFoundError for a folder without runs in it or below."""
+    """Return the error for a path that is not a run's folder: NothingFoundError if no run is in it or below."""
     reason = f"{path} is not a run's folder"
     if not os.path.isdir(path):
         return UsageError(f"{reason}: it {'is a file' if os.path.exists(path) else 'does not exist'}")
@@ -92,11 +93,12 @@ def _not_a_run(path: Path) -> UsageError:
 
 
 def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | None = None) -> list[Path]:
-    """Find the folders of all runs in `folder` and below, following links, sorted; `folder` itself if it is a run.
+    """Return the sorted folders of all runs in `folder` and below, or `folder` itself if it is a run. Follows links.
 
-    queued: also find jobs of a sweep that have not started, which hold only a status. problems: gets a line for each
-    folder that cannot be read, and for each run whose status is missing. Raises UsageError if `folder` is none, or
-    holds so many folders without a run, such as ``/``, that searching them would take minutes.
+    queued: also find jobs of a sweep that have not started; their folders hold only a status. problems: a list to which
+    a line is added for each folder that cannot be read, and for each run whose status is missing. Raises UsageError if
+    `folder` is not a folder, or if it holds more than MAX_FOLDERS_WITHOUT_RUN folders without a run (such as ``/``):
+    searching them would take minutes.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
@@ -109,7 +111,7 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
         problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
     for parent, children, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        if (real_path := os.path.realpath(parent)) in seen:  # for example a link to a folder above
+        if (real_path := os.path.realpath(parent)) in seen:  # reached before, for example by a link to a parent
             children.clear()
             continue
         seen.add(real_path)
@@ -130,8 +132,9 @@ def find_runs(folder: Path | str, queued: bool = False, problems: list[str] | No
 class RunOverview:
     """The summary of a run for lists, fast to read.
 
-    settings are resolved. eta_s: seconds to go, None unless the run is running and its number of steps is known.
-    message: why it ended, if it is not done. time: of its status, UTC, as 2026-11-24T14:03:22Z.
+    settings: resolved. eta_s: estimated seconds until the training ends; None unless the run is running and its number
+    of steps is known. message: why the run ended, if it is not done. time: when the status was written, UTC, as
+    2026-11-24T14:03:22Z.
     """
 
     path: Path
@@ -168,8 +171,8 @@ def _setting(settings: dict[str, Any], key: str) -> Any:
 def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
     """Read status, settings and summary of the run or queued job in folder `path`.
 
-    A run with status "running" whose process was on this machine and has ended counts as interrupted. trust_status:
-    return the written status instead. Raises UsageError if a file is damaged.
+    If the status is "running", but the process was on this machine and has ended, the returned status is "interrupted".
+    trust_status: return the written status even then. Raises UsageError if a file is damaged.
     """
     content, manifest = _read_status(path), _read_manifest(path)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
@@ -201,28 +204,28 @@ def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
 
 
 def _one_line(text: str) -> str:
-    """Return the text in one line, without control characters."""
+    """Put the text on one line, without control characters."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _process_has_ended(manifest: dict[str, Any]) -> bool:
-    """Whether the process that wrote the manifest or resumed last was on this machine and has ended."""
+    """Whether the last process that started or resumed the run was on this machine and has ended."""
     machine = [manifest, *manifest.get("resumed", [])][-1].get("machine", {})
     if machine.get("host") != socket.gethostname() or not isinstance(machine.get("pid"), int):
         return False
     if (began := machine.get("began")) is not None and (now := process_start(machine["pid"])) is not None:
-        return began != now  # another process may have the number now, as in containers, where all have number 1
+        return began != now  # another process may now have this number; in containers, every run may have number 1
     try:
         os.kill(machine["pid"], 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's process
+    except OSError:  # the process runs, but belongs to another user
         pass
     return False
 
 
 def _last_row(path: Path) -> dict[str, Any]:
-    """Read the last complete row of a metrics.jsonl from the file's end; empty if there is none."""
+    """Return the last complete row of a metrics.jsonl; empty if there is none. Reads only the end of the file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -234,11 +237,11 @@ def _last_row(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl, with null as NaN. Damaged lines at the end are dropped with a warning.
+    """Read the rows of a metrics.jsonl, with null as NaN; no rows if it does not exist.
 
-    Raises UsageError for a damaged line before a row. A missing file has no rows.
+    Damaged lines at the end are dropped with a warning. Raises UsageError if a row follows a damaged line.
     """
-    # After the last newline comes nothing, or a truncated line.
+    # The last part is empty, or a truncated line without a newline.
     *lines, truncated = (read_if_exists(path) or b"").split(b"\n")
     rows = [_row(line) for line in lines]
     while rows and rows[-1] is None:
@@ -252,7 +255,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @functools.cache  # several figures of a report read the same file
 def warn_of_dropped_lines(path: Path, number: int) -> None:
-    """Log once that damaged or incomplete lines of a file are not used."""
+    """Warn, once for each file, that damaged or incomplete lines are not used."""
     log.warning("%s: %d damaged or incomplete line%s left out", path, number, " is" if number == 1 else "s are")
 
 
@@ -266,9 +269,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _read_settings(path: Path) -> DictConfig:
-    """Read a run's settings, unresolved.
+    """Read a run's settings without resolving interpolations.
 
-    Raises UsageError if the file is damaged or would read environment variables.
+    Raises UsageError if the file is damaged, or if resolving it would read, for example, environment variables.
     """
     settings = read_yaml(path)
     try:
@@ -291,17 +294,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     content = _read_json(folder / layout.MANIFEST)
     resumed = content.get("resumed", [])
     if not isinstance(resumed, list) or not all(isinstance(entry, dict) for entry in resumed):
-        raise UsageError(f"{folder / layout.MANIFEST} is damaged: its list of resumptions is invalid")
+        raise UsageError(f"{folder / layout.MANIFEST} is damaged: its entry resumed is not a list of objects")
     return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     text = read_if_exists(path)
-    if text is None:  # or removed a moment ago by a run that resumes
+    if text is None:  # never written, or just removed by a run that resumes
         return {}
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError):  # the latter from brackets in brackets in brackets
+    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
         raise UsageError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} is damaged: it is not a JSON object")

@@ -9,9 +9,10 @@ from odebench.record.files import overwrite_json, utc_now, write_json
 
 
 def write_status(folder: Path, name: str, step: int = 0, **fields: Any) -> None:
-    """Write status.json atomically: one of `layout.STATUSES`, the step, the time (UTC) and `fields`.
+    """Write status.json atomically: the status (one of `layout.STATUSES`), the step, the time (UTC) and `fields`.
 
-    fields: such as message and traceback. On a full disk, the old file is overwritten, without the traceback.
+    fields: other entries, such as message and traceback. If the disk is full, the old file is overwritten in place,
+    without the traceback.
     """
     assert name in layout.STATUSES, name
     content = {"status": name, "step": step, "time": utc_now(), **fields}

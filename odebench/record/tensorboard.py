@@ -1,7 +1,7 @@
-"""Write TensorBoard's event files of a run, in the run's folder.
+"""Write the TensorBoard event files of a run into the run's folder.
 
-The HParams table needs three protos (experiment, session start, session end), written by the same writer;
-``SummaryWriter.add_hparams`` would show each run as two runs.
+For the HParams table, the run's own writer writes three protos: experiment, session start and session end.
+``SummaryWriter.add_hparams`` would open another writer, and TensorBoard would show each run as two runs.
 """
 
 import io
@@ -32,7 +32,7 @@ from odebench.record.files import write_atomically
 FLUSH_S = 20
 
 _TYPES = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64, bool: api_pb2.DATA_TYPE_BOOL}
-# Status of an ended run in the HParams table; runs with interrupted and timeout can resume.
+# Status of an ended run -> its status in the HParams table. Unknown: the run can resume.
 _SESSION_STATUSES = {
     "done": api_pb2.STATUS_SUCCESS,
     "diverged": api_pb2.STATUS_FAILURE,
@@ -42,7 +42,7 @@ _SESSION_STATUSES = {
 }
 
 HParam = str | float | bool
-# Settings that do not change what is trained; and solver.options, which is a field but no setting of its own.
+# Settings that do not affect the training, and solver.options: a field that holds settings, but is not one itself.
 _EXCLUDED_COLUMNS = {
     "data.root",
     "data.download",
@@ -56,11 +56,12 @@ _EXCLUDED_COLUMNS = {
 def open_writer(
     folder: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), quantities: Sequence[str] = ()
 ) -> SummaryWriter:
-    """Open a writer in a new run's folder and write what describes the run.
+    """Open a writer in a new run's folder, and write the description of the run.
 
-    That is the chart layout of the quantities, the HParams of the resolved settings, and settings and command as text.
+    The description has the chart layout for the quantities, the HParams of the resolved settings, and the settings and
+    the command as text.
     """
-    # purge_step also in the first file: TensorBoard's Python loader ignores the first session start that it reads.
+    # purge_step is needed here too: TensorBoard's Python loader ignores the first session start that it reads.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
     _write_start(writer, _session_group(folder), settings, quantities)
     command = shlex.join(["odebench", "train", *overrides])
@@ -72,7 +73,10 @@ def open_writer(
 def reopen_writer(
     folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = ()
 ) -> SummaryWriter:
-    """Open a writer that continues after `step`; events of later steps and of the run's end become void."""
+    """Open a writer that continues after `step`.
+
+    TensorBoard then ignores earlier events of later steps and of an end.
+    """
     files = sorted(folder.glob(layout.EVENT_FILES))
     for path in files:
         _remove_end_events(path)
@@ -83,7 +87,7 @@ def reopen_writer(
 
 
 def write_end(writer: SummaryWriter, status: str) -> None:
-    """Write to the HParams table how the run ended; nothing for a status that is not an end."""
+    """Write to the HParams table how the run ended. Does nothing if the status is not that of an ended run."""
     if status in _SESSION_STATUSES:
         end = plugin_data_pb2.SessionEndInfo(status=_SESSION_STATUSES[status], end_time_secs=time.time())
         _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
@@ -98,10 +102,10 @@ def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> N
 
 
 def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
-    """Return the settings for the HParams table by dotted name, each with a fixed type, without nulls.
+    """Return a run's values in the HParams table, by dotted name. Each has the type of its column; nulls are left out.
 
-    These are the ``hparam_columns`` of the task, and all other settings of the model and the data (of a plugin, or of
-    images whose density is learnt) and of the solver (options of its method).
+    The values are those of the ``hparam_columns`` of the task, and of all other settings of model, data and solver.
+    Others exist for plugins, for images whose density is learnt, and for options of a solver's method.
     """
     flat = _flatten(settings)
     extra = {
@@ -117,7 +121,7 @@ def hparams(settings: Mapping[str, Any]) -> dict[str, HParam]:
 
 
 def hparam_columns(task: str) -> dict[str, type[HParam]]:
-    """Return the columns of the HParams table with their types; see `layout.HPARAMS`."""
+    """Return the columns of a task's HParams table, with their types; see `layout.HPARAMS`."""
     columns: dict[str, type[HParam]] = {}
     choices: dict[str, Iterable[type[Any]]] = {
         "model": [model for model in MODELS.values() if task in model.tasks],
@@ -138,7 +142,7 @@ def _without_excluded(columns: Mapping[str, type[HParam]]) -> dict[str, type[HPa
 
 
 def _hint_type(hint: Any) -> type[HParam]:
-    """Return the column's type for a setting's annotation, ignoring null."""
+    """Return the type of a setting's column from the annotation of the setting; None in a union is ignored."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     if any(get_origin(kind) in (tuple, Literal) for kind in (hint, *kinds)):
         return str
@@ -146,12 +150,12 @@ def _hint_type(hint: Any) -> type[HParam]:
 
 
 def _session_group(folder: Path) -> str:
-    """Return a unique name of the run: TensorBoard treats sessions with the same name as repetitions of one run."""
+    """Return a unique name for the run. TensorBoard treats sessions with equal names as repetitions of one run."""
     return "/".join(folder.resolve().parts[-2:])
 
 
 def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], quantities: Sequence[str]) -> None:
-    # TensorBoard takes a tag as a regular expression: val/mse would also match val/mse_per_feature.
+    # TensorBoard reads these tags as regular expressions: val/mse would also match val/mse_per_feature.
     writer.add_custom_scalars(
         {section: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
          for section, charts in layout.chart_layout(quantities).items()}
@@ -183,7 +187,7 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
 
 
 def describe_tag(tag: str) -> str:
-    """Return the description of a tag with its unit."""
+    """Return the meaning of a tag, with its unit."""
     unit, text = layout.TAGS[tag]
     return f"{text} ({unit})" if unit else text
 
@@ -200,7 +204,7 @@ def _add(writer: SummaryWriter, value: Summary.Value, step: int) -> None:
 
 
 def _remove_end_events(path: Path) -> None:
-    """Remove the events of a run's end from an event file: TensorBoard keeps the first end that it reads."""
+    """Remove the events written at a run's end from an event file. TensorBoard would ignore the next such events."""
     kept, changed = io.BytesIO(), False
     records = RecordWriter(kept)
     for raw in RawEventFileLoader(str(path)).Load():
@@ -239,7 +243,7 @@ def _hparam_type(value: Any) -> type[HParam]:
 
 
 def _to_hparam(value: Any, kind: type[HParam]) -> HParam | None:
-    """Return `value` as `kind`, or None if it is null or of another kind."""
+    """Convert `value` to the type `kind`; None if it is null or of another type."""
     if value is None:
         return None
     if kind is str:

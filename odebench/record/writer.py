@@ -1,8 +1,8 @@
 """Write the record of one run.
 
-Every number goes to metrics.jsonl and to TensorBoard once, under one tag, at the optimiser's step.
-metrics.jsonl and the other JSON files are strict JSON: NaN and infinities are written as null, which pandas
-and `reader` read as NaN.
+Every number is written once to metrics.jsonl and once to TensorBoard, with the same tag and the optimiser's step.
+metrics.jsonl and the other JSON files are strict JSON: NaN and infinities are written as null, which pandas and
+`reader` read as NaN.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from odebench.record.status import write_status
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FIGURE_DPI = 150
-# Files that a run killed before its first status may have written; a new run may reuse such a folder.
+# Files that a run may write before its first status. If it is killed then, a new run may reuse the folder.
 _FILES_BEFORE_STATUS = {
     layout.LOG,
     layout.SETTINGS,
@@ -64,7 +64,7 @@ def has_started(folder: Path) -> bool:
 
 
 class RunWriter:
-    """Writes the record of a running training. Make it with `create` or `reopen`, close it with `close` or ``with``."""
+    """Writes the record of a running training. Open it with `create` or `reopen`; close it with `close` or ``with``."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class RunWriter:
         step: int = 0,
         elapsed_s: float = 0.0,
     ) -> None:
-        """Use `create` or `reopen`.
+        """Open the record. Call `create` or `reopen` instead.
 
-        rows: the rows already in metrics.jsonl. step: the last optimiser step. elapsed_s: training time until then,
-        including steps after the last row.
+        rows: the rows already in metrics.jsonl. step: the last optimiser step. elapsed_s: training time up to this
+        step, which may be later than the last row.
         """
         self.path = path
         self.step = step
@@ -103,7 +103,7 @@ class RunWriter:
     ) -> Self:
         """Start the record of a new run in `folder`; see `claim_folder` for the folders that are allowed.
 
-        config: the composed settings; saved with their interpolations, so that ``tol=`` can change later.
+        config: the composed settings. They are saved with their interpolations, so that ``tol=`` can change them later.
         quantities: the quantities that the task measures, for TensorBoard's charts.
         """
         folder = Path(folder)
@@ -113,7 +113,7 @@ class RunWriter:
         write_atomically(folder / layout.OVERRIDES, "".join(f"{line}\n" for line in overrides).encode())
         write_json(folder / layout.MANIFEST, manifest)
         _make_folders(folder)
-        # Last: the status marks the record as complete, whatever happens to the process.
+        # The status comes last: it marks the other files as complete, should the process die.
         write_status(folder, "running")
         return cls(folder, tensorboard.open_writer(folder, resolved(config), overrides, quantities))
 
@@ -128,11 +128,12 @@ class RunWriter:
     ) -> Self:
         """Reopen the record of a run that resumes from its checkpoint at `step`.
 
-        Drops the rows and TensorBoard events after that step and those of the run's end: they will be written again.
+        Rows and TensorBoard events after that step, and those of the run's end, are dropped: they will be written
+        again.
 
-        manifest: of the resuming process; appended to the list "resumed" in manifest.json, with the step.
-        quantities: see `create`. elapsed_s: seconds of training when the checkpoint was saved.
-        Raises UsageError if the folder is no run.
+        manifest: the manifest of the resuming process. It is appended, with the step, to the list "resumed" in
+        manifest.json. quantities: see `create`. elapsed_s: seconds of training when the checkpoint was saved. Raises
+        UsageError if the folder is not a run's.
         """
         run = reader.read_run(folder)
         remove_temporary_files(run.path)
@@ -155,13 +156,14 @@ class RunWriter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the run started, without the time between interruptions and resumes."""
+        """Seconds since the run started, without the time between an interruption and a resume."""
         return time.monotonic() - self._started
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write one row: metrics (Python, numpy or torch scalars) by tag, at the optimiser step `step`.
+        """Write one row of metrics at an optimiser step.
 
-        Each tag can be logged once per step, in increasing order. Tags are those of `layout.TAGS` and ``task/...``.
+        metrics: Python, numpy or torch scalars by tag. A tag is in `layout.TAGS` or starts with ``task/``. Each tag can
+        be logged once per step, and steps must increase.
         """
         values = {tag: _to_python_number(value) for tag, value in metrics.items()}
         for tag in values:
@@ -184,18 +186,18 @@ class RunWriter:
             self._tensorboard.add_histogram(tag, array, step)
 
     def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
-        """Write the accepted step sizes and the start time of each solve of a training step to steps.json.
+        """Write the accepted step sizes and the start time of each solve in a training step to steps.json.
 
-        Replaces the file, and adds a histogram of the sizes to TensorBoard. Does nothing without an ODE.
+        The file is replaced. A histogram of the sizes is added to TensorBoard. Does nothing if there are no solves.
         """
         if solves:
             write_json(self.path / layout.STEP_SIZES, {"step": step, "solves": solves, "starts": starts})
             self.log_histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
 
     def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
-        """Save a figure as figures/NAME.png, or a GIF's bytes as NAME.gif, and add it to TensorBoard at `step`.
+        """Save a figure as figures/NAME.png, or the bytes of a GIF as NAME.gif, and add it to TensorBoard at `step`.
 
-        An earlier file is replaced.
+        An existing file is replaced.
         """
         if isinstance(figure, bytes):
             image, suffix = figure, "gif"
@@ -207,9 +209,10 @@ class RunWriter:
         tensorboard.write_image(self._tensorboard, f"figures/{name}", image, step)
 
     def write_status(self, name: str, **fields: Any) -> None:
-        """Write status.json: one of `layout.STATUSES`, step, time. A traceback is also appended to log.txt.
+        """Write status.json: the status `name` (one of `layout.STATUSES`), the step, the time and `fields`.
 
-        fields: message, traceback, or others. The step is that of the last row unless `fields` has one.
+        fields: other entries, such as message and traceback; a traceback is also appended to log.txt. The step is that
+        of the last row unless `fields` contains "step".
         """
         self._status = name
         write_status(self.path, name, **{"step": self.step, **fields})
@@ -218,14 +221,14 @@ class RunWriter:
                 log.write(f"{str(fields['traceback']).rstrip()}\n")
 
     def write_summary(self, metrics: Mapping[str, Any]) -> None:
-        """Write summary.json; also log its ``best/...`` and ``final/...`` metrics, at the last step."""
+        """Write summary.json, and log its ``best/...`` and ``final/...`` metrics at the last step."""
         write_json(self.path / layout.SUMMARY, metrics)
         summary_tags = [tag for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None]
         if summary_tags:
             self.log(self.step, {tag: metrics[tag] for tag in summary_tags})
 
     def flush(self) -> None:
-        """Write everything logged so far to disk; call it before saving a checkpoint, so that no row is lost."""
+        """Write everything logged so far to disk. Call this before saving a checkpoint, so that no row is lost."""
         self._metrics_file.flush()
         os.fsync(self._metrics_file.fileno())
         self._tensorboard.flush()
@@ -239,7 +242,7 @@ class RunWriter:
         for close in (self._close_tensorboard, self._metrics_file.close, self._log_handler.close):
             try:
                 close()
-            except OSError as error:  # for example a full disk: the status and the metrics are already written
+            except OSError as error:  # for example a full disk; the status and the metrics are already on disk
                 log.warning("%s could not be closed: %s", self.path, error)
         threading.excepthook = self._excepthook
 
@@ -248,7 +251,7 @@ class RunWriter:
         self._tensorboard.close()
 
     def _handle_thread_exception(self, arguments: threading.ExceptHookArgs) -> None:
-        """Skip the tracebacks of TensorBoard's writer thread: it raises its errors again in the main thread."""
+        """Print no traceback for TensorBoard's writer thread: its errors are raised again in the main thread."""
         if not type(arguments.thread).__module__.startswith("tensorboard."):
             self._excepthook(arguments)
 
@@ -260,7 +263,7 @@ class RunWriter:
 
 
 class NullRunWriter:
-    """Replaces RunWriter in processes other than rank 0: writes nothing."""
+    """Used in place of RunWriter in processes other than rank 0; it writes nothing."""
 
     elapsed_s = 0.0
 
@@ -284,8 +287,8 @@ class NullRunWriter:
 def claim_folder(folder: Path) -> None:
     """Make the folder of a new run.
 
-    It may exist if it is empty, holds a status "queued", or only files of a run that was killed while starting. Raises
-    UsageError, without changing anything, if it holds anything else or cannot be made.
+    The folder may exist if it is empty, if its status is "queued", or if it holds only files of a run that was killed
+    while starting. Otherwise, or if the folder cannot be made, raises UsageError and changes nothing.
     """
     check_folder_is_free(folder)
     make_folder(folder, f"run_dir={folder}")
@@ -325,7 +328,8 @@ def _make_folders(folder: Path) -> None:
 def _rename_future_event_files(files: Sequence[Path]) -> None:
     """Rename event files whose names contain the current time or a later one, so that the next file comes last.
 
-    TensorBoard reads the files in the order of their names. A later time occurs after the clock was set back.
+    TensorBoard reads the files in the order of their names, which contain the time of creation. This time is in the
+    future if the clock was set back since.
     """
     now = int(time.time())
     for place, path in enumerate(files):
@@ -335,7 +339,7 @@ def _rename_future_event_files(files: Sequence[Path]) -> None:
 
 
 def _attach_log_file(path: Path) -> logging.FileHandler:
-    """Write the messages of the logger "odebench" to the file, from now on."""
+    """Write further messages of the logger "odebench" to a file; return the handler that does."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not fill the screen
     formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
@@ -343,13 +347,13 @@ def _attach_log_file(path: Path) -> logging.FileHandler:
     handler.setFormatter(formatter)
     logger = logging.getLogger("odebench")
     logger.addHandler(handler)
-    if logger.level == logging.NOTSET:  # otherwise the root logger's level, WARNING, drops messages of level INFO
+    if logger.level == logging.NOTSET:  # otherwise the root logger's level WARNING would drop INFO messages
         logger.setLevel(logging.INFO)
     return handler
 
 
 def _to_python_number(value: Any) -> float | int:
-    """A Python number from a Python, numpy or torch scalar."""
+    """Convert a Python, numpy or torch scalar to a Python number."""
     if hasattr(value, "item"):
         value = value.item()
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)

@@ -1,1 +1,1 @@
-"""Training: one loop for every task, checkpoints, signals, distributed training, and the evaluation of trained runs."""
+"""Train models and evaluate trained runs: one loop for every task, checkpoints, signals, several processes."""

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a training, so that resuming is exact. Loading one executes no code."""
+"""Save and load checkpoints with all state of a training, so that resuming is exact. Loading runs no code in them."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from odebench.training.distributed import all_gather, is_rank_zero, rank, world_
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
-PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # in the folder of the last checkpoint
+PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # it is in the same folder as the last checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 class Progress:
     """How far a training has come.
 
-    step: number of optimiser steps. best: the objective's best value (None before the first validation), at best_step;
-    stale_epochs: epochs since the objective improved. finished: only the test remains. elapsed_s: training time at the
-    last save.
+    step: number of optimiser steps taken. best, best_step: the best value of the objective (None before the first
+    validation), and its step. stale_epochs: epochs since the objective improved. finished: True if only the test
+    remains. elapsed_s: training time at the last save.
     """
 
     step: int = 0
@@ -61,11 +61,11 @@ class TrainingState:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model to evaluate: the weight average if there is one."""
+        """The model to evaluate: the average of the weights if there is one, else the trained model."""
         return self.task.model if self.average is None else self.average.module
 
     def save(self, path: Path) -> None:
-        """Save all state, random states included, atomically. The existing file is renamed to ``previous.pt``."""
+        """Save all state atomically, including random states. An existing file is kept as ``previous.pt``."""
         task, *others = all_gather(self.task.state_dict())
         content = {
             "format": FORMAT,
@@ -74,23 +74,23 @@ class TrainingState:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "task": task,
-            "others": others,  # the task's state in the other processes
+            "others": others,  # states of the task in the other processes
             "progress": vars(self.progress),
             "random": _random_states(),
         }
         _save(path, content, path.with_name(PREVIOUS))
 
     def save_weights(self, path: Path) -> None:
-        """Save the weights of the evaluated model, atomically, as in ``best.pt``."""
+        """Save only the weights of the evaluated model, atomically. Used for ``best.pt``."""
         content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated_model.state_dict()}
         _save(path, content)
 
     def load(self, path: Path) -> None:
-        """Load what ``save`` wrote. Raises UsageError if the file is not such a checkpoint."""
+        """Load a checkpoint that ``save`` wrote. Raises UsageError if the file is not one, or does not fit."""
         content = _load(path)
         load_weights(self.task.model, path, self.model_name, content)
         if "optimizer" not in content:
-            raise UsageError(f"{path} holds only weights, and a training cannot resume from it")
+            raise UsageError(f"{path} holds only weights; a training cannot resume from it")
         try:
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
@@ -103,9 +103,9 @@ class TrainingState:
             raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
 
     def load_latest(self, path: Path) -> None:
-        """Load the last checkpoint or, if it is damaged, the one before, which then replaces it.
+        """Load the last checkpoint. If it is damaged, load the one before it and put that in its place.
 
-        Does nothing if there is no checkpoint. Raises UsageError if no existing one can be used.
+        Does nothing if there is no checkpoint. Raises UsageError if there are checkpoints, but none can be used.
         """
         previous = path.with_name(PREVIOUS)
         if not (path.exists() or previous.exists()):
@@ -124,8 +124,9 @@ class TrainingState:
 def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint's weights into a model.
 
-    Raises UsageError if the file is missing or no checkpoint, if a weight is NaN or infinite, or, about the setting
-    ``model``, if it is of another model.
+    content: the checkpoint, if it has been read already. Raises UsageError if the file is missing or is not a
+    checkpoint, or if a weight is NaN or infinite. If the weights are of another model, the error names the setting
+    ``model``.
     """
     content = _load(path) if content is None else content
     try:
@@ -140,13 +141,13 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
 
 
 def _read_progress(numbers: Mapping[str, Any]) -> Progress:
-    """Raises TypeError or ValueError if the numbers were not written by `TrainingState.save`."""
+    """Create a Progress. Raises TypeError or ValueError if `TrainingState.save` did not write these numbers."""
     progress = Progress(**numbers)
     steps = (progress.step, progress.best_step, progress.stale_epochs)
     if not all(isinstance(step, int) and step >= 0 for step in steps):
         raise ValueError(f"its numbers of steps are {steps}")
     if not isinstance(progress.best, int | float | None) or not isinstance(progress.elapsed_s, int | float):
-        raise TypeError("its best value or its time is no number")
+        raise TypeError("its best value or its time is not a number")
     return progress
 
 
@@ -194,6 +195,6 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
     key = np.asarray(states["numpy"]["state"]["key"], dtype=np.uint32)
     np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})  # noqa: NPY002
     torch.set_rng_state(states["torch"])
-    # The number of GPUs may differ between machines.
+    # A run may resume on a machine with another number of GPUs.
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,4 +1,4 @@
-"""One figure of the same test series as several runs predict them.
+"""Draw one figure with the predictions of several runs for the same test series.
 
     python -m odebench.training.comparison FILE.png "latent ODE, 30 points" RUN "RNN, 30 points" RUN ...
 
@@ -20,10 +20,10 @@ DPI = 150
 
 
 def compare_runs(runs: Mapping[str, Path | str]) -> Figure:
-    """Draw the first test series of each label as each run's model reconstructs and extrapolates it, in the plane.
+    """Draw the first test series of each label in the plane, reconstructed and extrapolated by the model of each run.
 
-    runs: folders by name; see ``model_comparison``. Raises UsageError for a run without weights, with other test series
-    than the first run, or whose series do not have two channels.
+    runs: maps the name of a run in the figure to its folder; see ``model_comparison``. Raises UsageError if a run has
+    no weights, was tested on other series than the first run, or if its series do not have two channels.
     """
     examples = {name: _examples(folder) for name, folder in runs.items()}
     first = [example.label for example in next(iter(examples.values()), [])]
@@ -42,7 +42,7 @@ def _examples(folder: Path | str) -> list[PredictedSeries]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw into the file of the first argument; names and folders of the runs follow in turn. Returns the exit code."""
+    """Draw the figure and return the exit code. arguments: FILE, then NAME and FOLDER of each run."""
     file, *named = arguments
     try:
         compare_runs(dict(zip(named[::2], named[1::2], strict=True))).savefig(file, dpi=DPI)

@@ -1,4 +1,4 @@
-"""Progress of a training: a progress bar on a terminal, log lines elsewhere."""
+"""Show the progress of a training: a progress bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -18,10 +18,10 @@ LOG_INTERVAL_S = 30.0
 
 
 class ProgressDisplay(ExitStack):
-    """Show progress on stderr; lines for the log file go through the logger ``odebench``."""
+    """Shows progress on stderr. Messages of the logger ``odebench`` also reach the log file."""
 
     def __init__(self, first_step: int, num_steps: int, steps_per_epoch: int, seconds_left: float) -> None:
-        """seconds_left: time limit after which the training ends; infinite if there is none."""
+        """Start the display. seconds_left: time until the time limit ends the training; infinite without a limit."""
         super().__init__()
         self._num_steps, self._steps_per_epoch, self._seconds_left = num_steps, steps_per_epoch, seconds_left
         self._bar: Any = None
@@ -58,7 +58,7 @@ class ProgressDisplay(ExitStack):
 
 
 def _format_metrics(metrics: Mapping[str, float]) -> str:
-    """Format the training metrics and the NFE."""
+    """Format the training metrics and the NFE on one line."""
     names = {tag: tag.partition("/")[2].replace("_", " ") for tag in metrics if tag.startswith("train/")}
     names |= {"nfe/forward": "NFE", "nfe/backward": "backward NFE"}
     return "  ".join(f"{name} {metrics[tag]:.4g}" for tag, name in names.items() if tag in metrics)

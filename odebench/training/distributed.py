@@ -1,11 +1,11 @@
 """Data-parallel training in several processes started by torchrun: each process takes its shard of every batch.
 
-Each process holds the whole model and the order of all data. All communication passes through the functions here, which
-do nothing in a single process. Only the process of rank 0 evaluates, writes the record and prints.
+Each process holds the whole model, and knows the order of all data. The processes communicate only through the
+functions here, which do nothing if there is only one process. Only rank 0 evaluates, writes the record and prints.
 
-Gradients are averaged explicitly after the backward pass instead of by DistributedDataParallel: its hooks count each
-parameter once per pass, which is wrong for a field that a solver calls many times, for the adjoint's own backward
-passes, and for models with two solves.
+Gradients are averaged explicitly after the backward pass. DistributedDataParallel cannot do this: its hooks expect each
+parameter once per pass. That is wrong for a field that a solver calls many times, for the backward passes inside the
+adjoint, and for models with two solves.
 """
 
 import contextlib
@@ -26,38 +26,38 @@ from odebench.errors import Diverged, UsageError
 
 T = TypeVar("T")
 
-# The other ranks wait while rank 0 evaluates; a process that has died is noticed by its connection, not by this.
+# Long, because the other ranks wait while rank 0 evaluates. If a process dies, its closed connection shows it at once.
 _TIMEOUT = timedelta(days=1)
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return _environment_int("WORLD_SIZE", 1)
 
 
 def rank() -> int:
-    """The index of this process, from 0."""
+    """Return the index of this process, from 0."""
     return _environment_int("RANK", 0)
 
 
 def local_rank() -> int:
-    """The index of this process among those on this machine, from 0."""
+    """Return the index of this process among those on this machine, from 0."""
     return _environment_int("LOCAL_RANK", 0)
 
 
 def _environment_int(name: str, default: int) -> int:
-    # Clusters set some of these variables for other purposes.
+    # Some clusters set these variables for other purposes, so they count only under torchrun.
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
 
 
 def is_rank_zero() -> bool:
-    """Whether this process evaluates, writes and prints."""
+    """Whether this process has rank 0: it evaluates, writes and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes: nccl between GPUs, gloo for everything else. Ranks other than 0 log only failures."""
+    """Connect the processes inside the block: by nccl for GPUs, else by gloo. Ranks other than 0 log failures only."""
     if world_size() == 1 or dist.is_initialized():
         yield
         return
@@ -75,7 +75,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Let rank 0 run the block before the others: it may download data for all."""
+    """Let rank 0 run the block before the others, for example to download data for all."""
     if world_size() > 1 and not is_rank_zero():
         barrier()
     yield
@@ -86,7 +86,7 @@ def rank_zero_first() -> Iterator[None]:
 def shard_batch(batch: Any, batch_size: int) -> Any:
     """Return this process's rows of a global batch.
 
-    batch: a tuple of tensors [batch_size, ...], or an object with ``rows``.
+    batch: tensors [batch_size, ...] in a tuple, or an object with a method ``rows`` that selects rows.
     """
     if world_size() == 1:
         return batch
@@ -96,9 +96,9 @@ def shard_batch(batch: Any, batch_size: int) -> Any:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed each process differently in an optimiser step, from the seed and the step alone.
+    """Seed this process for an optimiser step. The seed depends only on ``seed``, the step and the rank.
 
-    Rank 0 keeps its random state, which checkpoints hold.
+    Rank 0 is not seeded: it keeps its random state, which checkpoints contain.
     """
     if not is_rank_zero():
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
@@ -115,7 +115,7 @@ def broadcast_result(make: Callable[[], T]) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """Return the values of all processes, by rank."""
+    """Return the values of all processes, in the order of their ranks."""
     values = [value] * world_size()
     if world_size() > 1:
         with _connection_errors():
@@ -124,7 +124,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def reduce_max(*values: Any) -> list[Any]:
-    """Return the maximum of each value over the processes; a flag is set if one process has set it."""
+    """Return the maximum of each value over the processes. A flag is then set if it is set in any process."""
     return list(values) if world_size() == 1 else _all_reduce(values, torch.int64, dist.ReduceOp.MAX)
 
 
@@ -134,7 +134,7 @@ def barrier() -> None:
 
 
 def reduce_mean(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the mean of each metric over the processes; all must have the same names in the same order."""
+    """Return the mean of each metric over the processes. All must pass the same names in the same order."""
     if world_size() == 1 or not metrics:
         return metrics
     sums = _all_reduce(list(metrics.values()), torch.float64, dist.ReduceOp.SUM)
@@ -150,7 +150,7 @@ def broadcast_model(model: nn.Module) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes: the gradient of the global batch, as shards are equal."""
+    """Replace each gradient by its mean over the processes. Shards have equal sizes, so it is the global batch's."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -185,7 +185,7 @@ def _all_reduce(values: Sequence[Any], dtype: torch.dtype, operation: Any) -> li
 
 @contextlib.contextmanager
 def _connection_errors() -> Iterator[None]:
-    """Turn the errors that gloo and nccl raise when another process has died into a ConnectionError of one line."""
+    """Convert errors of gloo and nccl to a ConnectionError of one line. They raise them if another process has died."""
     try:
         yield
     except RuntimeError as error:

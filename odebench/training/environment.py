@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a setting: auto, cpu, cuda or cuda:N. Raises UsageError if it does not exist.
+    """Return the device for a setting: auto, cpu, cuda or cuda:N. Raises UsageError if there is no such device.
 
-    Each of several processes on a machine gets a different GPU.
+    With "cuda", each of several processes on a machine gets a different GPU.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("cuda", distributed.local_rank())
     if device.type == "cuda" and (device.index or 0) >= available:
         found = f"{available} CUDA device(s) here" if available else "no CUDA device here, or a torch without CUDA"
-        raise UsageError(f"device={name}: {found}; use device=cpu or device=auto (odebench doctor says more)")
+        raise UsageError(f"device={name}: {found}; use device=cpu or device=auto (odebench doctor shows the devices)")
     return device
 
 
@@ -43,10 +43,10 @@ def prepare_environment(settings: Settings) -> torch.device:
     if settings.trainer.threads is not None:
         torch.set_num_threads(settings.trainer.threads)
     deterministic = settings.trainer.deterministic
-    # cuBLAS reads this when it starts; its matrix products are reproducible only with it.
+    # cuBLAS reads this when it starts. Without it, its matrix products are not reproducible.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # Determinism by default also fills every new tensor with NaN, a debugging aid that costs a pass over memory.
+    # Deterministic mode would also fill every new tensor with NaN: a debugging aid that costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     random.seed(settings.seed)
@@ -54,7 +54,7 @@ def prepare_environment(settings: Settings) -> torch.device:
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_freed_memory()
-        # CPUs are many times slower on numbers below 1e-38, to which gradients decay in long recurrent networks.
+        # Gradients in long recurrent networks decay below 1e-38 (denormals), where CPUs are many times slower.
         torch.set_flush_denormal(True)
     return device
 
@@ -62,8 +62,8 @@ def prepare_environment(settings: Settings) -> torch.device:
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for the next step, instead of returning them to the system.
 
-    A step allocates and frees the same large tensors again and again; by default each is a new mapping whose
-    pages the kernel zeroes anew, which can cost as much as the arithmetic.
+    Each step allocates and frees the same large tensors. By default glibc maps new memory for each of them, and the
+    kernel fills it with zeros, which can take as long as the arithmetic.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -74,20 +74,20 @@ def keep_freed_memory() -> None:
 
 
 def compile_model(task: Task) -> None:
-    """Compile the vector field, or the whole network if there is no ODE; without a working compiler log a warning.
+    """Compile the vector field, or the whole network if there is no ODE. Logs a warning if this fails.
 
-    Runs one training step to find out whether compilation works, then restores all state. A failed solve in this step
-    is not the compiler's fault: training will report it. Raises UsageError if the step does.
+    Runs one training step to find out whether compilation works, then restores all state. If the solve fails in this
+    step, the error is ignored here: the training will report it. A UsageError of the step is raised.
     """
     part = getattr(task.model, "field", task.model)
     part.compile(dynamic=False)
     try:
         with restored_state(task), contextlib.suppress(Diverged, SolveError):
-            # With the shapes of this process's shards: other shapes would be compiled again.
+            # The shapes must be those of this process's shards: for others, the training would compile again.
             task.loss(distributed.shard_batch(task.batch(0), task.batch_size)).value.backward()
     except UsageError:
         raise
-    except Exception as error:  # the compiler stack raises many types, for example without a C++ compiler
+    except Exception as error:  # the compiler raises errors of many types, for example if there is no C++ compiler
         part._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning("trainer.compile: not compiled, continuing in eager mode (%s)", reason[0])

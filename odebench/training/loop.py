@@ -1,4 +1,4 @@
-"""The training loop, for every task, from top to bottom."""
+"""The training loop of every task."""
 
 import logging
 import math
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
-    """Train to the end; return False if a signal stopped the training first. Either way ``last.pt`` is up to date.
+    """Train to the end. Returns False if a signal stopped the training before. In both cases ``last.pt`` is up to date.
 
-    All processes take every decision together. Raises Diverged.
+    Several processes take every decision together. Raises Diverged if the training cannot go on.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
     num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
@@ -50,7 +50,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
 
             minutes_up = writer.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
-            # A signal to one process stops all of them.
+            # All processes must agree: a signal to one of them stops all.
             stopping, minutes_up, save_due = distributed.reduce_max(stop.signal_number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
@@ -64,7 +64,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure_training_step(training, writer)
-            # After all logging of this step, because a run that is killed resumes with the next step.
+            # Save after all logging of this step, because a run that is killed later resumes with the next step.
             if validation_due or stopping or save_due:
                 writer.flush()
                 progress.elapsed_s = writer.elapsed_s
@@ -77,7 +77,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
 
 
 def train_step(training: TrainingState, settings: Settings, num_steps: int) -> dict[str, float]:
-    """Take one optimiser step; return its metrics by tag. Raises Diverged before the weights change."""
+    """Take one optimiser step and return its metrics by tag. If it diverges, raises Diverged and keeps the weights."""
     trainer, task, optimizer = settings.trainer, training.task, training.optimizer
     step = training.progress.step
     lr = optimizer.defaults["lr"] * lr_factor(settings.schedule, step, task.steps_per_epoch, num_steps)
@@ -90,7 +90,7 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
     norm = torch.nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
     if trainer.clip_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(task.model.parameters(), trainer.clip_grad_norm, norm)
-    # The loop waits for the device only here: a loss or a gradient that is not finite must not change the weights.
+    # The loop waits for the device only here: it must not change the weights if loss or gradient is not finite.
     value, grad_norm, *numbers = read_numbers([loss.value, norm, *loss.metrics.values()])
     _check_loss(value)
     if not math.isfinite(grad_norm):
@@ -104,20 +104,22 @@ def train_step(training: TrainingState, settings: Settings, num_steps: int) -> d
 
 
 def backpropagate(task: Task, batch: Any, max_nfe: int | None = None) -> Loss:
-    """Compute the loss of this process's shard of a batch and its gradients. Raises Diverged in all processes together.
+    """Compute the loss of this process's shard of a batch, and its gradients.
 
-    A single process on an accelerator leaves it to the caller to read the loss, which may not be finite.
+    Raises Diverged in all processes if one of them diverges. A single process on an accelerator does not check that the
+    loss is finite, because reading it would wait for the device: the caller must check.
     """
     with distributed.synchronised_divergence():
         loss = task.loss(batch)
-        # Backward solves may synchronise their steps (solver.sync_steps), so all processes must have a loss first.
+        # Backward solves may synchronise their steps (solver.sync_steps), so no process may start one if another
+        # diverged.
         if distributed.world_size() > 1 or loss.value.device.type == "cpu":
             _check_loss(loss.value.item())
     with distributed.synchronised_divergence():
         try:
             loss.value.backward()
         except (ode.SolveError, ValueError) as error:
-            # A loss that is not finite is the cause: the solve fails, and SciPy's methods refuse such a gradient.
+            # If the loss is not finite, this is the cause: the solve fails, or SciPy's methods reject the gradient.
             _check_loss(loss.value.item())
             if isinstance(error, ValueError):
                 raise
@@ -136,7 +138,7 @@ def _check_loss(value: float) -> None:
 
 
 def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
-    """Cost of the solves of one training step, after its backward pass; empty without an ODE."""
+    """Return the cost of a training step's solves, after its backward pass, by tag; empty without an ODE."""
     if not solves:
         return {}
     backward = [stats.backward for stats in solves if stats.backward is not None]
@@ -151,7 +153,7 @@ def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
 
 
 def validate(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter) -> dict[str, float]:
-    """Evaluate the validation split, save the weights if they are the best so far, and return the logged metrics."""
+    """Evaluate the validation split and log the metrics. Saves the weights if they are the best so far."""
     progress = training.progress
     metrics = distributed.broadcast_result(lambda: training.task.evaluate("validation", training.evaluated_model))
     tagged = {f"val/{name}": value for name, value in metrics.items() if layout.is_tag(f"val/{name}")}
@@ -160,24 +162,24 @@ def validate(training: TrainingState, settings: Settings, writer: RunWriter | Nu
     if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
         training.save_weights(writer.path / layout.BEST_CHECKPOINT)
-    # A tie saves the weights, but is no improvement for trainer.patience.
+    # If the value equals the best one, the weights are saved, but trainer.patience sees no improvement.
     stale_epochs = progress.stale_epochs + settings.trainer.validate_every
     progress.stale_epochs = stale_epochs if progress.best == best_before else 0
     return tagged
 
 
 def is_better(objective: str, value: float, best: float | None) -> bool:
-    """Whether a value of the objective, such as ``val/accuracy``, beats the best so far."""
+    """Whether a value of the objective, such as ``val/accuracy``, replaces the best value so far."""
     if best is None or not math.isfinite(best):
         return True
-    # Accuracies of few images often tie: then the weights trained longer count as better.
+    # Accuracies of few images are often equal: then the weights that were trained longer are preferred.
     return value >= best if higher_is_better(objective.partition("/")[2]) else value < best
 
 
 def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWriter) -> None:
-    """Log memory, FLOPs and step sizes of an extra training step, then restore all state.
+    """Run an extra training step, log its memory, FLOPs and step sizes, and restore all state.
 
-    If the step diverges, only a warning is logged.
+    If the step diverges, logs a warning and nothing else.
     """
     task, progress = training.task, training.progress
     batch = distributed.shard_batch(task.batch(progress.step), task.batch_size)
@@ -189,12 +191,12 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
         solves.extend(loss.solves)
 
     try:
-        # measure_step sees only eager operations.
+        # measure_step cannot see compiled operations.
         with restored_state(task), torch.compiler.set_stance("force_eager"):
             device = next(task.model.parameters()).device
             metrics = measure_step(step, device)
     except Diverged as error:
-        log.warning("not measured after step %d: %s", progress.step, error)
+        log.warning("memory, FLOPs and step sizes were not measured after step %d: %s", progress.step, error)
         return
     writer.log(progress.step, metrics)
     writer.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, as the settings choose them."""
+"""Build the optimiser and compute the learning rate that the settings choose."""
 
 import math
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def build_optimizer(optim: Choice, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def lr_factor(schedule: Any, step: int, steps_per_epoch: int, num_steps: int) -> float:
-    """Return the factor of the learning rate at an optimiser step, 0 to ``num_steps`` - 1.
+    """Return the factor by which the learning rate is multiplied at optimiser step ``step``, from 0 to num_steps - 1.
 
-    Depends on the step alone, so that resuming needs no state.
+    It depends only on the step, so a run that resumes needs no state of the schedule.
     """
     if isinstance(schedule, OneCycleSettings):
-        # Smith & Topin 2018, with cosines for both halves; momentum stays constant.
+        # Smith & Topin 2018, but rise and fall are cosines, and the momentum stays constant.
         top = schedule.rise * num_steps
         if step < top:
             return _cosine(schedule.start, 1.0, step / top)

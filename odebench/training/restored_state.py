@@ -10,9 +10,9 @@ from odebench.tasks import Task
 
 @contextlib.contextmanager
 def restored_state(task: Task) -> Iterator[None]:
-    """Start the block without gradients, and restore all state at its end, also after an exception.
+    """Clear the gradients before the block. After it, even if it raises, clear them again and restore all other state.
 
-    The state is the model's buffers, the task's state and the random states; gradients are cleared.
+    The state consists of the model's buffers, the task's state and the random states.
     """
     device = next(task.model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in task.model.named_buffers()}

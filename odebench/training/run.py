@@ -1,4 +1,4 @@
-"""Train a run from settings to a finished record, and resume it."""
+"""Train a run and write its record, or resume it."""
 
 import contextlib
 import errno
@@ -50,14 +50,14 @@ from odebench.training.trained_run import DATA_SHARING_IMAGES, load_best_weights
 
 log = logging.getLogger(__name__)
 
-# A validation or a test, which may take minutes, runs to its end first.
+# The current operation may be a validation or a test, which can take minutes.
 _STOP_NOTICE = "finishing the current operation, then saving and exiting"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: the command's exit code, the run's folder, the objective's best value."""
+    """How a run ended: exit code of the command, folder of the run, best value of the objective."""
 
     exit_code: int
     folder: Path
@@ -67,9 +67,9 @@ class RunResult:
 def train_run(config: DictConfig, overrides: list[str], settings: Settings | None = None) -> RunResult:
     """Train with the composed settings, write a new record, and print the results.
 
-    settings: those of config, where they have been read already. If run_dir already holds a run with the same settings,
-    resume it: a job script may repeat the same command. Raises UsageError, before anything is written, if the settings
-    are invalid or the data is missing.
+    settings: the settings in ``config``, if they have been read already. If run_dir holds a run with the same settings,
+    that run is resumed, because a job script may repeat its command. Raises UsageError, before anything is written, if
+    the settings are invalid or the data is missing.
     """
     settings = read_settings(config) if settings is None else settings
     with distributed.process_group(choose_device(settings.device)):
@@ -93,8 +93,8 @@ def train_run(config: DictConfig, overrides: list[str], settings: Settings | Non
 def resume_run(path: Path) -> RunResult:
     """Resume a run from its last checkpoint, or from the start if there is none.
 
-    A finished run is not changed: its results are printed again. Raises UsageError if there is no run, or if another
-    process uses it.
+    A finished run is not changed; its results are printed again. Raises UsageError if there is no run in ``path``, or
+    if another process uses it.
     """
     run = read_run(path)
     saved = saved_settings(run.settings, run.path)
@@ -110,7 +110,7 @@ def resume_run(path: Path) -> RunResult:
         with _run_lock(path):
             last = path / layout.LAST_CHECKPOINT
             found = has_checkpoint(path)
-            # The checkpoint replaces the weights of init_from, a run that may no longer exist.
+            # Without init_from: the checkpoint replaces its weights, and that run may no longer exist.
             training = _build_training(replace(settings, init_from=None) if found else settings)
             _load_latest(training, last)
             step, elapsed_s = training.progress.step, training.progress.elapsed_s
@@ -139,7 +139,7 @@ def _contains_same_run(folder: str | None, config: DictConfig) -> bool:
 
 
 def _manifest(config: DictConfig, training: TrainingState, settings: Settings) -> dict[str, Any]:
-    """Collect the manifest."""
+    """Collect the manifest of the run, with the number of processes and their batch sizes."""
     task, num_ranks = training.task, distributed.world_size()
     processes = {"number": num_ranks, "batch_size": task.batch_size, "batch_size_each": task.batch_size // num_ranks}
     device = next(task.model.parameters()).device
@@ -155,7 +155,7 @@ def _open_writer(folder: Path, make: Callable[[], RunWriter]) -> AbstractContext
 
 
 def _load_latest(training: TrainingState, path: Path) -> None:
-    # Rank 0 replaces a damaged checkpoint by the previous one; then all processes read the same file.
+    # Rank 0 loads first, and may replace a damaged checkpoint by the previous one. Then all read the same file.
     distributed.broadcast_result(lambda: training.load_latest(path))
     if not distributed.is_rank_zero() and path.exists():
         training.load(path)
@@ -192,7 +192,7 @@ def _build_training(settings: Settings) -> TrainingState:
 
 
 def _check_objective(settings: Settings, task: Task) -> None:
-    """Raise UsageError, before training starts, if this model does not measure the objective on its data."""
+    """Raise UsageError if the objective is not measured for this model and data. Called before training starts."""
     objective, measured = settings.trainer.objective, [f"val/{name}" for name in task.quantities]
     if objective not in measured:
         hint = f"{did_you_mean(objective, measured)} (it measures {', '.join(measured)})"
@@ -213,7 +213,7 @@ def _warn_about_leakage(source: RunRecord, provenance: Mapping[str, Any]) -> Non
 
 
 def _make_folder(settings: Settings) -> Path:
-    """Make the folder of a new run: the requested one, or one named by the time."""
+    """Make the folder of a new run: the one that run_dir requests, or one named after the time."""
     if settings.run_dir is not None:
         claim_folder(folder := Path(settings.run_dir))
         return folder
@@ -221,7 +221,7 @@ def _make_folder(settings: Settings) -> Path:
     (outputs, option), name = requested_folder(settings), f"{now:%H-%M-%S-%f}_{run_name(settings)}"
     parent = outputs / f"{now:%Y-%m-%d}"
     make_folder(parent, option)
-    # Runs that start in the same microsecond, or after the clock was set back, get a number appended.
+    # If the name is taken (same microsecond, or the clock was set back), a number is appended.
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
         with contextlib.suppress(FileExistsError):
@@ -233,7 +233,7 @@ def _make_folder(settings: Settings) -> Path:
 def _train_and_test(
     training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter, stop: StopRequest
 ) -> RunResult:
-    """Train, test once, and write a final status whatever happens."""
+    """Train, then test once. Writes the final status, even after an error."""
     folder, progress = writer.path, training.progress
     resume_hint = f"resume with: odebench resume {shlex.quote(str(folder))}"
 
@@ -250,16 +250,16 @@ def _train_and_test(
             message = f"stopped by {stop.name} after step {progress.step}"
             result = end(STOPPED, "interrupted", message=message)
             log.warning("%s; %s", message, resume_hint)
-            # All exit together, here and below: the launcher kills the others as soon as one has exited.
+            # All processes must exit together, here and below: the launcher kills the others once one has exited.
             with contextlib.suppress(ConnectionError):
                 distributed.barrier()
             return result
-        # A signal during the test takes effect only after the test.
+        # A signal during the test has no effect until the test ends.
         summary: dict[str, Any] = {}
         if isinstance(writer, RunWriter):
             summary = _test_and_summarise(training, settings, writer)
             writer.flush()
-        # All exit together: gloo's threads can abort a process that exits while another is connected to it.
+        # All exit together: gloo's threads can abort a process that exits while others are connected to it.
         distributed.barrier()
         result = end(DONE, "done")
     except Diverged as error:
@@ -278,14 +278,14 @@ def _train_and_test(
         with contextlib.suppress(OSError):  # the folder may no longer be writable
             end(FAILED, "failed", message=message, traceback=traceback.format_exc())
         return RunResult(FAILED, folder, progress.best)
-    # After the last error handler: nothing that happens now changes the status.
+    # Print after the last error handler, so that an error in printing cannot change the status.
     if summary:
         print_results(training_table(summary, folder), folder / layout.SUMMARY)
     return result
 
 
 def _test_and_summarise(training: TrainingState, settings: Settings, writer: RunWriter) -> dict[str, Any]:
-    """Test the best weights once, draw the figures, and write the summary. Returns the summary."""
+    """Test the best weights once, draw the figures, and write the summary; return the summary."""
     task, progress, folder = training.task, training.progress, writer.path
     load_weights(task.model, folder / layout.BEST_CHECKPOINT, settings.model.name)
     test = task.evaluate("test")
@@ -322,7 +322,7 @@ def failure_message(error: Exception, settings: Settings, folder: Path) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error is a lack of memory, on the CPU or on a GPU."""
+    """Whether the error means that the memory of the CPU or of a GPU is full."""
     # The CPU allocator raises a plain RuntimeError, recognisable only by its text.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -337,7 +337,7 @@ def _out_of_memory_message(settings: Settings) -> str:
 
 
 def _peak_mib() -> float:
-    """Peak memory of this process: of the GPU if it was used, else of the host."""
+    """Return the peak memory of this process, on the GPU if it was used, else on the host."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / MIB
     unit = 1 if sys.platform == "darwin" else 1024

@@ -12,14 +12,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 class StopRequest:
-    """Context manager in which a signal only sets ``signal_number``, so that the loop saves after its step and exits.
+    """Context manager in which a signal only sets ``signal_number``; the training loop then saves and exits.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. SIGHUP (a closed terminal) does not stop a process started with
-    nohup. Outside the main thread, where Python allows no signal handlers, no signal is caught.
+    A second Ctrl-C raises KeyboardInterrupt at once. SIGHUP (a closed terminal) does not stop a process that was
+    started with nohup. Outside the main thread no signal is caught, because Python allows no signal handlers there.
     """
 
     def __init__(self, notice: str = "") -> None:
-        """notice: logged when the first signal arrives, because the loop may be busy for long."""
+        """Catch no signals yet. notice: text to log at the first signal, because the loop may need long to react."""
         self.signal_number = 0
         self._notice = notice
         self._previous_handlers: dict[int, Any] = {}
@@ -30,7 +30,7 @@ class StopRequest:
         return signal.Signals(self.signal_number).name if self.signal_number else None
 
     def forward(self) -> None:
-        """Call the previous handler of the signal after saving: a launcher such as submitit then requeues the job."""
+        """Call the previous handler of the signal, after saving. A launcher such as submitit then requeues the job."""
         handler = self._previous_handlers.get(self.signal_number)
         if callable(handler) and handler is not signal.default_int_handler:
             handler(self.signal_number, None)

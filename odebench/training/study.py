@@ -1,9 +1,11 @@
 """Evaluate a trained model with many solvers and tolerances: its metrics, its cost, and its numerical errors.
 
 Each combination of settings is evaluated on a split. On fixed batches, the study also measures the time and the error
-of the model's outputs, and the NFE and time of a training step. The reference for the error is the same model, solved
-far more accurately in float64. If gradients are compared, the study also measures the memory of a training step and two
-errors of its gradient, compared with the exact gradient of the same solve and with that of the reference.
+of the model's outputs, and the NFE and time of a training step. The error is measured against the reference: the same
+model, solved far more accurately in float64.
+
+If gradients are compared, the study also measures the memory of a training step, and two errors of its gradient:
+against the exact gradient of the same discrete solve, and against the gradient of the reference.
 """
 
 import contextlib
@@ -39,12 +41,12 @@ from odebench.training.trained_run import (
 
 log = logging.getLogger(__name__)
 
-# Not dopri8: it takes ten times as many evaluations for fields with kinks, such as those of ReLU networks.
+# dopri8 would take ten times as many evaluations for fields with kinks, such as those of ReLU networks.
 REFERENCE_SOLVER, REFERENCE_TOL = "dopri5", 1e-9
 REFERENCE = f"{REFERENCE_SOLVER} at {REFERENCE_TOL:g} in float64"
 # The number of samples of the split whose outputs are compared.
 NUM_OUTPUTS = 100
-# Groups of settings for solving the ODE; the reference shares all other settings.
+# Settings of the ODE solve. All other settings are the same for the reference.
 _SOLVER_GROUPS = ("solver", "tol", "eval_solver", "eval_tol", "gradient")
 _KEYS_WITH_OWN_COLUMN = ("solver", "tol", "solver.steps", "solver.step_size")
 _COST_COLUMNS = {
@@ -70,12 +72,13 @@ def study_run(
 ) -> list[dict[str, Any]]:
     """Evaluate a finished run with each combination of settings and print a table.
 
-    Appends a line for each to the run's evaluations.jsonl. Equivalent combinations, such as several tolerances of a
-    solver with fixed steps, are evaluated once. A failed solve gives a warning and a line with the reason.
+    Appends a line for each combination to the run's evaluations.jsonl. Combinations that give the same result, such as
+    several tolerances for a solver with fixed steps, are evaluated once. If a solve fails, a warning is logged, and the
+    line contains the reason. Returns the metrics of each row of the table.
 
-    limit: evaluate only this many samples of the split. gradients: compare gradients; done in any case if the gradient
-    mode varies. Returns the metrics of each row. Raises UsageError, before anything is evaluated, if a combination is
-    invalid or the model has no ODE; Diverged if the reference solve fails.
+    limit: evaluate only this many samples of the split. gradients: compare gradients even if the gradient mode does not
+    vary. Raises UsageError, before anything is evaluated, if a combination is invalid or the model has no ODE; Diverged
+    if the reference solve fails.
     """
     saved = read_trained_run(path)
     chosen = _distinct_evaluations(saved, combinations)
@@ -101,7 +104,7 @@ def study_run(
         results.append(metrics)
         values = dict(override.split("=", 1) for override in overrides)
         varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
-        # Without the intervals and errors behind the numbers.
+        # Cut off the confidence intervals and standard errors that follow the numbers.
         cells = {name: re.split(r"  \(| ±", text)[0] for name, text in run.task.format_metrics(metrics)}
         cells |= {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
         solver = settings.evaluation_solver
@@ -116,15 +119,15 @@ def study_run(
 
 
 class ReferenceModel:
-    """A run's model solved with high accuracy, to which other solves of the same model are compared."""
+    """The outputs and the gradient of a run's model, solved with high accuracy. Other solves are compared with them."""
 
     def __init__(
         self, saved: SavedRun, others: Sequence[str], split: str, with_gradient: bool, limit: int | None = None
     ) -> None:
         """Solve the model with high accuracy.
 
-        saved: see ``read_trained_run``. others: settings that do not concern the solver. with_gradient: also compare
-        gradients. limit: use only this many samples of the split.
+        saved: see ``read_trained_run``. others: overrides that do not concern the solver. with_gradient: also compute
+        the gradient. limit: use only this many samples of the split.
         """
         solver = [f"solver={REFERENCE_SOLVER}", "solver.max_steps=100000", f"tol={REFERENCE_TOL:g}"]
         settings = saved.override([*others, *solver, "gradient=checkpoint", "trainer.precision=float32"])
@@ -137,7 +140,7 @@ class ReferenceModel:
         self._is_warmed_up = with_gradient
 
     def compare(self, run: TrainedRun, overrides: list[str], split: str) -> dict[str, Any]:
-        """Compute the metrics of a row."""
+        """Evaluate ``run`` and compare it with the reference; return the metrics of one row of the table."""
         task = run.task
         solver = run.settings.solver
         metrics: dict[str, Any] = {
@@ -164,20 +167,20 @@ class ReferenceModel:
                 if (discrete := _discrete_gradient(self._saved, run, overrides)) is not None:
                     metrics["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
-            log.warning("no training step: %s: %s", " ".join(overrides), error)
+            log.warning("the training step was not measured: %s: %s", " ".join(overrides), error)
         return metrics
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:
-    """The 2-norm of the difference, relative to the 2-norm of the exact value."""
+    """Return the 2-norm of the difference, divided by the 2-norm of the exact value."""
     return ((value.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:
-    """Measure NFE and time of forward and backward pass over the first training batch.
+    """Measure NFE and time of the forward and the backward pass over the first training batch.
 
-    Returns them and the gradient [P]; no NFE if training solves no ODE. The optimiser's update is left out, as it is
-    the same for all solvers.
+    Returns these metrics (empty if training solves no ODE) and the gradient [P]. The update by the optimiser is not
+    included, because it is the same for all solvers.
     """
     step = _TrainingStep(run)
     with restored_state(run.task):
@@ -209,13 +212,13 @@ def _loss_gradient(run: TrainedRun) -> Tensor:
 
 
 def _discrete_gradient(saved: SavedRun, run: TrainedRun, overrides: Sequence[str]) -> Tensor | None:
-    """Compute the gradient [P] of the same discrete solve with another, exact gradient mode.
+    """Compute the exact gradient [P] of the same discrete solve, with another gradient mode.
 
-    None if the solver supports no exact mode, like SciPy's.
+    None if the solver supports no exact mode, as with SciPy's methods.
     """
     forward = [override for override in overrides if _config_group(override) != "gradient"]
     if run.settings.gradient.name == "reversible" and not run.settings.solver.fixed:
-        forward.append("solver.stop_at_times=true")  # as reversible steps do, unlike those of other modes
+        forward.append("solver.stop_at_times=true")  # the mode reversible always does this, other modes do not
     for mode in ("checkpoint", "backprop", "reversible"):
         if mode != run.settings.gradient.name:
             with contextlib.suppress(UsageError):
@@ -224,14 +227,14 @@ def _discrete_gradient(saved: SavedRun, run: TrainedRun, overrides: Sequence[str
 
 
 def _peak_mib(run: TrainedRun) -> float:
-    """Peak memory of a training step, measured like in training: in a separate eager step."""
+    """Measure the peak memory of a training step, as in training: in a separate eager step."""
     step = _TrainingStep(run)
     with restored_state(run.task), torch.compiler.set_stance("force_eager"):
         return measure_step(lambda: step.backward(step.forward()[0]), step.device)["memory/peak_mib"]
 
 
 class _TrainingStep:
-    """A training step over the first training batch, with the same random numbers each time, without an update."""
+    """A training step over the first training batch, with the same random numbers each time. It updates no weights."""
 
     def __init__(self, run: TrainedRun) -> None:
         self._task, self._model = run.task, run.task.model
@@ -257,7 +260,7 @@ class _TrainingStep:
             raise Diverged(str(error)) from error
 
     def pop_gradient(self) -> Tensor:
-        """Return the gradient [P] of all parameters and clear it in the model. Synchronises with the device."""
+        """Return the gradient [P] of all parameters, and clear it in the model. Waits for the device."""
         self._model.eval()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._model.parameters()]
         gradient = torch.cat([part.flatten() for part in parts])
@@ -267,7 +270,7 @@ class _TrainingStep:
 
 
 def _distinct_evaluations(saved: SavedRun, combinations: Sequence[list[str]]) -> list[tuple[list[str], Settings]]:
-    """Drop combinations that give the same evaluation as an earlier one; return the others with their settings."""
+    """Return the combinations with their settings, without those that give the same result as an earlier one."""
     distinct: list[tuple[list[str], Settings]] = []
     evaluations: list[Settings] = []
     for overrides in combinations:
@@ -285,7 +288,7 @@ def _distinct_evaluations(saved: SavedRun, combinations: Sequence[list[str]]) ->
 
 
 def _varying_keys(combinations: Sequence[Sequence[str]]) -> list[str]:
-    """Keys with more than one value."""
+    """Return the keys that have more than one value among the combinations."""
     values: dict[str, set[str]] = {}
     for override in (override for overrides in combinations for override in overrides):
         key, _, value = override.partition("=")
@@ -294,7 +297,7 @@ def _varying_keys(combinations: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _config_group(override: str) -> str:
-    """``solver`` of ``solver.rtol=1e-3``."""
+    """Return the group of an override's key, such as ``solver`` for ``solver.rtol=1e-3``."""
     return override.partition("=")[0].partition(".")[0].lstrip("+")
 
 
@@ -306,7 +309,7 @@ def task_outputs(task: Task, split: str, num: int) -> Tensor:
 
 
 def to_double(task: Task) -> None:
-    """Convert a task's model and its inputs to float64."""
+    """Convert the model of a task to float64, and from now on also the inputs of the model."""
     task.model.double().register_forward_pre_hook(lambda model, inputs: cast_floats(inputs, torch.float64))
 
 

@@ -1,4 +1,4 @@
-"""The results of a finished training: the numbers of summary.json and the table in the terminal."""
+"""Compute the results of a finished training for summary.json, and format them as a table for the terminal."""
 
 import math
 import shlex
@@ -12,8 +12,9 @@ from odebench.config.schema.solver import NO_SOLVER
 from odebench.config.settings import Settings
 from odebench.console import aligned
 
-# Logged tag -> tag in the summary: the last value, or the mean over the last epoch (harmonic for rates). The metrics of
-# the splits, which depend on the task, become final/train_... and final/val_....
+# Logged tag -> tag in the summary, whose value is the last one, the mean over the last epoch, or for rates the harmonic
+# mean over the last epoch. Metrics that depend on the task (train/..., val/...) become final/train_... and
+# final/val_....
 LAST_VALUES = {
     "memory/peak_mib": "final/peak_mib",
     "memory/saved_mib": "final/saved_mib",
@@ -49,7 +50,7 @@ def summary_metrics(rows: Sequence[Mapping[str, Any]], best_step: int, steps_per
 
 
 def _rows_of_last_epoch(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the rows of training steps after `first_step`, each with the number of these steps that it covers."""
+    """Return (number, row) for each row with steps after `first_step`: the number of such steps that the row covers."""
     step_rows = [row for row in rows if not row.keys().isdisjoint(EPOCH_MEANS | EPOCH_RATES)]
     before = [0, *(row["step"] for row in step_rows)]
     covered = [(row["step"] - max(start, first_step), row) for start, row in zip(before, step_rows, strict=False)]
@@ -70,7 +71,7 @@ def describe_settings(settings: Settings) -> str:
 def result_rows(
     test: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]], best_epoch: float
 ) -> dict[str, str]:
-    """Rows of the final table from a task's rows of the test and of the best validation: name -> text."""
+    """Return rows of the final table, name -> text. test, validation: (name, text) of the test and best validation."""
     (name, headline), *more = test
     return {
         f"test {name}": headline,
@@ -80,7 +81,7 @@ def result_rows(
 
 
 def training_table(summary: Mapping[str, Any], folder: Path) -> str:
-    """The table that ``odebench train`` prints at its end, from the summary."""
+    """Format the table that ``odebench train`` prints at its end. summary: the content of summary.json."""
     return "\n".join(aligned([*_training_rows(summary, folder)]))
 
 
@@ -108,7 +109,7 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
 
 
 def _with_si_prefix(number: float) -> str:
-    """Three digits and an SI prefix: ``33.1 G``."""
+    """Format a number with one decimal place and an SI prefix: ``33.1 G``."""
     for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= factor:
             return f"{number / factor:.1f}{prefix}"

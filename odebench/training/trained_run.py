@@ -1,4 +1,4 @@
-"""Use trained runs: load, evaluate, predict, sample."""
+"""Load trained runs, evaluate them, and write their predictions and samples."""
 
 import contextlib
 import csv
@@ -56,13 +56,13 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The record of a run with weights, its settings completed by ``saved_settings``, and the same settings read."""
+    """A run that has weights: its record, with settings completed by ``saved_settings``, and these settings parsed."""
 
     record: RunRecord
     settings: Settings
 
     def override(self, overrides: Sequence[str]) -> Settings:
-        """Return the settings with some replaced. Raises UsageError if the overrides do not fit."""
+        """Return the settings with the overrides applied. Raises UsageError if they do not fit."""
         return read_settings(compose(overrides, saved=self.record.settings)) if overrides else self.settings
 
 
@@ -78,7 +78,7 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> TrainedRun
 
 
 def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
-    """Build the task of a run with these settings, and load the trained model. Raises UsageError as ``load_run``."""
+    """Build the task of a run with these settings, and load the trained model. See ``load_run`` for errors."""
     _check_data(saved.settings, settings)
     with torch.random.fork_rng([]):  # drawing initial weights must not change the caller's random state
         task = build_task(settings, choose_device(settings.device))
@@ -92,9 +92,9 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
 
 
 def read_trained_run(path: Path | str) -> SavedRun:
-    """Read a run and its settings.
+    """Read the record and the settings of a run.
 
-    An unfinished run gives a warning, and its best weights so far are used. Raises UsageError if it has no weights.
+    If the run is not finished, logs a warning that its best weights so far are used. Raises UsageError if it has none.
     """
     run = read_run(path, metrics=False)
     status = run.status["status"]
@@ -110,7 +110,7 @@ def read_trained_run(path: Path | str) -> SavedRun:
 def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> None:
     """Load the best weights of a run into a model that was built with the requested settings.
 
-    Raises UsageError like ``load_weights``; if the weights do not fit, it names the settings that differ.
+    Raises UsageError as ``load_weights`` does. If the weights do not fit, the error names the settings that differ.
     """
     path = run.path / layout.BEST_CHECKPOINT
     try:
@@ -126,7 +126,10 @@ def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> 
 
 
 def _differing_settings(trained: Settings, requested: Settings) -> dict[str, tuple[Any, Any]]:
-    """Settings of model or data that differ, as (requested, trained); empty for another kind of network."""
+    """Return the settings that differ, key -> (requested, trained): the model's, else the data set.
+
+    Empty if the two models have other kinds of settings.
+    """
     before, now = options_of(trained.model), options_of(requested.model)
     if before.keys() != now.keys():
         return {}
@@ -136,7 +139,7 @@ def _differing_settings(trained: Settings, requested: Settings) -> dict[str, tup
 
 
 def _check_data(trained: Settings, requested: Settings) -> None:
-    """Raise UsageError if the held-out samples would change: the model may have been trained on the new ones."""
+    """Raise UsageError if other samples would be held out: the model may have been trained on them."""
     if trained.data.name != requested.data.name:
         return
     before, now = options_of(trained.data), options_of(requested.data)
@@ -148,9 +151,9 @@ def _check_data(trained: Settings, requested: Settings) -> None:
 
 @contextlib.contextmanager
 def seeded(run: TrainedRun) -> Iterator[None]:
-    """Draw the random numbers of the block from the run's seed, then restore the caller's random states.
+    """Set torch's seed to the run's seed inside the block, then restore the random states of the caller.
 
-    So the noise of Hutchinson's trace, for example, is the same each time.
+    The noise of Hutchinson's trace estimator, for example, is then the same in every evaluation.
     """
     device = next(run.task.model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -192,7 +195,7 @@ def append_evaluation(
 ) -> None:
     """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics.
 
-    Logs a warning if the file cannot be written, for example in someone else's folder.
+    Logs a warning if the file cannot be written, for example because the folder belongs to another user.
     """
     solver = run.settings.evaluation_solver
     line = {
@@ -239,10 +242,10 @@ MAX_SAMPLES = 1_000_000_000
 def sample_run(
     path: Path, overrides: list[str], num: int = 100, seed: int = 0, output: Path | None = None
 ) -> np.ndarray:
-    """Draw samples of a finished density model: [num, *shape], reproducible by the seed.
+    """Draw samples [num, *shape] from a finished density model. The same seed gives the same samples.
 
-    Writes them to stdout as CSV with columns x0, x1, ..., or to a new file (images: .npy or .png). Raises UsageError if
-    the model draws no samples, or the file type cannot hold them.
+    They are written to stdout as CSV with columns x0, x1, ..., or to a new file (.csv or .npy; images: .npy or .png).
+    Raises UsageError if the model draws no samples, or if a file of this type cannot hold them.
     """
     if not 1 <= num <= MAX_SAMPLES:
         raise UsageError(f"--num {num}: must be at least 1" if num < 1 else f"--num {num}: at most {MAX_SAMPLES:,}")
@@ -286,5 +289,5 @@ def _write_samples(samples: np.ndarray, output: Path | None) -> None:
 
 
 def with_evaluation_solver(settings: Settings) -> Settings:
-    """Return the settings with the evaluation solver as the solver."""
+    """Return the settings, with the solver replaced by the evaluation solver."""
     return replace(settings, solver=settings.evaluation_solver)

@@ -77,7 +77,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         (layout.STATUS, "{}", "is damaged: its status or its step is missing or wrong"),
         (layout.STATUS, '{"status": null}', "is damaged: its status or its step is missing or wrong"),
         (layout.STATUS, '{"status": "running", "step": "x"}', "is damaged: its status or its step is missing or wrong"),
-        (layout.MANIFEST, '{"resumed": 3}', "is damaged: its list of resumptions is invalid"),
+        (layout.MANIFEST, '{"resumed": 3}', "is damaged: its entry resumed is not a list of objects"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, create, name, content, message):
